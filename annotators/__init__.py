@@ -1,0 +1,1 @@
+"""Annotators produce modalities for every frame of a clip, one file each."""

@@ -1,0 +1,191 @@
+"""Optical flow by RAFT, in torchvision's implementation: to the bit the flow of the authors' network."""
+
+import pickle
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+
+from annotators._inference import Precision, inference
+from annotators._pairwise_flow import FlowOfClip, flow_of_clip
+from manifests.checkpoint import Checkpoint
+from manifests.clip import DecodedClip
+from manifests.errors import OpenUniError, unknown_name
+from manifests.operator import Annotator
+
+STRIDE_PX = 8  # the network's feature maps are 1/8 of its input
+MIN_SIDE_PX = 128  # under this the top of the correlation pyramid has less than two cells and gives NaN
+
+# names in the authors' checkpoints -> torchvision's, applied in order
+RENAMES = (
+    (r"^module\.", ""),  # left by DataParallel
+    (r"^fnet\.", "feature_encoder."),
+    (r"^cnet\.", "context_encoder."),
+    (r"^(\w+_encoder)\.conv1\.", r"\1.convnormrelu.0."),
+    (r"^(\w+_encoder)\.norm1\.", r"\1.convnormrelu.1."),
+    (r"^(\w+_encoder)\.conv2\.", r"\1.conv."),
+    (r"(layer\d\.\d)\.conv(\d)\.", r"\1.convnormrelu\2.0."),
+    (r"(layer\d\.\d)\.norm(\d)\.", r"\1.convnormrelu\2.1."),
+    (r"^update_block\.encoder\.convc(\d)\.", r"update_block.motion_encoder.convcorr\1.0."),
+    (r"^update_block\.encoder\.convf(\d)\.", r"update_block.motion_encoder.convflow\1.0."),
+    (r"^update_block\.encoder\.conv\.", "update_block.motion_encoder.conv.0."),
+    (r"^update_block\.gru\.conv([zrq])(\d)\.", r"update_block.recurrent_block.convgru\2.conv\1."),
+    (r"^update_block\.gru\.conv([zrq])\.", r"update_block.recurrent_block.convgru1.conv\1."),
+    (r"^update_block\.mask\.0\.", "mask_predictor.convrelu.0."),
+    (r"^update_block\.mask\.2\.", "mask_predictor.conv."),
+)
+SHORTCUT_NORM = re.compile(r"layer\d\.\d\.norm[34]\.")  # a second name of the norm in `downsample`
+
+
+@dataclass(frozen=True)
+class Raft(Annotator):
+    """Forward optical flow between adjacent frames, with the forward-backward check; the last frame repeats.
+
+    Frames go in at their own size, padded to a multiple of 8 (and to at least 128 px) by repeating the border on
+    both sides, and the padding is cut off the flow. Memory per pair grows with the square of the frame's area: about
+    0.8 GB at 1280 x 720, 4.2 GB at 1920 x 1080.
+    """
+
+    size: Annotated[Literal["large", "small"], "large: 5.3 M parameters; small: 1.0 M, faster, less exact"] = "large"
+    checkpoint: Annotated[
+        str, "torchvision's name of the weights (C_T_SKHT_V2, ...), DEFAULT, or a path to a .pth or .safetensors file"
+    ] = "DEFAULT"
+    iterations: Annotated[int, "updates of the flow; 12 as torchvision evaluates, the authors' demo uses 20"] = 12
+    frames_per_batch: Annotated[int, "pairs of frames in one forward pass, at least 1"] = 4
+    precision: Annotated[Precision, "fp32, or bf16 autocast (correlation stays in fp32)"] = "fp32"
+    check: Annotated[bool, "also compute the backward flow (twice the time) to mark pixels that cannot be trusted"] = (
+        True
+    )
+
+    gpus: ClassVar[float] = 0.25
+    licence: ClassVar[str] = "BSD-3-Clause"
+    origin: ClassVar[str] = "Teed and Deng 2020 (arXiv:2003.12039); torchvision.models.optical_flow"
+
+    def __post_init__(self) -> None:
+        for option, allowed in (("size", ("large", "small")), ("precision", ("fp32", "bf16"))):
+            if getattr(self, option) not in allowed:
+                raise OpenUniError(f'raft: {option} = "{getattr(self, option)}". Allowed: {", ".join(allowed)}.')
+        for option in ("iterations", "frames_per_batch"):
+            if getattr(self, option) < 1:
+                raise OpenUniError(f"raft: {option} = {getattr(self, option)}. Allowed: 1 and more.")
+
+    def checkpoints(self) -> Sequence[Checkpoint]:
+        """The one file with weights: a path as it is, a name as the file that torchvision keeps under that name."""
+        if Path(self.checkpoint).suffix in (".pth", ".pt", ".safetensors") or "/" in self.checkpoint:
+            return (Checkpoint(self.checkpoint, "path", self.licence),)
+        from torchvision.models import optical_flow
+
+        known = {"large": optical_flow.Raft_Large_Weights, "small": optical_flow.Raft_Small_Weights}[self.size]
+        if self.checkpoint not in known.__members__:
+            what = f"weights of RAFT {self.size}"
+            raise OpenUniError(f"{unknown_name(what, self.checkpoint, known.__members__)} Or give the path of a file.")
+        url = known[self.checkpoint].url
+        return (Checkpoint(url.rpartition("/")[2], "torchvision", self.licence, url),)
+
+    def load(self, device: str) -> Any:
+        """The network on `device`. Raises `OpenUniError` when the weights are not those of this size."""
+        from torchvision.models import optical_flow
+
+        path = self.checkpoints()[0].resolve()
+        weights = torchvision_names(read_weights(path))
+        build = {"large": optical_flow.raft_large, "small": optical_flow.raft_small}[self.size]
+        network = build(weights=None, corr_block=_correlation_in_fp32(radius=4 if self.size == "large" else 3))
+        try:
+            network.load_state_dict(weights)
+        except RuntimeError as error:
+            text = str(error).splitlines()[:4]
+            raise OpenUniError(
+                f"{path} does not hold the weights of RAFT {self.size}; try the other size, or weights of torchvision"
+                f" or of the authors. PyTorch says: {' '.join(text)}"
+            ) from error
+        return network.eval().to(device)
+
+    def run(self, model: Any, clip: DecodedClip) -> FlowOfClip:
+        """Flow at the size of the frames, in pixels of the frames."""
+
+        def pair_flow(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+            batches = [
+                slice(start, start + self.frames_per_batch) for start in range(0, len(first), self.frames_per_batch)
+            ]
+            flows = [self._batch(model, clip.frames[first[part]], clip.frames[second[part]]) for part in batches]
+            return np.concatenate(flows)
+
+        return flow_of_clip(clip, pair_flow, self.check)
+
+    def _batch(self, model: Any, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+        """uint8 [B, H, W, 3] twice -> float32 [B, H, W, 2] pixels."""
+        import torch
+
+        device = next(model.parameters()).device
+        height_px, width_px = before.shape[1:3]
+        left, right = split_padding(width_px)
+        top, bottom = split_padding(height_px)
+
+        def as_input(frames: np.ndarray) -> torch.Tensor:
+            images = torch.from_numpy(frames).to(device).permute(0, 3, 1, 2).float().contiguous()
+            images = images.div(255).sub(0.5).div(0.5)  # -1..1, in the order in which torchvision's transform rounds
+            return torch.nn.functional.pad(images, (left, right, top, bottom), mode="replicate")
+
+        with inference(device.type, self.precision):
+            flow = model(as_input(before), as_input(after), num_flow_updates=self.iterations)[-1].float()
+        flow = flow[:, :, top : top + height_px, left : left + width_px]
+        result: np.ndarray = flow.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        return result
+
+
+def split_padding(side_px: int) -> tuple[int, int]:
+    """Pixels to add before and after a side: to a multiple of 8 and at least 128, the odd one after (as for Sintel)."""
+    padded_px = max(MIN_SIDE_PX, -(-side_px // STRIDE_PX) * STRIDE_PX)
+    before = (padded_px - side_px) // 2
+    return before, padded_px - side_px - before
+
+
+def read_weights(path: Path) -> dict[str, Any]:
+    """Tensors by name from a .safetensors file, or from a PyTorch file read with `weights_only`."""
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            loaded = load_file(path)
+        else:
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError) as error:
+        raise OpenUniError(
+            f"{path} cannot be read as weights: it is damaged, or holds more than tensors, and code in a checkpoint is "
+            f"never run. Get it again from its source. ({str(error).splitlines()[0][:200]})"
+        ) from error
+    if not (isinstance(loaded, Mapping) and all(isinstance(value, torch.Tensor) for value in loaded.values())):
+        raise OpenUniError(f"{path} is not a plain table of tensors by name. Save the model's state_dict() alone.")
+    return dict(loaded)
+
+
+def torchvision_names(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """The authors' checkpoint under torchvision's names; weights under torchvision's names come back as they are."""
+    if not any(re.match(r"(module\.)?[fc]net\.", name) for name in weights):
+        return dict(weights)
+    renamed = {}
+    for name, value in weights.items():
+        if SHORTCUT_NORM.search(name):
+            continue
+        for pattern, replacement in RENAMES:
+            name = re.sub(pattern, replacement, name)
+        renamed[name] = value
+    return renamed
+
+
+def _correlation_in_fp32(radius: int) -> Any:
+    """torchvision's correlation block that stays in float32 under autocast: 16 bits are too few for it."""
+    import torch
+    from torchvision.models.optical_flow.raft import CorrBlock
+
+    class Float32CorrBlock(CorrBlock):
+        def build_pyramid(self, fmap1: torch.Tensor, fmap2: torch.Tensor) -> None:
+            with torch.autocast(fmap1.device.type, enabled=False):
+                super().build_pyramid(fmap1.float(), fmap2.float())
+
+    return Float32CorrBlock(num_levels=4, radius=radius)

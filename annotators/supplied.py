@@ -1,0 +1,157 @@
+"""Modalities that came with the video: files beside it, taken over instead of being estimated."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, NamedTuple, get_type_hints
+
+import numpy as np
+
+from manifests.beside import beside, read_small
+from manifests.clip import DecodedClip
+from manifests.errors import ClipError, OpenUniError, unknown_name
+from manifests.modalities.depth import Depth
+from manifests.modalities.flow import Flow
+from manifests.modalities.segmentation import Segmentation
+from manifests.modality import Modality, find_modality
+from manifests.operator import Annotator
+from manifests.video import Limits, probe
+
+FORMAT = "openuni-supplied-1"
+MAX_JSON_BYTES = 1 << 20
+MAX_CHANNELS = 3  # of float32 values per pixel
+MAX_ASPECT_ERROR = 0.05  # a map of another shape than the frames belongs to another video
+
+
+class SuppliedMaps(NamedTuple):
+    """What lay beside the video; None for what was not asked for or not supplied for this clip."""
+
+    depth: Depth | None
+    flow: Flow | None
+    segmentation: Segmentation | None
+    supplied_count: Annotated[int, "how many of the modalities asked for were there"]
+
+
+@dataclass(frozen=True)
+class Supplied(Annotator):
+    """Reads depth, flow and segmentation that lie beside the source video, as `openuni world` writes them.
+
+    Beside NAME.mp4 lies NAME.json: {"format": "openuni-supplied-1", "frames": 48, "modalities": {"depth": {"file":
+    "NAME.depth.mkv", "constants": {...}}}}; the file holds what the modality's `encode` writes, the constants are the
+    fields of its `constants_type`. Maps cover the whole video, one per frame. Maps larger than the frames are scaled
+    down to them; smaller ones stay as they are. Local paths and fsspec URLs both work.
+    """
+
+    modalities: Annotated[tuple[str, ...], "which modalities to read: of depth, flow, segmentation"] = ("depth",)
+    max_file_mb: Annotated[int, "largest file that is read, megabytes (10^6 bytes), at least 1"] = 2000
+
+    origin: ClassVar[str] = "files beside the video, format openuni-supplied-1"
+
+    def __post_init__(self) -> None:
+        known = [name for name in SuppliedMaps._fields if name != "supplied_count"]
+        for name in self.modalities:
+            if name not in known:
+                raise OpenUniError(unknown_name("supplied: modality", name, known))
+        if self.max_file_mb < 1:
+            raise OpenUniError(f"supplied: max_file_mb = {self.max_file_mb}. Allowed: 1 and more.")
+
+    def run(self, model: Any, clip: DecodedClip) -> SuppliedMaps:
+        """The maps of this clip. Raises `ClipError` when there is no sidecar, or it does not fit the clip."""
+        source = clip.clip.source
+        sidecar = beside(source, ".json")
+        entries = _read_sidecar(_read(sidecar, MAX_JSON_BYTES), sidecar, clip)
+        folder = source.rpartition("/")[0]
+        found: dict[str, Any] = {}
+        for modality in map(find_modality, self.modalities):
+            if modality.name in entries:
+                where = f"{sidecar}, modality {modality.name}"
+                file, constants = _entry(entries[modality.name], modality, where)
+                data = _read(f"{folder}/{file}", self.max_file_mb * 10**6)
+                _refuse_bomb(f"{folder}/{file}", clip, where)
+                found[modality.name] = _fitted(_decode(modality, data, constants, where), clip, where)
+        return SuppliedMaps(found.get("depth"), found.get("flow"), found.get("segmentation"), len(found))
+
+
+def _read(location: str, max_bytes: int) -> bytes:
+    """The whole file (local path or fsspec URL); `ClipError` when it is not there or larger than allowed."""
+    try:
+        data = read_small(location, max_bytes)
+    except OSError as error:
+        raise ClipError(f"cannot read {location}: {error}") from error
+    if data is None:
+        raise ClipError(
+            f"looked for {location} beside the video and found nothing. Supply it (format {FORMAT}), or leave the "
+            "annotator `supplied` out of the recipe for this source."
+        )
+    return data
+
+
+def _read_sidecar(data: bytes, where: str, clip: DecodedClip) -> Mapping[str, Any]:
+    """The sidecar's table of modalities, after checking format and frame count."""
+    try:
+        sidecar = json.loads(data)
+    except (ValueError, RecursionError) as error:  # wrong bytes, wrong JSON, nested without end
+        raise ClipError(f"{where} is not JSON: {error}") from error
+    if not isinstance(sidecar, dict) or sidecar.get("format") != FORMAT:
+        given = sidecar.get("format") if isinstance(sidecar, dict) else type(sidecar).__name__
+        raise ClipError(f'{where}: format is {given!r}, allowed is "{FORMAT}". Convert the file or remove it.')
+    entries = sidecar.get("modalities")
+    if not isinstance(entries, dict):
+        raise ClipError(f'{where}: "modalities" must be a table of {{name: {{"file": ..., "constants": ...}}}}')
+    if sidecar.get("frames") != clip.clip.frame_count:
+        raise ClipError(
+            f"{where} describes {sidecar.get('frames')!r} frames, the clip has {clip.clip.frame_count}. Supplied maps "
+            'cover whole videos: set `shots = "none"` in [ingest] and a `max_s` over the video\'s length.'
+        )
+    return entries
+
+
+def _entry(entry: Any, modality: type[Modality], where: str) -> tuple[str, Any]:
+    """File name and constants of one modality, checked: nothing in the sidecar may point out of the folder."""
+    well_formed = isinstance(entry, dict) and isinstance(entry.get("file"), str)
+    if not (well_formed and isinstance(entry.get("constants"), dict)):
+        raise ClipError(f'{where}: must be {{"file": "NAME.mkv", "constants": {{...}}}}')
+    from pydantic import ConfigDict, TypeAdapter
+
+    file, given = entry["file"], entry["constants"]
+    if file in ("", ".", "..") or any(part in file for part in ("/", "\\", "\0", ":")):
+        raise ClipError(f"{where}: file {file!r} must be a plain name of a file in the video's own folder")
+    # strict: JSON's numbers, texts and lists in the declared fields, no conversion, no NaN, nothing else
+    adapter = TypeAdapter(modality.constants_type, config=ConfigDict(strict=True, allow_inf_nan=False))
+    try:
+        return file, adapter.validate_json(json.dumps(given))
+    except ValueError as error:
+        needs = ", ".join(get_type_hints(modality.constants_type))
+        raise ClipError(f"{where}: constants of {modality.__name__} are {needs}. {error}") from error
+
+
+def _refuse_bomb(path: str, clip: DecodedClip, where: str) -> None:
+    """Look at frame count and size before decoding, so that a small file cannot unfold to fill the memory."""
+    limits = Limits(max_frame_count=clip.clip.frame_count)
+    info = probe(path, limits)
+    values = len(info.pts) * info.width_px * info.height_px * MAX_CHANNELS
+    if len(info.pts) != clip.clip.frame_count or values * 4 > limits.max_decoded_bytes:
+        found = f"{len(info.pts)} maps of {info.width_px} x {info.height_px}"
+        raise ClipError(f"{where}: the file holds {found}, the clip has {clip.clip.frame_count} frames")
+
+
+def _decode(modality: type[Modality], data: bytes, constants: Any, where: str) -> Modality:
+    try:
+        return modality.decode(data, constants)
+    except (OSError, ValueError) as error:  # the two that FFmpeg's errors derive from
+        raise ClipError(f"{where}: cannot decode the file: {error}") from error
+
+
+def _fitted(maps: Modality, clip: DecodedClip, where: str) -> Modality:
+    """`maps` at most as large as the frames, after checking that they belong to them."""
+    height_px, width_px = clip.frames.shape[1:3]
+    count, map_height_px, map_width_px = maps.array.shape[:3]
+    if count != clip.clip.frame_count:
+        raise ClipError(f"{where}: {count} maps could be decoded, the clip has {clip.clip.frame_count} frames")
+    aspect_error = abs(np.log((map_width_px / map_height_px) / (width_px / height_px)))
+    if aspect_error > MAX_ASPECT_ERROR:
+        sizes = f"maps are {map_width_px} x {map_height_px}, frames {width_px} x {height_px}"
+        raise ClipError(f"{where}: {sizes}: another aspect ratio, so another video")
+    if map_height_px > height_px or map_width_px > width_px:
+        return maps.resize(height_px, width_px)
+    return maps

@@ -1,0 +1,55 @@
+"""How bright a clip is and how much of it is lost in black or white."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from manifests.clip import DecodedClip
+from manifests.errors import OpenUniError
+from manifests.operator import Filter
+
+BT709_WEIGHTS = np.array([0.2126, 0.7152, 0.0722])  # of R, G, B; they sum to one
+
+
+class Scores(NamedTuple):
+    """Brightness of the sampled frames, averaged over them."""
+
+    mean: Annotated[float, "mean luma, 0 (black) to 1 (white)"]
+    contrast: Annotated[float, "standard deviation of luma within a frame, 0 (flat) to 0.5 (half black, half white)"]
+    dark_share: Annotated[float, "share of pixels with luma below `dark_below`, 0 to 1"]
+    bright_share: Annotated[float, "share of pixels with luma above `bright_above`, 0 to 1"]
+
+
+@dataclass(frozen=True)
+class Luminance(Filter):
+    """Brightness, contrast and the shares of nearly black and nearly white pixels.
+
+    Luma is 0.2126 R + 0.7152 G + 0.0722 B, the BT.709 weights on the sRGB values as they are stored (divided by
+    255, not linearised): the number that published luminance gates use, on 0..1 in place of 0..255. Contrast is taken
+    within each frame, so that a fade from black to white does not count as contrast.
+    """
+
+    dark_below: Annotated[float, "luma under which a pixel counts as dark, 0 to 1"] = 0.05
+    bright_above: Annotated[float, "luma over which a pixel counts as bright, 0 to 1"] = 0.95
+
+    origin: ClassVar[str] = "ITU-R BT.709 luma coefficients"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.dark_below <= self.bright_above <= 1:
+            given = f"dark_below = {self.dark_below}, bright_above = {self.bright_above}"
+            raise OpenUniError(f"luminance: {given}. Allowed: 0 <= dark_below <= bright_above <= 1.")
+
+    def run(self, model: Any, clip: DecodedClip) -> Scores:
+        """Scores of the frames given; every frame weighs the same."""
+        per_frame = np.array([self._measure(frame) for frame in clip.frames])
+        return Scores(*per_frame.mean(axis=0).tolist())
+
+    def _measure(self, frame: np.ndarray) -> tuple[float, float, float, float]:
+        luma = frame @ BT709_WEIGHTS / 255.0  # float64 [H, W], 0..1
+        return (
+            float(luma.mean()),
+            float(luma.std()),
+            float((luma < self.dark_below).mean()),
+            float((luma > self.bright_above).mean()),
+        )

@@ -1,0 +1,130 @@
+"""How much a clip moves, and how much of that is the camera."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+
+from manifests.clip import DecodedClip
+from manifests.errors import ClipError, OpenUniError
+from manifests.operator import Filter, sample_evenly
+
+PRESETS = {"ultrafast": 0, "fast": 1, "medium": 2}  # OpenCV's numbers for the DIS presets
+MIN_SIDE_PX = 8  # DIS matches patches of 8 px
+MOVING_PX = 0.5
+GRID_POINTS = 40  # of the camera fit, along the longer side
+FIT_TOLERANCE = 0.001  # inlier distance of the camera fit, in diagonals
+
+
+class Scores(NamedTuple):
+    """Motion between neighbouring frames, averaged over the sampled pairs. Diagonals make sizes comparable."""
+
+    speed_diag_per_s: Annotated[float, "mean length of the optical flow, frame diagonals per second"]
+    moving_share: Annotated[float, "share of pixels moving more than 0.5 px from a frame to the next, 0 to 1"]
+    camera_share: Annotated[
+        float | None, "share of the speed explained by pan, zoom and roll, 0 to 1; null where nothing moves"
+    ]
+    residual_diag_per_s: Annotated[float, "mean speed left after removing the camera, frame diagonals per second"]
+
+
+@dataclass(frozen=True)
+class Motion(Filter):
+    """Speed of the picture from DIS optical flow, split into camera and objects.
+
+    Flow is measured between *adjacent* frames, at instants spread evenly over the clip, and divided by the pair's
+    own time step, so the speed does not depend on frame rate, frame size, or on frames being evenly spaced. The
+    camera is a similarity (shift, zoom, roll) fitted to the flow by RANSAC: an object that fills most of the picture
+    is taken for the camera. A clip of one frame does not move: speeds and shares are 0, `camera_share` is null.
+    """
+
+    pairs_per_s: Annotated[float, "pairs of adjacent frames measured per second of the clip, above 0"] = 2.0
+    max_pairs: Annotated[int, "most pairs measured per clip, spread over its whole length; at least 1"] = 32
+    preset: Annotated[
+        Literal["ultrafast", "fast", "medium"], "DIS preset: medium is about 4 times as exact and 5 times as slow"
+    ] = "fast"
+
+    origin: ClassVar[str] = "DIS optical flow, Kroeger et al. 2016 (arXiv:1603.03590), as in OpenCV"
+
+    def __post_init__(self) -> None:
+        if self.pairs_per_s <= 0 or self.max_pairs < 1:
+            given = f"pairs_per_s = {self.pairs_per_s}, max_pairs = {self.max_pairs}"
+            raise OpenUniError(f"motion: {given}. Allowed: pairs_per_s above 0, max_pairs at least 1.")
+        if self.preset not in PRESETS:
+            raise OpenUniError(f'motion: preset = "{self.preset}". Allowed: {", ".join(PRESETS)}.')
+
+    def sample(self, times_s: np.ndarray) -> np.ndarray:
+        """Indices of pairs of adjacent frames: entries 2k and 2k + 1 are one pair. One frame gives that frame.
+
+        No frame is in two pairs (a pair that would overlap the one before starts a frame later), so the pairing is
+        known by position alone. Guessing pairs from time steps would fail on a variable frame rate.
+        """
+        count = len(times_s)
+        if count < 2:
+            return np.arange(count, dtype=np.int64)
+        starts: list[int] = []
+        for wanted in self._instants(times_s):
+            start = max(int(wanted), starts[-1] + 2) if starts else int(wanted)
+            if start <= count - 2:
+                starts.append(start)
+        first = np.array(starts, dtype=np.int64)
+        return np.stack([first, first + 1], axis=1).reshape(-1)
+
+    def _instants(self, times_s: np.ndarray) -> np.ndarray:
+        """Frames nearest to the wanted instants, int64 [n], increasing, at most `max_pairs`."""
+        wanted = sample_evenly(times_s, self.pairs_per_s)
+        if len(wanted) <= self.max_pairs:
+            return wanted
+        # the middles of `max_pairs` equal parts, so that one pair alone lies in the middle of the clip
+        duration_s = times_s[-1] - times_s[0]
+        middles = times_s[0] + (np.arange(self.max_pairs) + 0.5) / self.max_pairs * duration_s
+        return np.unique(np.clip(np.searchsorted(times_s, middles), 0, len(times_s) - 2)).astype(np.int64)
+
+    def run(self, model: Any, clip: DecodedClip) -> Scores:
+        """Scores over the pairs (2k, 2k + 1) of the frames given, as `sample` orders them.
+
+        Raises `ClipError` when a side is shorter than 8 px.
+        """
+        import cv2
+
+        height_px, width_px = clip.frames.shape[1:3]
+        if min(height_px, width_px) < MIN_SIDE_PX:
+            raise ClipError(f"motion needs frames of at least {MIN_SIDE_PX} px a side, got {width_px} x {height_px}")
+        if len(clip.frames) < 2:
+            return Scores(speed_diag_per_s=0.0, moving_share=0.0, camera_share=None, residual_diag_per_s=0.0)
+        estimator = cv2.DISOpticalFlow.create(PRESETS[self.preset])
+        measured = []
+        for first in range(0, len(clip.frames) - 1, 2):
+            before, after = (cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in clip.frames[first : first + 2])
+            flow = estimator.calc(before, after, np.zeros((height_px, width_px, 2), np.float32))
+            length_px = np.hypot(flow[..., 0], flow[..., 1])
+            per_s = 1.0 / (clip.times_s[first + 1] - clip.times_s[first]) / clip.diagonal_px
+            left_px = _without_camera(flow, clip.diagonal_px)
+            measured.append((length_px.mean() * per_s, (length_px > MOVING_PX).mean(), left_px * per_s))
+        speed, moving, residual = np.mean(measured, axis=0).tolist()
+        residual = min(residual, speed)
+        return Scores(
+            speed_diag_per_s=speed,
+            moving_share=moving,
+            camera_share=1.0 - residual / speed if speed > 0 else None,
+            residual_diag_per_s=residual,
+        )
+
+
+def _without_camera(flow: np.ndarray, diagonal_px: float) -> float:
+    """Mean length in pixels of what a global similarity does not explain of `flow`, float32 [H, W, 2] in pixels."""
+    import cv2
+
+    height_px, width_px = flow.shape[:2]
+    step = max(1, max(height_px, width_px) // GRID_POINTS)
+    rows, columns = np.mgrid[step // 2 : height_px : step, step // 2 : width_px : step]
+    points = np.stack([columns, rows], axis=-1).reshape(-1, 2).astype(np.float32)
+    moved = points + flow[rows, columns].reshape(-1, 2)
+    cv2.setRNGSeed(0)  # OpenCV documents no fixed seed for RANSAC
+    tolerance_px = max(MOVING_PX, FIT_TOLERANCE * diagonal_px)
+    matrix, _ = cv2.estimateAffinePartial2D(points, moved, method=cv2.RANSAC, ransacReprojThreshold=tolerance_px)
+    if matrix is None:  # no similarity agrees with two points: nothing of this pair is explained
+        return float(np.hypot(flow[..., 0], flow[..., 1]).mean())
+    y, x = np.mgrid[:height_px, :width_px]
+    camera_x = matrix[0, 0] * x + matrix[0, 1] * y + matrix[0, 2] - x
+    camera_y = matrix[1, 0] * x + matrix[1, 1] * y + matrix[1, 2] - y
+    return float(np.hypot(flow[..., 0] - camera_x, flow[..., 1] - camera_y).mean())

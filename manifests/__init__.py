@@ -1,0 +1,1 @@
+"""The contract between the parts: clips, video I/O, modalities, operators, corpus storage."""

@@ -1,0 +1,128 @@
+"""The component contract: a part of the system that is its options. Operators, codecs and models are components.
+
+A component is one file in its package; the file's name is the component's name. It holds one frozen dataclass whose
+fields are its options, with defaults and documented by `Annotated[type, "meaning, unit"]`. Nothing is registered.
+"""
+
+import dataclasses
+import hashlib
+import importlib
+import importlib.util
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
+
+from manifests.checkpoint import Checkpoint
+from manifests.errors import OpenUniError, unknown_name
+
+HOUSE_PACKAGES = ("filters", "annotators", "train.codecs", "train.models")
+
+
+class Option(NamedTuple):
+    """One option of a component, as `openuni show` prints it."""
+
+    name: str
+    type: Any
+    default: Any
+    doc: str
+
+
+@dataclass(frozen=True)
+class Component:
+    """Base: frozen dataclasses that are hashable, picklable and hold no weights."""
+
+    gpus: ClassVar[float] = 0.0  # share of a GPU that one worker wants; 0 for what runs on the CPU
+    revision: ClassVar[int] = 1  # raised whenever the code's results change, so that corpora recompute
+    licence: ClassVar[str] = "Apache-2.0"  # of the method's code and default weights
+    origin: ClassVar[str] = ""  # paper or project that defines the method
+
+    def load(self, device: str) -> Any:
+        """Build what the work needs (weights on `device`, such as "cpu" or "cuda"), once per worker."""
+        return None
+
+    def checkpoints(self) -> Sequence[Checkpoint]:
+        """The files with weights that `load` will open; preflight checks them before any worker starts."""
+        return ()
+
+    @classmethod
+    def name(cls) -> str:
+        """The file's name for the project's own components, the dotted path for those of other packages."""
+        package, _, stem = cls.__module__.rpartition(".")
+        return stem if package in HOUSE_PACKAGES else cls.__module__
+
+    @classmethod
+    def options(cls) -> list[Option]:
+        """All options with type, default and meaning, in the order of definition."""
+        hints = get_type_hints(cls, include_extras=True)
+        return [
+            Option(
+                field.name,
+                strip_annotation(hints[field.name]),
+                field.default,
+                annotation_text(hints[field.name]),
+            )
+            for field in dataclasses.fields(cls)
+        ]
+
+    def version(self) -> str:
+        """16 hex digits over name, code revision, options and the digests of the weights.
+
+        Two runs with equal versions give equal results; a changed version means that results must be recomputed.
+        """
+        return fingerprint(
+            name=self.name(),
+            revision=self.revision,
+            options=dataclasses.asdict(self),
+            weights=[checkpoint.digest() for checkpoint in self.checkpoints()],
+        )
+
+
+C = TypeVar("C", bound=Component)
+
+
+def fingerprint(**facts: Any) -> str:
+    """16 hex digits over JSON-able facts; equal facts in any order of keys give equal digits."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def annotation_text(hint: Any) -> str:
+    """The text of `Annotated[type, "text"]`, or an empty one."""
+    if get_origin(hint) is Annotated:
+        return next((str(extra) for extra in get_args(hint)[1:] if isinstance(extra, str)), "")
+    return ""
+
+
+def strip_annotation(hint: Any) -> Any:
+    """The bare type of `Annotated[type, ...]`."""
+    return get_args(hint)[0] if get_origin(hint) is Annotated else hint
+
+
+def component_names(package: str) -> list[str]:
+    """Names of the components of one package: its files. Imports none of them."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise OpenUniError(f'package "{package}" is not installed beside openuni')
+    folder = Path(next(iter(spec.submodule_search_locations)))
+    return sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
+
+
+def find_component(package: str, base: type[C], name: str) -> type[C]:
+    """The class deriving from `base` in the file `name` of `package`, or in any importable module when dotted.
+
+    Raises `OpenUniError` with the nearest name and where to put a new file.
+    """
+    what = base.__name__.lower()
+    if "." not in name and name not in component_names(package):
+        to_add = f"To add one, create {package.replace('.', '/')}/{name}.py."
+        raise OpenUniError(f"{unknown_name(what, name, component_names(package))} {to_add}")
+    module_name = name if "." in name else f"{package}.{name}"
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise OpenUniError(f'{what} "{name}": cannot import {module_name}: {error}. Is it on PYTHONPATH?') from error
+    for value in vars(module).values():
+        if isinstance(value, type) and issubclass(value, base) and value.__module__ == module.__name__:
+            return value
+    raise OpenUniError(f"{module_name} defines no {base.__name__}: it needs one frozen dataclass deriving from it")

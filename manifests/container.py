@@ -1,0 +1,328 @@
+"""Opening video files, which are hostile input: allow-listed demuxers, no nested resources, limits. Part of `video`.
+
+Everything else goes through `manifests.video`; only this module and `encode` touch the container library.
+"""
+
+import contextlib
+import itertools
+import math
+import os
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from manifests.errors import ClipError, MissingPart
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.packet import Packet
+    from av.video.stream import VideoStream
+
+# Containers that hold their own media. Playlists and scripts (hls, dash, concat, image2, ...) name other files and
+# URLs, so a crafted one could read this machine's files into a corpus: they are not here.
+DEMUXERS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf,ivf,mxf"
+URL_PROTOCOLS = ("http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory")
+_NO_STREAM = "no video stream in {source}: it holds {found}. Give a file with pictures that move."
+
+
+class VideoError(ClipError):
+    """A video cannot be opened, read, decoded or written; the text says what was found and what to do."""
+
+
+class NotAVideo(VideoError):
+    """Empty, not a container we read, or without a video stream."""
+
+
+class Undecodable(VideoError):
+    """Truncated or damaged: frames that the file promises cannot be had."""
+
+
+class OverLimit(VideoError):
+    """Larger, longer or slower than `Limits` allows."""
+
+
+class Refused(VideoError):
+    """A URL protocol or a container format that is not opened for safety."""
+
+
+class SourceChanged(VideoError):
+    """The file is readable but its timestamps are not those the clip was made from."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one video may cost. Raise them in code for sources you trust."""
+
+    max_pixels: int = 8192 * 8192  # width times height of one frame
+    max_duration_s: float = 12 * 3600.0
+    max_frame_count: int = 3_000_000
+    max_probe_s: float = 120.0  # wall time to open a file and list its timestamps
+    max_decoded_bytes: int = 16 * 2**30  # frames of one decode, at the working size
+
+
+class Packets(NamedTuple):
+    """Timestamps of a stream's shown frames, in decoding order, in the stream's time base."""
+
+    pts: np.ndarray  # int64 [T]
+    key: np.ndarray  # bool [T]
+    last_duration: int  # of the frame shown last; 0 when the container does not say
+
+
+@contextlib.contextmanager
+def open_video(source: str, limits: Limits) -> Iterator["tuple[InputContainer, VideoStream]"]:
+    """The container and its main video stream. Local by path, remote through a seekable fsspec file object."""
+    import av
+
+    with contextlib.ExitStack() as stack:
+        with translated(source):
+            file = _file_of(source, stack)
+            _check_head(source, file)
+            protocols = "file" if isinstance(file, str) else "none"
+            container = stack.enter_context(
+                av.open(
+                    file,
+                    mode="r",
+                    container_options={"format_whitelist": DEMUXERS, "protocol_whitelist": protocols},
+                    options={"max_pixels": str(limits.max_pixels)},
+                    metadata_errors="replace",
+                    timeout=limits.max_probe_s,
+                )
+            )
+            stream = _main_stream(source, container)
+            _check_whole(source, container, stream)
+            _check_size(source, stream, limits)
+        yield container, stream
+
+
+@contextlib.contextmanager
+def translated(source: str) -> Iterator[None]:
+    """Turn the failures of the libraries below into `VideoError`s that name the source."""
+    import av
+
+    try:
+        yield
+    except ClipError:
+        raise
+    except av.error.ExitError as error:
+        raise OverLimit(
+            f"reading {source} took longer than allowed: copy it nearer or raise Limits.max_probe_s"
+        ) from error
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+        raise VideoError(
+            f"cannot open {source}: {error.strerror or error}. Check the path and its permissions."
+        ) from error
+    except av.FFmpegError as error:
+        raise _explained(source, error) from error
+    except _read_errors(source) as error:
+        raise VideoError(f"reading {source} failed: {error}. Try again, or copy it to a local disk.") from error
+
+
+def counts_only(container: "InputContainer") -> bool:
+    """AVI numbers its frames in decoding order and knows no presentation times.
+
+    What FFmpeg derives for it is wrong with B-frames. Such a stream is timed by its numbers instead: the n-th frame the
+    decoder puts out has the n-th number, so it can only be decoded from its beginning.
+    """
+    return container.format.name == "avi"
+
+
+def stamp_of(packet: "Packet[Any]", by_count: bool) -> int | None:
+    """Presentation timestamp of a packet, or its number for containers that only count."""
+    return packet.dts if by_count or packet.pts is None else packet.pts
+
+
+def list_packets(
+    container: "InputContainer",
+    packets: "Iterable[Packet[VideoStream]]",
+    source: str,
+    limits: Limits,
+    end_pts: int | None = None,
+) -> Packets:
+    """Drain `packets` without decoding, to the end or until no frame before `end_pts` can follow.
+
+    Frames ahead of the first key frame, in decoding or in presentation, cannot be decoded and are left out.
+    """
+    deadline = time.monotonic() + limits.max_probe_s
+    by_count = counts_only(container)
+    pts: list[int] = []
+    key: list[bool] = []
+    latest, last_duration = -math.inf, 0
+    for packet in packets:
+        if packet.size == 0 or packet.is_discard or not _is_shown(packet) or not (pts or packet.is_keyframe):
+            continue
+        stamp = stamp_of(packet, by_count)
+        if stamp is None:
+            raise Undecodable(f"{source} has frames without timestamps (a raw stream?): remux it into mp4 or mkv")
+        if end_pts is not None and packet.dts is not None and packet.dts >= end_pts:
+            break
+        if pts and stamp < pts[0]:
+            continue
+        if stamp > latest:
+            latest, last_duration = stamp, packet.duration or 0
+        pts.append(stamp)
+        key.append(bool(packet.is_keyframe))
+        if len(pts) > limits.max_frame_count:
+            text = f"{source} has more than {limits.max_frame_count} frames: cut it or raise Limits.max_frame_count"
+            raise OverLimit(text)
+        if time.monotonic() > deadline:
+            text = f"listing the frames of {source} took over {limits.max_probe_s:g} s: raise Limits.max_probe_s"
+            raise OverLimit(text)
+    return Packets(np.array(pts, np.int64), np.array(key, bool), last_duration)
+
+
+def packets_from_key(
+    container: "InputContainer", stream: "VideoStream", at_pts: int, source: str
+) -> "Iterator[Packet[VideoStream]]":
+    """Packets from a key frame whose timestamp is at or before `at_pts`, on to the end.
+
+    Containers seek by decoding time or by position, so one jump may land on a key frame that is shown too late: then
+    the jump is repeated from further back.
+    """
+    import av
+
+    by_count = counts_only(container)
+    second = max(1, round(1 / stream.time_base)) if stream.time_base else 1
+    first_dts = min(at_pts, stream.start_time or 0) - 10 * second
+    back = 0
+    while True:
+        target = max(first_dts, at_pts - back)
+        with contextlib.suppress(av.error.PermissionError):  # how FFmpeg says that nothing lies before `target`
+            container.seek(target, stream=stream)
+            packets = container.demux(stream)
+            for packet in packets:
+                stamp = stamp_of(packet, by_count)
+                if packet.size and packet.is_keyframe and stamp is not None:
+                    if stamp <= at_pts:
+                        return itertools.chain((packet,), packets)
+                    break
+        if target == first_dts:
+            raise Undecodable(f"{source} has no key frame at or before timestamp {at_pts}: remux it into mp4 or mkv")
+        back = max(second, 2 * back)
+
+
+def _read_errors(source: str) -> tuple[type[Exception], ...]:
+    """What reading may raise: OSError, and what the clients of remote stores have besides."""
+    protocol = source.partition("://")[0]
+    if protocol in ("http", "https"):
+        import aiohttp
+
+        return (OSError, aiohttp.ClientError)
+    if protocol in ("s3", "s3a"):
+        import botocore.exceptions
+
+        return (OSError, botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError)
+    return (OSError,)
+
+
+def _file_of(source: str, stack: contextlib.ExitStack) -> Any:
+    """A `file:` URL for a local path, a seekable file object for a remote one."""
+    protocol, separator, _ = source.partition("://")
+    if separator and "/" not in protocol and protocol != "file":
+        if protocol not in URL_PROTOCOLS or "::" in source:
+            allowed = ", ".join(URL_PROTOCOLS)
+            raise Refused(f"protocol of {source} is not opened. Allowed: a local path, {allowed}.")
+        import fsspec
+
+        try:
+            file = stack.enter_context(fsspec.open(source, "rb", block_size=2**20))
+        except ImportError as error:
+            raise MissingPart(f"{protocol}:// needs a package that is not installed: {error}") from error
+        if not file.seekable():
+            raise VideoError(
+                f"{source} cannot be read by ranges (its server sends whole files): copy it to a local disk"
+            )
+        return file
+    path = Path(source.removeprefix("file://")).absolute()
+    if path.is_file() and path.stat().st_size == 0:
+        raise NotAVideo(f"{source} is empty (0 bytes): the download or copy has failed, fetch it again")
+    if path.exists() and not path.is_file():
+        raise NotAVideo(f"{source} is not a regular file")
+    return f"file:{path}"  # the prefix keeps a path with a colon from being taken for a protocol
+
+
+def _main_stream(source: str, container: "InputContainer") -> "VideoStream":
+    from av.stream import Discard, Disposition
+
+    pictures = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
+    videos = [stream for stream in container.streams.video if not stream.disposition & pictures]
+    if not videos:
+        found = ", ".join(sorted({stream.type for stream in container.streams})) or "no streams at all"
+        found += " (its only pictures are cover art)" if container.streams.video else ""
+        raise NotAVideo(_NO_STREAM.format(source=source, found=found))
+    best = container.streams.best("video")
+    stream = next((video for video in videos if best is not None and video.index == best.index), videos[0])
+    if stream.codec_context is None:
+        raise Undecodable(f"{source}: no decoder for its video codec: re-encode it, for example to H.264")
+    for other in container.streams:
+        if other.index != stream.index:
+            other.discard = Discard.all
+    return stream
+
+
+def _check_size(source: str, stream: "VideoStream", limits: Limits) -> None:
+    if stream.width * stream.height > limits.max_pixels:
+        raise OverLimit(
+            f"{source} is {stream.width}x{stream.height}, over Limits.max_pixels = {limits.max_pixels}: scale it down"
+        )
+
+
+def _is_shown(packet: "Packet[VideoStream]") -> bool:
+    """VP8 sends its hidden reference frames as packets of their own; bit 4 of the first byte says "shown"."""
+    return packet.stream.codec_context.name != "vp8" or bool(memoryview(packet)[0] & 0x10)
+
+
+def _check_head(source: str, file: Any) -> None:
+    """Refuse what names other files, and files shorter than their own header says."""
+    if isinstance(file, str):
+        with Path(file.removeprefix("file:")).open("rb") as opened:
+            head, size = opened.read(64), os.fstat(opened.fileno()).st_size
+    else:
+        head, size = file.read(64), file.size
+        file.seek(0)
+    if not head:
+        raise NotAVideo(f"{source} is empty (0 bytes): the download or copy has failed, fetch it again")
+    if head.lstrip(b"\xef\xbb\xbf \r\n\t").startswith((b"#EXTM3U", b"ffconcat", b"<?xml", b"<MPD")):
+        raise Refused(f"{source} is a playlist ({head[:16]!r}), which names other files: give the videos themselves")
+    end = _declared_end(head)
+    if size is not None and end > size:
+        raise Undecodable(f"{source} is truncated: {size} bytes of the {end} its header declares. Fetch it again.")
+
+
+def _declared_end(head: bytes) -> int:
+    """Where a RIFF or Matroska file says that it ends, in bytes; 0 when it does not say."""
+    if head[:4] == b"RIFF":
+        return 8 + int.from_bytes(head[4:8], "little")
+    place = head.find(b"\x18\x53\x80\x67")  # Matroska's Segment, which holds the rest of the file
+    if head[:4] != b"\x1a\x45\xdf\xa3" or place < 0 or len(head) < place + 12:
+        return 0
+    width = 9 - head[place + 4].bit_length()  # of the size: the leading zeros say how many bytes it has
+    size = int.from_bytes(head[place + 4 : place + 4 + width], "big") & (1 << 7 * width) - 1
+    unknown = (1 << 7 * width) - 1  # a live recording
+    return 0 if size == unknown else place + 4 + width + size
+
+
+def _check_whole(source: str, container: "InputContainer", stream: "VideoStream") -> None:
+    """An mp4 lists where its frames lie: none may lie beyond the end of the file."""
+    if not container.format.name.startswith("mov") or not len(stream.index_entries):
+        return
+    end = max(entry.pos + entry.size for entry in stream.index_entries)
+    if 0 < container.size < end:
+        text = f"{source} is truncated: it has {container.size} bytes and its frames reach to {end}. Fetch it again."
+        raise Undecodable(text)
+
+
+def _explained(source: str, error: Exception) -> VideoError:
+    """The error for what FFmpeg reported."""
+    import av
+
+    if isinstance(error, av.error.ArgumentError):
+        return Refused(f"{source} is in a container format that is not opened. Allowed: {DEMUXERS}. Remux it into mp4.")
+    if isinstance(error, av.error.InvalidDataError):
+        return NotAVideo(f"{source} is not a video we can read, or is cut short ({error.strerror}): fetch it again")
+    if isinstance(error, av.error.ProtocolNotFoundError):
+        return Refused(f"{source} names another resource, which is not opened: give a self-contained file")
+    return VideoError(f"{source} cannot be read: {error}. Re-encode it, for example to H.264 in mp4.")

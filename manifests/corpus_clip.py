@@ -1,0 +1,106 @@
+"""One clip of a corpus, as people and notebooks use it: pixels, modalities and rows by name."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow.dataset as pads
+
+from manifests.clip import Clip
+from manifests.errors import OpenUniError, unknown_name
+from manifests.modality import Modality, find_modality, modality_names
+
+if TYPE_CHECKING:
+    from manifests.corpus import Corpus
+
+EXTENT = ("shard", "offset", "nbytes", "xxh3")
+
+
+@dataclass(frozen=True, eq=False)
+class CorpusClip:
+    """`corpus[i]`. `clip.rgb`, `clip.depth`, `clip.flow`, ... are the arrays of its modalities."""
+
+    corpus: "Corpus"
+    clip: Clip
+
+    @property
+    def clip_id(self) -> str:
+        """The clip's id."""
+        return self.clip.clip_id
+
+    @property
+    def caption(self) -> str | None:
+        """The clip's caption, where it has one."""
+        return self.clip.caption
+
+    def row(self, operator: str) -> dict[str, Any]:
+        """The operator's row about this clip: status, error, version, ms and its scores and constants."""
+        for kind in ("filter", "annotator"):
+            if operator in self.corpus.operators(kind):
+                group = f"{'filters' if kind == 'filter' else 'annotations'}/{operator}"
+                rows = self.corpus.dataset(group).to_table(filter=pads.field("clip_id") == self.clip_id)
+                if not len(rows):
+                    raise OpenUniError(f"{operator} has not seen clip {self.clip_id} (dropped, or not run yet)")
+                return dict(rows.column(operator)[0].as_py())
+        known = [*self.corpus.operators("filter"), *self.corpus.operators("annotator")]
+        raise OpenUniError(unknown_name("operator of this corpus", operator, known))
+
+    def modality(self, name: str, annotator: str | None = None) -> Modality:
+        """A modality with its facts. Where several annotators made it, name one."""
+        found = {who: row[field] for who, field, row in self._rows_with(name) if annotator in (None, who)}
+        if not found:
+            where = f" by {annotator}" if annotator else ""
+            raise OpenUniError(f"clip {self.clip_id} has no {name}{where}")
+        if len(found) > 1:
+            raise OpenUniError(
+                f'several annotators made {name}: {", ".join(sorted(found))}. Name one: modality("{name}", ...)'
+            )
+        who, extent = next(iter(found.items()))
+        return read_modality(self.corpus, f"annotations/{who}", find_modality(name), extent, self.clip)
+
+    @property
+    def rgb(self) -> np.ndarray:
+        """uint8 [T, H, W, 3]: all frames, decoded from the source."""
+        from manifests.video import decode
+
+        return decode(self.clip).frames
+
+    def __getattr__(self, name: str) -> np.ndarray:
+        if name in modality_names():
+            return self.modality(name).array
+        raise AttributeError(unknown_name("attribute of a clip", name, modality_names()))
+
+    def _rows_with(self, modality: str) -> list[tuple[str, str, dict[str, Any]]]:
+        found = []
+        for operator in self.corpus.operators("annotator"):
+            try:
+                row = self.row(operator)
+            except OpenUniError:
+                continue  # this annotator has not seen the clip
+            field = modality_column(row, modality)
+            if field:
+                found.append((operator, field, row))
+        return found
+
+
+def modality_column(row: dict[str, Any], modality: str) -> str | None:
+    """The field of an annotator's row that holds a modality, when it is present."""
+    value = row.get(modality)
+    return modality if isinstance(value, dict) and "shard" in value else None
+
+
+def read_modality(
+    corpus: "Corpus", group: str, modality: type[Modality], extent: dict[str, Any], clip: Clip
+) -> Modality:
+    """Decode a stored modality and check that it shows the clip's instants."""
+    if extent["pts_hash"] != clip.pts_hash or extent["frames"] != clip.frame_count:
+        raise OpenUniError(
+            f"{group}: {modality.name} of clip {clip.clip_id} has {extent['frames']} frames and other timestamps than "
+            f"the clip's {clip.frame_count}; run again to recompute it"
+        )
+    data = corpus.read(group, *(extent[key] for key in EXTENT))
+    names = modality.constants_type._fields  # type: ignore[attr-defined]
+    signal = modality.decode(data, modality.constants_type(*(extent[name] for name in names)))
+    if len(signal.array) != clip.frame_count:
+        raise OpenUniError(f"{group}: {modality.name} of {clip.clip_id} decodes to {len(signal.array)} frames")
+    return signal

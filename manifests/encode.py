@@ -1,0 +1,146 @@
+"""Writing video: browser-playable H.264 for people, FFV1 with slice CRC for signals. Part of `video`."""
+
+import io
+import uuid
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from manifests.container import Undecodable, VideoError
+
+# numpy dtype and channel count -> pixel format handed over, pixel format stored. FFV1 has no 24-bit RGB: a padding
+# byte is added, which its lossless colour transform makes free.
+PLANE_FORMATS = {
+    ("uint8", 1): ("gray", "gray"),
+    ("uint16", 1): ("gray16le", "gray16le"),
+    ("uint8", 3): ("rgb24", "bgr0"),
+    ("uint16", 3): ("rgb48le", "rgb48le"),
+}
+SEAL_TAG = "PLANES"
+DAMAGED = "stored planes are damaged ({}): recompute this column group"
+
+
+def frame_rate(fps: float | Fraction) -> Fraction:
+    """The rate as a fraction containers can hold; 29.97 and 23.976 become the broadcast rates they stand for."""
+    for nominal in (24, 30, 48, 60, 120):
+        if abs(float(fps) - nominal * 1000 / 1001) < 2e-3:
+            return Fraction(nominal * 1000, 1001)
+    rate = Fraction(fps).limit_denominator(1001)
+    if rate <= 0:
+        raise VideoError(f"fps must be positive, got {fps}")
+    return rate
+
+
+def write_video(path: str | Path, frames: np.ndarray, fps: float | Fraction, crf: int = 18) -> None:
+    """H.264 in mp4 that browsers play: 4:2:0, BT.709, limited range, index in front.
+
+    `frames`: uint8 [T, H, W, 3] RGB with even H and W (4:2:0 has no odd sizes; crop or resize first). `fps`: frames per
+    second. `crf`: x264's constant rate factor, 0 to 51; 18 is visually lossless. Lossy: for people, never for labels.
+    The file appears under its name only when whole.
+    """
+    import av
+    from av.video.reformatter import ColorRange, Colorspace, Interpolation
+
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size:
+        raise VideoError(f"frames must be uint8 [T, H, W, 3] with T > 0, got {frames.dtype} {frames.shape}")
+    _, height_px, width_px, _ = frames.shape
+    if height_px % 2 or width_px % 2:
+        raise VideoError(f"H.264 needs even sizes, got {width_px}x{height_px}: crop or resize the frames by one pixel")
+    path = Path(path)
+    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    rate = frame_rate(fps)
+    try:
+        with av.open(str(unfinished), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+            stream = container.add_stream("libx264", rate=rate, options={"crf": str(crf), "preset": "medium"})
+            stream.width, stream.height, stream.pix_fmt = width_px, height_px, "yuv420p"
+            for tag in ("color_primaries", "color_trc", "colorspace"):
+                setattr(stream, tag, 1)  # BT.709
+            stream.color_range = 1  # limited, what browsers assume
+            for number, image in enumerate(frames):
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+                frame = frame.reformat(
+                    format="yuv420p",
+                    dst_colorspace=Colorspace.ITU709,
+                    src_color_range=ColorRange.JPEG,
+                    dst_color_range=ColorRange.MPEG,
+                    interpolation=Interpolation.AREA | Interpolation.ACCURATE_RND,
+                    threads=1,
+                )
+                frame.pts, frame.time_base = number, 1 / rate
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def encode_lossless(planes: np.ndarray, fps: float | Fraction) -> bytes:
+    """FFV1 level 3 in Matroska, a CRC on every slice; equal planes give equal bytes.
+
+    `planes`: uint8 or uint16 [T, H, W, C] with C 1 or 3, any size from 1x1. Exact. `fps` only makes it playable.
+    """
+    import av
+
+    formats = PLANE_FORMATS.get((str(planes.dtype), planes.shape[-1] if planes.ndim == 4 else 0))
+    if formats is None or not planes.size:
+        raise VideoError(f"planes must be uint8 or uint16 [T, H, W, 1 or 3], T > 0, got {planes.dtype} {planes.shape}")
+    given, stored = formats
+    _, height_px, width_px, _ = planes.shape
+    rate = frame_rate(fps)
+    target = io.BytesIO()
+    with av.open(target, "w", format="matroska", options={"fflags": "+bitexact"}) as container:
+        stream = container.add_stream("ffv1", rate=rate)
+        stream.width, stream.height, stream.pix_fmt = width_px, height_px, stored
+        # FFmpeg insists on four slices from here on; smaller maps compress best in one.
+        slices = "1" if width_px <= 352 and height_px <= 288 else "4"
+        stream.options = {"level": "3", "slicecrc": "1", "slices": slices}
+        stream.codec_context.thread_count = 1
+        container.metadata[SEAL_TAG] = _seal(planes)
+        for number, plane in enumerate(planes):
+            image = np.ascontiguousarray(plane if plane.shape[-1] == 3 else plane[..., 0])
+            frame = av.VideoFrame.from_ndarray(image, format=given)
+            if stored != given:
+                frame = frame.reformat(format=stored, threads=1)
+            frame.pts, frame.time_base = number, 1 / rate
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return target.getvalue()
+
+
+def decode_lossless(data: bytes) -> np.ndarray:
+    """The planes given to `encode_lossless`: same dtype, shape and values, or `Undecodable` for any damage to them.
+
+    FFmpeg's decoder reports a wrong slice CRC in its log alone and paints the slice from the frame before, so the seal
+    in the file's tags (dtype, shape and a hash of the values) is what guards the planes.
+    """
+    import av
+
+    try:
+        with av.open(io.BytesIO(data), "r", format="matroska", metadata_errors="replace") as container:
+            seal = container.metadata.get(SEAL_TAG, "")
+            stream = next(iter(container.streams.video), None)
+            if stream is None or stream.codec_context is None:
+                raise Undecodable(DAMAGED.format("no stream of ours left"))
+            stream.codec_context.thread_count = 1
+            planes = np.stack([_image_of(frame) for frame in container.decode(stream)])
+    except (av.FFmpegError, ValueError) as error:
+        raise Undecodable(DAMAGED.format(error)) from error
+    if _seal(planes) != seal:
+        raise Undecodable(DAMAGED.format(f"found {_seal(planes)}, written as {seal or 'unknown'}"))
+    return planes
+
+
+def _image_of(frame: Any) -> np.ndarray:
+    form = {"bgr0": "rgb24", "gbrp16le": "rgb48le"}.get(frame.format.name, frame.format.name)
+    image = frame.to_ndarray(format=form, threads=1)
+    return image if image.ndim == 3 else image[..., None]
+
+
+def _seal(planes: np.ndarray) -> str:
+    """dtype, shape and xxh3-64 of the values in little-endian order."""
+    values = np.ascontiguousarray(planes, dtype=planes.dtype.newbyteorder("<"))
+    sides = "x".join(str(side) for side in planes.shape)
+    return f"{planes.dtype} {sides} {xxhash.xxh3_64_hexdigest(values.data)}"

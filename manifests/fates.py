@@ -1,0 +1,162 @@
+"""What became of every clip: the conservation law "clips = ok + dropped (by rule) + failed (for a reason)"."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import duckdb
+import pyarrow as pa
+
+from manifests import select
+from manifests.errors import OpenUniError
+from manifests.schema import clip_schema
+
+if TYPE_CHECKING:
+    from manifests.corpus import Corpus
+
+
+class Failure(NamedTuple):
+    """How many clips failed in one place for one reason."""
+
+    operator: str  # "ingest" or an operator's name
+    reason: str  # the type of the error
+    clips: int
+
+
+class Drop(NamedTuple):
+    """How many clips one rule dropped: those that passed all rules before it."""
+
+    rule: str
+    clips: int
+
+
+class Summary(NamedTuple):
+    """The ledger of a corpus. `clips` always equals ok + dropped + failed + pending."""
+
+    clips: int
+    ok: int  # kept by every rule, and done by every annotator
+    dropped: list[Drop]
+    failed: list[Failure]
+    pending: int  # not reached yet: the run was stopped or limited
+    keep: str
+
+    @property
+    def balances(self) -> bool:
+        """Whether every clip is accounted for exactly once."""
+        parts = self.ok + sum(drop.clips for drop in self.dropped) + sum(fail.clips for fail in self.failed)
+        return self.clips == parts + self.pending
+
+    def __str__(self) -> str:
+        dropped, failed = sum(d.clips for d in self.dropped), sum(f.clips for f in self.failed)
+        lines = [f"{self.clips:,} clips = {self.ok:,} ok + {dropped:,} dropped + {failed:,} failed"]
+        lines[0] += f" + {self.pending:,} not done yet" if self.pending else ""
+        lines += [f"  dropped  {drop.clips:>8,}  by {drop.rule}" for drop in self.dropped]
+        lines += [f"  failed   {fail.clips:>8,}  in {fail.operator}: {fail.reason}" for fail in self.failed]
+        return "\n".join(lines)
+
+
+def kept(corpus: "Corpus", keep: str) -> pa.Array:
+    """clip_ids (string array) that ingest accepted and that pass every rule of `keep`, in order of ingest."""
+    rules = select.parse(keep)
+    groups = _filters_of(corpus, rules)
+    select.check(rules, _schemas(corpus, groups))
+    connection = _connect(corpus, groups, with_annotators=False)
+    query = f"SELECT clip_id FROM joined WHERE clip_status = 'ok' AND {select.condition_sql(rules)} ORDER BY position"
+    return connection.sql(query).to_arrow_table().column("clip_id").combine_chunks()
+
+
+def summary(corpus: "Corpus") -> Summary:
+    """The ledger by the rule of the last run."""
+    missing = [name for name in corpus.record["filters"] if name not in corpus.operators("filter")]
+    rules = [] if missing else select.parse(corpus.record["keep"])  # a filter that never ran leaves all clips pending
+    filters, annotators = _last_run(corpus, "filter"), _last_run(corpus, "annotator")
+    select.check(rules, _schemas(corpus, filters))
+    connection = _connect(corpus, filters, with_annotators=True)
+    cases = ["WHEN clip_status <> 'ok' THEN 'failed'"]
+    places = ["WHEN clip_status <> 'ok' THEN 'ingest' || chr(0) || coalesce(clip_error, '')"]
+    if missing or any(name not in corpus.operators("annotator") for name in corpus.record["annotators"]):
+        unfinished = "pending"
+    else:
+        unfinished = "ok"
+    for name in filters:
+        column = _quoted(name)
+        cases.append(f"WHEN {column} IS NULL THEN 'pending' WHEN {column}.status <> 'ok' THEN 'failed'")
+        places.append(_place(name))
+    for number, rule in enumerate(rules):
+        cases.append(f"WHEN NOT coalesce(({rule.text}\n), false) THEN 'dropped'")
+        places.append(f"WHEN NOT coalesce(({rule.text}\n), false) THEN '{number}'")
+    for name in annotators:
+        column = _quoted(name)
+        cases.append(f"WHEN {column} IS NULL THEN 'pending' WHEN {column}.status <> 'ok' THEN 'failed'")
+        places.append(_place(name))
+    fate = f"CASE {' '.join(cases)} ELSE '{unfinished}' END"
+    place = f"CASE {' '.join(places)} ELSE '' END"
+    reason = f"regexp_extract({place}, '^([^:]*)', 1)"  # the type of the error stands before the colon
+    rows = connection.execute(f"SELECT {fate}, {reason}, count(*) FROM joined GROUP BY ALL ORDER BY ALL").fetchall()
+    return _ledger(rows, rules, corpus.record["keep"])
+
+
+def _ledger(rows: list[Any], rules: Sequence[select.Rule], keep: str) -> Summary:
+    dropped = {number: 0 for number in range(len(rules))}
+    failed, totals = [], {"ok": 0, "pending": 0}
+    for fate, where, count in rows:
+        if fate == "dropped":
+            dropped[int(where)] += count
+        elif fate == "failed":
+            operator, _, reason = where.partition("\0")
+            failed.append(Failure(operator, reason or "unknown", count))
+        else:
+            totals[fate] += count
+    drops = [Drop(rules[number].text, count) for number, count in dropped.items()]
+    clips = sum(count for _, _, count in rows)
+    ledger = Summary(clips, totals["ok"], drops, failed, totals["pending"], keep)
+    if not ledger.balances:
+        raise OpenUniError(f"the ledger does not balance: {ledger!r}. Please report this.")
+    return ledger
+
+
+def _place(name: str) -> str:
+    column = _quoted(name)
+    text = name.replace("'", "''")
+    return f"WHEN {column}.status <> 'ok' THEN '{text}' || chr(0) || coalesce({column}.error, '')"
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _last_run(corpus: "Corpus", kind: str) -> list[str]:
+    """The operators that the last run's recipe names: what an older recipe made is there, but owes no clip anything."""
+    return [name for name in corpus.operators(kind) if name in corpus.record[f"{kind}s"]]
+
+
+def _filters_of(corpus: "Corpus", rules: Sequence[select.Rule]) -> list[str]:
+    named = {column[0] for rule in rules for column in rule.columns}
+    return [name for name in corpus.operators("filter") if name in named]
+
+
+def _schemas(corpus: "Corpus", filters: Sequence[str]) -> dict[str, pa.Schema]:
+    # one sampled file per group is enough: all parts of a group share a schema
+    found = {"clips": clip_schema()}
+    for name in filters:
+        found[f"filters/{name}"] = corpus.dataset(f"filters/{name}").schema
+    return found
+
+
+def _connect(corpus: "Corpus", filters: Sequence[str], *, with_annotators: bool) -> duckdb.DuckDBPyConnection:
+    """A connection with the view `joined`: one row per clip, a struct column per operator, null where it has no row."""
+    connection = select.connect()
+    connection.register("clip_rows", corpus.dataset("clips", clip_schema()))
+    names = [(name, f"filters/{name}") for name in filters]
+    if with_annotators:
+        names += [(name, f"annotations/{name}") for name in _last_run(corpus, "annotator")]
+    joins, columns = [], []
+    for number, (name, group) in enumerate(names):
+        connection.register(f"group_{number}", corpus.dataset(group))
+        columns.append(f", group_{number}.{_quoted(name)} AS {_quoted(name)}")
+        joins.append(f" LEFT JOIN group_{number} ON group_{number}.clip_id = clip.clip_id")
+    connection.execute(
+        "CREATE TEMP VIEW joined AS SELECT clip.* EXCLUDE (status, error), clip.status AS clip_status, "
+        f"clip.error AS clip_error{''.join(columns)} "
+        f"FROM (SELECT *, row_number() OVER () AS position FROM clip_rows) AS clip{''.join(joins)}"
+    )
+    return connection

@@ -1,0 +1,132 @@
+"""Decoded frames at exact timestamps, and their way to RGB arrays. Part of `video`."""
+
+import struct
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from manifests.container import Limits, Packets, Undecodable, counts_only, packets_from_key
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.frame import VideoFrame
+    from av.video.reformatter import VideoReformatter
+    from av.video.stream import VideoStream
+
+SEEK_WORTH_FRAMES = 8  # decoding on over fewer unwanted frames is cheaper than a jump
+HD_LINES = 720  # a stream that does not state its colour matrix is BT.709 from here on, BT.601 below
+UNSTATED_MATRICES = (2, 3)  # FFmpeg: unspecified, reserved
+UPRIGHT = (1, 0, 0, 1)
+
+
+class FrameWalk:
+    """Decodes chosen frames of one stream, each from the key frame before it, never another one in its place."""
+
+    def __init__(
+        self,
+        source: str,
+        container: "InputContainer",
+        stream: "VideoStream",
+        packets: Packets,
+        limits: Limits,
+        threads: int = 1,
+    ) -> None:
+        self.source = source
+        self.container = container
+        self.stream = stream
+        self.pts = np.sort(packets.pts)
+        self.by_count = counts_only(container)
+        self.key_pts = self.pts[:1] if self.by_count else np.sort(packets.pts[packets.key])
+        stream.thread_type = "AUTO"
+        stream.thread_count = threads
+        stream.codec_context.options = {"max_pixels": str(limits.max_pixels)}
+
+    def frames(self, wanted: np.ndarray) -> Iterator["VideoFrame"]:
+        """The frames with the timestamps `wanted` (int64 [n], increasing, all among the packets'), one by one."""
+        keys = self.key_pts[np.searchsorted(self.key_pts, wanted, side="right") - 1]
+        decoded: Iterator[VideoFrame] = iter(())
+        position = -SEEK_WORTH_FRAMES - 1  # rank of the last frame decoded
+        began: int | None = None  # key frame that decoding began at
+        for number, (pts, key) in enumerate(zip(wanted.tolist(), keys.tolist(), strict=True)):
+            frame = None
+            if int(np.searchsorted(self.pts, key)) - position <= SEEK_WORTH_FRAMES:
+                frame = self._next_at(decoded, pts)
+            if frame is None and key != began:  # too far to decode on, or damage on the way there
+                decoded, began = self._from_key(key), key
+                frame = self._next_at(decoded, pts)
+            if frame is None:
+                what = f"frame {number} of {len(wanted)} (timestamp {pts}) cannot be decoded"
+                raise Undecodable(f"{self.source}: {what}: the file is damaged there, fetch or re-encode it")
+            position = int(np.searchsorted(self.pts, pts))
+            yield frame
+
+    def _next_at(self, decoded: Iterator["VideoFrame"], pts: int) -> "VideoFrame | None":
+        """The frame at `pts`, or None when the decoder fails, is done, or has passed it."""
+        import av
+
+        try:
+            for frame in decoded:
+                if frame.pts is not None and frame.pts >= pts:
+                    return frame if frame.pts == pts and not frame.is_corrupt else None
+        except av.error.InvalidDataError:
+            return None
+        return None
+
+    def _from_key(self, key_pts: int) -> Iterator["VideoFrame"]:
+        """Frames in presentation order; stops at the first damaged one from `key_pts` on, as later ones build on it."""
+        count = 0
+        for packet in packets_from_key(self.container, self.stream, key_pts, self.source):
+            for frame in packet.decode():
+                if self.by_count:
+                    frame.pts = int(self.pts[count]) if count < len(self.pts) else None
+                    count += 1
+                yield frame
+                if frame.is_corrupt and frame.pts is not None and frame.pts >= key_pts:
+                    return
+
+
+def to_rgb24(frame: "VideoFrame", width_px: int, height_px: int, reformatter: "VideoReformatter") -> np.ndarray:
+    """uint8 [height_px, width_px, 3], full-range RGB. Pixel areas are averaged when the size differs."""
+    from av.video.reformatter import ColorRange, Colorspace, Interpolation
+
+    matrix = None
+    if frame.colorspace in UNSTATED_MATRICES:
+        matrix = Colorspace.ITU709 if frame.height >= HD_LINES else Colorspace.ITU601
+    scaled = (frame.width, frame.height) != (width_px, height_px)
+    way = Interpolation.AREA if scaled else Interpolation.BILINEAR
+    image = reformatter.reformat(
+        frame,
+        width=width_px,
+        height=height_px,
+        format="rgb24",
+        src_colorspace=matrix,
+        dst_color_range=ColorRange.JPEG,
+        interpolation=way | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT,
+        threads=1,
+    )
+    return np.asarray(image.to_ndarray())
+
+
+def orientation(frame: "VideoFrame") -> tuple[int, int, int, int]:
+    """(a, b, c, d) of the display matrix, all -1, 0 or 1: quarter turns and mirrors, x' = a x + c y, y' = b x + d y."""
+    data: Any = frame.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return UPRIGHT
+    a, b, _, c, d, _, _, _, _ = struct.unpack("=9i", bytes(data)[:36])
+    if abs(a) + abs(d) >= abs(b) + abs(c):
+        return (-1 if a < 0 else 1, 0, 0, -1 if d < 0 else 1)
+    return (0, -1 if b < 0 else 1, -1 if c < 0 else 1, 0)
+
+
+def is_transposed(turn: tuple[int, int, int, int]) -> bool:
+    """Whether width and height change places."""
+    return turn[0] == 0
+
+
+def turned(image: np.ndarray, turn: tuple[int, int, int, int]) -> np.ndarray:
+    """[H, W, C] as stored -> as displayed."""
+    a, b, c, d = turn
+    across, down = (c, b) if is_transposed(turn) else (a, d)
+    image = image.swapaxes(0, 1) if is_transposed(turn) else image
+    return image[:: down or 1, :: across or 1]

@@ -1,0 +1,210 @@
+"""Optical flow: where each pixel goes in the next frame."""
+
+import math
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, ClassVar, NamedTuple, Self
+
+import numpy as np
+
+from manifests.errors import ClipError
+from manifests.modality import Modality, Payload
+from manifests.resample import resize_nearest, resize_smooth
+from manifests.video import decode_lossless, encode_lossless
+
+STEP_PX = 1 / 64
+ZERO_LEVEL = 32768  # of the stored 16-bit planes
+FINE_REACH_PX = 511.0  # the finest step reaches this far
+DIVISOR_PERCENTILE = 99.9
+DIVISOR_FLOOR_PX = 0.5  # so that the noise of a still clip is not painted in full colours
+DEFAULT_DIVISOR_SHARE = 0.02  # of the diagonal: the scale of a rendering that comes without constants
+# Middlebury wheel: steps between red, yellow, green, cyan, blue, magenta and red again, and the channel that changes.
+WHEEL = ((15, 1, 1), (6, 0, -1), (4, 2, 1), (11, 1, -1), (13, 0, 1), (6, 2, -1))
+
+
+class FlowConstants(NamedTuple):
+    """Quantiser and rendering scale, one set per clip."""
+
+    step_px: float  # of the stored planes
+    divisor_px: float  # the speed painted in full colour, pixels per frame at the map's size
+    has_valid: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Flow(Modality):
+    """Forward optical flow: float32 [T, H, W, 2], x to the right, y down, pixels per frame at the map's own size.
+
+    Finite. Frame t holds the way to frame t + 1. The last frame repeats the one before, so that T stays the clip's;
+    a single frame is zero (`from_pairs` does both).
+    `valid`: bool [T, H, W, 1] or None; False where the pixel is hidden or out of view at t + 1.
+    `divisor_px`: rendering scale of the row this flow was read from; kept through take and crop, scaled by resize, so
+    that every window of a clip is rendered alike. None: computed from the array.
+
+    Stored as 16 bits per component, FFV1: error <= step / 2 per component, with a step of 1/64 px up to 511 px, else
+    the smallest power of two times that which reaches. As RGB: Middlebury wheel, white at rest, hue is direction,
+    saturation is speed / divisor (the clip's 99.9th percentile of speed, at least 0.5 px; what is faster is painted at
+    the divisor, keeping its direction). Back from exact 8 bits: end-point error <= 0.01 divisor.
+    """
+
+    valid: np.ndarray | None = None
+    divisor_px: float | None = None
+
+    name: ClassVar[str] = "flow"
+    prompt: ClassVar[str] = "optical flow"
+    constants_type: ClassVar[type[FlowConstants]] = FlowConstants
+
+    @classmethod
+    def from_pairs(cls, pairs: np.ndarray, valid: np.ndarray | None = None) -> Self:
+        """Flow of a clip of T frames from its T - 1 pairs.
+
+        `pairs`: float32 [T - 1, H, W, 2]. `valid`: bool [T - 1, H, W, 1] or None. No pairs (T = 1): one zero frame.
+        """
+        if not len(pairs):
+            still = np.zeros((1, *pairs.shape[1:]), np.float32)
+            return cls(still, None if valid is None else np.ones((*still.shape[:3], 1), bool))
+        return cls(np.concatenate([pairs, pairs[-1:]]), None if valid is None else np.concatenate([valid, valid[-1:]]))
+
+    def check(self) -> None:
+        """Raise `ClipError` unless float32, two channels, finite, and `valid` of the same size."""
+        if self.array.dtype != np.float32 or self.array.shape[-1] != 2:
+            raise ClipError(f"flow: array must be float32 [T, H, W, 2], got {self.array.dtype} {self.array.shape}")
+        if self.array.size and not (np.isfinite(self.array.min()) and np.isfinite(self.array.max())):
+            raise ClipError("flow: array has NaN or infinite values; write 0 there and False in `valid`")
+        if self.valid is not None and (self.valid.dtype != np.bool_ or self.valid.shape != (*self.array.shape[:3], 1)):
+            wanted = (*self.array.shape[:3], 1)
+            raise ClipError(f"flow: valid must be bool {wanted}, got {self.valid.dtype} {self.valid.shape}")
+
+    def constants(self) -> FlowConstants:
+        """Step that reaches the largest component; divisor of the row, or of the array when it came from none."""
+        reach = float(np.abs(self.array).max(initial=0.0))
+        coarser = max(0, math.ceil(math.log2(reach / FINE_REACH_PX))) if reach > FINE_REACH_PX else 0
+        divisor = self.divisor_px or _divisor(self.array)
+        return FlowConstants(STEP_PX * 2**coarser, divisor, self.valid is not None)
+
+    def encode(self, fps: float) -> Payload:
+        """RGB 16-bit FFV1: x, y and valid; see the class for the bound."""
+        constants = self.constants()
+        planes = np.ones((*self.array.shape[:3], 3), np.uint16)
+        for plane, field in zip(planes, self.array, strict=True):
+            plane[..., :2] = np.rint(field / np.float32(constants.step_px)) + ZERO_LEVEL
+        if self.valid is not None:
+            planes[..., 2:] = self.valid
+        return Payload(encode_lossless(planes, fps), "mkv", constants)
+
+    @classmethod
+    def decode(cls, data: bytes, constants: FlowConstants) -> Self:
+        """The stored flow, with the row's divisor."""
+        planes = decode_lossless(data)
+        array = (planes[..., :2].astype(np.float32) - ZERO_LEVEL) * np.float32(constants.step_px)
+        return cls(array, planes[..., 2:] > 0 if constants.has_valid else None, constants.divisor_px)
+
+    def to_rgb(self) -> np.ndarray:
+        """float32 [T, H, W, 3], unquantised; `floor(255 x)` is torchvision's flow_to_image for the same divisor."""
+        divisor = self.constants().divisor_px
+        colours = _wheel()
+        out = np.empty((*self.array.shape[:3], 3), np.float32)
+        for target, field in zip(out, self.array, strict=True):
+            radius = np.minimum(np.hypot(field[..., 0], field[..., 1]) / np.float32(divisor), 1)
+            turn = np.arctan2(-field[..., 1], -field[..., 0]) / np.float32(np.pi)
+            place = (turn + 1) / 2 * (len(colours) - 1)
+            first = np.floor(place).astype(np.int64)
+            share = (place - first)[..., None]
+            colour = (1 - share) * colours[first] + share * colours[(first + 1) % len(colours)]
+            target[:] = 1 - radius[..., None] * (1 - colour)
+        return out
+
+    @classmethod
+    def from_rgb(cls, rgb: np.ndarray, constants: FlowConstants | None = None) -> Self:
+        """The flow whose colour is nearest (Euclidean); `valid` is not in the picture and comes back as None.
+
+        Without constants the divisor is 2 % of the map's diagonal, in pixels per frame.
+        """
+        height_px, width_px = rgb.shape[1:3]
+        divisor = constants.divisor_px if constants else DEFAULT_DIVISOR_SHARE * math.hypot(height_px, width_px)
+        out = np.empty((*rgb.shape[:3], 2), np.float32)
+        for target, image in zip(out, rgb, strict=True):
+            target[:] = _nearest_flow(image) * np.float32(divisor)
+        return cls(out, None, divisor)
+
+    def resize(self, height_px: int, width_px: int) -> Self:
+        """Averaged or bilinear, values scaled by the ratio of sizes; `valid` by nearest."""
+        height, width = self.array.shape[1:3]
+        ratio = np.array([width_px / width, height_px / height], np.float32)
+        return replace(
+            self,
+            array=resize_smooth(self.array, height_px, width_px) * ratio,
+            valid=None if self.valid is None else resize_nearest(self.valid, height_px, width_px),
+            divisor_px=None if self.divisor_px is None else self.divisor_px * math.sqrt(ratio[0] * ratio[1]),
+        )
+
+    def crop(self, top_px: int, left_px: int, height_px: int, width_px: int) -> Self:
+        """A window; `valid` still speaks of the whole view."""
+        window = (slice(None), slice(top_px, top_px + height_px), slice(left_px, left_px + width_px))
+        return replace(self, array=np.ascontiguousarray(self.array[window]), valid=_part(self.valid, window))
+
+    def take(self, start: int, stop: int) -> Self:
+        """Frames `start` to `stop`; the last one keeps its own forward flow."""
+        span = slice(start, stop)
+        return replace(self, array=self.array[span], valid=_part(self.valid, span))
+
+
+def _part(valid: np.ndarray | None, window: Any) -> np.ndarray | None:
+    return None if valid is None else np.ascontiguousarray(valid[window])
+
+
+def _divisor(array: np.ndarray) -> float:
+    """99.9th percentile of speed over the clip, at least the floor."""
+    if not array.size:
+        return DIVISOR_FLOOR_PX
+    speed = np.hypot(array[..., 0], array[..., 1]).ravel()
+    rank = math.ceil(DIVISOR_PERCENTILE / 100 * (speed.size - 1))
+    return max(DIVISOR_FLOOR_PX, float(np.partition(speed, rank)[rank]))
+
+
+@lru_cache(maxsize=1)
+def _wheel() -> np.ndarray:
+    """float32 [55, 3] in 0..1: fully saturated colours; one channel is 1, one is 0, one moves along."""
+    colours, corner = [], np.array([255.0, 0.0, 0.0])
+    for steps, channel, direction in WHEEL:
+        for step in range(steps):
+            colour = corner.copy()
+            colour[channel] += direction * math.floor(255 * step / steps)
+            colours.append(colour)
+        corner[channel] += direction * 255
+    return (np.array(colours) / 255).astype(np.float32)
+
+
+@lru_cache(maxsize=1)
+def _wheel_hues() -> np.ndarray:
+    """float32 [55]: hue (0..6, red 0, yellow 1, ...) of each wheel colour, increasing."""
+    return _hue(1 - _wheel())
+
+
+def _hue(complement: np.ndarray) -> np.ndarray:
+    """Hue 0..6 of [..., 3] complements (1 - rgb) whose smallest channel is 0; 0 where they are all 0."""
+    red, green, blue = np.moveaxis(complement, -1, 0)
+    largest = complement.max(axis=-1)
+    scale = np.divide(1, largest, out=np.zeros_like(largest), where=largest > 0)
+    no_blue, no_red = blue == largest, red == largest  # the channel that the colour lacks most
+    hue = np.where(
+        no_blue,
+        1 + (red - green) * scale,  # between red and green
+        np.where(no_red, 3 + (green - blue) * scale, 5 + (blue - red) * scale),
+    )
+    return hue % 6
+
+
+def _nearest_flow(image: np.ndarray) -> np.ndarray:
+    """float32 [H, W, 3] in 0..1 -> float32 [H, W, 2], flow in units of the divisor whose colour is nearest.
+
+    The colours of all flows form a surface: white minus radius times a complement that has one channel 0 and one 1.
+    In complements that is the union of three faces of the unit cube, so the nearest point sets the smallest channel to
+    0; the largest is then the radius and the third gives the hue. No table, no search.
+    """
+    complement = np.clip(1 - image.astype(np.float32, copy=False), 0, 1)
+    complement = np.where(complement == complement.min(axis=-1, keepdims=True), 0, complement)
+    radius = complement.max(axis=-1)
+    hues = _wheel_hues()
+    place = np.interp(_hue(complement), hues, np.arange(len(hues), dtype=np.float32))  # hues past the last are the last
+    angle = (place / (len(hues) - 1) * 2 - 1) * np.pi
+    return np.stack([-radius * np.cos(angle), -radius * np.sin(angle)], axis=-1).astype(np.float32)

@@ -1,0 +1,60 @@
+"""RGB: the picture itself."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, NamedTuple, Self
+
+import numpy as np
+
+from manifests.errors import ClipError
+from manifests.modality import Modality, Payload
+from manifests.resample import resize_smooth
+from manifests.video import decode_lossless, encode_lossless
+
+
+class RGBConstants(NamedTuple):
+    """What a stored picture means."""
+
+    colour_space: str = "srgb"  # full range, gamma as displayed
+
+
+@dataclass(frozen=True, eq=False)
+class RGB(Modality):
+    """The picture: uint8 [T, H, W, 3], red green blue, sRGB, full range 0..255.
+
+    Stored without loss (FFV1). As RGB: value / 255, and back exactly from 8 bits or any perturbation below 1 / 510.
+    """
+
+    name: ClassVar[str] = "rgb"
+    prompt: ClassVar[str] = "colour video"
+    constants_type: ClassVar[type[RGBConstants]] = RGBConstants
+
+    def check(self) -> None:
+        """Raise `ClipError` unless uint8 with three channels."""
+        if self.array.dtype != np.uint8 or self.array.shape[-1] != 3:
+            raise ClipError(f"rgb: array must be uint8 [T, H, W, 3], got {self.array.dtype} {self.array.shape}")
+
+    def constants(self) -> RGBConstants:
+        """The colour space; it does not depend on the clip."""
+        return RGBConstants()
+
+    def encode(self, fps: float) -> Payload:
+        """FFV1 in Matroska, exact."""
+        return Payload(encode_lossless(self.array, fps), "mkv", self.constants())
+
+    @classmethod
+    def decode(cls, data: bytes, constants: RGBConstants) -> Self:
+        """The stored picture."""
+        return cls(decode_lossless(data))
+
+    def to_rgb(self) -> np.ndarray:
+        """float32 [T, H, W, 3]: value / 255."""
+        return self.array.astype(np.float32) / np.float32(255)
+
+    @classmethod
+    def from_rgb(cls, rgb: np.ndarray, constants: RGBConstants | None = None) -> Self:
+        """Rounded to 8 bits; values outside 0..1 are clipped."""
+        return cls(np.rint(np.clip(rgb, 0, 1) * np.float32(255)).astype(np.uint8))
+
+    def resize(self, height_px: int, width_px: int) -> Self:
+        """Pixel areas averaged when smaller, bilinear when larger."""
+        return replace(self, array=resize_smooth(self.array, height_px, width_px))

@@ -1,0 +1,108 @@
+"""The modality contract: what a dense signal means, how it is stored, how it looks as RGB, and the way back.
+
+A modality is a value: an array with the facts that give it meaning. Its file in `manifests/modalities/` is its only
+definition; annotators, importers, viewer, latent encoder, trainer and metrics all use it.
+"""
+
+import importlib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Self
+
+import numpy as np
+
+from manifests.errors import ClipError, OpenUniError, unknown_name
+
+
+class Payload(NamedTuple):
+    """A stored signal: bytes of one file, its suffix, and the row's constants without which the bytes mean nothing."""
+
+    data: bytes
+    suffix: str  # of the entry in the shard, such as "mkv"
+    constants: tuple[Any, ...]  # the modality's own NamedTuple
+
+
+@dataclass(frozen=True, eq=False)
+class Modality(ABC):
+    """Base of all modalities. `array` is [T, H, W, C]; each subclass fixes dtype, range, unit and sign."""
+
+    array: np.ndarray
+
+    name: ClassVar[str]  # the file's name
+    prompt: ClassVar[str]  # modality-type text of the in-context learner
+    constants_type: ClassVar[type[tuple[Any, ...]]]  # NamedTuple: quantiser and rendering constants kept in the row
+
+    def __post_init__(self) -> None:
+        if self.array.ndim != 4:
+            raise ClipError(f"{self.name}: array must be [T, H, W, C], got shape {self.array.shape}")
+        self.check()
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raise `ClipError` when dtype, channels, range or finiteness are not this modality's."""
+
+    @abstractmethod
+    def constants(self) -> Any:
+        """This clip's `constants_type`: one set per clip, never per frame."""
+
+    @abstractmethod
+    def encode(self, fps: float) -> Payload:
+        """Lossless or bounded-error bytes (the bound is in the subclass's docstring and tested)."""
+
+    @classmethod
+    @abstractmethod
+    def decode(cls, data: bytes, constants: Any) -> Self:
+        """The inverse of `encode`. `constants`: an instance of `constants_type`."""
+
+    @abstractmethod
+    def to_rgb(self) -> np.ndarray:
+        """float32 [T, H, W, 3] in 0..1: what the video VAE and people see. Uses the clip's constants."""
+
+    @classmethod
+    @abstractmethod
+    def from_rgb(cls, rgb: np.ndarray, constants: Any | None = None) -> Self:
+        """Back from a rendering, float32 [T, H, W, 3] in 0..1, possibly perturbed.
+
+        Without `constants` (a generated rendering has none) the modality's documented default scale is used.
+        """
+
+    @abstractmethod
+    def resize(self, height_px: int, width_px: int) -> Self:
+        """The same signal at another size, by the interpolation that keeps its meaning; pixel units are rescaled."""
+
+    def crop(self, top_px: int, left_px: int, height_px: int, width_px: int) -> Self:
+        """A window of the same signal."""
+        window = self.array[:, top_px : top_px + height_px, left_px : left_px + width_px]
+        return replace(self, array=np.ascontiguousarray(window))
+
+    def take(self, start: int, stop: int) -> Self:
+        """Frames `start` to `stop` (half-open)."""
+        return replace(self, array=self.array[start:stop])
+
+    def fit(self, height_px: int, width_px: int) -> Self:
+        """Cover `height_px` x `width_px` keeping the aspect ratio, then crop the centre: latents are made of this."""
+        height, width = self.array.shape[1:3]
+        scale = max(height_px / height, width_px / width)
+        tall, wide = max(height_px, round(height * scale)), max(width_px, round(width * scale))
+        scaled = self if (tall, wide) == (height, width) else self.resize(tall, wide)
+        return scaled.crop((tall - height_px) // 2, (wide - width_px) // 2, height_px, width_px)
+
+
+MODALITIES_DIR = Path(__file__).parent / "modalities"
+
+
+def modality_names() -> list[str]:
+    """Names of all modalities: one file each in `manifests/modalities/`."""
+    return sorted(path.stem for path in MODALITIES_DIR.glob("*.py") if path.stem != "__init__")
+
+
+def find_modality(name: str) -> type[Modality]:
+    """The class defined in `manifests/modalities/NAME.py`; raises `OpenUniError` when there is none."""
+    if name not in modality_names():
+        raise OpenUniError(unknown_name("modality", name, modality_names()))
+    module = importlib.import_module(f"manifests.modalities.{name}")
+    for value in vars(module).values():
+        if isinstance(value, type) and issubclass(value, Modality) and value.__module__ == module.__name__:
+            return value
+    raise OpenUniError(f"manifests/modalities/{name}.py defines no Modality subclass")

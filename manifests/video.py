@@ -1,0 +1,219 @@
+"""Video in and out: the only door to pixels on disk. Exact frames by timestamp, bounded memory, hostile input."""
+
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from manifests.clip import Clip, DecodedClip, clip_id, pts_hash
+from manifests.container import (
+    Limits,
+    NotAVideo,
+    OverLimit,
+    Packets,
+    Refused,
+    SourceChanged,
+    Undecodable,
+    VideoError,
+    counts_only,
+    list_packets,
+    open_video,
+    packets_from_key,
+    translated,
+)
+from manifests.encode import decode_lossless, encode_lossless, write_video
+from manifests.frames import FrameWalk, is_transposed, orientation, to_rgb24, turned
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
+
+__all__ = [
+    "Limits",
+    "NotAVideo",
+    "OverLimit",
+    "Refused",
+    "SourceChanged",
+    "Undecodable",
+    "VideoError",
+    "VideoInfo",
+    "clip_of",
+    "decode",
+    "decode_lossless",
+    "encode_lossless",
+    "probe",
+    "write_video",
+]
+
+
+class VideoInfo(NamedTuple):
+    """What `probe` found out about a file's main video stream."""
+
+    stream_index: int
+    codec: str  # FFmpeg's name, such as "h264"
+    width_px: int  # as displayed: rotation applied, pixels as stored (no square-pixel correction)
+    height_px: int
+    fps: float  # mean
+    duration_s: float  # from the first frame to the end of the last
+    time_base_num: int  # one PTS unit is num / den seconds
+    time_base_den: int
+    end_pts: int  # just after the last frame
+    pts: np.ndarray  # int64 [T], presentation timestamps, strictly increasing
+
+
+def probe(source: str, limits: Limits = Limits()) -> VideoInfo:  # frozen, so a shared default is safe
+    """Facts about the main video stream of `source`, a local path or a URL (http, https, s3, gs, az, memory).
+
+    Timestamps come from demuxing alone; one frame is decoded, for its size as displayed. Frames that no player could
+    show are not counted: those before the first key frame, and those an edit list hides. Raises a `VideoError`.
+    """
+    with open_video(source, limits) as (container, stream), translated(source):
+        if stream.time_base is None:
+            raise Undecodable(f"{source} has no time base: remux it into mp4 or mkv")
+        packets = list_packets(container, container.demux(stream), source, limits)
+        pts = np.sort(packets.pts)
+        if not len(pts):
+            raise Undecodable(f"{source} has a {stream.codec.canonical_name} stream but no key frame to start from")
+        if (np.diff(pts) == 0).any():
+            raise Undecodable(f"{source} has several frames with one timestamp: re-encode it")
+        end_pts = int(pts[-1]) + _last_duration(packets, pts, stream)
+        duration_s = float((end_pts - int(pts[0])) * stream.time_base)
+        if duration_s > limits.max_duration_s:
+            text = f"{source} lasts {duration_s:.0f} s, over Limits.max_duration_s = {limits.max_duration_s:g}: cut it"
+            raise OverLimit(text)
+        first = next(FrameWalk(source, container, stream, packets, limits).frames(pts[:1]))
+        width_px, height_px = first.width, first.height
+        if is_transposed(orientation(first)):
+            width_px, height_px = height_px, width_px
+        return VideoInfo(
+            stream_index=stream.index,
+            codec=stream.codec.canonical_name,
+            width_px=width_px,
+            height_px=height_px,
+            fps=len(pts) / duration_s,
+            duration_s=duration_s,
+            time_base_num=stream.time_base.numerator,
+            time_base_den=stream.time_base.denominator,
+            end_pts=end_pts,
+            pts=pts,
+        )
+
+
+def clip_of(source: str, info: VideoInfo, start: int = 0, stop: int | None = None, caption: str | None = None) -> Clip:
+    """The clip of frames `start` to `stop` (half-open, in presentation order) of a probed video."""
+    count = len(info.pts)
+    stop = count if stop is None else stop
+    if not 0 <= start < stop <= count:
+        raise VideoError(f"frames {start} to {stop} are not within the {count} frames of {source}")
+    pts = info.pts[start:stop]
+    start_pts, end_pts = int(pts[0]), int(info.pts[stop]) if stop < count else info.end_pts
+    digest = pts_hash(pts)
+    seconds = (end_pts - start_pts) * info.time_base_num / info.time_base_den
+    return Clip(
+        clip_id=clip_id(source, start_pts, end_pts, digest),
+        source=source,
+        stream_index=info.stream_index,
+        start_pts=start_pts,
+        end_pts=end_pts,
+        time_base_num=info.time_base_num,
+        time_base_den=info.time_base_den,
+        frame_count=len(pts),
+        fps=len(pts) / seconds,
+        width_px=info.width_px,
+        height_px=info.height_px,
+        codec=info.codec,
+        pts_hash=digest,
+        caption=caption,
+    )
+
+
+def decode(
+    clip: Clip,
+    indices: np.ndarray | Callable[[np.ndarray], np.ndarray] | None = None,
+    short_side_px: int = 0,
+    limits: Limits = Limits(),
+    threads: int = 0,
+) -> DecodedClip:
+    """The clip's frames, exactly those of its PTS span, in presentation order; or those at `indices`.
+
+    `indices`: int [n], increasing positions within the clip, or a function that chooses them by the frames' times
+    (float64 [T] seconds since the first); only the key-frame runs that hold them are decoded.
+    `short_side_px`: scale down, averaging pixel areas, so that the shorter side has this many pixels; 0, or a smaller
+    frame, stays as it is. Frames are scaled one by one: memory is bounded by the working size.
+    `threads`: of the decoder; 0 = one per core. RGB is full range by the matrix the stream states; a stream that states
+    none is BT.709 from 720 lines, else BT.601. HDR transfer curves are not tone-mapped.
+
+    Raises `SourceChanged` when the span's timestamps no longer hash to the clip's; `Undecodable` naming the first frame
+    that cannot be had: no frame is ever replaced by its neighbour; `OverLimit`. Damage that still parses as pictures
+    cannot be seen: video codecs carry no checksums.
+    """
+    unit_s = clip.time_base_num / clip.time_base_den
+    with open_video(clip.source, limits) as (container, stream), translated(clip.source):
+        if stream.index != clip.stream_index:
+            text = f"its main video is stream {stream.index}, was {clip.stream_index}"
+            raise SourceChanged(f"{clip.source} is not the file it was ({text}): ingest it anew")
+        packets = _packets_of(clip, container, stream, limits)
+        wanted = np.sort(packets.pts[(packets.pts >= clip.start_pts) & (packets.pts < clip.end_pts)])
+        if len(wanted) != clip.frame_count or pts_hash(wanted) != clip.pts_hash:
+            found = f"{len(wanted)} frames in the span of {clip.frame_count}"
+            raise SourceChanged(f"{clip.source} is not the file it was ({found}, or other timestamps): ingest it anew")
+        if indices is not None:
+            chosen = indices((wanted - clip.start_pts) * unit_s) if callable(indices) else indices
+            wanted = wanted[_checked_indices(chosen, len(wanted))]
+        walk = FrameWalk(clip.source, container, stream, packets, limits, threads)
+        frames = _stack(clip, walk.frames(wanted), len(wanted), short_side_px, limits)
+    return DecodedClip(clip, frames, (wanted - clip.start_pts) * unit_s)
+
+
+def _packets_of(clip: Clip, container: "InputContainer", stream: "VideoStream", limits: Limits) -> Packets:
+    """The packets from the last key frame before the clip to its end; of the whole file where only counting works."""
+    if counts_only(container):
+        return list_packets(container, container.demux(stream), clip.source, limits)
+    packets = packets_from_key(container, stream, clip.start_pts, clip.source)
+    return list_packets(container, packets, clip.source, limits, clip.end_pts)
+
+
+def _checked_indices(indices: np.ndarray, count: int) -> np.ndarray:
+    chosen = np.asarray(indices, np.int64)
+    if chosen.ndim != 1 or not len(chosen) or chosen[0] < 0 or chosen[-1] >= count or (np.diff(chosen) <= 0).any():
+        raise VideoError(f"indices must increase within 0..{count - 1} and not be empty, got {indices!r}")
+    return chosen
+
+
+def _stack(clip: Clip, frames: "Iterator[VideoFrame]", count: int, short_side_px: int, limits: Limits) -> np.ndarray:
+    """uint8 [count, H, W, 3]: frames converted, scaled and turned one by one into one array."""
+    from av.video.reformatter import VideoReformatter
+
+    shorter = min(clip.width_px, clip.height_px)
+    scale = short_side_px / shorter if 0 < short_side_px < shorter else 1.0
+    width_px, height_px = max(1, round(clip.width_px * scale)), max(1, round(clip.height_px * scale))
+    nbytes = count * height_px * width_px * 3
+    if nbytes > limits.max_decoded_bytes:
+        text = f"{count} frames of {width_px}x{height_px} need {nbytes} bytes, over Limits.max_decoded_bytes"
+        raise OverLimit(
+            f"{clip.source}: {text} = {limits.max_decoded_bytes}: take a smaller working size or shorter clips"
+        )
+    out = np.empty((count, height_px, width_px, 3), np.uint8)
+    reformatter = VideoReformatter()
+    turn: tuple[int, int, int, int] | None = None
+    for number, frame in enumerate(frames):
+        turn = orientation(frame) if turn is None else turn
+        sides = (height_px, width_px) if is_transposed(turn) else (width_px, height_px)
+        shown = (frame.height, frame.width) if is_transposed(turn) else (frame.width, frame.height)
+        if shown != (clip.width_px, clip.height_px):
+            text = f"frame {number} is {shown[0]}x{shown[1]}, the clip is {clip.width_px}x{clip.height_px}"
+            raise Undecodable(f"{clip.source}: {text}: cut the video where its size changes")
+        out[number] = turned(to_rgb24(frame, *sides, reformatter), turn)
+    return out
+
+
+def _last_duration(packets: Packets, pts: np.ndarray, stream: "VideoStream") -> int:
+    """How long the last frame is shown, in PTS units: as stated, else the median distance, else one frame's rate."""
+    if packets.last_duration > 0:
+        return packets.last_duration
+    if len(pts) > 1:
+        return max(1, int(np.median(np.diff(pts))))
+    rate = stream.average_rate or Fraction(25)
+    return max(1, round(1 / (rate * stream.time_base))) if stream.time_base else 1

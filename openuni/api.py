@@ -1,0 +1,105 @@
+"""The same jobs in Python as on the command line."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from manifests import select as rules
+from manifests.corpus import Corpus
+from manifests.errors import OpenUniError
+from openuni import doctor
+from openuni.pipeline import Pipeline, Scope
+from openuni.progress import Reporter
+from openuni.recipe import Recipe
+from openuni.runner import Resources, open_runner
+from openuni.sources import find_sources
+
+if TYPE_CHECKING:
+    from train.run import Run
+
+MAX_DEFAULT_WORKERS = 16
+
+
+def run(
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    sources: str | Path | list[str | Path],
+    *,
+    out: str | Path,
+    resources: Resources | None = None,
+    scope: Scope = Scope(),
+    reporter: Reporter | None = None,
+) -> Corpus:
+    """Build or extend a corpus; call it again to resume.
+
+    `recipe`: a TOML file, tables as `tomllib` gives them, or a `Recipe`. `sources`: files, folders, globs, `.txt`
+    lists, URLs. `resources`: default this process (no Ray). Raises `OpenUniError` for wrong input and missing parts;
+    clips that fail are rows of the corpus: see `corpus.summary()`.
+    """
+    parsed = as_recipe(recipe)
+    found = find_sources(sources)
+    resources = resources or Resources()
+    doctor.require(parsed, str(out), resources.gpus)
+    corpus = Corpus.create(str(out))
+    reporter = reporter or Reporter()
+    with corpus.lock(), reporter, open_runner(resources) as runner:
+        Pipeline(parsed, corpus, runner, reporter, scope).run(found)
+    corpus.refresh()
+    return corpus
+
+
+def as_recipe(recipe: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
+    """A recipe from any of its forms."""
+    if isinstance(recipe, Recipe):
+        return recipe
+    return Recipe.parse(recipe) if isinstance(recipe, Mapping) else Recipe.load(recipe)
+
+
+def default_resources(workers: int | None = None, gpus: float | None = None, address: str | None = None) -> Resources:
+    """One worker per GPU where there are GPUs, else one per core; `workers` 0 is this process."""
+    if gpus is None:
+        gpus = float(_visible_gpus()) if workers != 0 else 0.0
+    if workers is None:
+        workers = int(-(-gpus // 1)) if gpus else min(os.cpu_count() or 1, MAX_DEFAULT_WORKERS)
+    if workers < 0 or gpus < 0:
+        raise OpenUniError(f"--workers {workers} --gpus {gpus}: both must be 0 or more")
+    return Resources(workers, gpus, address)
+
+
+def open_corpus(path: str | Path) -> Corpus:
+    """The corpus at a folder or URL."""
+    return Corpus.open(str(path))
+
+
+def select(corpus: str | Path | Corpus, keep: str, *, out: str | Path) -> Corpus:
+    """A new corpus with the clips that pass `keep`, in seconds: nothing is decoded, payload files are shared."""
+    source = corpus if isinstance(corpus, Corpus) else Corpus.open(str(corpus))
+    rules.parse(keep)
+    return source.select(keep, str(out))
+
+
+def train(
+    recipe: str | Path,
+    corpus: str | Path | Corpus,
+    *,
+    out: str | Path,
+    progress: Any = None,
+) -> "Run":
+    """Train a model on a corpus's latents; call it again to resume. `recipe`: a name of train/recipes, or a file."""
+    from train.trainer import train as train_model
+
+    opened = corpus if isinstance(corpus, Corpus) else Corpus.open(str(corpus))
+    return train_model(recipe, opened, Path(out), progress=progress)
+
+
+def open_run(path: str | Path) -> "Run":
+    """A training run, for sampling."""
+    from train.run import Run
+
+    return Run.open(Path(path))
+
+
+def _visible_gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()

@@ -1,0 +1,248 @@
+"""The command line: flags say where and how much, the recipe says what.
+
+Exit codes: 0 done, 1 some clips failed, 2 wrong input or a missing part, 130 stopped by Ctrl-C.
+"""
+
+import inspect
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+import typer
+
+from manifests.errors import OpenUniError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Build multi-modal video corpora from raw clips, and train unified video models on them. Begin with: "
+    "openuni demo --quick",
+)
+
+F = TypeVar("F")
+
+
+def flags(kind: type[F]) -> Callable[[Callable[[F], None]], Callable[..., None]]:
+    """A command whose flags are the fields of a frozen dataclass, as an operator's options are."""
+
+    def wrap(command: Callable[[F], None]) -> Callable[..., None]:
+        def run_command(**given: Any) -> None:
+            command(kind(**given))
+
+        hints = get_type_hints(kind, include_extras=True)
+        run_command.__name__, run_command.__doc__ = command.__name__, command.__doc__
+        run_command.__annotations__ = hints
+        run_command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # what Typer reads
+            [
+                inspect.Parameter(
+                    field.name,
+                    inspect.Parameter.KEYWORD_ONLY,
+                    default=inspect.Parameter.empty if field.default is MISSING else field.default,
+                    annotation=hints[field.name],
+                )
+                for field in fields(kind)  # type: ignore[arg-type]
+            ]
+        )
+        return run_command
+
+    return wrap
+
+
+RecipeFile = Annotated[Path, typer.Argument(help="A recipe; write one with: openuni init corpus.toml")]
+CorpusPlace = Annotated[str, typer.Argument(help="A corpus: a folder, or a URL such as s3://bucket/corpus")]
+Out = Annotated[str, typer.Option("--out", help="Where to write it")]
+
+
+@app.command("list")
+def list_() -> None:
+    """Show what there is: filters, annotators, modalities, codecs, models."""
+    from openuni.template import listing
+
+    for kind, names in listing().items():
+        print(f"{kind:<11} {'  '.join(names)}")
+
+
+@app.command()
+def show(name: Annotated[str, typer.Argument(help="A name that `openuni list` shows, or a dotted path")]) -> None:
+    """Show one part: its options with defaults, its columns with types and units, its source and licence."""
+    from openuni.template import page
+
+    print(page(name))
+
+
+@app.command()
+def init(file: Annotated[Path, typer.Argument(help="The file to write")] = Path("corpus.toml")) -> None:
+    """Write a complete, commented recipe."""
+    from openuni.template import recipe_text
+
+    if file.exists():
+        raise OpenUniError(f"{file} exists already. Give another name, or delete it first.")
+    file.write_text(recipe_text(file.name))
+    print(f"wrote {file}. Next: openuni doctor {file}")
+
+
+@app.command()
+def doctor(
+    recipe: RecipeFile,
+    out: Annotated[str, typer.Option("--out", help="Where the corpus is to lie: its free space is checked")] = ".",
+    gpus: Annotated[float, typer.Option(help="GPUs the run is to use")] = 0.0,
+) -> None:
+    """Check that this machine has all that a recipe needs; each gap comes with the command that mends it."""
+    from openuni.doctor import examine
+    from openuni.recipe import Recipe
+
+    findings = examine(Recipe.load(recipe), out, gpus)
+    for finding in findings:
+        print(f"{finding.level:<8} {finding.what}: {finding.text}")
+    if any(finding.level == "missing" for finding in findings):
+        raise typer.Exit(2)
+
+
+@dataclass(frozen=True)
+class RunFlags:
+    """Flags of `openuni run`."""
+
+    recipe: RecipeFile
+    sources: Annotated[list[str], typer.Argument(help="Videos, folders, patterns, .txt lists, http(s) or s3 URLs")]
+    out: Out
+    workers: Annotated[int | None, typer.Option(help="Ray workers; 0: this process. Default: one per GPU, or core")] = (
+        None
+    )
+    gpus: Annotated[float | None, typer.Option(help="GPUs to share among the workers. Default: all there are")] = None
+    address: Annotated[str | None, typer.Option(help="Of a running Ray cluster to join")] = None
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N sources")] = None
+    only: Annotated[
+        list[str] | None, typer.Option(help="Only this operator, or ingest, or encode; may be repeated")
+    ] = None
+    add: Annotated[bool, typer.Option("--add", help="Add other sources to a corpus that holds some already")] = False
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Do again what failed before")] = False
+
+
+@app.command()
+@flags(RunFlags)
+def run(given: RunFlags) -> None:
+    """Build a corpus: ingest, filter, annotate, encode. Run it again to resume, or after changing the recipe."""
+    from openuni import api
+    from openuni.pipeline import Scope
+    from openuni.recipe import Recipe
+
+    recipe = Recipe.load(given.recipe)
+    known = {*recipe.filters, *recipe.annotators, "ingest", "encode"}
+    for name in given.only or ():
+        if name not in known:
+            raise OpenUniError(f'--only "{name}" is not in {given.recipe}. It has: {", ".join(sorted(known))}.')
+    resources = api.default_resources(given.workers, given.gpus, given.address)
+    scope = Scope(given.limit, tuple(given.only or ()), given.add, given.retry_failed)
+    corpus = api.run(recipe, list(given.sources), out=given.out, resources=resources, scope=scope)
+    ledger = corpus.summary()
+    print(ledger)
+    if ledger.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def summary(
+    corpus: CorpusPlace,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, for other programs")] = False,
+) -> None:
+    """Show what became of every clip: ok, dropped by which rule, failed for which reason."""
+    from manifests.corpus import Corpus
+    from openuni.pipeline import summary_record
+
+    ledger = Corpus.open(corpus).summary()
+    print(json.dumps(summary_record(ledger), indent=2) if as_json else ledger)
+
+
+@app.command()
+def select(
+    corpus: CorpusPlace,
+    keep: Annotated[str, typer.Option(help='SQL over the scores, such as "motion.speed_diag_per_s > 0.05"')],
+    out: Out,
+) -> None:
+    """Make a new corpus of the clips that pass other thresholds: seconds, nothing is decoded."""
+    from openuni import api
+
+    chosen = api.select(corpus, keep, out=out)
+    print(f"{len(chosen):,} clips in {out}")
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A recipe of train/recipes by name, or a file")],
+    corpus: Annotated[str, typer.Option(help="The corpus to train on")],
+    out: Out,
+) -> None:
+    """Train a unified model on a corpus's latents. Run it again to resume."""
+    from openuni import api
+
+    finished = api.train(recipe, corpus, out=out)
+    print(f"trained {finished.step:,} steps: {out}. Next: openuni generate {out} --make rgb --prompt '...'")
+
+
+@dataclass(frozen=True)
+class GenerateFlags:
+    """Flags of `openuni generate`."""
+
+    run: Annotated[Path, typer.Argument(help="A training run")]
+    make: Annotated[list[str], typer.Option(help="A modality to make; may be repeated")]
+    out: Annotated[Path, typer.Option("--out", help="Folder for the results")]
+    prompt: Annotated[str, typer.Option(help="What the video shows")] = ""
+    given: Annotated[list[str] | None, typer.Option(help="MODALITY=VIDEO that is given; may be repeated")] = None
+    frames: Annotated[int | None, typer.Option(help="Frames to make (4k + 1). Default: as trained")] = None
+    size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH in pixels. Default: as trained")] = None
+    steps: Annotated[int, typer.Option(min=1, help="Solver steps")] = 30
+    seed: Annotated[int, typer.Option(help="Of the noise")] = 0
+
+
+@app.command()
+@flags(GenerateFlags)
+def generate(given: GenerateFlags) -> None:
+    """Make modalities with a trained model: from text, from other modalities, or both."""
+    from openuni.generate import Request, make_files
+
+    wanted = Request(
+        make=tuple(given.make),
+        prompt=given.prompt,
+        given=tuple(given.given or ()),
+        frames=given.frames,
+        size=given.size,
+        steps=given.steps,
+        seed=given.seed,
+    )
+    for path in make_files(given.run, wanted, given.out):
+        print(path)
+
+
+@app.command()
+def demo(
+    quick: Annotated[bool, typer.Option("--quick", help="A smaller one, under 90 seconds on 2 cores")] = False,
+    out: Annotated[Path, typer.Option("--out", help="Folder for clips, corpus, run and page")] = Path("openuni-demo"),
+) -> None:
+    """Do all of it on home-made clips: build a corpus, train a small model, write a page that shows what came out."""
+    from openuni.demo import run_demo
+
+    page = run_demo(out, quick=quick)
+    print(f"the page is {page.resolve().as_uri()}")
+
+
+def main() -> None:
+    """The console script."""
+    # operators of the user's own packages are found in the folder where the command runs; ours come first
+    sys.path.append(str(Path.cwd()))
+    try:
+        app()
+    except OpenUniError as error:
+        print(f"openuni: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("openuni: stopped. What is finished is kept; run the same command again to go on.", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Preflight: what a recipe needs, checked before any worker starts, each gap with the command that mends it."""
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+from manifests.component import Component
+from manifests.errors import MissingPart, OpenUniError
+from manifests.store import Store
+from openuni.pipeline import annotator_of
+from openuni.recipe import Recipe
+
+MIN_FREE_BYTES = 1024**3
+CODECS = ("h264", "hevc", "vp9", "av1", "mpeg4")
+
+
+class Finding(NamedTuple):
+    """One thing that was checked."""
+
+    level: Literal["ok", "note", "missing"]
+    what: str
+    text: str
+
+
+def examine(recipe: Recipe, out: str | None = None, gpus: float = 0.0) -> list[Finding]:
+    """All findings about this machine for this recipe; `out` is where the corpus is to lie."""
+    return [*_codecs(), *_components(recipe, gpus), *_streams(recipe), *_disk(out), *_gpus(gpus)]
+
+
+def require(recipe: Recipe, out: str | None, gpus: float) -> None:
+    """Raise `MissingPart` with every gap found, before anything is started."""
+    gaps = [finding for finding in examine(recipe, out, gpus) if finding.level == "missing"]
+    if gaps:
+        raise MissingPart("\n".join(["this machine is not ready:", *(f"  {gap.what}: {gap.text}" for gap in gaps)]))
+
+
+def _codecs() -> Iterator[Finding]:
+    import av
+
+    absent = [name for name in CODECS if name not in av.codecs_available]
+    if absent:
+        yield Finding("note", "video", f"PyAV {av.__version__} has no decoder for {', '.join(absent)}")
+    else:
+        yield Finding("ok", "video", f"PyAV {av.__version__} decodes {', '.join(CODECS)}")
+
+
+def _components(recipe: Recipe, gpus: float) -> Iterator[Finding]:
+    parts: list[Component] = [*recipe.filters.values(), *recipe.annotators.values()]
+    parts += [codec for codec in (recipe.latent_codec, recipe.text_codec) if codec is not None]
+    for part in parts:
+        try:
+            for checkpoint in part.checkpoints():
+                where = checkpoint.resolve()
+                yield Finding(
+                    "ok", part.name(), f"{where}" + (f" ({checkpoint.licence})" if checkpoint.licence else "")
+                )
+        except MissingPart as error:
+            yield Finding("missing", part.name(), str(error))
+            continue
+        if part.gpus and not gpus:
+            yield Finding("note", part.name(), "made for a GPU; it will run on the CPU, slowly")
+
+
+def _streams(recipe: Recipe) -> Iterator[Finding]:
+    if recipe.encode is None:
+        return
+    for name in recipe.encode.modalities:
+        annotator, _, modality = name.rpartition(".")
+        if annotator or modality == "rgb":
+            continue
+        try:
+            yield Finding("ok", "encode", f"{modality} comes from {annotator_of(modality, recipe)}")
+        except OpenUniError as error:
+            yield Finding("note", "encode", f"{error} (or the corpus must hold it already)")
+
+
+def _disk(out: str | None) -> Iterator[Finding]:
+    if out is None:
+        return
+    free = Store(out).free_bytes()
+    if free is None:
+        return
+    level: Literal["ok", "missing"] = "ok" if free >= MIN_FREE_BYTES else "missing"
+    text = f"{free / 1024**3:.1f} GiB free for {out}"
+    yield Finding(
+        level, "disk", text if level == "ok" else f"{text}; at least 1 GiB is needed. Free some, or move --out"
+    )
+
+
+def _gpus(gpus: float) -> Iterator[Finding]:
+    if not gpus:
+        return
+    import torch
+
+    found = torch.cuda.device_count()
+    if found < gpus:
+        yield Finding("missing", "GPU", f"--gpus {gpus:g} asked for, {found} found. Give --gpus {found}")
+    else:
+        yield Finding("ok", "GPU", f"{found} found, {gpus:g} asked for")

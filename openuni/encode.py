@@ -1,0 +1,185 @@
+"""The encode phase: latents of every modality and embeddings of every caption, in shards the trainer reads."""
+
+import dataclasses
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from manifests import schema, video
+from manifests.clip import Clip
+from manifests.component import fingerprint
+from manifests.corpus_clip import read_modality
+from manifests.errors import ClipError
+from manifests.modality import Modality, find_modality
+from manifests.shards import SafetensorsShard
+from openuni.phases import CorpusWorker, decoder_threads
+from openuni.recipe import Encode
+from openuni.runner import Outcome, Spec, describe
+from train.codec import LatentCodec, TextCodec
+
+RESIZE_POLICY = "cover and crop the centre; the first 4k + 1 frames"
+TEXT = "text"  # stands for the caption among the streams to encode
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One thing to encode of every clip: a modality by one annotator, the source's pixels, or the caption."""
+
+    modality: str  # or TEXT
+    annotator: str  # "" for the source's own pixels and captions
+    group: str  # column group it goes to
+    version: str
+
+
+@dataclass(frozen=True)
+class EncodeItem:
+    """One clip, the streams of it that are not encoded, and where stored modalities lie."""
+
+    clip: Clip
+    todo: tuple[str, ...]  # modalities, or TEXT
+    extents: dict[str, dict[str, Any]]  # modality -> its columns in the annotator's row
+
+    @property
+    def key(self) -> str:
+        """What identifies the item in a run."""
+        return self.clip.clip_id
+
+
+@dataclass(frozen=True)
+class EncodeSpec(Spec):
+    """Run codecs over clips."""
+
+    corpus_url: str
+    options: Encode
+    latent_codec: LatentCodec
+    text_codec: TextCodec
+    streams: tuple[Stream, ...]
+
+    def start(self, device: str) -> "EncodeWorker":
+        """See `Spec.start`."""
+        return EncodeWorker(self, device)
+
+
+def family_name(options: Encode, codec: LatentCodec) -> str:
+    """Name of the latent family: the codec and a fingerprint of all that shapes its latents."""
+    digits = fingerprint(
+        codec=codec.version(), size_px=options.size_px, frames=options.frames, policy=RESIZE_POLICY, revision=1
+    )
+    return f"{codec.name()}-{digits[:8]}"
+
+
+def text_family_name(codec: TextCodec) -> str:
+    """Name of the text family: the codec and its fingerprint."""
+    return f"{codec.name()}-{codec.version()[:8]}"
+
+
+class EncodeWorker(CorpusWorker):
+    """Holds the codecs; reads a window of each modality, renders it as RGB, encodes it."""
+
+    def __init__(self, spec: EncodeSpec, device: str) -> None:
+        super().__init__(spec.corpus_url)
+        self.spec = spec
+        self.streams = {stream.modality: stream for stream in spec.streams}
+        self.latent_model = spec.latent_codec.load(device)
+        self.text_model = spec.text_codec.load(device) if TEXT in self.streams else None
+        for stream in spec.streams:
+            self.writers[stream.modality] = self.corpus.writer(
+                stream.group, schema.LATENT_SCHEMA, stream.version, SafetensorsShard
+            )
+
+    def prepare(self, item: EncodeItem) -> dict[str, Modality]:
+        """Read and fit what is to be encoded."""
+        height_px, width_px = self.spec.options.size_px
+        count = window(item.clip.frame_count, self.spec.options.frames)
+        found: dict[str, Modality] = {}
+        for name in item.todo:
+            if name == TEXT:
+                continue
+            found[name] = self._read(name, item, count).fit(height_px, width_px)
+        return found
+
+    def process(self, item: EncodeItem, prepared: dict[str, Modality]) -> Outcome:
+        """Encode each stream that is not there yet; each has a row and a fate of its own."""
+        errors = []
+        for name in item.todo:
+            started = time.perf_counter()
+            try:
+                if name == TEXT:
+                    array, frames = self.spec.text_codec.encode(self.text_model, item.clip.caption or ""), None
+                    dtype = "bfloat16"
+                else:
+                    rgb = prepared[name].to_rgb()
+                    array, frames = self.spec.latent_codec.encode(self.latent_model, rgb), len(rgb)
+                    dtype = "float16"
+                row = self._put(name, item, array, dtype)
+            except ClipError as error:
+                self.writers[name].rollback()
+                errors.append(f"{name}: {describe(error)}")
+                self._commit(name, item, {"status": "failed", "error": describe(error)})
+                continue
+            ms = (time.perf_counter() - started) * 1000
+            self._commit(name, item, row | {"status": "ok", "error": None, "ms": ms, "frames": frames})
+        return Outcome(item.key, "failed" if errors else "ok", "; ".join(errors))
+
+    def fail(self, item: EncodeItem, error: str) -> Outcome:
+        """Nothing of the clip could be read."""
+        for name in item.todo:
+            self._commit(name, item, {"status": "failed", "error": error})
+        return Outcome(item.key, "failed", error)
+
+    def _read(self, name: str, item: EncodeItem, count: int) -> Modality:
+        stream = self.streams[name]
+        modality = find_modality(name)
+        if not stream.annotator:
+            short_side_px = cover_short_side(item.clip, self.spec.options.size_px)
+            return modality(video.decode(item.clip, np.arange(count), short_side_px, threads=decoder_threads()).frames)
+        signal = read_modality(self.corpus, f"annotations/{stream.annotator}", modality, item.extents[name], item.clip)
+        return signal.take(0, count)
+
+    def _put(self, name: str, item: EncodeItem, array: np.ndarray, dtype: str) -> dict[str, Any]:
+        absmax, std = float(np.abs(array).max()), float(array.std())
+        if not np.isfinite(array).all() or (dtype == "float16" and absmax > 6e4):
+            raise ClipError(f"{name}: the codec gave values that float16 cannot hold (largest {absmax:g})")
+        data = to_bytes(array, dtype)
+        extent = self.writers[name].put(item.clip.clip_id, data, dtype, array.shape)
+        return extent | {"shape": list(array.shape), "dtype": dtype, "absmax": absmax, "std": std}
+
+    def _commit(self, name: str, item: EncodeItem, row: dict[str, Any]) -> None:
+        self.writers[name].commit({"clip_id": item.clip.clip_id, "version": self.streams[name].version} | row)
+
+
+def window(frame_count: int, frames: int) -> int:
+    """How many frames of a clip are encoded: the largest 4k + 1 that it has, at most `frames`."""
+    return (min(frame_count, frames) - 1) // 4 * 4 + 1
+
+
+def cover_short_side(clip: Clip, size_px: tuple[int, int]) -> int:
+    """Short side at which decoded frames still cover `size_px`: no pixel is decoded that the crop cannot use."""
+    scale = max(size_px[0] / clip.height_px, size_px[1] / clip.width_px)
+    return math.ceil(min(clip.height_px, clip.width_px) * scale) if scale < 1 else 0
+
+
+def to_bytes(array: np.ndarray, dtype: str) -> bytes:
+    """float32 -> little-endian bytes of float16 or bfloat16, rounded to nearest even."""
+    if dtype == "float16":
+        return array.astype("<f2").tobytes()
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(array)).to(torch.bfloat16).view(torch.int16).numpy().tobytes()
+
+
+def family_record(options: Encode, codec: LatentCodec, streams: list[Stream]) -> dict[str, Any]:
+    """What `family.json` says, and the trainer needs to decode the latents again."""
+    return {
+        "codec": codec.name(),
+        "options": dataclasses.asdict(codec),
+        "version": codec.version(),
+        "size_px": list(options.size_px),
+        "frames": options.frames,
+        "policy": RESIZE_POLICY,
+        "modalities": sorted(stream.modality for stream in streams if stream.modality != TEXT),
+        "fingerprint": family_name(options, codec),
+    }

@@ -1,0 +1,83 @@
+"""`openuni generate`: from files and a prompt to files."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from manifests import video
+from manifests.encode import write_video
+from manifests.errors import OpenUniError
+from manifests.modality import Modality, find_modality
+
+if TYPE_CHECKING:
+    from train.run import Run
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to make, of what."""
+
+    make: tuple[str, ...]
+    prompt: str = ""
+    given: tuple[str, ...] = ()  # MODALITY=FILE: a rendering of the modality as a video
+    frames: int | None = None
+    size: str | None = None  # HEIGHTxWIDTH
+    steps: int = 30
+    seed: int = 0
+
+
+def make_files(run_dir: Path, request: Request, out: Path) -> list[Path]:
+    """Make the modalities; write each as a video to look at (`NAME.mp4`) and, exactly, as `NAME.npy`."""
+    from train.run import Run
+
+    run = Run.open(run_dir)
+    given = {name: _read(name, path) for name, path in map(_pair, request.given)}
+    size_px = _size(request.size)
+    made = run.generate(
+        prompt=request.prompt,
+        make=list(request.make),
+        given=given or None,
+        frames=request.frames,
+        size_px=size_px,
+        seed=request.seed,
+        steps=request.steps,
+    )
+    return [path for name, signal in made.items() for path in _write(name, signal, out, run)]
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, path = text.partition("=")
+    if not equals or not path:
+        raise OpenUniError(f'--given "{text}": write MODALITY=VIDEO, such as --given depth=clip.mp4')
+    return name, path
+
+
+def _read(name: str, path: str) -> Modality:
+    """A video of a modality's RGB rendering, as the modality."""
+    modality = find_modality(name)
+    source = str(Path(path).resolve()) if "://" not in path else path
+    try:
+        info = video.probe(source)
+        frames = video.decode(video.clip_of(source, info)).frames
+    except video.VideoError as error:
+        raise OpenUniError(f"--given {name}={path}: {error}") from error
+    return modality.from_rgb(frames.astype(np.float32) / 255)
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    height, _, width = text.lower().partition("x")
+    if not (height.isdigit() and width.isdigit()):
+        raise OpenUniError(f'--size "{text}": write HEIGHTxWIDTH in pixels, such as 256x448')
+    return int(height), int(width)
+
+
+def _write(name: str, signal: Modality, out: Path, run: "Run") -> list[Path]:
+    out.mkdir(parents=True, exist_ok=True)
+    picture = np.round(signal.to_rgb() * 255).astype(np.uint8)
+    write_video(out / f"{name}.mp4", picture, run.fps)
+    np.save(out / f"{name}.npy", signal.array)
+    return [out / f"{name}.mp4", out / f"{name}.npy"]

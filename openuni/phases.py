@@ -1,0 +1,272 @@
+"""The phases of a run: what each one's worker reads, computes and writes."""
+
+import dataclasses
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TextIO
+
+import numpy as np
+
+from manifests import schema, video
+from manifests.beside import beside, read_small
+from manifests.clip import Clip, DecodedClip, clip_id
+from manifests.corpus import Corpus
+from manifests.errors import ClipError, OpenUniError
+from manifests.modality import Modality
+from manifests.operator import Annotator, Filter, Operator
+from manifests.shards import TarShard
+from manifests.writer import PartWriter
+from openuni.recipe import Ingest
+from openuni.runner import Outcome, Spec, Worker, describe
+
+MAX_CAPTION_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True)
+class SourceItem:
+    """One source to ingest."""
+
+    source: str
+
+    @property
+    def key(self) -> str:
+        """What identifies the item in a run."""
+        return self.source
+
+
+@dataclass(frozen=True)
+class ClipItem:
+    """One clip and the operators that have not seen it."""
+
+    clip: Clip
+    todo: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        """What identifies the item in a run."""
+        return self.clip.clip_id
+
+
+class CorpusWorker(Worker):
+    """A worker that writes to a corpus: it holds the corpus's worker lock and one writer per column group."""
+
+    def __init__(self, url: str) -> None:
+        self.corpus = Corpus.open(url)
+        self.lock: TextIO = self.corpus.worker_lock()
+        self.writers: dict[str, PartWriter] = {}
+
+    def finish(self) -> None:
+        """Seal all writers and release the lock."""
+        for writer in self.writers.values():
+            writer.finish()
+        self.lock.close()
+
+
+# ---------------------------------------------------------------------- ingest
+
+
+@dataclass(frozen=True)
+class IngestSpec(Spec):
+    """Probe sources and write `clips/`."""
+
+    corpus_url: str
+    options: Ingest
+    version: str
+
+    def start(self, device: str) -> "IngestWorker":
+        """See `Spec.start`."""
+        return IngestWorker(self)
+
+
+class IngestWorker(CorpusWorker):
+    """One row per source: a clip, or the reason why there is none."""
+
+    def __init__(self, spec: IngestSpec) -> None:
+        super().__init__(spec.corpus_url)
+        self.options = spec.options
+        self.limits = video.Limits(
+            max_pixels=spec.options.max_frame_px,
+            max_duration_s=spec.options.max_duration_s,
+            max_probe_s=spec.options.probe_timeout_s,
+        )
+        self.writers["clips"] = self.corpus.writer("clips", schema.clip_schema(), spec.version)
+
+    def prepare(self, item: SourceItem) -> Clip:
+        """Look at the file without decoding it."""
+        info = video.probe(item.source, self.limits)
+        return video.clip_of(item.source, info, caption=self._caption(item.source))
+
+    def process(self, item: SourceItem, prepared: Clip) -> Outcome:
+        """Write the clip's row."""
+        self.writers["clips"].commit(dataclasses.asdict(prepared) | {"status": "ok", "error": None})
+        return Outcome(item.key, "ok")
+
+    def fail(self, item: SourceItem, error: str) -> Outcome:
+        """Write the row of a source that is no usable video."""
+        row: dict[str, Any] = dict.fromkeys(Clip.__dataclass_fields__)
+        row |= {"clip_id": clip_id(item.source, 0, 0, ""), "source": item.source, "status": "failed", "error": error}
+        self.writers["clips"].commit(row)
+        return Outcome(item.key, "failed", error)
+
+    def _caption(self, source: str) -> str | None:
+        if not self.options.captions:
+            return None
+        text = read_small(beside(source, ".txt"), MAX_CAPTION_BYTES)
+        return text.decode("utf-8", "replace").strip() or None if text is not None else None
+
+
+# ---------------------------------------------------------------------- filters and annotators
+
+
+@dataclass(frozen=True)
+class OperatorSpec(Spec):
+    """Run filters or annotators over clips: one decode serves all of them."""
+
+    corpus_url: str
+    operators: Mapping[str, Operator]
+    versions: Mapping[str, str]
+    short_side_px: int
+
+    def start(self, device: str) -> "OperatorWorker":
+        """See `Spec.start`."""
+        kinds = {operator.kind for operator in self.operators.values()}
+        return (FilterWorker if kinds == {"filter"} else AnnotatorWorker)(self, device)
+
+
+class OperatorWorker(CorpusWorker):
+    """Holds the models of all operators of a phase."""
+
+    def __init__(self, spec: OperatorSpec, device: str) -> None:
+        super().__init__(spec.corpus_url)
+        self.spec = spec
+        self.operators = dict(spec.operators)
+        self.models = {name: operator.load(device) for name, operator in self.operators.items()}
+        for name, operator in self.operators.items():
+            folder = "filters" if operator.kind == "filter" else "annotations"
+            shard_type = TarShard if schema.modality_fields(type(operator)) else None
+            self.writers[name] = self.corpus.writer(
+                f"{folder}/{name}", schema.operator_schema(type(operator)), spec.versions[name], shard_type
+            )
+
+    def process(self, item: ClipItem, prepared: Any) -> Outcome:
+        """Run every operator that has not seen the clip; each has a row and a fate of its own."""
+        errors = []
+        for name in item.todo:
+            error = self._run_one(name, item, prepared)
+            if error:
+                errors.append(f"{name}: {error}")
+        return Outcome(item.key, "failed" if errors else "ok", "; ".join(errors))
+
+    def fail(self, item: ClipItem, error: str) -> Outcome:
+        """The clip could not be decoded, or killed its workers: that is every operator's outcome."""
+        for name in item.todo:
+            self._commit(name, item, self._outcome(name, "failed", error, None))
+        return Outcome(item.key, "failed", error)
+
+    def view(self, name: str, prepared: Any) -> DecodedClip:
+        """What the named operator sees of what was decoded."""
+        raise NotImplementedError
+
+    def store(self, name: str, value: Any, item: ClipItem) -> Any:
+        """A result's field as the row holds it."""
+        return schema.plain(value)
+
+    def _run_one(self, name: str, item: ClipItem, prepared: Any) -> str | None:
+        started = time.perf_counter()
+        try:
+            result = self._compute(name, self.view(name, prepared))
+            ms = (time.perf_counter() - started) * 1000
+            fields = {key: self.store(name, value, item) for key, value in result._asdict().items()}
+        except OpenUniError:
+            raise  # a full disk, a missing part: no clip's fault
+        except Exception as error:  # an operator may fail in any way; the others still get their turn
+            self.writers[name].rollback()
+            text = describe(error)
+            self._commit(name, item, self._outcome(name, "failed", text, None))
+            return text
+        self._commit(name, item, self._outcome(name, "ok", None, ms) | fields)
+        return None
+
+    def _compute(self, name: str, clip: DecodedClip) -> Any:
+        operator = self.operators[name]
+        try:
+            result = operator.run(self.models[name], clip)
+        except RuntimeError as error:
+            smaller = halved(operator)
+            if type(error).__name__ != "OutOfMemoryError" or smaller is None:
+                raise
+            self.operators[name] = smaller  # the GPU will not grow: stay with the smaller batch
+            result = smaller.run(self.models[name], clip)
+        if not isinstance(result, operator.result_type()):
+            raise ClipError(f"returned {type(result).__name__}, declared {operator.result_type().__name__}")
+        return result
+
+    def _outcome(self, name: str, status: str, error: str | None, ms: float | None) -> dict[str, Any]:
+        return {"status": status, "error": error, "version": self.spec.versions[name], "ms": ms}
+
+    def _commit(self, name: str, item: ClipItem, row: dict[str, Any]) -> None:
+        self.writers[name].commit({"clip_id": item.clip.clip_id, name: row})
+
+
+class FilterWorker(OperatorWorker):
+    """One sparse decode of the union of all filters' samples."""
+
+    def prepare(self, item: ClipItem) -> tuple[DecodedClip, dict[str, np.ndarray]]:
+        """Decode the frames any of the filters wants; remember which are whose."""
+        wanted: dict[str, np.ndarray] = {}
+
+        def choose(times_s: np.ndarray) -> np.ndarray:
+            wanted.update({name: self._sample(name, times_s) for name in item.todo})
+            return np.unique(np.concatenate(list(wanted.values())))
+
+        decoded = video.decode(item.clip, choose, self.spec.short_side_px, threads=decoder_threads())
+        union = np.unique(np.concatenate(list(wanted.values())))
+        return decoded, {name: np.searchsorted(union, indices) for name, indices in wanted.items()}
+
+    def view(self, name: str, prepared: tuple[DecodedClip, dict[str, np.ndarray]]) -> DecodedClip:
+        """See `OperatorWorker.view`."""
+        decoded, positions = prepared
+        return decoded.take(positions[name])
+
+    def _sample(self, name: str, times_s: np.ndarray) -> np.ndarray:
+        operator = self.operators[name]
+        assert isinstance(operator, Filter)
+        return operator.sample(times_s)
+
+
+class AnnotatorWorker(OperatorWorker):
+    """All frames, decoded once, for all annotators."""
+
+    def prepare(self, item: ClipItem) -> DecodedClip:
+        """Decode every frame at the working size."""
+        return video.decode(item.clip, None, self.spec.short_side_px, threads=decoder_threads())
+
+    def view(self, name: str, prepared: DecodedClip) -> DecodedClip:
+        """See `OperatorWorker.view`."""
+        assert isinstance(self.operators[name], Annotator)
+        return prepared
+
+    def store(self, name: str, value: Any, item: ClipItem) -> Any:
+        """Modalities go to the shard, and their extent and constants into the row."""
+        if not isinstance(value, Modality):
+            return schema.plain(value)
+        frames, height_px, width_px = value.array.shape[:3]
+        if frames != item.clip.frame_count:
+            raise ClipError(f"{value.name} has {frames} frames, the clip has {item.clip.frame_count}")
+        payload = value.encode(item.clip.fps)
+        extent = self.writers[name].put(f"{item.clip.clip_id}.{value.name}.{payload.suffix}", payload.data)
+        size = {"frames": frames, "height_px": height_px, "width_px": width_px, "pts_hash": item.clip.pts_hash}
+        return extent | size | schema.plain(payload.constants)
+
+
+def decoder_threads() -> int:
+    """Threads of a worker's decoder: its share of the cores, which the runner states; all of them without a runner."""
+    return int(os.environ.get("OPENUNI_THREADS", "0"))
+
+
+def halved(operator: Operator) -> Operator | None:
+    """The operator with half its frames per batch, or None when it has no smaller one."""
+    batch = getattr(operator, "frames_per_batch", 1)
+    return dataclasses.replace(operator, frames_per_batch=batch // 2) if batch > 1 else None  # type: ignore[call-arg]

@@ -1,0 +1,366 @@
+"""Running one phase over many items: in this process, or on Ray actors. The only home of Ray in the pipeline.
+
+Both ways drive the same `Loop`: one item is computed while the next is being prepared (decoded). Ray adds processes
+that may die: the clip in hand is retried elsewhere, alone, and recorded as failed after `MAX_ATTEMPTS`.
+"""
+
+import logging
+import math
+import os
+import sys
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from manifests.errors import OpenUniError
+
+MAX_ATTEMPTS = 3
+MAX_FAILED_STARTS = 5
+
+
+class Outcome(NamedTuple):
+    """What became of one item."""
+
+    key: str
+    status: str  # ok or failed
+    error: str = ""
+
+
+class Worker(ABC):
+    """The work of one phase in one process. Made by a `Spec` inside the process that uses it."""
+
+    @abstractmethod
+    def prepare(self, item: Any) -> Any:
+        """Read what the item needs (decode its frames). Runs in a thread, ahead of time."""
+
+    @abstractmethod
+    def process(self, item: Any, prepared: Any) -> Outcome:
+        """Compute and write the item's rows."""
+
+    @abstractmethod
+    def fail(self, item: Any, error: str) -> Outcome:
+        """Write rows that say why the item failed."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Seal what was written; nothing more comes."""
+
+
+class Spec(ABC):
+    """A picklable description of a phase, from which each process makes its worker."""
+
+    @abstractmethod
+    def start(self, device: str) -> Worker:
+        """Load models and open writers."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Where to run. `workers` 0 is this process; else that many Ray actors, `gpus` shared among them."""
+
+    workers: int = 0
+    gpus: float = 0.0
+    address: str | None = None  # of a running Ray cluster; None starts one on this machine
+
+    @property
+    def gpus_per_worker(self) -> float:
+        """Share of a GPU each worker asks Ray for."""
+        return self.gpus / self.workers if self.workers else 0.0
+
+
+class Loop:
+    """Drives a worker: items one by one, the next one prepared meanwhile, every error turned into a failed row."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+        self.pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
+        self.ahead: tuple[Any, Future[Any]] | None = None
+
+    def step(self, item: Any, following: Any | None) -> Outcome:
+        """Do `item`; begin to prepare `following`."""
+        ready, self.ahead = self.ahead, None
+        future = ready[1] if ready is not None and ready[0] == item else self.pool.submit(self.worker.prepare, item)
+        try:
+            prepared = future.result()
+            if following is not None:
+                self.ahead = (following, self.pool.submit(self.worker.prepare, following))
+            return self.worker.process(item, prepared)
+        except OpenUniError:
+            raise  # the run cannot go on (a full disk, a missing part): not this clip's fault
+        except Exception as error:  # the one place where a clip's error of any kind becomes a row
+            return self.worker.fail(item, describe(error))
+
+    def finish(self) -> None:
+        """Seal and stop the thread."""
+        self.pool.shutdown(cancel_futures=True)
+        self.worker.finish()
+
+
+def describe(error: BaseException) -> str:
+    """`Type: first line` of an error, short enough for a column."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:500]
+
+
+class Runner(ABC):
+    """Runs phases, one after the other, on the same processes."""
+
+    @abstractmethod
+    def run(
+        self,
+        spec: Spec,
+        items: Iterable[Any],
+        report: Callable[[Outcome], None],
+        on_death: Callable[[list[Any]], list[Any]],
+    ) -> None:
+        """Do all items; `report` is called in this process as each one is done, in no fixed order.
+
+        `on_death` is called with the items that a dead worker held and returns those that still need work.
+        """
+
+
+@contextmanager
+def open_runner(resources: Resources) -> Iterator[Runner]:
+    """The runner for these resources; its processes end with the context."""
+    if resources.workers == 0:
+        yield InProcessRunner("cuda" if resources.gpus else "cpu")
+        return
+    runner = RayRunner(resources)
+    try:
+        yield runner
+    finally:
+        runner.close()
+
+
+class InProcessRunner(Runner):
+    """Everything in this process: for debugging, small corpora, and machines without Ray."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+
+    def run(
+        self,
+        spec: Spec,
+        items: Iterable[Any],
+        report: Callable[[Outcome], None],
+        on_death: Callable[[list[Any]], list[Any]],
+    ) -> None:
+        """See `Runner.run`."""
+        loop = Loop(spec.start(self.device))
+        try:
+            source = iter(items)
+            item = next(source, None)
+            while item is not None:
+                following = next(source, None)
+                report(loop.step(item, following))
+                item = following
+        finally:
+            loop.finish()
+
+
+@dataclass
+class Slot:
+    """One Ray actor and what it is doing."""
+
+    actor: Any
+    item: Any | None = None
+    following: Any | None = None
+    started: bool = False
+
+
+@dataclass
+class Queue:
+    """What is left: fresh items, suspects to be retried alone, and the doomed, which only need their failed row."""
+
+    fresh: Iterator[Any]
+    on_death: Callable[[list[Any]], list[Any]]
+    suspects: deque[Any] = field(default_factory=deque)
+    doomed: deque[Any] = field(default_factory=deque)
+    attempts: dict[str, int] = field(default_factory=dict)
+
+    def blame(self, held: list[Any]) -> None:
+        """Count a worker's death against the items it held; those that finished before it are done."""
+        for item in self.on_death(held):
+            self.attempts[item.key] = self.attempts.get(item.key, 0) + 1
+            too_often = self.attempts[item.key] >= MAX_ATTEMPTS
+            (self.doomed if too_often else self.suspects).append(item)
+
+
+class RayRunner(Runner):
+    """Actors that pull items. Frames never travel: an actor gets names, and writes its own parts."""
+
+    def __init__(self, resources: Resources) -> None:
+        self.resources = resources
+        self.slots: list[Slot] = []
+        self.failed_starts = 0
+
+    @cached_property
+    def ray(self) -> Any:
+        """Ray, started when the first phase has work: a run with nothing left to do does not wait for it."""
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # CPU workers keep what they see of GPUs
+        import ray
+
+        local = {
+            "num_cpus": self.resources.workers,
+            "num_gpus": math.ceil(self.resources.gpus),
+            "include_dashboard": False,
+        }
+        ray.init(
+            **({"address": self.resources.address} if self.resources.address else local),
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+        )
+        return ray
+
+    @cached_property
+    def actor_type(self) -> Any:
+        """The actor class with its share of the machine."""
+        threads = str(max(1, (os.cpu_count() or 1) // self.resources.workers))
+        environment = {
+            "OMP_NUM_THREADS": threads,
+            "OPENUNI_THREADS": threads,
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),  # operators of the user's packages
+        }
+        return self.ray.remote(RayWorker).options(
+            num_cpus=1,
+            num_gpus=self.resources.gpus_per_worker,
+            max_restarts=0,
+            runtime_env={"env_vars": environment},
+        )
+
+    def close(self) -> None:
+        """End all actors, and the local Ray."""
+        if "ray" in self.__dict__:
+            self.ray.shutdown()
+
+    def run(
+        self,
+        spec: Spec,
+        items: Iterable[Any],
+        report: Callable[[Outcome], None],
+        on_death: Callable[[list[Any]], list[Any]],
+    ) -> None:
+        """See `Runner.run`."""
+        queue = Queue(iter(items), on_death)
+        running: dict[Any, Slot] = {}
+        self.failed_starts = 0
+        while len(self.slots) < self.resources.workers:
+            self.slots.append(Slot(self.actor_type.remote()))
+        for slot in self.slots:
+            running[self._start(slot, spec)] = slot
+        while running:
+            ready, _ = self.ray.wait(list(running), num_returns=1)
+            slot = running.pop(ready[0])
+            reference = self._advance(slot, ready[0], spec, queue, report)
+            if reference is not None:
+                running[reference] = slot
+            self._wake_idle(running, queue)
+        self._finish()
+
+    def _start(self, slot: Slot, spec: Spec) -> Any:
+        slot.item = slot.following = None
+        slot.started = False
+        return slot.actor.start.remote(spec)
+
+    def _advance(
+        self, slot: Slot, done: Any, spec: Spec, queue: Queue, report: Callable[[Outcome], None]
+    ) -> Any | None:
+        """Take one finished call of an actor; returns its next call, or None when there is nothing left for it."""
+        try:
+            outcome = self.ray.get(done)
+        except self.ray.exceptions.RayActorError:
+            return self._replace(slot, spec, queue)
+        except self.ray.exceptions.RayTaskError as error:
+            raise error.cause if isinstance(error.cause, OpenUniError) else error from None
+        if outcome is None:
+            slot.started, self.failed_starts = True, 0
+        else:
+            report(outcome)
+        return self._give(slot, queue)
+
+    def _give(self, slot: Slot, queue: Queue) -> Any | None:
+        """The slot's next call, or None when nothing is left for it."""
+        item, slot.item, slot.following = slot.following, None, None
+        if item is None and queue.doomed:
+            slot.item = queue.doomed.popleft()
+            error = f"WorkerDied: the worker process died {MAX_ATTEMPTS} times with this clip in hand"
+            return slot.actor.fail.remote(slot.item, error)
+        if item is None and queue.suspects:
+            slot.item = queue.suspects.popleft()  # alone: a further death proves which clip is to blame
+            return slot.actor.step.remote(slot.item, None)
+        slot.item = next(queue.fresh, None) if item is None else item
+        if slot.item is None:
+            return None
+        if not queue.suspects and not queue.doomed:
+            slot.following = next(queue.fresh, None)
+        return slot.actor.step.remote(slot.item, slot.following)
+
+    def _replace(self, slot: Slot, spec: Spec, queue: Queue) -> Any:
+        """The actor died: blame what it held, and start another one."""
+        held = [item for item in (slot.item, slot.following) if item is not None]
+        if not held:
+            self.failed_starts += 1
+            if self.failed_starts >= MAX_FAILED_STARTS:
+                raise OpenUniError(
+                    f"{MAX_FAILED_STARTS} workers in a row died while starting. Is there memory for the models? "
+                    "Try fewer --workers, or --workers 0 to see the error in this process."
+                )
+        queue.blame(held)
+        slot.actor = self.actor_type.remote()
+        return self._start(slot, spec)
+
+    def _wake_idle(self, running: dict[Any, Slot], queue: Queue) -> None:
+        """Give retried items to actors that had run out of work."""
+        busy = {id(slot) for slot in running.values()}
+        for slot in self.slots:
+            if (queue.suspects or queue.doomed) and slot.started and id(slot) not in busy:
+                reference = self._give(slot, queue)
+                if reference is not None:
+                    running[reference] = slot
+
+    def _finish(self) -> None:
+        for slot in self.slots:
+            try:
+                self.ray.get(slot.actor.finish.remote())
+            except self.ray.exceptions.RayActorError:
+                slot.actor = self.actor_type.remote()  # what it had finished is recovered from its journal
+            except self.ray.exceptions.RayTaskError as error:
+                raise error.cause if isinstance(error.cause, OpenUniError) else error from None
+
+
+class RayWorker:
+    """The actor: a `Loop` in a process of its own."""
+
+    def __init__(self) -> None:
+        self.loop: Loop | None = None
+
+    def start(self, spec: Spec) -> None:
+        """Begin a phase: models are loaded here."""
+        import cv2
+        import ray
+
+        cv2.setNumThreads(int(os.environ["OPENUNI_THREADS"]))  # torch and others read OMP_NUM_THREADS themselves
+
+        self.loop = Loop(spec.start("cuda" if ray.get_gpu_ids() else "cpu"))
+
+    def step(self, item: Any, following: Any | None) -> Outcome:
+        """See `Loop.step`."""
+        assert self.loop is not None
+        return self.loop.step(item, following)
+
+    def fail(self, item: Any, error: str) -> Outcome:
+        """Record an item that killed its workers."""
+        assert self.loop is not None
+        return self.loop.worker.fail(item, error)
+
+    def finish(self) -> None:
+        """End the phase; the process stays for the next one."""
+        if self.loop is not None:
+            loop, self.loop = self.loop, None
+            loop.finish()

@@ -1,0 +1,174 @@
+"""The recipe that `openuni init` writes and the pages that `openuni show` prints: both read from the code."""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from manifests import schema
+from manifests.component import Component, annotation_text, component_names, find_component, strip_annotation
+from manifests.errors import OpenUniError, unknown_name
+from manifests.modality import find_modality, modality_names
+from manifests.operator import Operator, find_operator, operator_names
+from openuni.recipe import Encode, Ingest, Work
+from train.codec import LatentCodec, TextCodec
+
+HEAD = """\
+# A recipe: what to measure and what to make. Run it with
+#     openuni run {name} VIDEOS --out corpus/
+# Every key is optional; a line that begins with "# " shows an option and its default.
+
+# Which clips to keep: SQL over the filters' columns (openuni show NAME lists them). Empty keeps all.
+keep = "motion.speed_diag_per_s > 0.01 and luminance.mean > 0.05"
+"""
+
+
+def recipe_text(name: str) -> str:
+    """A complete, commented recipe with all options of all parts, written from the code."""
+    blocks = [HEAD.format(name=name)]
+    blocks.append(
+        "# ---- how sources become clips, and what operators see\n" + _table("ingest", Ingest) + _table("work", Work)
+    )
+    blocks.append(
+        "# ---- filters: scores for every clip" + "\n".join(_operator_blocks("filter", {"motion", "luminance"}))
+    )
+    blocks.append(
+        "# ---- annotators: modalities of kept clips; take out the # before a [table] to use it"
+        + "\n".join(_operator_blocks("annotator", {"dis"}))
+    )
+    encode = _table("encode", Encode, modalities='["rgb", "flow"]', size_px="[256, 448]", frames="17")
+    blocks.append("# ---- latents and text embeddings for training\n" + encode + _codec_tables())
+    return "\n".join(blocks)
+
+
+def listing() -> dict[str, list[str]]:
+    """Names of all there is, by kind. Imports none of it."""
+    return {
+        "filters": operator_names("filter"),
+        "annotators": operator_names("annotator"),
+        "modalities": modality_names(),
+        "codecs": component_names("train.codecs"),
+        "models": component_names("train.models"),
+    }
+
+
+def page(name: str) -> str:
+    """What `openuni show NAME` prints: options with defaults, columns with types and units, source, licence."""
+    for kind in ("filter", "annotator"):
+        if name in operator_names(kind):
+            return _operator_page(find_operator(kind, name))
+    if name in modality_names():
+        return _modality_page(name)
+    for package in ("train.codecs", "train.models"):
+        if name in component_names(package):
+            return _component_page(find_component(package, Component, name), package)
+    if "." in name:
+        return _operator_page(_outside(name))
+    known = [known for names in listing().values() for known in names]
+    raise OpenUniError(unknown_name("name", name, known))
+
+
+def _outside(name: str) -> type[Operator]:
+    try:
+        return find_operator("filter", name)
+    except OpenUniError:
+        return find_operator("annotator", name)
+
+
+def _operator_page(operator: type[Operator]) -> str:
+    lines = [_component_page(operator, f"{operator.kind}s"), "", "columns"]
+    lines += _aligned([(column.name, column.type, column.doc) for column in schema.columns(operator)])
+    return "\n".join(lines)
+
+
+def _component_page(component: type[Component], package: str) -> str:
+    file = f"{package.replace('.', '/')}/{component.name()}.py" if "." not in component.name() else component.__module__
+    lines = [f"{component.name()}: {_first_line(component)}", f"  {file}, licence {component.licence}"]
+    if component.origin:
+        lines.append(f"  from {component.origin}")
+    if component.gpus:
+        lines.append(f"  wants {component.gpus:g} of a GPU per worker")
+    options = [
+        (option.name, toml(option.default), _type_text(option.type), option.doc) for option in component.options()
+    ]
+    return "\n".join([*lines, "", "options", *(_aligned(options) or ["  none"])])
+
+
+def _modality_page(name: str) -> str:
+    modality = find_modality(name)
+    constants = get_type_hints(modality.constants_type)
+    rows = [(key, getattr(kind, "__name__", str(kind))) for key, kind in constants.items()]
+    text = (modality.__doc__ or "").strip()
+    return "\n".join(
+        [f"{name}: {text}", f"  manifests/modalities/{name}.py", f'  prompt "{modality.prompt}"', "", "constants"]
+        + (_aligned(rows) or ["  none"])
+    )
+
+
+def _operator_blocks(kind: str, used: set[str]) -> Iterator[str]:
+    for name in operator_names(kind):
+        operator = find_operator(kind, name)
+        mark = "" if name in used else "# "
+        lines = [f"\n{mark}[{kind}s.{name}]  # {_first_line(operator)}"]
+        lines += [_option_line(option.name, option.default, option.doc) for option in operator.options()]
+        yield "\n".join(lines)
+    yield ""
+
+
+def _codec_tables() -> str:
+    text = ""
+    for base in (LatentCodec, TextCodec):
+        for name in component_names("train.codecs"):
+            try:
+                codec = find_component("train.codecs", base, name)  # type: ignore[type-abstract]
+            except OpenUniError:
+                continue  # a codec of the other kind
+            lines = [f"\n# [encode.{name}]  # {_first_line(codec)}"]
+            lines += [_option_line(option.name, option.default, option.doc) for option in codec.options()]
+            text += "\n".join(lines) + "\n"
+    return text
+
+
+def _table(name: str, options: type[Any], **given: str) -> str:
+    hints = get_type_hints(options, include_extras=True)
+    lines = [f"[{name}]"]
+    for field in dataclasses.fields(options):
+        doc = annotation_text(hints[field.name])
+        if field.name in given:
+            lines.append(f"{field.name} = {given[field.name]}  # {doc}")
+        else:
+            lines.append(_option_line(field.name, field.default, doc))
+    return "\n".join(lines) + "\n"
+
+
+def _option_line(name: str, default: Any, doc: str) -> str:
+    return f"# {name} = {toml(default)}  # {doc}"
+
+
+def toml(value: Any) -> str:
+    """A default as TOML spells it."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(toml(item) for item in value) + "]"
+    if value is dataclasses.MISSING:
+        return "(required)"
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else str(value)
+
+
+def _type_text(kind: Any) -> str:
+    kind = strip_annotation(kind)
+    if get_origin(kind) is Literal:
+        return " | ".join(map(str, get_args(kind)))
+    return getattr(kind, "__name__", str(kind)) if get_origin(kind) is None else str(kind).replace("typing.", "")
+
+
+def _first_line(thing: Any) -> str:
+    return (thing.__doc__ or "").strip().split("\n")[0]
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))] if rows else []
+    return [
+        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]

@@ -1,0 +1,225 @@
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForDepthEstimation,
+    DepthAnythingConfig,
+    DepthAnythingForDepthEstimation,
+    DPTImageProcessor,
+)
+
+from annotators.depth_anything import DepthAnything, original_size
+from manifests.clip import DecodedClip
+from manifests.errors import MissingPart, OpenUniError
+from tests.moving_pictures import panned, texture
+
+# height, width of the frame -> height, width of the network's input by the authors' rule and by transformers'
+SIZES = {
+    (360, 640): ((518, 924), (294, 518)),
+    (240, 320): ((518, 686), (392, 518)),
+    (480, 832): ((518, 896), (518, 896)),
+    (480, 640): ((518, 686), (518, 686)),
+    (720, 1280): ((518, 924), (518, 924)),
+    (1080, 1920): ((518, 924), (518, 924)),
+    (640, 360): ((924, 518), (518, 294)),
+    (518, 518): ((518, 518), (518, 518)),
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def tiny_checkpoint(folder, kind="relative"):
+    """A Depth Anything checkpoint in transformers' format: the real classes, four narrow layers, random weights."""
+    path = folder / f"tiny-{kind}"
+    if path.exists():
+        return str(path)
+    backbone = {
+        "model_type": "dinov2",
+        "image_size": 70,
+        "patch_size": 14,
+        "hidden_size": 32,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "out_indices": [1, 2, 3, 4],
+        "reshape_hidden_states": False,
+    }
+    config = DepthAnythingConfig(
+        backbone_config=backbone,
+        reassemble_hidden_size=32,
+        neck_hidden_sizes=[8, 8, 16, 16],
+        fusion_hidden_size=16,
+        head_hidden_size=8,
+        depth_estimation_type=kind,
+        max_depth=20 if kind == "metric" else 1,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = DepthAnythingForDepthEstimation(config)
+        for value in network.parameters():  # the library's initial weights give depths of 1e-7
+            torch.nn.init.normal_(value, 0, 0.15)
+        torch.nn.init.constant_(network.head.conv3.bias, 0.5)
+    network.save_pretrained(path)
+    DPTImageProcessor(
+        size={"height": 518, "width": 518},
+        ensure_multiple_of=14,
+        keep_aspect_ratio=True,
+        image_mean=[0.485, 0.456, 0.406],
+        image_std=[0.229, 0.224, 0.225],
+    ).save_pretrained(path)
+    return str(path)
+
+
+def contract_case(folder, frames):
+    """What tests/test_every_operator.py runs: a tiny random checkpoint in the library's own format."""
+    return DepthAnything(checkpoint=tiny_checkpoint(folder), input_size=56), DecodedClip.from_frames(frames)
+
+
+def annotate(operator, frames):
+    return operator.run(operator.load("cpu"), DecodedClip.from_frames(frames))
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("depth_anything")
+    return {kind: tiny_checkpoint(folder, kind) for kind in ("relative", "metric")}
+
+
+@pytest.mark.parametrize(("frame", "wanted"), SIZES.items())
+def test_size_of_the_input_by_the_authors_rule(frame, wanted):
+    assert original_size(*frame, 518) == wanted[0]
+
+
+@pytest.mark.parametrize(("frame", "wanted"), SIZES.items())
+def test_size_of_the_input_by_transformers(checkpoints, frame, wanted):
+    operator = DepthAnything(checkpoint=checkpoints["relative"])
+    _, processor = operator.load("cpu")
+    pixels = operator._processed(processor, np.zeros((1, *frame, 3), np.uint8))
+    assert pixels.shape == (1, 3, *wanted[1])
+    assert pixels.dtype == np.float32
+
+
+@pytest.mark.parametrize("kind", ["relative", "metric"])
+def test_depth_equals_transformers_called_directly(checkpoints, kind):
+    frames = panned([(0, 0), (3, 1)], 45, 80)
+    found = annotate(DepthAnything(checkpoint=checkpoints[kind], input_size=70), frames).depth.array
+
+    processor = AutoImageProcessor.from_pretrained(checkpoints[kind])
+    network = AutoModelForDepthEstimation.from_pretrained(checkpoints[kind]).eval()
+    inputs = processor(images=list(frames), size={"height": 70, "width": 70}, return_tensors="pt")
+    with torch.no_grad():
+        raw = network(**inputs).predicted_depth
+    direct = torch.nn.functional.interpolate(raw[:, None], (45, 80), mode="bilinear")[:, 0].numpy()
+    assert np.ptp(direct) > 0.01
+    assert np.array_equal(found[..., 0], direct)
+
+
+def test_original_rule_equals_the_authors_steps_by_hand(checkpoints):
+    import cv2
+
+    frames = panned([(0, 0)], 45, 80)
+    operator = DepthAnything(checkpoint=checkpoints["relative"], input_size=70, resize="original")
+    found = annotate(operator, frames).depth.array
+
+    image = cv2.resize(frames[0] / 255.0, (126, 70), interpolation=cv2.INTER_CUBIC)  # 80 * 70 / 45 = 124.4 -> 126
+    image = (image - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    network = AutoModelForDepthEstimation.from_pretrained(checkpoints["relative"]).eval()
+    with torch.no_grad():
+        raw = network(torch.tensor(image.transpose(2, 0, 1)[None], dtype=torch.float32)).predicted_depth
+    by_hand = torch.nn.functional.interpolate(raw[:, None], (45, 80), mode="bilinear", align_corners=True)[:, 0].numpy()
+    assert np.ptp(by_hand) > 0.01
+    assert np.array_equal(found[..., 0], by_hand)
+
+
+def test_the_two_resize_rules_differ(checkpoints):
+    frames = panned([(0, 0)], 45, 80)
+    by_rule = [
+        annotate(DepthAnything(checkpoint=checkpoints["relative"], input_size=70, resize=rule), frames).depth.array
+        for rule in ("transformers", "original")
+    ]
+    assert np.abs(by_rule[0] - by_rule[1]).max() > 1e-3
+
+
+def test_the_unit_is_the_checkpoints(checkpoints):
+    frames = panned([(0, 0), (3, 1)], 45, 80)
+    relative = annotate(DepthAnything(checkpoint=checkpoints["relative"], input_size=56), frames).depth
+    metric = annotate(DepthAnything(checkpoint=checkpoints["metric"], input_size=56), frames).depth
+    assert (relative.unit, metric.unit) == ("disparity", "metres")
+    assert relative.array.min() >= 0
+    assert 0 < metric.array.min() < metric.array.max() < 20
+    assert relative.array.shape == metric.array.shape == (2, 45, 80, 1)
+
+
+def test_depth_is_raw_so_a_frame_does_not_depend_on_the_others(checkpoints):
+    frames = np.stack([texture(45, 80), texture(45, 80, seed=5) // 4])
+    operator = DepthAnything(checkpoint=checkpoints["relative"], input_size=56, frames_per_batch=1)
+    together, alone = annotate(operator, frames).depth.array, annotate(operator, frames[1:]).depth.array
+    assert np.array_equal(together[1:], alone)
+    assert together[0].max() != together[1].max()
+
+
+def test_batches_do_not_change_the_depth(checkpoints):
+    frames = panned([(i, 0) for i in range(5)], 45, 80)
+    depths = [
+        annotate(
+            DepthAnything(checkpoint=checkpoints["relative"], input_size=56, frames_per_batch=n), frames
+        ).depth.array
+        for n in (1, 2, 8)
+    ]
+    for depth in depths[1:]:
+        assert np.abs(depth - depths[0]).max() < 1e-5 * np.abs(depths[0]).max()
+
+
+def test_bf16_stays_near_fp32(checkpoints):
+    frames = panned([(0, 0)], 45, 80)
+    exact = annotate(DepthAnything(checkpoint=checkpoints["relative"], input_size=56), frames).depth.array
+    half = DepthAnything(checkpoint=checkpoints["relative"], input_size=56, precision="bf16")
+    rounded = annotate(half, frames).depth.array
+    assert rounded.dtype == np.float32
+    assert 0 < np.abs(rounded - exact).max() < 0.05 * exact.max()
+
+
+def test_change_between_frames_is_zero_on_a_still_clip_and_counts_otherwise(checkpoints):
+    operator = DepthAnything(checkpoint=checkpoints["relative"], input_size=56, frames_per_batch=1)
+    first, second = texture(45, 80), texture(45, 80, seed=5)
+    assert annotate(operator, np.stack([first, first, first])).frame_change_ratio == 0.0
+    assert annotate(operator, first[None]).frame_change_ratio is None
+    found = annotate(operator, np.stack([first, second]))
+    depth = found.depth.array.astype(np.float64)
+    assert found.frame_change_ratio == pytest.approx(np.abs(depth[1] - depth[0]).mean() / depth.mean(), rel=1e-5)
+    assert found.frame_change_ratio > 0
+
+
+def test_licences_of_the_authors_checkpoints():
+    def licence(name):
+        return DepthAnything(checkpoint=name).checkpoints()[0].licence
+
+    assert licence("depth-anything/Depth-Anything-V2-Small-hf") == "Apache-2.0"
+    assert licence("depth-anything/Depth-Anything-V2-Large-hf") == "CC-BY-NC-4.0"
+    assert licence("somebody/depth") == ""
+
+
+def test_missing_or_other_checkpoints_are_explained(tmp_path, monkeypatch):
+    with pytest.raises(MissingPart, match="hf download somebody/no-such-depth"):
+        DepthAnything(checkpoint="somebody/no-such-depth").load("cpu")
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(OpenUniError, match="depth_estimation_type"):
+        DepthAnything(checkpoint=str(tmp_path)).load("cpu")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(OpenUniError, match="not a Depth Anything checkpoint"):
+        DepthAnything(checkpoint=str(tmp_path / "empty")).load("cpu")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"resize": "square"}, {"precision": "fp8"}, {"input_size": 512}, {"input_size": 0}, {"frames_per_batch": 0}],
+)
+def test_wrong_options_are_refused(wrong):
+    with pytest.raises(OpenUniError, match="Allowed"):
+        DepthAnything(**wrong)

@@ -1,0 +1,242 @@
+"""Operators with one fault each: what tests/test_every_operator.py must find."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from manifests.clip import DecodedClip
+from manifests.modalities.segmentation import Segmentation
+from manifests.operator import Annotator, Filter
+
+
+class Scores(NamedTuple):
+    value: Annotated[float, "mean value, 0 to 255"]
+
+
+class OtherScores(NamedTuple):
+    value: Annotated[float, "mean value, 0 to 255"]
+
+
+class SilentScores(NamedTuple):
+    value: float
+
+
+class Maps(NamedTuple):
+    segmentation: Segmentation
+
+
+@dataclass(frozen=True)
+class Good(Filter):
+    """Mean value of the frames: an operator without a fault, so that the checks are seen to pass too."""
+
+    gain: Annotated[float, "factor, above 0"] = 1.0
+
+    origin: ClassVar[str] = "made up for the tests"
+
+    def run(self, model: Any, clip: DecodedClip) -> Scores:
+        """The score."""
+        return Scores(float(clip.frames.mean() * self.gain))
+
+
+@dataclass(frozen=True)
+class WritesInput(Good):
+    """Draws a black line into the frames that all the others see too."""
+
+    def run(self, model: Any, clip: DecodedClip) -> Scores:
+        """The score."""
+        clip.frames.flags.writeable = True
+        clip.frames[:, 0] = 0
+        clip.frames.flags.writeable = False
+        return Scores(0.0)
+
+
+@dataclass(frozen=True)
+class WritesTimes(Good):
+    """Shifts the timestamps that all the others see too."""
+
+    def run(self, model: Any, clip: DecodedClip) -> Scores:
+        """The score."""
+        clip.times_s.flags.writeable = True
+        np.add(clip.times_s, 1, out=clip.times_s)
+        return Scores(0.0)
+
+
+@dataclass(frozen=True)
+class UnlocksInput(Good):
+    """Takes the lock off the frames and leaves it off for the next one."""
+
+    def run(self, model: Any, clip: DecodedClip) -> Scores:
+        """The score."""
+        clip.frames.flags.writeable = True
+        return Scores(0.0)
+
+
+@dataclass(frozen=True)
+class ReturnsOther(Good):
+    """Declares one NamedTuple and returns another one."""
+
+    def run(self, model: Any, clip: DecodedClip) -> Scores:
+        """The score."""
+        return OtherScores(0.0)
+
+
+@dataclass(frozen=True)
+class ReturnsNumPy(Good):
+    """Returns a NumPy scalar where a float is declared."""
+
+    def run(self, model: Any, clip: DecodedClip) -> Scores:
+        """The score."""
+        return Scores(clip.frames.astype(np.float32).mean())
+
+
+@dataclass(frozen=True)
+class ReturnsNone(Good):
+    """Returns None where a float is declared."""
+
+    def run(self, model: Any, clip: DecodedClip) -> Scores:
+        """The score."""
+        return Scores(None)
+
+
+@dataclass(frozen=True)
+class ReturnsNan(Good):
+    """Returns NaN for what it cannot measure."""
+
+    def run(self, model: Any, clip: DecodedClip) -> Scores:
+        """The score."""
+        return Scores(float("nan"))
+
+
+@dataclass(frozen=True)
+class ForgetsAFrame(Annotator):
+    """Gives one map less than there are frames."""
+
+    origin: ClassVar[str] = "made up for the tests"
+
+    def run(self, model: Any, clip: DecodedClip) -> Maps:
+        """The maps."""
+        count, height_px, width_px = clip.frames.shape[:3]
+        return Maps(Segmentation(np.zeros((count - 1, height_px, width_px, 1), np.uint16)))
+
+
+@dataclass(frozen=True)
+class FilterWithMaps(Filter):
+    """Calls itself a filter but gives maps, which no filter group can hold."""
+
+    origin: ClassVar[str] = "made up for the tests"
+
+    def run(self, model: Any, clip: DecodedClip) -> Maps:
+        """The maps."""
+        return Maps(Segmentation(np.zeros((*clip.frames.shape[:3], 1), np.uint16)))
+
+
+@dataclass(frozen=True)
+class Random(Good):
+    """Rolls dice on every run."""
+
+    def run(self, model: Any, clip: DecodedClip) -> Scores:
+        """The score."""
+        return Scores(float(np.random.default_rng().random()))
+
+
+@dataclass(frozen=True)
+class RandomWeights(Good):
+    """Rolls dice on every load."""
+
+    def load(self, device: str) -> float:
+        return float(np.random.default_rng().random())
+
+    def run(self, model: Any, clip: DecodedClip) -> Scores:
+        """The score."""
+        return Scores(model)
+
+
+@dataclass(frozen=True)
+class NeedsTwoFrames(Good):
+    """Compares the second frame with the first, whether there is one or not."""
+
+    def run(self, model: Any, clip: DecodedClip) -> Scores:
+        """The score."""
+        return Scores(float(clip.frames[1].mean() - clip.frames[0].mean()))
+
+
+@dataclass(frozen=True)
+class NoDocstring(Good):
+    gain: Annotated[float, "factor, above 0"] = 1.0
+
+
+@dataclass(frozen=True)
+class SilentOption(Good):
+    """Has an option that nobody explains, and no more than that."""
+
+    threshold: float = 0.5
+
+
+@dataclass(frozen=True)
+class SilentScore(Good):
+    """Has a score that nobody explains, and no more than that."""
+
+    def run(self, model: Any, clip: DecodedClip) -> SilentScores:
+        """The score."""
+        return SilentScores(0.0)
+
+
+@dataclass(frozen=True)
+class NoOrigin(Good):
+    """Does not say which paper or project its method comes from."""
+
+    origin: ClassVar[str] = ""
+
+
+@dataclass
+class NotFrozen:
+    """Stands in for an operator whose options can be assigned after it was made."""
+
+    gain: float = 1.0
+
+    options = classmethod(lambda cls: Good.options())
+
+    def __hash__(self) -> int:
+        return hash(self.gain)
+
+
+@dataclass(frozen=True)
+class NotHashable(Good):
+    """Has a list among its options, which cannot be hashed."""
+
+    labels: Annotated[list[str] | None, "names"] = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "labels", ["a"])
+
+
+@dataclass(frozen=True)
+class VersionPerProcess(Good):
+    """Has a set among its options: its order, and so the version, changes from process to process."""
+
+    labels: Annotated[frozenset[str], "names"] = frozenset("abcdefgh")
+
+
+@dataclass(frozen=True)
+class VersionForgetsOptions(Good):
+    """Has one version for all options, so a changed option would never recompute anything."""
+
+    def version(self) -> str:
+        return "0" * 16
+
+
+@dataclass(frozen=True)
+class SamplesBackwards(Good):
+    """Asks for the frames in the wrong order."""
+
+    def sample(self, times_s: np.ndarray) -> np.ndarray:
+        return np.arange(len(times_s), dtype=np.int64)[::-1]
+
+
+@dataclass(frozen=True)
+class SamplesTooFar(Good):
+    """Asks for a frame after the last one."""
+
+    def sample(self, times_s: np.ndarray) -> np.ndarray:
+        return np.array([0, len(times_s)], dtype=np.int64)

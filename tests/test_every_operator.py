@@ -1,0 +1,204 @@
+"""The contract over every operator file found: nothing to register here when one is added.
+
+An operator with options that need files (a checkpoint) has `contract_case(folder, frames) -> (operator, clip)` in its
+own test file; all others run with their defaults.
+"""
+
+import importlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from manifests.clip import DecodedClip
+from manifests.operator import find_operator, operator_names
+from tests import faulty_operators as faulty
+from tests import operator_contract as contract
+from tests.moving_pictures import panned
+
+ROOT = Path(__file__).parents[1]
+OPERATORS = [(kind, name) for kind in ("filter", "annotator") for name in operator_names(kind)]
+MOVING = panned([(0, 0), (2, 1), (4, 2), (6, 3)], 48, 64)
+TIMES_S = [np.array([0.0]), np.arange(100) / 25, np.cumsum(np.random.default_rng(0).uniform(0.001, 2.0, 50))]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """The networks are tiny: more threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module", params=OPERATORS, ids=[f"{kind}-{name}" for kind, name in OPERATORS])
+def case(request, tmp_path_factory):
+    """Class, and a maker of (operator, clip) from frames."""
+    kind, name = request.param
+    operator_class = find_operator(kind, name)
+    test_file = ROOT / "tests" / f"{kind}s" / f"test_{name}.py"
+    assert test_file.exists(), f"{kind} {name} has no test: write {test_file.relative_to(ROOT)}"
+    own = getattr(importlib.import_module(f"tests.{kind}s.test_{name}"), "contract_case", None)
+    folder = tmp_path_factory.mktemp(name)
+
+    def make(frames):
+        return own(folder, frames) if own else (operator_class(), DecodedClip.from_frames(frames))
+
+    return operator_class, make
+
+
+def test_there_are_operators_of_both_kinds():
+    assert {kind for kind, _ in OPERATORS} == {"filter", "annotator"}
+
+
+def test_importing_is_light(case):
+    contract.importing_is_light(case[0].__module__)
+
+
+def test_input_is_untouched(case):
+    contract.input_is_untouched(*case[1](MOVING))
+
+
+def test_result_is_as_declared(case):
+    contract.result_is_as_declared(*case[1](MOVING))
+
+
+def test_a_clip_of_one_frame_works(case):
+    contract.result_is_as_declared(*case[1](MOVING[:1]))
+
+
+def test_result_is_deterministic(case):
+    contract.result_is_deterministic(*case[1](MOVING))
+
+
+@pytest.mark.parametrize("times_s", TIMES_S, ids=["one frame", "even", "uneven"])
+def test_samples_are_indices(case, times_s):
+    contract.samples_are_indices(case[1](MOVING)[0], times_s)
+
+
+def test_docstring_is_written(case):
+    contract.docstring_is_written(case[0])
+
+
+def test_everything_is_documented(case):
+    contract.everything_is_documented(case[0])
+
+
+def test_operator_travels(case):
+    contract.operator_travels(case[1](MOVING)[0])
+
+
+def test_version_is_the_same_everywhere(case):
+    contract.version_is_the_same_everywhere(case[1](MOVING)[0])
+
+
+def test_version_follows_the_options(case):
+    contract.version_follows_the_options(case[1](MOVING)[0])
+
+
+# Each check is shown to fail on the fault it is there for, and to pass on an operator without a fault.
+
+BOTH = {
+    "input_is_untouched": [faulty.WritesInput, faulty.WritesTimes, faulty.UnlocksInput],
+    "result_is_as_declared": [
+        faulty.ReturnsOther,
+        faulty.ReturnsNumPy,
+        faulty.ReturnsNone,
+        faulty.ReturnsNan,
+        faulty.ForgetsAFrame,
+        faulty.FilterWithMaps,
+    ],
+    "result_is_deterministic": [faulty.Random, faulty.RandomWeights],
+}
+CLASS = {
+    "docstring_is_written": [faulty.NoDocstring],
+    "everything_is_documented": [faulty.SilentOption, faulty.SilentScore, faulty.NoOrigin],
+}
+OPERATOR = {
+    "operator_travels": [faulty.NotFrozen],
+    "version_is_the_same_everywhere": [faulty.VersionPerProcess],
+    "version_follows_the_options": [faulty.VersionForgetsOptions],
+}
+
+
+def _pairs(table):
+    return [pytest.param(check, fault, id=fault.__name__) for check, faults in table.items() for fault in faults]
+
+
+@pytest.mark.parametrize(("check", "fault"), _pairs(BOTH))
+def test_faults_of_run_are_found(check, fault):
+    with pytest.raises(AssertionError):
+        getattr(contract, check)(fault(), DecodedClip.from_frames(MOVING))
+
+
+def test_writing_to_the_frames_as_given_fails_by_itself():
+    clip = DecodedClip.from_frames(MOVING)
+    with pytest.raises(ValueError, match="read-only"):
+        clip.frames[0] = 0
+
+
+def test_an_operator_that_needs_two_frames_is_found():
+    with pytest.raises(IndexError):
+        contract.result_is_as_declared(faulty.NeedsTwoFrames(), DecodedClip.from_frames(MOVING[:1]))
+
+
+@pytest.mark.parametrize(("check", "fault"), _pairs(CLASS))
+def test_faults_of_the_class_are_found(check, fault):
+    with pytest.raises(AssertionError):
+        getattr(contract, check)(fault)
+
+
+@pytest.mark.parametrize(("check", "fault"), _pairs(OPERATOR))
+def test_faults_of_the_operator_are_found(check, fault):
+    with pytest.raises(AssertionError):
+        getattr(contract, check)(fault())
+
+
+def test_an_operator_that_cannot_be_hashed_is_found():
+    with pytest.raises(TypeError, match="unhashable"):
+        contract.operator_travels(faulty.NotHashable())
+
+
+@pytest.mark.parametrize("fault", [faulty.SamplesBackwards, faulty.SamplesTooFar])
+def test_faults_of_sample_are_found(fault):
+    with pytest.raises(AssertionError):
+        contract.samples_are_indices(fault(), TIMES_S[1])
+
+
+@pytest.mark.parametrize("line", ["from cv2 import resize", "import manifests.clip, av.error"])
+def test_a_heavy_import_is_found(tmp_path, line):
+    (tmp_path / "planted_heavy.py").write_text(line)
+    with pytest.raises(AssertionError, match="move that inside the function"):
+        contract.importing_is_light("planted_heavy", tmp_path)
+
+
+def test_an_operator_without_a_fault_passes_every_check():
+    good, clip = faulty.Good(), DecodedClip.from_frames(MOVING)
+    contract.importing_is_light("tests.faulty_operators")
+    for check in BOTH:
+        getattr(contract, check)(good, clip)
+    for check in CLASS:
+        getattr(contract, check)(faulty.Good)
+    for check in OPERATOR:
+        getattr(contract, check)(good)
+    contract.samples_are_indices(good, TIMES_S[1])
+
+
+@pytest.mark.parametrize("kind", ["filter", "annotator"])
+def test_the_example_of_the_readme_meets_the_contract_under_its_dotted_path(kind, tmp_path, monkeypatch):
+    text = (ROOT / f"{kind}s" / "README.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0]
+    (tmp_path / f"lab_{kind}").mkdir()
+    (tmp_path / f"lab_{kind}" / "example.py").write_text(code.split("\n# tests/")[0])
+    monkeypatch.syspath_prepend(tmp_path)
+    operator_class = find_operator(kind, f"lab_{kind}.example")
+    contract.importing_is_light(f"lab_{kind}.example", tmp_path)
+    for check in BOTH:
+        getattr(contract, check)(operator_class(), DecodedClip.from_frames(MOVING))
+    contract.result_is_as_declared(operator_class(), DecodedClip.from_frames(MOVING[:1]))
+    for check in CLASS:
+        getattr(contract, check)(operator_class)
+    contract.operator_travels(operator_class())
+    contract.version_is_the_same_everywhere(operator_class(), tmp_path)
+    contract.version_follows_the_options(operator_class())

@@ -1,0 +1,58 @@
+"""Metrics with answers worked out by hand."""
+
+import numpy as np
+import pytest
+
+from manifests.errors import ClipError
+from train.metrics.depth import best_constant, constant_errors, depth_errors
+from train.metrics.flow import flow_errors
+
+
+def disparity(*distances: float) -> np.ndarray:
+    return (1 / np.array(distances)).reshape(1, 1, -1, 1)
+
+
+def test_depth_is_free_of_scale_and_shift() -> None:
+    true = disparity(1, 2, 4, 8)
+    errors = depth_errors(0.3 * true + 7, true)
+    assert errors.abs_rel == pytest.approx(0, abs=1e-6) and errors.delta1 == 1
+
+
+def test_depth_errors_by_hand() -> None:
+    # the prediction is a constant: the least squares give the mean disparity (1 + 0.5) / 2, distance 4/3
+    errors = depth_errors(np.ones((1, 1, 2, 1)), disparity(1, 2))
+    assert errors.abs_rel == pytest.approx((1 / 3 + 1 / 3) / 2)
+    assert errors.delta1 == 0
+
+
+def test_depth_valid_pixels_only() -> None:
+    true, valid = disparity(1, 2, 4, 5), np.array([True, True, True, False]).reshape(1, 1, 4, 1)
+    predicted = true.copy()
+    predicted[..., 3, 0] = 100
+    assert depth_errors(predicted, true, valid).abs_rel < 1e-6 < depth_errors(predicted, true).abs_rel
+
+
+def test_best_constant_is_the_best_of_all() -> None:
+    true = 1 / np.random.default_rng(0).uniform(1, 9, (2, 4, 4, 1))
+    found = best_constant(true)
+    losses = {c: np.abs(c * true - 1).mean() for c in [found, *np.linspace(0.5, 10, 2000)]}
+    assert losses[found] == pytest.approx(min(losses.values()), abs=1e-5)
+    assert constant_errors(true).abs_rel == pytest.approx(losses[found])
+
+
+def test_depth_refuses_what_it_cannot_judge() -> None:
+    with pytest.raises(ClipError, match="one shape"):
+        depth_errors(disparity(1, 2), disparity(1, 2, 3))
+    with pytest.raises(ClipError, match="above 0"):
+        depth_errors(disparity(1, 2), np.zeros((1, 1, 2, 1)))
+
+
+def test_flow_errors_by_hand() -> None:
+    true = np.zeros((1, 1, 3, 2))
+    predicted = np.array([[[[3.0, 4.0], [0, 0], [90, 0]]]])
+    valid = np.array([[[True, True, False]]])
+    errors = flow_errors(predicted, true, valid)
+    assert errors.epe_px == 2.5 and errors.outlier_share == 0.5
+    assert flow_errors(predicted, true, valid[..., None]) == errors
+    with pytest.raises(ClipError, match=r"\[T, H, W, 2\]"):
+        flow_errors(predicted[..., :1], true[..., :1])

@@ -1,0 +1,64 @@
+"""Recipes: strict, by name or path, and those that ship are sound."""
+
+from pathlib import Path
+
+import pytest
+
+from manifests.component import find_component
+from manifests.errors import OpenUniError
+from train.model import Model
+from train.options import build
+from train.recipe import Recipe, recipe_names
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "recipe.toml"
+    path.write_text(text)
+    return path
+
+
+def test_defaults_are_the_released_settings(tmp_path: Path) -> None:
+    recipe = Recipe.load(write(tmp_path, '[model]\nname = "unityvideo"\n'))
+    assert recipe.tasks == {"joint": 0.5, "estimate": 0.25, "control": 0.25}
+    assert (recipe.flow.shift, recipe.optimizer.clip_norm, recipe.optimizer.warmup_steps) == (5.0, 1.5, 200)
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sed = 1", 'key "sed" is not known. Did you mean "seed"'),
+        ("[optimizer]\nlearning_rat = 1", 'optimizer: key "learning_rat" is not known. Did you mean "learning_rate"'),
+        ("[optimizer]\nsteps = 1.5", "optimizer: steps must be int, got 1.5"),
+        ("[optimizer]\nsteps = true", "must be int, got True"),
+        ("[optimizer]\nsteps = 0", "must be above 0"),
+        ("[optimizer]\nbatch_size = 4\naccumulate = 3", "multiple"),
+        ('[flow]\ndensity = "normal"', "'logit_normal' or 'uniform', got 'normal'"),
+        ("[model]\nlayers = 1", "needs a name"),
+        ("flow = 1", "must be a table"),
+        ("a = ", "not valid TOML"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(OpenUniError, match=message.replace("(", r"\(")):
+        Recipe.load(write(tmp_path, text))
+
+
+def test_unknown_names() -> None:
+    with pytest.raises(OpenUniError, match='Did you mean "unityvideo_demo"'):
+        Recipe.load("unityvideo_demos")
+    with pytest.raises(OpenUniError, match="no recipe at"):
+        Recipe.load("nowhere.toml")
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_shipped_recipes_are_sound(name: str) -> None:
+    recipe = Recipe.load(name)
+    kind = find_component("train.models", Model, recipe.model["name"])
+    build(kind, {key: value for key, value in recipe.model.items() if key != "name"})
+
+
+def test_unknown_model_option_is_an_error() -> None:
+    kind = find_component("train.models", Model, "unityvideo")
+    with pytest.raises(OpenUniError, match='unityvideo: key "layers" is not known'):
+        build(kind, {"layers": 2})

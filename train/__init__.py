@@ -1,0 +1,1 @@
+"""Training of unified video models on the latents of a corpus."""

@@ -1,0 +1,36 @@
+"""The codec contract: video <-> latents and text -> embeddings."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from manifests.component import Component
+
+
+@dataclass(frozen=True)
+class LatentCodec(Component, ABC):
+    """Video <-> latents. Frame counts obey 4k + 1: the first frame alone, then `stride[0]` frames per latent frame."""
+
+    stride: ClassVar[tuple[int, int, int]] = (4, 8, 8)  # frames, height, width of video per latent element
+
+    @abstractmethod
+    def encode(self, model: Any, rgb: np.ndarray) -> np.ndarray:
+        """float32 [T, H, W, 3] in 0..1, T = 4k + 1 -> normalised latents (posterior mean), float32 [C, T', H', W'].
+
+        T' = (T - 1) / 4 + 1, H' = H / 8, W' = W / 8 at the default stride. Raises `ClipError` for other sizes.
+        """
+
+    @abstractmethod
+    def decode(self, model: Any, latents: np.ndarray) -> np.ndarray:
+        """float32 [C, T', H', W'] -> float32 [T, H, W, 3] in 0..1."""
+
+
+@dataclass(frozen=True)
+class TextCodec(Component, ABC):
+    """Text -> embeddings for cross-attention."""
+
+    @abstractmethod
+    def encode(self, model: Any, text: str) -> np.ndarray:
+        """A text of any length -> float32 [L, D], trimmed to its true length (at least one row, also for "")."""

@@ -1,0 +1,53 @@
+"""Text without weights: one fixed vector per UTF-8 byte, with its position."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+import xxhash
+
+from manifests.errors import OpenUniError
+from train.codec import TextCodec
+
+END = 256  # the row that closes every text, so that an empty one is a row too
+
+
+@dataclass(frozen=True)
+class Bytes(TextCodec):
+    """UTF-8 bytes -> (sign vector of the byte + sinusoids of its position) / sqrt(2), then one end row.
+
+    The sign vectors (entries +1 or -1 by a hash, so nearly orthogonal) and the sinusoids (as in the Transformer paper,
+    times sqrt(2), so of unit mean square) never change. A text longer than `max_bytes` is cut after the last whole
+    character that fits; the end row follows all the same.
+    """
+
+    origin: ClassVar[str] = "positions: Attention Is All You Need (Vaswani et al., 2017)"
+
+    dim: Annotated[int, "width of the embeddings, even"] = 64
+    max_bytes: Annotated[int, "bytes of text that are kept"] = 255
+
+    def __post_init__(self) -> None:
+        if self.dim < 2 or self.dim % 2 or self.max_bytes < 0:
+            raise OpenUniError(
+                f"bytes: dim must be even and positive, max_bytes >= 0; got {self.dim}, {self.max_bytes}"
+            )
+
+    def encode(self, model: Any, text: str) -> np.ndarray:
+        """A text of any length -> float32 [L, dim], L = bytes kept + 1."""
+        kept = text.encode()[: self.max_bytes].decode(errors="ignore").encode()
+        rows = np.append(np.frombuffer(kept, dtype=np.uint8).astype(np.int64), END)
+        return ((_signs(self.dim)[rows] + _positions(len(rows), self.dim)) / np.sqrt(2)).astype(np.float32)
+
+
+@lru_cache(maxsize=4)
+def _signs(dim: int) -> np.ndarray:
+    """float64 [257, dim] of -1 and +1."""
+    bits = [[xxhash.xxh3_64_intdigest(bytes((value % 256, value // 256, column % 256, column // 256))) & 1 for column in range(dim)] for value in range(END + 1)]
+    return np.array(bits) * 2.0 - 1.0
+
+
+def _positions(length: int, dim: int) -> np.ndarray:
+    """float64 [length, dim]: sine and cosine pairs of mean square 1, wavelengths from 2 pi to 20000 pi rows."""
+    angles = np.arange(length)[:, None] / 10000.0 ** (np.arange(dim // 2) / (dim // 2))
+    return np.sqrt(2.0) * np.concatenate([np.sin(angles), np.cos(angles)], axis=1)

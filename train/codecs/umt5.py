@@ -1,0 +1,76 @@
+"""Text embeddings of Wan: the umT5 encoder, from transformers."""
+
+import html
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+
+from manifests.checkpoint import Checkpoint, hub_or_path
+from train.codec import TextCodec
+
+
+class Loaded(NamedTuple):
+    """What `load` returns."""
+
+    tokenizer: Any
+    encoder: Any
+
+
+@dataclass(frozen=True)
+class Umt5(TextCodec):
+    """Last hidden states of the encoder, trimmed to the text's true number of tokens (the end token included).
+
+    The text is cleaned as diffusers' Wan pipeline cleans it: mojibake mended, HTML entities resolved, runs of white
+    space made one blank.
+    """
+
+    gpus: ClassVar[float] = 1.0
+    origin: ClassVar[str] = "UniMax (Chung et al., 2023), transformers UMT5EncoderModel"
+
+    checkpoint: Annotated[str, "hub name or folder: of the encoder, or of a pipeline with `text_encoder/` inside"] = (
+        "google/umt5-xxl"
+    )
+    max_tokens: Annotated[int, "longer texts are cut to this many tokens"] = 512
+    dtype: Annotated[Literal["float32", "bfloat16"], "precision of weights and arithmetic"] = "bfloat16"
+
+    def checkpoints(self) -> tuple[Checkpoint, ...]:
+        """The encoder's weights and its tokenizer."""
+        return (hub_or_path(self.checkpoint),)
+
+    def load(self, device: str) -> Loaded:
+        """Tokenizer and frozen encoder on `device`."""
+        import torch
+        from transformers import AutoTokenizer, UMT5EncoderModel
+
+        root = self.checkpoints()[0].resolve()
+        encoder = UMT5EncoderModel.from_pretrained(_part(root, "text_encoder"), dtype=getattr(torch, self.dtype))
+        return Loaded(
+            AutoTokenizer.from_pretrained(_part(root, "tokenizer")), encoder.to(device).eval().requires_grad_(False)
+        )
+
+    def encode(self, model: Loaded, text: str) -> np.ndarray:
+        """A text of any length -> float32 [L, D], 1 <= L <= max_tokens."""
+        import torch
+
+        tokens = model.tokenizer(
+            [cleaned(text)], truncation=True, max_length=self.max_tokens, add_special_tokens=True, return_tensors="pt"
+        )
+        with torch.no_grad():
+            hidden = model.encoder(
+                tokens.input_ids.to(model.encoder.device), tokens.attention_mask.to(model.encoder.device)
+            ).last_hidden_state
+        return hidden[0].float().cpu().numpy()
+
+
+def cleaned(text: str) -> str:
+    """The text without broken encodings, HTML entities and repeated white space."""
+    import ftfy  # comes with open-clip-torch
+
+    return re.sub(r"\s+", " ", html.unescape(html.unescape(ftfy.fix_text(text)))).strip()
+
+
+def _part(root: Path, name: str) -> str:
+    return str(root / name if (root / name).is_dir() else root)

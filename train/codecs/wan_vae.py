@@ -1,0 +1,94 @@
+"""Latents of the Wan video VAE, from diffusers: any AutoencoderKLWan (Wan 2.1: 4 x 8 x 8; Wan 2.2: 4 x 16 x 16)."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+
+from manifests.checkpoint import Checkpoint, hub_or_path
+from manifests.errors import ClipError, OpenUniError
+from train.codec import LatentCodec
+from train.codecs.dct import check_video
+
+
+@dataclass(frozen=True)
+class WanVae(LatentCodec):
+    """Posterior mean, normalised per channel by the checkpoint's `latents_mean` and `latents_std`.
+
+    Tiled latents differ from untiled ones near the seams, so `tiling` is an option (and part of the version), never
+    chosen by memory. The loaded model keeps a cache of features while it works: one video at a time per model.
+    """
+
+    gpus: ClassVar[float] = 1.0
+    origin: ClassVar[str] = (
+        "Wan: Open and Advanced Large-Scale Video Generative Models (2025), diffusers AutoencoderKLWan"
+    )
+
+    checkpoint: Annotated[str, "hub name or folder: of the VAE, or of a whole pipeline with `vae/` inside"] = (
+        "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+    )
+    dtype: Annotated[Literal["float32", "bfloat16"], "precision of weights and arithmetic"] = "float32"
+    tiling: Annotated[bool, "encode and decode in blended tiles of 256 px at a stride of 192 px"] = False
+
+    def checkpoints(self) -> tuple[Checkpoint, ...]:
+        """The VAE's folder only: the weights of the rest of a pipeline do not matter here."""
+        whole = hub_or_path(self.checkpoint)
+        try:
+            folder = whole.resolve()
+        except OpenUniError:
+            return (whole,)
+        return (Checkpoint(str(folder / "vae"), "path", whole.licence),) if (folder / "vae").is_dir() else (whole,)
+
+    def load(self, device: str) -> Any:
+        """diffusers' AutoencoderKLWan on `device`, frozen."""
+        import torch
+        from diffusers import AutoencoderKLWan
+
+        folder = self._folder()
+        vae = AutoencoderKLWan.from_pretrained(str(folder), torch_dtype=getattr(torch, self.dtype))
+        if self.tiling:
+            vae.enable_tiling()
+        return vae.to(device).eval().requires_grad_(False)
+
+    def encode(self, model: Any, rgb: np.ndarray) -> np.ndarray:
+        """float32 [T, H, W, 3] in 0..1, T = 4k + 1 -> float32 [C, (T - 1) / 4 + 1, H / s, W / s], s = 8 or 16."""
+        import torch
+
+        check_video(rgb, _stride(model.config))
+        video = torch.from_numpy(np.ascontiguousarray(rgb.transpose(3, 0, 1, 2)))[None] * 2.0 - 1.0
+        with torch.no_grad():
+            posterior = model.encode(video.to(model.device, model.dtype)).latent_dist
+        mean, std = _statistics(model.config)
+        return ((posterior.mode()[0].float().cpu().numpy() - mean) / std).astype(np.float32)
+
+    def decode(self, model: Any, latents: np.ndarray) -> np.ndarray:
+        """float32 [C, T', H', W'] -> float32 [4 T' - 3, s H', s W', 3], clipped to 0..1."""
+        import torch
+
+        mean, std = _statistics(model.config)
+        if latents.ndim != 4 or latents.shape[0] != len(mean):
+            raise ClipError(f"wan_vae: latents must be [{len(mean)}, T, H, W], got {latents.shape}")
+        raw = torch.from_numpy((latents * std + mean).astype(np.float32))[None]
+        with torch.no_grad():
+            video = model.decode(raw.to(model.device, model.dtype)).sample[0]
+        return ((video.float().cpu().numpy().transpose(1, 2, 3, 0) + 1.0) / 2.0).clip(0.0, 1.0)
+
+    def _folder(self) -> Path:
+        folder = self.checkpoints()[0].resolve()
+        config = folder / "config.json"
+        found = json.loads(config.read_text()).get("_class_name") if config.is_file() else None
+        if found != "AutoencoderKLWan":
+            raise OpenUniError(f'"{self.checkpoint}" holds no AutoencoderKLWan (config.json says {found!r})')
+        return folder
+
+
+def _stride(config: Any) -> tuple[int, int, int]:
+    return (config["scale_factor_temporal"] or 4, config["scale_factor_spatial"], config["scale_factor_spatial"])
+
+
+def _statistics(config: Any) -> tuple[np.ndarray, np.ndarray]:
+    """float32 [C, 1, 1, 1] each: mean and standard deviation of the raw latents, from the checkpoint."""
+    mean, std = (np.array(config[key], dtype=np.float32) for key in ("latents_mean", "latents_std"))
+    return mean[:, None, None, None], std[:, None, None, None]

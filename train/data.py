@@ -1,0 +1,142 @@
+"""From samples to batches: latents, noise, sigmas and texts, all drawn by name."""
+
+from collections import defaultdict
+from collections.abc import Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from train.flow_matching import noised, sigma_at
+from train.index import Index
+from train.model import Streams
+from train.plan import Plan, Sample
+from train.randomness import named_seed, normal, permuted, uniform
+from train.recipe import Recipe
+from train.tasks import Task
+from train.texts import Texts
+
+if TYPE_CHECKING:
+    from manifests.corpus import Corpus
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Samples with the same streams and shape: one forward pass. B samples; tensors by stream."""
+
+    clips: list[int]
+    tasks: list[Task]
+    clean: Streams  # float32 [B, C, T, H, W]
+    noise: Streams  # the same
+    sigmas: dict[str, torch.Tensor]  # float32 [B], exactly 0 where the stream is given
+    made: dict[str, torch.Tensor]  # bool [B]
+    text: dict[str, torch.Tensor]  # float32 [B, L, D]
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on another device."""
+        moved = {
+            name: {key: tensor.to(device, non_blocking=True) for key, tensor in getattr(self, name).items()}
+            for name in ("clean", "noise", "sigmas", "made", "text")
+        }
+        return Batch(self.clips, self.tasks, **moved)
+
+    def noisy(self) -> Streams:
+        """What the model sees: given streams clean, made ones at their sigma."""
+        return {name: noised(clean, self.noise[name], self.sigmas[name]) for name, clean in self.clean.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Loader:
+    """Turns samples into batches. Pure: equal arguments give equal batches, in any thread, in any order."""
+
+    corpus: "Corpus"
+    index: Index
+    texts: Texts
+    recipe: Recipe
+
+    def step(self, plan: Plan, step: int) -> list[list[Batch]]:
+        """The batches of one optimiser step, by accumulation part."""
+        samples = plan.step(step)
+        part = len(samples) // self.recipe.optimizer.accumulate
+        return [self._batches(samples, step, range(at, at + part)) for at in range(0, len(samples), part)]
+
+    def batch(self, samples: list[Sample], sigmas: list[dict[str, float]], names: list[tuple[int | str, ...]]) -> Batch:
+        """One batch of samples that share their streams.
+
+        `sigmas`: per sample, the sigma of every made stream. `names`: per sample, what its noise is called.
+        """
+        streams = samples[0].task.streams
+        seed = self.recipe.seed
+        clean = {
+            stream: torch.stack([self.index.latents[stream].read(self.corpus, sample.clip) for sample in samples])
+            for stream in streams
+        }
+        shape = clean[streams[0]].shape[1:]
+        return Batch(
+            clips=[sample.clip for sample in samples],
+            tasks=[sample.task for sample in samples],
+            clean=clean,
+            noise={
+                stream: torch.stack([normal(shape, seed, "noise", *name, stream) for name in names])
+                for stream in streams
+            },
+            sigmas={stream: torch.tensor([sigma.get(stream, 0.0) for sigma in sigmas]) for stream in streams},
+            made={stream: torch.tensor([stream in sample.task.made for sample in samples]) for stream in streams},
+            text={
+                stream: torch.stack(
+                    [self._text(stream, sample, name) for sample, name in zip(samples, names, strict=True)]
+                )
+                for stream in streams
+            },
+        )
+
+    def _batches(self, samples: list[Sample], step: int, slots: range) -> list[Batch]:
+        groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
+        for slot in slots:
+            groups[samples[slot].task.streams].append(slot)
+        return [
+            self.batch(
+                [samples[slot] for slot in group],
+                [self._sigmas(samples[slot].task, step, slot) for slot in group],
+                [(step, slot) for slot in group],
+            )
+            for group in groups.values()
+        ]
+
+    def _sigmas(self, task: Task, step: int, slot: int) -> dict[str, float]:
+        """One sigma per made stream, or one for all of them."""
+        flow, seed, size = self.recipe.flow, self.recipe.seed, self.recipe.optimizer.batch_size
+        drawn = {}
+        for stream in task.made:
+            name = "all" if flow.shared_sigma else stream
+            quantile = uniform(seed, "sigma", step, slot, name)
+            if flow.stratified:
+                order = named_seed(seed, "strata", step, name)
+                quantile = (int(permuted(np.array([slot]), size, order)[0]) + quantile) / size
+            drawn[stream] = float(sigma_at(torch.tensor(quantile), flow.density, flow.shift))
+        return drawn
+
+    def _text(self, stream: str, sample: Sample, name: tuple[int | str, ...]) -> torch.Tensor:
+        if stream != "rgb":
+            return self.texts.prompt(stream)
+        validating = name[0] == "validation"
+        dropped = uniform(self.recipe.seed, "caption", *name) < self.recipe.data.caption_dropout and not validating
+        if dropped or not self.index.text.present[sample.clip]:
+            return self.texts.empty
+        return self.texts.padded(self.index.text.read(self.corpus, sample.clip))
+
+
+def prefetched(loader: Loader, plan: Plan, steps: range, ahead: int = 2) -> Generator[list[list[Batch]], None, None]:
+    """`loader.step` for each step in order, computed up to `ahead` steps early in threads.
+
+    Reads release the interpreter lock, so threads suffice. Nothing here is state: what was prepared for steps that
+    never came is thrown away.
+    """
+    with ThreadPoolExecutor(max_workers=ahead) as pool:
+        waiting: list[Future[list[list[Batch]]]] = []
+        for step in steps:
+            while len(waiting) <= ahead and step + len(waiting) < steps.stop:
+                waiting.append(pool.submit(loader.step, plan, step + len(waiting)))
+            yield waiting.pop(0).result()

@@ -1,0 +1,51 @@
+"""The model contract: what tasks, flow matching, sampler and trainer know of a model, and nothing more."""
+
+import dataclasses
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+
+from manifests.component import Component
+
+Streams = dict[str, torch.Tensor]  # by modality: latents [B, C, T, H, W], all of one shape
+
+
+class VideoModel(Protocol):
+    """A `torch.nn.Module` with this call. Weights are float32; autocast chooses the arithmetic.
+
+    `forward(streams, sigmas, text)`: noisy (or clean, where given) latents [B, C, T, H, W] by modality; one sigma per
+    stream and sample [B], 0 clean to 1 noise; per stream the text its tokens attend to, [B, L, D]: the caption for
+    rgb, the modality-type prompt for any other. Returns the velocity `eps - x` of every stream, [B, C, T, H, W].
+    """
+
+    streams: tuple[str, ...]  # modalities it was built for
+    channels: int  # C of the latents
+    text_dim: int  # D of the text
+    patch: tuple[int, int, int]  # T, H, W of the latents must be multiples of these
+
+    def __call__(self, streams: Streams, sigmas: dict[str, torch.Tensor], text: dict[str, torch.Tensor]) -> Streams:
+        """Velocities of every stream."""
+
+    def added_parameters(self) -> list[str]:
+        """Names of the parameters that the base model does not have; they may learn faster."""
+
+
+@dataclass(frozen=True)
+class Model(Component):
+    """Base of all models: a component whose `load` builds the module, on the device, with its initial weights."""
+
+    gpus: ClassVar[float] = 1.0
+
+    @abstractmethod
+    def load(self, device: str) -> Any:
+        """The `VideoModel` with initial (or pretrained) weights. Draws from torch's global generator."""
+
+    @abstractmethod
+    def resolved(self) -> "Model":
+        """The same architecture spelled out in the options, needing no file: what a run records beside its weights."""
+
+    def options_dict(self) -> dict[str, Any]:
+        """The options as JSON-able values."""
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(self).items()}

@@ -1,0 +1,64 @@
+"""Dataclasses from dicts, strictly: an unknown key or a wrong type is an error that names the place."""
+
+import dataclasses
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from manifests.component import Component, annotation_text, strip_annotation
+from manifests.errors import OpenUniError, did_you_mean
+
+C = TypeVar("C", bound=Component)
+T = TypeVar("T")
+
+
+def build(kind: type[C], options: dict[str, Any]) -> C:
+    """A component from its options as TOML gives them; raises `OpenUniError` on an unknown one."""
+    return strict(kind, options, kind.name())
+
+
+def strict(kind: type[T], record: dict[str, Any], where: str) -> T:
+    """An instance of a dataclass from a dict; unknown keys and wrong types are errors that name the place."""
+    types = get_type_hints(kind, include_extras=True)
+    hints = {field.name: types[field.name] for field in _fields(kind)}
+    for key in record:
+        if key not in hints:
+            raise OpenUniError(
+                f'{where}: key "{key}" is not known.{did_you_mean(key, hints)} Known: {", ".join(hints)}.'
+            )
+    return kind(**{key: _value(hints[key], value, f"{where}: {key}") for key, value in record.items()})
+
+
+def _fields(kind: Any) -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(kind)
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    meaning, hint = annotation_text(hint), strip_annotation(hint)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        if not isinstance(value, dict):
+            raise OpenUniError(f"{where} must be a table, got {value!r}")
+        return strict(hint, value, where)
+    if not _fits(hint, value):
+        wanted = " or ".join(repr(v) for v in get_args(hint)) if get_origin(hint) is Literal else _plain(hint)
+        raise OpenUniError(f"{where} must be {wanted}, got {value!r} ({meaning})")
+    if get_origin(hint) is tuple:
+        return tuple(value)
+    return float(value) if hint is float else value
+
+
+def _fits(hint: Any, value: Any) -> bool:
+    origin = get_origin(hint)
+    if origin is Literal:
+        return value in get_args(hint)
+    if origin is tuple:
+        return isinstance(value, list | tuple) and all(_fits(get_args(hint)[0], entry) for entry in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(get_args(hint)[1], entry) for entry in value.values())
+    if hint is Any or not isinstance(hint, type):
+        return True
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+
+
+def _plain(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)

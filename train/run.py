@@ -1,0 +1,203 @@
+"""A run: the folder a training leaves behind, and what one can do with it."""
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from manifests.component import find_component
+from manifests.errors import OpenUniError
+from manifests.modality import Modality, find_modality
+from train import sampler
+from train.checkpoint import Checkpoint, checkpoints, load_model
+from train.log import read_log
+from train.model import Model, Streams
+from train.options import build
+from train.recipe import Recipe
+from train.tasks import Task, TaskMix
+from train.texts import Texts, fixed_rows, latent_codec, text_codec
+
+FORMAT = 1
+TEXTS_FILE = "texts.safetensors"
+
+
+class Run:
+    """Open one with `Run.open(folder)`; `train` makes them. Weights and codecs are loaded when first used."""
+
+    def __init__(self, folder: Path, record: dict[str, Any], device: str = "auto") -> None:
+        self.folder = folder
+        self.record = record  # run.json
+        self.device = torch.device(pick_device(device))
+
+    @classmethod
+    def open(cls, folder: str | Path, device: str = "auto") -> "Run":
+        """The run in a folder; raises `OpenUniError` when there is none."""
+        path = Path(folder) / "run.json"
+        if not path.is_file():
+            raise OpenUniError(f"there is no run at {folder} (no run.json). Make one with: openuni train")
+        record = json.loads(path.read_text())
+        if record.get("format") != FORMAT:
+            raise OpenUniError(f"{path} has format {record.get('format')!r}; this version reads {FORMAT}")
+        return cls(Path(folder), record, device)
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """As it was when the run began, defaults spelled out."""
+        return Recipe.from_dict(self.record["recipe"], str(self.folder / "run.json"))
+
+    @property
+    def tasks(self) -> list[Task]:
+        """The tasks the model was trained for."""
+        modalities = self.record["model"]["options"]["modalities"]
+        return TaskMix.build(self.recipe.tasks, modalities, self.recipe.modality_weights).tasks
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The latest one; raises when nothing was saved yet."""
+        found = checkpoints(self.folder)
+        if not found:
+            raise OpenUniError(f"{self.folder} has no checkpoint yet: train it with: openuni train")
+        return found[-1]
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        """One row per training step, and one per validation."""
+        return read_log(self.folder)
+
+    @cached_property
+    def model(self) -> Any:
+        """The averaged weights of the latest checkpoint, on the device, frozen."""
+        model = empty_model(self.record).load("cpu")
+        load_model(model, self.checkpoint.tensors("ema"), self.checkpoint.path)
+        return model.to(self.device).eval().requires_grad_(False)
+
+    @cached_property
+    def latent_codec(self) -> tuple[Any, Any]:
+        """The codec of the latents and what its `load` returned."""
+        codec = latent_codec(self.record["latents"])
+        return codec, codec.load(str(self.device))
+
+    @cached_property
+    def text_codec(self) -> tuple[Any, Any]:
+        """The codec of the captions and what its `load` returned."""
+        codec = text_codec(self.record["text"])
+        return codec, codec.load(str(self.device))
+
+    @cached_property
+    def texts(self) -> Texts:
+        """The fixed texts of the run."""
+        modalities = tuple(self.record["model"]["options"]["modalities"])
+        rows = fixed_rows(self.record["text"], modalities, self.folder / TEXTS_FILE)
+        return Texts(rows, self.record["text_length"])
+
+    def sample(
+        self,
+        task: str | Task,
+        given: Streams,
+        captions: Sequence[str],
+        shape: Sequence[int] | None = None,
+        sampling: sampler.Sampling | None = None,
+    ) -> Streams:
+        """Latents of the made streams, float32 [B, C, T, H, W] on the CPU, one sample per caption.
+
+        `given`: clean latents [B, C, T, H, W] by stream. `shape`: [C, T, H, W], by default that of the given streams,
+        else of the training data. `sampling`: by default 50 steps at the training's shift.
+        """
+        task = self.known_task(task)
+        sampling = sampling or sampler.Sampling(shift=self.recipe.flow.shift)
+        first = next(iter(given.values()), None)
+        one = tuple(shape or (first.shape[1:] if first is not None else self.record["latent_shape"]))
+        if any(tuple(latents.shape) != (len(captions), *one) for latents in given.values()):
+            shapes = {name: list(latents.shape) for name, latents in given.items()}
+            raise OpenUniError(
+                f"given latents must be {[len(captions), *one]} for {len(captions)} captions, got {shapes}"
+            )
+        conditions = sampler.Conditions(
+            given={name: latents.to(self.device, torch.float32) for name, latents in given.items()},
+            text={name: self._text(name, captions).to(self.device) for name in task.streams},
+            unconditional=self.texts.empty,
+        )
+        made = sampler.sample(self.model, task, conditions, (len(captions), *one), sampling)
+        return {name: latents.cpu() for name, latents in made.items()}
+
+    def generate(
+        self,
+        prompt: str,
+        make: Sequence[str],
+        given: dict[str, Modality | np.ndarray] | None = None,
+        size: tuple[int, int, int] | None = None,
+        sampling: sampler.Sampling | None = None,
+    ) -> dict[str, Modality]:
+        """Videos of the modalities in `make`, from a text and any given ones.
+
+        `given`: by modality its value, or a rendering of it as RGB, float32 [T, H, W, 3] in 0..1 or uint8. It is cut
+        and fitted to `size`: frames, height_px, width_px; by default those of the training data.
+        """
+        given = given or {}
+        task = self.known_task(Task(tuple(given), tuple(make)))
+        size = size or (self.record["latents"]["frames"], *self.record["latents"]["size_px"])
+        codec, model = self.latent_codec
+        latents = {name: codec.encode(model, self._rendering(name, value, size)) for name, value in given.items()}
+        made = self.sample(
+            task,
+            {name: torch.from_numpy(array)[None] for name, array in latents.items()},
+            [prompt],
+            self._latent_shape(size),
+            sampling,
+        )
+        return {
+            name: find_modality(name).from_rgb(codec.decode(model, tensor[0].numpy())) for name, tensor in made.items()
+        }
+
+    def known_task(self, task: str | Task) -> Task:
+        """The task, if the model was trained for it; raises `OpenUniError` with those it was."""
+        task = Task.parse(task) if isinstance(task, str) else task
+        if task not in self.tasks:
+            trained = ", ".join(str(known) for known in self.tasks)
+            raise OpenUniError(f'the run was not trained for "{task}"; it was trained for: {trained}')
+        return task
+
+    def _text(self, stream: str, captions: Sequence[str]) -> torch.Tensor:
+        """float32 [B, L, D]."""
+        if stream != "rgb":
+            return self.texts.prompt(stream).expand(len(captions), -1, -1)
+        codec, model = self.text_codec
+        rows = [torch.from_numpy(codec.encode(model, caption)) if caption else self.texts.empty for caption in captions]
+        return torch.stack([self.texts.padded(row[: self.texts.length]) for row in rows])
+
+    def _rendering(self, name: str, value: Modality | np.ndarray, size: tuple[int, int, int]) -> np.ndarray:
+        """float32 [T, H, W, 3] in 0..1, of that size."""
+        frames, height_px, width_px = size
+        if isinstance(value, np.ndarray):
+            rgb = value.astype(np.float32) / 255.0 if value.dtype == np.uint8 else value.astype(np.float32)
+            value = find_modality(name).from_rgb(rgb)
+        if len(value.array) < frames:
+            raise OpenUniError(f"the given {name} has {len(value.array)} frames; {frames} are needed")
+        return value.take(0, frames).fit(height_px, width_px).to_rgb()
+
+    def _latent_shape(self, size: tuple[int, int, int]) -> tuple[int, ...]:
+        """[C, T, H, W] of the latents of a video of `size`; strides are those of the training data."""
+        channels, _, rows, columns = self.record["latent_shape"]
+        height_px, width_px = self.record["latents"]["size_px"]
+        strides = (height_px // rows, width_px // columns)
+        if size[0] % 4 != 1 or size[1] % strides[0] or size[2] % strides[1]:
+            raise OpenUniError(
+                f"size {size} does not fit: frames must be 4k + 1, height and width multiples of {strides[0]} and {strides[1]}"
+            )
+        return (channels, (size[0] - 1) // 4 + 1, size[1] // strides[0], size[2] // strides[1])
+
+
+def empty_model(record: dict[str, Any]) -> Model:
+    """The architecture that run.json records; it needs no file of pretrained weights."""
+    return build(find_component("train.models", Model, record["model"]["name"]), record["model"]["options"])
+
+
+def pick_device(device: str) -> str:
+    """ "auto" is the GPU when there is one."""
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"

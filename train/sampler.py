@@ -1,0 +1,75 @@
+"""Sampling: Euler steps from noise to the made streams, with the given streams clean throughout."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, NamedTuple
+
+import torch
+
+from manifests.errors import OpenUniError
+from train.flow_matching import euler_step, guided, sampling_sigmas
+from train.model import Streams, VideoModel
+from train.randomness import normal
+from train.tasks import Task
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to sample."""
+
+    steps: Annotated[int, "Euler steps"] = 50
+    shift: Annotated[float, "Wan's shift of the noise levels; best the training's"] = 5.0
+    guidance: Annotated[float, "classifier-free guidance on the caption; 1: none"] = 1.0
+    seed: Annotated[int, "of the noise"] = 0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.shift <= 0:
+            raise OpenUniError(f"sampling needs steps >= 1 and shift > 0, got {self.steps} and {self.shift}")
+
+
+class Conditions(NamedTuple):
+    """What a sample is made from: B samples."""
+
+    given: Streams  # clean latents [B, C, T, H, W], on the model's device
+    text: dict[str, torch.Tensor]  # [B, L, D] for every stream of the task
+    unconditional: torch.Tensor | None  # [L, D]: the empty caption; needed with guidance
+
+
+@torch.no_grad()
+def sample(model: VideoModel, task: Task, conditions: Conditions, shape: Sequence[int], sampling: Sampling) -> Streams:
+    """Latents [B, C, T, H, W] (`shape`) of the made streams, float32 on the device of the texts.
+
+    The noise of item i of a stream depends on (seed, stream, i) only: it is drawn on the CPU, so equal everywhere.
+    """
+    if set(conditions.given) != set(task.given):
+        raise OpenUniError(f'task "{task}" is given {list(task.given)}, got latents of {sorted(conditions.given)}')
+    device = conditions.text[task.made[0]].device
+    made = {
+        name: torch.stack([normal(shape[1:], sampling.seed, "sample", name, item) for item in range(shape[0])]).to(
+            device
+        )
+        for name in task.made
+    }
+    sigmas = sampling_sigmas(sampling.steps, sampling.shift)
+    for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+        predicted = _velocities(model, conditions, made, float(sigma), sampling.guidance)
+        made = {name: euler_step(made[name], predicted[name], sigma, following) for name in made}
+    return made
+
+
+def _velocities(
+    model: VideoModel, conditions: Conditions, made: Streams, sigma: float, guidance: float
+) -> dict[str, torch.Tensor]:
+    """float32 [B, C, T, H, W] for the made streams, guided towards the caption."""
+    streams = conditions.given | made
+    size, device = next(iter(made.values())).shape[0], next(iter(made.values())).device
+    sigmas = {name: torch.full((size,), sigma if name in made else 0.0, device=device) for name in streams}
+    predicted = model(streams, sigmas, conditions.text)
+    velocities = {name: predicted[name].float() for name in made}
+    if guidance == 1.0 or "rgb" not in streams:
+        return velocities
+    if conditions.unconditional is None:
+        raise OpenUniError("guidance needs the embedding of the empty caption")
+    empty = conditions.unconditional.to(device).expand_as(conditions.text["rgb"])
+    without = model(streams, sigmas, conditions.text | {"rgb": empty})
+    return {name: guided(velocities[name], without[name].float(), guidance) for name in made}

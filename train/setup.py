@@ -1,0 +1,153 @@
+"""Before the first step: everything that recipe, corpus and output folder must agree on."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from manifests.component import find_component
+from manifests.errors import OpenUniError
+from train.checkpoint import checkpoints
+from train.index import Index, choose_family, open_index
+from train.model import Model
+from train.options import build
+from train.plan import Plan, usable_clips
+from train.recipe import Recipe
+from train.run import FORMAT, TEXTS_FILE
+from train.tasks import TaskMix
+from train.texts import EMPTY, Texts, fixed_rows
+
+if TYPE_CHECKING:
+    from manifests.corpus import Corpus
+
+# What may differ when a run goes on: it changes nothing of the steps already done.
+FREE_TO_CHANGE = ("checkpoints.", "validation.", "optimizer.accumulate")
+
+
+@dataclass(frozen=True, eq=False)
+class Setup:
+    """All that a trainer needs, checked."""
+
+    recipe: Recipe
+    corpus: "Corpus"
+    model: Model
+    mix: TaskMix
+    index: Index
+    texts: Texts
+    record: dict[str, Any]  # run.json
+
+
+def prepare(recipe: Recipe, corpus: "Corpus", folder: Path) -> Setup:
+    """Check, and write run.json; raises `OpenUniError` with the reason and what to do."""
+    latents = _family("latent", corpus.families(), recipe.data.latents)
+    text = _family("text", corpus.text_families(), recipe.data.text)
+    kind = find_component("train.models", Model, recipe.model["name"])
+    options = {key: value for key, value in recipe.model.items() if key != "name"}
+    modalities = tuple(options.get("modalities") or _modalities(latents))
+    mix = TaskMix.build(recipe.tasks, modalities, recipe.modality_weights)
+    index = open_index(corpus, modalities, recipe.data.latents, recipe.data.text, recipe.data.validation_share)
+    Plan.build(index, mix, recipe.seed, recipe.optimizer.batch_size)  # refuses when nothing can be trained on
+    shape = _commonest_shape(index, mix)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = fixed_rows(text, modalities, folder / TEXTS_FILE)
+    model = _model(kind, options, modalities, shape[0], rows[EMPTY].shape[1])
+    _check_fit(model, index, mix, latents["codec"])
+    record = {
+        "format": FORMAT,
+        "recipe": recipe.to_dict(),
+        "model": {"name": kind.name(), "options": model.resolved().options_dict()},
+        "latents": latents,
+        "text": text,
+        "text_length": _text_length(recipe, index, rows),
+        "latent_shape": shape,
+        "data": {"digest": index.digest(), "clips": len(index.clip_ids), "held_out": int(index.held_out.sum())},
+    }
+    record = json.loads(json.dumps(record))
+    _check_resume(record, folder)
+    (folder / "run.json").write_text(json.dumps(record, indent=2))
+    return Setup(recipe, corpus, model, mix, index, Texts(rows, record["text_length"]), record)
+
+
+def _family(kind: str, families: dict[str, dict[str, Any]], wanted: str) -> dict[str, Any]:
+    name = choose_family(kind, families, wanted)
+    return families[name] | {"family": name}
+
+
+def _modalities(latents: dict[str, Any]) -> list[str]:
+    return sorted(latents["modalities"], key=lambda name: (name != "rgb", name))
+
+
+def _commonest_shape(index: Index, mix: TaskMix) -> list[int]:
+    """[C, T, H, W] that most clips have."""
+    shapes, counts = np.unique(index.shapes[usable_clips(index, mix)], axis=0, return_counts=True)
+    return shapes[counts.argmax()].tolist()
+
+
+def _model(
+    kind: type[Model], options: dict[str, Any], modalities: tuple[str, ...], channels: int, text_dim: int
+) -> Model:
+    """The model's component; what the recipe leaves open is taken from the corpus."""
+    known = {option.name for option in kind.options()}
+    from_corpus = {"modalities": modalities}
+    if not options.get("pretrained"):
+        from_corpus |= {"channels": channels, "text_dim": text_dim}
+    model = build(kind, {key: value for key, value in from_corpus.items() if key in known} | options)
+    found = model.resolved().options_dict()
+    for name, value, what in (("channels", channels, "latents"), ("text_dim", text_dim, "text embeddings")):
+        if found.get(name, value) != value:
+            raise OpenUniError(
+                f"the model has {name} = {found[name]}, but the corpus's {what} have {value}. "
+                f"Leave model.{name} out, choose another family in [data], or encode with the model's own codec."
+            )
+    return model
+
+
+def _check_fit(model: Model, index: Index, mix: TaskMix, codec: str) -> None:
+    patch = model.resolved().options_dict().get("patch", (1, 1, 1))
+    shapes = index.shapes[usable_clips(index, mix)]
+    odd = (shapes[:, 1:] % np.array(patch)).any(axis=1)
+    if odd.any():
+        raise OpenUniError(
+            f"{int(odd.sum())} clips have {codec} latents such as {shapes[odd][0].tolist()} whose frames, rows and "
+            f"columns are no multiples of the model's patch {list(patch)}. Encode at another size_px, or change model.patch."
+        )
+
+
+def _text_length(recipe: Recipe, index: Index, rows: dict[str, Any]) -> int:
+    longest = max([int(index.text.shape[:, 0].max(initial=0)), *(len(row) for row in rows.values())])
+    if recipe.data.text_length and recipe.data.text_length < longest:
+        raise OpenUniError(
+            f"data.text_length is {recipe.data.text_length}, but the longest text has {longest} rows. Raise it, or set it to 0."
+        )
+    return recipe.data.text_length or longest
+
+
+def _check_resume(record: dict[str, Any], folder: Path) -> None:
+    """Refuse to go on with something else than what was begun: it would be neither run."""
+    if not checkpoints(folder) or not (folder / "run.json").is_file():
+        return
+    before = json.loads((folder / "run.json").read_text())
+    steps_matter = record["recipe"]["optimizer"]["decay_steps"] > 0
+    changes = [
+        f"{name}: {old!r} -> {new!r}"
+        for name, old, new in _differences(before, record)
+        if not name.removeprefix("recipe.").startswith(FREE_TO_CHANGE)
+        and not (name == "recipe.optimizer.steps" and not steps_matter)
+    ]
+    if changes:
+        raise OpenUniError(
+            f"{folder} holds a run begun with other settings:\n  " + "\n  ".join(changes) + "\n"
+            "Put them back to go on with it; or give another --out folder, where start_from may name this run."
+        )
+
+
+def _differences(before: Any, after: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key in sorted({*before, *after}):
+            yield from _differences(before.get(key), after.get(key), f"{name}.{key}" if name else key)
+    elif before != after:
+        yield name, before, after
