@@ -157,7 +157,7 @@ def read_weights(path: Path) -> dict[str, Any]:
     except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError) as error:
         raise OpenUniError(
             f"{path} cannot be read as weights: it is damaged, or holds more than tensors, and code in a checkpoint is "
-            f"never run. Get it again from its source. ({str(error).splitlines()[0][:200]})"
+            f"never run. Get it again from its source. ({type(error).__name__}: {str(error)[:200]})"
         ) from error
     if not (isinstance(loaded, Mapping) and all(isinstance(value, torch.Tensor) for value in loaded.values())):
         raise OpenUniError(f"{path} is not a plain table of tensors by name. Save the model's state_dict() alone.")

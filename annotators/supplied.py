@@ -19,7 +19,6 @@ from manifests.video import Limits, probe
 
 FORMAT = "openuni-supplied-1"
 MAX_JSON_BYTES = 1 << 20
-MAX_CHANNELS = 3  # of float32 values per pixel
 MAX_ASPECT_ERROR = 0.05  # a map of another shape than the frames belongs to another video
 
 
@@ -38,8 +37,9 @@ class Supplied(Annotator):
 
     Beside NAME.mp4 lies NAME.json: {"format": "openuni-supplied-1", "frames": 48, "modalities": {"depth": {"file":
     "NAME.depth.mkv", "constants": {...}}}}; the file holds what the modality's `encode` writes, the constants are the
-    fields of its `constants_type`. Maps cover the whole video, one per frame. Maps larger than the frames are scaled
-    down to them; smaller ones stay as they are. Local paths and fsspec URLs both work.
+    fields of its `constants_type`. Maps cover the whole video, one per frame, at most at its size. Maps larger than the
+    frames (the recipe's working size) are scaled down to them; smaller ones stay as they are. Local paths
+    and fsspec URLs both work.
     """
 
     modalities: Annotated[tuple[str, ...], "which modalities to read: of depth, flow, segmentation"] = ("depth",)
@@ -125,14 +125,15 @@ def _entry(entry: Any, modality: type[Modality], where: str) -> tuple[str, Any]:
         raise ClipError(f"{where}: constants of {modality.__name__} are {needs}. {error}") from error
 
 
-def _refuse_bomb(path: str, clip: DecodedClip, where: str) -> None:
+def _refuse_bomb(location: str, clip: DecodedClip, where: str) -> None:
     """Look at frame count and size before decoding, so that a small file cannot unfold to fill the memory."""
-    limits = Limits(max_frame_count=clip.clip.frame_count)
-    info = probe(path, limits)
-    values = len(info.pts) * info.width_px * info.height_px * MAX_CHANNELS
-    if len(info.pts) != clip.clip.frame_count or values * 4 > limits.max_decoded_bytes:
-        found = f"{len(info.pts)} maps of {info.width_px} x {info.height_px}"
-        raise ClipError(f"{where}: the file holds {found}, the clip has {clip.clip.frame_count} frames")
+    video = clip.clip
+    info = probe(location, Limits(max_frame_count=video.frame_count))
+    if len(info.pts) != video.frame_count or info.width_px > video.width_px or info.height_px > video.height_px:
+        raise ClipError(
+            f"{where}: the file holds {len(info.pts)} maps of {info.width_px} x {info.height_px}, the video has "
+            f"{video.frame_count} frames of {video.width_px} x {video.height_px}. Allowed: as many, and not larger."
+        )
 
 
 def _decode(modality: type[Modality], data: bytes, constants: Any, where: str) -> Modality:

@@ -78,11 +78,13 @@ class Corpus:
     def save_record(self, **changes: Any) -> None:
         """Change facts of corpus.json."""
         self.record.update(changes)
-        self.store.put("corpus.json", json.dumps(self.record, indent=2).encode())
+        self.put_json("corpus.json", self.record)
 
     def put_json(self, name: str, record: dict[str, Any]) -> None:
-        """Write a JSON file of the corpus, whole or not at all."""
-        self.store.put(name, json.dumps(record, indent=2, default=str).encode())
+        """Write a JSON file of the corpus, whole or not at all; a file that says the same is left alone."""
+        data = json.dumps(record, indent=2, default=str).encode()
+        if not self.store.exists(name) or self.store.read(name) != data:
+            self.store.put(name, data)
 
     # ------------------------------------------------------------------ groups and parts
 

@@ -10,15 +10,17 @@ def resize_smooth(array: np.ndarray, height_px: int, width_px: int) -> np.ndarra
     height, width = array.shape[1:3]
     if (height, width) == (height_px, width_px):
         return array
-    # INTER_AREA blends only on a side that shrinks, so each side gets its own rule.
+    way_down = cv2.INTER_AREA if height_px < height else cv2.INTER_LINEAR
+    way_across = cv2.INTER_AREA if width_px < width else cv2.INTER_LINEAR
     out = np.empty((len(array), height_px, width_px, array.shape[3]), array.dtype)
     for target, image in zip(out, array, strict=True):
-        for size, shrinks in (
-            ((image.shape[1], height_px), height_px < height),
-            ((width_px, height_px), width_px < width),
-        ):
-            image = cv2.resize(image, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-        target[:] = image.reshape(target.shape)  # OpenCV drops a single channel
+        if way_down == way_across:
+            sized = cv2.resize(image, (width_px, height_px), interpolation=way_down)
+        else:  # INTER_AREA averages only where it shrinks both sides, so each side gets its own pass
+            sized = cv2.resize(image.astype(np.float32), (width, height_px), interpolation=way_down)
+            sized = cv2.resize(sized, (width_px, height_px), interpolation=way_across)
+            sized = np.rint(sized) if array.dtype == np.uint8 else sized
+        target[:] = sized.reshape(target.shape)  # OpenCV drops a single channel
     return out
 
 

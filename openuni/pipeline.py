@@ -67,8 +67,8 @@ class Pipeline:
         try:
             self._ingest(sources)
             clips = self._clips(sources)
-            self._operators("filter", self.recipe.filters, clips)
-            self._operators("annotator", self.recipe.annotators, self._kept(clips))
+            self._operators("filter", self.recipe.filters, lambda: clips)
+            self._operators("annotator", self.recipe.annotators, lambda: self._kept(clips))
             if self.recipe.encode is not None and self.scope.covers("encode"):
                 self._encode(self._kept(clips))
             summary = self.corpus.summary()
@@ -92,10 +92,11 @@ class Pipeline:
         self.corpus.refresh()
         self._verify("clips", pa.array([item.source for item in new], pa.string()), "source")
 
-    def _operators(self, kind: str, operators: Any, clips: pa.Table) -> None:
+    def _operators(self, kind: str, operators: Any, clips_of_phase: Callable[[], pa.Table]) -> None:
         chosen = {name: operator for name, operator in operators.items() if self.scope.covers(name)}
         if not chosen:
             return
+        clips = clips_of_phase()
         versions = {name: self._version(operator) for name, operator in chosen.items()}
         groups = {name: f"{operator_folder(kind)}/{name}" for name in chosen}
         todo = {}

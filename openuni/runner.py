@@ -225,7 +225,7 @@ class RayRunner(Runner):
         environment = {
             "OMP_NUM_THREADS": threads,
             "OPENUNI_THREADS": threads,
-            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),  # operators of the user's packages
+            "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),  # operators of the user's packages
         }
         return self.ray.remote(RayWorker).options(
             num_cpus=1,

@@ -6,7 +6,7 @@ from typing import Any
 
 
 class RunLog:
-    """Writes `log.jsonl` (each line flushed) and `tensorboard/`. Lines after `step` are removed: they will come again."""
+    """Writes `log.jsonl` (each line flushed) and `tensorboard/`. Lines after `step` go: they come again."""
 
     def __init__(self, folder: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter

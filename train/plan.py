@@ -1,6 +1,7 @@
 """The order of training: which clips and tasks form a step, as a pure function of seed, data and step."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -87,7 +88,7 @@ class Plan:
         for bucket in self.buckets:
             total += len(bucket)
             edges.append(total * block * BLOCK // self.clip_count)
-        return [right - left for left, right in zip(edges[:-1], edges[1:], strict=True)]
+        return [right - left for left, right in pairwise(edges)]
 
 
 def usable_clips(index: Index, mix: TaskMix) -> np.ndarray:
@@ -97,12 +98,21 @@ def usable_clips(index: Index, mix: TaskMix) -> np.ndarray:
     return np.isin(present, np.array(good, dtype=np.uint64))
 
 
+def clips_by_task(index: Index, mix: TaskMix) -> dict[str, int]:
+    """How many clips each task can train on: not held out, with all its streams."""
+    counts = dict.fromkeys(map(str, mix.tasks), 0)
+    for bits, count in zip(*np.unique(index.present[~index.held_out], return_counts=True), strict=True):
+        for task, _ in mix.possible(index.streams(int(bits))):
+            counts[str(task)] += int(count)
+    return counts
+
+
 def _why_none(index: Index, mix: TaskMix) -> str:
     counts = ", ".join(f"{name}: {int(extents.present.sum())}" for name, extents in index.latents.items())
     both = np.logical_and.reduce([extents.present for extents in index.latents.values()])
     return (
         f"no clip can be trained on. Of {len(index.clip_ids)} kept clips, {int(index.held_out.sum())} are held out for "
         f"validation; with latents by modality: {counts}; with all of them: {int(both.sum())}. Tasks: "
-        f"{', '.join(str(task) for task in mix.tasks)}. Encode the missing modalities (the pipeline's [encode] section), "
-        f"choose other tasks, or lower data.validation_share."
+        f"{', '.join(str(task) for task in mix.tasks)}. Encode the missing modalities (the pipeline's [encode] "
+        "section), choose other tasks, or lower data.validation_share."
     )

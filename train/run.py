@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from manifests.component import find_component
 from manifests.errors import OpenUniError
 from manifests.modality import Modality, find_modality
 from train import sampler
 from train.checkpoint import Checkpoint, checkpoints, load_model
 from train.log import read_log
 from train.model import Model, Streams
-from train.options import build
+from train.options import find_and_build
 from train.recipe import Recipe
 from train.tasks import Task, TaskMix
 from train.texts import Texts, fixed_rows, latent_codec, text_codec
@@ -121,7 +120,8 @@ class Run:
             text={name: self._text(name, captions).to(self.device) for name in task.streams},
             unconditional=self.texts.empty,
         )
-        made = sampler.sample(self.model, task, conditions, (len(captions), *one), sampling)
+        with autocast(self.recipe, self.device):
+            made = sampler.sample(self.model, task, conditions, (len(captions), *one), sampling)
         return {name: latents.cpu() for name, latents in made.items()}
 
     def generate(
@@ -186,14 +186,14 @@ class Run:
         strides = (height_px // rows, width_px // columns)
         if size[0] % 4 != 1 or size[1] % strides[0] or size[2] % strides[1]:
             raise OpenUniError(
-                f"size {size} does not fit: frames must be 4k + 1, height and width multiples of {strides[0]} and {strides[1]}"
+                f"size {size} does not fit: frames must be 4k + 1, height and width multiples of {list(strides)}"
             )
         return (channels, (size[0] - 1) // 4 + 1, size[1] // strides[0], size[2] // strides[1])
 
 
 def empty_model(record: dict[str, Any]) -> Model:
     """The architecture that run.json records; it needs no file of pretrained weights."""
-    return build(find_component("train.models", Model, record["model"]["name"]), record["model"]["options"])
+    return find_and_build("train.models", Model, record["model"]["name"], record["model"]["options"])
 
 
 def pick_device(device: str) -> str:
@@ -201,3 +201,9 @@ def pick_device(device: str) -> str:
     if device != "auto":
         return device
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
+    """The arithmetic the recipe asks for: weights stay float32, matrix products may be bfloat16."""
+    wanted = recipe.precision == "bfloat16" or (recipe.precision == "auto" and device.type == "cuda")
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=wanted)

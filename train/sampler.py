@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, NamedTuple
 
 import torch
@@ -51,7 +52,7 @@ def sample(model: VideoModel, task: Task, conditions: Conditions, shape: Sequenc
         for name in task.made
     }
     sigmas = sampling_sigmas(sampling.steps, sampling.shift)
-    for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, following in pairwise(sigmas):
         predicted = _velocities(model, conditions, made, float(sigma), sampling.guidance)
         made = {name: euler_step(made[name], predicted[name], sigma, following) for name in made}
     return made

@@ -1,6 +1,5 @@
 """Before the first step: everything that recipe, corpus and output folder must agree on."""
 
-import dataclasses
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from train.checkpoint import checkpoints
 from train.index import Index, choose_family, open_index
 from train.model import Model
 from train.options import build
-from train.plan import Plan, usable_clips
+from train.plan import Plan, clips_by_task, usable_clips
 from train.recipe import Recipe
 from train.run import FORMAT, TEXTS_FILE
 from train.tasks import TaskMix
@@ -45,7 +44,8 @@ def prepare(recipe: Recipe, corpus: "Corpus", folder: Path) -> Setup:
     """Check, and write run.json; raises `OpenUniError` with the reason and what to do."""
     latents = _family("latent", corpus.families(), recipe.data.latents)
     text = _family("text", corpus.text_families(), recipe.data.text)
-    kind = find_component("train.models", Model, recipe.model["name"])
+    base: Any = Model
+    kind = find_component("train.models", base, recipe.model["name"])
     options = {key: value for key, value in recipe.model.items() if key != "name"}
     modalities = tuple(options.get("modalities") or _modalities(latents))
     mix = TaskMix.build(recipe.tasks, modalities, recipe.modality_weights)
@@ -64,7 +64,12 @@ def prepare(recipe: Recipe, corpus: "Corpus", folder: Path) -> Setup:
         "text": text,
         "text_length": _text_length(recipe, index, rows),
         "latent_shape": shape,
-        "data": {"digest": index.digest(), "clips": len(index.clip_ids), "held_out": int(index.held_out.sum())},
+        "data": {
+            "digest": index.digest(),
+            "clips": len(index.clip_ids),
+            "held_out": int(index.held_out.sum()),
+            "clips_by_task": clips_by_task(index, mix),
+        },
     }
     record = json.loads(json.dumps(record))
     _check_resume(record, folder)
@@ -92,7 +97,7 @@ def _model(
 ) -> Model:
     """The model's component; what the recipe leaves open is taken from the corpus."""
     known = {option.name for option in kind.options()}
-    from_corpus = {"modalities": modalities}
+    from_corpus: dict[str, Any] = {"modalities": modalities}
     if not options.get("pretrained"):
         from_corpus |= {"channels": channels, "text_dim": text_dim}
     model = build(kind, {key: value for key, value in from_corpus.items() if key in known} | options)
@@ -113,7 +118,8 @@ def _check_fit(model: Model, index: Index, mix: TaskMix, codec: str) -> None:
     if odd.any():
         raise OpenUniError(
             f"{int(odd.sum())} clips have {codec} latents such as {shapes[odd][0].tolist()} whose frames, rows and "
-            f"columns are no multiples of the model's patch {list(patch)}. Encode at another size_px, or change model.patch."
+            f"columns are no multiples of the model's patch {list(patch)}. Encode at another size_px, or change "
+            "model.patch."
         )
 
 
@@ -121,7 +127,8 @@ def _text_length(recipe: Recipe, index: Index, rows: dict[str, Any]) -> int:
     longest = max([int(index.text.shape[:, 0].max(initial=0)), *(len(row) for row in rows.values())])
     if recipe.data.text_length and recipe.data.text_length < longest:
         raise OpenUniError(
-            f"data.text_length is {recipe.data.text_length}, but the longest text has {longest} rows. Raise it, or set it to 0."
+            f"data.text_length is {recipe.data.text_length}, but the longest text has {longest} rows. Raise it, or set "
+            "it to 0."
         )
     return recipe.data.text_length or longest
 

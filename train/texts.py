@@ -7,28 +7,28 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from manifests.component import find_component, fingerprint
+from manifests.component import fingerprint
 from manifests.errors import OpenUniError
 from manifests.modality import find_modality
 from train.codec import LatentCodec, TextCodec
-from train.options import build
+from train.options import find_and_build
 
 EMPTY = "empty caption"  # key of the text that stands in for a dropped caption
 
 
 def text_codec(record: dict[str, Any]) -> TextCodec:
     """The codec of a text family, from its record in the corpus."""
-    return build(find_component("train.codecs", TextCodec, record["codec"]), record["options"])
+    return find_and_build("train.codecs", TextCodec, record["codec"], record["options"])
 
 
 def latent_codec(record: dict[str, Any]) -> LatentCodec:
     """The codec of a latent family, from its record in the corpus."""
-    return build(find_component("train.codecs", LatentCodec, record["codec"]), record["options"])
+    return find_and_build("train.codecs", LatentCodec, record["codec"], record["options"])
 
 
 @dataclass(frozen=True)
 class Texts:
-    """Embeddings float32 [L, D] of the empty caption and of every modality's prompt, and the rows texts are padded to."""
+    """Embeddings float32 [L, D] of the empty caption and every modality's prompt, and the rows texts are padded to."""
 
     rows: dict[str, torch.Tensor]
     length: int

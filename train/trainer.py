@@ -1,7 +1,6 @@
 """The training loop. What it does at a step depends on the recipe, the corpus and the step's number alone."""
 
 import copy
-import json
 import signal
 import threading
 import time
@@ -21,7 +20,7 @@ from train.log import RunLog
 from train.plan import Plan
 from train.randomness import named_seed
 from train.recipe import Optimizer, Recipe
-from train.run import Run, pick_device
+from train.run import Run, autocast, pick_device
 from train.setup import Setup, prepare
 from train.validation import Validator
 
@@ -78,6 +77,8 @@ class Trainer:
         validator = Validator(self.loader, self.setup.mix)
         steps = range(self.step, self.recipe.optimizer.steps)
         log = RunLog(self.folder, self.step)
+        if self.step == 0:
+            self._report(log, {"step": 0, "clips_by_task": self.setup.record["data"]["clips_by_task"]})
         try:
             with interruptible() as interrupted, closing(prefetched(self.loader, self.plan, steps)) as batches:
                 for _ in steps:
@@ -121,13 +122,9 @@ class Trainer:
     def _losses(self, batch: Batch) -> torch.Tensor:
         """float32 [B]."""
         target = {name: velocity(batch.clean[name], batch.noise[name]) for name in batch.clean}
-        with self._autocast():
+        with autocast(self.recipe, self.device):
             predicted = self.model(batch.noisy(), batch.sigmas, batch.text)
         return stream_losses(predicted, target, batch.made)
-
-    def _autocast(self) -> torch.autocast:
-        wanted = self.recipe.precision == "bfloat16" or (self.recipe.precision == "auto" and self.device.type == "cuda")
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=wanted)
 
     def _check_finite(self, norm: float, parts: list[list[Batch]]) -> None:
         if norm < float("inf"):
@@ -159,7 +156,7 @@ class Trainer:
         last = self.step == self.recipe.optimizer.steps
         every = self.recipe.validation.every_steps
         if len(validator.clips) and every and (self.step % every == 0 or last) and not stopping:
-            losses = validator.losses(self.average, self.device, self._autocast())
+            losses = validator.losses(self.average, self.device, autocast(self.recipe, self.device))
             self._report(log, {"step": self.step, "validation_loss": losses})
         if last or stopping or self.step % self.recipe.checkpoints.every_steps == 0:
             self._save()
@@ -224,7 +221,7 @@ def rate_factor(options: Optimizer, step: int) -> float:
 
 @contextmanager
 def interruptible() -> Iterator[threading.Event]:
-    """Within it, a first Ctrl-C only sets the event, so that the step in hand ends whole; a second one stops at once."""
+    """Within it, a first Ctrl-C only sets the event, so that the step in hand ends whole; a second stops at once."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event

@@ -27,8 +27,8 @@ class Depth(Modality):
 
     `unit` "disparity": >= 0, scale and shift free unless the annotator says otherwise; "metres": > 0, distance along
     the optical axis.
-    `normalisation`: constants of the row this depth was read from; kept through take, crop and resize, so that every
-    window of a clip is rendered alike. None: the array's own smallest and largest value.
+    `normalisation`: constants of the row or rendering this depth was read from; kept through take, crop and resize, so
+    that every window of a clip is rendered alike. None: the array's own smallest and largest value.
 
     Stored as 16 bits, FFV1: disparity affinely, error <= (hi - lo) / 131070; metres on a log scale, relative error
     <= ln(hi / lo) / 131070 (each plus float32 rounding, 2^-23 of the value). As RGB: grey, nearer is brighter, affine
@@ -64,8 +64,10 @@ class Depth(Modality):
         return DepthConstants(self.unit, float(self.array.min()), float(self.array.max()))
 
     def encode(self, fps: float) -> Payload:
-        """Gray 16-bit FFV1 over this array's own range; see the class for the bounds."""
-        constants = replace(self, normalisation=None).constants()
+        """Gray 16-bit FFV1 over `constants()`, or over the array's own range where that is wider."""
+        constants = self.constants()
+        if self.array.min() < constants.lo or self.array.max() > constants.hi:
+            constants = replace(self, normalisation=None).constants()
         lo, hi = _scaled_range(constants)
         span = hi - lo or 1.0
         planes = np.empty(self.array.shape, np.uint16)

@@ -43,7 +43,8 @@ class Flow(Modality):
     Stored as 16 bits per component, FFV1: error <= step / 2 per component, with a step of 1/64 px up to 511 px, else
     the smallest power of two times that which reaches. As RGB: Middlebury wheel, white at rest, hue is direction,
     saturation is speed / divisor (the clip's 99.9th percentile of speed, at least 0.5 px; what is faster is painted at
-    the divisor, keeping its direction). Back from exact 8 bits: end-point error <= 0.01 divisor.
+    the divisor, keeping its direction); the wheel's last colour is not its first, so there is a seam of 0.17 in blue
+    at motion straight to the right. Back from exact 8 bits: end-point error <= 0.01 divisor.
     """
 
     valid: np.ndarray | None = None

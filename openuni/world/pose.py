@@ -13,9 +13,8 @@ from typing import Literal, Protocol
 import numpy as np
 
 Vector = tuple[float, float, float]
-Components = (
-    np.ndarray | Sequence[np.ndarray]
-)  # x, y, z of many vectors: an array [3, n] or three arrays that broadcast together
+# x, y, z of many vectors: an array [3, n], or three arrays of one shape
+Components = np.ndarray | Sequence[np.ndarray]
 
 UP: Vector = (0.0, 1.0, 0.0)
 NOWHERE: Vector = (0.0, 0.0, 0.0)
@@ -82,7 +81,7 @@ def transform(matrix: np.ndarray, vectors: Components, shift: np.ndarray | None 
     bytes in every process; for three components it is no slower.
     """
     x, y, z = vectors
-    out = np.empty((3, *np.broadcast_shapes(x.shape, y.shape, z.shape)), x.dtype)
+    out = np.empty((3, *x.shape), x.dtype)
     for row, (a, b, c) in enumerate(matrix.tolist()):
         np.multiply(x, a, out=out[row])
         out[row] += y * b

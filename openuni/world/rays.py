@@ -5,7 +5,8 @@ only for the rays that can meet the ball around it.
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,14 +34,42 @@ def cast(moment: Moment, x: np.ndarray, y: np.ndarray) -> Hits:
         rows = slice(*np.searchsorted(y, (top, bottom)))
         if columns.start == columns.stop or rows.start == rows.stop:
             continue
-        across, down = x[columns], y[rows]
-        direction = [across * a + (down * b + c)[:, None] for a, b, c in rotation.T.tolist()]
+        direction = GridDirections(rotation, x[columns], y[rows])
+        if math.isinf(placed.shape.bound_m) and direction.lowest(1) >= 0.0:
+            continue  # no ray goes towards this wall
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):  # rays that miss have NaN roots
             factor = placed.shape.hit((-rotation.T @ shift).tolist(), direction)
         nearer = factor < depth[rows, columns]
         np.copyto(depth[rows, columns], factor, where=nearer)
         np.copyto(solid[rows, columns], index, where=nearer)
     return Hits(solid, depth)
+
+
+class GridDirections(Sequence[np.ndarray]):
+    """Directions of a grid of rays in a solid's axes: three arrays [H, W], each made when it is asked for.
+
+    `rotation`: camera from object. Walls need one component of three.
+    """
+
+    def __init__(self, rotation: np.ndarray, x: np.ndarray, y: np.ndarray) -> None:
+        self.factors: list[list[float]] = rotation.T.tolist()  # of x, y and 1, per component
+        self.x, self.y = x, y
+        self.made: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, component: Any) -> Any:
+        if component not in self.made:
+            of_x, of_y, rest = self.factors[component]  # raises IndexError past the third
+            self.made[component] = self.x * of_x + (self.y * of_y + rest)[:, None]
+        return self.made[component]
+
+    def lowest(self, component: int) -> float:
+        """The smallest value of a component: in a corner, because it is linear in x and y."""
+        of_x, of_y, rest = self.factors[component]
+        ends_x, ends_y = (self.x[0] * of_x, self.x[-1] * of_x), (self.y[0] * of_y, self.y[-1] * of_y)
+        return float(min(ends_x) + min(ends_y) + rest)
 
 
 def hidden(moment: Moment, x: np.ndarray, y: np.ndarray, depth_m: np.ndarray) -> np.ndarray:

@@ -1,10 +1,9 @@
 """Random scenes: a lit room, one to three solids, a camera that stays or moves. A seed gives one scene, always.
 
-Scenes are drawn until one passes `is_clear`: nothing runs into anything else, every object is in the picture at the
-start, in the middle and at the end, and none stays behind another one.
+Every object gets a place where it passes `placement.is_clear`: nothing runs into anything else, all are in the
+picture at the start, in the middle and at the end, and none stays behind another one.
 """
 
-import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 
 from manifests.errors import OpenUniError, unknown_name
 from openuni.world.camera import CameraPath
+from openuni.world.placement import Track, Watch, is_clear
 from openuni.world.pose import NOWHERE, UP, Motion, MotionKind, Vector
 from openuni.world.scene import BACKGROUND, Light, Material, Pattern, Scene, Solid
 from openuni.world.shapes import Box, Capsule, Cone, Cylinder, Shape, Sphere, Wall
@@ -21,9 +21,8 @@ ROOM_M: Vector = (3.6, 3.0, 4.2)  # half of the width, the height, half of the l
 OBJECT_COLOURS = ("red", "orange", "yellow", "green", "teal", "blue", "purple", "pink")
 OBJECT_PATTERNS: tuple[Pattern, ...] = ("checkered", "striped", "spotted", "marbled", "mottled")
 ROOM_COLOURS = (("cream", "brown"), ("grey", "slate"), ("white", "grey"), ("sage", "slate"), ("cream", "sage"))
-ATTEMPTS = 2000
-GAP_M = 0.08  # least distance between things
-IN_PICTURE = 0.85  # how far from the middle of the picture (1 is the border) the middle of an object may be
+ATTEMPTS = 100  # at a whole scene
+PLACES = 25  # tried for one object
 MAX_TRAVEL_M = 2.2  # in a long clip things move more slowly
 MAX_TURN_RAD = 0.5
 
@@ -55,11 +54,11 @@ def random_scene(seed: int, duration_s: float, preset: str = "solids") -> Scene:
     """The scene of that seed. `duration_s` bounds speeds, so that everything stays in the room and in view."""
     kind = find_preset(preset)
     rng = np.random.default_rng([seed, *preset.encode()])
-    count = int(rng.integers(1, 4))  # drawn once, so that crowded scenes are not rarer for being harder to draw
+    camera = draw_camera(rng, duration_s, moves=kind.moves)
+    count = int(rng.integers(1, 4))
     for _ in range(ATTEMPTS):
-        camera = draw_camera(rng, duration_s, moves=kind.moves)
-        objects = draw_objects(rng, count, duration_s, moves=kind.moves)
-        if is_clear(camera, objects, duration_s):
+        objects = draw_objects(rng, count, Watch.of(camera, duration_s), moves=kind.moves)
+        if objects:
             lamp = Light((rng.uniform(-1.8, 1.8), rng.uniform(2.4, 2.8), rng.uniform(1.0, 2.6)), 5.5 * kind.light)
             return Scene((*draw_room(rng), *objects), (lamp,), 0.32 * kind.light, camera)
     raise OpenUniError(f"world: no clear scene for seed {seed}, preset {preset}, {duration_s:.2f} s; try another seed")
@@ -81,19 +80,32 @@ def draw_camera(rng: np.random.Generator, duration_s: float, *, moves: bool) -> 
     return CameraPath("dolly", eye, target, travel_m_per_s=sign * min(rng.uniform(0.3, 0.7), 0.7 / duration_s))
 
 
-def draw_objects(rng: np.random.Generator, count: int, duration_s: float, *, moves: bool) -> tuple[Solid, ...]:
-    """Objects of different colours."""
+def draw_objects(rng: np.random.Generator, count: int, watch: Watch, *, moves: bool) -> list[Solid]:
+    """Objects of different colours, each placed clear of those before it; none when one finds no place."""
     colours = rng.choice(OBJECT_COLOURS, count, replace=False)
-    solids = []
+    solids: list[Solid] = []
+    tracks: list[Track] = []
     for instance, colour in enumerate(colours.tolist(), start=1):
-        pattern = OBJECT_PATTERNS[rng.integers(len(OBJECT_PATTERNS))]
-        second = "white" if colour in ("red", "green", "teal", "blue", "purple") else "black"
-        gloss = float(rng.choice([0.0, 0.12]))
-        material = Material(colour, second, pattern, rng.uniform(0.55, 0.9), gloss, int(rng.integers(64)))
-        shape = draw_shape(rng)
-        path = draw_motion(rng, shape, duration_s) if moves else draw_rest(rng, shape)
-        solids.append(Solid(shape, material, path, instance))
-    return tuple(solids)
+        material, shape = draw_material(rng, colour), draw_shape(rng)
+        kind = draw_kind(rng, shape) if moves else "rests"
+        for _ in range(PLACES):
+            path = draw_motion(rng, shape, kind, watch.duration_s)
+            track = watch.follow(path, shape.bound_m)
+            if is_clear(track, tracks, ROOM_M):
+                solids.append(Solid(shape, material, path, instance))
+                tracks.append(track)
+                break
+        else:
+            return []
+    return solids
+
+
+def draw_material(rng: np.random.Generator, colour: str) -> Material:
+    """A pattern of that colour and white or black, whichever stands out."""
+    pattern = OBJECT_PATTERNS[rng.integers(len(OBJECT_PATTERNS))]
+    second = "white" if colour in ("red", "green", "teal", "blue", "purple") else "black"
+    gloss = float(rng.choice([0.0, 0.12]))
+    return Material(colour, second, pattern, rng.uniform(0.55, 0.9), gloss, int(rng.integers(64)))
 
 
 def draw_shape(rng: np.random.Generator) -> Shape:
@@ -109,42 +121,37 @@ def draw_shape(rng: np.random.Generator) -> Shape:
     return makers[rng.integers(len(makers))]()
 
 
-def draw_place(rng: np.random.Generator) -> tuple[float, float]:
-    """x and z of a free place on the floor."""
-    return rng.uniform(-1.8, 1.8), rng.uniform(-1.6, 1.3)
-
-
-def draw_rest(rng: np.random.Generator, shape: Shape) -> Motion:
-    """Stand on the floor, turned by any angle."""
-    x, z = draw_place(rng)
-    return Motion("rests", (x, shape.rest_height_m, z), orientation_rad=(0.0, rng.uniform(0.1, 6.2), 0.0))
-
-
-def draw_motion(rng: np.random.Generator, shape: Shape, duration_s: float) -> Motion:
+def draw_kind(rng: np.random.Generator, shape: Shape) -> MotionKind:
     """A movement that suits the shape."""
-    kinds: tuple[MotionKind, ...] = ("slides", "spins", "bobs", "tumbles")
+    kinds: tuple[MotionKind, ...] = ("slides", "slides", "spins", "bobs", "tumbles")
     if isinstance(shape, Sphere | Cylinder):
         kinds = ("rolls", "rolls", "spins", "bobs", "tumbles")
-    kind = kinds[rng.integers(len(kinds))]
-    x, z = draw_place(rng)
+    return kinds[rng.integers(len(kinds))]
+
+
+def draw_motion(rng: np.random.Generator, shape: Shape, kind: MotionKind, duration_s: float) -> Motion:
+    """A place in front of the camera and a movement of that kind."""
+    x, z = rng.uniform(-1.8, 1.8), rng.uniform(-1.8, 1.3)
+    turned: Vector = (0.0, rng.uniform(0.1, 6.2), 0.0)
+    standing: Vector = (x, shape.rest_height_m, z)
+    if kind == "rests":
+        return Motion("rests", standing, orientation_rad=turned)
     speed = min(rng.uniform(0.5, 1.5), MAX_TRAVEL_M / duration_s)
     heading = rng.uniform(-0.6, 0.6) + rng.choice([0.0, math.pi, math.pi / 2.0, -math.pi / 2.0], p=[0.4, 0.4, 0.1, 0.1])
     velocity: Vector = (speed * math.cos(heading), 0.0, -speed * math.sin(heading))
     spin = float(rng.choice([-1.0, 1.0])) * rng.uniform(0.8, 2.2)
-    turned: Vector = (0.0, rng.uniform(0.1, 6.2), 0.0)
     if kind == "rolls":
         return rolling(shape, (x, z), velocity)
     if kind == "slides":
-        return Motion("slides", (x, shape.rest_height_m, z), velocity, orientation_rad=turned)
+        return Motion("slides", standing, velocity, orientation_rad=turned)
     if kind == "spins":
-        return Motion("spins", (x, shape.rest_height_m, z), NOWHERE, UP, spin, turned)
+        return Motion("spins", standing, NOWHERE, UP, spin, turned)
     if kind == "bobs":
-        height = shape.rest_height_m + rng.uniform(0.35, 0.7)
-        bob_hz = rng.uniform(0.5, 0.9)
-        return Motion("bobs", (x, height, z), NOWHERE, UP, 0.4 * spin, turned, rng.uniform(0.15, 0.3), bob_hz)
-    height = shape.bound_m + rng.uniform(0.15, 0.6)
+        floating: Vector = (x, shape.rest_height_m + rng.uniform(0.35, 0.7), z)
+        return Motion("bobs", floating, NOWHERE, UP, 0.4 * spin, turned, rng.uniform(0.15, 0.3), rng.uniform(0.5, 0.9))
+    flying: Vector = (x, shape.bound_m + rng.uniform(0.15, 0.6), z)
     axis: Vector = (rng.normal(), rng.normal(), rng.normal() + 0.1)
-    return Motion("tumbles", (x, height, z), velocity, axis, spin, turned)
+    return Motion("tumbles", flying, velocity, axis, spin, turned)
 
 
 def rolling(shape: Shape, place_m: tuple[float, float], velocity: Vector) -> Motion:
@@ -180,42 +187,3 @@ def draw_room(rng: np.random.Generator) -> tuple[Solid, ...]:
         Solid(Wall(4.0), material, Motion("rests", place, orientation_rad=turned), BACKGROUND)
         for material, place, turned in placed
     )
-
-
-def is_clear(camera: CameraPath, objects: tuple[Solid, ...], duration_s: float) -> bool:
-    """Whether the scene can be shown: see the module's text. Objects are taken as the balls around them."""
-    times_s = np.linspace(0.0, duration_s, 7)
-    bounds = [solid.shape.bound_m for solid in objects]
-    shown = np.zeros(len(objects), bool)
-    half_view = math.tan(math.radians(camera.view_deg) / 2.0)
-    for step, time_s in enumerate(times_s):
-        view = camera.view(float(time_s))
-        world = np.stack([solid.path.pose(float(time_s)).position_m for solid in objects], axis=1)
-        seen = view.to_camera(world)
-        if not fits(world, seen, bounds):
-            return False
-        off_centre = np.abs(seen[:2]).max(axis=0) / np.maximum(seen[2], 1e-9) / half_view
-        if step % 3 == 0 and (off_centre > IN_PICTURE).any():
-            return False
-        shown |= ~covered(seen, bounds)
-    return bool(shown.all())
-
-
-def fits(world: np.ndarray, seen: np.ndarray, bounds: list[float]) -> bool:
-    """Whether balls at `world` [3, n] (`seen` in camera axes) touch neither walls, nor camera, nor one another."""
-    radius = np.array(bounds)
-    if (np.abs(world[0]) + radius > ROOM_M[0] - GAP_M).any() or (np.abs(world[2]) + radius > ROOM_M[2] - GAP_M).any():
-        return False
-    if (seen[2] - radius < 0.9).any() or (world[1] + radius > ROOM_M[1] - GAP_M).any():
-        return False
-    pairs = itertools.combinations(range(len(bounds)), 2)
-    return all(np.linalg.norm(world[:, a] - world[:, b]) > bounds[a] + bounds[b] + GAP_M for a, b in pairs)
-
-
-def covered(seen: np.ndarray, bounds: list[float]) -> np.ndarray:
-    """bool [n]: whether the middle of each ball, at `seen` [3, n] in camera axes, lies behind another ball."""
-    distance = np.linalg.norm(seen, axis=0)
-    direction = seen / distance
-    angle = np.arccos(np.clip(direction.T @ direction, -1.0, 1.0))
-    behind = distance[:, None] > distance[None, :]
-    return (behind & (angle < np.arcsin(np.clip(np.array(bounds) / distance, 0.0, 1.0))[None, :])).any(axis=1)

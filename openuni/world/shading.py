@@ -82,7 +82,8 @@ def frame(moment: Moment, lens: Lens, samples: int = 2) -> np.ndarray:
         distance_m = float(np.linalg.norm(opening.poses[index].position_m - opening.view.eye_m))
         colour = albedo(solid.material, solid.shape, surface.uv, distance_m / (lens.focal_px * samples))
         falling, shine = irradiance(moment, index, surface)
-        light[:, seen] = colour * falling + solid.material.gloss * shine
+        for channel, part in zip(light, colour, strict=True):
+            channel[seen] = part * falling + solid.material.gloss * shine
     return to_srgb(shrink(light.reshape(3, *hits.depth_m.shape), samples))
 
 

@@ -20,6 +20,12 @@ def test_end_point_error_on_a_textured_shift(preset, epe_px):
     assert found.speed_diag_per_s == pytest.approx(np.hypot(5, 2) / np.hypot(200, 300) * 25, rel=0.03)
 
 
+def test_a_pan_is_valid_inside_and_not_where_it_leaves_the_frame():
+    valid = annotate(panned([(0, 0), (12, 0)])).flow.valid[0, ..., 0]
+    assert valid[20:-20, 20:-20].all()
+    assert valid[20:-20, -10:].mean() < 0.1
+
+
 def test_equal_frames_have_exactly_zero_flow():
     found = annotate(np.repeat(panned([(0, 0)]), 3, axis=0))
     assert not found.flow.array.any()

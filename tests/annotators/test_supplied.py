@@ -44,13 +44,15 @@ def write(folder, table, name="a"):
         out.write(table if isinstance(table, str) else json.dumps(table))
 
 
-def clip_beside(folder, frames=None, name="a"):
+def clip_beside(folder, frames=None, name="a", video_scale=1):
+    """A clip whose video is `video_scale` times as large as its frames."""
     clip = DecodedClip.from_frames(np.zeros((T, H, W, 3), np.uint8) if frames is None else frames)
-    return DecodedClip(replace(clip.clip, source=f"{folder}/{name}.mp4"), clip.frames, clip.times_s)
+    size = {"width_px": clip.clip.width_px * video_scale, "height_px": clip.clip.height_px * video_scale}
+    return DecodedClip(replace(clip.clip, source=f"{folder}/{name}.mp4", **size), clip.frames, clip.times_s)
 
 
-def read(folder, *names, frames=None):
-    return Supplied(modalities=names or ("depth",)).run(None, clip_beside(folder, frames))
+def read(folder, *names, video_scale=1):
+    return Supplied(modalities=names or ("depth",)).run(None, clip_beside(folder, video_scale=video_scale))
 
 
 def contract_case(folder, frames):
@@ -62,11 +64,14 @@ def contract_case(folder, frames):
 
 def test_all_three_come_back(tmp_path):
     supply(tmp_path, truth())
-    found, wanted = read(tmp_path, "depth", "flow", "segmentation"), truth()
+    found = read(tmp_path, "depth", "flow", "segmentation")
+    wanted = {
+        name: type(maps).decode(*maps.encode(25.0)[::2]) for name, maps in truth().items()
+    }  # as precise as stored
     assert found.supplied_count == 3
     assert found.depth.unit == "metres"
-    assert np.abs(found.depth.array / wanted["depth"].array - 1).max() < 1e-4
-    assert np.abs(found.flow.array - wanted["flow"].array).max() <= 1 / 128
+    assert np.array_equal(found.depth.array, wanted["depth"].array)
+    assert np.array_equal(found.flow.array, wanted["flow"].array)
     assert np.array_equal(found.segmentation.array, wanted["segmentation"].array)
 
 
@@ -86,7 +91,7 @@ def test_urls_work_too():
 
 def test_maps_larger_than_the_frames_are_scaled_down_and_flow_keeps_its_meaning(tmp_path):
     supply(tmp_path, truth(T, 2 * H, 2 * W))
-    found = read(tmp_path, "depth", "flow", "segmentation")
+    found = read(tmp_path, "depth", "flow", "segmentation", video_scale=2)
     assert found.depth.array.shape == (T, H, W, 1)
     assert found.flow.array.shape == (T, H, W, 2)
     assert np.allclose(found.flow.array, [2.0, -1.0], atol=1 / 64)
@@ -119,16 +124,24 @@ def test_a_part_of_a_longer_video_is_refused(tmp_path):
 
 
 def test_a_map_with_another_number_of_frames_than_its_sidecar_says_is_refused(tmp_path):
-    for count in (2, 5):
-        supply(tmp_path, truth(count))
-        with pytest.raises(ClipError):
-            read(tmp_path)
+    supply(tmp_path, truth(2))
+    with pytest.raises(ClipError, match="holds 2 maps of 32 x 24, the video has 3 frames"):
+        read(tmp_path)
+    supply(tmp_path, truth(5))
+    with pytest.raises(ClipError, match="has more than 3 frames"):  # known before anything is decoded
+        read(tmp_path)
+
+
+def test_maps_larger_than_the_video_are_refused_before_decoding(tmp_path):
+    supply(tmp_path, truth(T, 2 * H, 2 * W))
+    with pytest.raises(ClipError, match=r"maps of 64 x 48, the video has 3 frames of 32 x 24\. Allowed"):
+        read(tmp_path)
 
 
 def test_maps_of_another_shape_are_refused(tmp_path):
     supply(tmp_path, truth(T, W, H))
     with pytest.raises(ClipError, match="another aspect ratio"):
-        read(tmp_path)
+        read(tmp_path, video_scale=2)
 
 
 @pytest.mark.parametrize("file", ["../a.depth.mkv", "/etc/passwd", "sub/a.mkv", "..", ".", "", "b\\c", "s3://b", "a\0"])

@@ -1,3 +1,4 @@
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -34,6 +35,20 @@ def test_a_zoom_is_camera_and_its_speed_grows_from_the_centre():
     expected_px = 0.05 * np.hypot(x - 89.5, y - 59.5).mean()
     assert found.speed_diag_per_s == pytest.approx(expected_px / np.hypot(120, 180) * 25, rel=0.03)
     assert found.camera_share > 0.95
+
+
+def test_a_roll_is_camera():
+    still = panned([(0, 0)], 200, 260)[0]
+    turn = cv2.getRotationMatrix2D((129.5, 99.5), 1.5, 1.0)
+    turned = cv2.warpAffine(still, turn, (260, 200), flags=cv2.INTER_CUBIC)
+    found = scores(np.stack([still, turned])[:, 40:160, 40:220], preset="medium")
+    assert found.speed_diag_per_s > 0
+    assert found.camera_share > 0.95
+
+
+def test_only_the_two_frames_of_a_pair_are_compared():
+    frames = panned([(0, 0), (1, 0), (9, 0), (10, 0), (18, 0), (19, 0)])
+    assert scores(frames, preset="medium").speed_diag_per_s == pytest.approx(25 / np.hypot(120, 180), rel=0.05)
 
 
 def test_an_object_on_a_still_background_is_not_camera():

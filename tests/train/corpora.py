@@ -46,7 +46,9 @@ def write_corpus(
     rows = corpus.writer("clips", clip_schema(), "1")
     for number, clip in enumerate(clips):
         source = clip.get("source", f"source-{number}.mp4")
-        one = DecodedClip.from_frames(np.zeros((size[0], 16, 16, 3), np.uint8), caption=clip.get("caption", "a cube")).clip
+        one = DecodedClip.from_frames(
+            np.zeros((size[0], 16, 16, 3), np.uint8), caption=clip.get("caption", "a cube")
+        ).clip
         one = dataclasses.replace(
             one, clip_id=clip_id(source, number, number + 1, ""), source=source, split=clip.get("split")
         )

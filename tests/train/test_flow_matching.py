@@ -1,5 +1,7 @@
 """Identities of flow matching and of the sampler."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -37,7 +39,7 @@ def test_velocity_is_the_derivative_and_euler_follows_it_home(pair: tuple[torch.
     torch.testing.assert_close(slope, velocity(clean, noise))
     x = noise
     sigmas = sampling_sigmas(7, 3.0)
-    for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, following in pairwise(sigmas):
         x = euler_step(x, velocity(clean, noise), sigma, following)
     torch.testing.assert_close(x, clean)
 

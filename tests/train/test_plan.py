@@ -44,7 +44,6 @@ def test_every_pass_is_a_permutation_and_nothing_is_dropped(tmp_path: Path) -> N
     assert all(sorted(one) == list(range(7)) for one in passes)
     assert len(set(passes)) > 1
     assert plan.step(9) == plan.step(9)
-    assert [s.clip for s in Plan(1, 3, plan.buckets, plan.available, plan.present, MIX).step(0)] != order[:3] or True
 
 
 def test_order_depends_on_the_seed(tmp_path: Path) -> None:
@@ -153,7 +152,7 @@ def test_a_clips_own_split_decides() -> None:
 def test_families_are_chosen_by_name_or_codec() -> None:
     families = {"dct-1": {"codec": "dct"}, "wan_vae-2": {"codec": "wan_vae"}}
     assert choose_family("latent", families, "dct") == choose_family("latent", families, "dct-1") == "dct-1"
-    with pytest.raises(OpenUniError, match="choose data.latents from dct-1, wan_vae-2"):
+    with pytest.raises(OpenUniError, match=r"choose data\.latents from dct-1, wan_vae-2"):
         choose_family("latent", families, "")
     with pytest.raises(OpenUniError, match='Did you mean "wan_vae-2"'):
         choose_family("latent", families, "wan_vae-3")

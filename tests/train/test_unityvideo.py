@@ -182,7 +182,7 @@ def test_image_to_video_base_is_refused(tmp_path: Path) -> None:
 
 def test_wrong_input_is_named(model: UnityVideoTransformer) -> None:
     streams, sigmas, text = inputs(("rgb", "depth"))
-    with pytest.raises(OpenUniError, match='"dept" is not known. Did you mean "depth"'):
+    with pytest.raises(OpenUniError, match=r'"dept" is not known\. Did you mean "depth"'):
         model({"dept": streams["depth"]}, sigmas, text)
     with pytest.raises(OpenUniError, match="share one shape"):
         model(streams | {"depth": streams["depth"][:, :, :2]}, sigmas, text)

@@ -43,7 +43,13 @@ class Bytes(TextCodec):
 @lru_cache(maxsize=4)
 def _signs(dim: int) -> np.ndarray:
     """float64 [257, dim] of -1 and +1."""
-    bits = [[xxhash.xxh3_64_intdigest(bytes((value % 256, value // 256, column % 256, column // 256))) & 1 for column in range(dim)] for value in range(END + 1)]
+    bits = [
+        [
+            xxhash.xxh3_64_intdigest(bytes((value % 256, value // 256, column % 256, column // 256))) & 1
+            for column in range(dim)
+        ]
+        for value in range(END + 1)
+    ]
     return np.array(bits) * 2.0 - 1.0
 
 

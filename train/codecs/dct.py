@@ -16,7 +16,8 @@ COEFFICIENTS = 3 * FRAMES * SIDE * SIDE
 COLOURS = np.array([[1, 1, 1], [1, 0, -1], [-1, 2, -1]]) / np.sqrt([[3.0], [2.0], [6.0]])
 
 # The analytic model of a block's coefficients, for pixels in -1..1. Amplitudes of natural images fall as
-# 1 / frequency^FALL; colour differences are about a quarter of luminance; change in time is weaker than detail in space.
+# 1 / frequency^FALL; colour differences are about a quarter of luminance; change in time is
+# weaker than detail in space.
 MEAN_STD = 10.0  # of the luminance of a block's mean (16 sqrt(3) times a pixel standard deviation of about 0.36)
 FALL = 1.5
 COLOUR_STD = (1.0, 0.25, 0.25)
@@ -88,7 +89,7 @@ def _cosines(size: int) -> np.ndarray:
 
 @lru_cache(maxsize=8)
 def _basis(channels: int) -> tuple[np.ndarray, np.ndarray]:
-    """float32 [channels, 768] orthonormal rows over (colour, frame, row, column) and their scales float32 [channels]."""
+    """Orthonormal rows over (colour, frame, row, column), float32 [channels, 768], and their scales [channels]."""
     rows = np.einsum("ac,tk,yu,xv->atyxckuv", COLOURS, _cosines(FRAMES), _cosines(SIDE), _cosines(SIDE))
     rows = rows.reshape(COEFFICIENTS, COEFFICIENTS)
     time, row, column = np.meshgrid(np.arange(FRAMES), np.arange(SIDE), np.arange(SIDE), indexing="ij")

@@ -46,10 +46,9 @@ class Umt5(TextCodec):
         from transformers import AutoTokenizer, UMT5EncoderModel
 
         root = self.checkpoints()[0].resolve()
-        encoder = UMT5EncoderModel.from_pretrained(_part(root, "text_encoder"), dtype=getattr(torch, self.dtype))
-        return Loaded(
-            AutoTokenizer.from_pretrained(_part(root, "tokenizer")), encoder.to(device).eval().requires_grad_(False)
-        )
+        encoder: Any = UMT5EncoderModel.from_pretrained(_part(root, "text_encoder"), dtype=getattr(torch, self.dtype))
+        tokenizer = AutoTokenizer.from_pretrained(_part(root, "tokenizer"))
+        return Loaded(tokenizer, encoder.eval().requires_grad_(False).to(device))
 
     def encode(self, model: Loaded, text: str) -> np.ndarray:
         """A text of any length -> float32 [L, D], 1 <= L <= max_tokens."""

@@ -19,8 +19,8 @@ class DepthErrors(NamedTuple):
 def depth_errors(predicted: np.ndarray, true: np.ndarray, valid: np.ndarray | None = None) -> DepthErrors:
     """Errors of a clip's disparity, known up to scale and shift: the protocol of video depth papers.
 
-    `predicted`, `true`: float [T, H, W, 1], disparity (for metres: 1 / metres), `true` > 0 where valid. `valid`: bool, the
-    same shape; all pixels when None. The scale and shift that bring the prediction nearest to the truth in the least
+    `predicted`, `true`: float [T, H, W, 1], disparity (for metres: 1 / metres), `true` > 0 where valid. `valid`: bool,
+    the same shape; all pixels when None. The scale and shift that bring the prediction nearest the truth in the least
     squares of disparity over the whole clip are applied first; then both are inverted to distances.
     """
     predicted, true = _valid(predicted, true, valid)

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
-from diffusers import WanTransformer3DModel
-from diffusers.models.transformers.transformer_wan import WanTransformerBlock
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel, WanTransformerBlock
 from safetensors.torch import load_file
 from torch import nn
 
@@ -18,6 +17,9 @@ from manifests.errors import OpenUniError, unknown_name
 from train.model import Model, Streams
 
 Rope = Literal["continued", "per_segment"]
+
+# diffusers sets most attributes of its models from a configuration, which type checkers cannot follow
+_Transformer: Any = WanTransformer3DModel
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class UnityVideo(Model):
 
     def load(self, device: str) -> "UnityVideoTransformer":
         """The model on `device` in float32, in training mode."""
-        model = UnityVideoTransformer(**self._module_options())
+        model: Any = UnityVideoTransformer(**self._module_options())
         if self.pretrained:
             model.load_base(read_weights(self._folder()))
         else:
@@ -139,9 +141,10 @@ class UnityVideoBlock(WanTransformerBlock):
 
     def __init__(self, *base: Any, dim: int, switcher_dim: int, **base_options: Any) -> None:
         super().__init__(dim, *base, **base_options)
-        self.switcher = nn.Sequential(nn.Linear(dim, switcher_dim), nn.SiLU(), nn.Linear(switcher_dim, 6 * dim))
-        nn.init.zeros_(self.switcher[2].weight)  # the one zero point of the switcher
-        nn.init.zeros_(self.switcher[2].bias)
+        zero = nn.Linear(switcher_dim, 6 * dim)  # the one zero point of the switcher
+        nn.init.zeros_(zero.weight)
+        nn.init.zeros_(zero.bias)
+        self.switcher = nn.Sequential(nn.Linear(dim, switcher_dim), nn.SiLU(), zero)
 
     def forward(
         self, tokens: torch.Tensor, text: torch.Tensor, time: torch.Tensor, switch: torch.Tensor, *rotary: torch.Tensor
@@ -174,7 +177,7 @@ class OutputExpert(nn.Module):
         self.proj_out = nn.Linear(dim, out_features)
 
 
-class UnityVideoTransformer(WanTransformer3DModel):
+class UnityVideoTransformer(_Transformer):
     """See `UnityVideo` and `train.model.VideoModel`. Base parameters keep their names in the state dict.
 
     Additions: `modality_embeddings.*`, `input_experts.*`, `output_experts.*`, `blocks.*.switcher.*`.
@@ -223,9 +226,11 @@ class UnityVideoTransformer(WanTransformer3DModel):
     @torch.no_grad()
     def copy_base_to_experts(self) -> None:
         """Start the input and output layers of every other modality as copies of the rgb ones."""
-        for expert in self.input_experts.values():
+        inputs: Any = self.input_experts
+        outputs: Any = self.output_experts
+        for expert in inputs.values():
             expert.load_state_dict(self.patch_embedding.state_dict())
-        for expert in self.output_experts.values():
+        for expert in outputs.values():
             expert.proj_out.load_state_dict(self.proj_out.state_dict())
             expert.scale_shift_table.copy_(self.scale_shift_table)
 
@@ -315,15 +320,15 @@ class UnityVideoTransformer(WanTransformer3DModel):
         size = [n * part for n, part in zip((*grid[:2], wide), self.patch, strict=True)]
         tables = self.rope(torch.empty(1, 1, *size, device="meta"))
         if not continued:
-            return tuple(table.repeat(1, segments, 1, 1) for table in tables)  # type: ignore[return-value]
+            return tuple(table.repeat(1, segments, 1, 1) for table in tables)
         split = (*grid[:2], segments, grid[2])
-        return tuple(  # type: ignore[return-value]
+        return tuple(
             table[0, :, 0].unflatten(0, split).permute(2, 0, 1, 3, 4).flatten(0, 3)[None, :, None] for table in tables
         )
 
     def _unembed(self, name: str, tokens: torch.Tensor, time: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
         """Tokens [B, S, D] -> velocity [B, C, T, H, W] by the modality's output layer; `time`: [B, D]."""
-        expert = self if name == "rgb" else self.output_experts[name]
+        expert: Any = self if name == "rgb" else self.output_experts[name]
         shift, scale = (expert.scale_shift_table + time.unsqueeze(1)).chunk(2, dim=1)
         tokens = (self.norm_out(tokens.float()) * (1 + scale) + shift).type_as(tokens)
         patches = expert.proj_out(tokens).unflatten(1, grid).unflatten(-1, (*self.patch, self.channels))

@@ -128,7 +128,7 @@ def test_the_inverse_is_the_nearest_colour() -> None:
 def test_without_constants_the_divisor_is_two_percent_of_the_diagonal() -> None:
     red = np.array([1.0, 0, 0]).reshape(1, 1, 1, 3).repeat(30, axis=1).repeat(40, axis=2)
     found = Flow.from_rgb(red)
-    assert DEFAULT_DIVISOR_SHARE * 50 == pytest.approx(1.0)
+    assert pytest.approx(1.0) == DEFAULT_DIVISOR_SHARE * 50
     np.testing.assert_allclose(found.array[0, 0, 0], [1.0, 0.0], atol=1e-5)
 
 

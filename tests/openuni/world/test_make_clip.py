@@ -72,15 +72,21 @@ def test_flow_brings_the_next_frame_back_to_this_one(seed: int) -> None:
             assert error[moving].mean() < 0.6 * still[moving].mean()
 
 
-@pytest.mark.parametrize("seed", [2, 7, 104])
-def test_an_estimator_finds_the_flow_because_everything_has_texture(seed: int) -> None:
-    clip = make_clip(seed, frames=2, height_px=128, width_px=128)
-    first, second = (cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in clip.frames)
-    found = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(first, second, None)
-    flow = clip.modalities["flow"]
-    error = np.linalg.norm(found - flow.array[0], axis=-1)[flow.valid[0, ..., 0]]
-    assert np.median(error) < 0.2
-    assert np.mean(error < 1.0) > 0.9
+def test_an_estimator_finds_the_flow_because_everything_has_texture() -> None:
+    """DIS on eight clips: within a pixel nearly everywhere, and on moving objects far better than no flow at all."""
+    near, better = [], []
+    for seed in range(8):
+        clip = make_clip(seed, frames=2)
+        first, second = (cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in clip.frames)
+        found = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(first, second, None)
+        flow = clip.modalities["flow"]
+        seen = flow.valid[0, ..., 0]
+        on_object = seen & (clip.modalities["segmentation"].array[0, ..., 0] > 0)
+        error, speed = (np.linalg.norm(way, axis=-1) for way in (found - flow.array[0], flow.array[0]))
+        near.append(np.mean(error[seen] < 1.0))
+        better.append(np.median(error[on_object]) / np.median(speed[on_object]))
+    assert np.mean(near) > 0.85
+    assert np.median(better) < 0.35
 
 
 def test_nothing_moves_in_a_still_clip() -> None:

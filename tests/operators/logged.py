@@ -1,0 +1,39 @@
+"""An annotator that writes down every clip it runs, and takes its time: what kill tests count."""
+
+import os
+import time
+from dataclasses import dataclass
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+
+from manifests.clip import DecodedClip
+from manifests.modalities.segmentation import Segmentation
+from manifests.operator import Annotator
+
+
+class Halves(NamedTuple):
+    """What the annotator makes."""
+
+    segmentation: Segmentation
+    bright_share: Annotated[float, "share of pixels above the mean, 0 to 1"]
+
+
+@dataclass(frozen=True)
+class Logged(Annotator):
+    """Splits each frame at its mean brightness."""
+
+    log: Annotated[str, "file that gets a line per clip; empty for none"] = ""
+    seconds: Annotated[float, "time it takes, seconds"] = 0.0
+
+    origin = "made for the tests"
+
+    def run(self, model: Any, clip: DecodedClip) -> Halves:
+        """uint8 [T, H, W, 3] RGB -> ids 0 and 1."""
+        if self.log:
+            with open(self.log, "ab", buffering=0) as file:
+                file.write(f"{os.getpid()} {clip.clip.clip_id}\n".encode())
+        time.sleep(self.seconds)
+        grey = clip.frames.mean(axis=-1, keepdims=True)
+        ids = (grey > grey.mean()).astype(np.uint16)
+        return Halves(Segmentation(ids), float(ids.mean()))
