@@ -40,7 +40,10 @@ class FrameWalk:
         self.key_pts = self.pts[:1] if self.by_count else np.sort(packets.pts[packets.key])
         stream.thread_type = "AUTO"
         stream.thread_count = threads
-        stream.codec_context.options = {"max_pixels": str(limits.max_pixels)}
+        # With several threads, frames leave the decoder before their damage is known, and unmarked: there any fault
+        # must be an error. With one they are marked, and faults that harm no frame can be forgiven.
+        faults = {} if threads == 1 else {"err_detect": "explode"}
+        stream.codec_context.options = {"max_pixels": str(limits.max_pixels), **faults}
 
     def frames(self, wanted: np.ndarray) -> Iterator["VideoFrame"]:
         """The frames with the timestamps `wanted` (int64 [n], increasing, all among the packets'), one by one."""

@@ -31,12 +31,14 @@ def parse(keep: str) -> list[Rule]:
     if not keep.strip():
         return []
     connection = connect()
-    statement = f"SELECT 1 WHERE ({keep}\n)"  # the line break ends a trailing comment
-    parsed = json.loads(connection.execute("SELECT json_serialize_sql(?)", [statement]).fetchall()[0][0])
-    if parsed["error"] or len(parsed["statements"]) != 1:
-        reason = parsed.get("error_message", "it is more than one statement")
+    # with brackets no clause can follow the condition, without them no bracket of its own can be closed too early
+    parses = [_parsed(connection, f"SELECT 1 WHERE {text}") for text in (keep, f"({keep}\n)")]
+    parsed = parses[1]
+    broken = [parse for parse in parses if parse["error"] or len(parse["statements"]) != 1]
+    if broken or parsed["statements"][0]["node"]["type"] != "SELECT_NODE":
+        reason = broken[0].get("error_message") if broken else None
         raise OpenUniError(
-            f"keep = {keep!r} is not a SQL condition: {reason}. "
+            f"keep = {keep!r} is not a SQL condition: {reason or 'it is more than one'}. "
             'Write conditions over columns, such as "motion.speed_diag_per_s > 0.02 and luminance.mean > 0.1".'
         )
     node = parsed["statements"][0]["node"]
@@ -75,6 +77,10 @@ def check(rules: Sequence[Rule], schemas: Mapping[str, pa.Schema]) -> None:
 def condition_sql(rules: Sequence[Rule]) -> str:
     """All rules as one condition; a null never passes."""
     return " AND ".join(f"coalesce(({rule.text}\n), false)" for rule in rules) or "true"
+
+
+def _parsed(connection: duckdb.DuckDBPyConnection, statement: str) -> Any:
+    return json.loads(connection.execute("SELECT json_serialize_sql(?)", [statement]).fetchall()[0][0])
 
 
 def _tidy(text: str) -> str:

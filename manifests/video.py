@@ -149,6 +149,21 @@ def decode(
     that cannot be had: no frame is ever replaced by its neighbour; `OverLimit`. Damage that still parses as pictures
     cannot be seen: video codecs carry no checksums.
     """
+    try:
+        return _decode(clip, indices, short_side_px, limits, threads)
+    except Undecodable:
+        if threads == 1:
+            raise
+    return _decode(clip, indices, short_side_px, limits, threads=1)  # slower, and only what harms a frame is an error
+
+
+def _decode(
+    clip: Clip,
+    indices: np.ndarray | Callable[[np.ndarray], np.ndarray] | None,
+    short_side_px: int,
+    limits: Limits,
+    threads: int,
+) -> DecodedClip:
     unit_s = clip.time_base_num / clip.time_base_den
     with open_video(clip.source, limits) as (container, stream), translated(clip.source):
         if stream.index != clip.stream_index:

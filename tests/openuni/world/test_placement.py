@@ -36,6 +36,7 @@ def test_objects_neither_meet_nor_stay_behind_one_another() -> None:
     assert not is_clear(track((-1.3, 0.5, 0.0), (1.3, 0.0, 0.0), bound_m=0.4), [resting], ROOM_M)  # meets it
     assert not is_clear(track((0.0, 0.3, -1.4), bound_m=0.3), [resting], ROOM_M)  # behind it all the time
     assert is_clear(track((0.0, 0.3, -1.4), (1.4, 0.0, 0.0), bound_m=0.3), [resting], ROOM_M)  # comes out
+    assert is_clear(track((0.2, 0.7, 0.65), bound_m=0.05), [resting], ROOM_M)  # before its side, hiding no middle
 
 
 @pytest.mark.parametrize("preset", ["solids", "still"])

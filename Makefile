@@ -1,0 +1,53 @@
+# make demo   set up .venv, install, run the main job
+# make test   set up .venv, install, run the tests
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: help install demo demo-quick test test-slow lint types benchmarks clean
+
+help:
+	@echo "make demo        set up $(VENV) and run the whole job on home-made clips (about 5 minutes)"
+	@echo "make demo-quick  the same in its small form (about 90 seconds)"
+	@echo "make test        set up $(VENV) and run the tests (under 10 minutes on 2 cores)"
+	@echo "make test-slow   the longer checks: kills, the quick demo"
+	@echo "make lint types  ruff, and mypy"
+	@echo "make benchmarks  ratios against named alternatives; figures stand in tests/benchmarks/README.md"
+
+install: $(VENV)/.installed
+
+# uv downloads and links packages several times as fast as pip; pip brings uv, so Python and make are enough
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
+		|| { echo "OpenUni needs Python 3.11 or 3.12, found $$($(PYTHON) --version). Give one: make PYTHON=python3.11"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+demo: install
+	$(BIN)/openuni demo
+
+demo-quick: install
+	$(BIN)/openuni demo --quick
+
+test: install
+	$(BIN)/python -m pytest
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow
+
+lint: install
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: install
+	$(BIN)/mypy
+
+benchmarks: install
+	$(BIN)/python -m tests.benchmarks.pipeline
+	$(BIN)/python -m tests.benchmarks.manifests
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info openuni-demo

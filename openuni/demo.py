@@ -1,0 +1,274 @@
+"""`openuni demo`: all of it on clips that OpenUni makes itself. Nothing is downloaded.
+
+    DIR/raw/            clips of `openuni.world` as ordinary files, with their ground truth beside them
+    DIR/corpus.toml     the recipe; by hand: openuni run DIR/corpus.toml DIR/raw --out DIR/corpus
+    DIR/corpus/         what the pipeline made of the clips
+    DIR/run/            the trained model; by hand: openuni train RECIPE --corpus DIR/corpus --out DIR/run
+    DIR/numbers.json    everything that was measured
+    DIR/index.html      the same to look at, in one file that needs no network
+    DIR/demo.json       the settings of this demo, and how long each step took
+
+Run it again to go on where it stopped: clips, corpus and training that are there are not made again, only measured
+again. A folder holds one demo: the full one in a folder of the quick one is an error, as are other people's files.
+"""
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from manifests.corpus import Corpus
+from manifests.errors import OpenUniError
+from openuni import api
+from openuni.facts import machine, versions
+from openuni.pipeline import summary_record
+from openuni.progress import Reporter
+
+RECIPE = """\
+# The recipe of `openuni demo`. Again, by hand: {command}
+
+keep = "motion.moving_share > 0.01 and luminance.mean > 0.1"
+
+[filters.motion]
+[filters.luminance]
+
+[annotators.dis]              # optical flow, estimated from the pixels
+[annotators.supplied]         # ground truth that lies beside the clips
+modalities = ["depth", "flow", "segmentation"]
+
+[encode]
+latents = "dct"
+text = "bytes"
+modalities = ["rgb", "depth"]
+size_px = [{side_px}, {side_px}]
+frames = {frames}
+
+[encode.dct]
+channels = {channels}
+
+[encode.bytes]
+dim = {text_dim}
+max_bytes = {text_bytes}
+"""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How large a demo is."""
+
+    name: str
+    solids: int  # clips with moving solids
+    still: int  # clips in which nothing moves: `keep` drops them
+    dark: int  # clips with hardly any light: `keep` drops them
+    train_recipe: str  # of train/recipes
+    workers: int | None  # of the pipeline; 0: this process, None: as `openuni run` chooses
+    shown: int = 4  # clips on the page, of each kind
+    joint: int = 2  # captions to make RGB and depth from
+    estimate_steps: int = 10  # of the solver
+    joint_steps: int = 30
+    frames: int = 21
+    side_px: int = 96
+    channels: int = 16  # of the latents
+    text_dim: int = 32
+    text_bytes: int = 127
+
+
+FULL = Plan("full", solids=48, still=4, dark=4, train_recipe="unityvideo_demo", workers=None)
+QUICK = Plan(
+    "quick", solids=20, still=2, dark=2, train_recipe="unityvideo_demo_quick", workers=0, shown=2, joint=1
+)
+
+
+def run_demo(out: Path, quick: bool, reporter: Reporter | None = None) -> Path:
+    """Do all of it in the folder `out`, or go on there; returns the page.
+
+    Raises `OpenUniError` when the folder holds a demo of other settings, or files that are not a demo's.
+    """
+    return Demo(Path(out), QUICK if quick else FULL, reporter or Reporter()).run()
+
+
+class Demo:
+    """One demo in one folder."""
+
+    def __init__(self, folder: Path, plan: Plan, reporter: Reporter) -> None:
+        self.folder, self.plan, self.reporter = folder, plan, reporter
+        self.raw, self.corpus_dir, self.run_dir = folder / "raw", folder / "corpus", folder / "run"
+        self.recipe = folder / "corpus.toml"
+        self.seconds: dict[str, float] = {}  # by step, of all sessions in this folder
+        self.numbers: dict[str, Any] = {}
+
+    @property
+    def flag(self) -> str:
+        """What of the command makes this plan."""
+        return "--quick " if self.plan.name == "quick" else ""
+
+    @property
+    def command(self) -> str:
+        """The command that makes this demo."""
+        return f"openuni demo {self.flag}--out {self.folder}"
+
+    def run(self) -> Path:
+        """All steps."""
+        from openuni.page import demo_page
+
+        self.claim()
+        self.timed("make clips", self.make_clips)
+        self.timed("build the corpus", self.build_corpus)
+        self.timed("train", self.train)
+        self.seconds.pop("measure", None)  # done anew every time
+        rows = self.timed("measure", self.measure)
+        numbers = self.numbers | self.facts()
+        _put(self.folder / "numbers.json", json.dumps(numbers, indent=1))
+        page = self.folder / "index.html"
+        _put(page, demo_page(numbers, rows))
+        return page
+
+    # ------------------------------------------------------------------ steps
+
+    def claim(self) -> None:
+        """Make the folder this demo's, or find that it is; raises `OpenUniError` when it is something else's."""
+        state = self.folder / "demo.json"
+        settings = dataclasses.asdict(self.plan)
+        if state.is_file():
+            record = json.loads(state.read_text())
+            if record["settings"] != settings:
+                raise OpenUniError(self.other_demo(record["settings"]))
+            self.seconds = record["seconds"]
+            return
+        if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+            raise OpenUniError(f"{self.folder} exists and is not a demo's folder. Give a new one with --out.")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.save_state()
+
+    def make_clips(self) -> bool:
+        """Render the clips that are not there yet; true when there were any."""
+        from openuni.world import write_clips
+
+        plan = self.plan
+        counts = {"solids": plan.solids, "still": plan.still, "dark": plan.dark}
+        orders = [(seed, preset) for preset, count in counts.items() for seed in range(count)]
+        # the JSON file is written last: where it is, the clip is whole
+        left = [(seed, preset) for seed, preset in orders if not (self.raw / f"{preset}-{seed:06}.json").is_file()]
+        listed = ", ".join(f"{count} {name}" for name, count in counts.items())
+        self.reporter.say(f"1/4 clips: {len(orders)} of {plan.frames} frames ({listed}) in {self.raw}")
+        if not left:
+            return False
+        with self.reporter, self.reporter.phase("render", len(left)) as counter:
+            write_clips(
+                self.raw,
+                [seed for seed, _ in left],
+                preset=[preset for _, preset in left],
+                progress=lambda done: counter.add("ok"),
+                frames=plan.frames,
+                height_px=plan.side_px,
+                width_px=plan.side_px,
+            )
+        return True
+
+    def build_corpus(self) -> bool:
+        """The pipeline, as `openuni run` does it; true when there was anything left to do."""
+        command = f"openuni run {self.recipe} {self.raw} --out {self.corpus_dir}"
+        if self.plan.workers is not None:
+            command += f" --workers {self.plan.workers}"
+        _put(self.recipe, RECIPE.format(command=command, **dataclasses.asdict(self.plan)))
+        self.reporter.say(f"2/4 corpus: {command}")
+        inner = Reporter(self.reporter.console, quiet=self.reporter.quiet)  # its phases go into the corpus's ledger
+        resources = api.default_resources(self.plan.workers, 0.0 if self.plan.workers == 0 else None)
+        corpus = api.run(self.recipe, self.raw, out=self.corpus_dir, resources=resources, reporter=inner)
+        self.reporter.say(str(corpus.summary()))
+        return any(phase.total for phase in inner.phases)
+
+    def train(self) -> bool:
+        """The training, as `openuni train` does it; true when there was anything left to do."""
+        from train.recipe import Recipe
+
+        name = self.plan.train_recipe
+        self.reporter.say(f"3/4 model: openuni train {name} --corpus {self.corpus_dir} --out {self.run_dir}")
+        steps = Recipe.load(name).optimizer.steps
+        done = 0
+        with self.reporter, self.reporter.phase("train", steps) as counter:
+
+            def tell(row: dict[str, Any]) -> None:
+                nonlocal done
+                if "loss" in row:
+                    done += 1
+                    counter.add("ok")
+
+            api.train(name, self.corpus_dir, out=self.run_dir, progress=tell)
+        return done > 0
+
+    def measure(self) -> dict[str, Any]:
+        """Judge flow and model into `numbers`; returns the rows of films by section."""
+        from openuni import demo_results as results
+
+        plan, corpus, run = self.plan, Corpus.open(str(self.corpus_dir)), api.open_run(self.run_dir)
+        held_out, trained = results.held_out_clips(run, corpus)
+        self.reporter.say(f"4/4 measure: flow of all clips, depth of {len(held_out)} clips the model never saw")
+        shown = results.show_corpus(corpus, 1)
+        flow = results.judge_flow(corpus, plan.shown)
+        judge = results.DepthJudge(run, corpus, plan.estimate_steps)
+        with self.reporter, self.reporter.phase("estimate", len(held_out)) as counter:
+            depth = judge.judge(held_out, trained, plan.shown, lambda: counter.add("ok"))
+        joint = results.make_joint(judge, held_out, plan.joint, plan.joint_steps)
+        self.numbers = {
+            "ledger": summary_record(corpus.summary()),
+            "training": results.training_numbers(run, len(trained), len(held_out)),
+            "flow": flow.numbers,
+            "depth": depth.numbers,
+            "joint": joint.numbers,
+        }
+        return {"corpus": shown.rows, "flow": flow.rows, "depth": depth.rows, "joint": joint.rows}
+
+    # ------------------------------------------------------------------ records
+
+    def timed(self, name: str, step: Callable[[], Any]) -> Any:
+        """Do a step and add its time to those of earlier sessions, unless it had nothing to do."""
+        began, found = time.perf_counter(), True
+        try:
+            found = step()
+        finally:
+            if found:
+                self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - began, 1)
+                self.save_state()
+        return found
+
+    def save_state(self) -> None:
+        """Write demo.json."""
+        record = {"settings": dataclasses.asdict(self.plan), "seconds": self.seconds}
+        _put(self.folder / "demo.json", json.dumps(record, indent=1))
+
+    def facts(self) -> dict[str, Any]:
+        """Where, when and how the numbers came about."""
+        return {
+            "size": self.plan.name,
+            "made": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": self.command,
+            "settings": dataclasses.asdict(self.plan),
+            "machine": machine(),
+            "versions": versions(),
+            "seconds": self.seconds,
+            "total_s": round(sum(self.seconds.values()), 1),
+        }
+
+    def other_demo(self, settings: dict[str, Any]) -> str:
+        """What to say when the folder holds another demo."""
+        found = settings.get("name")
+        if found != self.plan.name:
+            what = f"holds the {found} demo, and this would be the {self.plan.name} one"
+        else:
+            what = "holds a demo that another version of openuni made with other settings"
+        return f"{self.folder} {what}. Give another folder: openuni demo {self.flag}--out {self.folder}-{self.plan.name}"
+
+
+def _put(path: Path, text: str) -> None:
+    """The whole file or none; one that says the same is left alone."""
+    if path.is_file() and path.read_text() == text:
+        return
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    unfinished.write_text(text)
+    unfinished.replace(path)

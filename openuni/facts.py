@@ -1,0 +1,50 @@
+"""What a measurement was made with: the machine and the versions."""
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "diffusers", "opencv-python-headless", "av", "ray", "pyarrow", "duckdb", "numpy")
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores this process may use, memory, GPUs, system, and how busy the machine is."""
+    import torch
+
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "memory_gb": round(_memory_bytes() / 1e9, 1),
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "system": f"{platform.system()} {platform.machine()}",
+        "load_average": round(os.getloadavg()[0], 1),  # of the last minute: above the cores, others were at work too
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of openuni, Python and the packages that did the work."""
+    import openuni
+
+    found = {"openuni": openuni.__version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # such as another OpenCV wheel
+            found[name] = "not installed"
+    return found
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown"
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,164 @@
+"""Writing a column group: whatever moment a writer dies at, what it finished is saved and nothing else is seen."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from manifests.errors import OpenUniError
+from manifests.shards import TarShard
+from manifests.store import Store
+from manifests.writer import PartWriter, StorageFull, recover, storage_errors
+
+GROUP = "annotations/depth"
+SCHEMA = pa.schema([("clip_id", pa.string()), ("shard", pa.string()), ("offset", pa.int64()), ("nbytes", pa.int64())])
+
+
+def write(writer: PartWriter, name: str) -> None:
+    extent = writer.put(f"{name}.bin", name.encode() * 100)
+    writer.commit({"clip_id": name} | {key: extent[key] for key in ("shard", "offset", "nbytes")})
+
+
+def die(writer: PartWriter) -> None:
+    """What the operating system does to a killed process's files: closes them, and with that drops their locks."""
+    writer.part.journal.close()
+    writer.part.shard.file.close()
+
+
+def visible(store: Store) -> dict[str, bytes]:
+    """clip_id -> payload, for all that a reader sees."""
+    found = {}
+    for part in store.names(GROUP, ".parquet"):
+        for row in pq.read_table(store.path(part)).to_pylist():
+            assert row["clip_id"] not in found
+            found[row["clip_id"]] = store.read_range(f"{GROUP}/{row['shard']}", row["offset"], row["nbytes"])
+    return found
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(str(tmp_path / "corpus"))
+
+
+@pytest.fixture
+def writer(store):
+    return PartWriter(store, GROUP, SCHEMA, TarShard)
+
+
+def expect(*names: str) -> dict[str, bytes]:
+    return {name: name.encode() * 100 for name in names}
+
+
+def test_nothing_is_seen_before_the_part_is_sealed(store, writer):
+    write(writer, "a")
+    write(writer, "b")
+    assert visible(store) == {}
+    writer.finish()
+    assert visible(store) == expect("a", "b")
+    assert list((Path(store.root) / GROUP / ".open").iterdir()) == []
+
+
+def test_a_dead_writers_finished_clips_are_recovered(store, writer):
+    write(writer, "a")
+    write(writer, "b")
+    writer.put("c.bin", b"never committed")
+    die(writer)
+    assert recover(store, GROUP) == 2
+    assert visible(store) == expect("a", "b")
+    assert recover(store, GROUP) == 0
+    (tar,) = (Path(store.root) / GROUP).glob("*.tar")
+    assert b"never committed" not in tar.read_bytes()
+
+
+def test_a_living_writers_part_is_left_alone(store, writer):
+    write(writer, "a")
+    assert recover(store, GROUP) == 0 and visible(store) == {}
+    write(writer, "b")
+    writer.finish()
+    assert visible(store) == expect("a", "b")
+
+
+@pytest.mark.parametrize("cut", range(2, 120, 7))
+def test_a_journal_torn_anywhere_gives_whole_clips_only(store, writer, cut):
+    for name in "abc":
+        write(writer, name)
+    die(writer)
+    journal = writer.part.journal_path
+    os.truncate(journal, journal.stat().st_size - cut)
+    saved = recover(store, GROUP)
+    assert visible(store) == expect(*"abc"[:saved]) and saved < 3
+
+
+def test_a_payload_torn_by_a_power_cut_ends_what_is_saved(store, writer):
+    for name in "abc":
+        write(writer, name)
+    die(writer)
+    shard = writer.part.shard.path
+    os.truncate(shard, writer.part.shard.entries[1].offset + 10)
+    assert recover(store, GROUP) == 1
+    assert visible(store) == expect("a")
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_a_kill_within_the_commit_is_completed(store, writer, steps, tmp_path):
+    """Sealing renames the payload (1), writes the Parquet file (2), removes the journal (3)."""
+    write(writer, "a")
+    part = writer.part
+    part.shard.close(finish=True)
+    target = Path(store.root) / GROUP / part.shard.path.name
+    journal = part.journal_path.read_bytes()
+    if steps >= 1:
+        shutil.move(part.shard.path, target)
+    if steps >= 2:
+        other = PartWriter(Store(str(tmp_path / "other")), GROUP, SCHEMA, TarShard)
+        write(other, "a")
+        other.finish()
+        (made,) = (tmp_path / "other" / GROUP).glob("*.parquet")
+        table = pq.read_table(made)
+        names = pa.array([target.name])
+        table = table.set_column(1, "shard", names)
+        pq.write_table(table, target.with_suffix(".parquet"))
+    part.journal.close()
+    if steps >= 3:
+        part.journal_path.unlink()
+        part.journal_path.with_suffix(".tar").write_bytes(journal)  # a stray payload without a journal
+    recover(store, GROUP)
+    assert visible(store) == expect("a")
+    assert list(part.folder.iterdir()) == []
+
+
+def test_rollback_forgets_payloads_without_a_row(store, writer):
+    write(writer, "a")
+    writer.put("b.bin", b"b" * 10_000)
+    writer.rollback()
+    write(writer, "c")
+    writer.finish()
+    assert visible(store) == expect("a", "c")
+    (tar,) = (Path(store.root) / GROUP).glob("*.tar")
+    assert tar.stat().st_size < 5_000
+
+
+def test_parts_are_sealed_as_they_grow(store, writer, monkeypatch):
+    monkeypatch.setattr("manifests.writer.MAX_PART_ROWS", 2)
+    for name in "abcde":
+        write(writer, name)
+    assert visible(store) == expect(*"abcd")
+    writer.finish()
+    assert visible(store) == expect(*"abcde")
+    assert len(store.names(GROUP, ".parquet")) == 3
+
+
+def test_a_full_disk_says_what_to_do(store):
+    with pytest.raises(StorageFull, match="Free some space, then run the same command again"), storage_errors(store):
+        raise OSError(28, "No space left on device")
+    with pytest.raises(OSError, match="Permission denied"), storage_errors(store):
+        raise PermissionError(13, "Permission denied")
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/../../b", "a\\b", "a\0b"])
+def test_names_that_leave_the_corpus_are_refused(store, name):
+    with pytest.raises(OpenUniError, match="is not a name inside"):
+        store.read(name)
