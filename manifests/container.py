@@ -219,7 +219,7 @@ def _read_errors(source: str) -> tuple[type[Exception], ...]:
 
 
 def _file_of(source: str, stack: contextlib.ExitStack) -> Any:
-    """A `file:` URL for a local path, a seekable file object for a remote one."""
+    """An absolute local path, or a seekable file object for a URL."""
     protocol, separator, _ = source.partition("://")
     if separator and "/" not in protocol and protocol != "file":
         if protocol not in URL_PROTOCOLS or "::" in source:
@@ -241,7 +241,7 @@ def _file_of(source: str, stack: contextlib.ExitStack) -> Any:
         raise NotAVideo(f"{source} is empty (0 bytes): the download or copy has failed, fetch it again")
     if path.exists() and not path.is_file():
         raise NotAVideo(f"{source} is not a regular file")
-    return f"file:{path}"  # the prefix keeps a path with a colon from being taken for a protocol
+    return str(path)  # absolute, so that a name with a colon is not taken for a protocol
 
 
 def _main_stream(source: str, container: "InputContainer") -> "VideoStream":
@@ -278,7 +278,7 @@ def _is_shown(packet: "Packet[VideoStream]") -> bool:
 def _check_head(source: str, file: Any) -> None:
     """Refuse what names other files, and files shorter than their own header says."""
     if isinstance(file, str):
-        with Path(file.removeprefix("file:")).open("rb") as opened:
+        with Path(file).open("rb") as opened:
             head, size = opened.read(64), os.fstat(opened.fileno()).st_size
     else:
         head, size = file.read(64), file.size

@@ -1,10 +1,12 @@
 """What became of every clip: the conservation law "clips = ok + dropped (by rule) + failed (for a reason)"."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
 
 from manifests import select
 from manifests.errors import OpenUniError
@@ -59,9 +61,9 @@ def kept(corpus: "Corpus", keep: str) -> pa.Array:
     rules = select.parse(keep)
     groups = _filters_of(corpus, rules)
     select.check(rules, _schemas(corpus, groups))
-    connection = _connect(corpus, groups, with_annotators=False)
-    query = f"SELECT clip_id FROM joined WHERE clip_status = 'ok' AND {select.condition_sql(rules)} ORDER BY position"
-    return connection.sql(query).to_arrow_table().column("clip_id").combine_chunks()
+    connection = _connect(_joined(corpus, rules, {name: f"filters/{name}" for name in groups}, with_fate=False))
+    query = f"SELECT clip_id FROM joined WHERE clip_status = 'ok' AND {select.condition_sql(rules)}"
+    return connection.execute(query).to_arrow_table().column("clip_id").combine_chunks()  # DuckDB keeps the order
 
 
 def summary(corpus: "Corpus") -> Summary:
@@ -70,7 +72,8 @@ def summary(corpus: "Corpus") -> Summary:
     rules = [] if missing else select.parse(corpus.record["keep"])  # a filter that never ran leaves all clips pending
     filters, annotators = _last_run(corpus, "filter"), _last_run(corpus, "annotator")
     select.check(rules, _schemas(corpus, filters))
-    connection = _connect(corpus, filters, with_annotators=True)
+    groups = {name: f"filters/{name}" for name in filters} | {name: f"annotations/{name}" for name in annotators}
+    connection = _connect(_joined(corpus, rules, groups, with_fate=True))
     cases = ["WHEN clip_status <> 'ok' THEN 'failed'"]
     places = ["WHEN clip_status <> 'ok' THEN 'ingest' || chr(0) || coalesce(clip_error, '')"]
     if missing or any(name not in corpus.operators("annotator") for name in corpus.record["annotators"]):
@@ -142,21 +145,54 @@ def _schemas(corpus: "Corpus", filters: Sequence[str]) -> dict[str, pa.Schema]:
     return found
 
 
-def _connect(corpus: "Corpus", filters: Sequence[str], *, with_annotators: bool) -> duckdb.DuckDBPyConnection:
-    """A connection with the view `joined`: one row per clip, a struct column per operator, null where it has no row."""
+def _connect(joined: pa.Table) -> duckdb.DuckDBPyConnection:
     connection = select.connect()
-    connection.register("clip_rows", corpus.dataset("clips", clip_schema()))
-    names = [(name, f"filters/{name}") for name in filters]
-    if with_annotators:
-        names += [(name, f"annotations/{name}") for name in _last_run(corpus, "annotator")]
-    joins, columns = [], []
-    for number, (name, group) in enumerate(names):
-        connection.register(f"group_{number}", corpus.dataset(group))
-        columns.append(f", group_{number}.{_quoted(name)} AS {_quoted(name)}")
-        joins.append(f" LEFT JOIN group_{number} ON group_{number}.clip_id = clip.clip_id")
-    connection.execute(
-        "CREATE TEMP VIEW joined AS SELECT clip.* EXCLUDE (status, error), clip.status AS clip_status, "
-        f"clip.error AS clip_error{''.join(columns)} "
-        f"FROM (SELECT *, row_number() OVER () AS position FROM clip_rows) AS clip{''.join(joins)}"
-    )
+    connection.register("joined", joined)
     return connection
+
+
+def _joined(corpus: "Corpus", rules: Sequence[select.Rule], groups: Mapping[str, str], *, with_fate: bool) -> pa.Table:
+    """One row per clip in order of ingest; a struct column per operator (name -> group), null where it has no row.
+
+    Of every column only those fields are read that the rules name (and those that tell a fate): a corpus of millions
+    has more text in its captions and more places of maps than fit into memory twice.
+    """
+    wanted: dict[str, set[str]] = {name: {"status", "error"} if with_fate else set() for name in groups}
+    whole = set()
+    for rule in rules:
+        for top, *rest in rule.columns:
+            if top in wanted and rest:
+                wanted[top].add(rest[0])
+            else:
+                whole.add(top)
+    names = [name for name in clip_schema().names if name in whole | {"clip_id"}]
+    columns = {name: pads.field(name) for name in names}
+    columns |= {"clip_status": pads.field("status"), "clip_error": pads.field("error")}
+    joined = corpus.dataset("clips", clip_schema()).to_table(columns=columns)
+    for name, group in groups.items():
+        struct = _whole(corpus, group, name) if name in whole else _fields(corpus, group, name, sorted(wanted[name]))
+        joined = joined.append_column(name, _aligned(joined.column("clip_id"), *struct))
+    return joined
+
+
+def _fields(corpus: "Corpus", group: str, name: str, fields: Sequence[str]) -> tuple[pa.Array, pa.Array]:
+    """clip_ids of a group, and its struct column with some of its fields; nothing else is read from the files."""
+    columns = {"clip_id": pads.field("clip_id")} | {f"{name}.{field}": pads.field(name, field) for field in fields}
+    table = corpus.dataset(group).to_table(columns=columns)
+    ids, *parts = (_one_array(column) for column in table.columns)
+    return ids, pa.StructArray.from_arrays(parts, fields)
+
+
+def _whole(corpus: "Corpus", group: str, name: str) -> tuple[pa.Array, pa.Array]:
+    table = corpus.table(group)
+    return table.column("clip_id").combine_chunks(), table.column(name).combine_chunks()
+
+
+def _one_array(column: pa.ChunkedArray) -> pa.Array:
+    # texts of millions of rows may outgrow the 2 GB that 32-bit offsets reach
+    return (column.cast(pa.large_string()) if pa.types.is_string(column.type) else column).combine_chunks()
+
+
+def _aligned(clips: pa.ChunkedArray, ids: pa.Array, struct: pa.Array) -> pa.Array:
+    """The struct of each clip, null where there is no row for it."""
+    return struct.take(pc.index_in(clips.cast(ids.type), value_set=ids).combine_chunks())

@@ -91,7 +91,7 @@ class FrameWalk:
 
 def to_rgb24(frame: "VideoFrame", width_px: int, height_px: int, reformatter: "VideoReformatter") -> np.ndarray:
     """uint8 [height_px, width_px, 3], full-range RGB. Pixel areas are averaged when the size differs."""
-    from av.video.reformatter import ColorRange, Colorspace, Interpolation
+    from av.video.reformatter import Colorspace, Interpolation
 
     matrix = None
     if frame.colorspace in UNSTATED_MATRICES:
@@ -104,7 +104,6 @@ def to_rgb24(frame: "VideoFrame", width_px: int, height_px: int, reformatter: "V
         height=height_px,
         format="rgb24",
         src_colorspace=matrix,
-        dst_color_range=ColorRange.JPEG,
         interpolation=way | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT,
         threads=1,
     )

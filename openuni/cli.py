@@ -181,7 +181,7 @@ def train(
     from openuni import api
 
     finished = api.train(recipe, corpus, out=out)
-    print(f"trained {finished.step:,} steps: {out}. Next: openuni generate {out} --make rgb --prompt '...'")
+    print(f"trained {finished.checkpoint.step:,} steps: {out}. Next: openuni generate {out} --make rgb --prompt '...'")
 
 
 @dataclass(frozen=True)
@@ -193,9 +193,10 @@ class GenerateFlags:
     out: Annotated[Path, typer.Option("--out", help="Folder for the results")]
     prompt: Annotated[str, typer.Option(help="What the video shows")] = ""
     given: Annotated[list[str] | None, typer.Option(help="MODALITY=VIDEO that is given; may be repeated")] = None
-    frames: Annotated[int | None, typer.Option(help="Frames to make (4k + 1). Default: as trained")] = None
-    size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH in pixels. Default: as trained")] = None
+    size: Annotated[str | None, typer.Option(help="FRAMESxHEIGHTxWIDTH, frames 4k + 1. Default: as trained")] = None
+    fps: Annotated[float, typer.Option(min=1, help="Frames per second of the videos written")] = 16.0
     steps: Annotated[int, typer.Option(min=1, help="Solver steps")] = 30
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance on the prompt; 1: none")] = 1.0
     seed: Annotated[int, typer.Option(help="Of the noise")] = 0
 
 
@@ -209,9 +210,10 @@ def generate(given: GenerateFlags) -> None:
         make=tuple(given.make),
         prompt=given.prompt,
         given=tuple(given.given or ()),
-        frames=given.frames,
         size=given.size,
+        fps=given.fps,
         steps=given.steps,
+        guidance=given.guidance,
         seed=given.seed,
     )
     for path in make_files(given.run, wanted, given.out):

@@ -1,7 +1,7 @@
 """`openuni demo`: all of it on clips that OpenUni makes itself. Nothing is downloaded.
 
     DIR/raw/            clips of `openuni.world` as ordinary files, with their ground truth beside them
-    DIR/corpus.toml     the recipe; by hand: openuni run DIR/corpus.toml DIR/raw --out DIR/corpus
+    DIR/corpus.toml     the recipe; by hand: openuni run DIR/corpus.toml "DIR/raw/*.mp4" --out DIR/corpus
     DIR/corpus/         what the pipeline made of the clips
     DIR/run/            the trained model; by hand: openuni train RECIPE --corpus DIR/corpus --out DIR/run
     DIR/numbers.json    everything that was measured
@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
 
 from manifests.corpus import Corpus
 from manifests.errors import OpenUniError
@@ -89,7 +91,7 @@ def run_demo(out: Path, quick: bool, reporter: Reporter | None = None) -> Path:
 
     Raises `OpenUniError` when the folder holds a demo of other settings, or files that are not a demo's.
     """
-    return Demo(Path(out), QUICK if quick else FULL, reporter or Reporter()).run()
+    return Demo(Path(out), QUICK if quick else FULL, reporter or Reporter(Console(stderr=True, soft_wrap=True))).run()
 
 
 class Demo:
@@ -172,14 +174,15 @@ class Demo:
 
     def build_corpus(self) -> bool:
         """The pipeline, as `openuni run` does it; true when there was anything left to do."""
-        command = f"openuni run {self.recipe} {self.raw} --out {self.corpus_dir}"
+        pattern = self.raw / "*.mp4"  # the folder itself would give the ground truth's files too
+        command = f'openuni run {self.recipe} "{pattern}" --out {self.corpus_dir}'
         if self.plan.workers is not None:
             command += f" --workers {self.plan.workers}"
         _put(self.recipe, RECIPE.format(command=command, **dataclasses.asdict(self.plan)))
         self.reporter.say(f"2/4 corpus: {command}")
         inner = Reporter(self.reporter.console, quiet=self.reporter.quiet)  # its phases go into the corpus's ledger
         resources = api.default_resources(self.plan.workers, 0.0 if self.plan.workers == 0 else None)
-        corpus = api.run(self.recipe, self.raw, out=self.corpus_dir, resources=resources, reporter=inner)
+        corpus = api.run(self.recipe, pattern, out=self.corpus_dir, resources=resources, reporter=inner)
         self.reporter.say(str(corpus.summary()))
         return any(phase.total for phase in inner.phases)
 

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,9 +9,6 @@ from manifests import video
 from manifests.encode import write_video
 from manifests.errors import OpenUniError
 from manifests.modality import Modality, find_modality
-
-if TYPE_CHECKING:
-    from train.run import Run
 
 
 @dataclass(frozen=True)
@@ -22,29 +18,23 @@ class Request:
     make: tuple[str, ...]
     prompt: str = ""
     given: tuple[str, ...] = ()  # MODALITY=FILE: a rendering of the modality as a video
-    frames: int | None = None
-    size: str | None = None  # HEIGHTxWIDTH
+    size: str | None = None  # FRAMESxHEIGHTxWIDTH
+    fps: float = 16.0  # of the videos written
     steps: int = 30
+    guidance: float = 1.0
     seed: int = 0
 
 
 def make_files(run_dir: Path, request: Request, out: Path) -> list[Path]:
     """Make the modalities; write each as a video to look at (`NAME.mp4`) and, exactly, as `NAME.npy`."""
     from train.run import Run
+    from train.sampler import Sampling
 
     run = Run.open(run_dir)
-    given = {name: _read(name, path) for name, path in map(_pair, request.given)}
-    size_px = _size(request.size)
-    made = run.generate(
-        prompt=request.prompt,
-        make=list(request.make),
-        given=given or None,
-        frames=request.frames,
-        size_px=size_px,
-        seed=request.seed,
-        steps=request.steps,
-    )
-    return [path for name, signal in made.items() for path in _write(name, signal, out, run)]
+    given: dict[str, Modality | np.ndarray] = {name: _read(name, path) for name, path in map(_pair, request.given)}
+    sampling = Sampling(request.steps, run.recipe.flow.shift, request.guidance, request.seed)
+    made = run.generate(request.prompt, list(request.make), given or None, _size(request.size), sampling)
+    return [path for name, signal in made.items() for path in _write(name, signal, out, request.fps)]
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -66,18 +56,18 @@ def _read(name: str, path: str) -> Modality:
     return modality.from_rgb(frames.astype(np.float32) / 255)
 
 
-def _size(text: str | None) -> tuple[int, int] | None:
+def _size(text: str | None) -> tuple[int, int, int] | None:
     if text is None:
         return None
-    height, _, width = text.lower().partition("x")
-    if not (height.isdigit() and width.isdigit()):
-        raise OpenUniError(f'--size "{text}": write HEIGHTxWIDTH in pixels, such as 256x448')
-    return int(height), int(width)
+    parts = text.lower().split("x")
+    if len(parts) != 3 or not all(part.isdigit() for part in parts):
+        raise OpenUniError(f'--size "{text}": write FRAMESxHEIGHTxWIDTH, such as 17x256x448')
+    return int(parts[0]), int(parts[1]), int(parts[2])
 
 
-def _write(name: str, signal: Modality, out: Path, run: "Run") -> list[Path]:
+def _write(name: str, signal: Modality, out: Path, fps: float) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
     picture = np.round(signal.to_rgb() * 255).astype(np.uint8)
-    write_video(out / f"{name}.mp4", picture, run.fps)
+    write_video(out / f"{name}.mp4", picture, fps)
     np.save(out / f"{name}.npy", signal.array)
     return [out / f"{name}.mp4", out / f"{name}.npy"]

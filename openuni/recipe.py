@@ -202,6 +202,6 @@ def _encode_parts(table: Any, where: str) -> dict[str, Any]:
     encode = build(Encode, {key: value for key, value in table.items() if key not in inner}, f"{where}: [encode]")
     codecs = {}
     for key, base, name in (("latent_codec", LatentCodec, encode.latents), ("text_codec", TextCodec, encode.text)):
-        cls = find_component("train.codecs", base, name)  # type: ignore[type-abstract]
+        cls = find_component("train.codecs", base, name)
         codecs[key] = build(cls, inner.get(name, {}), f"{where}: [encode.{name}]")
     return {"encode": encode, **codecs}

@@ -120,7 +120,7 @@ def _codec_tables() -> str:
     for base in (LatentCodec, TextCodec):
         for name in component_names("train.codecs"):
             try:
-                codec = find_component("train.codecs", base, name)  # type: ignore[type-abstract]
+                codec = find_component("train.codecs", base, name)
             except OpenUniError:
                 continue  # a codec of the other kind
             lines = [f"\n# [encode.{name}]  # {_first_line(codec)}"]

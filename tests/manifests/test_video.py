@@ -133,6 +133,22 @@ def test_working_size_scales_down_by_area_and_never_up(tmp_path: Path) -> None:
     assert video.decode(clip, short_side_px=50).frames.shape == (3, 50, 67, 3)
 
 
+def test_one_moved_instant_is_noticed(tmp_path: Path) -> None:
+    times, unit = [0, 40, 80, 120, 160], Fraction(1, 1000)
+    path = str(encode(tmp_path / "a.mp4", times=times, unit=unit))
+    clip = video.clip_of(path, video.probe(path))
+    encode(Path(path), times=[0, 40, 81, 120, 160], unit=unit)
+    with pytest.raises(video.SourceChanged, match="or other timestamps"):
+        video.decode(clip, np.array([0]))
+
+
+def test_indices_may_be_chosen_by_time(tmp_path: Path) -> None:
+    path = str(encode(tmp_path / "a.mp4"))
+    clip = video.clip_of(path, video.probe(path), 5, 30)
+    decoded = video.decode(clip, lambda times_s: np.flatnonzero(np.rint(times_s * 25) % 5 == 0))
+    assert numbers(decoded.frames) == [5, 10, 15, 20, 25]
+
+
 def test_a_changed_source_is_noticed(tmp_path: Path) -> None:
     path = str(encode(tmp_path / "a.mp4", times=range(10)))
     clip = video.clip_of(path, video.probe(path))

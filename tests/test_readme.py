@@ -1,0 +1,75 @@
+"""The README's commands and code run as they stand, in an empty folder with a few videos in raw/."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from openuni.recipe import Recipe
+from tests.docs import python_blocks
+from tests.raw_clips import write_clips
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README.read_text(), re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("readme")
+    write_clips(place / "raw", 4, frames=9)
+    return place
+
+
+def test_every_command_works_in_the_order_given(folder):
+    commands = [line[2:] for block in blocks("console") for line in block.splitlines() if line.startswith("$ ")]
+    assert len(commands) > 8
+    for command in commands:
+        words = shlex.split(command, comments=True)
+        if words[0] == "make":
+            assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), command
+            continue
+        assert words[0] == "openuni"
+        run = [sys.executable, "-m", "openuni.cli", *words[1:]]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run(run, cwd=folder, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+
+
+def test_every_python_block_works_after_them(folder):
+    for number, block in enumerate(python_blocks(README)):
+        script = folder / f"block_{number}.py"
+        script.write_text(block)
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run([sys.executable, script], cwd=folder, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{block}\n{done.stderr}"
+
+
+def test_the_recipe_shown_is_valid():
+    (text,) = blocks("toml")
+    recipe = Recipe.parse(tomllib.loads(text))
+    assert set(recipe.annotators) == {"dis", "depth_anything"} and recipe.encode.frames == 81
+
+
+def test_what_it_says_there_is_is_there():
+    table = README.read_text().split("| there is | not yet |")[1]
+    from openuni.template import listing
+
+    there = "\n".join(line.split("|")[1] for line in table.splitlines() if line.count("|") == 3)
+    for kind, names in listing().items():
+        for name in names:
+            assert name in there.lower() or kind == "modalities" or name in ("wan_vae",), f"{name} is not in the table"
+
+
+@pytest.mark.parametrize("path", [path for path in ROOT.glob("*/README.md")] + [README], ids=str)
+def test_links_lead_somewhere(path):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text()):
+        assert (path.parent / target).exists(), f"{path}: {target}"
