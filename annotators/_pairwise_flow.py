@@ -59,7 +59,6 @@ def consistent(forward: np.ndarray, backward: np.ndarray) -> np.ndarray:
     x, y = np.meshgrid(np.arange(width_px, dtype=np.float32), np.arange(height_px, dtype=np.float32))
     to_x, to_y = x + forward[..., 0], y + forward[..., 1]
     back = cv2.remap(backward, to_x, to_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
-    gap_px = np.linalg.norm(forward + back, axis=-1)
-    lengths_px = np.linalg.norm(forward, axis=-1) + np.linalg.norm(back, axis=-1)
-    agrees: np.ndarray = gap_px <= UNFLOW_ALPHA * lengths_px + UNFLOW_BETA_PX
+    lengths_px = cv2.magnitude(*cv2.split(forward)) + cv2.magnitude(*cv2.split(back))
+    agrees: np.ndarray = cv2.magnitude(*cv2.split(forward + back)) <= UNFLOW_ALPHA * lengths_px + UNFLOW_BETA_PX
     return agrees

@@ -154,7 +154,7 @@ def read_weights(path: Path) -> dict[str, Any]:
             loaded = load_file(path)
         else:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError) as error:
+    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError) as error:
         raise OpenUniError(
             f"{path} cannot be read as weights: it is damaged, or holds more than tensors, and code in a checkpoint is "
             f"never run. Get it again from its source. ({type(error).__name__}: {str(error)[:200]})"

@@ -96,7 +96,7 @@ class Motion(Filter):
         for first in range(0, len(clip.frames) - 1, 2):
             before, after = (cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in clip.frames[first : first + 2])
             flow = estimator.calc(before, after, np.zeros((height_px, width_px, 2), np.float32))
-            length_px = np.hypot(flow[..., 0], flow[..., 1])
+            length_px = _length(flow)
             per_s = 1.0 / (clip.times_s[first + 1] - clip.times_s[first]) / clip.diagonal_px
             left_px = _without_camera(flow, clip.diagonal_px)
             measured.append((length_px.mean() * per_s, (length_px > MOVING_PX).mean(), left_px * per_s))
@@ -123,8 +123,17 @@ def _without_camera(flow: np.ndarray, diagonal_px: float) -> float:
     tolerance_px = max(MOVING_PX, FIT_TOLERANCE * diagonal_px)
     matrix, _ = cv2.estimateAffinePartial2D(points, moved, method=cv2.RANSAC, ransacReprojThreshold=tolerance_px)
     if matrix is None:  # no similarity agrees with two points: nothing of this pair is explained
-        return float(np.hypot(flow[..., 0], flow[..., 1]).mean())
-    y, x = np.mgrid[:height_px, :width_px]
-    camera_x = matrix[0, 0] * x + matrix[0, 1] * y + matrix[0, 2] - x
-    camera_y = matrix[1, 0] * x + matrix[1, 1] * y + matrix[1, 2] - y
-    return float(np.hypot(flow[..., 0] - camera_x, flow[..., 1] - camera_y).mean())
+        return float(_length(flow).mean())
+    (xx, xy, shift_x), (yx, yy, shift_y) = (matrix - np.eye(2, 3)).astype(np.float32)  # where to, less where from
+    x = np.arange(width_px, dtype=np.float32)
+    y = np.arange(height_px, dtype=np.float32)[:, None]
+    camera = np.stack([xx * x + xy * y + shift_x, yx * x + yy * y + shift_y], axis=-1)
+    return float(_length(flow - camera).mean())
+
+
+def _length(vectors: np.ndarray) -> np.ndarray:
+    """Lengths, float32 [H, W], of float32 [H, W, 2]."""
+    import cv2
+
+    lengths: np.ndarray = cv2.magnitude(*cv2.split(vectors))
+    return lengths

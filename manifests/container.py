@@ -65,10 +65,10 @@ class Limits:
 
 
 class Packets(NamedTuple):
-    """Timestamps of a stream's shown frames, in decoding order, in the stream's time base."""
+    """Timestamps of a stream's frames in the stream's time base."""
 
-    pts: np.ndarray  # int64 [T]
-    key: np.ndarray  # bool [T]
+    pts: np.ndarray  # int64 [T], of the frames that are shown, increasing
+    keys: np.ndarray  # int64 [K], of all frames that decoding can begin at, shown or hidden by an edit list; increasing
     last_duration: int  # of the frame shown last; 0 when the container does not say
 
 
@@ -149,29 +149,30 @@ def list_packets(
     deadline = time.monotonic() + limits.max_probe_s
     by_count = counts_only(container)
     pts: list[int] = []
-    key: list[bool] = []
+    keys: list[int] = []
     latest, last_duration = -math.inf, 0
     for packet in packets:
-        if packet.size == 0 or packet.is_discard or not _is_shown(packet) or not (pts or packet.is_keyframe):
+        if packet.size == 0 or not (keys or packet.is_keyframe):
             continue
         stamp = stamp_of(packet, by_count)
         if stamp is None:
             raise Undecodable(f"{source} has frames without timestamps (a raw stream?): remux it into mp4 or mkv")
         if end_pts is not None and packet.dts is not None and packet.dts >= end_pts:
             break
-        if pts and stamp < pts[0]:
+        if packet.is_keyframe:
+            keys.append(stamp)
+        if stamp < keys[0] or packet.is_discard or not _is_shown(packet):
             continue
         if stamp > latest:
             latest, last_duration = stamp, packet.duration or 0
         pts.append(stamp)
-        key.append(bool(packet.is_keyframe))
         if len(pts) > limits.max_frame_count:
             text = f"{source} has more than {limits.max_frame_count} frames: cut it or raise Limits.max_frame_count"
             raise OverLimit(text)
         if time.monotonic() > deadline:
             text = f"listing the frames of {source} took over {limits.max_probe_s:g} s: raise Limits.max_probe_s"
             raise OverLimit(text)
-    return Packets(np.array(pts, np.int64), np.array(key, bool), last_duration)
+    return Packets(np.sort(np.array(pts, np.int64)), np.sort(np.array(keys, np.int64)), last_duration)
 
 
 def packets_from_key(

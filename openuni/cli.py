@@ -1,11 +1,13 @@
 """The command line: flags say where and how much, the recipe says what.
 
-Exit codes: 0 done, 1 some clips failed, 2 wrong input or a missing part, 130 stopped by Ctrl-C.
+Exit codes: 0 done, 1 some clips failed, 2 wrong input or a missing part, 3 a fault of openuni itself, 130 stopped by
+Ctrl-C.
 """
 
 import inspect
 import json
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -61,7 +63,7 @@ Out = Annotated[str, typer.Option("--out", help="Where to write it")]
 @app.command("list")
 def list_() -> None:
     """Show what there is: filters, annotators, modalities, codecs, models."""
-    from openuni.template import listing
+    from openuni.listing import listing
 
     for kind, names in listing().items():
         print(f"{kind:<11} {'  '.join(names)}")
@@ -179,8 +181,12 @@ def train(
 ) -> None:
     """Train a unified model on a corpus's latents. Run it again to resume."""
     from openuni import api
+    from openuni.progress import Reporter, TrainingProgress
+    from train.recipe import Recipe
 
-    finished = api.train(recipe, corpus, out=out)
+    steps = Recipe.load(recipe).optimizer.steps
+    with Reporter() as reporter:
+        finished = api.train(recipe, corpus, out=out, progress=TrainingProgress(reporter, steps))
     print(f"trained {finished.checkpoint.step:,} steps: {out}. Next: openuni generate {out} --make rgb --prompt '...'")
 
 
@@ -241,6 +247,13 @@ def main() -> None:
     except OpenUniError as error:
         print(f"openuni: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:  # a file that cannot be read or written where the user said
+        print(f"openuni: {type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Exception:  # 1 would read as "some clips failed"
+        traceback.print_exc()
+        print("openuni: this is a fault of openuni; please report it with the lines above.", file=sys.stderr)
+        sys.exit(3)
     except KeyboardInterrupt:
         print("openuni: stopped. What is finished is kept; run the same command again to go on.", file=sys.stderr)
         sys.exit(130)

@@ -81,9 +81,7 @@ class Plan:
 
 
 FULL = Plan("full", solids=48, still=4, dark=4, train_recipe="unityvideo_demo", workers=None)
-QUICK = Plan(
-    "quick", solids=20, still=2, dark=2, train_recipe="unityvideo_demo_quick", workers=0, shown=2, joint=1
-)
+QUICK = Plan("quick", solids=20, still=2, dark=2, train_recipe="unityvideo_demo_quick", workers=0, shown=2, joint=1)
 
 
 def run_demo(out: Path, quick: bool, reporter: Reporter | None = None) -> Path:
@@ -265,7 +263,9 @@ class Demo:
             what = f"holds the {found} demo, and this would be the {self.plan.name} one"
         else:
             what = "holds a demo that another version of openuni made with other settings"
-        return f"{self.folder} {what}. Give another folder: openuni demo {self.flag}--out {self.folder}-{self.plan.name}"
+        return (
+            f"{self.folder} {what}. Give another folder: openuni demo {self.flag}--out {self.folder}-{self.plan.name}"
+        )
 
 
 def _put(path: Path, text: str) -> None:

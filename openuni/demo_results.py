@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from train.run import Run
 
 TRUTH, ESTIMATOR = "supplied", "dis"  # annotators of the demo's corpus
+ESTIMATE = "rgb->depth"  # the task that is measured
 LOSS_WINDOW_SHARE = 0.05  # of the steps: losses of single steps are noisy
 ALIGNMENT = (
     "one scale and one shift per clip, least squares in disparity over all frames and pixels, before AbsRel and delta1"
@@ -99,15 +100,17 @@ def held_out_clips(run: "Run", corpus: Corpus) -> tuple[list[str], list[str]]:
 
 
 def training_numbers(run: "Run", trained: int, held_out: int) -> dict[str, Any]:
-    """What was trained, and the losses by task: of every step, and of validation on held-out clips."""
-    tasks = [str(task) for task in run.tasks]
-    log = run.log
+    """What was trained, and the losses by task, per made stream: of each step, and on held-out clips."""
     curves = {
-        name: {task: [[row["step"], row[name][task]] for row in log if task in row.get(name, {})] for task in tasks}
-        for name in ("task_loss", "validation_loss")
+        str(task): {
+            kind: [[row["step"], row[name][str(task)] / len(task.made)] for row in run.log if str(task) in row.get(name, {})]
+            for kind, name in (("train", "task_loss"), ("validation", "validation_loss"))
+        }
+        for task in run.tasks
     }
-    losses = [row["loss"] for row in log if "loss" in row]
+    losses = [loss for _, loss in curves[ESTIMATE]["train"]]
     window = max(1, round(len(losses) * LOSS_WINDOW_SHARE))
+    validation = curves[ESTIMATE]["validation"]
     return {
         "model": run.record["model"]["name"],
         "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
@@ -115,9 +118,9 @@ def training_numbers(run: "Run", trained: int, held_out: int) -> dict[str, Any]:
         "batch_size": run.recipe.optimizer.batch_size,
         "clips": trained,
         "held_out": held_out,
-        "loss_begin": float(np.mean(losses[:window])),
-        "loss_end": float(np.mean(losses[-window:])),
-        "loss_window_steps": window,
+        "estimate_loss_begin": float(np.mean(losses[:window])),
+        "estimate_loss_end": float(np.mean(losses[-window:])),
+        "estimate_loss_held_out": validation[-1][1] if validation else None,
         "curves": curves,
     }
 

@@ -5,6 +5,7 @@ text embeddings). A plan is "what should have a row in the group, less what has 
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,12 +13,16 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as pads
 
 from manifests import schema
+from manifests.clip import Clip
+from manifests.clip_list import clip_of_row
 from manifests.component import fingerprint
-from manifests.corpus import Corpus, clip_of_row, operator_folder, status_column
+from manifests.corpus import Corpus, operator_folder
 from manifests.errors import OpenUniError
 from manifests.fates import Summary
 from manifests.operator import Operator
@@ -27,8 +32,9 @@ from openuni.progress import Reporter
 from openuni.recipe import Recipe
 from openuni.runner import Outcome, Runner, Spec
 
-BATCH_ROWS = 1000  # rows of the plan turned into Python objects at a time: a plan of millions stays columnar
+WINDOW_ROWS = 50_000  # clips whose stored maps are looked up at a time: a plan of millions stays columnar
 INGEST_VERSION = "1"
+_BROKEN = "Run again; if it stays, please report it with the file of this run in runs/."
 
 
 @dataclass(frozen=True)
@@ -67,10 +73,11 @@ class Pipeline:
         try:
             self._ingest(sources)
             clips = self._clips(sources)
+            kept = functools.cache(lambda: self._kept(clips))  # asked once the filters have run, if at all
             self._operators("filter", self.recipe.filters, lambda: clips)
-            self._operators("annotator", self.recipe.annotators, lambda: self._kept(clips))
+            self._operators("annotator", self.recipe.annotators, kept)
             if self.recipe.encode is not None and self.scope.covers("encode"):
-                self._encode(self._kept(clips))
+                self._encode(kept())
             summary = self.corpus.summary()
         except BaseException as error:
             self._write_ledger(started, None, f"{type(error).__name__}: {error}")
@@ -85,8 +92,7 @@ class Pipeline:
             return
         if self.scope.retry_failed:
             self.corpus.forget("clips", ["failed"])
-        known = set(self.corpus.table("clips", ["source"]).column("source").to_pylist()) if self._has_clips() else set()
-        new = [SourceItem(source) for source in sources[: self.scope.limit] if source not in known]
+        new = self._new_sources(sources[: self.scope.limit])
         spec = IngestSpec(self.corpus.store.url, self.recipe.ingest, INGEST_VERSION)
         self._phase("ingest", spec, new, len(new), self._unfinished_sources)
         self.corpus.refresh()
@@ -104,13 +110,13 @@ class Pipeline:
             self.corpus.settle(group, versions[name])
             if self.scope.retry_failed:
                 self.corpus.forget(group, ["failed", "unavailable"])
-            todo[name] = self._missing(clips, group)
+            todo[name] = self._missing(group, clips.column("clip_id"))
         spec = OperatorSpec(self.corpus.store.url, chosen, versions, self.recipe.work.short_side_px)
         names = " + ".join(chosen) if len(chosen) <= 2 else f"{len(chosen)} {kind}s"
-        items, count = _clip_items(clips, todo)
+        items, count = self._clip_items(clips, todo)
         self._phase(names, spec, items, count, lambda held: self._unfinished(held, groups))
-        for group in groups.values():
-            self._verify(group, clips.column("clip_id"), "clip_id")
+        for group in groups.values() if count else ():
+            self._verify(group, clips.column("clip_id"))
 
     def _encode(self, clips: pa.Table) -> None:
         options, codec, text_codec = self.recipe.encode, self.recipe.latent_codec, self.recipe.text_codec
@@ -118,27 +124,26 @@ class Pipeline:
         family, text_family = encode.family_name(options, codec), encode.text_family_name(text_codec)
         streams = self._streams(family, text_family)
         self._write_families(family, text_family, streams)
-        tables: dict[str, pa.Table] = {}
-        todo: dict[str, pa.ChunkedArray] = {}
+        present: dict[str, pa.Array] = {}
+        todo: dict[str, pa.Array] = {}
         for stream in streams:
             self.corpus.settle(stream.group, stream.version)
             if self.scope.retry_failed:
                 self.corpus.forget(stream.group, ["failed"])
-            missing = self._missing(clips, stream.group)
+            missing = self._missing(stream.group, clips.column("clip_id"))
             if stream.annotator:
-                tables[stream.modality] = self._extents(stream)
-                present = tables[stream.modality].column("clip_id")
-                missing = pc.and_(missing, pc.is_in(clips.column("clip_id"), present.combine_chunks()))
+                present[stream.modality] = self._with_map(stream)
+                missing = pc.and_(missing, pc.is_in(clips.column("clip_id"), present[stream.modality]))
             todo[stream.modality] = missing
         spec = encode.EncodeSpec(self.corpus.store.url, options, codec, text_codec, tuple(streams))
-        items, count = _encode_items(clips, todo, tables)
+        items, count = self._encode_items(clips, todo, streams)
         groups = {stream.modality: stream.group for stream in streams}
         self._phase("encode", spec, items, count, lambda held: self._unfinished(held, groups))
-        for stream in streams:
+        for stream in streams if count else ():
             wanted = clips.column("clip_id")
             if stream.annotator:
-                wanted = wanted.filter(pc.is_in(wanted, tables[stream.modality].column("clip_id").combine_chunks()))
-            self._verify(stream.group, wanted, "clip_id")
+                wanted = wanted.filter(pc.is_in(wanted, present[stream.modality]))
+            self._verify(stream.group, wanted)
 
     def _phase(
         self,
@@ -166,26 +171,48 @@ class Pipeline:
     def _check_sources(self, sources: Sequence[str]) -> None:
         if not self._has_clips() or self.scope.add:
             return
-        known = self.corpus.table("clips", ["source"]).column("source")
-        if not pc.any(pc.is_in(known, pa.array(list(sources), pa.string()))).as_py():
+        known = self._known_sources()
+        some = pa.array(list(sources[:1000]), pa.string())  # as good as always, these tell
+        if pc.any(pc.is_in(known, value_set=some)).as_py():
+            return
+        if not pc.any(pc.is_in(known, value_set=pa.array(list(sources), pa.string()))).as_py():
             raise OpenUniError(
                 f"{self.corpus.store.url} already holds another corpus: {len(known):,} clips, such as {known[0]}, and "
                 "none of the sources given now. Choose another --out, or add these sources to it with --add."
             )
 
+    def _known_sources(self) -> pa.ChunkedArray:
+        if not self._has_clips():
+            return pa.chunked_array([], pa.string())
+        return self.corpus.table("clips", ["source"]).column("source")
+
+    def _new_sources(self, sources: Sequence[str]) -> list[SourceItem]:
+        given = pa.array(list(sources), pa.string())
+        new = given.filter(pc.invert(pc.is_in(given, self._known_sources().combine_chunks())))
+        return [SourceItem(source) for source in new.to_pylist()]
+
     def _clips(self, sources: Sequence[str]) -> pa.Table:
-        clips = self.corpus.clips
+        """`clip_id` and `row` (its number in `clips/`) of the clips in scope, in order."""
+        found = self.corpus.clip_list
+        clips = pa.table({"clip_id": found.ids, "row": found.rows})
         if self.scope.limit is None:
             return clips
         within = pa.array(list(sources[: self.scope.limit]), pa.string())
-        return clips.filter(pc.is_in(clips.column("source"), within))
+        return clips.filter(pc.is_in(self._known_sources().take(clips.column("row")), within))
 
     def _kept(self, clips: pa.Table) -> pa.Table:
-        kept = pa.array(self.corpus.kept(self.recipe.keep), pa.string())
-        return clips.filter(pc.is_in(clips.column("clip_id"), kept))
+        return clips.filter(pc.is_in(clips.column("clip_id"), self.corpus.kept_ids(self.recipe.keep)))
 
-    def _missing(self, clips: pa.Table, group: str) -> pa.ChunkedArray:
-        return pc.invert(pc.is_in(clips.column("clip_id"), self.corpus.done(group)))
+    def _missing(self, group: str, wanted: pa.ChunkedArray | pa.Array, column: str = "clip_id") -> pa.Array:
+        """Which of the values wanted in a column have no row in the group, booleans; raises when one has several."""
+        if isinstance(wanted, pa.ChunkedArray):
+            wanted = wanted.combine_chunks()
+        found = self.corpus.table(group, [column]).column(column)
+        places = pc.index_in(found, value_set=wanted).drop_null()
+        rows = np.bincount(places.to_numpy(), minlength=len(wanted))
+        if (rows > 1).any():
+            raise OpenUniError(f"{group}: {(rows > 1).sum()} of {len(wanted)} clips have more than one row. {_BROKEN}")
+        return pa.array(rows == 0)
 
     def _version(self, operator: Operator) -> str:
         # the frames an operator sees depend on the working size, so its results do too
@@ -206,8 +233,7 @@ class Pipeline:
 
     def _unfinished_sources(self, held: list[SourceItem]) -> list[SourceItem]:
         self.corpus.recover()
-        known = set(self.corpus.table("clips", ["source"]).column("source").to_pylist()) if self._has_clips() else set()
-        return [item for item in held if item.source not in known]
+        return self._new_sources([item.source for item in held])
 
     # ------------------------------------------------------------------ encode plans
 
@@ -234,15 +260,63 @@ class Pipeline:
             return self._version(self.recipe.annotators[annotator])
         return self.corpus.group_version(f"annotations/{annotator}")
 
-    def _extents(self, stream: encode.Stream) -> pa.Table:
-        """clip_id and the stored map's columns, for the clips that have it."""
-        group = f"annotations/{stream.annotator}"
-        table = self.corpus.table(group)
-        if stream.annotator not in table.column_names:
-            return pa.table({"clip_id": pa.array([], pa.string()), "extent": pa.array([], pa.null())})
-        maps = pc.struct_field(table.column(stream.annotator), stream.modality)
-        present = pc.and_(pc.equal(status_column(table, group), "ok"), pc.is_valid(pc.struct_field(maps, "shard")))
-        return pa.table({"clip_id": table.column("clip_id"), "extent": maps}).filter(present)
+    def _with_map(self, stream: encode.Stream) -> pa.Array:
+        """clip_ids for which the annotator stored the stream's modality."""
+        if not self.corpus.has_modality(stream.annotator, stream.modality):
+            return pa.array([], pa.string())
+        columns = {
+            "clip_id": pads.field("clip_id"),
+            "status": pads.field(stream.annotator, "status"),
+            "shard": pads.field(stream.annotator, stream.modality, "shard"),
+        }
+        table = self.corpus.table(f"annotations/{stream.annotator}", columns)
+        present = pc.and_(pc.equal(table.column("status"), "ok"), pc.is_valid(table.column("shard")))
+        return table.filter(present).column("clip_id").combine_chunks()
+
+    def _clip_items(self, clips: pa.Table, todo: dict[str, pa.Array]) -> tuple[Iterator[ClipItem], int]:
+        plan = _plan(clips, todo)
+
+        def items() -> Iterator[ClipItem]:
+            for clip, names in self._rows(plan, list(todo)):
+                yield ClipItem(clip, names)
+
+        return items(), len(plan)
+
+    def _encode_items(
+        self, clips: pa.Table, todo: dict[str, pa.Array], streams: Sequence[encode.Stream]
+    ) -> tuple[Iterator[encode.EncodeItem], int]:
+        plan = _plan(clips, todo)
+        stored = [stream for stream in streams if stream.annotator]
+
+        def items() -> Iterator[encode.EncodeItem]:
+            for start in range(0, len(plan), WINDOW_ROWS):
+                window = plan.slice(start, WINDOW_ROWS)
+                extents = {stream.modality: self._extents(stream, window.column("clip_id")) for stream in stored}
+                for position, (clip, names) in enumerate(self._rows(window, list(todo))):
+                    mine = {name: extents[name][position].as_py() for name in names if name in extents}
+                    yield encode.EncodeItem(clip, names, mine)
+
+        return items(), len(plan)
+
+    def _extents(self, stream: encode.Stream, clips: pa.ChunkedArray) -> pa.Array:
+        """Where the annotator's rows say that the maps of these clips lie: structs, null where there is none."""
+        ids = clips.combine_chunks()
+        if not self.corpus.has_modality(stream.annotator, stream.modality):
+            return pa.nulls(len(ids))
+        columns = {"clip_id": pads.field("clip_id"), "extent": pads.field(stream.annotator, stream.modality)}
+        dataset = self.corpus.dataset(f"annotations/{stream.annotator}")
+        table = dataset.to_table(columns=columns, filter=pads.field("clip_id").isin(ids)).combine_chunks()
+        positions = pc.index_in(ids, value_set=table.column("clip_id").combine_chunks())
+        return table.column("extent").combine_chunks().take(positions)
+
+    def _rows(self, plan: pa.Table, names: Sequence[str]) -> Iterator[tuple[Clip, tuple[str, ...]]]:
+        """Each clip of a plan, and which of the names it is planned for."""
+        start = 0
+        for table in self.corpus.clip_list.tables(plan.column("row").to_numpy()):
+            todo = plan.slice(start, len(table)).to_pylist()
+            start += len(table)
+            for row, planned in zip(table.to_pylist(), todo, strict=True):
+                yield clip_of_row(row), tuple(name for name in names if planned[f"todo:{name}"])
 
     def _write_families(self, family: str, text_family: str, streams: list[encode.Stream]) -> None:
         options, codec, text_codec = self.recipe.encode, self.recipe.latent_codec, self.recipe.text_codec
@@ -260,18 +334,11 @@ class Pipeline:
 
     # ------------------------------------------------------------------ conservation
 
-    def _verify(self, group: str, wanted: pa.ChunkedArray | pa.Array, column: str) -> None:
+    def _verify(self, group: str, wanted: pa.ChunkedArray | pa.Array, column: str = "clip_id") -> None:
         """Every planned clip has exactly one row, or the run ends with an error."""
-        if not len(wanted):
-            return
-        found = self.corpus.table(group, [column]).column(column).combine_chunks()
-        lost = pc.sum(pc.invert(pc.is_in(wanted, found))).as_py() or 0
-        twice = len(found) - len(pc.unique(found))
-        if lost or twice:
-            raise OpenUniError(
-                f"{group}: {lost} of {len(wanted)} clips have no row and {twice} have more than one. "
-                "Run again; if it stays, please report it with the file of this run in runs/."
-            )
+        lost = pc.sum(self._missing(group, wanted, column)).as_py()
+        if lost:
+            raise OpenUniError(f"{group}: {lost} of {len(wanted)} clips have no row. {_BROKEN}")
 
     def _write_ledger(self, started: datetime, summary: Summary | None, error: str | None) -> None:
         name = f"{started.strftime('%Y%m%dT%H%M%S')}-{uuid4().hex[:6]}"
@@ -315,47 +382,10 @@ def summary_record(summary: Summary) -> dict[str, Any]:
     return record
 
 
-def _clip_items(clips: pa.Table, todo: dict[str, pa.ChunkedArray]) -> tuple[Iterator[ClipItem], int]:
-    plan, count = _plan(clips, todo)
-
-    def items() -> Iterator[ClipItem]:
-        for row in _rows(plan):
-            yield ClipItem(clip_of_row(row), tuple(name for name in todo if row[f"todo:{name}"]))
-
-    return items(), count
-
-
-def _encode_items(
-    clips: pa.Table, todo: dict[str, pa.ChunkedArray], tables: dict[str, pa.Table]
-) -> tuple[Iterator[encode.EncodeItem], int]:
-    plan, count = _plan(clips, todo)
-
-    def items() -> Iterator[encode.EncodeItem]:
-        for start in range(0, len(plan), BATCH_ROWS):
-            batch = plan.slice(start, BATCH_ROWS)
-            ids = batch.column("clip_id").combine_chunks()
-            extents: dict[str, list[Any]] = {}
-            for name, table in tables.items():
-                positions = pc.index_in(ids, table.column("clip_id").combine_chunks())
-                extents[name] = table.column("extent").take(positions).to_pylist()
-            for number, row in enumerate(batch.to_pylist()):
-                names = tuple(name for name in todo if row[f"todo:{name}"])
-                mine = {name: extents[name][number] for name in names if name in extents}
-                yield encode.EncodeItem(clip_of_row(row), names, mine)
-
-    return items(), count
-
-
-def _plan(clips: pa.Table, todo: dict[str, pa.ChunkedArray]) -> tuple[pa.Table, int]:
+def _plan(clips: pa.Table, todo: dict[str, pa.Array]) -> pa.Table:
     """The clips for which anything is left to do, with a column `todo:NAME` for each operator."""
     plan, anything = clips, None
     for name, mask in todo.items():
         plan = plan.append_column(f"todo:{name}", mask)
         anything = mask if anything is None else pc.or_(anything, mask)
-    plan = plan.filter(anything) if anything is not None else plan.slice(0, 0)
-    return plan, len(plan)
-
-
-def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
-    for start in range(0, len(table), BATCH_ROWS):
-        yield from table.slice(start, BATCH_ROWS).to_pylist()
+    return plan.filter(anything) if anything is not None else plan.slice(0, 0)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -118,3 +118,32 @@ class Counter:
             self.reporter.say(
                 f"{phase.name}: {phase.done}/{phase.total} done, {phase.failed} failed, {phase.items_per_s:.1f}/s"
             )
+
+
+class TrainingProgress:
+    """Shows the rows of a training log: a bar on a terminal, a plain line every few seconds elsewhere."""
+
+    def __init__(self, reporter: Reporter, steps: int) -> None:
+        self.reporter, self.steps = reporter, steps
+        self.task = reporter.progress.add_task("train", total=steps, failed=0, rate=0.0)
+        self.logged = time.perf_counter()
+        self.validation = ""
+
+    def __call__(self, row: dict[str, Any]) -> None:
+        """One row of the log."""
+        if "validation_loss" in row:
+            losses = [
+                loss for name, loss in row["validation_loss"].items() if " at " not in name
+            ]  # not per noise level
+            self.validation = f", validation loss {sum(losses) / len(losses):.4f}" if losses else ""
+        if "loss" not in row:
+            return
+        step = row["step"]
+        self.reporter.progress.update(
+            self.task, completed=step, rate=row["samples_per_s"], description=f"loss {row['loss']:.3f}"
+        )
+        due = step == self.steps or time.perf_counter() - self.logged > LOG_EVERY_S
+        if due and not self.reporter.live:
+            self.logged = time.perf_counter()
+            text = f"train: step {step}/{self.steps}, loss {row['loss']:.4f}{self.validation}"
+            self.reporter.say(f"{text}, {row['samples_per_s']:.1f} samples/s")

@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from manifests.errors import OpenUniError
@@ -222,10 +223,11 @@ class RayRunner(Runner):
     def actor_type(self) -> Any:
         """The actor class with its share of the machine."""
         threads = str(max(1, (os.cpu_count() or 1) // self.resources.workers))
+        # operators of the user's own packages must be found in the actors too
         environment = {
             "OMP_NUM_THREADS": threads,
             "OPENUNI_THREADS": threads,
-            "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),  # operators of the user's packages
+            "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),
         }
         return self.ray.remote(RayWorker).options(
             num_cpus=1,

@@ -44,7 +44,7 @@ def _expand(item: str) -> list[str]:
         return [str(path.resolve())]
     if glob.has_magic(item):
         fs, pattern = url_to_fs(str(path))
-        files = [file for file in sorted(fs.glob(pattern)) if fs.isfile(file)]
+        files = [file for file in sorted(fs.glob(pattern)) if fs.isfile(file) and not Path(file).name.startswith(".")]
         return _not_empty(files, f'pattern "{item}"')
     raise OpenUniError(f'"{item}" does not exist. Give a video, a folder, a pattern in quotes, a .txt list or a URL.')
 

@@ -1,4 +1,4 @@
-"""The recipe that `openuni init` writes and the pages that `openuni show` prints: both read from the code."""
+"""The recipe that `openuni init` writes and the pages that `openuni show` prints: both are read from the code."""
 
 import dataclasses
 import json
@@ -10,6 +10,7 @@ from manifests.component import Component, annotation_text, component_names, fin
 from manifests.errors import OpenUniError, unknown_name
 from manifests.modality import find_modality, modality_names
 from manifests.operator import Operator, find_operator, operator_names
+from openuni.listing import listing
 from openuni.recipe import Encode, Ingest, Work
 from train.codec import LatentCodec, TextCodec
 
@@ -39,17 +40,6 @@ def recipe_text(name: str) -> str:
     encode = _table("encode", Encode, modalities='["rgb", "flow"]', size_px="[256, 448]", frames="17")
     blocks.append("# ---- latents and text embeddings for training\n" + encode + _codec_tables())
     return "\n".join(blocks)
-
-
-def listing() -> dict[str, list[str]]:
-    """Names of all there is, by kind. Imports none of it."""
-    return {
-        "filters": operator_names("filter"),
-        "annotators": operator_names("annotator"),
-        "modalities": modality_names(),
-        "codecs": component_names("train.codecs"),
-        "models": component_names("train.models"),
-    }
 
 
 def page(name: str) -> str:

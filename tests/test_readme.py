@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from openuni.listing import listing
 from openuni.recipe import Recipe
 from tests.docs import python_blocks
 from tests.raw_clips import write_clips
@@ -61,12 +62,10 @@ def test_the_recipe_shown_is_valid():
 
 def test_what_it_says_there_is_is_there():
     table = README.read_text().split("| there is | not yet |")[1]
-    from openuni.template import listing
-
     there = "\n".join(line.split("|")[1] for line in table.splitlines() if line.count("|") == 3)
-    for kind, names in listing().items():
+    for names in listing().values():
         for name in names:
-            assert name in there.lower() or kind == "modalities" or name in ("wan_vae",), f"{name} is not in the table"
+            assert name in there.lower(), f"{name} is not in the table"
 
 
 @pytest.mark.parametrize("path", [path for path in ROOT.glob("*/README.md")] + [README], ids=str)

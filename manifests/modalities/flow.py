@@ -146,7 +146,7 @@ class Flow(Modality):
     def take(self, start: int, stop: int) -> Self:
         """Frames `start` to `stop`; the last one keeps its own forward flow."""
         span = slice(start, stop)
-        return replace(self, array=self.array[span], valid=self.valid)
+        return replace(self, array=self.array[span], valid=_part(self.valid, span))
 
 
 def _part(valid: np.ndarray | None, window: Any) -> np.ndarray | None:

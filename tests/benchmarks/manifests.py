@@ -46,6 +46,7 @@ class Measured(NamedTuple):
 def build(folder: str, rows: int, part_rows: int) -> None:
     """All groups, part by part, in the corpus's own layout; payload files are there and empty."""
     import numpy as np
+    import pyarrow as pa
 
     from manifests.corpus import VERSION_KEY, Corpus
     from manifests.schema import clip_schema, operator_schema
@@ -63,10 +64,12 @@ def build(folder: str, rows: int, part_rows: int) -> None:
         for name, operator in operators.items():
             groups.append((f"{folder_name}/{name}", operator_schema(type(operator)), pipeline._version(operator)))
     rng = np.random.default_rng(0)
-    for part, start in enumerate(range(0, rows, part_rows)):
-        ids = _hex(rng, min(part_rows, rows - start))
-        for group, schema, version in groups:
-            columns = Columns(rng, ids, start, f"part-{part:06d}.tar")
+    all_ids = _hex(rng, rows)
+    for group, schema, version in groups:
+        # workers finish clips in an order of their own: no two groups agree
+        ids_of_group = all_ids if group == "clips" else all_ids.take(pa.array(rng.permutation(rows)))
+        for part, start in enumerate(range(0, rows, part_rows)):
+            columns = Columns(rng, ids_of_group.slice(start, part_rows), start, f"part-{part:06d}.tar")
             table = columns.table(schema).replace_schema_metadata({VERSION_KEY: version.encode()})
             corpus.store.put(f"{group}/part-{part:06d}.parquet", table_bytes(table))
             if group.startswith("annotations/"):
@@ -146,7 +149,24 @@ def _hex(rng: Any, count: int) -> Any:
 
 def _sentences(rng: Any) -> list[str]:
     """A thousand captions of about 60 words (400 letters)."""
-    words = "a person walks slowly along the wooden table while the camera turns towards two bright windows".split()
+    words = [
+        "a",
+        "person",
+        "walks",
+        "slowly",
+        "along",
+        "the",
+        "wooden",
+        "table",
+        "while",
+        "the",
+        "camera",
+        "turns",
+        "towards",
+        "two",
+        "bright",
+        "windows",
+    ]
     return [" ".join(words[number] for number in rng.integers(0, len(words), 70)) for _ in range(1000)]
 
 
@@ -163,7 +183,7 @@ def open_corpus(folder: str) -> str:
 
 
 def resume(folder: str, recipe: dict[str, Any]) -> str:
-    """`Pipeline.run` as it is, up to the moment when a phase has something to do (then what it would do), or its end."""
+    """`Pipeline.run` as it is, to its end, or to where a phase has something to do (and then what)."""
     from manifests.corpus import Corpus
     from openuni.pipeline import Pipeline
     from openuni.progress import Reporter

@@ -124,7 +124,7 @@ def test_unknown_components_are_explained():
         OpenUniError, match=r'"motoin" is not known. Did you mean "motion"\? .* create filters/motoin.py'
     ):
         find_operator("filter", "motoin")
-    with pytest.raises(OpenUniError, match="cannot import no_such.lab"):
+    with pytest.raises(OpenUniError, match=r"cannot import no_such\.lab"):
         find_operator("annotator", "no_such.lab")
     with pytest.raises(OpenUniError, match="defines no Annotator"):
         find_operator("annotator", "json.decoder")

@@ -1,7 +1,6 @@
 """The pipeline in one process: what is planned, what is written, what a second run does."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -40,7 +39,9 @@ def corpus(raw, tmp_path_factory):
 
 
 def modified(corpus: Corpus) -> dict[str, int]:
-    return {path: os.stat(path).st_mtime_ns for path in corpus.store.fs.find(corpus.store.root) if "runs" not in path}
+    return {
+        path: Path(path).stat().st_mtime_ns for path in corpus.store.fs.find(corpus.store.root) if "runs" not in path
+    }
 
 
 def test_every_clip_is_accounted_for(corpus):

@@ -3,6 +3,7 @@
 import os
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -31,7 +32,7 @@ class Logged(Annotator):
     def run(self, model: Any, clip: DecodedClip) -> Halves:
         """uint8 [T, H, W, 3] RGB -> ids 0 and 1."""
         if self.log:
-            with open(self.log, "ab", buffering=0) as file:
+            with Path(self.log).open("ab", buffering=0) as file:
                 file.write(f"{os.getpid()} {clip.clip.clip_id}\n".encode())
         time.sleep(self.seconds)
         grey = clip.frames.mean(axis=-1, keepdims=True)

@@ -64,6 +64,19 @@ def test_dct_of_a_grey_video_is_its_mean_alone() -> None:
     np.testing.assert_allclose(latents[1:], 0, atol=1e-6)
 
 
+def test_dct_first_frame_stands_still_whatever_the_latents_say() -> None:
+    ramp = np.full((5, 8, 8, 3), 0.5, np.float32)
+    ramp[1:] += np.linspace(-0.3, 0.3, 4, dtype=np.float32)[:, None, None, None]
+    latents = Dct().encode(None, ramp)
+    in_time = int(np.abs(latents[1:, 1, 0, 0]).argmax()) + 1  # the slowest change of luminance
+    assert abs(latents[in_time, 1, 0, 0]) > 0.1 and latents[in_time, 0, 0, 0] == pytest.approx(0, abs=1e-6)
+    moved = latents.copy()
+    moved[in_time, 0] += 1.0  # as a generated latent may have it
+    np.testing.assert_allclose(Dct().synthesise(moved)[0], Dct().synthesise(latents)[0], atol=1e-6)
+    moved[in_time, 1] += 1.0
+    assert np.abs(Dct().synthesise(moved)[1] - Dct().synthesise(latents)[1]).max() > 0.05
+
+
 def test_dct_keeps_world_like_video_and_scales_it_to_about_one() -> None:
     video = smooth_video()
     latents = Dct().encode(None, video)

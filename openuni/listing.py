@@ -1,0 +1,16 @@
+"""What there is, by kind. Imports none of it, nor anything heavy: `openuni list` is instant."""
+
+from manifests.component import component_names
+
+PACKAGES = {
+    "filters": "filters",
+    "annotators": "annotators",
+    "modalities": "manifests.modalities",
+    "codecs": "train.codecs",
+    "models": "train.models",
+}
+
+
+def listing() -> dict[str, list[str]]:
+    """Names of all components and modalities: the files of their packages."""
+    return {kind: component_names(package) for kind, package in PACKAGES.items()}

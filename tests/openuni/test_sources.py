@@ -1,0 +1,78 @@
+"""What users name becomes sources: files, folders, patterns, lists, web addresses."""
+
+import http.server
+import threading
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+import openuni
+from manifests.errors import OpenUniError
+from openuni.progress import Reporter
+from openuni.sources import find_sources
+from tests.raw_clips import write_clips
+
+
+@pytest.fixture
+def raw(tmp_path, monkeypatch):
+    folder = tmp_path / "raw"
+    (folder / "deep" / "er").mkdir(parents=True)
+    for name in ("b.mp4", "a.MKV", "deep/er/c.webm", "notes.txt", ".hidden.mp4", "deep/photo.jpg"):
+        (folder / name).write_bytes(b"x")
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+def names(found: list[str], folder: Path) -> list[str]:
+    return [Path(source).relative_to(folder).as_posix() for source in found]
+
+
+def test_a_folder_is_searched_through(raw):
+    assert names(find_sources("raw"), raw) == ["a.MKV", "b.mp4", "deep/er/c.webm"]
+
+
+def test_a_pattern_is_expanded_and_nothing_comes_twice(raw):
+    assert names(find_sources(["raw/*.mp4", "raw/b.mp4", "raw/**/*.webm"]), raw) == ["b.mp4", "deep/er/c.webm"]
+
+
+def test_any_file_may_be_named(raw):
+    assert names(find_sources("raw/deep/photo.jpg"), raw) == ["deep/photo.jpg"]
+
+
+def test_a_list_is_relative_to_itself(raw):
+    (raw / "list.txt").write_text("b.mp4   # the second\n\n# nothing\ndeep\nhttps://example.org/film.mp4#t=10\n")
+    assert find_sources("raw/list.txt") == [
+        str(raw / "b.mp4"),
+        str(raw / "deep/er/c.webm"),
+        "https://example.org/film.mp4#t=10",
+    ]
+
+
+def test_an_empty_list_is_an_error(raw):
+    (raw / "list.txt").write_text("# all taken out\n")
+    with pytest.raises(OpenUniError, match=r'list "raw/list.txt" holds no video'):
+        find_sources("raw/list.txt")
+
+
+@pytest.fixture
+def web(tmp_path):
+    """A web server on loopback that serves a folder."""
+    write_clips(tmp_path / "served", 1)
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path / "served"))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_web_addresses_are_read(web, tmp_path):
+    recipe = {"filters": {"luminance": {}}, "annotators": {"dis": {"preset": "ultrafast"}}}
+    sources = [f"{web}/clip-000.mp4", f"{web}/missing.mp4"]
+    corpus = openuni.run(recipe, sources, out=tmp_path / "corpus", reporter=Reporter(quiet=True))
+    assert corpus.summary().ok == 1
+    assert corpus[0].flow.shape == (6, 48, 64, 2)
+    assert corpus[0].caption == "texture 0 pans by 1 px"
+    (failure,) = corpus.summary().failed
+    assert failure.operator == "ingest"
