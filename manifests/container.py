@@ -226,10 +226,11 @@ def _file_of(source: str, stack: contextlib.ExitStack) -> Any:
         if protocol not in URL_PROTOCOLS or "::" in source:
             allowed = ", ".join(URL_PROTOCOLS)
             raise Refused(f"protocol of {source} is not opened. Allowed: a local path, {allowed}.")
-        import fsspec
+        from fsspec.core import url_to_fs
 
         try:
-            file = stack.enter_context(fsspec.open(source, "rb", block_size=2**20))
+            fs, path = url_to_fs(source)
+            file = stack.enter_context(fs.open(path, "rb", block_size=2**20))
         except ImportError as error:
             raise MissingPart(f"{protocol}:// needs a package that is not installed: {error}") from error
         if not file.seekable():
@@ -237,12 +238,12 @@ def _file_of(source: str, stack: contextlib.ExitStack) -> Any:
                 f"{source} cannot be read by ranges (its server sends whole files): copy it to a local disk"
             )
         return file
-    path = Path(source.removeprefix("file://")).absolute()
-    if path.is_file() and path.stat().st_size == 0:
+    local = Path(source.removeprefix("file://")).absolute()
+    if local.is_file() and local.stat().st_size == 0:
         raise NotAVideo(f"{source} is empty (0 bytes): the download or copy has failed, fetch it again")
-    if path.exists() and not path.is_file():
+    if local.exists() and not local.is_file():
         raise NotAVideo(f"{source} is not a regular file")
-    return str(path)  # absolute, so that a name with a colon is not taken for a protocol
+    return str(local)  # absolute, so that a name with a colon is not taken for a protocol
 
 
 def _main_stream(source: str, container: "InputContainer") -> "VideoStream":

@@ -201,6 +201,8 @@ class Pipeline:
         return clips.filter(pc.is_in(self._known_sources().take(clips.column("row")), within))
 
     def _kept(self, clips: pa.Table) -> pa.Table:
+        if not len(clips):
+            return clips  # no filter has seen any clip: there is no column yet that `keep` could read
         return clips.filter(pc.is_in(clips.column("clip_id"), self.corpus.kept_ids(self.recipe.keep)))
 
     def _missing(self, group: str, wanted: pa.ChunkedArray | pa.Array, column: str = "clip_id") -> pa.Array:

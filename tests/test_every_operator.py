@@ -5,6 +5,7 @@ own test file; all others run with their defaults.
 """
 
 import importlib
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from manifests.clip import DecodedClip
 from manifests.operator import find_operator, operator_names
 from tests import faulty_operators as faulty
 from tests import operator_contract as contract
+from tests.docs import python_blocks
 from tests.moving_pictures import panned
 
 ROOT = Path(__file__).parents[1]
@@ -187,8 +189,9 @@ def test_an_operator_without_a_fault_passes_every_check():
 
 @pytest.mark.parametrize("kind", ["filter", "annotator"])
 def test_the_example_of_the_readme_meets_the_contract_under_its_dotted_path(kind, tmp_path, monkeypatch):
-    text = (ROOT / f"{kind}s" / "README.md").read_text()
-    code = text.split("```python\n")[1].split("```")[0]
+    (code,) = python_blocks(ROOT / f"{kind}s" / "README.md")
+    (tmp_path / "whole.py").write_text(code)
+    runpy.run_path(str(tmp_path / "whole.py"))  # runs the example's own test
     (tmp_path / f"lab_{kind}").mkdir()
     (tmp_path / f"lab_{kind}" / "example.py").write_text(code.split("\n# tests/")[0])
     monkeypatch.syspath_prepend(tmp_path)

@@ -83,6 +83,13 @@ def test_failed_rows_are_done_again_only_when_asked(recipe, raw, tmp_path):
     assert run(recipe, raw, tmp_path / "corpus", retry_failed=True).summary().ok == 2
 
 
+def test_a_run_with_nothing_usable_ends_with_its_ledger(recipe, tmp_path):
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    done = cli("run", recipe, tmp_path / "empty.mp4", "--out", tmp_path / "corpus", "--workers", 0)
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.startswith("1 clips = 0 ok + 0 dropped + 1 failed")
+
+
 @pytest.mark.parametrize(
     ("sources", "message"),
     [

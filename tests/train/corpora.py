@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from manifests.clip import DecodedClip, clip_id
 from manifests.corpus import Corpus
@@ -75,7 +74,3 @@ def random_clips(count: int, modalities: tuple[str, ...] = ("rgb", "depth"), cha
         latents = {name: rgb if name == "rgb" else np.einsum("ij,jthw->ithw", mixing, rgb) for name in modalities}
         clips.append({"latents": latents})
     return clips
-
-
-def table_of(corpus: Corpus, group: str) -> pa.Table:
-    return corpus.table(group)
