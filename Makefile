@@ -5,6 +5,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
+# without compiled files every worker and every command would compile torch, transformers and diffusers anew
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help install demo demo-quick test test-slow lint types benchmarks clean
 
 help:

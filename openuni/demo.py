@@ -112,6 +112,20 @@ class Demo:
         """The command that makes this demo."""
         return f"openuni demo {self.flag}--out {self.folder}"
 
+    @property
+    def pattern(self) -> Path:
+        """The clips, without the videos that hold their ground truth."""
+        return self.raw / "*.mp4"
+
+    @property
+    def commands(self) -> dict[str, str]:
+        """What a user would type for the steps that are commands of their own."""
+        workers = "" if self.plan.workers is None else f" --workers {self.plan.workers}"
+        return {
+            "corpus": f'openuni run {self.recipe} "{self.pattern}" --out {self.corpus_dir}{workers}',
+            "train": f"openuni train {self.plan.train_recipe} --corpus {self.corpus_dir} --out {self.run_dir}",
+        }
+
     def run(self) -> Path:
         """All steps."""
         from openuni.page import demo_page
@@ -133,15 +147,17 @@ class Demo:
     def claim(self) -> None:
         """Make the folder this demo's, or find that it is; raises `OpenUniError` when it is something else's."""
         state = self.folder / "demo.json"
-        settings = dataclasses.asdict(self.plan)
         if state.is_file():
-            record = json.loads(state.read_text())
-            if record["settings"] != settings:
-                raise OpenUniError(self.other_demo(record["settings"]))
-            self.seconds = record["seconds"]
+            try:
+                record = json.loads(state.read_text())
+                settings, self.seconds = record["settings"], record["seconds"]
+            except (ValueError, KeyError, TypeError):
+                raise OpenUniError(self.foreign()) from None
+            if settings != dataclasses.asdict(self.plan):
+                raise OpenUniError(self.other_demo(settings))
             return
         if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
-            raise OpenUniError(f"{self.folder} exists and is not a demo's folder. Give a new one with --out.")
+            raise OpenUniError(self.foreign())
         self.folder.mkdir(parents=True, exist_ok=True)
         self.save_state()
 
@@ -172,36 +188,31 @@ class Demo:
 
     def build_corpus(self) -> bool:
         """The pipeline, as `openuni run` does it; true when there was anything left to do."""
-        pattern = self.raw / "*.mp4"  # the folder itself would give the ground truth's files too
-        command = f'openuni run {self.recipe} "{pattern}" --out {self.corpus_dir}'
-        if self.plan.workers is not None:
-            command += f" --workers {self.plan.workers}"
-        _put(self.recipe, RECIPE.format(command=command, **dataclasses.asdict(self.plan)))
-        self.reporter.say(f"2/4 corpus: {command}")
+        _put(self.recipe, RECIPE.format(command=self.commands["corpus"], **dataclasses.asdict(self.plan)))
+        self.reporter.say(f"2/4 corpus: {self.commands['corpus']}")
         inner = Reporter(self.reporter.console, quiet=self.reporter.quiet)  # its phases go into the corpus's ledger
         resources = api.default_resources(self.plan.workers, 0.0 if self.plan.workers == 0 else None)
-        corpus = api.run(self.recipe, pattern, out=self.corpus_dir, resources=resources, reporter=inner)
+        corpus = api.run(self.recipe, self.pattern, out=self.corpus_dir, resources=resources, reporter=inner)
         self.reporter.say(str(corpus.summary()))
         return any(phase.total for phase in inner.phases)
 
     def train(self) -> bool:
         """The training, as `openuni train` does it; true when there was anything left to do."""
+        from train.checkpoint import checkpoints
         from train.recipe import Recipe
 
+        self.reporter.say(f"3/4 model: {self.commands['train']}")
         name = self.plan.train_recipe
-        self.reporter.say(f"3/4 model: openuni train {name} --corpus {self.corpus_dir} --out {self.run_dir}")
-        steps = Recipe.load(name).optimizer.steps
-        done = 0
-        with self.reporter, self.reporter.phase("train", steps) as counter:
-
-            def tell(row: dict[str, Any]) -> None:
-                nonlocal done
-                if "loss" in row:
-                    done += 1
-                    counter.add("ok")
-
-            api.train(name, self.corpus_dir, out=self.run_dir, progress=tell)
-        return done > 0
+        saved = checkpoints(self.run_dir)
+        left = Recipe.load(name).optimizer.steps - (saved[-1].step if saved else 0)
+        with self.reporter, self.reporter.phase("train", left) as counter:
+            api.train(
+                name,
+                self.corpus_dir,
+                out=self.run_dir,
+                progress=lambda row: counter.add("ok") if "loss" in row else None,
+            )
+        return left > 0
 
     def measure(self) -> dict[str, Any]:
         """Judge flow and model into `numbers`; returns the rows of films by section."""
@@ -249,12 +260,17 @@ class Demo:
             "size": self.plan.name,
             "made": datetime.now(UTC).isoformat(timespec="seconds"),
             "command": self.command,
+            "commands": self.commands,
             "settings": dataclasses.asdict(self.plan),
             "machine": machine(),
             "versions": versions(),
             "seconds": self.seconds,
             "total_s": round(sum(self.seconds.values()), 1),
         }
+
+    def foreign(self) -> str:
+        """What to say when the folder holds something else."""
+        return f"{self.folder} exists and is not a demo's folder. Give a new one with --out."
 
     def other_demo(self, settings: dict[str, Any]) -> str:
         """What to say when the folder holds another demo."""

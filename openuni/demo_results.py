@@ -43,7 +43,7 @@ def show_corpus(corpus: Corpus, shown: int) -> Findings:
     for clip_id in corpus.kept()[:shown]:
         clip = corpus[clip_id]
         films = [make_film("RGB", clip.rgb, clip.clip.fps)]
-        for name, label in (("depth", "depth"), ("flow", "true flow"), ("segmentation", "segmentation")):
+        for name, label in (("depth", "true depth"), ("flow", "true flow"), ("segmentation", "true segmentation")):
             films.append(make_film(label, clip.modality(name, TRUTH).to_rgb(), clip.clip.fps))
         rows.append(Row(films, clip.caption or ""))
     return Findings({}, rows)
@@ -70,8 +70,8 @@ def judge_flow(corpus: Corpus, shown: int) -> Findings:
             scale = true.constants().divisor_px
             films = [
                 make_film("RGB", clip.rgb, clip.clip.fps),
-                make_film("DIS", replace(estimated, divisor_px=scale).to_rgb(), clip.clip.fps),
-                make_film("truth", true.to_rgb(), clip.clip.fps),
+                make_film("DIS flow", replace(estimated, divisor_px=scale).to_rgb(), clip.clip.fps),
+                make_film("true flow", true.to_rgb(), clip.clip.fps),
             ]
             speeds = f"error {errors.epe_px:.2f} px, zero flow {zero.epe_px:.2f} px"
             rows.append(Row(films, f"{clip.caption or ''} ({speeds}; full colour is {scale:.1f} px per frame)"))
@@ -103,7 +103,11 @@ def training_numbers(run: "Run", trained: int, held_out: int) -> dict[str, Any]:
     """What was trained, and the losses by task, per made stream: of each step, and on held-out clips."""
     curves = {
         str(task): {
-            kind: [[row["step"], row[name][str(task)] / len(task.made)] for row in run.log if str(task) in row.get(name, {})]
+            kind: [
+                [row["step"], row[name][str(task)] / len(task.made)]
+                for row in run.log
+                if str(task) in row.get(name, {})
+            ]
             for kind, name in (("train", "task_loss"), ("validation", "validation_loss"))
         }
         for task in run.tasks

@@ -29,7 +29,7 @@ DEPTH_ROWS = (
     ("mean_map", "mean map of the training clips", "aligned like the estimate; never looks at the picture"),
     ("codec", "the truth through the codec", "aligned like the estimate; what the latents can hold"),
 )
-FLOW_ROWS = (("dis", "DIS, from the pixels"), ("zero", "zero everywhere"))
+FLOW_ROWS = (("dis", "DIS, estimated from the pixels"), ("zero", "zero everywhere"))
 PACKAGE_WORDS = {"openuni": "OpenUni", "python": "Python"}
 
 
@@ -96,12 +96,19 @@ def corpus(numbers: Numbers, rows: Sequence[Row]) -> str:
     failed = sum(failure["clips"] for failure in record["failed"])
     parts = [f"{record['ok']:,} ok", f"{dropped:,} dropped", f"{failed:,} failed"]
     parts += [f"{record['pending']:,} not done yet"] if record["pending"] else []
-    lines = [(f"<code>{escape(drop['rule'])}</code>", "dropped", f"{drop['clips']:,}") for drop in record["dropped"]]
-    lines += [
-        (f"{escape(failure['operator'])}: {escape(failure['reason'])}", "failed", f"{failure['clips']:,}")
-        for failure in record["failed"]
+    lines = [
+        (f"<code>{escape(drop['rule'])}</code>", "dropped", number(numbers, f"ledger.dropped.{index}.clips", ","))
+        for index, drop in enumerate(record["dropped"])
     ]
-    lines.append(("passed every rule, done by every annotator", "ok", f"{record['ok']:,}"))
+    lines += [
+        (
+            escape(f"{failure['operator']}: {failure['reason']}"),
+            "failed",
+            number(numbers, f"ledger.failed.{index}.clips", ","),
+        )
+        for index, failure in enumerate(record["failed"])
+    ]
+    lines.append(("passed every rule, done by every annotator", "ok", number(numbers, "ledger.ok", ",")))
     settings = numbers["settings"]
     given = (
         f"{settings['solids']} clips with moving solids, {settings['still']} in which nothing moves and "
@@ -112,7 +119,7 @@ def corpus(numbers: Numbers, rows: Sequence[Row]) -> str:
         "The corpus",
         f"<p>{escape(given)} Filters scored every clip; the recipe's <code>keep</code> decided. Each clip is accounted "
         f"for once: <b>{record['clips']:,} clips = {' + '.join(parts)}</b>.</p>",
-        table(("What became of them", "", "clips"), lines),
+        table(("Rule or reason", "became", "clips"), lines, words=2),
         *(show(row) for row in rows),
     )
 
@@ -194,12 +201,14 @@ def made(numbers: Numbers) -> str:
     steps = [(escape(name), number(numbers, f"seconds.{name}", ".1f")) for name in numbers["seconds"]]
     steps.append(("<b>together</b>", f"<b>{number(numbers, 'total_s', '.1f')}</b>"))
     used = ", ".join(f"{PACKAGE_WORDS.get(name, name)} {value}" for name, value in numbers["versions"].items())
+    typed = "".join(f"<li><code>{escape(command)}</code></li>" for command in numbers["commands"].values())
     return section(
         "How it was made",
         f"<p>{escape(machine['processor'])}, {number(numbers, 'machine.cores', '')} cores, "
         f"{number(numbers, 'machine.memory_gb', '.0f')} GB memory, {escape(gpus)}, {escape(machine['system'])}; load "
         f"average at the end {busy}. {escape(numbers['made'])}.</p>",
         f"<p>{escape(used)}.</p>",
+        f"<p>The demo did what these commands do, and they can be run again by hand:</p><ul>{typed}</ul>",
         table(("step", "seconds"), steps),
         '<p class="note">Durations add up over all sessions in this folder; what was there already is not done again. '
         "Everything on this page, and more, is in <code>numbers.json</code> beside it; the recipe is "
@@ -225,14 +234,16 @@ def say(text: str, numbers: Numbers) -> str:
     return verdicts.fill(escape(text, quote=False), numbers, _span)
 
 
-def table(head: Sequence[str], lines: Sequence[Sequence[str]], ours: int | None = None) -> str:
-    """A table; cells are HTML, the first column is text and the others are figures. `ours`: the row to stress."""
-    cells = [f"<th{_figure(index)}>{escape(title)}</th>" for index, title in enumerate(head)]
-    rows = [f"<tr>{''.join(cells)}</tr>"]
-    for position, line in enumerate(lines):
-        cells = [f"<td{_figure(index)}>{cell}</td>" for index, cell in enumerate(line)]
-        mark = ' class="ours"' if position == ours else ""
-        rows.append(f"<tr{mark}>{''.join(cells)}</tr>")
+def table(head: Sequence[str], lines: Sequence[Sequence[str]], *, words: int = 1, ours: int | None = None) -> str:
+    """A table; cells are HTML, the first `words` columns are text and the others figures. `ours`: the row to stress."""
+    classes = ["" if index < words else ' class="figure"' for index in range(len(head))]
+
+    def line_of(kind: str, cells: Sequence[str], mark: str = "") -> str:
+        marked = "".join(f"<{kind}{name}>{cell}</{kind}>" for name, cell in zip(classes, cells, strict=True))
+        return f"<tr{mark}>{marked}</tr>"
+
+    rows = [line_of("th", [escape(title) for title in head])]
+    rows += [line_of("td", cells, ' class="ours"' if place == ours else "") for place, cells in enumerate(lines)]
     return f'<div class="wide"><table>{"".join(rows)}</table></div>'
 
 
@@ -257,7 +268,3 @@ def _inline(kind: str, data: bytes) -> str:
 
 def _span(path: str, printed: str) -> str:
     return f'<span data-number="{escape(path)}">{escape(printed)}</span>'
-
-
-def _figure(index: int) -> str:
-    return ' class="figure"' if index else ""

@@ -7,7 +7,7 @@ STYLE = """
   --rule: #31363c; --accent: #86b4ff; --good: #6fd3a0; --bad: #ff9a70; --one: #86b4ff; --two: #ffb079; --three: #74d0aa; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 system-ui, sans-serif; }
-main, header, footer { max-width: 60rem; margin: 0 auto; padding: 0 1.1rem; }
+main, header { max-width: 60rem; margin: 0 auto; padding: 0 1.1rem; }
 header { padding-top: 2.2rem; }
 h1 { font-size: 1.75rem; line-height: 1.2; margin: 0 0 .3rem; letter-spacing: -.01em; }
 h2 { font-size: 1.25rem; margin: 2.8rem 0 .4rem; padding-top: 1.3rem; border-top: 1px solid var(--rule); }
@@ -26,7 +26,7 @@ p { margin: .5rem 0; max-width: 46rem; }
 .tile b { display: block; font-size: 1.45rem; line-height: 1.25; font-variant-numeric: tabular-nums; }
 .tile span.label { font-size: .82rem; color: var(--soft); display: block; line-height: 1.35; }
 .row { margin: 1.1rem 0 1.5rem; }
-.films { display: grid; grid-template-columns: repeat(var(--count), minmax(0, 11.5rem)); gap: .7rem; }
+.films { display: grid; grid-template-columns: repeat(var(--count), minmax(0, 14rem)); gap: .7rem; }
 @media (max-width: 38rem) { .films { grid-template-columns: repeat(2, minmax(0, 1fr)); } }
 .films figure { margin: 0; }
 .films video { display: block; width: 100%; height: auto; border-radius: .35rem; background: #000;
@@ -40,6 +40,7 @@ th { font-weight: 600; font-size: .85rem; color: var(--soft); }
 td.figure, th.figure { text-align: right; }
 tr.ours td { font-weight: 650; }
 code { font: .88em ui-monospace, monospace; overflow-wrap: anywhere; }
+ul { padding-left: 1.2rem; }
 .chart { width: 100%; max-width: 46rem; height: auto; display: block; }
 .chart text { fill: var(--soft); font-size: 15px; }
 .chart .grid { stroke: var(--rule); fill: none; }
@@ -49,7 +50,7 @@ code { font: .88em ui-monospace, monospace; overflow-wrap: anywhere; }
 .one { color: var(--one); } .two { color: var(--two); } .three { color: var(--three); }
 .legend { list-style: none; display: flex; flex-wrap: wrap; gap: .2rem 1.3rem; padding: 0; margin: .4rem 0; font-size: .9rem; }
 .legend i { font-style: normal; font-weight: 700; }
-footer { padding-bottom: 3rem; }
+main { padding-bottom: 4rem; }
 """
 
 # Films of a row begin together, and again when the first of them ends; without the script each loops by itself.

@@ -28,12 +28,13 @@ def fill(text: str, numbers: Numbers, wrap: Callable[[str, str], str] = lambda p
 
 
 def look_up(numbers: Numbers, path: str) -> Any:
-    """The value at `path`, keys with dots between; raises `OpenUniError` when there is none."""
+    """The value at `path`: keys, and places in lists, with dots between; raises `OpenUniError` when there is none."""
     value: Any = numbers
     for key in path.split("."):
-        if not isinstance(value, Mapping) or key not in value:
-            raise OpenUniError(f"the demo's numbers have no {path}")
-        value = value[key]
+        try:
+            value = value[int(key)] if isinstance(value, list) else value[key]
+        except (LookupError, TypeError, ValueError):
+            raise OpenUniError(f"the demo's numbers have no {path}") from None
     return value
 
 
@@ -43,7 +44,7 @@ def ledger(numbers: Numbers) -> str:
     dropped = sum(drop["clips"] for drop in numbers["ledger"]["dropped"])
     failed = sum(failure["clips"] for failure in numbers["ledger"]["failed"])
     text += f", dropped {dropped:,} by rule"
-    text += f" and lost {failed:,} to errors" if failed else "; none failed"
+    text += f" and lost {failed:,} to errors" if failed else ", and lost none to errors"
     if numbers["ledger"]["pending"]:
         text += "; {ledger.pending:,} are not done yet"
     return f"{text}."
@@ -72,7 +73,7 @@ def training(numbers: Numbers) -> str:
     else:
         text += "fell from {training.estimate_loss_begin:.3f} to {training.estimate_loss_end:.3f}."
     if held_out is not None:
-        text += " On the {training.held_out} clips it never saw it is {training.estimate_loss_held_out:.3f}"
+        text += " On clips that it never saw ({training.held_out}) it is {training.estimate_loss_held_out:.3f}"
         text += ", so much of what it learnt holds for its own clips only." if held_out > 1.5 * end else "."
     return text
 
@@ -89,7 +90,7 @@ def depth(numbers: Numbers) -> str:
     estimate, constant, mean_map, codec = (
         found[name]["abs_rel"] for name in ("estimate", "constant", "mean_map", "codec")
     )
-    score = "AbsRel {depth.estimate.abs_rel:.3f} on {depth.clips} held-out clips"
+    score = "AbsRel {depth.estimate.abs_rel:.3f} on held-out clips ({depth.clips} of them)"
     if estimate >= constant:
         return (
             f"The model has learnt little: its depth has {score}, worse than the best constant map "

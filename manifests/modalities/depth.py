@@ -20,6 +20,15 @@ class DepthConstants(NamedTuple):
     lo: float  # smallest value of the clip, in its unit
     hi: float  # largest value of the clip, in its unit
 
+    def checked(self) -> Self:
+        """Itself; raises `ClipError` for constants that no depth of ours can have (they may come from anyone's file)."""
+        if self.unit not in ("disparity", "metres"):
+            raise ClipError(f'depth: unit must be "disparity" or "metres", the constants say "{self.unit}"')
+        above = self.lo > 0 if self.unit == "metres" else self.lo >= 0
+        if not (above and np.isfinite(self.hi) and self.hi >= self.lo):
+            raise ClipError(f"depth: {self.unit} cannot range from {self.lo:g} to {self.hi:g}")
+        return self
+
 
 @dataclass(frozen=True, eq=False)
 class Depth(Modality):
@@ -79,8 +88,8 @@ class Depth(Modality):
     @classmethod
     def decode(cls, data: bytes, constants: DepthConstants) -> Self:
         """The stored depth, in the row's unit, with the row's normalisation."""
+        lo, hi = _scaled_range(constants.checked())
         planes = decode_lossless(data)
-        lo, hi = _scaled_range(constants)
         table = lo + np.arange(LEVELS + 1) / LEVELS * (hi - lo)
         if constants.unit == "metres":
             table = np.exp(table)
@@ -102,7 +111,7 @@ class Depth(Modality):
     @classmethod
     def from_rgb(cls, rgb: np.ndarray, constants: DepthConstants | None = None) -> Self:
         """From the mean of the three channels. Without constants: disparity in 0..1."""
-        constants = constants or DepthConstants("disparity", 0.0, 1.0)
+        constants = (constants or DepthConstants("disparity", 0.0, 1.0)).checked()
         far, near = _far_near(constants)
         out = np.empty((*rgb.shape[:3], 1), np.float32)
         for target, image in zip(out, rgb, strict=True):

@@ -87,12 +87,12 @@ def test_raw_clips_to_generated_videos(raw, recipe, tmp_path):
     assert trained.returncode == 0, trained.stderr
     made = tmp_path / "made"
     generated = cli(
-        *("generate", tmp_path / "run", "--make", "rgb", "--make", "depth", "--make", "flow"),
+        *("generate", tmp_path / "run", "--make", "rgb", "--make", "depth"),
         *("--prompt", "a texture", "--steps", 2, "--out", made),
     )
     assert generated.returncode == 0, generated.stderr
     assert sorted(path.name for path in made.iterdir()) == sorted(
-        f"{name}.{suffix}" for name in ("rgb", "depth", "flow") for suffix in ("mp4", "npy")
+        f"{name}.{suffix}" for name in ("rgb", "depth") for suffix in ("mp4", "npy")
     )
     assert np.load(made / "depth.npy").shape == (5, 32, 48, 1)
     with av.open(str(made / "rgb.mp4")) as container:

@@ -130,3 +130,22 @@ def test_values_that_are_no_depth_are_named(value: float, unit: str, words: str)
     array[1, 2, 0] = value
     with pytest.raises(ClipError, match=words):
         Depth(array, unit)
+
+
+@pytest.mark.parametrize(
+    ("constants", "message"),
+    [
+        (("furlongs", 0.0, 1.0), 'the constants say "furlongs"'),
+        (("metres", 0.0, 1.0), "metres cannot range from 0 to 1"),
+        (("metres", -1.0, 1.0), "metres cannot range from -1"),
+        (("disparity", 2.0, 1.0), "disparity cannot range from 2 to 1"),
+        (("disparity", 0.0, float("inf")), "cannot range"),
+        (("disparity", float("nan"), 1.0), "cannot range"),
+    ],
+)
+def test_constants_of_a_strangers_file_are_checked(constants: tuple[str, float, float], message: str) -> None:
+    data = Depth(np.ones((1, 4, 4, 1), np.float32)).encode(25.0).data
+    with pytest.raises(ClipError, match=message):
+        Depth.decode(data, DepthConstants(*constants))
+    with pytest.raises(ClipError, match=message):
+        Depth.from_rgb(np.zeros((1, 4, 4, 3), np.float32), DepthConstants(*constants))
