@@ -70,6 +70,7 @@ class Corpus:
             "keep": "",
             "filters": [],
             "annotators": [],
+            "encoded": {},
         }
         corpus = cls(store, record)
         corpus.save_record()
@@ -204,7 +205,7 @@ class Corpus:
         families = [f"latents/{name}" for name in self.families()] + [f"text/{name}" for name in self.text_families()]
         for family in families:
             target.store.put(f"{family}/family.json", self.store.read(f"{family}/family.json"))
-        target.save_record(**{key: self.record[key] for key in ("filters", "annotators")}, keep=keep)
+        target.save_record(**{key: self.record[key] for key in ("filters", "annotators", "encoded")}, keep=keep)
         return target
 
     @contextmanager

@@ -72,7 +72,9 @@ def summary(corpus: "Corpus") -> Summary:
     rules = [] if missing else select.parse(corpus.record["keep"])  # a filter that never ran leaves all clips pending
     filters, annotators = _last_run(corpus, "filter"), _last_run(corpus, "annotator")
     select.check(rules, _schemas(corpus, filters))
+    encoded = {f"encode {stream}": group for stream, group in corpus.record["encoded"].items() if corpus.parts(group)}
     groups = {name: f"filters/{name}" for name in filters} | {name: f"annotations/{name}" for name in annotators}
+    groups |= encoded
     connection = _connect(_joined(corpus, rules, groups, with_fate=True))
     cases = ["WHEN clip_status <> 'ok' THEN 'failed'"]
     places = ["WHEN clip_status <> 'ok' THEN 'ingest' || chr(0) || coalesce(clip_error, '')"]
@@ -90,6 +92,9 @@ def summary(corpus: "Corpus") -> Summary:
     for name in annotators:
         column = _quoted(name)
         cases.append(f"WHEN {column} IS NULL THEN 'pending' WHEN {column}.status <> 'ok' THEN 'failed'")
+        places.append(_place(name))
+    for name in encoded:  # no row is no debt: a clip may lack the modality
+        cases.append(f"WHEN {_quoted(name)}.status <> 'ok' THEN 'failed'")
         places.append(_place(name))
     fate = f"CASE {' '.join(cases)} ELSE '{unfinished}' END"
     place = f"CASE {' '.join(places)} ELSE '' END"
@@ -177,7 +182,8 @@ def _joined(corpus: "Corpus", rules: Sequence[select.Rule], groups: Mapping[str,
 
 def _fields(corpus: "Corpus", group: str, name: str, fields: Sequence[str]) -> tuple[pa.Array, pa.Array]:
     """clip_ids of a group, and its struct column with some of its fields; nothing else is read from the files."""
-    columns = {"clip_id": pads.field("clip_id")} | {f"{name}.{field}": pads.field(name, field) for field in fields}
+    place = (name,) if group.startswith(("filters/", "annotations/")) else ()  # other groups' columns are flat
+    columns = {"clip_id": pads.field("clip_id")} | {f"{name}.{field}": pads.field(*place, field) for field in fields}
     table = corpus.dataset(group).to_table(columns=columns)
     ids, *parts = (_one_array(column) for column in table.columns)
     return ids, pa.StructArray.from_arrays(parts, fields)

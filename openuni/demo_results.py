@@ -58,7 +58,7 @@ def judge_flow(corpus: Corpus, shown: int) -> Findings:
     from train.metrics.flow import flow_errors
 
     found: list[dict[str, Any]] = []
-    rows = []
+    rows: list[Row] = []
     for clip_id in corpus.kept():
         clip = corpus[clip_id]
         true, estimated = _flow(clip, TRUTH), _flow(clip, ESTIMATOR)
@@ -148,7 +148,7 @@ class DepthJudge:
 
         mean_map = np.mean([disparity(self.true(self.corpus[clip_id])) for clip_id in trained], axis=0)
         found: list[dict[str, Any]] = []
-        rows = []
+        rows: list[Row] = []
         for clip_id in held_out:
             clip = self.corpus[clip_id]
             true, rgb = self.true(clip), self.rgb(clip)

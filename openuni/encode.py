@@ -12,7 +12,7 @@ from manifests import schema, video
 from manifests.clip import Clip
 from manifests.component import fingerprint
 from manifests.corpus_clip import read_modality
-from manifests.errors import ClipError
+from manifests.errors import ClipError, OpenUniError
 from manifests.modality import Modality, find_modality
 from manifests.shards import SafetensorsShard
 from openuni.phases import CorpusWorker, decoder_threads
@@ -90,39 +90,47 @@ class EncodeWorker(CorpusWorker):
                 stream.group, schema.LATENT_SCHEMA, stream.version, SafetensorsShard
             )
 
-    def prepare(self, item: EncodeItem) -> dict[str, Modality]:
-        """Read and fit what is to be encoded."""
+    def prepare(self, item: EncodeItem) -> dict[str, Modality | ClipError]:
+        """Read and fit what is to be encoded; what cannot be read stands there as its error."""
         height_px, width_px = self.spec.options.size_px
         count = window(item.clip.frame_count, self.spec.options.frames)
-        found: dict[str, Modality] = {}
+        found: dict[str, Modality | ClipError] = {}
         for name in item.todo:
             if name == TEXT:
                 continue
-            found[name] = self._read(name, item, count).fit(height_px, width_px)
+            try:
+                found[name] = self._read(name, item, count).fit(height_px, width_px)
+            except ClipError as error:
+                found[name] = error
+            except OpenUniError as error:  # a stored map that is damaged: this clip's failure, not the run's
+                found[name] = ClipError(str(error))
         return found
 
-    def process(self, item: EncodeItem, prepared: dict[str, Modality]) -> Outcome:
+    def process(self, item: EncodeItem, prepared: dict[str, Modality | ClipError]) -> Outcome:
         """Encode each stream that is not there yet; each has a row and a fate of its own."""
         errors = []
         for name in item.todo:
             started = time.perf_counter()
             try:
-                if name == TEXT:
-                    array, frames = self.spec.text_codec.encode(self.text_model, item.clip.caption or ""), None
-                    dtype = "bfloat16"
-                else:
-                    rgb = prepared[name].to_rgb()
-                    array, frames = self.spec.latent_codec.encode(self.latent_model, rgb), len(rgb)
-                    dtype = "float16"
-                row = self._put(name, item, array, dtype)
+                row = self._encode(name, item, prepared.get(name))
             except ClipError as error:
                 self.writers[name].rollback()
                 errors.append(f"{name}: {describe(error)}")
                 self._commit(name, item, {"status": "failed", "error": describe(error)})
                 continue
             ms = (time.perf_counter() - started) * 1000
-            self._commit(name, item, row | {"status": "ok", "error": None, "ms": ms, "frames": frames})
+            self._commit(name, item, row | {"status": "ok", "error": None, "ms": ms})
         return Outcome(item.key, "failed" if errors else "ok", "; ".join(errors))
+
+    def _encode(self, name: str, item: EncodeItem, signal: Modality | ClipError | None) -> dict[str, Any]:
+        if isinstance(signal, ClipError):
+            raise signal
+        if signal is None:
+            array = self.spec.text_codec.encode(self.text_model, item.clip.caption or "")
+            return self._put(name, item, array, "bfloat16") | {"frames": None}
+        rgb = signal.to_rgb()
+        array = self.spec.latent_codec.encode(self.latent_model, rgb)
+        return self._put(name, item, array, "float16") | {"frames": len(rgb)}
 
     def fail(self, item: EncodeItem, error: str) -> Outcome:
         """Nothing of the clip could be read."""

@@ -8,7 +8,6 @@ from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from html import escape
 
-
 from openuni import verdicts
 from openuni.charts import Line, line_chart, smoothed
 from openuni.films import Film, Row
@@ -134,9 +133,9 @@ def flow(numbers: Numbers, rows: Sequence[Row]) -> str:
         "Optical flow against the truth",
         f"<p>{say(verdicts.flow(numbers), numbers)}</p>",
         table(("", "EPE, px per frame", "outliers"), lines, ours=0),
-        '<p class="note">EPE: mean length of the error over all pixels that can still be seen in the next frame, mean '
-        f"over {number(numbers, 'flow.clips', '')} clips. Outliers are off by more than 3 px and 5 %. Hue is direction, "
-        "white is at rest; both flows of a clip are painted on one scale.</p>",
+        '<p class="note">EPE: mean length of the error over all pixels that can still be seen in the next frame; mean '
+        f"over {number(numbers, 'flow.clips', '')} clips. Outliers are off by more than 3 px and 5 %. Hue is "
+        "direction, white is at rest; both flows of a clip are painted on one scale.</p>",
         *(show(row) for row in rows),
     )
 
@@ -250,7 +249,8 @@ def table(head: Sequence[str], lines: Sequence[Sequence[str]], *, words: int = 1
 def show(row: Row) -> str:
     """Films side by side, their text under them."""
     films = "".join(_film(film) for film in row.films)
-    return f'<div class="row"><div class="films" style="--count:{len(row.films)}">{films}</div><p>{escape(row.text)}</p></div>'
+    style = f'class="films" style="--count:{len(row.films)}"'
+    return f'<div class="row"><div {style}>{films}</div><p>{escape(row.text)}</p></div>'
 
 
 def _film(film: Film) -> str:

@@ -2,9 +2,9 @@
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #fbfbf9; --card: #ffffff; --ink: #1c1f23; --soft: #5d6570; --rule: #e1e3e0;
-  --accent: #1f5fbf; --good: #1b7a4b; --bad: #b3431e; --one: #1f5fbf; --two: #c2611f; --three: #2f8f68; }
+  --good: #1b7a4b; --bad: #b3431e; --one: #1f5fbf; --two: #c2611f; --three: #2f8f68; }
 @media (prefers-color-scheme: dark) { :root { --paper: #14171a; --card: #1c2024; --ink: #e8eaec; --soft: #a0a8b1;
-  --rule: #31363c; --accent: #86b4ff; --good: #6fd3a0; --bad: #ff9a70; --one: #86b4ff; --two: #ffb079; --three: #74d0aa; } }
+  --rule: #31363c; --good: #6fd3a0; --bad: #ff9a70; --one: #86b4ff; --two: #ffb079; --three: #74d0aa; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 system-ui, sans-serif; }
 main, header { max-width: 60rem; margin: 0 auto; padding: 0 1.1rem; }
@@ -21,7 +21,8 @@ p { margin: .5rem 0; max-width: 46rem; }
 .verdict { border-left: 4px solid var(--rule); padding: .1rem 0 .1rem .9rem; }
 .verdict.good { border-color: var(--good); }
 .verdict.bad { border-color: var(--bad); }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .7rem; margin: 1rem 0 .3rem; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .7rem;
+  margin: 1rem 0 .3rem; }
 .tile { border: 1px solid var(--rule); border-radius: .5rem; padding: .55rem .8rem; }
 .tile b { display: block; font-size: 1.45rem; line-height: 1.25; font-variant-numeric: tabular-nums; }
 .tile span.label { font-size: .82rem; color: var(--soft); display: block; line-height: 1.35; }
@@ -48,7 +49,8 @@ ul { padding-left: 1.2rem; }
 .chart .line.held { stroke-dasharray: 5 5; }
 .chart .dot { fill: currentColor; }
 .one { color: var(--one); } .two { color: var(--two); } .three { color: var(--three); }
-.legend { list-style: none; display: flex; flex-wrap: wrap; gap: .2rem 1.3rem; padding: 0; margin: .4rem 0; font-size: .9rem; }
+.legend { list-style: none; display: flex; flex-wrap: wrap; gap: .2rem 1.3rem; padding: 0; margin: .4rem 0;
+  font-size: .9rem; }
 .legend i { font-style: normal; font-weight: 700; }
 main { padding-bottom: 4rem; }
 """

@@ -124,6 +124,7 @@ class Pipeline:
         family, text_family = encode.family_name(options, codec), encode.text_family_name(text_codec)
         streams = self._streams(family, text_family)
         self._write_families(family, text_family, streams)
+        self.corpus.save_record(encoded={stream.modality: stream.group for stream in streams})
         present: dict[str, pa.Array] = {}
         todo: dict[str, pa.Array] = {}
         for stream in streams:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from manifests.errors import OpenUniError
 
 MAX_ATTEMPTS = 3
-MAX_FAILED_STARTS = 5
+MAX_FAILED_STARTS = 10
 
 
 class Outcome(NamedTuple):

@@ -105,8 +105,8 @@ def depth(numbers: Numbers) -> str:
     way = (mean_map - estimate) / (mean_map - codec) if mean_map > codec else 1.0
     return (
         f"The model reads depth from the picture: its depth has {score}, better than the best constant map "
-        "({depth.constant.abs_rel:.3f}) and than the mean map of the training clips ({depth.mean_map.abs_rel:.3f}). That "
-        f"is {way:.0%} of the way from the mean map to the floor that the codec sets ({{depth.codec.abs_rel:.3f}}); on "
+        "({depth.constant.abs_rel:.3f}) and than the mean map of the training clips ({depth.mean_map.abs_rel:.3f}). "
+        f"That is {way:.0%} of the way from the mean map to what the codec allows ({{depth.codec.abs_rel:.3f}}); on "
         "{depth.better_than_mean_map} of the {depth.clips} clips it beats the mean map."
     )
 

@@ -219,3 +219,22 @@ def test_a_manifest_cannot_point_outside_its_corpus(recipe, raw, tmp_path):
         corpus.read("annotations/dis", "../../../secret", 0, 4, 0)
     with pytest.raises(openuni.OpenUniError, match="not a name inside"):
         corpus.read("annotations/../..", "secret", 0, 4, 0)
+
+
+def test_a_damaged_map_fails_its_own_latents_only(raw, tmp_path):
+    tables = {
+        "work": {"short_side_px": 32},
+        "annotators": {"dis": {"preset": "ultrafast"}},
+        "encode": {"modalities": ["rgb", "flow"], "size_px": [32, 48], "frames": 5},
+    }
+    corpus = run(tables, raw, tmp_path / "corpus", only=("ingest", "dis"))
+    (tar,) = (tmp_path / "corpus" / "annotations" / "dis").glob("*.tar")
+    data = bytearray(tar.read_bytes())
+    data[corpus[0].row("dis")["flow"]["offset"] + 200] ^= 1
+    tar.write_bytes(data)
+    corpus = run(tables, raw, tmp_path / "corpus")
+    (family,) = corpus.families()
+    statuses = {name: corpus.table(f"latents/{family}/{name}").column("status").to_pylist() for name in ("rgb", "flow")}
+    assert statuses == {"rgb": ["ok", "ok"], "flow": ["failed", "ok"]}
+    assert corpus.summary().ok == 1
+    assert [(failure.operator, failure.clips) for failure in corpus.summary().failed] == [("encode flow", 1)]
