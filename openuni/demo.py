@@ -3,7 +3,8 @@
     DIR/raw/            clips of `openuni.world` as ordinary files, with their ground truth beside them
     DIR/corpus.toml     the recipe; by hand: openuni run DIR/corpus.toml "DIR/raw/*.mp4" --out DIR/corpus
     DIR/corpus/         what the pipeline made of the clips
-    DIR/run/            the trained model; by hand: openuni train RECIPE --corpus DIR/corpus --out DIR/run
+    DIR/train.toml      the training recipe; by hand: openuni train DIR/train.toml --corpus DIR/corpus --out DIR/run
+    DIR/run/            the trained model
     DIR/numbers.json    everything that was measured
     DIR/index.html      the same to look at, in one file that needs no network
     DIR/demo.json       the settings of this demo, and how long each step took
@@ -20,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -30,6 +31,9 @@ from openuni import api
 from openuni.facts import machine, versions
 from openuni.pipeline import summary_record
 from openuni.progress import Reporter
+
+if TYPE_CHECKING:
+    from train.recipe import Recipe
 
 RECIPE = """\
 # The recipe of `openuni demo`. Again, by hand: {command}
@@ -68,10 +72,12 @@ class Plan:
     still: int  # clips in which nothing moves: `keep` drops them
     dark: int  # clips with hardly any light: `keep` drops them
     train_recipe: str  # of train/recipes
+    validations: int  # times the loss on held-out clips is measured
     workers: int | None  # of the pipeline; 0: this process, None: as `openuni run` chooses
+    validation_share: float = 0.2  # of the clips, held out
     shown: int = 4  # clips on the page, of each kind
     joint: int = 2  # captions to make RGB and depth from
-    estimate_steps: int = 10  # of the solver
+    estimate_steps: int = 2  # of the solver: the picture leaves little open, so few steps find the mean of it
     joint_steps: int = 30
     frames: int = 21
     side_px: int = 96
@@ -80,8 +86,18 @@ class Plan:
     text_bytes: int = 127
 
 
-FULL = Plan("full", solids=48, still=4, dark=4, train_recipe="unityvideo_demo", workers=None)
-QUICK = Plan("quick", solids=20, still=2, dark=2, train_recipe="unityvideo_demo_quick", workers=0, shown=2, joint=1)
+FULL = Plan("full", solids=60, still=4, dark=4, train_recipe="unityvideo_demo", validations=5, workers=None)
+QUICK = Plan(
+    "quick",
+    solids=20,
+    still=2,
+    dark=2,
+    train_recipe="unityvideo_demo_quick",
+    validations=2,
+    workers=0,
+    shown=2,
+    joint=1,
+)
 
 
 def run_demo(out: Path, quick: bool, reporter: Reporter | None = None) -> Path:
@@ -98,7 +114,7 @@ class Demo:
     def __init__(self, folder: Path, plan: Plan, reporter: Reporter) -> None:
         self.folder, self.plan, self.reporter = folder, plan, reporter
         self.raw, self.corpus_dir, self.run_dir = folder / "raw", folder / "corpus", folder / "run"
-        self.recipe = folder / "corpus.toml"
+        self.recipe, self.train_recipe = folder / "corpus.toml", folder / "train.toml"
         self.seconds: dict[str, float] = {}  # by step, of all sessions in this folder
         self.numbers: dict[str, Any] = {}
 
@@ -123,7 +139,7 @@ class Demo:
         workers = "" if self.plan.workers is None else f" --workers {self.plan.workers}"
         return {
             "corpus": f'openuni run {self.recipe} "{self.pattern}" --out {self.corpus_dir}{workers}',
-            "train": f"openuni train {self.plan.train_recipe} --corpus {self.corpus_dir} --out {self.run_dir}",
+            "train": f"openuni train {self.train_recipe} --corpus {self.corpus_dir} --out {self.run_dir}",
         }
 
     def run(self) -> Path:
@@ -199,15 +215,16 @@ class Demo:
     def train(self) -> bool:
         """The training, as `openuni train` does it; true when there was anything left to do."""
         from train.checkpoint import checkpoints
-        from train.recipe import Recipe
 
+        recipe = training_recipe(self.plan)
+        head = f"# {self.plan.train_recipe} with more clips held out. Again, by hand: {self.commands['train']}\n\n"
+        _put(self.train_recipe, head + toml_text(recipe.to_dict()))
         self.reporter.say(f"3/4 model: {self.commands['train']}")
-        name = self.plan.train_recipe
         saved = checkpoints(self.run_dir)
-        left = Recipe.load(name).optimizer.steps - (saved[-1].step if saved else 0)
+        left = recipe.optimizer.steps - (saved[-1].step if saved else 0)
         with self.reporter, self.reporter.phase("train", left) as counter:
             api.train(
-                name,
+                self.train_recipe,
                 self.corpus_dir,
                 out=self.run_dir,
                 progress=lambda row: counter.add("ok") if "loss" in row else None,
@@ -282,6 +299,32 @@ class Demo:
         return (
             f"{self.folder} {what}. Give another folder: openuni demo {self.flag}--out {self.folder}-{self.plan.name}"
         )
+
+
+def training_recipe(plan: Plan) -> "Recipe":
+    """The plan's recipe of train/recipes, with a larger share held out: an error of one or two clips says little."""
+    from train.recipe import Recipe
+
+    recipe = Recipe.load(plan.train_recipe)
+    data = dataclasses.replace(recipe.data, validation_share=plan.validation_share)
+    every = max(1, recipe.optimizer.steps // plan.validations)
+    return dataclasses.replace(recipe, data=data, validation=dataclasses.replace(recipe.validation, every_steps=every))
+
+
+def toml_text(tables: dict[str, Any]) -> str:
+    """Options and tables of options as TOML; values are texts, numbers, truth values, lists and (inline) tables."""
+    plain = {name: value for name, value in tables.items() if not isinstance(value, dict)}
+    lines = [f"{name} = {_toml_value(value)}" for name, value in plain.items()]
+    for title in (name for name in tables if name not in plain):
+        lines += ["", f"[{title}]"]
+        lines += [f"{name} = {_toml_value(value)}" for name, value in tables[title].items()]
+    return "\n".join(lines) + "\n"
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{json.dumps(name)} = {_toml_value(item)}" for name, item in value.items()) + " }"
+    return json.dumps(value)  # TOML writes texts, numbers, truth values and lists of them as JSON does
 
 
 def _put(path: Path, text: str) -> None:

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -76,6 +76,15 @@ def text_family_name(codec: TextCodec) -> str:
     return f"{codec.name()}-{codec.version()[:8]}"
 
 
+class Encoded(NamedTuple):
+    """One stream of one clip."""
+
+    array: np.ndarray  # float32: latents [C, T', H', W'], or embeddings [L, D]
+    dtype: str  # to store it in
+    frames: int | None  # of the video behind it
+    ms: float
+
+
 class EncodeWorker(CorpusWorker):
     """Holds the codecs; reads a window of each modality, renders it as RGB, encodes it."""
 
@@ -106,31 +115,43 @@ class EncodeWorker(CorpusWorker):
                 found[name] = ClipError(str(error))
         return found
 
-    def process(self, item: EncodeItem, prepared: dict[str, Modality | ClipError]) -> Outcome:
-        """Encode each stream that is not there yet; each has a row and a fate of its own."""
+    def compute(self, item: EncodeItem, prepared: dict[str, Modality | ClipError]) -> dict[str, Encoded | ClipError]:
+        """Encode each stream that is not there yet; each has a fate of its own."""
+        found: dict[str, Encoded | ClipError] = {}
+        for name in item.todo:
+            try:
+                found[name] = self._encode(item, prepared.get(name))
+            except ClipError as error:
+                found[name] = error
+        return found
+
+    def store(self, item: EncodeItem, computed: dict[str, Encoded | ClipError]) -> Outcome:
+        """Write each stream's tensor and row."""
         errors = []
         for name in item.todo:
-            started = time.perf_counter()
             try:
-                row = self._encode(name, item, prepared.get(name))
+                row = self._put(name, item, computed.pop(name))
             except ClipError as error:
                 self.writers[name].rollback()
                 errors.append(f"{name}: {describe(error)}")
-                self._commit(name, item, {"status": "failed", "error": describe(error)})
-                continue
-            ms = (time.perf_counter() - started) * 1000
-            self._commit(name, item, row | {"status": "ok", "error": None, "ms": ms})
+                row = {"status": "failed", "error": describe(error)}
+            self._commit(name, item, row)
         return Outcome(item.key, "failed" if errors else "ok", "; ".join(errors))
 
-    def _encode(self, name: str, item: EncodeItem, signal: Modality | ClipError | None) -> dict[str, Any]:
+    def _encode(self, item: EncodeItem, signal: Modality | ClipError | None) -> Encoded:
+        started = time.perf_counter()
         if isinstance(signal, ClipError):
             raise signal
         if signal is None:
-            array = self.spec.text_codec.encode(self.text_model, item.clip.caption or "")
-            return self._put(name, item, array, "bfloat16") | {"frames": None}
-        rgb = signal.to_rgb()
-        array = self.spec.latent_codec.encode(self.latent_model, rgb)
-        return self._put(name, item, array, "float16") | {"frames": len(rgb)}
+            array, dtype, frames = (
+                self.spec.text_codec.encode(self.text_model, item.clip.caption or ""),
+                "bfloat16",
+                None,
+            )
+        else:
+            rgb = signal.to_rgb()
+            array, dtype, frames = self.spec.latent_codec.encode(self.latent_model, rgb), "float16", len(rgb)
+        return Encoded(array, dtype, frames, (time.perf_counter() - started) * 1000)
 
     def fail(self, item: EncodeItem, error: str) -> Outcome:
         """Nothing of the clip could be read."""
@@ -147,13 +168,16 @@ class EncodeWorker(CorpusWorker):
         signal = read_modality(self.corpus, f"annotations/{stream.annotator}", modality, item.extents[name], item.clip)
         return signal.take(0, count)
 
-    def _put(self, name: str, item: EncodeItem, array: np.ndarray, dtype: str) -> dict[str, Any]:
+    def _put(self, name: str, item: EncodeItem, encoded: Encoded | ClipError) -> dict[str, Any]:
+        if isinstance(encoded, ClipError):
+            raise encoded
+        array, dtype, frames, ms = encoded
         absmax, std = float(np.abs(array).max()), float(array.std())
         if not np.isfinite(array).all() or (dtype == "float16" and absmax > 6e4):
             raise ClipError(f"{name}: the codec gave values that float16 cannot hold (largest {absmax:g})")
-        data = to_bytes(array, dtype)
-        extent = self.writers[name].put(item.clip.clip_id, data, dtype, array.shape)
-        return extent | {"shape": list(array.shape), "dtype": dtype, "absmax": absmax, "std": std}
+        extent = self.writers[name].put(item.clip.clip_id, to_bytes(array, dtype), dtype, array.shape)
+        facts = {"shape": list(array.shape), "dtype": dtype, "frames": frames, "absmax": absmax, "std": std}
+        return extent | facts | {"status": "ok", "error": None, "ms": ms}
 
     def _commit(self, name: str, item: EncodeItem, row: dict[str, Any]) -> None:
         self.writers[name].commit({"clip_id": item.clip.clip_id, "version": self.streams[name].version} | row)

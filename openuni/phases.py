@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 
@@ -98,9 +98,13 @@ class IngestWorker(CorpusWorker):
         info = video.probe(item.source, self.limits)
         return video.clip_of(item.source, info, caption=self._caption(item.source))
 
-    def process(self, item: SourceItem, prepared: Clip) -> Outcome:
+    def compute(self, item: SourceItem, prepared: Clip) -> Clip:
+        """Nothing more: the clip's row is known."""
+        return prepared
+
+    def store(self, item: SourceItem, computed: Clip) -> Outcome:
         """Write the clip's row."""
-        self.writers["clips"].commit(dataclasses.asdict(prepared) | {"status": "ok", "error": None})
+        self.writers["clips"].commit(dataclasses.asdict(computed) | {"status": "ok", "error": None})
         return Outcome(item.key, "ok")
 
     def fail(self, item: SourceItem, error: str) -> Outcome:
@@ -135,6 +139,14 @@ class OperatorSpec(Spec):
         return (FilterWorker if kinds == {"filter"} else AnnotatorWorker)(self, device)
 
 
+class Result(NamedTuple):
+    """What one operator gave for one clip: a value, or the error instead."""
+
+    value: Any
+    error: str | None
+    ms: float | None
+
+
 class OperatorWorker(CorpusWorker):
     """Holds the models of all operators of a phase."""
 
@@ -150,11 +162,15 @@ class OperatorWorker(CorpusWorker):
                 f"{folder}/{name}", schema.operator_schema(type(operator)), spec.versions[name], shard_type
             )
 
-    def process(self, item: ClipItem, prepared: Any) -> Outcome:
-        """Run every operator that has not seen the clip; each has a row and a fate of its own."""
+    def compute(self, item: ClipItem, prepared: Any) -> dict[str, Result]:
+        """Run every operator that has not seen the clip."""
+        return {name: self._run_one(name, prepared) for name in item.todo}
+
+    def store(self, item: ClipItem, computed: dict[str, Result]) -> Outcome:
+        """Write every operator's row; each has a fate of its own."""
         errors = []
         for name in item.todo:
-            error = self._run_one(name, item, prepared)
+            error = self._store_one(name, item, computed.pop(name))
             if error:
                 errors.append(f"{name}: {error}")
         return Outcome(item.key, "failed" if errors else "ok", "; ".join(errors))
@@ -169,27 +185,36 @@ class OperatorWorker(CorpusWorker):
         """What the named operator sees of what was decoded."""
         raise NotImplementedError
 
-    def store(self, name: str, value: Any, item: ClipItem) -> Any:
+    def field(self, name: str, value: Any, item: ClipItem) -> Any:
         """A result's field as the row holds it."""
         return schema.plain(value)
 
-    def _run_one(self, name: str, item: ClipItem, prepared: Any) -> str | None:
+    def _run_one(self, name: str, prepared: Any) -> Result:
         started = time.perf_counter()
         try:
-            result = self._compute(name, self.view(name, prepared))
-            ms = (time.perf_counter() - started) * 1000
-            fields = {key: self.store(name, value, item) for key, value in result._asdict().items()}
+            value = self._value(name, self.view(name, prepared))
         except OpenUniError:
-            raise  # a full disk, a missing part: no clip's fault
+            raise  # a missing part: no clip's fault
         except Exception as error:  # an operator may fail in any way; the others still get their turn
-            self.writers[name].rollback()
-            text = describe(error)
-            self._commit(name, item, self._outcome(name, "failed", text, None))
-            return text
-        self._commit(name, item, self._outcome(name, "ok", None, ms) | fields)
-        return None
+            return Result(None, describe(error), None)
+        return Result(value, None, (time.perf_counter() - started) * 1000)
 
-    def _compute(self, name: str, clip: DecodedClip) -> Any:
+    def _store_one(self, name: str, item: ClipItem, result: Result) -> str | None:
+        fields: dict[str, Any] = {}
+        text = result.error
+        if text is None:
+            try:
+                fields = {key: self.field(name, value, item) for key, value in result.value._asdict().items()}
+            except OpenUniError:
+                raise  # a full disk: no clip's fault
+            except Exception as error:  # what it gave cannot be stored
+                self.writers[name].rollback()
+                fields, text = {}, describe(error)
+        status, ms = ("ok", result.ms) if text is None else ("failed", None)
+        self._commit(name, item, self._outcome(name, status, text, ms) | fields)
+        return text
+
+    def _value(self, name: str, clip: DecodedClip) -> Any:
         operator = self.operators[name]
         try:
             result = operator.run(self.models[name], clip)
@@ -248,7 +273,7 @@ class AnnotatorWorker(OperatorWorker):
         assert isinstance(self.operators[name], Annotator)
         return prepared
 
-    def store(self, name: str, value: Any, item: ClipItem) -> Any:
+    def field(self, name: str, value: Any, item: ClipItem) -> Any:
         """Modalities go to the shard, and their extent and constants into the row."""
         if not isinstance(value, Modality):
             return schema.plain(value)

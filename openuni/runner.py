@@ -1,7 +1,8 @@
 """Running one phase over many items: in this process, or on Ray actors. The only home of Ray in the pipeline.
 
-Both ways drive the same `Loop`: one item is computed while the next is being prepared (decoded). Ray adds processes
-that may die: the clip in hand is retried elsewhere, alone, and recorded as failed after `MAX_ATTEMPTS`.
+Both ways drive the same `Loop`: while one item is computed, the next is being prepared (decoded) and the one before is
+being written. Ray adds processes that may die: what they had in hand is retried elsewhere, alone, and recorded as failed
+after `MAX_ATTEMPTS`.
 """
 
 import logging
@@ -40,12 +41,16 @@ class Worker(ABC):
         """Read what the item needs (decode its frames). Runs in a thread, ahead of time."""
 
     @abstractmethod
-    def process(self, item: Any, prepared: Any) -> Outcome:
-        """Compute and write the item's rows."""
+    def compute(self, item: Any, prepared: Any) -> Any:
+        """The work itself; writes nothing."""
+
+    @abstractmethod
+    def store(self, item: Any, computed: Any) -> Outcome:
+        """Write the item's rows. Runs in a thread, while the next item is computed."""
 
     @abstractmethod
     def fail(self, item: Any, error: str) -> Outcome:
-        """Write rows that say why the item failed."""
+        """Write rows that say why the item failed. Runs in the same thread."""
 
     @abstractmethod
     def finish(self) -> None:
@@ -75,31 +80,59 @@ class Resources:
 
 
 class Loop:
-    """Drives a worker: items one by one, the next one prepared meanwhile, every error turned into a failed row."""
+    """Drives a worker: items one by one, their neighbours read and written meanwhile, every error made a failed row."""
 
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
-        self.pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
+        self.reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
+        self.writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
         self.ahead: tuple[Any, Future[Any]] | None = None
+        self.behind: Future[Outcome] | None = None
 
-    def step(self, item: Any, following: Any | None) -> Outcome:
-        """Do `item`; begin to prepare `following`."""
+    def step(self, item: Any, following: Any | None) -> Outcome | None:
+        """Compute `item` and begin to write it; begin to prepare `following`.
+
+        Returns what became of the item before this one, None when `settle` has said so already.
+        """
         ready, self.ahead = self.ahead, None
-        future = ready[1] if ready is not None and ready[0] == item else self.pool.submit(self.worker.prepare, item)
+        future = ready[1] if ready is not None and ready[0] == item else self.reader.submit(self.worker.prepare, item)
         try:
             prepared = future.result()
             if following is not None:
-                self.ahead = (following, self.pool.submit(self.worker.prepare, following))
-            return self.worker.process(item, prepared)
+                self.ahead = (following, self.reader.submit(self.worker.prepare, following))
+            computed = self.worker.compute(item, prepared)
         except OpenUniError:
             raise  # the run cannot go on (a full disk, a missing part): not this clip's fault
-        except Exception as error:  # the one place where a clip's error of any kind becomes a row
-            return self.worker.fail(item, describe(error))
+        except Exception as error:  # with `_store` the place where a clip's error of any kind becomes a row
+            return self.fail(item, describe(error))
+        settled = self.settle()  # one item at most waits to be written: what is computed takes memory
+        self.behind = self.writer.submit(self._store, item, computed)
+        return settled
+
+    def fail(self, item: Any, error: str) -> Outcome | None:
+        """Begin to write the item's failure; returns what became of the item before."""
+        settled = self.settle()
+        self.behind = self.writer.submit(self.worker.fail, item, error)
+        return settled
+
+    def settle(self) -> Outcome | None:
+        """Wait until everything is written; returns what became of the last item, once."""
+        behind, self.behind = self.behind, None
+        return behind.result() if behind is not None else None
 
     def finish(self) -> None:
-        """Seal and stop the thread."""
-        self.pool.shutdown(cancel_futures=True)
+        """Seal and stop the threads; what is being written is written."""
+        self.reader.shutdown(cancel_futures=True)
+        self.writer.shutdown()
         self.worker.finish()
+
+    def _store(self, item: Any, computed: Any) -> Outcome:
+        try:
+            return self.worker.store(item, computed)
+        except OpenUniError:
+            raise
+        except Exception as error:
+            return self.worker.fail(item, describe(error))
 
 
 def describe(error: BaseException) -> str:
@@ -158,8 +191,13 @@ class InProcessRunner(Runner):
             item = next(source, None)
             while item is not None:
                 following = next(source, None)
-                report(loop.step(item, following))
+                settled = loop.step(item, following)
+                if settled is not None:
+                    report(settled)
                 item = following
+            settled = loop.settle()
+            if settled is not None:
+                report(settled)
         finally:
             loop.finish()
 
@@ -169,8 +207,8 @@ class Slot:
     """One Ray actor and what it is doing."""
 
     actor: Any
-    item: Any | None = None
-    following: Any | None = None
+    held: dict[str, Any] = field(default_factory=dict)  # by key: given to the actor, and not reported yet
+    following: Any | None = None  # of these, the one it prepares
     started: bool = False
 
 
@@ -266,8 +304,7 @@ class RayRunner(Runner):
         self._finish()
 
     def _start(self, slot: Slot, spec: Spec) -> Any:
-        slot.item = slot.following = None
-        slot.started = False
+        slot.held, slot.following, slot.started = {}, None, False
         return slot.actor.start.remote(spec)
 
     def _advance(
@@ -280,32 +317,38 @@ class RayRunner(Runner):
             return self._replace(slot, spec, queue)
         except self.ray.exceptions.RayTaskError as error:
             raise error.cause if isinstance(error.cause, OpenUniError) else error from None
-        if outcome is None:
+        if not slot.started:
             slot.started, self.failed_starts = True, 0
-        else:
+        if outcome is not None:
+            del slot.held[outcome.key]
             report(outcome)
         return self._give(slot, queue)
 
     def _give(self, slot: Slot, queue: Queue) -> Any | None:
         """The slot's next call, or None when nothing is left for it."""
-        item, slot.item, slot.following = slot.following, None, None
-        if item is None and queue.doomed:
-            slot.item = queue.doomed.popleft()
-            error = f"WorkerDied: the worker process died {MAX_ATTEMPTS} times with this clip in hand"
-            return slot.actor.fail.remote(slot.item, error)
-        if item is None and queue.suspects:
-            slot.item = queue.suspects.popleft()  # alone: a further death proves which clip is to blame
-            return slot.actor.step.remote(slot.item, None)
-        slot.item = next(queue.fresh, None) if item is None else item
-        if slot.item is None:
-            return None
-        if not queue.suspects and not queue.doomed:
+        item, slot.following = slot.following, None
+        if item is None:
+            if slot.held and (queue.doomed or queue.suspects):
+                return slot.actor.settle.remote()  # what comes next comes alone
+            if queue.doomed:
+                item = queue.doomed.popleft()
+                slot.held[item.key] = item
+                error = f"WorkerDied: the worker process died {MAX_ATTEMPTS} times with this clip in hand"
+                return slot.actor.fail.remote(item, error)
+            # a suspect is alone in hand: a further death proves which clip is to blame
+            item = queue.suspects.popleft() if queue.suspects else next(queue.fresh, None)
+        if item is None:
+            return slot.actor.settle.remote() if slot.held else None
+        slot.held[item.key] = item
+        if not queue.suspects and not queue.doomed and item.key not in queue.attempts:
             slot.following = next(queue.fresh, None)
-        return slot.actor.step.remote(slot.item, slot.following)
+            if slot.following is not None:
+                slot.held[slot.following.key] = slot.following
+        return slot.actor.step.remote(item, slot.following)
 
     def _replace(self, slot: Slot, spec: Spec, queue: Queue) -> Any:
         """The actor died: blame what it held, and start another one."""
-        held = [item for item in (slot.item, slot.following) if item is not None]
+        held = list(slot.held.values())
         if not held:
             self.failed_starts += 1
             if self.failed_starts >= MAX_FAILED_STARTS:
@@ -351,15 +394,20 @@ class RayWorker:
 
         self.loop = Loop(spec.start("cuda" if ray.get_gpu_ids() else "cpu"))
 
-    def step(self, item: Any, following: Any | None) -> Outcome:
+    def step(self, item: Any, following: Any | None) -> Outcome | None:
         """See `Loop.step`."""
         assert self.loop is not None
         return self.loop.step(item, following)
 
-    def fail(self, item: Any, error: str) -> Outcome:
+    def fail(self, item: Any, error: str) -> Outcome | None:
         """Record an item that killed its workers."""
         assert self.loop is not None
-        return self.loop.worker.fail(item, error)
+        return self.loop.fail(item, error)
+
+    def settle(self) -> Outcome | None:
+        """See `Loop.settle`."""
+        assert self.loop is not None
+        return self.loop.settle()
 
     def finish(self) -> None:
         """End the phase; the process stays for the next one."""

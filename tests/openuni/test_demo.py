@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ from openuni.demo import FULL, QUICK, Demo, run_demo
 from openuni.progress import Reporter
 from openuni.recipe import Recipe
 from openuni.world import make_clip
+from train.recipe import Recipe as TrainRecipe
 
 TINY = dataclasses.replace(
     QUICK,
@@ -65,7 +65,7 @@ def stamps(folder: Path) -> dict[str, int]:
     """When files of clips, corpus and checkpoints were written."""
     files = [path for name in ("raw", "corpus", "run") for path in (folder / name).rglob("*") if path.is_file()]
     suffixes = (".mp4", ".mkv", ".parquet", ".tar", ".safetensors")
-    return {str(path): os.stat(path).st_mtime_ns for path in files if path.suffix in suffixes}
+    return {str(path): path.stat().st_mtime_ns for path in files if path.suffix in suffixes}
 
 
 def test_every_clip_is_in_the_ledger(made, numbers):
@@ -217,12 +217,21 @@ def test_the_quick_demo_as_a_user_runs_it(tmp_path):
     assert (out / "index.html").stat().st_size < 15e6
 
 
+@pytest.mark.parametrize("plan", [FULL, QUICK, TINY])
+def test_the_training_recipe_is_written_as_it_is(plan, tmp_path):
+    recipe = demo.training_recipe(plan)
+    (tmp_path / "train.toml").write_text(demo.toml_text(recipe.to_dict()))
+    assert TrainRecipe.load(tmp_path / "train.toml") == recipe
+    shipped = TrainRecipe.load(plan.train_recipe)
+    assert (recipe.optimizer, recipe.model, recipe.tasks) == (shipped.optimizer, shipped.model, shipped.tasks)
+    assert (
+        recipe.data.validation_share == 0.2
+        and recipe.validation.every_steps * plan.validations <= recipe.optimizer.steps
+    )
+
+
 def test_plans_differ_in_size_alone():
     assert FULL.solids > QUICK.solids and FULL.train_recipe != QUICK.train_recipe
-    for name in (FULL.train_recipe, QUICK.train_recipe):
-        from train.recipe import Recipe as TrainRecipe
-
-        assert TrainRecipe.load(name).optimizer.steps > 0
     for plan in (FULL, QUICK):
         recipe = demo.RECIPE.format(command="x", **dataclasses.asdict(plan))
         assert f"frames = {plan.frames}" in recipe

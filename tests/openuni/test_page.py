@@ -105,7 +105,7 @@ def page(rows):
 class Reader(HTMLParser):
     """Collects what a browser would see: elements with attributes, their nesting, numbers with their paths."""
 
-    VOID = {"meta", "link", "img", "br"}
+    VOID = ("meta", "link", "img", "br")
 
     def __init__(self, text):
         super().__init__()

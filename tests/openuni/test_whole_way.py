@@ -30,6 +30,7 @@ preset = "ultrafast"
 size = "small"
 checkpoint = "{raft}"
 iterations = 1
+check = false
 [annotators.depth_anything]
 checkpoint = "{depth}"
 input_size = 70
