@@ -9,9 +9,11 @@ import fcntl
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cached_property
+from itertools import accumulate, pairwise
 from typing import Any, TextIO
 
 import pyarrow as pa
@@ -29,6 +31,7 @@ from manifests.store import Store
 from manifests.writer import PartWriter, recover, spool_folder, table_bytes
 
 FORMAT = 1
+PARALLEL_PARTS = 8  # files worked on at once: an object store answers slowly, and many requests as fast as one
 VERSION_KEY = b"openuni.version"
 
 
@@ -172,8 +175,10 @@ class Corpus:
 
     def settle(self, group: str, version: str) -> None:
         """Make `version` the group's only one: others are set aside, parts of this one set aside earlier come back."""
-        for part in self.parts(group):
-            found = self._part_version(part)
+        parts = self.parts(group)
+        with ThreadPoolExecutor(PARALLEL_PARTS) as pool:
+            versions = list(pool.map(self._part_version, parts))
+        for part, found in zip(parts, versions, strict=True):
             if found != version:
                 self._move_part(part, f"{group}/superseded/{found}")
         for part in self.parts(f"{group}/superseded/{version}"):
@@ -288,22 +293,27 @@ class Corpus:
             return
         ids = self._dataset(parts).to_table(columns=["clip_id"]).column("clip_id")
         mask = pc.is_in(ids, value_set=kept)  # once for all parts: it hashes all of `kept`
-        start = 0
-        for part in parts:
-            table = pq.read_table(self.store.path(part), filesystem=self.store.fs)
-            rows = table.filter(mask.slice(start, len(table)))
-            start += len(table)
+        payloads = {*self.store.names(group, ".tar"), *self.store.names(group, ".safetensors")}
+
+        def copy(part: str, mask_of_part: pa.ChunkedArray) -> None:
+            rows = pq.read_table(self.store.path(part), filesystem=self.store.fs).filter(mask_of_part)
             if not len(rows):
-                continue
-            for suffix in (".tar", ".safetensors"):
-                payload = part.removesuffix(".parquet") + suffix
-                if self.store.exists(payload):
-                    self.store.copy_to(target.store, payload)
+                return
+            for payload in payloads & {part.removesuffix(".parquet") + suffix for suffix in (".tar", ".safetensors")}:
+                self.store.copy_to(target.store, payload)
             target.store.put(part, table_bytes(rows))
+
+        with ThreadPoolExecutor(PARALLEL_PARTS) as pool:
+            ends = accumulate(pool.map(self._row_count, parts), initial=0)
+            masks = [mask.slice(start, end - start) for start, end in pairwise(ends)]
+            list(pool.map(copy, parts, masks))  # raises what any of them raised
 
     def _dataset(self, parts: Sequence[str], schema: pa.Schema | None = None) -> pads.Dataset:
         paths = [self.store.path(part) for part in parts]
         return pads.dataset(paths, filesystem=self.store.fs, format="parquet", schema=schema)
+
+    def _row_count(self, part: str) -> int:
+        return int(pq.read_metadata(self.store.path(part), filesystem=self.store.fs).num_rows)
 
     def _part_version(self, part: str) -> str:
         metadata = pq.read_schema(self.store.path(part), filesystem=self.store.fs).metadata or {}

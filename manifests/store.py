@@ -109,15 +109,22 @@ class Store:
 
     def copy_to(self, other: "Store", name: str) -> None:
         """The same immutable file in another store: a hard link where both lie on one disk, else a copy."""
-        if self.is_local and other.is_local:
+        if other.is_local:
             target = other.local(name)
             target.parent.mkdir(parents=True, exist_ok=True)
+            if not self.is_local:
+                self.fs.get_file(self.path(name), str(target))
+                return
             try:
                 os.link(self.local(name), target)
             except OSError:  # another file system, or one without links
                 shutil.copyfile(self.local(name), target)
-            return
-        other.put(name, self.read(name))
+        elif self.is_local:
+            other.fs.put_file(str(self.local(name)), other.path(name))
+        elif self.fs is other.fs:
+            self.fs.cp_file(self.path(name), other.path(name))  # within the object store
+        else:
+            other.put(name, self.read(name))
 
     def delete(self, name: str) -> None:
         """Remove a file if it is there."""

@@ -17,7 +17,7 @@ from manifests.modality import Modality, find_modality
 from manifests.shards import SafetensorsShard
 from openuni.phases import CorpusWorker, decoder_threads
 from openuni.recipe import Encode
-from openuni.runner import Outcome, Spec, describe
+from openuni.worker import Outcome, Spec, describe
 from train.codec import LatentCodec, TextCodec
 
 RESIZE_POLICY = "cover and crop the centre; the first 4k + 1 frames"

@@ -19,7 +19,7 @@ from manifests.operator import Annotator, Filter, Operator
 from manifests.shards import TarShard
 from manifests.writer import PartWriter
 from openuni.recipe import Ingest
-from openuni.runner import Outcome, Spec, Worker, describe
+from openuni.worker import Outcome, Spec, Worker, describe
 
 MAX_CAPTION_BYTES = 64 * 1024
 

@@ -30,7 +30,8 @@ from openuni import encode
 from openuni.phases import ClipItem, IngestSpec, OperatorSpec, SourceItem
 from openuni.progress import Reporter
 from openuni.recipe import Recipe
-from openuni.runner import Outcome, Runner, Spec
+from openuni.runner import Runner
+from openuni.worker import Outcome, Spec
 
 WINDOW_ROWS = 50_000  # clips whose stored maps are looked up at a time: a plan of millions stays columnar
 INGEST_VERSION = "1"

@@ -21,7 +21,7 @@ class DepthConstants(NamedTuple):
     hi: float  # largest value of the clip, in its unit
 
     def checked(self) -> Self:
-        """Itself; raises `ClipError` for constants that no depth of ours can have (they may come from anyone's file)."""
+        """Itself; raises `ClipError` for constants that no depth of ours has: they may come from anyone's file."""
         if self.unit not in ("disparity", "metres"):
             raise ClipError(f'depth: unit must be "disparity" or "metres", the constants say "{self.unit}"')
         above = self.lo > 0 if self.unit == "metres" else self.lo >= 0

@@ -85,7 +85,7 @@ def test_twenty_kills_change_nothing(tmp_path):
         in_round = _kill_through_one_run(recipe, raw, out, kills, chance)
         assert contents(openuni.open_corpus(out)) == expected, f"round {rounds} differs after {in_round}"
         runs = len((tmp_path / "log").read_text().splitlines())
-        in_hand = in_round["worker"] + in_round["driver"] * WORKERS
+        in_hand = 2 * (in_round["worker"] + in_round["driver"] * WORKERS)  # one computed, one being written
         assert wanted <= runs <= wanted + in_hand, f"{runs} runs of {wanted} clips after {in_round}"
         leftovers = [path for path in out.rglob("*") if path.suffix in (".journal", ".tmp")]
         assert not leftovers
@@ -139,7 +139,8 @@ def test_a_killed_driver_resumes(tmp_path):
         "annotations/tests.operators.logged"
     )
     resumed = openuni.run(recipe, raw, out=tmp_path / "corpus", reporter=Reporter(quiet=True))
-    assert len(log.read_text().splitlines()) <= len(resumed.kept()) + 1  # only the clip in hand was done twice
+    # only the clip in hand, and at worst the one being written, were done twice
+    assert len(log.read_text().splitlines()) <= len(resumed.kept()) + 2
     whole = openuni.run(recipe, raw, out=tmp_path / "whole", reporter=Reporter(quiet=True))
     assert contents(resumed) == contents(whole)
 
