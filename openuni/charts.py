@@ -67,11 +67,14 @@ def ticks(top: float) -> list[float]:
 
 
 def smoothed(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Each y as the mean of its neighbours, as many on both sides as there are, about `SMOOTHING_SHARE` in all."""
+    """Each y as the mean of its neighbours, about `SMOOTHING_SHARE` of all points.
+
+    At the beginning the window shrinks evenly, because losses fall steeply there; at the end only its right side does.
+    """
     reach = max(1, round(len(points) * SMOOTHING_SHARE / 2))
     result = []
     for index, (x, _) in enumerate(points):
-        near = min(reach, index, len(points) - 1 - index)
+        near = min(reach, index)
         window = [y for _, y in points[index - near : index + near + 1]]
         result.append((x, sum(window) / len(window)))
     return result

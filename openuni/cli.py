@@ -6,6 +6,7 @@ Ctrl-C.
 
 import inspect
 import json
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -240,6 +241,9 @@ def demo(
 
 def main() -> None:
     """The console script."""
+    # waiting threads sleep instead of spinning: on a machine that does anything else, spinning makes training on the
+    # CPU twenty times slower; set before torch is loaded
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # operators of the user's own packages are found in the folder where the command runs; ours come first
     sys.path.append(str(Path.cwd()))
     try:

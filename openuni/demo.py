@@ -190,7 +190,7 @@ class Demo:
         self.reporter.say(f"1/4 clips: {len(orders)} of {plan.frames} frames ({listed}) in {self.raw}")
         if not left:
             return False
-        with self.reporter, self.reporter.phase("render", len(left)) as counter:
+        with self.table() as table, table.phase("render", len(left)) as counter:
             write_clips(
                 self.raw,
                 [seed for seed, _ in left],
@@ -206,11 +206,11 @@ class Demo:
         """The pipeline, as `openuni run` does it; true when there was anything left to do."""
         _put(self.recipe, RECIPE.format(command=self.commands["corpus"], **dataclasses.asdict(self.plan)))
         self.reporter.say(f"2/4 corpus: {self.commands['corpus']}")
-        inner = Reporter(self.reporter.console, quiet=self.reporter.quiet)  # its phases go into the corpus's ledger
-        resources = api.default_resources(self.plan.workers, 0.0 if self.plan.workers == 0 else None)
-        corpus = api.run(self.recipe, self.pattern, out=self.corpus_dir, resources=resources, reporter=inner)
+        table = self.table()
+        resources = api.default_resources(self.plan.workers)
+        corpus = api.run(self.recipe, self.pattern, out=self.corpus_dir, resources=resources, reporter=table)
         self.reporter.say(str(corpus.summary()))
-        return any(phase.total for phase in inner.phases)
+        return any(phase.total for phase in table.phases)
 
     def train(self) -> bool:
         """The training, as `openuni train` does it; true when there was anything left to do."""
@@ -222,7 +222,7 @@ class Demo:
         self.reporter.say(f"3/4 model: {self.commands['train']}")
         saved = checkpoints(self.run_dir)
         left = recipe.optimizer.steps - (saved[-1].step if saved else 0)
-        with self.reporter, self.reporter.phase("train", left) as counter:
+        with self.table() as table, table.phase("train", left) as counter:
             api.train(
                 self.train_recipe,
                 self.corpus_dir,
@@ -241,7 +241,7 @@ class Demo:
         shown = results.show_corpus(corpus, 1)
         flow = results.judge_flow(corpus, plan.shown)
         judge = results.DepthJudge(run, corpus, plan.estimate_steps)
-        with self.reporter, self.reporter.phase("estimate", len(held_out)) as counter:
+        with self.table() as table, table.phase("estimate", len(held_out)) as counter:
             depth = judge.judge(held_out, trained, plan.shown, lambda: counter.add("ok"))
         joint = results.make_joint(judge, held_out, plan.joint, plan.joint_steps)
         self.numbers = {
@@ -265,6 +265,10 @@ class Demo:
                 self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - began, 1)
                 self.save_state()
         return found
+
+    def table(self) -> Reporter:
+        """A progress table of its own for one step."""
+        return Reporter(self.reporter.console, quiet=self.reporter.quiet)
 
     def save_state(self) -> None:
         """Write demo.json."""

@@ -165,8 +165,14 @@ class DepthJudge:
                 rows.append(Row(self.films(clip, rgb, [true, estimated, coded]), _depth_text(clip, found[-1])))
             tick()
         means = {name: _mean([entry[name] for entry in found]) for name in errors}
-        better = sum(entry["estimate"]["abs_rel"] < entry["mean_map"]["abs_rel"] for entry in found)
-        facts = {"clips": len(found), "better_than_mean_map": better, "steps": self.steps, "alignment": ALIGNMENT}
+        gains = [entry["mean_map"]["abs_rel"] - entry["estimate"]["abs_rel"] for entry in found]
+        facts = {
+            "clips": len(found),
+            "better_than_mean_map": sum(gain > 0 for gain in gains),
+            "gain": _gain(gains),
+            "steps": self.steps,
+            "alignment": ALIGNMENT,
+        }
         return Findings(facts | means | {"by_clip": found}, rows)
 
     def true(self, clip: CorpusClip) -> Depth:
@@ -237,6 +243,12 @@ def detail(pictures: np.ndarray) -> float:
     """Mean absolute difference of neighbouring pixels across and down; float [T, H, W, C] in 0..1."""
     across, down = np.abs(np.diff(pictures, axis=2)), np.abs(np.diff(pictures, axis=1))
     return float(across.mean() + down.mean())
+
+
+def _gain(gains: Sequence[float]) -> dict[str, float | None]:
+    """The mean of paired differences, and its standard error: none for a single one."""
+    error = float(np.std(gains, ddof=1) / np.sqrt(len(gains))) if len(gains) > 1 else None
+    return {"abs_rel": float(np.mean(gains)), "standard_error": error}
 
 
 def _mean(entries: Sequence[dict[str, float]]) -> dict[str, float]:

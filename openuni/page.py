@@ -83,8 +83,7 @@ def happened(numbers: Numbers) -> str:
         for figure, label in tiles
     )
     texts = "".join(f"<p>{say(verdict(numbers), numbers)}</p>" for verdict in (verdicts.ledger, verdicts.flow))
-    tone = "bad" if verdicts.learnt_little(numbers) else "good"
-    texts += f'<p class="verdict {tone}">{say(verdicts.depth(numbers), numbers)}</p>'
+    texts += f'<p class="verdict {verdicts.tone(numbers)}">{say(verdicts.depth(numbers), numbers)}</p>'
     return f'<section class="happened"><h2>What happened</h2>{texts}<div class="tiles">{cells}</div></section>'
 
 
@@ -169,10 +168,9 @@ def depth(numbers: Numbers, rows: Sequence[Row]) -> str:
         )
         for name, label, note in DEPTH_ROWS
     ]
-    tone = "bad" if verdicts.learnt_little(numbers) else "good"
     return section(
         "Depth of clips the model never saw",
-        f'<p class="verdict {tone}">{say(verdicts.depth(numbers), numbers)}</p>',
+        f'<p class="verdict {verdicts.tone(numbers)}">{say(verdicts.depth(numbers), numbers)}</p>',
         table(("", "AbsRel (0 is perfect)", "delta1 (1 is perfect)"), lines, ours=0),
         f'<p class="note">Alignment: {escape(numbers["depth"]["alignment"])}. Means over '
         f"{number(numbers, 'depth.clips', '')} clips of the run's validation split; "
@@ -249,7 +247,8 @@ def table(head: Sequence[str], lines: Sequence[Sequence[str]], *, words: int = 1
 def show(row: Row) -> str:
     """Films side by side, their text under them."""
     films = "".join(_film(film) for film in row.films)
-    style = f'class="films" style="--count:{len(row.films)}"'
+    count = len(row.films)
+    style = f'class="films" data-count="{count}" style="--count:{count}"'
     return f'<div class="row"><div {style}>{films}</div><p>{escape(row.text)}</p></div>'
 
 

@@ -21,14 +21,17 @@ p { margin: .5rem 0; max-width: 46rem; }
 .verdict { border-left: 4px solid var(--rule); padding: .1rem 0 .1rem .9rem; }
 .verdict.good { border-color: var(--good); }
 .verdict.bad { border-color: var(--bad); }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .7rem;
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.2rem, 1fr)); gap: .7rem;
   margin: 1rem 0 .3rem; }
 .tile { border: 1px solid var(--rule); border-radius: .5rem; padding: .55rem .8rem; }
 .tile b { display: block; font-size: 1.45rem; line-height: 1.25; font-variant-numeric: tabular-nums; }
 .tile span.label { font-size: .82rem; color: var(--soft); display: block; line-height: 1.35; }
 .row { margin: 1.1rem 0 1.5rem; }
 .films { display: grid; grid-template-columns: repeat(var(--count), minmax(0, 14rem)); gap: .7rem; }
-@media (max-width: 38rem) { .films { grid-template-columns: repeat(2, minmax(0, 1fr)); } }
+@media (max-width: 38rem) {
+  .films { grid-template-columns: repeat(2, minmax(0, 1fr)); gap: .5rem; }
+  .films[data-count="3"] { grid-template-columns: repeat(3, minmax(0, 1fr)); }
+}
 .films figure { margin: 0; }
 .films video { display: block; width: 100%; height: auto; border-radius: .35rem; background: #000;
   image-rendering: pixelated; }

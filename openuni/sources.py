@@ -1,6 +1,10 @@
 """From what a user names (files, folders, globs, lists, URLs) to the sources to ingest."""
 
 import glob
+import os
+import stat
+from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 from fsspec.core import url_to_fs
@@ -18,8 +22,10 @@ def find_sources(given: str | Path | list[str | Path]) -> list[str]:
 
     A folder (or `s3://bucket/folder/`) is searched with all its folders for files with a video's suffix; a glob is
     expanded; a `.txt` file holds one of these per line (`#` starts a comment); anything else is one source. Raises
-    `OpenUniError` where something is not there or holds no video.
+    `OpenUniError` where something is not there or holds no video. Only URLs of videos in a list are taken at their
+    word, since there may be millions: a missing one fails at ingest.
     """
+    _real_folder.cache_clear()
     found: list[str] = []
     for item in given if isinstance(given, list | tuple) else [given]:
         found.extend(_expand(str(item)))
@@ -34,10 +40,11 @@ def is_url(source: str) -> bool:
 def _expand(item: str) -> list[str]:
     if is_url(item):
         return _expand_url(item)
+    if _is_video(item) and (plain := _plain_file(item)):
+        return [plain]  # asked first, and asked little: a list may hold millions
     path = Path(item.removeprefix("file://")).expanduser()
     if path.is_dir():
-        files = sorted(str(file.resolve()) for file in path.rglob("*") if _is_video(file.name) and file.is_file())
-        return _not_empty(files, f'folder "{item}"')
+        return _not_empty(sorted(_videos_in(str(path.resolve()))), f'folder "{item}"')
     if path.suffix == LIST_SUFFIX and path.is_file():
         return _expand_list(path)
     if path.exists():
@@ -70,14 +77,42 @@ def _expand_list(path: Path) -> list[str]:
         entry = line.split("#")[0].strip() if "://" not in line else line.strip()
         if not entry:
             continue
-        if not is_url(entry) and not Path(entry).expanduser().is_absolute():
+        if is_url(entry) and _is_video(entry) and not glob.has_magic(entry):
+            found.append(entry)
+            continue
+        if not is_url(entry) and not entry.startswith(("/", "~", "file://")):
             entry = str(path.parent / entry)  # relative to the list, wherever the command runs
         found.extend(_expand(entry))
     return _not_empty(found, f'list "{path}"')
 
 
 def _is_video(name: str) -> bool:
-    return Path(name).suffix.lower() in VIDEO_SUFFIXES and not Path(name).name.startswith(".")
+    file = name.rpartition("/")[2]
+    return f".{file.rpartition('.')[2].lower()}" in VIDEO_SUFFIXES and not file.startswith(".")
+
+
+def _videos_in(folder: str) -> Iterator[str]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _videos_in(entry.path)
+            elif _is_video(entry.name) and entry.is_file():
+                yield str(Path(entry.path).resolve()) if entry.is_symlink() else entry.path
+
+
+def _plain_file(path: str) -> str | None:
+    """`Path.resolve` of a file that is no link itself, asking the system once per file and once per folder."""
+    folder, _, name = path.rpartition("/")
+    try:
+        is_plain = stat.S_ISREG(Path(path).lstat().st_mode)
+    except OSError:
+        return None
+    return f"{_real_folder(folder if path.startswith('/') else f'{Path.cwd()}/{folder}')}/{name}" if is_plain else None
+
+
+@lru_cache(maxsize=1024)
+def _real_folder(folder: str) -> str:
+    return str(Path(folder or "/").resolve()).rstrip("/")
 
 
 def _not_empty(files: list[str], what: str) -> list[str]:

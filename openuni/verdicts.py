@@ -13,6 +13,8 @@ from manifests.errors import OpenUniError
 FALLEN_SHARE = 0.9  # a loss that is still above this share of its first value has hardly fallen
 BLURRED_SHARE = 0.5  # of the detail of real pictures
 NOISY_SHARE = 1.5
+CLEAR_ERRORS = 2.0  # standard errors that a gain must exceed to be called one
+BEGUN_SHARE = 0.25  # of the way to what the codec allows
 NUMBER = re.compile(r"\{([A-Za-z0-9_.]+)(?::([^}]*))?\}")
 
 Numbers = Mapping[str, Any]
@@ -78,10 +80,13 @@ def training(numbers: Numbers) -> str:
     return text
 
 
-def learnt_little(numbers: Numbers) -> bool:
-    """Whether the estimate loses to a map that never looks at the picture."""
-    depth = numbers["depth"]
-    return depth["estimate"]["abs_rel"] >= min(depth["constant"]["abs_rel"], depth["mean_map"]["abs_rel"])
+def tone(numbers: Numbers) -> str:
+    """ "bad" when the estimate loses to a map that never looks at the picture, "good" when it clearly wins, else ""."""
+    found = numbers["depth"]
+    if found["estimate"]["abs_rel"] >= min(found["constant"]["abs_rel"], found["mean_map"]["abs_rel"]):
+        return "bad"
+    error = found["gain"]["standard_error"]  # none with one clip
+    return "good" if error is not None and found["gain"]["abs_rel"] > CLEAR_ERRORS * error else ""
 
 
 def depth(numbers: Numbers) -> str:
@@ -102,12 +107,28 @@ def depth(numbers: Numbers) -> str:
             "constant map ({depth.constant.abs_rel:.3f}), but not better than the mean map of the training clips "
             "({depth.mean_map.abs_rel:.3f}), which never looks at the picture."
         )
+    better = (
+        f"its depth has {score}, better than the best constant map ({{depth.constant.abs_rel:.3f}}) and than the mean "
+        "map of the training clips ({depth.mean_map.abs_rel:.3f}), which never looks at the picture; it beats that map "
+        "on {depth.better_than_mean_map} of the {depth.clips} clips."
+    )
+    if not tone(numbers):
+        return f"The model may have begun to read depth from the picture: {better} {doubt(numbers)}"
     way = (mean_map - estimate) / (mean_map - codec) if mean_map > codec else 1.0
+    begun = "has begun to read" if way < BEGUN_SHARE else "reads"
     return (
-        f"The model reads depth from the picture: its depth has {score}, better than the best constant map "
-        "({depth.constant.abs_rel:.3f}) and than the mean map of the training clips ({depth.mean_map.abs_rel:.3f}). "
-        f"That is {way:.0%} of the way from the mean map to what the codec allows ({{depth.codec.abs_rel:.3f}}); on "
-        "{depth.better_than_mean_map} of the {depth.clips} clips it beats the mean map."
+        f"The model {begun} depth from the picture: {better} That is {way:.0%} of the way from the mean map to what "
+        "the codec allows ({depth.codec.abs_rel:.3f})."
+    )
+
+
+def doubt(numbers: Numbers) -> str:
+    """Why the gain over the mean map is not certain."""
+    if numbers["depth"]["gain"]["standard_error"] is None:
+        return "One clip is too few to be sure."
+    return (
+        "The mean gain of {depth.gain.abs_rel:.3f} has a standard error of {depth.gain.standard_error:.3f}: the clips "
+        "are too few to be sure."
     )
 
 

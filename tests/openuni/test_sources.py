@@ -49,6 +49,22 @@ def test_a_list_is_relative_to_itself(raw):
     ]
 
 
+def test_links_lead_to_one_source(raw):
+    (raw / "link.mp4").symlink_to(raw / "b.mp4")
+    (raw / "broken.mp4").symlink_to(raw / "gone.mp4")
+    (raw.parent / "other").symlink_to(raw / "deep", target_is_directory=True)
+    (raw.parent / "list.txt").write_text("raw/deep/../link.mp4\nother/er/c.webm\nraw/b.mp4\n")
+    assert names(find_sources("raw"), raw) == ["a.MKV", "b.mp4", "deep/er/c.webm"]
+    assert names(find_sources("list.txt"), raw) == ["b.mp4", "deep/er/c.webm"]
+    assert names(find_sources("other/er/c.webm"), raw) == ["deep/er/c.webm"]
+
+
+def test_addresses_of_videos_in_a_list_are_taken_at_their_word(raw):
+    addresses = [f"s3://no-such-bucket/{number}.mp4" for number in range(3)]
+    (raw.parent / "list.txt").write_text("\n".join(addresses))
+    assert find_sources("list.txt") == addresses
+
+
 def test_an_empty_list_is_an_error(raw):
     (raw / "list.txt").write_text("# all taken out\n")
     with pytest.raises(OpenUniError, match=r'list "raw/list.txt" holds no video'):

@@ -1,0 +1,94 @@
+"""What passes and what became of clips, when every group has an order and parts of its own."""
+
+import dataclasses
+import random
+from typing import Annotated, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from manifests.clip import DecodedClip, clip_id
+from manifests.corpus import Corpus
+from manifests.schema import OUTCOME_FIELDS, clip_schema
+
+COUNT = 40
+IDS = [clip_id(f"{number}.mp4", 0, 3, "") for number in range(COUNT)]
+
+
+class Place(NamedTuple):
+    """A score within a score."""
+
+    left: Annotated[float, "pixels"]
+
+
+STRUCT = pa.struct(
+    [*OUTCOME_FIELDS, pa.field("speed", pa.float64()), pa.field("place", pa.struct([("left", pa.float64())]))]
+)
+
+
+def group_schema(name: str) -> pa.Schema:
+    return pa.schema([pa.field("clip_id", pa.string()), pa.field(name, STRUCT)])
+
+
+def put(corpus: Corpus, group: str, rows: dict[int, dict]) -> None:
+    """Rows in an order of their own, in two parts."""
+    name = group.split("/")[1]
+    numbers = sorted(rows)
+    random.Random(group).shuffle(numbers)
+    for half in (numbers[::2], numbers[1::2]):
+        writer = corpus.writer(group, group_schema(name), "1")
+        for number in half:
+            writer.commit({"clip_id": IDS[number], name: dict.fromkeys(STRUCT.names) | rows[number]})
+        writer.finish()
+
+
+def scored(number: int) -> dict:
+    return {"status": "ok", "speed": number / COUNT, "place": {"left": float(number)}}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    made = Corpus.create(str(tmp_path_factory.mktemp("fates") / "corpus"))
+    writer = made.writer("clips", clip_schema(), "1")
+    clip = DecodedClip.from_frames(np.zeros((3, 16, 16, 3), np.uint8)).clip
+    for number, name in enumerate(IDS):
+        fields = dataclasses.asdict(clip) | {"clip_id": name, "source": f"{number}.mp4", "width_px": 100 + number}
+        writer.commit(fields | {"status": "ok", "error": None})
+    writer.finish()
+    failed = {"status": "failed", "error": "ClipError: frame 7: is grey"}
+    put(made, "filters/motion", {number: failed if number == 30 else scored(number) for number in range(COUNT)})
+    put(made, "annotations/dis", {number: failed if number == 35 else scored(number) for number in range(20, 38)})
+    made.save_record(keep="motion.speed >= 0.5", filters=["motion"], annotators=["dis"])
+    return made
+
+
+@pytest.mark.parametrize(
+    ("keep", "expected"),
+    [
+        ("", range(COUNT)),
+        ("motion.speed >= 0.5", [number for number in range(20, COUNT) if number != 30]),
+        ("motion.place.left < 3", range(3)),
+        ("motion.status = 'failed'", [30]),
+        ("motion is not null and width_px > 137", [38, 39]),
+        ("struct_extract(motion, 'speed') < 0.05", range(2)),
+        ("source = '17.mp4'", [17]),
+    ],
+)
+def test_clips_that_pass_come_in_order_of_ingest(corpus, keep, expected):
+    assert corpus.kept(keep) == [IDS[number] for number in expected]
+
+
+def test_every_clip_has_one_fate(corpus):
+    summary = corpus.summary()
+    assert (summary.clips, summary.ok, summary.pending) == (COUNT, 16, 2)  # of 20: two failed, two not annotated yet
+    assert [(drop.rule, drop.clips) for drop in summary.dropped] == [("motion.speed >= 0.5", 20)]
+    assert {tuple(failure) for failure in summary.failed} == {("motion", "ClipError", 1), ("dis", "ClipError", 1)}
+
+
+def test_a_stricter_rule_moves_clips_from_failed_to_dropped(corpus):
+    corpus.save_record(keep="motion.speed >= 0.9")
+    summary = corpus.summary()
+    corpus.save_record(keep="motion.speed >= 0.5")
+    assert (summary.ok, summary.pending, summary.dropped[0].clips) == (2, 2, 35)
+    assert [tuple(failure) for failure in summary.failed] == [("motion", "ClipError", 1)]
