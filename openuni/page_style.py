@@ -47,6 +47,7 @@ code { font: .88em ui-monospace, monospace; overflow-wrap: anywhere; }
 ul { padding-left: 1.2rem; }
 .chart { width: 100%; max-width: 46rem; height: auto; display: block; }
 .chart text { fill: var(--soft); font-size: 15px; }
+@media (max-width: 38rem) { .chart text { font-size: 22px; } }
 .chart .grid { stroke: var(--rule); fill: none; }
 .chart .line { fill: none; stroke-width: 2.2; stroke: currentColor; stroke-linejoin: round; }
 .chart .line.held { stroke-dasharray: 5 5; }
