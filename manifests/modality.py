@@ -32,6 +32,8 @@ class Modality(ABC):
     name: ClassVar[str]  # the file's name
     prompt: ClassVar[str]  # modality-type text of the in-context learner
     constants_type: ClassVar[type[tuple[Any, ...]]]  # NamedTuple: quantiser and rendering constants kept in the row
+    suffix: ClassVar[str] = "mkv"  # of the stored file: lossless video, unless the subclass says otherwise
+    invertible: ClassVar[bool] = True  # False: `from_rgb` raises, a rendering can only be looked at
 
     def __post_init__(self) -> None:
         if self.array.ndim != 4:
@@ -41,6 +43,15 @@ class Modality(ABC):
     @abstractmethod
     def check(self) -> None:
         """Raise `ClipError` when dtype, channels, range or finiteness are not this modality's."""
+
+    def check_array(self, dtype: type[np.generic], channels: int) -> None:
+        """Raise `ClipError` unless `array` has this dtype, so many channels, and only finite values."""
+        array, wanted = self.array, np.dtype(dtype)
+        if array.dtype != wanted or array.shape[-1] != channels:
+            got = f"{array.dtype} {array.shape}"
+            raise ClipError(f"{self.name}: array must be {wanted} [T, H, W, {channels}], got {got}")
+        if array.size and not (np.isfinite(array.min()) and np.isfinite(array.max())):
+            raise ClipError(f"{self.name}: array has NaN or infinite values")
 
     @abstractmethod
     def constants(self) -> Any:
@@ -71,6 +82,12 @@ class Modality(ABC):
     def resize(self, height_px: int, width_px: int) -> Self:
         """The same signal at another size, by the interpolation that keeps its meaning; pixel units are rescaled."""
 
+    @property
+    def size_px(self) -> tuple[int, int]:
+        """Height and width of the picture this signal describes."""
+        height, width = self.array.shape[1:3]
+        return height, width
+
     def crop(self, top_px: int, left_px: int, height_px: int, width_px: int) -> Self:
         """A window of the same signal."""
         window = self.array[:, top_px : top_px + height_px, left_px : left_px + width_px]
@@ -82,7 +99,7 @@ class Modality(ABC):
 
     def fit(self, height_px: int, width_px: int) -> Self:
         """Cover `height_px` x `width_px` keeping the aspect ratio, then crop the centre: latents are made of this."""
-        height, width = self.array.shape[1:3]
+        height, width = self.size_px
         scale = max(height_px / height, width_px / width)
         tall, wide = max(height_px, round(height * scale)), max(width_px, round(width * scale))
         scaled = self if (tall, wide) == (height, width) else self.resize(tall, wide)

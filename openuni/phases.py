@@ -96,7 +96,8 @@ class IngestWorker(CorpusWorker):
     def prepare(self, item: SourceItem) -> Clip:
         """Look at the file without decoding it."""
         info = video.probe(item.source, self.limits)
-        return video.clip_of(item.source, info, caption=self._caption(item.source))
+        clip = video.clip_of(item.source, info, caption=self._caption(item.source))
+        return dataclasses.replace(clip, collection=self.options.collection or None)
 
     def compute(self, item: SourceItem, prepared: Clip) -> Clip:
         """Nothing more: the clip's row is known."""
@@ -159,7 +160,7 @@ class OperatorWorker(CorpusWorker):
             folder = "filters" if operator.kind == "filter" else "annotations"
             shard_type = TarShard if schema.modality_fields(type(operator)) else None
             self.writers[name] = self.corpus.writer(
-                f"{folder}/{name}", schema.operator_schema(type(operator)), spec.versions[name], shard_type
+                f"{folder}/{name}", schema.producer_schema(type(operator)), spec.versions[name], shard_type
             )
 
     def compute(self, item: ClipItem, prepared: Any) -> dict[str, Result]:
@@ -277,7 +278,7 @@ class AnnotatorWorker(OperatorWorker):
         """Modalities go to the shard, and their extent and constants into the row."""
         if not isinstance(value, Modality):
             return schema.plain(value)
-        frames, height_px, width_px = value.array.shape[:3]
+        frames, (height_px, width_px) = len(value.array), value.size_px
         if frames != item.clip.frame_count:
             raise ClipError(f"{value.name} has {frames} frames, the clip has {item.clip.frame_count}")
         payload = value.encode(item.clip.fps)

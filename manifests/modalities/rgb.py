@@ -31,7 +31,7 @@ class RGB(Modality):
     def check(self) -> None:
         """Raise `ClipError` unless uint8 with three channels."""
         if self.array.dtype != np.uint8 or self.array.shape[-1] != 3:
-            raise ClipError(f"rgb: array must be uint8 [T, H, W, 3], got {self.array.dtype} {self.array.shape}")
+            raise ClipError(f"{self.name}: array must be uint8 [T, H, W, 3], got {self.array.dtype} {self.array.shape}")
 
     def constants(self) -> RGBConstants:
         """The colour space; it does not depend on the clip."""

@@ -1,0 +1,110 @@
+"""Irradiance: the light that arrives at each pixel's surface."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar, NamedTuple, Self
+
+import numpy as np
+
+from manifests.errors import ClipError
+from manifests.modality import Modality, Payload
+from manifests.resample import resize_smooth
+from manifests.transfer import linear_of, srgb_of
+from manifests.video import decode_lossless, encode_lossless
+
+LARGEST = 65504.0  # of 16-bit floats
+WHITE_PERCENTILE = 99.5
+WHITE_FLOOR = 2.0**-14  # smallest 16-bit float of full precision: a black clip stays black
+
+
+class IrradianceConstants(NamedTuple):
+    """Rendering scale, one per clip."""
+
+    white: float  # irradiance that is painted white
+
+    def checked(self) -> Self:
+        """Itself; raises `ClipError` for a scale that nothing can be painted by."""
+        if not 0 < self.white < math.inf:
+            raise ClipError(f"irradiance: white must be above 0 and finite, the constants say {self.white:g}")
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class Irradiance(Modality):
+    """Light that arrives: float32 [T, H, W, 3], red green blue (sRGB primaries), linear, 0..65504.
+
+    Scaled such that linear rgb = albedo x irradiance; above 1 where the light is stronger than what makes white paper
+    white in the picture.
+    `white`: rendering scale of the row this map was read from; kept through take, crop and resize, so that every window
+    of a clip is rendered alike. None: computed from the array.
+
+    Stored as 16-bit floats, FFV1: exact for values that come from such, else relative error <= 2^-11 (below 2^-14:
+    error <= 2^-25). As RGB: irradiance / white, clipped to 1, by the sRGB transfer function; white is the clip's 99.5th
+    percentile of the pixels' brightest channel, at least 2^-14. Back: what is brighter than white comes back as white;
+    8 bits cost at most 0.0045 white.
+    """
+
+    white: float | None = None
+
+    name: ClassVar[str] = "irradiance"
+    prompt: ClassVar[str] = "irradiance map"
+    constants_type: ClassVar[type[IrradianceConstants]] = IrradianceConstants
+
+    def check(self) -> None:
+        """Raise `ClipError` unless float32, three channels, finite, >= 0 and within 16-bit floats."""
+        self.check_array(np.float32, 3)
+        lo, hi = float(self.array.min(initial=0)), float(self.array.max(initial=0))
+        if lo < 0:
+            raise ClipError(f"irradiance: must be >= 0, smallest value is {lo:g}")
+        if hi > LARGEST:
+            raise ClipError(
+                f"irradiance: largest value is {hi:g}, storage ends at {LARGEST:g}; rescale the clip, or clip its "
+                "brightest pixels"
+            )
+        if self.white is not None:
+            IrradianceConstants(self.white).checked()
+
+    def constants(self) -> IrradianceConstants:
+        """The row's white when the map came from one, else the array's."""
+        return IrradianceConstants(_white(self.array) if self.white is None else self.white)
+
+    def encode(self, fps: float) -> Payload:
+        """RGB 16-bit FFV1 that holds the bit patterns of IEEE half-precision floats."""
+        planes = self.array.astype("<f2").view("<u2").astype(np.uint16, copy=False)
+        return Payload(encode_lossless(planes, fps), self.suffix, self.constants())
+
+    @classmethod
+    def decode(cls, data: bytes, constants: IrradianceConstants) -> Self:
+        """The stored irradiance, with the row's white."""
+        planes = np.ascontiguousarray(decode_lossless(data))
+        if planes.dtype != np.uint16:
+            raise ClipError(f"irradiance: stored planes must be uint16, got {planes.dtype}")
+        return cls(planes.view(np.float16).astype(np.float32), constants.checked().white)
+
+    def to_rgb(self) -> np.ndarray:
+        """float32 [T, H, W, 3]: sRGB values of irradiance / white."""
+        white = np.float32(self.constants().white)
+        out = np.empty(self.array.shape, np.float32)
+        for target, image in zip(out, self.array, strict=True):
+            target[:] = np.clip(srgb_of(np.minimum(image / white, 1)), 0, 1)
+        return out
+
+    @classmethod
+    def from_rgb(cls, rgb: np.ndarray, constants: IrradianceConstants | None = None) -> Self:
+        """sRGB values taken back to linear, times white. Without constants white is 1."""
+        white = (constants or IrradianceConstants(1.0)).checked().white
+        linear = np.clip(linear_of(np.clip(rgb, 0, 1).astype(np.float32)), 0, 1)
+        return cls(np.minimum(linear * np.float32(white), np.float32(LARGEST)), white)
+
+    def resize(self, height_px: int, width_px: int) -> Self:
+        """Averaged or bilinear, in linear light."""
+        return replace(self, array=resize_smooth(self.array, height_px, width_px))
+
+
+def _white(array: np.ndarray) -> float:
+    """99.5th percentile over the clip of each pixel's brightest channel, at least the floor."""
+    if not array.size:
+        return WHITE_FLOOR
+    brightest = array.max(axis=-1).ravel()
+    rank = math.ceil(WHITE_PERCENTILE / 100 * (brightest.size - 1))
+    return max(WHITE_FLOOR, float(np.partition(brightest, rank)[rank]))
