@@ -27,7 +27,7 @@ class Clip:
     """One row of `clips/`: where the frames are, exactly. Spans are half-open, in PTS of the stream's time base."""
 
     clip_id: str
-    source: str  # absolute path or fsspec URL
+    source: str  # absolute path or fsspec URL; `#bytes=FIRST-LAST` behind it: the video is these bytes of that file
     stream_index: int  # index of the video stream in the container
     start_pts: int  # PTS of the first frame
     end_pts: int  # PTS just after the last frame
@@ -41,6 +41,8 @@ class Clip:
     pts_hash: str
     caption: str | None = None
     split: str | None = None
+    collection: str | None = None  # name of the set that the clip came with, such as "koala36m"
+    origin: str | None = None  # the scene, person or recording that clips share; none of it is in two splits
 
     @property
     def duration_s(self) -> float:

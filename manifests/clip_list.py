@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from manifests.corpus import Corpus
 
 MAX_ROWS = 1000  # turned into Python objects at a time
+WITHIN = "corpus:"  # before a source that lies in the corpus itself, by its name there: it moves with the corpus
 
 
 class ClipList:
@@ -54,7 +55,7 @@ class ClipList:
     def clips(self) -> Iterator[Clip]:
         """All clips, in order."""
         for table in self.tables(self.rows):
-            yield from map(clip_of_row, table.to_pylist())
+            yield from map(self.clip_of_row, table.to_pylist())
 
     def clip(self, position: int) -> Clip:
         """The clip at a position among the accepted ones; raises `OpenUniError` when the list has changed since."""
@@ -64,7 +65,14 @@ class ClipList:
         if not found or found[0]["clip_id"] != self.ids[position].as_py():
             url = self.corpus.store.url
             raise OpenUniError(f"the clip list of {url} has changed since it was opened: call refresh() on the corpus")
-        return clip_of_row(found[0])
+        return self.clip_of_row(found[0])
+
+    def clip_of_row(self, row: dict[str, Any]) -> Clip:
+        """The `Clip` of a row of `clips/`; a source within the corpus gets the place where the corpus lies now."""
+        fields = {name: row[name] for name in Clip.__dataclass_fields__}
+        if fields["source"].startswith(WITHIN):
+            fields["source"] = self.corpus.store.place(fields["source"].removeprefix(WITHIN))
+        return Clip(**fields)
 
     def _part(self, number: int) -> pa.Table:
         if self._read is None or self._read[0] != number:
@@ -72,8 +80,3 @@ class ClipList:
             part = pads.dataset(self.paths[number], filesystem=fs, format="parquet", schema=clip_schema())
             self._read = number, part.to_table()
         return self._read[1]
-
-
-def clip_of_row(row: dict[str, Any]) -> Clip:
-    """The `Clip` of a row of `clips/`."""
-    return Clip(**{name: row[name] for name in Clip.__dataclass_fields__})

@@ -4,9 +4,11 @@ Everything else goes through `manifests.video`; only this module and `encode` to
 """
 
 import contextlib
+import io
 import itertools
 import math
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 # Containers that hold their own media. Playlists and scripts (hls, dash, concat, image2, ...) name other files and
 # URLs, so a crafted one could read this machine's files into a corpus: they are not here.
 DEMUXERS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf,ivf,mxf"
+SPAN = re.compile(r"#bytes=(\d{1,18})-(\d{1,18})$")  # behind a source, both ends included, as HTTP writes ranges
 URL_PROTOCOLS = ("http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory")
 _NO_STREAM = "no video stream in {source}: it holds {found}. Give a file with pictures that move."
 
@@ -73,13 +76,18 @@ class Packets(NamedTuple):
 
 
 @contextlib.contextmanager
-def open_video(source: str, limits: Limits) -> Iterator["tuple[InputContainer, VideoStream]"]:
-    """The container and its main video stream. Local by path, remote through a seekable fsspec file object."""
+def open_video(
+    source: str, limits: Limits, data: bytes | None = None
+) -> Iterator["tuple[InputContainer, VideoStream]"]:
+    """The container and its main video stream. Local by path, remote through a seekable fsspec file object.
+
+    `data`: the bytes of the video, which is then only called `source`.
+    """
     import av
 
     with contextlib.ExitStack() as stack:
         with translated(source):
-            file = _file_of(source, stack)
+            file = _file_of(source, stack) if data is None else _Span(source, io.BytesIO(data), 0, len(data) - 1)
             _check_head(source, file)
             protocols = "file" if isinstance(file, str) else "none"
             container = stack.enter_context(
@@ -221,6 +229,14 @@ def _read_errors(source: str) -> tuple[type[Exception], ...]:
 
 def _file_of(source: str, stack: contextlib.ExitStack) -> Any:
     """An absolute local path, or a seekable file object for a URL."""
+    span = SPAN.search(source)
+    if span:
+        file = _file_of(source[: span.start()], stack)
+        if isinstance(file, str):
+            from fsspec.implementations.local import LocalFileSystem
+
+            file = stack.enter_context(LocalFileSystem().open(file, "rb"))
+        return _Span(source, file, int(span[1]), int(span[2]))
     protocol, separator, _ = source.partition("://")
     if separator and "/" not in protocol and protocol != "file":
         if protocol not in URL_PROTOCOLS or "::" in source:
@@ -244,6 +260,37 @@ def _file_of(source: str, stack: contextlib.ExitStack) -> Any:
     if local.exists() and not local.is_file():
         raise NotAVideo(f"{source} is not a regular file")
     return str(local)  # absolute, so that a name with a colon is not taken for a protocol
+
+
+class _Span(io.RawIOBase):
+    """Some bytes of an open file, as a file of its own: a video in a tar shard is read where it lies."""
+
+    def __init__(self, source: str, file: Any, first: int, last: int) -> None:
+        end = file.seek(0, io.SEEK_END)
+        if not first <= last < end:
+            raise Undecodable(f"{source}: the file has {end} bytes only. Fetch it again, or import the set anew.")
+        self.file, self.first, self.size, self.place = file, first, last + 1 - first, 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.place
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.place, io.SEEK_END: self.size}[whence]
+        self.place = max(0, base + offset)
+        return self.place
+
+    def read(self, count: int = -1) -> bytes:
+        left = max(0, self.size - self.place)
+        self.file.seek(self.first + self.place)
+        data = bytes(self.file.read(left if count < 0 else min(count, left)))
+        self.place += len(data)
+        return data
 
 
 def _main_stream(source: str, container: "InputContainer") -> "VideoStream":

@@ -8,7 +8,7 @@ a group have one version: parts of another version are set aside in the group's 
 import fcntl
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -186,13 +186,17 @@ class Corpus:
 
     def forget(self, group: str, statuses: Sequence[str]) -> int:
         """Remove the rows with these statuses so that the next run does them again; returns how many there were."""
+        return self.remove(group, lambda rows: pc.is_in(status_column(rows, group), pa.array(list(statuses))))
+
+    def remove(self, group: str, chosen: Callable[[pa.Table], pa.ChunkedArray]) -> int:
+        """Remove the rows for which `chosen` (given a part's rows) says true; returns how many there were."""
         removed = 0
         for part in self.parts(group):
             table = pq.read_table(self.store.path(part), filesystem=self.store.fs)
-            again = pc.is_in(status_column(table, group), pa.array(list(statuses)))
-            count = pc.sum(again).as_py() or 0
+            gone = pc.fill_null(chosen(table), False)
+            count = pc.sum(gone).as_py() or 0
             if count:
-                self.store.put(part, table_bytes(table.filter(pc.invert(again))))
+                self.store.put(part, table_bytes(table.filter(pc.invert(gone))))
                 removed += count
         return removed
 

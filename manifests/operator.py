@@ -1,18 +1,19 @@
 """The operator contract: filters score, annotators produce modalities; what `run` returns is the schema."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, get_type_hints
 
 import numpy as np
 
 from manifests.clip import DecodedClip
-from manifests.component import Component, component_names, find_component
+from manifests.component import component_names, find_component
 from manifests.errors import OpenUniError
+from manifests.producer import Producer
 
 
 @dataclass(frozen=True)
-class Operator(Component, ABC):
+class Operator(Producer):
     """Base of filters and annotators: a component that computes something of one decoded clip."""
 
     kind: ClassVar[str]  # "filter" or "annotator"; the operator's file lies in the package of that name, in plural
@@ -26,7 +27,7 @@ class Operator(Component, ABC):
 
     @classmethod
     def result_type(cls) -> type[tuple[Any, ...]]:
-        """The NamedTuple that `run` is annotated to return: the one declaration of the columns."""
+        """The NamedTuple that `run` is annotated to return."""
         declared = get_type_hints(cls.run).get("return")
         if not (isinstance(declared, type) and issubclass(declared, tuple) and hasattr(declared, "_fields")):
             raise OpenUniError(f"{cls.name()}: run() must be annotated to return a NamedTuple, found {declared!r}")

@@ -1,4 +1,4 @@
-"""From Python types to Parquet columns: the return type of an operator is the schema of its column group."""
+"""From Python types to Parquet columns: the return type of a producer is the schema of its column group."""
 
 import dataclasses
 import types
@@ -11,11 +11,11 @@ from manifests.clip import Clip
 from manifests.component import annotation_text, strip_annotation
 from manifests.errors import OpenUniError
 from manifests.modality import Modality
-from manifests.operator import Operator
+from manifests.producer import Producer
 
 SCALARS: dict[Any, pa.DataType] = {float: pa.float64(), int: pa.int64(), str: pa.string(), bool: pa.bool_()}
 
-# columns that every operator's struct begins with
+# columns that every producer's struct begins with
 OUTCOME_FIELDS = [
     pa.field("status", pa.string()),  # ok, failed, unavailable
     pa.field("error", pa.string()),  # reason, when not ok
@@ -54,7 +54,7 @@ LATENT_SCHEMA = pa.schema(
 
 
 class Column(NamedTuple):
-    """One column of an operator, as `openuni show` prints it."""
+    """One column of a producer, as `openuni show` prints it."""
 
     name: str
     type: str
@@ -70,26 +70,26 @@ def clip_schema() -> pa.Schema:
     return pa.schema([*fields, pa.field("status", pa.string()), pa.field("error", pa.string())])
 
 
-def operator_schema(operator: type[Operator]) -> pa.Schema:
-    """Schema of an operator's column group: clip_id and one struct column named after the operator."""
+def producer_schema(producer: type[Producer]) -> pa.Schema:
+    """Schema of a producer's column group: clip_id and one struct column named after it."""
     fields = list(OUTCOME_FIELDS)
     taken = {field.name for field in fields}
-    for name, hint in result_hints(operator).items():
+    for name, hint in result_hints(producer).items():
         if name in taken:
-            raise OpenUniError(f'{operator.name()}: a result must not be called "{name}"; rename that field')
-        fields.append(pa.field(name, arrow_type(hint, f"{operator.name()}.{name}")))
-    return pa.schema([pa.field("clip_id", pa.string()), pa.field(operator.name(), pa.struct(fields))])
+            raise OpenUniError(f'{producer.name()}: a result must not be called "{name}"; rename that field')
+        fields.append(pa.field(name, arrow_type(hint, f"{producer.name()}.{name}")))
+    return pa.schema([pa.field("clip_id", pa.string()), pa.field(producer.name(), pa.struct(fields))])
 
 
-def result_hints(operator: type[Operator]) -> dict[str, Any]:
-    """Field name -> annotated type of what the operator's `run` returns."""
-    return get_type_hints(operator.result_type(), include_extras=True)
+def result_hints(producer: type[Producer]) -> dict[str, Any]:
+    """Field name -> annotated type of what the producer gives."""
+    return get_type_hints(producer.result_type(), include_extras=True)
 
 
-def modality_fields(operator: type[Operator]) -> dict[str, type[Modality]]:
+def modality_fields(producer: type[Producer]) -> dict[str, type[Modality]]:
     """Field name -> modality class, for those fields of the result that are modalities."""
     found = {}
-    for name, hint in result_hints(operator).items():
+    for name, hint in result_hints(producer).items():
         bare, _ = _optional(strip_annotation(hint))
         if isinstance(bare, type) and issubclass(bare, Modality):
             found[name] = bare
@@ -111,16 +111,16 @@ def arrow_type(hint: Any, where: str) -> pa.DataType:
     raise OpenUniError(f"{where}: a result of type {hint!r} cannot be stored. Allowed: {allowed}.")
 
 
-def columns(operator: type[Operator]) -> list[Column]:
-    """The columns an operator fills, with types and meanings."""
-    schema = operator_schema(operator).field(operator.name()).type
+def columns(producer: type[Producer]) -> list[Column]:
+    """The columns a producer fills, with types and meanings."""
+    schema = producer_schema(producer).field(producer.name()).type
     listed = []
-    for name, hint in result_hints(operator).items():
+    for name, hint in result_hints(producer).items():
         bare, _ = _optional(strip_annotation(hint))
         is_map = isinstance(bare, type) and issubclass(bare, Modality)
         kind = f"modality {bare.name}" if is_map else str(schema.field(name).type)
         doc = annotation_text(hint) or (_first_line(bare.__doc__) if is_map else "")
-        listed.append(Column(f"{operator.name()}.{name}", kind, doc))
+        listed.append(Column(f"{producer.name()}.{name}", kind, doc))
     return listed
 
 

@@ -27,6 +27,10 @@ class Store:
             raise OpenUniError(f'"{name}" is not a name inside {self.url}; the manifest that holds it is damaged')
         return f"{self.root}/{name}" if name else self.root
 
+    def place(self, name: str) -> str:
+        """The absolute path or URL under which other programs find a name."""
+        return self.path(name) if self.is_local else str(self.fs.unstrip_protocol(self.path(name)))
+
     def local(self, name: str) -> Path:
         """The same as a `Path`; only for local stores."""
         return Path(self.path(name))

@@ -63,13 +63,18 @@ class VideoInfo(NamedTuple):
     pts: np.ndarray  # int64 [T], presentation timestamps, strictly increasing
 
 
-def probe(source: str, limits: Limits = Limits()) -> VideoInfo:  # frozen, so a shared default is safe
+def probe(
+    source: str,
+    limits: Limits = Limits(),  # frozen, so a shared default is safe
+    data: bytes | None = None,
+) -> VideoInfo:
     """Facts about the main video stream of `source`, a local path or a URL (http, https, s3, gs, az, memory).
 
     Timestamps come from demuxing alone; one frame is decoded, for its size as displayed. Frames that no player could
     show are not counted: those before the first key frame, and those an edit list hides. Raises a `VideoError`.
+    `data`: the bytes of a video that is to lie at `source` and does not yet.
     """
-    with open_video(source, limits) as (container, stream), translated(source):
+    with open_video(source, limits, data) as (container, stream), translated(source):
         if stream.time_base is None:
             raise Undecodable(f"{source} has no time base: remux it into mp4 or mkv")
         packets = list_packets(container, container.demux(stream), source, limits)

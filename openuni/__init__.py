@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from manifests.clip import Clip, DecodedClip
     from manifests.corpus import Corpus
     from manifests.errors import OpenUniError
-    from openuni.api import open_corpus, open_run, run, select, train
+    from openuni.api import import_set, open_corpus, open_run, run, select, train
     from openuni.recipe import Recipe
     from train.run import Run
 
@@ -28,6 +28,7 @@ _HOMES = {
     "OpenUniError": "manifests.errors",
     "Recipe": "openuni.recipe",
     "Run": "train.run",
+    "import_set": "openuni.api",
     "open_corpus": "openuni.api",
     "open_run": "openuni.api",
     "run": "openuni.api",
@@ -42,6 +43,7 @@ __all__ = [
     "OpenUniError",
     "Recipe",
     "Run",
+    "import_set",
     "open_corpus",
     "open_run",
     "run",

@@ -1,7 +1,7 @@
 """The same jobs in Python as on the command line."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,9 +9,11 @@ from manifests import select as rules
 from manifests.corpus import Corpus
 from manifests.errors import OpenUniError
 from openuni import doctor
+from openuni.importer import find_importer
+from openuni.importing import Choice, Import
 from openuni.pipeline import Pipeline, Scope
 from openuni.progress import Reporter
-from openuni.recipe import Recipe
+from openuni.recipe import Recipe, build
 from openuni.runner import Resources, open_runner
 from openuni.sources import find_sources
 
@@ -23,7 +25,7 @@ MAX_DEFAULT_WORKERS = 16
 
 def run(
     recipe: str | Path | Mapping[str, Any] | Recipe,
-    sources: str | Path | list[str | Path],
+    sources: str | Path | Sequence[str | Path] = (),
     *,
     out: str | Path,
     resources: Resources | None = None,
@@ -33,17 +35,47 @@ def run(
     """Build or extend a corpus; call it again to resume.
 
     `recipe`: a TOML file, tables as `tomllib` gives them, or a `Recipe`. `sources`: files, folders, globs, `.txt`
-    lists, URLs. `resources`: default this process (no Ray). Raises `OpenUniError` for wrong input and missing parts;
-    clips that fail are rows of the corpus: see `corpus.summary()`.
+    lists, URLs; none: the clips that the corpus holds already, such as imported ones. `resources`: default this
+    process (no Ray). Raises `OpenUniError` for wrong input and missing parts; clips that fail are rows of the corpus:
+    see `corpus.summary()`.
     """
     parsed = as_recipe(recipe)
     found = find_sources(sources)
     resources = resources or Resources()
     doctor.require(parsed, str(out), resources.gpus)
-    corpus = Corpus.create(str(out))
+    corpus = Corpus.create(str(out)) if found else Corpus.open(str(out))
     reporter = reporter or Reporter()
     with corpus.lock(), reporter, open_runner(resources) as runner:
         Pipeline(parsed, corpus, runner, reporter, scope).run(found)
+    corpus.refresh()
+    return corpus
+
+
+def import_set(
+    format: str,
+    folder: str | Path,
+    *,
+    out: str | Path,
+    options: Mapping[str, Any] | None = None,
+    resources: Resources | None = None,
+    choice: Choice | None = None,
+    reporter: Reporter | None = None,
+) -> Corpus:
+    """Bring the clips of another project's set into a corpus; call it again to go on.
+
+    `format`: a name of `openuni/importers`, with its `options`. `choice`: which of its clips, and what the set is
+    called. Every clip is checked first; what is wrong with one is its row in the corpus: see `corpus.summary()`.
+    Raises `OpenUniError` where the folder holds no such set.
+    """
+    importer = build(find_importer(format), options or {}, f"import {format}")
+    place = Path(folder).expanduser().resolve()
+    if not place.is_dir():
+        raise OpenUniError(f'"{folder}" is no folder. Give the folder that holds the set.')
+    corpus = Corpus.create(str(out))
+    reporter = reporter or Reporter()
+    job = Import(importer, corpus, choice or Choice())
+    with corpus.lock(), reporter, open_runner(resources or Resources()) as runner:
+        job.run(place, runner, reporter)
     corpus.refresh()
     return corpus
 

@@ -111,14 +111,17 @@ class RunFlags:
     """Flags of `openuni run`."""
 
     recipe: RecipeFile
-    sources: Annotated[list[str], typer.Argument(help="Videos, folders, patterns, .txt lists, http(s) or s3 URLs")]
     out: Out
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(help="Videos, folders, patterns, .txt lists, http(s) or s3 URLs. None: the clips in the corpus"),
+    ] = None
     workers: Annotated[int | None, typer.Option(help="Ray workers; 0: this process. Default: one per GPU, or core")] = (
         None
     )
     gpus: Annotated[float | None, typer.Option(help="GPUs to share among the workers. Default: all there are")] = None
     address: Annotated[str | None, typer.Option(help="Of a running Ray cluster to join")] = None
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N sources")] = None
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N sources (or clips)")] = None
     only: Annotated[
         list[str] | None, typer.Option(help="Only this operator, or ingest, or encode; may be repeated")
     ] = None
@@ -141,7 +144,45 @@ def run(given: RunFlags) -> None:
             raise OpenUniError(f'--only "{name}" is not in {given.recipe}. It has: {", ".join(sorted(known))}.')
     resources = api.default_resources(given.workers, given.gpus, given.address)
     scope = Scope(given.limit, tuple(given.only or ()), given.add, given.retry_failed)
-    corpus = api.run(recipe, list(given.sources), out=given.out, resources=resources, scope=scope)
+    corpus = api.run(recipe, list(given.sources or ()), out=given.out, resources=resources, scope=scope)
+    ledger = corpus.summary()
+    print(ledger)
+    if ledger.failed:
+        raise typer.Exit(1)
+
+
+@dataclass(frozen=True)
+class ImportFlags:
+    """Flags of `openuni import`."""
+
+    format: Annotated[str, typer.Argument(help="A format that `openuni list` shows under importers")]
+    folder: Annotated[Path, typer.Argument(help="The folder that holds the set")]
+    out: Annotated[str, typer.Option("--out", help="The corpus to make or to extend")]
+    collection: Annotated[str, typer.Option(help="What to call the set. Default: the folder's name")] = ""
+    options: Annotated[
+        list[str] | None, typer.Option("--set", help="OPTION=VALUE of the format; `openuni show FORMAT` lists them")
+    ] = None
+    workers: Annotated[int | None, typer.Option(help="Ray workers; 0: this process. Default: one per core")] = None
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N clips")] = None
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Read again what was refused before")] = False
+
+
+@app.command("import")
+@flags(ImportFlags)
+def import_(given: ImportFlags) -> None:
+    """Bring another project's set into a corpus, every clip checked. Run it again to go on where it stopped."""
+    from openuni import api
+    from openuni.importing import Choice
+    from openuni.recipe import parse_texts
+
+    corpus = api.import_set(
+        given.format,
+        given.folder,
+        out=given.out,
+        options=parse_texts(given.options or (), f"import {given.format}"),
+        resources=api.default_resources(given.workers, 0.0),
+        choice=Choice(given.collection, given.limit, given.retry_failed),
+    )
     ledger = corpus.summary()
     print(ledger)
     if ledger.failed:
@@ -155,7 +196,7 @@ def summary(
 ) -> None:
     """Show what became of every clip: ok, dropped by which rule, failed for which reason."""
     from manifests.corpus import Corpus
-    from openuni.pipeline import summary_record
+    from openuni.ledger import summary_record
 
     ledger = Corpus.open(corpus).summary()
     print(json.dumps(summary_record(ledger), indent=2) if as_json else ledger)

@@ -29,7 +29,7 @@ from manifests.corpus import Corpus
 from manifests.errors import OpenUniError
 from openuni import api
 from openuni.facts import machine, versions
-from openuni.pipeline import summary_record
+from openuni.ledger import summary_record
 from openuni.progress import Reporter
 
 if TYPE_CHECKING:

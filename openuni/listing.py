@@ -6,6 +6,7 @@ PACKAGES = {
     "filters": "filters",
     "annotators": "annotators",
     "modalities": "manifests.modalities",
+    "importers": "openuni.importers",
     "codecs": "train.codecs",
     "models": "train.models",
 }

@@ -9,9 +9,7 @@ import functools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -20,13 +18,12 @@ import pyarrow.dataset as pads
 
 from manifests import schema
 from manifests.clip import Clip
-from manifests.clip_list import clip_of_row
 from manifests.component import fingerprint
 from manifests.corpus import Corpus, operator_folder
 from manifests.errors import OpenUniError
-from manifests.fates import Summary
 from manifests.operator import Operator
 from openuni import encode
+from openuni.ledger import recorded
 from openuni.phases import ClipItem, IngestSpec, OperatorSpec, SourceItem
 from openuni.progress import Reporter
 from openuni.recipe import Recipe
@@ -62,16 +59,19 @@ class Pipeline:
     reporter: Reporter
     scope: Scope = Scope()
 
-    def run(self, sources: Sequence[str]) -> Summary:
-        """All phases; returns the corpus's ledger. The corpus's lock is held by the caller."""
-        started = datetime.now(UTC)
+    def run(self, sources: Sequence[str]) -> None:
+        """All phases; the corpus's lock is held by the caller. No `sources`: go on with the clips that are there."""
+        asked = {
+            "recipe": json.loads(json.dumps(self.recipe.as_tables(), default=list)),
+            "scope": dataclasses.asdict(self.scope),
+        }
         self._check_sources(sources)
         saved = self.corpus.recover()
         if saved:
             self.reporter.say(f"recovered {saved:,} finished rows of a run that was killed")
         filters, annotators = list(self.recipe.filters), list(self.recipe.annotators)
         self.corpus.save_record(keep=self.recipe.keep, filters=filters, annotators=annotators)
-        try:
+        with recorded(self.corpus, self.reporter, asked):
             self._ingest(sources)
             clips = self._clips(sources)
             kept = functools.cache(lambda: self._kept(clips))  # asked once the filters have run, if at all
@@ -79,20 +79,14 @@ class Pipeline:
             self._operators("annotator", self.recipe.annotators, kept)
             if self.recipe.encode is not None and self.scope.covers("encode"):
                 self._encode(kept())
-            summary = self.corpus.summary()
-        except BaseException as error:
-            self._write_ledger(started, None, f"{type(error).__name__}: {error}")
-            raise
-        self._write_ledger(started, summary, None)
-        return summary
 
     # ------------------------------------------------------------------ phases
 
     def _ingest(self, sources: Sequence[str]) -> None:
-        if not self.scope.covers("ingest"):
+        if not self.scope.covers("ingest") or not sources:
             return
         if self.scope.retry_failed:
-            self.corpus.forget("clips", ["failed"])
+            self._forget_failed(sources)
         new = self._new_sources(sources[: self.scope.limit])
         spec = IngestSpec(self.corpus.store.url, self.recipe.ingest, INGEST_VERSION)
         self._phase("ingest", spec, new, len(new), self._unfinished_sources)
@@ -171,7 +165,12 @@ class Pipeline:
         return bool(self.corpus.parts("clips"))
 
     def _check_sources(self, sources: Sequence[str]) -> None:
-        if not self._has_clips() or self.scope.add:
+        if not sources and not self._has_clips():
+            raise OpenUniError(
+                f"{self.corpus.store.url} holds no clips yet, and no sources were given. Name videos or folders behind "
+                "the recipe, or bring clips in first with: openuni import"
+            )
+        if not sources or not self._has_clips() or self.scope.add:
             return
         known = self._known_sources()
         some = pa.array(list(sources[:1000]), pa.string())  # as good as always, these tell
@@ -193,12 +192,21 @@ class Pipeline:
         new = given.filter(pc.invert(pc.is_in(given, self._known_sources().combine_chunks())))
         return [SourceItem(source) for source in new.to_pylist()]
 
+    def _forget_failed(self, sources: Sequence[str]) -> None:
+        """Only of the sources given: what another run or an import failed at is not done again by this one."""
+        given = pa.array(list(sources), pa.string())
+        self.corpus.remove(
+            "clips", lambda rows: pc.and_(pc.equal(rows["status"], "failed"), pc.is_in(rows["source"], given))
+        )
+
     def _clips(self, sources: Sequence[str]) -> pa.Table:
         """`clip_id` and `row` (its number in `clips/`) of the clips in scope, in order."""
         found = self.corpus.clip_list
         clips = pa.table({"clip_id": found.ids, "row": found.rows})
         if self.scope.limit is None:
             return clips
+        if not sources:
+            return clips.slice(0, self.scope.limit)
         within = pa.array(list(sources[: self.scope.limit]), pa.string())
         return clips.filter(pc.is_in(self._known_sources().take(clips.column("row")), within))
 
@@ -320,7 +328,7 @@ class Pipeline:
             todo = plan.slice(start, len(table)).to_pylist()
             start += len(table)
             for row, planned in zip(table.to_pylist(), todo, strict=True):
-                yield clip_of_row(row), tuple(name for name in names if planned[f"todo:{name}"])
+                yield self.corpus.clip_list.clip_of_row(row), tuple(name for name in names if planned[f"todo:{name}"])
 
     def _write_families(self, family: str, text_family: str, streams: list[encode.Stream]) -> None:
         options, codec, text_codec = self.recipe.encode, self.recipe.latent_codec, self.recipe.text_codec
@@ -344,19 +352,6 @@ class Pipeline:
         if lost:
             raise OpenUniError(f"{group}: {lost} of {len(wanted)} clips have no row. {_BROKEN}")
 
-    def _write_ledger(self, started: datetime, summary: Summary | None, error: str | None) -> None:
-        name = f"{started.strftime('%Y%m%dT%H%M%S')}-{uuid4().hex[:6]}"
-        record = {
-            "started": started.isoformat(timespec="seconds"),
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "recipe": json.loads(json.dumps(self.recipe.as_tables(), default=list)),
-            "scope": dataclasses.asdict(self.scope),
-            "phases": [phase.as_record() for phase in self.reporter.phases],
-            "summary": summary_record(summary) if summary else None,
-            "error": error,
-        }
-        self.corpus.put_json(f"runs/{name}.json", record)
-
 
 def annotator_of(modality: str, recipe: Recipe, corpus: Corpus | None = None) -> str:
     """The annotator that makes a modality: of the recipe, else of the corpus. Raises when none or several do."""
@@ -376,14 +371,6 @@ def annotator_of(modality: str, recipe: Recipe, corpus: Corpus | None = None) ->
         f'[encode] modalities: no annotator of this recipe makes "{modality}". Add one under [annotators.NAME]; '
         "openuni list shows what there is."
     )
-
-
-def summary_record(summary: Summary) -> dict[str, Any]:
-    """A ledger as JSON-able tables."""
-    record = summary._asdict()
-    record["dropped"] = [drop._asdict() for drop in summary.dropped]
-    record["failed"] = [failure._asdict() for failure in summary.failed]
-    return record
 
 
 def _plan(clips: pa.Table, todo: dict[str, pa.Array]) -> pa.Table:

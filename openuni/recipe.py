@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
@@ -15,7 +15,7 @@ from manifests.component import annotation_text, find_component, strip_annotatio
 from manifests.errors import OpenUniError, did_you_mean
 from manifests.modality import modality_names
 from manifests.operator import Annotator, Filter, find_operator
-from manifests.schema import clip_schema, operator_schema
+from manifests.schema import clip_schema, producer_schema
 from train.codec import LatentCodec, TextCodec
 
 T = TypeVar("T")
@@ -27,6 +27,7 @@ class Ingest:
 
     shots: Annotated[Literal["none"], "how files are cut into clips; none: one clip per file"] = "none"
     captions: Annotated[bool, "take NAME.txt beside NAME.mp4 as the clip's caption"] = True
+    collection: Annotated[str, "name of the set these sources belong to, such as koala36m; empty: none"] = ""
     max_duration_s: Annotated[float, "longer files are refused, seconds"] = 4 * 3600.0
     max_frame_px: Annotated[int, "files with more pixels per frame are refused"] = 8192 * 8192
     probe_timeout_s: Annotated[float, "files that take longer to look at are refused, seconds"] = 120.0
@@ -131,7 +132,7 @@ class Recipe:
             if part is not None:
                 part.check()
         schemas = {"clips": clip_schema()}
-        schemas |= {f"filters/{name}": operator_schema(type(operator)) for name, operator in self.filters.items()}
+        schemas |= {f"filters/{name}": producer_schema(type(operator)) for name, operator in self.filters.items()}
         select.check(select.parse(self.keep), schemas)
 
     def as_tables(self) -> dict[str, Any]:
@@ -168,6 +169,20 @@ def build(cls: type[T], table: Any, where: str) -> T:
             doc = annotation_text(hints[name])
             raise OpenUniError(f"{where} {name} = {given!r}: {reason}. {name}: {doc}") from error
     return cls(**values)
+
+
+def parse_texts(given: Sequence[str], where: str) -> dict[str, Any]:
+    """Options from `name=value` texts, as a command line has them; values are written as in TOML, or bare words."""
+    table: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise OpenUniError(f'{where}: "{text}" must be written name=value')
+        try:
+            table[name.strip()] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            table[name.strip()] = value.strip()  # a text without quotes
+    return table
 
 
 def refuse_unknown(table: Mapping[str, Any], known: list[str], where: str) -> None:

@@ -3,7 +3,7 @@
 import glob
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,7 +17,7 @@ VIDEO_SUFFIXES = frozenset(
 LIST_SUFFIX = ".txt"
 
 
-def find_sources(given: str | Path | list[str | Path]) -> list[str]:
+def find_sources(given: str | Path | Sequence[str | Path]) -> list[str]:
     """Absolute paths and URLs, each once, sorted within each thing given.
 
     A folder (or `s3://bucket/folder/`) is searched with all its folders for files with a video's suffix; a glob is
@@ -27,7 +27,7 @@ def find_sources(given: str | Path | list[str | Path]) -> list[str]:
     """
     _real_folder.cache_clear()
     found: list[str] = []
-    for item in given if isinstance(given, list | tuple) else [given]:
+    for item in [given] if isinstance(given, str | Path) else given:
         found.extend(_expand(str(item)))
     return list(dict.fromkeys(found))
 

@@ -10,6 +10,8 @@ from manifests.component import Component, annotation_text, component_names, fin
 from manifests.errors import OpenUniError, unknown_name
 from manifests.modality import find_modality, modality_names
 from manifests.operator import Operator, find_operator, operator_names
+from manifests.producer import Producer
+from openuni.importer import find_importer, importer_names
 from openuni.listing import listing
 from openuni.recipe import Encode, Ingest, Work
 from train.codec import LatentCodec, TextCodec
@@ -46,14 +48,17 @@ def page(name: str) -> str:
     """What `openuni show NAME` prints: options with defaults, columns with types and units, source, licence."""
     for kind in ("filter", "annotator"):
         if name in operator_names(kind):
-            return _operator_page(find_operator(kind, name))
+            return _producer_page(find_operator(kind, name), f"{kind}s")
     if name in modality_names():
         return _modality_page(name)
     for package in ("train.codecs", "train.models"):
         if name in component_names(package):
             return _component_page(find_component(package, Component, name), package)
+    if name.replace("-", "_") in importer_names():
+        return _producer_page(find_importer(name), "openuni.importers")
     if "." in name:
-        return _operator_page(_outside(name))
+        operator = _outside(name)
+        return _producer_page(operator, f"{operator.kind}s")
     known = [known for names in listing().values() for known in names]
     raise OpenUniError(unknown_name("name", name, known))
 
@@ -65,9 +70,9 @@ def _outside(name: str) -> type[Operator]:
         return find_operator("annotator", name)
 
 
-def _operator_page(operator: type[Operator]) -> str:
-    lines = [_component_page(operator, f"{operator.kind}s"), "", "columns"]
-    lines += _aligned([(column.name, column.type, column.doc) for column in schema.columns(operator)])
+def _producer_page(producer: type[Producer], package: str) -> str:
+    lines = [_component_page(producer, package), "", "columns"]
+    lines += _aligned([(column.name, column.type, column.doc) for column in schema.columns(producer)])
     return "\n".join(lines)
 
 

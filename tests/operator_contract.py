@@ -20,7 +20,7 @@ from manifests.component import annotation_text, strip_annotation
 from manifests.errors import OpenUniError
 from manifests.modality import Modality
 from manifests.operator import Filter, Operator
-from manifests.schema import operator_schema, result_hints
+from manifests.schema import producer_schema, result_hints
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "torchvision", "transformers", "diffusers", "cv2", "av", "decord", "ray", "PIL", "scipy", "pandas")
@@ -44,7 +44,7 @@ def input_is_untouched(operator: Operator, clip: DecodedClip) -> None:
 
 def result_is_as_declared(operator: Operator, clip: DecodedClip) -> None:
     """The declared NamedTuple with values of the declared types; one map per frame; storable."""
-    operator_schema(type(operator))  # raises for types that no column can hold
+    producer_schema(type(operator))  # raises for types that no column can hold
     result = operator.run(operator.load("cpu"), clip)
     assert type(result) is operator.result_type(), f"declared {operator.result_type()}, returned {type(result)}"
     for name, hint in result_hints(type(operator)).items():

@@ -49,7 +49,7 @@ def build(folder: str, rows: int, part_rows: int) -> None:
     import pyarrow as pa
 
     from manifests.corpus import VERSION_KEY, Corpus
-    from manifests.schema import clip_schema, operator_schema
+    from manifests.schema import clip_schema, producer_schema
     from manifests.writer import table_bytes
     from openuni.pipeline import INGEST_VERSION, Pipeline
     from openuni.progress import Reporter
@@ -62,7 +62,7 @@ def build(folder: str, rows: int, part_rows: int) -> None:
     groups: list[tuple[str, Any, str]] = [("clips", clip_schema(), INGEST_VERSION)]
     for folder_name, operators in (("filters", recipe.filters), ("annotations", recipe.annotators)):
         for name, operator in operators.items():
-            groups.append((f"{folder_name}/{name}", operator_schema(type(operator)), pipeline._version(operator)))
+            groups.append((f"{folder_name}/{name}", producer_schema(type(operator)), pipeline._version(operator)))
     rng = np.random.default_rng(0)
     all_ids = _hex(rng, rows)
     for group, schema, version in groups:

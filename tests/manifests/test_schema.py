@@ -74,7 +74,7 @@ class TakenMaker(Annotator):
 
 
 def test_columns_follow_the_result_type():
-    made = schema.operator_schema(Maker).field(Maker.name()).type
+    made = schema.producer_schema(Maker).field(Maker.name()).type
     assert [field.name for field in made] == [
         *("status", "error", "version", "ms"),
         *("depth", "share", "count", "name", "flag", "series", "inner"),
@@ -89,9 +89,9 @@ def test_columns_follow_the_result_type():
 
 def test_what_no_column_holds_is_refused():
     with pytest.raises(OpenUniError, match=r"things: a result of type <class 'dict'> cannot be stored. Allowed: float"):
-        schema.operator_schema(WrongMaker)
+        schema.producer_schema(WrongMaker)
     with pytest.raises(OpenUniError, match='must not be called "status"'):
-        schema.operator_schema(TakenMaker)
+        schema.producer_schema(TakenMaker)
 
 
 def test_values_become_plain():

@@ -1,0 +1,246 @@
+"""`openuni import`: the clips of another project's set become rows and payloads of a corpus, or rows that say why not.
+
+The same workers as a run's: many clips at once, kept when killed, done once. A clip is first a row of the importer's
+own column group `annotations/IMPORTER` and then one of `clips/`: an annotation without a clip is what a kill left, and
+is removed before the clip is read again.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from manifests import schema, video
+from manifests.clip import Clip, clip_id
+from manifests.clip_list import WITHIN
+from manifests.corpus import Corpus
+from manifests.errors import ClipError, OpenUniError
+from manifests.modality import Modality, Payload
+from manifests.shards import TarShard
+from openuni.importer import Found, Imported, Importer
+from openuni.ledger import recorded
+from openuni.phases import CorpusWorker
+from openuni.progress import Reporter
+from openuni.runner import Runner
+from openuni.worker import Outcome, Spec
+
+
+@dataclass(frozen=True)
+class ImportItem:
+    """One clip to import."""
+
+    found: Found
+    clip_id: str
+
+    @property
+    def key(self) -> str:
+        """What identifies the item in a run."""
+        return self.clip_id
+
+
+@dataclass(frozen=True)
+class ImportSpec(Spec):
+    """Read clips with an importer."""
+
+    corpus_url: str
+    importer: Importer
+    version: str
+    collection: str
+
+    def start(self, device: str) -> "ImportWorker":
+        """See `Spec.start`."""
+        return ImportWorker(self)
+
+
+class Stored(NamedTuple):
+    """One clip, ready to be written: nothing can be wrong with it any more."""
+
+    clip: Clip  # with an empty source where the pixels go into the corpus
+    payloads: dict[str, Payload]
+    sizes: dict[str, tuple[int, int, int]]  # frames, height_px, width_px
+    values: dict[str, Any]  # all other fields of the importer's row
+
+
+class ImportWorker(CorpusWorker):
+    """Reads and checks a clip, codes its modalities, writes both rows."""
+
+    def __init__(self, spec: ImportSpec) -> None:
+        super().__init__(spec.corpus_url)
+        self.spec = spec
+        self.name = spec.importer.name()
+        kind = type(spec.importer)
+        self.writers["maps"] = self.corpus.writer(
+            f"annotations/{self.name}", schema.producer_schema(kind), spec.version, TarShard
+        )
+        self.writers["clips"] = self.corpus.writer("clips", schema.clip_schema(), "1")
+
+    def prepare(self, item: ImportItem) -> Imported[Any]:
+        """Read the clip and check it."""
+        return self.spec.importer.read(item.found)
+
+    def compute(self, item: ImportItem, prepared: Imported[Any]) -> Stored:
+        """Code the modalities as the corpus stores them."""
+        fields = prepared.maps._asdict()
+        maps = {name: value for name, value in fields.items() if isinstance(value, Modality)}
+        if prepared.source is None:
+            if "rgb" not in maps:
+                raise ClipError(f"{self.name}: neither a video to refer to nor frames")
+            payloads = {"rgb": maps["rgb"].encode(prepared.fps)}
+            info = video.probe(item.found.key, data=payloads["rgb"].data)
+        else:
+            payloads, info = {}, video.probe(prepared.source)
+        clip = dataclasses.replace(
+            video.clip_of(prepared.source or "", info, caption=prepared.caption),
+            clip_id=item.clip_id,
+            collection=self.spec.collection,
+            origin=prepared.origin,
+            split=prepared.split,
+        )
+        sizes = {}
+        for name, modality in maps.items():
+            sizes[name] = (len(modality.array), *modality.size_px)
+            if sizes[name][0] != clip.frame_count:
+                raise ClipError(f"{name} has {sizes[name][0]} frames, the video has {clip.frame_count}")
+            if name not in payloads:
+                payloads[name] = modality.encode(clip.fps)
+        values = {name: schema.plain(value) for name, value in fields.items() if name not in maps}
+        return Stored(clip, payloads, sizes, values)
+
+    def store(self, item: ImportItem, computed: Stored) -> Outcome:
+        """Payloads and the importer's row, then the clip's."""
+        row = {"status": "ok", "error": None, "version": self.spec.version, "ms": None, **computed.values}
+        source = computed.clip.source
+        for name, payload in computed.payloads.items():
+            extent = self.writers["maps"].put(f"{item.clip_id}.{name}.{payload.suffix}", payload.data)
+            frames, height_px, width_px = computed.sizes[name]
+            size = {"frames": frames, "height_px": height_px, "width_px": width_px, "pts_hash": computed.clip.pts_hash}
+            row[name] = extent | size | schema.plain(payload.constants)
+            if name == "rgb" and not source:
+                span = f"#bytes={extent['offset']}-{extent['offset'] + extent['nbytes'] - 1}"
+                source = f"{WITHIN}annotations/{self.name}/{extent['shard']}{span}"
+        self.writers["maps"].commit({"clip_id": item.clip_id, self.name: row})
+        clip = dataclasses.replace(computed.clip, source=source)
+        self.writers["clips"].commit(dataclasses.asdict(clip) | {"status": "ok", "error": None})
+        return Outcome(item.key, "ok")
+
+    def fail(self, item: ImportItem, error: str) -> Outcome:
+        """The clip was refused, for this reason."""
+        self.writers["maps"].rollback()
+        row: dict[str, Any] = dict.fromkeys(Clip.__dataclass_fields__)
+        row |= {"clip_id": item.clip_id, "source": item.found.key, "collection": self.spec.collection}
+        self.writers["clips"].commit(row | {"status": "failed", "error": error})
+        return Outcome(item.key, "failed", error)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What of a set to import, and under which name."""
+
+    collection: str = ""  # empty: the name of the set's folder
+    limit: int | None = None  # only the first so many clips
+    retry_failed: bool = False  # read again what was refused before
+
+
+@dataclass(frozen=True)
+class Import:
+    """One import into one corpus, whose lock the caller holds. Done again, it goes on where it stopped."""
+
+    importer: Importer
+    corpus: Corpus
+    choice: Choice = Choice()
+
+    @property
+    def group(self) -> str:
+        """The column group of the importer's rows."""
+        return f"annotations/{self.importer.name()}"
+
+    def run(self, folder: Path, runner: Runner, reporter: Reporter) -> None:
+        """Import what is not there yet; clips that are refused are rows of the corpus."""
+        version, collection = self.importer.version(), self.choice.collection or folder.name
+        self._check_version(version)
+        saved = self.corpus.recover()
+        if saved:
+            reporter.say(f"recovered {saved:,} finished rows of an import that was killed")
+        asked = {
+            "import": {"format": self.importer.name(), "folder": str(folder), "collection": collection},
+            "options": dataclasses.asdict(self.importer),
+        }
+        with recorded(self.corpus, reporter, asked):
+            ids = self._ids(folder)
+            if self.choice.retry_failed:
+                self._forget_failed(ids)
+            self._remove_strays(None)
+            left = ids.filter(pc.invert(pc.is_in(ids, value_set=self.corpus.done("clips"))))
+            spec = ImportSpec(self.corpus.store.url, self.importer, version, collection)
+            if len(left):
+                with reporter.phase(f"import {self.importer.name()}", len(left)) as counter:
+                    items = self._items(folder, frozenset(left.to_pylist()))
+                    runner.run(spec, items, lambda outcome: counter.add(outcome.status), self._unfinished)
+                self.corpus.recover()
+            self.corpus.refresh()
+            lost = pc.sum(pc.invert(pc.is_in(ids, value_set=self.corpus.done("clips")))).as_py()
+            if lost:
+                raise OpenUniError(f"{lost} of {len(ids)} clips have no row. Run the same command again.")
+
+    def _ids(self, folder: Path) -> pa.Array:
+        """clip_ids of all clips of the set (string array)."""
+        ids = pa.array((self._id(folder, found) for found in self._found(folder)), pa.string())
+        counts = pc.value_counts(ids)
+        twice = counts.filter(pc.greater(counts.field("counts"), 1))
+        if len(twice):
+            again = twice.field("values")[0].as_py()
+            key = next(found.key for found in self._found(folder) if self._id(folder, found) == again)
+            raise OpenUniError(f"{folder}: several clips are called {key}; their names must differ")
+        if not len(ids):
+            raise OpenUniError(f"{folder} holds no clip that the format {self.importer.name()} knows")
+        return ids
+
+    def _items(self, folder: Path, wanted: frozenset[str]) -> Iterator[ImportItem]:
+        """The clips with these ids; made as they are asked for, since there may be millions."""
+        for found in self._found(folder):
+            name = self._id(folder, found)
+            if name in wanted:
+                yield ImportItem(found, name)
+
+    def _found(self, folder: Path) -> Iterable[Found]:
+        return itertools.islice(self.importer.find(folder), self.choice.limit)
+
+    def _id(self, folder: Path, found: Found) -> str:
+        collection = self.choice.collection or folder.name
+        return clip_id(f"{self.importer.name()}:{collection}:{found.key}", 0, 0, "")
+
+    def _check_version(self, version: str) -> None:
+        found = self.corpus.group_version(self.group)
+        if found not in ("none", version):
+            raise OpenUniError(
+                f"{self.corpus.store.url} holds clips imported as {self.importer.name()} with other options (or "
+                "another version of openuni). Use the same options, or give a new folder with --out."
+            )
+
+    def _forget_failed(self, ids: pa.Array) -> None:
+        self.corpus.remove(
+            "clips",
+            lambda rows: pc.and_(pc.equal(rows["status"], "failed"), pc.is_in(rows["clip_id"], value_set=ids)),
+        )
+
+    def _remove_strays(self, among: pa.Array | None) -> None:
+        """Rows of the importer without a clip (of `among` alone, where other workers are still writing)."""
+        clips = self.corpus.done("clips")
+
+        def is_stray(rows: pa.Table) -> pa.ChunkedArray:
+            strays = pc.invert(pc.is_in(rows["clip_id"], value_set=clips))
+            return strays if among is None else pc.and_(strays, pc.is_in(rows["clip_id"], value_set=among))
+
+        self.corpus.remove(self.group, is_stray)
+
+    def _unfinished(self, held: list[ImportItem]) -> list[ImportItem]:
+        """After a worker's death: what its journals hold is done."""
+        self.corpus.recover()
+        self._remove_strays(pa.array([item.clip_id for item in held], pa.string()))
+        clips = self.corpus.done("clips")
+        return [item for item in held if pc.index(clips, item.clip_id).as_py() < 0]
