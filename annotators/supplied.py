@@ -10,9 +10,17 @@ import numpy as np
 from manifests.beside import beside, read_small
 from manifests.clip import DecodedClip
 from manifests.errors import ClipError, OpenUniError, unknown_name
+from manifests.modalities.albedo import Albedo
+from manifests.modalities.alpha import Alpha
+from manifests.modalities.background import Background
+from manifests.modalities.densepose import DensePose
 from manifests.modalities.depth import Depth
 from manifests.modalities.flow import Flow
+from manifests.modalities.foreground import Foreground
+from manifests.modalities.irradiance import Irradiance
+from manifests.modalities.normal import Normal
 from manifests.modalities.segmentation import Segmentation
+from manifests.modalities.skeleton import Skeleton
 from manifests.modality import Modality, find_modality
 from manifests.operator import Annotator
 from manifests.video import Limits, probe
@@ -28,27 +36,38 @@ class SuppliedMaps(NamedTuple):
     depth: Depth | None
     flow: Flow | None
     segmentation: Segmentation | None
+    skeleton: Skeleton | None
+    densepose: DensePose | None
+    normal: Normal | None
+    albedo: Albedo | None
+    irradiance: Irradiance | None
+    alpha: Alpha | None
+    foreground: Foreground | None
+    background: Background | None
     supplied_count: Annotated[int, "how many of the modalities asked for were there"]
 
 
 @dataclass(frozen=True)
 class Supplied(Annotator):
-    """Reads depth, flow and segmentation that lie beside the source video, as `openuni world` writes them.
+    """Reads the modalities that lie beside the source video, as `openuni world` writes them.
 
     Beside NAME.mp4 lies NAME.json: {"format": "openuni-supplied-1", "frames": 48, "modalities": {"depth": {"file":
     "NAME.depth.mkv", "constants": {...}}}}; the file holds what the modality's `encode` writes, the constants are the
-    fields of its `constants_type`. Maps cover the whole video, one per frame, at most at its size. Maps larger than the
-    frames (the recipe's working size) are scaled down to them; smaller ones stay as they are. Local paths
-    and fsspec URLs both work.
+    fields of its `constants_type`. Any modality but rgb, which is the video itself, may be there. Maps cover the whole
+    video, one per frame, at most at its size. Maps larger than the frames (the recipe's working size) are scaled down
+    to them; smaller ones stay as they are. Local paths and fsspec URLs both work.
     """
 
-    modalities: Annotated[tuple[str, ...], "which modalities to read: of depth, flow, segmentation"] = ("depth",)
+    modalities: Annotated[tuple[str, ...], "which modalities to read: any but rgb, such as depth, normal, alpha"] = (
+        "depth",
+    )
     max_file_mb: Annotated[int, "largest file that is read, megabytes (10^6 bytes), at least 1"] = 2000
 
+    revision: ClassVar[int] = 2
     origin: ClassVar[str] = "files beside the video, format openuni-supplied-1"
 
     def __post_init__(self) -> None:
-        known = [name for name in SuppliedMaps._fields if name != "supplied_count"]
+        known = SuppliedMaps._fields[:-1]
         for name in self.modalities:
             if name not in known:
                 raise OpenUniError(unknown_name("supplied: modality", name, known))
@@ -61,15 +80,16 @@ class Supplied(Annotator):
         sidecar = beside(source, ".json")
         entries = _read_sidecar(_read(sidecar, MAX_JSON_BYTES), sidecar, clip)
         folder = source.rpartition("/")[0]
-        found: dict[str, Any] = {}
+        found: dict[str, Any] = dict.fromkeys(SuppliedMaps._fields[:-1])
         for modality in map(find_modality, self.modalities):
             if modality.name in entries:
                 where = f"{sidecar}, modality {modality.name}"
                 file, constants = _entry(entries[modality.name], modality, where)
                 data = _read(f"{folder}/{file}", self.max_file_mb * 10**6)
-                _refuse_bomb(f"{folder}/{file}", clip, where)
+                if modality.suffix == "mkv":  # other files hold their values as they are
+                    _refuse_bomb(f"{folder}/{file}", clip, where)
                 found[modality.name] = _fitted(_decode(modality, data, constants, where), clip, where)
-        return SuppliedMaps(found.get("depth"), found.get("flow"), found.get("segmentation"), len(found))
+        return SuppliedMaps(**found, supplied_count=sum(maps is not None for maps in found.values()))
 
 
 def _read(location: str, max_bytes: int) -> bytes:
@@ -146,7 +166,7 @@ def _decode(modality: type[Modality], data: bytes, constants: Any, where: str) -
 def _fitted(maps: Modality, clip: DecodedClip, where: str) -> Modality:
     """`maps` at most as large as the frames, after checking that they belong to them."""
     height_px, width_px = clip.frames.shape[1:3]
-    count, map_height_px, map_width_px = maps.array.shape[:3]
+    count, (map_height_px, map_width_px) = len(maps.array), maps.size_px
     if count != clip.clip.frame_count:
         raise ClipError(f"{where}: {count} maps could be decoded, the clip has {clip.clip.frame_count} frames")
     aspect_error = abs(np.log((map_width_px / map_height_px) / (width_px / height_px)))

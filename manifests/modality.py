@@ -13,6 +13,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import numpy as np
 
 from manifests.errors import ClipError, OpenUniError, unknown_name
+from manifests.video import decode_lossless
 
 
 class Payload(NamedTuple):
@@ -65,6 +66,15 @@ class Modality(ABC):
     @abstractmethod
     def decode(cls, data: bytes, constants: Any) -> Self:
         """The inverse of `encode`. `constants`: an instance of `constants_type`."""
+
+    @classmethod
+    def planes(cls, data: bytes, dtype: type[np.generic], channels: int) -> np.ndarray:
+        """[T, H, W, C] of a stored lossless video; raises `ClipError` unless it has this dtype and so many channels."""
+        planes = decode_lossless(data)
+        if planes.dtype != np.dtype(dtype) or planes.shape[-1] != channels:
+            wanted = f"{np.dtype(dtype)} with {channels} channels"
+            raise ClipError(f"{cls.name}: stored planes must be {wanted}, got {planes.dtype} {planes.shape}")
+        return planes
 
     @abstractmethod
     def to_rgb(self) -> np.ndarray:
@@ -123,3 +133,12 @@ def find_modality(name: str) -> type[Modality]:
         if isinstance(value, type) and issubclass(value, Modality) and value.__module__ == module.__name__:
             return value
     raise OpenUniError(f"manifests/modalities/{name}.py defines no Modality subclass")
+
+
+def read_rendering(name: str, rgb: np.ndarray) -> Modality:
+    """A rendering without constants, float32 [T, H, W, 3] in 0..1, as the modality it shows.
+
+    One that cannot be read back (`invertible` is False) stays what it is: a picture, the modality `rgb`.
+    """
+    modality = find_modality(name)
+    return (modality if modality.invertible else find_modality("rgb")).from_rgb(rgb)

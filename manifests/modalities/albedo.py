@@ -9,7 +9,7 @@ from manifests.errors import ClipError
 from manifests.modality import Modality, Payload
 from manifests.resample import resize_smooth
 from manifests.transfer import linear_of, srgb_of
-from manifests.video import decode_lossless, encode_lossless
+from manifests.video import encode_lossless
 
 LEVELS = 65535  # of the stored 16-bit planes
 
@@ -56,7 +56,7 @@ class Albedo(Modality):
         """The stored reflectance. Raises `ClipError` for planes of another transfer."""
         if constants != AlbedoConstants():
             raise ClipError(f'albedo: planes must be "linear", the constants say "{constants.transfer}"')
-        return cls(decode_lossless(data).astype(np.float32) / np.float32(LEVELS))
+        return cls(cls.planes(data, np.uint16, 3).astype(np.float32) / np.float32(LEVELS))
 
     def to_rgb(self) -> np.ndarray:
         """float32 [T, H, W, 3]: sRGB values."""

@@ -8,7 +8,7 @@ import numpy as np
 from manifests.errors import ClipError
 from manifests.modality import Modality, Payload
 from manifests.resample import resize_smooth
-from manifests.video import decode_lossless, encode_lossless
+from manifests.video import encode_lossless
 
 LEVELS = 65535  # of the stored 16-bit planes
 
@@ -52,7 +52,7 @@ class Alpha(Modality):
         """The stored coverage."""
         if not 0 < constants.levels <= LEVELS:
             raise ClipError(f"alpha: levels must be within 1..{LEVELS}, the constants say {constants.levels}")
-        return cls(decode_lossless(data).astype(np.float32) / np.float32(constants.levels))
+        return cls(cls.planes(data, np.uint16, 1).astype(np.float32) / np.float32(constants.levels))
 
     def to_rgb(self) -> np.ndarray:
         """Grey float32 [T, H, W, 3], the foreground white."""

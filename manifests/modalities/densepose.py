@@ -9,7 +9,7 @@ import numpy as np
 from manifests.errors import ClipError
 from manifests.modality import Modality, Payload
 from manifests.resample import resize_nearest
-from manifests.video import decode_lossless, encode_lossless
+from manifests.video import encode_lossless
 
 PART_COUNT = 24
 
@@ -57,7 +57,7 @@ class DensePose(Modality):
         """The stored I, U, V. Raises `ClipError` for another set of parts."""
         if constants != DensePoseConstants():
             raise ClipError(f"densepose: there are {PART_COUNT} parts, the constants say {constants.part_count}")
-        return cls(decode_lossless(data))
+        return cls(cls.planes(data, np.uint8, 3))
 
     def to_rgb(self) -> np.ndarray:
         """float32 [T, H, W, 3]: the parts' colours."""

@@ -10,7 +10,7 @@ from manifests.errors import ClipError
 from manifests.modality import Modality, Payload
 from manifests.resample import resize_smooth
 from manifests.transfer import linear_of, srgb_of
-from manifests.video import decode_lossless, encode_lossless
+from manifests.video import encode_lossless
 
 LARGEST = 65504.0  # of 16-bit floats
 WHITE_PERCENTILE = 99.5
@@ -70,15 +70,13 @@ class Irradiance(Modality):
 
     def encode(self, fps: float) -> Payload:
         """RGB 16-bit FFV1 that holds the bit patterns of IEEE half-precision floats."""
-        planes = self.array.astype("<f2").view("<u2").astype(np.uint16, copy=False)
+        planes = self.array.astype(np.float16).view(np.uint16)
         return Payload(encode_lossless(planes, fps), self.suffix, self.constants())
 
     @classmethod
     def decode(cls, data: bytes, constants: IrradianceConstants) -> Self:
         """The stored irradiance, with the row's white."""
-        planes = np.ascontiguousarray(decode_lossless(data))
-        if planes.dtype != np.uint16:
-            raise ClipError(f"irradiance: stored planes must be uint16, got {planes.dtype}")
+        planes = np.ascontiguousarray(cls.planes(data, np.uint16, 3))
         return cls(planes.view(np.float16).astype(np.float32), constants.checked().white)
 
     def to_rgb(self) -> np.ndarray:

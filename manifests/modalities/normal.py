@@ -8,7 +8,7 @@ import numpy as np
 from manifests.errors import ClipError
 from manifests.modality import Modality, Payload
 from manifests.resample import resize_nearest, resize_smooth
-from manifests.video import decode_lossless, encode_lossless
+from manifests.video import encode_lossless
 
 LENGTH_TOLERANCE = 1e-3  # twice what rounding to 16-bit floats does to a length
 ZERO_LEVEL = 32768  # of the stored 16-bit planes
@@ -74,7 +74,7 @@ class Normal(Modality):
         """The stored directions, of unit length. Raises `ClipError` for another frame of reference."""
         if constants != NormalConstants():
             raise ClipError(f'normal: the frame is "{NormalConstants().frame}", the constants say "{constants.frame}"')
-        planes = decode_lossless(data)
+        planes = cls.planes(data, np.uint16, 3)
         out = np.empty((*planes.shape[:3], 3), np.float32)
         for target, plane in zip(out, planes, strict=True):
             target[:] = _unit((plane.astype(np.float32) - ZERO_LEVEL) / LEVELS, 0)
@@ -97,8 +97,8 @@ class Normal(Modality):
         the new pixel is surface. Where they cancel out, the one under the new pixel's centre.
         """
         mean = resize_smooth(self.array, height_px, width_px)
-        surface: np.ndarray = self.array.any(axis=-1, keepdims=True)
-        share = resize_smooth(surface.astype(np.float32), height_px, width_px)
+        surface = (_length(self.array) > 0).astype(np.float32)
+        share = resize_smooth(surface, height_px, width_px)
         nearest = resize_nearest(self.array, height_px, width_px)
         direction = np.where(_length(mean) < CANCELLED * share, nearest, mean)
         return replace(self, array=np.where(share < SURFACE_SHARE, np.float32(0), _unit(direction, 0)))
