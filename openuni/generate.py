@@ -8,7 +8,7 @@ import numpy as np
 from manifests import video
 from manifests.encode import write_video
 from manifests.errors import OpenUniError
-from manifests.modality import Modality, find_modality
+from manifests.modality import Modality, read_rendering
 
 
 @dataclass(frozen=True)
@@ -45,15 +45,14 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def _read(name: str, path: str) -> Modality:
-    """A video of a modality's RGB rendering, as the modality."""
-    modality = find_modality(name)
+    """A video of a modality's RGB rendering, as the modality, or as a picture where it cannot be read back."""
     source = str(Path(path).resolve()) if "://" not in path else path
     try:
         info = video.probe(source)
         frames = video.decode(video.clip_of(source, info)).frames
     except video.VideoError as error:
         raise OpenUniError(f"--given {name}={path}: {error}") from error
-    return modality.from_rgb(frames.astype(np.float32) / 255)
+    return read_rendering(name, frames.astype(np.float32) / 255)
 
 
 def _size(text: str | None) -> tuple[int, int, int] | None:

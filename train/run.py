@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from manifests.errors import OpenUniError
-from manifests.modality import Modality, find_modality
+from manifests.modality import Modality, read_rendering
 from train import sampler
 from train.checkpoint import Checkpoint, checkpoints, load_model
 from train.log import read_log
@@ -135,7 +135,8 @@ class Run:
         """Videos of the modalities in `make`, from a text and any given ones.
 
         `given`: by modality its value, or a rendering of it as RGB, float32 [T, H, W, 3] in 0..1 or uint8. It is cut
-        and fitted to `size`: frames, height_px, width_px; by default those of the training data.
+        and fitted to `size`: frames, height_px, width_px; by default those of the training data. A made modality whose
+        rendering cannot be read back (skeleton) comes as the picture of it, an `RGB`.
         """
         given = given or {}
         task = self.known_task(Task(tuple(given), tuple(make)))
@@ -149,9 +150,7 @@ class Run:
             self._latent_shape(size),
             sampling,
         )
-        return {
-            name: find_modality(name).from_rgb(codec.decode(model, tensor[0].numpy())) for name, tensor in made.items()
-        }
+        return {name: read_rendering(name, codec.decode(model, tensor[0].numpy())) for name, tensor in made.items()}
 
     def known_task(self, task: str | Task) -> Task:
         """The task, if the model was trained for it; raises `OpenUniError` with those it was."""
@@ -174,7 +173,7 @@ class Run:
         frames, height_px, width_px = size
         if isinstance(value, np.ndarray):
             rgb = value.astype(np.float32) / 255.0 if value.dtype == np.uint8 else value.astype(np.float32)
-            value = find_modality(name).from_rgb(rgb)
+            value = read_rendering(name, rgb)
         if len(value.array) < frames:
             raise OpenUniError(f"the given {name} has {len(value.array)} frames; {frames} are needed")
         return value.take(0, frames).fit(height_px, width_px).to_rgb()
