@@ -129,6 +129,13 @@ def translated(source: str) -> Iterator[None]:
         raise VideoError(f"reading {source} failed: {error}. Try again, or copy it to a local disk.") from error
 
 
+def all_bytes(source: str) -> bytes:
+    """The bytes of a video as it lies, of a local path, a URL or a span of either."""
+    with contextlib.ExitStack() as stack, translated(source):
+        file = _file_of(source, stack)
+        return Path(file).read_bytes() if isinstance(file, str) else bytes(file.read())
+
+
 def counts_only(container: "InputContainer") -> bool:
     """AVI numbers its frames in decoding order and knows no presentation times.
 

@@ -1,10 +1,12 @@
 """Writing video: browser-playable H.264 for people, FFV1 with slice CRC for signals. Part of `video`."""
 
 import io
+import itertools
 import uuid
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import xxhash
@@ -19,6 +21,7 @@ PLANE_FORMATS = {
     ("uint8", 3): ("rgb24", "bgr0"),
     ("uint16", 3): ("rgb48le", "rgb48le"),
 }
+Pixels = Literal["yuv420p", "yuv444p", "rgb"]  # how an H.264 video holds colour
 SEAL_TAG = "PLANES"
 DAMAGED = "stored planes are damaged ({}): recompute this column group"
 
@@ -34,47 +37,71 @@ def frame_rate(fps: float | Fraction) -> Fraction:
     return rate
 
 
-def write_video(path: str | Path, frames: np.ndarray, fps: float | Fraction, crf: int = 18) -> None:
-    """H.264 in mp4 that browsers play: 4:2:0, BT.709, limited range, index in front.
+def write_video(
+    path: str | Path,
+    frames: np.ndarray | Iterable[np.ndarray],
+    fps: float | Fraction,
+    crf: int = 18,
+    *,
+    pixels: Pixels = "yuv420p",
+    threads: int = 0,
+) -> None:
+    """H.264 in mp4: BT.709, limited range, index in front. The file appears under its name only when whole.
 
-    `frames`: uint8 [T, H, W, 3] RGB with even H and W (4:2:0 has no odd sizes; crop or resize first). `fps`: frames per
-    second. `crf`: x264's constant rate factor, 0 to 51; 18 is visually lossless. Lossy: for people, never for labels.
-    The file appears under its name only when whole.
+    `frames`: uint8 [T, H, W, 3] RGB, or as many [H, W, 3] one by one. `fps`: frames per second. `crf`: x264's constant
+    rate factor, 0 to 51; 18 is visually lossless.
+    `pixels`: "yuv420p", which every browser plays, halves colour in both directions and needs even H and W (crop or
+    resize first); "yuv444p" keeps colour at full size, for colour-coded maps; "rgb" is exact at `crf` 0.
+    `threads`: of the encoder; 0 = by the cores. The bytes depend on it: with 1, equal frames give equal bytes anywhere.
     """
     import av
-    from av.video.reformatter import ColorRange, Colorspace, Interpolation
 
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size:
-        raise VideoError(f"frames must be uint8 [T, H, W, 3] with T > 0, got {frames.dtype} {frames.shape}")
-    _, height_px, width_px, _ = frames.shape
-    if height_px % 2 or width_px % 2:
+    images = iter(frames)
+    first = next(images, None)
+    if first is None or first.dtype != np.uint8 or first.ndim != 3 or first.shape[-1] != 3 or not first.size:
+        given = frames if isinstance(frames, np.ndarray) else first
+        found = "none" if given is None else f"{given.dtype} {given.shape}"
+        raise VideoError(f"frames must be uint8 [T, H, W, 3] with T > 0, got {found}")
+    height_px, width_px, _ = first.shape
+    if pixels == "yuv420p" and (height_px % 2 or width_px % 2):
         raise VideoError(f"H.264 needs even sizes, got {width_px}x{height_px}: crop or resize the frames by one pixel")
     path = Path(path)
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     rate = frame_rate(fps)
+    codec = "libx264rgb" if pixels == "rgb" else "libx264"
     try:
         with av.open(str(unfinished), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-            stream = container.add_stream("libx264", rate=rate, options={"crf": str(crf), "preset": "medium"})
-            stream.width, stream.height, stream.pix_fmt = width_px, height_px, "yuv420p"
-            for tag in ("color_primaries", "color_trc", "colorspace"):
-                setattr(stream, tag, 1)  # BT.709
-            stream.color_range = 1  # limited, what browsers assume
-            for number, image in enumerate(frames):
-                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-                frame = frame.reformat(
-                    format="yuv420p",
-                    dst_colorspace=Colorspace.ITU709,
-                    src_color_range=ColorRange.JPEG,
-                    dst_color_range=ColorRange.MPEG,
-                    interpolation=Interpolation.AREA | Interpolation.ACCURATE_RND,
-                    threads=1,
-                )
+            stream: Any = container.add_stream(codec, rate=rate, options={"crf": str(crf), "preset": "medium"})
+            stream.width, stream.height = width_px, height_px
+            stream.pix_fmt = "rgb24" if pixels == "rgb" else pixels
+            stream.thread_count = threads
+            if pixels != "rgb":
+                for tag in ("color_primaries", "color_trc", "colorspace"):
+                    setattr(stream, tag, 1)  # BT.709
+                stream.color_range = 1  # limited, what browsers assume
+            for number, image in enumerate(itertools.chain([first], images)):
+                frame = _to_pixels(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24"), pixels)
                 frame.pts, frame.time_base = number, 1 / rate
                 container.mux(stream.encode(frame))
             container.mux(stream.encode(None))
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _to_pixels(frame: Any, pixels: Pixels) -> Any:
+    from av.video.reformatter import ColorRange, Colorspace, Interpolation
+
+    if pixels == "rgb":
+        return frame
+    return frame.reformat(
+        format=pixels,
+        dst_colorspace=Colorspace.ITU709,
+        src_color_range=ColorRange.JPEG,
+        dst_color_range=ColorRange.MPEG,
+        interpolation=Interpolation.AREA | Interpolation.ACCURATE_RND,
+        threads=1,
+    )
 
 
 def encode_lossless(planes: np.ndarray, fps: float | Fraction) -> bytes:

@@ -1,6 +1,7 @@
 """Video in and out: the only door to pixels on disk. Exact frames by timestamp, bounded memory, hostile input."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,13 +17,14 @@ from manifests.container import (
     SourceChanged,
     Undecodable,
     VideoError,
+    all_bytes,
     counts_only,
     list_packets,
     open_video,
     packets_from_key,
     translated,
 )
-from manifests.encode import decode_lossless, encode_lossless, write_video
+from manifests.encode import Pixels, decode_lossless, encode_lossless, write_video
 from manifests.frames import FrameWalk, is_transposed, orientation, to_rgb24, turned
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ __all__ = [
     "Limits",
     "NotAVideo",
     "OverLimit",
+    "Pixels",
     "Refused",
     "SourceChanged",
     "Undecodable",
@@ -43,7 +46,10 @@ __all__ = [
     "decode",
     "decode_lossless",
     "encode_lossless",
+    "frames_of",
     "probe",
+    "whole_mp4",
+    "working_size",
     "write_video",
 ]
 
@@ -162,6 +168,27 @@ def decode(
     return _decode(clip, indices, short_side_px, limits, threads=1)  # slower, and only what harms a frame is an error
 
 
+def frames_of(clip: Clip, short_side_px: int = 0, limits: Limits = Limits()) -> Iterator[np.ndarray]:
+    """The frames that `decode` gives, uint8 [H, W, 3], one by one: never all in memory. Raises as it does."""
+    with _opened(clip, limits) as (walk, wanted):
+        yield from _images(clip, walk.frames(wanted), short_side_px)
+
+
+def whole_mp4(clip: Clip) -> bytes | None:
+    """The bytes of the clip's source where that is an mp4 that holds exactly the clip's frames, else None.
+
+    Raises a `VideoError` when the source cannot be read. A source that has changed since gives None; `decode` says so.
+    """
+    with open_video(clip.source, Limits()) as (container, _):
+        brand = container.metadata.get("major_brand", "qt").strip()  # QuickTime's mov is of the same family
+        if "mp4" not in container.format.name or brand == "qt":
+            return None
+    info = probe(clip.source)
+    if info.stream_index != clip.stream_index or pts_hash(info.pts) != clip.pts_hash:
+        return None
+    return all_bytes(clip.source)
+
+
 def _decode(
     clip: Clip,
     indices: np.ndarray | Callable[[np.ndarray], np.ndarray] | None,
@@ -170,6 +197,17 @@ def _decode(
     threads: int,
 ) -> DecodedClip:
     unit_s = clip.time_base_num / clip.time_base_den
+    with _opened(clip, limits, threads) as (walk, wanted):
+        if indices is not None:
+            chosen = indices((wanted - clip.start_pts) * unit_s) if callable(indices) else indices
+            wanted = wanted[_checked_indices(chosen, len(wanted))]
+        frames = _stack(clip, walk.frames(wanted), len(wanted), short_side_px, limits)
+    return DecodedClip(clip, frames, (wanted - clip.start_pts) * unit_s)
+
+
+@contextmanager
+def _opened(clip: Clip, limits: Limits, threads: int = 1) -> Iterator[tuple[FrameWalk, np.ndarray]]:
+    """A walk over the clip's source, and the timestamps of its frames, after proving that they are the clip's."""
     with open_video(clip.source, limits) as (container, stream), translated(clip.source):
         if stream.index != clip.stream_index:
             text = f"its main video is stream {stream.index}, was {clip.stream_index}"
@@ -179,12 +217,7 @@ def _decode(
         if len(wanted) != clip.frame_count or pts_hash(wanted) != clip.pts_hash:
             found = f"{len(wanted)} frames in the span of {clip.frame_count}"
             raise SourceChanged(f"{clip.source} is not the file it was ({found}, or other timestamps): ingest it anew")
-        if indices is not None:
-            chosen = indices((wanted - clip.start_pts) * unit_s) if callable(indices) else indices
-            wanted = wanted[_checked_indices(chosen, len(wanted))]
-        walk = FrameWalk(clip.source, container, stream, packets, limits, threads)
-        frames = _stack(clip, walk.frames(wanted), len(wanted), short_side_px, limits)
-    return DecodedClip(clip, frames, (wanted - clip.start_pts) * unit_s)
+        yield FrameWalk(clip.source, container, stream, packets, limits, threads), wanted
 
 
 def _packets_of(clip: Clip, container: "InputContainer", stream: "VideoStream", limits: Limits) -> Packets:
@@ -204,11 +237,7 @@ def _checked_indices(indices: np.ndarray, count: int) -> np.ndarray:
 
 def _stack(clip: Clip, frames: "Iterator[VideoFrame]", count: int, short_side_px: int, limits: Limits) -> np.ndarray:
     """uint8 [count, H, W, 3]: frames converted, scaled and turned one by one into one array."""
-    from av.video.reformatter import VideoReformatter
-
-    shorter = min(clip.width_px, clip.height_px)
-    scale = short_side_px / shorter if 0 < short_side_px < shorter else 1.0
-    width_px, height_px = max(1, round(clip.width_px * scale)), max(1, round(clip.height_px * scale))
+    height_px, width_px = working_size(clip, short_side_px)
     nbytes = count * height_px * width_px * 3
     if nbytes > limits.max_decoded_bytes:
         text = f"{count} frames of {width_px}x{height_px} need {nbytes} bytes, over Limits.max_decoded_bytes"
@@ -216,6 +245,23 @@ def _stack(clip: Clip, frames: "Iterator[VideoFrame]", count: int, short_side_px
             f"{clip.source}: {text} = {limits.max_decoded_bytes}: take a smaller working size or shorter clips"
         )
     out = np.empty((count, height_px, width_px, 3), np.uint8)
+    for target, image in zip(out, _images(clip, frames, short_side_px), strict=True):
+        target[:] = image
+    return out
+
+
+def working_size(clip: Clip, short_side_px: int) -> tuple[int, int]:
+    """Height and width of decoded frames: the shorter side scaled down to `short_side_px`, where that is not 0."""
+    shorter = min(clip.width_px, clip.height_px)
+    scale = short_side_px / shorter if 0 < short_side_px < shorter else 1.0
+    return max(1, round(clip.height_px * scale)), max(1, round(clip.width_px * scale))
+
+
+def _images(clip: Clip, frames: "Iterator[VideoFrame]", short_side_px: int) -> Iterator[np.ndarray]:
+    """uint8 [H, W, 3] of each frame: converted, scaled and turned."""
+    from av.video.reformatter import VideoReformatter
+
+    height_px, width_px = working_size(clip, short_side_px)
     reformatter = VideoReformatter()
     turn: tuple[int, int, int, int] | None = None
     for number, frame in enumerate(frames):
@@ -225,8 +271,7 @@ def _stack(clip: Clip, frames: "Iterator[VideoFrame]", count: int, short_side_px
         if shown != (clip.width_px, clip.height_px):
             text = f"frame {number} is {shown[0]}x{shown[1]}, the clip is {clip.width_px}x{clip.height_px}"
             raise Undecodable(f"{clip.source}: {text}: cut the video where its size changes")
-        out[number] = turned(to_rgb24(frame, *sides, reformatter), turn)
-    return out
+        yield turned(to_rgb24(frame, *sides, reformatter), turn)
 
 
 def _last_duration(packets: Packets, pts: np.ndarray, stream: "VideoStream") -> int:

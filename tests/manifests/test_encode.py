@@ -133,6 +133,25 @@ def test_written_video_is_what_browsers_play(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["a.mp4"]
 
 
+@pytest.mark.parametrize(("pixels", "crf", "worst"), [("yuv420p", 1, 40), ("yuv444p", 1, 4), ("rgb", 0, 0)])
+def test_colour_is_kept_as_the_pixel_format_says(tmp_path: Path, pixels: video.Pixels, crf: int, worst: int) -> None:
+    frames = np.zeros((3, 33, 47, 3) if pixels != "yuv420p" else (3, 32, 48, 3), np.uint8)
+    frames[:, :, ::2] = (255, 0, 0)  # columns one pixel wide: 4:2:0 has no room for their colours
+    frames[:, :, 1::2] = (0, 0, 255)
+    path = tmp_path / "a.mp4"
+    video.write_video(path, iter(frames), 25, crf, pixels=pixels)
+    back = video.decode(video.clip_of(str(path), video.probe(str(path)))).frames
+    error = np.abs(back.astype(int) - frames).max()
+    assert error <= worst if pixels != "yuv420p" else error > worst
+
+
+def test_one_thread_gives_equal_bytes(tmp_path: Path) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (12, 48, 64, 3), dtype=np.uint8)
+    for name in "ab":
+        video.write_video(tmp_path / name, frames, 25, threads=1)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     path.write_bytes(b"old")

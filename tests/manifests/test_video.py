@@ -179,3 +179,28 @@ def test_a_size_change_within_the_clip_is_an_error(tmp_path: Path) -> None:
     assert clip.frame_count == 10
     with pytest.raises(video.Undecodable, match="frame 5 is 128x96, the clip is 64x48"):
         video.decode(clip)
+
+
+def test_frames_one_by_one_are_those_of_decode(coded: Path) -> None:
+    clip = video.clip_of(str(coded), video.probe(str(coded)), 11, 24)
+    one_by_one = np.stack(list(video.frames_of(clip, 24)))
+    np.testing.assert_array_equal(one_by_one, video.decode(clip, short_side_px=24, threads=1).frames)
+    with pytest.raises(video.SourceChanged):
+        next(video.frames_of(replace(clip, pts_hash="0" * 16)))
+
+
+def test_a_whole_mp4_is_had_as_it_lies(coded: Path) -> None:
+    info = video.probe(str(coded))
+    data = video.whole_mp4(video.clip_of(str(coded), info))
+    assert data == (coded.read_bytes() if coded.suffix == ".mp4" else None)
+    assert video.whole_mp4(video.clip_of(str(coded), info, 0, 39)) is None
+
+
+def test_a_whole_mp4_within_another_file_is_had_without_its_surroundings(tmp_path: Path) -> None:
+    path = encode(tmp_path / "a.mp4", "libx264")
+    data = path.read_bytes()
+    (tmp_path / "shard.tar").write_bytes(b"x" * 512 + data + b"y" * 100)
+    source = f"{tmp_path}/shard.tar#bytes=512-{511 + len(data)}"
+    assert video.whole_mp4(video.clip_of(source, video.probe(source))) == data
+    mov = encode(tmp_path / "a.mov", "libx264")
+    assert video.whole_mp4(video.clip_of(str(mov), video.probe(str(mov)))) is None
