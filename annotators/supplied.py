@@ -130,7 +130,7 @@ def _entry(entry: Any, modality: type[Modality], where: str) -> tuple[str, Any]:
     """File name and constants of one modality, checked: nothing in the sidecar may point out of the folder."""
     well_formed = isinstance(entry, dict) and isinstance(entry.get("file"), str)
     if not (well_formed and isinstance(entry.get("constants"), dict)):
-        raise ClipError(f'{where}: must be {{"file": "NAME.mkv", "constants": {{...}}}}')
+        raise ClipError(f'{where}: must be {{"file": "NAME.{modality.suffix}", "constants": {{...}}}}')
     from pydantic import ConfigDict, TypeAdapter
 
     file, given = entry["file"], entry["constants"]

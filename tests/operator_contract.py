@@ -55,7 +55,7 @@ def result_is_as_declared(operator: Operator, clip: DecodedClip) -> None:
             assert not isinstance(operator, Filter), f"{name}: a filter gives numbers only"
             frames, height_px, width_px = clip.frames.shape[:3]
             assert len(value.array) == frames, f"{name}: {len(value.array)} maps for {frames} frames"
-            assert value.array.shape[1] <= height_px and value.array.shape[2] <= width_px, f"{name}: larger than frames"
+            assert value.size_px[0] <= height_px and value.size_px[1] <= width_px, f"{name}: larger than frames"
         if isinstance(value, float):
             assert np.isfinite(value), f"{name} is {value}: what cannot be measured is None"
 

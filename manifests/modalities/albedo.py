@@ -60,12 +60,18 @@ class Albedo(Modality):
 
     def to_rgb(self) -> np.ndarray:
         """float32 [T, H, W, 3]: sRGB values."""
-        return np.clip(srgb_of(self.array), 0, 1)
+        out = np.empty(self.array.shape, np.float32)
+        for target, image in zip(out, self.array, strict=True):
+            target[:] = np.clip(srgb_of(image), 0, 1)
+        return out
 
     @classmethod
     def from_rgb(cls, rgb: np.ndarray, constants: AlbedoConstants | None = None) -> Self:
         """sRGB values taken back to linear; outside 0..1 they are clipped."""
-        return cls(np.clip(linear_of(np.clip(rgb, 0, 1).astype(np.float32)), 0, 1))
+        out = np.empty(rgb.shape, np.float32)
+        for target, image in zip(out, rgb, strict=True):
+            target[:] = np.clip(linear_of(np.clip(image, 0, 1)), 0, 1)
+        return cls(out)
 
     def resize(self, height_px: int, width_px: int) -> Self:
         """Averaged or bilinear, in linear reflectance."""

@@ -83,7 +83,7 @@ class Depth(Modality):
         for plane, image in zip(planes, self.array, strict=True):
             value = np.log(image, dtype=np.float64) if self.unit == "metres" else image.astype(np.float64)
             plane[:] = np.rint(np.clip((value - lo) / span, 0, 1) * LEVELS)
-        return Payload(encode_lossless(planes, fps), "mkv", constants)
+        return Payload(encode_lossless(planes, fps), self.suffix, constants)
 
     @classmethod
     def decode(cls, data: bytes, constants: DepthConstants) -> Self:

@@ -90,7 +90,7 @@ class Flow(Modality):
             plane[..., :2] = np.rint(field / np.float32(constants.step_px)) + ZERO_LEVEL
         if self.valid is not None:
             planes[..., 2:] = self.valid
-        return Payload(encode_lossless(planes, fps), "mkv", constants)
+        return Payload(encode_lossless(planes, fps), self.suffix, constants)
 
     @classmethod
     def decode(cls, data: bytes, constants: FlowConstants) -> Self:

@@ -91,8 +91,10 @@ class Irradiance(Modality):
     def from_rgb(cls, rgb: np.ndarray, constants: IrradianceConstants | None = None) -> Self:
         """sRGB values taken back to linear, times white. Without constants white is 1."""
         white = (constants or IrradianceConstants(1.0)).checked().white
-        linear = np.clip(linear_of(np.clip(rgb, 0, 1).astype(np.float32)), 0, 1)
-        return cls(np.minimum(linear * np.float32(white), np.float32(LARGEST)), white)
+        out = np.empty(rgb.shape, np.float32)
+        for target, image in zip(out, rgb, strict=True):
+            target[:] = np.clip(linear_of(np.clip(image, 0, 1)) * white, 0, min(white, LARGEST))
+        return cls(out, white)
 
     def resize(self, height_px: int, width_px: int) -> Self:
         """Averaged or bilinear, in linear light."""

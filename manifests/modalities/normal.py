@@ -66,7 +66,7 @@ class Normal(Modality):
         """RGB 16-bit FFV1; see the class for the bound."""
         planes = np.empty(self.array.shape, np.uint16)
         for plane, image in zip(planes, self.array, strict=True):
-            plane[:] = np.rint(np.clip(image, -1, 1) * LEVELS) + ZERO_LEVEL
+            plane[:] = np.rint(_unit(image, 0) * LEVELS) + ZERO_LEVEL
         return Payload(encode_lossless(planes, fps), self.suffix, self.constants())
 
     @classmethod
@@ -82,7 +82,10 @@ class Normal(Modality):
 
     def to_rgb(self) -> np.ndarray:
         """float32 [T, H, W, 3]: (n + 1) / 2."""
-        return np.clip((self.array + 1) / 2, 0, 1)
+        out = np.empty(self.array.shape, np.float32)
+        for target, image in zip(out, self.array, strict=True):
+            target[:] = np.clip((image + 1) / 2, 0, 1)
+        return out
 
     @classmethod
     def from_rgb(cls, rgb: np.ndarray, constants: NormalConstants | None = None) -> Self:

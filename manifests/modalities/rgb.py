@@ -39,7 +39,7 @@ class RGB(Modality):
 
     def encode(self, fps: float) -> Payload:
         """FFV1 in Matroska, exact."""
-        return Payload(encode_lossless(self.array, fps), "mkv", self.constants())
+        return Payload(encode_lossless(self.array, fps), self.suffix, self.constants())
 
     @classmethod
     def decode(cls, data: bytes, constants: RGBConstants) -> Self:

@@ -58,7 +58,7 @@ class Segmentation(Modality):
         constants = replace(self, known_ids=None).constants()
         small = not constants.ids or constants.ids[-1] < PALETTE_SIZE
         planes = self.array.astype(np.uint8) if small else self.array
-        return Payload(encode_lossless(planes, fps), "mkv", constants)
+        return Payload(encode_lossless(planes, fps), self.suffix, constants)
 
     @classmethod
     def decode(cls, data: bytes, constants: SegmentationConstants) -> Self:
