@@ -191,14 +191,23 @@ class Corpus:
     def remove(self, group: str, chosen: Callable[[pa.Table], pa.ChunkedArray]) -> int:
         """Remove the rows for which `chosen` (given a part's rows) says true; returns how many there were."""
         removed = 0
-        for part in self.parts(group):
-            table = pq.read_table(self.store.path(part), filesystem=self.store.fs)
-            gone = pc.fill_null(chosen(table), False)
-            count = pc.sum(gone).as_py() or 0
-            if count:
-                self.store.put(part, table_bytes(table.filter(pc.invert(gone))))
-                removed += count
+
+        def change(rows: pa.Table) -> pa.Table:
+            nonlocal removed
+            left = rows.filter(pc.invert(pc.fill_null(chosen(rows), False)))
+            removed += len(rows) - len(left)
+            return left
+
+        self.rewrite(group, change)
         return removed
+
+    def rewrite(self, group: str, change: Callable[[pa.Table], pa.Table]) -> None:
+        """Put `change(rows)` in the place of each part's rows, part by part; equal rows are not written again."""
+        for part in self.parts(group):
+            rows = pq.read_table(self.store.path(part), filesystem=self.store.fs)
+            changed = change(rows)
+            if not changed.equals(rows):
+                self.store.put(part, table_bytes(changed))
 
     def select(self, keep: str, out: str) -> "Corpus":
         """A new corpus at `out` with the clips that pass `keep`: rows are filtered, payload files linked or copied."""

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
-from manifests import select
+from manifests import presence, select
 from manifests.errors import OpenUniError
 from manifests.schema import clip_schema
 
@@ -144,7 +144,8 @@ def _filters_of(corpus: "Corpus", rules: Sequence[select.Rule]) -> list[str]:
 
 def _schemas(corpus: "Corpus", filters: Sequence[str]) -> dict[str, pa.Schema]:
     # one sampled file per group is enough: all parts of a group share a schema
-    found = {"clips": clip_schema()}
+    has = pa.struct([pa.field(name, pa.bool_()) for name in presence.makers(corpus)])
+    found = {"clips": clip_schema(), presence.COLUMN: pa.schema([pa.field(presence.COLUMN, has)])}
     for name in filters:
         found[f"filters/{name}"] = corpus.dataset(f"filters/{name}").schema
     return found
@@ -174,6 +175,9 @@ def _joined(corpus: "Corpus", rules: Sequence[select.Rule], groups: Mapping[str,
     columns = {name: pads.field(name) for name in names}
     columns |= {"clip_status": pads.field("status"), "clip_error": pads.field("error")}
     joined = corpus.dataset("clips", clip_schema()).to_table(columns=columns)
+    if any(column[0] == presence.COLUMN for rule in rules for column in rule.columns):
+        masks = presence.presence(corpus, joined.column("clip_id"))
+        joined = joined.append_column(presence.COLUMN, pa.StructArray.from_arrays(masks.values(), list(masks)))
     for name, group in groups.items():
         struct = _whole(corpus, group, name) if name in whole else _fields(corpus, group, name, sorted(wanted[name]))
         joined = joined.append_column(name, _aligned(joined.column("clip_id"), *struct))

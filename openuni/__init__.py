@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from manifests.clip import Clip, DecodedClip
     from manifests.corpus import Corpus
     from manifests.errors import OpenUniError
-    from openuni.api import import_set, open_corpus, open_run, run, select, train
+    from openuni.api import import_set, open_corpus, open_run, run, select, split, train
     from openuni.recipe import Recipe
     from train.run import Run
 
@@ -33,6 +33,7 @@ _HOMES = {
     "open_run": "openuni.api",
     "run": "openuni.api",
     "select": "openuni.api",
+    "split": "openuni.api",
     "train": "openuni.api",
 }
 
@@ -48,6 +49,7 @@ __all__ = [
     "open_run",
     "run",
     "select",
+    "split",
     "train",
 ]
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from manifests import select as rules
+from manifests import splits
 from manifests.corpus import Corpus
 from manifests.errors import OpenUniError
 from openuni import doctor
@@ -108,6 +109,20 @@ def select(corpus: str | Path | Corpus, keep: str, *, out: str | Path) -> Corpus
     source = corpus if isinstance(corpus, Corpus) else Corpus.open(str(corpus))
     rules.parse(keep)
     return source.select(keep, str(out))
+
+
+def split(
+    corpus: str | Path | Corpus, shares: Mapping[str, float], *, seed: int = 0, anew: bool = False
+) -> dict[str, int]:
+    """Give every clip a split and return how many clips each has: see `manifests.splits.assign`."""
+    opened = corpus if isinstance(corpus, Corpus) else Corpus.open(str(corpus))
+    for name, share in shares.items():
+        if isinstance(share, bool) or not isinstance(share, int | float):
+            raise OpenUniError(f"split {name} = {share!r}: give its share of the clips, such as {name}=0.05")
+    with opened.lock():
+        counts = splits.assign(opened, shares, seed, anew=anew)
+    opened.refresh()
+    return counts
 
 
 def train(

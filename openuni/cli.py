@@ -194,12 +194,17 @@ def summary(
     corpus: CorpusPlace,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, for other programs")] = False,
 ) -> None:
-    """Show what became of every clip: ok, dropped by which rule, failed for which reason."""
+    """Show what became of every clip (ok, dropped by which rule, failed for which reason), and who has what."""
     from manifests.corpus import Corpus
+    from manifests.presence import coverage, coverage_text
     from openuni.ledger import summary_record
 
-    ledger = Corpus.open(corpus).summary()
-    print(json.dumps(summary_record(ledger), indent=2) if as_json else ledger)
+    opened = Corpus.open(corpus)
+    ledger, covered = opened.summary(), coverage(opened)
+    if as_json:
+        print(json.dumps(summary_record(ledger) | {"coverage": covered}, indent=2))
+    else:
+        print(f"{ledger}\n\n{coverage_text(covered)}")
 
 
 @app.command()
@@ -213,6 +218,27 @@ def select(
 
     chosen = api.select(corpus, keep, out=out)
     print(f"{len(chosen):,} clips in {out}")
+
+
+@app.command()
+def split(
+    corpus: CorpusPlace,
+    share: Annotated[
+        list[str] | None, typer.Option(help="NAME=SHARE of a split besides train; may be repeated")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Another seed deals out otherwise")] = 0,
+    anew: Annotated[bool, typer.Option("--anew", help="Move clips that have a split already, too")] = False,
+) -> None:
+    """Give every clip a split, by origin and even over modalities. Run it again when the corpus has grown.
+
+    Clips that have a split keep it. Default: --share validation=0.05.
+    """
+    from openuni import api
+    from openuni.recipe import parse_texts
+
+    shares = parse_texts(share or ("validation=0.05",), "--share")
+    for name, count in api.split(corpus, shares, seed=seed, anew=anew).items():
+        print(f"{name:<12}{count:>12,} clips")
 
 
 @app.command()

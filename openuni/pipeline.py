@@ -22,6 +22,7 @@ from manifests.component import fingerprint
 from manifests.corpus import Corpus, operator_folder
 from manifests.errors import OpenUniError
 from manifests.operator import Operator
+from manifests.presence import holders
 from openuni import encode
 from openuni.ledger import recorded
 from openuni.phases import ClipItem, IngestSpec, OperatorSpec, SourceItem
@@ -128,7 +129,7 @@ class Pipeline:
                 self.corpus.forget(stream.group, ["failed"])
             missing = self._missing(stream.group, clips.column("clip_id"))
             if stream.annotator:
-                present[stream.modality] = self._with_map(stream)
+                present[stream.modality] = holders(self.corpus, stream.annotator, stream.modality)
                 missing = pc.and_(missing, pc.is_in(clips.column("clip_id"), present[stream.modality]))
             todo[stream.modality] = missing
         spec = encode.EncodeSpec(self.corpus.store.url, options, codec, text_codec, tuple(streams))
@@ -271,19 +272,6 @@ class Pipeline:
         if annotator in self.recipe.annotators:
             return self._version(self.recipe.annotators[annotator])
         return self.corpus.group_version(f"annotations/{annotator}")
-
-    def _with_map(self, stream: encode.Stream) -> pa.Array:
-        """clip_ids for which the annotator stored the stream's modality."""
-        if not self.corpus.has_modality(stream.annotator, stream.modality):
-            return pa.array([], pa.string())
-        columns = {
-            "clip_id": pads.field("clip_id"),
-            "status": pads.field(stream.annotator, "status"),
-            "shard": pads.field(stream.annotator, stream.modality, "shard"),
-        }
-        table = self.corpus.table(f"annotations/{stream.annotator}", columns)
-        present = pc.and_(pc.equal(table.column("status"), "ok"), pc.is_valid(table.column("shard")))
-        return table.filter(present).column("clip_id").combine_chunks()
 
     def _clip_items(self, clips: pa.Table, todo: dict[str, pa.Array]) -> tuple[Iterator[ClipItem], int]:
         plan = _plan(clips, todo)

@@ -11,6 +11,8 @@ import torch
 import xxhash
 
 from manifests.errors import OpenUniError, did_you_mean
+from manifests.schema import clip_schema
+from manifests.splits import unit_names
 
 if TYPE_CHECKING:
     from manifests.corpus import Corpus
@@ -109,14 +111,16 @@ def open_index(
     latent_family = choose_family("latent", corpus.families(), latents)
     text_family = choose_family("text", corpus.text_families(), text)
     kept = pa.array(sorted(corpus.kept()), pa.string())
-    table = corpus.table("clips", ["clip_id", "source", "split"])
-    rows = pc.index_in(kept, value_set=table["clip_id"].combine_chunks())
-    table = table.take(rows)
+    columns = ["clip_id", "source", "origin", "collection", "split"]
+    table = corpus.dataset("clips", clip_schema()).to_table(columns=columns)
+    table = table.take(pc.index_in(kept, value_set=table["clip_id"].combine_chunks()))
+    table = _without_tests(table)
+    kept = table["clip_id"].combine_chunks()
     return Index(
         latent_family=latent_family,
         text_family=text_family,
         clip_ids=kept.to_pylist(),
-        held_out=held_out(table["source"].to_pylist(), table["split"].to_pylist(), validation_share),
+        held_out=held_out(unit_names(table).to_pylist(), table["split"].to_pylist(), validation_share),
         latents={name: _extents(corpus, f"latents/{latent_family}/{name}", kept, 4) for name in modalities},
         text=_extents(corpus, f"text/{text_family}", kept, 2),
     )
@@ -137,12 +141,20 @@ def choose_family(kind: str, families: dict[str, dict[str, Any]], wanted: str) -
     )
 
 
+def _without_tests(clips: pa.Table) -> pa.Table:
+    """Where some clips are for validation, those of the split "test" are for neither training nor validation."""
+    splits = pc.fill_null(clips["split"], "")
+    if not pc.any(pc.equal(splits, "validation")).as_py():
+        return clips
+    return clips.filter(pc.not_equal(splits, "test"))
+
+
 def held_out(sources: list[str], splits: list[str | None], share: float) -> np.ndarray:
     """bool [N]: which clips are for validation.
 
-    A clip's own split decides ("train" or anything else); without one a hash of its source does, so that clips of one
-    source never stand on both sides and adding sources moves no others. From four sources on at least one is held out
-    (unless `share` is 0), and always at least one trains.
+    A clip's own split decides ("train" or anything else); without one a hash of its origin or source does, so that
+    clips of one source never stand on both sides and adding sources moves no others. From four sources on at least one
+    is held out (unless `share` is 0), and always at least one trains.
     """
     undecided = {source for source, split in zip(sources, splits, strict=True) if not split}
     places = {source: xxhash.xxh3_64_intdigest(source.encode()) / 2**64 for source in undecided}
