@@ -31,7 +31,8 @@ def recorded(corpus: Corpus, reporter: Reporter, asked: Mapping[str, Any]) -> It
             "summary": summary_record(summary) if summary else None,
             "error": text,
         }
-        corpus.put_json(f"runs/{started.strftime('%Y%m%dT%H%M%S')}-{uuid4().hex[:6]}.json", record)
+        name = f"{started:%Y%m%dT%H%M%S.%f}-{uuid4().hex[:6]}"  # sorts by time
+        corpus.put_json(f"runs/{name}.json", record)
 
 
 def summary_record(summary: Summary) -> dict[str, Any]:
