@@ -100,7 +100,7 @@ class Skeleton(Modality):
         """float32 [T, H, W, 3]: the drawing of `stick_figure.draw`, at the picture's size."""
         out = np.empty((len(self.array), *self.size_px, 3), np.float32)
         for target, points in zip(out, self.array, strict=True):
-            np.divide(draw(points, *self.size_px), np.float32(255), out=target)
+            target[:] = draw(points, *self.size_px)
         return out
 
     @classmethod

@@ -5,14 +5,18 @@ import fsspec
 import numpy as np
 import pytest
 
-from annotators.supplied import Supplied
+from annotators.supplied import Supplied, SuppliedMaps
 from manifests.clip import DecodedClip
 from manifests.errors import ClipError, OpenUniError
 from manifests.modalities.depth import Depth
 from manifests.modalities.flow import Flow
 from manifests.modalities.segmentation import Segmentation
+from manifests.modalities.skeleton import Skeleton
+from manifests.modality import find_modality, modality_names
+from tests.manifests.people import standing
 
 T, H, W = 3, 24, 32
+EVERY = tuple(name for name in modality_names() if name != "rgb")
 
 
 def truth(count=T, height_px=H, width_px=W):
@@ -22,7 +26,12 @@ def truth(count=T, height_px=H, width_px=W):
     flow[..., 0], flow[..., 1] = 4.0, -2.0
     ids = np.zeros((count, height_px, width_px, 1), np.uint16)
     ids[:, : height_px // 2] = 7
-    return {"depth": Depth(1 + ramp / 100, unit="metres"), "flow": Flow(flow), "segmentation": Segmentation(ids)}
+    made = {"depth": Depth(1 + ramp / 100, unit="metres"), "flow": Flow(flow), "segmentation": Segmentation(ids)}
+    person = standing((width_px / 2, height_px / 4), height_px / 10)
+    made["skeleton"] = Skeleton(np.tile(person, (count, 1, 1, 1)), height_px, width_px)
+    picture = np.random.default_rng(0).random((count, height_px, width_px, 3)).astype(np.float32)
+    rest = {name: find_modality(name).from_rgb(picture) for name in EVERY if name not in made}
+    return made | rest
 
 
 def supply(folder, maps, frames=T, name="a"):
@@ -59,20 +68,28 @@ def contract_case(folder, frames):
     """What tests/test_every_operator.py runs: maps for these frames beside a video."""
     count, height_px, width_px = frames.shape[:3]
     supply(folder, truth(count, height_px, width_px), frames=count, name=f"clip{count}")
-    return Supplied(modalities=("depth", "flow")), clip_beside(folder, frames, name=f"clip{count}")
+    return Supplied(modalities=("depth", "flow", "skeleton", "normal", "alpha")), clip_beside(
+        folder, frames, name=f"clip{count}"
+    )
 
 
-def test_all_three_come_back(tmp_path):
+def test_every_modality_but_the_video_itself_can_be_supplied():
+    assert sorted(SuppliedMaps._fields[:-1]) == sorted(EVERY)
+    assert SuppliedMaps._fields[-1] == "supplied_count"
+    for name in EVERY:
+        assert SuppliedMaps.__annotations__[name] == find_modality(name) | None
+
+
+def test_all_come_back(tmp_path):
     supply(tmp_path, truth())
-    found = read(tmp_path, "depth", "flow", "segmentation")
-    wanted = {
-        name: type(maps).decode(*maps.encode(25.0)[::2]) for name, maps in truth().items()
-    }  # as precise as stored
-    assert found.supplied_count == 3
+    found = read(tmp_path, *EVERY)
+    assert found.supplied_count == len(EVERY) == 11
     assert found.depth.unit == "metres"
-    assert np.array_equal(found.depth.array, wanted["depth"].array)
-    assert np.array_equal(found.flow.array, wanted["flow"].array)
-    assert np.array_equal(found.segmentation.array, wanted["segmentation"].array)
+    for name, maps in truth().items():
+        stored = type(maps).decode(*maps.encode(25.0)[::2])  # as precise as stored
+        assert type(getattr(found, name)) is find_modality(name)
+        assert np.array_equal(getattr(found, name).array, stored.array), name
+        assert getattr(found, name).constants() == stored.constants()
 
 
 def test_what_was_not_asked_for_or_not_supplied_is_none(tmp_path):
@@ -80,6 +97,7 @@ def test_what_was_not_asked_for_or_not_supplied_is_none(tmp_path):
     found = read(tmp_path, "flow", "segmentation")
     assert found.depth is None
     assert found.segmentation is None
+    assert found.skeleton is None
     assert found.flow is not None
     assert found.supplied_count == 1
 
@@ -91,7 +109,10 @@ def test_urls_work_too():
 
 def test_maps_larger_than_the_frames_are_scaled_down_and_flow_keeps_its_meaning(tmp_path):
     supply(tmp_path, truth(T, 2 * H, 2 * W))
-    found = read(tmp_path, "depth", "flow", "segmentation", video_scale=2)
+    found = read(tmp_path, *EVERY, video_scale=2)
+    for name in EVERY:
+        assert getattr(found, name).size_px == (H, W), name
+    assert np.allclose(found.skeleton.array, truth()["skeleton"].array, atol=1e-4)
     assert found.depth.array.shape == (T, H, W, 1)
     assert found.flow.array.shape == (T, H, W, 2)
     assert np.allclose(found.flow.array, [2.0, -1.0], atol=1 / 64)
@@ -138,10 +159,33 @@ def test_maps_larger_than_the_video_are_refused_before_decoding(tmp_path):
         read(tmp_path)
 
 
-def test_maps_of_another_shape_are_refused(tmp_path):
+@pytest.mark.parametrize("name", ["depth", "skeleton"])
+def test_maps_of_another_shape_are_refused(tmp_path, name):
     supply(tmp_path, truth(T, W, H))
     with pytest.raises(ClipError, match="another aspect ratio"):
-        read(tmp_path, video_scale=2)
+        read(tmp_path, name, video_scale=2)
+
+
+def test_a_skeleton_of_another_length_is_refused(tmp_path):
+    supply(tmp_path, truth(5))
+    with pytest.raises(ClipError, match="modality skeleton: 5 maps could be decoded, the clip has 3 frames"):
+        read(tmp_path, "skeleton")
+
+
+def test_a_skeleton_of_a_huge_picture_is_scaled_down_before_anything_is_drawn(tmp_path):
+    table = supply(tmp_path, truth())
+    table["modalities"]["skeleton"]["constants"] |= {"picture_height_px": 48 * 1024, "picture_width_px": 64 * 1024}
+    write(tmp_path, table)
+    assert read(tmp_path, "skeleton").skeleton.size_px == (H, W)
+
+
+@pytest.mark.parametrize(("name", "other"), [("normal", "alpha"), ("alpha", "normal"), ("albedo", "foreground")])
+def test_a_file_of_another_modality_is_refused(tmp_path, name, other):
+    table = supply(tmp_path, truth())
+    table["modalities"][name]["file"] = f"a.{other}.mkv"
+    write(tmp_path, table)
+    with pytest.raises(ClipError, match=f"{name}: stored planes must be"):
+        read(tmp_path, name)
 
 
 @pytest.mark.parametrize("file", ["../a.depth.mkv", "/etc/passwd", "sub/a.mkv", "..", ".", "", "b\\c", "s3://b", "a\0"])

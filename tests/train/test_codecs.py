@@ -9,6 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manifests.errors import ClipError, OpenUniError
+from manifests.modalities.skeleton import Skeleton
+from manifests.modality import find_modality, modality_names, read_rendering
+from tests.manifests.people import standing
 from train.codecs.bytes import Bytes
 from train.codecs.dct import COEFFICIENTS, Dct
 from train.codecs.umt5 import Umt5, cleaned
@@ -55,6 +58,23 @@ def test_dct_round_trip_is_an_orthogonal_projection(channels: int, seed: int) ->
     assert left == pytest.approx(right, abs=1e-2)  # self-adjoint
     kept, lost = (weights * once**2).sum(), (weights * ((video * 2 - 1) - once) ** 2).sum()
     assert kept + lost == pytest.approx((weights * (video * 2 - 1) ** 2).sum(), rel=1e-4)  # Pythagoras
+
+
+@pytest.mark.parametrize("name", modality_names())
+def test_dct_carries_every_modality(name: str) -> None:
+    smooth = 0.5 + smooth_video(9, 32) / 2  # as normals: all face the viewer, so that they are smooth too
+    kind, codec = find_modality(name), Dct()
+    signal = (
+        kind.from_rgb(smooth) if kind.invertible else Skeleton(standing((16, 6), 3)[None, None].repeat(9, 0), 32, 32)
+    )
+    rgb = signal.to_rgb()
+    decoded = codec.decode(None, codec.encode(None, rgb))
+    assert decoded.shape == rgb.shape
+    back = read_rendering(name, decoded)
+    assert back.name == (name if kind.invertible else "rgb")
+    assert back.array.shape[:3] == (9, 32, 32)
+    if name in ("rgb", "albedo", "irradiance", "normal", "alpha", "foreground", "background"):  # smooth as the video is
+        assert np.abs(back.to_rgb() - rgb).mean() < 0.02
 
 
 def test_dct_of_a_grey_video_is_its_mean_alone() -> None:

@@ -1,0 +1,129 @@
+"""The drawing: the right colours in the right places, widths that follow the picture, nothing from doubtful points."""
+
+import numpy as np
+import pytest
+
+from manifests.stick_figure import BODY, FACE, HANDS, draw
+from tests.manifests.people import standing
+
+NOSE, LEFT_SHOULDER, RIGHT_SHOULDER, RIGHT_ELBOW, RIGHT_WRIST, LEFT_HIP, LEFT_KNEE = 0, 5, 6, 8, 10, 11, 13
+FEET = slice(17, 23)
+
+
+def person(*parts: slice | int) -> np.ndarray:
+    """float32 [1, 133, 3] of a person of whom only these points are there."""
+    whole = standing((256.0, 100.0), 60.0)
+    kept = np.zeros_like(whole)
+    for part in parts:
+        kept[part] = whole[part]
+    return kept[None]
+
+
+def colour_between(points: np.ndarray, one: int, other: int) -> list[int]:
+    """Colour of the drawing halfway between two points."""
+    x, y = points[0, [one, other], :2].mean(axis=0)
+    return colour_at(draw(points, 512, 512), x, y)
+
+
+def colour_at(drawing: np.ndarray, x: float, y: float) -> list[int]:
+    """Rounded to 8 bits."""
+    found: list[int] = np.rint(drawing[int(y), int(x)] * 255).astype(int).tolist()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "colour"),
+    [
+        (RIGHT_SHOULDER, RIGHT_ELBOW, (255, 170, 0)),
+        (RIGHT_ELBOW, RIGHT_WRIST, (255, 255, 0)),
+        (LEFT_HIP, LEFT_KNEE, (0, 170, 255)),
+        (13, 15, (0, 85, 255)),  # left shin
+        (12, 14, (0, 255, 85)),  # right thigh
+        (7, 9, (85, 255, 0)),  # left forearm
+    ],
+)
+def test_limbs_have_openposes_colours_dimmed(one: int, other: int, colour: tuple[int, ...]) -> None:
+    assert colour_between(person(BODY), one, other) == [round(0.6 * level) for level in colour]
+
+
+@pytest.mark.parametrize(
+    ("point", "colour"),
+    [(NOSE, (255, 0, 0)), (RIGHT_SHOULDER, (255, 170, 0)), (LEFT_SHOULDER, (85, 255, 0)), (15, (85, 0, 255))],
+)
+def test_joints_have_openposes_colours(point: int, colour: tuple[int, ...]) -> None:
+    points = person(BODY)
+    x, y = points[0, point, :2]
+    assert colour_at(draw(points, 512, 512), x, y) == list(colour)
+
+
+def test_the_neck_is_between_the_shoulders_and_needs_both() -> None:
+    both = person(LEFT_SHOULDER, RIGHT_SHOULDER)
+    x, y = both[0, [LEFT_SHOULDER, RIGHT_SHOULDER], :2].mean(axis=0)
+    assert colour_at(draw(both, 512, 512), x, y) == [255, 85, 0]
+    assert not draw(person(RIGHT_SHOULDER), 512, 512)[int(y), int(x)].any()
+
+
+@pytest.mark.parametrize("place", [(100.5, 80.5), (100.0, 80.0), (100.3, 80.8)])
+def test_a_dot_lies_where_its_point_is(place: tuple[float, float]) -> None:
+    points = np.zeros((1, 133, 3), np.float32)
+    points[0, NOSE] = (*place, 1)
+    light = draw(points, 512, 512)[..., 0].astype(float)
+    rows, columns = np.mgrid[:512, :512] + 0.5  # pixel centres
+    centre = [(light * columns).sum() / light.sum(), (light * rows).sum() / light.sum()]
+    np.testing.assert_allclose(centre, place, atol=1e-2)
+    assert light.sum() == pytest.approx(np.pi * 4**2, rel=0.02)  # radius 4
+
+
+@pytest.mark.parametrize(("side", "width"), [(512, 4), (256, 2), (1024, 8), (64, 1)])
+def test_lines_are_as_wide_as_the_picture_wants(side: int, width: int) -> None:
+    points = np.zeros((1, 133, 3), np.float32)
+    points[0, [LEFT_HIP, LEFT_KNEE]] = [(side / 2, side / 4, 1), (side / 2, side * 3 / 4, 1)]
+    across = draw(points, side, side)[side // 2].max(axis=-1).astype(float)
+    assert across.sum() / 0.6 == pytest.approx(width, rel=1e-5)
+
+
+def test_hands_are_sticks_with_blue_joints_and_faces_white_dots() -> None:
+    left, right = HANDS
+    drawing = draw(person(left), 512, 512)
+    assert (drawing == (0, 0, 1)).all(axis=-1).any()
+    assert {int(np.argmax(colour)) for colour in drawing.reshape(-1, 3)} == {0, 1, 2}
+    assert not np.array_equal(drawing, draw(person(right), 512, 512))
+    face = draw(person(FACE), 512, 512)
+    assert face.max() == 1
+    assert (face == face[..., :1]).all()
+
+
+def test_feet_are_not_drawn() -> None:
+    assert not draw(person(FEET), 512, 512).any()
+
+
+@pytest.mark.parametrize(("confidence", "drawn"), [(0.3, True), (0.29, False)])
+def test_doubtful_points_are_not_drawn_nor_what_hangs_on_them(confidence: float, drawn: bool) -> None:
+    points = person(RIGHT_ELBOW, RIGHT_WRIST)
+    points[0, RIGHT_WRIST, 2] = confidence
+    x, y = points[0, RIGHT_WRIST, :2]
+    drawing = draw(points, 512, 512)
+    assert drawing[int(y), int(x)].any() == drawn
+    assert (sum(colour_between(points, RIGHT_ELBOW, RIGHT_WRIST)) > 0) == drawn
+    assert drawing.any()  # the elbow
+
+
+def test_later_persons_cover_earlier_ones_and_faces_cover_bodies() -> None:
+    one, other = (np.zeros((133, 3), np.float32) for _ in range(2))
+    one[RIGHT_SHOULDER], other[LEFT_SHOULDER] = (50.5, 50.5, 1), (50.5, 50.5, 1)
+    assert draw(np.stack([one, other]), 100, 100)[50, 50] == pytest.approx([1 / 3, 1, 0])
+    assert draw(np.stack([other, one]), 100, 100)[50, 50] == pytest.approx([1, 2 / 3, 0])
+    one[FACE] = (50.5, 50.5, 1)
+    assert draw(np.stack([one, other]), 100, 100)[50, 50].tolist() == [1, 1, 1]
+
+
+def test_nobody_is_black_and_points_far_away_do_no_harm() -> None:
+    assert not draw(np.zeros((0, 133, 3), np.float32), 40, 50).any()
+    far = np.full((1, 133, 3), 3e38, np.float32)
+    far[..., 2] = 1
+    assert not draw(far, 40, 50).any()
+    far[0, LEFT_HIP] = (25, 20, 1)
+    assert np.isfinite(draw(far, 40, 50)).all()
+    crossing = np.zeros((1, 133, 3), np.float32)
+    crossing[0, [LEFT_HIP, LEFT_KNEE]] = [(25, -500, 1), (25, 500, 1)]
+    assert draw(crossing, 40, 50)[:, 25].any(axis=-1).all()
