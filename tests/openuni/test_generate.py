@@ -1,0 +1,64 @@
+"""Generating to and from files: what can be read back comes as its modality, a drawing comes as a picture."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from manifests.modalities.skeleton import Skeleton
+from manifests.modality import Modality
+from openuni.generate import Request, make_files
+from tests.manifests.people import standing
+from tests.train.corpora import random_clips, write_corpus
+from train.recipe import Recipe
+from train.run import Run
+from train.sampler import Sampling
+from train.trainer import train
+
+TINY = {"name": "unityvideo", "num_layers": 1, "heads": 2, "head_dim": 12, "ffn_dim": 48, "freq_dim": 16}
+QUICK = Sampling(steps=1, shift=1.0)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """One step on clips of rgb, skeleton and normal: 5 frames of 16 x 16 pixels."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("generate")
+    corpus = write_corpus(folder / "corpus", random_clips(4, ("rgb", "skeleton", "normal")))
+    settings = {"model": TINY | {"switcher_dim": 8}, "optimizer": {"steps": 1, "batch_size": 2}}
+    return train(Recipe.from_dict(settings), corpus, folder / "run")
+
+
+def skeleton() -> Skeleton:
+    return Skeleton(standing((8.0, 3.0), 1.8)[None, None].repeat(5, axis=0), 16, 16)
+
+
+def made(run: Run, make: str, given: dict[str, Modality | np.ndarray] | None) -> Modality:
+    return run.generate("a walk", [make], given, sampling=QUICK)[make]
+
+
+def test_a_made_skeleton_is_a_picture_and_a_made_normal_is_a_normal(run: Run) -> None:
+    video = np.full((5, 16, 16, 3), 128, np.uint8)
+    drawing = made(run, "skeleton", {"rgb": video})
+    assert drawing.name == "rgb"
+    assert drawing.array.shape == (5, 16, 16, 3) and drawing.array.dtype == np.uint8
+    assert made(run, "normal", {"rgb": video}).name == "normal"
+
+
+def test_a_skeleton_is_given_as_points_or_as_its_drawing(run: Run) -> None:
+    from_points = made(run, "rgb", {"skeleton": skeleton()})
+    from_drawing = made(run, "rgb", {"skeleton": skeleton().to_rgb()})
+    assert np.abs(from_points.to_rgb() - from_drawing.to_rgb()).max() <= 2 / 255  # the drawing is rounded to 8 bits
+    nobody = made(run, "rgb", {"skeleton": np.zeros((5, 16, 16, 3), np.float32)})
+    assert not np.array_equal(nobody.array, from_points.array)
+
+
+def test_files_of_a_skeleton_are_written_and_read(run: Run, tmp_path: Path) -> None:
+    given = tmp_path / "given"
+    written = make_files(run.folder, Request(("rgb", "skeleton"), "a walk", steps=1), given)
+    assert sorted(path.name for path in written) == ["rgb.mp4", "rgb.npy", "skeleton.mp4", "skeleton.npy"]
+    assert np.load(given / "skeleton.npy").shape == (5, 16, 16, 3)
+    again = make_files(run.folder, Request(("rgb",), given=(f"skeleton={given / 'skeleton.mp4'}",), steps=1), tmp_path)
+    assert [path.name for path in again] == ["rgb.mp4", "rgb.npy"]
+    assert np.load(tmp_path / "rgb.npy").shape == (5, 16, 16, 3)
