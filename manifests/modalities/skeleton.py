@@ -120,5 +120,5 @@ class Skeleton(Modality):
         """Points of the window, counted from its corner; those outside are not there any more."""
         moved = self.array - np.array([left_px, top_px, 0], np.float32)
         inside = (moved[..., :2] >= 0) & (moved[..., :2] < (width_px, height_px))
-        there = inside.all(axis=-1, keepdims=True) & (moved[..., 2:] > 0)
-        return replace(self, array=np.where(there, moved, np.float32(0)), height_px=height_px, width_px=width_px)
+        kept = np.where(inside.all(axis=-1, keepdims=True), moved, np.float32(0))
+        return replace(self, array=kept, height_px=height_px, width_px=width_px)

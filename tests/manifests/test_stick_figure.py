@@ -60,7 +60,10 @@ def test_the_neck_is_between_the_shoulders_and_needs_both() -> None:
     both = person(LEFT_SHOULDER, RIGHT_SHOULDER)
     x, y = both[0, [LEFT_SHOULDER, RIGHT_SHOULDER], :2].mean(axis=0)
     assert colour_at(draw(both, 512, 512), x, y) == [255, 85, 0]
-    assert not draw(person(RIGHT_SHOULDER), 512, 512)[int(y), int(x)].any()
+    quarters = [colour_at(draw(both, 512, 512), x - share * 48, y) for share in (0.5, -0.5)]
+    assert quarters == [[153, 0, 0], [153, 51, 0]]  # the limbs to the right and to the left shoulder
+    alone = draw(person(RIGHT_SHOULDER), 512, 512)
+    assert alone.sum() == pytest.approx(np.pi * 4**2 * (1 + 2 / 3), rel=0.02)  # its dot and nothing else
 
 
 @pytest.mark.parametrize("place", [(100.5, 80.5), (100.0, 80.0), (100.3, 80.8)])
