@@ -45,6 +45,10 @@ class FrameWalk:
         faults = {} if threads == 1 else {"err_detect": "explode"}
         stream.codec_context.options = {"max_pixels": str(limits.max_pixels), **faults}
 
+    def keep_vectors(self) -> None:
+        """Have the decoder hand out motion vectors with its frames; to be called before the first frame."""
+        self.stream.codec_context.options = self.stream.codec_context.options | {"flags2": "+export_mvs"}
+
     def frames(self, wanted: np.ndarray) -> Iterator["VideoFrame"]:
         """The frames with the timestamps `wanted` (int64 [n], increasing, all among the packets'), one by one."""
         keys = self.key_pts[np.searchsorted(self.key_pts, wanted, side="right") - 1]
@@ -91,11 +95,8 @@ class FrameWalk:
 
 def to_rgb24(frame: "VideoFrame", width_px: int, height_px: int, reformatter: "VideoReformatter") -> np.ndarray:
     """uint8 [height_px, width_px, 3], full-range RGB. Pixel areas are averaged when the size differs."""
-    from av.video.reformatter import Colorspace, Interpolation
+    from av.video.reformatter import Interpolation
 
-    matrix = None
-    if frame.colorspace in UNSTATED_MATRICES:
-        matrix = Colorspace.ITU709 if frame.height >= HD_LINES else Colorspace.ITU601
     scaled = (frame.width, frame.height) != (width_px, height_px)
     way = Interpolation.AREA if scaled else Interpolation.BILINEAR
     image = reformatter.reformat(
@@ -103,11 +104,44 @@ def to_rgb24(frame: "VideoFrame", width_px: int, height_px: int, reformatter: "V
         width=width_px,
         height=height_px,
         format="rgb24",
-        src_colorspace=matrix,
+        src_colorspace=_unstated_matrix(frame),
         interpolation=way | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT,
         threads=1,
     )
     return np.asarray(image.to_ndarray())
+
+
+def to_rgb48(frame: "VideoFrame", reformatter: "VideoReformatter") -> np.ndarray:
+    """uint16 [H, W, 3], full-range RGB over 0..65535, at the frame's own size: for streams of more than 8 bits."""
+    from av.video.reformatter import Interpolation
+
+    name = frame.format.name
+    if name == "gray16le":  # already what is wanted; the converter would take it through limited range
+        return np.repeat(frame.to_ndarray()[..., None], 3, axis=-1)
+    if name.startswith(("rgb48", "gbrp16")):
+        return np.asarray(frame.to_ndarray(format="rgb48le", threads=1))
+    image = reformatter.reformat(
+        frame,
+        format="rgb48le",
+        src_colorspace=_unstated_matrix(frame),
+        interpolation=Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT,
+        threads=1,
+    )
+    return np.asarray(image.to_ndarray())
+
+
+def is_deep(frame: "VideoFrame") -> bool:
+    """Whether the frame has more than 8 bits a channel."""
+    return max(component.bits for component in frame.format.components) > 8
+
+
+def _unstated_matrix(frame: "VideoFrame") -> Any:
+    """The colour matrix to take for a stream that states none."""
+    from av.video.reformatter import Colorspace
+
+    if frame.colorspace not in UNSTATED_MATRICES:
+        return None
+    return Colorspace.ITU709 if frame.height >= HD_LINES else Colorspace.ITU601
 
 
 def orientation(frame: "VideoFrame") -> tuple[int, int, int, int]:

@@ -25,7 +25,8 @@ from manifests.container import (
     translated,
 )
 from manifests.encode import Pixels, decode_lossless, encode_lossless, write_video
-from manifests.frames import FrameWalk, is_transposed, orientation, to_rgb24, turned
+from manifests.frames import FrameWalk, is_deep, is_transposed, orientation, to_rgb24, to_rgb48, turned
+from manifests.motion_vectors import MotionVectors, vectors_of
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -44,6 +45,7 @@ __all__ = [
     "VideoInfo",
     "clip_of",
     "decode",
+    "decode_deep",
     "decode_lossless",
     "encode_lossless",
     "frames_of",
@@ -146,6 +148,7 @@ def decode(
     short_side_px: int = 0,
     limits: Limits = Limits(),
     threads: int = 0,
+    vectors: bool = False,
 ) -> DecodedClip:
     """The clip's frames, exactly those of its PTS span, in presentation order; or those at `indices`.
 
@@ -155,23 +158,50 @@ def decode(
     frame, stays as it is. Frames are scaled one by one: memory is bounded by the working size.
     `threads`: of the decoder; 0 = one per core. RGB is full range by the matrix the stream states; a stream that states
     none is BT.709 from 720 lines, else BT.601. HDR transfer curves are not tone-mapped.
+    `vectors`: also keep the codec's motion vectors of these frames.
 
     Raises `SourceChanged` when the span's timestamps no longer hash to the clip's; `Undecodable` naming the first frame
     that cannot be had: no frame is ever replaced by its neighbour; `OverLimit`. Damage that still parses as pictures
     cannot be seen: video codecs carry no checksums.
     """
     try:
-        return _decode(clip, indices, short_side_px, limits, threads)
+        return _decode(clip, indices, short_side_px, limits, threads, vectors)
     except Undecodable:
         if threads == 1:
             raise
-    return _decode(clip, indices, short_side_px, limits, threads=1)  # slower, and only what harms a frame is an error
+    return _decode(clip, indices, short_side_px, limits, 1, vectors)  # slower, and only what harms a frame is an error
 
 
 def frames_of(clip: Clip, short_side_px: int = 0, limits: Limits = Limits()) -> Iterator[np.ndarray]:
     """The frames that `decode` gives, uint8 [H, W, 3], one by one: never all in memory. Raises as it does."""
     with _opened(clip, limits) as (walk, wanted):
         yield from _images(clip, walk.frames(wanted), short_side_px)
+
+
+def decode_deep(clip: Clip, limits: Limits = Limits()) -> np.ndarray:
+    """All frames of the clip at the stream's own depth: uint8 or uint16 [T, H, W, 3] over its full range, as stored.
+
+    uint16 where the stream has more than 8 bits a channel (exact for 16-bit RGB and grey), else what `decode` gives.
+    For maps; a rotation in the container is not applied to uint16. Raises as `decode` does.
+    """
+    from av.video.reformatter import VideoReformatter
+
+    nbytes = clip.frame_count * clip.height_px * clip.width_px * 6
+    if nbytes > limits.max_decoded_bytes:
+        text = f"{clip.frame_count} frames of {clip.width_px}x{clip.height_px} may need {nbytes} bytes"
+        raise OverLimit(f"{clip.source}: {text}, over Limits.max_decoded_bytes = {limits.max_decoded_bytes}")
+    reformatter = VideoReformatter()
+    with _opened(clip, limits, threads=0) as (walk, wanted):
+        images = []
+        for frame in walk.frames(wanted):
+            if not is_deep(frame):
+                break
+            images.append(to_rgb48(frame, reformatter))
+    if len(images) != clip.frame_count:
+        return decode(clip, limits=limits).frames
+    if any(image.shape != images[0].shape for image in images):
+        raise Undecodable(f"{clip.source}: the size of its frames changes: cut it there")
+    return np.stack(images)
 
 
 def whole_mp4(clip: Clip) -> bytes | None:
@@ -195,14 +225,25 @@ def _decode(
     short_side_px: int,
     limits: Limits,
     threads: int,
+    vectors: bool,
 ) -> DecodedClip:
+    found: list[MotionVectors | None] = []
+
+    def noted(frames: "Iterator[VideoFrame]") -> "Iterator[VideoFrame]":
+        for frame in frames:
+            found.append(vectors_of(frame))
+            yield frame
+
     unit_s = clip.time_base_num / clip.time_base_den
     with _opened(clip, limits, threads) as (walk, wanted):
         if indices is not None:
             chosen = indices((wanted - clip.start_pts) * unit_s) if callable(indices) else indices
             wanted = wanted[_checked_indices(chosen, len(wanted))]
-        frames = _stack(clip, walk.frames(wanted), len(wanted), short_side_px, limits)
-    return DecodedClip(clip, frames, (wanted - clip.start_pts) * unit_s)
+        if vectors:
+            walk.keep_vectors()
+        walked = noted(walk.frames(wanted)) if vectors else walk.frames(wanted)
+        frames = _stack(clip, walked, len(wanted), short_side_px, limits)
+    return DecodedClip(clip, frames, (wanted - clip.start_pts) * unit_s, tuple(found) if vectors else None)
 
 
 @contextmanager

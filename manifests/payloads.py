@@ -1,0 +1,61 @@
+"""Stored maps from elsewhere: constants are checked, and frame count and size are looked at before anything unfolds."""
+
+import json
+from typing import Any, get_type_hints
+
+from manifests.errors import ClipError
+from manifests.modality import Modality
+from manifests.video import Limits, probe
+
+MAX_ASPECT_ERROR = 0.05  # a map of another shape than the frames belongs to another video
+
+
+def constants_of(modality: type[Modality], given: Any, where: str) -> Any:
+    """An instance of the modality's `constants_type` from JSON values; raises `ClipError` naming its fields.
+
+    Strict: JSON's numbers, texts and lists in the declared fields, no conversion, no NaN, nothing else.
+    """
+    from pydantic import ConfigDict, TypeAdapter
+
+    adapter = TypeAdapter(modality.constants_type, config=ConfigDict(strict=True, allow_inf_nan=False))
+    try:
+        return adapter.validate_json(json.dumps(given))
+    except ValueError as error:
+        needs = ", ".join(get_type_hints(modality.constants_type))
+        raise ClipError(f"{where}: constants of {modality.__name__} are {needs}. {error}") from error
+
+
+def restore(
+    modality: type[Modality], data: bytes, given: Any, where: str, frames: int, size_px: tuple[int, int]
+) -> Modality:
+    """The map that `Modality.encode` made: its bytes and its constants as JSON values.
+
+    `where` names it in errors. `frames`, `size_px` (height, width): of the video it belongs to; a map has as many
+    frames and is not larger. Raises `ClipError`.
+    """
+    constants = constants_of(modality, given, where)
+    height_px, width_px = size_px
+    if modality.suffix == "mkv":  # other files hold their values as they are
+        info = probe(where, Limits(max_frame_count=frames), data=data)
+        if len(info.pts) != frames or info.width_px > width_px or info.height_px > height_px:
+            raise ClipError(
+                f"{where}: the file holds {len(info.pts)} maps of {info.width_px} x {info.height_px}, the video has "
+                f"{frames} frames of {width_px} x {height_px}. Allowed: as many, and not larger."
+            )
+    try:
+        signal = modality.decode(data, constants)
+    except (OSError, ValueError) as error:  # the two that FFmpeg's errors derive from
+        raise ClipError(f"{where}: cannot decode the file: {error}") from error
+    check_fit(signal, where, frames, size_px)
+    return signal
+
+
+def check_fit(signal: Modality, where: str, frames: int, size_px: tuple[int, int]) -> None:
+    """Raise `ClipError` unless the map has `frames` frames and the shape of pictures of `size_px` (height, width)."""
+    if len(signal.array) != frames:
+        raise ClipError(f"{where}: {len(signal.array)} maps, the video has {frames} frames")
+    (map_height_px, map_width_px), (height_px, width_px) = signal.size_px, size_px
+    ratio = (map_width_px / map_height_px) / (width_px / height_px)
+    if not 1 - MAX_ASPECT_ERROR < ratio < 1 + MAX_ASPECT_ERROR or map_width_px > width_px:
+        sizes = f"maps are {map_width_px} x {map_height_px}, frames {width_px} x {height_px}"
+        raise ClipError(f"{where}: {sizes}. Allowed: the frames' aspect ratio, at most their size; else another video.")

@@ -1,0 +1,229 @@
+"""Pictures of a clip from a numbered image sequence or a video, with limits before anything is decoded.
+
+Sequences are EXR (read by OpenEXR), PNG (OpenCV; Pillow proves its checksums) or JPEG (Pillow).
+"""
+
+import re
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from manifests.errors import ClipError, MissingPart
+from manifests.video import Limits, clip_of, decode_deep, probe
+from openuni.importers._sets import inside
+
+IMAGES = (".exr", ".png", ".jpg", ".jpeg")
+VIDEOS = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v")
+LAST_NUMBER = re.compile(r"(\d+)(?!.*\d)")
+
+
+class Stream(NamedTuple):
+    """One modality's files, not opened yet."""
+
+    name: str  # for errors: what the set calls it
+    kind: str  # "video", "exr", "png" or "jpg"
+    files: tuple[Path, ...]  # one video, or the frames in order
+
+    @property
+    def where(self) -> Path:
+        """The video, or the folder of the sequence."""
+        return self.files[0] if self.kind == "video" else self.files[0].parent
+
+
+class Pictures(NamedTuple):
+    """What a stream shows. `array` [T, H, W, 1 or 3]: uint8, uint16 or float32 (EXR alone, as it stands there)."""
+
+    array: np.ndarray
+    stream: Stream
+    fps: float | None  # None: a sequence does not tell
+
+    @property
+    def is_float(self) -> bool:
+        """Whether values are light itself, not levels."""
+        return bool(self.array.dtype == np.float32)
+
+    def unit(self) -> np.ndarray:
+        """float32 [T, H, W, C]: levels as 0..1, EXR as it is."""
+        if self.is_float:
+            return self.array
+        return self.array.astype(np.float32) / np.float32(np.iinfo(self.array.dtype).max)
+
+
+def find_stream(folder: Path, name: str, root: str | Path) -> Stream | None:
+    """The sequence `folder/name/` or the video `folder/name.mp4` (.mkv, ...); None when there is neither.
+
+    Raises `ClipError` when there are both, when numbers are missing from a sequence, and when a link leaves `root`.
+    """
+    videos = [folder / f"{name}{suffix}" for suffix in VIDEOS if (folder / f"{name}{suffix}").is_file()]
+    sequence = folder / name
+    found = [*videos, *([sequence] if sequence.is_dir() else [])]
+    if len(found) > 1:
+        raise ClipError(f"{folder} has {' and '.join(path.name for path in found)}: one is needed, remove the other")
+    if not found:
+        return None
+    if videos:
+        return Stream(name, "video", (inside(videos[0], root),))
+    return sequence_of(sequence, name, root)
+
+
+def sequence_of(folder: Path, name: str, root: str | Path) -> Stream:
+    """The numbered images of a folder. The last digits of a file's name are its number; they count up by one."""
+    files = [path for path in folder.iterdir() if path.suffix.lower() in IMAGES and not path.name.startswith(".")]
+    if not files:
+        raise ClipError(f"{folder} holds no images ({', '.join(IMAGES)})")
+    kinds = Counter(path.suffix.lower() for path in files)
+    if len(kinds) > 1:
+        found = ", ".join(f"{count} {suffix}" for suffix, count in sorted(kinds.items()))
+        raise ClipError(f"{folder} holds {found}: a sequence has one kind of image")
+    numbers: dict[int, Path] = {}
+    for path in sorted(files):
+        digits = LAST_NUMBER.search(path.stem)
+        if digits is None:
+            raise ClipError(f"{path} has no number in its name: frames are named like 0001{path.suffix}")
+        number = int(digits[1])
+        if number in numbers:
+            raise ClipError(f"{folder}: {numbers[number].name} and {path.name} have the same number {number}")
+        numbers[number] = inside(path, root)
+    ordered = sorted(numbers)
+    lost = ordered[-1] - ordered[0] + 1 - len(ordered)
+    if lost:
+        gap = next(before + 1 for before, after in pairwise(ordered) if after > before + 1)
+        text = f"{lost} of the frames {ordered[0]} to {ordered[-1]} are missing, the first is {gap}"
+        raise ClipError(f"{folder}: {text}. Fetch or render them again.")
+    kind = next(iter(kinds)).removeprefix(".").replace("jpeg", "jpg")
+    return Stream(name, kind, tuple(numbers[number] for number in ordered))
+
+
+def read_stream(stream: Stream, limits: Limits = Limits()) -> Pictures:
+    """All pictures. Raises `ClipError` naming the file that is damaged, of another size, or over the limits."""
+    if stream.kind == "video":
+        source = str(stream.files[0])
+        info = probe(source, limits)
+        return Pictures(decode_deep(clip_of(source, info), limits), stream, info.fps)
+    count = len(stream.files)
+    if count > limits.max_frame_count:
+        raise ClipError(f"{stream.where} has {count} frames; at most {limits.max_frame_count} are read")
+    read_size = _exr_size if stream.kind == "exr" else _image_size
+    size = read_size(stream.files[0])
+    if size[0] * size[1] > limits.max_pixels or size[0] * size[1] * count * 12 > limits.max_decoded_bytes:
+        text = f"{count} frames of {size[1]} x {size[0]}"
+        raise ClipError(f"{stream.where}: {text} are more than is read at once: scale them down or cut the clip")
+    images = []
+    for path in stream.files:
+        found = read_size(path)
+        if found != size:
+            raise ClipError(f"{path} is {found[1]} x {found[0]}, the frames before it are {size[1]} x {size[0]}")
+        images.append(_read_exr(path) if stream.kind == "exr" else _read_image(path))
+    if any((image.dtype, image.shape) != (images[0].dtype, images[0].shape) for image in images):
+        raise ClipError(f"{stream.where}: the images differ in bit depth or channels; write all of them alike")
+    return Pictures(np.stack(images), stream, None)
+
+
+def read_indices(stream: Stream, limits: Limits = Limits()) -> np.ndarray:
+    """uint16 [T, H, W, 1]: the palette's indices, or the grey levels, of a PNG sequence."""
+    from PIL import Image
+
+    if stream.kind != "png":
+        raise ClipError(f"{stream.where}: ids are read from PNG images, found {stream.kind}")
+    height_px, width_px = size = _image_size(stream.files[0])
+    if height_px * width_px * len(stream.files) * 4 > limits.max_decoded_bytes:
+        raise ClipError(f"{stream.where}: {len(stream.files)} images of {width_px} x {height_px} are too many at once")
+    images = []
+    for path in stream.files:
+        if _image_size(path) != size:
+            raise ClipError(f"{path} is not {width_px} x {height_px} as the images before it are")
+        try:
+            with Image.open(path, formats=("PNG",)) as image:
+                if image.mode not in ("P", "L", "I;16", "1"):
+                    raise ClipError(f"{path} is a {image.mode} picture; ids are a palette's indices or grey levels")
+                images.append(np.asarray(image).astype(np.uint16))
+        except (OSError, SyntaxError, ValueError) as error:
+            raise ClipError(f"{path} is damaged: {error}") from error
+    return np.stack(images)[..., None]
+
+
+def _image_size(path: Path) -> tuple[int, int]:
+    """Height and width from the header of a PNG or JPEG; proves a PNG's checksums."""
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=("PNG", "JPEG")) as image:
+            width_px, height_px = image.size
+            if image.format == "PNG":
+                image.verify()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ClipError(f"{path} is damaged or no image: {error}") from error
+    return height_px, width_px
+
+
+def _read_image(path: Path) -> np.ndarray:
+    """uint8 or uint16 [H, W, 1 or 3] of a PNG or JPEG, opaque: a transparent one is refused."""
+    import cv2
+    from PIL import Image
+
+    if path.suffix.lower() != ".png":
+        try:
+            with Image.open(path, formats=("JPEG",)) as image:
+                pixels = np.asarray(image if image.mode == "L" else image.convert("RGB"))
+        except (OSError, SyntaxError, ValueError) as error:
+            raise ClipError(f"{path} is damaged: {error}") from error
+        return pixels if pixels.ndim == 3 else pixels[..., None]
+    levels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if levels is None or levels.dtype not in (np.uint8, np.uint16):
+        raise ClipError(f"{path} is damaged or no PNG of 8 or 16 bits")
+    if levels.ndim == 2:
+        return levels[..., None]
+    if levels.shape[-1] == 4:
+        if int(levels[..., 3].min()) < (255 if levels.dtype == np.uint8 else 65535):
+            raise ClipError(f"{path} is transparent in places: give pictures without an alpha channel")
+        levels = levels[..., :3]
+    return np.ascontiguousarray(levels[..., ::-1])
+
+
+def _exr(path: Path, *, header_only: bool) -> Any:
+    try:
+        import OpenEXR
+    except ImportError as error:
+        raise MissingPart("EXR files need a package that is not installed: pip install OpenEXR") from error
+    try:
+        return OpenEXR.File(str(path), separate_channels=True, header_only=header_only, num_threads=0)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ClipError(f"{path} is damaged or no EXR file: {error}") from error
+
+
+def _exr_size(path: Path) -> tuple[int, int]:
+    try:
+        header = _exr(path, header_only=True).header()
+        (left, top), (right, bottom) = (corner.tolist() for corner in header["dataWindow"])
+        shown = [corner.tolist() for corner in header["displayWindow"]]
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise ClipError(f"{path} is damaged or no EXR file: {error}") from error
+    if shown != [[left, top], [right, bottom]]:
+        raise ClipError(f"{path} is cropped: its data window is not its display window; render whole frames")
+    return bottom - top + 1, right - left + 1
+
+
+def _read_exr(path: Path) -> np.ndarray:
+    """float32 [H, W, 1 or 3]: the file's only R, G, B (or X, Y, Z, or single) channels; alpha is left out."""
+    try:
+        channels = _exr(path, header_only=False).channels()
+    except (RuntimeError, ValueError) as error:  # reading the pixels failed
+        raise ClipError(f"{path} is damaged: {error}") from error
+    layers: dict[str, dict[str, np.ndarray]] = {}
+    for name, channel in channels.items():
+        layer, _, part = name.rpartition(".")
+        if part.upper() != "A":
+            layers.setdefault(layer, {})[part.upper()] = channel.pixels
+    if len(layers) != 1:
+        raise ClipError(f"{path} has {len(layers)} layers ({', '.join(sorted(channels))}): write one layer per file")
+    (parts,) = layers.values()
+    order = next((names for names in ("RGB", "XYZ") if set(names) == set(parts)), "")
+    planes = [parts[name] for name in order] if order else list(parts.values())
+    if len(planes) not in (1, 3) or (len(planes) == 3 and not order):
+        raise ClipError(f"{path} has the channels {', '.join(sorted(channels))}; read are R G B, X Y Z, or one alone")
+    if any(plane.shape != planes[0].shape for plane in planes):
+        raise ClipError(f"{path}: its channels are sampled at different sizes")
+    return np.stack(planes, axis=-1).astype(np.float32)
