@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from manifests.clip import Clip, DecodedClip
     from manifests.corpus import Corpus
     from manifests.errors import OpenUniError
-    from openuni.api import import_set, open_corpus, open_run, run, select, split, train
+    from openuni.api import export, import_set, open_corpus, open_run, run, select, split, train
     from openuni.recipe import Recipe
     from train.run import Run
 
@@ -28,6 +28,7 @@ _HOMES = {
     "OpenUniError": "manifests.errors",
     "Recipe": "openuni.recipe",
     "Run": "train.run",
+    "export": "openuni.api",
     "import_set": "openuni.api",
     "open_corpus": "openuni.api",
     "open_run": "openuni.api",
@@ -44,6 +45,7 @@ __all__ = [
     "OpenUniError",
     "Recipe",
     "Run",
+    "export",
     "import_set",
     "open_corpus",
     "open_run",

@@ -9,7 +9,9 @@ from manifests import select as rules
 from manifests import splits
 from manifests.corpus import Corpus
 from manifests.errors import OpenUniError
-from openuni import doctor
+from openuni import doctor, selection
+from openuni.exporter import find_exporter
+from openuni.exporting import Export, Report
 from openuni.importer import find_importer
 from openuni.importing import Choice, Import
 from openuni.pipeline import Pipeline, Scope
@@ -79,6 +81,32 @@ def import_set(
         job.run(place, runner, reporter)
     corpus.refresh()
     return corpus
+
+
+def export(
+    corpus: str | Path | Corpus,
+    format: str,
+    *,
+    out: str | Path,
+    choice: selection.Choice | None = None,
+    workers: int | None = None,
+    reporter: Reporter | None = None,
+    **options: Any,
+) -> Report:
+    """Write the kept clips of a corpus as another project reads them; call it again to go on.
+
+    `format`: a name of `openuni/exporters`, with its `options`. `choice`: which modalities, split and how many clips;
+    default all. `workers`: threads; default one per core. A clip that cannot be exported is in the report and in
+    failed.csv. Raises `OpenUniError` for wrong choices, and where the folder holds another export.
+    """
+    opened = corpus if isinstance(corpus, Corpus) else Corpus.open(str(corpus))
+    exporter = build(find_exporter(format), options, f"export {format}")
+    if workers is not None and workers < 1:
+        raise OpenUniError(f"--workers {workers}: must be 1 or more")
+    place = Path(out).expanduser().resolve()
+    with reporter or Reporter() as shown:
+        job = Export(exporter, opened, place, choice or selection.Choice())
+        return job.run(workers or min(os.cpu_count() or 1, MAX_DEFAULT_WORKERS), shown)
 
 
 def as_recipe(recipe: str | Path | Mapping[str, Any] | Recipe) -> Recipe:

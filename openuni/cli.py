@@ -189,6 +189,41 @@ def import_(given: ImportFlags) -> None:
         raise typer.Exit(1)
 
 
+@dataclass(frozen=True)
+class ExportFlags:
+    """Flags of `openuni export`."""
+
+    corpus: CorpusPlace
+    format: Annotated[str, typer.Option(help="A format that `openuni list` shows under exporters")]
+    out: Annotated[str, typer.Option("--out", help="Folder for the set; run again to resume")]
+    modalities: Annotated[
+        str | None, typer.Option(help="Such as depth,raft.flow: a modality, or who made it. Default: all it can hold")
+    ] = None
+    split: Annotated[str | None, typer.Option(help="Only the clips of this split")] = None
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N clips")] = None
+    options: Annotated[
+        list[str] | None, typer.Option("--set", help="OPTION=VALUE of the format; `openuni show FORMAT` lists them")
+    ] = None
+    workers: Annotated[int | None, typer.Option(min=1, help="Threads. Default: one per core")] = None
+
+
+@app.command()
+@flags(ExportFlags)
+def export(given: ExportFlags) -> None:
+    """Write a corpus as another project reads it: openuni-csv, univid, diffsynth, webdataset, huggingface."""
+    from openuni import api
+    from openuni.recipe import parse_texts
+    from openuni.selection import Choice
+
+    wanted = tuple(name.strip() for name in (given.modalities or "").split(",") if name.strip())
+    options = parse_texts(given.options or (), f"export {given.format}")
+    choice = Choice(wanted, given.split, given.limit)
+    report = api.export(given.corpus, given.format, out=given.out, choice=choice, workers=given.workers, **options)
+    print(report)
+    if report.failed:
+        raise typer.Exit(1)
+
+
 @app.command()
 def summary(
     corpus: CorpusPlace,

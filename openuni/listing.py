@@ -7,6 +7,7 @@ PACKAGES = {
     "annotators": "annotators",
     "modalities": "manifests.modalities",
     "importers": "openuni.importers",
+    "exporters": "openuni.exporters",
     "codecs": "train.codecs",
     "models": "train.models",
 }

@@ -11,6 +11,7 @@ from manifests.errors import OpenUniError, unknown_name
 from manifests.modality import find_modality, modality_names
 from manifests.operator import Operator, find_operator, operator_names
 from manifests.producer import Producer
+from openuni.exporter import exporter_names, find_exporter
 from openuni.importer import find_importer, importer_names
 from openuni.listing import listing
 from openuni.recipe import Encode, Ingest, Work
@@ -54,13 +55,23 @@ def page(name: str) -> str:
     for package in ("train.codecs", "train.models"):
         if name in component_names(package):
             return _component_page(find_component(package, Component, name), package)
-    if name.replace("-", "_") in importer_names():
-        return _producer_page(find_importer(name), "openuni.importers")
+    if name.replace("-", "_") in {*importer_names(), *exporter_names()}:
+        return _format_page(name)
     if "." in name:
         operator = _outside(name)
         return _producer_page(operator, f"{operator.kind}s")
     known = [known for names in listing().values() for known in names]
     raise OpenUniError(unknown_name("name", name, known))
+
+
+def _format_page(name: str) -> str:
+    """A format may be read, written, or both."""
+    pages, file = [], name.replace("-", "_")
+    if file in importer_names():
+        pages.append(_producer_page(find_importer(name), "openuni.importers"))
+    if file in exporter_names():
+        pages.append(_component_page(find_exporter(name), "openuni.exporters"))
+    return "\n\n".join(pages)
 
 
 def _outside(name: str) -> type[Operator]:

@@ -1,0 +1,149 @@
+"""Which clips of a corpus are exported and with which maps, read window by window: there may be millions."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
+
+from manifests.corpus import Corpus
+from manifests.errors import OpenUniError, unknown_name
+from manifests.modality import modality_names
+from manifests.presence import holders, makers
+from manifests.schema import OUTCOME_FIELDS, clip_schema
+from openuni.exporter import Contents, ExportClip, Exporter, StoredMap
+
+WINDOW_CLIPS = 1000  # whose rows are in memory as Python objects
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What of a corpus to export."""
+
+    modalities: tuple[str, ...] = ()  # "depth", or "raft.flow" where several made it; empty: all the format can hold
+    split: str | None = None  # only this split's clips
+    limit: int | None = None  # only the first so many
+
+
+class Selection:
+    """The chosen clips, in the corpus's order. `contents`: what is the same for all of them."""
+
+    def __init__(self, corpus: Corpus, exporter: Exporter, choice: Choice, out: Path) -> None:
+        self.corpus = corpus
+        annotators = choose_maps(corpus, exporter, choice.modalities)
+        self.contents = Contents(corpus, annotators, score_types(corpus), out.resolve())
+        self.versions = {name: corpus.group_version(f"annotations/{name}") for name in annotators.values()}
+        listed = corpus.clip_list
+        mask = pc.is_in(listed.ids, value_set=corpus.kept_ids())
+        if choice.split is not None:
+            mask = pc.and_(mask, self._in_split(choice.split))
+        self.ids: pa.Array = listed.ids.filter(mask).slice(0, choice.limit)
+        self.rows: np.ndarray = listed.rows[mask.to_numpy(zero_copy_only=False)][: choice.limit]
+        if not len(self.ids):
+            raise OpenUniError(f"{corpus.store.url} keeps no clip to export. See: openuni summary {corpus.store.url}")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def clips(self, positions: np.ndarray | None = None) -> Iterator[ExportClip]:
+        """All clips, or those at `positions` (int, increasing, of this selection)."""
+        chosen = np.arange(len(self)) if positions is None else positions
+        for start in range(0, len(chosen), WINDOW_CLIPS):
+            yield from self._window(chosen[start : start + WINDOW_CLIPS])
+
+    def _window(self, positions: np.ndarray) -> Iterator[ExportClip]:
+        ids = self.ids.take(pa.array(positions))
+        maps = {
+            modality: self._look_up(f"annotations/{name}", ids, {modality: pads.field(name, modality)}, name)
+            for modality, name in self.contents.annotators.items()
+        }
+        scores = {
+            name: self._look_up(f"filters/{name}", ids, {field.name: pads.field(name, field.name) for field in kind})
+            for name, kind in self.contents.scores.items()
+        }
+        rows = (row for table in self.corpus.clip_list.tables(self.rows[positions]) for row in table.to_pylist())
+        for place, row in enumerate(rows):
+            yield ExportClip(
+                self.corpus,
+                self.corpus.clip_list.clip_of_row(row),
+                {name: found for name in maps if (found := self._stored(name, maps[name][place])) is not None},
+                {name: row for name, table in scores.items() if (row := table[place]) is not None},
+            )
+
+    def _stored(self, modality: str, row: Mapping[str, Any] | None) -> StoredMap | None:
+        if row is None or row["status"] != "ok" or row[modality] is None or row[modality]["shard"] is None:
+            return None
+        annotator = self.contents.annotators[modality]
+        return StoredMap(annotator, self.versions[annotator], row[modality])
+
+    def _look_up(
+        self, group: str, ids: pa.Array, columns: Mapping[str, pads.Expression], operator: str = ""
+    ) -> list[dict[str, Any] | None]:
+        """These columns of a group for each id; None where it has no row."""
+        wanted = {"clip_id": pads.field("clip_id"), **columns}
+        if operator:
+            wanted["status"] = pads.field(operator, "status")
+        table = self.corpus.dataset(group).to_table(columns=wanted, filter=pads.field("clip_id").isin(ids))
+        places = pc.index_in(ids, value_set=table.column("clip_id").combine_chunks())
+        rows = table.drop_columns("clip_id").take(places).to_pylist()
+        there = pc.is_valid(places).to_pylist()
+        return [row if known else None for row, known in zip(rows, there, strict=True)]
+
+    def _in_split(self, split: str) -> pa.Array:
+        column = self.corpus.dataset("clips", clip_schema()).to_table(columns=["split"]).column("split")
+        splits = column.combine_chunks().take(pa.array(self.corpus.clip_list.rows))
+        known = sorted(name for name in pc.unique(splits).to_pylist() if name is not None)
+        if split not in known:
+            raise OpenUniError(unknown_name("split", split, known))
+        return pc.fill_null(pc.equal(splits, split), False)
+
+
+def choose_maps(corpus: Corpus, exporter: Exporter, wanted: Sequence[str]) -> dict[str, str]:
+    """Modality -> annotator, in the format's order. Raises `OpenUniError` for what is unknown or made by several."""
+    made = {
+        modality: there
+        for modality, names in makers(corpus).items()
+        if (there := [name for name in names if len(holders(corpus, name, modality))])
+    }
+    holds = list(exporter.names) if exporter.names is not None else modality_names()
+    if not exporter.stores_rgb:
+        holds = [name for name in holds if name != "rgb"]
+    given: dict[str, str] = {}
+    for text in wanted or [name for name in holds if name in made]:
+        annotator, _, name = text.rpartition(".")
+        modality = next((own for own, called in (exporter.names or {}).items() if called == name), name)
+        if modality == "rgb" and not exporter.stores_rgb:
+            continue  # the video is always there
+        if modality not in holds:
+            raise OpenUniError(unknown_name(f"modality of the format {exporter.name()}", name, holds))
+        if modality not in made:
+            have = ", ".join(made) or "none"
+            raise OpenUniError(f"no clip of {corpus.store.url} has {modality}. Modalities there: {have}.")
+        given[modality] = _maker(made[modality], modality, annotator)
+    return {name: given[name] for name in holds if name in given}
+
+
+def _maker(made_by: list[str], modality: str, annotator: str) -> str:
+    if annotator and annotator not in made_by:
+        raise OpenUniError(unknown_name(f"annotator of {modality}", annotator, made_by))
+    if not annotator and len(made_by) > 1:
+        named = ", ".join(f'"{name}.{modality}"' for name in made_by)
+        raise OpenUniError(f"several annotators made {modality}. Name one with --modalities: {named}.")
+    return annotator or made_by[0]
+
+
+def score_types(corpus: Corpus) -> dict[str, pa.StructType]:
+    """The scores of each filter that has seen a clip of the corpus."""
+    outcome = {field.name for field in OUTCOME_FIELDS}
+    found = {}
+    for name in corpus.operators("filter"):
+        seen = corpus.parts(f"filters/{name}")
+        columns = corpus.dataset(f"filters/{name}").schema.field(name).type if seen else ()
+        fields = [field for field in columns if field.name not in outcome]
+        if fields:
+            found[name] = pa.struct(fields)
+    return found
