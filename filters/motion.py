@@ -5,9 +5,10 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
+from filters._pairs import sample_pairs
 from manifests.clip import DecodedClip
 from manifests.errors import ClipError, OpenUniError
-from manifests.operator import Filter, sample_evenly
+from manifests.operator import Filter
 
 PRESETS = {"ultrafast": 0, "fast": 1, "medium": 2}  # OpenCV's numbers for the DIS presets
 MIN_SIDE_PX = 8  # DIS matches patches of 8 px
@@ -53,31 +54,8 @@ class Motion(Filter):
             raise OpenUniError(f'motion: preset = "{self.preset}". Allowed: {", ".join(PRESETS)}.')
 
     def sample(self, times_s: np.ndarray) -> np.ndarray:
-        """Indices of pairs of adjacent frames: entries 2k and 2k + 1 are one pair. One frame gives that frame.
-
-        No frame is in two pairs (a pair that would overlap the one before starts a frame later), so the pairing is
-        known by position alone. Guessing pairs from time steps would fail on a variable frame rate.
-        """
-        count = len(times_s)
-        if count < 2:
-            return np.arange(count, dtype=np.int64)
-        starts: list[int] = []
-        for wanted in self._instants(times_s):
-            start = max(int(wanted), starts[-1] + 2) if starts else int(wanted)
-            if start <= count - 2:
-                starts.append(start)
-        first = np.array(starts, dtype=np.int64)
-        return np.stack([first, first + 1], axis=1).reshape(-1)
-
-    def _instants(self, times_s: np.ndarray) -> np.ndarray:
-        """Frames nearest to the wanted instants, int64 [n], increasing, at most `max_pairs`."""
-        wanted = sample_evenly(times_s, self.pairs_per_s)
-        if len(wanted) <= self.max_pairs:
-            return wanted
-        # the middles of `max_pairs` equal parts, so that one pair alone lies in the middle of the clip
-        duration_s = times_s[-1] - times_s[0]
-        middles = times_s[0] + (np.arange(self.max_pairs) + 0.5) / self.max_pairs * duration_s
-        return np.unique(np.clip(np.searchsorted(times_s, middles), 0, len(times_s) - 2)).astype(np.int64)
+        """Pairs of adjacent frames: entries 2k and 2k + 1 are one pair. A clip of one frame gives that frame."""
+        return sample_pairs(times_s, self.pairs_per_s, self.max_pairs)
 
     def run(self, model: Any, clip: DecodedClip) -> Scores:
         """Scores over the pairs (2k, 2k + 1) of the frames given, as `sample` orders them.

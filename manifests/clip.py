@@ -6,6 +6,7 @@ import numpy as np
 import xxhash
 
 from manifests.errors import ClipError
+from manifests.motion_vectors import MotionVectors
 
 
 def pts_hash(pts: np.ndarray) -> str:
@@ -57,11 +58,13 @@ class DecodedClip:
     `frames`: uint8 [T, H, W, 3], RGB (sRGB, full range), at most the recipe's working size.
     `times_s`: float64 [T], seconds since the clip's first frame; strictly increasing, not always evenly spaced.
     `clip`: the row the frames come from; operators that need only pixels never look at it.
+    `vectors`: per frame the codec's motion vectors, or None for a frame without; None as a whole unless asked for.
     """
 
     clip: Clip
     frames: np.ndarray
     times_s: np.ndarray
+    vectors: tuple[MotionVectors | None, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.frames.ndim != 4 or self.frames.shape[-1] != 3 or self.frames.dtype != np.uint8:
@@ -107,4 +110,5 @@ class DecodedClip:
 
     def take(self, indices: np.ndarray) -> "DecodedClip":
         """The same clip with only the frames at `indices` (int [n], increasing)."""
-        return DecodedClip(self.clip, self.frames[indices], self.times_s[indices])
+        vectors = tuple(self.vectors[index] for index in indices) if self.vectors is not None else None
+        return DecodedClip(self.clip, self.frames[indices], self.times_s[indices], vectors)

@@ -12,6 +12,10 @@ class ClipError(Exception):
     """One clip cannot be processed. It becomes a row with status `failed`; the run goes on."""
 
 
+class Unavailable(ClipError):
+    """This clip cannot have what was asked for, and nothing went wrong: a row with status `unavailable`, no failure."""
+
+
 class MissingPart(OpenUniError):
     """Something a run needs is not on this machine (a checkpoint, a package); the text names the command for it."""
 

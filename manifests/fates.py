@@ -1,4 +1,8 @@
-"""What became of every clip: the conservation law "clips = ok + dropped (by rule) + failed (for a reason)"."""
+"""What became of every clip: the conservation law "clips = ok + dropped (by rule) + failed (for a reason)".
+
+A clip for which an operator is `unavailable` has not failed: it lacks those scores, which are null, so a rule about
+them drops it (null never passes); or it lacks those modalities, as clips may.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,6 +28,13 @@ class Failure(NamedTuple):
     clips: int
 
 
+class Absence(NamedTuple):
+    """For how many clips an operator of the last run had nothing to compute from. Each has a fate all the same."""
+
+    operator: str
+    clips: int
+
+
 class Drop(NamedTuple):
     """How many clips one rule dropped: those that passed all rules before it."""
 
@@ -40,6 +51,7 @@ class Summary(NamedTuple):
     failed: list[Failure]
     pending: int  # not reached yet: the run was stopped or limited
     keep: str
+    unavailable: list[Absence]  # no part of the balance
 
     @property
     def balances(self) -> bool:
@@ -53,6 +65,7 @@ class Summary(NamedTuple):
         lines[0] += f" + {self.pending:,} not done yet" if self.pending else ""
         lines += [f"  dropped  {drop.clips:>8,}  by {drop.rule}" for drop in self.dropped]
         lines += [f"  failed   {fail.clips:>8,}  in {fail.operator}: {fail.reason}" for fail in self.failed]
+        lines += [f"  {lack.operator} is unavailable for {lack.clips:,} of all" for lack in self.unavailable]
         return "\n".join(lines)
 
 
@@ -83,27 +96,29 @@ def summary(corpus: "Corpus") -> Summary:
     else:
         unfinished = "ok"
     for name in filters:
-        column = _quoted(name)
-        cases.append(f"WHEN {column} IS NULL THEN 'pending' WHEN {column}.status <> 'ok' THEN 'failed'")
+        cases.append(f"WHEN {_quoted(name)} IS NULL THEN 'pending' WHEN {_failed(name)} THEN 'failed'")
         places.append(_place(name))
     for number, rule in enumerate(rules):
         cases.append(f"WHEN NOT coalesce(({rule.text}\n), false) THEN 'dropped'")
         places.append(f"WHEN NOT coalesce(({rule.text}\n), false) THEN '{number}'")
     for name in annotators:
-        column = _quoted(name)
-        cases.append(f"WHEN {column} IS NULL THEN 'pending' WHEN {column}.status <> 'ok' THEN 'failed'")
+        cases.append(f"WHEN {_quoted(name)} IS NULL THEN 'pending' WHEN {_failed(name)} THEN 'failed'")
         places.append(_place(name))
     for name in encoded:  # no row is no debt: a clip may lack the modality
-        cases.append(f"WHEN {_quoted(name)}.status <> 'ok' THEN 'failed'")
+        cases.append(f"WHEN {_failed(name)} THEN 'failed'")
         places.append(_place(name))
     fate = f"CASE {' '.join(cases)} ELSE '{unfinished}' END"
     place = f"CASE {' '.join(places)} ELSE '' END"
     reason = f"regexp_extract({place}, '^([^:]*)', 1)"  # the type of the error stands before the colon
     rows = connection.execute(f"SELECT {fate}, {reason}, count(*) FROM joined GROUP BY ALL ORDER BY ALL").fetchall()
-    return _ledger(rows, rules, corpus.record["keep"])
+    absences = []
+    for name in (*filters, *annotators):
+        query = f"SELECT count(*) FROM joined WHERE {_quoted(name)}.status = 'unavailable'"
+        absences.append(Absence(name, connection.execute(query).fetchall()[0][0]))
+    return _ledger(rows, rules, corpus.record["keep"], [absence for absence in absences if absence.clips])
 
 
-def _ledger(rows: list[Any], rules: Sequence[select.Rule], keep: str) -> Summary:
+def _ledger(rows: list[Any], rules: Sequence[select.Rule], keep: str, unavailable: list[Absence]) -> Summary:
     dropped = {number: 0 for number in range(len(rules))}
     failed, totals = [], {"ok": 0, "pending": 0}
     for fate, where, count in rows:
@@ -116,7 +131,7 @@ def _ledger(rows: list[Any], rules: Sequence[select.Rule], keep: str) -> Summary
             totals[fate] += count
     drops = [Drop(rules[number].text, count) for number, count in dropped.items()]
     clips = sum(count for _, _, count in rows)
-    ledger = Summary(clips, totals["ok"], drops, failed, totals["pending"], keep)
+    ledger = Summary(clips, totals["ok"], drops, failed, totals["pending"], keep, unavailable)
     if not ledger.balances:
         raise OpenUniError(f"the ledger does not balance: {ledger!r}. Please report this.")
     return ledger
@@ -125,7 +140,12 @@ def _ledger(rows: list[Any], rules: Sequence[select.Rule], keep: str) -> Summary
 def _place(name: str) -> str:
     column = _quoted(name)
     text = name.replace("'", "''")
-    return f"WHEN {column}.status <> 'ok' THEN '{text}' || chr(0) || coalesce({column}.error, '')"
+    return f"WHEN {_failed(name)} THEN '{text}' || chr(0) || coalesce({column}.error, '')"
+
+
+def _failed(name: str) -> str:
+    """Whether the operator failed at a clip: neither done nor unavailable, and not pending either."""
+    return f"{_quoted(name)}.status NOT IN ('ok', 'unavailable')"
 
 
 def _quoted(name: str) -> str:

@@ -22,7 +22,8 @@ class Operator(Producer):
     def run(self, model: Any, clip: DecodedClip) -> Any:
         """Compute. Pure: the input is read-only, equal inputs give equal outputs. Returns the declared NamedTuple.
 
-        `model` is what `load` returned. Raise `ClipError` when this clip cannot be done.
+        `model` is what `load` returned. Raise `ClipError` when this clip cannot be done, `Unavailable` when it lacks
+        what there is to compute from.
         """
 
     @classmethod
@@ -39,6 +40,7 @@ class Filter(Operator):
     """Scores a clip: numbers only. It never decides; the recipe's `keep` does."""
 
     kind: ClassVar[str] = "filter"
+    wants_vectors: ClassVar[bool] = False  # whether `run` looks at `clip.vectors`, the codec's motion vectors
 
     def sample(self, times_s: np.ndarray) -> np.ndarray:
         """Which frames this filter wants: float64 [T] seconds -> int64 [n] increasing indices.

@@ -40,4 +40,5 @@ def summary_record(summary: Summary) -> dict[str, Any]:
     record = summary._asdict()
     record["dropped"] = [drop._asdict() for drop in summary.dropped]
     record["failed"] = [failure._asdict() for failure in summary.failed]
+    record["unavailable"] = [absence._asdict() for absence in summary.unavailable]
     return record

@@ -13,7 +13,7 @@ from manifests import schema, video
 from manifests.beside import beside, read_small
 from manifests.clip import Clip, DecodedClip, clip_id
 from manifests.corpus import Corpus
-from manifests.errors import ClipError, OpenUniError
+from manifests.errors import ClipError, OpenUniError, Unavailable
 from manifests.modality import Modality
 from manifests.operator import Annotator, Filter, Operator
 from manifests.shards import TarShard
@@ -146,6 +146,7 @@ class Result(NamedTuple):
     value: Any
     error: str | None
     ms: float | None
+    status: str = "ok"
 
 
 class OperatorWorker(CorpusWorker):
@@ -196,24 +197,26 @@ class OperatorWorker(CorpusWorker):
             value = self._value(name, self.view(name, prepared))
         except OpenUniError:
             raise  # a missing part: no clip's fault
+        except Unavailable as error:
+            return Result(None, describe(error), None, "unavailable")
         except Exception as error:  # an operator may fail in any way; the others still get their turn
-            return Result(None, describe(error), None)
+            return Result(None, describe(error), None, "failed")
         return Result(value, None, (time.perf_counter() - started) * 1000)
 
     def _store_one(self, name: str, item: ClipItem, result: Result) -> str | None:
+        """Write one row; returns the reason where it is a failure."""
         fields: dict[str, Any] = {}
-        text = result.error
-        if text is None:
+        _, text, ms, status = result
+        if status == "ok":
             try:
                 fields = {key: self.field(name, value, item) for key, value in result.value._asdict().items()}
             except OpenUniError:
                 raise  # a full disk: no clip's fault
             except Exception as error:  # what it gave cannot be stored
                 self.writers[name].rollback()
-                fields, text = {}, describe(error)
-        status, ms = ("ok", result.ms) if text is None else ("failed", None)
+                fields, text, ms, status = {}, describe(error), None, "failed"
         self._commit(name, item, self._outcome(name, status, text, ms) | fields)
-        return text
+        return text if status == "failed" else None
 
     def _value(self, name: str, clip: DecodedClip) -> Any:
         operator = self.operators[name]
@@ -247,7 +250,8 @@ class FilterWorker(OperatorWorker):
             wanted.update({name: self._sample(name, times_s) for name in item.todo})
             return np.unique(np.concatenate(list(wanted.values())))
 
-        decoded = video.decode(item.clip, choose, self.spec.short_side_px, threads=decoder_threads())
+        vectors = any(getattr(self.operators[name], "wants_vectors", False) for name in item.todo)
+        decoded = video.decode(item.clip, choose, self.spec.short_side_px, threads=decoder_threads(), vectors=vectors)
         union = np.unique(np.concatenate(list(wanted.values())))
         return decoded, {name: np.searchsorted(union, indices) for name, indices in wanted.items()}
 
