@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 import numpy as np
 
 from annotators._inference import Precision, inference
-from manifests.checkpoint import Checkpoint, hub_or_path
+from manifests.checkpoint import Checkpoint, published_or_path
 from manifests.clip import DecodedClip
 from manifests.errors import OpenUniError
 from manifests.modalities.depth import Depth
@@ -29,6 +29,7 @@ class DepthOfClip(NamedTuple):
         "mean absolute change between adjacent frames divided by the clip's mean value: flicker and true motion "
         "together; null for a clip of one frame",
     ]
+SMALL_SHA256 = "3152477ce0d8d6978d76b995120de97cb5b928701fd0f817769f59e249a16b70"
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,25 @@ class DepthAnything(Annotator):
             raise OpenUniError(f"depth_anything: frames_per_batch = {self.frames_per_batch}. Allowed: 1 and more.")
 
     def checkpoints(self) -> Sequence[Checkpoint]:
-        """The one checkpoint; only the small models of the authors are free for commercial use."""
-        name = self.checkpoint.lower()
-        authors = name.startswith("depth-anything/")
-        licence = self.licence if "small" in name else "CC-BY-NC-4.0"
-        return (hub_or_path(self.checkpoint, licence if authors else ""),)
+        """The one checkpoint."""
+        return (published_or_path(self.checkpoint, self.published()),)
+
+    @classmethod
+    def published(cls) -> tuple[Checkpoint, ...]:
+        """The authors' models; only the small ones are free for commercial use."""
+        kinds = ("", "Metric-Indoor-", "Metric-Outdoor-")
+        return tuple(
+            Checkpoint(
+                f"depth-anything/Depth-Anything-V2-{kind}{size}-hf",
+                "hub",
+                "Apache-2.0" if size == "Small" else "CC-BY-NC-4.0",
+                size_mb={"Small": 99.2, "Base": 390.0, "Large": 1341.4}[size],
+                sha256=SMALL_SHA256 if (kind, size) == ("", "Small") else "",
+                only=("*.json", "model.safetensors"),
+            )
+            for kind in kinds
+            for size in ("Small", "Base", "Large")
+        )
 
     def load(self, device: str) -> Any:
         """Network on `device` and its image processor. Raises `OpenUniError` for another kind of checkpoint."""

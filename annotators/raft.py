@@ -76,14 +76,16 @@ class Raft(Annotator):
         """The one file with weights: a path as it is, a name as the file that torchvision keeps under that name."""
         if Path(self.checkpoint).suffix in (".pth", ".pt", ".safetensors") or "/" in self.checkpoint:
             return (Checkpoint(self.checkpoint, "path", self.licence),)
-        from torchvision.models import optical_flow
-
-        known = {"large": optical_flow.Raft_Large_Weights, "small": optical_flow.Raft_Small_Weights}[self.size]
-        if self.checkpoint not in known.__members__:
+        known = _torchvision_weights()[self.size].__members__
+        if self.checkpoint not in known:
             what = f"weights of RAFT {self.size}"
-            raise OpenUniError(f"{unknown_name(what, self.checkpoint, known.__members__)} Or give the path of a file.")
-        url = known[self.checkpoint].url
-        return (Checkpoint(url.rpartition("/")[2], "torchvision", self.licence, url),)
+            raise OpenUniError(f"{unknown_name(what, self.checkpoint, known)} Or give the path of a file.")
+        return (_published(known[self.checkpoint]),)
+
+    @classmethod
+    def published(cls) -> tuple[Checkpoint, ...]:
+        """torchvision's weights of both sizes."""
+        return tuple(_published(member) for kind in _torchvision_weights().values() for member in kind)
 
     def load(self, device: str) -> Any:
         """The network on `device`. Raises `OpenUniError` when the weights are not those of this size."""
@@ -176,6 +178,19 @@ def torchvision_names(weights: Mapping[str, Any]) -> dict[str, Any]:
             name = re.sub(pattern, replacement, name)
         renamed[name] = value
     return renamed
+
+
+def _torchvision_weights() -> dict[str, Any]:
+    from torchvision.models import optical_flow
+
+    return {"large": optical_flow.Raft_Large_Weights, "small": optical_flow.Raft_Small_Weights}
+
+
+def _published(weights: Any) -> Checkpoint:
+    url = weights.url
+    # torchvision counts in 2^20 bytes
+    size_mb = round(weights.meta["_file_size"] * 2**20 / 1e6, 1)
+    return Checkpoint(url.rpartition("/")[2], "torchvision", Raft.licence, url, size_mb=size_mb)
 
 
 def _correlation_in_fp32(radius: int) -> Any:

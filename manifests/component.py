@@ -47,6 +47,11 @@ class Component:
         return ()
 
     @classmethod
+    def published(cls) -> Sequence[Checkpoint]:
+        """All weights by name that this can use, with their facts: what `openuni checkpoints` lists."""
+        return ()
+
+    @classmethod
     def name(cls) -> str:
         """The file's name for the project's own components, the dotted path for those of other packages."""
         package, _, stem = cls.__module__.rpartition(".")

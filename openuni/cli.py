@@ -101,9 +101,50 @@ def doctor(
 
     findings = examine(Recipe.load(recipe), out, gpus)
     for finding in findings:
-        print(f"{finding.level:<8} {finding.what}: {finding.text}")
-    if any(finding.level == "missing" for finding in findings):
+        print(f"{finding.level:<11} {finding.what}: {finding.text}")
+    if any(finding.is_gap for finding in findings):
         raise typer.Exit(2)
+
+
+checkpoints = typer.Typer(help="Weights: list, get and verify them.", rich_markup_mode=None)
+app.add_typer(checkpoints, name="checkpoints")
+
+
+@checkpoints.callback(invoke_without_command=True)
+def checkpoints_(context: typer.Context) -> None:
+    """Weights: what the parts of OpenUni can use, and what of it is here. Nothing is fetched unless asked for.
+
+    Alone, it lists all. A folder named by the environment variable OPENUNI_CHECKPOINTS is looked in first: a mirror
+    for machines without a network, with each file as REF and each repository as the folder REF.
+    """
+    if context.invoked_subcommand is None:
+        from openuni.checkpoints import table
+
+        print(table())
+
+
+Wanted = Annotated[
+    list[str] | None, typer.Argument(help="Names that the list shows, or parts (depth_anything: its default)")
+]
+ForRecipe = Annotated[Path | None, typer.Option("--recipe", help="All that this recipe needs")]
+
+
+@checkpoints.command()
+def get(wanted: Wanted = None, recipe: ForRecipe = None) -> None:
+    """Fetch checkpoints and verify them. Stopped downloads go on where they stopped."""
+    from openuni.checkpoints import chosen, fetch
+
+    for checkpoint in chosen(wanted or (), recipe):
+        print(f"{checkpoint.ref}: {fetch(checkpoint)}")
+
+
+@checkpoints.command()
+def verify(wanted: Wanted = None, recipe: ForRecipe = None) -> None:
+    """Hold the files that are here against their publishers' digests. Default: all that are here."""
+    from openuni.checkpoints import chosen, verdict
+
+    for checkpoint in chosen(wanted or (), recipe, default="present"):
+        print(f"{checkpoint.ref}: {verdict(checkpoint)}")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
+from manifests.checkpoint import Checkpoint
 from manifests.component import Component
 from manifests.errors import MissingPart, OpenUniError
 from manifests.store import Store
@@ -16,9 +17,14 @@ CODECS = ("h264", "hevc", "vp9", "av1", "mpeg4")
 class Finding(NamedTuple):
     """One thing that was checked."""
 
-    level: Literal["ok", "note", "missing"]
+    level: Literal["ok", "note", "missing", "unavailable"]  # the last two keep the run from starting
     what: str
     text: str
+
+    @property
+    def is_gap(self) -> bool:
+        """Whether the run cannot start."""
+        return self.level in ("missing", "unavailable")
 
 
 def examine(recipe: Recipe, out: str | None = None, gpus: float = 0.0) -> list[Finding]:
@@ -28,7 +34,7 @@ def examine(recipe: Recipe, out: str | None = None, gpus: float = 0.0) -> list[F
 
 def require(recipe: Recipe, out: str | None, gpus: float) -> None:
     """Raise `MissingPart` with every gap found, before anything is started."""
-    gaps = [finding for finding in examine(recipe, out, gpus) if finding.level == "missing"]
+    gaps = [finding for finding in examine(recipe, out, gpus) if finding.is_gap]
     if gaps:
         raise MissingPart("\n".join(["this machine is not ready:", *(f"  {gap.what}: {gap.text}" for gap in gaps)]))
 
@@ -47,17 +53,22 @@ def _components(recipe: Recipe, gpus: float) -> Iterator[Finding]:
     parts: list[Component] = [*recipe.filters.values(), *recipe.annotators.values()]
     parts += [codec for codec in (recipe.latent_codec, recipe.text_codec) if codec is not None]
     for part in parts:
-        try:
-            for checkpoint in part.checkpoints():
-                where = checkpoint.resolve()
-                yield Finding(
-                    "ok", part.name(), f"{where}" + (f" ({checkpoint.licence})" if checkpoint.licence else "")
-                )
-        except MissingPart as error:
-            yield Finding("missing", part.name(), str(error))
-            continue
+        for checkpoint in part.checkpoints():
+            yield from _checkpoint(part.name(), checkpoint, recipe.accept)
         if part.gpus and not gpus:
             yield Finding("note", part.name(), "made for a GPU; it will run on the CPU, slowly")
+
+
+def _checkpoint(name: str, checkpoint: Checkpoint, accepted: tuple[str, ...]) -> Iterator[Finding]:
+    licence = checkpoint.licence or "licence unknown"
+    try:
+        yield Finding("ok", name, f"{checkpoint.resolve()} ({licence})")
+    except MissingPart as error:
+        yield Finding("unavailable", name, str(error))
+    if checkpoint.asks_consent and checkpoint.ref not in accepted:
+        terms = "gated" if checkpoint.gated else checkpoint.terms
+        text = f"{checkpoint.ref} is under {licence} ({terms}). If your use fits, write in the recipe: "
+        yield Finding("missing", name, f'{text}accept = ["{checkpoint.ref}"]')
 
 
 def _streams(recipe: Recipe) -> Iterator[Finding]:

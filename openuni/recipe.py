@@ -82,6 +82,7 @@ class Recipe:
     """A parsed recipe: everything a run does, as objects."""
 
     keep: str = ""
+    accept: tuple[str, ...] = ()  # checkpoints whose licence the user has found to fit
     ingest: Ingest = Ingest()
     work: Work = Work()
     filters: Mapping[str, Filter] = field(default_factory=dict)
@@ -105,10 +106,13 @@ class Recipe:
     @classmethod
     def parse(cls, tables: Mapping[str, Any], where: str = "recipe") -> "Recipe":
         """Check tables as `tomllib` gives them. Raises `OpenUniError` with the nearest known name."""
-        refuse_unknown(tables, ["keep", "ingest", "work", "filters", "annotators", "encode"], where)
+        refuse_unknown(tables, ["keep", "accept", "ingest", "work", "filters", "annotators", "encode"], where)
         keep = tables.get("keep", "")
         if not isinstance(keep, str):
             raise OpenUniError(f"{where}: keep must be a text, got {keep!r}")
+        accept = tables.get("accept", [])
+        if not (isinstance(accept, list | tuple) and all(isinstance(name, str) for name in accept)):
+            raise OpenUniError(f"{where}: accept must be a list of checkpoints' names, got {accept!r}")
         filters = {
             name: _operator("filter", name, options, where) for name, options in _tables(tables, "filters", where)
         }
@@ -117,6 +121,7 @@ class Recipe:
         }
         recipe = cls(
             keep=keep,
+            accept=tuple(accept),
             ingest=build(Ingest, tables.get("ingest", {}), f"{where}: [ingest]"),
             work=build(Work, tables.get("work", {}), f"{where}: [work]"),
             filters=filters,
@@ -139,6 +144,7 @@ class Recipe:
         """All options, defaults included, as JSON-able tables: what the ledger of a run keeps."""
         tables: dict[str, Any] = {
             "keep": self.keep,
+            "accept": list(self.accept),
             "ingest": dataclasses.asdict(self.ingest),
             "work": dataclasses.asdict(self.work),
             "filters": {name: dataclasses.asdict(operator) for name, operator in self.filters.items()},

@@ -10,6 +10,7 @@ from pathlib import Path
 from fsspec.core import url_to_fs
 
 from manifests.errors import OpenUniError
+from manifests.modality import modality_names
 
 VIDEO_SUFFIXES = frozenset(
     [".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".flv", ".ogv", ".wmv"]
@@ -20,8 +21,8 @@ LIST_SUFFIX = ".txt"
 def find_sources(given: str | Path | Sequence[str | Path]) -> list[str]:
     """Absolute paths and URLs, each once, sorted within each thing given.
 
-    A folder (or `s3://bucket/folder/`) is searched with all its folders for files with a video's suffix; a glob is
-    expanded; a `.txt` file holds one of these per line (`#` starts a comment); anything else is one source. Raises
+    A folder (or `s3://bucket/folder/`) is searched with all its folders for files with a video's suffix, maps that lie
+    beside a video (`NAME.depth.mkv`) left out; a glob is expanded; a `.txt` file holds one of these per line (`#` starts a comment); anything else is one source. Raises
     `OpenUniError` where something is not there or holds no video. Only URLs of videos in a list are taken at their
     word, since there may be millions: a missing one fails at ingest.
     """
@@ -87,8 +88,16 @@ def _expand_list(path: Path) -> list[str]:
 
 
 def _is_video(name: str) -> bool:
+    """By its name. The maps of a clip (`NAME.depth.mkv` beside `NAME.mp4`) are no sources of their own."""
     file = name.rpartition("/")[2]
-    return f".{file.rpartition('.')[2].lower()}" in VIDEO_SUFFIXES and not file.startswith(".")
+    stem, _, suffix = file.rpartition(".")
+    is_map = stem.rpartition(".")[2] in _modalities() and "." in stem
+    return f".{suffix.lower()}" in VIDEO_SUFFIXES and not file.startswith(".") and not is_map
+
+
+@lru_cache(maxsize=1)
+def _modalities() -> frozenset[str]:
+    return frozenset(modality_names())
 
 
 def _videos_in(folder: str) -> Iterator[str]:

@@ -206,7 +206,7 @@ def test_licences_of_the_authors_checkpoints():
 
 
 def test_missing_or_other_checkpoints_are_explained(tmp_path, monkeypatch):
-    with pytest.raises(MissingPart, match="hf download somebody/no-such-depth"):
+    with pytest.raises(MissingPart, match="openuni checkpoints get somebody/no-such-depth"):
         DepthAnything(checkpoint="somebody/no-such-depth").load("cpu")
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(OpenUniError, match="depth_estimation_type"):

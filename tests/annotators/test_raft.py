@@ -193,7 +193,7 @@ def test_safetensors_load_too(tmp_path):
 def test_weights_named_as_in_torchvision_are_looked_for_in_its_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     operator = Raft(size="small", checkpoint="C_T_V2")
-    with pytest.raises(MissingPart, match=r"curl .*raft_small_C_T_V2-01064c6d\.pth"):
+    with pytest.raises(MissingPart, match=r"openuni checkpoints get raft_small_C_T_V2-01064c6d\.pth"):
         operator.load("cpu")
     cache = tmp_path / "hub" / "checkpoints"
     cache.mkdir(parents=True)

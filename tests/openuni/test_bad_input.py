@@ -151,7 +151,7 @@ def test_a_missing_checkpoint_is_found_before_anything_starts(raw, tmp_path):
     assert not (tmp_path / "corpus").exists()
     path.write_text('[annotators.depth_anything]\ncheckpoint = "nobody/no-such-model"')
     done = cli("doctor", path)
-    assert done.returncode == 2 and "hf download nobody/no-such-model" in done.stdout
+    assert done.returncode == 2 and "openuni checkpoints get nobody/no-such-model" in done.stdout
 
 
 def test_an_output_that_holds_something_else(recipe, raw, tmp_path):

@@ -92,3 +92,10 @@ def test_web_addresses_are_read(web, tmp_path):
     assert corpus[0].caption == "texture 0 pans by 1 px"
     (failure,) = corpus.summary().failed
     assert failure.operator == "ingest"
+
+
+def test_maps_beside_a_video_are_no_sources(tmp_path):
+    for name in ("a.mp4", "a.depth.mkv", "a.flow.mkv", "depth.mkv", "b.v2.mkv"):
+        (tmp_path / name).touch()
+    assert [Path(source).name for source in find_sources(tmp_path)] == ["a.mp4", "b.v2.mkv", "depth.mkv"]
+    assert len(find_sources(str(tmp_path / "a.depth.mkv"))) == 1  # named outright, it is one

@@ -196,7 +196,7 @@ def test_wan_vae_names_what_is_wrong(vae_folder: str, tmp_path: object) -> None:
     codec = WanVae(checkpoint=vae_folder)
     with pytest.raises(ClipError, match=r"4k \+ 1"):
         codec.encode(codec.load("cpu"), np.zeros((8, 32, 32, 3), np.float32))
-    with pytest.raises(OpenUniError, match="hf download nobody/nothing"):
+    with pytest.raises(OpenUniError, match="openuni checkpoints get nobody/nothing"):
         WanVae(checkpoint="nobody/nothing").load("cpu")
     with pytest.raises(OpenUniError, match="AutoencoderKLWan"):
         WanVae(checkpoint=str(tmp_path)).load("cpu")

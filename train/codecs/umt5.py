@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
-from manifests.checkpoint import Checkpoint, hub_or_path
+from manifests.checkpoint import Checkpoint, published_or_path
 from train.codec import TextCodec
 
 
@@ -38,7 +38,12 @@ class Umt5(TextCodec):
 
     def checkpoints(self) -> tuple[Checkpoint, ...]:
         """The encoder's weights and its tokenizer."""
-        return (hub_or_path(self.checkpoint),)
+        return (published_or_path(self.checkpoint, self.published()),)
+
+    @classmethod
+    def published(cls) -> tuple[Checkpoint, ...]:
+        """The encoder that Wan was trained with."""
+        return (Checkpoint("google/umt5-xxl", "hub", "Apache-2.0"),)
 
     def load(self, device: str) -> Loaded:
         """Tokenizer and frozen encoder on `device`."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 
-from manifests.checkpoint import Checkpoint, hub_or_path
+from manifests.checkpoint import Checkpoint, published_or_path
 from manifests.errors import ClipError, OpenUniError
 from train.codec import LatentCodec
 from train.codecs.dct import check_video
@@ -34,12 +34,17 @@ class WanVae(LatentCodec):
 
     def checkpoints(self) -> tuple[Checkpoint, ...]:
         """The VAE's folder only: the weights of the rest of a pipeline do not matter here."""
-        whole = hub_or_path(self.checkpoint)
+        whole = published_or_path(self.checkpoint, self.published())
         try:
             folder = whole.resolve()
         except OpenUniError:
             return (whole,)
         return (Checkpoint(str(folder / "vae"), "path", whole.licence),) if (folder / "vae").is_dir() else (whole,)
+
+    @classmethod
+    def published(cls) -> tuple[Checkpoint, ...]:
+        """The VAE of Wan 2.1, out of the pipeline's repository."""
+        return (Checkpoint("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "hub", "Apache-2.0", only=("vae/*",)),)
 
     def load(self, device: str) -> Any:
         """diffusers' AutoencoderKLWan on `device`, frozen."""
