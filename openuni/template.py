@@ -25,7 +25,7 @@ HEAD = """\
 # Which clips to keep: SQL over the filters' columns (openuni show NAME lists them). Empty keeps all.
 keep = "motion.speed_diag_per_s > 0.01 and luminance.mean > 0.05"
 
-# Checkpoints under a licence that limits what you may do, once you have found that it fits: openuni checkpoints lists all.
+# Checkpoints under a licence that limits their use, once you have found that it fits: openuni checkpoints lists them.
 # accept = []
 """
 
