@@ -122,6 +122,19 @@ def read_stream(stream: Stream, limits: Limits = Limits()) -> Pictures:
     return Pictures(np.stack(images), stream, None)
 
 
+def check_alike(pictures: dict[str, Pictures], first: str) -> None:
+    """Raise `ClipError` unless all have the frames and the size of the one called `first`."""
+    wanted = pictures[first].array.shape[:3]
+    for given in pictures.values():
+        found = given.array.shape[:3]
+        if found[0] != wanted[0]:
+            text = f"{found[0]} frames, {first} has {wanted[0]}"
+            raise ClipError(f"{given.stream.where} has {text}: all streams of a clip need as many")
+        if found != wanted:
+            sizes = f"{found[2]} x {found[1]}, {first} is {wanted[2]} x {wanted[1]}"
+            raise ClipError(f"{given.stream.where} is {sizes}: all streams of a clip need one size")
+
+
 def read_indices(stream: Stream, limits: Limits = Limits()) -> np.ndarray:
     """uint16 [T, H, W, 1]: the palette's indices, or the grey levels, of a PNG sequence."""
     from PIL import Image

@@ -17,7 +17,7 @@ from manifests.transfer import linear_of, srgb_of
 from openuni.importer import Found, Imported, Importer
 from openuni.importers._alignment import check_edges
 from openuni.importers._intrinsics import Fit, albedo_of, check_product, irradiance_of, normal_of
-from openuni.importers._sequences import IMAGES, VIDEOS, Pictures, find_stream, read_stream
+from openuni.importers._sequences import IMAGES, VIDEOS, Pictures, check_alike, find_stream, read_stream
 from openuni.importers._sets import Place, clip_folders, one_group, read_text
 
 MAPS = ("albedo", "irradiance", "normal")
@@ -104,7 +104,7 @@ class InteriorVid(Importer):
         place: Place = found.place
         streams = self._streams(place)
         pictures = {name: read_stream(stream) for name, stream in streams.items()}
-        _check_alike(pictures)
+        check_alike(pictures, "rgb")
         picture, exposure, overexposed = self._picture(pictures["rgb"])
         maps, renormalised = self._maps(pictures, exposure)
         fit = Fit(None, None, sure=True)
@@ -214,18 +214,6 @@ def _caption(place: Place) -> str | None:
     return read_text(folder / "caption.txt", place.root) or read_text(
         folder.with_name(f"{folder.name}.txt"), place.root
     )
-
-
-def _check_alike(pictures: dict[str, Pictures]) -> None:
-    """Every map has the picture's frames and size."""
-    wanted = pictures["rgb"].array.shape[:3]
-    for given in pictures.values():
-        found = given.array.shape[:3]
-        if found[0] != wanted[0]:
-            raise ClipError(f"{given.stream.where} has {found[0]} frames, rgb has {wanted[0]}: every map needs as many")
-        if found != wanted:
-            sizes = f"{found[2]} x {found[1]}, rgb is {wanted[2]} x {wanted[1]}"
-            raise ClipError(f"{given.stream.where} is {sizes}: every map needs that size")
 
 
 def _check_channels(given: Pictures, allowed: tuple[int, ...]) -> None:

@@ -1,0 +1,234 @@
+"""VideoMatte240K and sets like it: foregrounds with mattes, put over backgrounds; or composites that came along."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar, NamedTuple
+
+import numpy as np
+
+from manifests.errors import ClipError, OpenUniError
+from manifests.modalities.alpha import Alpha
+from manifests.modalities.background import Background
+from manifests.modalities.foreground import Foreground
+from manifests.modalities.rgb import RGB
+from openuni.importer import Found, Imported, Importer
+from openuni.importers._alignment import by_values, check_edges, shifted, steps, thumbnails
+from openuni.importers._mattes import backdrop, composite, form_of, straightened
+from openuni.importers._sequences import VIDEOS, Pictures, Stream, check_alike, find_stream, read_stream
+from openuni.importers._sets import MAX_DEPTH, Place, read_text, split_of, subfolders
+
+CHECKED_PERCENTILE = 99.0  # of the differences between a composite that came along and its layers'
+
+
+class MatteMaps(NamedTuple):
+    """One composite and its layers."""
+
+    rgb: RGB | None  # None: a composite came along as a video, which lies in the set
+    alpha: Alpha | None
+    foreground: Foreground | None
+    background: Background | None  # None: a composite came along without it
+    background_file: Annotated[str, "within `backgrounds`; or generated, or the set's own folder; empty: unknown"]
+    seed: Annotated[int | None, "of the choice of the background; null where the set brings its own"]
+    foreground_form: Annotated[str, "straight, unpremultiplied (it was premultiplied), or cannot tell"]
+    composite_difference: Annotated[
+        float | None, "99th percentile of a composite that came along from its layers', 0..255"
+    ]
+    aligned_by_motion: Annotated[bool, "whether motion proves the streams in step; false: the clip cannot tell"]
+
+
+class MattePlace(NamedTuple):
+    """A clip's folders hold clips each."""
+
+    place: Place  # of the folder that holds fgr, pha, ...
+    clip: str
+
+
+class Layers(NamedTuple):
+    """What the set brings."""
+
+    alpha: np.ndarray  # float32 [T, H, W, 1]
+    foreground: np.ndarray  # uint8 [T, H, W, 3], straight
+    background: np.ndarray | None
+    picture: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class VideoMatte(Importer):
+    """Reads fgr/CLIP and pha/CLIP, each a numbered sequence (JPEG, PNG) or a video, also below train and test.
+
+    rgb = round(alpha x foreground + (1 - alpha) x background) of sRGB values, over a background of the folder
+    `backgrounds` or a generated one; equal keys, options and backgrounds give equal pixels. Where the set has bgr/CLIP
+    too, that is the background; where it has com/CLIP, that is the picture, and it must be what its layers give.
+    CLIP.txt beside the folders is the caption.
+    """
+
+    foreground: Annotated[str, "name of the folder with the foregrounds"] = "fgr"
+    alpha: Annotated[str, "name of the folder with the mattes, white where the foreground is"] = "pha"
+    background: Annotated[str, "name of the folder with the set's own backgrounds, used where there is one"] = "bgr"
+    composite: Annotated[str, "name of the folder with the set's own composites, used where there is one"] = "com"
+    backgrounds: Annotated[str, "folder with pictures and videos to put behind; empty: textures are generated"] = ""
+    seed: Annotated[int, "of the choice and the making of backgrounds, from 0"] = 0
+    premultiplied: Annotated[bool, "the foregrounds are multiplied by alpha: divide them by it"] = False
+    tolerance_levels: Annotated[
+        float, "that 99 % of a composite that came along may differ from its layers', 0..255"
+    ] = 6.0
+    fps: Annotated[float, "frames per second of image sequences"] = 25.0
+
+    origin: ClassVar[str] = "VideoMatte240K, of Real-Time High-Resolution Background Matting"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fps < math.inf or self.seed < 0 or not self.tolerance_levels >= 0:
+            given = f"fps = {self.fps}, seed = {self.seed}, tolerance_levels = {self.tolerance_levels}"
+            raise OpenUniError(f"videomatte: {given}. Allowed: fps above 0, the others from 0.")
+        if self.backgrounds and not Path(self.backgrounds).is_dir():
+            raise OpenUniError(f"videomatte: backgrounds = {self.backgrounds!r} is no folder")
+
+    def find(self, folder: Path) -> Iterator[Found]:
+        """The names in the folders of foregrounds and mattes."""
+        none = True
+        for base in self._bases(folder, MAX_DEPTH):
+            within = base.relative_to(folder).as_posix()
+            names = {name for side in (self.foreground, self.alpha) for name in _names(base / side)}
+            for name in sorted(names):
+                none = False
+                key = name if within == "." else f"{within}/{name}"
+                yield Found(key, MattePlace(Place(str(folder), str(base), split_of(key)), name))
+        if none:
+            raise OpenUniError(
+                f"{folder}: no folder in it holds {self.foreground} and {self.alpha} with clips, as folders of images "
+                f"or videos ({', '.join(VIDEOS)}). The options foreground and alpha set the names."
+            )
+
+    def read(self, found: Found) -> Imported[MatteMaps]:
+        """One clip: counts, sizes, form of the foreground, alignment and composite checked."""
+        place, clip = found.place.place, found.place.clip
+        streams = self._streams(found.place)
+        pictures = {name: read_stream(stream) for name, stream in streams.items()}
+        check_alike(pictures, "foreground")
+        layers, form = self._layers(pictures)
+        where = streams["alpha"].where
+        file, seed, background, difference = "", None, layers.background, None
+        if layers.picture is not None:
+            difference, sure = self._check_composite(layers, streams["composite"].where)
+        else:
+            sure = check_edges(layers.alpha, layers.foreground, where)
+        if background is not None:
+            file = str(streams["background"].where.relative_to(Path(place.root).resolve()))
+        elif layers.picture is None:
+            shape = layers.alpha.shape[0], layers.alpha.shape[1], layers.alpha.shape[2]
+            background, file = backdrop(self.backgrounds, found.key, place.split, self.seed, shape)
+            seed = self.seed
+        picture = layers.picture
+        if picture is None and background is not None:
+            picture = composite(layers.alpha, layers.foreground, background)
+        source = streams.get("composite")
+        is_video = source is not None and source.kind == "video"
+        fps = next((given.fps for given in pictures.values() if given.fps), self.fps)
+        row = MatteMaps(
+            rgb=None if is_video or picture is None else RGB(picture),
+            alpha=Alpha(layers.alpha),
+            foreground=Foreground(layers.foreground),
+            background=None if background is None else Background(background),
+            background_file=file,
+            seed=seed,
+            foreground_form=form,
+            composite_difference=difference,
+            aligned_by_motion=sure,
+        )
+        caption = read_text(Path(place.folder) / f"{clip}.txt", place.root)
+        source_path = str(source.files[0]) if source is not None and is_video else None
+        return Imported(row, fps=fps, source=source_path, caption=caption, split=place.split)
+
+    def _bases(self, folder: Path, depth: int) -> Iterator[Path]:
+        if (folder / self.foreground).is_dir() and (folder / self.alpha).is_dir():
+            yield folder
+        elif depth > 0:
+            for inner in subfolders(folder):
+                yield from self._bases(inner, depth - 1)
+
+    def _streams(self, at: MattePlace) -> dict[str, Stream]:
+        base, streams = Path(at.place.folder), {}
+        for name in ("foreground", "alpha", "background", "composite"):
+            folder = base / getattr(self, name)
+            stream = find_stream(folder, at.clip, at.place.root) if folder.is_dir() else None
+            if stream is not None:
+                streams[name] = stream
+            elif folder.is_dir() or name in ("foreground", "alpha"):
+                raise ClipError(f"{folder} has no {at.clip}, neither as a folder of images nor as a video")
+        return streams
+
+    def _layers(self, pictures: dict[str, Pictures]) -> tuple[Layers, str]:
+        """The set's layers, the foreground straight, and its form."""
+        alpha = pictures["alpha"].unit().mean(axis=-1, keepdims=True, dtype=np.float32)
+        where = pictures["foreground"].stream.where
+        foreground, form = _levels(pictures["foreground"]), "straight"
+        lo, hi = float(alpha.min()), float(alpha.max())
+        if not (np.isfinite(alpha).all() and lo >= 0 and hi <= 1):
+            raise ClipError(f"{pictures['alpha'].stream.where}: alpha ranges from {lo:g} to {hi:g}. Allowed: 0 to 1.")
+        if hi == 0:
+            raise ClipError(f"{pictures['alpha'].stream.where}: alpha is 0 everywhere, there is no foreground")
+        form = form_of(foreground, alpha)
+        if form == "premultiplied" and not self.premultiplied:
+            raise ClipError(
+                f"{where} is premultiplied: at soft edges it is as dark as alpha is low. Set premultiplied = true to "
+                "divide it by alpha, or give straight foregrounds."
+            )
+        if self.premultiplied:
+            if form == "straight":
+                text = f"{where} is straight: its soft edges have the colours of the opaque parts beside them"
+                raise ClipError(f"{text}. Leave out premultiplied = true.")
+            foreground, form = straightened(foreground, alpha, where), "unpremultiplied"
+        background = _levels(pictures["background"]) if "background" in pictures else None
+        picture = _levels(pictures["composite"]) if "composite" in pictures else None
+        return Layers(alpha, foreground, background, picture), form
+
+    def _check_composite(self, layers: Layers, where: Path) -> tuple[float, bool]:
+        """How far the composite that came along is from its layers', 0..255, and whether motion proves them in step."""
+        alpha, picture = layers.alpha, layers.picture
+        assert picture is not None
+        if layers.background is None:  # whatever it was, it lies within 0..255
+            rest = [
+                image - cover * front for image, cover, front in zip(picture, alpha, layers.foreground, strict=True)
+            ]
+            over = [np.maximum(-part, part - 255 * (1 - cover)) for part, cover in zip(rest, alpha, strict=True)]
+            difference = float(np.percentile(np.maximum(np.stack(over), 0), CHECKED_PERCENTILE))
+            sure = check_edges(alpha, picture, where)
+        else:
+            front, rear, cover, shown = map(thumbnails, (layers.foreground, layers.background, alpha, picture))
+
+            def composed(frames: int) -> np.ndarray:
+                late = shifted(cover, frames)
+                return late * front + (1 - late) * rear
+
+            verdict = by_values(composed, shown)
+            apart, then = (float(np.abs(composed(frames) - shown).mean()) for frames in (0, verdict.shift))
+            if verdict.shift and then < apart / 2:  # else it is another clip's, which no shift mends
+                text = f"alpha of {where.name} is {steps(verdict.shift)}"
+                raise ClipError(f"{where.parent}: {text}: it then fits clearly better. Mend the order of its frames.")
+            sure = verdict.sure
+            whole = composite(alpha, layers.foreground, layers.background).astype(np.int16)
+            difference = float(np.percentile(np.abs(whole - picture), CHECKED_PERCENTILE))
+        if difference > self.tolerance_levels:
+            raise ClipError(
+                f"{where} is not alpha x foreground + (1 - alpha) x background: one value in a hundred differs by "
+                f"{difference:.3g} levels or more. Allowed: tolerance_levels = {self.tolerance_levels:g}."
+            )
+        return difference, sure
+
+
+def _names(folder: Path) -> Iterator[str]:
+    for path in folder.iterdir():
+        if not path.name.startswith("."):
+            if path.is_dir():
+                yield path.name
+            elif path.suffix.lower() in VIDEOS:
+                yield path.stem
+
+
+def _levels(given: Pictures) -> np.ndarray:
+    """uint8 [T, H, W, 3]."""
+    if given.array.shape[-1] != 3 or given.is_float:
+        raise ClipError(f"{given.stream.where} must have three channels of 8 or 16 bits; found {given.array.dtype}")
+    return given.array if given.array.dtype == np.uint8 else np.rint(given.array / 257).astype(np.uint8)
