@@ -269,6 +269,7 @@ def export(given: ExportFlags) -> None:
 def summary(
     corpus: CorpusPlace,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, for other programs")] = False,
+    scores: Annotated[bool, typer.Option("--scores", help="Also how each score is spread over the clips")] = False,
 ) -> None:
     """Show what became of every clip (ok, dropped by which rule, failed for which reason), and who has what."""
     from manifests.corpus import Corpus
@@ -281,6 +282,22 @@ def summary(
         print(json.dumps(summary_record(ledger) | {"coverage": covered}, indent=2))
     else:
         print(f"{ledger}\n\n{coverage_text(covered)}")
+        if scores:
+            from openuni.histograms import histograms
+
+            print(f"\n{histograms(opened)}")
+
+
+@app.command()
+def explain(
+    corpus: CorpusPlace,
+    clip: Annotated[str, typer.Argument(help="A clip_id, its beginning, or the source of the clip")],
+) -> None:
+    """Show all that is known of one clip: every score, rule and error."""
+    from manifests.corpus import Corpus
+    from openuni.explain import explain as text_about
+
+    print(text_about(Corpus.open(corpus), clip))
 
 
 @app.command()

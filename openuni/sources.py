@@ -22,9 +22,10 @@ def find_sources(given: str | Path | Sequence[str | Path]) -> list[str]:
     """Absolute paths and URLs, each once, sorted within each thing given.
 
     A folder (or `s3://bucket/folder/`) is searched with all its folders for files with a video's suffix, maps that lie
-    beside a video (`NAME.depth.mkv`) left out; a glob is expanded; a `.txt` file holds one of these per line (`#` begins a
-    comment); anything else is one source. Raises `OpenUniError` where something is not there or holds no video. Only
-    URLs of videos in a list are taken at their word, since there may be millions: a missing one fails at ingest.
+    beside a video (`NAME.depth.mkv`) left out; a glob is expanded; a `.txt` file holds one of these per line (`#`
+    begins a comment); anything else is one source. Raises `OpenUniError` where something is not there or holds no
+    video. Only URLs of videos in a list are taken at their word, since there may be millions: a missing one fails at
+    ingest.
     """
     _real_folder.cache_clear()
     found: list[str] = []
