@@ -44,7 +44,7 @@ def restore(
             )
     try:
         signal = modality.decode(data, constants)
-    except (OSError, ValueError) as error:  # the two that FFmpeg's errors derive from
+    except (ClipError, OSError, ValueError) as error:  # the last two are what FFmpeg's errors derive from
         raise ClipError(f"{where}: cannot decode the file: {error}") from error
     check_fit(signal, where, frames, size_px)
     return signal

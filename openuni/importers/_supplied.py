@@ -1,0 +1,129 @@
+"""Maps of any modality beside a video: stored ones with their constants, held against the video they belong to."""
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+
+from manifests.errors import ClipError, unknown_name
+from manifests.modalities.albedo import Albedo
+from manifests.modalities.alpha import Alpha
+from manifests.modalities.background import Background
+from manifests.modalities.densepose import DensePose
+from manifests.modalities.depth import Depth
+from manifests.modalities.flow import Flow
+from manifests.modalities.foreground import Foreground
+from manifests.modalities.irradiance import Irradiance
+from manifests.modalities.normal import Normal
+from manifests.modalities.rgb import RGB
+from manifests.modalities.segmentation import Segmentation
+from manifests.modalities.skeleton import Skeleton
+from manifests.modality import Modality, find_modality, modality_names
+from manifests.payloads import restore
+from manifests.video import clip_of, decode, probe
+from openuni.importers._alignment import SHORT_SIDE_PX, by_edges, steps, thumbnails
+
+LARGEST_MB = 2000  # of a stored map
+
+
+class AllMaps(NamedTuple):
+    """What the set has for a clip; None for what it has not."""
+
+    rgb: RGB | None  # None: the video lies in the set
+    depth: Depth | None
+    flow: Flow | None
+    segmentation: Segmentation | None
+    skeleton: Skeleton | None
+    densepose: DensePose | None
+    normal: Normal | None
+    albedo: Albedo | None
+    irradiance: Irradiance | None
+    alpha: Alpha | None
+    foreground: Foreground | None
+    background: Background | None
+    aligned_by_motion: Annotated[list[str], "maps that motion proves in step with the video; others cannot tell"]
+
+
+class Entry(NamedTuple):
+    """A stored map that a sidecar names."""
+
+    modality: type[Modality]
+    file: str  # a plain name
+    constants: Any  # JSON values, not checked yet
+
+
+def entries_of(sidecar: Mapping[str, Any], where: str, frames: int) -> list[Entry]:
+    """The maps in a sidecar's "modalities" (`{name: {"file": ..., "constants": {...}}}`), none when there is no such.
+
+    Raises `ClipError` for unknown modalities, files that are no plain names, and another number of frames.
+    """
+    table = sidecar.get("modalities", {})
+    if not isinstance(table, dict):
+        raise ClipError(f'{where}: "modalities" must be a table of {{name: {{"file": ..., "constants": ...}}}}')
+    if sidecar.get("frames", frames) != frames:
+        raise ClipError(f"{where} describes {sidecar['frames']!r} frames, the video has {frames}")
+    entries = []
+    for name, entry in table.items():
+        if name not in modality_names():
+            raise ClipError(f"{where}: {unknown_name('modality', name, modality_names())}")
+        file = entry.get("file") if isinstance(entry, dict) else None
+        if not isinstance(file, str) or not isinstance(entry.get("constants"), dict):
+            raise ClipError(f'{where}, modality {name}: must be {{"file": "NAME.mkv", "constants": {{...}}}}')
+        if file in ("", ".", "..") or any(part in file for part in ("/", "\\", "\0", ":")):
+            raise ClipError(f"{where}, modality {name}: file {file!r} must be a plain name beside the video")
+        entries.append(Entry(find_modality(name), file, entry["constants"]))
+    return entries
+
+
+def restored(
+    entries: list[Entry], data_of: Callable[[str], bytes], size: tuple[int, int, int], where: str
+) -> dict[str, Modality]:
+    """The maps by name, exactly as they were stored. `data_of`: the bytes of a file; `size`: the video's T, H, W."""
+    frames, height_px, width_px = size
+    maps = {}
+    for modality, file, constants in entries:
+        data, name = data_of(file), f"{where}/{file}"
+        maps[modality.name] = restore(modality, data, constants, name, frames, (height_px, width_px))
+    return maps
+
+
+def text_of(sidecar: Mapping[str, Any], key: str, where: str) -> str | None:
+    """A text of the sidecar, None where it has none; raises `ClipError` for anything else."""
+    value = sidecar.get(key)
+    if value is not None and not isinstance(value, str):
+        raise ClipError(f'{where}: "{key}" must be a text, found {value!r}')
+    return value or None
+
+
+def small(source: str) -> np.ndarray:
+    """uint8 [T, h, w, 3]: all frames of a video, small enough to compare edges."""
+    return decode(clip_of(source, probe(source)), short_side_px=SHORT_SIDE_PX).frames
+
+
+def in_step(maps: Mapping[str, Modality], frames: np.ndarray, where: str) -> list[str]:
+    """Names of the maps whose edges move as those of the video (uint8 [T, H, W, 3]), which `where` names.
+
+    Raises `ClipError` for one that is frames ahead or behind.
+    """
+    from manifests.resample import resize_smooth
+
+    dense = {name: signal for name, signal in maps.items() if name not in ("rgb", "skeleton")}
+    shown = thumbnails(frames) if dense else frames
+    proved = []
+    for name, signal in dense.items():
+        pictures = resize_smooth(_pictures(signal), shown.shape[1], shown.shape[2])
+        verdict = by_edges(pictures, shown)
+        if verdict.shift:
+            raise ClipError(f"{where}: {name} is {steps(verdict.shift)}, by its edges and those of the video")
+        if verdict.sure:
+            proved.append(name)
+    return proved
+
+
+def _pictures(signal: Modality) -> np.ndarray:
+    """Values whose differences are edges: for ids whether they differ counts, not by how much."""
+    if isinstance(signal, Segmentation | DensePose):
+        ids = signal.array[..., :1].astype(np.uint32)
+        scattered = (ids * np.uint32(2654435761)) >> np.uint32(24)  # equal ids stay equal, others become unlike
+        return thumbnails(scattered.astype(np.float32))
+    return thumbnails(signal.array)
