@@ -195,6 +195,7 @@ class Demo:
                 self.raw,
                 [seed for seed, _ in left],
                 preset=[preset for _, preset in left],
+                modalities=("depth", "flow", "segmentation"),
                 progress=lambda done: counter.add("ok"),
                 frames=plan.frames,
                 height_px=plan.side_px,

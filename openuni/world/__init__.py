@@ -1,7 +1,7 @@
-"""A small world of moving solids that knows its own ground truth: RGB, depth, optical flow, segmentation, caption."""
+"""A small world of moving solids, people and rooms that knows its own ground truth, for every modality."""
 
 from openuni.world.clips import WorldClip, make_clip, render_clip
-from openuni.world.sample import PRESETS
+from openuni.world.presets import PRESETS
 from openuni.world.write import write_clips
 
 __all__ = ["PRESETS", "WorldClip", "make_clip", "render_clip", "write_clips"]

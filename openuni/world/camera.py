@@ -8,7 +8,7 @@ along such a ray is the depth z itself, not the length of the ray.
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -58,6 +58,44 @@ class View:
     def to_world(self, camera: Components) -> np.ndarray:
         """Camera points [3, n] in world coordinates [3, n]."""
         return transform(self.rotation.T, camera, self.eye_m)
+
+
+class Camera(Protocol):
+    """Anything that sees at every instant; smooth in time. Equal cameras compare equal."""
+
+    @property
+    def view_deg(self) -> float:
+        """Field of view along the shorter side of the image."""
+        ...
+
+    def view(self, time_s: float) -> View:
+        """Where the camera is at `time_s` seconds after the first frame."""
+        ...
+
+
+@dataclass(frozen=True)
+class Wander:
+    """A camera that somebody carries about: eye and target follow random walks, smoothly, upright at all times.
+
+    Both are uniform cubic B-splines of their knots, `step_s` apart: acceleration has no jumps, and the way never leaves
+    the hull of its knots. The last of the knots but two is reached at (knots - 3) * step_s; then the camera stays.
+    """
+
+    eyes_m: tuple[Vector, ...]
+    targets_m: tuple[Vector, ...]
+    step_s: float
+    view_deg: float = 54.0
+
+    def view(self, time_s: float) -> View:
+        """Where the camera is at `time_s` seconds after the first frame."""
+        return look_at(self._along(self.eyes_m, time_s), self._along(self.targets_m, time_s))
+
+    def _along(self, knots: tuple[Vector, ...], time_s: float) -> np.ndarray:
+        place = min(max(time_s / self.step_s, 0.0), len(knots) - 3.0)
+        first = min(int(place), len(knots) - 4)
+        t = place - first
+        weights = ((1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3)
+        return np.array(weights) @ np.array(knots[first : first + 4]) / 6.0
 
 
 @dataclass(frozen=True)

@@ -1,26 +1,138 @@
 """Captions that are true of a scene: colour, pattern and shape of every object, what it does, what the camera does."""
 
+import math
+from collections import Counter
+
 import numpy as np
 
-from openuni.world.camera import CameraPath, View
+from openuni.world.camera import Camera, CameraPath, View
+from openuni.world.furniture import article
+from openuni.world.gait import Walk
 from openuni.world.pose import Motion
-from openuni.world.scene import Scene, Solid
+from openuni.world.scene import Scene, Solid, Thing
+
+SHARP_RAD_PER_M = 0.5  # a way that bends more than this has no one direction
 
 
-def caption(scene: Scene) -> str:
-    """One English sentence, the same for equal scenes. Directions are those of the first view."""
+def caption(scene: Scene, seen: frozenset[int] | None = None) -> str:
+    """All there is to tell, in English, the same for equal scenes. Directions are those of the first view.
+
+    `seen`: the objects in the picture; None for all. Bare solids in a room take one sentence.
+    """
     view = scene.camera.view(0.0)
-    phrases = [f"{subject(solid)} {action(solid, view)}" for _, solid in sorted(scene.objects.items())]
-    listed = phrases[0] if len(phrases) == 1 else f"{', '.join(phrases[:-1])} and {phrases[-1]}"
-    moving = camera_phrase(scene.camera)
-    sentence = f"{listed} {moving}" if len(phrases) == 1 else f"{listed}, {moving}"
-    return f"{sentence[0].upper()}{sentence[1:]}."
+    if not scene.things:
+        phrases = [f"{subject(solid)} {action(solid, view)}" for _, solid in sorted(scene.objects.items())]
+        moving = camera_phrase(scene.camera)
+        return sentence(f"{listed(phrases)} {moving}" if len(phrases) == 1 else f"{listed(phrases)}, {moving}")
+    movers = moving_phrases(scene, seen, view, brief=False)
+    still = [f"{thing.detailed}{side(scene, thing, view)}" for thing in standing(scene, seen)]
+    opening = f"{scene.place}, {listed(movers)}" if movers else f"a view {scene.place} with {listed(still)}"
+    rest = (
+        [sentence(f"around {'it' if len(movers) == 1 else 'them'} there {be(still)} {listed(still)}")]
+        if movers and still
+        else []
+    )
+    told = [sentence(opening), *rest, sentence(f"the camera {camera_action(scene.camera)}")]
+    return " ".join(told)
+
+
+def brief_caption(scene: Scene, seen: frozenset[int] | None = None) -> str:
+    """The main things alone, in one sentence."""
+    if not scene.things:
+        view = scene.camera.view(0.0)
+        return sentence(listed([f"{short(solid)} {action(solid, view)}" for _, solid in sorted(scene.objects.items())]))
+    movers = moving_phrases(scene, seen, scene.camera.view(0.0), brief=True)
+    if movers:
+        return sentence(f"{listed(movers)} {scene.place}")
+    words = scene.place.removeprefix("in ")
+    nouns = Counter(thing.brief for thing in standing(scene, seen))
+    return sentence(f"{words} with {listed([counted(noun, count) for noun, count in nouns.items()])}")
+
+
+def sentence(words: str) -> str:
+    """With a capital letter and a full stop."""
+    return f"{words[0].upper()}{words[1:]}."
+
+
+def listed(phrases: list[str]) -> str:
+    """ "a, b and c"."""
+    if not phrases:
+        return "nothing else"
+    return phrases[0] if len(phrases) == 1 else f"{', '.join(phrases[:-1])} and {phrases[-1]}"
+
+
+def counted(noun: str, count: int) -> str:
+    """ "a sofa" or "two sofas"."""
+    numbers = ("no", "a", "two", "three", "four", "five")
+    return noun if count == 1 else f"{numbers[count] if count < len(numbers) else count} {noun.split(' ', 1)[1]}s"
+
+
+def be(phrases: list[str]) -> str:
+    """ "is" or "are", by what comes first."""
+    return "is" if len(phrases) == 1 else "are"
+
+
+def standing(scene: Scene, seen: frozenset[int] | None) -> list[Thing]:
+    """Things that are no persons and are in the picture."""
+    persons = {body.instance for body in scene.bodies}
+    return [
+        thing for thing in scene.things if thing.instance not in persons and (seen is None or thing.instance in seen)
+    ]
+
+
+def moving_phrases(scene: Scene, seen: frozenset[int] | None, view: View, *, brief: bool) -> list[str]:
+    """Persons and solids in the picture, with what they do."""
+    told = {thing.instance: thing for thing in scene.things}
+    phrases = []
+    for body in scene.bodies:
+        if seen is None or body.instance in seen:
+            thing = told[body.instance]
+            phrases.append(f"{thing.brief if brief else thing.detailed} {walking(body.walk, view)}")
+    for instance, solid in sorted(scene.objects.items()):
+        if instance not in told and (seen is None or instance in seen):
+            phrases.append(f"{short(solid) if brief else subject(solid)} {action(solid, view)}")
+    return phrases
+
+
+def walking(walk: Walk, view: View) -> str:
+    """Such as "walks to the left"."""
+    if not walk.speed_m_per_s:
+        return "stands still"
+    if abs(walk.turn_rad_per_m) > SHARP_RAD_PER_M:
+        return f"walks in a circle to the {'left' if walk.turn_rad_per_m > 0 else 'right'}"
+    ahead = (math.sin(walk.heading_rad), 0.0, math.cos(walk.heading_rad))
+    return f"walks {heading(view.rotation @ np.array(ahead))}"
+
+
+def side(scene: Scene, thing: Thing, view: View) -> str:
+    """Where a thing is in the first view: " on the left", or nothing when it is not before the camera."""
+    middle = np.mean(
+        [solid.path.pose(0.0).position_m for solid in scene.solids if solid.instance == thing.instance], axis=0
+    )
+    x, _, z = view.to_camera(middle[:, None])[:, 0].tolist()
+    half = math.tan(math.radians(scene.camera.view_deg) / 2.0)
+    if z < 0.3 or abs(x) > 1.2 * half * z:
+        return ""
+    return " in the middle" if abs(x) < 0.25 * half * z else f" on the {'right' if x > 0 else 'left'}"
+
+
+def short(solid: Solid) -> str:
+    """Such as "a red sphere"."""
+    colour = solid.material.colour
+    return f"{article(colour)} {colour} {solid.shape.name}"
+
+
+def camera_action(camera: Camera) -> str:
+    """Such as "pans right"."""
+    if not isinstance(camera, CameraPath):
+        return "is carried by hand"
+    return "is static" if camera.kind == "static" else camera_phrase(camera).removeprefix("while the camera ")
 
 
 def subject(solid: Solid) -> str:
     """Such as "a red checkered sphere"."""
     words = f"{solid.material.colour} {solid.material.pattern} {solid.shape.name}"
-    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+    return f"{article(words)} {words}"
 
 
 def action(solid: Solid, view: View) -> str:
@@ -46,8 +158,10 @@ def heading(velocity: np.ndarray) -> str:
     return "away from the camera" if velocity[2] > 0 else "towards the camera"
 
 
-def camera_phrase(camera: CameraPath) -> str:
+def camera_phrase(camera: Camera) -> str:
     """Such as "while the camera pans right"."""
+    if not isinstance(camera, CameraPath):
+        return "while the camera is carried by hand"
     side = "right" if camera.turn_rad_per_s > 0 else "left"
     return {
         "static": "in front of a static camera",

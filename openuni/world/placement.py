@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from openuni.world.camera import CameraPath, View
+from openuni.world.camera import Camera, View
 from openuni.world.pose import Path, Vector
 
-INSTANTS = 7  # of the clip that are looked at; every third one decides about the picture's borders
+INSTANTS = 7  # of the clip that are looked at; first, middle and last decide about the picture's borders
 GAP_M = 0.08  # least distance between things
 NEAR_M = 0.9  # least distance from the camera
 IN_PICTURE = 0.85  # how far from the middle of the picture (1 is the border) the middle of an object may be
@@ -16,12 +16,16 @@ IN_PICTURE = 0.85  # how far from the middle of the picture (1 is the border) th
 
 @dataclass(frozen=True, eq=False)
 class Track:
-    """Where a ball is at every instant: float64 [INSTANTS, 3], in world and in camera axes."""
+    """Where a ball is at every instant: float64 [instants, 3], in world and in camera axes.
+
+    `upright`: not a ball but a column that stands on the floor, its middle halfway up.
+    """
 
     world: np.ndarray
     seen: np.ndarray
     bound_m: float
     half_view: float  # tangent of half the field of view
+    upright: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,17 +38,20 @@ class Watch:
     half_view: float
 
     @classmethod
-    def of(cls, camera: CameraPath, duration_s: float) -> "Watch":
+    def of(cls, camera: Camera, duration_s: float, instants: int = INSTANTS) -> "Watch":
         """The instants are even, both ends included."""
-        times_s = tuple(np.linspace(0.0, duration_s, INSTANTS).tolist())
+        times_s = tuple(np.linspace(0.0, duration_s, instants).tolist())
         half_view = math.tan(math.radians(camera.view_deg) / 2.0)
         return cls(duration_s, times_s, tuple(camera.view(time_s) for time_s in times_s), half_view)
 
     def follow(self, path: Path, bound_m: float) -> Track:
         """The track of a solid."""
-        world = np.stack([path.pose(time_s).position_m for time_s in self.times_s])
+        return self.track(np.stack([path.pose(time_s).position_m for time_s in self.times_s]), bound_m)
+
+    def track(self, world: np.ndarray, bound_m: float, *, upright: bool = False) -> Track:
+        """The track of what is at `world` float64 [instants, 3]."""
         seen = [view.rotation @ (place - view.eye_m) for view, place in zip(self.views, world, strict=True)]
-        return Track(world, np.stack(seen), bound_m, self.half_view)
+        return Track(world, np.stack(seen), bound_m, self.half_view, upright)
 
 
 def is_clear(new: Track, others: list[Track], room_m: Vector) -> bool:
@@ -67,23 +74,28 @@ def stays_in_room(track: Track, room_m: Vector) -> bool:
 
 def stays_in_picture(track: Track) -> bool:
     """Its middle is in the picture, not close to the border, at the start, in the middle and at the end."""
-    x, y, z = track.seen[::3].T
+    x, y, z = track.seen[[0, len(track.seen) // 2, -1]].T
     return bool((np.maximum(np.abs(x), np.abs(y)) < IN_PICTURE * track.half_view * z).all())
 
 
 def keeps_apart(one: Track, other: Track) -> bool:
     """The two never touch."""
-    return bool(np.linalg.norm(one.world - other.world, axis=1).min() > one.bound_m + other.bound_m + GAP_M)
+    apart = one.world - other.world
+    if one.upright or other.upright:
+        apart = apart[:, [0, 2]]
+    return bool(np.linalg.norm(apart, axis=1).min() > one.bound_m + other.bound_m + GAP_M)
 
 
 def is_shown(track: Track, tracks: list[Track]) -> bool:
     """Its middle is behind no other ball at one instant at least."""
     distance = np.linalg.norm(track.seen, axis=1)
-    hidden = np.zeros(INSTANTS, bool)
+    hidden = np.zeros(len(distance), bool)
     for other in tracks:
         if other is not track:
             nearer = np.linalg.norm(other.seen, axis=1)
             cosine = (track.seen * other.seen).sum(axis=1) / (distance * nearer)
-            outline = np.sqrt(1.0 - (other.bound_m / nearer) ** 2)  # cosine of the ball's angular radius
+            outline = np.sqrt(
+                np.maximum(1.0 - (other.bound_m / nearer) ** 2, 0.0)
+            )  # cosine of the ball's angular radius
             hidden |= (nearer < distance) & (cosine > outline)
     return not hidden.all()

@@ -1,4 +1,4 @@
-"""Random scenes: a lit room, one to three solids, a camera that stays or moves. A seed gives one scene, always.
+"""Random solids in a lit room, and a camera that stays or moves.
 
 Every object gets a place where it passes `placement.is_clear`: nothing runs into anything else, all are in the
 picture at the start, in the middle and at the end, and none stays behind another one.
@@ -6,11 +6,10 @@ picture at the start, in the middle and at the end, and none stays behind anothe
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from manifests.errors import OpenUniError, unknown_name
 from openuni.world.camera import CameraPath
 from openuni.world.placement import Track, Watch, is_clear
 from openuni.world.pose import NOWHERE, UP, Motion, MotionKind, Vector
@@ -27,41 +26,19 @@ MAX_TRAVEL_M = 2.2  # in a long clip things move more slowly
 MAX_TURN_RAD = 0.5
 
 
-@dataclass(frozen=True)
-class Preset:
-    """A kind of scene."""
-
-    doc: str
-    moves: bool = True
-    light: float = 1.0  # factor on all light
-
-
-PRESETS = {
-    "solids": Preset("one to three moving solids in a lit room; the camera moves in about half of the clips"),
-    "still": Preset("nothing moves, neither solids nor camera", moves=False),
-    "dark": Preset("as solids, with so little light that the mean luma is below 0.05", light=0.006),
-}
-
-
-def find_preset(name: str) -> Preset:
-    """The preset of that name; raises `OpenUniError` when there is none."""
-    if name not in PRESETS:
-        raise OpenUniError(unknown_name("world preset", name, PRESETS))
-    return PRESETS[name]
-
-
-def random_scene(seed: int, duration_s: float, preset: str = "solids") -> Scene:
-    """The scene of that seed. `duration_s` bounds speeds, so that everything stays in the room and in view."""
-    kind = find_preset(preset)
-    rng = np.random.default_rng([seed, *preset.encode()])
-    camera = draw_camera(rng, duration_s, moves=kind.moves)
+def solids_scene(
+    rng: np.random.Generator, duration_s: float, *, moves: bool = True, light: float = 1.0
+) -> Scene | None:
+    """A lit room with one to three solids. `moves`: whether anything does; `light`: factor on all light."""
+    camera = draw_camera(rng, duration_s, moves=moves)
     count = int(rng.integers(1, 4))
+    watch = Watch.of(camera, duration_s)
     for _ in range(ATTEMPTS):
-        objects = draw_objects(rng, count, Watch.of(camera, duration_s), moves=kind.moves)
+        objects = draw_objects(rng, count, watch, Surroundings(), moves=moves)
         if objects:
-            lamp = Light((rng.uniform(-1.8, 1.8), rng.uniform(2.4, 2.8), rng.uniform(1.0, 2.6)), 5.5 * kind.light)
-            return Scene((*draw_room(rng), *objects), (lamp,), 0.32 * kind.light, camera)
-    raise OpenUniError(f"world: no clear scene for seed {seed}, preset {preset}, {duration_s:.2f} s; try another seed")
+            lamp = Light((rng.uniform(-1.8, 1.8), rng.uniform(2.4, 2.8), rng.uniform(1.0, 2.6)), 5.5 * light)
+            return Scene((*draw_room(rng), *objects), (lamp,), 0.32 * light, camera)
+    return None
 
 
 def draw_camera(rng: np.random.Generator, duration_s: float, *, moves: bool) -> CameraPath:
@@ -80,18 +57,32 @@ def draw_camera(rng: np.random.Generator, duration_s: float, *, moves: bool) -> 
     return CameraPath("dolly", eye, target, travel_m_per_s=sign * min(rng.uniform(0.3, 0.7), 0.7 / duration_s))
 
 
-def draw_objects(rng: np.random.Generator, count: int, watch: Watch, *, moves: bool) -> list[Solid]:
+@dataclass(frozen=True, eq=False)
+class Surroundings:
+    """What objects have to keep clear of, and the number of the first; `matt`: none of them has gloss."""
+
+    room_m: Vector = ROOM_M
+    tracks: tuple[Track, ...] = ()
+    first: int = 1
+    matt: bool = False
+
+
+def draw_objects(
+    rng: np.random.Generator, count: int, watch: Watch, around: Surroundings, *, moves: bool = True
+) -> list[Solid]:
     """Objects of different colours, each placed clear of those before it; none when one finds no place."""
     colours = rng.choice(OBJECT_COLOURS, count, replace=False)
     solids: list[Solid] = []
-    tracks: list[Track] = []
-    for instance, colour in enumerate(colours.tolist(), start=1):
+    tracks = list(around.tracks)
+    for instance, colour in enumerate(colours.tolist(), start=around.first):
         material, shape = draw_material(rng, colour), draw_shape(rng)
+        if around.matt:
+            material = replace(material, gloss=0.0)
         kind = draw_kind(rng, shape) if moves else "rests"
         for _ in range(PLACES):
             path = draw_motion(rng, shape, kind, watch.duration_s)
             track = watch.follow(path, shape.bound_m)
-            if is_clear(track, tracks, ROOM_M):
+            if is_clear(track, tracks, around.room_m):
                 solids.append(Solid(shape, material, path, instance))
                 tracks.append(track)
                 break

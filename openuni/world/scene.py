@@ -4,19 +4,20 @@ A scene is a value of plain frozen dataclasses: it pickles, compares and prints.
 instant. A body of several parts is several solids of one `instance`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
 
-from openuni.world.camera import CameraPath, View
+from openuni.world.body import Body
+from openuni.world.camera import Camera, View
 from openuni.world.pose import Path, Pose, Vector
 from openuni.world.shapes import Shape
 
 BACKGROUND = 0  # instance of walls and floor; objects are 1, 2, ...
 
-Pattern = Literal["checkered", "striped", "spotted", "marbled", "mottled"]
+Pattern = Literal["checkered", "striped", "spotted", "marbled", "mottled", "grained", "planked", "bricked"]
 
 COLOURS: dict[str, tuple[int, int, int]] = {  # sRGB, 0..255
     "red": (206, 38, 34),
@@ -34,6 +35,35 @@ COLOURS: dict[str, tuple[int, int, int]] = {  # sRGB, 0..255
     "slate": (96, 110, 128),
     "brown": (132, 92, 60),
     "sage": (156, 174, 146),
+    "navy": (34, 46, 92),
+    "denim": (66, 90, 134),
+    "khaki": (158, 142, 104),
+    "olive": (98, 104, 58),
+    "charcoal": (64, 66, 72),
+    "maroon": (112, 32, 40),
+    "fair": (236, 198, 172),
+    "peach": (224, 178, 148),
+    "tan": (196, 144, 106),
+    "bronze": (178, 124, 88),
+    "umber": (116, 78, 58),
+    "sienna": (98, 64, 46),
+    "blond": (208, 172, 108),
+    "auburn": (124, 58, 36),
+    "oak": (182, 138, 90),
+    "beech": (210, 176, 132),
+    "walnut": (104, 70, 48),
+    "grass": (92, 132, 56),
+    "moss": (62, 96, 46),
+    "stone": (150, 144, 134),
+    "sand": (204, 186, 154),
+    "brick": (164, 88, 68),
+    "linen": (234, 226, 210),
+    "pearl": (230, 232, 234),
+    "silver": (196, 199, 204),
+    "mist": (190, 202, 186),
+    "blush": (226, 204, 194),
+    "sky": (122, 172, 226),
+    "cloud": (206, 224, 240),
 }
 
 
@@ -42,7 +72,8 @@ class Material:
     """A surface: two colours (names of `COLOURS`) mixed by a pattern that is fixed to the solid.
 
     `colour` is the one the caption names. `tile_m` is the size of one repeat of the pattern; `gloss` is the strength
-    of the highlight (0 is matt). `seed` chooses one of a few grains.
+    of the highlight (0 is matt). `seed` chooses one of a few grains. `even_light`, above 0, is the irradiance that
+    falls everywhere on it instead of the lamps' light: for skies.
     """
 
     colour: str
@@ -51,14 +82,19 @@ class Material:
     tile_m: float = 0.7
     gloss: float = 0.0
     seed: int = 0
+    even_light: float = 0.0
 
 
 @dataclass(frozen=True)
 class Light:
-    """A small lamp that shines evenly all around: irradiance is `power / distance^2` where it falls straight down."""
+    """A small lamp that shines evenly all around: irradiance is `power / distance^2` where it falls straight down.
+
+    `colour`: factors on red, green and blue.
+    """
 
     position_m: Vector
     power: float
+    colour: Vector = (1.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -69,6 +105,16 @@ class Solid:
     material: Material
     path: Path
     instance: int  # BACKGROUND, or the number of the object it belongs to
+    shades: bool = True  # False: light passes through, as through the glass around a lamp
+
+
+@dataclass(frozen=True)
+class Thing:
+    """What a caption says of an object that is more than one solid."""
+
+    instance: int
+    brief: str  # such as "a sofa"
+    detailed: str  # such as "a blue sofa with two cushions"
 
 
 @dataclass(frozen=True)
@@ -82,7 +128,12 @@ class Scene:
     solids: tuple[Solid, ...]
     lights: tuple[Light, ...]
     ambient: float  # irradiance that reaches every surface from everywhere
-    camera: CameraPath
+    camera: Camera
+    exposure: float = 1.0  # of the camera: factor on all light
+    bodies: tuple[Body, ...] = ()  # persons; their solids are among `solids`, in the order of `body.PARTS`
+    things: tuple[Thing, ...] = ()  # what the caption tells, besides simple solids
+    foreground: tuple[int, ...] = ()  # instances that make up the front layer
+    place: str = "in a room"
 
     @property
     def objects(self) -> dict[int, Solid]:
@@ -100,7 +151,24 @@ class Scene:
 
     def at(self, time_s: float) -> "Moment":
         """The scene `time_s` seconds after the first frame."""
-        return Moment(self, self.camera.view(time_s), tuple(solid.path.pose(time_s) for solid in self.solids))
+        return Moment(self, self.camera.view(time_s), tuple(solid.path.pose(time_s) for solid in self.solids), time_s)
+
+    @property
+    def matt(self) -> bool:
+        """Whether nothing has gloss, so that the picture is albedo times irradiance."""
+        return all(not solid.material.gloss for solid in self.solids)
+
+    @cached_property
+    def rear(self) -> "Scene":
+        """The scene without its foreground."""
+        front = set(self.foreground)
+        return replace(
+            self,
+            solids=tuple(solid for solid in self.solids if solid.instance not in front),
+            bodies=tuple(body for body in self.bodies if body.instance not in front),
+            things=tuple(thing for thing in self.things if thing.instance not in front),
+            foreground=(),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +178,7 @@ class Moment:
     scene: Scene
     view: View
     poses: tuple[Pose, ...]
+    time_s: float = 0.0
 
     @cached_property
     def placements(self) -> tuple[tuple[np.ndarray, np.ndarray], ...]:

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from openuni.world.pose import Components, Vector
+from openuni.world.pose import Components, Vector, dot
 
 Point = Sequence[float]  # x, y, z as plain floats, which leave float32 arrays float32
 TINY = 1e-12  # keeps rays along an axis from dividing by zero
@@ -28,6 +28,11 @@ class Shape(ABC):
     @abstractmethod
     def bound_m(self) -> float:
         """Radius about the origin that holds the shape; infinite for walls."""
+
+    @property
+    @abstractmethod
+    def extent_m(self) -> Vector:
+        """Half of width, height and depth of a box about the origin that holds the shape; infinite for walls."""
 
     @property
     @abstractmethod
@@ -68,6 +73,11 @@ class Sphere(Shape):
         return self.radius_m
 
     @property
+    def extent_m(self) -> Vector:
+        """The radius."""
+        return self.radius_m, self.radius_m, self.radius_m
+
+    @property
     def chart_m(self) -> tuple[float, float]:
         """Equator by meridian."""
         return 2.0 * math.pi * self.radius_m, math.pi * self.radius_m
@@ -100,6 +110,11 @@ class Box(Shape):
     def rest_height_m(self) -> float:
         """Half of the height."""
         return self.half_m[1]
+
+    @property
+    def extent_m(self) -> Vector:
+        """Itself."""
+        return self.half_m
 
     @property
     def chart_m(self) -> tuple[float, float]:
@@ -148,6 +163,11 @@ class Cylinder(Shape):
         return self.half_height_m
 
     @property
+    def extent_m(self) -> Vector:
+        """Radius and half of the height."""
+        return self.radius_m, self.half_height_m, self.radius_m
+
+    @property
     def chart_m(self) -> tuple[float, float]:
         """Circumference by height."""
         return 2.0 * math.pi * self.radius_m, 2.0 * self.half_height_m
@@ -188,6 +208,11 @@ class Cone(Shape):
     def rest_height_m(self) -> float:
         """Half of the height."""
         return self.half_height_m
+
+    @property
+    def extent_m(self) -> Vector:
+        """Radius and half of the height."""
+        return self.radius_m, self.half_height_m, self.radius_m
 
     @property
     def chart_m(self) -> tuple[float, float]:
@@ -243,6 +268,11 @@ class Capsule(Shape):
         return self.half_height_m + self.radius_m
 
     @property
+    def extent_m(self) -> Vector:
+        """Radius and pole."""
+        return self.radius_m, self.bound_m, self.radius_m
+
+    @property
     def chart_m(self) -> tuple[float, float]:
         """Circumference by height."""
         return 2.0 * math.pi * self.radius_m, 2.0 * self.bound_m
@@ -280,6 +310,11 @@ class Wall(Shape):
         return math.inf
 
     @property
+    def extent_m(self) -> Vector:
+        """Infinite."""
+        return math.inf, math.inf, math.inf
+
+    @property
     def chart_m(self) -> tuple[float, float]:
         """The unit of u and v."""
         return self.size_m, self.size_m
@@ -296,9 +331,47 @@ class Wall(Shape):
         return normal, points[[0, 2]] / self.size_m
 
 
-def slab(start: float, half_m: float, step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+@dataclass(frozen=True)
+class Dome(Shape):
+    """A ball seen from inside, everything else within it: a sky. u is the longitude, v the latitude."""
+
+    radius_m: float
+
+    name: ClassVar[str] = "dome"
+
+    @property
+    def bound_m(self) -> float:
+        """Infinite, as for walls: it closes off the view, and hides and shades nothing."""
+        return math.inf
+
+    @property
+    def extent_m(self) -> Vector:
+        """Infinite."""
+        return math.inf, math.inf, math.inf
+
+    @property
+    def chart_m(self) -> tuple[float, float]:
+        """Equator by meridian."""
+        return 2.0 * math.pi * self.radius_m, math.pi * self.radius_m
+
+    def hit(self, origin: Point, direction: Components) -> np.ndarray:
+        """See `Shape`. Where rays leave the ball."""
+        squared = dot(direction, direction)
+        middle = origin[0] * direction[0] + origin[1] * direction[1] + origin[2] * direction[2]
+        rest = origin[0] ** 2 + origin[1] ** 2 + origin[2] ** 2 - self.radius_m**2
+        return (-middle + np.sqrt(middle * middle - squared * rest)) / squared
+
+    def surface(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See `Shape`. Normals point inwards."""
+        normals = points / -self.radius_m
+        latitude = np.arcsin(np.clip(-normals[1], -1.0, 1.0))
+        return normals, np.stack([longitude(points), latitude / math.pi + 0.5])
+
+
+def slab(start: float | np.ndarray, half_m: float | np.ndarray, step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The factors at which rays enter and leave the slab -half_m..half_m of one axis."""
-    inverse = 1.0 / np.where(np.abs(step) < TINY, TINY, step)
+    along = np.abs(step) < TINY
+    inverse = 1.0 / (np.where(along, TINY, step) if along.any() else step)
     middle, reach = -start * inverse, half_m * np.abs(inverse)
     return middle - reach, middle + reach
 

@@ -10,6 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from manifests.transfer import linear_of
 from openuni.world.scene import COLOURS, Material, Pattern
 from openuni.world.shapes import Shape
 
@@ -22,6 +23,9 @@ NOISE_SHARE: dict[Pattern, float] = {  # the rest of the weight is the figure of
     "spotted": 0.34,
     "marbled": 0.3,
     "mottled": 0.75,
+    "grained": 0.3,
+    "planked": 0.25,
+    "bricked": 0.3,
 }
 
 
@@ -51,7 +55,23 @@ def figure(pattern: Pattern, grain: int) -> np.ndarray:
     if pattern == "marbled":
         veins = np.sin(2.0 * math.pi * (2.0 * v + u + 1.6 * noise(grain, (4, 8, 16))))
         return np.clip(0.5 + 1.2 * veins, 0.0, 1.0)
+    if pattern == "grained":  # wood: lines along u that waver
+        return 0.5 + 0.5 * np.sin(2.0 * math.pi * (7.0 * v + 1.6 * noise(grain, (2, 4))))
+    if pattern in ("planked", "bricked"):
+        return rows_of_pieces(grain, *((8, 2, 0.03) if pattern == "planked" else (8, 4, 0.09)))
     return np.zeros((TILE_TEXELS, TILE_TEXELS))
+
+
+def rows_of_pieces(grain: int, rows: int, pieces: int, joint: float) -> np.ndarray:
+    """Boards or bricks in rows, each row shifted: float64 [256, 256], 1 in the joints, shades below 0.5 elsewhere."""
+    place = (np.arange(TILE_TEXELS) + 0.5) / TILE_TEXELS
+    row = (place * rows).astype(np.int64)
+    rng = np.random.default_rng([grain, rows, pieces])
+    across = place[None, :] * pieces + np.where(row % 2, 0.5, 0.0)[:, None]
+    shades = 0.45 * rng.random((rows, pieces))
+    shade = shades[row[:, None], across.astype(np.int64) % pieces]
+    beside = (place * rows % 1.0 < joint)[:, None] | (across % 1.0 < joint * pieces / rows)
+    return np.where(beside, 1.0, shade)
 
 
 def noise(grain: int, cells: tuple[int, ...]) -> np.ndarray:
@@ -107,7 +127,6 @@ def bilinear(tile: np.ndarray, size: int, u: np.ndarray, v: np.ndarray) -> np.nd
 
 @lru_cache(maxsize=64)
 def linear_colour(name: str) -> tuple[float, float, float]:
-    """A colour of `COLOURS` as linear light, 0..1 (the sRGB transfer function undone)."""
-    coded = [value / 255.0 for value in COLOURS[name]]
-    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in coded)
+    """A colour of `COLOURS` as linear light, 0..1."""
+    red, green, blue = linear_of(np.array(COLOURS[name]) / 255.0).tolist()
     return red, green, blue

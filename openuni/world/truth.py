@@ -1,11 +1,18 @@
-"""Ground truth of one instant: depth, instances, flow. Float64, at the centres of the pixels."""
+"""Ground truth of one instant: depth, instances, flow, normals, key points, body surface. Float64, at the centres of
+the pixels.
+"""
+
+from collections.abc import Iterator
 
 import numpy as np
 
+from openuni.world import keypoints
+from openuni.world.body import PartPath, posture
 from openuni.world.camera import Lens
 from openuni.world.pose import transform
-from openuni.world.rays import Hits, cast, hidden
+from openuni.world.rays import Hits, cast, hidden, probe, tile_order
 from openuni.world.scene import Moment
+from openuni.world.shapes import Dome
 
 NEAR_M = 1e-3  # a point that comes nearer to the camera's plane than this has no position in the image
 
@@ -48,8 +55,68 @@ def flow(now: Moment, after: Moment, lens: Lens, hits: Hits) -> tuple[np.ndarray
         y_after[seen] = np.where(in_front, moved[1] / z_after, y_now.take(seen))
         depth_after[seen] = np.where(in_front, moved[2], np.nan)
     valid = lens.inside(x_after, y_after) & np.isfinite(depth_after)
-    kept = np.flatnonzero(valid)
+    order = tile_order(*hits.depth_m.shape)  # neighbours together: what may hide them is found for many at once
+    kept = order[valid.take(order)]
     valid[kept] = ~hidden(after, x_after.take(kept), y_after.take(kept), depth_after.take(kept))
     shape = hits.depth_m.shape
     pixels = np.stack([x_after - x_now, y_after - y_now], axis=-1) * lens.focal_px
     return pixels.astype(np.float32).reshape(*shape, 2), valid.reshape(shape)
+
+
+def surfaces(moment: Moment, lens: Lens, hits: Hits) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
+    """Per solid that is seen: its index, its pixels [n], their normals in camera axes [3, n] (or [3, 1]), uv [2, n]."""
+    x, y = lens.rays()
+    solid, depth = hits.solid.ravel(), hits.depth_m.ravel()
+    grouped = np.argsort(solid, kind="stable")
+    starts = np.flatnonzero(np.diff(solid.take(grouped), prepend=-1))
+    for seen in np.split(grouped, starts[1:]):
+        index, z = int(solid[seen[0]]), depth.take(seen)
+        row, column = np.divmod(seen, len(x))
+        rotation, shift = moment.placements[index]
+        camera = (x.take(column) * z, y.take(row) * z, z)
+        normals, uv = moment.scene.solids[index].shape.surface(transform(rotation.T, camera, -rotation.T @ shift))
+        yield index, seen, transform(rotation, normals), uv
+
+
+def normal(moment: Moment, lens: Lens, hits: Hits) -> np.ndarray:
+    """float32 [H, W, 3]: +x right, +y up, +z towards the viewer, unit length; zero on the sky, which is no surface."""
+    out = np.zeros((hits.solid.size, 3), np.float32)
+    for index, seen, normals, _ in surfaces(moment, lens, hits):
+        if not isinstance(moment.scene.solids[index].shape, Dome):
+            out[seen] = (normals * np.array([[1.0], [-1.0], [-1.0]])).T
+    return out.reshape(*hits.solid.shape, 3)
+
+
+def densepose(moment: Moment, lens: Lens, hits: Hits) -> np.ndarray:
+    """uint8 [H, W, 3]: I, U * 255, V * 255 as `keypoints.densepose` has them; zero where there is no body."""
+    out = np.zeros((hits.solid.size, 3), np.uint8)
+    for index, seen, _, uv in surfaces(moment, lens, hits):
+        path = moment.scene.solids[index].path
+        if isinstance(path, PartPath):
+            out[seen] = keypoints.densepose(path.part, uv).T
+    return out.reshape(*hits.solid.shape, 3)
+
+
+def skeleton(moment: Moment, lens: Lens) -> np.ndarray:
+    """float32 [P, 133, 3] of the scene's bodies: x and y in pixels, confidence.
+
+    1 where the point is seen: the first thing on its ray is the part of the body that it belongs to. 0.5 where
+    something hides it, the own body included. 0 with x and y 0 where it is out of the picture, and for the points that
+    a body does not have.
+    """
+    points = keypoints.key_points()
+    out = np.zeros((len(moment.scene.bodies), keypoints.POINT_COUNT, 3), np.float32)
+    for person, body in enumerate(moment.scene.bodies):
+        places = keypoints.places(body, posture(body, np.array([moment.time_s])))[0]
+        across, down, depth = moment.view.to_camera(places.T)
+        in_front = depth > NEAR_M
+        x, y = across / np.where(in_front, depth, 1.0), down / np.where(in_front, depth, 1.0)
+        inside = np.flatnonzero(in_front & lens.inside(x, y))
+        met = probe(moment, x[inside], y[inside])
+        for place, solid, met_m in zip(inside.tolist(), met.solid.tolist(), met.depth_m.tolist(), strict=True):
+            point, path = points[place], moment.scene.solids[solid].path
+            own = solid >= 0 and isinstance(path, PartPath) and path.body == body and path.part in point.owners
+            seen = own and abs(met_m - depth[place]) <= point.slack * body.height_m
+            pixel = (lens.focal_px * x[place] + lens.width_px / 2.0, lens.focal_px * y[place] + lens.height_px / 2.0)
+            out[person, point.number] = (*pixel, 1.0 if seen else 0.5)
+    return out

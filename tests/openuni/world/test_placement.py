@@ -6,7 +6,8 @@ import pytest
 from openuni.world.camera import CameraPath
 from openuni.world.placement import Track, Watch, is_clear
 from openuni.world.pose import Motion, Vector
-from openuni.world.sample import ROOM_M, random_scene
+from openuni.world.presets import random_scene
+from openuni.world.sample import ROOM_M
 from openuni.world.scene import BACKGROUND
 
 CAMERA = CameraPath("static", (0.0, 1.5, 3.0), (0.0, 1.0, 0.0))

@@ -5,7 +5,8 @@ import pytest
 
 from openuni.world.camera import CameraPath, Lens
 from openuni.world.pose import Motion
-from openuni.world.sample import draw_room, random_scene
+from openuni.world.presets import random_scene
+from openuni.world.sample import draw_room
 from openuni.world.scene import Light, Material, Scene, Solid
 from openuni.world.shading import Surface, frame, irradiance, to_srgb
 from openuni.world.shapes import Sphere
@@ -26,8 +27,9 @@ def test_the_shadow_of_a_ball_on_the_floor_has_the_size_of_geometry() -> None:
     edge_m = 2.5 * np.tan(np.arcsin(0.5 / 1.25))
     away_m = np.linspace(0.0, 3.0, 601)
     points = np.stack([away_m, np.zeros(601), np.zeros(601)])
-    up = np.array([[0.0], [1.0], [0.0]])
-    light, _ = irradiance(scene().opening, FLOOR, Surface(points, up, points[[0, 2]]))
+    up = np.zeros((3, 601))
+    up[1] = 1.0
+    ((light,), _) = irradiance(scene().opening, Surface(points, up, np.full(601, FLOOR, np.int16)))
     dark = away_m < edge_m
     assert np.allclose(light[dark], 0.3)
     assert np.allclose(light[~dark], 0.3 + 5.0 * 2.5 / (2.5**2 + away_m[~dark] ** 2) ** 1.5)
@@ -37,7 +39,7 @@ def test_a_solid_does_not_shade_its_own_lit_side() -> None:
     normals = np.random.default_rng(0).normal(size=(3, 5000)).astype(np.float32)
     normals /= np.linalg.norm(normals, axis=0)
     points = normals * np.float32(0.5) + np.array([[0.0], [1.25], [0.0]], np.float32)
-    light, _ = irradiance(scene().opening, BALL, Surface(points, normals, points[:2]))
+    ((light,), _) = irradiance(scene().opening, Surface(points, normals, np.full(5000, BALL, np.int16)))
     assert light.dtype == np.float32
     cosine_m = 1.25 * normals[1] - 0.5  # times the distance to the lamp, 1.25 m above the middle
     distance_m = np.hypot(np.hypot(points[0], points[2]), 2.5 - points[1])

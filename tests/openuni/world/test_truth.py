@@ -9,7 +9,8 @@ from openuni.world import truth
 from openuni.world.camera import CameraPath, Lens, View, look_at
 from openuni.world.clips import render_arrays
 from openuni.world.pose import NOWHERE, Motion, Vector, rotation_about
-from openuni.world.sample import draw_room, random_scene
+from openuni.world.presets import random_scene
+from openuni.world.sample import draw_room
 from openuni.world.scene import Light, Material, Moment, Scene, Solid
 from openuni.world.shapes import Box, Shape, Sphere
 

@@ -28,7 +28,7 @@ def test_the_number_of_processes_changes_nothing(tmp_path: Path) -> None:
     assert done == [1, 2, 3, 4]
     written = contents(tmp_path / "alone")
     assert written == contents(tmp_path / "together")
-    suffixes = ("mp4", "txt", "json", "depth.mkv", "flow.mkv", "segmentation.mkv")
+    suffixes = ("mp4", "txt", "json", "depth.mkv", "flow.mkv", "normal.mkv", "segmentation.mkv")
     assert sorted(written) == sorted(f"{name}.{suffix}" for name in names for suffix in suffixes)
 
 

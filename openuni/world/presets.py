@@ -1,0 +1,194 @@
+"""The kinds of scenes: what a seed gives for each preset. A seed gives one scene, always."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from manifests.errors import OpenUniError, unknown_name
+from openuni.world.camera import Camera, CameraPath, Lens, Wander
+from openuni.world.people import INSTANTS_PER_S, draw_people
+from openuni.world.placement import INSTANTS, Watch
+from openuni.world.places import Place, draw_room, draw_yard
+from openuni.world.pose import Vector
+from openuni.world.sample import Surroundings, draw_objects, solids_scene
+from openuni.world.scene import Scene
+from openuni.world.shading import render
+
+ATTEMPTS = 100  # at a whole scene; later ones ask for less
+CAMERA_ROOM_M = 0.4  # how far out of a place's clear space a camera may be
+METER_PX = 48  # width of the picture by which the exposure is set
+GREY, BRIGHT = 0.28, 0.95  # linear: the mean, and what all but the brightest twentieth stay below
+GEOMETRY = ("depth", "flow", "normal", "segmentation")
+LIGHT = ("albedo", "irradiance")
+PEOPLE = ("densepose", "skeleton")
+LAYERS = ("alpha", "foreground", "background")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A kind of scene: what it shows, what makes it from randomness and a duration, and what is known of it."""
+
+    doc: str
+    draw: Callable[[np.random.Generator, float], Scene | None]  # None: nothing fits, draw again
+    modalities: tuple[str, ...]  # besides rgb, all as exact ground truth
+
+
+def find_preset(name: str) -> Preset:
+    """The preset of that name; raises `OpenUniError` when there is none."""
+    if name not in PRESETS:
+        raise OpenUniError(unknown_name("world preset", name, PRESETS))
+    return PRESETS[name]
+
+
+def random_scene(seed: int, duration_s: float, preset: str = "solids") -> Scene:
+    """The scene of that seed. `duration_s` bounds speeds, so that everything stays in its place and in view."""
+    kind = find_preset(preset)
+    rng = np.random.default_rng([seed, *preset.encode()])
+    for _ in range(ATTEMPTS):
+        scene = kind.draw(rng, duration_s)
+        if scene is not None:
+            return scene
+    raise OpenUniError(f"world: no clear scene for seed {seed}, preset {preset}, {duration_s:.2f} s; try another seed")
+
+
+def interior(rng: np.random.Generator, duration_s: float) -> Scene | None:
+    """A furnished room and a camera that somebody carries through it."""
+    place = draw_room(rng, crowded=True)
+    half = place.clear_m
+    eyes = random_walk(rng, duration_s, (-half[0], half[0]), (1.15, 1.75), (0.25 * half[2], half[2]), 0.55)
+    targets = random_walk(rng, duration_s, (-half[0] - 1.0, half[0] + 1.0), (0.35, 1.05), (-half[2] - 1.0, -1.0), 0.7)
+    camera = Wander(eyes, targets, 1.0, rng.uniform(54.0, 80.0))
+    scene = Scene(place.solids, place.lights, place.ambient, camera, things=place.things, place=place.words)
+    return exposed(scene)
+
+
+def random_walk(
+    rng: np.random.Generator,
+    duration_s: float,
+    across: tuple[float, float],
+    up: tuple[float, float],
+    along: tuple[float, float],
+    step_m: float,
+) -> tuple[Vector, ...]:
+    """Knots a second apart of a walk within a box (x, y, z from and to), with some persistence."""
+    low, high = np.array([across, up, along]).T
+    place, pace = rng.uniform(low, high), rng.normal(size=3)
+    knots: list[Vector] = []
+    for _ in range(math.ceil(duration_s) + 4):
+        knots.append((float(place[0]), float(place[1]), float(place[2])))
+        pace = 0.75 * pace + 0.66 * rng.normal(size=3)
+        place = np.clip(place + step_m * pace * (0.6, 0.2, 0.6), low, high)
+    return tuple(knots)
+
+
+def with_people(counts: tuple[int, ...], solids: tuple[int, ...] = (0,)) -> Callable[..., Scene | None]:
+    """Scenes with as many persons and solids as one of each given counts, in a room or a yard."""
+
+    def draw(rng: np.random.Generator, duration_s: float) -> Scene | None:
+        place = draw_yard(rng) if rng.random() < 0.45 else draw_room(rng, crowded=False)
+        people, others = int(rng.choice(counts)), int(rng.choice(solids))
+        scene = populated(rng, duration_s, place, people, others)
+        return None if scene is None else exposed(scene)
+
+    return draw
+
+
+def populated(rng: np.random.Generator, duration_s: float, place: Place, people: int, others: int) -> Scene | None:
+    """A place with people and solids in view of a camera; None when they do not fit."""
+    camera = watching(rng, duration_s, place)
+    first = len(place.things) + 1
+    watch = Watch.of(camera, duration_s, max(INSTANTS, math.ceil(duration_s * INSTANTS_PER_S)))
+    farthest = np.abs([view.eye_m for view in watch.views]).max(axis=0)
+    limit = np.array(place.clear_m) + np.array([CAMERA_ROOM_M, 0.0, CAMERA_ROOM_M])
+    walkers = draw_people(rng, people, watch, place.clear_m, first)
+    if walkers is None or (farthest > limit).any():
+        return None
+    tracks = tuple(walker.track for walker in walkers)
+    around = Surroundings(place.clear_m, tracks, first + people, matt=True)
+    objects = draw_objects(rng, others, watch, around) if others else []
+    if others and not objects:
+        return None
+    return Scene(
+        (*place.solids, *(solid for walker in walkers for solid in walker.solids), *objects),
+        place.lights,
+        place.ambient,
+        camera,
+        bodies=tuple(walker.body for walker in walkers),
+        things=(*place.things, *(walker.thing for walker in walkers)),
+        place=place.words,
+    )
+
+
+def watching(rng: np.random.Generator, duration_s: float, place: Place) -> Camera:
+    """A camera that looks at people from one end: still, on one of its paths, or in somebody's hand."""
+    half = place.clear_m
+    eye: Vector = (rng.uniform(-0.6, 0.6) * half[0], rng.uniform(0.9, 1.9), rng.uniform(0.85, 1.0) * half[2])
+    target: Vector = (rng.uniform(-0.3, 0.3), rng.uniform(0.75, 1.05), rng.uniform(-1.0, 0.0))
+    view_deg = rng.uniform(40.0, 66.0)
+    choice, sign = rng.integers(6), float(rng.choice([-1.0, 1.0]))
+    turn = sign * min(rng.uniform(0.06, 0.25), 0.3 / duration_s)
+    travel = sign * min(rng.uniform(0.2, 0.5), 0.5 / duration_s)
+    if choice == 0:
+        steps = math.ceil(duration_s) + 4
+        around = [np.array(point) + rng.normal(size=(steps, 3)) * (0.16, 0.05, 0.1) for point in (eye, target)]
+        eyes, targets = (tuple((x, y, z) for x, y, z in knots.tolist()) for knots in around)
+        return Wander(eyes, targets, 1.0, view_deg)
+    if choice == 1:
+        return CameraPath("pan", eye, target, turn_rad_per_s=turn, view_deg=view_deg)
+    if choice == 2:
+        return CameraPath("orbit", eye, target, turn_rad_per_s=turn, view_deg=view_deg)
+    if choice == 3:
+        return CameraPath("dolly", eye, target, travel_m_per_s=travel, view_deg=view_deg)
+    return CameraPath("static", eye, target, view_deg=view_deg)
+
+
+def layered(rng: np.random.Generator, duration_s: float) -> Scene | None:
+    """One person or solid before a place: the front layer and the rear one."""
+    person = bool(rng.random() < 0.6)
+    place = draw_yard(rng) if rng.random() < 0.4 else draw_room(rng, crowded=False)
+    scene = populated(rng, duration_s, place, int(person), int(not person))
+    if scene is None:
+        return None
+    return exposed(replace(scene, foreground=(len(place.things) + 1,)))
+
+
+def exposed(scene: Scene) -> Scene:
+    """The scene with the exposure that a camera would choose for its first frame, to 3 digits."""
+    lens = Lens.with_view(METER_PX * 3 // 4, METER_PX, scene.camera.view_deg)
+    light = render(scene.opening, lens, samples=1, intrinsics=False).light.max(axis=0)
+    exposure = min(GREY / float(light.mean()), BRIGHT / float(np.quantile(light, 0.95)))
+    return replace(scene, exposure=float(f"{exposure:.3g}"))
+
+
+PRESETS = {
+    "solids": Preset(
+        "one to three moving solids in a lit room; the camera moves in about half of the clips",
+        lambda rng, duration_s: solids_scene(rng, duration_s),
+        GEOMETRY,
+    ),
+    "still": Preset(
+        "nothing moves, neither solids nor camera",
+        lambda rng, duration_s: solids_scene(rng, duration_s, moves=False),
+        GEOMETRY,
+    ),
+    "dark": Preset(
+        "as solids, with so little light that the mean luma is below 0.05",
+        lambda rng, duration_s: solids_scene(rng, duration_s, light=0.006),
+        GEOMETRY,
+    ),
+    "person": Preset("one walking person, in a room or in a yard", with_people((1,)), (*GEOMETRY, *LIGHT, *PEOPLE)),
+    "persons": Preset("two or three walking persons", with_people((2, 3)), (*GEOMETRY, *LIGHT, *PEOPLE)),
+    "scenes": Preset(
+        "persons and moving solids together, indoors and outdoors",
+        with_people((0, 1, 2), (1, 2)),
+        (*GEOMETRY, *LIGHT, *PEOPLE),
+    ),
+    "interiors": Preset(
+        "a furnished room without people, several lights, a camera that somebody carries", interior, (*GEOMETRY, *LIGHT)
+    ),
+    "layers": Preset(
+        "one person or solid as a front layer with soft edges, before a place", layered, (*GEOMETRY, *PEOPLE, *LAYERS)
+    ),
+}
