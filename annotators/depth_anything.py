@@ -8,10 +8,10 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
-from annotators._inference import Precision, inference
 from manifests.checkpoint import Checkpoint, published_or_path
 from manifests.clip import DecodedClip
 from manifests.errors import OpenUniError
+from manifests.inference import Precision, inference
 from manifests.modalities.depth import Depth
 from manifests.operator import Annotator
 
@@ -29,6 +29,8 @@ class DepthOfClip(NamedTuple):
         "mean absolute change between adjacent frames divided by the clip's mean value: flicker and true motion "
         "together; null for a clip of one frame",
     ]
+
+
 SMALL_SHA256 = "3152477ce0d8d6978d76b995120de97cb5b928701fd0f817769f59e249a16b70"
 
 

@@ -9,11 +9,11 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 
-from annotators._inference import Precision, inference
 from annotators._pairwise_flow import FlowOfClip, flow_of_clip
 from manifests.checkpoint import Checkpoint
 from manifests.clip import DecodedClip
 from manifests.errors import OpenUniError, unknown_name
+from manifests.inference import Precision, inference
 from manifests.operator import Annotator
 
 STRIDE_PX = 8  # the network's feature maps are 1/8 of its input

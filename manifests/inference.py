@@ -1,4 +1,4 @@
-"""How the annotators with a network run it: no gradients, repeatable, and in the precision that was asked for."""
+"""How operators with a network run it: no gradients, repeatable, and in the precision that was asked for."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
