@@ -143,7 +143,7 @@ def pickled(folder):
 FAULTS = {
     "damaged": (damaged, r"depth\.mkv.*(damaged|cannot)"),
     "bomb": (bomb, r"12 maps of 640 x 480, the video has 12 frames of 64 x 48"),
-    "pickled": (pickled, r"albedo\.npy is no array file: .*allow_pickle"),
+    "pickled": (pickled, r"albedo\.npy is no array file: .*Python objects"),
     "climbing": (lambda f: change(f, lambda j: j["modalities"]["depth"].update(file="../b.mkv")), r"plain name"),
     "unknown": (lambda f: change(f, lambda j: j["modalities"].update(depht={})), r'Did you mean "depth"'),
     "constants": (
