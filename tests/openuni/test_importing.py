@@ -15,6 +15,7 @@ from openuni.importing import Choice
 from openuni.runner import Resources
 from tests.operators.drawn_set import DrawnSet
 from tests.raw_clips import contents
+from train.index import open_index
 
 FORMAT = "tests.operators.drawn_set"
 
@@ -122,6 +123,18 @@ def test_runs_go_on_with_the_clips_that_are_there(some: Path, tmp_path: Path) ->
     assert corpus.summary().failed[0].operator == "ingest"  # the refusal stays
     with pytest.raises(OpenUniError, match="no corpus"):
         openuni.run(recipe, out=tmp_path / "nothing")
+
+
+def test_gaps_pass_through_encoding_into_the_trainers_index(some: Path, tmp_path: Path) -> None:
+    openuni.import_set(FORMAT, some, out=tmp_path / "c")
+    encode = {"modalities": ["rgb", "depth"], "size_px": [32, 48], "frames": 5}
+    corpus = openuni.run({"encode": encode}, out=tmp_path / "c")
+    assert corpus.summary().ok == 4  # a modality that a clip lacks is no failure
+    index = open_index(corpus, ("rgb", "depth"), "", "", 0.0)
+    has_depth = {clip.clip_id for clip in corpus if clip.row(FORMAT)["depth"] is not None}
+    assert len(has_depth) == 2
+    for clip_id, bits in zip(index.clip_ids, index.present.tolist(), strict=True):
+        assert index.streams(bits) == ({"rgb", "depth"} if clip_id in has_depth else {"rgb"})
 
 
 def test_wrong_use_is_explained(some: Path, tmp_path: Path) -> None:
