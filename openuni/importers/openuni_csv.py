@@ -1,0 +1,175 @@
+"""UnityVideo's released layout: a CSV of videos, prompts and one video per modality, in colours."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+
+from manifests.errors import ClipError, OpenUniError
+from manifests.modalities.densepose import DensePose
+from manifests.modalities.depth import Depth
+from manifests.modalities.flow import STEP_PX, Flow, FlowConstants
+from manifests.modalities.segmentation import Segmentation
+from manifests.modality import find_modality
+from manifests.payloads import check_fit, constants_of
+from manifests.video import clip_of, decode, probe
+from openuni.importer import Found, Imported, Importer
+from openuni.importers._colours import DepthColours, densepose_of, depth_of, flow_of, ids_of, segmentation_of
+from openuni.importers._sets import inside, split_of
+from openuni.importers._supplied import in_step, small, text_of
+from openuni.importers._tables import Columns, Facts, header, joined
+
+VIDEO, PROMPT = "video", "prompt"
+MAPS = {
+    "depth": "depth",
+    "densepose": "densepose",
+    "raft": "flow",
+    "segmentation": "segmentation",
+}  # column -> modality
+UNREAD = ("skeleton",)  # a drawing cannot be read back
+FACTS = "clips.jsonl"  # of openuni export
+
+
+class CSVMaps(NamedTuple):
+    """What the colours of the set's videos say."""
+
+    depth: Depth | None
+    flow: Flow | None
+    segmentation: Segmentation | None
+    densepose: DensePose | None  # parts alone: U and V are not in the colours
+    constants_from: Annotated[str, "of depth and flow: clips.jsonl (the exported ones), options, or assumed"]
+    instance_colours: Annotated[list[str] | None, "of ids 0, 1, ... where they were found: #rrggbb"]
+    unread: Annotated[list[str], "columns that name a video which is not read: drawings cannot be"]
+    aligned_by_motion: Annotated[list[str], "maps that motion proves in step with the video; others cannot tell"]
+
+
+class CSVPlace(NamedTuple):
+    """One video and what the CSVs say of it."""
+
+    root: str
+    video: str
+    cells: dict[str, str]
+    fault: str
+    facts: tuple[int, int] | None  # the line of clips.jsonl
+
+
+@dataclass(frozen=True)
+class OpenUniCSV(Importer):
+    """Reads CSVs with the columns video, prompt, depth, densepose, raft, segmentation, skeleton; each may be absent.
+
+    One wide CSV or one per modality: rows about one video are joined, an empty cell is a gap. Paths are relative to the
+    CSV, or absolute. The video stays where it lies. Maps are read back from their colours, so they are as good as these
+    are: depth to 1/255 of its range and without a unit, flow to 1 % of its scale, which the colours do not have,
+    DensePose's parts without U and V. With the clips.jsonl of `openuni export` units and scales are the exported ones.
+    """
+
+    csv: Annotated[str, "pattern of the CSVs within the folder; those without a column video are passed over"] = "*.csv"
+    allow_outside: Annotated[bool, "read videos that do not lie in the set's folder"] = False
+    depth_colours: Annotated[
+        DepthColours, "grey: near is bright; spectral: near is red (Depth Anything's); inferno: near is bright"
+    ] = "grey"
+    flow_divisor_px: Annotated[
+        float, "speed that is painted in full colour, pixels per frame; 0: 2 % of the diagonal"
+    ] = 0.0
+    segmentation_colours: Annotated[
+        Literal["palette", "any"], "palette: ids by the VOC palette; any: each colour that covers 0.2 % is an instance"
+    ] = "palette"
+    check_alignment: Annotated[bool, "refuse maps whose edges move ahead of the video's or behind them"] = True
+
+    origin: ClassVar[str] = "UnityVideo's released data loader"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.flow_divisor_px < math.inf:
+            raise OpenUniError(f"openuni_csv: flow_divisor_px = {self.flow_divisor_px}. Allowed: 0 and more.")
+        if not self.csv or Path(self.csv).is_absolute() or ".." in self.csv:
+            raise OpenUniError(f'openuni_csv: csv = "{self.csv}". Allowed: a pattern within the set, as *.csv')
+
+    def find(self, folder: Path) -> Iterator[Found]:
+        """The videos that the CSVs name, by path; those below the folder are called by where they lie in it."""
+        files = {path: header(path) for path in sorted(folder.glob(self.csv)) if path.is_file()}
+        found = {path: columns for path, columns in files.items() if VIDEO in columns}
+        if not found:
+            seen = "; ".join(f"{path.name}: {', '.join(columns)}" for path, columns in files.items()) or "no such file"
+            raise OpenUniError(f'{folder}: no CSV ({self.csv}) has the column "{VIDEO}". Found: {seen[:300]}.')
+        facts = Facts(folder / FACTS)
+        for row in joined(found, Columns(VIDEO, PROMPT, (*MAPS, *UNREAD))):
+            key = row.video.removeprefix(f"{folder}/")
+            yield Found(
+                key, CSVPlace(str(folder), row.video, row.cells, row.fault, facts.places.get(Path(row.video).stem))
+            )
+
+    def read(self, found: Found) -> Imported[CSVMaps]:
+        """One clip: its video probed, its maps decoded, held against it and read back from their colours."""
+        place: CSVPlace = found.place
+        if place.fault:
+            raise ClipError(place.fault)
+        video = self._path(place.video, place.root)
+        info = probe(video)
+        size = info.height_px, info.width_px
+        facts = Facts.read(Path(place.root) / FACTS, place.facts) if place.facts else {}
+        maps: dict[str, Any] = {}
+        colours = None
+        for column, name in MAPS.items():
+            if column in place.cells:
+                frames = self._frames(place.cells[column], place.root, len(info.pts), column)
+                given = _constants(facts, name, f"{place.root}/{FACTS}")
+                maps[name], seen = self._from_colours(name, frames, given, place.cells[column])
+                colours = colours or seen
+                check_fit(maps[name], place.cells[column], len(info.pts), size)
+        proved = in_step(maps, small(video), found.key) if self.check_alignment and maps else []
+        row: dict[str, Any] = dict.fromkeys(CSVMaps._fields) | maps
+        row |= {"constants_from": self._constants_from(facts), "instance_colours": colours}
+        row |= {"unread": [column for column in UNREAD if column in place.cells], "aligned_by_motion": proved}
+        return Imported(
+            CSVMaps(**row),
+            fps=info.fps,
+            source=video,
+            caption=place.cells.get(PROMPT),
+            origin=text_of(facts, "origin", FACTS),
+            split=text_of(facts, "split", FACTS) or split_of(found.key),
+        )
+
+    def _path(self, given: str, root: str) -> str:
+        path = Path(given)
+        real = path.resolve() if self.allow_outside else inside(path, root)
+        if not real.is_file():
+            raise ClipError(f"{given} is not there, the CSV names it")
+        return str(real)
+
+    def _frames(self, given: str, root: str, wanted: int, column: str) -> Any:
+        """uint8 [T, H, W, 3] of a map's video, which must have the video's number of frames."""
+        path = self._path(given, root)
+        info = probe(path)
+        if len(info.pts) != wanted:
+            raise ClipError(
+                f"{given} has {len(info.pts)} frames as {column}, the video has {wanted}: they need as many"
+            )
+        return decode(clip_of(path, info)).frames
+
+    def _from_colours(self, name: str, frames: Any, given: Any, where: str) -> tuple[Any, list[str] | None]:
+        if name == "depth":
+            return depth_of(frames, "grey" if given else self.depth_colours, given, where), None
+        if name == "flow":
+            if given is None and self.flow_divisor_px:
+                given = FlowConstants(STEP_PX, self.flow_divisor_px, False)
+            return flow_of(frames, given, where), None
+        if name == "densepose":
+            return densepose_of(frames, where), None
+        if given is None and self.segmentation_colours == "any":
+            return segmentation_of(frames, where)
+        return ids_of(frames, given, where), None
+
+    def _constants_from(self, facts: dict[str, Any]) -> str:
+        return FACTS if facts else "options" if self.flow_divisor_px else "assumed"
+
+
+def _constants(facts: dict[str, Any], name: str, where: str) -> Any | None:
+    """The exported map's constants, None where there are none."""
+    table = facts.get("modalities", {})
+    entry = table.get(name) if isinstance(table, dict) else None
+    if entry is None:
+        return None
+    if not isinstance(entry, dict):
+        raise ClipError(f"{where}: {name} must be a table, found {entry!r}")
+    return constants_of(find_modality(name), entry.get("constants"), where)
