@@ -228,13 +228,13 @@ class Export:
             return "other clips, or their captions or scores have changed"
         if name.startswith("modality "):
             what = name.removeprefix("modality ")
-            return (
-                f"{what} is new" if then is None else f"{what} was exported" if now is None else f"other maps of {what}"
-            )
+            if then is None or now is None:
+                return f"{what} is in it" if now is None else f"{what} is not in it"
+            return f"other {what} maps"
         return f"{name} was {then}, is {now}"
 
     def _put_record(self, facts: dict[str, Any], *, finished: bool) -> None:
-        record = {"fingerprint": fingerprint(**facts), "finished": finished, "made_from": facts}
+        record = {"finished": finished, "fingerprint": fingerprint(**facts), "made_from": facts}
         draft = self.out / f".{RECORD}.tmp"
         draft.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         draft.replace(self.out / RECORD)

@@ -13,7 +13,7 @@ import pyarrow.dataset as pads
 from manifests.corpus import Corpus
 from manifests.errors import OpenUniError, unknown_name
 from manifests.modality import modality_names
-from manifests.presence import holders, makers
+from manifests.presence import makers
 from manifests.schema import OUTCOME_FIELDS, clip_schema
 from openuni.exporter import Contents, ExportClip, Exporter, StoredMap
 
@@ -57,12 +57,9 @@ class Selection:
 
     def _window(self, positions: np.ndarray) -> Iterator[ExportClip]:
         ids = self.ids.take(pa.array(positions))
-        maps = {
-            modality: self._look_up(f"annotations/{name}", ids, {modality: pads.field(name, modality)}, name)
-            for modality, name in self.contents.annotators.items()
-        }
+        found = {name: self._maps_of(name, ids) for name in self.versions}
         scores = {
-            name: self._look_up(f"filters/{name}", ids, {field.name: pads.field(name, field.name) for field in kind})
+            name: self._look_up(f"filters/{name}", ids, {field.name: (name, field.name) for field in kind})
             for name, kind in self.contents.scores.items()
         }
         rows = (row for table in self.corpus.clip_list.tables(self.rows[positions]) for row in table.to_pylist())
@@ -70,23 +67,29 @@ class Selection:
             yield ExportClip(
                 self.corpus,
                 self.corpus.clip_list.clip_of_row(row),
-                {name: found for name in maps if (found := self._stored(name, maps[name][place])) is not None},
-                {name: row for name, table in scores.items() if (row := table[place]) is not None},
+                self._stored({name: table[place] for name, table in found.items()}),
+                {name: scored for name, table in scores.items() if (scored := table[place]) is not None},
             )
 
-    def _stored(self, modality: str, row: Mapping[str, Any] | None) -> StoredMap | None:
-        if row is None or row["status"] != "ok" or row[modality] is None or row[modality]["shard"] is None:
-            return None
-        annotator = self.contents.annotators[modality]
-        return StoredMap(annotator, self.versions[annotator], row[modality])
+    def _maps_of(self, annotator: str, ids: pa.Array) -> list[dict[str, Any] | None]:
+        wanted = [name for name, maker in self.contents.annotators.items() if maker == annotator]
+        columns = {name: (annotator, name) for name in [*wanted, "status"]}
+        return self._look_up(f"annotations/{annotator}", ids, columns)
+
+    def _stored(self, rows: Mapping[str, Mapping[str, Any] | None]) -> dict[str, StoredMap]:
+        """The maps that are there, in the format's order, from a clip's row of each annotator."""
+        found = {}
+        for modality, annotator in self.contents.annotators.items():
+            row = rows[annotator]
+            if row is not None and row["status"] == "ok" and row[modality] and row[modality]["shard"] is not None:
+                found[modality] = StoredMap(annotator, self.versions[annotator], row[modality])
+        return found
 
     def _look_up(
-        self, group: str, ids: pa.Array, columns: Mapping[str, pads.Expression], operator: str = ""
+        self, group: str, ids: pa.Array, columns: Mapping[str, tuple[str, str]]
     ) -> list[dict[str, Any] | None]:
-        """These columns of a group for each id; None where it has no row."""
-        wanted = {"clip_id": pads.field("clip_id"), **columns}
-        if operator:
-            wanted["status"] = pads.field(operator, "status")
+        """These columns (name -> path) of a group for each id; None where it has no row."""
+        wanted = {"clip_id": pads.field("clip_id")} | {name: pads.field(*path) for name, path in columns.items()}
         table = self.corpus.dataset(group).to_table(columns=wanted, filter=pads.field("clip_id").isin(ids))
         places = pc.index_in(ids, value_set=table.column("clip_id").combine_chunks())
         rows = table.drop_columns("clip_id").take(places).to_pylist()
@@ -104,11 +107,7 @@ class Selection:
 
 def choose_maps(corpus: Corpus, exporter: Exporter, wanted: Sequence[str]) -> dict[str, str]:
     """Modality -> annotator, in the format's order. Raises `OpenUniError` for what is unknown or made by several."""
-    made = {
-        modality: there
-        for modality, names in makers(corpus).items()
-        if (there := [name for name in names if len(holders(corpus, name, modality))])
-    }
+    made = made_by(corpus)
     holds = list(exporter.names) if exporter.names is not None else modality_names()
     if not exporter.stores_rgb:
         holds = [name for name in holds if name != "rgb"]
@@ -125,6 +124,40 @@ def choose_maps(corpus: Corpus, exporter: Exporter, wanted: Sequence[str]) -> di
             raise OpenUniError(f"no clip of {corpus.store.url} has {modality}. Modalities there: {have}.")
         given[modality] = _maker(made[modality], modality, annotator)
     return {name: given[name] for name in holds if name in given}
+
+
+def made_by(corpus: Corpus) -> dict[str, list[str]]:
+    """Modality -> the annotators that stored it for any clip."""
+    of_annotator: dict[str, list[str]] = {}
+    for modality, names in makers(corpus).items():
+        for name in names:
+            of_annotator.setdefault(name, []).append(modality)
+    found: dict[str, list[str]] = {}
+    for name, modalities in sorted(of_annotator.items()):
+        columns = {modality: pads.field(name, modality, "shard") for modality in modalities}
+        done = pads.field(name, "status") == "ok"
+        table = corpus.dataset(f"annotations/{name}").to_table(columns=columns, filter=done)
+        for modality in modalities:
+            if table.column(modality).null_count < len(table):
+                found.setdefault(modality, []).append(name)
+    return found
+
+
+def made_by(corpus: Corpus) -> dict[str, list[str]]:
+    """Modality -> the annotators that stored it for any clip."""
+    of_annotator: dict[str, list[str]] = {}
+    for modality, names in makers(corpus).items():
+        for name in names:
+            of_annotator.setdefault(name, []).append(modality)
+    found: dict[str, list[str]] = {}
+    for name, modalities in sorted(of_annotator.items()):
+        columns = {modality: pads.field(name, modality, "shard") for modality in modalities}
+        done = pads.field(name, "status") == "ok"
+        table = corpus.dataset(f"annotations/{name}").to_table(columns=columns, filter=done)
+        for modality in modalities:
+            if table.column(modality).null_count < len(table):
+                found.setdefault(modality, []).append(name)
+    return found
 
 
 def _maker(made_by: list[str], modality: str, annotator: str) -> str:

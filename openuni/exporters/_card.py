@@ -108,9 +108,14 @@ def _weights(contents: Contents) -> str:
     made, rows = recorded_options(contents.corpus), []
     for name in sorted(set(contents.annotators.values())):
         kind = _kind(name)
-        if kind is not None and name in made:
-            checkpoints = build(kind, made[name], f"recorded options of {name}").checkpoints()
-            rows += [[name, _public(checkpoint.ref), checkpoint.licence or "unknown"] for checkpoint in checkpoints]
+        if kind is None or name not in made:
+            continue
+        try:
+            checkpoints = build(kind, made[name], name).checkpoints()
+        except OpenUniError:  # options of another version of it
+            rows.append([name, "unknown", "unknown"])
+            continue
+        rows += [[name, _public(checkpoint.ref), checkpoint.licence or "unknown"] for checkpoint in checkpoints]
     return _table(["annotator", "weights", "licence of the weights"], rows) if rows else ""
 
 

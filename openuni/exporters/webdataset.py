@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
 
+from annotators.supplied import FORMAT
 from manifests.errors import ClipError, OpenUniError
 from manifests.modality import find_modality
 from manifests.shards import TarShard
 from manifests.video import Pixels, frames_of, whole_mp4, write_video
 from openuni.exporter import Batch, Contents, ExportClip, Exporter, Failure, json_line
-from openuni.world.write import FORMAT
 
 BITS_PER_PIXEL = {"encoded": 0.15, "lossless": 8.0}  # of H.264, to guess how large a video will be
 EVEN = 2  # both sides of a 4:2:0 video are multiples of this
@@ -20,7 +20,7 @@ EVEN = 2  # both sides of a 4:2:0 video are multiples of this
 class WebDataset(Exporter):
     """Tar shards: CLIP.mp4, CLIP.txt, CLIP.json and CLIP.MODALITY.mkv as stored; unpacked, the supplied layout."""
 
-    shard_mb: Annotated[int, "about how large a shard becomes, megabytes; a clip is never parted"] = 1000
+    shard_mb: Annotated[float, "about how large a shard becomes, megabytes; a clip is never parted"] = 1000.0
     lossless: Annotated[bool, "videos that must be encoded anew become RGB H.264 without loss, not 4:2:0"] = False
     crf: Annotated[int, "x264's constant rate factor of such videos, 0 (best) to 51"] = 16
 
@@ -28,14 +28,14 @@ class WebDataset(Exporter):
     origin: ClassVar[str] = "WebDataset's naming of files in tars"
 
     def __post_init__(self) -> None:
-        if self.shard_mb < 1:
-            raise OpenUniError(f"shard_mb = {self.shard_mb}: give 1 or more")
+        if not self.shard_mb > 0:
+            raise OpenUniError(f"shard_mb = {self.shard_mb:g}: give more than 0")
         if not 0 <= self.crf <= 51:
             raise OpenUniError(f"crf = {self.crf}: give 0 (best) to 51")
 
     def batch_bytes(self) -> int:
         """See `Exporter.batch_bytes`."""
-        return self.shard_mb * 10**6
+        return int(self.shard_mb * 1e6) or 1
 
     def estimate(self, clip: ExportClip) -> int:
         """The maps as they are, and a guess at the video."""
