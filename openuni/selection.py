@@ -143,30 +143,13 @@ def made_by(corpus: Corpus) -> dict[str, list[str]]:
     return found
 
 
-def made_by(corpus: Corpus) -> dict[str, list[str]]:
-    """Modality -> the annotators that stored it for any clip."""
-    of_annotator: dict[str, list[str]] = {}
-    for modality, names in makers(corpus).items():
-        for name in names:
-            of_annotator.setdefault(name, []).append(modality)
-    found: dict[str, list[str]] = {}
-    for name, modalities in sorted(of_annotator.items()):
-        columns = {modality: pads.field(name, modality, "shard") for modality in modalities}
-        done = pads.field(name, "status") == "ok"
-        table = corpus.dataset(f"annotations/{name}").to_table(columns=columns, filter=done)
-        for modality in modalities:
-            if table.column(modality).null_count < len(table):
-                found.setdefault(modality, []).append(name)
-    return found
-
-
-def _maker(made_by: list[str], modality: str, annotator: str) -> str:
-    if annotator and annotator not in made_by:
-        raise OpenUniError(unknown_name(f"annotator of {modality}", annotator, made_by))
-    if not annotator and len(made_by) > 1:
-        named = ", ".join(f'"{name}.{modality}"' for name in made_by)
+def _maker(names: list[str], modality: str, annotator: str) -> str:
+    if annotator and annotator not in names:
+        raise OpenUniError(unknown_name(f"annotator of {modality}", annotator, names))
+    if not annotator and len(names) > 1:
+        named = ", ".join(f'"{name}.{modality}"' for name in names)
         raise OpenUniError(f"several annotators made {modality}. Name one with --modalities: {named}.")
-    return annotator or made_by[0]
+    return annotator or names[0]
 
 
 def score_types(corpus: Corpus) -> dict[str, pa.StructType]:
