@@ -44,6 +44,10 @@ class Clip:
     split: str | None = None
     collection: str | None = None  # name of the set that the clip came with, such as "koala36m"
     origin: str | None = None  # the scene, person or recording that clips share; none of it is in two splits
+    start_cut: str | None = None  # what it begins after: file (its start), hard, dissolve, fade, gradual, window
+    start_cut_confidence: float | None = None  # 0..1, at 0.5 just found; None where nothing had to be found
+    end_cut: str | None = None  # what it ends before, likewise; None: not known
+    end_cut_confidence: float | None = None
 
     @property
     def duration_s(self) -> float:

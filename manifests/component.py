@@ -17,7 +17,15 @@ from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar, get_args, get_
 from manifests.checkpoint import Checkpoint
 from manifests.errors import OpenUniError, unknown_name
 
-HOUSE_PACKAGES = ("filters", "annotators", "train.codecs", "train.models", "openuni.importers", "openuni.exporters")
+HOUSE_PACKAGES = (
+    "filters",
+    "annotators",
+    "train.codecs",
+    "train.models",
+    "openuni.importers",
+    "openuni.exporters",
+    "openuni.shots",
+)
 
 
 class Option(NamedTuple):

@@ -1,6 +1,6 @@
 """Video in and out: the only door to pixels on disk. Exact frames by timestamp, bounded memory, hostile input."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from typing import TYPE_CHECKING, NamedTuple
@@ -172,10 +172,20 @@ def decode(
     return _decode(clip, indices, short_side_px, limits, 1, vectors)  # slower, and only what harms a frame is an error
 
 
-def frames_of(clip: Clip, short_side_px: int = 0, limits: Limits = Limits()) -> Iterator[np.ndarray]:
-    """The frames that `decode` gives, uint8 [H, W, 3], one by one: never all in memory. Raises as it does."""
-    with _opened(clip, limits) as (walk, wanted):
-        yield from _images(clip, walk.frames(wanted), short_side_px)
+def frames_of(
+    clip: Clip,
+    short_side_px: int = 0,
+    limits: Limits = Limits(),
+    size_px: tuple[int, int] | None = None,
+    threads: int = 1,
+) -> Generator[np.ndarray]:
+    """The frames that `decode` gives, uint8 [H, W, 3], one by one: never all in memory. Raises as it does.
+
+    `size_px`: (height, width) to scale every frame to, whatever its shape; takes the place of `short_side_px`.
+    `threads`: of the decoder, 0 = one per core; with more than one even a fault that harms no frame is `Undecodable`.
+    """
+    with _opened(clip, limits, threads) as (walk, wanted):
+        yield from _images(clip, walk.frames(wanted), size_px or working_size(clip, short_side_px))
 
 
 def decode_deep(clip: Clip, limits: Limits = Limits()) -> np.ndarray:
@@ -286,7 +296,7 @@ def _stack(clip: Clip, frames: "Iterator[VideoFrame]", count: int, short_side_px
             f"{clip.source}: {text} = {limits.max_decoded_bytes}: take a smaller working size or shorter clips"
         )
     out = np.empty((count, height_px, width_px, 3), np.uint8)
-    for target, image in zip(out, _images(clip, frames, short_side_px), strict=True):
+    for target, image in zip(out, _images(clip, frames, (height_px, width_px)), strict=True):
         target[:] = image
     return out
 
@@ -298,11 +308,11 @@ def working_size(clip: Clip, short_side_px: int) -> tuple[int, int]:
     return max(1, round(clip.height_px * scale)), max(1, round(clip.width_px * scale))
 
 
-def _images(clip: Clip, frames: "Iterator[VideoFrame]", short_side_px: int) -> Iterator[np.ndarray]:
+def _images(clip: Clip, frames: "Iterator[VideoFrame]", size_px: tuple[int, int]) -> Iterator[np.ndarray]:
     """uint8 [H, W, 3] of each frame: converted, scaled and turned."""
     from av.video.reformatter import VideoReformatter
 
-    height_px, width_px = working_size(clip, short_side_px)
+    height_px, width_px = size_px
     reformatter = VideoReformatter()
     turn: tuple[int, int, int, int] | None = None
     for number, frame in enumerate(frames):

@@ -50,11 +50,11 @@ class PartWriter:
         shard = f"{self.part.name}{self.shard_type.suffix if self.shard_type else ''}"
         return {"shard": shard, "offset": entry.offset, "nbytes": entry.nbytes, "xxh3": entry.xxh3}
 
-    def commit(self, row: dict[str, Any]) -> None:
-        """Finish one clip: its row, and the payloads put since the last commit."""
+    def commit(self, *rows: dict[str, Any]) -> None:
+        """Finish one clip: its row, and the payloads put since the last commit. Several rows: all of them or none."""
         with storage_errors(self.store):
             part = self._open_part()
-            part.commit(row)
+            part.commit(*rows)
             if part.is_full:
                 self.finish()
 
@@ -84,7 +84,7 @@ class OpenPart:
     """A part that is not yet visible: `NAME.journal` and, where the group has payloads, `NAME.tar` or `.safetensors`.
 
     The journal's first line names schema and kind of payload file, so that a part can be sealed by anyone; each
-    further line is one finished clip. Every line begins with its checksum.
+    further line is one finished clip, or several that are only whole together. Every line begins with its checksum.
     """
 
     def __init__(self, folder: Path, name: str, schema: pa.Schema, shard_type: type[Shard] | None) -> None:
@@ -116,11 +116,11 @@ class OpenPart:
             raise OpenUniError(f"{self.name}: this column group holds no payloads")
         return self.shard.put(key, data, dtype, shape)
 
-    def commit(self, row: dict[str, Any]) -> None:
-        """Finish one clip."""
+    def commit(self, *rows: dict[str, Any]) -> None:
+        """Finish one clip, or several as one: they share a line, and so a part."""
         entries = self.shard.entries[self.committed :] if self.shard else []
-        self._append_line({"row": row, "entries": entries})
-        self.rows.append(row)
+        self._append_line({"rows": rows, "entries": entries})
+        self.rows.extend(rows)
         self.committed += len(entries)
 
     def rollback(self) -> None:
@@ -184,7 +184,7 @@ def _recover_part(store: Store, group: str, journal_path: Path) -> int:
     schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(lines[0]["schema"])))
     suffix = lines[0]["suffix"]
     if suffix and store.exists(f"{group}/{name}{suffix}"):  # killed between payload and Parquet file
-        rows = [line["row"] for line in lines[1:]]
+        rows = [row for line in lines[1:] for row in line["rows"]]
         store.put(f"{group}/{name}.parquet", parquet_bytes(rows, schema))
         journal_path.unlink()
         return len(rows)
@@ -197,7 +197,7 @@ def _recover_part(store: Store, group: str, journal_path: Path) -> int:
                 break  # later payloads lie behind this one: none of them can be trusted
             part.shard.entries.extend(entries)
             part.committed += len(entries)
-        part.rows.append(line["row"])
+        part.rows.extend(line["rows"])
     if part.shard is not None:
         part.shard.reopen(part.shard.entries)
     part.seal(store, group)
@@ -209,7 +209,10 @@ def _journal_lines(path: Path) -> Iterator[dict[str, Any]]:
         digest, _, text = line.partition(b" ")
         if not text or digest != b"%016x" % xxhash.xxh3_64_intdigest(text):
             return
-        yield json.loads(text)
+        record = json.loads(text)
+        if "row" in record:  # as versions before 0.2 wrote it
+            record["rows"] = [record.pop("row")]
+        yield record
 
 
 def parquet_bytes(rows: list[dict[str, Any]], schema: pa.Schema) -> bytes:

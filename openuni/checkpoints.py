@@ -10,7 +10,7 @@ from manifests.errors import OpenUniError, unknown_name
 from openuni.download import download
 from openuni.recipe import Recipe
 
-PACKAGES = ("filters", "annotators", "train.codecs")
+PACKAGES = ("filters", "annotators", "train.codecs", "openuni.shots")
 
 
 def users() -> dict[str, type[Component]]:
@@ -56,7 +56,7 @@ def chosen(
     found = [checkpoint for name in wanted for checkpoint in _named(name)]
     if recipe is not None:
         parsed = Recipe.load(recipe)
-        parts: list[Component] = [*parsed.filters.values(), *parsed.annotators.values()]
+        parts: list[Component] = [*parsed.filters.values(), *parsed.annotators.values(), parsed.shot_detector]
         parts += [codec for codec in (parsed.latent_codec, parsed.text_codec) if codec is not None]
         found += [checkpoint for part in parts for checkpoint in part.checkpoints()]
     if not found and recipe is None and not wanted:

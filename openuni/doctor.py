@@ -50,7 +50,7 @@ def _codecs() -> Iterator[Finding]:
 
 
 def _components(recipe: Recipe, gpus: float) -> Iterator[Finding]:
-    parts: list[Component] = [*recipe.filters.values(), *recipe.annotators.values()]
+    parts: list[Component] = [recipe.shot_detector, *recipe.filters.values(), *recipe.annotators.values()]
     parts += [codec for codec in (recipe.latent_codec, recipe.text_codec) if codec is not None]
     for part in parts:
         for checkpoint in part.checkpoints():

@@ -6,6 +6,7 @@ PACKAGES = {
     "filters": "filters",
     "annotators": "annotators",
     "modalities": "manifests.modalities",
+    "shots": "openuni.shots",
     "importers": "openuni.importers",
     "exporters": "openuni.exporters",
     "codecs": "train.codecs",

@@ -1,10 +1,12 @@
 """The phases of a run: what each one's worker reads, computes and writes."""
 
+import contextlib
 import dataclasses
 import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, NamedTuple, TextIO
 
 import numpy as np
@@ -18,7 +20,9 @@ from manifests.modality import Modality
 from manifests.operator import Annotator, Filter, Operator
 from manifests.shards import TarShard
 from manifests.writer import PartWriter
+from openuni import cutting
 from openuni.recipe import Ingest
+from openuni.shot_detector import ShotDetector, Timeline, Transition
 from openuni.worker import Outcome, Spec, Worker, describe
 
 MAX_CAPTION_BYTES = 64 * 1024
@@ -69,23 +73,32 @@ class CorpusWorker(Worker):
 
 @dataclass(frozen=True)
 class IngestSpec(Spec):
-    """Probe sources and write `clips/`."""
+    """Probe sources, find their shots and write `clips/`."""
 
     corpus_url: str
     options: Ingest
+    detector: ShotDetector
     version: str
 
     def start(self, device: str) -> "IngestWorker":
         """See `Spec.start`."""
-        return IngestWorker(self)
+        return IngestWorker(self, device)
+
+
+class Film(NamedTuple):
+    """A source that was looked at."""
+
+    info: video.VideoInfo
+    whole: Clip  # all of its frames as one clip
 
 
 class IngestWorker(CorpusWorker):
-    """One row per source: a clip, or the reason why there is none."""
+    """The rows of one source, written as one: its clips, or the reason why there is none."""
 
-    def __init__(self, spec: IngestSpec) -> None:
+    def __init__(self, spec: IngestSpec, device: str) -> None:
         super().__init__(spec.corpus_url)
-        self.options = spec.options
+        self.options, self.detector = spec.options, spec.detector
+        self.model = spec.detector.load(device)
         self.limits = video.Limits(
             max_pixels=spec.options.max_frame_px,
             max_duration_s=spec.options.max_duration_s,
@@ -93,19 +106,24 @@ class IngestWorker(CorpusWorker):
         )
         self.writers["clips"] = self.corpus.writer("clips", schema.clip_schema(), spec.version)
 
-    def prepare(self, item: SourceItem) -> Clip:
+    def prepare(self, item: SourceItem) -> Film:
         """Look at the file without decoding it."""
         info = video.probe(item.source, self.limits)
-        clip = video.clip_of(item.source, info, caption=self._caption(item.source))
-        return dataclasses.replace(clip, collection=self.options.collection or None)
+        whole = video.clip_of(item.source, info, caption=self._caption(item.source))
+        return Film(info, dataclasses.replace(whole, collection=self.options.collection or None))
 
-    def compute(self, item: SourceItem, prepared: Clip) -> Clip:
-        """Nothing more: the clip's row is known."""
-        return prepared
+    def compute(self, item: SourceItem, prepared: Film) -> list[Clip]:
+        """Find the shots; of detectors that look at no frame, without decoding."""
+        try:
+            transitions = self._transitions(prepared, decoder_threads())
+        except video.Undecodable:
+            transitions = self._transitions(prepared, 1)  # slower, and only what harms a frame is an error
+        shots = cutting.cut(transitions, self._timeline(prepared.info), self.options)
+        return [self._clip(prepared, shot, share=self.options.share_captions or len(shots) == 1) for shot in shots]
 
-    def store(self, item: SourceItem, computed: Clip) -> Outcome:
-        """Write the clip's row."""
-        self.writers["clips"].commit(dataclasses.asdict(computed) | {"status": "ok", "error": None})
+    def store(self, item: SourceItem, computed: list[Clip]) -> Outcome:
+        """Write the clips' rows: all of them or none, so that a source that has a row is done."""
+        self.writers["clips"].commit(*(dataclasses.asdict(clip) | {"status": "ok", "error": None} for clip in computed))
         return Outcome(item.key, "ok")
 
     def fail(self, item: SourceItem, error: str) -> Outcome:
@@ -114,6 +132,28 @@ class IngestWorker(CorpusWorker):
         row |= {"clip_id": clip_id(item.source, 0, 0, ""), "source": item.source, "status": "failed", "error": error}
         self.writers["clips"].commit(row)
         return Outcome(item.key, "failed", error)
+
+    def _transitions(self, film: Film, threads: int) -> list[Transition]:
+        size_px = self.detector.size_px(film.whole.height_px, film.whole.width_px)
+        frames = video.frames_of(film.whole, limits=self.limits, size_px=size_px, threads=threads)
+        with contextlib.closing(frames):
+            return self.detector.transitions(self.model, frames, self._timeline(film.info))
+
+    def _timeline(self, info: video.VideoInfo) -> Timeline:
+        bounds = np.append(info.pts, info.end_pts)
+        return Timeline(bounds, Fraction(info.time_base_num, info.time_base_den))
+
+    def _clip(self, film: Film, shot: cutting.Shot, *, share: bool) -> Clip:
+        whole = film.whole
+        clip = video.clip_of(whole.source, film.info, shot.start, shot.stop, whole.caption if share else None)
+        return dataclasses.replace(
+            clip,
+            collection=whole.collection,
+            start_cut=shot.before.kind,
+            start_cut_confidence=shot.before.confidence,
+            end_cut=shot.after.kind,
+            end_cut_confidence=shot.after.confidence,
+        )
 
     def _caption(self, source: str) -> str | None:
         if not self.options.captions:

@@ -23,7 +23,7 @@ from manifests.corpus import Corpus, operator_folder
 from manifests.errors import OpenUniError
 from manifests.operator import Operator
 from manifests.presence import holders
-from openuni import encode
+from openuni import cutting, encode
 from openuni.ledger import recorded
 from openuni.phases import ClipItem, IngestSpec, OperatorSpec, SourceItem
 from openuni.progress import Reporter
@@ -88,11 +88,18 @@ class Pipeline:
             return
         if self.scope.retry_failed:
             self._forget_failed(sources)
-        new = self._new_sources(sources[: self.scope.limit])
-        spec = IngestSpec(self.corpus.store.url, self.recipe.ingest, INGEST_VERSION)
+        wanted = sources[: self.scope.limit]
+        new = self._new_sources(wanted)
+        detector = self.recipe.shot_detector
+        cut = cutting.version(detector, self.recipe.ingest)
+        if len(new) < len(wanted) and self.corpus.record.get("cut", cutting.UNCUT) != cut:
+            self.reporter.say("the clips that are there stay as they were cut, by other options; new --out: cut anew")
+        if new:
+            self.corpus.save_record(cut=cut)
+        spec = IngestSpec(self.corpus.store.url, self.recipe.ingest, detector, INGEST_VERSION)
         self._phase("ingest", spec, new, len(new), self._unfinished_sources)
         self.corpus.refresh()
-        self._verify("clips", pa.array([item.source for item in new], pa.string()), "source")
+        self._verify_sources(new)
 
     def _operators(self, kind: str, operators: Any, clips_of_phase: Callable[[], pa.Table]) -> None:
         chosen = {name: operator for name, operator in operators.items() if self.scope.covers(name)}
@@ -216,11 +223,11 @@ class Pipeline:
             return clips  # no filter has seen any clip: there is no column yet that `keep` could read
         return clips.filter(pc.is_in(clips.column("clip_id"), self.corpus.kept_ids(self.recipe.keep)))
 
-    def _missing(self, group: str, wanted: pa.ChunkedArray | pa.Array, column: str = "clip_id") -> pa.Array:
-        """Which of the values wanted in a column have no row in the group, booleans; raises when one has several."""
+    def _missing(self, group: str, wanted: pa.ChunkedArray | pa.Array) -> pa.Array:
+        """Which of the clips wanted have no row in the group, booleans; raises when one has several."""
         if isinstance(wanted, pa.ChunkedArray):
             wanted = wanted.combine_chunks()
-        found = self.corpus.table(group, [column]).column(column)
+        found = self.corpus.table(group, ["clip_id"]).column("clip_id")
         places = pc.index_in(found, value_set=wanted).drop_null()
         rows = np.bincount(places.to_numpy(), minlength=len(wanted))
         if (rows > 1).any():
@@ -334,9 +341,20 @@ class Pipeline:
 
     # ------------------------------------------------------------------ conservation
 
-    def _verify(self, group: str, wanted: pa.ChunkedArray | pa.Array, column: str = "clip_id") -> None:
+    def _verify_sources(self, items: Sequence[SourceItem]) -> None:
+        """Every planned source has rows, and no clip two, or the run ends with an error."""
+        if not items:
+            return
+        lost = self._new_sources([item.source for item in items])
+        if lost:
+            raise OpenUniError(f"clips: {len(lost)} of {len(items)} sources have no row. {_BROKEN}")
+        ids = self.corpus.table("clips", ["clip_id"]).column("clip_id")
+        if pc.count_distinct(ids).as_py() != len(ids):
+            raise OpenUniError(f"clips: {len(ids) - pc.count_distinct(ids).as_py()} rows are there twice. {_BROKEN}")
+
+    def _verify(self, group: str, wanted: pa.ChunkedArray | pa.Array) -> None:
         """Every planned clip has exactly one row, or the run ends with an error."""
-        lost = pc.sum(self._missing(group, wanted, column)).as_py()
+        lost = pc.sum(self._missing(group, wanted)).as_py()
         if lost:
             raise OpenUniError(f"{group}: {lost} of {len(wanted)} clips have no row. {_BROKEN}")
 

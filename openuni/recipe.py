@@ -16,6 +16,7 @@ from manifests.errors import OpenUniError, did_you_mean
 from manifests.modality import modality_names
 from manifests.operator import Annotator, Filter, find_operator
 from manifests.schema import clip_schema, producer_schema
+from openuni.shot_detector import ShotDetector, find_shot_detector, shot_detector_names
 from train.codec import LatentCodec, TextCodec
 
 T = TypeVar("T")
@@ -25,8 +26,16 @@ T = TypeVar("T")
 class Ingest:
     """How sources become clips."""
 
-    shots: Annotated[Literal["none"], "how files are cut into clips; none: one clip per file"] = "none"
-    captions: Annotated[bool, "take NAME.txt beside NAME.mp4 as the clip's caption"] = True
+    shots: Annotated[str, "how files are cut into clips, a file of openuni/shots; none: one clip per file"] = "none"
+    min_s: Annotated[float, "shorter clips are left out, seconds; applied last"] = 0.0
+    max_s: Annotated[float, "longer shots are split, seconds; 0: no limit"] = 0.0
+    split: Annotated[
+        Literal["equal", "windows", "drop"],
+        "shots over max_s become as few equal parts as will do, windows of max_s and a rest, or are left out",
+    ] = "equal"
+    trim_frames: Annotated[int, "frames taken off both ends of a shot, beyond those of a dissolve or fade"] = 0
+    captions: Annotated[bool, "take NAME.txt beside NAME.mp4 as the caption of a file that is one clip"] = True
+    share_captions: Annotated[bool, "also give it to each of several clips cut from the file"] = False
     collection: Annotated[str, "name of the set these sources belong to, such as koala36m; empty: none"] = ""
     max_duration_s: Annotated[float, "longer files are refused, seconds"] = 4 * 3600.0
     max_frame_px: Annotated[int, "files with more pixels per frame are refused"] = 8192 * 8192
@@ -36,6 +45,10 @@ class Ingest:
         """Ranges of the options."""
         if min(self.max_duration_s, self.max_frame_px, self.probe_timeout_s) <= 0:
             raise OpenUniError("[ingest]: max_duration_s, max_frame_px and probe_timeout_s must be above 0")
+        if min(self.min_s, self.max_s, self.trim_frames) < 0:
+            raise OpenUniError("[ingest]: min_s, max_s and trim_frames must be 0 or more")
+        if 0 < self.max_s < self.min_s:
+            raise OpenUniError(f"[ingest]: max_s = {self.max_s:g} is below min_s = {self.min_s:g}: no clip can be both")
 
 
 @dataclass(frozen=True)
@@ -84,6 +97,7 @@ class Recipe:
     keep: str = ""
     accept: tuple[str, ...] = ()  # checkpoints whose licence the user has found to fit
     ingest: Ingest = Ingest()
+    shot_detector: ShotDetector = field(default_factory=lambda: find_shot_detector(Ingest.shots)())
     work: Work = Work()
     filters: Mapping[str, Filter] = field(default_factory=dict)
     annotators: Mapping[str, Annotator] = field(default_factory=dict)
@@ -122,7 +136,7 @@ class Recipe:
         recipe = cls(
             keep=keep,
             accept=tuple(accept),
-            ingest=build(Ingest, tables.get("ingest", {}), f"{where}: [ingest]"),
+            **_ingest_parts(tables.get("ingest", {}), where),
             work=build(Work, tables.get("work", {}), f"{where}: [work]"),
             filters=filters,
             annotators=annotators,
@@ -145,7 +159,7 @@ class Recipe:
         tables: dict[str, Any] = {
             "keep": self.keep,
             "accept": list(self.accept),
-            "ingest": dataclasses.asdict(self.ingest),
+            "ingest": dataclasses.asdict(self.ingest) | {self.ingest.shots: dataclasses.asdict(self.shot_detector)},
             "work": dataclasses.asdict(self.work),
             "filters": {name: dataclasses.asdict(operator) for name, operator in self.filters.items()},
             "annotators": {name: dataclasses.asdict(operator) for name, operator in self.annotators.items()},
@@ -209,6 +223,18 @@ def _tables(tables: Mapping[str, Any], kind: str, where: str) -> list[tuple[str,
 
 def _operator(kind: str, name: str, options: Any, where: str) -> Any:
     return build(find_operator(kind, name), options, f"{where}: [{kind}s.{name}]")
+
+
+def _ingest_parts(table: Any, where: str) -> dict[str, Any]:
+    if not isinstance(table, Mapping):
+        raise OpenUniError(f"{where}: [ingest] must be a table, got {table!r}")
+    name = str(table.get("shots", Ingest.shots))
+    for key in table.keys() & set(shot_detector_names()) - {name}:
+        raise OpenUniError(f'{where}: [ingest.{key}] goes with shots = "{key}"; [ingest] says shots = "{name}"')
+    detector = table.get(name, {})
+    ingest = build(Ingest, {key: value for key, value in table.items() if key != name}, f"{where}: [ingest]")
+    cls = find_shot_detector(ingest.shots)
+    return {"ingest": ingest, "shot_detector": build(cls, detector, f"{where}: [ingest.{name}]")}
 
 
 def _encode_parts(table: Any, where: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from openuni.exporter import exporter_names, find_exporter
 from openuni.importer import find_importer, importer_names
 from openuni.listing import listing
 from openuni.recipe import Encode, Ingest, Work
+from openuni.shot_detector import find_shot_detector, shot_detector_names
 from train.codec import LatentCodec, TextCodec
 
 HEAD = """\
@@ -34,7 +35,10 @@ def recipe_text(name: str) -> str:
     """A complete, commented recipe with all options of all parts, written from the code."""
     blocks = [HEAD.format(name=name)]
     blocks.append(
-        "# ---- how sources become clips, and what operators see\n" + _table("ingest", Ingest) + _table("work", Work)
+        "# ---- how sources become clips, and what operators see\n"
+        + _table("ingest", Ingest)
+        + _shot_tables()
+        + _table("work", Work)
     )
     blocks.append(
         "# ---- filters: scores for every clip" + "\n".join(_operator_blocks("filter", {"motion", "luminance"}))
@@ -55,7 +59,7 @@ def page(name: str) -> str:
             return _producer_page(find_operator(kind, name), f"{kind}s")
     if name in modality_names():
         return _modality_page(name)
-    for package in ("train.codecs", "train.models"):
+    for package in ("train.codecs", "train.models", "openuni.shots"):
         if name in component_names(package):
             return _component_page(find_component(package, Component, name), package)
     if name.replace("-", "_") in {*importer_names(), *exporter_names()}:
@@ -122,6 +126,17 @@ def _operator_blocks(kind: str, used: set[str]) -> Iterator[str]:
         lines += [_option_line(option.name, option.default, option.doc) for option in operator.options()]
         yield "\n".join(lines)
     yield ""
+
+
+def _shot_tables() -> str:
+    text = ""
+    for name in shot_detector_names():
+        detector = find_shot_detector(name)
+        if detector.options():
+            lines = [f"\n# [ingest.{name}]  # {_first_line(detector)}"]
+            lines += [_option_line(option.name, option.default, option.doc) for option in detector.options()]
+            text += "\n".join(lines) + "\n"
+    return text + "\n"
 
 
 def _codec_tables() -> str:

@@ -72,6 +72,13 @@ def test_the_recipe_that_init_writes_is_valid_and_complete(tmp_path):
     codecs = {name: table for name, table in opened["encode"].items() if isinstance(table, dict)}
     for name in codecs:
         opened["encode"].pop(name)
+    detectors = {name: table for name, table in opened["ingest"].items() if isinstance(table, dict)}
+    assert sorted([*detectors, "none"]) == listing()["shots"]
+    for name in detectors:
+        opened["ingest"].pop(name)
+    for name, table in detectors.items():
+        cut = Recipe.parse({"ingest": opened["ingest"] | {"shots": name, name: table}}).shot_detector
+        assert cut == type(cut)() and cut.name() == name, f"{name}: init shows other values than the defaults"
     whole = Recipe.parse(opened)
     for kind in ("filters", "annotators"):
         for name, operator in getattr(whole, kind).items():
