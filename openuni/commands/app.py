@@ -1,0 +1,51 @@
+"""The app that all commands belong to, and what they share."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Build multi-modal video corpora from raw clips, and train unified video models on them. Begin with: "
+    "openuni demo --quick",
+)
+
+F = TypeVar("F")
+
+
+def flags(kind: type[F]) -> Callable[[Callable[[F], None]], Callable[..., None]]:
+    """A command whose flags are the fields of a frozen dataclass, as an operator's options are."""
+
+    def wrap(command: Callable[[F], None]) -> Callable[..., None]:
+        def run_command(**given: Any) -> None:
+            command(kind(**given))
+
+        hints = get_type_hints(kind, include_extras=True)
+        run_command.__name__, run_command.__doc__ = command.__name__, command.__doc__
+        run_command.__annotations__ = hints
+        run_command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # what Typer reads
+            [
+                inspect.Parameter(
+                    field.name,
+                    inspect.Parameter.KEYWORD_ONLY,
+                    default=inspect.Parameter.empty if field.default is MISSING else field.default,
+                    annotation=hints[field.name],
+                )
+                for field in fields(kind)  # type: ignore[arg-type]
+            ]
+        )
+        return run_command
+
+    return wrap
+
+
+RecipeFile = Annotated[Path, typer.Argument(help="A recipe; write one with: openuni init corpus.toml")]
+CorpusPlace = Annotated[str, typer.Argument(help="A corpus: a folder, or a URL such as s3://bucket/corpus")]
+Out = Annotated[str, typer.Option("--out", help="Where to write it")]

@@ -1,0 +1,62 @@
+"""Models: train, generate."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from openuni.commands.app import Out, app, flags
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A recipe of train/recipes by name, or a file")],
+    corpus: Annotated[str, typer.Option(help="The corpus to train on")],
+    out: Out,
+) -> None:
+    """Train a unified model on a corpus's latents. Run it again to resume."""
+    from openuni import api
+    from openuni.progress import Reporter, TrainingProgress
+    from train.recipe import Recipe
+
+    steps = Recipe.load(recipe).optimizer.steps
+    with Reporter() as reporter:
+        finished = api.train(recipe, corpus, out=out, progress=TrainingProgress(reporter, steps))
+    print(f"trained {finished.checkpoint.step:,} steps: {out}. Next: openuni generate {out} --make rgb --prompt '...'")
+
+
+@dataclass(frozen=True)
+class GenerateFlags:
+    """Flags of `openuni generate`."""
+
+    run: Annotated[Path, typer.Argument(help="A training run")]
+    make: Annotated[list[str], typer.Option(help="A modality to make; may be repeated")]
+    out: Annotated[Path, typer.Option("--out", help="Folder for the results")]
+    prompt: Annotated[str, typer.Option(help="What the video shows")] = ""
+    given: Annotated[list[str] | None, typer.Option(help="MODALITY=VIDEO that is given; may be repeated")] = None
+    size: Annotated[str | None, typer.Option(help="FRAMESxHEIGHTxWIDTH, frames 4k + 1. Default: as trained")] = None
+    fps: Annotated[float, typer.Option(min=1, help="Frames per second of the videos written")] = 16.0
+    steps: Annotated[int, typer.Option(min=1, help="Solver steps")] = 30
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance on the prompt; 1: none")] = 1.0
+    seed: Annotated[int, typer.Option(help="Of the noise")] = 0
+
+
+@app.command()
+@flags(GenerateFlags)
+def generate(given: GenerateFlags) -> None:
+    """Make modalities with a trained model: from text, from other modalities, or both."""
+    from openuni.generate import Request, make_files
+
+    wanted = Request(
+        make=tuple(given.make),
+        prompt=given.prompt,
+        given=tuple(given.given or ()),
+        size=given.size,
+        fps=given.fps,
+        steps=given.steps,
+        guidance=given.guidance,
+        seed=given.seed,
+    )
+    for path in make_files(given.run, wanted, given.out):
+        print(path)
