@@ -16,7 +16,7 @@ from openuni.world.gait import Walk, apply, foot, pelvis, turned
 from openuni.world.limb import Limb
 from openuni.world.pose import Pose
 
-HIP_ASIDE, SHOULDER_ASIDE = 0.052, 0.112
+HIP_ASIDE, SHOULDER_ASIDE = 0.052, 0.107
 HIPS_M_PER_M = 0.512  # height of the hips while walking; the legs would reach a little farther
 THIGH, SHANK, FOOT = 0.245, 0.246, 0.152
 UPPER_ARM, FOREARM, HAND = 0.172, 0.148, 0.095
@@ -100,9 +100,11 @@ def posture(body: Body, times_s: np.ndarray) -> Placed:
     height, walk = body.height_m, body.walk
     moves = 1.0 if walk.speed_m_per_s else 0.0
     cycle = 2.0 * math.pi * walk.cycle(times_s)
-    idle = 0.05 * np.sin(1.3 * np.asarray(times_s) + walk.phase * 6.0)  # those who stand breathe and sway
+    idle = (
+        0.05 * (1.0 - moves) * np.sin(1.3 * np.asarray(times_s) + walk.phase * 6.0)
+    )  # those who stand breathe and sway
     heading = turned(walk.heading(walk.travelled(times_s)), 1)
-    hips = pelvis(walk, times_s, height, (HIPS_M_PER_M if moves else 0.527) * height)
+    hips = pelvis(walk, times_s, height, (HIPS_M_PER_M if moves else 0.536) * height)
     hip_frame = heading @ turned(-0.09 * moves * np.cos(cycle), 1)
     spine = heading @ turned(0.12 * moves * np.cos(cycle) + idle, 1) @ turned(np.full_like(cycle, 0.045 * moves), 0)
     head_frame = heading @ turned(0.05 * np.sin(cycle / 2.0) * moves + 2.0 * idle, 1)
@@ -120,7 +122,7 @@ def posture(body: Body, times_s: np.ndarray) -> Placed:
         hip = hips + apply(hip_frame, np.array([sign * HIP_ASIDE * height, 0.0, 0.0]))
         _place_leg(placed, body, side, hip, foot(walk, times_s, height, sign * 0.045 * height, late))
         shoulder = hips + apply(spine, np.array([sign * SHOULDER_ASIDE * body.build, SHOULDER_UP, 0.0]) * height)
-        back = moves * ARM_SWING_RAD * sign * np.cos(cycle) - 0.06 + idle * (1.0 - moves)
+        back = moves * ARM_SWING_RAD * sign * np.cos(cycle) - 0.06 + idle
         _place_arm(
             placed, body, side, shoulder, spine @ turned(np.full_like(cycle, sign * 0.13), 2) @ turned(back, 0), back
         )

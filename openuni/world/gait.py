@@ -76,7 +76,7 @@ def foot(
     cycle = walk.cycle(times_s) - late
     part = cycle - np.floor(cycle)
     swing = np.clip((part - STANCE) / (1.0 - STANCE), 0.0, 1.0)
-    ahead = swing - np.sin(2.0 * math.pi * swing) / (2.0 * math.pi)
+    ahead = swing * swing * (3.0 - 2.0 * swing)
     along = walk.travelled(times_s) + (STANCE / 2.0 - part + ahead) * walk.stride_m
     lift = LIFT * height_m * np.sin(math.pi * swing) ** 2
     pitch = np.radians(smooth_keys(part, PITCH_DEG))

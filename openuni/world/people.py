@@ -21,7 +21,7 @@ SHOES = ("black", "brown", "white", "charcoal", "red")
 HAIR = (("black", "charcoal"), ("brown", "umber"), ("blond", "sand"), ("auburn", "brown"), ("grey", "slate"))
 SKIN = (("fair", "peach"), ("peach", "tan"), ("tan", "bronze"), ("bronze", "umber"), ("umber", "sienna"))
 SHIRT_PATTERNS: tuple[Pattern, ...] = ("mottled", "striped", "checkered", "spotted")
-HIGHEST_SPEED_M_PER_S = 1.6
+STANDING_SHARE = 0.12
 
 
 class Walker(NamedTuple):
@@ -39,8 +39,9 @@ def draw_people(rng: np.random.Generator, count: int, watch: Watch, room_m: Vect
     shirts = rng.choice(len(SHIRTS), count, replace=False)
     for number, shirt in enumerate(shirts.tolist(), start=first):
         height_m, build = rng.uniform(1.52, 1.92), rng.uniform(0.88, 1.18)
+        stands = bool(rng.random() < STANDING_SHARE)
         for _ in range(PLACES):
-            body = Body(number, height_m, build, draw_walk(rng, watch, room_m, height_m))
+            body = Body(number, height_m, build, draw_walk(rng, watch, room_m, height_m, stands=stands))
             track = track_of(body, watch)
             if is_clear(track, [walker.track for walker in found], room_m):
                 found.append(Walker(body, *dress(rng, body, SHIRTS[shirt]), track))
@@ -57,10 +58,10 @@ def track_of(body: Body, watch: Watch) -> Track:
     return watch.track(middle, BOUND_M, upright=True)
 
 
-def draw_walk(rng: np.random.Generator, watch: Watch, room_m: Vector, height_m: float) -> Walk:
-    """A walk somewhere in the room; one in eight stands. The longer the clip, the more the way is bent."""
+def draw_walk(rng: np.random.Generator, watch: Watch, room_m: Vector, height_m: float, *, stands: bool) -> Walk:
+    """A walk somewhere in the room, or a stand. When the clip is long, the way is a circle."""
     stride_m = height_m * rng.uniform(0.68, 0.78)
-    speed = 0.0 if rng.random() < 0.125 else stride_m * rng.uniform(0.78, 1.0)
+    speed = 0.0 if stands else stride_m * rng.uniform(0.78, 1.0)
     length_m = speed * watch.duration_s
     straight_m = 0.8 * min(room_m[0], room_m[2])
     bend = rng.uniform(-0.25, 0.25) if length_m < straight_m else float(rng.choice([-1.0, 1.0])) * rng.uniform(0.6, 1.0)

@@ -69,17 +69,17 @@ def draw_room(rng: np.random.Generator, *, crowded: bool) -> Place:
     for make in makers[: int(rng.integers(7, 10)) if crowded else int(rng.integers(2, 5))]:
         piece = make(rng)
         if crowded or piece.half_m[1] < 0.5:
-            layout.at_wall(rng, piece, layout.on_floor)
+            layout.at_wall(rng, piece)
     if crowded:
         layout.in_middle(rng)
     for make in (furniture.window, furniture.picture, furniture.picture, furniture.window)[: int(rng.integers(2, 5))]:
-        layout.at_wall(rng, make(rng), layout.on_walls, gap_m=0.0)
+        layout.on_wall(rng, make(rng))
     solids, things, lights = [*room_shell(rng, half, height)], [], []
     for number, (piece, place, turn) in enumerate(layout.placed, start=1):
         solids += piece.solids(number, place, turn)
         things.append(piece.thing(number))
         lights += own_light(piece, place, turn)
-    lamps, hanging = ceiling_lamps(rng, half, height, len(layout.placed))
+    lamps, hanging = ceiling_lamps(rng, half, height, len(layout.placed), 1 if lights else 2)
     solids += hanging
     things += [Thing(solid.instance, "a ceiling lamp", "a round ceiling lamp") for solid in hanging]
     nouns = {piece.noun for piece, _, _ in layout.placed}
@@ -102,33 +102,46 @@ class Layout:
         self.on_floor: list[Rectangle] = []
         self.on_walls: list[Rectangle] = []
 
-    def at_wall(self, rng: np.random.Generator, piece: Piece, taken: list[Rectangle], gap_m: float = 0.06) -> None:
-        """Put a piece with its back to a wall, clear of `taken`; leave it out when no place is found."""
-        half = self.half_m
+    def at_wall(self, rng: np.random.Generator, piece: Piece) -> None:
+        """Put a piece with its back to a wall; leave it out when no place is found."""
         for _ in range(ATTEMPTS):
-            wall = int(rng.integers(4))  # back, left, right, front
-            room = (half[0] if wall in (0, 3) else half[1]) - piece.half_m[0] - gap_m - 0.02
-            along, away = rng.uniform(-room, room), piece.half_m[1] + gap_m
-            if rng.random() < 0.3:
-                along = math.copysign(room, along)  # in a corner
-            place, turn = (
-                ((along, 0.0, -half[1] + away), 0.0),
-                ((-half[0] + away, 0.0, along), QUARTER),
-                ((half[0] - away, 0.0, along), -QUARTER),
-                ((along, 0.0, half[1] - away), math.pi),
-            )[wall]
-            if room > 0 and self.put(piece, place, turn, taken):
+            place, turn = self.draw_place(rng, piece, gap_m=0.06)
+            if self.put(piece, place, turn):
                 return
 
-    def put(self, piece: Piece, place: Vector, turn: float, taken: list[Rectangle], around_m: float = 0.04) -> bool:
-        """Put a piece there unless that is taken; says whether it was done."""
-        wide, deep = piece.half_m[::-1] if abs(math.sin(turn)) > 0.5 else piece.half_m
-        wide, deep = wide + around_m, deep + around_m
-        box = (place[0] - wide, place[0] + wide, place[2] - deep, place[2] + deep)
-        if any(overlap(box, other) for other in taken):
+    def on_wall(self, rng: np.random.Generator, piece: Piece) -> None:
+        """Hang a piece, clear of others and of what is tall; a window, whose curtains are long, of all that stands."""
+        for _ in range(ATTEMPTS):
+            place, turn = self.draw_place(rng, piece, gap_m=0.0)
+            box = rectangle(piece, place, turn, 0.04)
+            below = self.on_floor if piece.noun == "window" else []
+            if not any(overlap(box, other) for other in (*self.on_walls, *below)):
+                self.on_walls.append(box)
+                self.placed.append((piece, place, turn))
+                return
+
+    def draw_place(self, rng: np.random.Generator, piece: Piece, gap_m: float) -> tuple[Vector, float]:
+        """Somewhere along a wall, one in three in a corner: place and turn."""
+        half, wall = self.half_m, int(rng.integers(4))  # back, left, right, front
+        room = max((half[0] if wall in (0, 3) else half[1]) - piece.half_m[0] - gap_m - 0.02, 0.0)
+        along, away = rng.uniform(-room, room), piece.half_m[1] + gap_m
+        if rng.random() < 0.3:
+            along = math.copysign(room, along)
+        places: tuple[tuple[Vector, float], ...] = (
+            ((along, 0.0, -half[1] + away), 0.0),
+            ((-half[0] + away, 0.0, along), QUARTER),
+            ((half[0] - away, 0.0, along), -QUARTER),
+            ((along, 0.0, half[1] - away), math.pi),
+        )
+        return places[wall]
+
+    def put(self, piece: Piece, place: Vector, turn: float, around_m: float = 0.04) -> bool:
+        """Stand a piece there unless that is taken; says whether it was done."""
+        box = rectangle(piece, place, turn, around_m)
+        if any(overlap(box, other) for other in self.on_floor):
             return False
-        taken.append(box)
-        if piece.noun in TALL and taken is self.on_floor:
+        self.on_floor.append(box)
+        if piece.noun in TALL:
             self.on_walls.append(box)
         self.placed.append((piece, place, turn))
         return True
@@ -138,14 +151,21 @@ class Layout:
         middle: Vector = (rng.uniform(-0.3, 0.3), 0.0, rng.uniform(-0.5, 0.3))
         if rng.random() < 0.5:
             table, seat = furniture.table(rng), furniture.chair(rng)
-            if self.put(table, middle, 0.0, self.on_floor, around_m=0.3):
+            if self.put(table, middle, 0.0, around_m=0.3):
                 for side in (-1.0, 1.0):
                     place = (middle[0] + 0.1 * side, 0.0, middle[2] + side * (table.half_m[1] + 0.12))
                     self.placed.append((seat, place, math.pi if side > 0 else 0.0))
             return
         low = furniture.coffee_table(rng)
         self.placed.append((furniture.rug(rng), middle, 0.0))  # under whatever stands there
-        self.put(low, (middle[0], 0.012, middle[2]), 0.0, self.on_floor)
+        self.put(low, (middle[0], 0.012, middle[2]), 0.0)
+
+
+def rectangle(piece: Piece, place: Vector, turn: float, around_m: float) -> Rectangle:
+    """What a piece takes of the floor, turned by quarters, with `around_m` on every side."""
+    wide, deep = piece.half_m[::-1] if abs(math.sin(turn)) > 0.5 else piece.half_m
+    wide, deep = wide + around_m, deep + around_m
+    return place[0] - wide, place[0] + wide, place[2] - deep, place[2] + deep
 
 
 def overlap(one: Rectangle, other: Rectangle) -> bool:
@@ -165,12 +185,12 @@ def own_light(piece: Piece, place: Vector, turn: float) -> list[Light]:
 
 
 def ceiling_lamps(
-    rng: np.random.Generator, half: tuple[float, float], height: float, numbered: int
+    rng: np.random.Generator, half: tuple[float, float], height: float, numbered: int, least: int
 ) -> tuple[list[Light], list[Solid]]:
     """One or two globes of glass that hang from the ceiling, a light in each."""
     lights, solids = [], []
     glass = Material("white", "cream", "mottled", 0.5, even_light=1.4)
-    count = int(rng.integers(1, 3))
+    count = max(int(rng.integers(1, 3)), least)
     colour = (WARM, PLAIN, PLAIN)[rng.integers(3)]
     for number in range(count):
         z = rng.uniform(-0.4, 0.4) + (number - (count - 1) / 2.0) * half[1]

@@ -3,10 +3,20 @@
 import numpy as np
 import pytest
 
-from openuni.world.shapes import Box, Capsule, Cone, Cylinder, Shape, Sphere, Wall
+from openuni.world.limb import Limb
+from openuni.world.shapes import Box, Capsule, Cone, Cylinder, Dome, Shape, Sphere, Wall
 
-SHAPES = [Sphere(0.5), Box((0.5, 0.3, 0.4)), Cylinder(0.4, 0.5), Cone(0.5, 0.6), Capsule(0.3, 0.35)]
-ids = [shape.name for shape in SHAPES]
+SHAPES = [
+    Sphere(0.5),
+    Box((0.5, 0.3, 0.4)),
+    Cylinder(0.4, 0.5),
+    Cone(0.5, 0.6),
+    Capsule(0.3, 0.35),
+    Limb(0.35, 0.2, 0.3, 1.0, 0.6),
+    Limb(0.15, 0.3, 0.3, 0.9, 1.0),
+    Limb(0.25, 0.25, 0.25),
+]
+ids = [f"{shape.name} {number}" for number, shape in enumerate(SHAPES)]
 
 
 def inside(shape: Shape, points: np.ndarray) -> np.ndarray:
@@ -23,6 +33,11 @@ def inside(shape: Shape, points: np.ndarray) -> np.ndarray:
             return (np.hypot(x, z) < radius * (half - y) / (2 * half)) & (abs(y) < half)
         case Capsule(radius, half):
             return x**2 + z**2 + (y - np.clip(y, -half, half)) ** 2 < radius**2
+        case Limb(low, high, half, wide, deep):  # many balls from one end to the other
+            round_m2, found = (x / wide) ** 2 + (z / deep) ** 2, np.zeros(x.shape, bool)
+            for share in np.linspace(0.0, 1.0, 61):
+                found |= round_m2 + (y - (2.0 * share - 1.0) * half) ** 2 < (low + share * (high - low)) ** 2
+            return found
     raise AssertionError(shape)
 
 
@@ -69,7 +84,7 @@ def test_normals_have_unit_length_and_point_out(shape: Shape) -> None:
     assert uv.shape == (2, seen.sum()) and uv.min() >= 0.0 and uv.max() <= 1.0
 
 
-@pytest.mark.parametrize("shape", [Sphere(0.5), Cylinder(0.4, 0.5), Cone(0.5, 0.6), Capsule(0.3, 0.35)])
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if not isinstance(shape, Box)])
 def test_a_normal_is_across_the_surface(shape: Shape) -> None:
     """Two close rays meet the surface at points whose difference is perpendicular to the normal."""
     origin, direction = random_rays(5)
@@ -88,6 +103,20 @@ def test_the_bound_holds_the_shape(shape: Shape) -> None:
     points = np.random.default_rng(0).uniform(-1.2, 1.2, (3, 200_000))
     farthest = np.linalg.norm(points[:, inside(shape, points)], axis=0).max()
     assert 0.9 * shape.bound_m < farthest <= shape.bound_m
+    reach = np.abs(points[:, inside(shape, points)]).max(axis=1)
+    assert (reach <= shape.extent_m).all()
+    assert (reach > 0.9 * np.array(shape.extent_m)).all()
+
+
+def test_a_dome_is_met_from_inside() -> None:
+    origin, direction = np.array([3.0, 1.0, -2.0]), np.random.default_rng(0).normal(size=(3, 500))
+    dome = Dome(60.0)
+    points = origin[:, None] + direction * dome.hit(origin.tolist(), direction)
+    assert np.allclose(np.linalg.norm(points, axis=0), 60.0)
+    assert ((points - origin[:, None]) * direction > 0.0).any(axis=0).all()  # ahead, not behind
+    normals, uv = dome.surface(points)
+    assert np.allclose(normals, -points / 60.0)
+    assert uv.min() >= 0.0 and uv.max() <= 1.0
 
 
 def test_rays_along_an_axis_are_no_exception() -> None:

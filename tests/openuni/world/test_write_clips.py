@@ -9,7 +9,7 @@ import pytest
 from manifests.errors import OpenUniError
 from manifests.modality import find_modality
 from manifests.video import decode, probe
-from openuni.world import make_clip, write_clips
+from openuni.world import PRESETS, make_clip, write_clips
 
 SIZE = {"frames": 5, "height_px": 32, "width_px": 48, "fps": 12.0}
 
@@ -20,16 +20,18 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_the_number_of_processes_changes_nothing(tmp_path: Path) -> None:
     done: list[int] = []
-    presets = ["solids", "still", "dark", "solids"]
+    presets = ["solids", "person", "layers", "interiors"]
     alone = write_clips(tmp_path / "alone", [4, 5, 6, 7], preset=presets, workers=1, progress=done.append, **SIZE)
     together = write_clips(tmp_path / "together", [4, 5, 6, 7], preset=presets, workers=2, **SIZE)
-    names = ["solids-000004", "still-000005", "dark-000006", "solids-000007"]
+    names = ["solids-000004", "person-000005", "layers-000006", "interiors-000007"]
     assert [path.name for path in alone] == [path.name for path in together] == [f"{name}.mp4" for name in names]
     assert done == [1, 2, 3, 4]
     written = contents(tmp_path / "alone")
     assert written == contents(tmp_path / "together")
-    suffixes = ("mp4", "txt", "json", "depth.mkv", "flow.mkv", "normal.mkv", "segmentation.mkv")
-    assert sorted(written) == sorted(f"{name}.{suffix}" for name in names for suffix in suffixes)
+    own = {name: PRESETS[preset].modalities for name, preset in zip(names, presets, strict=True)}
+    maps = {f"{name}.{kind}.mkv" for name in names for kind in own[name] if kind != "skeleton"}
+    points = {f"{name}.skeleton.safetensors" for name in names if "skeleton" in own[name]}
+    assert set(written) == maps | points | {f"{name}.{suffix}" for name in names for suffix in ("mp4", "txt", "json")}
 
 
 def test_everything_reads_back_within_its_bound(tmp_path: Path) -> None:

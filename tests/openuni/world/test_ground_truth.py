@@ -1,0 +1,456 @@
+"""Ground truth checks itself: what one modality says is held against another, against projections, against the picture.
+
+Every check is a function that measures an error; it is shown to stay within a stated bound on what is rendered, and to
+leave it when a fault is planted.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+
+from manifests.transfer import linear_of, srgb_of
+from openuni.world import WorldClip, make_clip, render_clip
+from openuni.world.camera import Lens
+from openuni.world.keypoints import key_points, surface_codes
+from openuni.world.presets import PRESETS, random_scene
+from openuni.world.shading import frame
+
+SIZE = {"frames": 4, "height_px": 72, "width_px": 96}
+PERSON_SEEDS, ROOM_SEEDS, LAYER_SEEDS = (0, 3, 5), (0, 1, 4), (0, 2, 5)
+
+
+@cache
+def clip(preset: str, seed: int) -> WorldClip:
+    return make_clip(seed, preset=preset, **SIZE)
+
+
+def arrays(preset: str, seed: int) -> dict[str, np.ndarray]:
+    """Copies that a test may damage."""
+    return {name: modality.array.copy() for name, modality in clip(preset, seed).modalities.items()}
+
+
+def sampled(image: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Bilinear samples of [H, W, C] at pixel positions (centres at +0.5)."""
+    height, width = image.shape[:2]
+    x, y = np.clip(x - 0.5, 0, width - 1), np.clip(y - 0.5, 0, height - 1)
+    left, top = np.minimum(x.astype(int), width - 2), np.minimum(y.astype(int), height - 2)
+    x, y = (x - left)[..., None], (y - top)[..., None]
+    upper = image[top, left] * (1 - x) + image[top, left + 1] * x
+    lower = image[top + 1, left] * (1 - x) + image[top + 1, left + 1] * x
+    return upper * (1 - y) + lower * y
+
+
+def grid(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """x and y of the pixels' centres, [H, W]."""
+    return np.broadcast_to(np.arange(width) + 0.5, (height, width)), np.broadcast_to(
+        np.arange(height)[:, None] + 0.5, (height, width)
+    )
+
+
+# ---------------------------------------------------------------------- flow
+
+
+def warp_error(frames: np.ndarray, flow: np.ndarray, valid: np.ndarray) -> float:
+    """Mean difference of frame t and frame t + 1 fetched back by the flow, where that is valid, in 8-bit levels."""
+    x, y = grid(*flow.shape[1:3])
+    errors = []
+    for step in range(len(frames) - 1):
+        seen = valid[step, ..., 0]
+        back = sampled(frames[step + 1].astype(float), x + flow[step, ..., 0], y + flow[step, ..., 1])
+        errors.append(np.abs(back - frames[step])[seen].mean())
+    return float(np.mean(errors))
+
+
+@pytest.mark.parametrize(("preset", "seed"), [("interiors", 0), ("interiors", 1), ("person", 3), ("scenes", 1)])
+def test_flow_brings_the_next_frame_to_this_one(preset: str, seed: int) -> None:
+    """Within 3.5 levels on average, which are resampling and shadows that move; occlusions only are left out."""
+    known, flow = arrays(preset, seed), clip(preset, seed).modalities["flow"]
+    error = warp_error(known["rgb"], flow.array, flow.valid)
+    assert error < 3.5
+    assert warp_error(known["rgb"], flow.array + np.float32([1.5, 0.0]), flow.valid) > max(1.5 * error, 3.5)
+    assert flow.valid.mean() > 0.7
+
+
+def backward_error(forward: Any, backward: Any) -> float:
+    """Median length in pixels of flow to t + 1 and back, where the first is valid and not small."""
+    x, y = grid(*forward.array.shape[1:3])
+    lengths = []
+    for step in range(len(forward.array) - 1):
+        there = forward.array[step]
+        back = sampled(backward.array[step + 1], x + there[..., 0], y + there[..., 1])
+        seen = forward.valid[step, ..., 0] & (np.linalg.norm(there, axis=-1) > 0.3)
+        lengths.append(np.linalg.norm(there + back, axis=-1)[seen])
+    assert sum(map(len, lengths)) > 100
+    return float(np.median(np.concatenate(lengths)))
+
+
+@pytest.mark.parametrize(("preset", "seed"), [("interiors", 0), ("persons", 3), ("scenes", 1)])
+def test_flow_there_and_back_again_is_nothing(preset: str, seed: int) -> None:
+    forward, backward = clip(preset, seed).modalities["flow"], clip(preset, seed).backward_flow
+    assert backward_error(forward, backward) < 0.05
+    assert backward_error(backward, backward) > 0.3  # the fault: a flow of the wrong direction
+    assert np.array_equal(backward.array[0], backward.array[1])
+    assert not np.array_equal(backward.valid[1:], forward.valid[:-1])
+
+
+def test_what_a_forward_flow_hides_is_uncovered_by_the_backward_one() -> None:
+    """A point that is hidden at t + 1: nothing there flows back to it, so valid backward flow does not reach it."""
+    made = clip("persons", 3)
+    forward, backward = made.modalities["flow"], made.backward_flow
+    x, y = grid(72, 96)
+    reached = np.zeros((72, 96), bool)
+    seen = backward.valid[1, ..., 0]
+    columns, rows = (x + backward.array[1, ..., 0])[seen], (y + backward.array[1, ..., 1])[seen]
+    reached[np.clip(rows.astype(int), 0, 71), np.clip(columns.astype(int), 0, 95)] = True
+    hidden = ~forward.valid[0, ..., 0]
+    assert hidden.sum() > 30
+    assert reached[hidden].mean() < 0.5 * reached[~hidden].mean()
+
+
+# ---------------------------------------------------------------------- depth, camera, normals
+
+
+def points_of(made: WorldClip, depth: np.ndarray) -> np.ndarray:
+    """Camera-space points [H, W, 3] (y down) of a depth map [H, W]."""
+    x, y = grid(*depth.shape)
+    lens = made.lens
+    across = np.stack([(x - lens.width_px / 2) / lens.focal_px, (y - lens.height_px / 2) / lens.focal_px], axis=-1)
+    return np.concatenate([across, np.ones((*depth.shape, 1))], axis=-1) * depth[..., None]
+
+
+def static_flow_error(made: WorldClip, depth: np.ndarray, still: np.ndarray) -> float:
+    """Largest distance in pixels of the flow from where camera and depth alone take the points that do not move."""
+    lens, worst = made.lens, 0.0
+    x, y = grid(*depth.shape[1:])
+    for step in range(len(depth) - 1):
+        views = [made.scene.camera.view(index / made.fps) for index in (step, step + 1)]
+        world = points_of(made, depth[step].astype(float)) @ views[0].rotation + views[0].eye_m
+        after = (world - views[1].eye_m) @ views[1].rotation.T
+        found = after[..., :2] / after[..., 2:] * lens.focal_px + (lens.width_px / 2, lens.height_px / 2)
+        expected = found - np.stack([x, y], axis=-1)
+        error = np.linalg.norm(made.modalities["flow"].array[step] - expected, axis=-1)
+        worst = max(worst, float(error[still[step]].max()))
+    return worst
+
+
+@pytest.mark.parametrize("seed", ROOM_SEEDS)
+def test_depth_and_camera_alone_give_the_flow_of_what_does_not_move(seed: int) -> None:
+    made, known = clip("interiors", seed), arrays("interiors", seed)
+    depth = known["depth"][..., 0]
+    still = np.ones(depth.shape, bool)
+    assert static_flow_error(made, depth, still) < 1e-3
+    assert static_flow_error(made, depth * np.float32(1.05), still) > 5e-3
+    person, made = arrays("person", 12), clip("person", 12)
+    persons = np.isin(person["segmentation"][..., 0], [body.instance for body in made.scene.bodies])
+    assert static_flow_error(made, person["depth"][..., 0], ~persons) < 1e-3
+    assert static_flow_error(made, person["depth"][..., 0], persons) > 0.5  # they walk
+
+
+def normal_error_deg(made: WorldClip, depth: np.ndarray, normal: np.ndarray) -> float:
+    """Mean angle between the normals and the cross product of neighbouring points, away from edges of any kind."""
+    points = points_of(made, depth.astype(float))
+    across, down = points[1:-1, 2:] - points[1:-1, :-2], points[2:, 1:-1] - points[:-2, 1:-1]
+    found = np.cross(down, across) * np.array([1.0, -1.0, -1.0])  # towards the viewer; y up, z back
+    found /= np.linalg.norm(found, axis=-1, keepdims=True)
+    inner = normal[1:-1, 1:-1]
+    around = [normal[1 + row : 71 + row, 1 + column : 95 + column] for row in (-1, 0, 1) for column in (-1, 0, 1)]
+    flat = np.min([(inner * other).sum(axis=-1) for other in around], axis=0) > 0.98  # no edge, no strong bend
+    middle = depth[1:-1, 1:-1]
+    opposite = ((depth[1:-1, 2:], depth[1:-1, :-2]), (depth[2:, 1:-1], depth[:-2, 1:-1]))
+    bends = [np.abs(one + other - 2 * middle) for one, other in opposite]
+    smooth = flat & (np.max(bends, axis=0) < 0.01 * middle)
+    assert smooth.mean() > 0.3
+    cosine = (found * inner).sum(axis=-1)[smooth]
+    return float(np.degrees(np.arccos(np.clip(cosine, -1.0, 1.0))).mean())
+
+
+@pytest.mark.parametrize(("preset", "seed"), [("interiors", 0), ("interiors", 4), ("persons", 3), ("solids", 7)])
+def test_normals_are_the_gradient_of_depth(preset: str, seed: int) -> None:
+    known = arrays(preset, seed)
+    depth, normal = known["depth"][0, ..., 0], known["normal"][0]
+    error = normal_error_deg(clip(preset, seed), depth, normal)
+    assert error < 0.6
+    for axis in range(3):
+        flipped = normal.copy()
+        flipped[..., axis] *= -1.0
+        assert normal_error_deg(clip(preset, seed), depth, flipped) > 5.0
+    length = np.linalg.norm(known["normal"], axis=-1)
+    assert np.allclose(length, 1.0, atol=1e-6)
+    towards = -points_of(clip(preset, seed), depth) * np.array([1.0, -1.0, -1.0])
+    assert ((towards * normal).sum(axis=-1) > 0.0).all()  # what is seen faces the eye
+
+
+def test_the_sky_has_no_normal_and_a_finite_depth() -> None:
+    seeds = [seed for seed in range(8) if "yard" in random_scene(seed, 0.25, "person").place]
+    known = arrays("person", seeds[0])
+    sky = ~known["normal"].any(axis=-1)
+    assert 0.05 < sky.mean() < 0.8
+    assert known["depth"][sky].min() > 40.0 and np.isfinite(known["depth"]).all()
+    assert (known["segmentation"][..., 0][sky] == 0).all()
+
+
+# ---------------------------------------------------------------------- light
+
+
+def light_error(rgb: np.ndarray, albedo: np.ndarray, irradiance: np.ndarray) -> float:
+    """Largest difference in 8-bit levels between the picture and albedo times irradiance, clipped at white."""
+    linear = np.clip(albedo.astype(float) * irradiance, 0.0, 1.0)
+    return float(np.abs(255.0 * srgb_of(linear) - rgb).max())
+
+
+@pytest.mark.parametrize(("preset", "seed"), [("interiors", 0), ("interiors", 1), ("person", 3), ("scenes", 1)])
+def test_albedo_times_irradiance_is_the_picture(preset: str, seed: int) -> None:
+    known = arrays(preset, seed)
+    parts = known["albedo"], known["irradiance"]
+    assert light_error(known["rgb"], *parts) <= 0.61
+    assert light_error(known["rgb"], parts[0], parts[1] * np.float32(1.02)) > 1.0
+    assert light_error(known["rgb"], np.roll(parts[0], 1, axis=2), parts[1]) > 10.0
+    # and the other way, before rounding to 8 bits and away from white: within one level
+    linear = linear_of(known["rgb"] / 255.0)
+    unclipped = known["rgb"] < 255
+    slope = 255.0 * (srgb_of(linear + 1e-4) - srgb_of(linear))
+    found = (parts[0].astype(float) * parts[1] - linear)[unclipped] / 1e-4 * slope[unclipped]
+    assert np.abs(found).max() < 1.0
+
+
+def test_albedo_knows_nothing_of_light() -> None:
+    """The same scene with other lamps: albedo is the same to the bit, irradiance is not, and has the exposure in it."""
+    from dataclasses import replace
+
+    made = clip("interiors", 1)
+    lamps = tuple(replace(light, power=0.3 * light.power, colour=(0.5, 0.8, 1.0)) for light in made.scene.lights)
+    other = render_clip(replace(made.scene, lights=lamps), 1, 16.0, made.lens, ("albedo", "irradiance"))
+    brighter = render_clip(
+        replace(made.scene, exposure=2.0 * made.exposure), 1, 16.0, made.lens, ("albedo", "irradiance")
+    )
+    first = {name: made.modalities[name].array[0] for name in ("albedo", "irradiance")}
+    assert np.array_equal(other.modalities["albedo"].array[0], first["albedo"])
+    assert np.abs(other.modalities["irradiance"].array[0] - first["irradiance"]).mean() > 0.05
+    assert np.allclose(brighter.modalities["irradiance"].array[0], 2.0 * first["irradiance"], rtol=1e-5)
+
+
+def test_shadows_and_several_lamps_are_in_the_irradiance() -> None:
+    """Each lamp adds its own share, and none where it casts a shadow."""
+    from dataclasses import replace
+
+    made = clip("interiors", 1)
+    scene = replace(made.scene, ambient=0.0, solids=tuple(solid for solid in made.scene.solids if solid.shades))
+    assert len(scene.lights) >= 2
+    alone = [
+        render_clip(replace(scene, lights=(light,)), 1, 16.0, made.lens, ("irradiance",)).modalities["irradiance"].array
+        for light in scene.lights
+    ]
+    together = render_clip(scene, 1, 16.0, made.lens, ("irradiance",)).modalities["irradiance"].array
+    lit_by_lamps = np.isfinite(together).all()
+    assert lit_by_lamps and np.allclose(sum(alone), together, rtol=1e-3, atol=1e-4)
+    assert all(0.01 < (light == 0.0).all(axis=-1).mean() < 0.9 for light in alone)  # shadows are there
+
+
+# ---------------------------------------------------------------------- layers
+
+
+def composite_error(known: dict[str, np.ndarray]) -> float:
+    """Largest difference in 8-bit levels between the picture and its layers put together."""
+    share = known["alpha"].astype(float)
+    found = share * known["foreground"] + (1.0 - share) * known["background"]
+    return float(np.abs(found - known["rgb"]).max())
+
+
+@pytest.mark.parametrize("seed", LAYER_SEEDS)
+def test_layers_put_together_are_the_picture(seed: int) -> None:
+    known = arrays("layers", seed)
+    assert composite_error(known) <= 0.501
+    assert composite_error(known | {"alpha": np.roll(known["alpha"], 1, axis=2)}) > 10.0
+    premultiplied = (known["alpha"] * known["foreground"]).astype(np.uint8)
+    assert composite_error(known | {"foreground": premultiplied}) > 5.0
+    alpha = known["alpha"][..., 0]
+    assert np.array_equal(known["rgb"][alpha == 0.0], known["background"][alpha == 0.0])
+    assert np.array_equal(known["rgb"][alpha == 1.0], known["foreground"][alpha == 1.0])
+    assert ((alpha > 0.0) & (alpha < 1.0)).sum() > 40  # soft edges
+    assert np.array_equal(alpha * 16.0, np.rint(alpha * 16.0))
+
+
+@pytest.mark.parametrize("seed", LAYER_SEEDS)
+def test_alpha_background_and_ids_agree(seed: int) -> None:
+    made, known = clip("layers", seed), arrays("layers", seed)
+    alpha, ids = known["alpha"][..., 0], known["segmentation"][..., 0]
+    front = np.isin(ids, made.scene.foreground)
+    assert front[alpha == 1.0].all() and not front[alpha == 0.0].any()
+    assert abs(alpha.sum() / front.sum() - 1.0) < 0.03  # the same area
+    for index in (0, 3):
+        behind = frame(made.scene.rear.at(index / made.fps), made.lens)
+        assert np.array_equal(known["background"][index], behind)
+
+
+@pytest.mark.parametrize("seed", LAYER_SEEDS)
+def test_the_foreground_goes_on_beyond_its_edge(seed: int) -> None:
+    """Next to the edge, where alpha is 0, its colour is one of the edge's: no black and no background."""
+    known = arrays("layers", seed)
+    for alpha, colour in zip(known["alpha"][..., 0], known["foreground"].astype(int), strict=True):
+        inside = alpha > 0.0
+        beside = ~inside[1:-1, 1:-1] & (inside[1:-1, 2:] | inside[1:-1, :-2] | inside[2:, 1:-1] | inside[:-2, 1:-1])
+        shades = colour[inside].reshape(-1, 3)
+        outside = colour[1:-1, 1:-1][beside]
+        assert (outside >= shades.min(axis=0)).all() and (outside <= shades.max(axis=0)).all()
+
+
+# ---------------------------------------------------------------------- people
+
+
+def joint_pixels(made: WorldClip, time_s: float) -> dict[tuple[int, int], tuple[float, float, float, Callable]]:
+    """By person and number: x, y, depth and owners of the joints at the ends of limbs, from the solids' poses alone."""
+    from openuni.world.body import PARTS
+
+    ends = {5: ("left_upper_arm", 1), 7: ("left_forearm", 1), 9: ("left_forearm", -1), 11: ("left_thigh", 1)}
+    ends |= {13: ("left_shank", 1), 15: ("left_shank", -1)}
+    ends |= {number + 1: (part.replace("left", "right"), sign) for number, (part, sign) in list(ends.items())}
+    moment, lens = made.scene.at(time_s), made.lens
+    found = {}
+    for person, body in enumerate(made.scene.bodies):
+        first = next(i for i, solid in enumerate(made.scene.solids) if solid.instance == body.instance)
+        for number, (part, sign) in ends.items():
+            index = first + list(PARTS).index(part)
+            pose, limb = moment.poses[index], made.scene.solids[index].shape
+            world = np.eye(4)
+            world[:3, :3], world[:3, 3] = pose.rotation, pose.position_m
+            camera = np.eye(4)
+            camera[:3, :3], camera[:3, 3] = moment.view.rotation, -moment.view.rotation @ moment.view.eye_m
+            x, y, z, _ = camera @ world @ np.array([0.0, sign * limb.half_height_m, 0.0, 1.0])
+            place = (lens.focal_px * x / z + lens.width_px / 2, lens.focal_px * y / z + lens.height_px / 2)
+            found[person, number] = (*place, z, body)
+    return found
+
+
+def projection_error_px(made: WorldClip, skeleton: np.ndarray) -> float:
+    """Largest distance of a joint that is in the picture from where the solids' poses put it."""
+    worst = 0.0
+    for step in range(len(skeleton)):
+        for (person, number), (x, y, z, _) in joint_pixels(made, step / made.fps).items():
+            inside = z > 0 and 0 <= x <= made.lens.width_px and 0 <= y <= made.lens.height_px
+            given = skeleton[step, person, number]
+            assert inside == (given[2] > 0.0)
+            if inside:
+                worst = max(worst, float(np.hypot(given[0] - x, given[1] - y)))
+    return worst
+
+
+@pytest.mark.parametrize("seed", PERSON_SEEDS)
+def test_key_points_are_where_the_limbs_end(seed: int) -> None:
+    skeleton = arrays("persons", seed)["skeleton"]
+    assert projection_error_px(clip("persons", seed), skeleton) < 1e-3
+    there = skeleton[..., 2:] > 0
+    assert projection_error_px(clip("persons", seed), np.where(there, skeleton + np.float32([0.5, 0, 0]), 0)) > 0.4
+
+
+def off_body(made: WorldClip, known: dict[str, np.ndarray]) -> float:
+    """Share of the visible key points with no pixel around them that shows their person, their part and their depth."""
+    owners = {point.number: point for point in key_points()}
+    wrong = []
+    for step, people in enumerate(known["skeleton"]):
+        for person, points in enumerate(people):
+            body = made.scene.bodies[person]
+            for number in np.flatnonzero(points[:, 2] == 1.0):
+                x, y = points[number, :2]
+                window = np.s_[step, max(int(y) - 1, 0) : int(y) + 2, max(int(x) - 1, 0) : int(x) + 2]
+                codes = {code for part in owners[number].owners for code in surface_codes(part)[:2]}
+                mine = known["segmentation"][window][..., 0] == body.instance
+                wrong.append(not (mine & np.isin(known["densepose"][window][..., 0], list(codes))).any())
+    assert len(wrong) > 60
+    return float(np.mean(wrong))
+
+
+@pytest.mark.parametrize("seed", PERSON_SEEDS)
+def test_a_key_point_that_is_seen_lies_on_its_part_of_its_person(seed: int) -> None:
+    made, known = clip("persons", seed), arrays("persons", seed)
+    assert off_body(made, known) < 0.03  # a part thinner than a pixel may fall between centres
+    moved = known["skeleton"].copy()
+    moved[..., 0] += np.where(moved[..., 2] > 0, 9.0, 0.0)
+    assert off_body(made, known | {"skeleton": moved}) > 0.3
+    swapped = known["skeleton"].copy()
+    for left in (5, 7, 9, 11, 13, 15):
+        swapped[..., [left, left + 1], :] = swapped[..., [left + 1, left], :]
+    assert off_body(made, known | {"skeleton": swapped}) > 0.1
+    renamed = known["densepose"].copy()
+    renamed[..., 0] = 25 - renamed[..., 0]
+    assert off_body(made, known | {"densepose": renamed}) > 0.5
+
+
+def depth_misfits(made: WorldClip, known: dict[str, np.ndarray]) -> tuple[float, float]:
+    """Share of joints called seen that lie far behind what is seen there, and of those called hidden that do not."""
+    seen_wrong, hidden_wrong = [], []
+    for step in range(len(known["skeleton"])):
+        for (person, number), (x, y, z, body) in joint_pixels(made, step / made.fps).items():
+            confidence = known["skeleton"][step, person, number, 2]
+            if not confidence:
+                continue
+            row, column = min(int(y), made.lens.height_px - 1), min(int(x), made.lens.width_px - 1)
+            before_m = z - known["depth"][step, row, column, 0]
+            ids = known["segmentation"][step, row, column, 0]
+            (seen_wrong if confidence == 1.0 else hidden_wrong).append(
+                abs(before_m) > 0.13 * body.height_m if confidence == 1.0 else before_m < 0.01 and ids == body.instance
+            )
+    assert len(seen_wrong) > 30
+    return float(np.mean(seen_wrong)), float(np.mean(hidden_wrong or [0.0]))
+
+
+@pytest.mark.parametrize("seed", PERSON_SEEDS)
+def test_depth_fits_the_key_points(seed: int) -> None:
+    made, known = clip("persons", seed), arrays("persons", seed)
+    seen_wrong, hidden_wrong = depth_misfits(made, known)
+    assert seen_wrong < 0.05 and hidden_wrong < 0.1
+    assert depth_misfits(made, known | {"depth": known["depth"] * np.float32(1.2)})[0] > 0.5
+    everything_seen = known["skeleton"].copy()
+    everything_seen[..., 2] = np.where(everything_seen[..., 2] > 0, 1.0, 0.0)
+    fault = depth_misfits(made, known | {"skeleton": everything_seen})[0]
+    assert fault > seen_wrong or not (known["skeleton"][..., 2] == 0.5).any()
+
+
+@pytest.mark.parametrize("seed", PERSON_SEEDS)
+def test_body_surface_covers_exactly_the_persons(seed: int) -> None:
+    made, known = clip("persons", seed), arrays("persons", seed)
+    persons = np.isin(known["segmentation"][..., 0], [body.instance for body in made.scene.bodies])
+    assert persons.any()
+    assert np.array_equal(known["densepose"][..., 0] > 0, persons)
+    assert not known["densepose"][~persons].any()
+    assert known["densepose"][persons][:, 1:].std(axis=0).min() > 30.0  # U and V go over the parts
+
+
+def test_the_front_of_a_person_who_comes_and_the_back_of_one_who_goes() -> None:
+    """DensePose's front of the trunk is 2, its back 1; face points are seen of the first only."""
+    from dataclasses import replace
+
+    made = clip("person", 12)
+    for heading, trunk, sees_face in ((0.0, 2, True), (np.pi, 1, False)):
+        scene = made.scene
+        body = replace(scene.bodies[0], walk=replace(scene.bodies[0].walk, start_m=(0.0, 0.0), heading_rad=heading))
+        solids = tuple(
+            replace(solid, path=replace(solid.path, body=body)) if solid.instance == body.instance else solid
+            for solid in scene.solids
+        )
+        from openuni.world.camera import CameraPath
+
+        camera = CameraPath("static", (0.0, 1.4, 3.0), (0.0, 0.9, 0.0), view_deg=50.0)
+        seen = render_clip(
+            replace(scene, bodies=(body,), solids=solids, camera=camera), 1, 16.0, Lens.with_view(96, 96, 50.0)
+        )
+        parts = seen.modalities["densepose"].array[..., 0]
+        assert (parts == trunk).sum() > 10 * max((parts == 3 - trunk).sum(), 1)
+        face = seen.modalities["skeleton"].array[0, 0, :3, 2]
+        assert (face == (1.0 if sees_face else 0.5)).all()
+        left_hand, right_hand = seen.modalities["skeleton"].array[0, 0, [91, 112], 0]
+        assert (left_hand > right_hand) == sees_face  # the left of who comes is on the right of the picture
+
+
+# ---------------------------------------------------------------------- presets
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_supplies_what_it_says(preset: str) -> None:
+    made = make_clip(1, preset=preset, frames=2, height_px=32, width_px=48)
+    assert sorted(made.modalities) == sorted(("rgb", *PRESETS[preset].modalities))
+    assert all(modality.size_px == (32, 48) for modality in made.modalities.values())
+    assert all(len(modality.array) == 2 for modality in made.modalities.values())
+    assert made.caption.endswith(".") and made.brief.endswith(".") and len(made.brief) <= len(made.caption)
