@@ -73,15 +73,14 @@ class Selection:
 
     def _maps_of(self, annotator: str, ids: pa.Array) -> list[dict[str, Any] | None]:
         wanted = [name for name, maker in self.contents.annotators.items() if maker == annotator]
-        columns = {name: (annotator, name) for name in [*wanted, "status"]}
-        return self._look_up(f"annotations/{annotator}", ids, columns)
+        return self._look_up(f"annotations/{annotator}", ids, {name: (annotator, name) for name in wanted})
 
     def _stored(self, rows: Mapping[str, Mapping[str, Any] | None]) -> dict[str, StoredMap]:
         """The maps that are there, in the format's order, from a clip's row of each annotator."""
         found = {}
         for modality, annotator in self.contents.annotators.items():
             row = rows[annotator]
-            if row is not None and row["status"] == "ok" and row[modality] and row[modality]["shard"] is not None:
+            if row is not None and row[modality] is not None and row[modality]["shard"] is not None:
                 found[modality] = StoredMap(annotator, self.versions[annotator], row[modality])
         return found
 
@@ -135,8 +134,7 @@ def made_by(corpus: Corpus) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for name, modalities in sorted(of_annotator.items()):
         columns = {modality: pads.field(name, modality, "shard") for modality in modalities}
-        done = pads.field(name, "status") == "ok"
-        table = corpus.dataset(f"annotations/{name}").to_table(columns=columns, filter=done)
+        table = corpus.dataset(f"annotations/{name}").to_table(columns=columns)
         for modality in modalities:
             if table.column(modality).null_count < len(table):
                 found.setdefault(modality, []).append(name)

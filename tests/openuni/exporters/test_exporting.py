@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -15,8 +16,10 @@ import pytest
 
 import openuni
 from manifests.corpus import Corpus
+from manifests.video import clip_of, decode, probe
 from openuni.exporter import exporter_names
 from openuni.selection import Choice
+from tests.coded_clips import encode, numbers
 from tests.openuni.exporters.rooms import MODALITIES, QUIET, RECIPE, ids_by_name, pictures, supply, tree
 from tests.raw_clips import write_clips
 
@@ -106,6 +109,22 @@ def test_a_damaged_map_is_one_failed_clip_in_no_file(copied, ids, whole, name, t
     mended = export(copied, name, out, workers=1)
     assert (mended.failed, mended.written >= 1) == ([], True)
     assert tree(out) == tree(whole / name)
+
+
+def test_a_failure_is_remembered_by_an_export_that_never_ended(copied, ids, whole, tmp_path, monkeypatch):
+    path, before = damage(copied, ids["odd"], "normal")
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("openuni.exporters.webdataset.WebDataset.finish", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            export(copied, "webdataset", tmp_path / "set")
+    assert (tmp_path / "set" / "shard-000000.tar").exists()  # without the clip
+    path.write_bytes(before)
+    assert export(copied, "webdataset", tmp_path / "set").failed == []
+    assert tree(tmp_path / "set") == tree(whole / "webdataset")
 
 
 def test_a_clip_that_fails_later_leaves_no_half_behind(copied, ids, whole, tmp_path):
@@ -225,6 +244,26 @@ def test_split_and_limit_choose_clips(copied, tmp_path):
     assert export(copied, "openuni-csv", tmp_path / "two", choice=Choice(limit=2)).clips == 2
     with pytest.raises(openuni.OpenUniError, match=r'split "hled" is not known\. Did you mean "held"'):
         export(copied, "openuni-csv", tmp_path / "none", choice=Choice(split="hled"))
+
+
+@pytest.mark.parametrize("name", ["openuni-csv", "webdataset"])
+def test_a_clip_cut_from_a_file_is_its_own_frames_alone(tmp_path, name):
+    encode(tmp_path / "long.mp4", times=range(12))  # each frame shows its number, 25 a second
+    recipe = {"ingest": {"max_s": 0.2, "split": "windows"}, "annotators": {}}
+    corpus = openuni.run(recipe, tmp_path / "long.mp4", out=tmp_path / "corpus", reporter=QUIET)
+    export(corpus, name, tmp_path / "set")
+    if name == "webdataset":
+        with tarfile.open(tmp_path / "set" / "shard-000000.tar") as tar:
+            tar.extractall(tmp_path / "set", filter="data")
+    shown = {}
+    for path in (tmp_path / "set").rglob("*.mp4"):
+        info = probe(str(path))
+        shown[path.stem] = (numbers(decode(clip_of(str(path), info)).frames), round(info.fps))
+    assert [shown[clip.clip_id] for clip in corpus] == [
+        ([0, 1, 2, 3, 4], 25),
+        ([5, 6, 7, 8, 9], 25),
+        ([10, 11], 25),
+    ]
 
 
 def test_of_several_annotators_one_is_named(tmp_path):
