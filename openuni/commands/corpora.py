@@ -115,7 +115,7 @@ class ExportFlags:
 @app.command()
 @flags(ExportFlags)
 def export(given: ExportFlags) -> None:
-    """Write a corpus as another project reads it: openuni-csv, univid, diffsynth, webdataset, huggingface."""
+    """Write a corpus as another project reads it; `openuni list` shows the formats. Run it again to resume."""
     from openuni import api
     from openuni.recipe import parse_texts
     from openuni.selection import Choice
