@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
-from filters._pairs import sample_pairs
+from filters._samples import sample_pairs
 from manifests.clip import DecodedClip
 from manifests.errors import ClipError, OpenUniError
 from manifests.operator import Filter

@@ -1,4 +1,4 @@
-"""Which pairs of adjacent frames a filter measures when it cannot afford all."""
+"""Which frames a filter measures when it cannot afford all."""
 
 import numpy as np
 
@@ -22,6 +22,14 @@ def sample_pairs(times_s: np.ndarray, pairs_per_s: float, max_pairs: int) -> np.
             starts.append(start)
     first = np.array(starts, dtype=np.int64)
     return np.stack([first, first + 1], axis=1).reshape(-1)
+
+
+def at_most(indices: np.ndarray, count: int) -> np.ndarray:
+    """`count` of the indices (int64 [n], increasing), spread over all of them; all where they are no more."""
+    if len(indices) <= count:
+        return indices
+    middles = ((np.arange(count) + 0.5) / count * len(indices)).astype(np.int64)
+    return np.asarray(indices[middles])
 
 
 def _instants(times_s: np.ndarray, pairs_per_s: float, max_pairs: int) -> np.ndarray:

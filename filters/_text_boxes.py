@@ -1,0 +1,171 @@
+"""Text detectors: a frame in, the quadrilaterals around its lines of text out."""
+
+import importlib.util
+import os
+import pickle
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from manifests.errors import MissingPart, OpenUniError
+
+Detector = Callable[[np.ndarray], list[np.ndarray]]  # uint8 [H, W, 3] RGB -> float32 [4, 2] each: x, y in pixels
+
+READ_MARGIN = 0.25  # of a line's height, so that its letters are whole
+CRAFT_FILE = "craft_mlt_25k"
+MAX_CHECKPOINT_BYTES = 512 * 2**20  # of the file within a .zip; CRAFT has 83 MB
+
+
+class Reading(NamedTuple):
+    """How `rapidocr` finds text: see the options of the same names."""
+
+    long_side_px: int
+    unclip: float
+    min_score: float
+    min_read: float
+
+
+def rapidocr_weights(task: str) -> Path:
+    """A model that RapidOCR's own wheel carries: "det" finds text, "rec" reads it. Raises `MissingPart` without it."""
+    spec = importlib.util.find_spec("rapidocr")
+    places = spec.submodule_search_locations if spec is not None else None
+    found = sorted((Path(next(iter(places))) / "models").glob(f"*_{task}_*.onnx")) if places else []
+    if not found:
+        raise MissingPart(
+            'ocr: RapidOCR or its models are not installed. Install it with: pip install "rapidocr>=3.10"'
+        )
+    return found[0]
+
+
+def rapidocr_detector(find: Path, read: Path, how: Reading) -> Detector:
+    """PP-OCR (differentiable binarization, then reading) on the CPU; frames with a longer side are scaled down.
+
+    What is found is then read, for the finder alone also takes textures for text, at times half the frame.
+    """
+    from rapidocr import RapidOCR
+
+    engine: Any = RapidOCR(
+        params={
+            "Global.log_level": "critical",
+            "Global.use_cls": False,
+            "Det.model_path": str(find),
+            "Det.limit_type": "max",
+            "Det.limit_side_len": how.long_side_px,
+            "Det.unclip_ratio": how.unclip,
+            "Det.use_dilation": False,
+            "Det.box_thresh": how.min_score,
+            "Rec.model_path": str(read),
+            "Global.text_score": 0.0,
+            "EngineConfig.onnxruntime.intra_op_num_threads": int(os.environ.get("OPENUNI_THREADS", "0")) or -1,
+        }
+    )
+
+    def detect(frame: np.ndarray) -> list[np.ndarray]:
+        bgr = np.ascontiguousarray(frame[..., ::-1])  # what it takes arrays for
+        found = engine(bgr, use_det=True, use_cls=False, use_rec=False).boxes
+        quads = [] if found is None else list(np.asarray(found, np.float32))
+        return [quad for quad in quads if how.min_read == 0 or confidence(bgr, quad) >= how.min_read]
+
+    def confidence(bgr: np.ndarray, quad: np.ndarray) -> float:
+        scores = engine(_line(bgr, quad), use_det=False, use_cls=False, use_rec=True).scores
+        return float(scores[0]) if scores else 0.0
+
+    return detect
+
+
+def _line(image: np.ndarray, quad: np.ndarray) -> np.ndarray:
+    """The line of text within a quadrilateral and a margin around it, upright; a column of text is laid on its side."""
+    import cv2
+
+    right, down = quad[1] - quad[0], quad[3] - quad[0]
+    width_px, height_px = float(np.hypot(*right)), float(np.hypot(*down))
+    margin_px = READ_MARGIN * min(width_px, height_px)
+    right, down = margin_px * right / max(width_px, 1.0), margin_px * down / max(height_px, 1.0)
+    outer = quad + np.array([-right - down, right - down, right + down, -right + down])
+    size = (max(1, round(width_px + 2 * margin_px)), max(1, round(height_px + 2 * margin_px)))
+    corners = np.array([(0, 0), (size[0], 0), size, (0, size[1])], np.float32)
+    warp = cv2.getPerspectiveTransform(outer.astype(np.float32), corners)
+    line = cv2.warpPerspective(image, warp, size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    return np.ascontiguousarray(np.rot90(line)) if size[1] > 1.5 * size[0] else line
+
+
+def craft_folder() -> Path:
+    """Where EasyOCR keeps its models on this machine."""
+    base = os.environ.get("EASYOCR_MODULE_PATH") or os.environ.get("MODULE_PATH") or "~/.EasyOCR"
+    return Path(base).expanduser() / "model"
+
+
+def easyocr_detector(weights: Path, device: str, long_side_px: int) -> Detector:
+    """EasyOCR's CRAFT with its own thresholds and grouping into lines, given RGB as CRAFT was trained."""
+    import torch
+    from easyocr.craft import CRAFT
+    from easyocr.detection import get_textbox
+    from easyocr.utils import diff, group_text_box
+
+    tensors = _read_craft(weights)
+    with torch.device("meta"):  # no time for random weights
+        network = CRAFT(pretrained=False)
+    try:
+        network.load_state_dict(tensors, assign=True)
+    except RuntimeError as error:
+        raise OpenUniError(f"{weights} does not hold the weights of CRAFT: {str(error)[:300]}") from error
+    network = network.eval().to(device)
+
+    def detect(frame: np.ndarray) -> list[np.ndarray]:
+        with torch.inference_mode():
+            (polygons,) = get_textbox(
+                network,
+                np.ascontiguousarray(frame),
+                canvas_size=long_side_px,
+                mag_ratio=1.0,
+                text_threshold=0.7,
+                link_threshold=0.4,
+                low_text=0.4,
+                poly=False,
+                device=device,
+            )
+        level, slanted = group_text_box(polygons, 0.1, 0.5, 0.5, 0.5, 0.1, True)
+        quads = [((left, top), (right, top), (right, bottom), (left, bottom)) for left, right, top, bottom in level]
+        sizes = [max(right - left, bottom - top) for left, right, top, bottom in level]
+        quads += slanted
+        sizes += [max(diff([x for x, _ in quad]), diff([y for _, y in quad])) for quad in slanted]
+        return [np.array(quad, np.float32) for quad, size in zip(quads, sizes, strict=True) if size > 20]
+
+    return detect
+
+
+def _read_craft(path: Path) -> dict[str, Any]:
+    """Tensors by name, of a .pth, or of the .zip that EasyOCR publishes it in. Nothing else is unpickled."""
+    import torch
+
+    try:
+        if path.suffix == ".zip":
+            with zipfile.ZipFile(path) as archive:
+                entry = archive.getinfo(f"{CRAFT_FILE}.pth")
+                if entry.file_size > MAX_CHECKPOINT_BYTES:
+                    raise OpenUniError(
+                        f"{path}: {entry.filename} unpacks to {entry.file_size} bytes: no CRAFT is as large"
+                    )
+                with archive.open(entry) as file:
+                    loaded = _loaded(file.read())
+        else:
+            loaded = _loaded(path.read_bytes())
+    except (pickle.UnpicklingError, zipfile.BadZipFile, KeyError, RuntimeError, EOFError, OSError) as error:
+        raise OpenUniError(
+            f"{path} cannot be read as weights: it is damaged, or holds more than tensors, and code in a checkpoint is "
+            f"never run. Get it again with: openuni checkpoints get {CRAFT_FILE}.zip ({type(error).__name__})"
+        ) from error
+    if not (isinstance(loaded, Mapping) and all(isinstance(value, torch.Tensor) for value in loaded.values())):
+        raise OpenUniError(f"{path} is not a plain table of tensors by name. Save the model's state_dict() alone.")
+    return {name.removeprefix("module."): value for name, value in loaded.items()}
+
+
+def _loaded(data: bytes) -> Any:
+    import io
+
+    import torch
+
+    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)

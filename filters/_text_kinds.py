@@ -1,0 +1,154 @@
+"""Overlay or part of the scene: what text is, seen from what it does over time."""
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+import numpy as np
+
+SAME_PLACE_IOU = 0.7
+SAME_LOOK = 0.5  # correlation of the grey values within a box
+CHANGED_LEVELS = 4.0  # of 255: what is left of a change that is more than noise, after a change of light
+CHANGED_PICTURE = 0.5  # share of blocks
+BLOCK_PX = 16
+MISSED_SAMPLES = 1  # that a detector may overlook between two sightings
+
+
+class Kind(IntEnum):
+    """What a box of text is."""
+
+    SCENE = 0  # moves, or comes and goes
+    OVERLAY = 1  # stays where it is while the picture around it changes
+    UNDECIDED = 2  # stays where it is, as does all around it
+
+
+@dataclass
+class _Track:
+    """One text that stays in its place."""
+
+    rect: tuple[int, int, int, int]
+    first: int
+    last: int
+    boxes: list[tuple[int, int]] = field(default_factory=list)  # frame, number within the frame
+
+
+def kinds_of(
+    grey: list[np.ndarray], quads: list[list[np.ndarray]], times_s: np.ndarray, stays_s: float
+) -> list[list[Kind]]:
+    """The kind of each box of each frame.
+
+    `grey`: uint8 [H, W] each; `quads`: of each frame, float32 [4, 2] pixels each. Text is at rest when a box is seen at
+    one place with one look for `stays_s`, or for all of a shorter clip. Whatever moves with the scene takes the pixels
+    around it along; an overlay does not: so text at rest is an overlay where the pixels around it change (more than by
+    a change of light), or most of the picture does. One frame alone decides nothing.
+    """
+    found = [[Kind.SCENE] * len(of_frame) for of_frame in quads]
+    if len(grey) < 2:
+        return [[Kind.UNDECIDED] * len(of_frame) for of_frame in quads]
+    text = [union_mask(image.shape, of_frame) for image, of_frame in zip(grey, quads, strict=True)]
+    enough_s = min(stays_s, float(times_s[-1] - times_s[0]))
+    for track in _tracks(grey, quads):
+        if track.first == track.last or times_s[track.last] - times_s[track.first] < enough_s - 1e-6:
+            continue
+        others = sorted({index for index, _ in track.boxes} - {track.first})
+        moved = any(_surroundings_change(grey, text, track, other) for other in others)
+        for index, number in track.boxes:
+            found[index][number] = Kind.OVERLAY if moved else Kind.UNDECIDED
+    return found
+
+
+def _tracks(grey: list[np.ndarray], quads: list[list[np.ndarray]]) -> list[_Track]:
+    """Every box is held against the first box of its track, so that what creeps does not stay."""
+    tracks: list[_Track] = []
+    for index, of_frame in enumerate(quads):
+        taken: set[int] = set()
+        for number, quad in enumerate(of_frame):
+            rect = _rect(quad, grey[index].shape)
+            fits = [
+                (_iou(track.rect, rect), place)
+                for place, track in enumerate(tracks)
+                if place not in taken and index - track.last <= 1 + MISSED_SAMPLES
+            ]
+            overlap, place = max(fits, default=(0.0, -1))
+            if overlap >= SAME_PLACE_IOU and _looks_same(grey[tracks[place].first], grey[index], tracks[place].rect):
+                tracks[place].last = index
+            else:
+                place = len(tracks)
+                tracks.append(_Track(rect, index, index))
+            tracks[place].boxes.append((index, number))
+            taken.add(place)
+    return tracks
+
+
+def _looks_same(one: np.ndarray, other: np.ndarray, rect: tuple[int, int, int, int]) -> bool:
+    left, top, right, bottom = rect
+    correlation, _ = _compare(one[top:bottom, left:right], other[top:bottom, left:right])
+    return correlation >= SAME_LOOK
+
+
+def _surroundings_change(grey: list[np.ndarray], text: list[np.ndarray], track: _Track, other: int) -> bool:
+    """Between the first frame of the track and another one, in pixels that are text in neither."""
+    left, top, right, bottom = track.rect
+    reach = max(BLOCK_PX // 2, bottom - top)
+    around = (slice(max(0, top - reach), bottom + reach), slice(max(0, left - reach), right + reach))
+    plain = ~(text[track.first] | text[other])
+    near = plain[around]
+    if near.any():
+        _, left_over = _compare(grey[track.first][around][near], grey[other][around][near])
+        if left_over > CHANGED_LEVELS:
+            return True
+    return _changed_share(grey[track.first], grey[other], plain) > CHANGED_PICTURE
+
+
+def _compare(one: np.ndarray, other: np.ndarray) -> tuple[float, float]:
+    """Correlation of two sets of grey values, and the deviation (levels) that no change of light explains."""
+    a, b = one.astype(np.float64).ravel(), other.astype(np.float64).ravel()
+    a, b = a - a.mean(), b - b.mean()
+    spread = float(np.sqrt((a * a).mean() * (b * b).mean()))
+    if spread == 0:
+        return 0.0, float(max(a.std(), b.std()))
+    correlation = float((a * b).mean()) / spread
+    return correlation, float(b.std() * np.sqrt(max(0.0, 1.0 - correlation**2)))
+
+
+def _changed_share(one: np.ndarray, other: np.ndarray, plain: np.ndarray) -> float:
+    """Share of the blocks without text whose grey values change, after a change of light is taken out, 0 to 1."""
+    import cv2
+
+    if not plain.any():
+        return 0.0
+    before, after = one.astype(np.float32), other.astype(np.float32)
+    gain = after[plain].std() / max(float(before[plain].std()), 1e-6)
+    lit = (before - before[plain].mean()) * gain + after[plain].mean()
+    change = np.abs(after - lit) * plain
+    size = tuple(max(1, side // BLOCK_PX) for side in one.shape[::-1])
+    weight = cv2.resize(plain.astype(np.float32), size, interpolation=cv2.INTER_AREA)
+    blocks = cv2.resize(change, size, interpolation=cv2.INTER_AREA)
+    whole = weight > 0.5
+    return float((blocks[whole] / weight[whole] > CHANGED_LEVELS).mean()) if whole.any() else 0.0
+
+
+def union_mask(shape: tuple[int, ...], quads: list[np.ndarray]) -> np.ndarray:
+    """bool [H, W]: the union of quadrilaterals."""
+    import cv2
+
+    mask = np.zeros(shape[:2], np.uint8)
+    for quad in quads:
+        cv2.fillConvexPoly(mask, np.rint(quad).astype(np.int32), 1)
+    return mask.astype(bool)
+
+
+def _rect(quad: np.ndarray, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom around a quadrilateral, within the picture and not empty."""
+    height_px, width_px = shape[:2]
+    left, top = np.clip(np.floor(quad.min(axis=0)).astype(int), 0, (width_px - 1, height_px - 1))
+    right, bottom = np.clip(np.ceil(quad.max(axis=0)).astype(int), (left + 1, top + 1), (width_px, height_px))
+    return int(left), int(top), int(right), int(bottom)
+
+
+def _iou(one: tuple[int, int, int, int], other: tuple[int, int, int, int]) -> float:
+    wide = min(one[2], other[2]) - max(one[0], other[0])
+    high = min(one[3], other[3]) - max(one[1], other[1])
+    if wide <= 0 or high <= 0:
+        return 0.0
+    areas = [(rect[2] - rect[0]) * (rect[3] - rect[1]) for rect in (one, other)]
+    return wide * high / (sum(areas) - wide * high)
