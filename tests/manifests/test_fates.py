@@ -92,3 +92,23 @@ def test_a_stricter_rule_moves_clips_from_failed_to_dropped(corpus):
     corpus.save_record(keep="motion.speed >= 0.5")
     assert (summary.ok, summary.pending, summary.dropped[0].clips) == (2, 2, 35)
     assert [tuple(failure) for failure in summary.failed] == [("motion", "ClipError", 1)]
+
+
+def test_what_is_unavailable_is_no_failure(tmp_path, corpus):
+    made = Corpus.create(str(tmp_path / "corpus"))
+    writer = made.writer("clips", clip_schema(), "1")
+    for row in corpus.table("clips").to_pylist()[:6]:
+        writer.commit(row)
+    writer.finish()
+    lacks, failed = {"status": "unavailable", "error": "Unavailable: no vectors"}, {"status": "failed", "error": "E: x"}
+    put(made, "filters/motion", {0: lacks, 1: failed} | {number: scored(number) for number in (2, 3, 4, 5)})
+    put(made, "annotations/dis", {0: scored(0), 2: lacks, 3: failed, 4: scored(4), 5: scored(5)})
+    made.save_record(keep="", filters=["motion"], annotators=["dis"])
+    summary = made.summary()
+    assert (summary.ok, summary.pending, summary.clips) == (4, 0, 6)  # 0, 2, 4 and 5
+    assert {tuple(failure) for failure in summary.failed} == {("motion", "E", 1), ("dis", "E", 1)}
+    assert [tuple(absence) for absence in summary.unavailable] == [("motion", 1), ("dis", 1)]
+    made.save_record(keep="motion.speed >= 0", filters=["motion"], annotators=["dis"])
+    assert made.summary().dropped[0].clips == 1
+    assert made.kept("motion.speed >= 0") == IDS[2:6]
+    assert made.kept("not motion.speed < 0") == IDS[2:6]  # null passes neither a rule nor its opposite
