@@ -94,7 +94,7 @@ def irradiance(moment: Moment, surface: Surface) -> tuple[np.ndarray, np.ndarray
 def segments(solid: np.ndarray) -> Iterator[tuple[int, int, int]]:
     """First, one past the last, and value of every run of equal values in `solid` [n]."""
     starts = np.flatnonzero(np.diff(solid, prepend=-1))
-    ends = [*starts[1:].tolist(), len(solid)]
+    ends = [*starts.tolist(), len(solid)][1:]
     yield from zip(starts.tolist(), ends, solid[starts].tolist(), strict=True)
 
 

@@ -5,6 +5,7 @@ leave it when a fault is planted.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -13,7 +14,8 @@ import pytest
 
 from manifests.transfer import linear_of, srgb_of
 from openuni.world import WorldClip, make_clip, render_clip
-from openuni.world.camera import Lens
+from openuni.world.body import PARTS
+from openuni.world.camera import CameraPath, Lens
 from openuni.world.keypoints import key_points, surface_codes
 from openuni.world.presets import PRESETS, random_scene
 from openuni.world.shading import frame
@@ -218,8 +220,6 @@ def test_albedo_times_irradiance_is_the_picture(preset: str, seed: int) -> None:
 
 def test_albedo_knows_nothing_of_light() -> None:
     """The same scene with other lamps: albedo is the same to the bit, irradiance is not, and has the exposure in it."""
-    from dataclasses import replace
-
     made = clip("interiors", 1)
     lamps = tuple(replace(light, power=0.3 * light.power, colour=(0.5, 0.8, 1.0)) for light in made.scene.lights)
     other = render_clip(replace(made.scene, lights=lamps), 1, 16.0, made.lens, ("albedo", "irradiance"))
@@ -234,8 +234,6 @@ def test_albedo_knows_nothing_of_light() -> None:
 
 def test_shadows_and_several_lamps_are_in_the_irradiance() -> None:
     """Each lamp adds its own share, and none where it casts a shadow."""
-    from dataclasses import replace
-
     made = clip("interiors", 1)
     scene = replace(made.scene, ambient=0.0, solids=tuple(solid for solid in made.scene.solids if solid.shades))
     assert len(scene.lights) >= 2
@@ -297,13 +295,20 @@ def test_the_foreground_goes_on_beyond_its_edge(seed: int) -> None:
         assert (outside >= shades.min(axis=0)).all() and (outside <= shades.max(axis=0)).all()
 
 
+def test_a_foreground_out_of_the_picture_leaves_the_background() -> None:
+    """A camera that looks away: alpha is 0, the picture is the background, and nothing fails."""
+    made = clip("layers", 2)
+    camera = CameraPath("static", (0.0, 1.4, 2.0), (0.0, 1.2, 9.0))  # towards the wall behind
+    away = render_clip(replace(made.scene, camera=camera), 1, 16.0, made.lens)
+    assert not away.modalities["alpha"].array.any()
+    assert np.array_equal(away.frames, away.modalities["background"].array)
+
+
 # ---------------------------------------------------------------------- people
 
 
 def joint_pixels(made: WorldClip, time_s: float) -> dict[tuple[int, int], tuple[float, float, float, Callable]]:
     """By person and number: x, y, depth and owners of the joints at the ends of limbs, from the solids' poses alone."""
-    from openuni.world.body import PARTS
-
     ends = {5: ("left_upper_arm", 1), 7: ("left_forearm", 1), 9: ("left_forearm", -1), 11: ("left_thigh", 1)}
     ends |= {13: ("left_shank", 1), 15: ("left_shank", -1)}
     ends |= {number + 1: (part.replace("left", "right"), sign) for number, (part, sign) in list(ends.items())}
@@ -420,8 +425,6 @@ def test_body_surface_covers_exactly_the_persons(seed: int) -> None:
 
 def test_the_front_of_a_person_who_comes_and_the_back_of_one_who_goes() -> None:
     """DensePose's front of the trunk is 2, its back 1; face points are seen of the first only."""
-    from dataclasses import replace
-
     made = clip("person", 12)
     for heading, trunk, sees_face in ((0.0, 2, True), (np.pi, 1, False)):
         scene = made.scene
@@ -430,8 +433,6 @@ def test_the_front_of_a_person_who_comes_and_the_back_of_one_who_goes() -> None:
             replace(solid, path=replace(solid.path, body=body)) if solid.instance == body.instance else solid
             for solid in scene.solids
         )
-        from openuni.world.camera import CameraPath
-
         camera = CameraPath("static", (0.0, 1.4, 3.0), (0.0, 0.9, 0.0), view_deg=50.0)
         seen = render_clip(
             replace(scene, bodies=(body,), solids=solids, camera=camera), 1, 16.0, Lens.with_view(96, 96, 50.0)

@@ -1,5 +1,6 @@
 """Random scenes with people and furniture: nothing runs into anything, cameras see something, captions are true."""
 
+import pickle
 import re
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ import pytest
 from openuni.world import make_clip
 from openuni.world.body import Body, posture
 from openuni.world.camera import CameraPath, Wander
+from openuni.world.caption import brief_caption
 from openuni.world.furniture import CLOTHS
 from openuni.world.people import SHIRTS
 from openuni.world.places import draw_room
@@ -144,8 +146,6 @@ def test_focal_lengths_lamps_and_places_vary() -> None:
 
 
 def test_scenes_are_equal_for_equal_seeds_and_pickle() -> None:
-    import pickle
-
     for preset in FILLED:
         scene: Scene = random_scene(4, 1.0, preset)
         assert scene == random_scene(4, 1.0, preset) == pickle.loads(pickle.dumps(scene))  # noqa: S301
@@ -175,8 +175,6 @@ def test_a_person_walks_where_the_caption_says() -> None:
     for seed in range(25):
         scene = random_scene(seed, 1.0, "person")
         (body,) = scene.bodies
-        from openuni.world.caption import brief_caption
-
         words = brief_caption(scene)
         view = scene.camera.view(0.0)
         start, end = (view.to_camera(body.walk.place(np.array([along])).T)[:, 0] for along in (0.0, 0.3))
