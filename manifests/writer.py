@@ -210,7 +210,7 @@ def _journal_lines(path: Path) -> Iterator[dict[str, Any]]:
         if not text or digest != b"%016x" % xxhash.xxh3_64_intdigest(text):
             return
         record = json.loads(text)
-        if "row" in record:  # as versions before 0.2 wrote it
+        if "row" in record:  # as earlier versions wrote it
             record["rows"] = [record.pop("row")]
         yield record
 

@@ -25,8 +25,8 @@ MIN_FADED_DETAIL = 15.0  # of the bright end of a fade
 MAX_DARK_SHARE = 0.15  # of the bright end's variance and detail that its dark end may keep
 MAX_ALIKE = 0.6  # correlation of the two ends of a dissolve
 MAX_LEFT_DETAIL = 0.8  # of a dissolve's frames, relative to a straight line between the ends
-MAX_UNEVEN = 0.08  # standard deviation of the steps by which one picture replaces the other
 MIN_EXPLAINED = 0.35  # share of the frames' variance that is a mix of the two ends; motion takes the rest
+UNEXPLAINED_WEIGHT = 0.05  # what that rest adds to a dissolve's misfit
 MIN_FADE_EXPLAINED = 0.6
 MIN_PLAIN_FRAMES = 6  # of plain frames without a fade: fewer may be a flash
 HARD_TIMES_USUAL = 12.0  # a change that much larger than those around it is a hard cut, even between like pictures
@@ -46,8 +46,10 @@ class Gradual(ShotDetector):
     only, which count for nothing. Fast pans from one place to an unlike one are the likeliest false dissolves.
     """
 
-    dissolve_misfit: Annotated[float, "mean deviation from the curve of a dissolve up to which it is one, 0..1"] = 0.05
-    fade_misfit: Annotated[float, "mean deviation from the line of a fade up to which it is one, 0..1"] = 0.06
+    dissolve_misfit: Annotated[float, "deviation from a dissolve's curve and even pace up to which it is one, 0..1"] = (
+        0.09
+    )
+    fade_misfit: Annotated[float, "deviation from the line of a fade up to which it is one, 0..1"] = 0.06
     hard_alike: Annotated[float, "correlation with the frame before under which a frame begins a new shot, 0..1"] = 0.5
 
     origin: ClassVar[str] = "after Alattar 1993, Detecting and compressing dissolve regions in video sequences"
@@ -73,11 +75,12 @@ class Gradual(ShotDetector):
         for span in DISSOLVE_SPANS:
             for fit in _fits(signal, span):
                 detail = np.minimum(fit.detail_a, fit.detail_b)
-                fits = (fit.misfit < self.dissolve_misfit) & (fit.alike < MAX_ALIKE) & (detail > MIN_DETAIL)
-                fits &= (fit.left_detail < MAX_LEFT_DETAIL) & (fit.uneven < MAX_UNEVEN)
-                for place in np.flatnonzero(fits & (fit.explained > MIN_EXPLAINED)).tolist():
-                    first, cost = fit.first + place, float(fit.misfit[place])
-                    yield _Found(cost / self.dissolve_misfit, first + 1, first + span, "dissolve", "both")
+                misfit = fit.misfit + fit.uneven + UNEXPLAINED_WEIGHT * (1 - fit.explained)
+                fits = (misfit < self.dissolve_misfit) & (fit.alike < MAX_ALIKE) & (detail > MIN_DETAIL)
+                fits &= (fit.left_detail < MAX_LEFT_DETAIL) & (fit.explained > MIN_EXPLAINED)
+                for place in np.flatnonzero(fits).tolist():
+                    first, cost = fit.first + place, float(misfit[place]) / self.dissolve_misfit
+                    yield _Found(cost, first + 1, first + span, "dissolve", "both")
 
     def _fades(self, signal: "Signal") -> Iterator["_Found"]:
         for span in FADE_SPANS:
@@ -162,9 +165,9 @@ class _Fit(NamedTuple):
     misfit: np.ndarray  # of the amplitude of detail from a dissolve's curve, relative to the ends' mean
     fade_misfit: np.ndarray  # from a straight line
     left_detail: np.ndarray  # relative to the straight line between the ends' energies
-    explained: np.ndarray
+    explained: np.ndarray  # share of the variance
     alike: np.ndarray
-    uneven: np.ndarray
+    uneven: np.ndarray  # standard deviation of the steps by which one end replaces the other
     detail_a: np.ndarray
     detail_b: np.ndarray
     power_a: np.ndarray
