@@ -13,7 +13,13 @@ from manifests.errors import OpenUniError
 from manifests.modality import Modality
 from manifests.producer import Producer
 
-SCALARS: dict[Any, pa.DataType] = {float: pa.float64(), int: pa.int64(), str: pa.string(), bool: pa.bool_()}
+SCALARS: dict[Any, pa.DataType] = {
+    float: pa.float64(),
+    np.float32: pa.float32(),  # in long lists
+    int: pa.int64(),
+    str: pa.string(),
+    bool: pa.bool_(),
+}
 
 # columns that every producer's struct begins with
 OUTCOME_FIELDS = [
