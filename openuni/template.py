@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from manifests import schema
@@ -12,12 +13,14 @@ from manifests.modality import find_modality, modality_names
 from manifests.operator import Operator, find_operator, operator_names
 from manifests.producer import Producer
 from openuni.exporter import exporter_names, find_exporter
+from openuni.finder import PACKAGE, find_finder, finder_names
 from openuni.importer import find_importer, importer_names
 from openuni.listing import listing
 from openuni.recipe import Encode, Ingest, Work
 from openuni.shot_detector import find_shot_detector, shot_detector_names
 from train.codec import LatentCodec, TextCodec
 
+RECIPES_DIR = Path(__file__).parent / "recipes"
 HEAD = """\
 # A recipe: what to measure and what to make. Run it with
 #     openuni run {name} VIDEOS --out corpus/
@@ -52,11 +55,21 @@ def recipe_text(name: str) -> str:
     return "\n".join(blocks)
 
 
+def ready_recipe(name: str) -> str:
+    """The recipe of that name in `openuni/recipes/`, with the thresholds of a published pipeline and their source."""
+    known = sorted(path.stem for path in RECIPES_DIR.glob("*.toml"))
+    if name not in known:
+        raise OpenUniError(unknown_name("ready recipe", name, known))
+    return (RECIPES_DIR / f"{name}.toml").read_text()
+
+
 def page(name: str) -> str:
     """What `openuni show NAME` prints: options with defaults, columns with types and units, source, licence."""
     for kind in ("filter", "annotator"):
         if name in operator_names(kind):
             return _producer_page(find_operator(kind, name), f"{kind}s")
+    if name in finder_names():
+        return _producer_page(find_finder(name), PACKAGE)
     if name in modality_names():
         return _modality_page(name)
     for package in ("train.codecs", "train.models", "openuni.shots"):

@@ -27,13 +27,19 @@ def show(name: Annotated[str, typer.Argument(help="A name that `openuni list` sh
 
 
 @app.command()
-def init(file: Annotated[Path, typer.Argument(help="The file to write")] = Path("corpus.toml")) -> None:
-    """Write a complete, commented recipe."""
-    from openuni.template import recipe_text
+def init(
+    file: Annotated[Path, typer.Argument(help="The file to write")] = Path("corpus.toml"),
+    like: Annotated[
+        str, typer.Option(help="A published pipeline to begin with: openuni, koala, open_sora or videox_fun")
+    ] = "",
+) -> None:
+    """Write a recipe: a complete, commented one, or one with the thresholds of a published pipeline."""
+    from openuni.template import ready_recipe, recipe_text
 
+    text = ready_recipe(like) if like else recipe_text(file.name)
     if file.exists():
         raise OpenUniError(f"{file} exists already. Give another name, or delete it first.")
-    file.write_text(recipe_text(file.name))
+    file.write_text(text)
     print(f"wrote {file}. Next: openuni doctor {file}")
 
 

@@ -138,3 +138,19 @@ def test_a_file_that_hides_ours_is_named(tmp_path):
     )
     assert done.returncode == 1
     assert '"train" is found at' in done.stderr and "Rename that file or folder" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["openuni", "koala", "open_sora", "videox_fun"])
+def test_ready_recipes_are_valid_and_name_their_source(name, tmp_path):
+    file = tmp_path / "corpus.toml"
+    done = cli("init", file, "--like", name)
+    assert done.returncode == 0, done.stderr
+    recipe = Recipe.load(file)
+    assert recipe.keep and recipe.filters and recipe.ingest.shots != "none"
+    assert "# Source:" in file.read_text()
+    assert name in cli("init", "--help").stdout
+
+
+def test_an_unknown_ready_recipe_is_named(tmp_path):
+    done = cli("init", tmp_path / "corpus.toml", "--like", "koalas")
+    assert done.returncode == 2 and 'Did you mean "koala"' in done.stderr
