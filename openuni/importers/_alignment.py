@@ -17,12 +17,16 @@ from manifests.errors import ClipError
 
 REACH = 3  # frames
 SHORT_SIDE_PX = 96  # of the pictures that are compared
-REFUSED_ABOVE = 0.5  # of the gain that a truly shifted stream has
-SURE_ABOVE = 0.25  # of the loss that an aligned stream has at its neighbours
+VALUES_ABOVE = 0.5  # of the gain that a truly shifted stream has; above that it is refused
+STRUCTURE_ABOVE = 0.3  # the same where the gain is only estimated; aligned clips stay below 0.15
+SURE_SHARE = 0.5  # of that limit: what an aligned stream must lose at both neighbours
 AGREEING = 0.75  # of the frames
 MIN_HALF = 6  # frames of a half that is judged by itself
-STILL = 1e-4  # change by itself, as a share of the picture's variance, below which nothing can be told
-RELATED = 0.05  # correlation of edges below which two streams have nothing in common
+STILL = 1e-4  # change by itself, as a share of the variance, below which nothing can be told
+SLOW = 0.02  # the same of what the picture explains of a map: less is within its own noise
+HALF_ABOVE = 0.6  # a half, with fewer frames, must be clearer
+BLOCK_PX = 8
+RIDGE = 1e-4  # of the variance: blocks without any structure explain nothing
 
 
 class Verdict(NamedTuple):
@@ -43,32 +47,37 @@ def thumbnails(array: np.ndarray) -> np.ndarray:
     return np.stack(list(images))
 
 
-def check_edges(array: np.ndarray, picture: np.ndarray, where: Path) -> bool:
-    """Hold the edges of a map (float [T, H, W, C]) against the picture's; True where motion proves them in step."""
-    verdict = by_edges(thumbnails(array), thumbnails(picture))
-    if verdict.shift:
-        text = f"{where} is {steps(verdict.shift)}, by its edges and those of rgb"
-        raise ClipError(f"{text}. Mend the order of its frames.")
-    return verdict.sure
+def by_structure(stream: np.ndarray, reference: np.ndarray) -> Verdict:
+    """Whether `reference` explains `stream` best when nothing is shifted.
 
-
-def by_edges(stream: np.ndarray, reference: np.ndarray) -> Verdict:
-    """Whether `stream` has its edges where `reference` has them, frame by frame.
-
-    Both float [T, h, w, C] of one size, of any meaning: thumbnails.
+    Both float [T, h, w, C] of one size, of any meaning: thumbnails. In small blocks of every frame the stream is taken
+    for a linear function of the reference: surfaces that meet in a map meet in the picture too, at the same pixels.
+    Texture, which only the picture has, explains nothing and costs nothing.
     """
-    edges, others = _edges(stream), _edges(reference)
-    itself = {shift: float(_likeness(edges, edges, shift).mean()) for shift in _shifts(len(edges))}
+    target, given = _blocks(stream), _blocks(reference)
+    reach = _reach(len(target))
+    inner = np.arange(reach, len(target) - reach)
+    steady = target[inner]
+    shares = {shift: _explained(given[inner], target[inner + shift]) for shift in (0, *_shifts(len(target)))}
+    kept = {shift: _explained(target[inner + shift], steady) for shift in _shifts(len(target))}
 
     def gain(shift: int, span: slice) -> np.ndarray:
-        here, there = _likeness(edges, others, 0), _likeness(edges, others, shift)
-        return (there - here)[span]
+        return (shares[shift] - shares[0])[span]
 
     def full(shift: int, span: slice) -> float:
-        related = max(float(_likeness(edges, others, at)[span].mean()) for at in (0, shift))
-        return related * (1 - itself[shift]) if related > RELATED and 1 - itself[shift] > STILL else 0.0
+        whole = ((1 - kept[shift]) * np.maximum(shares[shift], shares[0]))[span]
+        return float(whole.mean()) if len(whole) and float(whole.mean()) > SLOW else 0.0
 
-    return _judged(len(edges), gain, full)
+    return _judged(len(target), gain, full, STRUCTURE_ABOVE)
+
+
+def check_structure(array: np.ndarray, picture: np.ndarray, where: Path) -> bool:
+    """Hold a map (float [T, H, W, C]) against the picture; True where motion proves them in step."""
+    verdict = by_structure(thumbnails(array), thumbnails(picture))
+    if verdict.shift:
+        text = f"{where} is {steps(verdict.shift)}, by where its surfaces and those of rgb meet"
+        raise ClipError(f"{text}. Mend the order of its frames.")
+    return verdict.sure
 
 
 def by_values(predict: Callable[[int], np.ndarray], truth: np.ndarray) -> Verdict:
@@ -97,7 +106,7 @@ def by_values(predict: Callable[[int], np.ndarray], truth: np.ndarray) -> Verdic
         change = float(changes[shift][span].mean())
         return change if change > STILL * variance else 0.0
 
-    return _judged(count, gain, full)
+    return _judged(count, gain, full, VALUES_ABOVE)
 
 
 def shifted(array: np.ndarray, frames: int) -> np.ndarray:
@@ -111,22 +120,25 @@ def steps(frames: int) -> str:
     return f"out of step: {count} frame{'s' * (count > 1)} {'behind' if frames > 0 else 'ahead'}"
 
 
-def _judged(count: int, gain: Callable[[int, slice], np.ndarray], full: Callable[[int, slice], float]) -> Verdict:
+def _judged(
+    count: int, gain: Callable[[int, slice], np.ndarray], full: Callable[[int, slice], float], above: float
+) -> Verdict:
     """The verdict over the whole clip and, where that finds nothing, over its halves."""
     sure = False
     for span in _spans(count - 2 * _reach(count)):
         gains: dict[int, float] = {}  # of the shifts that fit clearly better
         losses = []  # of the two neighbours, as shares
+        limit = above if span.start == 0 and span.stop == count - 2 * _reach(count) else max(above, HALF_ABOVE)
         for shift in _shifts(count):
             gained, whole = gain(shift, span), full(shift, span)
             share = float(gained.mean()) / whole if whole > 0 else 0.0
-            if share > REFUSED_ABOVE and (gained > 0).mean() >= AGREEING:
+            if share > limit and (gained > 0).mean() >= AGREEING:
                 gains[shift] = float(gained.mean())
             if abs(shift) == 1:
                 losses.append(-share)
         if gains:
             return Verdict(max(gains, key=gains.__getitem__), True)
-        sure = sure or (bool(losses) and min(losses) > SURE_ABOVE)
+        sure = sure or (bool(losses) and min(losses) > SURE_SHARE * above)
     return Verdict(0, sure)
 
 
@@ -146,23 +158,23 @@ def _shifts(count: int) -> list[int]:
     return [shift for shift in range(-reach, reach + 1) if shift]
 
 
-def _edges(pictures: np.ndarray) -> np.ndarray:
-    """float32 [T, n]: strength of the edges, its mean taken off, of length 1 in every frame (0 where there are none).
-
-    The root of the gradient: a few strong edges do not outweigh all others.
-    """
-    padded = np.pad(pictures, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
-    across = padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2]
-    down = padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]
-    strength = np.sqrt(np.hypot(across, down).sum(axis=-1)).reshape(len(pictures), -1)
-    strength -= strength.mean(axis=1, keepdims=True)
-    length = np.linalg.norm(strength, axis=1, keepdims=True)
-    return np.divide(strength, length, out=np.zeros_like(strength), where=length > 0)
+def _blocks(pictures: np.ndarray) -> np.ndarray:
+    """float32 [T, blocks, pixels, C] of spread 1, each block's mean taken off; leftovers at the sides are cut."""
+    count, height_px, width_px, channels = pictures.shape
+    rows, columns = max(1, height_px // BLOCK_PX), max(1, width_px // BLOCK_PX)
+    tall, wide = min(height_px, BLOCK_PX), min(width_px, BLOCK_PX)
+    cut = pictures[:, : rows * tall, : columns * wide].astype(np.float32)
+    cut = cut / (float(cut.std()) or 1.0)
+    parts = cut.reshape(count, rows, tall, columns, wide, channels).transpose(0, 1, 3, 2, 4, 5)
+    parts = parts.reshape(count, rows * columns, tall * wide, channels)
+    return parts - parts.mean(axis=2, keepdims=True)
 
 
-def _likeness(edges: np.ndarray, others: np.ndarray, shift: int) -> np.ndarray:
-    """[frames]: correlation of `edges` at t + shift with `others` at t, over the t that every shift has."""
-    reach = _reach(len(edges))
-    inner = np.arange(reach, len(edges) - reach)
-    correlation: np.ndarray = np.einsum("tn,tn->t", edges[inner + shift], others[inner])
-    return correlation
+def _explained(given: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """[frames]: share of the target's variance, 0..1, that linear functions of `given` explain, block by block."""
+    squares = np.einsum("tbnc,tbnd->tbcd", given, given, dtype=np.float64)
+    squares += RIDGE * given.shape[2] * np.eye(given.shape[-1])
+    products = np.einsum("tbnc,tbnk->tbck", given, target, dtype=np.float64)
+    explained = (products * np.linalg.solve(squares, products)).sum(axis=(1, 2, 3))
+    whole = np.square(target, dtype=np.float64).sum(axis=(1, 2, 3))
+    return np.divide(explained, whole, out=np.zeros_like(explained), where=whole > 0)

@@ -10,6 +10,7 @@ import xxhash
 from manifests.errors import ClipError, OpenUniError
 from manifests.modalities.background import Background
 from manifests.video import clip_of, decode, probe
+from openuni.importers._alignment import by_values, shifted, steps, thumbnails
 from openuni.importers._sequences import VIDEOS, Stream, read_stream
 from openuni.importers._sets import SPLITS
 
@@ -22,6 +23,7 @@ FEWEST_PIXELS = 64  # with soft coverage and an interior nearby, to tell anythin
 CLEAR_LEVELS = 4.0  # mean difference that the two forms must have, to tell anything
 CLEARLY = 0.6  # ratio of the errors of the two forms
 ROUNDING_LEVELS = 8.0  # that a premultiplied colour may lie above its coverage: coding of 8-bit videos
+BLACK_LEVEL = 8  # up to which coding may lift black
 OVER_SHARE = 0.02  # of the soft pixels that may lie above that
 
 
@@ -85,6 +87,25 @@ def straightened(foreground: np.ndarray, alpha: np.ndarray, where: Path) -> np.n
         text = f"{over / soft:.0%} of its edges are brighter than their coverage"
         raise ClipError(f"{where} is not premultiplied: {text}. Leave out premultiplied = true.")
     return out
+
+
+def check_support(alpha: np.ndarray, foreground: np.ndarray, where: Path) -> bool:
+    """Hold a matte against a foreground that is black outside it; True where motion proves them in step.
+
+    A foreground whose colours go on beyond the matte cannot tell. Raises `ClipError` for a matte that is frames ahead
+    or behind.
+    """
+    front = (foreground.max(axis=-1, keepdims=True) > BLACK_LEVEL).astype(np.float32)
+    covered = alpha > 0
+    outside, within = front[~covered], front[alpha > 0.5]
+    if not outside.size or not within.size or outside.mean() > 0.2 or within.mean() < 0.5:
+        return False
+    shown, cover = thumbnails(front), thumbnails(covered.astype(np.float32))
+    verdict = by_values(lambda frames: shifted(cover, frames), shown)
+    if verdict.shift:
+        text = f"{where} is {steps(verdict.shift)}: it then covers the foreground clearly better"
+        raise ClipError(f"{text}. Mend the order of its frames.")
+    return verdict.sure
 
 
 def backdrop(folder: str, name: str, split: str | None, seed: int, shape: tuple[int, int, int]) -> Backdrop:

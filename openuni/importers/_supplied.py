@@ -21,9 +21,10 @@ from manifests.modalities.skeleton import Skeleton
 from manifests.modality import Modality, find_modality, modality_names
 from manifests.payloads import restore
 from manifests.video import clip_of, decode, probe
-from openuni.importers._alignment import SHORT_SIDE_PX, by_edges, steps, thumbnails
+from openuni.importers._alignment import SHORT_SIDE_PX, by_structure, steps, thumbnails
 
 LARGEST_MB = 2000  # of a stored map
+UNCHECKED = ("rgb", "flow", "skeleton")  # steady motion has the same flow in every frame; key points have no pixels
 
 
 class AllMaps(NamedTuple):
@@ -96,34 +97,35 @@ def text_of(sidecar: Mapping[str, Any], key: str, where: str) -> str | None:
 
 
 def small(source: str) -> np.ndarray:
-    """uint8 [T, h, w, 3]: all frames of a video, small enough to compare edges."""
+    """uint8 [T, h, w, 3]: all frames of a video, small enough to compare."""
     return decode(clip_of(source, probe(source)), short_side_px=SHORT_SIDE_PX).frames
 
 
 def in_step(maps: Mapping[str, Modality], frames: np.ndarray, where: str) -> list[str]:
-    """Names of the maps whose edges move as those of the video (uint8 [T, H, W, 3]), which `where` names.
+    """Names of the maps that move as the video (uint8 [T, H, W, 3]) does, which `where` names.
 
     Raises `ClipError` for one that is frames ahead or behind.
     """
     from manifests.resample import resize_smooth
 
-    dense = {name: signal for name, signal in maps.items() if name not in ("rgb", "skeleton")}
+    dense = {name: signal for name, signal in maps.items() if name not in UNCHECKED}
     shown = thumbnails(frames) if dense else frames
     proved = []
     for name, signal in dense.items():
-        pictures = resize_smooth(_pictures(signal), shown.shape[1], shown.shape[2])
-        verdict = by_edges(pictures, shown)
+        verdict = by_structure(resize_smooth(_pictures(signal), shown.shape[1], shown.shape[2]), shown)
         if verdict.shift:
-            raise ClipError(f"{where}: {name} is {steps(verdict.shift)}, by its edges and those of the video")
+            raise ClipError(f"{where}: {name} is {steps(verdict.shift)}: it then fits the video clearly better")
         if verdict.sure:
             proved.append(name)
     return proved
 
 
 def _pictures(signal: Modality) -> np.ndarray:
-    """Values whose differences are edges: for ids whether they differ counts, not by how much."""
+    """Values: of ids whether they differ counts, not by how much; of metres the inverse, which planes are linear in."""
     if isinstance(signal, Segmentation | DensePose):
         ids = signal.array[..., :1].astype(np.uint32)
         scattered = (ids * np.uint32(2654435761)) >> np.uint32(24)  # equal ids stay equal, others become unlike
         return thumbnails(scattered.astype(np.float32))
+    if isinstance(signal, Depth) and signal.unit == "metres":
+        return thumbnails(1 / signal.array)
     return thumbnails(signal.array)

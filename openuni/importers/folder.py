@@ -53,7 +53,7 @@ class Folder(Importer):
     depth_unit: Annotated[Literal["metres", "disparity"], "of plain depth"] = "metres"
     depth_per_level: Annotated[float, "what one level of a depth PNG is, in that unit"] = 0.001
     fps: Annotated[float, "frames per second where rgb is an image sequence"] = 16.0
-    check_alignment: Annotated[bool, "refuse maps whose edges move ahead of the video's or behind them"] = True
+    check_alignment: Annotated[bool, "refuse maps that are frames ahead of the video or behind it"] = True
 
     origin: ClassVar[str] = "folders of one's own; the supplied layout"
 

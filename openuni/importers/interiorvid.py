@@ -15,7 +15,7 @@ from manifests.modalities.normal import Normal
 from manifests.modalities.rgb import RGB
 from manifests.transfer import linear_of, srgb_of
 from openuni.importer import Found, Imported, Importer
-from openuni.importers._alignment import check_edges
+from openuni.importers._alignment import check_structure
 from openuni.importers._intrinsics import Fit, albedo_of, check_product, irradiance_of, normal_of
 from openuni.importers._sequences import IMAGES, VIDEOS, Pictures, check_alike, find_stream, read_stream
 from openuni.importers._sets import Place, clip_folders, one_group, read_text
@@ -112,7 +112,7 @@ class InteriorVid(Importer):
         if self.check_product and {"albedo", "irradiance"} <= maps.keys():
             fit = check_product(picture, maps["albedo"].array, maps["irradiance"].array, streams["rgb"].where)
             edged = [name for name in maps if name == "normal"]
-        sure = [check_edges(maps[name].array, picture, streams[name].where) for name in edged]
+        sure = [check_structure(maps[name].array, picture, streams[name].where) for name in edged]
         is_video = streams["rgb"].kind == "video"
         row = InteriorMaps(
             rgb=None if is_video else RGB(picture),

@@ -75,7 +75,7 @@ class OpenUniCSV(Importer):
     segmentation_colours: Annotated[
         Literal["palette", "any"], "palette: ids by the VOC palette; any: each colour that covers 0.2 % is an instance"
     ] = "palette"
-    check_alignment: Annotated[bool, "refuse maps whose edges move ahead of the video's or behind them"] = True
+    check_alignment: Annotated[bool, "refuse maps that are frames ahead of the video or behind it"] = True
 
     origin: ClassVar[str] = "UnityVideo's released data loader"
 

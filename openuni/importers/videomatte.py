@@ -14,8 +14,8 @@ from manifests.modalities.background import Background
 from manifests.modalities.foreground import Foreground
 from manifests.modalities.rgb import RGB
 from openuni.importer import Found, Imported, Importer
-from openuni.importers._alignment import by_values, check_edges, shifted, steps, thumbnails
-from openuni.importers._mattes import backdrop, composite, form_of, straightened
+from openuni.importers._alignment import by_values, check_structure, shifted, steps, thumbnails
+from openuni.importers._mattes import backdrop, check_support, composite, form_of, straightened
 from openuni.importers._sequences import VIDEOS, Pictures, Stream, check_alike, find_stream, read_stream
 from openuni.importers._sets import MAX_DEPTH, Place, read_text, split_of, subfolders
 
@@ -113,7 +113,7 @@ class VideoMatte(Importer):
         if layers.picture is not None:
             difference, sure = self._check_composite(layers, streams["composite"].where)
         else:
-            sure = check_edges(layers.alpha, layers.foreground, where)
+            sure = check_support(layers.alpha, layers.foreground, where)
         if background is not None:
             file = str(streams["background"].where.relative_to(Path(place.root).resolve()))
         elif layers.picture is None:
@@ -194,7 +194,7 @@ class VideoMatte(Importer):
             ]
             over = [np.maximum(-part, part - 255 * (1 - cover)) for part, cover in zip(rest, alpha, strict=True)]
             difference = float(np.percentile(np.maximum(np.stack(over), 0), CHECKED_PERCENTILE))
-            sure = check_edges(alpha, picture, where)
+            sure = check_structure(alpha, picture, where)
         else:
             front, rear, cover, shown = map(thumbnails, (layers.foreground, layers.background, alpha, picture))
 

@@ -47,7 +47,7 @@ class WebDataset(Importer):
 
     shards: Annotated[str, "pattern of the shards within the folder; ** stands for any folders"] = "**/*.tar"
     caption: Annotated[str, "key of the caption in KEY.json, where there is no KEY.txt"] = "caption"
-    check_alignment: Annotated[bool, "refuse maps whose edges move ahead of the video's or behind them"] = True
+    check_alignment: Annotated[bool, "refuse maps that are frames ahead of the video or behind it"] = True
 
     origin: ClassVar[str] = "the WebDataset convention; openuni export"
 

@@ -80,7 +80,7 @@ def test_stored_maps_come_back_exactly(tmp_path):
         assert np.array_equal(back.array, wanted.array), name
         assert back.constants() == wanted.constants(), name
     assert np.array_equal(clip.modality("flow").valid, METRES > 2)
-    assert clip.row("folder")["aligned_by_motion"] == ["depth", "segmentation"]  # random flow has edges everywhere
+    assert clip.row("folder")["aligned_by_motion"] == ["depth", "segmentation"]
 
 
 def test_plain_maps(tmp_path):

@@ -223,7 +223,7 @@ def test_maps_that_are_not_asked_for_are_not_read(tmp_path, room):
     refused = bring_in("interiorvid", tmp_path / "late", tmp_path / "corpus", modalities=["albedo"])
     assert "ok" in {row["status"] for row in refused.table("clips").to_pylist()}  # the same clip: it is there already
     refused = bring_in("interiorvid", tmp_path / "late", tmp_path / "other", modalities=["albedo"])
-    assert "albedo is out of step: 1 frame behind, by its edges" in reasons(refused)["a"]
+    assert "albedo is out of step: 1 frame behind, by where its surfaces" in reasons(refused)["a"]
 
 
 @pytest.mark.parametrize(

@@ -224,7 +224,7 @@ def outside(base):
 FAULTS = {
     "damaged": (damaged_jpeg, r"0005\.jpg is damaged"),
     "empty": (empty, r"alpha is 0 everywhere"),
-    "late": (late, r"pha/late is out of step: 1 frame behind, by its edges"),
+    "late": (late, r"pha/late is out of step: 1 frame behind"),
     "small": (small, r"0003\.png is 32 x 24, the frames before it are 64 x 48"),
     "flipped": (flipped_bit, r"0002\.png is damaged"),
     "gap": (lambda base: (base / "pha/gap/0004.png").unlink(), r"1 of the frames 0 to 9 are missing, the first is 4"),
