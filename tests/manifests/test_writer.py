@@ -1,5 +1,6 @@
 """Writing a column group: whatever moment a writer dies at, what it finished is saved and nothing else is seen."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import xxhash
 
 from manifests.errors import OpenUniError
 from manifests.shards import TarShard
@@ -162,3 +164,41 @@ def test_a_full_disk_says_what_to_do(store):
 def test_names_that_leave_the_corpus_are_refused(store, name):
     with pytest.raises(OpenUniError, match="is not a name inside"):
         store.read(name)
+
+
+def test_rows_written_as_one_are_seen_together_or_not_at_all(store, tmp_path):
+    writer = PartWriter(store, "clips", SCHEMA)
+    rows = [{"clip_id": name} for name in ("a", "b", "c")]
+    writer.commit(*rows[:1])
+    writer.commit(*rows[1:])
+    journal = writer.part.journal_path
+    writer.part.journal.close()
+    whole = journal.read_bytes()
+    seen = set()
+    for cut in range(whole.index(b"\n") + 1, len(whole) + 1, 7):
+        left = Store(str(tmp_path / f"cut{cut}"))
+        folder = Path(left.root) / "clips" / ".open"
+        folder.mkdir(parents=True)
+        (folder / journal.name).write_bytes(whole[:cut])
+        saved = recover(left, "clips")
+        found = [
+            row["clip_id"]
+            for part in left.names("clips", ".parquet")
+            for row in pq.read_table(left.path(part)).to_pylist()
+        ]
+        assert len(found) == saved
+        seen.add("".join(found))
+    assert recover(store, "clips") == 3 and seen == {"", "a"}
+
+
+def test_journals_of_earlier_versions_are_recovered(store):
+    writer = PartWriter(store, "clips", SCHEMA)
+    writer.commit({"clip_id": "a"})
+    journal = writer.part.journal_path
+    writer.part.journal.close()
+    head = journal.read_bytes().split(b"\n")[0]
+    text = json.dumps({"row": {"clip_id": "old"}, "entries": []}).encode()
+    journal.write_bytes(head + b"\n%016x %s\n" % (xxhash.xxh3_64_intdigest(text), text))
+    assert recover(store, "clips") == 1
+    (part,) = store.names("clips", ".parquet")
+    assert pq.read_table(store.path(part)).column("clip_id").to_pylist() == ["old"]
