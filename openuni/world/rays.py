@@ -160,6 +160,13 @@ class Runs(NamedTuple):
         return index[index < self.rays]
 
 
+def segments(solid: np.ndarray) -> Iterator[tuple[int, int, int]]:
+    """First, one past the last, and value of every run of equal values in `solid` [n]."""
+    starts = np.flatnonzero(np.diff(solid, prepend=-1))
+    ends = [*starts.tolist(), len(solid)][1:]
+    yield from zip(starts.tolist(), ends, solid[starts].tolist(), strict=True)
+
+
 @dataclass(frozen=True, eq=False)
 class Chunks:
     """Runs of up to 256 samples of one solid, with a ball around each: shadows are looked for run by run."""
@@ -173,14 +180,11 @@ class Chunks:
     @classmethod
     def of(cls, points_m: np.ndarray, solid: np.ndarray) -> "Chunks":
         """Of samples [3, n] that are grouped by solid [n]."""
-        runs = np.flatnonzero(np.diff(solid, prepend=-1))
-        ends = np.append(runs[1:], len(solid))
-        starts = np.concatenate(
-            [np.arange(first, last, CHUNK) for first, last in zip(runs.tolist(), ends.tolist(), strict=True)]
-            or [np.empty(0, np.int64)]
-        )
-        if not len(starts):
-            return cls(starts, starts, solid, points_m, np.empty(0, points_m.dtype))
+        runs = [np.arange(first, last, CHUNK) for first, last, _ in segments(solid)]
+        if not runs:
+            nothing = np.empty(0, np.int64)
+            return cls(nothing, nothing, solid, points_m, np.empty(0, points_m.dtype))
+        starts = np.concatenate(runs)
         low, high = (reduce.reduceat(points_m, starts, axis=1) for reduce in (np.minimum, np.maximum))
         radii = np.sqrt(((high - low) ** 2).sum(axis=0)) / 2.0
         stops = np.append(starts[1:], len(solid))

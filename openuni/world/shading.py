@@ -13,7 +13,6 @@ For every pixel, with the mean over its rays written as < >:
 so that linear rgb = albedo * irradiance, up to float32 rounding, wherever no material has gloss.
 """
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +20,7 @@ import numpy as np
 from manifests.transfer import srgb_of
 from openuni.world.camera import Lens
 from openuni.world.pose import Components, dot, transform
-from openuni.world.rays import Chunks, cast, lit, tile_order
+from openuni.world.rays import Chunks, cast, lit, segments, tile_order
 from openuni.world.scene import Moment
 from openuni.world.textures import albedo
 
@@ -89,13 +88,6 @@ def irradiance(moment: Moment, surface: Surface) -> tuple[np.ndarray, np.ndarray
         if scene.solids[index].material.even_light:
             light_sum[:, first:last] = scene.solids[index].material.even_light
     return light_sum, shine
-
-
-def segments(solid: np.ndarray) -> Iterator[tuple[int, int, int]]:
-    """First, one past the last, and value of every run of equal values in `solid` [n]."""
-    starts = np.flatnonzero(np.diff(solid, prepend=-1))
-    ends = [*starts.tolist(), len(solid)][1:]
-    yield from zip(starts.tolist(), ends, solid[starts].tolist(), strict=True)
 
 
 def towards_half(from_light: Components, points: np.ndarray, eye_m: np.ndarray) -> np.ndarray:

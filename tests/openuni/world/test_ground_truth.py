@@ -295,6 +295,26 @@ def test_the_foreground_goes_on_beyond_its_edge(seed: int) -> None:
         assert (outside >= shades.min(axis=0)).all() and (outside <= shades.max(axis=0)).all()
 
 
+def edge_brightness(alpha: np.ndarray, colour: np.ndarray) -> float:
+    """Of half-covered pixels, the foreground's brightness as a share of that of covered pixels beside them; median."""
+    bright, shares = colour.astype(float).sum(axis=-1), []
+    for step, row, column in np.argwhere((alpha > 0.0) & (alpha < 0.6)):
+        window = np.s_[step, max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2]
+        full = bright[window][alpha[window] == 1.0]
+        if len(full):
+            shares.append(bright[step, row, column] / full.mean())
+    assert len(shares) > 20
+    return float(np.median(shares))
+
+
+@pytest.mark.parametrize("seed", LAYER_SEEDS)
+def test_the_foreground_is_straight(seed: int) -> None:
+    """At its soft edge it is about as bright as inside: not multiplied with alpha."""
+    known = arrays("layers", seed)
+    assert 0.75 < edge_brightness(known["alpha"][..., 0], known["foreground"]) < 1.3
+    assert edge_brightness(known["alpha"][..., 0], known["alpha"] * known["foreground"]) < 0.5
+
+
 def test_a_foreground_out_of_the_picture_leaves_the_background() -> None:
     """A camera that looks away: alpha is 0, the picture is the background, and nothing fails."""
     made = clip("layers", 2)

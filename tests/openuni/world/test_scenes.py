@@ -9,7 +9,7 @@ import pytest
 
 from openuni.world import make_clip
 from openuni.world.body import Body, posture
-from openuni.world.camera import CameraPath, Wander
+from openuni.world.camera import CameraPath, Lens, Wander
 from openuni.world.caption import brief_caption
 from openuni.world.furniture import CLOTHS
 from openuni.world.people import SHIRTS
@@ -17,6 +17,7 @@ from openuni.world.places import draw_room
 from openuni.world.presets import PRESETS, random_scene
 from openuni.world.rays import cast
 from openuni.world.scene import COLOURS, Scene
+from openuni.world.shading import render
 
 FILLED = ("person", "persons", "scenes", "interiors", "layers")
 
@@ -188,6 +189,33 @@ def test_a_person_walks_where_the_caption_says() -> None:
                 told += 1
                 assert sign * (end - start)[axis] > 0.6 * np.linalg.norm(end - start)
     assert told > 12
+
+
+def test_a_circle_goes_where_the_caption_says() -> None:
+    """In a long clip people walk in circles: to their left, when the way turns from ahead towards it."""
+    told = set()
+    for seed in range(12):
+        scene = random_scene(seed, 8.0, "person")
+        (body,) = scene.bodies
+        first, middle, last = body.walk.place(np.array([0.0, 0.3, 0.6]))
+        ahead, then = middle - first, last - middle
+        turns_left = np.cross(ahead, then)[1] > 0.0  # y is up: from ahead to the left is right-handed
+        words = brief_caption(scene)
+        if "in a circle" in words:
+            told.add(turns_left)
+            assert ("circle to the left" in words) == turns_left
+            assert ("circle to the right" in words) != turns_left
+    assert told == {True, False}
+
+
+def test_cameras_choose_their_exposure() -> None:
+    """The first frame's linear light is about a quarter of white on average, whatever the lamps are."""
+    for preset in FILLED:
+        for seed in range(3):
+            scene = random_scene(seed, 1.0, preset)
+            light = render(scene.opening, Lens.with_view(36, 48, scene.camera.view_deg), intrinsics=False).light
+            assert 0.15 < light.max(axis=0).mean() < 0.32
+            assert scene.exposure != 1.0
 
 
 def test_every_colour_that_is_used_exists() -> None:

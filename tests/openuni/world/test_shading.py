@@ -6,9 +6,10 @@ import pytest
 from openuni.world.camera import CameraPath, Lens
 from openuni.world.pose import Motion
 from openuni.world.presets import random_scene
+from openuni.world.rays import Chunks, cast, lit
 from openuni.world.sample import draw_room
 from openuni.world.scene import Light, Material, Scene, Solid
-from openuni.world.shading import Surface, frame, irradiance, to_srgb
+from openuni.world.shading import Surface, frame, irradiance, shade, to_srgb
 from openuni.world.shapes import Sphere
 from openuni.world.textures import GRAINS, NOISE_SHARE, albedo, linear_colour, pyramid
 
@@ -47,6 +48,33 @@ def test_a_solid_does_not_shade_its_own_lit_side() -> None:
     assert np.allclose(light, ambient + 5.0 * np.maximum(cosine_m, 0.0) / distance_m**3, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("preset", "seed"), [("solids", 3), ("persons", 3), ("interiors", 1)])
+def test_no_shadow_is_lost_by_looking_for_it_run_by_run(preset: str, seed: int) -> None:
+    """Every sample against every solid, one by one, gives the same shadows; every lamp has some."""
+    moment = random_scene(seed, 1.0, preset).at(0.5)
+    view = moment.scene.camera.view_deg
+    lens = Lens.with_view(36, 48, view)
+    x, y = lens.rays()
+    hits = cast(moment, x, y)
+    order = np.argsort(hits.solid.ravel(), kind="stable")
+    solid, depth = hits.solid.ravel()[order], hits.depth_m.ravel()[order]
+    row, column = np.divmod(order, 48)
+    points = moment.view.to_world(np.stack([x[column] * depth, y[row] * depth, depth]))
+    everywhere = np.ones(len(solid))
+    for light in moment.scene.lights:
+        from_light = points - np.array(light.position_m)[:, None]
+        reached = np.ones(len(solid), bool)
+        for index, (placed, pose) in enumerate(zip(moment.scene.solids, moment.poses, strict=True)):
+            if placed.shades and np.isfinite(placed.shape.bound_m):
+                start = pose.rotation.T @ (np.array(light.position_m) - pose.position_m)
+                with np.errstate(all="ignore"):
+                    factor = placed.shape.hit(start.tolist(), pose.rotation.T @ from_light)
+                reached &= ~((factor < 1.0 - 1e-4) & (solid != index))
+        found = lit(moment, light, Chunks.of(points, solid), from_light, everywhere)
+        assert 0.002 < (~reached).mean() < 0.99
+        assert np.array_equal(found, reached)
+
+
 def test_light_becomes_srgb() -> None:
     coded = to_srgb(np.array([0.0, 0.0031308, 0.2140, 0.5, 1.0, 7.0])[None, None].repeat(3, axis=0))
     assert coded[0, :, 0].tolist() == [0, 10, 127, 188, 255, 255]
@@ -75,3 +103,14 @@ def test_more_samples_only_soften_the_picture() -> None:
     lens = Lens.with_view(48, 64, world.camera.view_deg)
     rough, fine = (frame(world.opening, lens, samples).astype(float) for samples in (1, 4))
     assert 0.3 < np.abs(rough - fine).mean() < 8.0
+
+
+def test_rays_that_meet_nothing_of_interest_bring_nothing() -> None:
+    moment = scene().opening
+    side = np.linspace(-0.4, 0.4, 8, dtype=np.float32)
+    nothing = shade(moment, 50.0, side, side, frozenset())
+    assert nothing.ray.size == 0 and nothing.colour.shape == (3, 0)
+    ball = shade(moment, 50.0, side, side, frozenset({BALL}))
+    everything = shade(moment, 50.0, side, side)
+    assert 0 < ball.ray.size < everything.ray.size == 64
+    assert set(ball.ray.tolist()) == set(everything.ray[everything.solid == BALL].tolist())
