@@ -16,7 +16,7 @@ from openuni.exporter import Batch, Contents, ExportClip, Exporter, Failure, jso
 
 RGB = "rgb"  # the clip's own pixels, among the streams
 CLIPS = "clips.jsonl"
-FRAMES_AT_ONCE = 16  # rendered together: float32 frames are twelve bytes a pixel
+PIXELS_AT_ONCE = 2**22  # rendered together: colours take about a hundred bytes a pixel on their way
 BITS_PER_PIXEL = 0.15  # of H.264 as we write it, to guess how large a video will be
 
 
@@ -62,8 +62,9 @@ class Rendered(Exporter):
 
 def rendering(signal: Modality, height_px: int, width_px: int) -> Iterator[np.ndarray]:
     """uint8 [height_px, width_px, 3] of each frame of a signal, a few at a time."""
-    for start in range(0, len(signal.array), FRAMES_AT_ONCE):
-        part = signal.take(start, start + FRAMES_AT_ONCE)
+    count = max(1, PIXELS_AT_ONCE // (height_px * width_px))
+    for start in range(0, len(signal.array), count):
+        part = signal.take(start, start + count)
         if part.size_px != (height_px, width_px):
             part = part.resize(height_px, width_px)
         for image in part.to_rgb():

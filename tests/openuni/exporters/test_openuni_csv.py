@@ -13,7 +13,7 @@ import openuni
 from manifests.modality import find_modality
 from manifests.video import clip_of, decode, probe
 from openuni.selection import Choice
-from tests.openuni.exporters.rooms import CAPTION, QUIET
+from tests.openuni.exporters.rooms import CAPTION, QUIET, tree
 
 COLUMNS = ["video", "prompt", "depth", "densepose", "raft", "segmentation", "skeleton"]
 MAX_READ = 400
@@ -142,3 +142,9 @@ def test_clips_of_the_same_colours_are_sharper_in_444(corpus, ids, tmp_path):
         frames = frames_of(tmp_path / pixels / "segmentation" / f"{ids['all']}.mp4")
         errors[pixels] = np.abs(frames - truth).mean()
     assert errors["yuv444p"] < 0.6 * errors["yuv420p"]
+
+
+def test_rendering_a_frame_at_a_time_changes_nothing(corpus, out, tmp_path, monkeypatch):
+    monkeypatch.setattr("openuni.exporters._rendered.PIXELS_AT_ONCE", 1)
+    openuni.export(corpus, "openuni-csv", out=tmp_path / "set", reporter=QUIET)
+    assert tree(tmp_path / "set") == tree(out)
