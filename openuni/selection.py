@@ -151,13 +151,13 @@ def _maker(names: list[str], modality: str, annotator: str) -> str:
 
 
 def score_types(corpus: Corpus) -> dict[str, pa.StructType]:
-    """The scores of each filter that has seen a clip of the corpus."""
+    """The scores of each filter that has seen a clip of the corpus; lists (hashes, embeddings) are none."""
     outcome = {field.name for field in OUTCOME_FIELDS}
     found = {}
     for name in corpus.operators("filter"):
         seen = corpus.parts(f"filters/{name}")
         columns = corpus.dataset(f"filters/{name}").schema.field(name).type if seen else ()
-        fields = [field for field in columns if field.name not in outcome]
+        fields = [field for field in columns if field.name not in outcome and not pa.types.is_list(field.type)]
         if fields:
             found[name] = pa.struct(fields)
     return found

@@ -132,6 +132,4 @@ def _feature(kind: pa.DataType) -> dict[str, Any]:
         return {"_type": "Video"}
     if pa.types.is_struct(kind):
         return {field.name: _feature(field.type) for field in kind}
-    if pa.types.is_list(kind):
-        return {"feature": _feature(kind.value_type), "_type": "List"}
     return {"dtype": {"double": "float64"}.get(str(kind), str(kind)), "_type": "Value"}
