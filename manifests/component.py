@@ -25,6 +25,7 @@ HOUSE_PACKAGES = (
     "openuni.importers",
     "openuni.exporters",
     "openuni.shots",
+    "openuni.finders",
 )
 
 

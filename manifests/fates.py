@@ -81,9 +81,12 @@ def kept(corpus: "Corpus", keep: str) -> pa.Array:
 
 def summary(corpus: "Corpus") -> Summary:
     """The ledger by the rule of the last run."""
-    missing = [name for name in corpus.record["filters"] if name not in corpus.operators("filter")]
+    wanted = [*corpus.record["filters"], *_filters_named(select.parse(corpus.record["keep"]))]
+    missing = [name for name in wanted if name not in corpus.operators("filter")]
     rules = [] if missing else select.parse(corpus.record["keep"])  # a filter that never ran leaves all clips pending
-    filters, annotators = _last_run(corpus, "filter"), _last_run(corpus, "annotator")
+    # what compares all clips is no filter of a recipe; a clip that it has not seen is pending where `keep` reads it
+    filters = list(dict.fromkeys([*_last_run(corpus, "filter"), *_filters_of(corpus, rules)]))
+    annotators = _last_run(corpus, "annotator")
     select.check(rules, _schemas(corpus, filters))
     encoded = {f"encode {stream}": group for stream, group in corpus.record["encoded"].items() if corpus.parts(group)}
     groups = {name: f"filters/{name}" for name in filters} | {name: f"annotations/{name}" for name in annotators}
@@ -158,8 +161,13 @@ def _last_run(corpus: "Corpus", kind: str) -> list[str]:
 
 
 def _filters_of(corpus: "Corpus", rules: Sequence[select.Rule]) -> list[str]:
-    named = {column[0] for rule in rules for column in rule.columns}
+    named = _filters_named(rules)
     return [name for name in corpus.operators("filter") if name in named]
+
+
+def _filters_named(rules: Sequence[select.Rule]) -> set[str]:
+    """What rules read besides the clips' own columns and what they have."""
+    return {column[0] for rule in rules for column in rule.columns} - {*clip_schema().names, presence.COLUMN}
 
 
 def _schemas(corpus: "Corpus", filters: Sequence[str]) -> dict[str, pa.Schema]:

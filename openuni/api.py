@@ -9,7 +9,7 @@ from manifests import select as rules
 from manifests import splits
 from manifests.corpus import Corpus
 from manifests.errors import OpenUniError
-from openuni import doctor, selection
+from openuni import doctor, finder, selection
 from openuni.exporter import find_exporter
 from openuni.exporting import Export, Report
 from openuni.importer import find_importer
@@ -137,6 +137,19 @@ def select(corpus: str | Path | Corpus, keep: str, *, out: str | Path) -> Corpus
     source = corpus if isinstance(corpus, Corpus) else Corpus.open(str(corpus))
     rules.parse(keep)
     return source.select(keep, str(out))
+
+
+def duplicates(corpus: str | Path | Corpus, by: str = "hash", **options: Any) -> finder.Report:
+    """Find clips that show the same, over the whole corpus; call it again when the corpus has grown.
+
+    `by`: "hash" (copies; needs the filter perceptual_hash) or "embedding" (the same content; needs the filter
+    embedding), with the `options` of that finder. What is found is the column group `filters/duplicates` or
+    `filters/semantic_duplicates`, which `keep` may read. Raises `OpenUniError` where the filter has not run.
+    """
+    chosen = finder.finder_by(by)
+    opened = corpus if isinstance(corpus, Corpus) else Corpus.open(str(corpus))
+    with opened.lock():
+        return finder.find_copies(build(chosen, options, f"duplicates by {by}"), opened)
 
 
 def split(

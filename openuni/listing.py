@@ -7,6 +7,7 @@ PACKAGES = {
     "annotators": "annotators",
     "modalities": "manifests.modalities",
     "shots": "openuni.shots",
+    "finders": "openuni.finders",
     "importers": "openuni.importers",
     "exporters": "openuni.exporters",
     "codecs": "train.codecs",

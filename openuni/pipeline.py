@@ -24,6 +24,7 @@ from manifests.errors import OpenUniError
 from manifests.operator import Operator
 from manifests.presence import holders
 from openuni import cutting, encode
+from openuni.finder import not_compared
 from openuni.ledger import recorded
 from openuni.phases import ClipItem, IngestSpec, OperatorSpec, SourceItem
 from openuni.progress import Reporter
@@ -221,6 +222,9 @@ class Pipeline:
     def _kept(self, clips: pa.Table) -> pa.Table:
         if not len(clips):
             return clips  # no filter has seen any clip: there is no column yet that `keep` could read
+        note = not_compared(self.corpus, self.recipe.keep)
+        if note:
+            self.reporter.say(note)
         return clips.filter(pc.is_in(clips.column("clip_id"), self.corpus.kept_ids(self.recipe.keep)))
 
     def _missing(self, group: str, wanted: pa.ChunkedArray | pa.Array) -> pa.Array:

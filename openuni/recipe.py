@@ -16,6 +16,7 @@ from manifests.errors import OpenUniError, did_you_mean
 from manifests.modality import modality_names
 from manifests.operator import Annotator, Filter, find_operator
 from manifests.schema import clip_schema, producer_schema
+from openuni.finder import finder_schemas
 from openuni.shot_detector import ShotDetector, find_shot_detector, shot_detector_names
 from train.codec import LatentCodec, TextCodec
 
@@ -152,6 +153,7 @@ class Recipe:
                 part.check()
         schemas = {"clips": clip_schema()}
         schemas |= {f"filters/{name}": producer_schema(type(operator)) for name, operator in self.filters.items()}
+        schemas |= finder_schemas()  # made between runs
         select.check(select.parse(self.keep), schemas)
 
     def as_tables(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Corpora: run, import, export, summary, explain, select, split."""
+"""Corpora: run, import, export, summary, explain, select, duplicates, split."""
 
 import json
 from dataclasses import dataclass
@@ -175,6 +175,25 @@ def select(
 
     chosen = api.select(corpus, keep, out=out)
     print(f"{len(chosen):,} clips in {out}")
+
+
+@app.command()
+def duplicates(
+    corpus: CorpusPlace,
+    by: Annotated[str, typer.Option(help="hash: copies; embedding: clips of the same content")] = "hash",
+    max_distance: Annotated[int | None, typer.Option(help="hash: bits of 64 in which frames may differ")] = None,
+    min_similarity: Annotated[float | None, typer.Option(help="embedding: cosine from which on, up to 1")] = None,
+) -> None:
+    """Find clips that show the same, over the whole corpus, and say which one of them to keep.
+
+    Needs the scores of the filter perceptual_hash, or embedding. Then keep one of each with
+    keep = "duplicates.is_representative" (or semantic_duplicates), in a recipe or with openuni select.
+    """
+    from openuni import api
+
+    given = {"max_distance": max_distance, "min_similarity": min_similarity}
+    options = {name: value for name, value in given.items() if value is not None}
+    print(api.duplicates(corpus, by, **options))
 
 
 @app.command()

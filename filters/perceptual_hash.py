@@ -1,0 +1,67 @@
+"""What a clip looks like, in 64 bits per frame: from it `openuni duplicates` finds copies."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from filters._samples import at_most
+from manifests.clip import DecodedClip
+from manifests.errors import OpenUniError
+from manifests.operator import Filter, sample_evenly
+
+PICTURE_PX = 32  # side of the picture that is hashed
+FREQUENCIES = 8  # of it, so many lowest ones along each side
+MIN_CONTRAST = 2.0  # standard deviation of that picture, levels of 255
+
+
+class Scores(NamedTuple):
+    """Hashes of the sampled frames."""
+
+    hashes: Annotated[
+        list[int], "64-bit hashes of the sampled frames in order, as signed numbers; flat frames are left out"
+    ]
+
+
+@dataclass(frozen=True)
+class PerceptualHash(Filter):
+    """DCT hash of each sampled frame: copies differ in few of 64 bits, other pictures in about half.
+
+    Each frame is reduced to 32 x 32 grey pixels; a bit says whether one of the 64 lowest frequencies (without the
+    mean) is above their median. Re-encoding, scaling and changes of brightness or contrast move 0 to 4 bits, a crop of
+    2 % of each side about 4; mirroring, rotation and large crops make another picture of it. Frames without contrast
+    (black, a plain fade) have no hash: they would all be copies of each other.
+    """
+
+    frames_per_s: Annotated[float, "frames hashed per second of the clip, above 0"] = 1.0
+    max_frames: Annotated[int, "most frames hashed per clip, spread over its whole length; at least 1"] = 32
+
+    origin: ClassVar[str] = (
+        "DCT image hash, Zauner 2010, Implementation and Benchmarking of Perceptual Image Hash Functions"
+    )
+
+    def __post_init__(self) -> None:
+        if self.frames_per_s <= 0 or self.max_frames < 1:
+            given = f"frames_per_s = {self.frames_per_s}, max_frames = {self.max_frames}"
+            raise OpenUniError(f"perceptual_hash: {given}. Allowed: frames_per_s above 0, max_frames at least 1.")
+
+    def sample(self, times_s: np.ndarray) -> np.ndarray:
+        """Frames nearest to an even grid in time."""
+        return at_most(sample_evenly(times_s, self.frames_per_s), self.max_frames)
+
+    def run(self, model: Any, clip: DecodedClip) -> Scores:
+        """Hashes of the frames given."""
+        found = (frame_hash(frame) for frame in clip.frames)
+        return Scores([value for value in found if value is not None])
+
+
+def frame_hash(frame: np.ndarray) -> int | None:
+    """The 64 bits of a frame (uint8 [H, W, 3]) as a signed number, None for a frame without contrast."""
+    import cv2
+
+    grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    small = cv2.resize(grey, (PICTURE_PX, PICTURE_PX), interpolation=cv2.INTER_AREA)
+    if small.std() < MIN_CONTRAST:
+        return None
+    low = cv2.dct(small)[: FREQUENCIES + 1, : FREQUENCIES + 1].ravel()[1 : FREQUENCIES**2 + 1]
+    return int(np.packbits(low > np.median(low)).view(">i8")[0])

@@ -1,0 +1,1 @@
+"""Finders: what only a look at all clips together can tell, one file each."""
