@@ -18,13 +18,15 @@ from manifests.errors import ClipError
 REACH = 3  # frames
 SHORT_SIDE_PX = 96  # of the pictures that are compared
 VALUES_ABOVE = 0.5  # of the gain that a truly shifted stream has; above that it is refused
-STRUCTURE_ABOVE = 0.3  # the same where the gain is only estimated; aligned clips stay below 0.15
+STRUCTURE_ABOVE = 0.5  # the same where the gain is only estimated
 SURE_SHARE = 0.5  # of that limit: what an aligned stream must lose at both neighbours
 AGREEING = 0.75  # of the frames
+FEWEST_BY_VALUES = 2  # frames to judge by
+FEWEST_BY_STRUCTURE = 7
 MIN_HALF = 6  # frames of a half that is judged by itself
 STILL = 1e-4  # change by itself, as a share of the variance, below which nothing can be told
-SLOW = 0.02  # the same of what the picture explains of a map: less is within its own noise
-HALF_ABOVE = 0.6  # a half, with fewer frames, must be clearer
+SLOW = 0.03  # the same of what the picture explains of a map: less is within its own noise
+HALF_ABOVE = 0.8  # a half, with fewer frames, must be clearer
 BLOCK_PX = 8
 RIDGE = 1e-4  # of the variance: blocks without any structure explain nothing
 
@@ -55,11 +57,11 @@ def by_structure(stream: np.ndarray, reference: np.ndarray) -> Verdict:
     Texture, which only the picture has, explains nothing and costs nothing.
     """
     target, given = _blocks(stream), _blocks(reference)
-    reach = _reach(len(target))
+    reach = _reach(len(target), FEWEST_BY_STRUCTURE)
     inner = np.arange(reach, len(target) - reach)
     steady = target[inner]
-    shares = {shift: _explained(given[inner], target[inner + shift]) for shift in (0, *_shifts(len(target)))}
-    kept = {shift: _explained(target[inner + shift], steady) for shift in _shifts(len(target))}
+    shares = {shift: _explained(given[inner], target[inner + shift]) for shift in (0, *_shifts(reach))}
+    kept = {shift: _explained(target[inner + shift], steady) for shift in _shifts(reach)}
 
     def gain(shift: int, span: slice) -> np.ndarray:
         return (shares[shift] - shares[0])[span]
@@ -68,7 +70,7 @@ def by_structure(stream: np.ndarray, reference: np.ndarray) -> Verdict:
         whole = ((1 - kept[shift]) * np.maximum(shares[shift], shares[0]))[span]
         return float(whole.mean()) if len(whole) and float(whole.mean()) > SLOW else 0.0
 
-    return _judged(len(target), gain, full, STRUCTURE_ABOVE)
+    return _judged(_Margin(len(inner), reach, STRUCTURE_ABOVE), gain, full)
 
 
 def check_structure(array: np.ndarray, picture: np.ndarray, where: Path) -> bool:
@@ -87,9 +89,9 @@ def by_values(predict: Callable[[int], np.ndarray], truth: np.ndarray) -> Verdic
     frame will do.
     """
     count = len(truth)
-    predictions = {shift: predict(shift) for shift in (0, *_shifts(count))}
+    reach = _reach(count, FEWEST_BY_VALUES)
+    predictions = {shift: predict(shift) for shift in (0, *_shifts(reach))}
     variance = float(truth.var()) or 1.0
-    reach = _reach(count)
     inner = slice(reach, count - reach)
 
     def squared(one: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -106,7 +108,7 @@ def by_values(predict: Callable[[int], np.ndarray], truth: np.ndarray) -> Verdic
         change = float(changes[shift][span].mean())
         return change if change > STILL * variance else 0.0
 
-    return _judged(count, gain, full, VALUES_ABOVE)
+    return _judged(_Margin(count - 2 * reach, reach, VALUES_ABOVE), gain, full)
 
 
 def shifted(array: np.ndarray, frames: int) -> np.ndarray:
@@ -120,16 +122,22 @@ def steps(frames: int) -> str:
     return f"out of step: {count} frame{'s' * (count > 1)} {'behind' if frames > 0 else 'ahead'}"
 
 
-def _judged(
-    count: int, gain: Callable[[int, slice], np.ndarray], full: Callable[[int, slice], float], above: float
-) -> Verdict:
+class _Margin(NamedTuple):
+    """What is judged."""
+
+    frames: int
+    reach: int
+    above: float  # the share of a true shift's gain that is refused
+
+
+def _judged(margin: _Margin, gain: Callable[[int, slice], np.ndarray], full: Callable[[int, slice], float]) -> Verdict:
     """The verdict over the whole clip and, where that finds nothing, over its halves."""
     sure = False
-    for span in _spans(count - 2 * _reach(count)):
+    for span in _spans(margin.frames):
         gains: dict[int, float] = {}  # of the shifts that fit clearly better
         losses = []  # of the two neighbours, as shares
-        limit = above if span.start == 0 and span.stop == count - 2 * _reach(count) else max(above, HALF_ABOVE)
-        for shift in _shifts(count):
+        limit = margin.above if span == slice(0, margin.frames) else max(margin.above, HALF_ABOVE)
+        for shift in _shifts(margin.reach):
             gained, whole = gain(shift, span), full(shift, span)
             share = float(gained.mean()) / whole if whole > 0 else 0.0
             if share > limit and (gained > 0).mean() >= AGREEING:
@@ -138,7 +146,7 @@ def _judged(
                 losses.append(-share)
         if gains:
             return Verdict(max(gains, key=gains.__getitem__), True)
-        sure = sure or (bool(losses) and min(losses) > SURE_SHARE * above)
+        sure = sure or (bool(losses) and min(losses) > SURE_SHARE * margin.above)
     return Verdict(0, sure)
 
 
@@ -149,12 +157,12 @@ def _spans(count: int) -> Iterator[slice]:
         yield slice(count // 2, count)
 
 
-def _reach(count: int) -> int:
-    return max(0, min(REACH, (count - 2) // 2))
+def _reach(count: int, fewest: int) -> int:
+    """Frames of the largest shift that leaves `fewest` frames to judge by."""
+    return max(0, min(REACH, (count - fewest) // 2))
 
 
-def _shifts(count: int) -> list[int]:
-    reach = _reach(count)
+def _shifts(reach: int) -> list[int]:
     return [shift for shift in range(-reach, reach + 1) if shift]
 
 
@@ -172,9 +180,9 @@ def _blocks(pictures: np.ndarray) -> np.ndarray:
 
 def _explained(given: np.ndarray, target: np.ndarray) -> np.ndarray:
     """[frames]: share of the target's variance, 0..1, that linear functions of `given` explain, block by block."""
-    squares = np.einsum("tbnc,tbnd->tbcd", given, given, dtype=np.float64)
-    squares += RIDGE * given.shape[2] * np.eye(given.shape[-1])
-    products = np.einsum("tbnc,tbnk->tbck", given, target, dtype=np.float64)
+    across = given.swapaxes(2, 3)
+    squares = (across @ given).astype(np.float64) + RIDGE * given.shape[2] * np.eye(given.shape[-1])
+    products = (across @ target).astype(np.float64)
     explained = (products * np.linalg.solve(squares, products)).sum(axis=(1, 2, 3))
     whole = np.square(target, dtype=np.float64).sum(axis=(1, 2, 3))
     return np.divide(explained, whole, out=np.zeros_like(explained), where=whole > 0)

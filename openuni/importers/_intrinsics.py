@@ -103,8 +103,11 @@ def check_product(picture: np.ndarray, albedo: np.ndarray, irradiance: np.ndarra
     """
     shown = thumbnails(picture) / np.float32(255)
     colour, light = thumbnails(albedo), thumbnails(irradiance)
-    sure = _check_steps(colour, light, shown, where)
-    predicted = _product(colour, light)
+    given = linear_of(shown)
+    # roots stand in for sRGB: they tell dark from bright as evenly, and the root of a product is one of roots
+    sure = _check_steps(np.sqrt(colour), np.sqrt(light), np.sqrt(given), where)
+    linear = colour * light
+    predicted = srgb_of(np.clip(linear, 0, 1))
     correlation = _correlation(predicted, shown)
     if correlation is not None and correlation < SMALLEST_CORRELATION:
         raise ClipError(
@@ -112,7 +115,6 @@ def check_product(picture: np.ndarray, albedo: np.ndarray, irradiance: np.ndarra
             f"{SMALLEST_CORRELATION}. Check that the folders belong together and the codings (albedo_coding, ...); "
             "check_product = false takes the clip as it is."
         )
-    linear, given = colour * light, linear_of(shown)
     fair = (linear > DARK) & (given > DARK) & (given < 0.95)
     gain = float(np.median(given[fair] / linear[fair])) if fair.any() else None
     if gain is not None and not GAINS[0] <= gain <= GAINS[1]:
@@ -147,7 +149,8 @@ def _check_steps(albedo: np.ndarray, irradiance: np.ndarray, shown: np.ndarray, 
 
 
 def _product(albedo: np.ndarray, irradiance: np.ndarray) -> np.ndarray:
-    return srgb_of(np.clip(albedo * irradiance, 0, 1))
+    product: np.ndarray = np.minimum(albedo * irradiance, 1)
+    return product
 
 
 def _correlation(one: np.ndarray, other: np.ndarray) -> float | None:
