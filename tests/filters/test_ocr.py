@@ -164,6 +164,28 @@ def test_a_title_that_is_shown_too_short_is_not_an_overlay(model):
     assert share(scores(model, frames, fps=4.0, stays_s=0.25)) == [1, 0, 0]
 
 
+def test_kinds_that_overlap_still_add_up_to_the_union():
+    frames = [lettered(frame)[0] for frame in pan([(9 * index, 3 * index) for index in range(3)])]
+    title = [(40, 140), (320, 140), (320, 190), (40, 190)]
+    found_boxes = iter(
+        [(title, [(left, 100), (left + 50, 100), (left + 50, 190), (left, 190)]) for left in (60, 120, 180)]
+    )
+    found = scores(lambda frame: boxes(*next(found_boxes))(frame), frames)
+    assert found.overlay_area_share == pytest.approx(280 * 50 / (HEIGHT_PX * WIDTH_PX), rel=0.05)
+    assert found.scene_area_share == pytest.approx(50 * 40 / (HEIGHT_PX * WIDTH_PX), rel=0.05)  # what stands out above
+    assert found.text_area_share == pytest.approx((280 * 50 + 50 * 40) / (HEIGHT_PX * WIDTH_PX), rel=0.05)
+
+
+def test_a_box_that_grows_is_not_at_rest():
+    from filters._text_kinds import Kind, kinds_of
+
+    frames = [lettered(frame)[0][..., 0] for frame in pan([(9 * index, 3 * index) for index in range(2)])]
+    word = np.array([(40, 150), (150, 150), (150, 190), (40, 190)], np.float32)
+    line = np.array([(40, 150), (320, 150), (320, 190), (40, 190)], np.float32)
+    found = kinds_of(frames, [[word], [line]], np.array([0.0, 1.0]), 1.0)
+    assert found == [[Kind.SCENE], [Kind.SCENE]]
+
+
 def test_other_words_in_the_same_place_are_other_text():
     from filters._text_kinds import Kind, kinds_of
 

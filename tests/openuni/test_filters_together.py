@@ -1,5 +1,8 @@
 """Filters of one run share one decode, and a codec without motion vectors is no failure of its clips."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 import openuni
@@ -85,7 +88,13 @@ def test_without_a_rule_about_it_the_clip_is_ok(raw, tmp_path, corpus):
     assert summary.unavailable == corpus.summary().unavailable
 
 
-def test_it_counts_as_done_in_the_phase_and_is_not_computed_again(corpus, raw):
+def test_the_phase_has_no_failures(corpus):
+    (ledger,) = (json.loads(path.read_text()) for path in (Path(corpus.store.url) / "runs").glob("*.json"))
+    assert {phase["failed"] for phase in ledger["phases"]} == {0}
+    assert ledger["summary"]["unavailable"] == [{"operator": "motion_vectors", "clips": 1}]
+
+
+def test_it_counts_as_done_and_is_not_computed_again(corpus, raw):
     before = corpus.table("filters/motion_vectors").to_pylist()
     again = run(raw, corpus.store.url, KEEP)
     assert again.table("filters/motion_vectors").to_pylist() == before
