@@ -1,5 +1,6 @@
 """Hard cuts, dissolves and fades without weights: does mixing two pictures explain the frames between them?"""
 
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, NamedTuple
@@ -28,6 +29,7 @@ MAX_LEFT_DETAIL = 0.8  # of a dissolve's frames, relative to a straight line bet
 MIN_EXPLAINED = 0.35  # share of the frames' variance that is a mix of the two ends; motion takes the rest
 UNEXPLAINED_WEIGHT = 0.05  # what that rest adds to a dissolve's misfit
 MIN_FADE_EXPLAINED = 0.6
+LENGTH_WEIGHT = 0.004  # by which a frame more makes up for misfit: each part of a fade fits as well as the whole
 MIN_PLAIN_FRAMES = 6  # of plain frames without a fade: fewer may be a flash
 HARD_TIMES_USUAL = 12.0  # a change that much larger than those around it is a hard cut, even between like pictures
 MIN_HARD_CHANGE = 0.2  # if it is at least this, in 1 - correlation
@@ -66,9 +68,11 @@ class Gradual(ShotDetector):
     def transitions(self, model: Any, frames: Iterable[np.ndarray], timeline: Timeline) -> list[Transition]:
         """See `ShotDetector.transitions`. Keeps about 180 bytes per frame."""
         signal = measure(frames)
-        spans = _best([*self._dissolves(signal), *self._fades(signal)])
-        plain = [_Found(0.0, start, stop, "fade", "plain") for start, stop in runs(signal.products[:, 0] < FLAT)]
-        soft = _joined(sorted([*spans, *plain], key=lambda one: one.start))
+        plain = [_Found(0.0, start, stop, "plain") for start, stop in runs(signal.products[:, 0] < FLAT)]
+        fades = _joined(sorted([*_best(self._fades(signal)), *plain], key=lambda one: one.start))
+        left = (one for one in self._dissolves(signal) if all(_apart(one, fade) for fade in fades))
+        dissolves = [_transition([one], "dissolve") for one in _best(left)]
+        soft = sorted([*fades, *dissolves])
         return sorted([*soft, *self._hard_cuts(signal, soft)], key=lambda one: one.start)
 
     def _dissolves(self, signal: "Signal") -> Iterator["_Found"]:
@@ -80,7 +84,7 @@ class Gradual(ShotDetector):
                 fits &= (fit.left_detail < MAX_LEFT_DETAIL) & (fit.explained > MIN_EXPLAINED)
                 for place in np.flatnonzero(fits).tolist():
                     first, cost = fit.first + place, float(misfit[place]) / self.dissolve_misfit
-                    yield _Found(cost, first + 1, first + span, "dissolve", "both")
+                    yield _Found(cost, first + 1, first + span, "both")
 
     def _fades(self, signal: "Signal") -> Iterator["_Found"]:
         for span in FADE_SPANS:
@@ -89,10 +93,11 @@ class Gradual(ShotDetector):
                 ends = ((fit.detail_a, fit.power_a), (fit.detail_b, fit.power_b))
                 for half, bright, dark in (("out", *ends), ("in", *ends[::-1])):
                     sinks = (dark[0] < MAX_DARK_SHARE * bright[0]) & (dark[1] < MAX_DARK_SHARE * bright[1])
+                    sinks &= dark[0] <= fit.least_detail + MIN_DETAIL  # and has not begun to rise again
                     for place in np.flatnonzero(good & sinks & (bright[0] > MIN_FADED_DETAIL)).tolist():
                         first = fit.first + place + (half == "out")  # the dark end's frame is part of the fade
-                        cost = float(fit.fade_misfit[place]) - 0.0005 * span  # of equals the longest
-                        yield _Found(cost / self.fade_misfit, first, first + span, "fade", half)
+                        cost = float(fit.fade_misfit[place]) - LENGTH_WEIGHT * span
+                        yield _Found(cost / self.fade_misfit, first, first + span, half)
 
     def _hard_cuts(self, signal: "Signal", soft: Sequence[Transition]) -> Iterator[Transition]:
         near, count = signal.alike(1), len(signal.detail)
@@ -134,7 +139,7 @@ def measure(frames: Iterable[np.ndarray]) -> Signal:
 
     size = HEIGHT_PX // 2 * (WIDTH_PX // 2) * 3
     held = np.zeros((MAX_SPAN + 1, size), np.float32)  # the last coarse pictures; frame t in row t modulo the length
-    products, detail = [], []
+    products, detail = array("f"), array("f")
     for number, frame in enumerate(frames):
         image = frame.astype(np.float32)
         fine = cv2.GaussianBlur(image, (0, 0), 1) - cv2.GaussianBlur(image, (0, 0), 5)
@@ -143,9 +148,9 @@ def measure(frames: Iterable[np.ndarray]) -> Signal:
         coarse = cv2.GaussianBlur(coarse, (3, 3), 0)
         row = number % len(held)
         held[row] = (coarse - coarse.mean(axis=(0, 1))).ravel() / np.sqrt(size)
-        products.append(np.roll((held @ held[row])[::-1], row + 1))
-    shape = (len(products), MAX_SPAN + 1)
-    return Signal(np.array(products, np.float32).reshape(shape), np.array(detail, np.float32))
+        products.frombytes(np.roll((held @ held[row])[::-1], row + 1).tobytes())
+    shape = (len(detail), MAX_SPAN + 1)
+    return Signal(np.frombuffer(products, np.float32).reshape(shape), np.frombuffer(detail, np.float32))
 
 
 class _Found(NamedTuple):
@@ -154,8 +159,7 @@ class _Found(NamedTuple):
     cost: float  # misfit relative to what is allowed
     start: int
     stop: int
-    kind: Kind
-    part: str  # both ends, a fade's half (out, in), or plain
+    part: str  # both: a dissolve; out, in: a fade's half; plain: nothing to see
 
 
 class _Fit(NamedTuple):
@@ -168,6 +172,7 @@ class _Fit(NamedTuple):
     explained: np.ndarray  # share of the variance
     alike: np.ndarray
     uneven: np.ndarray  # standard deviation of the steps by which one end replaces the other
+    least_detail: np.ndarray  # of the frames between
     detail_a: np.ndarray
     detail_b: np.ndarray
     power_a: np.ndarray
@@ -207,6 +212,7 @@ def _fit(signal: Signal, start: np.ndarray, span: int) -> _Fit:
         explained=1 - rest.sum(axis=1) / (own.sum(axis=1) + span * NOISE),
         alike=shared / np.sqrt((power_a + NOISE) * (power_b + NOISE)),
         uneven=steps.std(axis=1),
+        least_detail=at.min(axis=1),
         detail_a=detail_a,
         detail_b=detail_b,
         power_a=power_a,
@@ -221,37 +227,31 @@ def _around(change: np.ndarray) -> np.ndarray:
     return np.maximum(windows[:, :3].max(axis=1), windows[:, 4:].max(axis=1))
 
 
-def _best(found: Sequence[_Found]) -> list[_Found]:
+def _best(found: Iterable[_Found]) -> list[_Found]:
     """Of stretches that overlap the one that fits best."""
     chosen: list[_Found] = []
     for one in sorted(found):
-        if all(one.stop <= other.start or one.start >= other.stop for other in chosen):
+        if all(_apart(one, other) for other in chosen):
             chosen.append(one)
     return chosen
 
 
+def _apart(one: _Found, other: _Found | Transition) -> bool:
+    return one.stop <= other.start or one.start >= other.stop
+
+
 def _joined(found: Sequence[_Found]) -> list[Transition]:
-    """Dissolves as they are; a fade's halves and plain frames as one.
+    """A fade's halves and plain frames as one transition. `found`: in order of their first frames.
 
     A half alone that ends in no plain frame is none: the light of a scene may change as well.
     """
     groups: list[list[_Found]] = []
     for one in found:
-        last = groups[-1] if groups else None
-        if last and "dissolve" not in (one.kind, last[-1].kind) and _belong(last[-1], one):
-            last.append(one)
+        if groups and _belong(groups[-1][-1], one):
+            groups[-1].append(one)
         else:
             groups.append([one])
-    transitions: list[Transition] = []
-    for group in groups:
-        if len(group) == 1 and group[0].kind == "fade" and not _is_plain_stretch(group[0]):
-            continue
-        confidence = 1 - min(1.0, max(0.0, max(one.cost for one in group))) / 2
-        start, stop = group[0].start, max(one.stop for one in group)
-        if transitions and transitions[-1].stop > start:  # plain frames within a dissolve
-            continue
-        transitions.append(Transition(start, stop, group[0].kind, confidence))
-    return transitions
+    return [_transition(group, "fade") for group in groups if len(group) > 1 or _is_plain_stretch(group[0])]
 
 
 def _is_plain_stretch(one: _Found) -> bool:
@@ -261,3 +261,8 @@ def _is_plain_stretch(one: _Found) -> bool:
 def _belong(before: _Found, after: _Found) -> bool:
     """Whether two parts of fades are of the same: nothing bright lies between them."""
     return before.part != "in" and after.part != "out" and after.start - before.stop <= JOIN_FRAMES
+
+
+def _transition(parts: Sequence[_Found], kind: Kind) -> Transition:
+    worst = min(1.0, max(0.0, max(part.cost for part in parts)))
+    return Transition(parts[0].start, max(part.stop for part in parts), kind, 1 - worst / 2)
