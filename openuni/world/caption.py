@@ -25,7 +25,7 @@ def caption(scene: Scene, seen: frozenset[int] | None = None) -> str:
         moving = camera_phrase(scene.camera)
         return sentence(f"{listed(phrases)} {moving}" if len(phrases) == 1 else f"{listed(phrases)}, {moving}")
     movers = moving_phrases(scene, seen, view, brief=False)
-    still = [f"{thing.detailed}{side(scene, thing, view)}" for thing in standing(scene, seen)]
+    still = still_phrases(scene, standing(scene, seen), view)
     opening = f"{scene.place}, {listed(movers)}" if movers else f"a view {scene.place} with {listed(still)}"
     rest = (
         [sentence(f"around {'it' if len(movers) == 1 else 'them'} there {be(still)} {listed(still)}")]
@@ -68,8 +68,16 @@ def counted(noun: str, count: int) -> str:
 
 
 def be(phrases: list[str]) -> str:
-    """ "is" or "are", by what comes first."""
-    return "is" if len(phrases) == 1 else "are"
+    """ "is" for one thing, else "are"."""
+    return "is" if len(phrases) == 1 and phrases[0].startswith("a") else "are"
+
+
+def still_phrases(scene: Scene, things: list[Thing], view: View) -> list[str]:
+    """Each thing with where it is; those that are alike are counted."""
+    alike = Counter(thing.detailed for thing in things)
+    several = {thing.detailed: counted(thing.brief, alike[thing.detailed]) for thing in things}
+    single = {thing.detailed: f"{thing.detailed}{side(scene, thing, view)}" for thing in things}
+    return [single[words] if count == 1 else several[words] for words, count in alike.items()]
 
 
 def standing(scene: Scene, seen: frozenset[int] | None) -> list[Thing]:

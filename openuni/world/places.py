@@ -24,13 +24,13 @@ FLOORS: tuple[tuple[str, str, Pattern], ...] = (
     ("oak", "walnut", "planked"),
     ("beech", "oak", "planked"),
     ("walnut", "umber", "planked"),
-    ("stone", "grey", "checkered"),
+    ("stone", "cream", "checkered"),
     ("white", "slate", "checkered"),
     ("sand", "stone", "mottled"),
 )
 GROUNDS: tuple[tuple[str, str, Pattern], ...] = (
     ("grass", "moss", "mottled"),
-    ("stone", "grey", "bricked"),
+    ("stone", "slate", "bricked"),
     ("sand", "stone", "mottled"),
 )
 HEDGES: tuple[tuple[str, str, Pattern], ...] = (

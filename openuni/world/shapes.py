@@ -123,12 +123,14 @@ class Box(Shape):
 
     def hit(self, origin: Point, direction: Components) -> np.ndarray:
         """See `Shape`. The ray is inside between the last entry into and the first exit from the three slabs."""
-        enter: np.ndarray | float = 0.0
-        leave: np.ndarray | float = math.inf
-        for start, half, step in zip(origin, self.half_m, direction, strict=True):
-            first, last = slab(start, half, step)
-            enter, leave = np.maximum(enter, first), np.minimum(leave, last)
-        return np.where((enter < leave) & (enter > 0.0), enter, np.inf)
+        enter, leave = slab(origin[0], self.half_m[0], direction[0])
+        for axis in (1, 2):
+            first, last = slab(origin[axis], self.half_m[axis], direction[axis])
+            np.maximum(enter, first, out=enter)
+            np.minimum(leave, last, out=leave)
+        missed = (enter >= leave) | (enter <= 0.0)
+        np.putmask(enter, missed, np.inf)
+        return enter
 
     def surface(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `Shape`. The face is the one nearest to the point."""
@@ -371,9 +373,13 @@ class Dome(Shape):
 def slab(start: float | np.ndarray, half_m: float | np.ndarray, step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The factors at which rays enter and leave the slab -half_m..half_m of one axis."""
     along = np.abs(step) < TINY
-    inverse = 1.0 / (np.where(along, TINY, step) if along.any() else step)
-    middle, reach = -start * inverse, half_m * np.abs(inverse)
-    return middle - reach, middle + reach
+    reach = 1.0 / (np.where(along, TINY, step) if along.any() else step)
+    middle = -start * reach
+    np.abs(reach, out=reach)
+    reach *= half_m
+    first = middle - reach
+    middle += reach
+    return first, middle
 
 
 def ball_hit(origin: Sequence[float | np.ndarray], direction: Components, radius_m: float) -> np.ndarray:
