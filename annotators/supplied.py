@@ -3,9 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, NamedTuple, get_type_hints
-
-import numpy as np
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 from manifests.beside import beside, read_small
 from manifests.clip import DecodedClip
@@ -23,11 +21,10 @@ from manifests.modalities.segmentation import Segmentation
 from manifests.modalities.skeleton import Skeleton
 from manifests.modality import Modality, find_modality
 from manifests.operator import Annotator
-from manifests.video import Limits, probe
+from manifests.payloads import restore
 
 FORMAT = "openuni-supplied-1"
 MAX_JSON_BYTES = 1 << 20
-MAX_ASPECT_ERROR = 0.05  # a map of another shape than the frames belongs to another video
 
 
 class SuppliedMaps(NamedTuple):
@@ -86,9 +83,9 @@ class Supplied(Annotator):
                 where = f"{sidecar}, modality {modality.name}"
                 file, constants = _entry(entries[modality.name], modality, where)
                 data = _read(f"{folder}/{file}", self.max_file_mb * 10**6)
-                if modality.suffix == "mkv":  # other files hold their values as they are
-                    _refuse_bomb(f"{folder}/{file}", clip, where)
-                found[modality.name] = _fitted(_decode(modality, data, constants, where), clip, where)
+                size_px = clip.clip.height_px, clip.clip.width_px
+                maps = restore(modality, data, constants, where, clip.clip.frame_count, size_px)
+                found[modality.name] = _at_most(maps, *clip.frames.shape[1:3])
         return SuppliedMaps(**found, supplied_count=sum(maps is not None for maps in found.values()))
 
 
@@ -131,48 +128,13 @@ def _entry(entry: Any, modality: type[Modality], where: str) -> tuple[str, Any]:
     well_formed = isinstance(entry, dict) and isinstance(entry.get("file"), str)
     if not (well_formed and isinstance(entry.get("constants"), dict)):
         raise ClipError(f'{where}: must be {{"file": "NAME.{modality.suffix}", "constants": {{...}}}}')
-    from pydantic import ConfigDict, TypeAdapter
-
     file, given = entry["file"], entry["constants"]
     if file in ("", ".", "..") or any(part in file for part in ("/", "\\", "\0", ":")):
         raise ClipError(f"{where}: file {file!r} must be a plain name of a file in the video's own folder")
-    # strict: JSON's numbers, texts and lists in the declared fields, no conversion, no NaN, nothing else
-    adapter = TypeAdapter(modality.constants_type, config=ConfigDict(strict=True, allow_inf_nan=False))
-    try:
-        return file, adapter.validate_json(json.dumps(given))
-    except ValueError as error:
-        needs = ", ".join(get_type_hints(modality.constants_type))
-        raise ClipError(f"{where}: constants of {modality.__name__} are {needs}. {error}") from error
+    return file, given
 
 
-def _refuse_bomb(location: str, clip: DecodedClip, where: str) -> None:
-    """Look at frame count and size before decoding, so that a small file cannot unfold to fill the memory."""
-    video = clip.clip
-    info = probe(location, Limits(max_frame_count=video.frame_count))
-    if len(info.pts) != video.frame_count or info.width_px > video.width_px or info.height_px > video.height_px:
-        raise ClipError(
-            f"{where}: the file holds {len(info.pts)} maps of {info.width_px} x {info.height_px}, the video has "
-            f"{video.frame_count} frames of {video.width_px} x {video.height_px}. Allowed: as many, and not larger."
-        )
-
-
-def _decode(modality: type[Modality], data: bytes, constants: Any, where: str) -> Modality:
-    try:
-        return modality.decode(data, constants)
-    except (OSError, ValueError) as error:  # the two that FFmpeg's errors derive from
-        raise ClipError(f"{where}: cannot decode the file: {error}") from error
-
-
-def _fitted(maps: Modality, clip: DecodedClip, where: str) -> Modality:
-    """`maps` at most as large as the frames, after checking that they belong to them."""
-    height_px, width_px = clip.frames.shape[1:3]
-    count, (map_height_px, map_width_px) = len(maps.array), maps.size_px
-    if count != clip.clip.frame_count:
-        raise ClipError(f"{where}: {count} maps could be decoded, the clip has {clip.clip.frame_count} frames")
-    aspect_error = abs(np.log((map_width_px / map_height_px) / (width_px / height_px)))
-    if aspect_error > MAX_ASPECT_ERROR:
-        sizes = f"maps are {map_width_px} x {map_height_px}, frames {width_px} x {height_px}"
-        raise ClipError(f"{where}: {sizes}: another aspect ratio, so another video")
-    if map_height_px > height_px or map_width_px > width_px:
-        return maps.resize(height_px, width_px)
-    return maps
+def _at_most(maps: Modality, height_px: int, width_px: int) -> Modality:
+    """Scaled down to the frames where they are larger."""
+    larger = maps.size_px[0] > height_px or maps.size_px[1] > width_px
+    return maps.resize(height_px, width_px) if larger else maps

@@ -56,6 +56,7 @@ def check_fit(signal: Modality, where: str, frames: int, size_px: tuple[int, int
         raise ClipError(f"{where}: {len(signal.array)} maps, the video has {frames} frames")
     (map_height_px, map_width_px), (height_px, width_px) = signal.size_px, size_px
     ratio = (map_width_px / map_height_px) / (width_px / height_px)
-    if not 1 - MAX_ASPECT_ERROR < ratio < 1 + MAX_ASPECT_ERROR or map_width_px > width_px:
+    is_larger = signal.suffix == "mkv" and map_width_px > width_px  # points may be of a larger picture
+    if not 1 - MAX_ASPECT_ERROR < ratio < 1 + MAX_ASPECT_ERROR or is_larger:
         sizes = f"maps are {map_width_px} x {map_height_px}, frames {width_px} x {height_px}"
         raise ClipError(f"{where}: {sizes}. Allowed: the frames' aspect ratio, at most their size; else another video.")

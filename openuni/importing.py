@@ -101,6 +101,8 @@ class ImportWorker(CorpusWorker):
             origin=prepared.origin,
             split=prepared.split,
         )
+        if prepared.source is None:
+            clip = dataclasses.replace(clip, fps=prepared.fps)  # the file counts in milliseconds
         sizes = {}
         for name, modality in maps.items():
             sizes[name] = (len(modality.array), *modality.size_px)

@@ -162,13 +162,13 @@ def test_maps_larger_than_the_video_are_refused_before_decoding(tmp_path):
 @pytest.mark.parametrize("name", ["depth", "skeleton"])
 def test_maps_of_another_shape_are_refused(tmp_path, name):
     supply(tmp_path, truth(T, W, H))
-    with pytest.raises(ClipError, match="another aspect ratio"):
+    with pytest.raises(ClipError, match="aspect ratio"):
         read(tmp_path, name, video_scale=2)
 
 
 def test_a_skeleton_of_another_length_is_refused(tmp_path):
     supply(tmp_path, truth(5))
-    with pytest.raises(ClipError, match="modality skeleton: 5 maps could be decoded, the clip has 3 frames"):
+    with pytest.raises(ClipError, match="modality skeleton: 5 maps, the video has 3 frames"):
         read(tmp_path, "skeleton")
 
 
