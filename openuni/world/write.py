@@ -29,7 +29,7 @@ import os
 import uuid
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, Unpack
 
@@ -118,8 +118,15 @@ def write_clips(
         _count(map(_write_order, left), there, progress)
     else:
         # spawned, not forked: a fork of a process that runs threads (Ray, torch) may hang
+        others = set(active_children())
         with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
-            _count(pool.map(_write_order, left), there, progress)
+            writing = [pool.submit(_write_order, order) for order in left]
+            try:
+                _count((one.result() for one in writing), there, progress)
+            except BaseException:  # Ctrl-C too: nobody waits for clips in the making, files are whole or not there
+                for process in set(active_children()) - others:
+                    process.terminate()
+                raise
     return [order.folder / f"{order.name}.mp4" for order in orders]
 
 
@@ -180,6 +187,8 @@ def _orders(
 
 
 def _write_order(order: Order) -> None:
+    for leftover in order.folder.glob(f".{order.name}.*.tmp"):  # of a process that was killed
+        leftover.unlink(missing_ok=True)
     clip = make_clip(order.seed, preset=order.preset, modalities=order.modalities, **order.size)
     write_clip(order.folder, order.name, clip, order.facts)
 

@@ -1,6 +1,7 @@
 """The supplied layout: what is written is what was rendered, whoever writes it, and it reads back."""
 
 import json
+from multiprocessing import active_children
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,25 @@ def test_a_clip_that_fails_has_no_json(tmp_path: Path) -> None:
     names = sorted(path.name for path in tmp_path.iterdir())
     assert "solids-000003.json" not in names
     assert not any(name.endswith(".tmp") for name in names)
+
+
+def test_ctrl_c_stops_and_the_rest_is_made_later(tmp_path: Path) -> None:
+    def stop(done: int) -> None:
+        raise KeyboardInterrupt
+
+    size = SIZE | {"frames": 2, "modalities": ("segmentation",)}
+    with pytest.raises(KeyboardInterrupt):
+        write_clips(tmp_path, range(40), workers=2, progress=stop, **size)
+    assert not active_children()
+    whole = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}
+    assert 1 <= len(whole) < 40
+    (tmp_path / ".solids-000039.segmentation.mkv.0123.tmp").write_bytes(b"of a process that was killed")
+    done: list[int] = []
+    videos = write_clips(tmp_path, range(40), workers=1, resume=True, progress=done.append, **size)
+    assert all(video.is_file() for video in videos)
+    assert done == list(range(len(whole), 41))
+    assert all((tmp_path / name).stat().st_mtime_ns == then for name, then in whole.items())
+    assert not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.parametrize(
