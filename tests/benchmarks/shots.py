@@ -35,7 +35,7 @@ def row(name: str, kinds: list[str]) -> str:
         errors += [abs(one.start - joint.start) for one, joint in pairs]
         errors += [abs(one.stop - joint.stop) for one, joint in pairs]
     scores = f"{hits / max(1, found):.3f} | {hits / there:.3f} | {2 * hits / (found + there):.3f}"
-    return f"{scores} | {np.mean(errors) if errors else np.nan:.1f} | {spent_s / frames * 1000:.2f}"
+    return f"{scores} | {f'{np.mean(errors):.1f}' if errors else '-'} | {spent_s / frames * 1000:.2f}"
 
 
 if __name__ == "__main__":

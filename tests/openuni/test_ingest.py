@@ -76,6 +76,9 @@ def test_windows_trimming_and_captions(film, tmp_path):
     assert {clip.caption for clip in fixed} == {"three colours"}
     whole = run(film, tmp_path / "whole", trim_frames=2)
     assert shown(whole) == [list(range(2, COUNT - 2))] and whole[0].caption == "three colours"
+    all_of_it_s = int(video.probe(str(film)).duration_s * 1000) / 1000  # the last frame's time counts
+    assert run(film, tmp_path / "long", min_s=all_of_it_s).summary().ok == 1
+    assert run(film, tmp_path / "longer", min_s=all_of_it_s + 0.002).summary().ok == 0
     cut = run(film, tmp_path / "cut", shots="content", trim_frames=4, max_s=0.6, min_s=0.3)
     assert all(0.3 <= clip.clip.duration_s <= 0.6 for clip in cut)
     assert list(chain.from_iterable(shown(cut))) == [*range(4, 16), *range(24, 46), *range(54, COUNT - 4)]

@@ -49,6 +49,7 @@ def test_one_shot_without_end_has_no_transition():
     frames = np.clip([scene.frame() for _ in range(120)], 0, 255).astype(np.uint8)
     assert find(Gradual(), frames) == []
     frames[40:42] = frames[40:42] * 0.4 + 150  # a flash
+    frames[80] = Scene(rng).frame().clip(0, 255)  # a single wrong frame: the shot goes on behind it
     assert find(Gradual(), frames) == []
 
 

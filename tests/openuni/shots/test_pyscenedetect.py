@@ -58,6 +58,13 @@ def test_the_confidence_of_a_cut_is_that_of_its_measure():
     assert find(Content(luma_only=True, threshold=91), frames) == []
 
 
+def test_colours_reach_the_library_in_its_own_order():
+    frames = np.zeros((40, 48, 64, 3), np.uint8)
+    frames[:20], frames[20:] = (255, 0, 0), (128, 0, 255)  # red to violet: hue 0 to 135 of 180; with R and B changed 45
+    (cut,) = find(Content(), frames)
+    assert cut.confidence == pytest.approx(45 / (45 + 27), abs=0.01)
+
+
 def test_options_reach_the_library(frames):
     assert [one.start for one in find(Content(min_shot_frames=45), frames)] == [90]
     assert find(Adaptive(min_content=250), frames) == []
