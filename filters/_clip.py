@@ -94,13 +94,15 @@ class Embedder:
             return _unit(self.network.encode_image(pixels))
 
 
-_alive: "WeakValueDictionary[tuple[str, str, str, bool], Embedder]" = WeakValueDictionary()
+_alive: "WeakValueDictionary[tuple[str, int, str, bool], Embedder]" = WeakValueDictionary()
 
 
 def shared_embedder(checkpoint: Checkpoint, device: str) -> Embedder:
     """The network of that checkpoint on that device: one per process for as long as any filter holds it."""
     folder, openai = checkpoint.resolve(), checkpoint in PUBLISHED
-    key = (str(folder), checkpoint.digest(), device, openai)
+    weights = folder / WEIGHTS
+    changed_ns = weights.stat().st_mtime_ns if weights.exists() else 0
+    key = (str(folder), changed_ns, device, openai)
     found = _alive.get(key)
     if found is None:
         # OpenAI trained with QuickGELU; whoever wrote the configuration beside the weights may not have said so

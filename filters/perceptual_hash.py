@@ -28,9 +28,9 @@ class PerceptualHash(Filter):
     """DCT hash of each sampled frame: copies differ in few of 64 bits, other pictures in about half.
 
     Each frame is reduced to 32 x 32 grey pixels; a bit says whether one of the 64 lowest frequencies (without the
-    mean) is above their median. Re-encoding, scaling and changes of brightness or contrast move 0 to 4 bits, a crop of
-    2 % of each side about 4; mirroring, rotation and large crops make another picture of it. Frames without contrast
-    (black, a plain fade) have no hash: they would all be copies of each other.
+    mean) is above their median. Re-encoding, scaling and changes of brightness or contrast move 0 to 4 bits of most
+    pictures, a crop of 1 % at each side about 2, of 2 % about 6; mirroring, rotation and large crops make another
+    picture of it. Frames without contrast (black, a plain fade) have no hash: they would all be copies of each other.
     """
 
     frames_per_s: Annotated[float, "frames hashed per second of the clip, above 0"] = 1.0
