@@ -38,7 +38,7 @@ class Ocr(Filter):
     undecided. A subtitle shown for less than `stays_s` counts as scene. Boxes follow lines of text, with the spaces
     between words. `rapidocr` brings its models (PP-OCR, for Latin, Chinese and Japanese; it may overlook other
     scripts) and runs on the CPU; it tries to read what it finds, for it finds text in textures too. `easyocr` (CRAFT)
-    needs a checkpoint (openuni checkpoints get ocr); its boxes have the margin of the original.
+    needs a checkpoint (openuni checkpoints get craft_mlt_25k.zip); its boxes have the margin of the original.
     """
 
     backend: Annotated[Literal["rapidocr", "easyocr"], "rapidocr: needs no download; easyocr: CRAFT"] = "rapidocr"
