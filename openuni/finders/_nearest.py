@@ -66,7 +66,7 @@ class Indexed(Vectors):
         count = int(clips.known.sum())
         lists = max(1, int(2 * count**0.5))
         step = max(1, count // (lists * SAMPLES_PER_LIST))
-        sample = np.concatenate([vectors[::step] for _, vectors in batches_of(corpus, finder, clips)])
+        sample = np.concatenate([vectors[::step].copy() for _, vectors in batches_of(corpus, finder, clips)])
         width = sample.shape[1]
         self.quantizer = faiss.IndexFlatIP(width)  # held: the index only points to it
         kind = faiss.ScalarQuantizer.QT_fp16
