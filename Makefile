@@ -35,8 +35,9 @@ demo: install
 demo-quick: install
 	$(BIN)/openuni demo --quick
 
+# two processes, each test file whole in one of them
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
