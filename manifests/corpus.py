@@ -231,7 +231,7 @@ class Corpus:
         """Hold the corpus for one run. Waits for dying workers of a killed run; raises when another run is alive."""
         with _locked(self._lock_path("driver"), fcntl.LOCK_EX, 0.0, self.store.url):
             with _locked(self._lock_path("workers"), fcntl.LOCK_EX, wait_s, self.store.url):
-                pass  # no worker is alive: their locks end with their processes
+                self.store.sweep_drafts()  # no worker is alive: their locks end with their processes
             yield
 
     def worker_lock(self) -> TextIO:

@@ -1,6 +1,7 @@
 """Where a corpus lies: one folder or one fsspec URL, with the few operations that storage needs."""
 
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import fsspec
 from fsspec.core import url_to_fs
 
 from manifests.errors import OpenUniError
+
+DRAFT = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # the names that `put` gives to files until they are whole
 
 
 class Store:
@@ -134,6 +137,13 @@ class Store:
         """Remove a file if it is there."""
         if self.exists(name):
             self.fs.rm_file(self.path(name))
+
+    def sweep_drafts(self) -> None:
+        """Remove what killed processes left of files they were writing; only while no other process writes here."""
+        if self.is_local:
+            for path in Path(self.root).rglob(".*.tmp"):
+                if DRAFT.fullmatch(path.name):
+                    path.unlink(missing_ok=True)
 
     def free_bytes(self) -> int | None:
         """Free space for new files; None where that has no meaning (object stores)."""

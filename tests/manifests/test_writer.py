@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import xxhash
 
+from manifests.corpus import Corpus
 from manifests.errors import OpenUniError
 from manifests.shards import TarShard
 from manifests.store import Store
@@ -202,3 +203,13 @@ def test_journals_of_earlier_versions_are_recovered(store):
     assert recover(store, "clips") == 1
     (part,) = store.names("clips", ".parquet")
     assert pq.read_table(store.path(part)).column("clip_id").to_pylist() == ["old"]
+
+
+def test_the_next_run_sweeps_what_a_killed_one_left_half_written(tmp_path):
+    corpus = Corpus.create(str(tmp_path / "corpus"))
+    runs = tmp_path / "corpus" / "runs"
+    runs.mkdir()
+    (runs / ".20260101T000000.json.0123abcd.tmp").write_text("{")
+    (runs / ".mine.tmp").write_text("not of ours")
+    with corpus.lock():
+        assert [path.name for path in runs.iterdir()] == [".mine.tmp"]
