@@ -1,6 +1,5 @@
 """Optical flow by RAFT, in torchvision's implementation: to the bit the flow of the authors' network."""
 
-import pickle
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from manifests.clip import DecodedClip
 from manifests.errors import OpenUniError, unknown_name
 from manifests.inference import Precision, inference
 from manifests.operator import Annotator
+from manifests.weights import read_weights
 
 STRIDE_PX = 8  # the network's feature maps are 1/8 of its input
 MIN_SIDE_PX = 128  # under this the top of the correlation pyramid has less than two cells and gives NaN
@@ -143,27 +143,6 @@ def split_padding(side_px: int) -> tuple[int, int]:
     padded_px = max(MIN_SIDE_PX, -(-side_px // STRIDE_PX) * STRIDE_PX)
     before = (padded_px - side_px) // 2
     return before, padded_px - side_px - before
-
-
-def read_weights(path: Path) -> dict[str, Any]:
-    """Tensors by name from a .safetensors file, or from a PyTorch file read with `weights_only`."""
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        if path.suffix == ".safetensors":
-            loaded = load_file(path)
-        else:
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError) as error:
-        raise OpenUniError(
-            f"{path} cannot be read as weights: it is damaged, or holds more than tensors, and code in a checkpoint is "
-            f"never run. Get it again from its source. ({type(error).__name__}: {str(error)[:200]})"
-        ) from error
-    if not (isinstance(loaded, Mapping) and all(isinstance(value, torch.Tensor) for value in loaded.values())):
-        raise OpenUniError(f"{path} is not a plain table of tensors by name. Save the model's state_dict() alone.")
-    return dict(loaded)
 
 
 def torchvision_names(weights: Mapping[str, Any]) -> dict[str, Any]:

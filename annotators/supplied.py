@@ -21,7 +21,7 @@ from manifests.modalities.segmentation import Segmentation
 from manifests.modalities.skeleton import Skeleton
 from manifests.modality import Modality, find_modality
 from manifests.operator import Annotator
-from manifests.payloads import restore
+from manifests.payloads import entry_of, restore
 
 FORMAT = "openuni-supplied-1"
 MAX_JSON_BYTES = 1 << 20
@@ -81,7 +81,7 @@ class Supplied(Annotator):
         for modality in map(find_modality, self.modalities):
             if modality.name in entries:
                 where = f"{sidecar}, modality {modality.name}"
-                file, constants = _entry(entries[modality.name], modality, where)
+                file, constants = entry_of(entries[modality.name], modality, where)
                 data = _read(f"{folder}/{file}", self.max_file_mb * 10**6)
                 size_px = clip.clip.height_px, clip.clip.width_px
                 maps = restore(modality, data, constants, where, clip.clip.frame_count, size_px)
@@ -121,17 +121,6 @@ def _read_sidecar(data: bytes, where: str, clip: DecodedClip) -> Mapping[str, An
             'cover whole videos: set `shots = "none"` in [ingest] and a `max_s` over the video\'s length.'
         )
     return entries
-
-
-def _entry(entry: Any, modality: type[Modality], where: str) -> tuple[str, Any]:
-    """File name and constants of one modality, checked: nothing in the sidecar may point out of the folder."""
-    well_formed = isinstance(entry, dict) and isinstance(entry.get("file"), str)
-    if not (well_formed and isinstance(entry.get("constants"), dict)):
-        raise ClipError(f'{where}: must be {{"file": "NAME.{modality.suffix}", "constants": {{...}}}}')
-    file, given = entry["file"], entry["constants"]
-    if file in ("", ".", "..") or any(part in file for part in ("/", "\\", "\0", ":")):
-        raise ClipError(f"{where}: file {file!r} must be a plain name of a file in the video's own folder")
-    return file, given
 
 
 def _at_most(maps: Modality, height_px: int, width_px: int) -> Modality:

@@ -2,15 +2,15 @@
 
 import importlib.util
 import os
-import pickle
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from manifests.errors import MissingPart, OpenUniError
+from manifests.weights import read_weights
 
 Detector = Callable[[np.ndarray], list[np.ndarray]]  # uint8 [H, W, 3] RGB -> float32 [4, 2] each: x, y in pixels
 
@@ -138,34 +138,20 @@ def easyocr_detector(weights: Path, device: str, long_side_px: int) -> Detector:
 
 
 def _read_craft(path: Path) -> dict[str, Any]:
-    """Tensors by name, of a .pth, or of the .zip that EasyOCR publishes it in. Nothing else is unpickled."""
-    import torch
+    """Tensors by name, of a .pth, or of the .zip that EasyOCR publishes it in."""
+    again = f"with: openuni checkpoints get {CRAFT_FILE}.zip"
+    tensors = read_weights(path, again, _unpacked(path, again) if path.suffix == ".zip" else None)
+    return {name.removeprefix("module."): value for name, value in tensors.items()}
 
+
+def _unpacked(path: Path, again: str) -> bytes:
     try:
-        if path.suffix == ".zip":
-            with zipfile.ZipFile(path) as archive:
-                entry = archive.getinfo(f"{CRAFT_FILE}.pth")
-                if entry.file_size > MAX_CHECKPOINT_BYTES:
-                    raise OpenUniError(
-                        f"{path}: {entry.filename} unpacks to {entry.file_size} bytes: no CRAFT is as large"
-                    )
-                with archive.open(entry) as file:
-                    loaded = _loaded(file.read())
-        else:
-            loaded = _loaded(path.read_bytes())
-    except (pickle.UnpicklingError, zipfile.BadZipFile, KeyError, RuntimeError, EOFError, OSError) as error:
+        with zipfile.ZipFile(path) as archive:
+            entry = archive.getinfo(f"{CRAFT_FILE}.pth")
+            if entry.file_size > MAX_CHECKPOINT_BYTES:
+                raise OpenUniError(f"{path}: {entry.filename} unpacks to {entry.file_size} bytes: no CRAFT is as large")
+            return archive.read(entry)
+    except (zipfile.BadZipFile, KeyError, RuntimeError, EOFError, OSError) as error:
         raise OpenUniError(
-            f"{path} cannot be read as weights: it is damaged, or holds more than tensors, and code in a checkpoint is "
-            f"never run. Get it again with: openuni checkpoints get {CRAFT_FILE}.zip ({type(error).__name__})"
+            f"{path} cannot be read as weights: no zip with {CRAFT_FILE}.pth in it ({error}). Get it again {again}"
         ) from error
-    if not (isinstance(loaded, Mapping) and all(isinstance(value, torch.Tensor) for value in loaded.values())):
-        raise OpenUniError(f"{path} is not a plain table of tensors by name. Save the model's state_dict() alone.")
-    return {name.removeprefix("module."): value for name, value in loaded.items()}
-
-
-def _loaded(data: bytes) -> Any:
-    import io
-
-    import torch
-
-    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)

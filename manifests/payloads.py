@@ -10,6 +10,20 @@ from manifests.video import Limits, probe
 MAX_ASPECT_ERROR = 0.05  # a map of another shape than the frames belongs to another video
 
 
+def entry_of(entry: Any, modality: type[Modality], where: str) -> tuple[str, Any]:
+    """File name and constants (JSON values) in a sidecar's entry about a map; nothing in it may point elsewhere.
+
+    Raises `ClipError` unless it is {"file": a plain name, "constants": a table}.
+    """
+    well_formed = isinstance(entry, dict) and isinstance(entry.get("file"), str)
+    if not (well_formed and isinstance(entry.get("constants"), dict)):
+        raise ClipError(f'{where}: must be {{"file": "NAME.{modality.suffix}", "constants": {{...}}}}')
+    file = entry["file"]
+    if file in ("", ".", "..") or any(part in file for part in ("/", "\\", "\0", ":")):
+        raise ClipError(f"{where}: file {file!r} must be a plain name of a file beside the video")
+    return file, entry["constants"]
+
+
 def constants_of(modality: type[Modality], given: Any, where: str) -> Any:
     """An instance of the modality's `constants_type` from JSON values; raises `ClipError` naming its fields.
 

@@ -50,6 +50,7 @@ __all__ = [
     "encode_lossless",
     "frames_of",
     "probe",
+    "whole_clip",
     "whole_mp4",
     "working_size",
     "write_video",
@@ -140,6 +141,11 @@ def clip_of(source: str, info: VideoInfo, start: int = 0, stop: int | None = Non
         pts_hash=digest,
         caption=caption,
     )
+
+
+def whole_clip(source: str, limits: Limits = Limits()) -> Clip:
+    """All frames of a video; raises a `VideoError` as `probe` does."""
+    return clip_of(source, probe(source, limits))
 
 
 def decode(

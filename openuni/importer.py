@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar, get_args, get_type_hints
 
+from manifests.clip import Clip
 from manifests.component import component_names, find_component
 from manifests.errors import OpenUniError
 from manifests.producer import Producer
@@ -29,13 +30,13 @@ class Imported(NamedTuple, Generic[M]):
     """One clip, checked.
 
     `maps`: the importer's NamedTuple of modalities (each or None) and plain values; every modality has one frame per
-    frame of the video. Where `source` is None the clip's pixels are the modality `rgb` in `maps`, which goes into the
-    corpus without loss; else they are all frames of that video (a local path or a URL), which stays where it is.
+    frame of the video. Where `video` is None the clip's pixels are the modality `rgb` in `maps`, which goes into the
+    corpus without loss; else they are all frames of that video, which stays where it is.
     """
 
     maps: M
-    fps: float  # of `rgb`; of no meaning where `source` is given
-    source: str | None = None
+    fps: float  # of `rgb`; a video has its own
+    video: Clip | None = None  # the whole of it, as `manifests.video.whole_clip` gives it
     caption: str | None = None
     origin: str | None = None  # the scene or recording it shares with other clips; None: it shares none
     split: str | None = None  # where the set says so, such as "train" or "test"

@@ -87,22 +87,22 @@ class ImportWorker(CorpusWorker):
         """Code the modalities as the corpus stores them."""
         fields = prepared.maps._asdict()
         maps = {name: value for name, value in fields.items() if isinstance(value, Modality)}
-        if prepared.source is None:
+        payloads = {}
+        clip = prepared.video
+        if clip is None:
             if "rgb" not in maps:
                 raise ClipError(f"{self.name}: neither a video to refer to nor frames")
-            payloads = {"rgb": maps["rgb"].encode(prepared.fps)}
-            info = video.probe(item.found.key, data=payloads["rgb"].data)
-        else:
-            payloads, info = {}, video.probe(prepared.source)
+            payloads["rgb"] = maps["rgb"].encode(prepared.fps)
+            clip = video.clip_of("", video.probe(item.found.key, data=payloads["rgb"].data))
+            clip = dataclasses.replace(clip, fps=prepared.fps)  # the file counts in milliseconds
         clip = dataclasses.replace(
-            video.clip_of(prepared.source or "", info, caption=prepared.caption),
+            clip,
             clip_id=item.clip_id,
+            caption=prepared.caption,
             collection=self.spec.collection,
             origin=prepared.origin,
             split=prepared.split,
         )
-        if prepared.source is None:
-            clip = dataclasses.replace(clip, fps=prepared.fps)  # the file counts in milliseconds
         sizes = {}
         for name, modality in maps.items():
             sizes[name] = (len(modality.array), *modality.size_px)

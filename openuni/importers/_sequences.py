@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from manifests.clip import Clip
 from manifests.errors import ClipError, MissingPart
-from manifests.video import Limits, clip_of, decode_deep, probe
+from manifests.video import Limits, decode_deep, whole_clip
 from openuni.importers._sets import inside
 
 IMAGES = (".exr", ".png", ".jpg", ".jpeg")
@@ -38,7 +39,7 @@ class Pictures(NamedTuple):
 
     array: np.ndarray
     stream: Stream
-    fps: float | None  # None: a sequence does not tell
+    video: Clip | None  # None: a sequence of images, which does not tell its rate
 
     @property
     def is_float(self) -> bool:
@@ -100,9 +101,8 @@ def sequence_of(folder: Path, name: str, root: str | Path) -> Stream:
 def read_stream(stream: Stream, limits: Limits = Limits()) -> Pictures:
     """All pictures. Raises `ClipError` naming the file that is damaged, of another size, or over the limits."""
     if stream.kind == "video":
-        source = str(stream.files[0])
-        info = probe(source, limits)
-        return Pictures(decode_deep(clip_of(source, info), limits), stream, info.fps)
+        video = whole_clip(str(stream.files[0]), limits)
+        return Pictures(decode_deep(video, limits), stream, video)
     count = len(stream.files)
     if count > limits.max_frame_count:
         raise ClipError(f"{stream.where} has {count} frames; at most {limits.max_frame_count} are read")

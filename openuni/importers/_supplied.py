@@ -5,6 +5,7 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
+from manifests.clip import Clip
 from manifests.errors import ClipError, unknown_name
 from manifests.modalities.albedo import Albedo
 from manifests.modalities.alpha import Alpha
@@ -19,8 +20,8 @@ from manifests.modalities.rgb import RGB
 from manifests.modalities.segmentation import Segmentation
 from manifests.modalities.skeleton import Skeleton
 from manifests.modality import Modality, find_modality, modality_names
-from manifests.payloads import restore
-from manifests.video import clip_of, decode, probe
+from manifests.payloads import entry_of, restore
+from manifests.video import decode
 from openuni.importers._alignment import SHORT_SIDE_PX, by_structure, steps, thumbnails
 
 LARGEST_MB = 2000  # of a stored map
@@ -67,12 +68,8 @@ def entries_of(sidecar: Mapping[str, Any], where: str, frames: int) -> list[Entr
     for name, entry in table.items():
         if name not in modality_names():
             raise ClipError(f"{where}: {unknown_name('modality', name, modality_names())}")
-        file = entry.get("file") if isinstance(entry, dict) else None
-        if not isinstance(file, str) or not isinstance(entry.get("constants"), dict):
-            raise ClipError(f'{where}, modality {name}: must be {{"file": "NAME.mkv", "constants": {{...}}}}')
-        if file in ("", ".", "..") or any(part in file for part in ("/", "\\", "\0", ":")):
-            raise ClipError(f"{where}, modality {name}: file {file!r} must be a plain name beside the video")
-        entries.append(Entry(find_modality(name), file, entry["constants"]))
+        modality = find_modality(name)
+        entries.append(Entry(modality, *entry_of(entry, modality, f"{where}, modality {name}")))
     return entries
 
 
@@ -96,9 +93,9 @@ def text_of(sidecar: Mapping[str, Any], key: str, where: str) -> str | None:
     return value or None
 
 
-def small(source: str) -> np.ndarray:
+def small(video: Clip) -> np.ndarray:
     """uint8 [T, h, w, 3]: all frames of a video, small enough to compare."""
-    return decode(clip_of(source, probe(source)), short_side_px=SHORT_SIDE_PX).frames
+    return decode(video, short_side_px=SHORT_SIDE_PX).frames
 
 
 def in_step(maps: Mapping[str, Modality], frames: np.ndarray, where: str) -> list[str]:

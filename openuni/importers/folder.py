@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
+from manifests.clip import Clip
 from manifests.errors import ClipError, OpenUniError
 from manifests.modalities.albedo import Albedo
 from manifests.modalities.alpha import Alpha
@@ -19,7 +20,7 @@ from manifests.modalities.rgb import RGB
 from manifests.modalities.segmentation import Segmentation
 from manifests.modality import Modality, find_modality
 from manifests.payloads import check_fit
-from manifests.video import Limits, probe
+from manifests.video import Limits, whole_clip
 from openuni.importer import Found, Imported, Importer
 from openuni.importers._sequences import IMAGES, VIDEOS, find_stream, read_indices, read_stream
 from openuni.importers._sets import Place, clip_folders, inside, read_json, read_text
@@ -31,12 +32,30 @@ FLOATS: dict[str, type[Modality]] = {"normal": Normal, "albedo": Albedo, "irradi
 
 
 class Picture(NamedTuple):
-    """The clip's own pixels: a video in the set, or an image sequence."""
+    """The clip's own pixels: all frames of a video in the set, or an image sequence."""
 
-    source: str  # empty for a sequence
-    array: np.ndarray | None  # uint8 [T, H, W, 3]
-    frames: int
-    size_px: tuple[int, int]
+    pixels: Clip | np.ndarray  # a sequence is uint8 [T, H, W, 3]
+
+    @property
+    def video(self) -> Clip | None:
+        """The video, None where it is a sequence."""
+        return self.pixels if isinstance(self.pixels, Clip) else None
+
+    @property
+    def frames(self) -> int:
+        """How many."""
+        return self.pixels.frame_count if isinstance(self.pixels, Clip) else len(self.pixels)
+
+    @property
+    def size_px(self) -> tuple[int, int]:
+        """Height and width."""
+        if isinstance(self.pixels, Clip):
+            return self.pixels.height_px, self.pixels.width_px
+        return self.pixels.shape[1], self.pixels.shape[2]
+
+    def shown(self) -> np.ndarray:
+        """uint8 [T, h, w, 3]: what maps are held against; small where a video is decoded for it."""
+        return small(self.pixels) if isinstance(self.pixels, Clip) else self.pixels
 
 
 @dataclass(frozen=True)
@@ -85,16 +104,15 @@ class Folder(Importer):
             check_fit(signal, f"{folder / name}", picture.frames, picture.size_px)
             maps[name] = signal
         proved = []
-        if picture.array is not None:
-            maps["rgb"] = RGB(picture.array)
+        if not isinstance(picture.pixels, Clip):
+            maps["rgb"] = RGB(picture.pixels)
         if self.check_alignment:
-            shown = small(picture.source) if picture.array is None else picture.array
-            proved = in_step(maps, shown, str(folder))
+            proved = in_step(maps, picture.shown(), str(folder))
         row: dict[str, Any] = dict.fromkeys(AllMaps._fields) | maps | {"aligned_by_motion": proved}
         return Imported(
             AllMaps(**row),
             fps=self.fps,
-            source=picture.source or None,
+            video=picture.video,
             caption=read_text(folder / "caption.txt", place.root) or text_of(sidecar, "caption", str(folder / SIDECAR)),
             origin=text_of(sidecar, "origin", str(folder / SIDECAR)),
             split=text_of(sidecar, "split", str(folder / SIDECAR)) or place.split,
@@ -109,12 +127,11 @@ class Folder(Importer):
             raise ClipError(f"{folder} has both {' and '.join(PICTURES)}: one is needed, remove the other")
         stream = streams[0]
         if stream.kind == "video":
-            info = probe(str(stream.files[0]))
-            return Picture(str(stream.files[0]), None, len(info.pts), (info.height_px, info.width_px))
+            return Picture(whole_clip(str(stream.files[0])))
         array = read_stream(stream).array
         if array.dtype != np.uint8 or array.shape[-1] != 3:
             raise ClipError(f"{stream.where}: rgb must be 8-bit colour images, found {array.dtype} {array.shape}")
-        return Picture("", array, len(array), (array.shape[1], array.shape[2]))
+        return Picture(array)
 
     def _stored(self, place: Place, sidecar: Mapping[str, Any], picture: Picture) -> dict[str, Modality]:
         folder = Path(place.folder)

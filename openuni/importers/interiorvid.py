@@ -113,9 +113,9 @@ class InteriorVid(Importer):
             fit = check_product(picture, maps["albedo"].array, maps["irradiance"].array, streams["rgb"].where)
             edged = [name for name in maps if name == "normal"]
         sure = [check_structure(maps[name].array, picture, streams[name].where) for name in edged]
-        is_video = streams["rgb"].kind == "video"
+        video = pictures["rgb"].video
         row = InteriorMaps(
-            rgb=None if is_video else RGB(picture),
+            rgb=RGB(picture) if video is None else None,
             albedo=maps.get("albedo"),
             irradiance=maps.get("irradiance"),
             normal=maps.get("normal"),
@@ -130,7 +130,7 @@ class InteriorVid(Importer):
         return Imported(
             row,
             fps=self.fps,
-            source=str(streams["rgb"].files[0]) if is_video else None,
+            video=video,
             caption=_caption(place),
             origin=self._scene(found.key),
             split=place.split,

@@ -13,7 +13,7 @@ from manifests.modalities.flow import STEP_PX, Flow, FlowConstants
 from manifests.modalities.segmentation import Segmentation
 from manifests.modality import find_modality
 from manifests.payloads import check_fit, constants_of
-from manifests.video import clip_of, decode, probe
+from manifests.video import decode, whole_clip
 from openuni.importer import Found, Imported, Importer
 from openuni.importers._colours import DepthColours, densepose_of, depth_of, flow_of, ids_of, segmentation_of
 from openuni.importers._sets import inside, split_of
@@ -104,27 +104,26 @@ class OpenUniCSV(Importer):
         place: CSVPlace = found.place
         if place.fault:
             raise ClipError(place.fault)
-        video = self._path(place.video, place.root)
-        info = probe(video)
-        size = info.height_px, info.width_px
+        video = whole_clip(self._path(place.video, place.root))
+        size = video.height_px, video.width_px
         facts = Facts.read(Path(place.root) / FACTS, place.facts) if place.facts else {}
         maps: dict[str, Any] = {}
         colours = None
         for column, name in MAPS.items():
             if column in place.cells:
-                frames = self._frames(place.cells[column], place.root, len(info.pts), column)
+                frames = self._frames(place.cells[column], place.root, video.frame_count, column)
                 given = _constants(facts, name, f"{place.root}/{FACTS}")
                 maps[name], seen = self._from_colours(name, frames, given, place.cells[column])
                 colours = colours or seen
-                check_fit(maps[name], place.cells[column], len(info.pts), size)
+                check_fit(maps[name], place.cells[column], video.frame_count, size)
         proved = in_step(maps, small(video), found.key) if self.check_alignment and maps else []
         row: dict[str, Any] = dict.fromkeys(CSVMaps._fields) | maps
         row |= {"constants_from": self._constants_from(facts), "instance_colours": colours}
         row |= {"unread": [column for column in UNREAD if column in place.cells], "aligned_by_motion": proved}
         return Imported(
             CSVMaps(**row),
-            fps=info.fps,
-            source=video,
+            fps=video.fps,
+            video=video,
             caption=place.cells.get(PROMPT),
             origin=text_of(facts, "origin", FACTS),
             split=text_of(facts, "split", FACTS) or split_of(found.key),
@@ -139,13 +138,12 @@ class OpenUniCSV(Importer):
 
     def _frames(self, given: str, root: str, wanted: int, column: str) -> Any:
         """uint8 [T, H, W, 3] of a map's video, which must have the video's number of frames."""
-        path = self._path(given, root)
-        info = probe(path)
-        if len(info.pts) != wanted:
+        map_video = whole_clip(self._path(given, root))
+        if map_video.frame_count != wanted:
             raise ClipError(
-                f"{given} has {len(info.pts)} frames as {column}, the video has {wanted}: they need as many"
+                f"{given} has {map_video.frame_count} frames as {column}, the video has {wanted}: they need as many"
             )
-        return decode(clip_of(path, info)).frames
+        return decode(map_video).frames
 
     def _from_colours(self, name: str, frames: Any, given: Any, where: str) -> tuple[Any, list[str] | None]:
         if name == "depth":

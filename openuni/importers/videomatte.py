@@ -123,11 +123,10 @@ class VideoMatte(Importer):
         picture = layers.picture
         if picture is None and background is not None:
             picture = composite(layers.alpha, layers.foreground, background)
-        source = streams.get("composite")
-        is_video = source is not None and source.kind == "video"
-        fps = next((given.fps for given in pictures.values() if given.fps), self.fps)
+        video = pictures["composite"].video if "composite" in pictures else None
+        fps = next((given.video.fps for given in pictures.values() if given.video is not None), self.fps)
         row = MatteMaps(
-            rgb=None if is_video or picture is None else RGB(picture),
+            rgb=None if video is not None or picture is None else RGB(picture),
             alpha=Alpha(layers.alpha),
             foreground=Foreground(layers.foreground),
             background=None if background is None else Background(background),
@@ -138,8 +137,7 @@ class VideoMatte(Importer):
             aligned_by_motion=sure,
         )
         caption = read_text(Path(place.folder) / f"{clip}.txt", place.root)
-        source_path = str(source.files[0]) if source is not None and is_video else None
-        return Imported(row, fps=fps, source=source_path, caption=caption, split=place.split)
+        return Imported(row, fps=fps, video=video, caption=caption, split=place.split)
 
     def _bases(self, folder: Path, depth: int) -> Iterator[Path]:
         if (folder / self.foreground).is_dir() and (folder / self.alpha).is_dir():

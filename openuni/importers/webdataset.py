@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 from manifests.errors import ClipError, OpenUniError
-from manifests.video import probe
+from manifests.video import whole_clip
 from openuni.importer import Found, Imported, Importer
 from openuni.importers._sequences import VIDEOS
 from openuni.importers._sets import MAX_CAPTION_BYTES, MAX_JSON_BYTES, inside, parse_json, split_of
@@ -74,9 +74,8 @@ class WebDataset(Importer):
         _check_whole(place, shard)
         by_suffix = {member.suffix: member for member in place.members}
         where = f"{shard}, {place.key}"
-        source = _source(by_suffix, shard, where)
-        info = probe(source)
-        frames = len(info.pts)
+        video = whole_clip(_source(by_suffix, shard, where))
+        frames = video.frame_count
         sidecar: dict[str, Any] = {}
         if "json" in by_suffix:
             sidecar = parse_json(_bytes(shard, by_suffix["json"], MAX_JSON_BYTES), f"{where}.json")
@@ -88,13 +87,13 @@ class WebDataset(Importer):
                 raise ClipError(f"{where}: {file} is not in the shard, the .json names it")
             return _bytes(shard, member, LARGEST_MB * 10**6)
 
-        maps = restored(entries, data_of, (frames, info.height_px, info.width_px), where)
-        proved = in_step(maps, small(source), where) if self.check_alignment and maps else []
+        maps = restored(entries, data_of, (frames, video.height_px, video.width_px), where)
+        proved = in_step(maps, small(video), where) if self.check_alignment and maps else []
         row: dict[str, Any] = dict.fromkeys(AllMaps._fields) | maps | {"aligned_by_motion": proved}
         return Imported(
             AllMaps(**row),
-            fps=info.fps,
-            source=source,
+            fps=video.fps,
+            video=video,
             caption=self._caption(by_suffix, shard, sidecar, where),
             origin=text_of(sidecar, "origin", where),
             split=text_of(sidecar, "split", where) or split_of(found.key),

@@ -1,6 +1,5 @@
 """Cuts, dissolves and fades by TransNetV2, a small network that looks at 100 tiny frames at a time."""
 
-import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 
 from manifests.checkpoint import Checkpoint, published_or_path
 from manifests.errors import OpenUniError
+from manifests.weights import read_weights
 from openuni.shot_detector import ShotDetector, Timeline, Transition
 from openuni.shots._runs import runs
 
@@ -68,9 +68,10 @@ class TransNet(ShotDetector):
 
         network = TransNetV2()
         path = _weights_file(self.checkpoints()[0].resolve())
+        weights = read_weights(path, f"with: openuni checkpoints get {PUBLISHED.ref}")
         try:
-            network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        except (RuntimeError, TypeError, AttributeError, pickle.UnpicklingError) as error:
+            network.load_state_dict(weights)
+        except RuntimeError as error:
             reason = str(error).strip().splitlines()[0]
             raise OpenUniError(
                 f"transnet: {path} holds no weights of TransNetV2's PyTorch version: {reason}"

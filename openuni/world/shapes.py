@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from openuni.world.pose import Components, Vector, dot
+from openuni.world.pose import Components, Vector
 
 Point = Sequence[float]  # x, y, z as plain floats, which leave float32 arrays float32
 TINY = 1e-12  # keeps rays along an axis from dividing by zero
@@ -334,10 +334,8 @@ class Wall(Shape):
 
 
 @dataclass(frozen=True)
-class Dome(Shape):
+class Dome(Sphere):
     """A ball seen from inside, everything else within it: a sky. u is the longitude, v the latitude."""
-
-    radius_m: float
 
     name: ClassVar[str] = "dome"
 
@@ -351,23 +349,15 @@ class Dome(Shape):
         """Infinite."""
         return math.inf, math.inf, math.inf
 
-    @property
-    def chart_m(self) -> tuple[float, float]:
-        """Equator by meridian."""
-        return 2.0 * math.pi * self.radius_m, math.pi * self.radius_m
-
     def hit(self, origin: Point, direction: Components) -> np.ndarray:
         """See `Shape`. Where rays leave the ball."""
-        squared = dot(direction, direction)
-        middle = origin[0] * direction[0] + origin[1] * direction[1] + origin[2] * direction[2]
-        rest = origin[0] ** 2 + origin[1] ** 2 + origin[2] ** 2 - self.radius_m**2
-        return (-middle + np.sqrt(middle * middle - squared * rest)) / squared
+        squared, middle, root = ball_roots(origin, direction, self.radius_m)
+        return (-middle + root) / squared
 
     def surface(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `Shape`. Normals point inwards."""
-        normals = points / -self.radius_m
-        latitude = np.arcsin(np.clip(-normals[1], -1.0, 1.0))
-        return normals, np.stack([longitude(points), latitude / math.pi + 0.5])
+        normals, uv = super().surface(points)
+        return -normals, uv
 
 
 def slab(start: float | np.ndarray, half_m: float | np.ndarray, step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -384,12 +374,20 @@ def slab(start: float | np.ndarray, half_m: float | np.ndarray, step: np.ndarray
 
 def ball_hit(origin: Sequence[float | np.ndarray], direction: Components, radius_m: float) -> np.ndarray:
     """The factors at which rays enter a ball about the origin; infinity for a miss."""
+    squared, middle, root = ball_roots(origin, direction, radius_m)
+    factor = (-middle - root) / squared
+    return np.where(factor > 0.0, factor, np.inf)  # a NaN root (no meeting) compares false
+
+
+def ball_roots(
+    origin: Sequence[float | np.ndarray], direction: Components, radius_m: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """a, b and sqrt(b^2 - a c) of `a t^2 + 2 b t + c = 0`, the ball about the origin; NaN root for a miss."""
     x, y, z = direction
     squared = x * x + y * y + z * z
     middle = origin[0] * x + origin[1] * y + origin[2] * z
     rest = origin[0] * origin[0] + origin[1] * origin[1] + origin[2] * origin[2] - radius_m * radius_m
-    factor = (-middle - np.sqrt(middle * middle - squared * rest)) / squared
-    return np.where(factor > 0.0, factor, np.inf)  # a NaN root (no meeting) compares false
+    return squared, middle, np.sqrt(middle * middle - squared * rest)
 
 
 def column_roots(origin: Point, direction: Components, radius_m: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
