@@ -3,15 +3,11 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-import numpy as np
-
+from annotators._dis_flow import MIN_SIDE_PX, PRESETS, dis_pair_flow
 from annotators._pairwise_flow import FlowOfClip, flow_of_clip
 from manifests.clip import DecodedClip
 from manifests.errors import ClipError, OpenUniError
 from manifests.operator import Annotator
-
-PRESETS = {"ultrafast": 0, "fast": 1, "medium": 2}  # OpenCV's numbers
-MIN_SIDE_PX = 8  # one DIS patch
 
 
 @dataclass(frozen=True)
@@ -38,20 +34,7 @@ class Dis(Annotator):
 
     def run(self, model: Any, clip: DecodedClip) -> FlowOfClip:
         """Flow at the size of the frames. Raises `ClipError` when a side is shorter than 8 px."""
-        import cv2
-
         height_px, width_px = clip.frames.shape[1:3]
         if min(height_px, width_px) < MIN_SIDE_PX:
             raise ClipError(f"dis needs frames of at least {MIN_SIDE_PX} px a side, got {width_px} x {height_px}")
-        grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in clip.frames]
-        estimator = cv2.DISOpticalFlow.create(PRESETS[self.preset])
-
-        at_rest = np.zeros((height_px, width_px, 2), np.float32)  # where the search starts
-
-        def pair_flow(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-            flow = np.empty((len(first), height_px, width_px, 2), np.float32)
-            for row, (one, other) in enumerate(zip(first, second, strict=True)):
-                flow[row] = estimator.calc(grey[one], grey[other], at_rest.copy())
-            return flow
-
-        return flow_of_clip(clip, pair_flow, self.check)
+        return flow_of_clip(clip, dis_pair_flow(clip.frames, self.preset), self.check)

@@ -1,12 +1,17 @@
 """A clip: a span of one source video. Virtual: nothing is re-encoded to make one."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xxhash
 
 from manifests.errors import ClipError
 from manifests.motion_vectors import MotionVectors
+
+if TYPE_CHECKING:
+    from manifests.modality import Modality
 
 
 def pts_hash(pts: np.ndarray) -> str:
@@ -63,12 +68,16 @@ class DecodedClip:
     `times_s`: float64 [T], seconds since the clip's first frame; strictly increasing, not always evenly spaced.
     `clip`: the row the frames come from; operators that need only pixels never look at it.
     `vectors`: per frame the codec's motion vectors, or None for a frame without; None as a whole unless asked for.
+    `maps`: by name the modalities that the operator `wants`, one map per frame, as the corpus stores them.
+    `memo`: what was computed from the frames and serves several operators of the clip, by who computes it.
     """
 
     clip: Clip
     frames: np.ndarray
     times_s: np.ndarray
     vectors: tuple[MotionVectors | None, ...] | None = None
+    maps: Mapping[str, "Modality"] = field(default_factory=dict)
+    memo: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if self.frames.ndim != 4 or self.frames.shape[-1] != 3 or self.frames.dtype != np.uint8:
@@ -113,6 +122,6 @@ class DecodedClip:
         return float(np.hypot(*self.frames.shape[1:3]))
 
     def take(self, indices: np.ndarray) -> "DecodedClip":
-        """The same clip with only the frames at `indices` (int [n], increasing)."""
+        """The same clip with only the frames at `indices` (int [n], increasing); no maps, an empty memo."""
         vectors = tuple(self.vectors[index] for index in indices) if self.vectors is not None else None
         return DecodedClip(self.clip, self.frames[indices], self.times_s[indices], vectors)

@@ -1,5 +1,6 @@
 """One clip of a corpus, as people and notebooks use it: pixels, modalities and rows by name."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +90,7 @@ def modality_column(row: dict[str, Any], modality: str) -> str | None:
 
 
 def read_modality(
-    corpus: "Corpus", group: str, modality: type[Modality], extent: dict[str, Any], clip: Clip
+    corpus: "Corpus", group: str, modality: type[Modality], extent: Mapping[str, Any], clip: Clip
 ) -> Modality:
     """Decode a stored modality and check that it shows the clip's instants."""
     if extent["pts_hash"] != clip.pts_hash or extent["frames"] != clip.frame_count:

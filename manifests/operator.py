@@ -1,6 +1,7 @@
 """The operator contract: filters score, annotators produce modalities; what `run` returns is the schema."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, get_type_hints
 
@@ -59,6 +60,14 @@ class Annotator(Operator):
     """
 
     kind: ClassVar[str] = "annotator"
+
+    def wants(self) -> Sequence[str]:
+        """Maps that other annotators make and this one starts from, then found in `clip.maps` by their modality's name.
+
+        Each is a modality such as "depth", or "ANNOTATOR.depth" where a corpus has several. A clip that lacks one never
+        comes to `run`: its row is `unavailable`. When such a map is made anew, so is what started from it.
+        """
+        return ()
 
 
 def sample_evenly(times_s: np.ndarray, per_s: float) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Video in and out: the only door to pixels on disk. Exact frames by timestamp, bounded memory, hostile input."""
 
+import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -45,6 +46,7 @@ __all__ = [
     "VideoInfo",
     "clip_of",
     "decode",
+    "decode_count",
     "decode_deep",
     "decode_lossless",
     "encode_lossless",
@@ -265,6 +267,7 @@ def _decode(
 @contextmanager
 def _opened(clip: Clip, limits: Limits, threads: int = 1) -> Iterator[tuple[FrameWalk, np.ndarray]]:
     """A walk over the clip's source, and the timestamps of its frames, after proving that they are the clip's."""
+    _decodes.add()
     with open_video(clip.source, limits) as (container, stream), translated(clip.source):
         if stream.index != clip.stream_index:
             text = f"its main video is stream {stream.index}, was {clip.stream_index}"
@@ -275,6 +278,25 @@ def _opened(clip: Clip, limits: Limits, threads: int = 1) -> Iterator[tuple[Fram
             found = f"{len(wanted)} frames in the span of {clip.frame_count}"
             raise SourceChanged(f"{clip.source} is not the file it was ({found}, or other timestamps): ingest it anew")
         yield FrameWalk(clip.source, container, stream, packets, limits, threads), wanted
+
+
+class _Tally:
+    """A count that threads share."""
+
+    def __init__(self) -> None:
+        self.lock, self.count = threading.Lock(), 0
+
+    def add(self) -> None:
+        with self.lock:
+            self.count += 1
+
+
+_decodes = _Tally()
+
+
+def decode_count() -> int:
+    """How often this process has opened a video to decode frames of a clip: proves that a decode was shared."""
+    return _decodes.count
 
 
 def _packets_of(clip: Clip, container: "InputContainer", stream: "VideoStream", limits: Limits) -> Packets:

@@ -7,7 +7,7 @@ from manifests.checkpoint import Checkpoint
 from manifests.component import Component
 from manifests.errors import MissingPart, OpenUniError
 from manifests.store import Store
-from openuni.pipeline import annotator_of
+from openuni.map_sources import annotator_of, wanted_maps
 from openuni.recipe import Recipe
 
 MIN_FREE_BYTES = 1024**3
@@ -72,6 +72,12 @@ def _checkpoint(name: str, checkpoint: Checkpoint, accepted: tuple[str, ...]) ->
 
 
 def _streams(recipe: Recipe) -> Iterator[Finding]:
+    try:
+        for name, sources in wanted_maps(recipe).items():
+            for modality, source in sources.items():
+                yield Finding("ok", name, f"starts from {modality} of {source.annotator}")
+    except OpenUniError as error:
+        yield Finding("note", "annotators", f"{error} (or the corpus must hold it already)")
     if recipe.encode is None:
         return
     for name in recipe.encode.modalities:
@@ -79,7 +85,8 @@ def _streams(recipe: Recipe) -> Iterator[Finding]:
         if annotator or modality == "rgb":
             continue
         try:
-            yield Finding("ok", "encode", f"{modality} comes from {annotator_of(modality, recipe)}")
+            maker = annotator_of(modality, "[encode] modalities", recipe)
+            yield Finding("ok", "encode", f"{modality} comes from {maker}")
         except OpenUniError as error:
             yield Finding("note", "encode", f"{error} (or the corpus must hold it already)")
 

@@ -15,7 +15,8 @@ from manifests.corpus_clip import read_modality
 from manifests.errors import ClipError, OpenUniError
 from manifests.modality import Modality, find_modality
 from manifests.shards import SafetensorsShard
-from openuni.phases import CorpusWorker, decoder_threads
+from openuni.map_sources import MapSource
+from openuni.phases import ClipItem, CorpusWorker, decoder_threads
 from openuni.recipe import Encode
 from openuni.worker import Outcome, Spec, describe
 from train.codec import LatentCodec, TextCodec
@@ -32,20 +33,6 @@ class Stream:
     annotator: str  # "" for the source's own pixels and captions
     group: str  # column group it goes to
     version: str
-
-
-@dataclass(frozen=True)
-class EncodeItem:
-    """One clip, the streams of it that are not encoded, and where stored modalities lie."""
-
-    clip: Clip
-    todo: tuple[str, ...]  # modalities, or TEXT
-    extents: dict[str, dict[str, Any]]  # modality -> its columns in the annotator's row
-
-    @property
-    def key(self) -> str:
-        """What identifies the item in a run."""
-        return self.clip.clip_id
 
 
 @dataclass(frozen=True)
@@ -99,7 +86,7 @@ class EncodeWorker(CorpusWorker):
                 stream.group, schema.LATENT_SCHEMA, stream.version, SafetensorsShard
             )
 
-    def prepare(self, item: EncodeItem) -> dict[str, Modality | ClipError]:
+    def prepare(self, item: ClipItem) -> dict[str, Modality | ClipError]:
         """Read and fit what is to be encoded; what cannot be read stands there as its error."""
         height_px, width_px = self.spec.options.size_px
         count = window(item.clip.frame_count, self.spec.options.frames)
@@ -115,7 +102,7 @@ class EncodeWorker(CorpusWorker):
                 found[name] = ClipError(str(error))
         return found
 
-    def compute(self, item: EncodeItem, prepared: dict[str, Modality | ClipError]) -> dict[str, Encoded | ClipError]:
+    def compute(self, item: ClipItem, prepared: dict[str, Modality | ClipError]) -> dict[str, Encoded | ClipError]:
         """Encode each stream that is not there yet; each has a fate of its own."""
         found: dict[str, Encoded | ClipError] = {}
         for name in item.todo:
@@ -125,7 +112,7 @@ class EncodeWorker(CorpusWorker):
                 found[name] = error
         return found
 
-    def store(self, item: EncodeItem, computed: dict[str, Encoded | ClipError]) -> Outcome:
+    def store(self, item: ClipItem, computed: dict[str, Encoded | ClipError]) -> Outcome:
         """Write each stream's tensor and row."""
         errors = []
         for name in item.todo:
@@ -138,7 +125,7 @@ class EncodeWorker(CorpusWorker):
             self._commit(name, item, row)
         return Outcome(item.key, "failed" if errors else "ok", "; ".join(errors))
 
-    def _encode(self, item: EncodeItem, signal: Modality | ClipError | None) -> Encoded:
+    def _encode(self, item: ClipItem, signal: Modality | ClipError | None) -> Encoded:
         started = time.perf_counter()
         if isinstance(signal, ClipError):
             raise signal
@@ -153,22 +140,24 @@ class EncodeWorker(CorpusWorker):
             array, dtype, frames = self.spec.latent_codec.encode(self.latent_model, rgb), "float16", len(rgb)
         return Encoded(array, dtype, frames, (time.perf_counter() - started) * 1000)
 
-    def fail(self, item: EncodeItem, error: str) -> Outcome:
+    def fail(self, item: ClipItem, error: str) -> Outcome:
         """Nothing of the clip could be read."""
         for name in item.todo:
             self._commit(name, item, {"status": "failed", "error": error})
         return Outcome(item.key, "failed", error)
 
-    def _read(self, name: str, item: EncodeItem, count: int) -> Modality:
+    def _read(self, name: str, item: ClipItem, count: int) -> Modality:
         stream = self.streams[name]
         modality = find_modality(name)
         if not stream.annotator:
             short_side_px = cover_short_side(item.clip, self.spec.options.size_px)
             return modality(video.decode(item.clip, np.arange(count), short_side_px, threads=decoder_threads()).frames)
-        signal = read_modality(self.corpus, f"annotations/{stream.annotator}", modality, item.extents[name], item.clip)
+        extent = item.stored[MapSource(stream.annotator, name)]
+        assert extent is not None  # else it would not be planned
+        signal = read_modality(self.corpus, f"annotations/{stream.annotator}", modality, extent, item.clip)
         return signal.take(0, count)
 
-    def _put(self, name: str, item: EncodeItem, encoded: Encoded | ClipError) -> dict[str, Any]:
+    def _put(self, name: str, item: ClipItem, encoded: Encoded | ClipError) -> dict[str, Any]:
         if isinstance(encoded, ClipError):
             raise encoded
         array, dtype, frames, ms = encoded
@@ -179,7 +168,7 @@ class EncodeWorker(CorpusWorker):
         facts = {"shape": list(array.shape), "dtype": dtype, "frames": frames, "absmax": absmax, "std": std}
         return extent | facts | {"status": "ok", "error": None, "ms": ms}
 
-    def _commit(self, name: str, item: EncodeItem, row: dict[str, Any]) -> None:
+    def _commit(self, name: str, item: ClipItem, row: dict[str, Any]) -> None:
         self.writers[name].commit({"clip_id": item.clip.clip_id, "version": self.streams[name].version} | row)
 
 

@@ -7,16 +7,14 @@ text embeddings). A plan is "what should have a row in the group, less what has 
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as pads
 
-from manifests import schema
 from manifests.clip import Clip
 from manifests.component import fingerprint
 from manifests.corpus import Corpus, operator_folder
@@ -25,8 +23,11 @@ from manifests.operator import Operator
 from manifests.presence import holders
 from openuni import cutting, encode
 from openuni.finder import not_compared
+from openuni.ingest import IngestSpec, SourceItem
 from openuni.ledger import recorded
-from openuni.phases import ClipItem, IngestSpec, OperatorSpec, SourceItem
+from openuni.map_sources import MapSource, annotator_of, extents, wanted_maps
+from openuni.operate import OperatorSpec
+from openuni.phases import ClipItem
 from openuni.progress import Reporter
 from openuni.recipe import Recipe
 from openuni.runner import Runner
@@ -103,11 +104,12 @@ class Pipeline:
         self._verify_sources(new)
 
     def _operators(self, kind: str, operators: Any, clips_of_phase: Callable[[], pa.Table]) -> None:
-        chosen = {name: operator for name, operator in operators.items() if self.scope.covers(name)}
+        wanted = self.wanted if kind == "annotator" else {name: {} for name in operators}
+        chosen = {name: operators[name] for name in wanted if self.scope.covers(name)}
         if not chosen:
             return
         clips = clips_of_phase()
-        versions = {name: self._version(operator) for name, operator in chosen.items()}
+        versions = {name: self._version(name, operator) for name, operator in chosen.items()}
         groups = {name: f"{operator_folder(kind)}/{name}" for name in chosen}
         todo = {}
         for name, group in groups.items():
@@ -115,10 +117,12 @@ class Pipeline:
             if self.scope.retry_failed:
                 self.corpus.forget(group, ["failed", "unavailable"])
             todo[name] = self._missing(group, clips.column("clip_id"))
-        spec = OperatorSpec(self.corpus.store.url, chosen, versions, self.recipe.work.short_side_px)
+        wanted = {name: wanted[name] for name in chosen}
+        spec = OperatorSpec(self.corpus.store.url, chosen, versions, self.recipe.work.short_side_px, wanted)
         names = " + ".join(chosen) if len(chosen) <= 2 else f"{len(chosen)} {kind}s"
-        items, count = self._clip_items(clips, todo)
-        self._phase(names, spec, items, count, lambda held: self._unfinished(held, groups))
+        sources = {source for maps in wanted.values() for source in maps.values()}
+        items, count = self._clip_items(clips, todo, sources)
+        self._phase(names, spec, items, count, lambda held: self._unfinished(held, groups, sources))
         for group in groups.values() if count else ():
             self._verify(group, clips.column("clip_id"))
 
@@ -141,9 +145,10 @@ class Pipeline:
                 missing = pc.and_(missing, pc.is_in(clips.column("clip_id"), present[stream.modality]))
             todo[stream.modality] = missing
         spec = encode.EncodeSpec(self.corpus.store.url, options, codec, text_codec, tuple(streams))
-        items, count = self._encode_items(clips, todo, streams)
+        sources = {MapSource(stream.annotator, stream.modality) for stream in streams if stream.annotator}
+        items, count = self._clip_items(clips, todo, sources)
         groups = {stream.modality: stream.group for stream in streams}
-        self._phase("encode", spec, items, count, lambda held: self._unfinished(held, groups))
+        self._phase("encode", spec, items, count, lambda held: self._unfinished(held, groups, sources))
         for stream in streams if count else ():
             wanted = clips.column("clip_id")
             if stream.annotator:
@@ -163,7 +168,7 @@ class Pipeline:
         with self.reporter.phase(name, count) as counter:
 
             def report(outcome: Outcome) -> None:
-                counter.add(outcome.status)
+                counter.add(outcome.status, outcome.decodes, outcome.vram_mb)
 
             self.runner.run(spec, items, report, on_death)
         self.corpus.recover()  # parts of workers that died in this phase
@@ -238,11 +243,20 @@ class Pipeline:
             raise OpenUniError(f"{group}: {(rows > 1).sum()} of {len(wanted)} clips have more than one row. {_BROKEN}")
         return pa.array(rows == 0)
 
-    def _version(self, operator: Operator) -> str:
-        # the frames an operator sees depend on the working size, so its results do too
-        return fingerprint(operator=operator.version(), short_side_px=self.recipe.work.short_side_px)
+    @functools.cached_property
+    def wanted(self) -> dict[str, dict[str, MapSource]]:
+        """The maps that each annotator starts from; the annotators in an order in which they can be made."""
+        return wanted_maps(self.recipe, self.corpus)
 
-    def _unfinished(self, held: list[Any], groups: dict[str, str]) -> list[Any]:
+    def _version(self, name: str, operator: Operator) -> str:
+        # the frames an operator sees depend on the working size, so its results do too
+        parts = {"operator": operator.version(), "short_side_px": self.recipe.work.short_side_px}
+        maps = self.wanted[name] if operator.kind == "annotator" else {}
+        if maps:  # and on the maps it starts from
+            parts["maps"] = [[*source, self._group_version(source.annotator)] for source in maps.values()]
+        return fingerprint(**parts)
+
+    def _unfinished(self, held: list[Any], groups: dict[str, str], sources: Collection[MapSource]) -> list[Any]:
         """After a worker's death: its journals are sealed, and what they hold needs no second run."""
         self.corpus.recover()
         left = []
@@ -251,8 +265,9 @@ class Pipeline:
             todo = tuple(
                 name for name in item.todo if not pc.any(pc.is_in(one, self.corpus.done(groups[name]))).as_py()
             )
-            if todo:
-                left.append(dataclasses.replace(item, todo=todo))
+            if todo:  # what it had finished may be what the others start from
+                stored = {source: found[0] for source, found in extents(self.corpus, sources, one).items()}
+                left.append(dataclasses.replace(item, todo=todo, stored=stored))
         return left
 
     def _unfinished_sources(self, held: list[SourceItem]) -> list[SourceItem]:
@@ -270,55 +285,31 @@ class Pipeline:
             if modality == "rgb" and not annotator:
                 streams.append(encode.Stream(modality, "", group, family))
                 continue
-            annotator = annotator or self._annotator_of(modality)
+            annotator = annotator or annotator_of(modality, "[encode] modalities", self.recipe, self.corpus)
             version = fingerprint(family=family, source=self._group_version(annotator), annotator=annotator)
             streams.append(encode.Stream(modality, annotator, group, version))
         streams.append(encode.Stream(encode.TEXT, "", f"text/{text_family}", text_family))
         return streams
 
-    def _annotator_of(self, modality: str) -> str:
-        return annotator_of(modality, self.recipe, self.corpus)
-
     def _group_version(self, annotator: str) -> str:
-        if annotator in self.recipe.annotators:
-            return self._version(self.recipe.annotators[annotator])
+        if annotator in self.recipe.annotators and self.scope.covers(annotator):
+            return self._version(annotator, self.recipe.annotators[annotator])
         return self.corpus.group_version(f"annotations/{annotator}")
 
-    def _clip_items(self, clips: pa.Table, todo: dict[str, pa.Array]) -> tuple[Iterator[ClipItem], int]:
+    def _clip_items(
+        self, clips: pa.Table, todo: dict[str, pa.Array], sources: Collection[MapSource]
+    ) -> tuple[Iterator[ClipItem], int]:
+        """The clips for which anything is left to do, with the places of the stored maps that this starts from."""
         plan = _plan(clips, todo)
 
         def items() -> Iterator[ClipItem]:
-            for clip, names in self._rows(plan, list(todo)):
-                yield ClipItem(clip, names)
-
-        return items(), len(plan)
-
-    def _encode_items(
-        self, clips: pa.Table, todo: dict[str, pa.Array], streams: Sequence[encode.Stream]
-    ) -> tuple[Iterator[encode.EncodeItem], int]:
-        plan = _plan(clips, todo)
-        stored = [stream for stream in streams if stream.annotator]
-
-        def items() -> Iterator[encode.EncodeItem]:
             for start in range(0, len(plan), WINDOW_ROWS):
                 window = plan.slice(start, WINDOW_ROWS)
-                extents = {stream.modality: self._extents(stream, window.column("clip_id")) for stream in stored}
+                stored = extents(self.corpus, sources, window.column("clip_id").combine_chunks())
                 for position, (clip, names) in enumerate(self._rows(window, list(todo))):
-                    mine = {name: extents[name][position].as_py() for name in names if name in extents}
-                    yield encode.EncodeItem(clip, names, mine)
+                    yield ClipItem(clip, names, {source: found[position] for source, found in stored.items()})
 
         return items(), len(plan)
-
-    def _extents(self, stream: encode.Stream, clips: pa.ChunkedArray) -> pa.Array:
-        """Where the annotator's rows say that the maps of these clips lie: structs, null where there is none."""
-        ids = clips.combine_chunks()
-        if not self.corpus.has_modality(stream.annotator, stream.modality):
-            return pa.nulls(len(ids))
-        columns = {"clip_id": pads.field("clip_id"), "extent": pads.field(stream.annotator, stream.modality)}
-        dataset = self.corpus.dataset(f"annotations/{stream.annotator}")
-        table = dataset.to_table(columns=columns, filter=pads.field("clip_id").isin(ids)).combine_chunks()
-        positions = pc.index_in(ids, value_set=table.column("clip_id").combine_chunks())
-        return table.column("extent").combine_chunks().take(positions)
 
     def _rows(self, plan: pa.Table, names: Sequence[str]) -> Iterator[tuple[Clip, tuple[str, ...]]]:
         """Each clip of a plan, and which of the names it is planned for."""
@@ -361,26 +352,6 @@ class Pipeline:
         lost = pc.sum(self._missing(group, wanted)).as_py()
         if lost:
             raise OpenUniError(f"{group}: {lost} of {len(wanted)} clips have no row. {_BROKEN}")
-
-
-def annotator_of(modality: str, recipe: Recipe, corpus: Corpus | None = None) -> str:
-    """The annotator that makes a modality: of the recipe, else of the corpus. Raises when none or several do."""
-    makers = [
-        name
-        for name, operator in recipe.annotators.items()
-        if any(kind.name == modality for kind in schema.modality_fields(type(operator)).values())
-    ]
-    if not makers and corpus is not None:
-        makers = [name for name in corpus.operators("annotator") if corpus.has_modality(name, modality)]
-    if len(makers) == 1:
-        return makers[0]
-    if makers:
-        named = ", ".join(f'"{name}.{modality}"' for name in makers)
-        raise OpenUniError(f'[encode] modalities: several annotators make "{modality}". Name one: {named}.')
-    raise OpenUniError(
-        f'[encode] modalities: no annotator of this recipe makes "{modality}". Add one under [annotators.NAME]; '
-        "openuni list shows what there is."
-    )
 
 
 def _plan(clips: pa.Table, todo: dict[str, pa.Array]) -> pa.Table:

@@ -1,9 +1,9 @@
 """Progress of a run: one live table on a terminal, a plain line every few seconds elsewhere."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 from rich.console import Console
@@ -17,7 +17,8 @@ class Phase:
 
     def __init__(self, name: str, total: int) -> None:
         self.name, self.total = name, total
-        self.ok = self.failed = 0
+        self.ok = self.failed = self.decodes = 0
+        self.vram_mb: dict[str, float] = {}
         self.started = time.perf_counter()
         self.seconds = 0.0
 
@@ -32,16 +33,18 @@ class Phase:
         elapsed = self.seconds or (time.perf_counter() - self.started)
         return self.done / elapsed if elapsed > 0 else 0.0
 
-    def as_record(self) -> dict[str, float | int | str]:
-        """What the ledger keeps."""
-        return {
+    def as_record(self) -> dict[str, Any]:
+        """What the ledger keeps: `decodes` counts how often video was opened to decode frames."""
+        record = {
             "phase": self.name,
             "planned": self.total,
             "ok": self.ok,
             "failed": self.failed,
             "seconds": round(self.seconds, 3),
             "items_per_s": round(self.items_per_s, 3),
+            "decodes": self.decodes,
         }
+        return record | ({"vram_mb": self.vram_mb} if self.vram_mb else {})
 
 
 class Reporter:
@@ -98,12 +101,15 @@ class Counter:
         self.task = reporter.progress.add_task(phase.name, total=phase.total, failed=0, rate=0.0)
         self.logged = time.perf_counter()
 
-    def add(self, status: str) -> None:
-        """One more item, "ok" or "failed"."""
+    def add(self, status: str, decodes: int = 0, vram_mb: Mapping[str, float] = MappingProxyType({})) -> None:
+        """One more item, "ok" or "failed"; see `openuni.worker.Outcome` for the rest."""
         if status == "ok":
             self.phase.ok += 1
         else:
             self.phase.failed += 1
+        self.phase.decodes += decodes
+        for name, used_mb in vram_mb.items():
+            self.phase.vram_mb[name] = max(used_mb, self.phase.vram_mb.get(name, 0.0))
         self.show()
 
     def show(self, *, final: bool = False) -> None:

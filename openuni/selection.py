@@ -59,7 +59,9 @@ class Selection:
         ids = self.ids.take(pa.array(positions))
         found = {name: self._maps_of(name, ids) for name in self.versions}
         scores = {
-            name: self._look_up(f"filters/{name}", ids, {field.name: (name, field.name) for field in kind})
+            name: self.corpus.look_up(
+                f"filters/{name}", ids, {field.name: pads.field(name, field.name) for field in kind}
+            )
             for name, kind in self.contents.scores.items()
         }
         rows = (row for table in self.corpus.clip_list.tables(self.rows[positions]) for row in table.to_pylist())
@@ -73,7 +75,9 @@ class Selection:
 
     def _maps_of(self, annotator: str, ids: pa.Array) -> list[dict[str, Any] | None]:
         wanted = [name for name, maker in self.contents.annotators.items() if maker == annotator]
-        return self._look_up(f"annotations/{annotator}", ids, {name: (annotator, name) for name in wanted})
+        return self.corpus.look_up(
+            f"annotations/{annotator}", ids, {name: pads.field(annotator, name) for name in wanted}
+        )
 
     def _stored(self, rows: Mapping[str, Mapping[str, Any] | None]) -> dict[str, StoredMap]:
         """The maps that are there, in the format's order, from a clip's row of each annotator."""
@@ -83,17 +87,6 @@ class Selection:
             if row is not None and row[modality] is not None and row[modality]["shard"] is not None:
                 found[modality] = StoredMap(annotator, self.versions[annotator], row[modality])
         return found
-
-    def _look_up(
-        self, group: str, ids: pa.Array, columns: Mapping[str, tuple[str, str]]
-    ) -> list[dict[str, Any] | None]:
-        """These columns (name -> path) of a group for each id; None where it has no row."""
-        wanted = {"clip_id": pads.field("clip_id")} | {name: pads.field(*path) for name, path in columns.items()}
-        table = self.corpus.dataset(group).to_table(columns=wanted, filter=pads.field("clip_id").isin(ids))
-        places = pc.index_in(ids, value_set=table.column("clip_id").combine_chunks())
-        rows = table.drop_columns("clip_id").take(places).to_pylist()
-        there = pc.is_valid(places).to_pylist()
-        return [row if known else None for row, known in zip(rows, there, strict=True)]
 
     def _in_split(self, split: str) -> pa.Array:
         column = self.corpus.dataset("clips", clip_schema()).to_table(columns=["split"]).column("split")

@@ -10,7 +10,7 @@ from manifests import schema
 from manifests.component import Component, annotation_text, component_names, find_component, strip_annotation
 from manifests.errors import OpenUniError, unknown_name
 from manifests.modality import find_modality, modality_names
-from manifests.operator import Operator, find_operator, operator_names
+from manifests.operator import Annotator, Operator, find_operator, operator_names
 from manifests.producer import Producer
 from openuni.exporter import exporter_names, find_exporter
 from openuni.finder import PACKAGE, find_finder, finder_names
@@ -102,7 +102,10 @@ def _outside(name: str) -> type[Operator]:
 
 
 def _producer_page(producer: type[Producer], package: str) -> str:
-    lines = [_component_page(producer, package), "", "columns"]
+    lines = [_component_page(producer, package)]
+    if issubclass(producer, Annotator) and (wants := producer().wants()):
+        lines += ["", f"starts from {', '.join(wants)}, made by another annotator of the recipe or there already"]
+    lines += ["", "columns"]
     lines += _aligned([(column.name, column.type, column.doc) for column in schema.columns(producer)])
     return "\n".join(lines)
 

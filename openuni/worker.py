@@ -1,6 +1,7 @@
 """The work of one phase in one process, and the loop that drives it: read ahead, compute, write behind."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -13,6 +14,8 @@ class Outcome(NamedTuple):
     key: str
     status: str  # ok or failed
     error: str = ""
+    decodes: int = 0  # how often video was opened to decode frames since the worker's last outcome
+    vram_mb: Mapping[str, float] = {}  # per operator, the most GPU memory that it needed so far, 10^6 bytes
 
 
 class Worker(ABC):

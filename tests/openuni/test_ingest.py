@@ -10,7 +10,7 @@ import pytest
 import openuni
 from manifests import video
 from manifests.corpus import Corpus
-from openuni.phases import IngestSpec, SourceItem
+from openuni.ingest import IngestSpec, SourceItem
 from openuni.pipeline import Scope
 from openuni.progress import Reporter
 from openuni.recipe import Recipe

@@ -1,0 +1,85 @@
+"""A flow that annotators may lean on: cheap, without weights, computed once per clip and shared by all who ask.
+
+It links masks, measures whether maps are steady along the motion, and is not itself an annotation.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from annotators._dis_flow import MIN_SIDE_PX, dis_pair_flow
+from annotators._pairwise_flow import consistent
+from manifests.clip import DecodedClip
+
+SHORT_SIDE_PX = 256
+
+
+class GuideFlow(NamedTuple):
+    """Motion between frames t and t + 1 of a clip, on its frames scaled down to [h, w].
+
+    `forward`, `backward`: float32 [T - 1, h, w, 2], pixels at this size, x to the right, y down; forward from t to
+    t + 1, backward from t + 1 to t. `forward_valid`, `backward_valid`: bool [T - 1, h, w], where going there and back
+    ends near the start (UnFlow's rule): not hidden, not out of view, and found with some certainty.
+    """
+
+    forward: np.ndarray
+    backward: np.ndarray
+    forward_valid: np.ndarray
+    backward_valid: np.ndarray
+
+    @property
+    def size_px(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.forward.shape[1], self.forward.shape[2]
+
+
+def guide_flow(clip: DecodedClip, short_side_px: int = SHORT_SIDE_PX) -> GuideFlow:
+    """DIS flow (preset medium) both ways between adjacent frames whose shorter side is scaled to `short_side_px`.
+
+    Smaller frames stay as they are. A clip of one frame gives arrays of length 0; frames thinner than 8 px, which DIS
+    cannot match, give zero flow that is valid nowhere.
+    """
+    key = __name__, short_side_px
+    if key not in clip.memo:
+        clip.memo[key] = _computed(clip, short_side_px)
+    found: GuideFlow = clip.memo[key]
+    return found
+
+
+def carried(values: np.ndarray, flow: np.ndarray, *, nearest: bool = False) -> np.ndarray:
+    """What `values` of the other frame are at the place where each pixel of this frame goes.
+
+    `values`: [h, w] or [h, w, C]; `flow`: float32 [h, w, 2] from this frame to that of `values`. Bilinear, or `nearest`
+    for ids; 0 outside the frame.
+    """
+    import cv2
+
+    height_px, width_px = flow.shape[:2]
+    x, y = np.meshgrid(np.arange(width_px, dtype=np.float32), np.arange(height_px, dtype=np.float32))
+    how = cv2.INTER_NEAREST if nearest else cv2.INTER_LINEAR
+    moved: np.ndarray = cv2.remap(
+        values, x + flow[..., 0], y + flow[..., 1], how, borderMode=cv2.BORDER_CONSTANT, borderValue=0
+    )
+    return moved
+
+
+def _computed(clip: DecodedClip, short_side_px: int) -> GuideFlow:
+    import cv2
+
+    count, height_px, width_px = clip.frames.shape[:3]
+    scale = min(1.0, short_side_px / min(height_px, width_px))
+    size = max(1, round(height_px * scale)), max(1, round(width_px * scale))
+    if count < 2 or min(size) < MIN_SIDE_PX:
+        nothing = np.zeros((max(0, count - 1), *size), bool)
+        at_rest = np.zeros((*nothing.shape, 2), np.float32)
+        return GuideFlow(at_rest, at_rest, nothing, nothing)
+    frames = clip.frames
+    if size != (height_px, width_px):
+        frames = np.stack([cv2.resize(frame, size[::-1], interpolation=cv2.INTER_AREA) for frame in frames])
+    pair_flow = dis_pair_flow(frames, "medium")
+    first, second = np.arange(count - 1), np.arange(1, count)
+    forward, backward = pair_flow(first, second), pair_flow(second, first)
+    pairs = list(zip(forward, backward, strict=True))
+    there = np.stack([consistent(one, other) for one, other in pairs])
+    back = np.stack([consistent(other, one) for one, other in pairs])
+    return GuideFlow(forward, backward, there, back)
