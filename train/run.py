@@ -138,6 +138,18 @@ class Run:
         and fitted to `size`: frames, height_px, width_px; by default those of the training data. A made modality whose
         rendering cannot be read back (skeleton) comes as the picture of it, an `RGB`.
         """
+        made = self.render(prompt, make, given, size, sampling)
+        return {name: read_rendering(name, rendering) for name, rendering in made.items()}
+
+    def render(
+        self,
+        prompt: str,
+        make: Sequence[str],
+        given: dict[str, Modality | np.ndarray] | None = None,
+        size: tuple[int, int, int] | None = None,
+        sampling: sampler.Sampling | None = None,
+    ) -> dict[str, np.ndarray]:
+        """What `generate` makes, as the codec gives it: renderings float32 [T, H, W, 3] in 0..1."""
         given = given or {}
         task = self.known_task(Task(tuple(given), tuple(make)))
         size = size or (self.record["latents"]["frames"], *self.record["latents"]["size_px"])
@@ -150,7 +162,7 @@ class Run:
             self._latent_shape(size),
             sampling,
         )
-        return {name: read_rendering(name, codec.decode(model, tensor[0].numpy())) for name, tensor in made.items()}
+        return {name: codec.decode(model, tensor[0].numpy()) for name, tensor in made.items()}
 
     def known_task(self, task: str | Task) -> Task:
         """The task, if the model was trained for it; raises `OpenUniError` with those it was."""
