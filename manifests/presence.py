@@ -1,6 +1,6 @@
 """Which clip has which modality: gaps are normal, and every count, join and split starts from here."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -76,19 +76,23 @@ def coverage(corpus: "Corpus") -> list[dict[str, str | int]]:
     ]
 
 
-def coverage_text(rows: list[dict[str, str | int]]) -> str:
-    """The same as a table for people."""
-    if not rows:
-        return ""
-    cells = [
-        list(rows[0]),
-        *([f"{value:,}" if isinstance(value, int) else value for value in row.values()] for row in rows),
-    ]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
-    return "\n".join(
-        "  ".join(
-            text.rjust(width) if column else text.ljust(width)
-            for column, (text, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in cells
-    )
+class StoredSize(NamedTuple):
+    """How much one annotator stored of one modality."""
+
+    modality: str
+    annotator: str
+    clips: int
+    nbytes: int  # of all of them
+    largest_nbytes: int
+
+
+def stored_sizes(corpus: "Corpus") -> list[StoredSize]:
+    """What each modality takes in the shards, by modality and annotator; those that no clip has are left out."""
+    found = []
+    for modality, names in makers(corpus).items():
+        for name in names:
+            column = {"nbytes": pads.field(name, modality, "nbytes")}
+            sizes = corpus.table(f"annotations/{name}", column).column("nbytes").drop_null()
+            if len(sizes):
+                found.append(StoredSize(modality, name, len(sizes), pc.sum(sizes).as_py(), pc.max(sizes).as_py()))
+    return found

@@ -9,6 +9,7 @@ from manifests.component import Component, component_names, find_component
 from manifests.errors import OpenUniError, unknown_name
 from openuni.download import download
 from openuni.recipe import Recipe
+from openuni.text_table import aligned
 
 PACKAGES = ("filters", "annotators", "train.codecs", "openuni.shots")
 
@@ -40,10 +41,7 @@ def table() -> str:
                 "yes" if here else "no",
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    return "\n".join(aligned(rows))
 
 
 def chosen(

@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
 from manifests.corpus import Corpus
+from openuni.text_table import aligned
 
 BINS = 24
 TAIL = 0.005  # share of clips beyond each end of the picture, so that one outlier does not flatten it
@@ -19,14 +20,7 @@ def histograms(corpus: Corpus) -> str:
     """One line per number that a filter gave: its 5, 50 and 95 % quantiles, and its distribution between two ends."""
     rows: list[tuple[str, ...]] = [("score", "5 %", "50 %", "95 %", "null", "from", "", "to")]
     rows += [row for name in corpus.operators("filter") for row in _of_filter(corpus, name)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(
-            text.ljust(width) if column in (0, 6) else text.rjust(width)
-            for column, (text, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
+    return "\n".join(aligned(rows, right=(1, 2, 3, 4, 5, 7)))
 
 
 def _of_filter(corpus: Corpus, name: str) -> Iterator[tuple[str, ...]]:

@@ -18,6 +18,7 @@ from openuni.importer import find_importer, importer_names
 from openuni.listing import listing
 from openuni.recipe import Encode, Ingest, Work
 from openuni.shot_detector import find_shot_detector, shot_detector_names
+from openuni.text_table import aligned
 from train.codec import LatentCodec, TextCodec
 
 RECIPES_DIR = Path(__file__).parent / "recipes"
@@ -106,7 +107,7 @@ def _producer_page(producer: type[Producer], package: str) -> str:
     if issubclass(producer, Annotator) and (wants := producer().wants()):
         lines += ["", f"starts from {', '.join(wants)}, made by another annotator of the recipe or there already"]
     lines += ["", "columns"]
-    lines += _aligned([(column.name, column.type, column.doc) for column in schema.columns(producer)])
+    lines += _indented([(column.name, column.type, column.doc) for column in schema.columns(producer)])
     return "\n".join(lines)
 
 
@@ -120,7 +121,7 @@ def _component_page(component: type[Component], package: str) -> str:
     options = [
         (option.name, toml(option.default), _type_text(option.type), option.doc) for option in component.options()
     ]
-    return "\n".join([*lines, "", "options", *(_aligned(options) or ["  none"])])
+    return "\n".join([*lines, "", "options", *(_indented(options) or ["  none"])])
 
 
 def _modality_page(name: str) -> str:
@@ -130,7 +131,7 @@ def _modality_page(name: str) -> str:
     text = (modality.__doc__ or "").strip()
     return "\n".join(
         [f"{name}: {text}", f"  manifests/modalities/{name}.py", f'  prompt "{modality.prompt}"', "", "constants"]
-        + (_aligned(rows) or ["  none"])
+        + (_indented(rows) or ["  none"])
     )
 
 
@@ -207,8 +208,5 @@ def _first_line(thing: Any) -> str:
     return (thing.__doc__ or "").strip().split("\n")[0]
 
 
-def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))] if rows else []
-    return [
-        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
+def _indented(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    return [f"  {line}" for line in aligned(rows)] if rows else []

@@ -135,17 +135,19 @@ def summary(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, for other programs")] = False,
     scores: Annotated[bool, typer.Option("--scores", help="Also how each score is spread over the clips")] = False,
 ) -> None:
-    """Show what became of every clip (ok, dropped by which rule, failed for which reason), and who has what."""
+    """Show what became of every clip (ok, dropped by which rule, failed for which reason), who has what, its size."""
     from manifests.corpus import Corpus
-    from manifests.presence import coverage, coverage_text
+    from manifests.presence import coverage, stored_sizes
+    from openuni.holdings import coverage_text, sizes_text
     from openuni.ledger import summary_record
 
     opened = Corpus.open(corpus)
-    ledger, covered = opened.summary(), coverage(opened)
+    ledger, covered, sizes = opened.summary(), coverage(opened), stored_sizes(opened)
     if as_json:
-        print(json.dumps(summary_record(ledger) | {"coverage": covered}, indent=2))
+        held = {"coverage": covered, "stored": [size._asdict() for size in sizes]}
+        print(json.dumps(summary_record(ledger) | held, indent=2))
     else:
-        print(f"{ledger}\n\n{coverage_text(covered)}")
+        print("\n\n".join(filter(None, [str(ledger), coverage_text(covered), sizes_text(sizes)])))
         if scores:
             from openuni.histograms import histograms
 

@@ -7,7 +7,7 @@ import pytest
 
 from manifests.corpus import Corpus
 from manifests.errors import OpenUniError
-from manifests.presence import NO_COLLECTION, coverage, coverage_text, holders, presence
+from manifests.presence import NO_COLLECTION, coverage, holders, presence, stored_sizes
 from tests.bare_corpora import bare_corpus
 
 CLIPS = [
@@ -36,15 +36,12 @@ def test_coverage_counts_modalities_and_captions_by_collection(corpus: Corpus) -
         "flow": 2,
     }
     assert (found[1]["clips"], found[1]["caption"], found[1]["depth"]) == (2, 1, 0)  # the refused clip is not counted
-    text = coverage_text(found).splitlines()
-    assert len({len(line) for line in text}) == 1
-    assert text[0].split()[:3] == ["collection", "clips", "caption"]
 
 
 def test_an_empty_corpus_covers_nothing(tmp_path: Path) -> None:
     corpus = Corpus.create(str(tmp_path / "empty"))
     assert coverage(corpus) == []
-    assert coverage_text([]) == ""
+    assert stored_sizes(corpus) == []
 
 
 def test_presence_follows_the_order_of_the_clips(corpus: Corpus) -> None:
