@@ -22,6 +22,7 @@ class Payload(NamedTuple):
     data: bytes
     suffix: str  # of the entry in the shard, such as "mkv"
     constants: tuple[Any, ...]  # the modality's own NamedTuple
+    size_px: tuple[int, int] | None = None  # height and width, where they are not those of the signal that was given
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +62,13 @@ class Modality(ABC):
     @abstractmethod
     def encode(self, fps: float) -> Payload:
         """Lossless or bounded-error bytes (the bound is in the subclass's docstring and tested)."""
+
+    def encode_compact(self, fps: float) -> Payload:
+        """Like `encode`, in as few bits as the subclass states, at an error that its docstring and the row state.
+
+        The same as `encode` where a subclass says nothing.
+        """
+        return self.encode(fps)
 
     @classmethod
     @abstractmethod
@@ -103,9 +111,9 @@ class Modality(ABC):
         window = self.array[:, top_px : top_px + height_px, left_px : left_px + width_px]
         return replace(self, array=np.ascontiguousarray(window))
 
-    def take(self, start: int, stop: int) -> Self:
-        """Frames `start` to `stop` (half-open)."""
-        return replace(self, array=self.array[start:stop])
+    def take(self, start: int, stop: int, step: int = 1) -> Self:
+        """Frames `start` to `stop` (half-open), every `step`-th."""
+        return replace(self, array=self.array[start:stop:step])
 
     def fit(self, height_px: int, width_px: int) -> Self:
         """Cover `height_px` x `width_px` keeping the aspect ratio, then crop the centre: latents are made of this."""

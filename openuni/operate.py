@@ -30,6 +30,7 @@ class OperatorSpec(Spec):
     versions: Mapping[str, str]
     short_side_px: int
     wanted: Mapping[str, Mapping[str, MapSource]]  # operator -> modality -> the map it starts from
+    compact: bool  # how maps are stored
 
     def start(self, device: str) -> "OperatorWorker":
         """See `Spec.start`."""
@@ -209,8 +210,8 @@ class AnnotatorWorker(OperatorWorker):
         """Modalities go to the shard, and their extent and constants into the row."""
         if not isinstance(value, Modality):
             return schema.plain(value)
-        frames, (height_px, width_px) = len(value.array), value.size_px
-        payload = result.coded.get(key) or _coded(value, item)
+        payload = result.coded.get(key) or self._coded(value, item)
+        frames, (height_px, width_px) = len(value.array), payload.size_px or value.size_px
         extent = self.writers[name].put(f"{item.clip.clip_id}.{value.name}.{payload.suffix}", payload.data)
         size = {"frames": frames, "height_px": height_px, "width_px": width_px, "pts_hash": item.clip.pts_hash}
         return extent | size | schema.plain(payload.constants)
@@ -237,8 +238,13 @@ class AnnotatorWorker(OperatorWorker):
         signal = getattr(result.value, modality)
         if signal is None:
             raise Unavailable("this clip has none")
-        payload = _coded(signal, item)
+        payload = self._coded(signal, item)
         return type(signal).decode(payload.data, payload.constants), payload
+
+    def _coded(self, signal: Modality, item: ClipItem) -> Payload:
+        if len(signal.array) != item.clip.frame_count:
+            raise ClipError(f"{signal.name} has {len(signal.array)} frames, the clip has {item.clip.frame_count}")
+        return signal.encode_compact(item.clip.fps) if self.spec.compact else signal.encode(item.clip.fps)
 
     def _stored(self, source: MapSource, item: ClipItem) -> Modality | str:
         extent = item.stored.get(source)
@@ -249,12 +255,6 @@ class AnnotatorWorker(OperatorWorker):
             return read_modality(self.corpus, group, find_modality(source.modality), extent, item.clip)
         except (ClipError, OpenUniError) as error:  # damaged: the reason of these rows, not the end of the run
             return describe(error)
-
-
-def _coded(signal: Modality, item: ClipItem) -> Payload:
-    if len(signal.array) != item.clip.frame_count:
-        raise ClipError(f"{signal.name} has {len(signal.array)} frames, the clip has {item.clip.frame_count}")
-    return signal.encode(item.clip.fps)
 
 
 def halved(operator: Operator) -> Operator | None:

@@ -118,7 +118,9 @@ class Pipeline:
                 self.corpus.forget(group, ["failed", "unavailable"])
             todo[name] = self._missing(group, clips.column("clip_id"))
         wanted = {name: wanted[name] for name in chosen}
-        spec = OperatorSpec(self.corpus.store.url, chosen, versions, self.recipe.work.short_side_px, wanted)
+        work = self.recipe.work
+        compact = work.storage == "compact"
+        spec = OperatorSpec(self.corpus.store.url, chosen, versions, work.short_side_px, wanted, compact)
         names = " + ".join(chosen) if len(chosen) <= 2 else f"{len(chosen)} {kind}s"
         sources = {source for maps in wanted.values() for source in maps.values()}
         items, count = self._clip_items(clips, todo, sources)
@@ -250,7 +252,9 @@ class Pipeline:
 
     def _version(self, name: str, operator: Operator) -> str:
         # the frames an operator sees depend on the working size, so its results do too
-        parts = {"operator": operator.version(), "short_side_px": self.recipe.work.short_side_px}
+        parts: dict[str, Any] = {"operator": operator.version(), "short_side_px": self.recipe.work.short_side_px}
+        if operator.kind == "annotator" and self.recipe.work.storage != "full":
+            parts["storage"] = self.recipe.work.storage
         maps = self.wanted[name] if operator.kind == "annotator" else {}
         if maps:  # and on the maps it starts from
             parts["maps"] = [[*source, self._group_version(source.annotator)] for source in maps.values()]

@@ -57,6 +57,11 @@ class Work:
     """What operators see."""
 
     short_side_px: Annotated[int, "frames are scaled down to this short side before any operator; 0: as they are"] = 720
+    storage: Annotated[
+        Literal["full", "compact"],
+        "how maps are stored: at their finest, or in about 2 bits per pixel of depth and 4 of flow, at errors that "
+        "openuni show depth and flow state",
+    ] = "full"
 
     def check(self) -> None:
         """Ranges of the options."""

@@ -5,12 +5,15 @@ from typing import ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 
+from manifests.compact import within
 from manifests.errors import ClipError
 from manifests.modality import Modality, Payload
 from manifests.resample import resize_smooth
 from manifests.video import decode_lossless, encode_lossless
 
-LEVELS = 65535  # of the stored 16-bit planes
+LEVELS = 65535  # of the stored 16-bit planes, less one
+COMPACT_BITS_PER_PX = 1.95  # 7.9 MB for 81 frames of 480 x 832
+COMPACT_LEVELS = (65535, 16383, 8191, 4095, 2047, 1023, 511, 255)
 
 
 class DepthConstants(NamedTuple):
@@ -19,6 +22,7 @@ class DepthConstants(NamedTuple):
     unit: str  # "disparity" or "metres"
     lo: float  # smallest value of the clip, in its unit
     hi: float  # largest value of the clip, in its unit
+    levels: int = LEVELS  # steps of the stored planes between the two
 
     def checked(self) -> Self:
         """Itself; raises `ClipError` for constants that no depth of ours has: they may come from anyone's file."""
@@ -27,6 +31,8 @@ class DepthConstants(NamedTuple):
         above = self.lo > 0 if self.unit == "metres" else self.lo >= 0
         if not (above and np.isfinite(self.hi) and self.hi >= self.lo):
             raise ClipError(f"depth: {self.unit} cannot range from {self.lo:g} to {self.hi:g}")
+        if not 1 <= self.levels <= LEVELS:
+            raise ClipError(f"depth: levels are 1..{LEVELS}, the constants say {self.levels}")
         return self
 
 
@@ -40,7 +46,9 @@ class Depth(Modality):
     that every window of a clip is rendered alike. None: the array's own smallest and largest value.
 
     Stored as 16 bits, FFV1: disparity affinely, error <= (hi - lo) / 131070; metres on a log scale, relative error
-    <= ln(hi / lo) / 131070 (each plus float32 rounding, 2^-23 of the value). As RGB: grey, nearer is brighter, affine
+    <= ln(hi / lo) / 131070 (each plus float32 rounding, 2^-23 of the value). Compact: with the most levels of 65535 to
+    255 that fit in 1.95 bits per pixel, error <= (hi - lo) / (2 levels), or ln(hi / lo) / (2 levels) of metres; where
+    255 do not fit, at half the size, and so on. As RGB: grey, nearer is brighter, affine
     in disparity or in 1 / metres; 8 bits cost at most 1 / 510 of that range.
     """
 
@@ -74,23 +82,34 @@ class Depth(Modality):
 
     def encode(self, fps: float) -> Payload:
         """Gray 16-bit FFV1 over `constants()`, or over the array's own range where that is wider."""
+        return self.encode_in_steps(fps, LEVELS)
+
+    def encode_compact(self, fps: float) -> Payload:
+        """See the class: fewer levels, 8 bits from 255 on."""
+        scaled = replace(self, normalisation=self.constants())  # a sample of it has the same range
+        return within(
+            scaled, lambda depth, levels: depth.encode_in_steps(fps, levels), COMPACT_LEVELS, COMPACT_BITS_PER_PX
+        )
+
+    def encode_in_steps(self, fps: float, levels: int) -> Payload:
+        """With `levels` steps between the smallest and the largest value; in 8 bits where that is enough."""
         constants = self.constants()
         if self.array.min() < constants.lo or self.array.max() > constants.hi:
             constants = replace(self, normalisation=None).constants()
         lo, hi = _scaled_range(constants)
         span = hi - lo or 1.0
-        planes = np.empty(self.array.shape, np.uint16)
+        planes = np.empty(self.array.shape, np.uint8 if levels < 256 else np.uint16)
         for plane, image in zip(planes, self.array, strict=True):
             value = np.log(image, dtype=np.float64) if self.unit == "metres" else image.astype(np.float64)
-            plane[:] = np.rint(np.clip((value - lo) / span, 0, 1) * LEVELS)
-        return Payload(encode_lossless(planes, fps), self.suffix, constants)
+            plane[:] = np.rint(np.clip((value - lo) / span, 0, 1) * levels)
+        return Payload(encode_lossless(planes, fps), self.suffix, constants._replace(levels=levels))
 
     @classmethod
     def decode(cls, data: bytes, constants: DepthConstants) -> Self:
         """The stored depth, in the row's unit, with the row's normalisation."""
         lo, hi = _scaled_range(constants.checked())
         planes = decode_lossless(data)
-        table = lo + np.arange(LEVELS + 1) / LEVELS * (hi - lo)
+        table = lo + np.minimum(np.arange(LEVELS + 1) / constants.levels, 1) * (hi - lo)
         if constants.unit == "metres":
             table = np.exp(table)
         values = np.clip(table, constants.lo, constants.hi).astype(np.float32)

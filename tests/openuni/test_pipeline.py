@@ -165,3 +165,20 @@ def test_the_command_line_says_the_same(raw, corpus, tmp_path):
         [sys.executable, "-m", "openuni.cli", "summary", corpus.store.url, "--json"], capture_output=True, check=True
     )
     assert json.loads(done.stdout)["ok"] == 4
+
+
+def test_compact_storage_is_smaller_another_version_and_reads_as_any_other(raw, tmp_path):
+    recipe = {"work": {"short_side_px": 32}, "annotators": {"dis": {"preset": "ultrafast"}}}
+    full = run(raw, tmp_path / "full", recipe)
+    compact = run(raw, tmp_path / "compact", recipe | {"work": {"short_side_px": 32, "storage": "compact"}})
+    for clip in full:
+        other = next(found for found in compact if found.clip_id == clip.clip_id)
+        row, exact = other.row("dis"), clip.row("dis")
+        assert row["version"] != exact["version"] and row["flow"]["nbytes"] <= exact["flow"]["nbytes"]
+        flow = other.modality("flow")
+        assert flow.size_px == (row["flow"]["height_px"], row["flow"]["width_px"])
+        sized = clip.modality("flow").resize(*flow.size_px).array
+        assert abs(flow.array - sized).max() <= row["flow"]["step_px"]
+    assert sum(clip.row("dis")["flow"]["nbytes"] for clip in compact) < sum(
+        clip.row("dis")["flow"]["nbytes"] for clip in full
+    )
