@@ -162,6 +162,32 @@ class NeedsTwoFrames(Good):
 
 
 @dataclass(frozen=True)
+class NeedsContrast(Good):
+    """Divides by the spread of the frames, which a uniform clip does not have."""
+
+    def run(self, model: Any, clip: DecodedClip) -> Scores:
+        """The score."""
+        spread = clip.frames.std()
+        return Scores(float(clip.frames.mean() / spread) if spread else float("nan"))
+
+
+@dataclass(frozen=True)
+class WritesMap(Annotator):
+    """Changes the map that it starts from, which is the one that others are given and that is stored."""
+
+    origin: ClassVar[str] = "made up for the tests"
+
+    def wants(self) -> tuple[str, ...]:
+        """Ids."""
+        return ("segmentation",)
+
+    def run(self, model: Any, clip: DecodedClip) -> Scores:
+        """The score."""
+        clip.maps["segmentation"].array[0] = 1
+        return Scores(0.0)
+
+
+@dataclass(frozen=True)
 class NoDocstring(Good):
     gain: Annotated[float, "factor, above 0"] = 1.0
 

@@ -56,6 +56,7 @@ def result_is_as_declared(operator: Operator, clip: DecodedClip) -> None:
             frames, height_px, width_px = clip.frames.shape[:3]
             assert len(value.array) == frames, f"{name}: {len(value.array)} maps for {frames} frames"
             assert value.size_px[0] <= height_px and value.size_px[1] <= width_px, f"{name}: larger than frames"
+            value.encode(clip.fps)  # can be stored
         if isinstance(value, float):
             assert np.isfinite(value), f"{name} is {value}: what cannot be measured is None"
 
@@ -160,7 +161,8 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def _digest(clip: DecodedClip) -> str:
-    return hashlib.sha256(clip.frames.tobytes() + clip.times_s.tobytes() + repr(clip.clip).encode()).hexdigest()
+    maps = b"".join(clip.maps[name].array.tobytes() for name in sorted(clip.maps))
+    return hashlib.sha256(clip.frames.tobytes() + clip.times_s.tobytes() + repr(clip.clip).encode() + maps).hexdigest()
 
 
 def _python(code: str, folder: Path, stdin: bytes = b"", seed: str = "0") -> bytes:

@@ -4,6 +4,7 @@ An operator with options that need files (a checkpoint) has `contract_case(folde
 own test file; all others run with their defaults.
 """
 
+import dataclasses
 import importlib
 import runpy
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from manifests.clip import DecodedClip
+from manifests.modalities.segmentation import Segmentation
 from manifests.operator import find_operator, operator_names
 from tests import faulty_operators as faulty
 from tests import operator_contract as contract
@@ -21,6 +23,7 @@ from tests.moving_pictures import panned
 
 ROOT = Path(__file__).parents[1]
 OPERATORS = [(kind, name) for kind in ("filter", "annotator") for name in operator_names(kind)]
+NOTHING = {"black": np.zeros((3, 48, 64, 3), np.uint8), "white": np.full((3, 48, 64, 3), 255, np.uint8)}
 MOVING = panned([(0, 0), (2, 1), (4, 2), (6, 3)], 48, 64)
 TIMES_S = [np.array([0.0]), np.arange(100) / 25, np.cumsum(np.random.default_rng(0).uniform(0.001, 2.0, 50))]
 
@@ -68,6 +71,11 @@ def test_result_is_as_declared(case):
 
 def test_a_clip_of_one_frame_works(case):
     contract.result_is_as_declared(*case[1](MOVING[:1]))
+
+
+@pytest.mark.parametrize("frames", list(NOTHING.values()), ids=list(NOTHING))
+def test_a_clip_that_shows_nothing_works(case, frames):
+    contract.result_is_as_declared(*case[1](frames))
 
 
 def test_result_is_deterministic(case):
@@ -143,6 +151,19 @@ def test_writing_to_the_frames_as_given_fails_by_itself():
 def test_an_operator_that_needs_two_frames_is_found():
     with pytest.raises(IndexError):
         contract.result_is_as_declared(faulty.NeedsTwoFrames(), DecodedClip.from_frames(MOVING[:1]))
+
+
+def test_an_operator_that_needs_something_to_see_is_found():
+    contract.result_is_as_declared(faulty.NeedsContrast(), DecodedClip.from_frames(MOVING))
+    with pytest.raises(AssertionError, match="cannot be measured"):
+        contract.result_is_as_declared(faulty.NeedsContrast(), DecodedClip.from_frames(NOTHING["black"]))
+
+
+def test_writing_to_a_map_that_others_start_from_is_found():
+    maps = {"segmentation": Segmentation(np.zeros((len(MOVING), 48, 64, 1), np.uint16))}
+    clip = dataclasses.replace(DecodedClip.from_frames(MOVING), maps=maps)
+    with pytest.raises(AssertionError, match="changed the clip"):
+        contract.input_is_untouched(faulty.WritesMap(), clip)
 
 
 @pytest.mark.parametrize(("check", "fault"), _pairs(CLASS))
