@@ -11,7 +11,7 @@ import torch
 
 from train.flow_matching import noised, sigma_at
 from train.index import Index
-from train.model import Streams
+from train.model import Model, Streams
 from train.plan import Plan, Sample
 from train.randomness import named_seed, normal, permuted, uniform
 from train.recipe import Recipe
@@ -55,6 +55,7 @@ class Loader:
     index: Index
     texts: Texts
     recipe: Recipe
+    model: Model
 
     def step(self, plan: Plan, step: int) -> list[list[Batch]]:
         """The batches of one optimiser step, by accumulation part."""
@@ -119,8 +120,9 @@ class Loader:
         return drawn
 
     def _text(self, stream: str, sample: Sample, name: tuple[int | str, ...]) -> torch.Tensor:
-        if stream != "rgb":
-            return self.texts.prompt(stream)
+        told = self.model.text_of(sample.task, stream)
+        if told != "caption":
+            return self.texts.prompt(stream) if told == "prompt" else self.texts.empty
         validating = name[0] == "validation"
         dropped = uniform(self.recipe.seed, "caption", *name) < self.recipe.data.caption_dropout and not validating
         if dropped or not self.index.text.present[sample.clip]:

@@ -3,12 +3,14 @@
 import dataclasses
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 
 from manifests.component import Component
+from train.tasks import Task
 
+Told = Literal["caption", "prompt", "nothing"]  # the clip's caption, the modality-type prompt, the empty caption
 Streams = dict[str, torch.Tensor]  # by modality: latents [B, C, T, H, W], all of one shape
 
 
@@ -16,8 +18,8 @@ class VideoModel(Protocol):
     """A `torch.nn.Module` with this call. Weights are float32; autocast chooses the arithmetic.
 
     `forward(streams, sigmas, text)`: noisy (or clean, where given) latents [B, C, T, H, W] by modality; one sigma per
-    stream and sample [B], 0 clean to 1 noise; per stream the text its tokens attend to, [B, L, D]: the caption for
-    rgb, the modality-type prompt for any other. Returns the velocity `eps - x` of every stream, [B, C, T, H, W].
+    stream and sample [B], 0 clean to 1 noise; per stream the text its tokens attend to, [B, L, D], which is what the
+    model's `text_of` says. Returns the velocity `eps - x` of every stream, [B, C, T, H, W].
     """
 
     streams: tuple[str, ...]  # modalities it was built for
@@ -41,6 +43,10 @@ class Model(Component):
     @abstractmethod
     def load(self, device: str) -> Any:
         """The `VideoModel` with initial (or pretrained) weights. Draws from torch's global generator."""
+
+    def text_of(self, task: Task, stream: str) -> Told:
+        """Which text the tokens of a stream attend to in a task: the caption for rgb, its prompt for any other."""
+        return "caption" if stream == "rgb" else "prompt"
 
     @abstractmethod
     def resolved(self) -> "Model":

@@ -117,7 +117,7 @@ class Run:
             )
         conditions = sampler.Conditions(
             given={name: latents.to(self.device, torch.float32) for name, latents in given.items()},
-            text={name: self._text(name, captions).to(self.device) for name in task.streams},
+            text={name: self._text(task, name, captions).to(self.device) for name in task.streams},
             unconditional=self.texts.empty,
         )
         with autocast(self.recipe, self.device):
@@ -172,10 +172,12 @@ class Run:
             raise OpenUniError(f'the run was not trained for "{task}"; it was trained for: {trained}')
         return task
 
-    def _text(self, stream: str, captions: Sequence[str]) -> torch.Tensor:
+    def _text(self, task: Task, stream: str, captions: Sequence[str]) -> torch.Tensor:
         """float32 [B, L, D]."""
-        if stream != "rgb":
-            return self.texts.prompt(stream).expand(len(captions), -1, -1)
+        told = empty_model(self.record).text_of(task, stream)
+        if told != "caption":
+            fixed = self.texts.prompt(stream) if told == "prompt" else self.texts.empty
+            return fixed.expand(len(captions), -1, -1)
         codec, model = self.text_codec
         rows = [torch.from_numpy(codec.encode(model, caption)) if caption else self.texts.empty for caption in captions]
         return torch.stack([self.texts.padded(row[: self.texts.length]) for row in rows])

@@ -1,77 +1,154 @@
-"""Tasks: which streams are given (clean) and which are made (noisy, a target). Text is always there."""
+"""Tasks: which streams are given (clean) and which are made (noisy, a target), and whether text is made too."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 
 from manifests.errors import OpenUniError, did_you_mean
 from manifests.modality import modality_names
 from train.randomness import uniform
 
-WORDS = ("joint", "estimate", "control")
+TEXT = "text"
 RELEASED_WEIGHTS = {"joint": 0.5, "estimate": 0.25, "control": 0.25}  # of the released UnityVideo training script
+
+# UniVidX's families, and the letters of its published names for their partitions (R2AIN, PF2RB, t2RAIN, ...)
+LETTERS = {
+    "intrinsic": {"R": "rgb", "A": "albedo", "I": "irradiance", "N": "normal"},
+    "alpha": {"R": "rgb", "P": "alpha", "F": "foreground", "B": "background"},
+}
+FAMILIES = {family: tuple(letters.values()) for family, letters in LETTERS.items()}
+PUBLISHED = re.compile(r"(t|[A-Z]+)2([A-Z]+)")
+# Uni-ViGU's modes: the caption is given or made, so is the video
+VIDEO_AND_TEXT = {"t2v": "text->rgb", "v2t": "rgb->text", "t2vt": "->rgb+text"}
 
 
 @dataclass(frozen=True)
 class Task:
-    """An assignment of roles, written `given->made`: `rgb->depth`, `rgb+depth->flow`, `text->rgb+depth`.
+    """An assignment of roles, written `given->made`: `rgb->depth`, `rgb+depth->flow`, `text->rgb+depth`, `rgb->text`.
 
-    `text` (or nothing) before the arrow means that no stream is given. Order does not matter; `made` is never empty.
+    `text` (or nothing) before the arrow means that no stream is given; behind it, that the caption is made. Order does
+    not matter; something is always made.
     """
 
     given: tuple[str, ...]
     made: tuple[str, ...]
+    makes_text: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "given", _in_order(self.given))
         object.__setattr__(self, "made", _in_order(self.made))
-        if not self.made or set(self.given) & set(self.made):
+        if not (self.made or self.makes_text) or set(self.given) & set(self.made):
             raise OpenUniError(f'task "{self}" must make something, and nothing that it is given')
 
     @classmethod
     def parse(cls, text: str) -> "Task":
-        """From the form that `str` writes; raises `OpenUniError` on an unknown modality."""
+        """From the form that `str` writes, or a published name (R2AIN, t2v). Raises `OpenUniError`."""
+        named = published_task(text.strip())
+        if named is not None:
+            return named
         before, arrow, after = text.replace(" ", "").partition("->")
         if not arrow:
-            raise OpenUniError(f'task "{text}" is not known.{did_you_mean(text, WORDS)} {_grammar()}')
-        sides = [[name for name in side.split("+") if name not in ("", "text")] for side in (before, after)]
+            raise OpenUniError(f'task "{text}" is not known.{did_you_mean(text, list(WORDS))} {_grammar()}')
+        sides = [[name for name in side.split("+") if name] for side in (before, after)]
         for name in sides[0] + sides[1]:
-            if name not in modality_names():
+            if name not in (TEXT, *modality_names()):
                 known = ", ".join(modality_names())
                 raise OpenUniError(
                     f'task "{text}": "{name}" is no modality.{did_you_mean(name, modality_names())} Known: {known}.'
                 )
-        return cls(tuple(sides[0]), tuple(sides[1]))
+        given, made = (tuple(name for name in side if name != TEXT) for side in sides)
+        return cls(given, made, TEXT in sides[1])
 
     @property
     def streams(self) -> tuple[str, ...]:
-        """All streams of the task, RGB first, then by name."""
+        """All streams of latents of the task, RGB first, then by name."""
         return _in_order(self.given + self.made)
 
+    @property
+    def published(self) -> str:
+        """Its name in UniVidX, such as R2AIN or t2RPFB; empty where it is none of the 30."""
+        for letters in LETTERS.values():
+            of = {name: letter for letter, name in letters.items()}
+            if not self.makes_text and set(self.streams) == set(of):
+                given, made = ("".join(of[name] for name in of if name in side) for side in (self.given, self.made))
+                return f"{given or 't'}2{made}"
+        return ""
+
     def __str__(self) -> str:
-        return f"{'+'.join(self.given) or 'text'}->{'+'.join(self.made)}"
+        made = [*self.made, *([TEXT] if self.makes_text else [])]
+        nothing = "" if self.makes_text else TEXT
+        return f"{'+'.join(self.given) or nothing}->{'+'.join(made)}"
+
+
+def published_task(name: str) -> Task | None:
+    """The task of a published name of UniVidX or Uni-ViGU; None for any other text."""
+    if name in VIDEO_AND_TEXT:
+        return Task.parse(VIDEO_AND_TEXT[name])
+    match = PUBLISHED.fullmatch(name)
+    if match is None:
+        return None
+    before, after = match[1].replace("t", ""), match[2]
+    for letters in LETTERS.values():
+        if sorted(before + after) == sorted(letters):
+            return Task(tuple(letters[letter] for letter in before), tuple(letters[letter] for letter in after))
+    known = "; ".join(f"{''.join(letters)} ({family})" for family, letters in LETTERS.items())
+    raise OpenUniError(f'task "{name}": published names use each letter of a family once, t for none given: {known}')
+
+
+def partitions(modalities: Sequence[str]) -> list[Task]:
+    """All ways to give some of the modalities and make all the others: 2^n - 1, fewest given first."""
+    ordered = list(modalities)
+    return [
+        Task(given, tuple(name for name in ordered if name not in given))
+        for count in range(len(ordered))
+        for given in combinations(ordered, count)
+    ]
+
+
+def _joint(modalities: Sequence[str]) -> list[Task]:
+    return [Task((), ("rgb", name)) for name in _beside_rgb("joint", modalities)]
+
+
+def _estimate(modalities: Sequence[str]) -> list[Task]:
+    return [Task(("rgb",), (name,)) for name in _beside_rgb("estimate", modalities)]
+
+
+def _control(modalities: Sequence[str]) -> list[Task]:
+    return [Task((name,), ("rgb",)) for name in _beside_rgb("control", modalities)]
+
+
+# Words that stand for several tasks, by the model's modalities. UnityVideo's three take RGB with one other stream at a
+# time; UniVidX's take all streams of the model, or those of a family.
+WORDS: dict[str, Callable[[Sequence[str]], list[Task]]] = {
+    "joint": _joint,
+    "estimate": _estimate,
+    "control": _control,
+    "partitions": partitions,
+    "intrinsic": lambda _: partitions(FAMILIES["intrinsic"]),
+    "alpha": lambda _: partitions(FAMILIES["alpha"]),
+}
 
 
 def expand(word: str, modalities: Sequence[str]) -> list[Task]:
-    """One of UnityVideo's three words, or a task in the arrow form, as tasks over a model's `modalities`.
+    """One of `WORDS`, a published name, or a task in the arrow form, as tasks over a model's `modalities`.
 
-    "joint": text -> rgb + m; "estimate": rgb -> m; "control": m -> rgb; each for every modality m but rgb, because
-    UnityVideo trains RGB with one other stream at a time. All streams at once are written out: `text->rgb+depth+flow`.
+    "joint": text -> rgb + m; "estimate": rgb -> m; "control": m -> rgb; each for every modality m but rgb.
+    "partitions": some of all the modalities given, all the others made; "intrinsic", "alpha": the same within a family.
     """
+    tasks = WORDS[word](modalities) if word in WORDS else [Task.parse(word)]
+    missing = sorted({name for task in tasks for name in task.streams if name not in modalities})
+    if missing:
+        raise OpenUniError(f'task "{word}" needs {", ".join(missing)}; the model has {", ".join(modalities)}')
+    return tasks
+
+
+def _beside_rgb(word: str, modalities: Sequence[str]) -> list[str]:
     others = [name for name in modalities if name != "rgb"]
-    if word not in WORDS:
-        task = Task.parse(word)
-        if missing := [name for name in task.streams if name not in modalities]:
-            raise OpenUniError(f'task "{word}" needs {", ".join(missing)}; the model has {", ".join(modalities)}')
-        return [task]
     if "rgb" not in modalities or not others:
         raise OpenUniError(f'task "{word}" needs rgb and another modality; the model has {", ".join(modalities)}')
-    made = {
-        "joint": lambda name: Task((), ("rgb", name)),
-        "estimate": lambda name: Task(("rgb",), (name,)),
-        "control": lambda name: Task((name,), ("rgb",)),
-    }
-    return [made[word](name) for name in others]
+    return others
 
 
 @dataclass(frozen=True)
@@ -145,4 +222,4 @@ def _modality_weight(task: Task, weights: Mapping[str, float]) -> float:
 
 
 def _grammar() -> str:
-    return f'Write {", ".join(WORDS)}, or "given->made" such as "rgb->depth" or "text->rgb+depth".'
+    return f'Write {", ".join(WORDS)}, "given->made" such as "rgb->depth" or "text->rgb+depth", or R2AIN, t2v, ...'

@@ -61,7 +61,7 @@ class Trainer:
         self.setup, self.folder, self.progress = setup, folder, progress
         self.recipe = setup.recipe
         self.device = torch.device(device)
-        self.loader = Loader(setup.corpus, setup.index, setup.texts, self.recipe)
+        self.loader = Loader(setup.corpus, setup.index, setup.texts, self.recipe, setup.model)
         self.plan = Plan.build(setup.index, setup.mix, self.recipe.seed, self.recipe.optimizer.batch_size)
         with torch.random.fork_rng():
             torch.manual_seed(named_seed(self.recipe.seed, "weights"))

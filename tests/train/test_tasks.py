@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from manifests.errors import OpenUniError
-from train.tasks import RELEASED_WEIGHTS, Task, TaskMix, expand
+from train.tasks import FAMILIES, RELEASED_WEIGHTS, Task, TaskMix, expand, partitions
 
 THREE = ("rgb", "depth", "flow")
 
@@ -16,6 +16,7 @@ THREE = ("rgb", "depth", "flow")
         ("rgb->depth", ("rgb",), ("depth",)),
         ("text->depth+rgb", (), ("rgb", "depth")),
         ("->rgb", (), ("rgb",)),
+        ("RN2AI", ("rgb", "normal"), ("albedo", "irradiance")),
         (" depth + rgb -> flow ", ("rgb", "depth"), ("flow",)),
     ],
 )
@@ -47,6 +48,52 @@ def test_three_words_cover_every_modality() -> None:
         expand("rgb->flow", ("rgb", "depth"))
     with pytest.raises(OpenUniError, match="another modality"):
         expand("joint", ("rgb",))
+
+
+# UniVidX's tables of tasks (arXiv 2605.00658), by family
+PUBLISHED = {
+    "intrinsic": "t2RAIN R2AIN RA2IN RI2AN RN2AI RIN2A RAN2I RAI2N AIN2R A2RIN I2RAN N2RAI AI2RN AN2RI IN2RA",
+    "alpha": "t2RPFB R2PFB RP2FB RF2PB RB2PF FB2RP PFB2R RFB2P RPB2F RPF2B P2RFB F2RPB B2RPF PF2RB PB2RF",
+}
+
+
+@pytest.mark.parametrize("family", list(PUBLISHED))
+def test_the_partitions_of_a_family_are_those_published(family: str) -> None:
+    tasks = expand(family, FAMILIES[family])
+    assert len(tasks) == len(set(tasks)) == 15
+    assert {task.published for task in tasks} == set(PUBLISHED[family].split())
+    for name in PUBLISHED[family].split():
+        task = Task.parse(name)
+        assert task.published == name and task in tasks and set(task.streams) == set(FAMILIES[family])
+    assert expand("partitions", FAMILIES[family]) == tasks
+    assert Task.parse("RAN2I" if family == "intrinsic" else "FRP2B").made in (("irradiance",), ("background",))
+
+
+def test_masking_is_uniform_over_partitions_within_a_model_of_both_families() -> None:
+    both = ("rgb", "albedo", "irradiance", "normal", "alpha", "foreground", "background")
+    mix = TaskMix.build({"intrinsic": 1.0, "alpha": 1.0}, both)
+    assert len(mix.weights) == 30 and {round(weight, 9) for _, weight in mix.weights} == {round(1 / 30, 9)}
+    with_maps = mix.possible(FAMILIES["alpha"])
+    assert len(with_maps) == 15, "a clip without intrinsic maps still has the tasks of the other family"
+    assert len(partitions(both)) == 2**7 - 1
+    drawn = Counter(mix.draw(FAMILIES["alpha"], 0, slot).published for slot in range(3000))
+    assert len(drawn) == 15 and max(drawn.values()) < 1.4 * min(drawn.values())
+
+
+@pytest.mark.parametrize("name", ["R2AI", "RR2AIN", "R2AINF", "XYZ2R"])
+def test_names_that_nobody_published_are_errors(name: str) -> None:
+    with pytest.raises(OpenUniError, match="each letter of a family once"):
+        Task.parse(name)
+
+
+def test_text_is_given_unless_it_is_made() -> None:
+    assert Task.parse("t2v") == Task.parse("text->rgb") == Task((), ("rgb",))
+    assert Task.parse("v2t") == Task.parse("rgb->text") == Task(("rgb",), (), makes_text=True)
+    assert Task.parse("t2vt") == Task.parse("->rgb+text") == Task((), ("rgb",), makes_text=True)
+    for name in ("t2v", "v2t", "t2vt"):
+        assert Task.parse(str(Task.parse(name))) == Task.parse(name)
+    assert Task.parse("v2t").streams == ("rgb",)
+    assert Task.parse("v2t").published == ""
 
 
 def test_released_mix() -> None:

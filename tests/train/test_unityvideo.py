@@ -42,7 +42,7 @@ def base() -> WanTransformer3DModel:
 def model(base: WanTransformer3DModel) -> UnityVideoTransformer:
     torch.manual_seed(1)
     model = TINY.load("cpu")
-    model.load_base(base.state_dict())
+    model.load_base(iter([base.state_dict()]))
     return model
 
 
@@ -89,7 +89,7 @@ def test_base_keys_are_kept_and_additions_are_the_rest(
     assert set(ours) - set(theirs) == set(model.added_parameters())
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
     with pytest.raises(OpenUniError, match="differing keys"):
-        model.load_base({"foreign": torch.zeros(1)})
+        model.load_base(iter([{"foreign": torch.zeros(1)}]))
 
 
 def test_every_addition_is_wired_and_can_learn(model: UnityVideoTransformer) -> None:
@@ -118,11 +118,11 @@ def test_experts_begin_as_copies_of_the_rgb_layers(model: UnityVideoTransformer)
 
 def test_rope_layouts(base: WanTransformer3DModel, model: UnityVideoTransformer) -> None:
     wide = base.rope(torch.empty(1, 4, 3, 4, 12))[0].view(3, 2, 6, 12)  # frames, rows, columns of both streams
-    continued, _ = model._rotary(2, (3, 2, 3))
+    continued, _ = model.rotary((3, 2, 3), 2, model.config.rope_layout == "continued")
     torch.testing.assert_close(continued.view(2, 3, 2, 3, 12)[1], wide[:, :, 3:], atol=0, rtol=0)
     torch.testing.assert_close(continued.view(2, 3, 2, 3, 12)[0], wide[:, :, :3], atol=0, rtol=0)
     model.register_to_config(rope_layout="per_segment")
-    anew, _ = model._rotary(2, (3, 2, 3))
+    anew, _ = model.rotary((3, 2, 3), 2, model.config.rope_layout == "continued")
     torch.testing.assert_close(anew.view(2, 3, 2, 3, 12)[1], wide[:, :, :3], atol=0, rtol=0)
     assert continued.dtype == torch.float32
 
