@@ -151,7 +151,7 @@ class Folder(Importer):
             array = read_stream(levels).array
             if array.shape[-1] != 1 or array.dtype == np.uint8:
                 raise ClipError(f"{levels.where}: depth must be 16-bit grey images, found {array.dtype} {array.shape}")
-            scale = 1.0 if array.dtype == np.float32 else self.depth_per_level
+            scale = 1.0 if array.dtype.kind == "f" else self.depth_per_level
             depth = array.astype(np.float32) * np.float32(scale)
         if depth is not None:
             yield "depth", Depth(_channels(depth.astype(np.float32), 1, "depth"), self.depth_unit)
