@@ -7,7 +7,9 @@ is removed before the clip is read again.
 
 import dataclasses
 import itertools
+import os
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +26,7 @@ from manifests.modality import Modality, Payload
 from manifests.shards import TarShard
 from openuni.importer import Found, Imported, Importer
 from openuni.ledger import recorded
-from openuni.phases import CorpusWorker
+from openuni.phases import CorpusWorker, decoder_threads
 from openuni.progress import Reporter
 from openuni.runner import Runner
 from openuni.worker import Outcome, Spec
@@ -79,20 +81,27 @@ class ImportWorker(CorpusWorker):
         )
         self.writers["clips"] = self.corpus.writer("clips", schema.clip_schema(), "1")
 
+        self.coders = ThreadPoolExecutor(decoder_threads() or os.cpu_count(), thread_name_prefix="code")
+
     def prepare(self, item: ImportItem) -> Imported[Any]:
         """Read the clip and check it."""
         return self.spec.importer.read(item.found)
 
     def compute(self, item: ImportItem, prepared: Imported[Any]) -> Stored:
-        """Code the modalities as the corpus stores them."""
+        """Code the modalities as the corpus stores them, those that did not come so; several at once."""
         fields = prepared.maps._asdict()
         maps = {name: value for name, value in fields.items() if isinstance(value, Modality)}
-        payloads = {}
         clip = prepared.video
+        fps = prepared.fps if clip is None else clip.fps
+        coded = {
+            name: self.coders.submit(modality.encode, fps)
+            for name, modality in maps.items()
+            if name not in prepared.payloads
+        }
+        payloads = dict(prepared.payloads) | {name: future.result() for name, future in coded.items()}
         if clip is None:
             if "rgb" not in maps:
                 raise ClipError(f"{self.name}: neither a video to refer to nor frames")
-            payloads["rgb"] = maps["rgb"].encode(prepared.fps)
             clip = video.clip_of("", video.probe(item.found.key, data=payloads["rgb"].data))
             clip = dataclasses.replace(clip, fps=prepared.fps)  # the file counts in milliseconds
         clip = dataclasses.replace(
@@ -108,8 +117,6 @@ class ImportWorker(CorpusWorker):
             sizes[name] = (len(modality.array), *modality.size_px)
             if sizes[name][0] != clip.frame_count:
                 raise ClipError(f"{name} has {sizes[name][0]} frames, the video has {clip.frame_count}")
-            if name not in payloads:
-                payloads[name] = modality.encode(clip.fps)
         values = {name: schema.plain(value) for name, value in fields.items() if name not in maps}
         return Stored(clip, payloads, sizes, values)
 
@@ -137,6 +144,11 @@ class ImportWorker(CorpusWorker):
         row |= {"clip_id": item.clip_id, "source": item.found.key, "collection": self.spec.collection}
         self.writers["clips"].commit(row | {"status": "failed", "error": error})
         return Outcome(item.key, "failed", error)
+
+    def finish(self) -> None:
+        """See `CorpusWorker.finish`."""
+        self.coders.shutdown()
+        super().finish()
 
 
 @dataclass(frozen=True)
