@@ -121,7 +121,7 @@ def _lattice() -> np.ndarray:
 def _nearest_of_all(image: np.ndarray) -> np.ndarray:
     """float32 [H, W, 3] -> uint16 [H, W]: rounding each channel to the lattice gives the nearest of all colours."""
     levels = np.clip(np.rint(image * (255 / LATTICE_STEPS).astype(np.float32)), 0, LATTICE_TOPS).astype(np.uint8)
-    return _lattice()[levels[..., 0], levels[..., 1], levels[..., 2]]
+    return _lattice().ravel()[(levels[..., 0] * 8 + levels[..., 1]) * 4 + levels[..., 2]]
 
 
 def _nearest_among(pixels: np.ndarray, ids: np.ndarray) -> np.ndarray:

@@ -53,7 +53,11 @@ def irradiance_of(given: Pictures, values: np.ndarray, scale: float) -> Irradian
         raise ClipError(f"{where}: irradiance must be >= 0, smallest value is {lo:g}")
     if hi * scale > LARGEST:
         raise ClipError(f"{where}: irradiance reaches {hi:g}, times {scale:g}; storage ends at {LARGEST:g}: rescale it")
-    array = values if lo >= 0 and scale == 1.0 else np.maximum(values, 0) * np.float32(scale)
+    array = values.copy() if values is given.array else values
+    if lo < 0:
+        np.maximum(array, 0, out=array)
+    if scale != 1.0:
+        array *= np.float32(scale)
     return Irradiance(np.repeat(array, 3, axis=-1) if array.shape[-1] == 1 else array)
 
 
@@ -66,7 +70,7 @@ def normal_of(
     """
     where = given.stream.where
     signed = coding == "signed" or (coding == "auto" and given.is_float)
-    out = given.unit() if signed else given.through(lambda values: values * 2 - 1, np.float32)
+    out = given.unit()
     range_of(out, where, "normals")
     if signed and not given.is_float:
         raise ClipError(f'{where} has no negative values: normal_coding = "signed" is for EXR')
@@ -75,6 +79,9 @@ def normal_of(
     tolerance = 0.15 if given.stream.kind == "video" else 0.02 if given.array.dtype == np.uint8 else 0.005
     bent = surface = away = 0
     for image in out:
+        if not signed:
+            image *= 2
+            image -= 1
         length = lengths(image)
         seen = length >= NO_SURFACE
         surface += int(np.count_nonzero(seen))
@@ -171,6 +178,8 @@ def _product(albedo: np.ndarray, irradiance: np.ndarray) -> np.ndarray:
 
 
 def _correlation(one: np.ndarray, other: np.ndarray) -> float | None:
-    if min(float(one.std()), float(other.std())) < FLAT:
+    spread, other_spread = float(one.std()), float(other.std())
+    if min(spread, other_spread) < FLAT:
         return None
-    return float(np.corrcoef(one.ravel(), other.ravel())[0, 1])
+    one, other = (array.ravel() - array.mean() for array in (one, other))
+    return float(np.dot(one, other)) / (len(one) * spread * other_spread)

@@ -1,9 +1,12 @@
 """Pictures of a clip from a numbered image sequence or a video, with limits before anything is decoded.
 
-Sequences are EXR (read by OpenEXR), PNG (OpenCV; Pillow proves its checksums) or JPEG (Pillow).
+Sequences are EXR (read by OpenEXR), PNG (OpenCV, its checksums proved before) or JPEG (Pillow).
 """
 
+import mmap
 import re
+import struct
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise, repeat
@@ -19,6 +22,7 @@ from openuni.importers._sets import inside
 
 IMAGES = (".exr", ".png", ".jpg", ".jpeg")
 VIDEOS = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v")
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 LAST_NUMBER = re.compile(r"(\d+)(?!.*\d)")
 
 
@@ -49,7 +53,12 @@ class Pictures(NamedTuple):
 
     def unit(self) -> np.ndarray:
         """float32 [T, H, W, C]: levels as 0..1, EXR as it is; the array itself where that is float32."""
-        return self.array if self.array.dtype == np.float32 else self.through(np.positive, np.float32)
+        if self.is_float:
+            return self.array if self.array.dtype == np.float32 else self.through(np.positive, np.float32)
+        out = np.empty(self.array.shape, np.float32)
+        for target, image in zip(out, self.array, strict=True):
+            np.divide(image, np.float32(np.iinfo(image.dtype).max), out=target, dtype=np.float32)
+        return out
 
     def units(self) -> Iterator[np.ndarray]:
         """The same frame by frame, each [H, W, C] only there until the next one is asked for."""
@@ -199,12 +208,28 @@ def _image_size(path: Path) -> tuple[int, int]:
     from PIL import Image
 
     try:
-        with Image.open(path, formats=("PNG", "JPEG")) as image:
+        if path.suffix.lower() == ".png":
+            return _png_size(path)
+        with Image.open(path, formats=("JPEG",)) as image:
             width_px, height_px = image.size
-            if image.format == "PNG":
-                image.verify()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
         raise ClipError(f"{path} is damaged or no image: {error}") from error
+    return height_px, width_px
+
+
+def _png_size(path: Path) -> tuple[int, int]:
+    """Height and width; the checksum of every chunk is computed, as OpenCV passes over wrong ones."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        if data[:8] != PNG_MAGIC or data[12:16] != b"IHDR":
+            raise ValueError("it does not begin as a PNG does")
+        width_px, height_px = struct.unpack(">II", data[16:24])
+        place, kind = 8, b""
+        while kind != b"IEND":
+            length, kind = struct.unpack(">I4s", data[place : place + 8])
+            end = place + 8 + length
+            if struct.pack(">I", zlib.crc32(data[place + 4 : end])) != data[end : end + 4]:
+                raise ValueError(f"the checksum of the chunk at byte {place} is wrong")
+            place = end + 4
     return height_px, width_px
 
 
