@@ -76,6 +76,18 @@ def test_an_exported_corpus_comes_back(tmp_path):
     assert copied < sum(path.stat().st_size for path in (tmp_path / "shards").rglob("*.tar"))  # no video among it
 
 
+def test_stored_maps_are_kept_byte_by_byte(tmp_path, mp4):
+    members = supplied("a", mp4)
+    write_tar(tmp_path / "set/one.tar", members)
+    corpus = bring_in("webdataset", tmp_path / "set", tmp_path / "corpus")
+    row = imported(corpus, "webdataset", "one/a").row("webdataset")
+    stored = {name: data for name, data in members.items() if name.endswith(".mkv")}
+    assert len(stored) >= 2
+    for name, data in stored.items():
+        extent = [row[name.split(".")[1]][part] for part in ("shard", "offset", "nbytes", "xxh3")]
+        assert corpus.read("annotations/webdataset", *extent) == data
+
+
 def test_shards_of_others(tmp_path, mp4):
     shard = {
         "./a/000.mp4": mp4,
