@@ -53,7 +53,7 @@ def irradiance_of(given: Pictures, values: np.ndarray, scale: float) -> Irradian
         raise ClipError(f"{where}: irradiance must be >= 0, smallest value is {lo:g}")
     if hi * scale > LARGEST:
         raise ClipError(f"{where}: irradiance reaches {hi:g}, times {scale:g}; storage ends at {LARGEST:g}: rescale it")
-    array = values.copy() if values is given.array else values
+    array = values.copy() if values is given.array and (lo < 0 or scale != 1.0) else values
     if lo < 0:
         np.maximum(array, 0, out=array)
     if scale != 1.0:
@@ -64,7 +64,7 @@ def irradiance_of(given: Pictures, values: np.ndarray, scale: float) -> Irradian
 def normal_of(
     given: Pictures, frame: Literal["opengl", "opencv"], coding: Literal["auto", "signed", "unit"]
 ) -> tuple[Normal, float]:
-    """Normals of unit length, and the share of the surface's pixels that had another one.
+    """Normals of unit length, and the share of the surface's pixels that had another one. `given` may be changed.
 
     A length may be off by what rounding and compression do: 0.005 in EXR and 16 bits, 0.02 in 8 bits, 0.15 in videos.
     """
@@ -74,8 +74,6 @@ def normal_of(
     range_of(out, where, "normals")
     if signed and not given.is_float:
         raise ClipError(f'{where} has no negative values: normal_coding = "signed" is for EXR')
-    if out is given.array:
-        out = out.copy()
     tolerance = 0.15 if given.stream.kind == "video" else 0.02 if given.array.dtype == np.uint8 else 0.005
     bent = surface = away = 0
     for image in out:

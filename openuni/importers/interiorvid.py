@@ -103,7 +103,7 @@ class InteriorVid(Importer):
         """One clip: counts, sizes, ranges, units and alignment checked."""
         place: Place = found.place
         streams = self._streams(place)
-        pictures = {name: read_stream(stream) for name, stream in streams.items()}
+        pictures = {name: read_stream(stream, widen=name != "rgb") for name, stream in streams.items()}
         check_alike(pictures, "rgb")
         picture, exposure, overexposed = self._picture(pictures["rgb"])
         maps, renormalised = self._maps(pictures, exposure)
