@@ -147,7 +147,8 @@ def write_shard_clip(folder: Path, number: int, size_px: tuple[int, int]) -> Non
     maps = {"depth": Depth(geometry(FRAMES, *size_px)[0], "metres"), "normal": Normal(clip.normal)}
     for name, signal in (maps | {"albedo": Albedo(clip.albedo)}).items():
         payload = signal.encode(FPS)
-        entries[name] = {"file": f"{key}.{name}.mkv", "constants": payload.constants._asdict()}
+        constants: Any = payload.constants  # a NamedTuple
+        entries[name] = {"file": f"{key}.{name}.mkv", "constants": constants._asdict()}
         files[entries[name]["file"]] = payload.data
     files[f"{key}.json"] = json.dumps({"frames": FRAMES, "modalities": entries}).encode()
     with tarfile.open(folder / f"{key}.tar", "w") as tar:

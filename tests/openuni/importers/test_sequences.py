@@ -26,7 +26,7 @@ def write_channels(path: Path, channels: dict[str, np.ndarray]) -> Pictures:
     return read_stream(sequence_of(path, path.name, path.parent))
 
 
-def test_exr_channels_by_any_order_and_type(tmp_path):
+def test_exr_channels_by_any_order_and_type(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     planes = [rng.random((6, 8)).astype(np.float16) for _ in range(4)]
     wanted = np.stack(planes[:3], axis=-1)[None]
@@ -47,7 +47,7 @@ def test_exr_channels_by_any_order_and_type(tmp_path):
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float16, np.float32])
-def test_values_are_the_same_by_table_and_one_by_one(dtype, channels):
+def test_values_are_the_same_by_table_and_one_by_one(dtype: type, channels: int) -> None:
     bits = np.arange(65536, dtype=np.uint16)
     values = bits.view(np.float16) if dtype == np.float16 else bits.astype(dtype)
     array = np.random.default_rng(0).permutation(values)[: 65535 // channels * channels].reshape(1, -1, 5, channels)
@@ -66,7 +66,7 @@ def test_values_are_the_same_by_table_and_one_by_one(dtype, channels):
     np.testing.assert_allclose(curved, srgb_of(np.clip(plain, 0, 1)), rtol=1e-6)
 
 
-def test_composites_are_rounded_from_the_formula():
+def test_composites_are_rounded_from_the_formula() -> None:
     rng = np.random.default_rng(0)
     alpha = rng.integers(0, 256, (2, 9, 7, 1)).astype(np.float32) / np.float32(255)
     front, rear = rng.integers(0, 256, (2, 2, 9, 7, 3), np.uint8)
@@ -82,7 +82,7 @@ def with_chunk(data: bytes, kind: bytes, body: bytes, crc: int | None = None) ->
     return data[:33] + struct.pack(">I", len(body)) + kind + body + struct.pack(">I", real) + data[33:]
 
 
-def test_png_checksums(tmp_path):
+def test_png_checksums(tmp_path: Path) -> None:
     write_png(tmp_path / "a", np.random.default_rng(0).integers(0, 65536, (1, 20, 30, 3), np.uint16))
     file = tmp_path / "a/0000.png"
     sound = file.read_bytes()
