@@ -193,9 +193,19 @@ class Corpus:
         for part in self.parts(f"{group}/superseded/{version}"):
             self._move_part(part, group)
 
-    def forget(self, group: str, statuses: Sequence[str]) -> int:
-        """Remove the rows with these statuses so that the next run does them again; returns how many there were."""
-        return self.remove(group, lambda rows: pc.is_in(status_column(rows, group), pa.array(list(statuses))))
+    def forget(self, group: str, statuses: Sequence[str], among: Mapping[str, pa.Array] | None = None) -> int:
+        """Remove the rows with these statuses so that the next run does them again; returns how many there were.
+
+        `among`: column -> values; only rows that have one of them there. What another run failed at then stays.
+        """
+
+        def chosen(rows: pa.Table) -> pa.ChunkedArray:
+            mask = pc.is_in(status_column(rows, group), pa.array(list(statuses)))
+            for column, values in (among or {}).items():
+                mask = pc.and_(mask, pc.is_in(rows.column(column), value_set=values))
+            return mask
+
+        return self.remove(group, chosen)
 
     def remove(self, group: str, chosen: Callable[[pa.Table], pa.ChunkedArray]) -> int:
         """Remove the rows for which `chosen` (given a part's rows) says true; returns how many there were."""

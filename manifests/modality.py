@@ -5,6 +5,7 @@ definition; annotators, importers, viewer, latent encoder, trainer and metrics a
 """
 
 import importlib
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,14 +47,18 @@ class Modality(ABC):
     def check(self) -> None:
         """Raise `ClipError` when dtype, channels, range or finiteness are not this modality's."""
 
-    def check_array(self, dtype: type[np.generic], channels: int) -> None:
-        """Raise `ClipError` unless `array` has this dtype, so many channels, and only finite values."""
+    def check_array(self, dtype: type[np.generic], channels: int) -> tuple[float, float]:
+        """Smallest and largest value, 0 of none; raises `ClipError` unless `array` has this dtype, so many channels,
+        and only finite values.
+        """
         array, wanted = self.array, np.dtype(dtype)
         if array.dtype != wanted or array.shape[-1] != channels:
             got = f"{array.dtype} {array.shape}"
             raise ClipError(f"{self.name}: array must be {wanted} [T, H, W, {channels}], got {got}")
-        if array.size and not (np.isfinite(array.min()) and np.isfinite(array.max())):
+        lo, hi = (float(array.min()), float(array.max())) if array.size else (0.0, 0.0)
+        if not (math.isfinite(lo) and math.isfinite(hi)):
             raise ClipError(f"{self.name}: array has NaN or infinite values")
+        return lo, hi
 
     @abstractmethod
     def constants(self) -> Any:

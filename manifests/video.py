@@ -1,5 +1,6 @@
 """Video in and out: the only door to pixels on disk. Exact frames by timestamp, bounded memory, hostile input."""
 
+import itertools
 import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -202,24 +203,14 @@ def decode_deep(clip: Clip, limits: Limits = Limits()) -> np.ndarray:
     uint16 where the stream has more than 8 bits a channel (exact for 16-bit RGB and grey), else what `decode` gives.
     For maps; a rotation in the container is not applied to uint16. Raises as `decode` does.
     """
-    from av.video.reformatter import VideoReformatter
-
     nbytes = clip.frame_count * clip.height_px * clip.width_px * 6
     if nbytes > limits.max_decoded_bytes:
         text = f"{clip.frame_count} frames of {clip.width_px}x{clip.height_px} may need {nbytes} bytes"
         raise OverLimit(f"{clip.source}: {text}, over Limits.max_decoded_bytes = {limits.max_decoded_bytes}")
-    reformatter = VideoReformatter()
-    with _opened(clip, limits, threads=0) as (walk, wanted):
-        images = []
-        for frame in walk.frames(wanted):
-            if not is_deep(frame):
-                break
-            images.append(to_rgb48(frame, reformatter))
-    if len(images) != clip.frame_count:
-        return decode(clip, limits=limits).frames
-    if any(image.shape != images[0].shape for image in images):
-        raise Undecodable(f"{clip.source}: the size of its frames changes: cut it there")
-    return np.stack(images)
+    try:
+        return _decode_deep(clip, limits, 0)
+    except Undecodable:
+        return _decode_deep(clip, limits, 1)  # as `decode` does
 
 
 def whole_mp4(clip: Clip) -> bytes | None:
@@ -262,6 +253,24 @@ def _decode(
         walked = noted(walk.frames(wanted)) if vectors else walk.frames(wanted)
         frames = _stack(clip, walked, len(wanted), short_side_px, limits)
     return DecodedClip(clip, frames, (wanted - clip.start_pts) * unit_s, tuple(found) if vectors else None)
+
+
+def _decode_deep(clip: Clip, limits: Limits, threads: int) -> np.ndarray:
+    from av.video.reformatter import VideoReformatter
+
+    reformatter = VideoReformatter()
+    with _opened(clip, limits, threads) as (walk, wanted):
+        frames = walk.frames(wanted)
+        first = next(frames)
+        frames = itertools.chain([first], frames)
+        if not is_deep(first):
+            return _stack(clip, frames, len(wanted), 0, limits)
+        out = np.empty((len(wanted), first.height, first.width, 3), np.uint16)
+        for target, frame in zip(out, frames, strict=True):
+            if (frame.height, frame.width) != (first.height, first.width):
+                raise Undecodable(f"{clip.source}: the size of its frames changes: cut it there")
+            target[:] = to_rgb48(frame, reformatter)
+    return out
 
 
 @contextmanager

@@ -5,14 +5,16 @@ An importer is one file in `openuni/importers/`: a frozen dataclass of options, 
 """
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Generic, NamedTuple, TypeVar, get_args, get_type_hints
 
 from manifests.clip import Clip
 from manifests.component import component_names, find_component
 from manifests.errors import OpenUniError
+from manifests.modality import Payload
 from manifests.producer import Producer
 
 PACKAGE = "openuni.importers"
@@ -23,7 +25,7 @@ class Found(NamedTuple):
     """A clip of the set that `find` has seen and nobody has read."""
 
     key: str  # names the clip within the set, the same wherever the set lies and however much is added to it
-    place: Any  # what `read` needs to know: paths, offsets; picklable and small
+    place: Any  # what `read` needs to know: paths, offsets: a small NamedTuple of JSON's types
 
 
 class Imported(NamedTuple, Generic[M]):
@@ -40,6 +42,7 @@ class Imported(NamedTuple, Generic[M]):
     caption: str | None = None
     origin: str | None = None  # the scene or recording it shares with other clips; None: it shares none
     split: str | None = None  # where the set says so, such as "train" or "test"
+    payloads: Mapping[str, Payload] = MappingProxyType({})  # of `maps`: as stored in the set, kept byte by byte
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,18 @@ is removed before the clip is read again.
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import TypeAdapter
 
 from manifests import schema, video
 from manifests.clip import Clip, clip_id
@@ -24,7 +29,7 @@ from manifests.modality import Modality, Payload
 from manifests.shards import TarShard
 from openuni.importer import Found, Imported, Importer
 from openuni.ledger import recorded
-from openuni.phases import CorpusWorker
+from openuni.phases import CorpusWorker, decoder_threads
 from openuni.progress import Reporter
 from openuni.runner import Runner
 from openuni.worker import Outcome, Spec
@@ -79,20 +84,27 @@ class ImportWorker(CorpusWorker):
         )
         self.writers["clips"] = self.corpus.writer("clips", schema.clip_schema(), "1")
 
+        self.coders = ThreadPoolExecutor(decoder_threads() or os.cpu_count(), thread_name_prefix="code")
+
     def prepare(self, item: ImportItem) -> Imported[Any]:
         """Read the clip and check it."""
         return self.spec.importer.read(item.found)
 
     def compute(self, item: ImportItem, prepared: Imported[Any]) -> Stored:
-        """Code the modalities as the corpus stores them."""
+        """Code the modalities as the corpus stores them, those that did not come so; several at once."""
         fields = prepared.maps._asdict()
         maps = {name: value for name, value in fields.items() if isinstance(value, Modality)}
-        payloads = {}
         clip = prepared.video
+        fps = prepared.fps if clip is None else clip.fps
+        coded = {
+            name: self.coders.submit(modality.encode, fps)
+            for name, modality in maps.items()
+            if name not in prepared.payloads
+        }
+        payloads = dict(prepared.payloads) | {name: future.result() for name, future in coded.items()}
         if clip is None:
             if "rgb" not in maps:
                 raise ClipError(f"{self.name}: neither a video to refer to nor frames")
-            payloads["rgb"] = maps["rgb"].encode(prepared.fps)
             clip = video.clip_of("", video.probe(item.found.key, data=payloads["rgb"].data))
             clip = dataclasses.replace(clip, fps=prepared.fps)  # the file counts in milliseconds
         clip = dataclasses.replace(
@@ -108,8 +120,6 @@ class ImportWorker(CorpusWorker):
             sizes[name] = (len(modality.array), *modality.size_px)
             if sizes[name][0] != clip.frame_count:
                 raise ClipError(f"{name} has {sizes[name][0]} frames, the video has {clip.frame_count}")
-            if name not in payloads:
-                payloads[name] = modality.encode(clip.fps)
         values = {name: schema.plain(value) for name, value in fields.items() if name not in maps}
         return Stored(clip, payloads, sizes, values)
 
@@ -138,6 +148,11 @@ class ImportWorker(CorpusWorker):
         self.writers["clips"].commit(row | {"status": "failed", "error": error})
         return Outcome(item.key, "failed", error)
 
+    def finish(self) -> None:
+        """See `CorpusWorker.finish`."""
+        self.coders.shutdown()
+        super().finish()
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -146,6 +161,46 @@ class Choice:
     collection: str = ""  # empty: the name of the set's folder
     limit: int | None = None  # only the first so many clips
     retry_failed: bool = False  # read again what was refused before
+
+
+class Listing:
+    """The clips of a set, found once: ids in memory, all else on disk as JSON, since there may be millions."""
+
+    def __init__(self) -> None:
+        self.ids = pa.array([], pa.string())
+        self.kinds: list[TypeAdapter[Any]] = []  # of `Found` with each kind of place, which are few
+        self.file = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the listing
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def fill(self, clips: Iterable[Found], id_of: Callable[[Found], str]) -> pa.Array:
+        """Keep the clips; returns their clip_ids (string array)."""
+        numbers: dict[type, int] = {}
+
+        def kept() -> Iterator[str]:
+            for found in clips:
+                kind = type(found.place)
+                if kind not in numbers:
+                    numbers[kind] = len(self.kinds)
+                    self.kinds.append(TypeAdapter(tuple[str, kind]))  # type: ignore[valid-type]
+                number = numbers[kind]
+                self.file.write(b"%d " % number + self.kinds[number].dump_json(tuple(found)) + b"\n")
+                yield id_of(found)
+
+        self.ids = pa.array(kept(), pa.string())
+        return self.ids
+
+    def items(self, wanted: pa.Array) -> Iterator[ImportItem]:
+        """The clips for which `wanted` (booleans) says so, as they are asked for; one iteration at a time."""
+        self.file.seek(0)
+        for line, name, chosen in zip(self.file, self.ids, wanted, strict=True):
+            if chosen.as_py():
+                number, _, record = line.partition(b" ")
+                yield ImportItem(Found(*self.kinds[int(number)].validate_json(record)), name.as_py())
 
 
 @dataclass(frozen=True)
@@ -172,16 +227,19 @@ class Import:
             "import": {"format": self.importer.name(), "folder": str(folder), "collection": collection},
             "options": dataclasses.asdict(self.importer),
         }
-        with recorded(self.corpus, reporter, asked):
-            ids = self._ids(folder)
+        with recorded(self.corpus, reporter, asked), Listing() as listing:
+            found = itertools.islice(self.importer.find(folder), self.choice.limit)
+            ids = listing.fill(found, partial(self._id, folder))
+            self._check_ids(folder, listing)
             if self.choice.retry_failed:
-                self._forget_failed(ids)
+                self.corpus.forget("clips", ["failed"], {"clip_id": ids})
             self._remove_strays(None)
-            left = ids.filter(pc.invert(pc.is_in(ids, value_set=self.corpus.done("clips"))))
+            left = pc.invert(pc.is_in(ids, value_set=self.corpus.done("clips")))
+            count = pc.sum(left).as_py()
             spec = ImportSpec(self.corpus.store.url, self.importer, version, collection)
-            if len(left):
-                with reporter.phase(f"import {self.importer.name()}", len(left)) as counter:
-                    items = self._items(folder, frozenset(left.to_pylist()))
+            if count:
+                with reporter.phase(f"import {self.importer.name()}", count) as counter:
+                    items = listing.items(left)
                     runner.run(spec, items, lambda outcome: counter.add(outcome.status), self._unfinished)
                 self.corpus.recover()
             self.corpus.refresh()
@@ -189,28 +247,14 @@ class Import:
             if lost:
                 raise OpenUniError(f"{lost} of {len(ids)} clips have no row. Run the same command again.")
 
-    def _ids(self, folder: Path) -> pa.Array:
-        """clip_ids of all clips of the set (string array)."""
-        ids = pa.array((self._id(folder, found) for found in self._found(folder)), pa.string())
-        counts = pc.value_counts(ids)
-        twice = counts.filter(pc.greater(counts.field("counts"), 1))
-        if len(twice):
-            again = twice.field("values")[0].as_py()
-            key = next(found.key for found in self._found(folder) if self._id(folder, found) == again)
-            raise OpenUniError(f"{folder}: several clips are called {key}; their names must differ")
-        if not len(ids):
+    def _check_ids(self, folder: Path, listing: Listing) -> None:
+        if not len(listing.ids):
             raise OpenUniError(f"{folder} holds no clip that the format {self.importer.name()} knows")
-        return ids
-
-    def _items(self, folder: Path, wanted: frozenset[str]) -> Iterator[ImportItem]:
-        """The clips with these ids; made as they are asked for, since there may be millions."""
-        for found in self._found(folder):
-            name = self._id(folder, found)
-            if name in wanted:
-                yield ImportItem(found, name)
-
-    def _found(self, folder: Path) -> Iterable[Found]:
-        return itertools.islice(self.importer.find(folder), self.choice.limit)
+        counts = pc.value_counts(listing.ids)
+        twice = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
+        if len(twice):
+            key = next(listing.items(pc.equal(listing.ids, twice[0]))).found.key
+            raise OpenUniError(f"{folder}: several clips are called {key}; their names must differ")
 
     def _id(self, folder: Path, found: Found) -> str:
         collection = self.choice.collection or folder.name
@@ -224,21 +268,14 @@ class Import:
                 "another version of openuni). Use the same options, or give a new folder with --out."
             )
 
-    def _forget_failed(self, ids: pa.Array) -> None:
-        self.corpus.remove(
-            "clips",
-            lambda rows: pc.and_(pc.equal(rows["status"], "failed"), pc.is_in(rows["clip_id"], value_set=ids)),
-        )
-
     def _remove_strays(self, among: pa.Array | None) -> None:
         """Rows of the importer without a clip (of `among` alone, where other workers are still writing)."""
-        clips = self.corpus.done("clips")
-
-        def is_stray(rows: pa.Table) -> pa.ChunkedArray:
-            strays = pc.invert(pc.is_in(rows["clip_id"], value_set=clips))
-            return strays if among is None else pc.and_(strays, pc.is_in(rows["clip_id"], value_set=among))
-
-        self.corpus.remove(self.group, is_stray)
+        rows = self.corpus.done(self.group)
+        strays = rows.filter(pc.invert(pc.is_in(rows, value_set=self.corpus.done("clips"))))
+        if among is not None:
+            strays = strays.filter(pc.is_in(strays, value_set=among))
+        if len(strays):  # seldom: only then all columns are read
+            self.corpus.remove(self.group, lambda rows: pc.is_in(rows["clip_id"], value_set=strays))
 
     def _unfinished(self, held: list[ImportItem]) -> list[ImportItem]:
         """After a worker's death: what its journals hold is done."""

@@ -89,7 +89,7 @@ class Pipeline:
         if not self.scope.covers("ingest") or not sources:
             return
         if self.scope.retry_failed:
-            self._forget_failed(sources)
+            self.corpus.forget("clips", ["failed"], {"source": pa.array(list(sources), pa.string())})
         wanted = sources[: self.scope.limit]
         new = self._new_sources(wanted)
         detector = self.recipe.shot_detector
@@ -207,13 +207,6 @@ class Pipeline:
         given = pa.array(list(sources), pa.string())
         new = given.filter(pc.invert(pc.is_in(given, self._known_sources().combine_chunks())))
         return [SourceItem(source) for source in new.to_pylist()]
-
-    def _forget_failed(self, sources: Sequence[str]) -> None:
-        """Only of the sources given: what another run or an import failed at is not done again by this one."""
-        given = pa.array(list(sources), pa.string())
-        self.corpus.remove(
-            "clips", lambda rows: pc.and_(pc.equal(rows["status"], "failed"), pc.is_in(rows["source"], given))
-        )
 
     def _clips(self, sources: Sequence[str]) -> pa.Table:
         """`clip_id` and `row` (its number in `clips/`) of the clips in scope, in order."""

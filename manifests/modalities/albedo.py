@@ -35,8 +35,7 @@ class Albedo(Modality):
 
     def check(self) -> None:
         """Raise `ClipError` unless float32, three channels, finite and within 0..1."""
-        self.check_array(np.float32, 3)
-        lo, hi = float(self.array.min(initial=0)), float(self.array.max(initial=0))
+        lo, hi = self.check_array(np.float32, 3)
         if lo < 0 or hi > 1:
             raise ClipError(f"albedo: reflectance must be within 0..1, got {lo:g} to {hi:g}; clip or rescale it")
 

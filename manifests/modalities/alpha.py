@@ -33,8 +33,7 @@ class Alpha(Modality):
 
     def check(self) -> None:
         """Raise `ClipError` unless float32, one channel, finite and within 0..1."""
-        self.check_array(np.float32, 1)
-        lo, hi = float(self.array.min(initial=0)), float(self.array.max(initial=0))
+        lo, hi = self.check_array(np.float32, 1)
         if lo < 0 or hi > 1:
             raise ClipError(f"alpha: coverage must be within 0..1, got {lo:g} to {hi:g}; divide by the largest level")
 

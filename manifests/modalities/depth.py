@@ -134,9 +134,10 @@ class Depth(Modality):
         far, near = _far_near(constants)
         out = np.empty((*rgb.shape[:3], 1), np.float32)
         for target, image in zip(out, rgb, strict=True):
-            value = far + np.clip(image.mean(axis=-1, keepdims=True, dtype=np.float64), 0, 1) * (near - far)
+            mean = (image[..., 0].astype(np.float64) + image[..., 1] + image[..., 2]) / 3
+            value = far + np.clip(mean, 0, 1) * (near - far)
             value = 1.0 / value if constants.unit == "metres" else value
-            target[:] = np.clip(value, constants.lo, constants.hi)
+            target[..., 0] = np.clip(value, constants.lo, constants.hi)
         return cls(out, _unit(constants), constants)
 
     def resize(self, height_px: int, width_px: int) -> Self:

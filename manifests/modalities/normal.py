@@ -49,12 +49,12 @@ class Normal(Modality):
         """Raise `ClipError` unless float32, three channels, finite, and every vector of unit length or zero."""
         self.check_array(np.float32, 3)
         for number, image in enumerate(self.array):
-            length = _length(image)
+            length = lengths(image)
             wrong = (np.abs(length - 1) > LENGTH_TOLERANCE) & (length > 0)
             if wrong.any():
-                row, column = np.argwhere(wrong[..., 0])[0]
+                row, column = np.argwhere(wrong)[0]
                 raise ClipError(
-                    f"normal: frame {number}, row {row}, column {column} has length {float(length[row, column, 0]):g}; "
+                    f"normal: frame {number}, row {row}, column {column} has length {float(length[row, column]):g}; "
                     f"allowed: 1 within {LENGTH_TOLERANCE:g}, or exactly 0 where there is no surface. Normalise it"
                 )
 
@@ -66,7 +66,10 @@ class Normal(Modality):
         """RGB 16-bit FFV1; see the class for the bound."""
         planes = np.empty(self.array.shape, np.uint16)
         for plane, image in zip(planes, self.array, strict=True):
-            plane[:] = np.rint(_unit(image, 0) * LEVELS) + ZERO_LEVEL
+            levels = scaled(image, lengths(image), LEVELS)
+            np.rint(levels, out=levels)
+            levels += ZERO_LEVEL
+            plane[:] = levels
         return Payload(encode_lossless(planes, fps), self.suffix, self.constants())
 
     @classmethod
@@ -100,19 +103,34 @@ class Normal(Modality):
         the new pixel is surface. Where they cancel out, the one under the new pixel's centre.
         """
         mean = resize_smooth(self.array, height_px, width_px)
-        surface = (_length(self.array) > 0).astype(np.float32)
+        surface = (lengths(self.array) > 0).astype(np.float32)[..., None]
         share = resize_smooth(surface, height_px, width_px)
         nearest = resize_nearest(self.array, height_px, width_px)
-        direction = np.where(_length(mean) < CANCELLED * share, nearest, mean)
+        direction = np.where(lengths(mean)[..., None] < CANCELLED * share, nearest, mean)
         return replace(self, array=np.where(share < SURFACE_SHARE, np.float32(0), _unit(direction, 0)))
 
 
-def _length(vectors: np.ndarray) -> np.ndarray:
-    """[..., 3] -> [..., 1]."""
-    return np.sqrt(np.square(vectors).sum(axis=-1, keepdims=True))
+def lengths(vectors: np.ndarray) -> np.ndarray:
+    """float32 [..., W, 3] -> [..., W]."""
+    import cv2
+
+    rows = vectors.reshape(-1, *vectors.shape[-2:])
+    squares = cv2.transform(cv2.multiply(rows, rows), np.ones((1, 3), np.float32))
+    return np.sqrt(squares).reshape(vectors.shape[:-1])
+
+
+def scaled(vectors: np.ndarray, length: np.ndarray, to_length: float, shortest: float = 0.0) -> np.ndarray:
+    """float32 [..., W, 3], `length` of each [..., W] -> all of one length; zero where `length` is 0 or < `shortest`."""
+    import cv2
+
+    rows = vectors.reshape(-1, *vectors.shape[-2:])
+    with np.errstate(divide="ignore"):
+        factor = np.float32(to_length) / length
+    factor[(length < shortest) | (length == 0)] = 0
+    factor = factor.reshape(rows.shape[:2])
+    return cv2.multiply(rows, cv2.merge((factor, factor, factor))).reshape(vectors.shape)
 
 
 def _unit(vectors: np.ndarray, shortest: float) -> np.ndarray:
-    """float [..., 3] brought to unit length; zero where it is zero or shorter than `shortest`."""
-    length = _length(vectors)
-    return np.divide(vectors, length, out=np.zeros_like(vectors), where=(length > 0) & (length >= shortest))
+    """float32 [..., W, 3] brought to unit length; zero where it is zero or shorter than `shortest`."""
+    return scaled(vectors, lengths(vectors), 1.0, shortest)

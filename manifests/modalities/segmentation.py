@@ -120,8 +120,11 @@ def _lattice() -> np.ndarray:
 
 def _nearest_of_all(image: np.ndarray) -> np.ndarray:
     """float32 [H, W, 3] -> uint16 [H, W]: rounding each channel to the lattice gives the nearest of all colours."""
-    levels = np.clip(np.rint(image * (255 / LATTICE_STEPS).astype(np.float32)), 0, LATTICE_TOPS).astype(np.uint8)
-    return _lattice()[levels[..., 0], levels[..., 1], levels[..., 2]]
+    place = np.zeros(image.shape[:2], np.float32)
+    for channel, (step, top) in enumerate(zip(LATTICE_STEPS, LATTICE_TOPS, strict=True)):
+        level = np.rint(image[..., channel] * np.float32(255 / step))
+        place = place * (top + 1) + np.clip(level, 0, top, out=level)
+    return _lattice().ravel()[place.astype(np.uint8)]
 
 
 def _nearest_among(pixels: np.ndarray, ids: np.ndarray) -> np.ndarray:

@@ -42,11 +42,13 @@ def thumbnails(array: np.ndarray) -> np.ndarray:
     """float32 [T, h, w, C] at most 96 px high or wide, by area, from any size; values keep their scale."""
     from manifests.resample import resize_smooth
 
-    height_px, width_px = array.shape[1:3]
+    count, height_px, width_px, channels = array.shape
     scale = min(1.0, SHORT_SIDE_PX / min(height_px, width_px))
     size = max(1, round(height_px * scale)), max(1, round(width_px * scale))
-    images = (resize_smooth(image[None].astype(np.float32, copy=False), *size)[0] for image in array)
-    return np.stack(list(images))
+    out = np.empty((count, *size, channels), np.float32)
+    for target, image in zip(out, array, strict=True):
+        target[:] = resize_smooth(image[None].astype(np.float32, copy=False), *size)[0]
+    return out
 
 
 def by_structure(stream: np.ndarray, reference: np.ndarray) -> Verdict:
@@ -57,25 +59,30 @@ def by_structure(stream: np.ndarray, reference: np.ndarray) -> Verdict:
     Texture, which only the picture has, explains nothing and costs nothing.
     """
     target, given = _blocks(stream), _blocks(reference)
-    reach = _reach(len(target), FEWEST_BY_STRUCTURE)
-    inner = np.arange(reach, len(target) - reach)
-    steady = target[inner]
-    shares = {shift: _explained(given[inner], target[inner + shift]) for shift in (0, *_shifts(reach))}
-    kept = {shift: _explained(target[inner + shift], steady) for shift in _shifts(reach)}
+    frames = target.shape[1]
+    reach = _reach(frames, FEWEST_BY_STRUCTURE)
+    basis, own_basis = _whitened(given), _whitened(target)
+    energy = np.square(target).sum(axis=(0, 2, 3), dtype=np.float64)
+    shares, kept = np.zeros((2, frames - 2 * reach, 2 * reach + 1))  # by frame and shift, from -reach on
+    for number in range(len(shares)):
+        around = slice(number, number + 2 * reach + 1)
+        now = slice(number + reach, number + reach + 1)
+        shares[number] = _share(_explained(basis[:, now], target[:, around]), energy[around])
+        kept[number] = _share(_explained(own_basis[:, around], target[:, now]), energy[now])
 
     def gain(shift: int, span: slice) -> np.ndarray:
-        return (shares[shift] - shares[0])[span]
+        return (shares[:, reach + shift] - shares[:, reach])[span]
 
     def full(shift: int, span: slice) -> float:
-        whole = ((1 - kept[shift]) * np.maximum(shares[shift], shares[0]))[span]
+        whole = ((1 - kept[:, reach + shift]) * np.maximum(shares[:, reach + shift], shares[:, reach]))[span]
         return float(whole.mean()) if len(whole) and float(whole.mean()) > SLOW else 0.0
 
-    return _judged(_Margin(len(inner), reach, STRUCTURE_ABOVE), gain, full)
+    return _judged(_Margin(len(shares), reach, STRUCTURE_ABOVE), gain, full)
 
 
-def check_structure(array: np.ndarray, picture: np.ndarray, where: Path) -> bool:
-    """Hold a map (float [T, H, W, C]) against the picture; True where motion proves them in step."""
-    verdict = by_structure(thumbnails(array), thumbnails(picture))
+def check_structure(stream: np.ndarray, picture: np.ndarray, where: Path) -> bool:
+    """Hold a map against the picture, both as `thumbnails`; True where motion proves them in step."""
+    verdict = by_structure(stream, picture)
     if verdict.shift:
         text = f"{where} is {steps(verdict.shift)}, by where its surfaces and those of rgb meet"
         raise ClipError(f"{text}. Mend the order of its frames.")
@@ -90,16 +97,13 @@ def by_values(predict: Callable[[int], np.ndarray], truth: np.ndarray) -> Verdic
     """
     count = len(truth)
     reach = _reach(count, FEWEST_BY_VALUES)
-    predictions = {shift: predict(shift) for shift in (0, *_shifts(reach))}
     variance = float(truth.var()) or 1.0
     inner = slice(reach, count - reach)
-
-    def squared(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-        means: np.ndarray = np.square(one - other, dtype=np.float64).mean(axis=(1, 2, 3))[inner]
-        return means
-
-    errors = {shift: squared(values, truth) for shift, values in predictions.items()}
-    changes = {shift: squared(values, predictions[0]) for shift, values in predictions.items()}
+    aligned = predict(0)[inner]
+    errors, changes = {0: _squared(aligned, truth[inner])}, {0: np.zeros(len(aligned))}
+    for shift in _shifts(reach):
+        late = predict(shift)[inner]
+        errors[shift], changes[shift] = _squared(late, truth[inner]), _squared(late, aligned)
 
     def gain(shift: int, span: slice) -> np.ndarray:
         return (errors[0] - errors[shift])[span]
@@ -109,6 +113,13 @@ def by_values(predict: Callable[[int], np.ndarray], truth: np.ndarray) -> Verdic
         return change if change > STILL * variance else 0.0
 
     return _judged(_Margin(count - 2 * reach, reach, VALUES_ABOVE), gain, full)
+
+
+def _squared(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """float64 [T]: mean squared difference of the frames."""
+    apart = (one - other).reshape(len(one), -1)
+    means: np.ndarray = np.vecdot(apart, apart) / np.float64(apart.shape[1])
+    return means
 
 
 def shifted(array: np.ndarray, frames: int) -> np.ndarray:
@@ -167,22 +178,34 @@ def _shifts(reach: int) -> list[int]:
 
 
 def _blocks(pictures: np.ndarray) -> np.ndarray:
-    """float32 [T, blocks, pixels, C] of spread 1, each block's mean taken off; leftovers at the sides are cut."""
+    """float32 [blocks, T, C, pixels] of spread 1, each block's mean taken off; leftovers at the sides are cut."""
     count, height_px, width_px, channels = pictures.shape
     rows, columns = max(1, height_px // BLOCK_PX), max(1, width_px // BLOCK_PX)
     tall, wide = min(height_px, BLOCK_PX), min(width_px, BLOCK_PX)
-    cut = pictures[:, : rows * tall, : columns * wide].astype(np.float32)
-    cut = cut / (float(cut.std()) or 1.0)
-    parts = cut.reshape(count, rows, tall, columns, wide, channels).transpose(0, 1, 3, 2, 4, 5)
-    parts = parts.reshape(count, rows * columns, tall * wide, channels)
-    return parts - parts.mean(axis=2, keepdims=True)
+    cut = pictures[:, : rows * tall, : columns * wide].astype(np.float32, copy=False)
+    parts = cut.reshape(count, rows, tall, columns, wide, channels).transpose(1, 3, 0, 5, 2, 4)
+    parts = parts.reshape(rows * columns, count, channels, tall * wide) / (float(cut.std()) or 1.0)
+    return parts - parts.mean(axis=3, keepdims=True)
+
+
+def _whitened(blocks: np.ndarray) -> np.ndarray:
+    """[blocks, T, C, pixels], in each block of each frame mixed into channels of length 1 that share nothing."""
+    squares = (blocks @ blocks.swapaxes(2, 3)).astype(np.float64)
+    squares += RIDGE * blocks.shape[3] * np.eye(blocks.shape[2])
+    mixing = np.linalg.inv(np.linalg.cholesky(squares)).astype(np.float32)
+    return mixing @ blocks
 
 
 def _explained(given: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """[frames]: share of the target's variance, 0..1, that linear functions of `given` explain, block by block."""
-    across = given.swapaxes(2, 3)
-    squares = (across @ given).astype(np.float64) + RIDGE * given.shape[2] * np.eye(given.shape[-1])
-    products = (across @ target).astype(np.float64)
-    explained = (products * np.linalg.solve(squares, products)).sum(axis=(1, 2, 3))
-    whole = np.square(target, dtype=np.float64).sum(axis=(1, 2, 3))
-    return np.divide(explained, whole, out=np.zeros_like(explained), where=whole > 0)
+    """[n]: how much of the target's squares linear functions of whitened blocks explain, block by block.
+
+    Both [blocks, 1 or n, C, pixels].
+    """
+    sizes = given.shape[1], given.shape[2], target.shape[1], target.shape[2]
+    given, target = (array.reshape(len(array), -1, array.shape[3]) for array in (given, target))
+    squares = np.square(given @ target.swapaxes(1, 2)).sum(axis=0, dtype=np.float64)
+    return squares.reshape(sizes).sum(axis=(1, 3)).ravel()
+
+
+def _share(explained: np.ndarray, energy: np.ndarray) -> np.ndarray:
+    return np.divide(explained, energy, out=np.zeros_like(explained), where=energy > 0)

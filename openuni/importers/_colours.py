@@ -30,7 +30,9 @@ def depth_of(frames: np.ndarray, colours: DepthColours, given: DepthConstants | 
     """uint8 [T, H, W, 3] -> depth by `given`; without, disparity 0..1 of no unit."""
     sample = _sample(frames)
     if colours == "grey":
-        spread = float(np.ptp(sample.astype(np.int16), axis=-1).mean())
+        red, green, blue = (sample[..., channel] for channel in range(3))
+        highest, lowest = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
+        spread = float((highest - lowest).mean())
         if spread > GREY_SPREAD:
             raise ClipError(
                 f'{where}: depth is coloured (its channels are {spread:.0f} levels apart), depth_colours = "grey" was '

@@ -1,6 +1,7 @@
 """Albedo, irradiance and normals as rendered sets give them: ranges and units checked, and the three held together."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -9,14 +10,15 @@ import numpy as np
 from manifests.errors import ClipError
 from manifests.modalities.albedo import Albedo
 from manifests.modalities.irradiance import LARGEST, Irradiance
-from manifests.modalities.normal import Normal
+from manifests.modalities.normal import Normal, lengths, scaled
 from manifests.transfer import linear_of, srgb_of
-from openuni.importers._alignment import by_values, shifted, steps, thumbnails
+from openuni.importers._alignment import by_values, shifted, steps
 from openuni.importers._sequences import Pictures
 
 ALBEDO_TOLERANCE = 0.02  # beyond 0..1: filters of renderers ring; what is within is clipped
 IRRADIANCE_TOLERANCE = 0.001  # below 0, of the clip's largest value
 BENT_SHARE = 0.1  # of the surface's pixels may have another length: edges between surfaces are averages
+ROUNDED = 5e-4  # that the length of a unit vector is off by when rounded to 16-bit floats
 NO_SURFACE = 0.25  # a vector shorter than this is no surface
 AWAY = -0.35  # z of a normal that no visible surface has in any usual perspective
 AWAY_SHARE = 0.1
@@ -37,49 +39,55 @@ class Fit(NamedTuple):
 def albedo_of(given: Pictures, values: np.ndarray) -> Albedo:
     """float32 [T, H, W, 3], linear; values beyond 0..1 by more than 0.02 are refused, others clipped."""
     where = given.stream.where
-    _check_finite(values, where, "albedo")
-    lo, hi = float(values.min()), float(values.max())
+    lo, hi = range_of(values, where, "albedo")
     if lo < -ALBEDO_TOLERANCE or hi > 1 + ALBEDO_TOLERANCE:
         raise ClipError(f"{where}: albedo ranges from {lo:g} to {hi:g}. Allowed: 0 to 1, up to {ALBEDO_TOLERANCE} over")
-    return Albedo(np.clip(values, 0, 1))
+    return Albedo(np.clip(values, 0, 1) if lo < 0 or hi > 1 else values)
 
 
 def irradiance_of(given: Pictures, values: np.ndarray, scale: float) -> Irradiance:
     """float32 [T, H, W, 1 or 3], linear, times `scale`."""
     where = given.stream.where
-    _check_finite(values, where, "irradiance")
-    lo, hi = float(values.min()), float(values.max())
+    lo, hi = range_of(values, where, "irradiance")
     if lo < -IRRADIANCE_TOLERANCE * max(hi, 1.0):
         raise ClipError(f"{where}: irradiance must be >= 0, smallest value is {lo:g}")
     if hi * scale > LARGEST:
         raise ClipError(f"{where}: irradiance reaches {hi:g}, times {scale:g}; storage ends at {LARGEST:g}: rescale it")
-    array = np.maximum(values, 0) * np.float32(scale)
+    array = values.copy() if values is given.array and (lo < 0 or scale != 1.0) else values
+    if lo < 0:
+        np.maximum(array, 0, out=array)
+    if scale != 1.0:
+        array *= np.float32(scale)
     return Irradiance(np.repeat(array, 3, axis=-1) if array.shape[-1] == 1 else array)
 
 
 def normal_of(
     given: Pictures, frame: Literal["opengl", "opencv"], coding: Literal["auto", "signed", "unit"]
 ) -> tuple[Normal, float]:
-    """Normals of unit length, and the share of the surface's pixels that had another one.
+    """Normals of unit length, and the share of the surface's pixels that had another one. `given` may be changed.
 
     A length may be off by what rounding and compression do: 0.005 in EXR and 16 bits, 0.02 in 8 bits, 0.15 in videos.
     """
     where = given.stream.where
     signed = coding == "signed" or (coding == "auto" and given.is_float)
-    values = given.unit() if signed else given.unit() * 2 - 1
-    _check_finite(values, where, "normals")
+    out = given.unit()
+    range_of(out, where, "normals")
     if signed and not given.is_float:
         raise ClipError(f'{where} has no negative values: normal_coding = "signed" is for EXR')
     tolerance = 0.15 if given.stream.kind == "video" else 0.02 if given.array.dtype == np.uint8 else 0.005
-    out = np.empty(values.shape, np.float32)
     bent = surface = away = 0
-    for target, image in zip(out, values, strict=True):
-        length = np.sqrt(np.square(image).sum(axis=-1, keepdims=True))
+    for image in out:
+        if not signed:
+            image *= 2
+            image -= 1
+        length = lengths(image)
         seen = length >= NO_SURFACE
-        target[:] = np.divide(image, length, out=np.zeros_like(target), where=seen)
-        surface += int(seen.sum())
-        bent += int((seen & (np.abs(length - 1) > tolerance)).sum())
-        away += int((target[..., 2] * (1 if frame == "opengl" else -1) < AWAY).sum())
+        surface += int(np.count_nonzero(seen))
+        bent += int(np.count_nonzero(seen & (np.abs(length - 1) > tolerance)))
+        if (seen & (np.abs(length - 1) > ROUNDED)).any() or (~seen & (length > 0)).any():
+            image[:] = scaled(image, length, 1.0, NO_SURFACE)
+        depthward = image[..., 2] if frame == "opengl" else -image[..., 2]
+        away += int(np.count_nonzero(depthward < AWAY))
     if not surface:
         raise ClipError(f"{where}: no pixel has a normal; all vectors are shorter than {NO_SURFACE}")
     if bent > BENT_SHARE * surface:
@@ -96,13 +104,26 @@ def normal_of(
     return Normal(out) if frame == "opengl" else Normal.from_opencv(out), bent / surface
 
 
-def check_product(picture: np.ndarray, albedo: np.ndarray, irradiance: np.ndarray, where: Path) -> Fit:
-    """Hold albedo x irradiance (float32 [T, H, W, 3] linear) against the picture (uint8, sRGB), and them in step.
+def range_of(images: Iterable[np.ndarray], where: Path, what: str) -> tuple[float, float]:
+    """Smallest and largest value of all images; raises `ClipError` where any is NaN or infinite."""
+    lo, hi, wrong = math.inf, -math.inf, 0
+    for image in images:
+        low, high = float(image.min()), float(image.max())
+        lo, hi = min(lo, low), max(hi, high)
+        if not (math.isfinite(low) and math.isfinite(high)):
+            wrong += int(np.count_nonzero(~np.isfinite(image)))
+    if wrong:
+        raise ClipError(f"{where}: {wrong} values of the {what} are NaN or infinite")
+    return lo, hi
 
-    Highlights, glass and lamps are in the picture alone, so the two need only resemble.
+
+def check_product(picture: np.ndarray, colour: np.ndarray, light: np.ndarray, where: Path) -> Fit:
+    """Hold albedo x irradiance (`colour`, `light`: linear) against the picture (sRGB, 0..255), and them in step.
+
+    All float32 [T, h, w, 3], as `thumbnails` gives them. Highlights, glass and lamps are in the picture alone, so the
+    two need only resemble.
     """
-    shown = thumbnails(picture) / np.float32(255)
-    colour, light = thumbnails(albedo), thumbnails(irradiance)
+    shown = picture / np.float32(255)
     given = linear_of(shown)
     # roots stand in for sRGB: they tell dark from bright as evenly, and the root of a product is one of roots
     sure = _check_steps(np.sqrt(colour), np.sqrt(light), np.sqrt(given), where)
@@ -127,10 +148,11 @@ def check_product(picture: np.ndarray, albedo: np.ndarray, irradiance: np.ndarra
 
 def _check_steps(albedo: np.ndarray, irradiance: np.ndarray, shown: np.ndarray, where: Path) -> bool:
     """Refuse a clip that fits when one of the three is shifted; True where motion proves them in step."""
+    aligned = _product(albedo, irradiance)
     read_later: dict[str, Callable[[int], np.ndarray]] = {
         "albedo": lambda frames: _product(shifted(albedo, frames), irradiance),
-        "irradiance": lambda frames: _product(albedo, shifted(irradiance, frames)),
-        "rgb": lambda frames: _product(shifted(albedo, frames), shifted(irradiance, frames)),
+        "irradiance": lambda frames: _product(shifted(irradiance, frames), albedo),
+        "rgb": lambda frames: shifted(aligned, frames),
     }
     verdicts = {who: by_values(predict, shown) for who, predict in read_later.items()}
     errors = {
@@ -149,17 +171,13 @@ def _check_steps(albedo: np.ndarray, irradiance: np.ndarray, shown: np.ndarray, 
 
 
 def _product(albedo: np.ndarray, irradiance: np.ndarray) -> np.ndarray:
-    product: np.ndarray = np.minimum(albedo * irradiance, 1)
-    return product
+    product = albedo * irradiance
+    return np.minimum(product, 1, out=product)
 
 
 def _correlation(one: np.ndarray, other: np.ndarray) -> float | None:
-    if min(float(one.std()), float(other.std())) < FLAT:
+    spread, other_spread = float(one.std()), float(other.std())
+    if min(spread, other_spread) < FLAT:
         return None
-    return float(np.corrcoef(one.ravel(), other.ravel())[0, 1])
-
-
-def _check_finite(values: np.ndarray, where: Path, what: str) -> None:
-    if not np.isfinite(values).all():
-        count = int((~np.isfinite(values)).sum())
-        raise ClipError(f"{where}: {count} values of the {what} are NaN or infinite")
+    one, other = (array.ravel() - array.mean() for array in (one, other))
+    return float(np.dot(one, other)) / (len(one) * spread * other_spread)

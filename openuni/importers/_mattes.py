@@ -11,7 +11,7 @@ from manifests.errors import ClipError, OpenUniError
 from manifests.modalities.background import Background
 from manifests.video import clip_of, decode, probe
 from openuni.importers._alignment import by_values, shifted, steps, thumbnails
-from openuni.importers._sequences import VIDEOS, Stream, read_stream
+from openuni.importers._sequences import VIDEOS, Pictures, Stream, read_stream
 from openuni.importers._sets import SPLITS
 
 STILLS = (".jpg", ".jpeg", ".png")
@@ -39,9 +39,25 @@ def composite(alpha: np.ndarray, foreground: np.ndarray, background: np.ndarray)
 
     `alpha`: float32 [T, H, W, 1], 0..1; the layers: uint8 [T, H, W, 3].
     """
+    import cv2
+
     out = np.empty(foreground.shape, np.uint8)
     for target, cover, front, rear in zip(out, alpha, foreground, background, strict=True):
-        target[:] = np.rint(cover * front + (1 - cover) * rear)
+        covers = cv2.merge((cover, cover, cover))
+        mixed = covers * front
+        mixed += (1 - covers) * rear
+        target[:] = np.rint(mixed, out=mixed)
+    return out
+
+
+def grey_of(given: Pictures) -> np.ndarray:
+    """float32 [T, H, W, 1]: the mean of the channels, each as `Pictures.unit` gives it."""
+    out = np.empty((*given.array.shape[:3], 1), np.float32)
+    for target, image in zip(out[..., 0], given.units(), strict=True):
+        target[:] = image[..., 0]
+        for channel in range(1, image.shape[-1]):
+            target += image[..., channel]
+        target /= image.shape[-1]
     return out
 
 
@@ -55,9 +71,10 @@ def form_of(foreground: np.ndarray, alpha: np.ndarray) -> str:
     pixels = over = 0
     chosen = np.unique(np.linspace(0, len(alpha) - 1, TESTED_FRAMES).astype(int))
     for front, cover in zip(foreground[chosen], alpha[chosen], strict=True):
-        beside, known = _interior(front, cover)
-        soft = known & (cover[..., 0] > SOFT[0]) & (cover[..., 0] < SOFT[1])
-        colour, inner, share = front[soft].astype(np.float32), beside[soft], cover[soft]
+        weight, weighted = _interior(front, cover)
+        soft = (weight > 0.02) & (cover[..., 0] > SOFT[0]) & (cover[..., 0] < SOFT[1])
+        inner = weighted[soft] / weight[soft][:, None]  # the mean colour of the opaque pixels nearby
+        colour, share = front[soft].astype(np.float32), cover[soft]
         straight += float(np.abs(colour - inner).sum())
         premultiplied += float(np.abs(colour - share * inner).sum())
         difference += float(((1 - share) * inner).sum())
@@ -95,12 +112,16 @@ def check_support(alpha: np.ndarray, foreground: np.ndarray, where: Path) -> boo
     A foreground whose colours go on beyond the matte cannot tell. Raises `ClipError` for a matte that is frames ahead
     or behind.
     """
-    front = (foreground.max(axis=-1, keepdims=True) > BLACK_LEVEL).astype(np.float32)
-    covered = alpha > 0
-    outside, within = front[~covered], front[alpha > 0.5]
-    if not outside.size or not within.size or outside.mean() > 0.2 or within.mean() < 0.5:
+    front = np.empty(alpha.shape, np.bool_)
+    for lit, image in zip(front[..., 0], foreground, strict=True):
+        red, green, blue = (image[..., channel] for channel in range(3))
+        np.greater(np.maximum(np.maximum(red, green), blue), BLACK_LEVEL, out=lit)
+    covered, mostly = alpha > 0, alpha > 0.5
+    outside, within = covered.size - np.count_nonzero(covered), np.count_nonzero(mostly)
+    lit_outside, lit_within = np.count_nonzero(front & ~covered), np.count_nonzero(front & mostly)
+    if not outside or not within or lit_outside > 0.2 * outside or lit_within < 0.5 * within:
         return False
-    shown, cover = thumbnails(front), thumbnails(covered.astype(np.float32))
+    shown, cover = thumbnails(front), thumbnails(covered)
     verdict = by_values(lambda frames: shifted(cover, frames), shown)
     if verdict.shift:
         text = f"{where} is {steps(verdict.shift)}: it then covers the foreground clearly better"
@@ -172,12 +193,9 @@ def _played(path: Path, frames: int, height_px: int, width_px: int) -> np.ndarra
 
 
 def _interior(front: np.ndarray, cover: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """float32 [H, W, 3]: the mean colour of the opaque pixels nearby; bool [H, W]: where there are any."""
+    """float32 [H, W]: how many of the pixels nearby are opaque, 0..1; [H, W, 3]: the mean colour, theirs times that."""
     import cv2
 
     opaque = (cover[..., 0] > OPAQUE).astype(np.float32)
     side = max(5, min(opaque.shape) // 12 | 1)
-    weight = cv2.blur(opaque, (side, side))
-    colour = cv2.blur(front * opaque[..., None], (side, side))
-    known = weight > 0.02
-    return np.divide(colour, weight[..., None], out=np.zeros_like(colour), where=known[..., None]), known
+    return cv2.blur(opaque, (side, side)), cv2.blur(front * cv2.merge((opaque, opaque, opaque)), (side, side))

@@ -1,11 +1,16 @@
 """Pictures of a clip from a numbered image sequence or a video, with limits before anything is decoded.
 
-Sequences are EXR (read by OpenEXR), PNG (OpenCV; Pillow proves its checksums) or JPEG (Pillow).
+Sequences are EXR (read by OpenEXR), PNG (OpenCV, its checksums proved before) or JPEG (Pillow).
 """
 
+import mmap
 import re
+import struct
+import zlib
 from collections import Counter
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from itertools import pairwise, repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +23,7 @@ from openuni.importers._sets import inside
 
 IMAGES = (".exr", ".png", ".jpg", ".jpeg")
 VIDEOS = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v")
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 LAST_NUMBER = re.compile(r"(\d+)(?!.*\d)")
 
 
@@ -35,7 +41,7 @@ class Stream(NamedTuple):
 
 
 class Pictures(NamedTuple):
-    """What a stream shows. `array` [T, H, W, 1 or 3]: uint8, uint16 or float32 (EXR alone, as it stands there)."""
+    """What a stream shows. `array` [T, H, W, 1 or 3]: uint8, uint16, or float16 or float32 (EXR alone, as there)."""
 
     array: np.ndarray
     stream: Stream
@@ -44,13 +50,52 @@ class Pictures(NamedTuple):
     @property
     def is_float(self) -> bool:
         """Whether values are light itself, not levels."""
-        return bool(self.array.dtype == np.float32)
+        return self.array.dtype.kind == "f"
 
     def unit(self) -> np.ndarray:
-        """float32 [T, H, W, C]: levels as 0..1, EXR as it is."""
-        if self.is_float:
+        """float32 [T, H, W, C]: levels as 0..1, EXR as it is; the array itself where that is float32."""
+        if self.array.dtype == np.float32:
             return self.array
-        return self.array.astype(np.float32) / np.float32(np.iinfo(self.array.dtype).max)
+        out = np.empty(self.array.shape, np.float32)
+        for target, image in zip(out, self.array, strict=True):
+            if self.is_float:
+                _widen(image, target)
+            else:
+                np.divide(image, np.float32(np.iinfo(image.dtype).max), out=target, dtype=np.float32)
+        return out
+
+    def units(self) -> Iterator[np.ndarray]:
+        """The same frame by frame, each [H, W, C] only there until the next one is asked for."""
+        room = np.empty(self.array.shape[1:], np.float32)
+        yield from self.array if self.array.dtype == np.float32 else self._through(np.positive, repeat(room))
+
+    def through(self, function: Callable[[np.ndarray], np.ndarray], dtype: type[np.generic]) -> np.ndarray:
+        """`function` of every value, taken as `unit` gives it: [T, H, W, C] of `dtype`, uint8 or float32."""
+        out = np.empty(self.array.shape, dtype)
+        for _ in self._through(function, out):
+            pass
+        return out
+
+    def _through(
+        self, function: Callable[[np.ndarray], np.ndarray], targets: Iterable[np.ndarray]
+    ) -> Iterator[np.ndarray]:
+        """Frames put into `targets`. Of 8 or 16 bits there are so few different values that each is computed once."""
+        import cv2
+
+        if self.array.dtype == np.float32:
+            for target, image in zip(targets, self.array, strict=False):
+                target[:] = function(image)
+                yield target
+            return
+        levels = np.arange(1 << 8 * self.array.dtype.itemsize).astype(f"u{self.array.dtype.itemsize}")
+        values = levels.view(np.float16) if self.is_float else levels / np.float32(levels[-1])
+        table = None
+        for target, image in zip(targets, self.array.view(levels.dtype), strict=False):
+            if table is None:
+                with np.errstate(all="ignore"):  # the table has entries for NaN too, whether it occurs or not
+                    table = function(values.astype(np.float32)).astype(target.dtype)
+            cv2.LUT(image, table, dst=target)
+            yield target
 
 
 def find_stream(folder: Path, name: str, root: str | Path) -> Stream | None:
@@ -98,8 +143,11 @@ def sequence_of(folder: Path, name: str, root: str | Path) -> Stream:
     return Stream(name, kind, tuple(numbers[number] for number in ordered))
 
 
-def read_stream(stream: Stream, limits: Limits = Limits()) -> Pictures:
-    """All pictures. Raises `ClipError` naming the file that is damaged, of another size, or over the limits."""
+def read_stream(stream: Stream, limits: Limits = Limits(), *, widen: bool = False) -> Pictures:
+    """All pictures. Raises `ClipError` naming the file that is damaged, of another size, or over the limits.
+
+    `widen`: float16 becomes float32 picture by picture, which is quicker than `unit` of all of them.
+    """
     if stream.kind == "video":
         video = whole_clip(str(stream.files[0]), limits)
         return Pictures(decode_deep(video, limits), stream, video)
@@ -111,15 +159,37 @@ def read_stream(stream: Stream, limits: Limits = Limits()) -> Pictures:
     if size[0] * size[1] > limits.max_pixels or size[0] * size[1] * count * 12 > limits.max_decoded_bytes:
         text = f"{count} frames of {size[1]} x {size[0]}"
         raise ClipError(f"{stream.where}: {text} are more than is read at once: scale them down or cut the clip")
-    images = []
-    for path in stream.files:
+    array, kind = None, None
+    for number, path in enumerate(stream.files):
         found = read_size(path)
         if found != size:
             raise ClipError(f"{path} is {found[1]} x {found[0]}, the frames before it are {size[1]} x {size[0]}")
-        images.append(_read_exr(path) if stream.kind == "exr" else _read_image(path))
-    if any((image.dtype, image.shape) != (images[0].dtype, images[0].shape) for image in images):
-        raise ClipError(f"{stream.where}: the images differ in bit depth or channels; write all of them alike")
-    return Pictures(np.stack(images), stream, None)
+        image = _read_exr(path) if stream.kind == "exr" else _read_image(path)
+        kind = kind or (image.dtype, image.shape)
+        if (image.dtype, image.shape) != kind:
+            raise ClipError(f"{stream.where}: the images differ in bit depth or channels; write all of them alike")
+        wide = widen and image.dtype == np.float16
+        if array is None:
+            array = np.empty((count, *image.shape), np.float32 if wide else image.dtype)
+        if wide:
+            _widen(np.ascontiguousarray(image), array[number])
+        else:
+            array[number] = image
+    assert array is not None  # a sequence has an image
+    return Pictures(array, stream, None)
+
+
+@cache
+def _halves() -> np.ndarray:
+    """float32 [65536]: what each pattern of a 16-bit float stands for."""
+    return np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
+
+
+def _widen(image: np.ndarray, target: np.ndarray) -> None:
+    """float16 -> float32 [H, W, C]; a table is several times faster than numpy's conversion."""
+    import cv2
+
+    cv2.LUT(image.view(np.uint16), _halves(), dst=target)
 
 
 def check_alike(pictures: dict[str, Pictures], first: str) -> None:
@@ -163,12 +233,28 @@ def _image_size(path: Path) -> tuple[int, int]:
     from PIL import Image
 
     try:
-        with Image.open(path, formats=("PNG", "JPEG")) as image:
+        if path.suffix.lower() == ".png":
+            return _png_size(path)
+        with Image.open(path, formats=("JPEG",)) as image:
             width_px, height_px = image.size
-            if image.format == "PNG":
-                image.verify()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
         raise ClipError(f"{path} is damaged or no image: {error}") from error
+    return height_px, width_px
+
+
+def _png_size(path: Path) -> tuple[int, int]:
+    """Height and width; the checksum of every chunk is computed, as OpenCV passes over wrong ones."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        if data[:8] != PNG_MAGIC or data[12:16] != b"IHDR":
+            raise ValueError("it does not begin as a PNG does")
+        width_px, height_px = struct.unpack(">II", data[16:24])
+        place, kind = 8, b""
+        while kind != b"IEND":
+            length, kind = struct.unpack(">I4s", data[place : place + 8])
+            end = place + 8 + length
+            if struct.pack(">I", zlib.crc32(data[place + 4 : end])) != data[end : end + 4]:
+                raise ValueError(f"the checksum of the chunk at byte {place} is wrong")
+            place = end + 4
     return height_px, width_px
 
 
@@ -193,16 +279,16 @@ def _read_image(path: Path) -> np.ndarray:
         if int(levels[..., 3].min()) < (255 if levels.dtype == np.uint8 else 65535):
             raise ClipError(f"{path} is transparent in places: give pictures without an alpha channel")
         levels = levels[..., :3]
-    return np.ascontiguousarray(levels[..., ::-1])
+    return cv2.cvtColor(levels, cv2.COLOR_BGR2RGB)
 
 
-def _exr(path: Path, *, header_only: bool) -> Any:
+def _exr(path: Path, *, header_only: bool = False, packed: bool = False) -> Any:
     try:
         import OpenEXR
     except ImportError as error:
         raise MissingPart("EXR files need a package that is not installed: pip install OpenEXR") from error
     try:
-        return OpenEXR.File(str(path), separate_channels=True, header_only=header_only, num_threads=0)
+        return OpenEXR.File(str(path), separate_channels=not packed, header_only=header_only, num_threads=0)
     except (RuntimeError, ValueError, OSError) as error:
         raise ClipError(f"{path} is damaged or no EXR file: {error}") from error
 
@@ -220,9 +306,27 @@ def _exr_size(path: Path) -> tuple[int, int]:
 
 
 def _read_exr(path: Path) -> np.ndarray:
-    """float32 [H, W, 1 or 3]: the file's only R, G, B (or X, Y, Z, or single) channels; alpha is left out."""
+    """float16 or float32 [H, W, 1 or 3]: the file's only R, G, B (or X, Y, Z, or single) channels, without alpha."""
+    pixels = _interleaved(path)
+    if pixels is None:
+        pixels = _joined_planes(path)
+    return pixels if pixels.dtype == np.float16 else pixels.astype(np.float32, copy=False)
+
+
+def _interleaved(path: Path) -> np.ndarray | None:
+    """[H, W, 3] as the reader itself puts R, G, B together, with or without A; None where it cannot."""
     try:
-        channels = _exr(path, header_only=False).channels()
+        channels = _exr(path, packed=True).channels()
+    except (ClipError, RuntimeError, ValueError):  # types that differ, or damage: the other way says which
+        return None
+    names = set(channels)
+    return channels[names.pop()].pixels[..., :3] if names in ({"RGB"}, {"RGBA"}) else None
+
+
+def _joined_planes(path: Path) -> np.ndarray:
+    """[H, W, 1 or 3] of a file whose channels must be looked at one by one."""
+    try:
+        channels = _exr(path).channels()
     except (RuntimeError, ValueError) as error:  # reading the pixels failed
         raise ClipError(f"{path} is damaged: {error}") from error
     layers: dict[str, dict[str, np.ndarray]] = {}
@@ -239,4 +343,4 @@ def _read_exr(path: Path) -> np.ndarray:
         raise ClipError(f"{path} has the channels {', '.join(sorted(channels))}; read are R G B, X Y Z, or one alone")
     if any(plane.shape != planes[0].shape for plane in planes):
         raise ClipError(f"{path}: its channels are sampled at different sizes")
-    return np.stack(planes, axis=-1).astype(np.float32)
+    return np.stack(planes, axis=-1)

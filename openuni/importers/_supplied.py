@@ -19,8 +19,8 @@ from manifests.modalities.normal import Normal
 from manifests.modalities.rgb import RGB
 from manifests.modalities.segmentation import Segmentation
 from manifests.modalities.skeleton import Skeleton
-from manifests.modality import Modality, find_modality, modality_names
-from manifests.payloads import entry_of, restore
+from manifests.modality import Modality, Payload, find_modality, modality_names
+from manifests.payloads import constants_of, entry_of, restore
 from manifests.video import decode
 from openuni.importers._alignment import SHORT_SIDE_PX, by_structure, steps, thumbnails
 
@@ -75,14 +75,18 @@ def entries_of(sidecar: Mapping[str, Any], where: str, frames: int) -> list[Entr
 
 def restored(
     entries: list[Entry], data_of: Callable[[str], bytes], size: tuple[int, int, int], where: str
-) -> dict[str, Modality]:
-    """The maps by name, exactly as they were stored. `data_of`: the bytes of a file; `size`: the video's T, H, W."""
+) -> tuple[dict[str, Modality], dict[str, Payload]]:
+    """The maps by name, exactly as they were stored, and what they were stored as: coding them again is needless.
+
+    `data_of`: the bytes of a file; `size`: the video's T, H, W.
+    """
     frames, height_px, width_px = size
-    maps = {}
-    for modality, file, constants in entries:
+    maps, payloads = {}, {}
+    for modality, file, given in entries:
         data, name = data_of(file), f"{where}/{file}"
-        maps[modality.name] = restore(modality, data, constants, name, frames, (height_px, width_px))
-    return maps
+        maps[modality.name] = restore(modality, data, given, name, frames, (height_px, width_px))
+        payloads[modality.name] = Payload(data, modality.suffix, constants_of(modality, given, name))
+    return maps, payloads
 
 
 def text_of(sidecar: Mapping[str, Any], key: str, where: str) -> str | None:

@@ -18,7 +18,7 @@ from manifests.modalities.irradiance import Irradiance
 from manifests.modalities.normal import Normal
 from manifests.modalities.rgb import RGB
 from manifests.modalities.segmentation import Segmentation
-from manifests.modality import Modality, find_modality
+from manifests.modality import Modality, Payload, find_modality
 from manifests.payloads import check_fit
 from manifests.video import Limits, whole_clip
 from openuni.importer import Found, Imported, Importer
@@ -97,7 +97,7 @@ class Folder(Importer):
         folder = Path(place.folder)
         picture = self._picture(place)
         sidecar = read_json(folder / SIDECAR, place.root) if (folder / SIDECAR).exists() else {}
-        maps = self._stored(place, sidecar, picture)
+        maps, payloads = self._stored(place, sidecar, picture)
         for name, signal in [*self._plain(place, picture), *_layers(place, set(maps))]:
             if name in maps:
                 raise ClipError(f"{folder}: {name} is named by {SIDECAR} and is there as a plain map too: remove one")
@@ -106,6 +106,7 @@ class Folder(Importer):
         proved = []
         if not isinstance(picture.pixels, Clip):
             maps["rgb"] = RGB(picture.pixels)
+            payloads.pop("rgb", None)
         if self.check_alignment:
             proved = in_step(maps, picture.shown(), str(folder))
         row: dict[str, Any] = dict.fromkeys(AllMaps._fields) | maps | {"aligned_by_motion": proved}
@@ -116,6 +117,7 @@ class Folder(Importer):
             caption=read_text(folder / "caption.txt", place.root) or text_of(sidecar, "caption", str(folder / SIDECAR)),
             origin=text_of(sidecar, "origin", str(folder / SIDECAR)),
             split=text_of(sidecar, "split", str(folder / SIDECAR)) or place.split,
+            payloads=payloads,
         )
 
     def _picture(self, place: Place) -> Picture:
@@ -133,7 +135,9 @@ class Folder(Importer):
             raise ClipError(f"{stream.where}: rgb must be 8-bit colour images, found {array.dtype} {array.shape}")
         return Picture(array)
 
-    def _stored(self, place: Place, sidecar: Mapping[str, Any], picture: Picture) -> dict[str, Modality]:
+    def _stored(
+        self, place: Place, sidecar: Mapping[str, Any], picture: Picture
+    ) -> tuple[dict[str, Modality], dict[str, Payload]]:
         folder = Path(place.folder)
         entries = entries_of(sidecar, str(folder / SIDECAR), picture.frames)
         size = picture.frames, *picture.size_px
@@ -151,7 +155,7 @@ class Folder(Importer):
             array = read_stream(levels).array
             if array.shape[-1] != 1 or array.dtype == np.uint8:
                 raise ClipError(f"{levels.where}: depth must be 16-bit grey images, found {array.dtype} {array.shape}")
-            scale = 1.0 if array.dtype == np.float32 else self.depth_per_level
+            scale = 1.0 if array.dtype.kind == "f" else self.depth_per_level
             depth = array.astype(np.float32) * np.float32(scale)
         if depth is not None:
             yield "depth", Depth(_channels(depth.astype(np.float32), 1, "depth"), self.depth_unit)

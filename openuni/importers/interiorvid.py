@@ -15,8 +15,8 @@ from manifests.modalities.normal import Normal
 from manifests.modalities.rgb import RGB
 from manifests.transfer import linear_of, srgb_of
 from openuni.importer import Found, Imported, Importer
-from openuni.importers._alignment import check_structure
-from openuni.importers._intrinsics import Fit, albedo_of, check_product, irradiance_of, normal_of
+from openuni.importers._alignment import check_structure, thumbnails
+from openuni.importers._intrinsics import Fit, albedo_of, check_product, irradiance_of, normal_of, range_of
 from openuni.importers._sequences import IMAGES, VIDEOS, Pictures, check_alike, find_stream, read_stream
 from openuni.importers._sets import Place, clip_folders, one_group, read_text
 
@@ -103,16 +103,18 @@ class InteriorVid(Importer):
         """One clip: counts, sizes, ranges, units and alignment checked."""
         place: Place = found.place
         streams = self._streams(place)
-        pictures = {name: read_stream(stream) for name, stream in streams.items()}
+        pictures = {name: read_stream(stream, widen=name != "rgb") for name, stream in streams.items()}
         check_alike(pictures, "rgb")
         picture, exposure, overexposed = self._picture(pictures["rgb"])
         maps, renormalised = self._maps(pictures, exposure)
+        small = {name: thumbnails(modality.array) for name, modality in maps.items()}
+        shown = thumbnails(picture)
         fit = Fit(None, None, sure=True)
         edged = list(maps)
         if self.check_product and {"albedo", "irradiance"} <= maps.keys():
-            fit = check_product(picture, maps["albedo"].array, maps["irradiance"].array, streams["rgb"].where)
+            fit = check_product(shown, small["albedo"], small["irradiance"], streams["rgb"].where)
             edged = [name for name in maps if name == "normal"]
-        sure = [check_structure(maps[name].array, picture, streams[name].where) for name in edged]
+        sure = [check_structure(small[name], shown, streams[name].where) for name in edged]
         video = pictures["rgb"].video
         row = InteriorMaps(
             rgb=RGB(picture) if video is None else None,
@@ -156,27 +158,25 @@ class InteriorVid(Importer):
         """uint8 [T, H, W, 3] sRGB, the exposure, and the share of values above white."""
         where = given.stream.where
         _check_channels(given, (1, 3))
-        array = np.repeat(given.array, 3, axis=-1) if given.array.shape[-1] == 1 else given.array
+        if given.array.shape[-1] == 1:
+            given = given._replace(array=np.repeat(given.array, 3, axis=-1))
         coded = "linear" if given.is_float else "srgb" if given.stream.kind == "video" else self.rgb_coding
         if coded == "srgb":
             if self.exposure != 1.0:
                 raise ClipError(f"{where} is sRGB already: exposure = {self.exposure:g} can be set for linear rgb only")
-            if array.dtype == np.uint8:
-                return array, 1.0, 0.0
-            return _rounded(array.astype(np.float32) / np.float32(65535)), 1.0, 0.0
-        light = given._replace(array=array).unit()
-        if not np.isfinite(light).all():
-            raise ClipError(f"{where}: the linear picture has NaN or infinite values")
-        if float(light.min()) < -0.01:
-            raise ClipError(f"{where}: linear light must be >= 0, smallest value is {float(light.min()):g}")
+            return given.array if given.array.dtype == np.uint8 else given.through(_rounded, np.uint8), 1.0, 0.0
+        lo, hi = range_of(given.units(), where, "linear picture")
+        if lo < -0.01:
+            raise ClipError(f"{where}: linear light must be >= 0, smallest value is {lo:g}")
         exposure = self.exposure
         if exposure == 0.0:
-            bright = float(np.percentile(light.max(axis=-1), AUTO_WHITE_PERCENTILE))
+            brightest = np.stack([light.max(axis=-1) for light in given.units()])
+            bright = float(np.percentile(brightest, AUTO_WHITE_PERCENTILE))
             exposure = 1.0 / bright if bright > 0 else 1.0
-        picture = np.empty(light.shape, np.uint8)
-        for target, image in zip(picture, light, strict=True):
-            target[:] = _rounded(srgb_of(np.clip(image * np.float32(exposure), 0, 1)))
-        return picture, exposure, float((light > 1 / exposure).mean())
+        scale = np.float32(exposure)
+        picture = given.through(lambda values: _rounded(srgb_of(np.clip(values * scale, 0, 1))), np.uint8)
+        over = sum(int(np.count_nonzero(light > 1 / exposure)) for light in given.units()) if hi > 1 / exposure else 0
+        return picture, exposure, over / picture.size
 
     def _maps(self, pictures: dict[str, Pictures], exposure: float) -> tuple[dict[str, Any], float | None]:
         """The maps as modalities, and the share of normals that had to be brought to unit length."""
@@ -224,8 +224,7 @@ def _check_channels(given: Pictures, allowed: tuple[int, ...]) -> None:
 
 def _linear(given: Pictures, coding: Coding) -> np.ndarray:
     """float32 [T, H, W, C]: light or reflectance, in linear scale."""
-    values = given.unit()
-    return values if given.is_float or coding == "linear" else linear_of(values)
+    return given.unit() if given.is_float or coding == "linear" else given.through(linear_of, np.float32)
 
 
 def _rounded(unit: np.ndarray) -> np.ndarray:

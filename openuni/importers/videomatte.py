@@ -15,7 +15,7 @@ from manifests.modalities.foreground import Foreground
 from manifests.modalities.rgb import RGB
 from openuni.importer import Found, Imported, Importer
 from openuni.importers._alignment import by_values, check_structure, shifted, steps, thumbnails
-from openuni.importers._mattes import backdrop, check_support, composite, form_of, straightened
+from openuni.importers._mattes import backdrop, check_support, composite, form_of, grey_of, straightened
 from openuni.importers._sequences import VIDEOS, Pictures, Stream, check_alike, find_stream, read_stream
 from openuni.importers._sets import MAX_DEPTH, Place, read_text, split_of, subfolders
 
@@ -159,7 +159,7 @@ class VideoMatte(Importer):
 
     def _layers(self, pictures: dict[str, Pictures]) -> tuple[Layers, str]:
         """The set's layers, the foreground straight, and its form."""
-        alpha = pictures["alpha"].unit().mean(axis=-1, keepdims=True, dtype=np.float32)
+        alpha = grey_of(pictures["alpha"])
         where = pictures["foreground"].stream.where
         foreground, form = _levels(pictures["foreground"]), "straight"
         lo, hi = float(alpha.min()), float(alpha.max())

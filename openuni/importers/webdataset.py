@@ -87,7 +87,7 @@ class WebDataset(Importer):
                 raise ClipError(f"{where}: {file} is not in the shard, the .json names it")
             return _bytes(shard, member, LARGEST_MB * 10**6)
 
-        maps = restored(entries, data_of, (frames, video.height_px, video.width_px), where)
+        maps, payloads = restored(entries, data_of, (frames, video.height_px, video.width_px), where)
         proved = in_step(maps, small(video), where) if self.check_alignment and maps else []
         row: dict[str, Any] = dict.fromkeys(AllMaps._fields) | maps | {"aligned_by_motion": proved}
         return Imported(
@@ -97,6 +97,7 @@ class WebDataset(Importer):
             caption=self._caption(by_suffix, shard, sidecar, where),
             origin=text_of(sidecar, "origin", where),
             split=text_of(sidecar, "split", where) or split_of(found.key),
+            payloads=payloads,
         )
 
     def _caption(self, members: dict[str, Member], shard: Path, sidecar: dict[str, Any], where: str) -> str | None:

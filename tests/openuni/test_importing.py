@@ -1,9 +1,11 @@
 """What `openuni import` does for every format: rows, payloads, resuming, refusals, dying workers."""
 
+import itertools
 import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
@@ -11,7 +13,8 @@ import openuni
 from manifests.errors import OpenUniError
 from manifests.presence import coverage
 from manifests.video import decode
-from openuni.importing import Choice
+from openuni.importer import Found
+from openuni.importing import Choice, Listing
 from openuni.runner import Resources
 from tests.operators.drawn_set import DrawnSet
 from tests.raw_clips import contents
@@ -81,6 +84,17 @@ def test_doing_it_again_does_nothing_again(some: Path, tmp_path: Path) -> None:
     mended = openuni.import_set(FORMAT, some, out=tmp_path / "c", options=options, choice=Choice(retry_failed=True))
     assert log.read_text().split()[5:] == ["bad"]
     assert mended.summary().ok == 5
+
+
+def test_a_set_is_listed_once_whatever_is_left_of_it() -> None:
+    found = [Found(f"clip{number}", (number, "place")) for number in range(5)]
+    with Listing() as listing:
+        ids = listing.fill(iter(found), lambda one: f"id of {one.key}")
+        assert ids.to_pylist() == [f"id of clip{number}" for number in range(5)]
+        for wanted in ([True] * 5, [False, True, False, False, True], [False] * 5):
+            items = list(listing.items(pa.array(wanted)))
+            assert [item.found for item in items] == list(itertools.compress(found, wanted))
+            assert all(item.clip_id == f"id of {item.found.key}" for item in items)
 
 
 def test_another_set_joins_under_its_own_name(some: Path, tmp_path: Path) -> None:

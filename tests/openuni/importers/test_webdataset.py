@@ -37,11 +37,11 @@ def mp4(tmp_path_factory) -> bytes:
     return path.read_bytes()
 
 
-def supplied(key: str, mp4: bytes, maps: dict | None = None) -> dict[str, bytes]:
+def supplied(key: str, mp4: bytes, maps: dict | None = None, fps: float = 24.0) -> dict[str, bytes]:
     """One clip as our exporter writes it."""
     entries, files = {}, {}
     for name, signal in (stored_maps() if maps is None else maps).items():
-        payload = signal.encode(24.0)
+        payload = signal.encode(fps)
         files[f"{key}.{name}.{payload.suffix}"] = payload.data
         entries[name] = {"file": f"{key}.{name}.{payload.suffix}", "constants": payload.constants._asdict()}
     facts = {"format": "openuni-supplied-1", "frames": 12, "modalities": entries, "split": "test", "origin": "house"}
@@ -74,6 +74,18 @@ def test_an_exported_corpus_comes_back(tmp_path):
     assert len(list((tmp_path / "second").rglob("*.tar"))) > 0
     copied = sum(path.stat().st_size for path in (tmp_path / "second").rglob("*.tar"))
     assert copied < sum(path.stat().st_size for path in (tmp_path / "shards").rglob("*.tar"))  # no video among it
+
+
+def test_stored_maps_are_kept_byte_by_byte(tmp_path, mp4):
+    members = supplied("a", mp4, fps=12.0)  # the video has 24: coded anew, the bytes would be others
+    write_tar(tmp_path / "set/one.tar", members)
+    corpus = bring_in("webdataset", tmp_path / "set", tmp_path / "corpus")
+    row = imported(corpus, "webdataset", "one/a").row("webdataset")
+    stored = {name: data for name, data in members.items() if name.endswith(".mkv")}
+    assert len(stored) >= 2
+    for name, data in stored.items():
+        extent = [row[name.split(".")[1]][part] for part in ("shard", "offset", "nbytes", "xxh3")]
+        assert corpus.read("annotations/webdataset", *extent) == data
 
 
 def test_shards_of_others(tmp_path, mp4):

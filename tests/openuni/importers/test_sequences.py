@@ -1,0 +1,103 @@
+"""Pictures from image sequences: values as they stand in the file, whatever way they were read."""
+
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from manifests.errors import ClipError
+from manifests.transfer import srgb_of
+from openuni.importers._mattes import composite, grey_of
+from openuni.importers._sequences import Pictures, Stream, read_stream, sequence_of
+from tests.openuni.importers.made_sets import write_png
+
+NOWHERE = Stream("made", "exr", (Path("made/0000.exr"),))
+
+
+def write_channels(path: Path, channels: dict[str, np.ndarray]) -> Pictures:
+    """Channels by name as the only EXR of a sequence, read back."""
+    import OpenEXR
+
+    path.mkdir()
+    header = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}
+    OpenEXR.File(header, channels).write(str(path / "0000.exr"))
+    return read_stream(sequence_of(path, path.name, path.parent))
+
+
+def test_exr_channels_by_any_order_and_type(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    planes = [rng.random((6, 8)).astype(np.float16) for _ in range(4)]
+    wanted = np.stack(planes[:3], axis=-1)[None]
+    for name, names in {"rgb": "RGB", "rgba": "RGBA", "xyz": "XYZ"}.items():
+        found = write_channels(tmp_path / name, dict(zip(names, planes, strict=False))).array
+        assert found.dtype == np.float16 and np.array_equal(found, wanted), name
+    layered = write_channels(
+        tmp_path / "layer", {f"d.{part}": plane for part, plane in zip("RGB", planes, strict=False)}
+    )
+    assert np.array_equal(layered.array, wanted)
+    single = write_channels(tmp_path / "single", {"Y": planes[0]})
+    assert np.array_equal(single.array, wanted[..., :1]) and np.array_equal(single.unit(), wanted[..., :1])
+    mixed = write_channels(tmp_path / "mixed", {"R": planes[0], "G": planes[1].astype(np.float32), "B": planes[2]})
+    assert mixed.array.dtype == np.float32 and np.array_equal(mixed.array, wanted)
+    with pytest.raises(ClipError, match="has 2 layers"):
+        write_channels(tmp_path / "two", dict(zip(["R", "G", "B", "depth.Z"], planes, strict=True)))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float16, np.float32])
+def test_values_are_the_same_by_table_and_one_by_one(dtype: type, channels: int) -> None:
+    bits = np.arange(65536, dtype=np.uint16)
+    values = bits.view(np.float16) if dtype == np.float16 else bits.astype(dtype)
+    array = np.random.default_rng(0).permutation(values)[: 65535 // channels * channels].reshape(1, -1, 5, channels)
+    given = Pictures(np.concatenate([array, array[:, ::-1]]), NOWHERE, None)
+    plain = given.array.astype(np.float32)
+    if not given.is_float:
+        plain /= np.iinfo(dtype).max
+    assert given.unit().dtype == np.float32
+    np.testing.assert_array_equal(given.unit(), plain)
+    np.testing.assert_array_equal(np.stack([image.copy() for image in given.units()]), plain)
+    with np.errstate(invalid="ignore"):
+        grey = grey_of(given)[..., 0]
+    finite = np.isfinite(plain).all(axis=-1)
+    np.testing.assert_allclose(grey[finite], plain.mean(axis=-1, dtype=np.float64)[finite], rtol=1e-5, atol=1e-2)
+    curved = given.through(lambda unit: srgb_of(np.clip(unit, 0, 1)), np.float32)
+    np.testing.assert_allclose(curved, srgb_of(np.clip(plain, 0, 1)), rtol=1e-6)
+
+
+def test_composites_are_rounded_from_the_formula() -> None:
+    rng = np.random.default_rng(0)
+    alpha = rng.integers(0, 256, (2, 9, 7, 1)).astype(np.float32) / np.float32(255)
+    front, rear = rng.integers(0, 256, (2, 2, 9, 7, 3), np.uint8)
+    exact = alpha.astype(np.float64) * front + (1 - alpha.astype(np.float64)) * rear
+    assert np.abs(composite(alpha, front, rear) - exact).max() <= 0.5 + 1e-4
+    assert np.array_equal(composite(np.ones_like(alpha), front, rear), front)
+    assert np.array_equal(composite(np.zeros_like(alpha), front, rear), rear)
+
+
+def with_chunk(data: bytes, kind: bytes, body: bytes, crc: int | None = None) -> bytes:
+    """A PNG with another chunk behind its header."""
+    real = zlib.crc32(kind + body) if crc is None else crc
+    return data[:33] + struct.pack(">I", len(body)) + kind + body + struct.pack(">I", real) + data[33:]
+
+
+def test_png_checksums(tmp_path: Path) -> None:
+    write_png(tmp_path / "a", np.random.default_rng(0).integers(0, 65536, (1, 20, 30, 3), np.uint16))
+    file = tmp_path / "a/0000.png"
+    sound = file.read_bytes()
+    faults = {
+        "empty": b"",
+        "another": b"GIF89a" + sound[6:],
+        "cut": sound[: len(sound) // 2],
+        "cut in the end": sound[:-6],
+        "flipped": sound[:200] + bytes([sound[200] ^ 1]) + sound[201:],
+        "text": with_chunk(sound, b"tEXt", b"a\0b", crc=7),
+        "endless": sound[:33] + b"\xff\xff\xff\xff" + sound[37:],
+    }
+    for name, data in faults.items():
+        file.write_bytes(data)
+        with pytest.raises(ClipError, match=r"0000\.png is damaged or no image"):
+            print(name, read_stream(sequence_of(file.parent, "a", tmp_path)))
+    file.write_bytes(with_chunk(sound, b"tEXt", b"a\0b"))
+    assert read_stream(sequence_of(file.parent, "a", tmp_path)).array.shape == (1, 20, 30, 3)
