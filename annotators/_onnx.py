@@ -109,6 +109,6 @@ def require_provider(wanted: str, there: list[str], why: str) -> None:
     if wanted not in there:
         raise MissingPart(
             f"onnxruntime cannot run on the device asked for: {wanted} is not active, only {', '.join(there)} ({why}). "
-            "For a GPU: pip uninstall onnxruntime, then pip install onnxruntime-gpu for this CUDA (never both at once). "
-            'Or choose the CPU: provider = "cpu"'
+            "For a GPU: pip uninstall onnxruntime, then pip install onnxruntime-gpu for this CUDA: both at once break "
+            'each other. Or choose the CPU: provider = "cpu"'
         )

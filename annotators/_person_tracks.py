@@ -1,4 +1,4 @@
-"""Who is who: persons found frame by frame, told apart through a clip by where they are and how they hold themselves."""
+"""Who is who: persons found frame by frame, told apart through a clip by place and posture."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

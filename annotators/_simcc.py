@@ -1,4 +1,4 @@
-"""Whole-body key points by a network with SimCC outputs (RTMPose, DWPose): the crop before it, the decoding after it."""
+"""Key points by a network with SimCC outputs (RTMPose, DWPose): the crop before it, the decoding after it."""
 
 from typing import NamedTuple
 

@@ -31,7 +31,8 @@ class SkeletonOfClip(NamedTuple):
     persons_max: Annotated[int, "most persons found in one frame"]
     persons_mean: Annotated[float, "mean number of persons found in a frame"]
     identity_count: Annotated[
-        int, "different persons told apart in the clip, those beyond max_persons too; far above persons_max: torn tracks"
+        int,
+        "persons told apart in the clip, those beyond max_persons too; far above persons_max: tracks are torn",
     ]
     person_share: Annotated[float, "share of the frames with at least one person, 0 to 1"]
     confidence_mean: Annotated[float | None, "mean confidence of all 133 points, 0 to 1; null when nobody is there"]
@@ -113,9 +114,7 @@ class Dwpose(Annotator):
         if self.checkpoint == REPOSITORY and files == (DETECTOR_FILE, POSE_FILE):
             return self.published()
         is_name = self.checkpoint.count("/") == 1 and not self.checkpoint.startswith((".", "/", "~"))
-        store: Literal["hub", "path"] = (
-            "hub" if is_name and not Path(self.checkpoint).expanduser().exists() else "path"
-        )
+        store: Literal["hub", "path"] = "hub" if is_name and not Path(self.checkpoint).expanduser().exists() else "path"
         return (Checkpoint(self.checkpoint, store, only=files),)
 
     @classmethod
@@ -124,7 +123,10 @@ class Dwpose(Annotator):
         return (Checkpoint(REPOSITORY, "hub", LICENCE, size_mb=351.1, only=(DETECTOR_FILE, POSE_FILE)),)
 
     def load(self, device: str) -> Networks:
-        """Both networks on `device`. Raises `MissingPart` where onnxruntime cannot run there, `OpenUniError` for others."""
+        """Both networks on `device`.
+
+        Raises `MissingPart` where onnxruntime cannot run there, `OpenUniError` for files of other networks.
+        """
         folder = self.checkpoints()[0].resolve()
         place = "cpu" if self.provider == "cpu" else device
         networks = []
@@ -138,7 +140,9 @@ class Dwpose(Annotator):
 
     def run(self, model: Any, clip: DecodedClip) -> SkeletonOfClip:
         """Key points in pixels of the frames. Raises `OpenUniError` when the networks are not of the kinds named."""
-        found = [Persons(boxes, np.empty((len(boxes), POINT_COUNT, 3), np.float32)) for boxes in self._boxes(model, clip)]
+        found = [
+            Persons(boxes, np.empty((len(boxes), POINT_COUNT, 3), np.float32)) for boxes in self._boxes(model, clip)
+        ]
         everybody = [(frame, place) for frame, there in enumerate(found) for place in range(len(there.boxes))]
         for (frame, place), points in zip(everybody, self._poses(model.pose, clip, found, everybody), strict=True):
             found[frame].points[place] = points
@@ -191,8 +195,8 @@ def _refuse_others(model: Networks) -> None:
 
 def _not_whole_body(network: OnnxNetwork, found: Any) -> OpenUniError:
     return OpenUniError(
-        f"{network.path} gives {found}; a whole-body SimCC network gives x and y of {POINT_COUNT} points as two outputs "
-        f"of [batch, {POINT_COUNT}, bins]. Give such a file as pose_file."
+        f"{network.path} gives {found}; a whole-body SimCC network gives x and y of {POINT_COUNT} points as two "
+        f"outputs of [batch, {POINT_COUNT}, bins]. Give such a file as pose_file."
     )
 
 
@@ -243,5 +247,5 @@ def _jitter(points: np.ndarray, sizes_px: np.ndarray) -> float | None:
     if not whole.any():
         return None
     places = points[..., :2].astype(np.float64)
-    off = np.linalg.norm(places[:-2] - 2 * places[1:-1] + places[2:], axis=-1) / np.maximum(sizes_px, 1e-6)[1:-1, :, None]
-    return float(np.median(off[whole]))
+    off_px = np.linalg.norm(places[:-2] - 2 * places[1:-1] + places[2:], axis=-1)
+    return float(np.median((off_px / np.maximum(sizes_px, 1e-6)[1:-1, :, None])[whole]))

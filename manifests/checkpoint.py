@@ -107,7 +107,8 @@ class Checkpoint:
         if not root.is_dir():
             return [root]
         files = sorted(path for path in root.rglob("*") if path.is_file())
-        return [path for path in files if not self.only or any(path.relative_to(root).match(name) for name in self.only)]
+        patterns = self.only or ("*",)
+        return [path for path in files if any(path.relative_to(root).match(pattern) for pattern in patterns)]
 
     def _files(self, root: Path) -> tuple[list[Path], list[str]]:
         files = self._files_of(root)

@@ -166,7 +166,8 @@ def test_batches_do_not_change_the_result(folder, tmp_path, batch):
 
 
 @pytest.mark.parametrize(
-    ("frame", "shown"), [((480, 832), (369, 640)), ((1280, 720), (640, 360)), ((90, 160), (360, 640)), ((7, 5), (640, 457))]
+    ("frame", "shown"),
+    [((480, 832), (369, 640)), ((1280, 720), (640, 360)), ((90, 160), (360, 640)), ((7, 5), (640, 457))],
 )
 def test_letterbox_is_top_left_bilinear_and_grey(frame, shown):
     picture = texture(*frame, grain_px=6.0)
@@ -221,7 +222,7 @@ def test_boxes_are_decoded_cell_by_cell():
 
 @pytest.mark.parametrize("seed", range(4))
 def test_persons_are_those_of_a_suppression_in_every_class(seed):
-    """Every class on its own, above 0.1, at an overlap of 0.45, pixels counted at both ends; of class 0 those above 0.3."""
+    """Every class on its own, above 0.1, at an overlap of 0.45, pixels counted at both ends; of class 0 above 0.3."""
     raw, ratio = raw_output(seed, 64, 96), 0.4
     boxes, scores = boxes_of(raw, 64, 96).astype(np.float64) / ratio, raw[:, 4:5] * raw[:, 5:]
     kept = []
@@ -334,7 +335,7 @@ def test_cuda_is_asserted_and_never_replaced_in_silence(folder):
     onnxruntime = pytest.importorskip("onnxruntime")
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("onnxruntime has CUDA here")
-    with pytest.raises(MissingPart, match="CUDAExecutionProvider is not active.*onnxruntime-gpu.*provider = "):
+    with pytest.raises(MissingPart, match=r"CUDAExecutionProvider is not active.*onnxruntime-gpu.*provider = "):
         Dwpose(checkpoint=str(folder)).load("cuda")
     assert Dwpose(checkpoint=str(folder), provider="cpu").load("cuda").pose.session.get_providers() == [
         "CPUExecutionProvider"
@@ -453,8 +454,10 @@ def test_the_version_follows_the_two_files_and_no_other(tmp_path):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"channels": "gbr"}, {"provider": "gpu"}, {"max_persons": 0}, {"frames_per_batch": 0}, {"least_score": 1.5}]
-    + [{"most_overlap": -0.1}, {"longest_gap_s": -1.0}, {"longest_gap_s": float("nan")}],
+    [
+        *({"channels": "gbr"}, {"provider": "gpu"}, {"max_persons": 0}, {"frames_per_batch": 0}),
+        *({"least_score": 1.5}, {"most_overlap": -0.1}, {"longest_gap_s": -1.0}, {"longest_gap_s": float("nan")}),
+    ],
 )
 def test_wrong_options_are_refused(wrong):
     with pytest.raises(OpenUniError, match="Allowed"):
