@@ -10,7 +10,7 @@ import pytest
 from annotators import _onnx
 from annotators._onnx import OnnxNetwork, OutOfMemoryError
 from annotators._simcc import crop, key_points, peaks, window_of
-from annotators._yolox import boxes_of, letterbox, persons
+from annotators._yolox import boxes_of, distinct, letterbox, persons
 from annotators.dwpose import DETECTOR_FILE, POSE_FILE, REPOSITORY, Dwpose
 from manifests.clip import DecodedClip
 from manifests.errors import MissingPart, OpenUniError
@@ -248,6 +248,12 @@ def overlap(one, other):
     return common / (sum(areas) - common)
 
 
+def test_sides_of_boxes_count_the_pixels_at_both_ends():
+    boxes = np.array([(0, 0, 1, 1), (1, 0, 2, 1)], np.float32)  # 2 x 2 px each, 2 of them common: a third
+    assert distinct(boxes, np.array([0.5, 0.9]), 0.34) == [1, 0]
+    assert distinct(boxes, np.array([0.5, 0.9]), 0.33) == [1]
+
+
 def test_boxes_that_are_no_boxes_are_left_out():
     raw = raw_output(0, 64, 96)
     raw[:, 4:6] = 0
@@ -355,9 +361,11 @@ def test_a_session_that_went_to_the_cpu_by_itself_is_refused():
 
 def test_threads_are_the_workers_share(folder, monkeypatch):
     monkeypatch.setenv("OPENUNI_THREADS", "3")
-    options = OnnxNetwork(folder / POSE_FILE, "cpu").session.get_session_options()
+    session = OnnxNetwork(folder / POSE_FILE, "cpu").session
+    options = session.get_session_options()
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (3, 1)
     assert options.use_deterministic_compute
+    assert not session._enable_fallback  # a pass that fails on a GPU is not done again on the CPU
 
 
 @pytest.mark.parametrize("where", ["beside", "above", "absolute", "link", "memory"])

@@ -81,6 +81,16 @@ def test_every_listed_checkpoint_has_a_licence_and_a_known_place() -> None:
         assert checkpoint.ref in listed
 
 
+def test_only_the_files_named_count(tmp_path: Path) -> None:
+    for name in ("weights.onnx", "other.onnx", "readme.md"):
+        (tmp_path / name).write_bytes(WEIGHTS)
+    one = Checkpoint(str(tmp_path), "path", only=("weights.onnx",))
+    before, both = one.digest(), Checkpoint(str(tmp_path), "path", only=("*.onnx",)).digest()
+    assert (one.nbytes, before == both) == (len(WEIGHTS), False)
+    (tmp_path / "other.onnx").write_bytes(b"changed")
+    assert one.digest() == before
+
+
 def test_names_parts_and_recipes_choose(tmp_path: Path) -> None:
     assert [one.ref for one in chosen(["depth_anything"], None)] == ["depth-anything/Depth-Anything-V2-Small-hf"]
     assert chosen([LARGE], None)[0].licence == "CC-BY-NC-4.0"
