@@ -14,9 +14,10 @@ FIRST_CLASS = 5  # after x, y, width, height and whether there is anything
 
 
 def letterbox(frame: np.ndarray, height_px: int, width_px: int) -> tuple[np.ndarray, float]:
-    """uint8 [H, W, 3] BGR -> float32 [3, height, width], 0..255, and how many of its pixels one of the frame became.
+    """uint8 [H, W, 3] -> float32 [3, height, width], 0..255, and how many of its pixels one of the frame became.
 
-    Bilinear, without antialiasing; sides are cut to whole pixels; what is left to the right and below is grey.
+    Channels keep their order. Bilinear, without antialiasing; sides are cut to whole pixels; what is left to the right
+    and below is grey.
     """
     import cv2
 

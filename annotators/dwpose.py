@@ -153,7 +153,7 @@ class Dwpose(Annotator):
         """Float32 [n, 4] of every frame; the surest first."""
         size_px = _size_of(model.detector, DETECTOR_PX)
         ratio = letterbox(clip.frames[0], *size_px)[1]
-        pictures = (letterbox(frame[..., ::-1], *size_px)[0] for frame in clip.frames)
+        pictures = (letterbox(frame, *size_px)[0][::-1] for frame in clip.frames)
         for outputs in model.detector.each(pictures, self.frames_per_batch):
             yield persons(outputs[0], size_px, ratio, self.least_score, self.most_overlap)[0]
 
@@ -165,7 +165,7 @@ class Dwpose(Annotator):
         windows = [window_of(found[frame].boxes[place], *size_px) for frame, place in everybody]
         step = -1 if self.channels == "bgr" else 1
         pictures = (
-            as_input(crop(np.ascontiguousarray(clip.frames[frame][..., ::step]), window, *size_px))
+            as_input(crop(clip.frames[frame], window, *size_px)[..., ::step])
             for (frame, _), window in zip(everybody, windows, strict=True)
         )
         for window, outputs in zip(windows, network.each(pictures, self.frames_per_batch), strict=True):

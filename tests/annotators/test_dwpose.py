@@ -9,7 +9,7 @@ import pytest
 
 from annotators import _onnx
 from annotators._onnx import OnnxNetwork, OutOfMemoryError
-from annotators._simcc import crop, key_points, peaks, window_of
+from annotators._simcc import as_input, crop, key_points, peaks, window_of
 from annotators._yolox import boxes_of, distinct, letterbox, persons
 from annotators.dwpose import DETECTOR_FILE, POSE_FILE, REPOSITORY, Dwpose
 from manifests.clip import DecodedClip
@@ -290,6 +290,12 @@ def test_crops_are_the_affine_window_of_the_definition(box):
     assert np.abs(shown - expected)[inside].max() <= 2
     far = (y[:, None] < -1) | (y[:, None] > 240) | (x < -1) | (x > 320)
     assert not shown[far].any()
+
+
+def test_levels_are_normalised_with_the_authors_numbers_in_the_order_they_have():
+    picture = np.random.default_rng(0).integers(0, 256, (16, 12, 3), dtype=np.uint8)
+    expected = (picture - np.array([123.675, 116.28, 103.53])) / np.array([58.395, 57.12, 57.375])
+    np.testing.assert_array_equal(as_input(picture), expected.transpose(2, 0, 1).astype(np.float32))
 
 
 def simcc_by_definition(across, down, box):
