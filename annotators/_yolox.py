@@ -51,9 +51,9 @@ def boxes_of(raw: np.ndarray, height_px: int, width_px: int) -> np.ndarray:
         cells.append(np.full((corners[-1].shape[0], 1), stride))
     corner, cell = np.concatenate(corners), np.concatenate(cells)
     with np.errstate(over="ignore", invalid="ignore"):
-        centre = (raw[:, :2] + corner) * cell
-        half = np.exp(raw[:, 2:4]) * cell / 2
-        boxes: np.ndarray = np.concatenate([centre - half, centre + half], axis=1).astype(np.float32)
+        centre = ((raw[:, :2] + corner) * cell).astype(np.float32)
+        half = (np.exp(raw[:, 2:4]) * cell).astype(np.float32) / 2
+        boxes: np.ndarray = np.concatenate([centre - half, centre + half], axis=1)
     return boxes
 
 
