@@ -3,6 +3,7 @@
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -46,11 +47,14 @@ class OnnxNetwork:
         `per_batch`: pictures in one pass, where the graph leaves that open. A graph with a fixed number gets so many,
         with black ones at the end.
         """
-        pending = iter(pictures)
-        while batch := list(islice(pending, self.batch or per_batch)):
-            fill = [np.zeros_like(batch[0])] * ((self.batch or 0) - len(batch))
-            found = self._run(np.stack([*batch, *fill]))
-            yield from ([output[place] for output in found] for place in range(len(batch)))
+        pending, size = iter(pictures), self.batch or per_batch
+        with ThreadPoolExecutor(1) as ahead:  # makes the next pictures while the network looks at these
+            coming = ahead.submit(lambda: list(islice(pending, size)))
+            while batch := coming.result():
+                coming = ahead.submit(lambda: list(islice(pending, size)))
+                fill = [np.zeros_like(batch[0])] * ((self.batch or 0) - len(batch))
+                found = self._run(np.stack([*batch, *fill]))
+                yield from ([output[place] for output in found] for place in range(len(batch)))
 
     def _run(self, batch: np.ndarray) -> list[np.ndarray]:
         try:

@@ -3,6 +3,8 @@
 The network's own conventions: blue green red, 0..255, the frame in the top left corner of a grey square.
 """
 
+from functools import lru_cache
+
 import numpy as np
 
 from manifests.errors import OpenUniError
@@ -33,23 +35,26 @@ def anchor_count(height_px: int, width_px: int) -> int:
     return sum((height_px // stride) * (width_px // stride) for stride in STRIDES_PX)
 
 
-def boxes_of(raw: np.ndarray, height_px: int, width_px: int) -> np.ndarray:
-    """The network's output, float32 [A, 5 + classes], as boxes in its input: float32 [A, 4], left top right bottom.
-
-    Each cell of each grid says how far from its corner the box's centre lies, in cells, and the logarithm of the
-    box's sides, in cells. Raises `OpenUniError` for an output of another kind.
-    """
-    if raw.ndim != 2 or raw.shape[0] != anchor_count(height_px, width_px) or raw.shape[1] <= FIRST_CLASS:
-        raise OpenUniError(
-            f"the detector gave {raw.shape} for an input of {height_px} x {width_px} px; of YOLOX without its own NMS "
-            f"it is ({anchor_count(height_px, width_px)}, 85). Give such an export."
-        )
+@lru_cache(maxsize=8)
+def _grid(height_px: int, width_px: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of every cell of the three grids its corner x, y in cells, int64 [A, 2], and its side in pixels, [A, 1]."""
     corners, cells = [], []
     for stride in STRIDES_PX:
         down, across = np.mgrid[: height_px // stride, : width_px // stride]
         corners.append(np.stack([across.ravel(), down.ravel()], axis=1))
         cells.append(np.full((corners[-1].shape[0], 1), stride))
-    corner, cell = np.concatenate(corners), np.concatenate(cells)
+    return np.concatenate(corners), np.concatenate(cells)
+
+
+def boxes_of(raw: np.ndarray, height_px: int, width_px: int, wanted: np.ndarray | None = None) -> np.ndarray:
+    """The network's output, float32 [A, 5 + classes], as boxes in its input: float32 [A, 4], left top right bottom.
+
+    Each cell of each grid says how far from its corner the box's centre lies, in cells, and the logarithm of the
+    box's sides, in cells. `wanted`: bool [A], only of these cells.
+    """
+    corner, cell = _grid(height_px, width_px)
+    if wanted is not None:
+        raw, corner, cell = raw[wanted], corner[wanted], cell[wanted]
     with np.errstate(over="ignore", invalid="ignore"):
         centre = ((raw[:, :2] + corner) * cell).astype(np.float32)
         half = (np.exp(raw[:, 2:4]) * cell).astype(np.float32) / 2
@@ -63,11 +68,19 @@ def persons(
     """Boxes of persons in pixels of the frame, float32 [n, 4], and scores float32 [n]; the surest first.
 
     `raw`: the network's output for one frame; `size_px`: height and width of its input; `ratio`: of `letterbox`. A box
-    that overlaps a surer one by more than `most_overlap` (intersection over union) is the same person.
+    that overlaps a surer one by more than `most_overlap` (intersection over union) is the same person. Raises
+    `OpenUniError` for an output of another kind.
     """
-    boxes = boxes_of(raw, *size_px) / np.float32(ratio)
+    count = anchor_count(*size_px)
+    if raw.ndim != 2 or raw.shape[0] != count or raw.shape[1] <= FIRST_CLASS:
+        raise OpenUniError(
+            f"the detector gave {raw.shape} for an input of {size_px[0]} x {size_px[1]} px; of YOLOX without its own "
+            f"NMS it is ({count}, 85). Give such an export."
+        )
     scores = raw[:, FIRST_CLASS - 1] * raw[:, FIRST_CLASS + PERSON]
-    good = (scores > least_score) & np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+    sure = scores > least_score
+    boxes, scores = boxes_of(raw, *size_px, sure) / np.float32(ratio), scores[sure]
+    good = np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
     boxes, scores = boxes[good], scores[good]
     kept = distinct(boxes, scores, most_overlap)
     return boxes[kept], scores[kept].astype(np.float32)

@@ -435,7 +435,7 @@ def test_other_networks_are_refused_with_what_is_needed(tmp_path):
 def test_an_output_of_another_kind_is_refused_when_the_graph_did_not_say():
     for shape in ((100, 7), (420, 5), (420,)):
         with pytest.raises(OpenUniError, match=r"the detector gave .*without its own NMS it is \(420, 85\)"):
-            boxes_of(np.zeros(shape, np.float32), 128, 160)
+            persons(np.zeros(shape, np.float32), (128, 160), 1.0, 0.3, 0.45)
     with pytest.raises(OpenUniError, match=r"SimCC outputs are \[points, bins\]"):
         peaks(np.zeros((133, 10)), np.zeros((17, 10)))
 

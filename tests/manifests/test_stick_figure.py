@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from manifests.stick_figure import BODY, FACE, HANDS, NeckRule, draw, openpose_points
+from openuni.world import make_clip
 from tests.manifests.people import standing
 
 NOSE, LEFT_SHOULDER, RIGHT_SHOULDER, RIGHT_ELBOW, RIGHT_WRIST, LEFT_HIP, LEFT_KNEE = 0, 5, 6, 8, 10, 11, 13
@@ -181,3 +182,24 @@ def test_vaces_style_has_no_hands_and_blue_for_red() -> None:
         handless[:, hand] = 0
     np.testing.assert_array_equal(draw(points, 480, 832, "vace"), draw(handless, 480, 832)[..., ::-1])
     assert draw(points, 480, 832, "vace").any(axis=-1).sum() < draw(points, 480, 832).any(axis=-1).sum()
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_walking_body_is_drawn_where_it_is(seed: int) -> None:
+    """The world's own key points over its own segmentation: sticks lie on the body, and reach from head to foot."""
+    clip = make_clip(
+        seed, preset="person", frames=2, height_px=192, width_px=192, modalities=("skeleton", "segmentation")
+    )
+    (body,) = {instance.instance for instance in clip.scene.bodies}
+    for drawn, ids in zip(
+        clip.modalities["skeleton"].to_rgb().any(axis=-1), clip.modalities["segmentation"].array[..., 0], strict=True
+    ):
+        rows = np.nonzero((ids == body).any(axis=1))[0]
+        near = np.zeros_like(drawn)
+        for down in range(-3, 4):
+            for across in range(-3, 4):
+                near |= np.roll(ids == body, (down, across), axis=(0, 1))
+        assert drawn.sum() > 50
+        assert (drawn & near).sum() / drawn.sum() > 0.9
+        lines = np.nonzero(drawn.any(axis=1))[0]
+        assert np.ptp(lines) > 0.75 * np.ptp(rows)
