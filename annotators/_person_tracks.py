@@ -74,7 +74,7 @@ def identities(found: Sequence[Persons], times_s: np.ndarray, longest_gap_s: flo
     return numbers
 
 
-def _one(persons: Persons, place: int) -> tuple[np.ndarray, np.ndarray]:
+def _one(persons: Persons, place: np.integer) -> tuple[np.ndarray, np.ndarray]:
     return persons.boxes[place].astype(np.float64), persons.points[place].astype(np.float64)
 
 

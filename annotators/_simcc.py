@@ -46,7 +46,7 @@ def _corner(middle: np.ndarray, width: float) -> np.ndarray:
 
     Float32 [3, 2], and rounded in this order, as the authors do it: the crop's pixels depend on it.
     """
-    centre, above = np.float32(middle), np.float32(middle - (0, width * 0.5))
+    centre, above = (np.array(place, np.float32) for place in (middle, middle - (0, width * 0.5)))
     down = centre - above
     points: np.ndarray = np.stack([centre, above, above + np.array([-down[1], down[0]])])
     return points

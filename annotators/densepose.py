@@ -114,11 +114,12 @@ class Densepose(Annotator):
         height_px, width_px = clip.frames.shape[1:3]
         if min(height_px, width_px) < MIN_SIDE_PX:
             raise ClipError(f"densepose needs frames of at least {MIN_SIDE_PX} px a side, got {width_px} x {height_px}")
+        module, device = model
         array = np.zeros(clip.frames.shape, np.uint8)
         counts: list[int] = []
         scores: list[float] = []
         for frame, target in zip(clip.frames, array, strict=True):
-            found = _look(*model, frame)
+            found = _look(module, device, frame)
             counts.append(len(found.boxes))
             scores += [] if found.scores is None else found.scores.tolist()
             _paint(target, found)
@@ -185,7 +186,8 @@ def _paint(target: np.ndarray, found: Found) -> None:
     by_score = range(len(found.boxes)) if found.scores is None else np.argsort(-found.scores, kind="stable")
     for place in list(by_score)[::-1]:
         left, top, wide, high = found.boxes[place].tolist()
-        whole = surface(*(one[place] for one in found.maps), max(1, high), max(1, wide))
+        coarse, fine, u, v = (one[place] for one in found.maps)
+        whole = surface(coarse, fine, u, v, max(1, high), max(1, wide))
         x, y = max(0, left), max(0, top)
         seen = whole[y - top : max(0, target.shape[0] - top), x - left : max(0, target.shape[1] - left)]
         window = target[y : y + seen.shape[0], x : x + seen.shape[1]]
