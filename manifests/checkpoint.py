@@ -12,6 +12,7 @@ from manifests.errors import MissingPart, OpenUniError
 
 MIRROR_VARIABLE = "OPENUNI_CHECKPOINTS"
 WHOLE_SHA256 = re.compile(r"[0-9a-f]{64}")
+WEIGHTS = (".safetensors", ".onnx", ".torchscript")  # endings of files in repositories that hold weights
 SHORT_SHA256 = re.compile(r"-([0-9a-f]{8,64})\.\w+$")  # in the names that torchvision gives its files
 
 Terms = Literal["permissive", "non-commercial", "copyleft", "unclear"]
@@ -33,7 +34,7 @@ class Checkpoint:
     url: str = ""  # where a "torchvision" or "url" file comes from
     sha256: str = ""  # of the one file with weights: all 64 digits, or the first ones; empty: not known beforehand
     size_mb: float = 0.0  # of the files with weights, 10^6 bytes; 0: not known before they are here
-    only: tuple[str, ...] = ()  # of a "hub" repository: the files that are needed, as patterns; empty: all
+    only: tuple[str, ...] = ()  # of a "hub" repository or a folder: the files that are needed, as patterns; empty: all
     gated: bool = False  # its owner asks for agreement to terms before the download
 
     def resolve(self) -> Path:
@@ -103,7 +104,11 @@ class Checkpoint:
         return self.store != "path" and (self.gated or self.terms in ("non-commercial", "copyleft"))
 
     def _files_of(self, root: Path) -> list[Path]:
-        return sorted(path for path in root.rglob("*") if path.is_file()) if root.is_dir() else [root]
+        if not root.is_dir():
+            return [root]
+        files = sorted(path for path in root.rglob("*") if path.is_file())
+        patterns = self.only or ("*",)
+        return [path for path in files if any(path.relative_to(root).match(pattern) for pattern in patterns)]
 
     def _files(self, root: Path) -> tuple[list[Path], list[str]]:
         files = self._files_of(root)
@@ -120,21 +125,24 @@ class Checkpoint:
         return bool(stated)
 
     def _stated(self, path: Path) -> str:
+        beside = self.store == "hub" and path.suffix not in WEIGHTS  # configuration
+        if self.stated_sha256 and not beside:
+            return self.stated_sha256  # before what the hub said when it sent the file
         if path.is_symlink():  # the hub's cache keeps large files under their sha256 and links to them
             blob = path.resolve().name
             return blob if WHOLE_SHA256.fullmatch(blob) else ""
-        if self.store == "hub" and path.suffix != ".safetensors":
-            return ""  # configuration beside the weights
-        return self.stated_sha256
+        return ""
 
     def _in_hub_cache(self) -> Path | None:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import LocalEntryNotFoundError
 
         try:
-            return Path(snapshot_download(self.ref, allow_patterns=list(self.only) or None, local_files_only=True))
+            found = Path(snapshot_download(self.ref, allow_patterns=list(self.only) or None, local_files_only=True))
         except LocalEntryNotFoundError:
             return None
+        names = [name for name in self.only if not set(name) & set("*?[")]
+        return found if all((found / name).exists() for name in names) else None  # another part of it may be here
 
     def _how_to_get(self) -> str:
         if self.store == "path":

@@ -4,6 +4,7 @@ import colorsys
 from functools import lru_cache
 from itertools import pairwise
 from math import ceil
+from typing import Literal
 
 import numpy as np
 
@@ -21,11 +22,33 @@ NECK = 17  # appended to the 17
 OPENPOSE = (0, NECK, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3)
 # and its limbs, as chains of those points in the order that they take their colours in
 CHAINS = ((1, 2), (1, 5), (2, 3, 4), (5, 6, 7), (1, 8, 9, 10), (1, 11, 12, 13), (1, 0, 14, 16), (0, 15, 17))
+REST = slice(17, 133)  # feet, face, hands: after the body in both orders
 FINGERS = tuple((0, *range(first, first + 4)) for first in range(1, 21, 4))
 BLUE, WHITE = np.array([0, 0, 1], np.float32), np.array([1, 1, 1], np.float32)
 
 
-def draw(points: np.ndarray, height_px: int, width_px: int) -> np.ndarray:
+NeckRule = Literal["least", "both"]
+Style = Literal["openpose", "vace"]
+
+
+def openpose_points(points: np.ndarray, neck: NeckRule = "least") -> np.ndarray:
+    """The 134 points of DWPose: [P, 133, 3] -> [P, 134, 3], of the same type.
+
+    OpenPose's 18 of the body, then feet, face and hands as they were. The neck is halfway between the shoulders. Its
+    confidence: `least`, that of the less confident shoulder, as rtmlib has it; `both`, 1 where both shoulders have more
+    than 0.3, else 0, as DWPose's authors have it. What is drawn differs only where a shoulder has exactly 0.3.
+    """
+    shoulders = points[:, [LEFT_SHOULDER, RIGHT_SHOULDER]]
+    middle = shoulders.mean(axis=1, keepdims=True)
+    if neck == "least":
+        middle[..., 2] = shoulders[..., 2].min(axis=1, keepdims=True)
+    else:
+        middle[..., 2] = (shoulders[..., 2] > LEAST_CONFIDENCE).all(axis=1, keepdims=True)
+    body = np.concatenate([points[:, BODY], middle], axis=1)[:, list(OPENPOSE)]
+    return np.concatenate([body, points[:, REST]], axis=1)
+
+
+def draw(points: np.ndarray, height_px: int, width_px: int, style: Style = "openpose") -> np.ndarray:
     """One picture of all persons: bodies, then hands, then faces, each in the persons' order.
 
     `points`: float32 [P, 133, 3] = x_px, y_px, confidence, pixel centres at +0.5. Returns float32 [H, W, 3] in 0..1
@@ -34,18 +57,20 @@ def draw(points: np.ndarray, height_px: int, width_px: int) -> np.ndarray:
     The body is OpenPose's 18 points (the neck between the shoulders) and 17 limbs in 18 hues, the hands are sticks in
     20 hues with blue joints, the face white dots; feet are not drawn. Limbs are 4 px wide where the picture's shorter
     side is 512 px, and in proportion elsewhere, at least 1 px; edges are anti-aliased.
+
+    `style`: `vace` is what VACE's models were shown: no hands, and red and blue changed places after drawing.
     """
     points = points.astype(np.float64)
     pen, hues = _Pen(height_px, width_px), _hues(len(OPENPOSE))
-    for body in (_openpose(person[BODY]) for person in points):
+    for body in openpose_points(points)[:, : len(OPENPOSE)]:
         pen.lines(body, CHAINS, LIMB_PX, LIMB_BRIGHTNESS * hues)
         pen.dots(body, JOINT_PX, hues)
-    for hand in (person[span] for person in points for span in HANDS):
+    for hand in (person[span] for person in points for span in HANDS if style != "vace"):
         pen.lines(hand, FINGERS, FINGER_PX, _hues(4 * len(FINGERS)))
         pen.dots(hand, KNUCKLE_PX, np.broadcast_to(BLUE, hand.shape))
     for face in points[:, FACE]:
         pen.dots(face, FACE_PX, np.broadcast_to(WHITE, face.shape))
-    return pen.picture
+    return pen.picture if style != "vace" else np.ascontiguousarray(pen.picture[..., ::-1])
 
 
 class _Pen:
@@ -87,13 +112,6 @@ class _Pen:
         cover = np.clip(radius + 0.5 - np.hypot(across - along * way[0], down - along * way[1]), 0, 1)
         window = self.picture[rows, columns]
         window += cover.astype(np.float32)[..., None] * (hue - window)
-
-
-def _openpose(body: np.ndarray) -> np.ndarray:
-    """[17, 3] of COCO -> [18, 3] of OpenPose; the neck is as confident as the less confident shoulder."""
-    shoulders = body[[LEFT_SHOULDER, RIGHT_SHOULDER]]
-    neck = np.append(shoulders[:, :2].mean(axis=0), shoulders[:, 2].min())
-    return np.concatenate([body, neck[None]])[list(OPENPOSE)]
 
 
 @lru_cache(maxsize=4)

@@ -40,6 +40,7 @@ class Skeleton(Modality):
     0 where they were not), tensors "places" and "confidences": 54 kB. As RGB: sticks on black, anti-aliased, in the
     colours of OpenPose's 18-point body with hands and face; points below a confidence of 0.3 are not drawn, feet
     neither. A drawing cannot be read back: where a model makes skeletons, the picture is what it delivers.
+    `stick_figure.draw` has VACE's style too, `stick_figure.openpose_points` the 134 points that others exchange.
     """
 
     height_px: int

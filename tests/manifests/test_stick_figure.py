@@ -1,9 +1,12 @@
 """The drawing: the right colours in the right places, widths that follow the picture, nothing from doubtful points."""
 
+import hashlib
+
 import numpy as np
 import pytest
 
-from manifests.stick_figure import BODY, FACE, HANDS, draw
+from manifests.stick_figure import BODY, FACE, HANDS, NeckRule, draw, openpose_points
+from openuni.world import make_clip
 from tests.manifests.people import standing
 
 NOSE, LEFT_SHOULDER, RIGHT_SHOULDER, RIGHT_ELBOW, RIGHT_WRIST, LEFT_HIP, LEFT_KNEE = 0, 5, 6, 8, 10, 11, 13
@@ -130,3 +133,73 @@ def test_nobody_is_black_and_points_far_away_do_no_harm() -> None:
     crossing = np.zeros((1, 133, 3), np.float32)
     crossing[0, [LEFT_HIP, LEFT_KNEE]] = [(25, -500, 1), (25, 500, 1)]
     assert draw(crossing, 40, 50)[:, 25].any(axis=-1).all()
+
+
+def by_dwpose(points: np.ndarray) -> np.ndarray:
+    """The order of the authors' code: the neck goes in at 17, then these places take what stood in those."""
+    neck = points[:, [5, 6]].mean(axis=1)
+    neck[:, 2] = (points[:, 5, 2] > 0.3) & (points[:, 6, 2] > 0.3)
+    whole = np.insert(points, 17, neck, axis=1)
+    to, of = [1, 2, 3, 4, 6, 7, 8, 9, 10, 12, 13, 14, 15, 16, 17], [17, 6, 8, 10, 7, 9, 12, 14, 16, 13, 15, 2, 1, 4, 3]
+    whole[:, to] = whole[:, of]
+    return whole
+
+
+def test_the_134_points_are_in_dwposes_order() -> None:
+    points = np.arange(2 * 133 * 3, dtype=np.float64).reshape(2, 133, 3)
+    np.testing.assert_array_equal(openpose_points(points, "both"), by_dwpose(points))
+    least = openpose_points(points)
+    assert least[:, 1, 2].tolist() == points[:, 5, 2].tolist()  # shoulder 5 has the lesser number
+    least[:, 1, 2] = 1
+    np.testing.assert_array_equal(least, by_dwpose(points))
+
+
+@pytest.mark.parametrize(
+    ("shoulders", "rule", "confidence"),
+    [((0.9, 0.4), "least", 0.4), ((0.9, 0.4), "both", 1.0), ((0.9, 0.3), "both", 0.0), ((0.2, 0.9), "least", 0.2)],
+)
+def test_the_neck_is_as_sure_as_its_rule_says(
+    shoulders: tuple[float, float], rule: NeckRule, confidence: float
+) -> None:
+    points = standing((256.0, 100.0), 60.0)[None]
+    points[0, [LEFT_SHOULDER, RIGHT_SHOULDER], 2] = shoulders
+    assert openpose_points(points, rule)[0, 1, 2] == pytest.approx(confidence)
+    assert openpose_points(points, rule).dtype == np.float32
+    assert openpose_points(points[:0], rule).shape == (0, 134, 3)
+
+
+def test_a_persons_drawing_stays_as_it_is() -> None:
+    """To the level: a change of widths, colours or order that nobody meant shows up here."""
+    points = standing((400.13, 100.31), 50.0)[None]  # no level lies within a thousandth of where it changes
+    levels = (draw(points, 480, 832) * 255 + 0.17).astype(np.uint8)
+    assert hashlib.sha256(levels.tobytes()).hexdigest()[:16] == "4618ae478a7a691f"
+
+
+def test_vaces_style_has_no_hands_and_blue_for_red() -> None:
+    points = standing((400.0, 100.0), 50.0)[None]
+    handless = points.copy()
+    for hand in HANDS:
+        handless[:, hand] = 0
+    np.testing.assert_array_equal(draw(points, 480, 832, "vace"), draw(handless, 480, 832)[..., ::-1])
+    assert draw(points, 480, 832, "vace").any(axis=-1).sum() < draw(points, 480, 832).any(axis=-1).sum()
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_walking_body_is_drawn_where_it_is(seed: int) -> None:
+    """The world's own key points over its own segmentation: sticks lie on the body, and reach from head to foot."""
+    clip = make_clip(
+        seed, preset="person", frames=2, height_px=192, width_px=192, modalities=("skeleton", "segmentation")
+    )
+    (body,) = {instance.instance for instance in clip.scene.bodies}
+    for drawn, ids in zip(
+        clip.modalities["skeleton"].to_rgb().any(axis=-1), clip.modalities["segmentation"].array[..., 0], strict=True
+    ):
+        rows = np.nonzero((ids == body).any(axis=1))[0]
+        near = np.zeros_like(drawn)
+        for down in range(-3, 4):
+            for across in range(-3, 4):
+                near |= np.roll(ids == body, (down, across), axis=(0, 1))
+        assert drawn.sum() > 50
+        assert (drawn & near).sum() / drawn.sum() > 0.9
+        lines = np.nonzero(drawn.any(axis=1))[0]
+        assert np.ptp(lines) > 0.75 * np.ptp(rows)

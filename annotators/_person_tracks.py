@@ -1,0 +1,138 @@
+"""Who is who: persons found frame by frame, told apart through a clip by place and posture."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+SURE = 0.3  # a point of less confidence tells nothing
+BODY = slice(0, 23)  # of the 133 points: body and feet; the many of face and hands would outvote them
+FEWEST_POINTS = 3
+REACH = 0.1  # how far a point may be off, in shares of the person's size (square root of the box's area): one sigma
+LEAST_LIKENESS = 0.2  # 0..1, see `likeness`
+
+
+class Persons(NamedTuple):
+    """Who was found in one frame: boxes float32 [n, 4], left top right bottom in pixels, and points [n, 133, 3]."""
+
+    boxes: np.ndarray
+    points: np.ndarray
+
+
+@dataclass
+class _Track:
+    """One person so far."""
+
+    number: int
+    box: np.ndarray
+    points: np.ndarray
+    time_s: float
+    speed_px: np.ndarray  # of the box's middle, x and y, pixels per second
+
+    def follow(self, box: np.ndarray, points: np.ndarray, time_s: float) -> None:
+        """The person was found again; the speed is an even mean of the newest and those before."""
+        moved = (box[:2] + box[2:] - self.box[:2] - self.box[2:]) / 2
+        self.speed_px = (self.speed_px + moved / (time_s - self.time_s)) / 2
+        self.box, self.points, self.time_s = box, points, time_s
+
+    def likeness(self, box: np.ndarray, points: np.ndarray, time_s: float) -> float:
+        """To a person found at `time_s`: where this one was last, or would be by now at an even speed; the better."""
+        shift = self.speed_px * (time_s - self.time_s)
+        moved = self.points + np.array([*shift, 0])
+        return max(
+            likeness(self.box, self.points, box, points),
+            likeness(self.box + np.tile(shift, 2), moved, box, points),
+        )
+
+
+def identities(found: Sequence[Persons], times_s: np.ndarray, longest_gap_s: float) -> list[np.ndarray]:
+    """Per frame the number of each person found, int64 [n]; numbers count from 0 in the order of appearance.
+
+    The same number is the same person: those of the frame before are matched first, then those who were lost for at
+    most `longest_gap_s` seconds; who is left is new. Among all ways to match, that of the greatest likeness in sum.
+    `times_s`: float64 [T], increasing.
+    """
+    tracks: list[_Track] = []
+    numbers = []
+    before_s = -np.inf
+    for persons, time_s in zip(found, times_s.tolist(), strict=True):
+        mine = np.full(len(persons.boxes), -1, np.int64)
+        there = [track for track in tracks if track.time_s == before_s]
+        lost = [track for track in tracks if track.time_s != before_s and time_s - track.time_s <= longest_gap_s]
+        for known in (there, lost):
+            free = np.flatnonzero(mine < 0)
+            alike = np.array([[track.likeness(*_one(persons, place), time_s) for place in free] for track in known])
+            for row, column in best_pairs(alike.reshape(len(known), len(free))):
+                known[row].follow(*_one(persons, free[column]), time_s)
+                mine[free[column]] = known[row].number
+        for place in np.flatnonzero(mine < 0):
+            tracks.append(_Track(len(tracks), *_one(persons, place), time_s, np.zeros(2)))
+            mine[place] = tracks[-1].number
+        numbers.append(mine)
+        before_s = time_s
+    return numbers
+
+
+def _one(persons: Persons, place: np.integer) -> tuple[np.ndarray, np.ndarray]:
+    return persons.boxes[place].astype(np.float64), persons.points[place].astype(np.float64)
+
+
+def likeness(box: np.ndarray, points: np.ndarray, other_box: np.ndarray, other_points: np.ndarray) -> float:
+    """0..1: how far two boxes overlap (intersection over union) and the body's points lie together, in even shares.
+
+    Points count where both are sure of them; with fewer than three such points the boxes alone count.
+    """
+    overlap = box_overlap(box, other_box)
+    sure = (points[BODY, 2] >= SURE) & (other_points[BODY, 2] >= SURE)
+    if sure.sum() < FEWEST_POINTS:
+        return overlap
+    size_px = np.sqrt(np.sqrt(_area(box) * _area(other_box)))
+    off = np.linalg.norm(points[BODY, :2][sure] - other_points[BODY, :2][sure], axis=1) / max(size_px, 1e-6)
+    return float((overlap + np.exp(-np.square(off / REACH) / 2).mean()) / 2)
+
+
+def box_overlap(box: np.ndarray, other: np.ndarray) -> float:
+    """Intersection over union."""
+    common = np.clip(np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2]), 0, None).prod()
+    return float(common / max(_area(box) + _area(other) - common, 1e-6))
+
+
+def _area(box: np.ndarray) -> float:
+    return float((box[2:] - box[:2]).prod())
+
+
+def best_pairs(alike: np.ndarray) -> list[tuple[int, int]]:
+    """Rows and columns matched so that the sum of `alike` ([n, m], 0..1) is greatest; only pairs that are alike enough.
+
+    The Hungarian method: rows come in one by one, and each time the cheapest chain of changes makes room.
+    """
+    rows, columns = alike.shape
+    if not rows or not columns:
+        return []
+    if rows > columns:
+        return sorted((row, column) for column, row in best_pairs(alike.T))
+    cost = np.where(alike >= LEAST_LIKENESS, -alike, 0.0)  # unlike pairs are as good as none
+    price_row, price = np.zeros(rows + 1), np.zeros(columns + 1)
+    owner = np.full(columns + 1, -1)  # row that has each column; the last column stands for the row that comes in
+    for row in range(rows):
+        owner[columns] = row
+        column, slack, way = columns, np.full(columns, np.inf), np.full(columns, columns)
+        done = np.zeros(columns + 1, bool)
+        while owner[column] >= 0:
+            done[column] = True
+            at = owner[column]
+            reduced = cost[at] - price_row[at] - price[:columns]
+            better = ~done[:columns] & (reduced < slack)
+            slack[better], way[better] = reduced[better], column
+            nearest = int(np.where(done[:columns], np.inf, slack).argmin())
+            step = slack[nearest]
+            price_row[owner[done]] += step
+            price[done] -= step
+            slack[~done[:columns]] -= step
+            column = nearest
+        while column != columns:
+            owner[column] = owner[way[column]]
+            column = int(way[column])
+    pairs = [(int(owner[column]), column) for column in range(columns) if owner[column] >= 0]
+    return sorted(pair for pair in pairs if alike[pair] >= LEAST_LIKENESS)

@@ -1,0 +1,104 @@
+"""Persons in a frame by YOLOX: the letterbox before the network, the decoding after it.
+
+The network's own conventions: blue green red, 0..255, the frame in the top left corner of a grey square.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+
+from manifests.errors import OpenUniError
+
+STRIDES_PX = (8, 16, 32)
+GREY = 114
+PERSON = 0  # of COCO's classes
+FIRST_CLASS = 5  # after x, y, width, height and whether there is anything
+
+
+def letterbox(frame: np.ndarray, height_px: int, width_px: int) -> tuple[np.ndarray, float]:
+    """uint8 [H, W, 3] -> float32 [3, height, width], 0..255, and how many of its pixels one of the frame became.
+
+    Channels keep their order. Bilinear, without antialiasing; sides are cut to whole pixels; what is left to the right
+    and below is grey.
+    """
+    import cv2
+
+    ratio = min(height_px / frame.shape[0], width_px / frame.shape[1])
+    tall, wide = max(1, int(frame.shape[0] * ratio)), max(1, int(frame.shape[1] * ratio))
+    square = np.full((height_px, width_px, 3), GREY, np.uint8)
+    square[:tall, :wide] = cv2.resize(frame, (wide, tall), interpolation=cv2.INTER_LINEAR)
+    return np.ascontiguousarray(square.transpose(2, 0, 1), np.float32), ratio
+
+
+def anchor_count(height_px: int, width_px: int) -> int:
+    """How many cells the three grids have."""
+    return sum((height_px // stride) * (width_px // stride) for stride in STRIDES_PX)
+
+
+@lru_cache(maxsize=8)
+def _grid(height_px: int, width_px: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of every cell of the three grids its corner x, y in cells, int64 [A, 2], and its side in pixels, [A, 1]."""
+    corners, cells = [], []
+    for stride in STRIDES_PX:
+        down, across = np.mgrid[: height_px // stride, : width_px // stride]
+        corners.append(np.stack([across.ravel(), down.ravel()], axis=1))
+        cells.append(np.full((corners[-1].shape[0], 1), stride))
+    return np.concatenate(corners), np.concatenate(cells)
+
+
+def boxes_of(raw: np.ndarray, height_px: int, width_px: int, wanted: np.ndarray | None = None) -> np.ndarray:
+    """The network's output, float32 [A, 5 + classes], as boxes in its input: float32 [A, 4], left top right bottom.
+
+    Each cell of each grid says how far from its corner the box's centre lies, in cells, and the logarithm of the
+    box's sides, in cells. `wanted`: bool [A], only of these cells.
+    """
+    corner, cell = _grid(height_px, width_px)
+    if wanted is not None:
+        raw, corner, cell = raw[wanted], corner[wanted], cell[wanted]
+    with np.errstate(over="ignore", invalid="ignore"):
+        centre = ((raw[:, :2] + corner) * cell).astype(np.float32)
+        half = (np.exp(raw[:, 2:4]) * cell).astype(np.float32) / 2
+        boxes: np.ndarray = np.concatenate([centre - half, centre + half], axis=1)
+    return boxes
+
+
+def persons(
+    raw: np.ndarray, size_px: tuple[int, int], ratio: float, least_score: float, most_overlap: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes of persons in pixels of the frame, float32 [n, 4], and scores float32 [n]; the surest first.
+
+    `raw`: the network's output for one frame; `size_px`: height and width of its input; `ratio`: of `letterbox`. A box
+    that overlaps a surer one by more than `most_overlap` (intersection over union) is the same person. Raises
+    `OpenUniError` for an output of another kind.
+    """
+    count = anchor_count(*size_px)
+    if raw.ndim != 2 or raw.shape[0] != count or raw.shape[1] <= FIRST_CLASS:
+        raise OpenUniError(
+            f"the detector gave {raw.shape} for an input of {size_px[0]} x {size_px[1]} px; of YOLOX without its own "
+            f"NMS it is ({count}, 85). Give such an export."
+        )
+    scores = raw[:, FIRST_CLASS - 1] * raw[:, FIRST_CLASS + PERSON]
+    sure = scores > least_score
+    boxes, scores = boxes_of(raw, *size_px, sure) / np.float32(ratio), scores[sure]
+    good = np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+    boxes, scores = boxes[good], scores[good]
+    kept = distinct(boxes, scores, most_overlap)
+    return boxes[kept], scores[kept].astype(np.float32)
+
+
+def distinct(boxes: np.ndarray, scores: np.ndarray, most_overlap: float) -> list[int]:
+    """Places of the boxes that stay when each removes those less sure that overlap it too much; the surest first.
+
+    Sides count from pixel to pixel, both included, as YOLOX's authors do it.
+    """
+    corner, sides = boxes[:, :2], boxes[:, 2:] - boxes[:, :2] + 1
+    areas = sides.prod(axis=1)
+    left = np.argsort(-scores, kind="stable")
+    kept = []
+    while left.size:
+        best, left = left[0], left[1:]
+        kept.append(int(best))
+        high = np.minimum(boxes[best, 2:], boxes[left, 2:])
+        common = np.maximum(high - np.maximum(corner[best], corner[left]) + 1, 0).prod(axis=1)
+        left = left[common / (areas[best] + areas[left] - common) <= most_overlap]
+    return kept
