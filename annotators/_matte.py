@@ -14,6 +14,7 @@ from manifests.resample import resize_smooth
 SOFT = 0.02  # alpha from here to 1 - here is neither layer alone
 PURITY = 32  # colours are first taken from pixels in the measure of their coverage to this power, so from pure ones
 LOOSE_PURITY = 4  # then, cleaned of the other layer, from more of them
+ALPHA_STEPS = 1023  # of alpha, for its slope
 SURE = 0.25  # a layer's own pixels decide where they are this share of a neighbourhood; below, wider ones help out
 
 
@@ -147,25 +148,25 @@ def edge_rank(image: np.ndarray, alpha: np.ndarray) -> float | None:
 
     `image`: uint8 [H, W, 3]; its gradient is that of the channel where it is largest. `alpha`: float32 [H, W].
     """
-    weight = _gradient(alpha)
-    total = float(weight.sum(dtype=np.float64))
-    if not total:
+    steep = _squared_slope(np.rint(alpha * ALPHA_STEPS).astype(np.int16))
+    at_edges = steep > 0
+    if not at_edges.any():
         return None
-    slope = np.max([_gradient(channel) for channel in np.moveaxis(image.astype(np.float32), -1, 0)], axis=0)
+    slope = np.max([_squared_slope(channel) for channel in np.moveaxis(image, -1, 0)], axis=0)
     order = np.sort(slope, axis=None)
-    at_edges = weight > 0
     found = slope[at_edges]
     ranks = (np.searchsorted(order, found, "left") + np.searchsorted(order, found, "right")) / 2 / slope.size
-    return float((ranks * weight[at_edges]).sum() / total)
+    return float(np.average(ranks, weights=np.sqrt(steep[at_edges])))
 
 
-def _gradient(plane: np.ndarray) -> np.ndarray:
-    """Length of Sobel's gradient of float32 [H, W]."""
+def _squared_slope(plane: np.ndarray) -> np.ndarray:
+    """int64 [H, W]: squared length of Sobel's gradient of uint8 or int16 [H, W]; whole numbers, so ranks are exact."""
     import cv2
 
     plane = np.ascontiguousarray(plane)
-    length: np.ndarray = cv2.magnitude(cv2.Sobel(plane, cv2.CV_32F, 1, 0), cv2.Sobel(plane, cv2.CV_32F, 0, 1))
-    return length
+    right, down = (cv2.Sobel(plane, cv2.CV_16S, *way).astype(np.int64) for way in ((1, 0), (0, 1)))
+    squared: np.ndarray = right**2 + down**2
+    return squared
 
 
 def is_soft(alpha: np.ndarray) -> np.ndarray:

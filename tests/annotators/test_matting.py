@@ -293,8 +293,8 @@ def test_layers_of_a_rendered_scene_come_near_the_truth(world):
         def error(estimate, known, weight, soft=soft):
             return float((np.abs(estimate - known).mean(axis=-1) * weight)[soft].sum() / weight[soft].sum())
 
-        assert error(found.foreground, front, alpha) < 0.45 * error(image.astype(np.float32), front, alpha)
-        assert error(found.background, rear, 1 - alpha) < 0.45 * error(image.astype(np.float32), rear, 1 - alpha)
+        assert error(found.foreground, front, alpha) < 0.15 * error(image.astype(np.float32), front, alpha)
+        assert error(found.background, rear, 1 - alpha) < 0.15 * error(image.astype(np.float32), rear, 1 - alpha)
         again = composite(found.foreground, found.background, alpha)
         assert np.abs(again - image).mean() < 0.1  # the rest would have to leave 0..255
 
