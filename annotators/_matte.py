@@ -15,6 +15,8 @@ SOFT = 0.02  # alpha from here to 1 - here is neither layer alone
 PURITY = 32  # colours are first taken from pixels in the measure of their coverage to this power, so from pure ones
 LOOSE_PURITY = 4  # then, cleaned of the other layer, from more of them
 ALPHA_STEPS = 1023  # of alpha, for its slope
+PLATE_TRUST = 0.01  # of a known background; makes what alpha below 0.1 says of the foreground count little
+PLATE_LEVELS = 4.0  # of 255: noise and compression; more is a background that moves or changes
 SURE = 0.25  # a layer's own pixels decide where they are this share of a neighbourhood; below, wider ones help out
 
 
@@ -26,7 +28,8 @@ class MatteOfClip(NamedTuple):
     background: Background | None
     covered_share: Annotated[float, "mean of alpha: share of the picture that the foreground covers, 0 to 1"]
     soft_share: Annotated[
-        float, "share of pixels that belong to both layers (alpha from 0.02 to 0.98), 0 to 1; a matte of hair has few"
+        float,
+        "share of pixels in both layers (alpha from 0.02 to 0.98), 0 to 1: fine hair has many, a hard cut none",
     ]
     edge_rank: Annotated[
         float | None,
@@ -35,8 +38,9 @@ class MatteOfClip(NamedTuple):
     ]
     composite_residual: Annotated[
         float | None,
-        "mean difference between the picture and the composite of the stored foreground and a guessed background at "
-        "soft pixels, 0 to 1 of white: high where alpha asks for colours that do not exist; null without such pixels",
+        "mean difference between the picture and the composite of foreground and background (a guess where none is "
+        "known) at soft pixels, 0 to 1 of white: high where alpha asks for colours that do not exist; null without "
+        "such pixels",
     ]
     alpha_change: Annotated[
         float | None,
@@ -52,14 +56,15 @@ class LayerColours(NamedTuple):
     background: np.ndarray
 
 
-def layer_colours(image: np.ndarray, alpha: np.ndarray) -> LayerColours:
+def layer_colours(image: np.ndarray, alpha: np.ndarray, plate: np.ndarray | None = None) -> LayerColours:
     """Straight colours of both layers with image = alpha x foreground + (1 - alpha) x background.
 
-    `image`: uint8 [H, W, 3]. `alpha`: float32 [H, W] in 0..1. Where alpha is 1 the foreground is the image, where it is
-    0 the nearest colours of the foreground go on; the background likewise. Between, both start from what surrounds
-    them and are changed as little as possible (least squares) until the composite is the image. That holds but for
-    colours that would have to leave 0..255. Of the kind of Forte and Pitie 2021 (arXiv:2006.14970): smooth guess, then
-    correction.
+    `image`: uint8 [H, W, 3]. `alpha`: float32 [H, W] in 0..1. `plate`: the background where it is known, uint8
+    [H, W, 3]. Where alpha is 1 the foreground is the image, where it is 0 the nearest colours of the foreground go on;
+    the background likewise. Between, both start from what surrounds them and are changed as little as possible (least
+    squares) until the composite is the image. That holds but for colours that would have to leave 0..255. With a plate
+    only the foreground is changed, and little where alpha is small: there the composite may be some levels off. Of the
+    kind of Forte and Pitie 2021 (arXiv:2006.14970): a smooth guess, then a correction.
     """
     import cv2
 
@@ -75,7 +80,33 @@ def layer_colours(image: np.ndarray, alpha: np.ndarray) -> LayerColours:
         mean = cv2.blur(colour * weight[..., None], (3, 3)) / np.maximum(total, 1e-6)
         smooth.append(np.where(total > 1e-3, mean, colour))
     front, rear = _corrected(picture, share, smooth[0], smooth[1])
+    if plate is not None:
+        rear = plate.astype(np.float32)
+        lacking = picture - share * front - (1 - share) * rear
+        front = np.clip(front + share * lacking / (share**2 + PLATE_TRUST), 0, 255)
     return LayerColours(front, rear)
+
+
+def clean_plate(frames: np.ndarray, alpha: np.ndarray) -> np.ndarray | None:
+    """The background of a camera at rest, uint8 [T, H, W, 3]; None where the clip does not show all of it.
+
+    A pixel that the foreground leaves in some frames is known in all: the mean of those frames. They must agree, to
+    `PLATE_LEVELS` on average in every frame, and every pixel must be free at some time; else nothing is claimed. Where
+    a frame shows the background it is the frame itself. Shadows of the foreground are not in it.
+    """
+    free = alpha < SOFT
+    counts = np.zeros(alpha.shape[1:], np.float32)
+    plate = np.zeros(frames.shape[1:], np.float32)
+    for image, uncovered in zip(frames, free, strict=True):
+        counts += uncovered
+        plate += image * uncovered[..., None].astype(np.float32)
+    if not counts.all():
+        return None
+    plate /= counts[..., None]
+    for image, uncovered in zip(frames, free, strict=True):
+        if uncovered.any() and np.abs(image - plate).mean(axis=-1)[uncovered].mean() > PLATE_LEVELS:
+            return None
+    return np.where(free[..., None], frames, np.rint(plate).astype(np.uint8))
 
 
 def spread(colour: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -116,11 +147,11 @@ def matte_of_clip(clip: DecodedClip, alpha: np.ndarray, given: np.ndarray | None
     `given`: the foreground of a network that estimates one, uint8 [T, H, W, 3]; it is used where alpha is above 0, and
     goes on beyond.
     """
-    foreground = np.empty_like(clip.frames)
+    foreground, plate = np.empty_like(clip.frames), clean_plate(clip.frames, alpha)
     residual, soft_count = 0.0, 0
     ranks: list[float] = []
     for index, (image, matte) in enumerate(zip(clip.frames, alpha, strict=True)):
-        front, rear = layer_colours(image, matte)
+        front, rear = layer_colours(image, matte, None if plate is None else plate[index])
         if given is not None:
             own = spread(given[index].astype(np.float32), (matte > 0).astype(np.float32))
             front = np.where(matte[..., None] > 0, given[index], own)
@@ -134,7 +165,7 @@ def matte_of_clip(clip: DecodedClip, alpha: np.ndarray, given: np.ndarray | None
     return MatteOfClip(
         alpha=Alpha(alpha[..., None]),
         foreground=Foreground(foreground),
-        background=None,
+        background=None if plate is None else Background(plate),
         covered_share=float(alpha.mean(dtype=np.float64)),
         soft_share=soft_count / alpha.size,
         edge_rank=float(np.mean(ranks)) if ranks else None,

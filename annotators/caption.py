@@ -124,7 +124,7 @@ class Caption(Annotator):
             source="model",
             model=self.checkpoint,
             prompt_hash=hashlib.sha256(prompts.encode()).hexdigest()[:16],
-            frame_times_s=clip.times_s[indices].tolist(),
+            frame_times_s=[round(time_s, 6) for time_s in clip.times_s[indices].tolist()],
             cut_short=brief_cut or detailed_cut,
         )
 

@@ -39,7 +39,8 @@ class Matting(Annotator):
     file runs the program in it: use files of people you trust.
 
     Colours of the foreground are estimated so that picture = alpha x foreground + (1 - alpha) x background can hold,
-    unless the supplied network gives its own. The background behind the subject is not known: there is none.
+    unless the supplied network gives its own. The background is given where the clip shows it: the camera is at rest
+    and the subject leaves every pixel at some time; else there is none, for what no frame shows would be made up.
     """
 
     checkpoint: Annotated[
@@ -112,7 +113,7 @@ class Matting(Annotator):
             return load_scripted(path, device)
         from transformers import AutoImageProcessor, VitMatteForImageMatting
 
-        only_data = {"local_files_only": True, "trust_remote_code": False}  # no download, no code from the folder
+        only_data: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}  # no download, no code
         try:
             processor = AutoImageProcessor.from_pretrained(path, **only_data)
             network = VitMatteForImageMatting.from_pretrained(path, use_safetensors=True, **only_data)

@@ -311,7 +311,35 @@ def test_scores_tell_a_good_matte_from_a_bad_one(world):
     assert true.edge_rank > 0.9 > shifted.edge_rank + 0.1
     assert true.composite_residual < 0.003
     assert true.alpha_change < 0.7 * matte_of_clip(clip, jumping).alpha_change
-    assert true.background is None
+    assert true.background is None  # the person's feet hide some pixels in all three frames
+
+
+def over_texture(lefts_px):
+    """A disc of one colour before a texture that stands still: frames, alpha, foreground's colour, background."""
+    rear = panned([(0, 0)], 60, 160)[0]
+    front = np.array([200, 40, 60], np.uint8)
+    alpha = np.stack([np.roll(np.pad(disc(), ((0, 0), (0, 80))), left, axis=1) for left in lefts_px])
+    frames = np.stack([np.rint(composite(front, rear.astype(np.float32), one)) for one in alpha]).astype(np.uint8)
+    return frames, alpha, front, rear
+
+
+def test_the_background_is_known_where_the_foreground_leaves_every_pixel_of_a_resting_camera():
+    frames, alpha, front, rear = over_texture([0, 40, 80])
+    found = matte_of_clip(DecodedClip.from_frames(frames), alpha)
+    assert np.abs(found.background.array.astype(int) - rear).max() <= 5  # alpha below 0.02 counts as free
+    seen = alpha > 0.1
+    assert np.abs(found.foreground.array.astype(int) - front)[seen].max() <= 8
+    again = np.stack(
+        [composite(*layers) for layers in zip(found.foreground.array, found.background.array, alpha, strict=True)]
+    )
+    assert np.abs(again - frames).max() < 4 and found.composite_residual < 0.002
+    assert matte_of_clip(DecodedClip.from_frames(frames[::2]), alpha[::2]).background is not None
+    near = over_texture([0, 10, 20])  # some pixels are covered in all frames
+    assert matte_of_clip(DecodedClip.from_frames(near[0]), near[1]).background is None
+    moved = frames.copy()
+    moved[1] = np.roll(moved[1], 3, axis=0)  # the camera is bumped
+    bumped = np.stack([alpha[0], np.roll(alpha[1], 3, axis=0), alpha[2]])
+    assert matte_of_clip(DecodedClip.from_frames(moved), bumped).background is None
 
 
 def test_a_matte_that_asks_for_colours_that_do_not_exist():
