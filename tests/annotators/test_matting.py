@@ -299,6 +299,17 @@ def test_layers_of_a_rendered_scene_come_near_the_truth(world):
         assert np.abs(again - image).mean() < 0.1  # the rest would have to leave 0..255
 
 
+def test_true_masks_are_sure_only_where_the_true_matte_is(world):
+    truth = world.modalities["alpha"].array[..., 0]
+    clip = with_maps(world.frames, segmentation=world.modalities["segmentation"])
+    masks = subject_masks(clip, "largest", world.scene.foreground)
+    trimap = trimaps(masks, Matting().band_share)
+    band = trimap == UNKNOWN
+    recovered = np.where(band, truth, trimap == FOREGROUND)  # a network that is right in the band
+    assert (recovered == truth).mean() > 0.9995  # the rest: thinner than a pixel, so in no mask
+    assert band.mean() < 0.5 * (trimap == FOREGROUND).mean() + 0.1 and truth[band].std() > 0.3
+
+
 def test_scores_tell_a_good_matte_from_a_bad_one(world):
     clip = DecodedClip.from_frames(world.frames)
     alpha = world.modalities["alpha"].array[..., 0]
