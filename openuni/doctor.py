@@ -80,6 +80,12 @@ def _streams(recipe: Recipe) -> Iterator[Finding]:
         yield Finding("note", "annotators", f"{error} (or the corpus must hold it already)")
     if recipe.encode is None:
         return
+    if recipe.encode.caption:
+        text = f"captions come from {recipe.encode.caption}"
+        if recipe.encode.caption.rpartition(".")[0] in recipe.annotators:
+            yield Finding("ok", "encode", text)
+        else:
+            yield Finding("note", "encode", f"{text}, which the corpus must hold already")
     for name in recipe.encode.modalities:
         annotator, _, modality = name.rpartition(".")
         if annotator or modality == "rgb":

@@ -22,6 +22,7 @@ from manifests.errors import OpenUniError
 from manifests.operator import Operator
 from manifests.presence import holders
 from openuni import cutting, encode
+from openuni.captions import CaptionColumn, caption_column, captioned, captions
 from openuni.finder import not_compared
 from openuni.ingest import IngestSpec, SourceItem
 from openuni.ledger import recorded
@@ -69,6 +70,8 @@ class Pipeline:
             "scope": dataclasses.asdict(self.scope),
         }
         self._check_sources(sources)
+        if self.scope.covers("encode"):
+            _ = self.captions  # a column that is nowhere is reported before the work, not after it
         saved = self.corpus.recover()
         if saved:
             self.reporter.say(f"recovered {saved:,} finished rows of a run that was killed")
@@ -145,15 +148,18 @@ class Pipeline:
             if stream.annotator:
                 present[stream.modality] = holders(self.corpus, stream.annotator, stream.modality)
                 missing = pc.and_(missing, pc.is_in(clips.column("clip_id"), present[stream.modality]))
+            if self.captions and stream.modality == encode.TEXT:
+                present[encode.TEXT] = captioned(self.corpus, self.captions)
+                missing = pc.and_(missing, pc.is_in(clips.column("clip_id"), present[encode.TEXT]))
             todo[stream.modality] = missing
         spec = encode.EncodeSpec(self.corpus.store.url, options, codec, text_codec, tuple(streams))
         sources = {MapSource(stream.annotator, stream.modality) for stream in streams if stream.annotator}
-        items, count = self._clip_items(clips, todo, sources)
+        items, count = self._clip_items(clips, todo, sources, self.captions)
         groups = {stream.modality: stream.group for stream in streams}
         self._phase("encode", spec, items, count, lambda held: self._unfinished(held, groups, sources))
         for stream in streams if count else ():
             wanted = clips.column("clip_id")
-            if stream.annotator:
+            if stream.modality in present:
                 wanted = wanted.filter(pc.is_in(wanted, present[stream.modality]))
             self._verify(stream.group, wanted)
 
@@ -285,8 +291,18 @@ class Pipeline:
             annotator = annotator or annotator_of(modality, "[encode] modalities", self.recipe, self.corpus)
             version = fingerprint(family=family, source=self._group_version(annotator), annotator=annotator)
             streams.append(encode.Stream(modality, annotator, group, version))
-        streams.append(encode.Stream(encode.TEXT, "", f"text/{text_family}", text_family))
+        version = text_family
+        if self.captions:  # other texts, or the same column made anew: other embeddings
+            made = self._group_version(self.captions.annotator)
+            version = fingerprint(family=text_family, source=made, captions=".".join(self.captions))
+        streams.append(encode.Stream(encode.TEXT, "", f"text/{text_family}", version))
         return streams
+
+    @functools.cached_property
+    def captions(self) -> CaptionColumn | None:
+        """The annotator's column that captions are taken from; None: the clips' own."""
+        given = self.recipe.encode.caption if self.recipe.encode else ""
+        return caption_column(given, self.recipe.annotators, self.corpus) if given else None
 
     def _group_version(self, annotator: str) -> str:
         if annotator in self.recipe.annotators and self.scope.covers(annotator):
@@ -294,16 +310,27 @@ class Pipeline:
         return self.corpus.group_version(f"annotations/{annotator}")
 
     def _clip_items(
-        self, clips: pa.Table, todo: dict[str, pa.Array], sources: Collection[MapSource]
+        self,
+        clips: pa.Table,
+        todo: dict[str, pa.Array],
+        sources: Collection[MapSource],
+        texts: CaptionColumn | None = None,
     ) -> tuple[Iterator[ClipItem], int]:
-        """The clips for which anything is left to do, with the places of the stored maps that this starts from."""
+        """The clips for which anything is left to do, with the places of the stored maps that this starts from.
+
+        `texts`: where the clips' captions are taken from instead of their own rows.
+        """
         plan = _plan(clips, todo)
 
         def items() -> Iterator[ClipItem]:
             for start in range(0, len(plan), WINDOW_ROWS):
                 window = plan.slice(start, WINDOW_ROWS)
-                stored = extents(self.corpus, sources, window.column("clip_id").combine_chunks())
+                ids = window.column("clip_id").combine_chunks()
+                stored = extents(self.corpus, sources, ids)
+                said = captions(self.corpus, texts, ids) if texts else []
                 for position, (clip, names) in enumerate(self._rows(window, list(todo))):
+                    if texts:
+                        clip = dataclasses.replace(clip, caption=said[position])
                     yield ClipItem(clip, names, {source: found[position] for source, found in stored.items()})
 
         return items(), len(plan)

@@ -16,6 +16,7 @@ from manifests.errors import OpenUniError, did_you_mean
 from manifests.modality import modality_names
 from manifests.operator import Annotator, Filter, find_operator
 from manifests.schema import clip_schema, producer_schema
+from openuni.captions import caption_column
 from openuni.finder import finder_schemas
 from openuni.shot_detector import ShotDetector, find_shot_detector, shot_detector_names
 from train.codec import LatentCodec, TextCodec
@@ -75,6 +76,10 @@ class Encode:
 
     latents: Annotated[str, "latent codec, a file of train/codecs"] = "dct"
     text: Annotated[str, "text codec, a file of train/codecs"] = "bytes"
+    caption: Annotated[
+        str,
+        'which texts to embed: a column such as "caption.detailed" of an annotator; empty: the clips\' own captions',
+    ] = ""
     modalities: Annotated[tuple[str, ...], 'what to encode; "raft.flow" names the annotator where several made it'] = (
         "rgb",
     )
@@ -160,6 +165,8 @@ class Recipe:
         schemas |= {f"filters/{name}": producer_schema(type(operator)) for name, operator in self.filters.items()}
         schemas |= finder_schemas()  # made between runs
         select.check(select.parse(self.keep), schemas)
+        if self.encode is not None and self.encode.caption:
+            caption_column(self.encode.caption, self.annotators)
 
     def as_tables(self) -> dict[str, Any]:
         """All options, defaults included, as JSON-able tables: what the ledger of a run keeps."""

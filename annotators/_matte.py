@@ -1,0 +1,221 @@
+"""What the matting annotators share: columns, the colours of the two layers, and how sane a matte is."""
+
+from typing import Annotated, NamedTuple
+
+import numpy as np
+
+from annotators._guide_flow import GuideFlow, carried, guide_flow
+from manifests.clip import DecodedClip
+from manifests.modalities.alpha import Alpha
+from manifests.modalities.background import Background
+from manifests.modalities.foreground import Foreground
+from manifests.resample import resize_smooth
+
+SOFT = 0.02  # alpha from here to 1 - here is neither layer alone
+PURITY = 32  # colours are first taken from pixels in the measure of their coverage to this power, so from pure ones
+LOOSE_PURITY = 4  # then, cleaned of the other layer, from more of them
+ALPHA_STEPS = 1023  # of alpha, for its slope
+PLATE_TRUST = 0.01  # of a known background; makes what alpha below 0.1 says of the foreground count little
+PLATE_LEVELS = 4.0  # of 255: noise and compression; more is a background that moves or changes
+SURE = 0.25  # a layer's own pixels decide where they are this share of a neighbourhood; below, wider ones help out
+
+
+class MatteOfClip(NamedTuple):
+    """The front layer of every frame, its own colours, what is known of the rear one, and how sane the matte is."""
+
+    alpha: Alpha
+    foreground: Foreground
+    background: Background | None
+    covered_share: Annotated[float, "mean of alpha: share of the picture that the foreground covers, 0 to 1"]
+    soft_share: Annotated[
+        float,
+        "share of pixels in both layers (alpha from 0.02 to 0.98), 0 to 1: fine hair has many, a hard cut none",
+    ]
+    edge_rank: Annotated[
+        float | None,
+        "how strong the picture's edges are where the matte has its own, as a rank among the frame's pixels: 1 the "
+        "strongest, 0.5 by chance; low where the matte misses the outline; null where alpha is the same everywhere",
+    ]
+    composite_residual: Annotated[
+        float | None,
+        "mean difference between the picture and the composite of foreground and background (a guess where none is "
+        "known) at soft pixels, 0 to 1 of white: high where alpha asks for colours that do not exist; null without "
+        "such pixels",
+    ]
+    alpha_change: Annotated[
+        float | None,
+        "mean change of alpha between adjacent frames along the motion, at pixels that are soft in one of the two, "
+        "0 to 1: flicker; null where there are no such pixels or no adjacent frame",
+    ]
+
+
+class LayerColours(NamedTuple):
+    """Both layers of one frame, float32 [H, W, 3] in 0..255."""
+
+    foreground: np.ndarray
+    background: np.ndarray
+
+
+def layer_colours(image: np.ndarray, alpha: np.ndarray, plate: np.ndarray | None = None) -> LayerColours:
+    """Straight colours of both layers with image = alpha x foreground + (1 - alpha) x background.
+
+    `image`: uint8 [H, W, 3]. `alpha`: float32 [H, W] in 0..1. `plate`: the background where it is known, uint8
+    [H, W, 3]. Where alpha is 1 the foreground is the image, where it is 0 the nearest colours of the foreground go on;
+    the background likewise. Between, both start from what surrounds them and are changed as little as possible (least
+    squares) until the composite is the image. That holds but for colours that would have to leave 0..255. With a plate
+    only the foreground is changed, and little where alpha is small: there the composite may be some levels off. Of the
+    kind of Forte and Pitie 2021 (arXiv:2006.14970): a smooth guess, then a correction.
+    """
+    import cv2
+
+    picture = image.astype(np.float32)
+    share = alpha[..., None]
+    front, rear = spread(picture, alpha**PURITY), spread(picture, (1 - alpha) ** PURITY)
+    front, rear = _corrected(picture, share, front, rear)
+    front, rear = spread(front, alpha**LOOSE_PURITY), spread(rear, (1 - alpha) ** LOOSE_PURITY)
+    front, rear = _corrected(picture, share, front, rear)
+    smooth = []
+    for colour, weight in ((front, alpha), (rear, 1 - alpha)):
+        total = cv2.blur(weight, (3, 3))[..., None]
+        mean = cv2.blur(colour * weight[..., None], (3, 3)) / np.maximum(total, 1e-6)
+        smooth.append(np.where(total > 1e-3, mean, colour))
+    front, rear = _corrected(picture, share, smooth[0], smooth[1])
+    if plate is not None:
+        rear = plate.astype(np.float32)
+        lacking = picture - share * front - (1 - share) * rear
+        front = np.clip(front + share * lacking / (share**2 + PLATE_TRUST), 0, 255)
+    return LayerColours(front, rear)
+
+
+def clean_plate(frames: np.ndarray, alpha: np.ndarray) -> np.ndarray | None:
+    """The background of a camera at rest, uint8 [T, H, W, 3]; None where the clip does not show all of it.
+
+    A pixel that the foreground leaves in some frames is known in all: the mean of those frames. They must agree, to
+    `PLATE_LEVELS` on average in every frame, and every pixel must be free at some time; else nothing is claimed. Where
+    a frame shows the background it is the frame itself. Shadows of the foreground are not in it.
+    """
+    free = alpha < SOFT
+    counts = np.zeros(alpha.shape[1:], np.float32)
+    plate = np.zeros(frames.shape[1:], np.float32)
+    for image, uncovered in zip(frames, free, strict=True):
+        counts += uncovered
+        plate += image * uncovered[..., None].astype(np.float32)
+    if not counts.all():
+        return None
+    plate /= counts[..., None]
+    for image, uncovered in zip(frames, free, strict=True):
+        if uncovered.any() and np.abs(image - plate).mean(axis=-1)[uncovered].mean() > PLATE_LEVELS:
+            return None
+    return np.where(free[..., None], frames, np.rint(plate).astype(np.uint8))
+
+
+def spread(colour: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Colours float32 [H, W, 3] where `weight` [H, W] is high, continued smoothly to where it is 0.
+
+    From coarse to fine: each level of a pyramid takes its own weighted mean in the measure of its weight, and the
+    coarser level for the rest.
+    """
+    import cv2
+
+    levels = [(colour * weight[..., None], weight)]
+    while max(levels[-1][1].shape) > 1:
+        summed, total = levels[-1]
+        size = ((total.shape[1] + 1) // 2, (total.shape[0] + 1) // 2)
+        smaller = [cv2.resize(part, size, interpolation=cv2.INTER_AREA) for part in (summed, total)]
+        levels.append((smaller[0].reshape(*size[::-1], 3), smaller[1].reshape(*size[::-1])))
+    summed, total = levels[-1]
+    filled = summed / np.maximum(total, 1e-12)[..., None]
+    for summed, total in levels[-2::-1]:
+        height_px, width_px = total.shape
+        coarse = cv2.resize(filled, (width_px, height_px), interpolation=cv2.INTER_LINEAR).reshape(summed.shape)
+        trust = np.minimum(total / SURE, 1)[..., None]
+        filled = trust * (summed / np.maximum(total, 1e-12)[..., None]) + (1 - trust) * coarse
+    return filled
+
+
+def _corrected(
+    picture: np.ndarray, share: np.ndarray, front: np.ndarray, rear: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest pair of colours whose composite is the picture, within 0..255."""
+    lacking = (picture - share * front - (1 - share) * rear) / (share**2 + (1 - share) ** 2)
+    return np.clip(front + share * lacking, 0, 255), np.clip(rear + (1 - share) * lacking, 0, 255)
+
+
+def matte_of_clip(clip: DecodedClip, alpha: np.ndarray, given: np.ndarray | None = None) -> MatteOfClip:
+    """The layers and scores of a clip from its alpha, float32 [T, H, W] in 0..1 at the size of the frames.
+
+    `given`: the foreground of a network that estimates one, uint8 [T, H, W, 3]; it is used where alpha is above 0, and
+    goes on beyond.
+    """
+    foreground, plate = np.empty_like(clip.frames), clean_plate(clip.frames, alpha)
+    residual, soft_count = 0.0, 0
+    ranks: list[float] = []
+    for index, (image, matte) in enumerate(zip(clip.frames, alpha, strict=True)):
+        front, rear = layer_colours(image, matte, None if plate is None else plate[index])
+        if given is not None:
+            own = spread(given[index].astype(np.float32), (matte > 0).astype(np.float32))
+            front = np.where(matte[..., None] > 0, given[index], own)
+        foreground[index] = np.rint(front)
+        soft, share = is_soft(matte), matte[..., None]
+        missing = np.abs(image - share * foreground[index] - (1 - share) * rear).mean(axis=-1)
+        residual += float(missing[soft].sum(dtype=np.float64))
+        soft_count += int(soft.sum())
+        rank = edge_rank(image, matte)
+        ranks += [] if rank is None else [rank]
+    return MatteOfClip(
+        alpha=Alpha(alpha[..., None]),
+        foreground=Foreground(foreground),
+        background=None if plate is None else Background(plate),
+        covered_share=float(alpha.mean(dtype=np.float64)),
+        soft_share=soft_count / alpha.size,
+        edge_rank=float(np.mean(ranks)) if ranks else None,
+        composite_residual=residual / soft_count / 255 if soft_count else None,
+        alpha_change=alpha_change(alpha, guide_flow(clip)),
+    )
+
+
+def edge_rank(image: np.ndarray, alpha: np.ndarray) -> float | None:
+    """Mean rank of the picture's gradient among all pixels, weighted by the matte's; None where alpha has no edge.
+
+    `image`: uint8 [H, W, 3]; its gradient is that of the channel where it is largest. `alpha`: float32 [H, W].
+    """
+    steep = _squared_slope(np.rint(alpha * ALPHA_STEPS).astype(np.int16))
+    at_edges = steep > 0
+    if not at_edges.any():
+        return None
+    slope = np.max([_squared_slope(channel) for channel in np.moveaxis(image, -1, 0)], axis=0)
+    order = np.sort(slope, axis=None)
+    found = slope[at_edges]
+    ranks = (np.searchsorted(order, found, "left") + np.searchsorted(order, found, "right")) / 2 / slope.size
+    return float(np.average(ranks, weights=np.sqrt(steep[at_edges])))
+
+
+def _squared_slope(plane: np.ndarray) -> np.ndarray:
+    """int64 [H, W]: squared length of Sobel's gradient of uint8 or int16 [H, W]; whole numbers, so ranks are exact."""
+    import cv2
+
+    plane = np.ascontiguousarray(plane)
+    right, down = (cv2.Sobel(plane, cv2.CV_16S, *way).astype(np.int64) for way in ((1, 0), (0, 1)))
+    squared: np.ndarray = right**2 + down**2
+    return squared
+
+
+def is_soft(alpha: np.ndarray) -> np.ndarray:
+    """Which pixels belong to both layers: bool, the shape of `alpha`."""
+    soft: np.ndarray = (alpha >= SOFT) & (alpha <= 1 - SOFT)
+    return soft
+
+
+def alpha_change(alpha: np.ndarray, flow: GuideFlow) -> float | None:
+    """Mean |alpha(t + 1), fetched along the motion, - alpha(t)| at soft pixels; None where there is none.
+
+    `alpha`: float32 [T, H, W]; compared at the size of the flow, where the flow is valid.
+    """
+    total, count = 0.0, 0
+    small = resize_smooth(alpha[..., None], *flow.size_px)[..., 0]
+    for now, then, way, valid in zip(small[:-1], small[1:], flow.forward, flow.forward_valid, strict=True):
+        fetched = carried(then, way)
+        counted = valid & (is_soft(now) | is_soft(fetched))
+        total += float(np.abs(fetched - now)[counted].sum(dtype=np.float64))
+        count += int(counted.sum())
+    return total / count if count else None
