@@ -39,6 +39,9 @@ class Ocr(Filter):
     between words. `rapidocr` brings its models (PP-OCR, for Latin, Chinese and Japanese; it may overlook other
     scripts) and runs on the CPU; it tries to read what it finds, for it finds text in textures too. `easyocr` (CRAFT)
     needs a checkpoint (openuni checkpoints get craft_mlt_25k.zip); its boxes have the margin of the original.
+
+    VideoX-Fun's number: backend = "easyocr", area = "videox_fun", max_frames = 1 (the middle) and long_side_px = 2560.
+    It adds up the boxes that EasyOCR calls level; a fault in its code leaves out all slanted ones.
     """
 
     backend: Annotated[Literal["rapidocr", "easyocr"], "rapidocr: needs no download; easyocr: CRAFT"] = "rapidocr"
@@ -53,7 +56,8 @@ class Ocr(Filter):
     unclip: Annotated[float, "how far rapidocr's boxes grow: 0.8 fits the letters, 1.6 is its own for reading"] = 0.8
     stays_s: Annotated[float, "seconds for which an overlay stays at least; all of a shorter clip"] = 1.0
     area: Annotated[
-        Literal["union", "sum"], "sum: add overlaps up in the first two scores, as data-juicer and VideoX-Fun do"
+        Literal["union", "sum", "videox_fun"],
+        "of the first two scores. sum: overlaps add up, as in data-juicer; videox_fun: and slanted boxes count nothing",
     ] = "union"
     checkpoint: Annotated[
         str, "path of other weights to find text (.onnx; .pth for easyocr); empty: the backend's own"
@@ -62,7 +66,7 @@ class Ocr(Filter):
     origin: ClassVar[str] = "RapidOCR with PP-OCRv6; EasyOCR with CRAFT, Baek et al. 2019 (arXiv:1904.01941)"
 
     def __post_init__(self) -> None:
-        for option, allowed in (("backend", ("rapidocr", "easyocr")), ("area", ("union", "sum"))):
+        for option, allowed in (("backend", ("rapidocr", "easyocr")), ("area", ("union", "sum", "videox_fun"))):
             if getattr(self, option) not in allowed:
                 raise OpenUniError(f'ocr: {option} = "{getattr(self, option)}". Allowed: {", ".join(allowed)}.')
         for option, least in (("max_frames", 1), ("long_side_px", 32), ("stays_s", 0)):
@@ -116,8 +120,9 @@ class Ocr(Filter):
             [_parts(image.shape, of_frame, kind) for image, of_frame, kind in zip(grey, quads, kinds, strict=True)]
         )
         whole = parts.sum(axis=1)
-        if self.area == "sum":
-            whole = np.array([_sum(of_frame) / image.size for image, of_frame in zip(grey, quads, strict=True)])
+        if self.area != "union":
+            counted = [[quad for quad in of_frame if self.area == "sum" or _is_level(quad)] for of_frame in quads]
+            whole = np.array([_sum(of_frame) / image.size for image, of_frame in zip(grey, counted, strict=True)])
         mean = parts.mean(axis=0)
         return Scores(
             text_area_share=float(whole.mean()),
@@ -137,6 +142,12 @@ def _parts(shape: tuple[int, ...], quads: list[np.ndarray], kinds: list[Kind]) -
         shares[kind] = float((mask & ~taken).mean())
         taken |= mask
     return shares
+
+
+def _is_level(quad: np.ndarray) -> bool:
+    """Whether the sides of float32 [4, 2] lie along those of the frame, as those of EasyOCR's level boxes do."""
+    (left, top), (right, other_top), (other_right, bottom), (other_left, other_bottom) = quad.tolist()
+    return (left, top, right, bottom) == (other_left, other_top, other_right, other_bottom)
 
 
 def _sum(quads: list[np.ndarray]) -> float:

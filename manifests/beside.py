@@ -1,5 +1,6 @@
 """Small files that lie beside a source video: captions, supplied ground truth."""
 
+import stat
 from pathlib import Path
 
 from fsspec.core import url_to_fs
@@ -20,10 +21,15 @@ def beside(source: str, suffix: str) -> str:
 
 
 def read_small(location: str, max_bytes: int) -> bytes | None:
-    """All bytes of a file, None when there is none; raises `ClipError` when it is larger than `max_bytes`."""
+    """All bytes of a file, None when there is none; raises `ClipError` when it is larger than `max_bytes`.
+
+    Raises `ClipError` also for what is no file: a pipe would be waited for without end.
+    """
     fs, path = url_to_fs(location)
     try:
-        size = fs.size(path) if is_url(location) else Path(location).stat().st_size
+        if not is_url(location) and not stat.S_ISREG(Path(location).stat().st_mode):
+            raise ClipError(f"{location} is not a regular file: remove it")
+        size = fs.size(path)
     except FileNotFoundError:
         return None
     if size is not None and size > max_bytes:

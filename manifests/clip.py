@@ -41,7 +41,7 @@ class Clip:
     time_base_den: int
     frame_count: int
     fps: float  # mean frames per second over the clip
-    width_px: int  # as displayed (after rotation)
+    width_px: int  # as displayed: after rotation, of square pixels
     height_px: int
     codec: str  # FFmpeg's name, such as "h264"
     pts_hash: str
@@ -53,6 +53,7 @@ class Clip:
     start_cut_confidence: float | None = None  # 0..1, at 0.5 just found; None where nothing had to be found
     end_cut: str | None = None  # what it ends before, likewise; None: not known
     end_cut_confidence: float | None = None
+    interlaced: bool | None = None  # its source's first frame holds two fields: only the top one is shown
 
     @property
     def duration_s(self) -> float:

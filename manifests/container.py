@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 DEMUXERS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf,ivf,mxf"
 SPAN = re.compile(r"#bytes=(\d{1,18})-(\d{1,18})$")  # behind a source, both ends included, as HTTP writes ranges
 URL_PROTOCOLS = ("http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory")
+MAX_PIXEL_ASPECT = 4  # no format has pixels longer than about 2.2 times their other side
+SQUARE_WITHIN = 0.01  # encoders state what rounding a size to even numbers left over
+ESCAPED_BYTE = r"\udc"  # in names of files that are not UTF-8
 _NO_STREAM = "no video stream in {source}: it holds {found}. Give a file with pictures that move."
 
 
@@ -236,6 +240,9 @@ def _read_errors(source: str) -> tuple[type[Exception], ...]:
 
 def _file_of(source: str, stack: contextlib.ExitStack) -> Any:
     """An absolute local path, or a seekable file object for a URL."""
+    name = source.encode("utf-8", "backslashreplace").decode()
+    if name != source or (ESCAPED_BYTE in name and not Path(name).exists()):
+        raise VideoError(f"{name}: this name of a file is not UTF-8, so no table can hold it: rename the file")
     span = SPAN.search(source)
     if span:
         file = _file_of(source[: span.start()], stack)
@@ -319,10 +326,25 @@ def _main_stream(source: str, container: "InputContainer") -> "VideoStream":
     return stream
 
 
+def pixel_aspect(source: str, stream: "VideoStream") -> Fraction:
+    """Width over height of one pixel as the file states it; 1 where it states nothing or a percent about square.
+
+    Raises `Undecodable` where it cannot be true.
+    """
+    stated = Fraction(stream.sample_aspect_ratio or 1)
+    if stated <= 0 or abs(stated - 1) < SQUARE_WITHIN:
+        return Fraction(1)
+    if not 1 / MAX_PIXEL_ASPECT <= stated <= MAX_PIXEL_ASPECT:
+        text = f"{source} states pixels {float(stated):.3g} times as wide as high"
+        raise Undecodable(f"{text}: no camera makes such. Remux it with a sample aspect ratio of 1.")
+    return stated
+
+
 def _check_size(source: str, stream: "VideoStream", limits: Limits) -> None:
-    if stream.width * stream.height > limits.max_pixels:
+    width_px = max(stream.width, round(stream.width * pixel_aspect(source, stream)))  # as stored, as shown
+    if width_px * stream.height > limits.max_pixels:
         raise OverLimit(
-            f"{source} is {stream.width}x{stream.height}, over Limits.max_pixels = {limits.max_pixels}: scale it down"
+            f"{source} is {width_px}x{stream.height}, over Limits.max_pixels = {limits.max_pixels}: scale it down"
         )
 
 

@@ -2,11 +2,12 @@
 
 import struct
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from manifests.container import Limits, Packets, Undecodable, counts_only, packets_from_key
+from manifests.container import Limits, Packets, Undecodable, counts_only, packets_from_key, pixel_aspect
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -16,8 +17,10 @@ if TYPE_CHECKING:
 
 SEEK_WORTH_FRAMES = 8  # decoding on over fewer unwanted frames is cheaper than a jump
 HD_LINES = 720  # a stream that does not state its colour matrix is BT.709 from here on, BT.601 below
+BT709, BT601 = 1, 6  # numbers of the matrices in H.273
 UNSTATED_MATRICES = (2, 3)  # FFmpeg: unspecified, reserved
 UPRIGHT = (1, 0, 0, 1)
+FIELD_PICTURES = frozenset({"hevc"})  # codecs whose "interlaced" pictures are single fields, each with its own time
 
 
 class FrameWalk:
@@ -35,6 +38,7 @@ class FrameWalk:
         self.source = source
         self.container = container
         self.stream = stream
+        self.pixel_aspect = pixel_aspect(source, stream)
         self.pts = packets.pts
         self.by_count = counts_only(container)
         self.key_pts = packets.keys[:1] if self.by_count else packets.keys
@@ -91,6 +95,53 @@ class FrameWalk:
                 yield frame
                 if frame.is_corrupt and frame.pts is not None and frame.pts >= key_pts:
                     return
+
+
+class FieldPicker:
+    """The top field of frames that hold two, taken with half a frame's time between them: no mixture of both.
+
+    The field goes on as a frame of half the height, brightness and colours alike, and is scaled from there. Which of
+    the two was taken first does not matter: frames keep their distances in time.
+    """
+
+    def __init__(self, codec: str) -> None:
+        self.codec = codec
+        self.graph: Any = None
+        self.shape: tuple[Any, ...] = ()
+
+    def __call__(self, frame: "VideoFrame") -> "VideoFrame":
+        """The frame itself where it holds one instant, else its top field."""
+        if not has_two_fields(frame, self.codec):
+            return frame
+        shape = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range)
+        if shape != self.shape:
+            self.graph, self.shape = _field_graph(frame), shape
+        self.graph.push(frame)
+        field: VideoFrame = self.graph.pull()
+        stated = frame.colorspace not in UNSTATED_MATRICES
+        # of the whole frame's height: a field of 1080 lines has 540
+        field.colorspace = frame.colorspace if stated else BT709 if frame.height >= HD_LINES else BT601
+        field.color_range = frame.color_range
+        return field
+
+
+def has_two_fields(frame: "VideoFrame", codec: str) -> bool:
+    """Whether the frame's lines were taken at two instants in turn, as the stream states it."""
+    return bool(frame.interlaced_frame) and codec not in FIELD_PICTURES and frame.height > 1
+
+
+def _field_graph(frame: "VideoFrame") -> Any:
+    from av.filter import Graph
+
+    graph = Graph()
+    source = graph.add_buffer(
+        width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base or Fraction(1, 1000)
+    )
+    field, sink = graph.add("field", "type=top"), graph.add("buffersink")
+    source.link_to(field)
+    field.link_to(sink)
+    graph.configure()
+    return graph
 
 
 def to_rgb24(frame: "VideoFrame", width_px: int, height_px: int, reformatter: "VideoReformatter") -> np.ndarray:
@@ -153,6 +204,12 @@ def orientation(frame: "VideoFrame") -> tuple[int, int, int, int]:
     if abs(a) + abs(d) >= abs(b) + abs(c):
         return (-1 if a < 0 else 1, 0, 0, -1 if d < 0 else 1)
     return (0, -1 if b < 0 else 1, -1 if c < 0 else 1, 0)
+
+
+def shown_size(frame: "VideoFrame", turn: tuple[int, int, int, int], pixel_aspect: Fraction) -> tuple[int, int]:
+    """Width and height as displayed: pixels made square by stretching the stored width, then turned."""
+    width_px = max(1, round(frame.width * pixel_aspect))
+    return (frame.height, width_px) if is_transposed(turn) else (width_px, frame.height)
 
 
 def is_transposed(turn: tuple[int, int, int, int]) -> bool:

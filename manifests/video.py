@@ -27,7 +27,18 @@ from manifests.container import (
     translated,
 )
 from manifests.encode import Pixels, decode_lossless, encode_lossless, write_video
-from manifests.frames import FrameWalk, is_deep, is_transposed, orientation, to_rgb24, to_rgb48, turned
+from manifests.frames import (
+    FieldPicker,
+    FrameWalk,
+    has_two_fields,
+    is_deep,
+    is_transposed,
+    orientation,
+    shown_size,
+    to_rgb24,
+    to_rgb48,
+    turned,
+)
 from manifests.motion_vectors import MotionVectors, vectors_of
 
 if TYPE_CHECKING:
@@ -65,7 +76,7 @@ class VideoInfo(NamedTuple):
 
     stream_index: int
     codec: str  # FFmpeg's name, such as "h264"
-    width_px: int  # as displayed: rotation applied, pixels as stored (no square-pixel correction)
+    width_px: int  # as displayed: rotation applied, and pixels made square by stretching the stored width
     height_px: int
     fps: float  # mean
     duration_s: float  # from the first frame to the end of the last
@@ -73,6 +84,7 @@ class VideoInfo(NamedTuple):
     time_base_den: int
     end_pts: int  # just after the last frame
     pts: np.ndarray  # int64 [T], presentation timestamps, strictly increasing
+    interlaced: bool = False  # the first frame holds two fields: `decode` shows the top one only
 
 
 def probe(
@@ -100,10 +112,9 @@ def probe(
         if duration_s > limits.max_duration_s:
             text = f"{source} lasts {duration_s:.0f} s, over Limits.max_duration_s = {limits.max_duration_s:g}: cut it"
             raise OverLimit(text)
-        first = next(FrameWalk(source, container, stream, packets, limits).frames(pts[:1]))
-        width_px, height_px = first.width, first.height
-        if is_transposed(orientation(first)):
-            width_px, height_px = height_px, width_px
+        walk = FrameWalk(source, container, stream, packets, limits)
+        first = next(walk.frames(pts[:1]))
+        width_px, height_px = shown_size(first, orientation(first), walk.pixel_aspect)
         return VideoInfo(
             stream_index=stream.index,
             codec=stream.codec.canonical_name,
@@ -115,6 +126,7 @@ def probe(
             time_base_den=stream.time_base.denominator,
             end_pts=end_pts,
             pts=pts,
+            interlaced=has_two_fields(first, stream.codec.canonical_name),
         )
 
 
@@ -143,6 +155,7 @@ def clip_of(source: str, info: VideoInfo, start: int = 0, stop: int | None = Non
         codec=info.codec,
         pts_hash=digest,
         caption=caption,
+        interlaced=info.interlaced,
     )
 
 
@@ -166,7 +179,9 @@ def decode(
     `short_side_px`: scale down, averaging pixel areas, so that the shorter side has this many pixels; 0, or a smaller
     frame, stays as it is. Frames are scaled one by one: memory is bounded by the working size.
     `threads`: of the decoder; 0 = one per core. RGB is full range by the matrix the stream states; a stream that states
-    none is BT.709 from 720 lines, else BT.601. HDR transfer curves are not tone-mapped.
+    none is BT.709 from 720 lines, else BT.601. HDR transfer curves are not tone-mapped. Pixels that are not square are
+    made so by stretching the width. Of an interlaced frame, which holds two instants, the top field is shown, its lines
+    interpolated to the full height: fields are never mixed.
     `vectors`: also keep the codec's motion vectors of these frames.
 
     Raises `SourceChanged` when the span's timestamps no longer hash to the clip's; `Undecodable` naming the first frame
@@ -194,14 +209,15 @@ def frames_of(
     `threads`: of the decoder, 0 = one per core; with more than one even a fault that harms no frame is `Undecodable`.
     """
     with _opened(clip, limits, threads) as (walk, wanted):
-        yield from _images(clip, walk.frames(wanted), size_px or working_size(clip, short_side_px))
+        yield from _images(clip, walk.frames(wanted), size_px or working_size(clip, short_side_px), walk.pixel_aspect)
 
 
 def decode_deep(clip: Clip, limits: Limits = Limits()) -> np.ndarray:
     """All frames of the clip at the stream's own depth: uint8 or uint16 [T, H, W, 3] over its full range, as stored.
 
     uint16 where the stream has more than 8 bits a channel (exact for 16-bit RGB and grey), else what `decode` gives.
-    For maps; a rotation in the container is not applied to uint16. Raises as `decode` does.
+    For maps; of uint16, neither a rotation nor the shape of pixels is applied, and fields stay woven. Raises as
+    `decode` does.
     """
     nbytes = clip.frame_count * clip.height_px * clip.width_px * 6
     if nbytes > limits.max_decoded_bytes:
@@ -214,16 +230,21 @@ def decode_deep(clip: Clip, limits: Limits = Limits()) -> np.ndarray:
 
 
 def whole_mp4(clip: Clip) -> bytes | None:
-    """The bytes of the clip's source where that is an mp4 that holds exactly the clip's frames, else None.
+    """The bytes of the clip's source where that is an mp4 with exactly the clip's frames as they are shown, else None.
+
+    Readers elsewhere may know nothing of turned, stretched or interlaced pictures: such sources give None.
 
     Raises a `VideoError` when the source cannot be read. A source that has changed since gives None; `decode` says so.
     """
-    with open_video(clip.source, Limits()) as (container, _):
+    with open_video(clip.source, Limits()) as (container, stream):
+        stored_px = (stream.width, stream.height)
         brand = container.metadata.get("major_brand", "qt").strip()  # QuickTime's mov is of the same family
         if "mp4" not in container.format.name or brand == "qt":
             return None
     info = probe(clip.source)
     if info.stream_index != clip.stream_index or pts_hash(info.pts) != clip.pts_hash:
+        return None
+    if info.interlaced or stored_px != (info.width_px, info.height_px):
         return None
     return all_bytes(clip.source)
 
@@ -251,7 +272,8 @@ def _decode(
         if vectors:
             walk.keep_vectors()
         walked = noted(walk.frames(wanted)) if vectors else walk.frames(wanted)
-        frames = _stack(clip, walked, len(wanted), short_side_px, limits)
+        images = _images(clip, walked, working_size(clip, short_side_px), walk.pixel_aspect)
+        frames = _stack(clip, images, len(wanted), short_side_px, limits)
     return DecodedClip(clip, frames, (wanted - clip.start_pts) * unit_s, tuple(found) if vectors else None)
 
 
@@ -323,8 +345,8 @@ def _checked_indices(indices: np.ndarray, count: int) -> np.ndarray:
     return chosen
 
 
-def _stack(clip: Clip, frames: "Iterator[VideoFrame]", count: int, short_side_px: int, limits: Limits) -> np.ndarray:
-    """uint8 [count, H, W, 3]: frames converted, scaled and turned one by one into one array."""
+def _stack(clip: Clip, images: Iterator[np.ndarray], count: int, short_side_px: int, limits: Limits) -> np.ndarray:
+    """uint8 [count, H, W, 3]: images taken one by one into one array."""
     height_px, width_px = working_size(clip, short_side_px)
     nbytes = count * height_px * width_px * 3
     if nbytes > limits.max_decoded_bytes:
@@ -333,7 +355,7 @@ def _stack(clip: Clip, frames: "Iterator[VideoFrame]", count: int, short_side_px
             f"{clip.source}: {text} = {limits.max_decoded_bytes}: take a smaller working size or shorter clips"
         )
     out = np.empty((count, height_px, width_px, 3), np.uint8)
-    for target, image in zip(out, _images(clip, frames, (height_px, width_px)), strict=True):
+    for target, image in zip(out, images, strict=True):
         target[:] = image
     return out
 
@@ -345,21 +367,23 @@ def working_size(clip: Clip, short_side_px: int) -> tuple[int, int]:
     return max(1, round(clip.height_px * scale)), max(1, round(clip.width_px * scale))
 
 
-def _images(clip: Clip, frames: "Iterator[VideoFrame]", size_px: tuple[int, int]) -> Iterator[np.ndarray]:
-    """uint8 [H, W, 3] of each frame: converted, scaled and turned."""
+def _images(
+    clip: Clip, frames: "Iterator[VideoFrame]", size_px: tuple[int, int], pixel_aspect: Fraction
+) -> Iterator[np.ndarray]:
+    """uint8 [H, W, 3] of each frame: one field of two, converted, scaled and turned."""
     from av.video.reformatter import VideoReformatter
 
     height_px, width_px = size_px
-    reformatter = VideoReformatter()
+    reformatter, one_field = VideoReformatter(), FieldPicker(clip.codec)
     turn: tuple[int, int, int, int] | None = None
     for number, frame in enumerate(frames):
         turn = orientation(frame) if turn is None else turn
         sides = (height_px, width_px) if is_transposed(turn) else (width_px, height_px)
-        shown = (frame.height, frame.width) if is_transposed(turn) else (frame.width, frame.height)
+        shown = shown_size(frame, turn, pixel_aspect)
         if shown != (clip.width_px, clip.height_px):
             text = f"frame {number} is {shown[0]}x{shown[1]}, the clip is {clip.width_px}x{clip.height_px}"
             raise Undecodable(f"{clip.source}: {text}: cut the video where its size changes")
-        yield turned(to_rgb24(frame, *sides, reformatter), turn)
+        yield turned(to_rgb24(one_field(frame), *sides, reformatter), turn)
 
 
 def _last_duration(packets: Packets, pts: np.ndarray, stream: "VideoStream") -> int:

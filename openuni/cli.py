@@ -5,15 +5,18 @@ Ctrl-C.
 """
 
 import os
+import shlex
 import sys
 import traceback
 from pathlib import Path
 
 from manifests.errors import OpenUniError
 from openuni.commands import corpora, models, parts, synthetic
-from openuni.commands.app import app
+from openuni.commands.app import Stopped, app
 
 __all__ = ["app", "corpora", "main", "models", "parts", "synthetic"]
+
+RESUMED = frozenset({"run", "import", "export", "train", "world", "demo"})  # what goes on where it was stopped
 
 
 def main() -> None:
@@ -25,6 +28,9 @@ def main() -> None:
     sys.path.append(str(Path.cwd()))
     try:
         app()
+    except Stopped:
+        print(f"openuni: stopped. {_go_on(sys.argv[1:])}", file=sys.stderr)
+        sys.exit(130)
     except OpenUniError as error:
         print(f"openuni: {error}", file=sys.stderr)
         sys.exit(2)
@@ -35,9 +41,14 @@ def main() -> None:
         traceback.print_exc()
         print("openuni: this is a fault of openuni; please report it with the lines above.", file=sys.stderr)
         sys.exit(3)
-    except KeyboardInterrupt:
-        print("openuni: stopped. What is finished is kept; run the same command again to go on.", file=sys.stderr)
-        sys.exit(130)
+
+
+def _go_on(arguments: list[str]) -> str:
+    """What to do after Ctrl-C."""
+    again = shlex.join(["openuni", *arguments])
+    if arguments[0] in RESUMED or arguments[:2] == ["checkpoints", "get"]:
+        return f"What is finished is kept. Go on with: {again}"
+    return f"Begin again with: {again}"
 
 
 if __name__ == "__main__":

@@ -31,7 +31,12 @@ def find_sources(given: str | Path | Sequence[str | Path]) -> list[str]:
     found: list[str] = []
     for item in [given] if isinstance(given, str | Path) else given:
         found.extend(_expand(str(item)))
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(_as_text(source) for source in found))
+
+
+def _as_text(source: str) -> str:
+    """The name; of a file whose name is no text, its bytes as escapes: it fails at ingest, and has a row."""
+    return source if source.isascii() else source.encode("utf-8", "backslashreplace").decode()
 
 
 def is_url(source: str) -> bool:
@@ -106,8 +111,21 @@ def _videos_in(folder: str) -> Iterator[str]:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 yield from _videos_in(entry.path)
+            elif _is_video(entry.name) and entry.is_symlink():
+                yield from _linked(entry.path)
             elif _is_video(entry.name) and entry.is_file():
-                yield str(Path(entry.path).resolve()) if entry.is_symlink() else entry.path
+                yield entry.path
+
+
+def _linked(path: str) -> Iterator[str]:
+    """The file that a link leads to; the link itself where that is nowhere, so that ingest says so in its row."""
+    try:
+        target = Path(path).resolve(strict=True)
+    except (OSError, RuntimeError):  # Python 3.11 and 3.12 say RuntimeError of a loop
+        yield path
+        return
+    if target.is_file():
+        yield str(target)
 
 
 def _plain_file(path: str) -> str | None:

@@ -36,13 +36,20 @@ def encode(
     rotation: tuple[float, bool, bool] | None = None,
     pictures: Sequence[np.ndarray] | None = None,
 ) -> Path:
-    """One frame per entry of `times` (in `unit` seconds), showing 0, 1, 2, ... unless `pictures` says otherwise."""
+    """One frame per entry of `times` (in `unit` seconds), showing 0, 1, 2, ... unless `pictures` says otherwise.
+
+    `options`: the encoder's; `pix_fmt` and `sar` (sample aspect ratio) among them are the stream's.
+    """
+    options = dict(options or {})
+    pix_fmt, sar = options.pop("pix_fmt", "yuv420p"), options.pop("sar", "")
     images = [picture(number) for number in range(len(times))] if pictures is None else pictures
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=1 / unit, options=options or {})
+        stream = container.add_stream(codec, rate=1 / unit, options=options)
         stream.height, stream.width = images[0].shape[:2]
-        stream.pix_fmt = "yuv420p"
+        stream.pix_fmt = pix_fmt
         stream.codec_context.time_base = unit
+        if sar:
+            stream.codec_context.sample_aspect_ratio = Fraction(sar)
         if rotation is not None:
             stream.set_display_rotation(*rotation)
         for packet in _packets(stream, images, times, unit):

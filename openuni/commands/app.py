@@ -7,8 +7,26 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
+import typer.core
+
+
+class Stopped(Exception):
+    """Ctrl-C, once all that was open is closed."""
+
+
+class Commands(typer.core.TyperGroup):
+    """All commands. Typer would end the process by itself at Ctrl-C, without a word."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command. Raises `Stopped` at Ctrl-C."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as interrupt:
+            raise Stopped from interrupt
+
 
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

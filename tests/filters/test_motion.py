@@ -29,6 +29,17 @@ def test_a_pan_is_measured_in_diagonals_per_second_and_is_all_camera(preset, err
     assert found.residual_diag_per_s < 0.05 * expected
 
 
+def test_the_speed_is_that_of_farnebacks_flow_which_others_measure():
+    """data-juicer and VideoX-Fun: mean length of Farneback's flow (0.5, 3, 15, 3, 5, 1.2), pixels per pair."""
+    frames = panned([(0, 0), (5, 2)], 200, 300)
+    grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
+    theirs = cv2.calcOpticalFlowFarneback(*grey, None, 0.5, 3, 15, 3, 5, 1.2, 0)
+    inside = theirs[20:-20, 20:-20]
+    assert np.hypot(inside[..., 0] - 5, inside[..., 1] - 2).mean() < 0.02
+    px = np.hypot(theirs[..., 0], theirs[..., 1]).mean()
+    assert scores(frames, preset="medium").speed_diag_per_s == pytest.approx(px / np.hypot(200, 300) * 25, rel=0.03)
+
+
 def test_a_zoom_is_camera_and_its_speed_grows_from_the_centre():
     found = scores(zoomed([1.0, 1.05]), fps=25.0, preset="medium")
     y, x = np.mgrid[:120, :180]

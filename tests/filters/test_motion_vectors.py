@@ -1,4 +1,6 @@
+import contextlib
 import dataclasses
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -77,6 +79,43 @@ def test_codecs_that_keep_their_vectors_are_unavailable_not_zero_and_motion_meas
         CodecMotion().run(None, clip)
     speed = Motion(preset="medium").run(None, clip).speed_diag_per_s
     assert speed == pytest.approx(np.hypot(*SHIFT_PX) / np.hypot(HEIGHT_PX, WIDTH_PX) * 25, rel=0.05)
+
+
+@pytest.mark.parametrize(("codec", "suffix"), [("libx265", "mp4"), ("libvpx-vp9", "webm"), ("libsvtav1", "mkv")])
+def test_vectors_estimated_by_ffmpeg_from_such_codecs_are_the_same(tmp_path, codec, suffix):
+    """FFmpeg's mestimate: blocks found in the frame before (source -1) and the one after, whatever the codec."""
+    options = {
+        "libx265": {"x265-params": "log-level=none", "crf": "15"},
+        "libvpx-vp9": {"crf": "15", "b": "0", "cpu-used": "8"},
+        "libsvtav1": {"crf": "20", "preset": "10"},
+    }
+    frames = video.decode(decoded(tmp_path, pan(8), codec, suffix, options[codec]).clip).frames
+    tables = np.concatenate(mestimate(frames)[1:])
+    here, there = (np.stack([tables[f"{side}_x"], tables[f"{side}_y"]], axis=1).astype(int) for side in ("dst", "src"))
+    inside = (np.abs(here / (WIDTH_PX, HEIGHT_PX) - 0.5) < 0.35).all(axis=1) & (tables["source"] < 0)
+    assert (here - there)[inside].mean(axis=0) == pytest.approx(SHIFT_PX, rel=0.05)
+
+
+def mestimate(frames):
+    """The tables of vectors that FFmpeg finds for uint8 [T, H, W, 3], of all frames but the last."""
+    import av
+
+    graph = av.filter.Graph()
+    source = graph.add_buffer(
+        width=WIDTH_PX, height=HEIGHT_PX, format=av.VideoFormat("yuv420p"), time_base=Fraction(1, 25)
+    )
+    search, sink = graph.add("mestimate", "method=umh:mb_size=16:search_param=16"), graph.add("buffersink")
+    source.link_to(search)
+    search.link_to(sink)
+    graph.configure()
+    found = []
+    for number, image in enumerate(frames):
+        frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format="yuv420p")
+        frame.pts, frame.time_base = number, Fraction(1, 25)
+        graph.push(frame)
+        with contextlib.suppress(av.error.BlockingIOError):
+            found.append(graph.pull().side_data.get("MOTION_VECTORS"))
+    return [vectors.to_ndarray() for vectors in found if vectors is not None]
 
 
 def test_a_small_thing_that_moves_ranks_between_rest_and_a_pan(tmp_path):

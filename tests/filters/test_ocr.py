@@ -99,6 +99,38 @@ def test_slanted_boxes_have_their_own_area_not_that_of_the_rectangle_around():
     assert scores(boxes(diamond), [np.zeros((100, 100, 3), np.uint8)]).text_area_share == pytest.approx(0.32, rel=0.05)
 
 
+def as_videox_fun_counts(level, slanted):
+    """Square pixels, as its compute_text_score is described: the second triangle of a quad has too few points."""
+    area = sum((right - left) * (bottom - top) for left, right, top, bottom in level)
+    for points in slanted:
+        triangles = (points[:3], [points[3], points[0]])
+        try:
+            area += sum(triangle_area(*triangle) for triangle in triangles)
+        except TypeError:
+            continue
+    return area
+
+
+def triangle_area(a, b, c):
+    return abs(a[0] * (b[1] - c[1]) + b[0] * (c[1] - a[1]) + c[0] * (a[1] - b[1])) / 2
+
+
+def test_the_mode_of_videox_fun_adds_level_boxes_up_and_drops_slanted_ones():
+    level = [(0, 40, 0, 40), (0, 20, 0, 40)]  # left, right, top, bottom, as EasyOCR gives them
+    slanted = [[(50, 10), (90, 50), (50, 90), (10, 50)]]
+    quads = [[(left, top), (right, top), (right, bottom), (left, bottom)] for left, right, top, bottom in level]
+    found = scores(boxes(*quads, *slanted), [np.zeros((100, 100, 3), np.uint8)], area="videox_fun")
+    assert found.text_area_share == pytest.approx(as_videox_fun_counts(level, slanted) / 100**2, abs=1e-9)
+    assert found.text_area_share == pytest.approx(0.24)
+    whole = scores(boxes(*quads, *slanted), [np.zeros((100, 100, 3), np.uint8)], area="sum").text_area_share
+    assert whole == pytest.approx(0.24 + 0.32)
+    assert sum(kinds(found)) > found.text_area_share  # what kinds of text there are is not told by a faulty sum
+
+
+def test_the_mode_of_videox_fun_looks_at_the_frame_in_the_middle():
+    assert Ocr(area="videox_fun", max_frames=1).sample(np.arange(100) / 25).tolist() == [50]
+
+
 # ---------------------------------------------------------------------- overlay or scene
 
 
@@ -264,6 +296,28 @@ def test_boxes_of_craft_are_those_of_the_original_to_the_pixel(craft, tmp_path):
     found = Ocr(backend="easyocr", checkpoint=str(craft)).load("cpu")(frame)
     assert len(found) > 5
     assert np.array_equal(found, np.array(expected, np.float32))
+
+
+def test_craft_and_the_mode_of_videox_fun_give_its_number(craft, tmp_path):
+    import easyocr
+    from easyocr.detection import get_detector
+
+    folder = str(tmp_path)
+    reader = easyocr.Reader(
+        ["en"], gpu=False, model_storage_directory=folder, user_network_directory=folder, download_enabled=False,
+        detector=False, recognizer=False, verbose=False,
+    )  # fmt: skip
+    reader.detector = get_detector(str(craft), "cpu", quantize=False)
+    reader.get_textbox = easyocr.detection.get_textbox
+    frame = blocky()
+    (level,), (slanted,) = reader.detect(frame)
+    assert level and slanted
+    options = {"backend": "easyocr", "checkpoint": str(craft), "area": "videox_fun", "long_side_px": 2560}
+    detector = Ocr(**options).load("cpu")
+    found = scores(detector, [frame], **options)
+    expected = as_videox_fun_counts(level, slanted) / frame[..., 0].size
+    assert found.text_area_share == pytest.approx(expected, abs=1e-6)
+    assert scores(detector, [frame], **options | {"area": "sum"}).text_area_share > expected
 
 
 def test_the_published_zip_holds_the_same_weights(craft, tmp_path):

@@ -60,6 +60,40 @@ def test_the_stated_matrix_and_range_are_used(
         assert np.abs(frame.astype(int) - wanted).max() <= 2, (yuv, frame[0, 0], wanted)
 
 
+@pytest.mark.parametrize("full", [False, True], ids=["limited", "full"])
+@pytest.mark.parametrize("matrix", [1, 6], ids=["bt709", "bt601"])
+@pytest.mark.parametrize(
+    ("codec", "name", "pix_fmt", "options"),
+    [
+        ("libx264", "h264.mp4", "yuv420p", {"crf": "4"}),
+        ("libx264", "h264.avi", "yuv420p", {"crf": "4", "bf": "0"}),
+        ("libx265", "hevc.mov", "yuv420p", {"crf": "4", "x265-params": "log-level=none"}),
+        ("libx265", "hevc_10_bit.mkv", "yuv420p10le", {"crf": "4", "x265-params": "log-level=none"}),
+        ("libvpx-vp9", "vp9.webm", "yuv420p", {"crf": "4", "b": "0"}),
+        ("libsvtav1", "av1.mp4", "yuv420p", {"crf": "4", "preset": "8", "g": "1"}),
+        ("libsvtav1", "av1_10_bit.mkv", "yuv420p10le", {"crf": "4", "preset": "8", "g": "1"}),
+    ],
+)
+def test_matrix_and_range_are_kept_in_every_codec(
+    tmp_path: Path, codec: str, name: str, pix_fmt: str, options: dict[str, str], matrix: int, full: bool
+) -> None:
+    with av.open(str(tmp_path / name), "w") as container:
+        stream = container.add_stream(codec, rate=25, options=options)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, pix_fmt
+        stream.colorspace, stream.color_range = matrix, 2 if full else 1
+        for number, yuv in enumerate(YUV):
+            planes = np.broadcast_to(np.array(yuv, np.uint8)[:, None, None], (3, 64, 64))
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(planes), format="yuv444p")
+            frame.colorspace, frame.color_range = matrix, 2 if full else 1
+            frame = frame.reformat(format=pix_fmt)
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    for frame, yuv in zip(video.decode(video.whole_clip(str(tmp_path / name))).frames, YUV, strict=True):
+        wanted = expected_rgb(yuv, matrix, full)
+        assert np.abs(frame[32, 32].astype(int) - wanted).max() <= 5, (yuv, frame[32, 32], wanted)
+
+
 def test_written_video_decodes_to_the_colours_given(tmp_path: Path) -> None:
     colours = np.array([(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0), (200, 120, 40)], np.uint8)
     frames = np.broadcast_to(colours[:, None, None], (len(colours), 48, 64, 3)).copy()

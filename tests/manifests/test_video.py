@@ -196,6 +196,19 @@ def test_a_whole_mp4_is_had_as_it_lies(coded: Path) -> None:
     assert video.whole_mp4(video.clip_of(str(coded), info, 0, 39)) is None
 
 
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"rotation": (90, False, False)},
+        {"options": {"sar": "4/3"}},
+        {"options": {"flags": "+ildct+ilme", "x264-params": "tff=1"}},
+    ],
+)
+def test_an_mp4_that_others_may_show_otherwise_is_not_had_as_it_lies(tmp_path: Path, how: dict) -> None:
+    assert video.whole_mp4(video.whole_clip(str(encode(tmp_path / "a.mp4", times=range(4))))) is not None
+    assert video.whole_mp4(video.whole_clip(str(encode(tmp_path / "b.mp4", times=range(4), **how)))) is None
+
+
 def test_a_whole_mp4_within_another_file_is_had_without_its_surroundings(tmp_path: Path) -> None:
     path = encode(tmp_path / "a.mp4", "libx264")
     data = path.read_bytes()

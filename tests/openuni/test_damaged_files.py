@@ -139,6 +139,8 @@ def test_memory_stays_flat_over_many_opens(whole: dict[str, bytes], tmp_path: Pa
     for name, data in whole.items():
         paths.append(tmp_path / name)
         paths[-1].write_bytes(data)
+    fields = {"flags": "+ildct+ilme", "x264-params": "tff=1", "sar": "4/3"}  # takes a filter and a stretch
+    paths.append(encode(tmp_path / "fields.mp4", options=fields))
     limits = Limits(max_probe_s=MAX_S_PER_FILE)
     process = psutil.Process()
 

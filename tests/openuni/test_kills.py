@@ -1,6 +1,8 @@
 """kill -9 at random moments: after resuming, the corpus equals that of an uninterrupted run."""
 
+import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -164,3 +166,31 @@ def test_a_clip_that_kills_its_worker_is_retried_then_failed(tmp_path):
     assert "died 3 times" in rows.pop("deadly.mp4")["error"]
     assert {(row["status"], row["frames"]) for row in rows.values()} == {("ok", 6)}
     assert not list((tmp_path / "corpus" / "annotations" / "tests.operators.aborting" / ".open").iterdir())
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_ctrl_c_says_what_is_kept_and_how_to_go_on(tmp_path, workers):
+    """A real SIGINT to all processes of the run, as a terminal sends it."""
+    raw = tmp_path / "raw"
+    write_clips(raw, 8)
+    log = tmp_path / "log"
+    log.touch()
+    recipe = write_recipe(tmp_path / "corpus.toml", log, 0.3)
+    command = list(map(str, ["run", recipe, raw, "--out", tmp_path / "corpus", "--workers", workers]))
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "openuni.cli", *command], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 90
+    while len(log.read_text().splitlines()) < 3:
+        assert driver.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(driver.pid, signal.SIGINT)
+    _, said = driver.communicate(timeout=30)
+    assert driver.returncode == 130, said
+    assert f"openuni: stopped. What is finished is kept. Go on with: {shlex.join(['openuni', *command])}" in said
+    assert "Traceback" not in said and "Aborted" not in said
+    done = len(log.read_text().splitlines())
+    resumed = openuni.run(recipe, raw, out=tmp_path / "corpus", reporter=Reporter(quiet=True))
+    assert resumed.summary().pending == 0
+    again = len(log.read_text().splitlines()) - (len(resumed.kept()) - done)
+    assert done <= again <= done + 2 * max(1, workers)  # only what was in hand

@@ -54,7 +54,8 @@ def test_links_lead_to_one_source(raw):
     (raw / "broken.mp4").symlink_to(raw / "gone.mp4")
     (raw.parent / "other").symlink_to(raw / "deep", target_is_directory=True)
     (raw.parent / "list.txt").write_text("raw/deep/../link.mp4\nother/er/c.webm\nraw/b.mp4\n")
-    assert names(find_sources("raw"), raw) == ["a.MKV", "b.mp4", "deep/er/c.webm"]
+    (raw / "folder.mp4").symlink_to(raw / "deep", target_is_directory=True)
+    assert names(find_sources("raw"), raw) == ["a.MKV", "b.mp4", "broken.mp4", "deep/er/c.webm"]
     assert names(find_sources("list.txt"), raw) == ["b.mp4", "deep/er/c.webm"]
     assert names(find_sources("other/er/c.webm"), raw) == ["deep/er/c.webm"]
 
@@ -99,3 +100,28 @@ def test_maps_beside_a_video_are_no_sources(tmp_path):
         (tmp_path / name).touch()
     assert [Path(source).name for source in find_sources(tmp_path)] == ["a.mp4", "b.v2.mkv", "depth.mkv"]
     assert len(find_sources(str(tmp_path / "a.depth.mkv"))) == 1  # named outright, it is one
+
+
+def test_links_that_lead_nowhere_are_sources_so_that_they_have_a_row(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    (tmp_path / "link.mp4").symlink_to("a.mp4")
+    (tmp_path / "gone.mp4").symlink_to("nowhere.mp4")
+    (tmp_path / "loop.mp4").symlink_to("loop.mp4")
+    assert find_sources(tmp_path) == [str(tmp_path / name) for name in ("a.mp4", "gone.mp4", "loop.mp4")]
+
+
+def test_a_name_that_is_no_text_is_a_failed_row(tmp_path):
+    import openuni
+    from openuni.progress import Reporter
+    from tests.coded_clips import encode
+
+    encode(tmp_path / "good.mp4")
+    encode(tmp_path / "é.mp4")
+    with open(bytes(tmp_path) + b"/bad\xff.mp4", "wb") as file:  # noqa: PTH123
+        file.write((tmp_path / "good.mp4").read_bytes())
+    corpus = openuni.run({}, tmp_path, out=tmp_path / "corpus", reporter=Reporter(quiet=True))
+    assert (corpus.summary().clips, corpus.summary().ok) == (3, 2)
+    (error,) = (row["error"] for row in corpus.table("clips").to_pylist() if row["status"] == "failed")
+    assert r"bad\udcff.mp4: this name of a file is not UTF-8" in error and "rename" in error
+    again = openuni.run({}, tmp_path, out=tmp_path / "corpus", reporter=Reporter(quiet=True))
+    assert again.clips.equals(corpus.clips)

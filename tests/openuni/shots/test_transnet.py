@@ -81,7 +81,7 @@ def echo(windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_every_frame_is_predicted_once_in_order():
-    for count in [*range(1, 252, 5), 25, 50, 75, 99, 100, 150, 200, 250, 300]:
+    for count in [*range(1, 252), 300]:
         ends, mixed = probabilities(echo, iter(numbered(count)), windows_per_batch=1 + count % 3)
         assert ends.tolist() == list(range(count)) and (mixed == 2 * ends).all(), count
     assert [len(part) for part in probabilities(echo, iter(()))] == [0, 0]
