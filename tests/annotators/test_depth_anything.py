@@ -9,7 +9,8 @@ from transformers import (
     DPTImageProcessor,
 )
 
-from annotators.depth_anything import DepthAnything, original_size
+from annotators._depth_anything import original_size
+from annotators.depth_anything import DepthAnything
 from manifests.clip import DecodedClip
 from manifests.errors import MissingPart, OpenUniError
 from tests.moving_pictures import panned, texture
