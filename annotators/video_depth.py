@@ -36,7 +36,7 @@ class SteadyDepth(NamedTuple):
     ]
     aligned_share: Annotated[
         float | None,
-        "share of adjacent frames between which scale and shift were found, 0 to 1; null for windows, and for one frame",
+        "share of adjacent frames between which scale and shift were found, 0 to 1; null for windows and one frame",
     ]
 
 

@@ -157,7 +157,7 @@ def test_other_files_and_networks_are_explained(tmp_path):
 
 @pytest.mark.parametrize("wrong", [{"steady_frames": -1.0}, {"window_unit": "feet"}, {"input_size": 20}])
 def test_wrong_options_are_refused(wrong):
-    with pytest.raises(OpenUniError, match="video_depth: .*Allowed"):
+    with pytest.raises(OpenUniError, match=r"video_depth: .*Allowed"):
         VideoDepth(**wrong)
 
 
