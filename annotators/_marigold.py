@@ -88,13 +88,12 @@ class Marigold(Annotator):
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,
-                torch_dtype=torch.float32,
                 low_cpu_mem_usage=False,  # the quick way needs another package
             )
         except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
             raise OpenUniError(f"{folder} cannot be loaded as {self.pipeline_name()}: {error}") from error
         pipeline.set_progress_bar_config(disable=True)
-        return pipeline.to(device)
+        return pipeline.to(device, torch.float32)
 
     def predict(self, pipeline: Any, frames: np.ndarray) -> Predicted:
         """What the pipeline makes of uint8 [T, H, W, 3] RGB frames, at their size. The same for every batch size."""

@@ -247,7 +247,7 @@ def waves(height_px, width_px):
 
 @pytest.mark.parametrize(("size", "theirs"), BY_THE_AUTHORS.items())
 def test_the_network_is_the_authors_up_to_the_interpolation_of_position_codes(checkpoints, size, theirs):
-    """Equal to 32-bit rounding; where their code interpolates position codes in its way, some tenths of a percent off."""
+    """Equal to 32-bit rounding; some tenths of a percent off where their code interpolates position codes its way."""
     network, _ = DepthAnything(checkpoint=checkpoints["relative"]).load("cpu")
     height_px, width_px = size
     with torch.no_grad():
