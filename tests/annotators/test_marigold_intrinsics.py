@@ -139,3 +139,4 @@ def test_licences_and_names_of_the_authors_checkpoints():
     names = [checkpoint.ref for checkpoint in MarigoldIntrinsics.published()]
     assert names == ["prs-eth/marigold-iid-lighting-v1-1", "prs-eth/marigold-iid-appearance-v1-1"]
     assert {checkpoint.licence for checkpoint in MarigoldIntrinsics.published()} == {"OpenRAIL++-M"}
+    assert all(checkpoint.asks_consent for checkpoint in MarigoldIntrinsics.published()), "some uses are ruled out"
