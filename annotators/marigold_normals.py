@@ -65,5 +65,5 @@ class MarigoldNormals(Marigold):
 def unit(vectors: np.ndarray) -> np.ndarray:
     """float32 [..., 3] of unit length; what has no direction faces the viewer."""
     length = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    found: np.ndarray = np.where(length > 1e-6, vectors / np.maximum(length, 1e-6), np.float32([0, 0, 1]))
+    found: np.ndarray = np.where(length > 1e-6, vectors / np.maximum(length, 1e-6), np.array([0, 0, 1]))
     return found.astype(np.float32)
