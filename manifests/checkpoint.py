@@ -15,7 +15,7 @@ WHOLE_SHA256 = re.compile(r"[0-9a-f]{64}")
 WEIGHTS = (".safetensors", ".onnx", ".torchscript")  # endings of files in repositories that hold weights
 SHORT_SHA256 = re.compile(r"-([0-9a-f]{8,64})\.\w+$")  # in the names that torchvision gives its files
 
-Terms = Literal["permissive", "non-commercial", "copyleft", "unclear"]
+Terms = Literal["permissive", "non-commercial", "copyleft", "use-restricted", "unclear"]
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Checkpoint:
     @property
     def asks_consent(self) -> bool:
         """Whether the user must say that the licence fits. Files given by path are the user's own business."""
-        return self.store != "path" and (self.gated or self.terms in ("non-commercial", "copyleft"))
+        return self.store != "path" and (self.gated or self.terms in ("non-commercial", "copyleft", "use-restricted"))
 
     def _files_of(self, root: Path) -> list[Path]:
         if not root.is_dir():
@@ -170,6 +170,8 @@ def terms_of(licence: str) -> Terms:
         return "non-commercial"
     if "GPL" in name or "-SA" in name:
         return "copyleft"
+    if "RAIL" in name:  # commercial use is allowed, a list of uses is not
+        return "use-restricted"
     permissive = ("APACHE-2.0", "MIT", "BSD-2-CLAUSE", "BSD-3-CLAUSE", "CC-BY-4.0", "CC0-1.0", "ISC", "UNLICENSE")
     parts = [part.strip() for part in name.split(" AND ")]
     return "permissive" if all(part in permissive for part in parts) else "unclear"

@@ -4,7 +4,10 @@ import numpy as np
 
 
 def resize_smooth(array: np.ndarray, height_px: int, width_px: int) -> np.ndarray:
-    """uint8 or float32 [T, H, W, C] at another size: pixel areas averaged when smaller, bilinear when larger."""
+    """uint8 or float32 [T, H, W, C] at another size: pixel areas averaged when smaller, bilinear when larger.
+
+    No value leaves the range of its image.
+    """
     import cv2
 
     height, width = array.shape[1:3]
@@ -20,6 +23,8 @@ def resize_smooth(array: np.ndarray, height_px: int, width_px: int) -> np.ndarra
             sized = cv2.resize(image.astype(np.float32), (width, height_px), interpolation=way_down)
             sized = cv2.resize(sized, (width_px, height_px), interpolation=way_across)
             sized = np.rint(sized) if array.dtype == np.uint8 else sized
+        if sized.dtype != np.uint8:
+            sized = np.clip(sized, image.min(), image.max())  # OpenCV's average of ones may be 1 + 2^-23
         target[:] = sized.reshape(target.shape)  # OpenCV drops a single channel
     return out
 

@@ -9,7 +9,8 @@ from transformers import (
     DPTImageProcessor,
 )
 
-from annotators.depth_anything import DepthAnything, original_size
+from annotators._depth_anything import original_size
+from annotators.depth_anything import DepthAnything
 from manifests.clip import DecodedClip
 from manifests.errors import MissingPart, OpenUniError
 from tests.moving_pictures import panned, texture
@@ -223,3 +224,47 @@ def test_missing_or_other_checkpoints_are_explained(tmp_path, monkeypatch):
 def test_wrong_options_are_refused(wrong):
     with pytest.raises(OpenUniError, match="Allowed"):
         DepthAnything(**wrong)
+
+
+# Depth at three pixels of the network's output by the authors' code (Depth-Anything-V2's DINOv2 and DPT in this tiny
+# size, with the weights of `tiny_checkpoint` under their names) on `waves`; and by the same code when it interpolates
+# position codes to an exact size, as transformers does, instead of by a factor with an offset of 0.1.
+BY_THE_AUTHORS = {
+    (70, 70): ((0.5586324, 1.3807755, 0.0), (0.5586324, 1.3807755, 0.0)),
+    (70, 126): ((0.515225, 0.8688989, 0.0289153), (0.5152214, 0.8685099, 0.0296975)),
+    (112, 56): ((0.6253289, 0.4726387, 0.0934308), (0.6243363, 0.4728744, 0.0926828)),
+    (84, 98): ((0.4962116, 0.6272668, 0.1756253), (0.4962502, 0.6273855, 0.1776016)),
+}
+
+
+def waves(height_px, width_px):
+    """float32 [1, 3, H, W]: pixels as the network gets them, the same on every machine."""
+    rows, columns = torch.linspace(-2, 2, height_px)[:, None], torch.linspace(-2, 2, width_px)[None]
+    return torch.stack([torch.sin(3 * rows + columns), torch.cos(2 * columns - rows), torch.sin(4 * rows * columns)])[
+        None
+    ]
+
+
+@pytest.mark.parametrize(("size", "theirs"), BY_THE_AUTHORS.items())
+def test_the_network_is_the_authors_up_to_the_interpolation_of_position_codes(checkpoints, size, theirs):
+    """Equal to 32-bit rounding; some tenths of a percent off where their code interpolates position codes its way."""
+    network, _ = DepthAnything(checkpoint=checkpoints["relative"]).load("cpu")
+    height_px, width_px = size
+    with torch.no_grad():
+        depth = network(pixel_values=waves(*size)).predicted_depth[0].numpy()
+    places = ((3, 5), (height_px // 2, width_px // 2), (height_px - 4, width_px - 9))
+    found = np.array([depth[place] for place in places])
+    as_it_is, exact_size = np.array(theirs[0]), np.array(theirs[1])
+    assert np.abs(found - exact_size).max() < 2e-6 * depth.max()
+    if size == (70, 70):
+        assert np.array_equal(as_it_is, exact_size)
+    else:
+        assert np.abs(found - as_it_is).max() > 3e-4
+
+
+def test_change_along_the_motion_is_zero_on_a_still_clip(checkpoints):
+    operator = DepthAnything(checkpoint=checkpoints["relative"], input_size=56, frames_per_batch=1)
+    still = np.repeat(texture(45, 80)[None], 3, axis=0)
+    assert annotate(operator, still).flow_change_share == 0.0
+    assert annotate(operator, still[:1]).flow_change_share is None
+    assert annotate(operator, panned([(0, 0), (2, 0), (4, 0)], 45, 80)).flow_change_share > 0

@@ -44,3 +44,10 @@ def test_nearest_takes_the_value_under_the_centre_and_invents_none() -> None:
     np.testing.assert_array_equal(odd, odd[::-1][::-1])
     mirrored = resize_nearest(array[:, :, ::-1], 1, 3).ravel()
     assert mirrored.tolist() == [4, 2, 0]
+
+
+def test_an_average_of_ones_is_one() -> None:
+    """Where it is not, white albedo and alpha of a 480p clip cannot be scaled to 256 lines."""
+    ones = np.ones((1, 480, 832, 3), np.float32)
+    assert resize_smooth(ones, 256, 444).max() == 1
+    assert resize_smooth(ones, 256, 1000).max() == 1

@@ -173,9 +173,11 @@ def test_preflight_names_what_is_unavailable_and_asks_for_consent() -> None:
         ("MIT AND BSD-3-Clause", "permissive"),
         ("CC-BY-NC-4.0", "non-commercial"),
         ("MIT AND CC-BY-NC-SA-4.0", "non-commercial"),
+        ("OpenRAIL++-M", "use-restricted"),
+        ("Apache-2.0 AND CreativeML-OpenRAIL-M", "use-restricted"),
         ("AGPL-3.0", "copyleft"),
         ("CC-BY-SA-3.0", "copyleft"),
-        ("OpenRAIL++-M", "unclear"),
+        ("Lab-Licence-1.0", "unclear"),
         ("", "unclear"),
     ],
 )

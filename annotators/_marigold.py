@@ -1,0 +1,167 @@
+"""Marigold's pipelines in diffusers, run over the frames of a clip: for `marigold_normals`, `marigold_intrinsics`."""
+
+import json
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from manifests.checkpoint import Checkpoint, published_or_path
+from manifests.errors import ClipError, OpenUniError
+from manifests.inference import Precision, inference
+from manifests.operator import Annotator
+
+LEAST_ENSEMBLE = 3  # members that a spread can be told from
+PARTS = {  # of a pipeline: what may be loaded from its folder
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+    "scheduler": ["diffusers", "DDIMScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+}
+NEEDED_FILES = (
+    "model_index.json",
+    "scheduler/*",
+    "tokenizer/*",
+    "*/config.json",
+    "text_encoder/model.safetensors",
+    "unet/diffusion_pytorch_model.safetensors",
+    "vae/diffusion_pytorch_model.safetensors",
+)
+
+
+class Predicted(NamedTuple):
+    """`maps`: float32 [T, targets, H, W, 3], as the pipeline gives them. `spread`: with 1 or 3 channels, or None."""
+
+    maps: np.ndarray
+    spread: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Marigold(Annotator):
+    """What the annotators by Marigold share: checkpoint, denoising, noise."""
+
+    checkpoint: Annotated[str, "Hugging Face name or folder of the pipeline in diffusers' format (safetensors)"] = ""
+    steps: Annotated[int, "denoising steps, at least 1"] = 4
+    processing_px: Annotated[int, "longer side that the network sees, a multiple of 8; 0: as the frames are"] = 768
+    ensemble: Annotated[int, "predictions from different noise that are joined, at least 1; 3 and more tell spread"] = 1
+    shared_noise: Annotated[bool, "every frame starts from the same noise, against flicker; else from its own"] = True
+    seed: Annotated[int, "of the noise, at least 0"] = 0
+    frames_per_batch: Annotated[int, "frames in one forward pass, at least 1"] = 1
+    precision: Annotated[Precision, "fp32, or bf16 autocast"] = "fp32"
+
+    gpus: ClassVar[float] = 0.5
+    licence: ClassVar[str] = "Apache-2.0 AND OpenRAIL++-M"  # code; weights, with restrictions of use
+
+    def __post_init__(self) -> None:
+        for option, least in (("steps", 1), ("ensemble", 1), ("seed", 0), ("frames_per_batch", 1)):
+            if getattr(self, option) < least:
+                given = f"{self.name()}: {option} = {getattr(self, option)}"
+                raise OpenUniError(f"{given}. Allowed: {least} and more.")
+        if self.processing_px < 0 or self.processing_px % 8:
+            raise OpenUniError(f"{self.name()}: processing_px = {self.processing_px}. Allowed: 0, or multiples of 8.")
+        if self.precision not in ("fp32", "bf16"):
+            raise OpenUniError(f'{self.name()}: precision = "{self.precision}". Allowed: fp32, bf16.')
+
+    @classmethod
+    @abstractmethod
+    def pipeline_name(cls) -> str:
+        """diffusers' class."""
+
+    def checkpoints(self) -> Sequence[Checkpoint]:
+        """The folder with the pipeline."""
+        return (published_or_path(self.checkpoint, tuple(self.published())),)
+
+    def load(self, device: str) -> Any:
+        """The pipeline on `device`. Raises `OpenUniError` for a folder with another one, or with other parts."""
+        import diffusers
+        import torch
+
+        folder = self.checkpoints()[0].resolve()
+        refuse_other_pipelines(folder, self.pipeline_name())
+        try:
+            pipeline = getattr(diffusers, self.pipeline_name()).from_pretrained(
+                str(folder),
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                low_cpu_mem_usage=False,  # the quick way needs another package
+            )
+        except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
+            raise OpenUniError(f"{folder} cannot be loaded as {self.pipeline_name()}: {error}") from error
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline.to(device, torch.float32)
+
+    def predict(self, pipeline: Any, frames: np.ndarray) -> Predicted:
+        """What the pipeline makes of uint8 [T, H, W, 3] RGB frames, at their size. The same for every batch size."""
+        step = self.frames_per_batch
+        parts = [
+            self._batch(pipeline, frames, range(i, min(i + step, len(frames)))) for i in range(0, len(frames), step)
+        ]
+        maps, spreads = zip(*parts, strict=True)
+        return Predicted(np.concatenate(maps), np.concatenate(spreads) if self.tells_spread else None)
+
+    @property
+    def tells_spread(self) -> bool:
+        """Whether the ensemble is large enough to say how far its members are apart."""
+        return self.ensemble >= LEAST_ENSEMBLE
+
+    def _batch(self, pipeline: Any, frames: np.ndarray, numbers: range) -> tuple[np.ndarray, np.ndarray | None]:
+        """float32 [B, targets, H, W, 3] and the spread [B, targets, H, W, C] of the frames of these numbers."""
+        import torch
+
+        device = pipeline.unet.device
+        images = torch.from_numpy(frames[numbers.start : numbers.stop].transpose(0, 3, 1, 2) / np.float32(255))
+        noise = torch.cat([self._noise(pipeline, frames.shape[1:3], number) for number in numbers])
+        with inference(device.type, self.precision):
+            made = pipeline(
+                images.to(device),
+                num_inference_steps=self.steps,
+                ensemble_size=self.ensemble,
+                processing_resolution=self.processing_px,
+                batch_size=len(numbers),
+                latents=noise.to(device),
+                output_uncertainty=self.tells_spread,
+            )
+
+        def per_frame(values: Any) -> np.ndarray:
+            found: np.ndarray = np.asarray(values, np.float32)
+            return found.reshape(len(numbers), -1, *found.shape[1:])
+
+        return per_frame(made.prediction), per_frame(made.uncertainty) if self.tells_spread else None
+
+    def _noise(self, pipeline: Any, size_px: tuple[int, int], number: int) -> Any:
+        """Where the denoising of a frame starts: float32 [ensemble, C, h, w], drawn on the CPU: alike everywhere."""
+        import torch
+
+        height_px, width_px = size_px
+        if self.processing_px:
+            longer = max(size_px)
+            height_px, width_px = (side * self.processing_px // longer for side in size_px)
+            if min(height_px, width_px) < 1:
+                raise ClipError(f"{self.name()}: frames of {size_px[1]} x {size_px[0]} px are too narrow for it")
+        scale = pipeline.vae_scale_factor
+        shape = self.ensemble, pipeline.unet.config.out_channels, -(-height_px // scale), -(-width_px // scale)
+        seed = self.seed if self.shared_noise else self.seed + number
+        return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def refuse_other_pipelines(folder: Path, name: str) -> None:
+    """Raise `OpenUniError` unless the folder's model_index.json names this pipeline and no other parts than its own."""
+    try:
+        index = json.loads((folder / "model_index.json").read_text())
+        found = index["_class_name"]
+        parts = {key: value for key, value in index.items() if isinstance(value, list)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise OpenUniError(f"{folder} is no pipeline in diffusers' format: {type(error).__name__}: {error}") from error
+    if found != name:
+        raise OpenUniError(f'{folder} holds a "{found}". Allowed: {name}.')
+    for part, kind in parts.items():
+        if kind != PARTS.get(part):
+            raise OpenUniError(
+                f"{folder}: {part} is {kind}. Allowed: {PARTS.get(part, 'no such part')}. Other schedulers draw noise "
+                "while they denoise, so that results could not be repeated; other parts could run code."
+            )
