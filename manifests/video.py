@@ -286,7 +286,8 @@ def _decode_deep(clip: Clip, limits: Limits, threads: int) -> np.ndarray:
         first = next(frames)
         frames = itertools.chain([first], frames)
         if not is_deep(first):
-            return _stack(clip, frames, len(wanted), 0, limits)
+            images = _images(clip, frames, working_size(clip, 0), walk.pixel_aspect)
+            return _stack(clip, images, len(wanted), 0, limits)
         out = np.empty((len(wanted), first.height, first.width, 3), np.uint16)
         for target, frame in zip(out, frames, strict=True):
             if (frame.height, frame.width) != (first.height, first.width):

@@ -32,10 +32,11 @@ class UnityVideo(WanModel):
 
     def load(self, device: str) -> "UnityVideoTransformer":
         """The model on `device` in float32, in training mode."""
-        additions = {"modalities": self.modalities, "switcher_dim": self.switcher_dim, "rope_layout": self.rope}
-        module: UnityVideoTransformer = loaded(
-            lambda: UnityVideoTransformer(**additions, **self.base_options()), self, device
-        )
+
+        def build() -> UnityVideoTransformer:
+            return UnityVideoTransformer(self.modalities, self.switcher_dim, self.rope, **self.base_options())
+
+        module: UnityVideoTransformer = loaded(build, self, device)
         return module
 
 
