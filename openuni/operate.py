@@ -257,7 +257,10 @@ class AnnotatorWorker(OperatorWorker):
             return describe(error)
 
 
+BATCHES = ("frames_per_batch", "points_per_batch")
+
+
 def halved(operator: Operator) -> Operator | None:
-    """The operator with half its frames per batch, or None when it has no smaller one."""
-    batch = getattr(operator, "frames_per_batch", 1)
-    return dataclasses.replace(operator, frames_per_batch=batch // 2) if batch > 1 else None  # type: ignore[call-arg]
+    """The operator with half its batch (the option is one of `BATCHES`), or None when it has no smaller one."""
+    smaller = {name: getattr(operator, name) // 2 for name in BATCHES if getattr(operator, name, 1) > 1}
+    return dataclasses.replace(operator, **smaller) if smaller else None

@@ -1,0 +1,196 @@
+"""Instances by Segment Anything (SAM): automatic masks in key frames, followed along the optical flow."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+
+from annotators._automatic_masks import Prompted
+from annotators._flow_carry import FlowStretch
+from annotators._guide_flow import guide_flow
+from annotators._segmenter import Segmenter
+from manifests.checkpoint import Checkpoint
+from manifests.clip import DecodedClip
+from manifests.errors import OpenUniError, unknown_name
+from manifests.inference import Precision, inference
+from manifests.weights import read_weights
+
+URL = "https://dl.fbaipublicfiles.com/segment_anything/"
+PUBLISHED = {  # size in 10^6 bytes, sha256
+    "sam_vit_h_4b8939.pth": (2564.6, "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e"),
+    "sam_vit_l_0b3195.pth": (1249.5, "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622"),
+    "sam_vit_b_01ec64.pth": (375.0, "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912"),
+}
+PATCH_PX = 16
+DECODER_HEADS = 8  # the same in all sizes; they leave no trace in the weights
+WINDOW_CELLS = 14  # side of the windows of local attention
+
+
+@dataclass(frozen=True)
+class Sam(Segmenter):
+    """Instances from Segment Anything's automatic masks, with ids that stay through the clip.
+
+    In key frames the network is asked about a grid of points, and what it is sure of is kept, by the rules and
+    defaults of the authors' generator. Between them masks go along the optical flow (DIS), from both sides; found
+    masks are linked with carried ones by IoU, and what was out of sight for a while is known again by place, size and
+    colours. Everything is segmented, walls and sky, too; `most_area_share` leaves large masks out.
+    """
+
+    checkpoint: Annotated[
+        str, "sam_vit_h_4b8939.pth, sam_vit_l_0b3195.pth, sam_vit_b_01ec64.pth, or a path to a .pth or .safetensors"
+    ] = "sam_vit_h_4b8939.pth"
+
+    origin: ClassVar[str] = "Kirillov et al. 2023 (arXiv:2304.02643); segment_anything 1.0"
+
+    def checkpoints(self) -> Sequence[Checkpoint]:
+        """The one file with weights: by its published name, or a path."""
+        if self.checkpoint in PUBLISHED:
+            return (_published(self.checkpoint),)
+        if "/" not in self.checkpoint and not Path(self.checkpoint).exists():
+            raise OpenUniError(f"{unknown_name('SAM', self.checkpoint, PUBLISHED)} Or give the path of a file.")
+        return (Checkpoint(self.checkpoint, "path", self.licence),)
+
+    @classmethod
+    def published(cls) -> Sequence[Checkpoint]:
+        """The authors' three sizes."""
+        return tuple(_published(name) for name in PUBLISHED)
+
+    def load(self, device: str) -> Any:
+        """The network on `device`, its size read from the weights. Raises `OpenUniError` for other weights."""
+        path = self.checkpoints()[0].resolve()
+        weights = read_weights(path, f"with: openuni checkpoints get {path.name}")
+        try:
+            network = build(weights)
+            network.load_state_dict(weights)
+        except (KeyError, RuntimeError, ValueError, ZeroDivisionError) as error:
+            reason = " ".join(str(error).splitlines()[:3])
+            raise OpenUniError(
+                f"{path} does not hold the weights of Segment Anything's first version ({reason}). Give one such as "
+                "sam_vit_b_01ec64.pth."
+            ) from error
+        return network.eval().requires_grad_(False).to(device)
+
+    def prompted(self, model: Any) -> Prompted:
+        """See `Segmenter.prompted`."""
+        return SamPrompted(model, self.precision)
+
+    def stretch(self, model: Any, clip: DecodedClip, labels: np.ndarray, first: int, last: int) -> FlowStretch:
+        """See `Segmenter.stretch`."""
+        return FlowStretch(labels, guide_flow(clip), first, last)
+
+
+class SamPrompted:
+    """The network as `Prompted`: one picture is looked at, then points are asked about."""
+
+    def __init__(self, network: Any, precision: Precision) -> None:
+        from segment_anything.utils.transforms import ResizeLongestSide
+
+        self.network, self.precision = network, precision
+        self.device = network.pixel_mean.device
+        self.resize = ResizeLongestSide(network.image_encoder.img_size)
+
+    def show(self, image: np.ndarray) -> None:
+        """See `Prompted.show`. Longest side to the network's (PIL, bilinear), normalised, padded right and below."""
+        pixels = self.pixels(image)
+        with inference(self.device.type, self.precision):
+            self.embedding = self.network.image_encoder(pixels).float()
+            self.places = self.network.prompt_encoder.get_dense_pe()
+
+    def pixels(self, image: np.ndarray) -> Any:
+        """uint8 [h, w, 3] RGB -> float32 [1, 3, S, S], what the network sees."""
+        import torch
+
+        self.size_px = image.shape[:2]
+        scaled = self.resize.apply_image(np.ascontiguousarray(image))
+        self.scaled_px = scaled.shape[:2]
+        return self.network.preprocess(torch.from_numpy(scaled).to(self.device).permute(2, 0, 1)[None])
+
+    def ask(self, points_px: np.ndarray) -> tuple[Any, Any]:
+        """See `Prompted.ask`: three masks per point."""
+        import torch
+
+        # float64 until it is on the device: so the authors' generator rounds
+        points = torch.from_numpy(self.resize.apply_coords(points_px, self.size_px)).to(self.device)
+        labels = torch.ones(len(points), 1, dtype=torch.int, device=self.device)
+        with inference(self.device.type, self.precision):
+            sparse, dense = self.network.prompt_encoder(points=(points[:, None], labels), boxes=None, masks=None)
+            logits, predicted = self.network.mask_decoder(
+                image_embeddings=self.embedding,
+                image_pe=self.places,
+                sparse_prompt_embeddings=sparse,
+                dense_prompt_embeddings=dense,
+                multimask_output=True,
+            )
+        return logits.float(), predicted.float()
+
+    def enlarge(self, logits: Any) -> Any:
+        """See `Prompted.enlarge`: to the network's side, without the padding, to the picture's size."""
+        full = self.network.postprocess_masks(logits[:, None], self.scaled_px, self.size_px)
+        return full[:, 0]
+
+
+def build(weights: Mapping[str, Any]) -> Any:
+    """The network that these weights are of; its sizes are those of the tensors.
+
+    Raises `KeyError` when a tensor that tells a size is missing. (`segment_anything`'s own builders know three sizes,
+    and read their file without `weights_only`.)
+    """
+    import torch
+    from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, TwoWayTransformer
+    from segment_anything.modeling import Sam as Network
+
+    grid, width = weights["image_encoder.pos_embed"].shape[1], weights["image_encoder.pos_embed"].shape[3]
+    blocks = _count(weights, r"image_encoder\.blocks\.(\d+)\.")
+    reach = [weights[f"image_encoder.blocks.{block}.attn.rel_pos_h"].shape for block in range(blocks)]
+    whole = [block for block, (length, _) in enumerate(reach) if length == 2 * grid - 1]
+    windows = {(length + 1) // 2 for length, _ in reach if length != 2 * grid - 1} or {WINDOW_CELLS}
+    (window,) = windows
+    channels = weights["image_encoder.neck.0.weight"].shape[0]
+    side_px = grid * PATCH_PX
+    encoder = ImageEncoderViT(
+        img_size=side_px,
+        patch_size=PATCH_PX,
+        embed_dim=width,
+        depth=blocks,
+        num_heads=width // reach[0][1],
+        mlp_ratio=weights["image_encoder.blocks.0.mlp.lin1.weight"].shape[0] / width,
+        out_chans=channels,
+        norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+        use_rel_pos=True,
+        window_size=window,
+        global_attn_indexes=tuple(whole),
+    )
+    prompts = PromptEncoder(
+        embed_dim=channels,
+        image_embedding_size=(grid, grid),
+        input_image_size=(side_px, side_px),
+        mask_in_chans=weights["prompt_encoder.mask_downscaling.3.weight"].shape[0],
+    )
+    transformer = TwoWayTransformer(
+        depth=_count(weights, r"mask_decoder\.transformer\.layers\.(\d+)\."),
+        embedding_dim=channels,
+        mlp_dim=weights["mask_decoder.transformer.layers.0.mlp.lin1.weight"].shape[0],
+        num_heads=DECODER_HEADS,
+    )
+    decoder = MaskDecoder(
+        transformer_dim=channels,
+        transformer=transformer,
+        num_multimask_outputs=weights["mask_decoder.mask_tokens.weight"].shape[0] - 1,
+        iou_head_depth=_count(weights, r"mask_decoder\.iou_prediction_head\.layers\.(\d+)\."),
+        iou_head_hidden_dim=weights["mask_decoder.iou_prediction_head.layers.0.weight"].shape[0],
+    )
+    return Network(encoder, prompts, decoder, pixel_mean=[123.675, 116.28, 103.53], pixel_std=[58.395, 57.12, 57.375])
+
+
+def _count(weights: Mapping[str, Any], pattern: str) -> int:
+    """How many numbered parts there are: one more than the largest number in the names."""
+    return 1 + max((int(found[1]) for name in weights if (found := re.match(pattern, name))), default=-1)
+
+
+def _published(name: str) -> Checkpoint:
+    size_mb, sha256 = PUBLISHED[name]
+    return Checkpoint(name, "url", Sam.licence, URL + name, sha256, size_mb)

@@ -1,0 +1,185 @@
+"""Held against Segment Anything's own generator, on one network: masks, their numbers and their order."""
+
+import numpy as np
+import pytest
+import torch
+from segment_anything import SamAutomaticMaskGenerator
+from segment_anything.modeling import Sam as Network
+
+from annotators._automatic_masks import MaskRules, automatic_masks, box_of, crop_boxes, without_holes, without_islands
+from annotators.sam import SamPrompted
+from tests.annotators.test_sam import random_network
+from tests.moving_pictures import panned
+
+SIDE_PX = 256
+
+
+class Coordinates(torch.nn.Module):
+    """A prompt encoder that passes the points on as they are."""
+
+    def forward(self, points, boxes, masks):
+        return points[0], None
+
+    def get_dense_pe(self):
+        return None
+
+
+class Picture(torch.nn.Module):
+    """An image encoder that passes the picture on."""
+
+    img_size = SIDE_PX
+
+    def forward(self, pixels):
+        return pixels
+
+
+class Discs(torch.nn.Module):
+    """A mask decoder that draws three discs and a smaller one beside each around every point, with holes.
+
+    Radii, edges and confidence vary from point to point and with the picture, so that every rule has something to do.
+    """
+
+    def forward(self, image_embeddings, image_pe, sparse_prompt_embeddings, dense_prompt_embeddings, multimask_output):
+        points = sparse_prompt_embeddings[:, 0].float() / 4  # the masks' size is a quarter of the picture's
+        y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+        shade = image_embeddings.mean() / 10
+        logits, sure = [], []
+        for which in range(3):
+            wobble = torch.sin(points[:, 0] * (3 + which) + points[:, 1] * 7 + shade)
+            radius = 3 + 4 * which + 2 * wobble
+            centre = torch.stack([(points[:, axis] / 6).round() * 6 for axis in (0, 1)], dim=1)
+            away = torch.hypot(x - centre[:, 0, None, None], y - centre[:, 1, None, None])
+            beside = torch.hypot(x - centre[:, 0, None, None] - radius[:, None, None] - 3, y - centre[:, 1, None, None])
+            disc = torch.maximum(radius[:, None, None] - away, 1.2 - beside)
+            logits.append(torch.minimum(disc, away - 0.8) * (2 + wobble)[:, None, None] * 5)
+            sure.append(0.9 + 0.1 * torch.cos(points[:, 0] * 5 + points[:, 1] + which))
+        return torch.stack(logits, dim=1), torch.stack(sure, dim=1)
+
+
+@pytest.fixture(scope="module")
+def discs():
+    return Network(Picture(), Coordinates(), Discs(), [0.0] * 3, [1.0] * 3).eval()
+
+
+def theirs(network, image, rules, crop_downscale=1):
+    generator = SamAutomaticMaskGenerator(
+        network,
+        points_per_side=rules.points_per_side,
+        points_per_batch=rules.points_per_batch,
+        pred_iou_thresh=rules.least_predicted_iou,
+        stability_score_thresh=rules.least_stability,
+        stability_score_offset=rules.stability_offset,
+        box_nms_thresh=rules.nms_iou,
+        crop_nms_thresh=rules.nms_iou,
+        crop_n_layers=rules.crop_layers,
+        min_mask_region_area=rules.min_region_px,
+    )
+    return generator.generate(image)
+
+
+def check_equal(ours, records):
+    """Everything exact, and in the same order: both run the same operations on the same tensors."""
+    assert len(ours.masks) == len(records)
+    for row, record in enumerate(records):
+        assert np.array_equal(ours.masks[row], record["segmentation"])
+        assert ours.masks[row].sum() == record["area"]
+        assert ours.predicted_iou[row] == record["predicted_iou"]
+        assert ours.stability[row] == record["stability_score"]
+        assert np.array_equal(ours.points_px[row], record["point_coords"][0])
+        x0, y0, x1, y1 = ours.boxes_px[row]
+        assert [x0, y0, x1 - x0, y1 - y0] == record["bbox"]
+
+
+@pytest.mark.parametrize(
+    ("rules", "least"),
+    [
+        (MaskRules(8, 64), 10),
+        (MaskRules(8, 5, least_predicted_iou=0.8, least_stability=0.6, nms_iou=0.3), 10),
+        (MaskRules(8, 64, least_stability=0.5, crop_layers=1), 20),
+        (MaskRules(4, 64, least_stability=0.5, crop_layers=2), 20),
+        (MaskRules(8, 64, least_stability=0.5, min_region_px=30), 10),
+    ],
+    ids=["defaults", "small batches", "crops", "two layers of crops", "small regions"],
+)
+def test_masks_of_discs_are_those_of_the_authors_generator(discs, rules, least):
+    image = panned([(0, 0)], 150, 203)[0]
+    ours = automatic_masks(SamPrompted(discs, "fp32"), image, rules)
+    assert len(ours.masks) >= least
+    check_equal(ours, theirs(discs, image, rules))
+
+
+def test_each_rule_changes_what_is_found(discs):
+    image, loose = panned([(0, 0)], 150, 203)[0], MaskRules(8, 64, 0.8, 0.3)
+    counts = [
+        len(automatic_masks(SamPrompted(discs, "fp32"), image, rules).masks)
+        for rules in (loose, loose._replace(least_predicted_iou=0.95), loose._replace(least_stability=0.9))
+    ]
+    assert counts[0] > max(counts[1:])
+    assert len(automatic_masks(SamPrompted(discs, "fp32"), image, loose._replace(nms_iou=0.1)).masks) < counts[0]
+
+
+def test_masks_of_random_weights_are_those_of_the_authors_generator():
+    network = random_network()
+    image = panned([(0, 0)], 96, 128)[0]
+    rules = MaskRules(8, 64, least_predicted_iou=-99, least_stability=0.6, nms_iou=1.0)  # random masks have like boxes
+    ours = automatic_masks(SamPrompted(network, "fp32"), image, rules)
+    assert len(ours.masks) > 20
+    check_equal(ours, theirs(network, image, rules))
+
+
+def test_the_batch_changes_nothing(discs):
+    image = panned([(0, 0)], 150, 203)[0]
+    one, other = (
+        automatic_masks(SamPrompted(discs, "fp32"), image, MaskRules(8, size, least_stability=0.5)) for size in (3, 64)
+    )
+    assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_an_empty_mask_has_no_stability_and_nothing_found_is_no_error(discs):
+    image = panned([(0, 0)], 64, 64)[0]
+
+    class Nothing(SamPrompted):
+        def ask(self, points_px):
+            logits, predicted = super().ask(points_px)
+            return torch.full_like(logits, -50.0), predicted
+
+    rules = MaskRules(4, 64, least_predicted_iou=0, least_stability=0.01, crop_layers=1)
+    found = automatic_masks(Nothing(discs, "fp32"), image, rules)  # the authors' generator fails here
+    assert found.masks.shape == (0, 64, 64)
+    everything = automatic_masks(Nothing(discs, "fp32"), image, MaskRules(4, 64, 0, 0.0, nms_iou=1.0))
+    assert np.array_equal(everything.stability, np.zeros(len(everything.masks)))  # theirs is NaN
+
+
+def test_crops_cover_the_picture_and_stay_inside():
+    boxes = crop_boxes(100, 160, 2)
+    assert len(boxes) == 1 + 4 + 16
+    assert boxes[0] == (0, 0, 160, 100)
+    for layer in (boxes[1:5], boxes[5:]):
+        seen = np.zeros((100, 160), int)
+        for x0, y0, x1, y1 in layer:
+            assert 0 <= x0 < x1 <= 160
+            assert 0 <= y0 < y1 <= 100
+            seen[y0:y1, x0:x1] += 1
+        assert seen.min() >= 1
+        assert seen.max() > 1
+
+
+def test_small_holes_are_filled_and_small_islands_removed():
+    mask = np.zeros((12, 12), bool)
+    mask[2:9, 2:9] = True
+    mask[4, 4] = mask[6, 5] = mask[7, 6] = False  # holes of 1 and, over a corner, 2 pixels
+    mask[0, 11] = mask[10:12, 10:12] = True  # islands of 1 and 4
+    assert without_holes(mask, 2)[4, 4]
+    assert not without_holes(mask, 2)[6, 5]
+    assert without_holes(mask, 3)[2:9, 2:9].all()
+    assert np.array_equal(without_holes(mask, 3) & ~mask, np.pad(~mask[2:9, 2:9], ((2, 3), (2, 3))))
+    assert not without_islands(mask, 4)[0, 11]
+    assert without_islands(mask, 4)[11, 11]
+    assert not without_islands(mask, 5)[11, 11]
+    assert np.array_equal(without_islands(mask, 999), np.pad(mask[2:9, 2:9], ((2, 3), (2, 3))))  # the largest stays
+    empty, full = np.zeros((4, 4), bool), np.ones((4, 4), bool)
+    for clean in (without_holes, without_islands):
+        assert np.array_equal(clean(empty, 5), empty) or clean is without_holes
+        assert np.array_equal(clean(full, 5), full)
+    assert box_of(mask).tolist() == [2, 0, 11, 11]
+    assert box_of(empty).tolist() == [0, 0, 0, 0]

@@ -1,0 +1,255 @@
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from segment_anything import SamPredictor, sam_model_registry
+from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, TwoWayTransformer
+from segment_anything.modeling import Sam as Network
+from transformers import SamImageProcessor
+from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
+
+from annotators.sam import Sam, SamPrompted, build
+from manifests.clip import DecodedClip
+from manifests.errors import MissingPart, OpenUniError
+from manifests.schema import producer_schema
+from tests.annotators.test_raft import Payload
+from tests.moving_pictures import panned
+
+SIZES = [(96, 128), (128, 96), (45, 80), (130, 203), (64, 64)]
+LOOSE = {"points_per_side": 4, "least_predicted_iou": -99.0, "least_stability": 0.5, "nms_iou": 0.99}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def random_network(side_px=128):
+    """Segment Anything with its real parts, two narrow blocks (a windowed and a global one) and random weights."""
+    grid, channels = side_px // 16, 32
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        encoder = ImageEncoderViT(
+            depth=2,
+            embed_dim=32,
+            img_size=side_px,
+            mlp_ratio=2,
+            norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+            num_heads=2,
+            patch_size=16,
+            qkv_bias=True,
+            use_rel_pos=True,
+            global_attn_indexes=[1],
+            window_size=3,
+            out_chans=channels,
+        )
+        prompts = PromptEncoder(
+            embed_dim=channels,
+            image_embedding_size=(grid, grid),
+            input_image_size=(side_px, side_px),
+            mask_in_chans=8,
+        )
+        transformer = TwoWayTransformer(depth=2, embedding_dim=channels, mlp_dim=64, num_heads=8)
+        decoder = MaskDecoder(
+            num_multimask_outputs=3,
+            transformer=transformer,
+            transformer_dim=channels,
+            iou_head_depth=3,
+            iou_head_hidden_dim=32,
+        )
+        network = Network(encoder, prompts, decoder)
+        for weight in network.parameters():  # the library's initial weights give masks that are all alike
+            if weight.dim() > 1:
+                torch.nn.init.normal_(weight, 0, 0.5)
+    return network.eval().requires_grad_(False)
+
+
+def saved(folder):
+    path = folder / "tiny_sam.pth"
+    if not path.exists():
+        torch.save(random_network().state_dict(), path)
+    return str(path)
+
+
+def contract_case(folder, frames):
+    """What tests/test_every_operator.py runs: random weights in the authors' own format."""
+    return Sam(checkpoint=saved(folder), key_every_s=0.08, **LOOSE), DecodedClip.from_frames(frames)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return saved(tmp_path_factory.mktemp("sam"))
+
+
+def images(size):
+    return np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+
+
+def prepared(processor_class, image, side_px):
+    processor = processor_class(size={"longest_edge": side_px}, pad_size={"height": side_px, "width": side_px})
+    return processor(image, return_tensors="np")["pixel_values"]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_pixels_are_those_of_the_authors_predictor(size):
+    network, image = random_network(), images(size)
+    seen = []
+    network.image_encoder.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    SamPredictor(network).set_image(image)
+    assert torch.equal(SamPrompted(network, "fp32").pixels(image), seen[0])
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_pixels_equal_those_of_transformers_pil_processor(size):
+    image = images(size)
+    ours = SamPrompted(random_network(), "fp32").pixels(image).numpy()
+    # equal 8-bit pixels; their normalising divides by 255 first and so rounds apart: 4 units in the last place of 2.6
+    assert np.abs(ours - prepared(SamImageProcessorPil, image, 128)).max() < 1e-6
+    # their default processor resizes with torchvision instead of PIL: at most one level of 255 / 57.12 per pixel
+    assert np.abs(ours - prepared(SamImageProcessor, image, 128)).max() < 0.04
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_logits_are_enlarged_as_by_transformers(size):
+    prompted = SamPrompted(random_network(), "fp32")
+    prompted.pixels(images(size))
+    logits = torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(0))
+    ours = prompted.enlarge(logits)
+    theirs = SamImageProcessorPil(pad_size={"height": 128, "width": 128}).post_process_masks(
+        [logits[None]], [size], [prompted.scaled_px], binarize=False
+    )[0][0]
+    # the same two interpolations, of one batch or another: rounding of float32
+    assert torch.allclose(ours, theirs, rtol=0, atol=1e-5)
+    assert ours.shape == (3, *size)
+
+
+def test_answers_are_those_of_the_authors_predictor(checkpoint):
+    image = images((90, 128))
+    network = Sam(checkpoint=checkpoint).load("cpu")
+    predictor, ours = SamPredictor(random_network()), SamPrompted(network, "fp32")
+    predictor.set_image(image)
+    ours.show(image)
+    logits, predicted = ours.ask(np.array([[40.0, 30.0], [7.5, 80.0]]))
+    masks, scores, low = predictor.predict(np.array([[7.5, 80.0]]), np.array([1]), return_logits=True)
+    assert np.abs(low).max() > 1
+    # theirs has a batch of one point: float32 sums in another order
+    assert np.allclose(logits[1].numpy(), low, rtol=1e-4, atol=1e-4)
+    assert np.allclose(predicted[1].numpy(), scores, rtol=1e-4, atol=1e-4)
+    assert np.allclose(ours.enlarge(logits[1]).numpy(), masks, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["vit_b", "vit_l", "vit_h"])
+def test_the_kind_is_read_from_the_weights(kind):
+    with torch.device("meta"):
+        wanted = sam_model_registry[kind]()
+        built = build(wanted.state_dict())
+    assert {name: value.shape for name, value in built.state_dict().items()} == {
+        name: value.shape for name, value in wanted.state_dict().items()
+    }
+    for ours, theirs in zip(built.image_encoder.blocks, wanted.image_encoder.blocks, strict=True):
+        assert (ours.window_size, ours.attn.num_heads) == (theirs.window_size, theirs.attn.num_heads)
+    assert built.image_encoder.img_size == 1024
+    assert built.image_encoder.blocks[0].norm1.eps == wanted.image_encoder.blocks[0].norm1.eps
+    own, other = built.mask_decoder, wanted.mask_decoder
+    assert own.transformer.layers[0].self_attn.num_heads == other.transformer.layers[0].self_attn.num_heads
+    assert len(own.iou_prediction_head.layers) == len(other.iou_prediction_head.layers)
+
+
+def test_loading_gives_the_weights_of_the_file(checkpoint):
+    loaded, wanted = Sam(checkpoint=checkpoint).load("cpu"), random_network()
+    assert not loaded.training
+    assert all(torch.equal(value, wanted.state_dict()[name]) for name, value in loaded.state_dict().items())
+    assert torch.equal(loaded.pixel_mean, wanted.pixel_mean)
+    assert torch.equal(loaded.pixel_std, wanted.pixel_std)
+
+
+def test_a_clip_of_random_masks(checkpoint):
+    frames = panned([(2 * i, i) for i in range(9)], 64, 96)
+    operator = Sam(checkpoint=checkpoint, key_every_s=0.16, **LOOSE)
+    found = operator.run(operator.load("cpu"), DecodedClip.from_frames(frames))
+    assert found.segmentation.array.shape == (9, 64, 96, 1)
+    assert found.instance_count == len(found.instances) > 0
+    assert 0 < found.covered_share <= 1
+    assert 0 <= found.flow_iou <= 1
+    assert sorted(np.unique(found.segmentation.array)[-found.instance_count :]) == [row.id for row in found.instances]
+
+
+def test_the_batch_of_points_changes_next_to_nothing(checkpoint):
+    frames = panned([(0, 0)], 64, 96)
+    clip = DecodedClip.from_frames(frames)
+    exact = Sam(checkpoint=checkpoint, **LOOSE)
+    network = exact.load("cpu")
+    small = Sam(checkpoint=checkpoint, points_per_batch=3, **LOOSE).run(network, clip)
+    # a batch of another size sums in another order: a logit near 0 may change its sign
+    assert np.mean(small.segmentation.array != exact.run(network, clip).segmentation.array) < 1e-3
+
+
+def test_bf16_stays_near_fp32():
+    network = random_network()
+    for weight in network.parameters():
+        weight.mul_(0.4 if weight.dim() > 1 else 1)  # as large as above, they blow every rounding up
+    logits = []
+    for precision in ("fp32", "bf16"):
+        prompted = SamPrompted(network, precision)
+        prompted.show(panned([(0, 0)], 64, 96)[0])
+        logits.append(prompted.ask(np.array([[30.0, 20.0]]))[0])
+    assert logits[1].dtype == torch.float32
+    assert 0 < (logits[0] - logits[1]).abs().max() < 0.1 * logits[0].abs().max()
+
+
+def test_published_checkpoints_and_the_column_of_instances():
+    (checkpoint,) = Sam(checkpoint="sam_vit_b_01ec64.pth").checkpoints()
+    assert checkpoint.url == "https://dl.fbaipublicfiles.com/segment_anything/sam_vit_b_01ec64.pth"
+    assert (checkpoint.licence, checkpoint.terms, len(checkpoint.sha256)) == ("Apache-2.0", "permissive", 64)
+    assert len(Sam.published()) == 3
+    instances = producer_schema(Sam).field("sam").type.field("instances").type
+    assert {"id", "first_frame", "area_share", "box_px"} <= {field.name for field in instances.value_type}
+
+
+def test_wrong_weights_are_explained(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENUNI_CHECKPOINTS", str(tmp_path))
+    with pytest.raises(MissingPart, match=r"openuni checkpoints get sam_vit_h_4b8939\.pth"):
+        Sam().load("cpu")
+    with pytest.raises(OpenUniError, match=r'Did you mean "sam_vit_b_01ec64\.pth"'):
+        Sam(checkpoint="sam_vit_b_01ec46.pth").checkpoints()
+    with pytest.raises(MissingPart, match="existing file"):
+        Sam(checkpoint=str(tmp_path / "nowhere.pth")).load("cpu")
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(OpenUniError, match="does not hold the weights of Segment Anything"):
+        Sam(checkpoint=str(tmp_path / "other.pth")).load("cpu")
+    weights = random_network().state_dict()
+    del weights["mask_decoder.iou_token.weight"]
+    torch.save(weights, tmp_path / "partial.pth")
+    with pytest.raises(OpenUniError, match="iou_token"):
+        Sam(checkpoint=str(tmp_path / "partial.pth")).load("cpu")
+    torch.save({"weight": Payload(tmp_path / "code was run")}, tmp_path / "evil.pth")
+    with pytest.raises(OpenUniError, match="cannot be read as weights"):
+        Sam(checkpoint=str(tmp_path / "evil.pth")).load("cpu")
+    assert not (tmp_path / "code was run").exists()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"key_every_s": 0.0},
+        {"points_per_side": 0},
+        {"points_per_batch": 0},
+        {"nms_iou": 1.5},
+        {"crop_layers": -1},
+        {"min_region_px": -1},
+        {"on_top": "first"},
+        {"least_area_share": -0.1},
+        {"match_iou": 2.0},
+        {"max_gap_s": -1.0},
+        {"max_instances": 0},
+        {"max_instances": 70000},
+        {"precision": "fp8"},
+    ],
+)
+def test_wrong_options_are_refused(wrong):
+    with pytest.raises(OpenUniError, match=r"sam: .* Allowed"):
+        Sam(**wrong)
