@@ -77,9 +77,21 @@ def load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: 
         optimizer.state[parameter][kind] = value if kind == "step" else value.to(parameter.device)
 
 
+def model_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The weights that a checkpoint holds: all but those that the model's options bring back."""
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in unsaved(model)}
+
+
+def unsaved(model: Any) -> frozenset[str]:
+    """See `train.model.VideoModel`."""
+    names: frozenset[str] = model.unsaved
+    return names
+
+
 def load_model(model: nn.Module, tensors: dict[str, torch.Tensor], where: Path) -> None:
-    """All weights, strictly."""
+    """All weights that a checkpoint holds, strictly."""
     missing, unexpected = model.load_state_dict(tensors, strict=False)
+    missing = sorted(set(missing) ^ unsaved(model))
     if missing or unexpected:
         odd = ", ".join([*missing, *unexpected][:6])
         raise OpenUniError(f"{where} does not fit the model; differing keys: {odd}")

@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,7 +31,7 @@ class Batch:
     tasks: list[Task]
     clean: Streams  # float32 [B, C, T, H, W]
     noise: Streams  # the same
-    sigmas: dict[str, torch.Tensor]  # float32 [B], exactly 0 where the stream is given
+    sigmas: dict[str, torch.Tensor]  # float32 [B]; where the stream is given the model's `given_sigma`, exactly
     made: dict[str, torch.Tensor]  # bool [B]
     text: dict[str, torch.Tensor]  # float32 [B, L, D]
 
@@ -43,7 +44,7 @@ class Batch:
         return Batch(self.clips, self.tasks, **moved)
 
     def noisy(self) -> Streams:
-        """What the model sees: given streams clean, made ones at their sigma."""
+        """What the model sees: given streams clean (at `given_sigma`, most often 0), made ones at their sigma."""
         return {name: noised(clean, self.noise[name], self.sigmas[name]) for name, clean in self.clean.items()}
 
 
@@ -83,7 +84,10 @@ class Loader:
                 stream: torch.stack([normal(shape, seed, "noise", *name, stream) for name in names])
                 for stream in streams
             },
-            sigmas={stream: torch.tensor([sigma.get(stream, 0.0) for sigma in sigmas]) for stream in streams},
+            sigmas={
+                stream: torch.tensor([sigma.get(stream, self.model.given_sigma) for sigma in sigmas])
+                for stream in streams
+            },
             made={stream: torch.tensor([stream in sample.task.made for sample in samples]) for stream in streams},
             text={
                 stream: torch.stack(
@@ -116,8 +120,14 @@ class Loader:
             if flow.stratified:
                 order = named_seed(seed, "strata", step, name)
                 quantile = (int(permuted(np.array([slot]), size, order)[0]) + quantile) / size
-            drawn[stream] = float(sigma_at(torch.tensor(quantile), flow.density, flow.shift))
+            sigma = float(sigma_at(torch.tensor(quantile), flow.density, flow.shift))
+            drawn[stream] = max(sigma, self._least_sigma)
         return drawn
+
+    @cached_property
+    def _least_sigma(self) -> float:
+        """The least sigma that a made stream can have: a model may know made streams by it."""
+        return float(np.nextafter(np.float32(self.model.given_sigma), np.float32(1.0)))
 
     def _text(self, stream: str, sample: Sample, name: tuple[int | str, ...]) -> torch.Tensor:
         told = self.model.text_of(sample.task, stream)

@@ -26,6 +26,8 @@ class VideoModel(Protocol):
     channels: int  # C of the latents
     text_dim: int  # D of the text
     patch: tuple[int, int, int]  # T, H, W of the latents must be multiples of these
+    given_sigma: float  # sigma of given streams; those of made ones lie above it
+    unsaved: frozenset[str]  # names in the state dict that its options bring back (a frozen pretrained base)
 
     def __call__(self, streams: Streams, sigmas: dict[str, torch.Tensor], text: dict[str, torch.Tensor]) -> Streams:
         """Velocities of every stream."""
@@ -48,9 +50,17 @@ class Model(Component):
         """Which text the tokens of a stream attend to in a task: the caption for rgb, its prompt for any other."""
         return "caption" if stream == "rgb" else "prompt"
 
+    @property
+    def given_sigma(self) -> float:
+        """Sigma at which the model sees given streams: 0, exactly clean, unless a model says otherwise."""
+        return 0.0
+
     @abstractmethod
     def resolved(self) -> "Model":
-        """The same architecture spelled out in the options, needing no file: what a run records beside its weights."""
+        """The same architecture spelled out in the options: what a run records beside its weights.
+
+        It needs no file but those of weights that the run does not save (`VideoModel.unsaved`).
+        """
 
     def options_dict(self) -> dict[str, Any]:
         """The options as JSON-able values."""

@@ -119,6 +119,7 @@ class Run:
             given={name: latents.to(self.device, torch.float32) for name, latents in given.items()},
             text={name: self._text(task, name, captions).to(self.device) for name in task.streams},
             unconditional=self.texts.empty,
+            captioned=tuple(name for name in task.streams if self._told(task, name) == "caption"),
         )
         with autocast(self.recipe, self.device):
             made = sampler.sample(self.model, task, conditions, (len(captions), *one), sampling)
@@ -172,9 +173,12 @@ class Run:
             raise OpenUniError(f'the run was not trained for "{task}"; it was trained for: {trained}')
         return task
 
+    def _told(self, task: Task, stream: str) -> str:
+        return empty_model(self.record).text_of(task, stream)
+
     def _text(self, task: Task, stream: str, captions: Sequence[str]) -> torch.Tensor:
         """float32 [B, L, D]."""
-        told = empty_model(self.record).text_of(task, stream)
+        told = self._told(task, stream)
         if told != "caption":
             fixed = self.texts.prompt(stream) if told == "prompt" else self.texts.empty
             return fixed.expand(len(captions), -1, -1)
@@ -205,7 +209,7 @@ class Run:
 
 
 def empty_model(record: dict[str, Any]) -> Model:
-    """The architecture that run.json records; it needs no file of pretrained weights."""
+    """The architecture that run.json records; it needs no file of weights but those of a frozen base."""
     return find_and_build("train.models", Model, record["model"]["name"], record["model"]["options"])
 
 

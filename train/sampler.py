@@ -8,7 +8,7 @@ from typing import Annotated, NamedTuple
 import torch
 
 from manifests.errors import OpenUniError
-from train.flow_matching import euler_step, guided, sampling_sigmas
+from train.flow_matching import euler_step, guided, noised, sampling_sigmas
 from train.model import Streams, VideoModel
 from train.randomness import normal
 from train.tasks import Task
@@ -34,6 +34,7 @@ class Conditions(NamedTuple):
     given: Streams  # clean latents [B, C, T, H, W], on the model's device
     text: dict[str, torch.Tensor]  # [B, L, D] for every stream of the task
     unconditional: torch.Tensor | None  # [L, D]: the empty caption; needed with guidance
+    captioned: tuple[str, ...] = ("rgb",)  # streams whose text is the caption, which guidance takes away
 
 
 @torch.no_grad()
@@ -41,21 +42,35 @@ def sample(model: VideoModel, task: Task, conditions: Conditions, shape: Sequenc
     """Latents [B, C, T, H, W] (`shape`) of the made streams, float32 on the device of the texts.
 
     The noise of item i of a stream depends on (seed, stream, i) only: it is drawn on the CPU, so equal everywhere.
+    Where the model wants given streams a little noisy (`given_sigma`), theirs is drawn once, in the same way.
     """
     if set(conditions.given) != set(task.given):
         raise OpenUniError(f'task "{task}" is given {list(task.given)}, got latents of {sorted(conditions.given)}')
     device = conditions.text[task.made[0]].device
-    made = {
-        name: torch.stack([normal(shape[1:], sampling.seed, "sample", name, item) for item in range(shape[0])]).to(
-            device
-        )
-        for name in task.made
-    }
+
+    def noise(purpose: str, name: str) -> torch.Tensor:
+        items = [normal(shape[1:], sampling.seed, purpose, name, item) for item in range(shape[0])]
+        return torch.stack(items).to(device)
+
+    made = {name: noise("sample", name) for name in task.made}
     sigmas = sampling_sigmas(sampling.steps, sampling.shift)
+    if model.given_sigma > 0:
+        _check_above(float(sigmas[-2]), model.given_sigma)
+        level = torch.full((shape[0],), model.given_sigma, device=device)
+        noisy = {name: noised(clean, noise("given", name), level) for name, clean in conditions.given.items()}
+        conditions = conditions._replace(given=noisy)
     for sigma, following in pairwise(sigmas):
         predicted = _velocities(model, conditions, made, float(sigma), sampling.guidance)
         made = {name: euler_step(made[name], predicted[name], sigma, following) for name in made}
     return made
+
+
+def _check_above(last: float, given: float) -> None:
+    if last <= given:
+        raise OpenUniError(
+            f"the last step's noise level, {last:.5f}, is not above that of given streams, {given:.5f}: "
+            "take fewer steps, or a larger shift"
+        )
 
 
 def _velocities(
@@ -64,13 +79,16 @@ def _velocities(
     """float32 [B, C, T, H, W] for the made streams, guided towards the caption."""
     streams = conditions.given | made
     size, device = next(iter(made.values())).shape[0], next(iter(made.values())).device
-    sigmas = {name: torch.full((size,), sigma if name in made else 0.0, device=device) for name in streams}
+    sigmas = {
+        name: torch.full((size,), sigma if name in made else model.given_sigma, device=device) for name in streams
+    }
     predicted = model(streams, sigmas, conditions.text)
     velocities = {name: predicted[name].float() for name in made}
-    if guidance == 1.0 or "rgb" not in streams:
+    captioned = [name for name in conditions.captioned if name in streams]
+    if guidance == 1.0 or not captioned:
         return velocities
     if conditions.unconditional is None:
         raise OpenUniError("guidance needs the embedding of the empty caption")
-    empty = conditions.unconditional.to(device).expand_as(conditions.text["rgb"])
-    without = model(streams, sigmas, conditions.text | {"rgb": empty})
+    empty = conditions.unconditional.to(device).expand_as(conditions.text[captioned[0]])
+    without = model(streams, sigmas, conditions.text | dict.fromkeys(captioned, empty))
     return {name: guided(velocities[name], without[name].float(), guidance) for name in made}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from manifests.errors import OpenUniError
-from train.checkpoint import checkpoints, load_model, load_optimizer, optimizer_tensors, save
+from train.checkpoint import checkpoints, load_model, load_optimizer, model_tensors, optimizer_tensors, save, unsaved
 from train.data import Batch, Loader, prefetched
 from train.flow_matching import stream_losses, velocity
 from train.log import RunLog
@@ -68,7 +68,7 @@ class Trainer:
             resuming = bool(checkpoints(folder))  # then the weights are overwritten: none need be read first
             self.model = (setup.model.resolved() if resuming else setup.model).load(device)
         self._start_from()
-        self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
+        self.average = averaged_copy(self.model)
         self.optimizer = build_optimizer(self.model, self.recipe.optimizer)
         self.step = self._resume()
 
@@ -145,7 +145,8 @@ class Trainer:
     def _update_average(self) -> None:
         decay = min(self.recipe.ema.decay, (1 + self.step) / (10 + self.step))
         for average, current in zip(self.average.parameters(), self.model.parameters(), strict=True):
-            average.lerp_(current, 1.0 - decay)
+            if average is not current:
+                average.lerp_(current, 1.0 - decay)
 
     def _report(self, log: RunLog, row: dict[str, Any]) -> None:
         log.write(row)
@@ -163,8 +164,8 @@ class Trainer:
 
     def _save(self) -> None:
         tensors = {
-            "model": self.model.state_dict(),
-            "ema": self.average.state_dict(),
+            "model": model_tensors(self.model),
+            "ema": model_tensors(self.average),
             "optimizer": optimizer_tensors(self.optimizer, self.model),
         }
         state = {"data": self.setup.record["data"], "torch": torch.__version__}
@@ -186,19 +187,26 @@ class Trainer:
             return
         earlier = Run.open(self.recipe.start_from).checkpoint
         missing, unexpected = self.model.load_state_dict(earlier.tensors("ema"), strict=False)
-        foreign = sorted(set(missing) - set(self.model.added_parameters()) | set(unexpected))
+        foreign = sorted(set(missing) - set(self.model.added_parameters()) - unsaved(self.model) | set(unexpected))
         if foreign:
             raise OpenUniError(
                 f"start_from: {earlier.path} is of another model; differing keys: {', '.join(foreign[:6])}"
             )
 
 
+def averaged_copy(model: Any) -> Any:
+    """Where the average of the weights is kept. Frozen parameters are the model's own: there is nothing to average."""
+    frozen = {id(parameter): parameter for parameter in model.parameters() if not parameter.requires_grad}
+    return copy.deepcopy(model, frozen).eval().requires_grad_(False)
+
+
 def build_optimizer(model: Any, options: Optimizer) -> torch.optim.AdamW:
-    """AdamW over four groups: base and added parameters, matrices (with weight decay) and the rest."""
+    """AdamW over what is trained, in four groups: base and added parameters, matrices (decayed) and the rest."""
     added = set(model.added_parameters())
     groups: dict[tuple[bool, bool], list[torch.Tensor]] = defaultdict(list)
     for name, parameter in model.named_parameters():
-        groups[name in added, parameter.ndim >= 2 and "table" not in name].append(parameter)
+        if parameter.requires_grad:
+            groups[name in added, parameter.ndim >= 2 and "table" not in name].append(parameter)
     return torch.optim.AdamW(
         [
             {

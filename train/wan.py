@@ -125,6 +125,8 @@ class WanStreams(_Transformer):
     """
 
     _cp_plan: ClassVar[None] = None
+    given_sigma: float = 0.0  # see `train.model.VideoModel`, as the next
+    unsaved: frozenset[str] = frozenset()
 
     def __init__(self, modalities: Sequence[str], num_layers: int, **base: Any) -> None:
         super().__init__(num_layers=0, **base)

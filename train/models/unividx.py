@@ -1,0 +1,243 @@
+"""UniVidX on diffusers' Wan transformer: a row per stream, a gated LoRA per modality, attention over all rows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+import torch
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.transformers.transformer_wan import WanTransformerBlock
+from torch import nn
+
+from manifests.errors import OpenUniError
+from train.lora import GatedLinear, Rows
+from train.model import Streams, Told
+from train.tasks import Task
+from train.wan import WanModel, WanStreams, loaded
+
+Lora = Literal["decoupled", "shared"]
+SHARED = "shared"  # name of the one LoRA of the ablation
+# Given all of one of these, RGB has nothing left that a caption could say (the published AIN2R; FB2RP and PFB2R)
+DETERMINES_RGB = ({"albedo", "irradiance", "normal"}, {"foreground", "background"})
+
+
+@dataclass(frozen=True)
+class UniVidX(WanModel):
+    """The paper's model: stochastic condition masking is the recipe's tasks; the rest is here.
+
+    Every stream of a clip is a row of its own, with the same positions, through the base model's own input and output
+    layers. In self-attention each row looks at the rows of all streams of its sample. What tells modalities apart is
+    the LoRA alone: each has its own, on the self-attention and feed-forward layers of every block, at work in the rows
+    where that modality is made and not where it is given. B is zero at the start: without cross-modal attention, or
+    with one stream, the model then is the pretrained one on every row, bit for bit.
+    """
+
+    origin: ClassVar[str] = "UniVidX: A Unified Multimodal Framework for Versatile Video Generation (arXiv 2605.00658)"
+
+    rank: Annotated[int, "of each LoRA; alpha is the same, so the scale is 1"] = 32
+    train_base: Annotated[bool, "train all weights, not the LoRAs alone, such as when nothing is pretrained"] = False
+    condition_noise: Annotated[float, "sigma of given streams; the released code has 0.00498, the paper 0"] = 0.0
+    lora: Annotated[Lora, "a LoRA per modality, or (ablation) one for all"] = "decoupled"
+    gated: Annotated[bool, "LoRAs rest where their stream is given; false (ablation): always at work"] = True
+    cross_modal: Annotated[bool, "rows attend to all rows of their sample; false (ablation): to themselves"] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rank < 1:
+            raise OpenUniError(f"unividx: rank must be at least 1, got {self.rank}")
+        if not 0 <= self.condition_noise < 0.5:
+            raise OpenUniError(f"unividx: condition_noise must be in 0 to 0.5, got {self.condition_noise}")
+
+    @property
+    def given_sigma(self) -> float:
+        """See `Model.given_sigma`."""
+        return self.condition_noise
+
+    def text_of(self, task: Task, stream: str) -> Told:
+        """The caption for every stream, in tasks that make RGB out of less than what determines it; else nothing.
+
+        So the caption is told in the published Text->X and Text&X->X tasks and in no X->X one. For other sets of
+        modalities the rule is the same: any task that makes rgb is told the caption, unless all of `DETERMINES_RGB`
+        of one family is given.
+        """
+        determined = any(needed <= set(task.given) for needed in DETERMINES_RGB)
+        return "caption" if "rgb" in task.made and not determined else "nothing"
+
+    def resolved(self) -> Self:
+        """See `Model.resolved`. With a frozen base, `pretrained` stays: its weights are not saved with the run's."""
+        spelled = super().resolved()
+        return spelled if self.train_base else replace(spelled, pretrained=self.pretrained)
+
+    def load(self, device: str) -> "UniVidXTransformer":
+        """The model on `device` in float32, in training mode; only what is to be trained requires gradients."""
+
+        def build() -> UniVidXTransformer:
+            adapters = self.modalities if self.lora == "decoupled" else (SHARED,)
+            return UniVidXTransformer(
+                self.modalities, adapters, self.rank, self.gated, self.cross_modal, **self.base_options()
+            )
+
+        module: UniVidXTransformer = loaded(build, self, device)
+        module.given_sigma = self.condition_noise
+        if not self.train_base:
+            base = set(module.state_dict()) - set(module.added_parameters())
+            for name, parameter in module.named_parameters():
+                parameter.requires_grad_(name not in base)
+            module.unsaved = frozenset(base) if self.pretrained else frozenset()
+        return module
+
+
+class CrossModalProcessor:
+    """Self-attention of `WanAttention` over rows: B M rows of S tokens attend as B sequences of M S tokens.
+
+    Keys and values are those of the rows, seen as one sequence: nothing is repeated. In the manner of diffusers'
+    processors, so that its choice of attention backend applies.
+    """
+
+    _attention_backend = None
+    _parallel_config = None
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: None = None,
+        attention_mask: None = None,
+        rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
+        rows: Rows | None = None,
+        joint: int = 1,
+    ) -> torch.Tensor:
+        """`hidden_states` [B M, S, D] -> the same; `joint`: how many rows, one after another, attend to each other."""
+        query = attn.norm_q(attn.to_q(hidden_states, rows)).unflatten(2, (attn.heads, -1))
+        key = attn.norm_k(attn.to_k(hidden_states, rows)).unflatten(2, (attn.heads, -1))
+        value = attn.to_v(hidden_states, rows).unflatten(2, (attn.heads, -1))
+        if rotary_emb is not None:
+            query, key = rotated(query, *rotary_emb), rotated(key, *rotary_emb)
+        shape = query.shape
+
+        def together(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.view(-1, joint * shape[1], *shape[2:])
+
+        mixed = dispatch_attention_fn(
+            together(query),
+            together(key),
+            together(value),
+            backend=self._attention_backend,
+            parallel_config=self._parallel_config,
+        )
+        mixed = mixed.reshape(*shape[:2], -1).type_as(query)
+        out: torch.Tensor = attn.to_out[1](attn.to_out[0](mixed, rows))
+        return out
+
+
+def rotated(heads: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
+    """RoPE on pairs of channels, in the arithmetic of diffusers' Wan: `heads` [B, S, heads, head_dim] -> the same."""
+    even, odd = heads.unflatten(-1, (-1, 2)).unbind(-1)
+    cosines, sines = cosines[..., 0::2], sines[..., 1::2]
+    turned = torch.stack((even * cosines - odd * sines, even * sines + odd * cosines), dim=-1)
+    return turned.flatten(-2).type_as(heads)
+
+
+class UniVidXBlock(WanTransformerBlock):
+    """Wan's block over rows. The base class's names and order of operations are kept."""
+
+    def __init__(self, dim: int, ffn_dim: int, *base: Any, adapters: Sequence[str], rank: int, **options: Any) -> None:
+        super().__init__(dim, ffn_dim, *base, **options)
+
+        def gated(layer: nn.Linear) -> GatedLinear:
+            return GatedLinear(layer.in_features, layer.out_features, adapters, rank)
+
+        attention, feed_forward = self.attn1, self.ffn
+        attention.to_q, attention.to_k = gated(attention.to_q), gated(attention.to_k)
+        attention.to_v, attention.to_out[0] = gated(attention.to_v), gated(attention.to_out[0])
+        feed_forward.net[0].proj, feed_forward.net[2] = gated(feed_forward.net[0].proj), gated(feed_forward.net[2])
+        attention.set_processor(CrossModalProcessor())
+
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        text: torch.Tensor,
+        table: torch.Tensor,
+        rows: Rows,
+        joint: int,
+        *rotary: torch.Tensor,
+    ) -> torch.Tensor:
+        """`tokens` [B M, S, D] -> the same; `text` [B M, L, D]; `table` [B M, 6, D]; `rotary`: of the S tokens."""
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = (self.scale_shift_table + table.float()).chunk(6, dim=1)
+
+        normed = (self.norm1(tokens.float()) * (1 + scale_1) + shift_1).type_as(tokens)
+        mixed = self.attn1(normed, None, None, rotary, rows=rows, joint=joint)
+        tokens = (tokens.float() + mixed * gate_1).type_as(tokens)
+
+        normed = self.norm2(tokens.float()).type_as(tokens)
+        tokens = tokens + self.attn2(normed, text, None, None)
+
+        normed = (self.norm3(tokens.float()) * (1 + scale_2) + shift_2).type_as(tokens)
+        return (tokens.float() + self.feed_forward(normed, rows).float() * gate_2).type_as(tokens)
+
+    def feed_forward(self, tokens: torch.Tensor, rows: Rows) -> torch.Tensor:
+        """[B M, S, D] -> the same, gated per row as attention is."""
+        widen, dropout, narrow = self.ffn.net
+        out: torch.Tensor = narrow(dropout(widen.gelu(widen.proj(tokens, rows))), rows)
+        return out
+
+
+class UniVidXTransformer(WanStreams):
+    """See `UniVidX` and `train.model.VideoModel`. Additions: `blocks.*.lora_A.MODALITY` and `blocks.*.lora_B.MODALITY`.
+
+    A stream counts as given in a sample where its sigma is at most `given_sigma` (0 unless conditions get noise), and
+    as made above that; loader and sampler keep the sigmas of made streams above it.
+    """
+
+    _no_split_modules: ClassVar[list[str]] = ["UniVidXBlock"]
+    _repeated_blocks: ClassVar[list[str]] = ["UniVidXBlock"]
+
+    def __init__(
+        self,
+        modalities: Sequence[str] = ("rgb", "depth"),
+        adapters: Sequence[str] = ("rgb", "depth"),
+        rank: int = 32,
+        gated: bool = True,
+        cross_modal: bool = True,
+        num_layers: int = 40,
+        **base: Any,
+    ) -> None:
+        super().__init__(modalities, num_layers, **base)
+        self.register_to_config(adapters=tuple(adapters), rank=rank, gated=gated, cross_modal=cross_modal)
+        config = self.config
+        sizes = (config.ffn_dim, config.num_attention_heads, config.qk_norm, config.cross_attn_norm, config.eps)
+        self.blocks = nn.ModuleList(
+            UniVidXBlock(self.dim, *sizes, adapters=adapters, rank=rank) for _ in range(num_layers)
+        )
+
+    @classmethod
+    def is_added(cls, name: str) -> bool:
+        """See `WanStreams.is_added`."""
+        return ".lora_A." in name or ".lora_B." in name
+
+    def forward(self, streams: Streams, sigmas: dict[str, torch.Tensor], text: dict[str, torch.Tensor]) -> Streams:
+        """Velocities of all streams, [B, C, T, H, W] by modality; see `train.model.VideoModel`."""
+        names = self.checked(streams)
+        stacked = torch.stack([streams[name] for name in names], dim=1)
+        grid = self.grid(streams[names[0]])
+        told = self.told([sigmas[name] for name in names], [text[name] for name in names])
+        joint = len(names) if self.config.cross_modal else 1
+        tokens = self.through_blocks(
+            self.embed(stacked.flatten(0, 1)),
+            told.text,
+            told.table.flatten(0, 1),
+            self.rows(names, sigmas),
+            joint,
+            *self.rotary(grid),
+        )
+        velocities = self.unembed(tokens, told.time.flatten(0, 1), grid).unflatten(0, (-1, len(names)))
+        return dict(zip(names, velocities.unbind(1), strict=True))
+
+    def rows(self, names: Sequence[str], sigmas: dict[str, torch.Tensor]) -> Rows:
+        """Which LoRAs are at work on the rows of these streams."""
+        adapters = tuple(self.config.adapters)
+        own = tuple(names) if adapters != (SHARED,) else adapters
+        if not self.config.gated:
+            return Rows(own, None)
+        made = torch.stack([sigmas[name] for name in names], dim=1).flatten() > self.given_sigma
+        return Rows(own, made.float()[:, None, None])
