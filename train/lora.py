@@ -47,8 +47,9 @@ class GatedLinear(nn.Linear):
         if rows is None:
             return base
         if len(rows.adapters) == 1:
-            low = functional.linear(tokens, self.lora_A[rows.adapters[0]])
-            return base + functional.linear(_gated(low, rows.gate), self.lora_B[rows.adapters[0]])
+            low = _gated(functional.linear(tokens, self.lora_A[rows.adapters[0]]), rows.gate)
+            up = self.lora_B[rows.adapters[0]].T
+            return torch.addmm(base.flatten(0, 1), low.flatten(0, 1), up).view_as(base)
         # all modalities in one batched product: as many GEMMs as for one LoRA, whatever their number
         low = torch.bmm(tokens, self._stacked(self.lora_A, rows, len(tokens)))
         return torch.baddbmm(base, _gated(low, rows.gate), self._stacked(self.lora_B, rows, len(tokens)))

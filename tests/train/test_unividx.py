@@ -32,7 +32,7 @@ from train.run import Run
 from train.sampler import Conditions, Sampling, sample
 from train.setup import prepare
 from train.tasks import Task, partitions
-from train.trainer import build_optimizer, train
+from train.trainer import averaged_copy, build_optimizer, train
 
 INTRINSIC = ("rgb", "albedo", "irradiance", "normal")
 SIZES = {"heads": 2, "head_dim": 12, "ffn_dim": 32, "text_dim": 8, "channels": 4, "freq_dim": 16, "num_layers": 2}
@@ -302,6 +302,9 @@ def test_only_what_is_trained_is_optimised(base: Any) -> None:
     frozen, whole = built(base), built(base, train_base=True)
     assert optimised(frozen) == sum(dict(frozen.named_parameters())[name].numel() for name in frozen.added_parameters())
     assert optimised(whole) == sum(p.numel() for p in whole.parameters())
+    average = dict(averaged_copy(frozen).named_parameters())
+    shared = {name for name, p in frozen.named_parameters() if average[name] is p}
+    assert shared == set(average) - set(frozen.added_parameters())
 
 
 # ---------------------------------------------------------------- files
