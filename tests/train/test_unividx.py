@@ -31,7 +31,7 @@ from train.recipe import Recipe
 from train.run import Run
 from train.sampler import Conditions, Sampling, sample
 from train.setup import prepare
-from train.tasks import Task, partitions
+from train.tasks import Task, TaskMix, partitions
 from train.trainer import averaged_copy, build_optimizer, train
 
 INTRINSIC = ("rgb", "albedo", "irradiance", "normal")
@@ -461,6 +461,22 @@ def test_it_learns_all_partitions_of_random_clips(corpus: Any, tmp_path: Path) -
     settings["checkpoints"] |= {"every_steps": 150}
     losses = [row["loss"] for row in train(Recipe.from_dict(settings), corpus, tmp_path).log if "loss" in row]
     assert np.mean(losses[-20:]) < 0.6 * np.mean(losses[:10])
+
+
+def test_the_debug_recipe_runs(corpus: Any, tmp_path: Path) -> None:
+    run = train("unividx_debug", corpus, tmp_path)
+    assert run.checkpoint.step == 10 and len(run.tasks) == 7
+    assert {name.rpartition(".")[2] for name in run.model.added_parameters()} == {"rgb", "albedo", "normal"}
+
+
+def test_both_families_in_one_model() -> None:
+    every = tuple(dict.fromkeys((*INTRINSIC, "alpha", "foreground", "background")))
+    mix = TaskMix.build({"intrinsic": 0.5, "alpha": 0.5}, every)
+    assert len(mix.tasks) == 30
+    model = UniVidX(modalities=every, rank=2, **SIZES).load("cpu")
+    for task in mix.tasks:
+        made = model(*inputs(task.streams, batch=1, given=task.given))
+        assert set(made) == set(task.streams)
 
 
 def test_noise_on_given_streams(base: Any, corpus: Any, tmp_path: Path) -> None:
