@@ -27,10 +27,10 @@ class DensePose(Modality):
     I is the part of the surface, 1..24 as DensePose numbers them, 0 for background; U and V are the place on the part,
     0..1 times 255, rounded.
 
-    Stored exactly (FFV1, 8 bits). As RGB: the parts alone, in the colours that MagicAnimate's DensePose videos have:
-    viridis at level 255 I / 24, rounded down, background included. Back by the nearest of these 25 colours: I is exact
-    under any perturbation shorter (Euclidean, in RGB) than `margin()`, 4.7 / 255: enough for 8 bits, too little for
-    lossy video. U and V are not in the picture and come back as 0.
+    Stored exactly (FFV1, 8 bits; compact: lossless H.264). As RGB: the parts alone, in the colours that MagicAnimate's
+    DensePose videos have: viridis at level 255 I / 24, rounded down, background included. Back by the nearest of these
+    25 colours: I is exact under any perturbation shorter (Euclidean, in RGB) than `margin()`, 4.7 / 255: enough for 8
+    bits, too little for lossy video. U and V are not in the picture and come back as 0.
     """
 
     name: ClassVar[str] = "densepose"
@@ -51,6 +51,10 @@ class DensePose(Modality):
     def encode(self, fps: float) -> Payload:
         """Three 8-bit planes, FFV1, exact."""
         return Payload(encode_lossless(self.array, fps), self.suffix, self.constants())
+
+    def encode_compact(self, fps: float) -> Payload:
+        """Exact too, each frame coded from the others."""
+        return Payload(encode_lossless(self.array, fps, across_frames=True), self.suffix, self.constants())
 
     @classmethod
     def decode(cls, data: bytes, constants: DensePoseConstants) -> Self:

@@ -28,10 +28,10 @@ class Segmentation(Modality):
     """Instance ids: uint16 [T, H, W, 1]; 0 is background, an id is one instance through the whole clip.
 
     `known_ids`: ids of the row this map was read from; kept through take, crop and resize. None: those that occur.
-    Stored exactly (FFV1, 8 bits when all ids are below 256). As RGB: the VOC / DAVIS palette on black, for ids up to
-    255. Back by the nearest colour among the clip's ids: exact under any perturbation shorter (Euclidean, in RGB) than
-    half the smallest distance between their colours, see `margin`: 64 / 255 for ids 0..7, 32 / 255 for ids 0..63,
-    16 / 255 for all 256.
+    Stored exactly (FFV1, 8 bits when all ids are below 256; compact: lossless H.264 for these). As RGB: the VOC / DAVIS
+    palette on black, for ids up to 255. Back by the nearest colour among the clip's ids: exact under any perturbation
+    shorter (Euclidean, in RGB) than half the smallest distance between their colours, see `margin`: 64 / 255 for ids
+    0..7, 32 / 255 for ids 0..63, 16 / 255 for all 256.
     """
 
     known_ids: tuple[int, ...] | None = None
@@ -55,10 +55,17 @@ class Segmentation(Modality):
 
     def encode(self, fps: float) -> Payload:
         """Gray FFV1, 8 bits when all ids fit, else 16; exact."""
+        return self._encoded(fps, across_frames=False)
+
+    def encode_compact(self, fps: float) -> Payload:
+        """Exact too, each frame coded from the others where 8 bits hold the ids."""
+        return self._encoded(fps, across_frames=True)
+
+    def _encoded(self, fps: float, *, across_frames: bool) -> Payload:
         constants = replace(self, known_ids=None).constants()
         small = not constants.ids or constants.ids[-1] < PALETTE_SIZE
         planes = self.array.astype(np.uint8) if small else self.array
-        return Payload(encode_lossless(planes, fps), self.suffix, constants)
+        return Payload(encode_lossless(planes, fps, across_frames=across_frames), self.suffix, constants)
 
     @classmethod
     def decode(cls, data: bytes, constants: SegmentationConstants) -> Self:

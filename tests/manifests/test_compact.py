@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from manifests.errors import ClipError
+from manifests.modalities.densepose import DensePose
 from manifests.modalities.depth import COMPACT_BITS_PER_PX as DEPTH_BITS
 from manifests.modalities.depth import Depth
 from manifests.modalities.flow import COMPACT_BITS_PER_PX as FLOW_BITS
@@ -124,6 +125,29 @@ def test_a_compact_file_is_not_taken_for_an_exact_one() -> None:
         Skeleton.decode(compact.data, compact.constants._replace(step_px=-1.0))
 
 
-def test_what_is_small_already_is_stored_exactly() -> None:
-    ids = Segmentation((surface(0.0) > 0.5).astype(np.uint16))
+@pytest.mark.parametrize(("height_px", "width_px"), [(120, 160), (37, 53), (2, 3), (1, 1)])
+@pytest.mark.parametrize("kind", [Segmentation, DensePose])
+def test_ids_and_parts_are_exact_and_smaller(
+    kind: type[Segmentation | DensePose], height_px: int, width_px: int
+) -> None:
+    array = np.zeros((FRAMES, height_px, width_px, 1), np.uint16)
+    for frame in range(FRAMES):  # blocks that move over a ragged ground
+        array[frame, : height_px // 2, frame : frame + width_px // 3] = 7
+        array[frame, height_px // 3 :: 7, :: 1 + frame % 3] = 24
+    if kind is DensePose:
+        array = np.concatenate([array, array * 9, 255 - array], axis=-1).astype(np.uint8)
+    maps = kind(array)
+    exact, compact = maps.encode(25), maps.encode_compact(25)
+    np.testing.assert_array_equal(kind.decode(compact.data, compact.constants).array, array)
+    assert compact.data == maps.encode_compact(25).data, "equal maps give equal bytes"
+    if height_px == 120:
+        assert len(compact.data) < 0.7 * len(exact.data)
+        damaged = bytearray(compact.data)
+        damaged[-len(damaged) // 3] ^= 64
+        with pytest.raises(ClipError):
+            kind.decode(bytes(damaged), compact.constants)
+
+
+def test_ids_that_need_16_bits_are_stored_as_ever() -> None:
+    ids = Segmentation((surface(0.0) > 0.5).astype(np.uint16) * 300)
     assert ids.encode_compact(25) == ids.encode(25)
