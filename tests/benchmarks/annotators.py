@@ -133,9 +133,10 @@ def pipeline(chosen: dict[str, Annotator], raw: Path, device_gpus: float) -> dic
     }
     recipe = {"work": {"short_side_px": 0}, "annotators": tables}
     with tempfile.TemporaryDirectory() as scratch:
-        how = {"resources": Resources(workers=0, gpus=device_gpus), "reporter": Reporter(quiet=True)}
-        openuni.run(recipe, raw, out=f"{scratch}/corpus", scope=Scope(only=("ingest",)), **how)
-        corpus = openuni.run(recipe, raw, out=f"{scratch}/corpus", **how)
+        out, resources = f"{scratch}/corpus", Resources(workers=0, gpus=device_gpus)
+        only = Scope(only=("ingest",))
+        openuni.run(recipe, raw, out=out, resources=resources, scope=only, reporter=Reporter(quiet=True))
+        corpus = openuni.run(recipe, raw, out=out, resources=resources, reporter=Reporter(quiet=True))
         if corpus.summary().failed:
             raise SystemExit(f"annotators failed:\n{corpus.summary()}")
         path = max(Path(corpus.store.root, "runs").glob("*.json"))
