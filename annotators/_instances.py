@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from annotators._automatic_masks import Masks
+from manifests.assignment import assigned
 from manifests.resample import resize_nearest
 
 OnTop = Literal["small", "large", "confident"]
@@ -93,41 +94,6 @@ def iou_of(counts: np.ndarray) -> np.ndarray:
     iou: np.ndarray = counts / np.maximum(union, 1)
     iou[0], iou[:, 0] = 0, 0
     return iou
-
-
-def assigned(affinity: np.ndarray, least: float) -> list[tuple[int, int]]:
-    """Row and column of the pairs whose affinities (float [N, M], >= 0) sum to the most; only pairs of `least` or more.
-
-    The Hungarian method: rows are taken in one by one, each along the shortest augmenting path (Kuhn 1955, Jonker and
-    Volgenant 1987).
-    """
-    if affinity.shape[0] > affinity.shape[1]:
-        return sorted((row, column) for column, row in assigned(affinity.T, least))
-    gain = np.where(affinity >= least, affinity, 0.0)
-    count, width = gain.shape
-    row_of = np.full(width + 1, -1)  # of every column; column `width` is where a new row starts
-    row_price, column_price = np.zeros(count), np.zeros(width + 1)
-    for row in range(count):
-        row_of[width], column = row, width
-        slack, came_from = np.full(width, np.inf), np.full(width, width)
-        done = np.zeros(width + 1, bool)
-        while row_of[column] >= 0:
-            done[column] = True
-            reduced = -gain[row_of[column]] - row_price[row_of[column]] - column_price[:width]
-            shorter = ~done[:width] & (reduced < slack)
-            slack[shorter], came_from[shorter] = reduced[shorter], column
-            following = int(np.argmin(np.where(done[:width], np.inf, slack)))
-            step = slack[following]
-            row_price[row_of[done]] += step
-            column_price[done] -= step
-            slack[~done[:width]] -= step
-            column = following
-        while column != width:
-            row_of[column] = row_of[came_from[column]]
-            column = int(came_from[column])
-    return sorted(
-        (int(row), column) for column, row in enumerate(row_of[:width]) if row >= 0 and affinity[row, column] >= least
-    )
 
 
 class Looks(NamedTuple):

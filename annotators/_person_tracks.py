@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from manifests.assignment import assigned
+
 SURE = 0.3  # a point of less confidence tells nothing
 BODY = slice(0, 23)  # of the 133 points: body and feet; the many of face and hands would outvote them
 FEWEST_POINTS = 3
@@ -63,7 +65,7 @@ def identities(found: Sequence[Persons], times_s: np.ndarray, longest_gap_s: flo
         for known in (there, lost):
             free = np.flatnonzero(mine < 0)
             alike = np.array([[track.likeness(*_one(persons, place), time_s) for place in free] for track in known])
-            for row, column in best_pairs(alike.reshape(len(known), len(free))):
+            for row, column in assigned(alike.reshape(len(known), len(free)), LEAST_LIKENESS):
                 known[row].follow(*_one(persons, free[column]), time_s)
                 mine[free[column]] = known[row].number
         for place in np.flatnonzero(mine < 0):
@@ -100,39 +102,3 @@ def box_overlap(box: np.ndarray, other: np.ndarray) -> float:
 
 def _area(box: np.ndarray) -> float:
     return float((box[2:] - box[:2]).prod())
-
-
-def best_pairs(alike: np.ndarray) -> list[tuple[int, int]]:
-    """Rows and columns matched so that the sum of `alike` ([n, m], 0..1) is greatest; only pairs that are alike enough.
-
-    The Hungarian method: rows come in one by one, and each time the cheapest chain of changes makes room.
-    """
-    rows, columns = alike.shape
-    if not rows or not columns:
-        return []
-    if rows > columns:
-        return sorted((row, column) for column, row in best_pairs(alike.T))
-    cost = np.where(alike >= LEAST_LIKENESS, -alike, 0.0)  # unlike pairs are as good as none
-    price_row, price = np.zeros(rows + 1), np.zeros(columns + 1)
-    owner = np.full(columns + 1, -1)  # row that has each column; the last column stands for the row that comes in
-    for row in range(rows):
-        owner[columns] = row
-        column, slack, way = columns, np.full(columns, np.inf), np.full(columns, columns)
-        done = np.zeros(columns + 1, bool)
-        while owner[column] >= 0:
-            done[column] = True
-            at = owner[column]
-            reduced = cost[at] - price_row[at] - price[:columns]
-            better = ~done[:columns] & (reduced < slack)
-            slack[better], way[better] = reduced[better], column
-            nearest = int(np.where(done[:columns], np.inf, slack).argmin())
-            step = slack[nearest]
-            price_row[owner[done]] += step
-            price[done] -= step
-            slack[~done[:columns]] -= step
-            column = nearest
-        while column != columns:
-            owner[column] = owner[way[column]]
-            column = int(way[column])
-    pairs = [(int(owner[column]), column) for column in range(columns) if owner[column] >= 0]
-    return sorted(pair for pair in pairs if alike[pair] >= LEAST_LIKENESS)

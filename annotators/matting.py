@@ -52,6 +52,12 @@ class Matting(Annotator):
         "people's key points lie in (needs a skeleton); or all instances together",
     ] = "largest"
     ids: Annotated[tuple[int, ...], "with ViTMatte: these instances instead of `subject`; empty: by `subject`"] = ()
+    masks: Annotated[str, 'the masks to start from: "segmentation", or "sam2.segmentation" where there are several'] = (
+        "segmentation"
+    )
+    points: Annotated[str, 'people\'s key points: "skeleton", or "ANNOTATOR.skeleton" where there are several'] = (
+        "skeleton"
+    )
     band_share: Annotated[
         float, "half the width of the band that the network decides, in side lengths of the subject (root of its area)"
     ] = 0.05
@@ -87,7 +93,7 @@ class Matting(Annotator):
         """Instance masks; key points too where they say which instances are people. Nothing with a supplied network."""
         if self.scripted:
             return ()
-        return ("segmentation", "skeleton") if self.subject == "people" and not self.ids else ("segmentation",)
+        return (self.masks, self.points) if self.subject == "people" and not self.ids else (self.masks,)
 
     def checkpoints(self) -> Sequence[Checkpoint]:
         """The one checkpoint."""

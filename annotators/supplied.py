@@ -1,7 +1,7 @@
 """Modalities that came with the video: files beside it, taken over instead of being estimated."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, NamedTuple
 
@@ -70,6 +70,10 @@ class Supplied(Annotator):
                 raise OpenUniError(unknown_name("supplied: modality", name, known))
         if self.max_file_mb < 1:
             raise OpenUniError(f"supplied: max_file_mb = {self.max_file_mb}. Allowed: 1 and more.")
+
+    def makes(self) -> Sequence[str]:
+        """What it is to read."""
+        return self.modalities
 
     def run(self, model: Any, clip: DecodedClip) -> SuppliedMaps:
         """The maps of this clip. Raises `ClipError` when there is no sidecar, or it does not fit the clip."""

@@ -22,6 +22,7 @@ PLANE_FORMATS = {
     ("uint16", 3): ("rgb48le", "rgb48le"),
 }
 Pixels = Literal["yuv420p", "yuv444p", "rgb"]  # how an H.264 video holds colour
+ACROSS_FRAMES = {1: ("libx264", "gray"), 3: ("libx264rgb", "rgb24")}  # by channels: encoder, pixel format
 SEAL_TAG = "PLANES"
 DAMAGED = "stored planes are damaged ({}): recompute this column group"
 
@@ -104,10 +105,12 @@ def _to_pixels(frame: Any, pixels: Pixels) -> Any:
     )
 
 
-def encode_lossless(planes: np.ndarray, fps: float | Fraction) -> bytes:
+def encode_lossless(planes: np.ndarray, fps: float | Fraction, *, across_frames: bool = False) -> bytes:
     """FFV1 level 3 in Matroska, a CRC on every slice; equal planes give equal bytes.
 
     `planes`: uint8 or uint16 [T, H, W, C] with C 1 or 3, any size from 1x1. Exact. `fps` only makes it playable.
+    `across_frames`: lossless H.264 instead, for uint8: exact too, of flat areas that move a third to two thirds of the
+    bytes; but no frame stands alone, so that any damage costs all of them.
     """
     import av
 
@@ -115,15 +118,19 @@ def encode_lossless(planes: np.ndarray, fps: float | Fraction) -> bytes:
     if formats is None or not planes.size:
         raise VideoError(f"planes must be uint8 or uint16 [T, H, W, 1 or 3], T > 0, got {planes.dtype} {planes.shape}")
     given, stored = formats
+    codec = "ffv1"
+    if across_frames and planes.dtype == np.uint8:
+        codec, stored = ACROSS_FRAMES[planes.shape[-1]]
     _, height_px, width_px, _ = planes.shape
     rate = frame_rate(fps)
     target = io.BytesIO()
     with av.open(target, "w", format="matroska", options={"fflags": "+bitexact"}) as container:
-        stream = container.add_stream("ffv1", rate=rate)
+        stream: Any = container.add_stream(codec, rate=rate)
         stream.width, stream.height, stream.pix_fmt = width_px, height_px, stored
         # FFmpeg insists on four slices from here on; smaller maps compress best in one.
         slices = "1" if width_px <= 352 and height_px <= 288 else "4"
-        stream.options = {"level": "3", "slicecrc": "1", "slices": slices}
+        ffv1 = {"level": "3", "slicecrc": "1", "slices": slices}
+        stream.options = ffv1 if codec == "ffv1" else {"qp": "0", "preset": "medium"}
         stream.codec_context.thread_count = 1
         container.metadata[SEAL_TAG] = _seal(planes)
         for number, plane in enumerate(planes):
@@ -161,7 +168,11 @@ def decode_lossless(data: bytes) -> np.ndarray:
 
 
 def _image_of(frame: Any) -> np.ndarray:
-    form = {"bgr0": "rgb24", "gbrp16le": "rgb48le"}.get(frame.format.name, frame.format.name)
+    if frame.format.name in ("yuv420p", "yuvj420p"):  # how FFmpeg's decoder hands over H.264 that has grey alone
+        luma = frame.planes[0]
+        rows = np.frombuffer(luma, np.uint8).reshape(-1, luma.line_size)
+        return rows[: frame.height, : frame.width, None].copy()
+    form = {"bgr0": "rgb24", "gbrp": "rgb24", "gbrp16le": "rgb48le"}.get(frame.format.name, frame.format.name)
     image = frame.to_ndarray(format=form, threads=1)
     return image if image.ndim == 3 else image[..., None]
 

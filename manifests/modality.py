@@ -37,6 +37,7 @@ class Modality(ABC):
     constants_type: ClassVar[type[tuple[Any, ...]]]  # NamedTuple: quantiser and rendering constants kept in the row
     suffix: ClassVar[str] = "mkv"  # of the stored file: lossless video, unless the subclass says otherwise
     invertible: ClassVar[bool] = True  # False: `from_rgb` raises, a rendering can only be looked at
+    is_picture: ClassVar[bool] = False  # whether its rendering is one for the eye, which halved colour (4:2:0) keeps
 
     def __post_init__(self) -> None:
         if self.array.ndim != 4:

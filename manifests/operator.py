@@ -11,6 +11,7 @@ from manifests.clip import DecodedClip
 from manifests.component import component_names, find_component
 from manifests.errors import OpenUniError
 from manifests.producer import Producer
+from manifests.schema import modality_fields
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,10 @@ class Annotator(Operator):
     """
 
     kind: ClassVar[str] = "annotator"
+
+    def makes(self) -> Sequence[str]:
+        """Names of the modalities that it makes with these options: those of its result type, if it says no less."""
+        return [modality.name for modality in modality_fields(type(self)).values()]
 
     def wants(self) -> Sequence[str]:
         """Maps that other annotators make and this one starts from, then found in `clip.maps` by their modality's name.

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from manifests import video
-from manifests.encode import write_video
+from manifests.encode import Pixels, write_video
 from manifests.errors import OpenUniError
-from manifests.modality import Modality, read_rendering
+from manifests.modality import Modality, find_modality, read_rendering
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,8 @@ def _size(text: str | None) -> tuple[int, int, int] | None:
 def _write(name: str, signal: Modality, out: Path, fps: float) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
     picture = np.round(signal.to_rgb() * 255).astype(np.uint8)
-    write_video(out / f"{name}.mp4", picture, fps)
+    # colours of a map are values: a video with halved colour could not be given back
+    pixels: Pixels = "yuv420p" if find_modality(name).is_picture else "yuv444p"
+    write_video(out / f"{name}.mp4", picture, fps, pixels=pixels)
     np.save(out / f"{name}.npy", signal.array)
     return [out / f"{name}.mp4", out / f"{name}.npy"]

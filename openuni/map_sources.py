@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.dataset as pads
 
-from manifests import schema
 from manifests.corpus import Corpus
 from manifests.errors import OpenUniError
+from manifests.presence import holders
 from openuni.recipe import Recipe
 
 
@@ -25,14 +25,12 @@ def annotator_of(modality: str, asks: str, recipe: Recipe, corpus: Corpus | None
 
     `asks`: who wants to know, an annotator's name or a table of the recipe. Raises when none or several make it.
     """
-    makers = [
-        name
-        for name, operator in recipe.annotators.items()
-        if name != asks and any(kind.name == modality for kind in schema.modality_fields(type(operator)).values())
-    ]
+    makers = [name for name, operator in recipe.annotators.items() if name != asks and modality in operator.makes()]
     if not makers and corpus is not None:
         known = [name for name in corpus.operators("annotator") if name != asks]
         makers = [name for name in known if corpus.has_modality(name, modality)]
+        if len(makers) > 1:  # a column that no row fills is nobody's map
+            makers = [name for name in makers if len(holders(corpus, name, modality))] or makers
     if len(makers) == 1:
         return makers[0]
     if makers:

@@ -87,6 +87,10 @@ class Unified(Annotator):
             if getattr(self, option) < 1:
                 raise OpenUniError(f"openuni.unified: {option} = {getattr(self, option)}. Allowed: 1 and more.")
 
+    def makes(self) -> Sequence[str]:
+        """What it is to estimate."""
+        return self.modalities
+
     def checkpoints(self) -> Sequence[Checkpoint]:
         """The run's record and averaged weights, and what its codecs need."""
         from train.texts import latent_codec, text_codec

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from manifests.assignment import assigned
 from manifests.modalities.segmentation import Segmentation
 
 CODED = ("segmentation", "densepose")  # their colours are names: between two of them lies a third, not a mean
@@ -65,21 +66,17 @@ def _fitted(rendering: np.ndarray, before: np.ndarray) -> np.ndarray:
 
 
 def _renamed(rendering: np.ndarray, before: np.ndarray) -> np.ndarray:
-    """The same picture with the ids of `before` for those instances that are there already, best overlap first."""
+    """The same picture with the ids of `before` for those instances that are there already."""
     ids = Segmentation.from_rgb(rendering).array
     known = Segmentation.from_rgb(before).array
     shared = ids[: len(known)]
     here, there = np.unique(shared[shared > 0]), np.unique(known[known > 0])
-    overlaps = []
-    for one in here:
-        for other in there:
-            both = np.count_nonzero((shared == one) & (known == other))
+    iou = np.zeros((len(here), len(there)))
+    for row, one in enumerate(here):
+        for column, other in enumerate(there):
             either = np.count_nonzero((shared == one) | (known == other))
-            overlaps.append((both / either, int(one), int(other)))
-    names: dict[int, int] = {}
-    for iou, one, other in sorted(overlaps, reverse=True):
-        if iou >= SAME_INSTANCE_IOU and one not in names and other not in names.values():
-            names[one] = other
+            iou[row, column] = np.count_nonzero((shared == one) & (known == other)) / either
+    names = {int(here[row]): int(there[column]) for row, column in assigned(iou, SAME_INSTANCE_IOU)}
     free = iter(sorted(set(range(1, 256)) - set(there.tolist())))
     for one in np.unique(ids[ids > 0]).tolist():
         if one not in names:

@@ -26,6 +26,7 @@ class RGB(Modality):
 
     name: ClassVar[str] = "rgb"
     prompt: ClassVar[str] = "colour video"
+    is_picture: ClassVar[bool] = True
     constants_type: ClassVar[type[RGBConstants]] = RGBConstants
 
     def check(self) -> None:

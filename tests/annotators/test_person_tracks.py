@@ -1,11 +1,9 @@
 """Who is who: through crossings, occlusions and gaps, on persons whose identity is known."""
 
-from itertools import permutations
-
 import numpy as np
 import pytest
 
-from annotators._person_tracks import LEAST_LIKENESS, Persons, best_pairs, box_overlap, identities, likeness
+from annotators._person_tracks import Persons, box_overlap, identities, likeness
 from openuni.world.body import Body
 from openuni.world.camera import CameraPath, Lens
 from openuni.world.clips import render_clip
@@ -145,18 +143,3 @@ def test_likeness_is_1_for_the_same_and_0_for_others():
     unsure = points.copy()
     unsure[:, 2] = 0.29
     assert likeness(box, unsure, half, other) == pytest.approx(1 / 3)
-
-
-@pytest.mark.parametrize("seed", range(60))
-def test_the_best_pairs_are_the_best_of_all_ways(seed):
-    rng = np.random.default_rng(seed)
-    rows, columns = rng.integers(0, 6, 2)
-    alike = rng.uniform(0, 1, (rows, columns)) * (rng.random((rows, columns)) < 0.7)
-    counted = np.where(alike >= LEAST_LIKENESS, alike, 0)
-    wide = counted if rows <= columns else counted.T
-    ways = permutations(range(wide.shape[1]), wide.shape[0])
-    best = max(sum(wide[row, column] for row, column in enumerate(way)) for way in ways)
-    pairs = best_pairs(alike)
-    assert sum(alike[pair] for pair in pairs) == pytest.approx(best)
-    assert all(alike[pair] >= LEAST_LIKENESS for pair in pairs)
-    assert len({row for row, _ in pairs}) == len({column for _, column in pairs}) == len(pairs)

@@ -1,15 +1,20 @@
 """Maps in a bounded number of bits: the bound holds, and so does the error that the row states."""
 
+import cv2
 import numpy as np
 import pytest
 
+from manifests.compact import FILE_BYTES, FRAME_BYTES
 from manifests.errors import ClipError
+from manifests.modalities.densepose import DensePose
 from manifests.modalities.depth import COMPACT_BITS_PER_PX as DEPTH_BITS
 from manifests.modalities.depth import Depth
 from manifests.modalities.flow import COMPACT_BITS_PER_PX as FLOW_BITS
 from manifests.modalities.flow import Flow
+from manifests.modalities.segmentation import COMPACT_BITS_PER_PX as IDS_BITS
 from manifests.modalities.segmentation import Segmentation
 from manifests.modalities.skeleton import Skeleton, SkeletonConstants
+from manifests.modality import Modality
 from tests.manifests.people import standing
 
 FRAMES, HEIGHT_PX, WIDTH_PX = 12, 120, 160
@@ -124,6 +129,48 @@ def test_a_compact_file_is_not_taken_for_an_exact_one() -> None:
         Skeleton.decode(compact.data, compact.constants._replace(step_px=-1.0))
 
 
-def test_what_is_small_already_is_stored_exactly() -> None:
-    ids = Segmentation((surface(0.0) > 0.5).astype(np.uint16))
-    assert ids.encode_compact(25) == ids.encode(25)
+@pytest.mark.parametrize(("height_px", "width_px"), [(120, 160), (37, 53), (2, 3), (1, 1)])
+@pytest.mark.parametrize("kind", [Segmentation, DensePose])
+def test_ids_and_parts_are_exact_and_smaller(
+    kind: type[Segmentation | DensePose], height_px: int, width_px: int
+) -> None:
+    rough = np.random.default_rng(0).normal(size=(height_px + FRAMES, width_px + 2 * FRAMES))
+    smooth = cv2.GaussianBlur(rough, (0, 0), 6)
+    shapes = np.digitize(smooth / smooth.std(), [0.4, 1.2]).astype(np.uint16) * 12
+    pans = [shapes[t : t + height_px, 2 * t : 2 * t + width_px] for t in range(FRAMES)]
+    array = np.ascontiguousarray(np.stack(pans)[..., None])
+    if kind is DensePose:
+        array = np.concatenate([array, array * 9, 255 - array], axis=-1).astype(np.uint8)
+    maps = kind(array)
+    exact, compact = maps.encode(25), maps.encode_compact(25)
+    assert compact.size_px == maps.size_px
+    np.testing.assert_array_equal(kind.decode(compact.data, compact.constants).array, array)
+    assert compact.data == maps.encode_compact(25).data, "equal maps give equal bytes"
+    if height_px == 120:
+        assert len(compact.data) < 0.7 * len(exact.data)
+        damaged = bytearray(compact.data)
+        damaged[-len(damaged) // 3] ^= 64
+        with pytest.raises(ClipError):
+            kind.decode(bytes(damaged), compact.constants)
+
+
+def test_ids_too_ragged_for_the_bound_are_halved() -> None:
+    noise = np.random.default_rng(0).integers(0, 9, (FRAMES, HEIGHT_PX, WIDTH_PX, 1)).astype(np.uint16)
+    ids = Segmentation(noise)
+    compact = ids.encode_compact(25)
+    assert compact.size_px < ids.size_px
+    assert len(compact.data) <= max(IDS_BITS * noise.size / 8, FILE_BYTES + FRAMES * FRAME_BYTES)
+    np.testing.assert_array_equal(
+        Segmentation.decode(compact.data, compact.constants).array, halved(ids, compact.size_px).array
+    )
+
+
+def halved(signal: Modality, size_px: tuple[int, int]) -> Modality:
+    while signal.size_px != size_px:
+        signal = signal.resize(max(1, signal.size_px[0] // 2), max(1, signal.size_px[1] // 2))
+    return signal
+
+
+def test_ids_that_need_16_bits_are_stored_as_ever() -> None:
+    ids = Segmentation((surface(0.0) > 0.5).astype(np.uint16) * 300)
+    assert ids.encode_compact(25).data == ids.encode(25).data

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -59,6 +60,9 @@ def test_files_of_a_skeleton_are_written_and_read(run: Run, tmp_path: Path) -> N
     written = make_files(run.folder, Request(("rgb", "skeleton"), "a walk", steps=1), given)
     assert sorted(path.name for path in written) == ["rgb.mp4", "rgb.npy", "skeleton.mp4", "skeleton.npy"]
     assert np.load(given / "skeleton.npy").shape == (5, 16, 16, 3)
+    for name, pixels in (("rgb", "yuv420p"), ("skeleton", "yuv444p")):  # colours of a map are values
+        with av.open(str(given / f"{name}.mp4")) as container:
+            assert container.streams.video[0].pix_fmt == pixels
     again = make_files(run.folder, Request(("rgb",), given=(f"skeleton={given / 'skeleton.mp4'}",), steps=1), tmp_path)
     assert [path.name for path in again] == ["rgb.mp4", "rgb.npy"]
     assert np.load(tmp_path / "rgb.npy").shape == (5, 16, 16, 3)

@@ -116,7 +116,10 @@ def test_a_damaged_flow_is_the_reason_of_that_clip_alone(raw, tmp_path):
     ("annotators", "message"),
     [
         ({MOVING: {}}, 'moving: no annotator of this recipe makes "flow"'),
-        ({MOVING: {}, "dis": {}, "supplied": {}}, 'several annotators make "flow". Name one: "dis.flow"'),
+        (
+            {MOVING: {}, "dis": {}, "supplied": {"modalities": ["flow"]}},
+            'several annotators make "flow". Name one: "dis.flow"',
+        ),
         ({MOVING: {"of": "tests.operators.moving.segmentation"}}, "annotators wait for one another"),
     ],
 )
@@ -126,7 +129,13 @@ def test_what_cannot_be_made_is_an_error_before_anything_runs(annotators, messag
 
 
 def test_one_of_several_is_named():
-    recipe = Recipe.parse({"annotators": {MOVING: {"of": "dis.flow"}, "dis": {}, "supplied": {}}})
+    supplied = {"modalities": ["depth", "flow"]}
+    recipe = Recipe.parse({"annotators": {MOVING: {"of": "dis.flow"}, "dis": {}, "supplied": supplied}})
     wanted = wanted_maps(recipe)
     assert wanted[MOVING] == {"flow": MapSource("dis", "flow")}
     assert list(wanted).index("dis") < list(wanted).index(MOVING)
+
+
+def test_what_an_annotator_could_make_but_is_not_asked_for_does_not_count():
+    recipe = Recipe.parse({"annotators": {MOVING: {}, "dis": {}, "supplied": {"modalities": ["depth"]}}})
+    assert wanted_maps(recipe)[MOVING] == {"flow": MapSource("dis", "flow")}
