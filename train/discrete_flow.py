@@ -7,13 +7,14 @@ in 0..V-1; sigmas float [B]; one network output per position, logits [B, L, V], 
 token given all noisy ones.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Literal
 
 import torch
 from torch.nn import functional
 
-from train.randomness import Name, named_seed
+from train.randomness import Name, named_seed, uniforms
 
 Source = Literal["uniform", "mask"]
 LEAST_SIGMA = 1e-3  # the rate grows without bound towards sigma 0; in the loss it is taken as it is here
@@ -96,10 +97,30 @@ def discrete_euler_step(
     `posterior_velocity` integrated over the step exactly; so no step is too long, and the last one, to sigma 0, takes
     every token from the posterior. `draws`: uniform numbers in [0, 1), [2, B, L], for whether and whereto.
     """
-    before = kappa(torch.as_tensor(sigma, dtype=torch.float64), degree)
-    after = kappa(torch.as_tensor(next_sigma, dtype=torch.float64), degree)
+    before = kappa(torch.as_tensor(sigma, dtype=torch.float64, device=noisy.device), degree)
+    after = kappa(torch.as_tensor(next_sigma, dtype=torch.float64, device=noisy.device), degree)
     jumps = draws[0] < ((after - before) / (1 - before)).to(draws)
     return torch.where(jumps, drawn_tokens(probabilities, draws[1]), noisy)
+
+
+def solve_tokens(
+    logits_of: Callable[[torch.Tensor, float], torch.Tensor],
+    tokens: torch.Tensor,
+    sigmas: torch.Tensor,
+    degree: float,
+    seed: int,
+    *names: Name,
+) -> torch.Tensor:
+    """Tokens int64 [B, L] of the source, taken along `sigmas` (from 1 down to 0) by Euler steps.
+
+    `logits_of(tokens, sigma)`: [B, L, V]. The draws of row i at a step depend on (seed, names, i, step) only.
+    """
+    for step, (sigma, following) in enumerate(pairwise(sigmas)):
+        probabilities = logits_of(tokens, float(sigma)).double().softmax(-1)
+        rows = [uniforms((2, tokens.shape[1]), seed, "jumps", *names, row, step) for row in range(len(tokens))]
+        draws = torch.stack(rows, dim=1).to(tokens.device)
+        tokens = discrete_euler_step(tokens, probabilities, sigma, following, draws, degree)
+    return tokens
 
 
 def drawn_tokens(probabilities: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
