@@ -15,8 +15,13 @@ from manifests.errors import OpenUniError
 class Tokenizer(Protocol):
     """Texts as token values of one length: the text, then the end token up to the length."""
 
-    vocabulary: int  # token values, the mask included: it is the last
-    end: int
+    @property
+    def vocabulary(self) -> int:
+        """Token values, the mask included: it is the last."""
+
+    @property
+    def end(self) -> int:
+        """Value of the end token."""
 
     def encode(self, text: str, length: int) -> torch.Tensor:
         """int64 [length]; a text of more than `length - 1` tokens is cut, so that the end is always there."""

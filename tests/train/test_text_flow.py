@@ -8,7 +8,7 @@ import torch
 from manifests.errors import OpenUniError
 from tests.train.test_codecs import umt5_folder as umt5_folder
 from tests.train.test_univigu import TINY
-from train.discrete_flow import noised_tokens, solve_tokens, source_tokens
+from train.discrete_flow import Source, noised_tokens, solve_tokens, source_tokens
 from train.flow_matching import noised
 from train.randomness import uniforms
 from train.text_flow import embedding_losses, fits_refinement, stage_texts, text_weight, token_losses
@@ -88,7 +88,7 @@ def test_umt5_round_trip(umt5_folder: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("source", ["uniform", "mask"])
-def test_a_model_learns_to_describe_videos_word_for_word(source: str) -> None:
+def test_a_model_learns_to_describe_videos_word_for_word(source: Source) -> None:
     """v2t: clean video, text from the source to its caption; every caption of four comes back exactly."""
     captions = ["a cube", "two balls fall", "grün", ""]
     clean = torch.stack([BYTES.encode(caption, 16) for caption in captions])
