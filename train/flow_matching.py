@@ -1,10 +1,16 @@
 """Flow matching as pure functions. One convention everywhere: sigma 0 is clean, sigma 1 is noise."""
 
+import math
+from collections.abc import Callable
+from itertools import pairwise
 from typing import Literal
 
 import torch
 
 SigmaDensity = Literal["uniform", "logit_normal"]
+Weighting = Literal["none", "gaussian"]
+Solver = Literal["euler", "heun", "adams_bashforth"]
+Streams = dict[str, torch.Tensor]  # by modality: latents [B, C, T, H, W]
 
 
 def noised(clean: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
@@ -37,16 +43,34 @@ def sigma_at(quantile: torch.Tensor, density: SigmaDensity, shift: float) -> tor
     return shifted(quantile, shift)
 
 
+def loss_weight(sigma: torch.Tensor, weighting: Weighting) -> torch.Tensor:
+    """What the loss at each sigma counts, float32 of sigma's shape; its mean over uniform sigmas is 1.
+
+    "gaussian", as in UniVidX's code: a bell `exp(-2 (sigma - 1/2)^2)`, lowered so that it is 0 at both ends.
+    """
+    if weighting == "none":
+        return torch.ones_like(sigma, dtype=torch.float32)
+    lowest = math.exp(-0.5)
+    mean = math.sqrt(math.pi / 2) * math.erf(math.sqrt(0.5)) - lowest  # of the lowered bell over 0..1
+    return (torch.exp(-2 * (sigma.float() - 0.5).square()) - lowest) / mean
+
+
 def stream_losses(
-    predicted: dict[str, torch.Tensor], target: dict[str, torch.Tensor], made: dict[str, torch.Tensor]
+    predicted: dict[str, torch.Tensor],
+    target: dict[str, torch.Tensor],
+    made: dict[str, torch.Tensor],
+    weights: dict[str, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Per sample, the sum over its made streams of the mean squared error -> float32 [B].
 
-    `made`: bool [B] per stream; what is given is no target, and its prediction does not enter.
+    `made`: bool [B] per stream; what is given is no target, and its prediction does not enter. `weights`: [B] per
+    stream, 1 if absent; see `loss_weight`.
     """
     total = torch.zeros(())
     for name, mask in made.items():
         error = (predicted[name].float() - target[name].float()).square().mean(dim=(1, 2, 3, 4))
+        if weights is not None:
+            error = error * weights[name].to(error)
         total = total.to(error) + torch.where(mask, error, 0.0)
     return total
 
@@ -63,9 +87,61 @@ def euler_step(
     return noisy + (next_sigma - sigma) * predicted
 
 
+def adams_bashforth_step(
+    noisy: torch.Tensor,
+    predicted: torch.Tensor,
+    before: torch.Tensor,
+    sigmas: tuple[float | torch.Tensor, float | torch.Tensor, float | torch.Tensor],
+) -> torch.Tensor:
+    """Second-order step with the velocity of the step before, for steps of any lengths; tensors [B, C, T, H, W].
+
+    `sigmas`: where `before` was predicted, where `predicted` is, and where to go. The line through both velocities is
+    integrated.
+    """
+    last, sigma, next_sigma = sigmas
+    step = next_sigma - sigma
+    share = step / (2 * (sigma - last))
+    return noisy + step * ((1 + share) * predicted - share * before)
+
+
+def solve(field: Callable[[Streams, float], Streams], noisy: Streams, sigmas: torch.Tensor, solver: Solver) -> Streams:
+    """Follow the velocity `field(streams, sigma)` along `sigmas`, float32 [steps + 1], from first to last.
+
+    "euler": order 1, one evaluation a step. "heun": order 2, two a step (the mean of the velocities at both ends).
+    "adams_bashforth": order 2, one a step, from two consecutive velocities; the first step is Euler's. A step that
+    ends at sigma 0 is Euler's under "heun", since models are not trained to see noise of exactly 0; orders hold.
+    """
+    before: tuple[torch.Tensor, Streams] | None = None
+    for sigma, following in pairwise(sigmas):
+        predicted = field(noisy, float(sigma))
+        if solver == "adams_bashforth" and before is not None:
+            places = (before[0], sigma, following)
+            step = {n: adams_bashforth_step(noisy[n], predicted[n], before[1][n], places) for n in noisy}
+        else:
+            step = {name: euler_step(noisy[name], predicted[name], sigma, following) for name in noisy}
+        if solver == "heun" and following > 0:
+            ahead = field(step, float(following))
+            mean = {name: (predicted[name] + ahead[name]) / 2 for name in noisy}
+            step = {name: euler_step(noisy[name], mean[name], sigma, following) for name in noisy}
+        before, noisy = (sigma, predicted), step
+    return noisy
+
+
 def guided(conditional: torch.Tensor, unconditional: torch.Tensor, scale: float) -> torch.Tensor:
     """Classifier-free guidance: scale 1 is the conditional prediction, 0 the unconditional one."""
     return unconditional + scale * (conditional - unconditional)
+
+
+def guided_twice(
+    full: torch.Tensor, without_text: torch.Tensor, without_both: torch.Tensor, text_scale: float, given_scale: float
+) -> torch.Tensor:
+    """Guidance towards the text and towards the given streams, each with a scale of its own.
+
+    `full`: predicted with both; `without_text`: with the given streams alone; `without_both`: with neither. The text's
+    share is what it adds to the given streams. Both scales 1 give `full`, both 0 `without_both`. As in
+    InstructPix2Pix (Brooks et al., 2023).
+    """
+    return without_both + given_scale * (without_text - without_both) + text_scale * (full - without_text)
 
 
 def _per_sample(sigma: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

@@ -36,6 +36,18 @@ class VideoModel(Protocol):
         """Names of the parameters that the base model does not have; they may learn faster."""
 
 
+class TextModel(VideoModel, Protocol):
+    """A `VideoModel` that also makes text: the caption is one more stream, "text", in the same call.
+
+    `streams["text"]`: noisy (or clean, at sigma 0) token values, int64 [B, L], in 0..vocabulary - 1; `sigmas["text"]`
+    [B] as of any stream. The result has "text", the logits [B, L, vocabulary] of the clean tokens. Where the text's
+    flow is continuous, `streams["text"]` may be noisy embeddings, float [B, L, D], and the result has
+    "text_velocity" [B, L, D] beside the logits. Without "text" among the streams it is a plain `VideoModel`.
+    """
+
+    vocabulary: int
+
+
 @dataclass(frozen=True)
 class Model(Component):
     """Base of all models: a component whose `load` builds the module, on the device, with its initial weights."""

@@ -28,6 +28,12 @@ def normal(shape: Sequence[int], seed: int, *names: Name) -> torch.Tensor:
     return torch.randn(*shape, generator=generator)
 
 
+def uniforms(shape: Sequence[int], seed: int, *names: Name) -> torch.Tensor:
+    """float32 tensor of `shape` on the CPU, uniform in [0, 1); equal on every device and number of threads."""
+    generator = torch.Generator().manual_seed(named_seed(seed, *names))
+    return torch.rand(*shape, generator=generator)
+
+
 def permuted(index: np.ndarray, count: int, key: int) -> np.ndarray:
     """Where a keyed permutation of 0..count-1 sends each `index` (int64, values in 0..count-1) -> int64, same shape.
 

@@ -31,6 +31,7 @@ class Flow:
     density: Annotated[Literal["logit_normal", "uniform"], "density of sigma before the shift"] = "logit_normal"
     shift: Annotated[float, "Wan's timestep shift, of training and sampling; 1 is none"] = 5.0
     shared_sigma: Annotated[bool, "all made streams of a sample get one sigma, else each its own"] = True
+    weighting: Annotated[Literal["none", "gaussian"], "of the loss by sigma: gaussian counts the middle most"] = "none"
     stratified: Annotated[bool, "spread the sigmas of a batch evenly over the density: less noise in the loss"] = True
 
 

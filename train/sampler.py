@@ -1,14 +1,13 @@
-"""Sampling: Euler steps from noise to the made streams, with the given streams clean throughout."""
+"""Sampling: steps from noise to the made streams, with the given streams clean throughout."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, get_args
 
 import torch
 
-from manifests.errors import OpenUniError
-from train.flow_matching import euler_step, guided, noised, sampling_sigmas
+from manifests.errors import OpenUniError, unknown_name
+from train.flow_matching import Solver, guided, noised, sampling_sigmas, solve
 from train.model import Streams, VideoModel
 from train.randomness import normal
 from train.tasks import Task
@@ -18,12 +17,15 @@ from train.tasks import Task
 class Sampling:
     """How to sample."""
 
-    steps: Annotated[int, "Euler steps"] = 50
+    steps: Annotated[int, "steps from noise to clean"] = 50
     shift: Annotated[float, "Wan's shift of the noise levels; best the training's"] = 5.0
     guidance: Annotated[float, "classifier-free guidance on the caption; 1: none"] = 1.0
     seed: Annotated[int, "of the noise"] = 0
+    solver: Annotated[Solver, "euler; of second order: heun (two calls of the model a step), adams_bashforth"] = "euler"
 
     def __post_init__(self) -> None:
+        if self.solver not in get_args(Solver):
+            raise OpenUniError(unknown_name("solver", self.solver, get_args(Solver)))
         if self.steps < 1 or self.shift <= 0:
             raise OpenUniError(f"sampling needs steps >= 1 and shift > 0, got {self.steps} and {self.shift}")
 
@@ -59,10 +61,12 @@ def sample(model: VideoModel, task: Task, conditions: Conditions, shape: Sequenc
         level = torch.full((shape[0],), model.given_sigma, device=device)
         noisy = {name: noised(clean, noise("given", name), level) for name, clean in conditions.given.items()}
         conditions = conditions._replace(given=noisy)
-    for sigma, following in pairwise(sigmas):
-        predicted = _velocities(model, conditions, made, float(sigma), sampling.guidance)
-        made = {name: euler_step(made[name], predicted[name], sigma, following) for name in made}
-    return made
+    return solve(
+        lambda streams, sigma: _velocities(model, conditions, streams, sigma, sampling.guidance),
+        made,
+        sigmas,
+        sampling.solver,
+    )
 
 
 def _check_above(last: float, given: float) -> None:

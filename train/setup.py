@@ -49,6 +49,11 @@ def prepare(recipe: Recipe, corpus: "Corpus", folder: Path) -> Setup:
     options = {key: value for key, value in recipe.model.items() if key != "name"}
     modalities = tuple(options.get("modalities") or _modalities(latents))
     mix = TaskMix.build(recipe.tasks, modalities, recipe.modality_weights)
+    if textual := [str(task) for task in mix.tasks if task.makes_text]:
+        raise OpenUniError(
+            f"tasks {', '.join(textual)} make text, which recipes cannot train yet; of the tasks of a recipe, all must "
+            "make streams of latents only"
+        )
     index = open_index(corpus, modalities, recipe.data.latents, recipe.data.text, recipe.data.validation_share)
     Plan.build(index, mix, recipe.seed, recipe.optimizer.batch_size)  # refuses when nothing can be trained on
     shape = _commonest_shape(index, mix)

@@ -15,7 +15,7 @@ import torch
 from manifests.errors import OpenUniError
 from train.checkpoint import checkpoints, load_model, load_optimizer, model_tensors, optimizer_tensors, save, unsaved
 from train.data import Batch, Loader, prefetched
-from train.flow_matching import stream_losses, velocity
+from train.flow_matching import loss_weight, stream_losses, velocity
 from train.log import RunLog
 from train.plan import Plan
 from train.randomness import named_seed
@@ -124,7 +124,8 @@ class Trainer:
         target = {name: velocity(batch.clean[name], batch.noise[name]) for name in batch.clean}
         with autocast(self.recipe, self.device):
             predicted = self.model(batch.noisy(), batch.sigmas, batch.text)
-        return stream_losses(predicted, target, batch.made)
+        weights = {name: loss_weight(sigma, self.recipe.flow.weighting) for name, sigma in batch.sigmas.items()}
+        return stream_losses(predicted, target, batch.made, weights)
 
     def _check_finite(self, norm: float, parts: list[list[Batch]]) -> None:
         if norm < float("inf"):

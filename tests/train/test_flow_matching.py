@@ -5,16 +5,22 @@ from itertools import pairwise
 import pytest
 import torch
 
+from manifests.errors import OpenUniError
 from train.flow_matching import (
+    Solver,
     euler_step,
     guided,
+    guided_twice,
+    loss_weight,
     noised,
     sampling_sigmas,
     shifted,
     sigma_at,
+    solve,
     stream_losses,
     velocity,
 )
+from train.sampler import Sampling
 
 SHAPE = (3, 4, 2, 2, 2)
 
@@ -74,3 +80,72 @@ def test_guidance(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
     assert torch.equal(guided(with_text, without, 0.0), without)
     torch.testing.assert_close(guided(with_text, without, 1.0), with_text)
     torch.testing.assert_close(guided(with_text, without, 3.0), with_text + 2 * (with_text - without))
+
+
+def test_guidance_with_two_scales(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
+    full, without_text = pair
+    without_both = full * without_text
+    assert torch.equal(guided_twice(full, without_text, without_both, 0.0, 0.0), without_both)
+    torch.testing.assert_close(guided_twice(full, without_text, without_both, 1.0, 1.0), full)
+    torch.testing.assert_close(guided_twice(full, without_text, without_both, 0.0, 1.0), without_text)
+    # with nothing given, it is guidance towards the text
+    torch.testing.assert_close(guided_twice(full, without_text, without_text, 3.0, 9.0), guided(full, without_text, 3))
+
+
+def test_loss_weights(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
+    sigma = torch.linspace(0, 1, 10001)
+    weight = loss_weight(sigma, "gaussian")
+    assert weight[[0, -1]].abs().max() < 1e-6 and weight.argmax() == pytest.approx(5000, abs=5)
+    assert weight.mean() == pytest.approx(1.0, abs=1e-3)
+    # UniVidX's code: the bell over 1000 timesteps, its least taken off, normalised to a mean of 1
+    timesteps = torch.arange(1000.0, 0, -1)
+    bell = torch.exp(-2 * ((timesteps - 500) / 1000) ** 2)
+    bell = (bell - bell.min()) * (1000 / (bell - bell.min()).sum())
+    torch.testing.assert_close(loss_weight(timesteps / 1000, "gaussian"), bell, atol=3e-3, rtol=0)
+    assert torch.equal(loss_weight(sigma, "none"), torch.ones(10001))
+    clean, _ = pair
+    made = {"rgb": torch.tensor([True, True, False])}
+    weights = {"rgb": torch.tensor([0.5, 2.0, 2.0])}
+    found = stream_losses({"rgb": clean + 2.0}, {"rgb": clean}, made, weights)
+    torch.testing.assert_close(found, torch.tensor([2.0, 8.0, 0.0]))
+
+
+@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("heun", 2), ("adams_bashforth", 2)])
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_solvers_converge_with_their_order(solver: Solver, order: int, shift: float) -> None:
+    """dx/d sigma = i (1 + 2 sigma) x turns x by 2 rad from sigma 1 to 0; steps of unequal length too."""
+
+    def field(x: dict[str, torch.Tensor], sigma: float) -> dict[str, torch.Tensor]:
+        return {"x": 1j * (1 + 2 * sigma) * x["x"]}
+
+    def error(steps: int) -> float:
+        sigmas = shifted(torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64), shift)
+        found = solve(field, {"x": torch.ones(1, dtype=torch.complex128)}, sigmas, solver)["x"]
+        return float((found - torch.exp(torch.tensor(-2j))).abs())
+
+    errors = [error(steps) for steps in (80, 160, 320)]
+    found = [torch.log2(torch.tensor(a / b)).item() for a, b in pairwise(errors)]
+    assert found == pytest.approx([order, order], abs=0.15)
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun", "adams_bashforth"])
+def test_solvers_are_exact_on_straight_paths(pair: tuple[torch.Tensor, torch.Tensor], solver: Solver) -> None:
+    clean, noise = pair
+    found = solve(lambda x, sigma: {"x": velocity(clean, noise)}, {"x": noise}, sampling_sigmas(7, 3.0), solver)
+    torch.testing.assert_close(found["x"], clean)
+
+
+def test_heun_never_evaluates_at_sigma_zero() -> None:
+    seen: list[float] = []
+
+    def field(x: dict[str, torch.Tensor], sigma: float) -> dict[str, torch.Tensor]:
+        seen.append(sigma)
+        return x
+
+    solve(field, {"x": torch.ones(1)}, torch.tensor([1.0, 0.5, 0.0]), "heun")
+    assert seen == [1.0, 0.5, 0.5]
+
+
+def test_unknown_solver_is_named() -> None:
+    with pytest.raises(OpenUniError, match=r'"hein" is not known\. Did you mean "heun"'):
+        Sampling(solver="hein")  # type: ignore[arg-type]

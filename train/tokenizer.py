@@ -1,0 +1,98 @@
+"""Text <-> token values, for models that make text."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from manifests.checkpoint import hub_or_path
+from manifests.errors import OpenUniError
+
+
+class Tokenizer(Protocol):
+    """Texts as token values of one length: the text, then the end token up to the length."""
+
+    @property
+    def vocabulary(self) -> int:
+        """Token values, the mask included: it is the last."""
+
+    @property
+    def end(self) -> int:
+        """Value of the end token."""
+
+    def encode(self, text: str, length: int) -> torch.Tensor:
+        """int64 [length]; a text of more than `length - 1` tokens is cut, so that the end is always there."""
+
+    def decode(self, tokens: Sequence[int] | torch.Tensor) -> str:
+        """The text before the first end token; any values [L] of the vocabulary are allowed."""
+
+
+@dataclass(frozen=True)
+class ByteTokenizer:
+    """UTF-8 bytes 0..255, the end 256, the mask 257. Cut after the last whole character that fits."""
+
+    vocabulary: int = 258
+    end: int = 256
+
+    def encode(self, text: str, length: int) -> torch.Tensor:
+        """See `Tokenizer`."""
+        _check_length(length)
+        kept = text.encode()[: length - 1].decode(errors="ignore").encode()
+        return torch.tensor([*kept, *[self.end] * (length - len(kept))])
+
+    def decode(self, tokens: Sequence[int] | torch.Tensor) -> str:
+        """See `Tokenizer`; masks are left out, bytes that are no UTF-8 become U+FFFD."""
+        return bytes(value for value in _before(self.end, tokens) if value < 256).decode(errors="replace")
+
+
+@dataclass(frozen=True)
+class Umt5Tokenizer:
+    """umT5's sentence pieces, from transformers. `checkpoint`: hub name or folder of the tokenizer or of a pipeline.
+
+    The vocabulary is the tokenizer's own, padding and end included, and the mask behind it. The end token fills up.
+    """
+
+    checkpoint: str = "google/umt5-xxl"
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        root = hub_or_path(self.checkpoint).resolve()
+        folder = Path(root) / "tokenizer" if (Path(root) / "tokenizer").is_dir() else root
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+
+    @property
+    def vocabulary(self) -> int:
+        """Token values, the mask (the last) included."""
+        return len(self._tokenizer) + 1
+
+    @property
+    def end(self) -> int:
+        """Value of the end token."""
+        return int(self._tokenizer.eos_token_id)
+
+    def encode(self, text: str, length: int) -> torch.Tensor:
+        """See `Tokenizer`."""
+        _check_length(length)
+        values = self._tokenizer(text, add_special_tokens=False).input_ids[: length - 1]
+        return torch.tensor([*values, *[self.end] * (length - len(values))])
+
+    def decode(self, tokens: Sequence[int] | torch.Tensor) -> str:
+        """See `Tokenizer`; special tokens are left out."""
+        values = [value for value in _before(self.end, tokens) if value < self.vocabulary - 1]
+        text: str = self._tokenizer.decode(values, skip_special_tokens=True)
+        return text
+
+
+def _before(end: int, tokens: Sequence[int] | torch.Tensor) -> list[int]:
+    values = [int(value) for value in tokens]
+    return values[: values.index(end)] if end in values else values
+
+
+def _check_length(length: int) -> None:
+    if length < 1:
+        raise OpenUniError(f"a text needs a length of at least 1 token, got {length}")
