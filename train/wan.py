@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
 import torch
-from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel, WanTransformerBlock
 from safetensors.torch import load_file
 from torch import nn
 
@@ -18,6 +18,8 @@ from train.model import Model, Streams
 
 # diffusers sets most attributes of its models from a configuration, which type checkers cannot follow
 _Transformer: Any = WanTransformer3DModel
+# and a block over several streams is called with more than the base class's
+WanBlock: Any = WanTransformerBlock
 
 Rotary = tuple[torch.Tensor, torch.Tensor]  # cosines and sines, float32 [1, tokens, 1, head_dim] each
 

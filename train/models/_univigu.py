@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import torch
-from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from torch import nn
 
 from manifests.errors import OpenUniError, unknown_name
 from train.model import Streams, Told
 from train.tasks import TEXT, Task
-from train.wan import Rotary, WanModel, WanStreams, loaded
+from train.wan import Rotary, WanBlock, WanModel, WanStreams, loaded
 
 TextFlow = Literal["tokens", "embeddings"]
 Tokens = tuple[torch.Tensor, ...]  # video [B, S, D], and text [B, L, D] where there is one
@@ -61,7 +60,7 @@ class UniVigu(WanModel):
         return "nothing" if task.makes_text and task.given else "caption"
 
 
-class UniViguBlock(WanTransformerBlock):
+class UniViguBlock(WanBlock):
     """Wan's block over a video and, where there is one, a text segment. Base names and order of operations are kept."""
 
     def __init__(self, *base: Any, **base_options: Any) -> None:
@@ -191,9 +190,8 @@ class UniViguTransformer(WanStreams):
             return {"rgb": self.unembed(tokens, told.time[:, 0], grid)}
         time, table = self._text_time(sigmas[TEXT], told.text)
         segments = (*segments, self._text_tokens(streams[TEXT]).to(segments[0]))
-        rotary = tuple(
-            torch.cat(pair, dim=1) for pair in zip(rotary, self.text_rotary(segments[1].shape[1]), strict=True)
-        )
+        cosines, sines = self.text_rotary(segments[1].shape[1])
+        rotary = torch.cat([rotary[0], cosines], dim=1), torch.cat([rotary[1], sines], dim=1)
         tokens, words = self.through_blocks(segments, told.text, (*tables, table), *rotary)
         return {"rgb": self.unembed(tokens, told.time[:, 0], grid)} | self._text_out(words, time, streams, sigmas)
 

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from torch import nn
 
 from train.model import Streams
-from train.wan import WanModel, WanStreams, loaded
+from train.wan import WanBlock, WanModel, WanStreams, loaded
 
 Rope = Literal["continued", "per_segment"]
 
@@ -40,7 +39,7 @@ class UnityVideo(WanModel):
         return module
 
 
-class UnityVideoBlock(WanTransformerBlock):
+class UnityVideoBlock(WanBlock):
     """Wan's block over several segments. The base class's names and order of operations are kept.
 
     Modulation is per segment: [B, M, 1, D] against tokens [B, M, S, D], never one vector per token.

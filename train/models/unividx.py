@@ -6,14 +6,13 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
-from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from torch import nn
 
 from manifests.errors import OpenUniError
 from train.lora import GatedLinear, Rows
 from train.model import Streams, Told
 from train.tasks import Task
-from train.wan import WanModel, WanStreams, loaded
+from train.wan import WanBlock, WanModel, WanStreams, loaded
 
 Lora = Literal["decoupled", "shared"]
 SHARED = "shared"  # name of the one LoRA of the ablation
@@ -138,7 +137,7 @@ def rotated(heads: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> 
     return turned.flatten(-2).type_as(heads)
 
 
-class UniVidXBlock(WanTransformerBlock):
+class UniVidXBlock(WanBlock):
     """Wan's block over rows. The base class's names and order of operations are kept."""
 
     def __init__(self, dim: int, ffn_dim: int, *base: Any, adapters: Sequence[str], rank: int, **options: Any) -> None:
