@@ -1,6 +1,8 @@
 """Videos whose every frame says which one it is, encoded on the spot: exactness can be read off the pixels."""
 
+import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -27,6 +29,19 @@ def numbers(frames: np.ndarray) -> list[int]:
     return [int(((bar > 125) << np.arange(BITS)).sum()) for bar in bars]
 
 
+@contextmanager
+def ordinary_priority() -> Iterator[None]:
+    """Undo what the AV1 encoder does: run as root, it gives the thread that calls it real-time priority, for good.
+
+    All that this thread starts afterwards inherits it, and threads that wait by spinning then starve all others.
+    """
+    try:
+        yield
+    finally:
+        if hasattr(os, "sched_setscheduler") and os.sched_getscheduler(0) != os.SCHED_OTHER:
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
 def encode(
     path: Path,
     codec: str = "libx264",
@@ -43,7 +58,7 @@ def encode(
     options = dict(options or {})
     pix_fmt, sar = options.pop("pix_fmt", "yuv420p"), options.pop("sar", "")
     images = [picture(number) for number in range(len(times))] if pictures is None else pictures
-    with av.open(str(path), "w") as container:
+    with ordinary_priority(), av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=1 / unit, options=options)
         stream.height, stream.width = images[0].shape[:2]
         stream.pix_fmt = pix_fmt

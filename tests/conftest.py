@@ -4,3 +4,14 @@ import os
 
 # as the command line does (openuni/cli.py), before anything loads torch: the machine may be busy with other work
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import pytest  # noqa: E402
+
+from tests.coded_clips import ordinary_priority  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def no_test_leaves_real_time_priority():
+    """Wherever a test encodes AV1 by itself."""
+    with ordinary_priority():
+        yield
