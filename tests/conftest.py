@@ -5,9 +5,9 @@ import os
 # as the command line does (openuni/cli.py), before anything loads torch: the machine may be busy with other work
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import pytest  # noqa: E402
+import pytest
 
-from tests.coded_clips import ordinary_priority  # noqa: E402
+from tests.coded_clips import ordinary_priority
 
 
 @pytest.fixture(autouse=True)
