@@ -178,7 +178,11 @@ def test_ctrl_c_says_what_is_kept_and_how_to_go_on(tmp_path, workers):
     recipe = write_recipe(tmp_path / "corpus.toml", log, 0.3)
     command = list(map(str, ["run", recipe, raw, "--out", tmp_path / "corpus", "--workers", workers]))
     driver = subprocess.Popen(
-        [sys.executable, "-m", "openuni.cli", *command], stderr=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-m", "openuni.cli", *command],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background may ignore it
     )
     deadline = time.monotonic() + 90
     while len(log.read_text().splitlines()) < 3:

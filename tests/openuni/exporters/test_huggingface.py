@@ -100,7 +100,8 @@ def test_captions_scores_and_facts_are_columns(rows, parted):
     assert row["scores"]["motion"] == {key: motion[key] for key in row["scores"]["motion"]}
     assert set(row["scores"]["motion"]) == set(motion) - {"status", "error", "version", "ms"}
     depth = parted[ids["all"]].row("supplied")["depth"]
-    assert json.loads(row["modalities"])["depth"]["constants"] == {key: depth[key] for key in ("unit", "lo", "hi")}
+    constants = {key: depth[key] for key in ("unit", "lo", "hi", "levels")}
+    assert json.loads(row["modalities"])["depth"]["constants"] == constants
 
 
 def test_stored_maps_are_the_corpus_s_bytes(rows, parted):
