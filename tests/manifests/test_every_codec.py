@@ -187,13 +187,14 @@ def test_pictures_that_are_single_fields_stay_as_they_are(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("sar", "shown"), [("4/3", (64, 48)), ("8/9", (43, 48)), ("2", (96, 48)), ("201/200", (48, 48)), ("1", (48, 48))]
+    ("sar", "shown"), [("4/3", (128, 96)), ("8/9", (85, 96)), ("2", (192, 96)), ("201/200", (96, 96)), ("1", (96, 96))]
 )
 @pytest.mark.parametrize("case", ["h264.mp4", "hevc.mkv", "mpeg4.avi", "mpeg2.mkv", "prores.mov"])
 def test_pixels_are_made_square(tmp_path: Path, case: str, sar: str, shown: tuple[int, int]) -> None:
     name = case.partition(".")[0]
     encoder, options, *_ = CODECS[name]
-    pictures = [image[:, ::4].repeat(3, axis=1) for image in map(picture, range(6))]
+    # 96 px wide: at 48 px the x265 encoder writes past its own memory.
+    pictures = [image[:, ::4].repeat(6, axis=1).repeat(2, axis=0) for image in map(picture, range(6))]
     path = encode(tmp_path / case, encoder, range(6), options | {"sar": sar}, pictures=pictures)
     clip = video.whole_clip(str(path))
     if name == "mpeg2" and sar not in ("4/3", "1"):
