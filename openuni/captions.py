@@ -65,10 +65,10 @@ def captioned(corpus: Corpus, source: CaptionColumn) -> pa.Array:
     return table.filter(pc.fill_null(there, False)).column("clip_id").combine_chunks()
 
 
-def captions(corpus: Corpus, source: CaptionColumn, ids: pa.Array) -> list[str | None]:
-    """The text of each of these clips, None where there is none."""
+def captions(corpus: Corpus, source: CaptionColumn, ids: pa.Array) -> pa.StringArray:
+    """The text of each of these clips, null where there is none."""
     rows = corpus.look_up(f"annotations/{source.annotator}", ids, {"text": pads.field(*source)})
-    return [row["text"] if row else None for row in rows]
+    return pc.struct_field(rows, "text")
 
 
 def _stored(corpus: Corpus, annotator: str) -> pa.StructType:

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable
 from graphlib import CycleError, TopologicalSorter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
 from manifests.corpus import Corpus
@@ -64,16 +65,14 @@ def wanted_maps(recipe: Recipe, corpus: Corpus | None = None) -> dict[str, dict[
     return {name: wanted[name] for name in order if name in wanted}
 
 
-def extents(
-    corpus: Corpus, sources: Iterable[MapSource], ids: pa.Array
-) -> dict[MapSource, list[dict[str, Any] | None]]:
-    """Where the stored maps of these clips lie: per source and clip the columns of its row, None where it has none."""
-    found: dict[MapSource, list[dict[str, Any] | None]] = {}
+def extents(corpus: Corpus, sources: Iterable[MapSource], ids: pa.Array) -> dict[MapSource, pa.Array]:
+    """Where the stored maps of these clips lie: per source and clip the columns of its row, null where it has none."""
+    found = {}
     for source in sources:
         if not corpus.has_modality(*source):
-            found[source] = [None] * len(ids)
+            found[source] = pa.nulls(len(ids))
             continue
-        column = {"extent": pads.field(*source)}
-        rows = corpus.look_up(f"annotations/{source.annotator}", ids, column)
-        found[source] = [row["extent"] if row and row["extent"] and row["extent"]["shard"] else None for row in rows]
+        rows = corpus.look_up(f"annotations/{source.annotator}", ids, {"extent": pads.field(*source)})
+        maps = pc.struct_field(rows, "extent")
+        found[source] = pc.if_else(pc.is_valid(pc.struct_field(maps, "shard")), maps, None)
     return found

@@ -269,7 +269,7 @@ class Pipeline:
                 name for name in item.todo if not pc.any(pc.is_in(one, self.corpus.done(groups[name]))).as_py()
             )
             if todo:  # what it had finished may be what the others start from
-                stored = {source: found[0] for source, found in extents(self.corpus, sources, one).items()}
+                stored = {source: found[0].as_py() for source, found in extents(self.corpus, sources, one).items()}
                 left.append(dataclasses.replace(item, todo=todo, stored=stored))
         return left
 
@@ -330,8 +330,9 @@ class Pipeline:
                 said = captions(self.corpus, texts, ids) if texts else []
                 for position, (clip, names) in enumerate(self._rows(window, list(todo))):
                     if texts:
-                        clip = dataclasses.replace(clip, caption=said[position])
-                    yield ClipItem(clip, names, {source: found[position] for source, found in stored.items()})
+                        clip = dataclasses.replace(clip, caption=said[position].as_py())
+                    places = {source: found[position].as_py() for source, found in stored.items()}
+                    yield ClipItem(clip, names, places)
 
         return items(), len(plan)
 

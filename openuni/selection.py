@@ -64,16 +64,16 @@ class Selection:
             )
             for name, kind in self.contents.scores.items()
         }
-        rows = (row for table in self.corpus.clip_list.tables(self.rows[positions]) for row in table.to_pylist())
-        for place, row in enumerate(rows):
+        clips = (row for table in self.corpus.clip_list.tables(self.rows[positions]) for row in table.to_pylist())
+        for place, clip in enumerate(clips):
             yield ExportClip(
                 self.corpus,
-                self.corpus.clip_list.clip_of_row(row),
-                self._stored({name: table[place] for name, table in found.items()}),
-                {name: scored for name, table in scores.items() if (scored := table[place]) is not None},
+                self.corpus.clip_list.clip_of_row(clip),
+                self._stored({name: rows[place].as_py() for name, rows in found.items()}),
+                {name: row for name, rows in scores.items() if (row := rows[place].as_py()) is not None},
             )
 
-    def _maps_of(self, annotator: str, ids: pa.Array) -> list[dict[str, Any] | None]:
+    def _maps_of(self, annotator: str, ids: pa.Array) -> pa.StructArray:
         wanted = [name for name, maker in self.contents.annotators.items() if maker == annotator]
         return self.corpus.look_up(
             f"annotations/{annotator}", ids, {name: pads.field(annotator, name) for name in wanted}

@@ -15,3 +15,14 @@ def no_test_leaves_real_time_priority():
     """Wherever a test encodes AV1 by itself."""
     with ordinary_priority():
         yield
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """For tests whose networks are tiny: more threads would only wait for each other."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

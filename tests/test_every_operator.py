@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from manifests.clip import DecodedClip
 from manifests.modalities.segmentation import Segmentation
@@ -21,20 +20,13 @@ from tests import operator_contract as contract
 from tests.docs import python_blocks
 from tests.moving_pictures import panned
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ROOT = Path(__file__).parents[1]
 OPERATORS = [(kind, name) for kind in ("filter", "annotator") for name in operator_names(kind)]
 NOTHING = {"black": np.zeros((3, 48, 64, 3), np.uint8), "white": np.full((3, 48, 64, 3), 255, np.uint8)}
 MOVING = panned([(0, 0), (2, 1), (4, 2), (6, 3)], 48, 64)
 TIMES_S = [np.array([0.0]), np.arange(100) / 25, np.cumsum(np.random.default_rng(0).uniform(0.001, 2.0, 50))]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The networks are tiny: more threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module", params=OPERATORS, ids=[f"{kind}-{name}" for kind, name in OPERATORS])

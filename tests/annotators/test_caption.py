@@ -19,6 +19,8 @@ from manifests.clip import DecodedClip
 from manifests.errors import ClipError, MissingPart, OpenUniError
 from tests.moving_pictures import panned
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SPECIAL = (
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
     *("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"),
@@ -30,14 +32,6 @@ TEMPLATE = (
     "{% else %}{{ part.text }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def tokenizer():

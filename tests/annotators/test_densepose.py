@@ -16,15 +16,9 @@ from manifests.modalities.densepose import part_colours
 from openuni.world import make_clip
 from tests.moving_pictures import texture
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 MAPS_PX = 12
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Finder(torch.nn.Module):

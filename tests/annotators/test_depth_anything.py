@@ -15,6 +15,8 @@ from manifests.clip import DecodedClip
 from manifests.errors import MissingPart, OpenUniError
 from tests.moving_pictures import panned, texture
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 # height, width of the frame -> height, width of the network's input by the authors' rule and by transformers'
 SIZES = {
     (360, 640): ((518, 924), (294, 518)),
@@ -26,14 +28,6 @@ SIZES = {
     (640, 360): ((924, 518), (518, 294)),
     (518, 518): ((518, 518), (518, 518)),
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def tiny_checkpoint(folder, kind="relative"):

@@ -11,13 +11,7 @@ from manifests.transfer import linear_of, srgb_of
 from tests.moving_pictures import panned
 from tests.tiny_marigold import APPEARANCE, LIGHTING, tiny_marigold
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,7 @@ from manifests.errors import ClipError, MissingPart, OpenUniError
 from tests.moving_pictures import panned, texture
 from tests.tiny_marigold import tiny_marigold
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

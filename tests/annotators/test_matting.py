@@ -16,13 +16,7 @@ from manifests.modalities.skeleton import Skeleton
 from openuni.world import make_clip
 from tests.moving_pictures import panned
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def tiny_checkpoint(folder):

@@ -12,16 +12,10 @@ from manifests.clip import DecodedClip
 from manifests.errors import MissingPart, OpenUniError
 from tests.moving_pictures import panned
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 BUILD = {"large": optical_flow.raft_large, "small": optical_flow.raft_small}
 KEYS = {"large": 169, "small": 106}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def random_network(size):

@@ -16,16 +16,10 @@ from manifests.schema import producer_schema
 from tests.annotators.test_raft import Payload
 from tests.moving_pictures import panned
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIZES = [(96, 128), (128, 96), (45, 80), (130, 203), (64, 64)]
 LOOSE = {"points_per_side": 4, "least_predicted_iou": -99.0, "least_stability": 0.5, "nms_iou": 0.99}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def random_network(side_px=128):

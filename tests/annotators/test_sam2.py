@@ -17,16 +17,10 @@ from manifests.clip import DecodedClip
 from manifests.errors import MissingPart, OpenUniError
 from tests.moving_pictures import panned
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIDE_PX = 128
 LOOSE = {"points_per_side": 4, "least_predicted_iou": -99.0, "least_stability": 0.1, "nms_iou": 0.95}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def config():

@@ -18,13 +18,7 @@ from openuni.world.presets import random_scene
 from tests.annotators.test_depth_anything import tiny_checkpoint
 from tests.moving_pictures import panned, texture
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def contract_case(folder, frames):
