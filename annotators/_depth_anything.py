@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
+from annotated_types import Ge, MultipleOf
 
 from manifests.checkpoint import Checkpoint, published_or_path
 from manifests.errors import OpenUniError
@@ -28,22 +29,14 @@ class FrameDepth(Annotator):
         "depth-anything/Depth-Anything-V2-Small-hf"
     )
     resize: Annotated[Literal["transformers", "original"], "resize rule, see above"] = "transformers"
-    input_size: Annotated[int, "side of the network's input that the rule aims at, pixels, a multiple of 14"] = 518
-    frames_per_batch: Annotated[int, "frames in one forward pass, at least 1"] = 8
+    input_size: Annotated[
+        int, "side of the network's input that the rule aims at, pixels", Ge(PATCH_PX), MultipleOf(PATCH_PX)
+    ] = 518
+    frames_per_batch: Annotated[int, "frames in one forward pass", Ge(1)] = 8
     precision: Annotated[Precision, "fp32, or bf16 autocast"] = "fp32"
 
     gpus: ClassVar[float] = 0.25
     licence: ClassVar[str] = "Apache-2.0"
-
-    def __post_init__(self) -> None:
-        for option, allowed in (("resize", ("transformers", "original")), ("precision", ("fp32", "bf16"))):
-            if getattr(self, option) not in allowed:
-                given = f'{self.name()}: {option} = "{getattr(self, option)}"'
-                raise OpenUniError(f"{given}. Allowed: {', '.join(allowed)}.")
-        if self.input_size < PATCH_PX or self.input_size % PATCH_PX:
-            raise OpenUniError(f"{self.name()}: input_size = {self.input_size}. Allowed: multiples of 14.")
-        if self.frames_per_batch < 1:
-            raise OpenUniError(f"{self.name()}: frames_per_batch = {self.frames_per_batch}. Allowed: 1 and more.")
 
     def checkpoints(self) -> Sequence[Checkpoint]:
         """The one checkpoint."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
+from annotated_types import Ge, MultipleOf
 
 from manifests.checkpoint import Checkpoint, published_or_path
 from manifests.errors import ClipError, OpenUniError
@@ -45,26 +46,16 @@ class Marigold(Annotator):
     """What the annotators by Marigold share: checkpoint, denoising, noise."""
 
     checkpoint: Annotated[str, "Hugging Face name or folder of the pipeline in diffusers' format (safetensors)"] = ""
-    steps: Annotated[int, "denoising steps, at least 1"] = 4
-    processing_px: Annotated[int, "longer side that the network sees, a multiple of 8; 0: as the frames are"] = 768
-    ensemble: Annotated[int, "predictions from different noise that are joined, at least 1; 3 and more tell spread"] = 1
+    steps: Annotated[int, "denoising steps", Ge(1)] = 4
+    processing_px: Annotated[int, "longer side that the network sees; 0: as the frames are", Ge(0), MultipleOf(8)] = 768
+    ensemble: Annotated[int, "predictions from different noise that are joined; 3 and more tell spread", Ge(1)] = 1
     shared_noise: Annotated[bool, "every frame starts from the same noise, against flicker; else from its own"] = True
-    seed: Annotated[int, "of the noise, at least 0"] = 0
-    frames_per_batch: Annotated[int, "frames in one forward pass, at least 1"] = 1
+    seed: Annotated[int, "of the noise", Ge(0)] = 0
+    frames_per_batch: Annotated[int, "frames in one forward pass", Ge(1)] = 1
     precision: Annotated[Precision, "fp32, or bf16 autocast"] = "fp32"
 
     gpus: ClassVar[float] = 0.5
     licence: ClassVar[str] = "Apache-2.0 AND OpenRAIL++-M"  # code; weights, with restrictions of use
-
-    def __post_init__(self) -> None:
-        for option, least in (("steps", 1), ("ensemble", 1), ("seed", 0), ("frames_per_batch", 1)):
-            if getattr(self, option) < least:
-                given = f"{self.name()}: {option} = {getattr(self, option)}"
-                raise OpenUniError(f"{given}. Allowed: {least} and more.")
-        if self.processing_px < 0 or self.processing_px % 8:
-            raise OpenUniError(f"{self.name()}: processing_px = {self.processing_px}. Allowed: 0, or multiples of 8.")
-        if self.precision not in ("fp32", "bf16"):
-            raise OpenUniError(f'{self.name()}: precision = "{self.precision}". Allowed: fp32, bf16.')
 
     @classmethod
     @abstractmethod

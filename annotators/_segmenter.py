@@ -4,14 +4,16 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Any, ClassVar, Protocol, get_args
+from typing import Annotated, Any, ClassVar, Protocol
 
 import numpy as np
+from annotated_types import Ge, Gt, Interval
 
 from annotators._automatic_masks import MaskRules, Prompted, automatic_masks
 from annotators._guide_flow import guide_flow
 from annotators._instance_table import InstancesOfClip, instances_of_clip
 from annotators._instances import Found, Looks, OnTop, Tracks, flattened, key_frames, looks_of
+from manifests.bounds import SHARE
 from manifests.clip import DecodedClip
 from manifests.errors import OpenUniError
 from manifests.inference import Precision
@@ -25,38 +27,36 @@ class Segmenter(Annotator):
     """
 
     checkpoint: Annotated[str, "name of published weights, or a path"] = ""
-    key_every_s: Annotated[float, "seconds between frames in which masks are looked for, at most; above 0"] = 0.5
-    points_per_side: Annotated[int, "the network is asked about a grid of so many points a side"] = 32
-    points_per_batch: Annotated[int, "points in one forward pass of the mask decoder, at least 1"] = 64
+    key_every_s: Annotated[float, "seconds between frames in which masks are looked for, at most", Gt(0)] = 0.5
+    points_per_side: Annotated[int, "the network is asked about a grid of so many points a side", Ge(1)] = 32
+    points_per_batch: Annotated[int, "points in one forward pass of the mask decoder", Ge(1)] = 64
     least_predicted_iou: Annotated[float, "masks count whose IoU the network itself puts above this, 0 to 1"] = 0.88
     least_stability: Annotated[
-        float, "and whose IoU, cut at logits +1 and -1, is at least this, 0 to 1 (the stability score)"
+        float, "and whose IoU, cut at logits +1 and -1 (the stability score), is at least this", SHARE
     ] = 0.95
-    nms_iou: Annotated[float, "of two masks whose boxes overlap by more than this IoU, the surer one counts"] = 0.7
-    crop_layers: Annotated[int, "also look closer, at 4 (1), 20 (2), .. overlapping parts of the frame; 0: no"] = 0
-    min_region_px: Annotated[int, "holes and islands of masks with fewer pixels are removed; 0: none"] = 0
+    nms_iou: Annotated[float, "of two masks whose boxes overlap by more than this IoU, the surer one counts", SHARE] = (
+        0.7
+    )
+    crop_layers: Annotated[
+        int, "also look closer, at 4 (1), 20 (2), .. overlapping parts of the frame; 0: no", Ge(0)
+    ] = 0
+    min_region_px: Annotated[int, "holes and islands of masks with fewer pixels are removed; 0: none", Ge(0)] = 0
     on_top: Annotated[
         OnTop, "which of two overlapping masks is seen: small (parts before wholes), large, confident"
     ] = "small"
-    least_area_share: Annotated[float, "instances count of which so much of a key frame is seen, 0 to 1"] = 0.001
-    most_area_share: Annotated[float, "masks that cover more of the frame are left out (walls, sky), 0 to 1"] = 1.0
-    match_iou: Annotated[float, "a found mask is the carried one that it overlaps by so much or more, 0 to 1"] = 0.5
-    max_gap_s: Annotated[float, "an instance out of sight, or not found, is known again for so many seconds"] = 1.0
-    max_instances: Annotated[int, "the largest so many get ids, 1 to 65535; renderings show no more than 255"] = 255
+    least_area_share: Annotated[float, "instances count of which so much of a key frame is seen", SHARE] = 0.001
+    most_area_share: Annotated[float, "masks that cover more of the frame are left out (walls, sky)", SHARE] = 1.0
+    match_iou: Annotated[float, "a found mask is the carried one that it overlaps by so much or more", SHARE] = 0.5
+    max_gap_s: Annotated[float, "an instance out of sight, or not found, is known again for so many seconds", Ge(0)] = (
+        1.0
+    )
+    max_instances: Annotated[
+        int, "the largest so many get ids; renderings show no more than 255", Interval(ge=1, le=np.iinfo(np.uint16).max)
+    ] = 255
     precision: Annotated[Precision, "fp32, or bf16 autocast"] = "fp32"
 
     gpus: ClassVar[float] = 0.5
     licence: ClassVar[str] = "Apache-2.0"
-
-    def __post_init__(self) -> None:
-        self._check(("on_top",), ", ".join(get_args(OnTop)), lambda value: value in get_args(OnTop))
-        self._check(("precision",), ", ".join(get_args(Precision)), lambda value: value in get_args(Precision))
-        self._check(("points_per_side", "points_per_batch", "max_instances"), "1 and more", lambda value: value >= 1)
-        self._check(("crop_layers", "min_region_px", "max_gap_s"), "0 and more", lambda value: value >= 0)
-        shares = ("nms_iou", "least_area_share", "most_area_share", "match_iou")
-        self._check(shares, "0 to 1", lambda value: 0 <= value <= 1)
-        self._check(("key_every_s",), "above 0", lambda value: value > 0)
-        self._check(("max_instances",), "1 to 65535", lambda value: value <= np.iinfo(np.uint16).max)
 
     def _check(self, options: tuple[str, ...], allowed: str, fits: Callable[[Any], bool]) -> None:
         for option in options:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
+from annotated_types import Ge
 
 from manifests.checkpoint import Checkpoint, published_or_path
 from manifests.clip import DecodedClip
@@ -50,9 +51,11 @@ class Caption(Annotator):
     )
     brief_prompt: Annotated[str, "what to ask for the brief caption"] = BRIEF
     detailed_prompt: Annotated[str, "what to ask for the detailed caption"] = DETAILED
-    frames_per_s: Annotated[float, "frames shown per second of the clip; 0: always max_frames, evenly spread"] = 2.0
-    max_frames: Annotated[int, "most frames shown, at least 1; longer clips are shown this many, evenly spread"] = 16
-    max_new_tokens: Annotated[int, "longest answer, tokens, at least 1"] = 512
+    frames_per_s: Annotated[
+        float, "frames shown per second of the clip; 0: always max_frames, evenly spread", Ge(0)
+    ] = 2.0
+    max_frames: Annotated[int, "most frames shown; longer clips are shown this many, evenly spread", Ge(1)] = 16
+    max_new_tokens: Annotated[int, "longest answer, tokens", Ge(1)] = 512
     precision: Annotated[Precision, "bf16: weights and computation in bfloat16, half the memory; or fp32"] = "bf16"
 
     gpus: ClassVar[float] = 1.0
@@ -60,13 +63,7 @@ class Caption(Annotator):
     origin: ClassVar[str] = "Bai et al. 2025 (arXiv:2502.13923); transformers.AutoModelForImageTextToText"
 
     def __post_init__(self) -> None:
-        if self.precision not in ("fp32", "bf16"):
-            raise OpenUniError(f'caption: precision = "{self.precision}". Allowed: fp32, bf16.')
-        for option in ("max_frames", "max_new_tokens"):
-            if getattr(self, option) < 1:
-                raise OpenUniError(f"caption: {option} = {getattr(self, option)}. Allowed: 1 and more.")
-        if not 0 <= self.frames_per_s < np.inf:
-            raise OpenUniError(f"caption: frames_per_s = {self.frames_per_s:g}. Allowed: 0 and more.")
+        super().__post_init__()
         for option in ("brief_prompt", "detailed_prompt"):
             if not getattr(self, option).strip():
                 raise OpenUniError(f"caption: {option} is empty. Allowed: the text of a question.")

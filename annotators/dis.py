@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from annotators._dis_flow import MIN_SIDE_PX, PRESETS, dis_pair_flow
+from annotators._dis_flow import MIN_SIDE_PX, dis_pair_flow
 from annotators._pairwise_flow import FlowOfClip, flow_of_clip
 from manifests.clip import DecodedClip
-from manifests.errors import ClipError, OpenUniError
+from manifests.errors import ClipError
 from manifests.operator import Annotator
 
 
@@ -27,10 +27,6 @@ class Dis(Annotator):
     )
 
     origin: ClassVar[str] = "Kroeger et al. 2016 (arXiv:1603.03590), as in OpenCV"
-
-    def __post_init__(self) -> None:
-        if self.preset not in PRESETS:
-            raise OpenUniError(f'dis: preset = "{self.preset}". Allowed: {", ".join(PRESETS)}.')
 
     def run(self, model: Any, clip: DecodedClip) -> FlowOfClip:
         """Flow at the size of the frames. Raises `ClipError` when a side is shorter than 8 px."""

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
+from annotated_types import Ge
 
 from annotators._onnx import OnnxNetwork
 from annotators._person_tracks import BODY, SURE, Persons, identities
 from annotators._simcc import as_input, crop, key_points, window_of
 from annotators._yolox import FIRST_CLASS, anchor_count, letterbox, persons
+from manifests.bounds import SHARE
 from manifests.checkpoint import Checkpoint
 from manifests.clip import DecodedClip
 from manifests.errors import MissingPart, OpenUniError
@@ -75,11 +77,11 @@ class Dwpose(Annotator):
         DETECTOR_FILE
     )
     pose_file: Annotated[str, "name of the pose network there: SimCC outputs of 133 points"] = POSE_FILE
-    least_score: Annotated[float, "persons that the detector is less sure of are left out, 0 to 1"] = 0.3
-    most_overlap: Annotated[float, "intersection over union above which two boxes are one person, 0 to 1"] = 0.45
-    max_persons: Annotated[int, "persons of a clip that are kept, at least 1"] = 8
-    longest_gap_s: Annotated[float, "for how long a person may be lost and still be the same, seconds"] = 1.0
-    frames_per_batch: Annotated[int, "pictures in one forward pass where the ONNX file leaves it open, at least 1"] = 4
+    least_score: Annotated[float, "persons that the detector is less sure of are left out", SHARE] = 0.3
+    most_overlap: Annotated[float, "intersection over union above which two boxes are one person", SHARE] = 0.45
+    max_persons: Annotated[int, "persons of a clip that are kept", Ge(1)] = 8
+    longest_gap_s: Annotated[float, "for how long a person may be lost and still be the same, seconds", Ge(0)] = 1.0
+    frames_per_batch: Annotated[int, "pictures in one forward pass where the ONNX file leaves it open", Ge(1)] = 4
     channels: Annotated[
         Literal["bgr", "rgb"], "order in which the pose network sees colours: bgr as the authors' code; rgb as trained"
     ] = "bgr"
@@ -92,17 +94,7 @@ class Dwpose(Annotator):
     origin: ClassVar[str] = "Yang et al. 2023 (arXiv:2307.15880), IDEA-Research/DWPose; YOLOX (arXiv:2107.08430)"
 
     def __post_init__(self) -> None:
-        for option, allowed in (("channels", ("bgr", "rgb")), ("provider", ("device", "cpu"))):
-            if getattr(self, option) not in allowed:
-                raise OpenUniError(f'dwpose: {option} = "{getattr(self, option)}". Allowed: {", ".join(allowed)}.')
-        for option in ("max_persons", "frames_per_batch"):
-            if getattr(self, option) < 1:
-                raise OpenUniError(f"dwpose: {option} = {getattr(self, option)}. Allowed: 1 and more.")
-        for option in ("least_score", "most_overlap"):
-            if not 0 <= getattr(self, option) <= 1:
-                raise OpenUniError(f"dwpose: {option} = {getattr(self, option)}. Allowed: 0 to 1.")
-        if not self.longest_gap_s >= 0:
-            raise OpenUniError(f"dwpose: longest_gap_s = {self.longest_gap_s}. Allowed: 0 and more.")
+        super().__post_init__()
         for option in ("detector_file", "pose_file"):
             if Path(getattr(self, option)).name != getattr(self, option):
                 given = f'dwpose: {option} = "{getattr(self, option)}"'

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
+from annotated_types import Ge, Interval
 
 from annotators._matte import MatteOfClip, matte_of_clip
 from annotators._scripted_matte import SUFFIXES, ScriptedMatte, estimate, load_scripted
+from manifests.bounds import SHARE
 from manifests.checkpoint import Checkpoint, published_or_path
 from manifests.clip import DecodedClip
 from manifests.errors import OpenUniError, Unavailable
@@ -51,7 +53,11 @@ class Matting(Annotator):
         "with ViTMatte: the largest instance that does not fill over a quarter of the frame's border; instances that "
         "people's key points lie in (needs a skeleton); or all instances together",
     ] = "largest"
-    ids: Annotated[tuple[int, ...], "with ViTMatte: these instances instead of `subject`; empty: by `subject`"] = ()
+    ids: Annotated[
+        tuple[int, ...],
+        "with ViTMatte: these instances instead of `subject`; empty: by `subject`",
+        Interval(ge=1, le=65535),
+    ] = ()
     masks: Annotated[str, 'the masks to start from: "segmentation", or "sam2.segmentation" where there are several'] = (
         "segmentation"
     )
@@ -59,30 +65,21 @@ class Matting(Annotator):
         "skeleton"
     )
     band_share: Annotated[
-        float, "half the width of the band that the network decides, in side lengths of the subject (root of its area)"
+        float,
+        "half the width of the band that the network decides, in side lengths of the subject (root of its area)",
+        Interval(gt=0, le=0.5),
     ] = 0.05
     downsample_ratio: Annotated[
-        float, "of recurrent networks: scale at which they look at the whole picture; 0: 512 px on the longer side"
+        float,
+        "of recurrent networks: scale at which they look at the whole picture; 0: 512 px on the longer side",
+        SHARE,
     ] = 0.0
-    frames_per_batch: Annotated[int, "frames in one forward pass, at least 1; results do not depend on it"] = 4
+    frames_per_batch: Annotated[int, "frames in one forward pass; results do not depend on it", Ge(1)] = 4
     precision: Annotated[Precision, "fp32, or bf16 autocast"] = "fp32"
 
     gpus: ClassVar[float] = 0.25
     licence: ClassVar[str] = "Apache-2.0"
     origin: ClassVar[str] = "Yao et al. 2023 (arXiv:2305.15272); transformers.VitMatteForImageMatting"
-
-    def __post_init__(self) -> None:
-        for option, allowed in (("subject", ("largest", "people", "all")), ("precision", ("fp32", "bf16"))):
-            if getattr(self, option) not in allowed:
-                raise OpenUniError(f'matting: {option} = "{getattr(self, option)}". Allowed: {", ".join(allowed)}.')
-        if self.frames_per_batch < 1:
-            raise OpenUniError(f"matting: frames_per_batch = {self.frames_per_batch}. Allowed: 1 and more.")
-        if not 0 < self.band_share <= 0.5:
-            raise OpenUniError(f"matting: band_share = {self.band_share:g}. Allowed: above 0, at most 0.5.")
-        if not 0 <= self.downsample_ratio <= 1:
-            raise OpenUniError(f"matting: downsample_ratio = {self.downsample_ratio:g}. Allowed: 0 (auto) to 1.")
-        if any(not 0 < one <= 65535 for one in self.ids):
-            raise OpenUniError(f"matting: ids = {list(self.ids)}. Allowed: 1 to 65535; 0 is no instance.")
 
     @property
     def scripted(self) -> bool:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
+from annotated_types import Ge, Interval
 
 from annotators._along_flow import normal_change_deg
 from manifests.clip import DecodedClip
@@ -46,19 +47,18 @@ class NormalsFromDepth(Annotator):
     """
 
     depth: Annotated[str, 'the depth to start from: "depth", or "ANNOTATOR.depth" where a corpus has several'] = "depth"
-    view_deg: Annotated[float, "horizontal field of view, degrees, above 0 and below 180"] = 55.0
-    focal_px: Annotated[float, "focal length in pixels of the source video; 0: from `view_deg`"] = 0.0
+    view_deg: Annotated[float, "horizontal field of view, degrees", Interval(gt=0, lt=180)] = 55.0
+    focal_px: Annotated[float, "focal length in pixels of the source video; 0: from `view_deg`", Ge(0)] = 0.0
     far_near_ratio: Annotated[
-        float, "disparity: how many times as far as its nearest point the clip's farthest is, from 1; 0: not known"
+        float,
+        "disparity: how many times as far as its nearest point the clip's farthest is, from 1; 0: not known",
+        Ge(0),
     ] = 0.0
 
     origin: ClassVar[str] = "geometry: cross product of the tangents of a depth map under a pinhole camera"
 
     def __post_init__(self) -> None:
-        if not 0 < self.view_deg < 180:
-            raise OpenUniError(f"normals_from_depth: view_deg = {self.view_deg:g}. Allowed: above 0 and below 180.")
-        if not self.focal_px >= 0:
-            raise OpenUniError(f"normals_from_depth: focal_px = {self.focal_px:g}. Allowed: 0, or above.")
+        super().__post_init__()
         if self.far_near_ratio != 0 and not self.far_near_ratio >= 1:
             given = f"far_near_ratio = {self.far_near_ratio:g}"
             raise OpenUniError(f"normals_from_depth: {given}. Allowed: from 1, or 0 where it is not known.")

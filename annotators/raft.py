@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
+from annotated_types import Ge
 
 from annotators._pairwise_flow import FlowOfClip, flow_of_clip
 from manifests.checkpoint import Checkpoint
@@ -53,8 +54,10 @@ class Raft(Annotator):
     checkpoint: Annotated[
         str, "torchvision's name of the weights (C_T_SKHT_V2, ...), DEFAULT, or a path to a .pth or .safetensors file"
     ] = "DEFAULT"
-    iterations: Annotated[int, "updates of the flow; 12 as torchvision evaluates, the authors' demo uses 20"] = 12
-    frames_per_batch: Annotated[int, "pairs of frames in one forward pass, at least 1"] = 4
+    iterations: Annotated[int, "updates of the flow; 12 as torchvision evaluates, the authors' demo uses 20", Ge(1)] = (
+        12
+    )
+    frames_per_batch: Annotated[int, "pairs of frames in one forward pass", Ge(1)] = 4
     precision: Annotated[Precision, "fp32, or bf16 autocast (correlation stays in fp32)"] = "fp32"
     check: Annotated[bool, "also compute the backward flow (twice the time) to mark pixels that cannot be trusted"] = (
         True
@@ -63,14 +66,6 @@ class Raft(Annotator):
     gpus: ClassVar[float] = 0.25
     licence: ClassVar[str] = "BSD-3-Clause"
     origin: ClassVar[str] = "Teed and Deng 2020 (arXiv:2003.12039); torchvision.models.optical_flow"
-
-    def __post_init__(self) -> None:
-        for option, allowed in (("size", ("large", "small")), ("precision", ("fp32", "bf16"))):
-            if getattr(self, option) not in allowed:
-                raise OpenUniError(f'raft: {option} = "{getattr(self, option)}". Allowed: {", ".join(allowed)}.')
-        for option in ("iterations", "frames_per_batch"):
-            if getattr(self, option) < 1:
-                raise OpenUniError(f"raft: {option} = {getattr(self, option)}. Allowed: 1 and more.")
 
     def checkpoints(self) -> Sequence[Checkpoint]:
         """The one file with weights: a path as it is, a name as the file that torchvision keeps under that name."""

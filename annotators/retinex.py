@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
+from annotated_types import Interval, MinLen
 
 from annotators._along_flow import change_along_flow, mean_change
 from manifests.clip import DecodedClip
-from manifests.errors import OpenUniError
 from manifests.modalities.albedo import Albedo
 from manifests.modalities.irradiance import Irradiance
 from manifests.operator import Annotator
@@ -50,14 +50,13 @@ class Retinex(Annotator):
     """
 
     scales: Annotated[
-        tuple[float, ...], "standard deviations of the Gaussians as shares of the frame's shorter side, above 0"
+        tuple[float, ...],
+        "standard deviations of the Gaussians as shares of the frame's shorter side",
+        MinLen(1),
+        Interval(gt=0, le=4),
     ] = (0.15,)
 
     origin: ClassVar[str] = "Jobson, Rahman and Woodell 1997 (single-scale and multi-scale Retinex)"
-
-    def __post_init__(self) -> None:
-        if not self.scales or not all(0 < scale <= 4 for scale in self.scales):
-            raise OpenUniError(f"retinex: scales = {list(self.scales)}. Allowed: one or more, above 0 and up to 4.")
 
     def run(self, model: Any, clip: DecodedClip) -> Decomposition:
         """Albedo and irradiance, float32 [T, H, W, 3] each, linear, at the size of the frames."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
+from annotated_types import Ge, Gt
 
 from annotators._automatic_masks import Prompted
 from annotators._instances import Found, largest
@@ -32,17 +33,14 @@ class Sam2(Segmenter):
     checkpoint: Annotated[str, "Hugging Face name or path of a SAM 2 video checkpoint in transformers' format"] = (
         "facebook/sam2.1-hiera-small"
     )
-    key_every_s: Annotated[float, "seconds between frames in which masks are looked for, at most; above 0"] = 2.0
+    key_every_s: Annotated[float, "seconds between frames in which masks are looked for, at most", Gt(0)] = 2.0
     least_predicted_iou: Annotated[float, "masks count whose IoU the network itself puts above this, 0 to 1"] = 0.8
-    instances_at_a_time: Annotated[int, "the largest so many of a key frame are followed, at least 1"] = 32
-    fill_holes_px: Annotated[int, "holes of followed masks up to so many pixels of a quarter of the network's side"] = 8
+    instances_at_a_time: Annotated[int, "the largest so many of a key frame are followed", Ge(1)] = 32
+    fill_holes_px: Annotated[
+        int, "holes of followed masks up to so many pixels of a quarter of the network's side", Ge(0)
+    ] = 8
 
     origin: ClassVar[str] = "Ravi et al. 2024 (arXiv:2408.00714); transformers.Sam2VideoModel"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._check(("instances_at_a_time",), "1 and more", lambda value: value >= 1)
-        self._check(("fill_holes_px",), "0 and more", lambda value: value >= 0)
 
     def checkpoints(self) -> Sequence[Checkpoint]:
         """The one checkpoint."""

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, NamedTuple
 
+from annotated_types import Ge
+
 from manifests.beside import beside, read_small
 from manifests.clip import DecodedClip
 from manifests.errors import ClipError, OpenUniError, unknown_name
@@ -58,18 +60,17 @@ class Supplied(Annotator):
     modalities: Annotated[tuple[str, ...], "which modalities to read: any but rgb, such as depth, normal, alpha"] = (
         "depth",
     )
-    max_file_mb: Annotated[int, "largest file that is read, megabytes (10^6 bytes), at least 1"] = 2000
+    max_file_mb: Annotated[int, "largest file that is read, megabytes (10^6 bytes)", Ge(1)] = 2000
 
     revision: ClassVar[int] = 2
     origin: ClassVar[str] = "files beside the video, format openuni-supplied-1"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         known = SuppliedMaps._fields[:-1]
         for name in self.modalities:
             if name not in known:
                 raise OpenUniError(unknown_name("supplied: modality", name, known))
-        if self.max_file_mb < 1:
-            raise OpenUniError(f"supplied: max_file_mb = {self.max_file_mb}. Allowed: 1 and more.")
 
     def makes(self) -> Sequence[str]:
         """What it is to read."""

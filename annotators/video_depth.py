@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
+from annotated_types import Ge
 
 from annotators._along_flow import depth_change_share
 from annotators._depth_anything import PATCH_PX, FrameDepth, original_pixels
@@ -61,7 +62,9 @@ class VideoDepth(FrameDepth):
     """
 
     steady_frames: Annotated[
-        float, "single frames: over how many frames scale and shift are averaged, standard deviation; 0: not at all"
+        float,
+        "single frames: over how many frames scale and shift are averaged, standard deviation; 0: not at all",
+        Ge(0),
     ] = 8.0
     window_network: Annotated[str, "TorchScript file of a network that sees windows; empty: single frames"] = ""
     window_unit: Annotated[
@@ -70,13 +73,6 @@ class VideoDepth(FrameDepth):
 
     licence: ClassVar[str] = "Apache-2.0"
     origin: ClassVar[str] = "windows: Chen et al. 2025, Video Depth Anything (arXiv:2501.12375); steadying: OpenUni"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.steady_frames >= 0:
-            raise OpenUniError(f"video_depth: steady_frames = {self.steady_frames}. Allowed: 0 and more.")
-        if self.window_unit not in ("disparity", "metres"):
-            raise OpenUniError(f'video_depth: window_unit = "{self.window_unit}". Allowed: disparity, metres.')
 
     def checkpoints(self) -> Sequence[Checkpoint]:
         """The TorchScript file, or the checkpoint of the network for single frames."""

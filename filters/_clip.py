@@ -10,6 +10,7 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 import xxhash
+from annotated_types import Ge, Gt
 
 from filters._samples import at_most
 from manifests.checkpoint import Checkpoint, published_or_path
@@ -117,22 +118,12 @@ class ClipFilter(Filter):
     checkpoint: Annotated[str, "Hugging Face name or folder of a CLIP model in open_clip's format (safetensors)"] = (
         OPENAI_L14
     )
-    frames_per_s: Annotated[float, "frames looked at per second of the clip, above 0"] = 1.0
-    max_frames: Annotated[int, "most frames looked at per clip, spread over its whole length; at least 1"] = 32
-    frames_per_batch: Annotated[int, "frames in one forward pass, at least 1"] = 16
+    frames_per_s: Annotated[float, "frames looked at per second of the clip", Gt(0)] = 1.0
+    max_frames: Annotated[int, "most frames looked at per clip, spread over its whole length", Ge(1)] = 32
+    frames_per_batch: Annotated[int, "frames in one forward pass", Ge(1)] = 16
     precision: Annotated[Precision, "fp32, or bf16 autocast"] = "fp32"
 
     gpus: ClassVar[float] = 0.25
-
-    def __post_init__(self) -> None:
-        if self.frames_per_s <= 0 or min(self.max_frames, self.frames_per_batch) < 1:
-            given = f"frames_per_s = {self.frames_per_s}, max_frames = {self.max_frames}"
-            raise OpenUniError(
-                f"{self.name()}: {given}, frames_per_batch = {self.frames_per_batch}. "
-                "Allowed: frames_per_s above 0, the others at least 1."
-            )
-        if self.precision not in ("fp32", "bf16"):
-            raise OpenUniError(f'{self.name()}: precision = "{self.precision}". Allowed: fp32, bf16.')
 
     @classmethod
     def published(cls) -> Sequence[Checkpoint]:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from manifests.bounds import SHARE
 from manifests.clip import DecodedClip
 from manifests.errors import OpenUniError
 from manifests.operator import Filter
@@ -30,12 +31,13 @@ class Luminance(Filter):
     within each frame, so that a fade from black to white does not count as contrast.
     """
 
-    dark_below: Annotated[float, "luma under which a pixel counts as dark, 0 to 1"] = 0.05
-    bright_above: Annotated[float, "luma over which a pixel counts as bright, 0 to 1"] = 0.95
+    dark_below: Annotated[float, "luma under which a pixel counts as dark", SHARE] = 0.05
+    bright_above: Annotated[float, "luma over which a pixel counts as bright", SHARE] = 0.95
 
     origin: ClassVar[str] = "ITU-R BT.709 luma coefficients"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.dark_below <= self.bright_above <= 1:
             given = f"dark_below = {self.dark_below}, bright_above = {self.bright_above}"
             raise OpenUniError(f"luminance: {given}. Allowed: 0 <= dark_below <= bright_above <= 1.")

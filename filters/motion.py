@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
+from annotated_types import Ge, Gt
 
 from filters._samples import sample_pairs
 from manifests.clip import DecodedClip
-from manifests.errors import ClipError, OpenUniError
+from manifests.errors import ClipError
 from manifests.operator import Filter
 
 PRESETS = {"ultrafast": 0, "fast": 1, "medium": 2}  # OpenCV's numbers for the DIS presets
@@ -38,20 +39,13 @@ class Motion(Filter):
     is taken for the camera. A clip of one frame does not move: speeds and shares are 0, `camera_share` is null.
     """
 
-    pairs_per_s: Annotated[float, "pairs of adjacent frames measured per second of the clip, above 0"] = 2.0
-    max_pairs: Annotated[int, "most pairs measured per clip, spread over its whole length; at least 1"] = 32
+    pairs_per_s: Annotated[float, "pairs of adjacent frames measured per second of the clip", Gt(0)] = 2.0
+    max_pairs: Annotated[int, "most pairs measured per clip, spread over its whole length", Ge(1)] = 32
     preset: Annotated[
         Literal["ultrafast", "fast", "medium"], "DIS preset: medium is about 4 times as exact and 5 times as slow"
     ] = "fast"
 
     origin: ClassVar[str] = "DIS optical flow, Kroeger et al. 2016 (arXiv:1603.03590), as in OpenCV"
-
-    def __post_init__(self) -> None:
-        if self.pairs_per_s <= 0 or self.max_pairs < 1:
-            given = f"pairs_per_s = {self.pairs_per_s}, max_pairs = {self.max_pairs}"
-            raise OpenUniError(f"motion: {given}. Allowed: pairs_per_s above 0, max_pairs at least 1.")
-        if self.preset not in PRESETS:
-            raise OpenUniError(f'motion: preset = "{self.preset}". Allowed: {", ".join(PRESETS)}.')
 
     def sample(self, times_s: np.ndarray) -> np.ndarray:
         """Pairs of adjacent frames: entries 2k and 2k + 1 are one pair. A clip of one frame gives that frame."""

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
+from annotated_types import Ge, Gt
 
 from filters._samples import sample_pairs
 from manifests.clip import DecodedClip
-from manifests.errors import OpenUniError, Unavailable
+from manifests.errors import Unavailable
 from manifests.motion_vectors import CODECS, MotionVectors
 from manifests.operator import Filter
 
@@ -40,16 +41,11 @@ class CodecMotion(Filter):
     `unavailable`: its scores are null, and no clip fails for it.
     """
 
-    pairs_per_s: Annotated[float, "pairs of adjacent frames looked at per second of the clip, above 0"] = 2.0
-    max_pairs: Annotated[int, "most pairs looked at per clip, spread over its whole length; at least 1"] = 32
+    pairs_per_s: Annotated[float, "pairs of adjacent frames looked at per second of the clip", Gt(0)] = 2.0
+    max_pairs: Annotated[int, "most pairs looked at per clip, spread over its whole length", Ge(1)] = 32
 
     wants_vectors: ClassVar[bool] = True
     origin: ClassVar[str] = "motion filter of nvidia-cosmos/cosmos-curate; vectors as FFmpeg exports them"
-
-    def __post_init__(self) -> None:
-        if self.pairs_per_s <= 0 or self.max_pairs < 1:
-            given = f"pairs_per_s = {self.pairs_per_s}, max_pairs = {self.max_pairs}"
-            raise OpenUniError(f"motion_vectors: {given}. Allowed: pairs_per_s above 0, max_pairs at least 1.")
 
     def sample(self, times_s: np.ndarray) -> np.ndarray:
         """Pairs, so that a key frame, which has no vectors, is always looked at together with one that has them.

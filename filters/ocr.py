@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import numpy as np
+from annotated_types import Ge, Gt
 
 from filters import _text_boxes as boxes
 from filters._samples import at_most
 from filters._text_kinds import Kind, kinds_of, union_mask
+from manifests.bounds import SHARE
 from manifests.checkpoint import Checkpoint
 from manifests.clip import DecodedClip
-from manifests.errors import OpenUniError
 from manifests.operator import Filter, sample_evenly
 
 
@@ -45,16 +46,19 @@ class Ocr(Filter):
     """
 
     backend: Annotated[Literal["rapidocr", "easyocr"], "rapidocr: needs no download; easyocr: CRAFT"] = "rapidocr"
-    frames_per_s: Annotated[float, "frames looked at per second of the clip, above 0"] = 1.0
-    max_frames: Annotated[int, "most frames looked at per clip, spread over its whole length; at least 1"] = 16
-    long_side_px: Annotated[int, "frames are scaled down to this longer side for the detector, at least 32"] = 960
-    min_score: Annotated[float, "confidence from which rapidocr's boxes count, 0 to 1"] = 0.5
+    frames_per_s: Annotated[float, "frames looked at per second of the clip", Gt(0)] = 1.0
+    max_frames: Annotated[int, "most frames looked at per clip, spread over its whole length", Ge(1)] = 16
+    long_side_px: Annotated[int, "frames are scaled down to this longer side for the detector", Ge(32)] = 960
+    min_score: Annotated[float, "confidence from which rapidocr's boxes count", SHARE] = 0.5
     min_read: Annotated[
         float,
-        "confidence from which rapidocr counts as having read a box, 0 to 1; lower for other scripts; 0: not read",
+        "confidence from which rapidocr counts as having read a box; lower for other scripts; 0: not read",
+        SHARE,
     ] = 0.8
-    unclip: Annotated[float, "how far rapidocr's boxes grow: 0.8 fits the letters, 1.6 is its own for reading"] = 0.8
-    stays_s: Annotated[float, "seconds for which an overlay stays at least; all of a shorter clip"] = 1.0
+    unclip: Annotated[
+        float, "how far rapidocr's boxes grow: 0.8 fits the letters, 1.6 is its own for reading", Gt(0)
+    ] = 0.8
+    stays_s: Annotated[float, "seconds for which an overlay stays at least; all of a shorter clip", Ge(0)] = 1.0
     area: Annotated[
         Literal["union", "sum", "videox_fun"],
         "of the first two scores. sum: overlaps add up, as in data-juicer; videox_fun: and slanted boxes count nothing",
@@ -64,20 +68,6 @@ class Ocr(Filter):
     ] = ""
 
     origin: ClassVar[str] = "RapidOCR with PP-OCRv6; EasyOCR with CRAFT, Baek et al. 2019 (arXiv:1904.01941)"
-
-    def __post_init__(self) -> None:
-        for option, allowed in (("backend", ("rapidocr", "easyocr")), ("area", ("union", "sum", "videox_fun"))):
-            if getattr(self, option) not in allowed:
-                raise OpenUniError(f'ocr: {option} = "{getattr(self, option)}". Allowed: {", ".join(allowed)}.')
-        for option, least in (("max_frames", 1), ("long_side_px", 32), ("stays_s", 0)):
-            if getattr(self, option) < least:
-                raise OpenUniError(f"ocr: {option} = {getattr(self, option)}. Allowed: {least} and more.")
-        for option in ("frames_per_s", "unclip"):
-            if getattr(self, option) <= 0:
-                raise OpenUniError(f"ocr: {option} = {getattr(self, option)}. Allowed: above 0.")
-        for option in ("min_score", "min_read"):
-            if not 0 <= getattr(self, option) <= 1:
-                raise OpenUniError(f"ocr: {option} = {getattr(self, option)}. Allowed: 0 to 1.")
 
     def checkpoints(self) -> Sequence[Checkpoint]:
         """The detector's first: a path as it is, RapidOCR's from its wheel, CRAFT's from EasyOCR's folder or ours."""

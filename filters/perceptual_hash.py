@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
+from annotated_types import Ge, Gt
 
 from filters._samples import at_most
 from manifests.clip import DecodedClip
-from manifests.errors import OpenUniError
 from manifests.operator import Filter, sample_evenly
 
 PICTURE_PX = 32  # side of the picture that is hashed
@@ -33,17 +33,12 @@ class PerceptualHash(Filter):
     picture of it. Frames without contrast (black, a plain fade) have no hash: they would all be copies of each other.
     """
 
-    frames_per_s: Annotated[float, "frames hashed per second of the clip, above 0"] = 1.0
-    max_frames: Annotated[int, "most frames hashed per clip, spread over its whole length; at least 1"] = 32
+    frames_per_s: Annotated[float, "frames hashed per second of the clip", Gt(0)] = 1.0
+    max_frames: Annotated[int, "most frames hashed per clip, spread over its whole length", Ge(1)] = 32
 
     origin: ClassVar[str] = (
         "DCT image hash, Zauner 2010, Implementation and Benchmarking of Perceptual Image Hash Functions"
     )
-
-    def __post_init__(self) -> None:
-        if self.frames_per_s <= 0 or self.max_frames < 1:
-            given = f"frames_per_s = {self.frames_per_s}, max_frames = {self.max_frames}"
-            raise OpenUniError(f"perceptual_hash: {given}. Allowed: frames_per_s above 0, max_frames at least 1.")
 
     def sample(self, times_s: np.ndarray) -> np.ndarray:
         """Frames nearest to an even grid in time."""

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
+from annotated_types import Ge, Gt
 
 from filters._samples import at_most
+from manifests.bounds import SHARE
 from manifests.clip import DecodedClip
-from manifests.errors import OpenUniError
 from manifests.operator import Filter, sample_evenly
 
 
@@ -31,18 +32,11 @@ class Resolution(Filter):
     one that is soft by itself differ too little; `sharpness` says how blurred it is.
     """
 
-    frames_per_s: Annotated[float, "frames looked at per second of the clip, above 0"] = 1.0
-    max_frames: Annotated[int, "most frames looked at per clip, spread over its whole length; at least 1"] = 8
-    black_below: Annotated[float, "grey value under which a pixel is black, 0 to 1"] = 0.08
+    frames_per_s: Annotated[float, "frames looked at per second of the clip", Gt(0)] = 1.0
+    max_frames: Annotated[int, "most frames looked at per clip, spread over its whole length", Ge(1)] = 8
+    black_below: Annotated[float, "grey value under which a pixel is black", SHARE] = 0.08
 
     origin: ClassVar[str] = "facts of the file; bars as FFmpeg's cropdetect finds them"
-
-    def __post_init__(self) -> None:
-        if self.frames_per_s <= 0 or self.max_frames < 1 or not 0 <= self.black_below <= 1:
-            given = f"{self.frames_per_s = }, {self.max_frames = }, {self.black_below = }".replace("self.", "")
-            raise OpenUniError(
-                f"resolution: {given}. Allowed: frames_per_s above 0, max_frames at least 1, black_below 0 to 1."
-            )
 
     def sample(self, times_s: np.ndarray) -> np.ndarray:
         """Evenly spread over the whole clip, at most `max_frames`."""

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
+from annotated_types import Gt
 
 from manifests.clip import DecodedClip
-from manifests.errors import OpenUniError
 from manifests.operator import Filter, sample_evenly
 
 BLUR_PX = 11  # length of the strong blur that a picture is held against
@@ -33,13 +33,9 @@ class Sharpness(Filter):
     count as sharp, a shallow depth of field as blurred. `laplacian_variance` grows with the square of the contrast too.
     """
 
-    frames_per_s: Annotated[float, "frames measured per second of the clip, above 0"] = 2.0
+    frames_per_s: Annotated[float, "frames measured per second of the clip", Gt(0)] = 2.0
 
     origin: ClassVar[str] = "Crete et al. 2007 (doi:10.1117/12.702790); Pech-Pacheco et al. 2000"
-
-    def __post_init__(self) -> None:
-        if self.frames_per_s <= 0:
-            raise OpenUniError(f"sharpness: frames_per_s = {self.frames_per_s}. Allowed: above 0.")
 
     def sample(self, times_s: np.ndarray) -> np.ndarray:
         """Evenly spread."""

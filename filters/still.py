@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
+from annotated_types import Ge, Gt
 
 from filters._samples import sample_pairs
+from manifests.bounds import SHARE
 from manifests.clip import DecodedClip
-from manifests.errors import OpenUniError
 from manifests.operator import Filter
 
 BLOCK_PX = 16
@@ -35,21 +36,13 @@ class Still(Filter):
     pixels are darker than `black_below`.
     """
 
-    pairs_per_s: Annotated[float, "pairs of adjacent frames compared per second of the clip, above 0"] = 2.0
-    max_pairs: Annotated[int, "most pairs compared per clip, spread over its whole length; at least 1"] = 32
-    noise: Annotated[float, "mean change of a block's grey values that still counts as none, 0 to 1"] = 0.01
-    black_below: Annotated[float, "grey value under which a pixel is black, 0 to 1"] = 0.1
-    bright_share: Annotated[float, "share of pixels of a black frame that may be brighter, 0 to 1"] = 0.02
+    pairs_per_s: Annotated[float, "pairs of adjacent frames compared per second of the clip", Gt(0)] = 2.0
+    max_pairs: Annotated[int, "most pairs compared per clip, spread over its whole length", Ge(1)] = 32
+    noise: Annotated[float, "mean change of a block's grey values that still counts as none", SHARE] = 0.01
+    black_below: Annotated[float, "grey value under which a pixel is black", SHARE] = 0.1
+    bright_share: Annotated[float, "share of pixels of a black frame that may be brighter", SHARE] = 0.02
 
     origin: ClassVar[str] = "thresholds for black as in FFmpeg's blackdetect; for frozen compare its freezedetect"
-
-    def __post_init__(self) -> None:
-        if self.pairs_per_s <= 0 or self.max_pairs < 1:
-            given = f"pairs_per_s = {self.pairs_per_s}, max_pairs = {self.max_pairs}"
-            raise OpenUniError(f"still: {given}. Allowed: pairs_per_s above 0, max_pairs at least 1.")
-        for option in ("noise", "black_below", "bright_share"):
-            if not 0 <= getattr(self, option) <= 1:
-                raise OpenUniError(f"still: {option} = {getattr(self, option)}. Allowed: 0 to 1.")
 
     def sample(self, times_s: np.ndarray) -> np.ndarray:
         """Pairs of adjacent frames: entries 2k and 2k + 1 are one pair. A clip of one frame gives that frame."""

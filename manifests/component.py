@@ -1,7 +1,8 @@
 """The component contract: a part of the system that is its options. Operators, codecs and models are components.
 
 A component is one file in its package; the file's name is the component's name. It holds one frozen dataclass whose
-fields are its options, with defaults and documented by `Annotated[type, "meaning, unit"]`. Nothing is registered.
+fields are its options, with defaults and documented by `Annotated[type, "meaning, unit"]`, with bounds behind the
+meaning (`manifests.bounds`). Nothing is registered.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
+from manifests.bounds import bounds_of, bounds_text, check_options
 from manifests.checkpoint import Checkpoint
 from manifests.errors import OpenUniError, unknown_name
 
@@ -35,7 +37,7 @@ class Option(NamedTuple):
     name: str
     type: Any
     default: Any
-    doc: str
+    doc: str  # its meaning, and its bounds
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,10 @@ class Component:
     revision: ClassVar[int] = 1  # raised whenever the code's results change, so that corpora recompute
     licence: ClassVar[str] = "Apache-2.0"  # of the method's code and default weights
     origin: ClassVar[str] = ""  # paper or project that defines the method
+
+    def __post_init__(self) -> None:
+        """Options are checked when they are set. A subclass that checks more calls this first."""
+        check_options(self, self.name())
 
     def load(self, device: str) -> Any:
         """Build what the work needs (weights on `device`, such as "cpu" or "cuda"), once per worker."""
@@ -75,7 +81,7 @@ class Component:
                 field.name,
                 strip_annotation(hints[field.name]),
                 field.default,
-                annotation_text(hints[field.name]),
+                option_text(hints[field.name]),
             )
             for field in dataclasses.fields(cls)
         ]
@@ -106,6 +112,12 @@ def annotation_text(hint: Any) -> str:
     if get_origin(hint) is Annotated:
         return next((str(extra) for extra in get_args(hint)[1:] if isinstance(extra, str)), "")
     return ""
+
+
+def option_text(hint: Any) -> str:
+    """The meaning of an option with its bounds: "frames in one forward pass (1 and more)"."""
+    bounds = bounds_text(bounds_of(hint))
+    return f"{annotation_text(hint)} ({bounds})" if bounds else annotation_text(hint)
 
 
 def strip_annotation(hint: Any) -> Any:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
+from annotated_types import Ge
 
 from manifests.checkpoint import Checkpoint
 from manifests.clip import DecodedClip
@@ -69,23 +70,21 @@ class Unified(Annotator):
 
     run_dir: Annotated[str, "folder of the training run; its latest checkpoint, averaged weights"] = ""
     modalities: Annotated[tuple[str, ...], "what to estimate; the run must have been trained for it"] = ("depth",)
-    steps: Annotated[int, "steps of the sampler, at least 1"] = 30
+    steps: Annotated[int, "steps of the sampler", Ge(1)] = 30
     guidance: Annotated[float, "classifier-free guidance on the caption; 1: none"] = 1.0
     seed: Annotated[int, "of the noise, the same for all clips and windows"] = 0
-    overlap_frames: Annotated[int, "frames that neighbouring windows share, at least 1"] = 8
+    overlap_frames: Annotated[int, "frames that neighbouring windows share", Ge(1)] = 8
 
     gpus: ClassVar[float] = 1.0
     origin: ClassVar[str] = "a model trained by this project, see train/"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "modalities", tuple(self.modalities))
         known = [name for name in EstimatedMaps._fields[:-1] if find_modality(name).invertible]
         for name in self.modalities:
             if name not in known:
                 raise OpenUniError(unknown_name("openuni.unified: modality", name, known))
-        for option in ("steps", "overlap_frames"):
-            if getattr(self, option) < 1:
-                raise OpenUniError(f"openuni.unified: {option} = {getattr(self, option)}. Allowed: 1 and more.")
 
     def makes(self) -> Sequence[str]:
         """What it is to estimate."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
+from annotated_types import Ge, Interval
 
 from manifests.errors import ClipError, OpenUniError
 from manifests.modality import Modality
@@ -24,15 +25,14 @@ BITS_PER_PIXEL = 0.15  # of H.264 as we write it, to guess how large a video wil
 class Rendered(Exporter):
     """Base of formats whose modalities are videos to look at."""
 
-    crf: Annotated[int, "x264's constant rate factor of every video, 0 (best) to 51"] = 18
+    crf: Annotated[int, "x264's constant rate factor of every video", Interval(ge=0, le=51)] = 18
     pixels: Annotated[
         Literal["yuv444p", "yuv420p"], "of the modalities: yuv444p keeps colours sharp, yuv420p plays in every browser"
     ] = "yuv444p"
-    short_side_px: Annotated[int, "videos are scaled down to this short side, pixels; 0: the clip's size"] = 0
+    short_side_px: Annotated[int, "videos are scaled down to this short side, pixels; 0: the clip's size", Ge(0)] = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.crf <= 51:
-            raise OpenUniError(f"crf = {self.crf}: give 0 (best) to 51")
+        super().__post_init__()
         if self.short_side_px < 0 or self.short_side_px == 1:
             raise OpenUniError(f"short_side_px = {self.short_side_px}: give 0 (the clip's size), or 2 or more")
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from annotated_types import Gt
 
 from manifests.errors import ClipError, OpenUniError
 from openuni.exporter import Batch, Contents, ExportClip, Failure, finite, json_line
@@ -24,7 +25,7 @@ STORED = "_stored"  # behind a modality's name: the column with the corpus's own
 class HuggingFace(Rendered):
     """Parquet shards that `datasets.load_dataset` opens, with videos, captions and scores; and the dataset card."""
 
-    shard_mb: Annotated[float, "about how large a Parquet file becomes, megabytes"] = 500.0
+    shard_mb: Annotated[float, "about how large a Parquet file becomes, megabytes", Gt(0)] = 500.0
     stored: Annotated[bool, "also the maps as the corpus stores them, byte for byte: columns MODALITY_stored"] = False
     title: Annotated[str, "name of the set on its card"] = "OpenUni export"
     clips_licence: Annotated[str, "of the clips, as the Hub spells it, such as cc-by-4.0; only you can know it"] = (
@@ -33,8 +34,6 @@ class HuggingFace(Rendered):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.shard_mb > 0:
-            raise OpenUniError(f"shard_mb = {self.shard_mb:g}: give more than 0")
         if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", self.clips_licence):
             raise OpenUniError(
                 f'clips_licence = "{self.clips_licence}": give a name of the Hub, such as cc-by-4.0 or other'

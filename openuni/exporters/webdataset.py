@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
 
+from annotated_types import Gt, Interval
+
 from annotators.supplied import FORMAT
-from manifests.errors import ClipError, OpenUniError
+from manifests.errors import ClipError
 from manifests.modality import find_modality
 from manifests.shards import TarShard
 from manifests.video import Pixels, frames_of, whole_mp4, write_video
@@ -20,18 +22,12 @@ EVEN = 2  # both sides of a 4:2:0 video are multiples of this
 class WebDataset(Exporter):
     """Tar shards: CLIP.mp4, CLIP.txt, CLIP.json and CLIP.MODALITY.mkv as stored; unpacked, the supplied layout."""
 
-    shard_mb: Annotated[float, "about how large a shard becomes, megabytes; a clip is never parted"] = 1000.0
+    shard_mb: Annotated[float, "about how large a shard becomes, megabytes; a clip is never parted", Gt(0)] = 1000.0
     lossless: Annotated[bool, "videos that must be encoded anew become RGB H.264 without loss, not 4:2:0"] = False
-    crf: Annotated[int, "x264's constant rate factor of such videos, 0 (best) to 51"] = 16
+    crf: Annotated[int, "x264's constant rate factor of such videos", Interval(ge=0, le=51)] = 16
 
     stores_rgb: ClassVar[bool] = True
     origin: ClassVar[str] = "WebDataset's naming of files in tars"
-
-    def __post_init__(self) -> None:
-        if not self.shard_mb > 0:
-            raise OpenUniError(f"shard_mb = {self.shard_mb:g}: give more than 0")
-        if not 0 <= self.crf <= 51:
-            raise OpenUniError(f"crf = {self.crf}: give 0 (best) to 51")
 
     def batch_bytes(self) -> int:
         """See `Exporter.batch_bytes`."""

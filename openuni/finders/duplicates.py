@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
+from annotated_types import Interval
 
 from manifests.corpus import Corpus
-from manifests.errors import OpenUniError
 from openuni.finder import Clips, Finder, Verdicts
 from openuni.finders._clusters import Groups, verdicts
 from openuni.finders._hamming import MAX_DISTANCE, distances, near_pairs
@@ -30,20 +30,17 @@ class Duplicates(Finder):
     the same frame, such as a logo, each is compared by it with its 16 neighbours in the order of their other frames.
     """
 
-    max_distance: Annotated[int, "bits of 64 in which the hashes of two frames may differ, 0 to 11; above 7 slow"] = 7
-    min_share: Annotated[float, "share of the frames of the clip with fewer frames that must match, above 0, to 1"] = (
-        0.6
-    )
+    max_distance: Annotated[
+        int, "bits of 64 in which the hashes of two frames may differ; above 7 slow", Interval(ge=0, le=MAX_DISTANCE)
+    ] = 7
+    min_share: Annotated[
+        float, "share of the frames of the clip with fewer frames that must match", Interval(gt=0, le=1)
+    ] = 0.6
 
     by: ClassVar[str] = "hash"
     reads: ClassVar[str] = "perceptual_hash"
     column: ClassVar[str] = "hashes"
     origin: ClassVar[str] = "multi-index hashing, Norouzi et al. 2012 (CVPR)"
-
-    def __post_init__(self) -> None:
-        if not (0 <= self.max_distance <= MAX_DISTANCE and 0 < self.min_share <= 1):
-            given = f"max_distance = {self.max_distance}, min_share = {self.min_share}"
-            raise OpenUniError(f"duplicates: {given}. Allowed: 0 to {MAX_DISTANCE}; above 0, to 1.")
 
     def find(self, corpus: Corpus, clips: Clips) -> Verdicts:
         """See `Finder.find`. The similarity is 1 less the share of bits in which matching frames differ."""

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import numpy as np
+from annotated_types import Interval
 
 from manifests.corpus import Corpus
-from manifests.errors import OpenUniError
 from openuni.finder import Clips, Finder, Verdicts
 from openuni.finders._clusters import Groups, verdicts
 from openuni.finders._nearest import vectors_of
@@ -21,16 +21,12 @@ class SemanticDuplicates(Finder):
     `min_similarity`.
     """
 
-    min_similarity: Annotated[float, "cosine from which two clips show the same, above 0, to 1"] = 0.95
+    min_similarity: Annotated[float, "cosine from which two clips show the same", Interval(gt=0, le=1)] = 0.95
 
     by: ClassVar[str] = "embedding"
     reads: ClassVar[str] = "embedding"
     column: ClassVar[str] = "vector"
     origin: ClassVar[str] = "SemDeDup, Abbas et al. 2023 (arXiv:2303.09540); faiss"
-
-    def __post_init__(self) -> None:
-        if not 0 < self.min_similarity <= 1:
-            raise OpenUniError(f"semantic_duplicates: min_similarity = {self.min_similarity}. Allowed: above 0, to 1.")
 
     def find(self, corpus: Corpus, clips: Clips) -> Verdicts:
         """See `Finder.find`. The similarity is the cosine."""

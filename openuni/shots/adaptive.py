@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
+from annotated_types import Ge
 
-from manifests.errors import OpenUniError
 from openuni.shot_detector import ShotDetector, Timeline, Transition
 from openuni.shots import _pyscenedetect
 
@@ -18,20 +18,16 @@ class Adaptive(ShotDetector):
     Takes fast camera motion better than `content`, and misses dissolves and fades all the more.
     """
 
-    threshold: Annotated[float, "how many times the mean change around it a cut's change must be"] = 3.0
-    window_frames: Annotated[int, "frames before and behind that make the mean"] = 2
-    min_content: Annotated[float, "change that a cut must have in any case, measured as by content, 0..255"] = 15.0
-    min_shot_frames: Annotated[int, "cuts that follow another faster than this many frames are left out"] = 15
+    threshold: Annotated[float, "how many times the mean change around it a cut's change must be", Ge(0)] = 3.0
+    window_frames: Annotated[int, "frames before and behind that make the mean", Ge(1)] = 2
+    min_content: Annotated[float, "change that a cut must have in any case, measured as by content, 0..255", Ge(0)] = (
+        15.0
+    )
+    min_shot_frames: Annotated[int, "cuts that follow another faster than this many frames are left out", Ge(0)] = 15
     luma_only: Annotated[bool, "compare the value (brightness) alone"] = False
 
     licence: ClassVar[str] = "BSD-3-Clause"
     origin: ClassVar[str] = "PySceneDetect, AdaptiveDetector"
-
-    def __post_init__(self) -> None:
-        if min(self.threshold, self.min_content, self.min_shot_frames) < 0 or self.window_frames < 1:
-            raise OpenUniError(
-                "adaptive: threshold, min_content and min_shot_frames must be 0 or more, window_frames 1 or more"
-            )
 
     def size_px(self, height_px: int, width_px: int) -> tuple[int, int]:
         """See `ShotDetector.size_px`."""

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
+from annotated_types import Ge
 
-from manifests.errors import OpenUniError
 from openuni.shot_detector import ShotDetector, Timeline, Transition
 from openuni.shots import _pyscenedetect
 
@@ -19,16 +19,14 @@ class Content(ShotDetector):
     before `adaptive` does so.
     """
 
-    threshold: Annotated[float, "mean change of a pixel's hue, saturation and value that makes a cut, 0..255"] = 27.0
-    min_shot_frames: Annotated[int, "cuts that follow each other faster than this many frames are merged"] = 15
+    threshold: Annotated[
+        float, "mean change of a pixel's hue, saturation and value that makes a cut, 0..255", Ge(0)
+    ] = 27.0
+    min_shot_frames: Annotated[int, "cuts that follow each other faster than this many frames are merged", Ge(0)] = 15
     luma_only: Annotated[bool, "compare the value (brightness) alone"] = False
 
     licence: ClassVar[str] = "BSD-3-Clause"
     origin: ClassVar[str] = "PySceneDetect, ContentDetector"
-
-    def __post_init__(self) -> None:
-        if self.threshold < 0 or self.min_shot_frames < 0:
-            raise OpenUniError("content: threshold and min_shot_frames must be 0 or more")
 
     def size_px(self, height_px: int, width_px: int) -> tuple[int, int]:
         """See `ShotDetector.size_px`."""

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
+from annotated_types import Gt
 
-from manifests.errors import OpenUniError
 from openuni.shot_detector import ShotDetector, Timeline, Transition
 
 
@@ -19,15 +19,11 @@ class Fixed(ShotDetector):
     frames do not come at an even rate.
     """
 
-    window_s: Annotated[float, "length of a window, seconds"] = 10.0
+    window_s: Annotated[float, "length of a window, seconds", Gt(0)] = 10.0
     remainder: Annotated[
         Literal["keep", "join", "drop"],
         "what is left at the end: a clip of its own (if it lasts min_s), part of the last window, or left out",
     ] = "keep"
-
-    def __post_init__(self) -> None:
-        if self.window_s <= 0:
-            raise OpenUniError(f"fixed: window_s = {self.window_s:g}. Allowed: lengths above 0 s.")
 
     def transitions(self, model: Any, frames: Iterable[np.ndarray], timeline: Timeline) -> list[Transition]:
         """See `ShotDetector.transitions`."""

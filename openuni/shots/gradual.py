@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
+from annotated_types import Interval
 
-from manifests.errors import OpenUniError
 from openuni.shot_detector import Kind, ShotDetector, Timeline, Transition
 from openuni.shots._runs import runs
 
@@ -48,18 +48,17 @@ class Gradual(ShotDetector):
     only, which count for nothing. Fast pans from one place to an unlike one are the likeliest false dissolves.
     """
 
-    dissolve_misfit: Annotated[float, "deviation from a dissolve's curve and even pace up to which it is one, 0..1"] = (
-        0.09
+    dissolve_misfit: Annotated[
+        float, "deviation from a dissolve's curve and even pace up to which it is one", Interval(gt=0, lt=1)
+    ] = 0.09
+    fade_misfit: Annotated[float, "deviation from the line of a fade up to which it is one", Interval(gt=0, lt=1)] = (
+        0.06
     )
-    fade_misfit: Annotated[float, "deviation from the line of a fade up to which it is one, 0..1"] = 0.06
-    hard_alike: Annotated[float, "correlation with the frame before under which a frame begins a new shot, 0..1"] = 0.5
+    hard_alike: Annotated[
+        float, "correlation with the frame before under which a frame begins a new shot", Interval(gt=0, lt=1)
+    ] = 0.5
 
     origin: ClassVar[str] = "after Alattar 1993, Detecting and compressing dissolve regions in video sequences"
-
-    def __post_init__(self) -> None:
-        for option in ("dissolve_misfit", "fade_misfit", "hard_alike"):
-            if not 0 < getattr(self, option) < 1:
-                raise OpenUniError(f"gradual: {option} = {getattr(self, option):g}. Allowed: between 0 and 1.")
 
     def size_px(self, height_px: int, width_px: int) -> tuple[int, int]:
         """36 x 64 whatever the film's shape."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar
 
 import numpy as np
+from annotated_types import Ge, Interval
 
 from manifests.checkpoint import Checkpoint, published_or_path
 from manifests.errors import OpenUniError
@@ -37,15 +38,11 @@ class TransNet(ShotDetector):
     checkpoint: Annotated[str, "hub name or path of the network's PyTorch weights, a .pth file or its folder"] = (
         PUBLISHED.ref
     )
-    threshold: Annotated[float, "probability above which a frame is part of a transition, between 0 and 1"] = 0.5
-    windows_per_batch: Annotated[int, "windows of 100 frames in one forward pass, at least 1"] = 4
+    threshold: Annotated[float, "probability above which a frame is part of a transition", Interval(gt=0, lt=1)] = 0.5
+    windows_per_batch: Annotated[int, "windows of 100 frames in one forward pass", Ge(1)] = 4
 
     licence: ClassVar[str] = "MIT"
     origin: ClassVar[str] = "Soucek and Lokoc 2020 (arXiv:2008.04838), TransNetV2"
-
-    def __post_init__(self) -> None:
-        if not 0 < self.threshold < 1 or self.windows_per_batch < 1:
-            raise OpenUniError("transnet: threshold must be between 0 and 1, windows_per_batch 1 or more")
 
     def checkpoints(self) -> Sequence[Checkpoint]:
         """The one file with weights."""

@@ -6,8 +6,8 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import xxhash
+from annotated_types import Ge, MultipleOf
 
-from manifests.errors import OpenUniError
 from train.codec import TextCodec
 
 END = 256  # the row that closes every text, so that an empty one is a row too
@@ -24,14 +24,8 @@ class Bytes(TextCodec):
 
     origin: ClassVar[str] = "positions: Attention Is All You Need (Vaswani et al., 2017)"
 
-    dim: Annotated[int, "width of the embeddings, even"] = 64
-    max_bytes: Annotated[int, "bytes of text that are kept"] = 255
-
-    def __post_init__(self) -> None:
-        if self.dim < 2 or self.dim % 2 or self.max_bytes < 0:
-            raise OpenUniError(
-                f"bytes: dim must be even and positive, max_bytes >= 0; got {self.dim}, {self.max_bytes}"
-            )
+    dim: Annotated[int, "width of the embeddings", Ge(2), MultipleOf(2)] = 64
+    max_bytes: Annotated[int, "bytes of text that are kept", Ge(0)] = 255
 
     def encode(self, model: Any, text: str) -> np.ndarray:
         """A text of any length -> float32 [L, dim], L = bytes kept + 1."""

@@ -5,8 +5,9 @@ from functools import lru_cache
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
+from annotated_types import Interval
 
-from manifests.errors import ClipError, OpenUniError
+from manifests.errors import ClipError
 from train.codec import LatentCodec
 
 FRAMES, SIDE = 4, 8  # of one block: four frames of 8 x 8 pixels, as in Wan's VAE
@@ -38,11 +39,7 @@ class Dct(LatentCodec):
     stride: ClassVar[tuple[int, int, int]] = (FRAMES, SIDE, SIDE)
     origin: ClassVar[str] = "discrete cosine transform (Ahmed, Natarajan and Rao, 1974), in three dimensions"
 
-    channels: Annotated[int, "coefficients kept of each block, 1 to 768"] = 48
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.channels <= COEFFICIENTS:
-            raise OpenUniError(f"dct: channels must be 1 to {COEFFICIENTS}, got {self.channels}")
+    channels: Annotated[int, "coefficients kept of each block", Interval(ge=1, le=COEFFICIENTS)] = 48
 
     def encode(self, model: Any, rgb: np.ndarray) -> np.ndarray:
         """float32 [T, H, W, 3] in 0..1 -> float32 [channels, (T - 1) / 4 + 1, H / 8, W / 8]."""
