@@ -23,6 +23,7 @@ class Request:
     steps: int = 30
     guidance: float = 1.0
     seed: int = 0
+    given_guidance: float = 1.0
 
 
 def make_files(run_dir: Path, request: Request, out: Path) -> list[Path]:
@@ -32,7 +33,13 @@ def make_files(run_dir: Path, request: Request, out: Path) -> list[Path]:
 
     run = Run.open(run_dir)
     given: dict[str, Modality | np.ndarray] = {name: _read(name, path) for name, path in map(_pair, request.given)}
-    sampling = Sampling(request.steps, run.recipe.flow.shift, request.guidance, request.seed)
+    sampling = Sampling(
+        steps=request.steps,
+        shift=run.recipe.flow.shift,
+        guidance=request.guidance,
+        seed=request.seed,
+        given_guidance=request.given_guidance,
+    )
     made = run.generate(request.prompt, list(request.make), given or None, _size(request.size), sampling)
     return [path for name, signal in made.items() for path in _write(name, signal, out, request.fps)]
 

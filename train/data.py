@@ -31,7 +31,7 @@ class Batch:
     tasks: list[Task]
     clean: Streams  # float32 [B, C, T, H, W]
     noise: Streams  # the same
-    sigmas: dict[str, torch.Tensor]  # float32 [B]; where the stream is given the model's `given_sigma`, exactly
+    sigmas: dict[str, torch.Tensor]  # float32 [B]; of given streams the model's `given_sigma`, exactly; 1 if dropped
     made: dict[str, torch.Tensor]  # bool [B]
     text: dict[str, torch.Tensor]  # float32 [B, L, D]
 
@@ -67,7 +67,8 @@ class Loader:
     def batch(self, samples: list[Sample], sigmas: list[dict[str, float]], names: list[tuple[int | str, ...]]) -> Batch:
         """One batch of samples that share their streams.
 
-        `sigmas`: per sample, the sigma of every made stream. `names`: per sample, what its noise is called.
+        `sigmas`: per sample, the sigma of every made stream, and of given ones that are dropped. `names`: per sample,
+        what its noise is called.
         """
         streams = samples[0].task.streams
         seed = self.recipe.seed
@@ -122,7 +123,18 @@ class Loader:
                 quantile = (int(permuted(np.array([slot]), size, order)[0]) + quantile) / size
             sigma = float(sigma_at(torch.tensor(quantile), flow.density, flow.shift))
             drawn[stream] = max(sigma, self._least_sigma)
+        if self._told_nothing(task, (step, slot)):
+            drawn |= dict.fromkeys(task.given, 1.0)
         return drawn
+
+    def _told_nothing(self, task: Task, name: tuple[int | str, ...]) -> bool:
+        """Whether a sample of this name learns what guidance of given streams sets out from; see `data.given_dropout`.
+
+        The caption goes with the given streams: guidance never asks for the caption alone.
+        """
+        if not task.given or name[0] == "validation":
+            return False
+        return uniform(self.recipe.seed, "given", *name) < self.recipe.data.given_dropout
 
     @cached_property
     def _least_sigma(self) -> float:
@@ -135,6 +147,7 @@ class Loader:
             return self.texts.prompt(stream) if told == "prompt" else self.texts.empty
         validating = name[0] == "validation"
         dropped = uniform(self.recipe.seed, "caption", *name) < self.recipe.data.caption_dropout and not validating
+        dropped = dropped or self._told_nothing(sample.task, name)
         if dropped or not self.index.text.present[sample.clip]:
             return self.texts.empty
         return self.texts.padded(self.index.text.read(self.corpus, sample.clip))

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -132,16 +132,22 @@ def guided(conditional: torch.Tensor, unconditional: torch.Tensor, scale: float)
     return unconditional + scale * (conditional - unconditional)
 
 
-def guided_twice(
-    full: torch.Tensor, without_text: torch.Tensor, without_both: torch.Tensor, text_scale: float, given_scale: float
-) -> torch.Tensor:
-    """Guidance towards the text and towards the given streams, each with a scale of its own.
+class GuidanceShares(NamedTuple):
+    """What each prediction counts in a guided one; they sum to 1."""
 
-    `full`: predicted with both; `without_text`: with the given streams alone; `without_both`: with neither. The text's
-    share is what it adds to the given streams. Both scales 1 give `full`, both 0 `without_both`. As in
-    InstructPix2Pix (Brooks et al., 2023).
+    full: float  # with the text and the given streams
+    without_text: float  # with the given streams alone
+    without_both: float
+
+
+def guidance_shares(text_scale: float, given_scale: float) -> GuidanceShares:
+    """Guidance towards the text and towards the given streams, each with a scale of its own, as a weighted sum.
+
+    It is `without_both + given_scale (without_text - without_both) + text_scale (full - without_text)`: the text's
+    share is what it adds to the given streams. Both scales 1: the full prediction alone; a share of 0: a prediction
+    that is not needed. As in InstructPix2Pix (Brooks et al., 2023).
     """
-    return without_both + given_scale * (without_text - without_both) + text_scale * (full - without_text)
+    return GuidanceShares(text_scale, given_scale - text_scale, 1.0 - given_scale)
 
 
 def _per_sample(sigma: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from manifests.bounds import SHARE, check_options
 from manifests.errors import OpenUniError, did_you_mean
 from train.options import strict
 from train.tasks import RELEASED_WEIGHTS
@@ -20,8 +21,12 @@ class Data:
     latents: Annotated[str, "latent family, or its codec's name; empty: the corpus has only one"] = ""
     text: Annotated[str, "text family, or its codec's name; empty: the corpus has only one"] = ""
     text_length: Annotated[int, "rows of text per sample, zeros added (Wan: 512); 0: as the longest text"] = 512
-    caption_dropout: Annotated[float, "share of samples whose caption is replaced by the empty one"] = 0.1
-    validation_share: Annotated[float, "share of sources held out, where clips name no split themselves"] = 0.1
+    caption_dropout: Annotated[float, "share of samples whose caption is replaced by the empty one", SHARE] = 0.1
+    given_dropout: Annotated[float, "share of samples told nothing: given streams noise, caption empty", SHARE] = 0.0
+    validation_share: Annotated[float, "share of sources held out, where clips name no split themselves", SHARE] = 0.1
+
+    def __post_init__(self) -> None:
+        check_options(self, "recipe: data")
 
 
 @dataclass(frozen=True)

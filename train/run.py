@@ -108,6 +108,7 @@ class Run:
         """
         task = self.known_task(task)
         sampling = sampling or sampler.Sampling(shift=self.recipe.flow.shift)
+        self._check_guidance(task, sampling)
         first = next(iter(given.values()), None)
         one = tuple(shape or (first.shape[1:] if first is not None else self.record["latent_shape"]))
         if any(tuple(latents.shape) != (len(captions), *one) for latents in given.values()):
@@ -172,6 +173,17 @@ class Run:
             trained = ", ".join(str(known) for known in self.tasks)
             raise OpenUniError(f'the run was not trained for "{task}"; it was trained for: {trained}')
         return task
+
+    def _check_guidance(self, task: Task, sampling: sampler.Sampling) -> None:
+        """Guidance of given streams asks the model what it makes when they are noise: has it ever seen that?"""
+        apart = not self.recipe.flow.shared_sigma and Task((), task.streams) in self.tasks
+        if sampling.given_guidance == 1.0 or not task.given or apart or self.recipe.data.given_dropout > 0:
+            return
+        raise OpenUniError(
+            f'given_guidance {sampling.given_guidance:g} needs a run that has learnt "{task}" with noise for what is '
+            f"given. This one has not: train with data.given_dropout = 0.1 (or with flow.shared_sigma = false and the "
+            f'task "{Task((), task.streams)}"), or leave given_guidance at 1.'
+        )
 
     def _told(self, task: Task, stream: str) -> str:
         return empty_model(self.record).text_of(task, stream)

@@ -7,7 +7,7 @@ from typing import Annotated, NamedTuple, get_args
 import torch
 
 from manifests.errors import OpenUniError, unknown_name
-from train.flow_matching import Solver, guided, noised, sampling_sigmas, solve
+from train.flow_matching import Solver, guidance_shares, noised, sampling_sigmas, solve
 from train.model import Streams, VideoModel
 from train.randomness import normal
 from train.tasks import Task
@@ -22,6 +22,7 @@ class Sampling:
     guidance: Annotated[float, "classifier-free guidance on the caption; 1: none"] = 1.0
     seed: Annotated[int, "of the noise"] = 0
     solver: Annotated[Solver, "euler; of second order: heun (two calls of the model a step), adams_bashforth"] = "euler"
+    given_guidance: Annotated[float, "the same on the given streams, which then are noise; 1: none"] = 1.0
 
     def __post_init__(self) -> None:
         if self.solver not in get_args(Solver):
@@ -37,6 +38,7 @@ class Conditions(NamedTuple):
     text: dict[str, torch.Tensor]  # [B, L, D] for every stream of the task
     unconditional: torch.Tensor | None  # [L, D]: the empty caption; needed with guidance
     captioned: tuple[str, ...] = ("rgb",)  # streams whose text is the caption, which guidance takes away
+    dropped: Streams | None = None  # noise [B, C, T, H, W] in place of the given streams where guidance takes them away
 
 
 @torch.no_grad()
@@ -56,13 +58,15 @@ def sample(model: VideoModel, task: Task, conditions: Conditions, shape: Sequenc
 
     made = {name: noise("sample", name) for name in task.made}
     sigmas = sampling_sigmas(sampling.steps, sampling.shift)
+    if sampling.given_guidance != 1.0:
+        conditions = conditions._replace(dropped={name: noise("dropped", name) for name in task.given})
     if model.given_sigma > 0:
         _check_above(float(sigmas[-2]), model.given_sigma)
         level = torch.full((shape[0],), model.given_sigma, device=device)
         noisy = {name: noised(clean, noise("given", name), level) for name, clean in conditions.given.items()}
         conditions = conditions._replace(given=noisy)
     return solve(
-        lambda streams, sigma: _velocities(model, conditions, streams, sigma, sampling.guidance),
+        lambda streams, sigma: _velocities(model, conditions, streams, sigma, sampling),
         made,
         sigmas,
         sampling.solver,
@@ -78,21 +82,35 @@ def _check_above(last: float, given: float) -> None:
 
 
 def _velocities(
-    model: VideoModel, conditions: Conditions, made: Streams, sigma: float, guidance: float
+    model: VideoModel, conditions: Conditions, made: Streams, sigma: float, sampling: Sampling
 ) -> dict[str, torch.Tensor]:
-    """float32 [B, C, T, H, W] for the made streams, guided towards the caption."""
-    streams = conditions.given | made
-    size, device = next(iter(made.values())).shape[0], next(iter(made.values())).device
-    sigmas = {
-        name: torch.full((size,), sigma if name in made else model.given_sigma, device=device) for name in streams
-    }
-    predicted = model(streams, sigmas, conditions.text)
-    velocities = {name: predicted[name].float() for name in made}
-    captioned = [name for name in conditions.captioned if name in streams]
-    if guidance == 1.0 or not captioned:
-        return velocities
+    """float32 [B, C, T, H, W] for the made streams, guided; the model is called for what guidance needs, no more."""
+    like = next(iter(made.values()))
+    captioned = [name for name in conditions.captioned if name in conditions.text]
+    given_scale = sampling.given_guidance if conditions.given else 1.0
+    # without a caption, "full" and "without text" are one prediction; without given streams, the other two are
+    shares = guidance_shares(sampling.guidance if captioned else given_scale, given_scale)
+    text = {"full": conditions.text}
+    if shares.without_text or shares.without_both:
+        text |= dict.fromkeys(shares._fields[1:], conditions.text | _emptied(conditions, captioned))
+    guided: dict[str, torch.Tensor] = {}
+    for kind, share in shares._asdict().items():
+        if share == 0.0:
+            continue
+        dropped = kind == "without_both"
+        given = (conditions.dropped or {}) if dropped else conditions.given
+        level = dict.fromkeys(made, sigma) | dict.fromkeys(given, 1.0 if dropped else model.given_sigma)
+        sigmas = {name: torch.full((like.shape[0],), value, device=like.device) for name, value in level.items()}
+        predicted = model(given | made, sigmas, text[kind])
+        guided = {name: guided.get(name, 0.0) + share * predicted[name].float() for name in made}
+    return guided
+
+
+def _emptied(conditions: Conditions, captioned: Sequence[str]) -> dict[str, torch.Tensor]:
+    """The empty caption [B, L, D] for the streams that are told the caption."""
+    if not captioned:
+        return {}
     if conditions.unconditional is None:
         raise OpenUniError("guidance needs the embedding of the empty caption")
-    empty = conditions.unconditional.to(device).expand_as(conditions.text[captioned[0]])
-    without = model(streams, sigmas, conditions.text | dict.fromkeys(captioned, empty))
-    return {name: guided(velocities[name], without[name].float(), guidance) for name in made}
+    like = conditions.text[captioned[0]]
+    return dict.fromkeys(captioned, conditions.unconditional.to(like.device).expand_as(like))

@@ -143,6 +143,7 @@ def _check_resume(record: dict[str, Any], folder: Path) -> None:
     if not checkpoints(folder) or not (folder / "run.json").is_file():
         return
     before = json.loads((folder / "run.json").read_text())
+    before["recipe"] = json.loads(json.dumps(Recipe.from_dict(before["recipe"], "run.json").to_dict()))  # new options
     steps_matter = record["recipe"]["optimizer"]["decay_steps"] > 0
     changes = [
         f"{name}: {old!r} -> {new!r}"

@@ -39,6 +39,7 @@ class GenerateFlags:
     fps: Annotated[float, typer.Option(min=1, help="Frames per second of the videos written")] = 16.0
     steps: Annotated[int, typer.Option(min=1, help="Solver steps")] = 30
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance on the prompt; 1: none")] = 1.0
+    given_guidance: Annotated[float, typer.Option(help="The same on what is given; 1: none")] = 1.0
     seed: Annotated[int, typer.Option(help="Of the noise")] = 0
 
 
@@ -56,6 +57,7 @@ def generate(given: GenerateFlags) -> None:
         fps=given.fps,
         steps=given.steps,
         guidance=given.guidance,
+        given_guidance=given.given_guidance,
         seed=given.seed,
     )
     for path in make_files(given.run, wanted, given.out):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from manifests.errors import OpenUniError
 from manifests.modalities.skeleton import Skeleton
 from manifests.modality import Modality
 from openuni.generate import Request, make_files
@@ -66,3 +67,10 @@ def test_files_of_a_skeleton_are_written_and_read(run: Run, tmp_path: Path) -> N
     again = make_files(run.folder, Request(("rgb",), given=(f"skeleton={given / 'skeleton.mp4'}",), steps=1), tmp_path)
     assert [path.name for path in again] == ["rgb.mp4", "rgb.npy"]
     assert np.load(tmp_path / "rgb.npy").shape == (5, 16, 16, 3)
+
+
+def test_guidance_of_given_streams_reaches_the_run(run: Run, tmp_path: Path) -> None:
+    make_files(run.folder, Request(("rgb", "skeleton"), "a walk", steps=1), tmp_path)
+    given = (f"skeleton={tmp_path / 'skeleton.mp4'}",)
+    with pytest.raises(OpenUniError, match=r"given_guidance 2 needs a run that has learnt \"skeleton->rgb\""):
+        make_files(run.folder, Request(("rgb",), given=given, steps=1, given_guidance=2.0), tmp_path)

@@ -9,8 +9,8 @@ from manifests.errors import OpenUniError
 from train.flow_matching import (
     Solver,
     euler_step,
+    guidance_shares,
     guided,
-    guided_twice,
     loss_weight,
     noised,
     sampling_sigmas,
@@ -85,11 +85,19 @@ def test_guidance(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
 def test_guidance_with_two_scales(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
     full, without_text = pair
     without_both = full * without_text
-    assert torch.equal(guided_twice(full, without_text, without_both, 0.0, 0.0), without_both)
-    torch.testing.assert_close(guided_twice(full, without_text, without_both, 1.0, 1.0), full)
-    torch.testing.assert_close(guided_twice(full, without_text, without_both, 0.0, 1.0), without_text)
-    # with nothing given, it is guidance towards the text
-    torch.testing.assert_close(guided_twice(full, without_text, without_text, 3.0, 9.0), guided(full, without_text, 3))
+
+    def guided_twice(text_scale: float, given_scale: float) -> torch.Tensor:
+        shares = guidance_shares(text_scale, given_scale)
+        assert sum(shares) == pytest.approx(1.0)
+        return shares.full * full + shares.without_text * without_text + shares.without_both * without_both
+
+    assert guidance_shares(1.0, 1.0) == (1.0, 0.0, 0.0)
+    assert guidance_shares(0.0, 1.0) == (0.0, 1.0, 0.0)
+    assert guidance_shares(0.0, 0.0) == (0.0, 0.0, 1.0)
+    assert guidance_shares(3.0, 3.0).without_text == guidance_shares(3.0, 1.0).without_both == 0.0
+    expected = without_both + 4.0 * (without_text - without_both) + 2.5 * (full - without_text)
+    torch.testing.assert_close(guided_twice(2.5, 4.0), expected)
+    torch.testing.assert_close(guided_twice(3.0, 1.0), guided(full, without_text, 3.0))
 
 
 def test_loss_weights(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
