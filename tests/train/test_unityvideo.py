@@ -7,35 +7,15 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from manifests.errors import OpenUniError
+from tests.train.tiny_wan import BASE, SIZES, tiny_base
 from train.models.unityvideo import UnityVideo, UnityVideoTransformer
 
-BASE = {
-    "num_attention_heads": 2,
-    "attention_head_dim": 12,
-    "in_channels": 4,
-    "out_channels": 4,
-    "text_dim": 8,
-    "freq_dim": 16,
-    "ffn_dim": 32,
-    "num_layers": 2,
-}
-TINY = UnityVideo(
-    modalities=("rgb", "depth", "flow"),
-    num_layers=2,
-    heads=2,
-    head_dim=12,
-    ffn_dim=32,
-    text_dim=8,
-    channels=4,
-    freq_dim=16,
-    switcher_dim=8,
-)
+TINY = UnityVideo(modalities=("rgb", "depth", "flow"), switcher_dim=8, **SIZES)
 
 
 @pytest.fixture
 def base() -> WanTransformer3DModel:
-    torch.manual_seed(0)
-    return WanTransformer3DModel(**BASE).eval()
+    return tiny_base()
 
 
 @pytest.fixture

@@ -7,17 +7,16 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from manifests.errors import OpenUniError
-from tests.train.test_unityvideo import BASE
+from tests.train.tiny_wan import SIZES, tiny_base
 from train.models._univigu import UniVigu, UniViguTransformer
 from train.tasks import Task
 
-TINY = UniVigu(num_layers=2, heads=2, head_dim=12, ffn_dim=32, text_dim=8, channels=4, freq_dim=16, vocabulary=11)
+TINY = UniVigu(vocabulary=11, **SIZES)
 
 
 @pytest.fixture
 def base() -> WanTransformer3DModel:
-    torch.manual_seed(0)
-    return WanTransformer3DModel(**BASE).eval()
+    return tiny_base()
 
 
 @pytest.fixture(params=["tokens", "embeddings"])

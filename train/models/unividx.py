@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
@@ -15,6 +15,7 @@ from train.tasks import Task
 from train.wan import WanBlock, WanModel, WanStreams, loaded
 
 Lora = Literal["decoupled", "shared"]
+Layout = Literal["rows", "channels"]
 SHARED = "shared"  # name of the one LoRA of the ablation
 # Given all of one of these, RGB has nothing left that a caption could say (the published AIN2R; FB2RP and PFB2R)
 DETERMINES_RGB = ({"albedo", "irradiance", "normal"}, {"foreground", "background"})
@@ -39,6 +40,9 @@ class UniVidX(WanModel):
     lora: Annotated[Lora, "a LoRA per modality, or (ablation) one for all"] = "decoupled"
     gated: Annotated[bool, "LoRAs rest where their stream is given; false (ablation): always at work"] = True
     cross_modal: Annotated[bool, "rows attend to all rows of their sample; false (ablation): to themselves"] = True
+    layout: Annotated[Layout, "a row per stream, or (ablation) all on channels; then the last three are ignored"] = (
+        "rows"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,6 +50,8 @@ class UniVidX(WanModel):
             raise OpenUniError(f"unividx: rank must be at least 1, got {self.rank}")
         if not 0 <= self.condition_noise < 0.5:
             raise OpenUniError(f"unividx: condition_noise must be in 0 to 0.5, got {self.condition_noise}")
+        if self.layout not in get_args(Layout):
+            raise OpenUniError(f"unividx: layout must be 'rows' or 'channels', got {self.layout!r}")
 
     @property
     def given_sigma(self) -> float:
@@ -67,16 +73,20 @@ class UniVidX(WanModel):
         spelled = super().resolved()
         return spelled if self.train_base else replace(spelled, pretrained=self.pretrained)
 
-    def load(self, device: str) -> "UniVidXTransformer":
+    def load(self, device: str) -> Any:
         """The model on `device` in float32, in training mode; only what is to be trained requires gradients."""
 
-        def build() -> UniVidXTransformer:
+        def build() -> WanStreams:
+            if self.layout == "channels":
+                from train.models._unividx_channels import ChannelsTransformer  # which is built of this file's blocks
+
+                return ChannelsTransformer(self.modalities, self.rank, **self.base_options())
             adapters = self.modalities if self.lora == "decoupled" else (SHARED,)
             return UniVidXTransformer(
                 self.modalities, adapters, self.rank, self.gated, self.cross_modal, **self.base_options()
             )
 
-        module: UniVidXTransformer = loaded(build, self, device)
+        module = loaded(build, self, device)
         module.given_sigma = self.condition_noise
         if not self.train_base:
             base = set(module.state_dict()) - set(module.added_parameters())

@@ -1,0 +1,169 @@
+"""UniVidX through the real trainer and sampler: what runs save and take up, given streams, both families."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import WanTransformer3DModel
+
+from manifests.errors import OpenUniError
+from tests.train.corpora import random_clips, write_corpus
+from tests.train.tiny_unividx import INTRINSIC, inputs, trained
+from tests.train.tiny_wan import SIZES, tiny_base
+from train.checkpoint import checkpoints
+from train.data import Loader
+from train.lora import gated_layers
+from train.models.unividx import UniVidX
+from train.plan import Plan
+from train.recipe import Recipe
+from train.run import Run
+from train.sampler import Conditions, Sampling, sample
+from train.setup import prepare
+from train.tasks import Task, TaskMix
+from train.trainer import train
+
+
+@pytest.fixture(scope="module")
+def base() -> WanTransformer3DModel:
+    return tiny_base()
+
+
+def recipe(**model: Any) -> Recipe:
+    return Recipe.from_dict(
+        {
+            "model": {"name": "unividx", "modalities": ["rgb", "albedo", "normal"], "rank": 4} | model,
+            "tasks": {"partitions": 1.0},
+            "data": {"text_length": 0, "validation_share": 0.0, "caption_dropout": 0.0},
+            "flow": {"shift": 1.0, "density": "uniform"},
+            "optimizer": {
+                "steps": 2,
+                "batch_size": 4,
+                "learning_rate": 1e-2,
+                "added_rate_factor": 1.0,
+                "warmup_steps": 0,
+            },
+            "ema": {"decay": 0.9},
+            "checkpoints": {"every_steps": 1},
+        }
+    )
+
+
+SMALL = {"heads": 2, "head_dim": 12, "ffn_dim": 32, "freq_dim": 16, "num_layers": 1}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return write_corpus(tmp_path_factory.mktemp("corpus"), random_clips(6, ("rgb", "albedo", "normal")))
+
+
+def test_a_run_saves_the_loras_alone_and_resumes_bitwise(base: Any, corpus: Any, tmp_path: Path) -> None:
+    base.save_pretrained(tmp_path / "wan" / "transformer")
+    settings = recipe(pretrained=str(tmp_path / "wan"))
+    run = train(settings, corpus, tmp_path / "run")
+
+    def stop(row: dict[str, Any]) -> None:
+        if row["step"] == 2:
+            raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        train(settings, corpus, tmp_path / "stopped", stop)
+    again = train(settings, corpus, tmp_path / "stopped")
+    for part in ("model", "ema", "optimizer"):
+        ours, theirs = again.checkpoint.tensors(part), run.checkpoint.tensors(part)
+        assert ours.keys() == theirs.keys() and all(".lora_" in name for name in ours)
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    opened = Run.open(tmp_path / "run", "cpu").model
+    assert all(torch.equal(opened.state_dict()[name], tensor) for name, tensor in base.state_dict().items())
+    assert torch.equal(
+        opened.blocks[0].ffn.net[2].lora_B["albedo"], theirs_ema(run)["blocks.0.ffn.net.2.lora_B.albedo"]
+    )
+    made = run.sample("rgb->albedo+normal", {"rgb": torch.randn(1, 4, 2, 2, 2)}, [""], sampling=Sampling(2, 1.0))
+    assert set(made) == {"albedo", "normal"}
+
+
+def theirs_ema(run: Run) -> dict[str, torch.Tensor]:
+    return checkpoints(run.folder)[-1].tensors("ema")
+
+
+def test_second_stage_starts_from_the_loras_of_the_first(base: Any, corpus: Any, tmp_path: Path) -> None:
+    base.save_pretrained(tmp_path / "wan")
+    first = train(recipe(pretrained=str(tmp_path / "wan")), corpus, tmp_path / "first")
+    settings = recipe(pretrained=str(tmp_path / "wan")).to_dict() | {"start_from": str(first.folder)}
+    settings["optimizer"] |= {"steps": 1, "learning_rate": 0.0}
+    second = train(Recipe.from_dict(settings), corpus, tmp_path / "second")
+    ours, theirs = second.checkpoint.tensors("model"), first.checkpoint.tensors("ema")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_it_learns_all_partitions_of_random_clips(corpus: Any, tmp_path: Path) -> None:
+    settings = recipe(**SMALL | {"heads": 4, "train_base": True}).to_dict()
+    settings["optimizer"] |= {"steps": 150, "batch_size": 8, "learning_rate": 5e-3}
+    settings["checkpoints"] |= {"every_steps": 150}
+    losses = [row["loss"] for row in train(Recipe.from_dict(settings), corpus, tmp_path).log if "loss" in row]
+    assert np.mean(losses[-20:]) < 0.6 * np.mean(losses[:10])
+
+
+def test_the_debug_recipe_runs(corpus: Any, tmp_path: Path) -> None:
+    run = train("unividx_debug", corpus, tmp_path)
+    assert run.checkpoint.step == 10 and len(run.tasks) == 7
+    assert {name.rpartition(".")[2] for name in run.model.added_parameters()} == {"rgb", "albedo", "normal"}
+
+
+def test_both_families_in_one_model() -> None:
+    every = tuple(dict.fromkeys((*INTRINSIC, "alpha", "foreground", "background")))
+    mix = TaskMix.build({"intrinsic": 0.5, "alpha": 0.5}, every)
+    assert len(mix.tasks) == 30
+    model = UniVidX(modalities=every, rank=2, **SIZES).load("cpu")
+    for task in mix.tasks:
+        made = model(*inputs(task.streams, batch=1, given=task.given))
+        assert set(made) == set(task.streams)
+
+
+def test_noise_on_given_streams(base: Any, corpus: Any, tmp_path: Path) -> None:
+    """The published option: given streams at a small sigma, in training and in sampling, and still known as given."""
+    model = trained(base, condition_noise=0.005)
+    assert model.given_sigma == 0.005
+    streams, sigmas, text = inputs(("rgb", "normal"))
+    sigmas["rgb"] = torch.full((2,), 0.005)
+    before = model(streams, sigmas, text)
+    with torch.no_grad():
+        for layer in gated_layers(model).values():
+            layer.lora_B["rgb"].add_(1.0)
+    assert torch.equal(model(streams, sigmas, text)["normal"], before["normal"])
+    seen = []
+    model.register_forward_pre_hook(lambda module, arguments: seen.append(arguments))
+    clean = {"rgb": streams["rgb"]}
+    conditions = Conditions(clean, text, None)
+    sample(model, Task.parse("rgb->normal"), conditions, streams["rgb"].shape, Sampling(2, 1.0))
+    assert all(torch.equal(told["rgb"], torch.full((2,), 0.005)) for _, told, _ in seen)
+    assert all(torch.equal(noisy["rgb"], seen[0][0]["rgb"]) for noisy, _, _ in seen)
+    assert 0 < (seen[0][0]["rgb"] - clean["rgb"]).std() < 0.02
+    with pytest.raises(OpenUniError, match="not above that of given streams"):
+        sample(model, Task.parse("rgb->normal"), conditions, streams["rgb"].shape, Sampling(400, 1.0))
+
+
+def test_loader_gives_given_streams_their_sigma_and_made_ones_more(corpus: Any, tmp_path: Path) -> None:
+    settings = recipe(condition_noise=0.4, **SMALL)
+    run = train(settings, corpus, tmp_path)
+    setup = prepare(settings, corpus, run.folder)
+    loader = Loader(setup.corpus, setup.index, setup.texts, settings, setup.model)
+    plan = Plan.build(setup.index, setup.mix, settings.seed, settings.optimizer.batch_size)
+    levels = []
+    for batch in (batch for step in range(8) for part in loader.step(plan, step) for batch in part):
+        for name, made in batch.made.items():
+            assert torch.equal(batch.sigmas[name][~made], torch.full_like(batch.sigmas[name], 0.4)[~made])
+            levels += batch.sigmas[name][made].tolist()
+    assert min(levels) > torch.tensor(0.4).item()  # as drawn, four in ten would lie below
+    assert setup.model.given_sigma == 0.4 and run.model.given_sigma == 0.4
+
+
+def test_guidance_takes_the_caption_from_all_streams(base: Any) -> None:
+    model = trained(base)
+    streams, _, text = inputs(("rgb", "normal"), batch=1)
+    seen = []
+    model.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[2]))
+    conditions = Conditions({}, text, torch.zeros(5, 8), captioned=("rgb", "normal"))
+    sample(model, Task.parse("text->rgb+normal"), conditions, streams["rgb"].shape, Sampling(1, 1.0, guidance=2.0))
+    assert [bool(told[name].any()) for told in seen for name in ("rgb", "normal")] == [True, True, False, False]

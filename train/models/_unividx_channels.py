@@ -1,0 +1,91 @@
+"""UniVidX's ablation: the streams concatenated on channels, one sequence as long as one stream's."""
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from train.lora import Rows
+from train.model import Streams
+from train.models.unividx import SHARED, UniVidXBlock
+from train.wan import WanStreams
+
+
+class ChannelsTransformer(WanStreams):
+    """See `UniVidX` (`layout = "channels"`) and `train.model.VideoModel`.
+
+    Base parameters keep their names. Additions: the LoRA on every block, as in rows, but one for all and always at
+    work, since streams share their tokens; the part of the input layer that reads each stream but rgb, and the part of
+    the output layer that makes it; and per stream a vector that is added to all tokens times 1 - sigma, the share of
+    signal in the stream (a further input channel that is constant): with it the model can tell what is given, what is
+    made and what is absent. B of the LoRA and all other additions are zero at the start.
+    """
+
+    _no_split_modules: ClassVar[list[str]] = ["UniVidXBlock"]
+    _repeated_blocks: ClassVar[list[str]] = ["UniVidXBlock"]
+
+    def __init__(
+        self, modalities: Sequence[str] = ("rgb", "depth"), rank: int = 32, num_layers: int = 40, **base: Any
+    ) -> None:
+        super().__init__(modalities, num_layers, **base)
+        self.register_to_config(rank=rank)
+        config, patch = self.config, self.patch
+        sizes = (config.ffn_dim, config.num_attention_heads, config.qk_norm, config.cross_attn_norm, config.eps)
+        self.blocks = nn.ModuleList(
+            UniVidXBlock(self.dim, *sizes, adapters=(SHARED,), rank=rank) for _ in range(num_layers)
+        )
+        others = [name for name in modalities if name != "rgb"]
+        values = self.channels * patch[0] * patch[1] * patch[2]  # in one token, of one stream
+        self.channels_in = nn.ModuleDict(
+            {name: nn.Conv3d(self.channels, self.dim, patch, patch, bias=False) for name in others}
+        )
+        self.channels_out = nn.ModuleDict({name: nn.Linear(self.dim, values) for name in others})
+        self.signal = nn.ParameterDict({name: nn.Parameter(torch.zeros(self.dim)) for name in modalities})
+        for parameter in (*self.channels_in.parameters(), *self.channels_out.parameters()):
+            nn.init.zeros_(parameter)
+
+    @classmethod
+    def is_added(cls, name: str) -> bool:
+        """See `WanStreams.is_added`."""
+        return ".lora_" in name or name.startswith(("channels_in.", "channels_out.", "signal."))
+
+    def forward(self, streams: Streams, sigmas: dict[str, torch.Tensor], text: dict[str, torch.Tensor]) -> Streams:
+        """Velocities of all streams, [B, C, T, H, W] by modality; see `train.model.VideoModel`.
+
+        The one sequence has one modulation, of the highest sigma among the streams of a sample (that of all made ones
+        where they share it), and attends to one text: that of the first stream, as UniVidX tells all the same.
+        """
+        names = self.checked(streams)
+        grid = self.grid(streams[names[0]])
+        highest = torch.stack([sigmas[name] for name in names]).amax(dim=0)
+        told = self.told([highest], [text[names[0]]])
+        tokens = self.through_blocks(
+            self.together(streams, sigmas, names),
+            told.text,
+            told.table[:, 0],
+            Rows((SHARED,), None),
+            1,
+            *self.rotary(grid),
+        )
+        return {name: self.unembed(tokens, told.time[:, 0], grid, self.output(name)) for name in names}
+
+    def together(self, streams: Streams, sigmas: dict[str, torch.Tensor], names: Sequence[str]) -> torch.Tensor:
+        """Tokens [B, S, D] of all streams: one input layer over their concatenated channels, part by part.
+
+        Absent streams are zeros in the concatenation, so their parts are left out.
+        """
+        rgb = streams["rgb"] if "rgb" in names else torch.zeros_like(streams[names[0]])
+        tokens = self.embed(rgb)
+        for name in names:
+            if name != "rgb":
+                tokens = tokens + self.embed(streams[name], self.channels_in[name])
+            tokens = tokens + ((1 - sigmas[name])[:, None] * self.signal[name])[:, None].to(tokens.dtype)
+        return tokens
+
+    def output(self, name: str) -> Any:
+        """The part of the output layer that makes a stream, for `unembed`; the modulation before it is shared."""
+        if name == "rgb":
+            return self
+        return SimpleNamespace(scale_shift_table=self.scale_shift_table, proj_out=self.channels_out[name])
