@@ -356,6 +356,7 @@ class Pipeline:
             "codec": text_codec.name(),
             "options": dataclasses.asdict(text_codec),
             "version": text_codec.version(),
+            "caption": ".".join(self.captions or ()),  # which texts; empty: the clips' own captions
         }
         self.corpus.put_json(f"text/{text_family}/family.json", text_record)
 

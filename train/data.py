@@ -16,8 +16,10 @@ from train.model import Model, Streams
 from train.plan import Plan, Sample
 from train.randomness import named_seed, normal, permuted, uniform
 from train.recipe import Recipe
-from train.tasks import Task
+from train.tasks import TEXT, Task
+from train.text_flow import TextDraws, Words
 from train.texts import Texts
+from train.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from manifests.corpus import Corpus
@@ -34,6 +36,7 @@ class Batch:
     sigmas: dict[str, torch.Tensor]  # float32 [B]; of given streams the model's `given_sigma`, exactly; 1 if dropped
     made: dict[str, torch.Tensor]  # bool [B]
     text: dict[str, torch.Tensor]  # float32 [B, L, D]
+    words: Words | None = None  # the text as a stream, where the model has one
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
@@ -41,7 +44,8 @@ class Batch:
             name: {key: tensor.to(device, non_blocking=True) for key, tensor in getattr(self, name).items()}
             for name in ("clean", "noise", "sigmas", "made", "text")
         }
-        return Batch(self.clips, self.tasks, **moved)
+        words = self.words.to(device) if self.words is not None else None
+        return Batch(self.clips, self.tasks, words=words, **moved)
 
     def noisy(self) -> Streams:
         """What the model sees: given streams clean (at `given_sigma`, most often 0), made ones at their sigma."""
@@ -57,6 +61,7 @@ class Loader:
     texts: Texts
     recipe: Recipe
     model: Model
+    tokenizer: Tokenizer | None = None  # for models that make text
 
     def step(self, plan: Plan, step: int) -> list[list[Batch]]:
         """The batches of one optimiser step, by accumulation part."""
@@ -67,8 +72,8 @@ class Loader:
     def batch(self, samples: list[Sample], sigmas: list[dict[str, float]], names: list[tuple[int | str, ...]]) -> Batch:
         """One batch of samples that share their streams.
 
-        `sigmas`: per sample, the sigma of every made stream, and of given ones that are dropped. `names`: per sample,
-        what its noise is called.
+        `sigmas`: per sample, the sigma of every made stream, of a made text, and of given ones that are dropped.
+        `names`: per sample, what its noise is called.
         """
         streams = samples[0].task.streams
         seed = self.recipe.seed
@@ -96,12 +101,14 @@ class Loader:
                 )
                 for stream in streams
             },
+            words=self._words(samples, sigmas, names),
         )
 
     def _batches(self, samples: list[Sample], step: int, slots: range) -> list[Batch]:
-        groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
+        groups: dict[tuple[bool, tuple[str, ...]], list[int]] = defaultdict(list)
         for slot in slots:
-            groups[samples[slot].task.streams].append(slot)
+            task = samples[slot].task
+            groups[self.model.has_text_stream(task), task.streams].append(slot)
         return [
             self.batch(
                 [samples[slot] for slot in group],
@@ -113,19 +120,28 @@ class Loader:
 
     def _sigmas(self, task: Task, step: int, slot: int) -> dict[str, float]:
         """One sigma per made stream, or one for all of them."""
-        flow, seed, size = self.recipe.flow, self.recipe.seed, self.recipe.optimizer.batch_size
+        flow, text = self.recipe.flow, self.recipe.text
         drawn = {}
         for stream in task.made:
-            name = "all" if flow.shared_sigma else stream
-            quantile = uniform(seed, "sigma", step, slot, name)
-            if flow.stratified:
-                order = named_seed(seed, "strata", step, name)
-                quantile = (int(permuted(np.array([slot]), size, order)[0]) + quantile) / size
+            quantile = self._quantile(step, slot, "all" if flow.shared_sigma else stream)
             sigma = float(sigma_at(torch.tensor(quantile), flow.density, flow.shift))
             drawn[stream] = max(sigma, self._least_sigma)
+        if task.makes_text and drawn and flow.shared_sigma:
+            drawn[TEXT] = drawn[task.made[0]]
+        elif task.makes_text:
+            drawn[TEXT] = float(sigma_at(torch.tensor(self._quantile(step, slot, TEXT)), text.density, text.shift))
         if self._told_nothing(task, (step, slot)):
             drawn |= dict.fromkeys(task.given, 1.0)
         return drawn
+
+    def _quantile(self, step: int, slot: int, name: str) -> float:
+        """In [0, 1): a slot's own draw; stratified, the draws of a step's slots stand one in each of as many parts."""
+        seed, size = self.recipe.seed, self.recipe.optimizer.batch_size
+        quantile = uniform(seed, "sigma", step, slot, name)
+        if not self.recipe.flow.stratified:
+            return quantile
+        order = named_seed(seed, "strata", step, name)
+        return (int(permuted(np.array([slot]), size, order)[0]) + quantile) / size
 
     def _told_nothing(self, task: Task, name: tuple[int | str, ...]) -> bool:
         """Whether a sample of this name learns what guidance of given streams sets out from; see `data.given_dropout`.
@@ -145,12 +161,39 @@ class Loader:
         told = self.model.text_of(sample.task, stream)
         if told != "caption":
             return self.texts.prompt(stream) if told == "prompt" else self.texts.empty
-        validating = name[0] == "validation"
-        dropped = uniform(self.recipe.seed, "caption", *name) < self.recipe.data.caption_dropout and not validating
-        dropped = dropped or self._told_nothing(sample.task, name)
-        if dropped or not self.index.text.present[sample.clip]:
+        if self._dropped(sample.task, name) or not self.index.text.present[sample.clip]:
             return self.texts.empty
         return self.texts.padded(self.index.text.read(self.corpus, sample.clip))
+
+    def _dropped(self, task: Task, name: tuple[int | str, ...]) -> bool:
+        """Whether a sample does without its caption."""
+        validating = name[0] == "validation"
+        dropped = uniform(self.recipe.seed, "caption", *name) < self.recipe.data.caption_dropout and not validating
+        return dropped or self._told_nothing(task, name)
+
+    def _words(
+        self, samples: list[Sample], sigmas: list[dict[str, float]], names: list[tuple[int | str, ...]]
+    ) -> Words | None:
+        """The text stream: what is to be made, else the prompt, which goes with the caption where that is dropped."""
+        captions, draws = self.index.captions, self._text_draws
+        if captions is None or draws is None or not self.model.has_text_stream(samples[0].task):
+            return None
+        makes = [sample.task.makes_text for sample in samples]
+        texts = [
+            captions.target(sample.clip)
+            if making
+            else ""
+            if self._dropped(sample.task, name)
+            else captions.prompt(sample.clip)
+            for sample, name, making in zip(samples, names, makes, strict=True)
+        ]
+        return draws.words(texts, [sigma.get(TEXT, 0.0) for sigma in sigmas], makes, names)
+
+    @cached_property
+    def _text_draws(self) -> TextDraws | None:
+        if self.tokenizer is None:
+            return None
+        return TextDraws(self.tokenizer, self.recipe.text, self.model.text_width, self.recipe.seed)
 
 
 def prefetched(loader: Loader, plan: Plan, steps: range, ahead: int = 2) -> Generator[list[list[Batch]], None, None]:

@@ -13,9 +13,11 @@ import xxhash
 from manifests.errors import OpenUniError, did_you_mean
 from manifests.schema import clip_schema
 from manifests.splits import unit_names
+from train.tasks import TEXT
 
 if TYPE_CHECKING:
     from manifests.corpus import Corpus
+    from train.captions import Captions
 
 COLUMNS = ("clip_id", "status", "shard", "offset", "nbytes", "shape", "dtype", "xxh3")
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -63,18 +65,21 @@ class Index:
     held_out: np.ndarray  # bool [N]
     latents: dict[str, Extents]  # by modality
     text: Extents
+    captions: "Captions | None" = None  # for models that make text
 
     @cached_property
     def present(self) -> np.ndarray:
-        """uint64 [N]: bit i says that the clip has latents of the i-th modality of `latents`."""
+        """uint64 [N]: bit i says that the clip has latents of the i-th modality of `latents`; the next, a text."""
         bits = np.zeros(len(self.clip_ids), dtype=np.uint64)
         for position, extents in enumerate(self.latents.values()):
             bits |= extents.present.astype(np.uint64) << np.uint64(position)
+        if self.captions is not None:
+            bits |= self.captions.fits.astype(np.uint64) << np.uint64(len(self.latents))
         return bits
 
     def streams(self, bits: int) -> frozenset[str]:
-        """The modalities that `bits` (one value of `present`) stands for."""
-        return frozenset(name for position, name in enumerate(self.latents) if bits >> position & 1)
+        """What `bits` (one value of `present`) stands for: modalities, and "text" where one can be made."""
+        return frozenset(name for position, name in enumerate([*self.latents, TEXT]) if bits >> position & 1)
 
     @cached_property
     def shapes(self) -> np.ndarray:
@@ -101,6 +106,8 @@ class Index:
             total.update(name.encode())
             total.update(extents.present.tobytes())
             total.update(extents.xxh3.tobytes())
+        if self.captions is not None:
+            total.update(self.captions.digest())
         return total.hexdigest()
 
 

@@ -46,6 +46,10 @@ class TextModel(VideoModel, Protocol):
     """
 
     vocabulary: int
+    text_flow: Literal["tokens", "embeddings"]
+
+    def embedded(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Token values int64 [B, L] -> the clean embeddings that flow, float32 [B, L, D]."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,8 @@ class Model(Component):
     """Base of all models: a component whose `load` builds the module, on the device, with its initial weights."""
 
     gpus: ClassVar[float] = 1.0
+    makes_text: ClassVar[bool] = False  # whether its module is a `TextModel`; it then has the option `vocabulary`
+    only_modalities: ClassVar[tuple[str, ...]] = ()  # the streams of latents it has, where there is no choice
 
     @abstractmethod
     def load(self, device: str) -> Any:
@@ -61,6 +67,15 @@ class Model(Component):
     def text_of(self, task: Task, stream: str) -> Told:
         """Which text the tokens of a stream attend to in a task: the caption for rgb, its prompt for any other."""
         return "caption" if stream == "rgb" else "prompt"
+
+    def has_text_stream(self, task: Task) -> bool:
+        """Whether in this task text is one of the streams, made or (its caption, clean) given."""
+        return self.makes_text and task.makes_text
+
+    @property
+    def text_width(self) -> int:
+        """D of the embeddings that flow where text is made from noise; 0 where tokens flow."""
+        return 0
 
     @property
     def given_sigma(self) -> float:

@@ -41,6 +41,42 @@ class Flow:
 
 
 @dataclass(frozen=True)
+class TextStream:
+    """The caption as a stream of tokens, for models that make text."""
+
+    tokenizer: Annotated[Literal["bytes", "umt5"], "what a token is: a byte of UTF-8, or a piece of umT5's"] = "bytes"
+    checkpoint: Annotated[str, "of umt5's tokenizer: hub name or folder"] = "google/umt5-xxl"
+    length: Annotated[int, "tokens of every text, the end included; clips with longer texts make none"] = 256
+    stage: Annotated[
+        Literal["recall", "refinement"], "the text to make is the prompt; or a detailed caption, from a brief prompt"
+    ] = "recall"
+    detailed: Annotated[str, 'of refinement: the captions to make, a column such as "caption.detailed"'] = ""
+    brief_tokens: Annotated[tuple[int, ...], "of refinement: least and most tokens of a prompt"] = (0, 128)
+    detailed_tokens: Annotated[tuple[int, ...], "of refinement: least and most tokens of the caption"] = (128, 256)
+    source: Annotated[Literal["uniform", "mask"], "tokens at sigma 1: any, or the mask"] = "uniform"
+    degree: Annotated[float, "a token is clean with probability (1 - sigma)^degree"] = 1.0
+    loss: Annotated[Literal["cross_entropy", "generalised_kl"], "of tokens, per token"] = "cross_entropy"
+    weight: Annotated[float, "of the text's loss; 0: video tokens over text tokens, as published"] = 0.0
+    density: Annotated[Literal["logit_normal", "uniform"], "density of the text's sigma before the shift"] = "uniform"
+    shift: Annotated[float, "shift of the text's sigma, and of sampling text alone"] = 1.0
+
+    def __post_init__(self) -> None:
+        if self.length < 2 or self.degree <= 0 or self.shift <= 0 or self.weight < 0:
+            raise OpenUniError(
+                "recipe: text.length must be at least 2, text.degree and text.shift above 0, text.weight 0 or more; "
+                f"got {self.length}, {self.degree:g}, {self.shift:g}, {self.weight:g}"
+            )
+        for name in ("brief_tokens", "detailed_tokens"):
+            limits = getattr(self, name)
+            if len(limits) != 2 or not 0 <= limits[0] <= limits[1]:
+                raise OpenUniError(f"recipe: text.{name} must be [least, most], got {list(limits)}")
+        if self.stage == "refinement" and self.detailed_tokens[0] >= self.length:
+            raise OpenUniError(
+                f"recipe: no caption of {self.detailed_tokens[0]} tokens and more fits text.length = {self.length}"
+            )
+
+
+@dataclass(frozen=True)
 class Optimizer:
     """AdamW with a linear warm-up, then a constant rate."""
 
@@ -98,6 +134,7 @@ class Recipe:
     start_from: Annotated[str, "folder of a run whose weights this one starts from, such as a first stage"] = ""
     data: Data = field(default_factory=Data)
     flow: Flow = field(default_factory=Flow)
+    text: TextStream = field(default_factory=TextStream)
     optimizer: Optimizer = field(default_factory=Optimizer)
     ema: Ema = field(default_factory=Ema)
     validation: Validation = field(default_factory=Validation)

@@ -1,5 +1,6 @@
 """Before the first step: everything that recipe, corpus and output folder must agree on."""
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,15 +11,17 @@ import numpy as np
 
 from manifests.component import find_component
 from manifests.errors import OpenUniError
+from train.captions import Captions, open_captions
 from train.checkpoint import checkpoints
 from train.index import Index, choose_family, open_index
 from train.model import Model
 from train.options import build
 from train.plan import Plan, clips_by_task, usable_clips
-from train.recipe import Recipe
+from train.recipe import Recipe, TextStream
 from train.run import FORMAT, TEXTS_FILE
 from train.tasks import TaskMix
 from train.texts import EMPTY, Texts, fixed_rows
+from train.tokenizer import Tokenizer, tokenizer_of
 
 if TYPE_CHECKING:
     from manifests.corpus import Corpus
@@ -38,6 +41,7 @@ class Setup:
     index: Index
     texts: Texts
     record: dict[str, Any]  # run.json
+    tokenizer: Tokenizer | None = None  # for models that make text
 
 
 def prepare(recipe: Recipe, corpus: "Corpus", folder: Path) -> Setup:
@@ -47,19 +51,19 @@ def prepare(recipe: Recipe, corpus: "Corpus", folder: Path) -> Setup:
     base: Any = Model
     kind = find_component("train.models", base, recipe.model["name"])
     options = {key: value for key, value in recipe.model.items() if key != "name"}
-    modalities = tuple(options.get("modalities") or _modalities(latents))
+    modalities = tuple(options.get("modalities") or kind.only_modalities or _modalities(latents))
     mix = TaskMix.build(recipe.tasks, modalities, recipe.modality_weights)
-    if textual := [str(task) for task in mix.tasks if task.makes_text]:
-        raise OpenUniError(
-            f"tasks {', '.join(textual)} make text, which recipes cannot train yet; of the tasks of a recipe, all must "
-            "make streams of latents only"
-        )
+    tokenizer = _tokenizer(kind, recipe, mix)
     index = open_index(corpus, modalities, recipe.data.latents, recipe.data.text, recipe.data.validation_share)
+    if tokenizer is not None:
+        captions = open_captions(corpus, index.clip_ids, text.get("caption", ""), recipe.text, tokenizer)
+        _check_texts(captions, mix, recipe.text)
+        index = dataclasses.replace(index, captions=captions)
     Plan.build(index, mix, recipe.seed, recipe.optimizer.batch_size)  # refuses when nothing can be trained on
     shape = _commonest_shape(index, mix)
     folder.mkdir(parents=True, exist_ok=True)
     rows = fixed_rows(text, modalities, folder / TEXTS_FILE)
-    model = _model(kind, options, modalities, shape[0], rows[EMPTY].shape[1])
+    model = _model(kind, options, modalities, shape[0], rows[EMPTY].shape[1], tokenizer)
     _check_fit(model, index, mix, latents["codec"])
     record = {
         "format": FORMAT,
@@ -76,10 +80,27 @@ def prepare(recipe: Recipe, corpus: "Corpus", folder: Path) -> Setup:
             "clips_by_task": clips_by_task(index, mix),
         },
     }
+    if tokenizer is not None and index.captions is not None:
+        record["tokens"] = {"vocabulary": tokenizer.vocabulary, "digest": tokenizer.digest()}
+        record["data"]["captions"] = index.captions.counts
     record = json.loads(json.dumps(record))
     _check_resume(record, folder)
     (folder / "run.json").write_text(json.dumps(record, indent=2))
-    return Setup(recipe, corpus, model, mix, index, Texts(rows, record["text_length"]), record)
+    return Setup(recipe, corpus, model, mix, index, Texts(rows, record["text_length"]), record, tokenizer)
+
+
+def _tokenizer(kind: type[Model], recipe: Recipe, mix: TaskMix) -> Tokenizer | None:
+    """The recipe's tokenizer, where the model makes text; raises where it does not and the recipe thinks it does."""
+    if kind.makes_text:
+        return tokenizer_of(recipe.text)
+    if textual := [str(task) for task in mix.tasks if task.makes_text]:
+        raise OpenUniError(
+            f"tasks {', '.join(textual)} make text, which {kind.name()} cannot. Choose other tasks, or a model that "
+            'can, such as model.name = "univigu"'
+        )
+    if recipe.text != TextStream():
+        raise OpenUniError(f"the recipe has a [text] section, but {kind.name()} makes no text: leave the section out")
+    return None
 
 
 def _family(kind: str, families: dict[str, dict[str, Any]], wanted: str) -> dict[str, Any]:
@@ -97,14 +118,37 @@ def _commonest_shape(index: Index, mix: TaskMix) -> list[int]:
     return shapes[counts.argmax()].tolist()
 
 
+def _check_texts(captions: Captions, mix: TaskMix, options: TextStream) -> None:
+    """Raises when text is to be made, and no clip has one that can be."""
+    textual = [str(task) for task in mix.tasks if task.makes_text]
+    if captions.fits.any() or not textual:
+        return
+    wanted = f"at most {options.length - 1}"
+    if options.stage == "refinement":
+        brief, detailed = (f"{least} to {most}" for least, most in (options.brief_tokens, options.detailed_tokens))
+        wanted = f"{brief} in the prompt, {detailed} and {wanted} in the detailed caption"
+    raise OpenUniError(
+        f"no clip has a caption that tasks {', '.join(textual)} could make: {captions.counts['with_text']} clips have "
+        f"one, none with as many tokens of the tokenizer {options.tokenizer} as [text] asks for ({wanted}). Change "
+        "text.length, text.brief_tokens or text.detailed_tokens, or the captions."
+    )
+
+
 def _model(
-    kind: type[Model], options: dict[str, Any], modalities: tuple[str, ...], channels: int, text_dim: int
+    kind: type[Model],
+    options: dict[str, Any],
+    modalities: tuple[str, ...],
+    channels: int,
+    text_dim: int,
+    tokenizer: Tokenizer | None,
 ) -> Model:
     """The model's component; what the recipe leaves open is taken from the corpus."""
     known = {option.name for option in kind.options()}
     from_corpus: dict[str, Any] = {"modalities": modalities}
     if not options.get("pretrained"):
         from_corpus |= {"channels": channels, "text_dim": text_dim}
+    if tokenizer is not None:
+        from_corpus["vocabulary"] = tokenizer.vocabulary
     model = build(kind, {key: value for key, value in from_corpus.items() if key in known} | options)
     found = model.resolved().options_dict()
     for name, value, what in (("channels", channels, "latents"), ("text_dim", text_dim, "text embeddings")):
@@ -113,6 +157,11 @@ def _model(
                 f"the model has {name} = {found[name]}, but the corpus's {what} have {value}. "
                 f"Leave model.{name} out, choose another family in [data], or encode with the model's own codec."
             )
+    if tokenizer is not None and found["vocabulary"] != tokenizer.vocabulary:
+        raise OpenUniError(
+            f"the model has vocabulary = {found['vocabulary']}, but the tokenizer of [text] has "
+            f"{tokenizer.vocabulary} values, the mask included. Leave model.vocabulary out, or change text.tokenizer."
+        )
     return model
 
 

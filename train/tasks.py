@@ -67,6 +67,11 @@ class Task:
         return _in_order(self.given + self.made)
 
     @property
+    def needs(self) -> frozenset[str]:
+        """What a clip must have for it: latents of all streams, and a "text" where that is made."""
+        return frozenset(self.streams) | ({TEXT} if self.makes_text else frozenset())
+
+    @property
     def published(self) -> str:
         """Its name in UniVidX, such as R2AIN or t2RPFB; empty where it is none of the 30."""
         for letters in LETTERS.values():
@@ -187,7 +192,7 @@ class TaskMix:
         return [task for task, _ in self.weights]
 
     def possible(self, available: Iterable[str]) -> list[tuple[Task, float]]:
-        """The tasks whose streams are all `available`, with their weights (which then sum to at most 1)."""
+        """The tasks whose `needs` are all `available`, with their weights (which then sum to at most 1)."""
         return list(self._possible(frozenset(available)))
 
     def draw(self, available: Iterable[str], seed: int, *names: int | str) -> Task:
@@ -204,7 +209,7 @@ class TaskMix:
 
     def _possible(self, available: frozenset[str]) -> tuple[tuple[Task, float], ...]:
         if available not in self._cache:
-            self._cache[available] = tuple(pair for pair in self.weights if available >= set(pair[0].streams))
+            self._cache[available] = tuple(pair for pair in self.weights if available >= pair[0].needs)
         return self._cache[available]
 
     @cached_property

@@ -1,45 +1,102 @@
-"""How a model that makes text is trained: what it is told and what it shall say, and the loss of its text stream.
+"""The text stream of a batch: drawn by name, noised for the model, and its loss.
 
-After Uni-ViGU (arXiv 2604.08121): Knowledge Recall, where the text to make is the prompt the model is told, and
-Capability Refinement, where it is told a brief prompt and makes a detailed caption.
+After Uni-ViGU (arXiv 2604.08121). Which texts these are is up to the recipe's stage (`train/captions.py`): Knowledge
+Recall, where the text to make is the prompt that the model is told, and Capability Refinement, where it is told a brief
+prompt and makes a detailed caption.
 """
 
-from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 import torch
 
 from manifests.errors import OpenUniError
-from train.discrete_flow import cross_entropy, generalised_kl
+from train.discrete_flow import cross_entropy, generalised_kl, noised_tokens, source_tokens
+from train.flow_matching import noised
+from train.randomness import Name, normal, uniforms
+from train.recipe import TextStream
+from train.tokenizer import Tokenizer
 
-Stage = Literal["recall", "refinement"]
 TextLoss = Literal["cross_entropy", "generalised_kl"]
-BRIEF_TOKENS = (0, 128)  # of the prompt in refinement, least and most
-DETAILED_TOKENS = (128, 256)  # of the caption
 
 
-class Texts(NamedTuple):
-    """The texts of one sample."""
+@dataclass(frozen=True, eq=False)
+class Words:
+    """The text stream of B samples. L: length of the texts, D: width of the embeddings."""
 
-    condition: str  # what the network is told; empty where it was dropped
-    target: str  # what its text stream shall become
+    clean: torch.Tensor  # int64 [B, L]
+    start: torch.Tensor  # at sigma 1: source tokens int64 [B, L], or noise float32 [B, L, D] where embeddings flow
+    draws: torch.Tensor  # float32 [B, L] in [0, 1): a token is clean while its draw is below kappa
+    sigma: torch.Tensor  # float32 [B]; 0 exactly where the text is given
+    made: torch.Tensor  # bool [B]
+
+    def to(self, device: torch.device) -> "Words":
+        """The same on another device."""
+        return Words(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
+
+    def noisy(self, model: Any, degree: float) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What the `train.model.TextModel` sees, tokens int64 [B, L] or embeddings [B, L, D]; and the clean embeddings.
+
+        Without a flow of embeddings the second is None.
+        """
+        if model.text_flow == "tokens":
+            return noised_tokens(self.clean, self.start, self.draws, self.sigma, degree), None
+        embedded = model.embedded(self.clean)
+        return noised(embedded, self.start, self.sigma), embedded
+
+    def losses(
+        self,
+        predicted: Mapping[str, torch.Tensor],
+        seen: torch.Tensor,
+        embedded: torch.Tensor | None,
+        options: TextStream,
+    ) -> torch.Tensor:
+        """float32 [B], per token; 0 where the text is given. `seen`, `embedded`: as from `noisy`."""
+        if embedded is not None:
+            losses = embedding_losses(predicted, embedded, self.start, self.clean)
+        else:
+            losses = token_losses(predicted["text"], seen, self.clean, self.sigma, options.loss, options.degree)
+        return torch.where(self.made, losses, 0.0)
+
+    def accuracy(self, logits: torch.Tensor, end: int) -> torch.Tensor:
+        """float32 [B]: share of a text's tokens, its first end among them, of which the likeliest value is right."""
+        filling = (self.clean == end).cumsum(1) > 1
+        right = (logits.argmax(-1) == self.clean) & ~filling
+        return right.sum(1) / (~filling).sum(1)
 
 
-def stage_texts(stage: Stage, brief: str, detailed: str, draw: float, condition_dropout: float) -> Texts:
-    """The texts of a sample in a stage. `draw`: a uniform number in [0, 1), below `condition_dropout` to drop.
+@dataclass(frozen=True)
+class TextDraws:
+    """Makes text streams; all that is drawn is a function of the seed and of the sample's name."""
 
-    "recall" knows one text, `brief`, and ignores `detailed`. With no condition left, the text can only come from the
-    video: that is what makes describing possible at all.
-    """
-    target = brief if stage == "recall" else detailed
-    return Texts("" if draw < condition_dropout else brief, target)
+    tokenizer: Tokenizer
+    options: TextStream
+    width: int  # of the embeddings that flow; 0 where tokens do
+    seed: int
 
+    def start(self, *name: Name) -> torch.Tensor:
+        """A text at sigma 1: source tokens int64 [L], or noise float32 [L, width].
 
-def fits_refinement(brief_tokens: int, detailed_tokens: int) -> bool:
-    """Whether a clip's two captions have the lengths of Capability Refinement, in tokens without the end."""
-    return BRIEF_TOKENS[0] <= brief_tokens <= BRIEF_TOKENS[1] and (
-        DETAILED_TOKENS[0] <= detailed_tokens <= DETAILED_TOKENS[1]
-    )
+        The mask is no token of the uniform source.
+        """
+        if self.width:
+            return normal((self.options.length, self.width), self.seed, "noise", *name, "text")
+        mask = self.tokenizer.vocabulary - 1
+        return source_tokens((self.options.length,), self.options.source, mask, mask, self.seed, *name)
+
+    def words(
+        self, texts: Sequence[str], sigmas: Sequence[float], made: Sequence[bool], names: Sequence[tuple[Name, ...]]
+    ) -> Words:
+        """The text stream of samples called `names`; row i depends on its own text, sigma and name only."""
+        length = self.options.length
+        return Words(
+            clean=torch.stack([self.tokenizer.encode(text, length) for text in texts]),
+            start=torch.stack([self.start(*name) for name in names]),
+            draws=torch.stack([uniforms((length,), self.seed, "kept", *name) for name in names]),
+            sigma=torch.tensor(list(sigmas), dtype=torch.float32),
+            made=torch.tensor(list(made)),
+        )
 
 
 def text_weight(video_tokens: int, text_tokens: int) -> float:

@@ -6,10 +6,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+import xxhash
 
 from manifests.checkpoint import hub_or_path
 from manifests.errors import OpenUniError
+from train.recipe import TextStream
 
 
 class Tokenizer(Protocol):
@@ -29,6 +32,12 @@ class Tokenizer(Protocol):
     def decode(self, tokens: Sequence[int] | torch.Tensor) -> str:
         """The text before the first end token; any values [L] of the vocabulary are allowed."""
 
+    def lengths(self, texts: Sequence[str]) -> np.ndarray:
+        """int64 [N]: how many tokens each text has, the end not among them."""
+
+    def digest(self) -> str:
+        """16 hex digits: equal where equal texts give equal tokens."""
+
 
 @dataclass(frozen=True)
 class ByteTokenizer:
@@ -46,6 +55,14 @@ class ByteTokenizer:
     def decode(self, tokens: Sequence[int] | torch.Tensor) -> str:
         """See `Tokenizer`; masks are left out, bytes that are no UTF-8 become U+FFFD."""
         return bytes(value for value in _before(self.end, tokens) if value < 256).decode(errors="replace")
+
+    def lengths(self, texts: Sequence[str]) -> np.ndarray:
+        """See `Tokenizer`."""
+        return np.array([len(text.encode()) for text in texts], np.int64)
+
+    def digest(self) -> str:
+        """See `Tokenizer`."""
+        return xxhash.xxh3_64_hexdigest(f"bytes {self.vocabulary} {self.end}".encode())
 
 
 @dataclass(frozen=True)
@@ -86,6 +103,21 @@ class Umt5Tokenizer:
         values = [value for value in _before(self.end, tokens) if value < self.vocabulary - 1]
         text: str = self._tokenizer.decode(values, skip_special_tokens=True)
         return text
+
+    def lengths(self, texts: Sequence[str]) -> np.ndarray:
+        """See `Tokenizer`."""
+        found = self._tokenizer(list(texts), add_special_tokens=False).input_ids if texts else []
+        return np.array([len(values) for values in found], np.int64)
+
+    def digest(self) -> str:
+        """See `Tokenizer`."""
+        pieces = sorted(self._tokenizer.get_vocab().items(), key=lambda piece: piece[1])
+        return xxhash.xxh3_64_hexdigest(repr((pieces, self.end)).encode())
+
+
+def tokenizer_of(options: TextStream) -> Tokenizer:
+    """The tokenizer that a recipe names."""
+    return ByteTokenizer() if options.tokenizer == "bytes" else Umt5Tokenizer(options.checkpoint)
 
 
 def _before(end: int, tokens: Sequence[int] | torch.Tensor) -> list[int]:

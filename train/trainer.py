@@ -15,8 +15,8 @@ import torch
 from manifests.errors import OpenUniError
 from train.checkpoint import checkpoints, load_model, load_optimizer, model_tensors, optimizer_tensors, save, unsaved
 from train.data import Batch, Loader, prefetched
-from train.flow_matching import loss_weight, stream_losses, velocity
 from train.log import RunLog
+from train.objective import Losses, losses_of
 from train.plan import Plan
 from train.randomness import named_seed
 from train.recipe import Optimizer, Recipe
@@ -61,7 +61,7 @@ class Trainer:
         self.setup, self.folder, self.progress = setup, folder, progress
         self.recipe = setup.recipe
         self.device = torch.device(device)
-        self.loader = Loader(setup.corpus, setup.index, setup.texts, self.recipe, setup.model)
+        self.loader = Loader(setup.corpus, setup.index, setup.texts, self.recipe, setup.model, setup.tokenizer)
         self.plan = Plan.build(setup.index, setup.mix, self.recipe.seed, self.recipe.optimizer.batch_size)
         with torch.random.fork_rng():
             torch.manual_seed(named_seed(self.recipe.seed, "weights"))
@@ -95,12 +95,15 @@ class Trainer:
         waited = time.perf_counter() - began
         rate = self._set_rate()
         by_task: dict[str, list[float]] = defaultdict(list)
+        apart: dict[str, list[float]] = defaultdict(list)
         for part in parts:
             for batch in part:
                 losses = self._losses(batch.to(self.device))
-                (losses.sum() / self.recipe.optimizer.batch_size).backward()
-                for task, loss in zip(batch.tasks, losses.tolist(), strict=True):
+                (losses.total.sum() / self.recipe.optimizer.batch_size).backward()
+                for task, loss in zip(batch.tasks, losses.total.tolist(), strict=True):
                     by_task[str(task)].append(loss)
+                for name, values in losses.apart(batch.tasks).items():
+                    apart[name] += values
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optimizer.clip_norm)
         losses_seen = [loss for task_losses in by_task.values() for loss in task_losses]
         self._check_finite(float(norm), parts)
@@ -113,19 +116,15 @@ class Trainer:
             "step": self.step,
             "loss": sum(losses_seen) / len(losses_seen),
             "task_loss": {task: sum(losses) / len(losses) for task, losses in sorted(by_task.items())},
+            **{f"{name}_loss": sum(losses) / len(losses) for name, losses in sorted(apart.items())},
             "grad_norm": float(norm),
             "learning_rate": rate,
             "samples_per_s": len(losses_seen) / took,
             "data_wait_share": waited / took,
         }
 
-    def _losses(self, batch: Batch) -> torch.Tensor:
-        """float32 [B]."""
-        target = {name: velocity(batch.clean[name], batch.noise[name]) for name in batch.clean}
-        with autocast(self.recipe, self.device):
-            predicted = self.model(batch.noisy(), batch.sigmas, batch.text)
-        weights = {name: loss_weight(sigma, self.recipe.flow.weighting) for name, sigma in batch.sigmas.items()}
-        return stream_losses(predicted, target, batch.made, weights)
+    def _losses(self, batch: Batch) -> Losses:
+        return losses_of(self.model, batch, self.recipe, autocast(self.recipe, self.device))
 
     def _check_finite(self, norm: float, parts: list[list[Batch]]) -> None:
         if norm < float("inf"):

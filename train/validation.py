@@ -6,10 +6,11 @@ import numpy as np
 import torch
 
 from train.data import Loader
-from train.flow_matching import sigma_at, stream_losses, velocity
+from train.flow_matching import sigma_at
 from train.model import VideoModel
+from train.objective import losses_of
 from train.plan import Sample, usable_clips
-from train.tasks import TaskMix
+from train.tasks import TEXT, Task, TaskMix
 
 
 class Validator:
@@ -21,24 +22,41 @@ class Validator:
         self.loader, self.mix = loader, mix
         self.clips = np.flatnonzero(usable_clips(index, mix) & index.held_out)[: validation.clips]
         quantiles = (torch.arange(validation.quantiles) + 0.5) / validation.quantiles
-        self.sigmas = sigma_at(quantiles, loader.recipe.flow.density, loader.recipe.flow.shift).tolist()
+        flow, text = loader.recipe.flow, loader.recipe.text
+        self.sigmas = sigma_at(quantiles, flow.density, flow.shift).tolist()
+        self.text_sigmas = sigma_at(quantiles, text.density, text.shift).tolist()
 
     @torch.no_grad()
     def losses(self, model: VideoModel, device: torch.device, autocast: torch.autocast) -> dict[str, float]:
-        """Mean loss per task, and per task and noise level: `{"rgb->depth": 0.4, "rgb->depth at 0.83": 0.5, ...}`."""
+        """Mean loss per task, and per task and noise level: `{"rgb->depth": 0.4, "rgb->depth at 0.83": 0.5, ...}`.
+
+        Tasks that make text: also "TASK text", the loss per token, and "TASK token accuracy" (`Words.accuracy`);
+        those that make video too, "TASK video".
+        """
         found: dict[str, list[float]] = defaultdict(list)
         present = self.loader.index.present
         for clip in self.clips.tolist():
             for task, _ in self.mix.possible(self.loader.index.streams(int(present[clip]))):
                 name = ("validation", self.loader.index.clip_ids[clip])
-                levels = [dict.fromkeys(task.made, sigma) for sigma in self.sigmas]
+                levels = self._levels(task)
                 samples = [Sample(clip, task)] * len(levels)
                 batch = self.loader.batch(samples, levels, [name] * len(levels)).to(device)
-                target = {stream: velocity(batch.clean[stream], batch.noise[stream]) for stream in batch.clean}
-                with autocast:
-                    predicted = model(batch.noisy(), batch.sigmas, batch.text)
-                losses = stream_losses(predicted, target, batch.made).tolist()
-                found[str(task)] += losses
-                for sigma, loss in zip(self.sigmas, losses, strict=True):
-                    found[f"{task} at {sigma:.2f}"].append(loss)
+                losses = losses_of(model, batch, self.loader.recipe, autocast, weighted=False)
+                found[str(task)] += losses.total.tolist()
+                for level, loss in zip(levels, losses.total.tolist(), strict=True):
+                    found[f"{task} at {next(iter(level.values())):.2f}"].append(loss)
+                if task.makes_text and batch.words and losses.logits is not None and self.loader.tokenizer:
+                    accuracy = batch.words.accuracy(losses.logits, self.loader.tokenizer.end)
+                    found[f"{task} token accuracy"] += accuracy.tolist()
+                    for part, values in losses.apart(batch.tasks).items():
+                        found[f"{task} {part}"] += values
         return {name: sum(losses) / len(losses) for name, losses in found.items()}
+
+    def _levels(self, task: Task) -> list[dict[str, float]]:
+        """The sigmas of what is made, video first; in joint tasks video and text have one quantile."""
+        levels = [dict.fromkeys(task.made, sigma) for sigma in self.sigmas]
+        if not task.makes_text:
+            return levels
+        shared = bool(task.made) and self.loader.recipe.flow.shared_sigma
+        text_sigmas = self.sigmas if shared else self.text_sigmas
+        return [level | {TEXT: sigma} for level, sigma in zip(levels, text_sigmas, strict=True)]

@@ -8,7 +8,7 @@ from diffusers import WanTransformer3DModel
 
 from manifests.errors import OpenUniError
 from tests.train.tiny_wan import SIZES, tiny_base
-from train.models._univigu import UniVigu, UniViguTransformer
+from train.models.univigu import UniVigu, UniViguTransformer
 from train.tasks import Task
 
 TINY = UniVigu(vocabulary=11, **SIZES)

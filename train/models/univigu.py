@@ -28,12 +28,17 @@ class UniVigu(WanModel):
     """
 
     origin: ClassVar[str] = "Uni-ViGU (arXiv 2604.08121)"
+    makes_text: ClassVar[bool] = True
+    only_modalities: ClassVar[tuple[str, ...]] = ("rgb",)
 
     modalities: Annotated[tuple[str, ...], "only rgb"] = ("rgb",)
     vocabulary: Annotated[int, "token values, the mask included: those of the tokenizer"] = 258
     text_flow: Annotated[
         TextFlow, "tokens: discrete flow, the network gives logits; embeddings: continuous flow, a velocity and logits"
     ] = "tokens"
+    given_text: Annotated[
+        bool, "to make a video from its caption, have the caption in the text stream too, clean, as published"
+    ] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,6 +63,17 @@ class UniVigu(WanModel):
     def text_of(self, task: Task, stream: str) -> Told:
         """The condition of both segments: the caption, but nothing where a given video is to be described."""
         return "nothing" if task.makes_text and task.given else "caption"
+
+    def has_text_stream(self, task: Task) -> bool:
+        """Where text is made; and where it is given, with `given_text`."""
+        return task.makes_text or self.given_text
+
+    @property
+    def text_width(self) -> int:
+        """See `Model.text_width`."""
+        options = self.base_options()
+        width: int = options["num_attention_heads"] * options["attention_head_dim"]
+        return width if self.text_flow == "embeddings" else 0
 
 
 class UniViguBlock(WanBlock):
