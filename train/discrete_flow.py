@@ -115,12 +115,27 @@ def solve_tokens(
 
     `logits_of(tokens, sigma)`: [B, L, V]. The draws of row i at a step depend on (seed, names, i, step) only.
     """
-    for step, (sigma, following) in enumerate(pairwise(sigmas)):
-        probabilities = logits_of(tokens, float(sigma)).double().softmax(-1)
-        rows = [uniforms((2, tokens.shape[1]), seed, "jumps", *names, row, step) for row in range(len(tokens))]
-        draws = torch.stack(rows, dim=1).to(tokens.device)
-        tokens = discrete_euler_step(tokens, probabilities, sigma, following, draws, degree)
+    for step, (sigma, following) in enumerate(pairwise(sigmas.tolist())):
+        tokens = named_step(tokens, logits_of(tokens, sigma), (sigma, following), degree, step, seed, *names)
     return tokens
+
+
+def named_step(
+    tokens: torch.Tensor,
+    logits: torch.Tensor,
+    sigmas: tuple[float, float],
+    degree: float,
+    step: int,
+    seed: int,
+    *names: Name,
+) -> torch.Tensor:
+    """`discrete_euler_step` from the first of `sigmas` to the second, by logits [B, L, V] and draws by name.
+
+    Row i's draws depend on (seed, names, i, step) only.
+    """
+    rows = [uniforms((2, tokens.shape[1]), seed, "jumps", *names, row, step) for row in range(len(tokens))]
+    draws = torch.stack(rows, dim=1).to(tokens.device)
+    return discrete_euler_step(tokens, logits.double().softmax(-1), *sigmas, draws, degree)
 
 
 def drawn_tokens(probabilities: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:

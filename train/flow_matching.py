@@ -10,7 +10,8 @@ import torch
 SigmaDensity = Literal["uniform", "logit_normal"]
 Weighting = Literal["none", "gaussian"]
 Solver = Literal["euler", "heun", "adams_bashforth"]
-Streams = dict[str, torch.Tensor]  # by modality: latents [B, C, T, H, W]
+Streams = dict[str, torch.Tensor]  # by modality: latents [B, C, T, H, W]; "text": tokens [B, L], embeddings [B, L, D]
+Jump = Callable[[torch.Tensor, torch.Tensor, float, float, int], torch.Tensor]
 
 
 def noised(clean: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
@@ -104,26 +105,41 @@ def adams_bashforth_step(
     return noisy + step * ((1 + share) * predicted - share * before)
 
 
-def solve(field: Callable[[Streams, float], Streams], noisy: Streams, sigmas: torch.Tensor, solver: Solver) -> Streams:
+def solve(
+    field: Callable[[Streams, float], Streams],
+    noisy: Streams,
+    sigmas: torch.Tensor,
+    solver: Solver,
+    jump: Jump | None = None,
+) -> Streams:
     """Follow the velocity `field(streams, sigma)` along `sigmas`, float32 [steps + 1], from first to last.
 
     "euler": order 1, one evaluation a step. "heun": order 2, two a step (the mean of the velocities at both ends).
     "adams_bashforth": order 2, one a step, from two consecutive velocities; the first step is Euler's. A step that
     ends at sigma 0 is Euler's under "heun", since models are not trained to see noise of exactly 0; orders hold.
+
+    Streams of integers are tokens: of these the field gives logits, and `jump(tokens, logits, sigma, next sigma, number
+    of the step)` moves them in the same loop, by the logits at the beginning of the step whatever the solver.
     """
     before: tuple[torch.Tensor, Streams] | None = None
-    for sigma, following in pairwise(sigmas):
+    flowing = [name for name, stream in noisy.items() if stream.dtype != torch.int64]
+    for number, (sigma, following) in enumerate(pairwise(sigmas)):
         predicted = field(noisy, float(sigma))
+        tokens = {
+            name: jump(noisy[name], predicted[name], float(sigma), float(following), number)
+            for name in noisy
+            if jump is not None and name not in flowing
+        }
         if solver == "adams_bashforth" and before is not None:
             places = (before[0], sigma, following)
-            step = {n: adams_bashforth_step(noisy[n], predicted[n], before[1][n], places) for n in noisy}
+            step = {n: adams_bashforth_step(noisy[n], predicted[n], before[1][n], places) for n in flowing}
         else:
-            step = {name: euler_step(noisy[name], predicted[name], sigma, following) for name in noisy}
-        if solver == "heun" and following > 0:
-            ahead = field(step, float(following))
-            mean = {name: (predicted[name] + ahead[name]) / 2 for name in noisy}
-            step = {name: euler_step(noisy[name], mean[name], sigma, following) for name in noisy}
-        before, noisy = (sigma, predicted), step
+            step = {name: euler_step(noisy[name], predicted[name], sigma, following) for name in flowing}
+        if solver == "heun" and following > 0 and flowing:
+            ahead = field(step | tokens, float(following))
+            mean = {name: (predicted[name] + ahead[name]) / 2 for name in flowing}
+            step = {name: euler_step(noisy[name], mean[name], sigma, following) for name in flowing}
+        before, noisy = (sigma, predicted), step | tokens
     return noisy
 
 

@@ -185,7 +185,13 @@ class Trainer:
         """Take over the averaged weights of an earlier run; what that run did not have keeps its initial weights."""
         if not self.recipe.start_from or checkpoints(self.folder):
             return
-        earlier = Run.open(self.recipe.start_from).checkpoint
+        run = Run.open(self.recipe.start_from)
+        earlier = run.checkpoint
+        if run.record.get("tokens") != self.setup.record.get("tokens"):
+            raise OpenUniError(
+                f"start_from: the text of {run.folder} was made of other tokens, {run.record.get('tokens')}, here they "
+                f"are {self.setup.record.get('tokens')}: take its [text] tokenizer and checkpoint"
+            )
         missing, unexpected = self.model.load_state_dict(earlier.tensors("ema"), strict=False)
         foreign = sorted(set(missing) - set(self.model.added_parameters()) - unsaved(self.model) | set(unexpected))
         if foreign:

@@ -1,4 +1,4 @@
-"""Stages and losses of the text stream, tokenizers, and a model that learns to describe videos word for word."""
+"""Losses of the text stream, tokenizers, and a model that learns to describe videos word for word."""
 
 import dataclasses
 
@@ -11,19 +11,10 @@ from tests.train.test_univigu import TINY
 from train.discrete_flow import Source, noised_tokens, solve_tokens, source_tokens
 from train.flow_matching import noised
 from train.randomness import uniforms
-from train.text_flow import embedding_losses, fits_refinement, stage_texts, text_weight, token_losses
+from train.text_flow import embedding_losses, text_weight, token_losses
 from train.tokenizer import ByteTokenizer, Tokenizer, Umt5Tokenizer
 
 BYTES = ByteTokenizer()
-
-
-def test_stages() -> None:
-    assert stage_texts("recall", "a cube", "", 0.5, 0.5) == ("a cube", "a cube")
-    assert stage_texts("recall", "a cube", "", 0.49, 0.5) == ("", "a cube")
-    assert stage_texts("refinement", "a cube", "a red cube falls", 0.5, 0.0) == ("a cube", "a red cube falls")
-    assert stage_texts("refinement", "a cube", "a red cube falls", 0.0, 0.1) == ("", "a red cube falls")
-    pairs = [(0, 128), (128, 256), (129, 200), (5, 127), (5, 257)]
-    assert [fits_refinement(*pair) for pair in pairs] == [True, True, False, False, False]
 
 
 def test_text_weight_is_the_ratio_of_tokens() -> None:

@@ -217,9 +217,11 @@ def test_changed_data_is_refused(tmp_path: Path, run: Run) -> None:
         train(recipe(), write_corpus(tmp_path / "corpus", random_clips(8)), run.folder)
 
 
-def test_tasks_that_make_text_are_refused(corpus: Corpus, tmp_path: Path) -> None:
-    with pytest.raises(OpenUniError, match="tasks rgb->text, ->rgb\\+text make text, which recipes cannot train yet"):
+def test_text_is_refused_for_models_that_make_none(corpus: Corpus, tmp_path: Path) -> None:
+    with pytest.raises(OpenUniError, match=r"tasks rgb->text, ->rgb\+text make text, which unityvideo cannot"):
         train(recipe(tasks={"v2t": 1.0, "t2vt": 1.0, "rgb->depth": 1.0}), corpus, tmp_path)
+    with pytest.raises(OpenUniError, match=r"a \[text\] section, but unityvideo makes no text"):
+        train(recipe(text={"length": 64}), corpus, tmp_path)
 
 
 def test_model_that_does_not_fit_the_latents_is_refused(corpus: Corpus, tmp_path: Path) -> None:
