@@ -27,15 +27,19 @@ class Request:
 
 
 def make_files(run_dir: Path, request: Request, out: Path) -> list[Path]:
-    """Make the modalities; write each as a video to look at (`NAME.mp4`) and, exactly, as `NAME.npy`."""
+    """Make the modalities; write each as a video to look at (`NAME.mp4`) and, exactly, as `NAME.npy`.
+
+    A made text is written as `text.txt`, UTF-8 with a line break at its end.
+    """
     from train.run import Run
     from train.sampler import Sampling
 
     run = Run.open(run_dir)
     given: dict[str, Modality | np.ndarray] = {name: _read(name, path) for name, path in map(_pair, request.given)}
+    task = run.task_of(request.make, list(given))
     sampling = Sampling(
         steps=request.steps,
-        shift=run.recipe.flow.shift,
+        shift=run.shift(task),
         guidance=request.guidance,
         seed=request.seed,
         given_guidance=request.given_guidance,
@@ -71,8 +75,11 @@ def _size(text: str | None) -> tuple[int, int, int] | None:
     return int(parts[0]), int(parts[1]), int(parts[2])
 
 
-def _write(name: str, signal: Modality, out: Path, fps: float) -> list[Path]:
+def _write(name: str, signal: Modality | str, out: Path, fps: float) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
+    if isinstance(signal, str):
+        (out / f"{name}.txt").write_text(f"{signal}\n", encoding="utf-8")
+        return [out / f"{name}.txt"]
     picture = np.round(signal.to_rgb() * 255).astype(np.uint8)
     # colours of a map are values: a video with halved colour could not be given back
     pixels: Pixels = "yuv420p" if find_modality(name).is_picture else "yuv444p"

@@ -17,8 +17,10 @@ from train.log import read_log
 from train.model import Model, Streams
 from train.options import find_and_build
 from train.recipe import Recipe
-from train.tasks import Task, TaskMix
+from train.tasks import TEXT, Task, TaskMix
+from train.text_flow import TextDraws
 from train.texts import Texts, fixed_rows, latent_codec, text_codec
+from train.tokenizer import Tokenizer, tokenizer_of
 
 FORMAT = 1
 TEXTS_FILE = "texts.safetensors"
@@ -93,6 +95,20 @@ class Run:
         rows = fixed_rows(self.record["text"], modalities, self.folder / TEXTS_FILE)
         return Texts(rows, self.record["text_length"])
 
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Of the texts that the model makes; raises where it makes none, or the tokenizer is not the training's."""
+        tokens = self.record.get("tokens")
+        if tokens is None:
+            raise OpenUniError(f"the model of {self.folder} makes no text")
+        tokenizer = tokenizer_of(self.recipe.text)
+        if tokens != {"vocabulary": tokenizer.vocabulary, "digest": tokenizer.digest()}:
+            raise OpenUniError(
+                f"{self.folder} was trained with another tokenizer ({tokens['vocabulary']} values) than the one at "
+                f"{self.recipe.text.checkpoint} ({tokenizer.vocabulary} values): put the training's there"
+            )
+        return tokenizer
+
     def sample(
         self,
         task: str | Task,
@@ -103,11 +119,12 @@ class Run:
     ) -> Streams:
         """Latents of the made streams, float32 [B, C, T, H, W] on the CPU, one sample per caption.
 
-        `given`: clean latents [B, C, T, H, W] by stream. `shape`: [C, T, H, W], by default that of the given streams,
-        else of the training data. `sampling`: by default 50 steps at the training's shift.
+        A text that is made is "text", token values int64 [B, L]: see `tokenizer`. `given`: clean latents
+        [B, C, T, H, W] by stream. `shape`: [C, T, H, W], by default that of the given streams, else of the training
+        data. `sampling`: by default 50 steps at the training's shift.
         """
         task = self.known_task(task)
-        sampling = sampling or sampler.Sampling(shift=self.recipe.flow.shift)
+        sampling = sampling or sampler.Sampling(shift=self.shift(task))
         self._check_guidance(task, sampling)
         first = next(iter(given.values()), None)
         one = tuple(shape or (first.shape[1:] if first is not None else self.record["latent_shape"]))
@@ -121,6 +138,7 @@ class Run:
             text={name: self._text(task, name, captions).to(self.device) for name in task.streams},
             unconditional=self.texts.empty,
             captioned=tuple(name for name in task.streams if self._told(task, name) == "caption"),
+            words=self._words(task, captions, sampling),
         )
         with autocast(self.recipe, self.device):
             made = sampler.sample(self.model, task, conditions, (len(captions), *one), sampling)
@@ -133,15 +151,16 @@ class Run:
         given: dict[str, Modality | np.ndarray] | None = None,
         size: tuple[int, int, int] | None = None,
         sampling: sampler.Sampling | None = None,
-    ) -> dict[str, Modality]:
-        """Videos of the modalities in `make`, from a text and any given ones.
+    ) -> dict[str, Any]:
+        """Videos of the modalities in `make`, each a `Modality`, from a text and any given ones; and "text", a `str`.
 
         `given`: by modality its value, or a rendering of it as RGB, float32 [T, H, W, 3] in 0..1 or uint8. It is cut
         and fitted to `size`: frames, height_px, width_px; by default those of the training data. A made modality whose
         rendering cannot be read back (skeleton) comes as the picture of it, an `RGB`.
         """
-        made = self.render(prompt, make, given, size, sampling)
-        return {name: read_rendering(name, rendering) for name, rendering in made.items()}
+        made, text = self._make(prompt, make, given, size, sampling)
+        found: dict[str, Any] = {name: read_rendering(name, rendering) for name, rendering in made.items()}
+        return found if text is None else found | {TEXT: text}
 
     def render(
         self,
@@ -151,9 +170,22 @@ class Run:
         size: tuple[int, int, int] | None = None,
         sampling: sampler.Sampling | None = None,
     ) -> dict[str, np.ndarray]:
-        """What `generate` makes, as the codec gives it: renderings float32 [T, H, W, 3] in 0..1."""
+        """The videos that `generate` makes, as the codec gives them: renderings float32 [T, H, W, 3] in 0..1."""
+        return self._make(prompt, make, given, size, sampling)[0]
+
+    def _make(
+        self,
+        prompt: str,
+        make: Sequence[str],
+        given: dict[str, Modality | np.ndarray] | None,
+        size: tuple[int, int, int] | None,
+        sampling: sampler.Sampling | None,
+    ) -> tuple[dict[str, np.ndarray], str | None]:
+        """Renderings, and the text where one is made."""
         given = given or {}
-        task = self.known_task(Task(tuple(given), tuple(make)))
+        task = self.task_of(make, tuple(given))
+        if prompt and task.makes_text and all(self._told(task, name) != "caption" for name in task.streams):
+            raise OpenUniError(f'task "{task}" reads no prompt, got "{prompt}": leave the prompt empty')
         size = size or (self.record["latents"]["frames"], *self.record["latents"]["size_px"])
         codec, model = self.latent_codec
         latents = {name: codec.encode(model, self._rendering(name, value, size)) for name, value in given.items()}
@@ -164,7 +196,16 @@ class Run:
             self._latent_shape(size),
             sampling,
         )
-        return {name: codec.decode(model, tensor[0].numpy()) for name, tensor in made.items()}
+        renderings = {name: codec.decode(model, made[name][0].numpy()) for name in task.made}
+        return renderings, self.tokenizer.decode(made[TEXT][0]) if task.makes_text else None
+
+    def task_of(self, make: Sequence[str], given: Sequence[str]) -> Task:
+        """The task that makes these, modalities or "text", from the given modalities; raises if it is not trained."""
+        return self.known_task(Task(tuple(given), tuple(name for name in make if name != TEXT), TEXT in make))
+
+    def shift(self, task: Task) -> float:
+        """The training's shift of the noise levels, of video or, where text alone is made, of text."""
+        return self.recipe.flow.shift if task.made else self.recipe.text.shift
 
     def known_task(self, task: str | Task) -> Task:
         """The task, if the model was trained for it; raises `OpenUniError` with those it was."""
@@ -176,6 +217,8 @@ class Run:
 
     def _check_guidance(self, task: Task, sampling: sampler.Sampling) -> None:
         """Guidance of given streams asks the model what it makes when they are noise: has it ever seen that?"""
+        if not task.made and (sampling.guidance, sampling.given_guidance) != (1.0, 1.0):
+            raise OpenUniError(f'guidance moves video, and task "{task}" makes none: leave it at 1')
         apart = not self.recipe.flow.shared_sigma and Task((), task.streams) in self.tasks
         if sampling.given_guidance == 1.0 or not task.given or apart or self.recipe.data.given_dropout > 0:
             return
@@ -187,6 +230,20 @@ class Run:
 
     def _told(self, task: Task, stream: str) -> str:
         return empty_model(self.record).text_of(task, stream)
+
+    def _words(self, task: Task, captions: Sequence[str], sampling: sampler.Sampling) -> sampler.SampledText | None:
+        """The text stream, where the model has one in this task: the captions, or how a text begins."""
+        model = empty_model(self.record)
+        if not model.has_text_stream(task):
+            return None
+        text, tokenizer = self.recipe.text, self.tokenizer
+        empty = tokenizer.encode("", text.length)
+        if not task.makes_text:
+            given = torch.stack([tokenizer.encode(caption, text.length) for caption in captions])
+            return sampler.SampledText(given.to(self.device), empty.to(self.device), text.degree)
+        draws = TextDraws(tokenizer, text, model.text_width, sampling.seed)
+        start = torch.stack([draws.start("sample", item) for item in range(len(captions))])
+        return sampler.SampledText(start.to(self.device), empty.to(self.device), text.degree)
 
     def _text(self, task: Task, stream: str, captions: Sequence[str]) -> torch.Tensor:
         """float32 [B, L, D]."""

@@ -31,7 +31,7 @@ class GenerateFlags:
     """Flags of `openuni generate`."""
 
     run: Annotated[Path, typer.Argument(help="A training run")]
-    make: Annotated[list[str], typer.Option(help="A modality to make; may be repeated")]
+    make: Annotated[list[str], typer.Option(help="A modality to make, or text; may be repeated")]
     out: Annotated[Path, typer.Option("--out", help="Folder for the results")]
     prompt: Annotated[str, typer.Option(help="What the video shows")] = ""
     given: Annotated[list[str] | None, typer.Option(help="MODALITY=VIDEO that is given; may be repeated")] = None
@@ -46,7 +46,10 @@ class GenerateFlags:
 @app.command()
 @flags(GenerateFlags)
 def generate(given: GenerateFlags) -> None:
-    """Make modalities with a trained model: from text, from other modalities, or both."""
+    """Make modalities with a trained model: from text, from other modalities, or both. Or the text itself.
+
+    A text that is made is printed, and written to text.txt: --make text --given rgb=clip.mp4
+    """
     from openuni.generate import Request, make_files
 
     wanted = Request(
@@ -62,3 +65,5 @@ def generate(given: GenerateFlags) -> None:
     )
     for path in make_files(given.run, wanted, given.out):
         print(path)
+        if path.suffix == ".txt":
+            print(path.read_text(encoding="utf-8"), end="")
