@@ -6,10 +6,12 @@ import av
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from manifests.errors import OpenUniError
 from manifests.modalities.skeleton import Skeleton
 from manifests.modality import Modality
+from openuni.cli import app
 from openuni.generate import Request, make_files
 from tests.manifests.people import standing
 from tests.train.corpora import random_clips, write_corpus
@@ -74,3 +76,26 @@ def test_guidance_of_given_streams_reaches_the_run(run: Run, tmp_path: Path) -> 
     given = (f"skeleton={tmp_path / 'skeleton.mp4'}",)
     with pytest.raises(OpenUniError, match=r"given_guidance 2 needs a run that has learnt \"skeleton->rgb\""):
         make_files(run.folder, Request(("rgb",), given=given, steps=1, given_guidance=2.0), tmp_path)
+
+
+def test_text_is_written_and_printed(tmp_path: Path) -> None:
+    """`--make text` of a video, and of a video that is made with it; what the run was not trained for is an error."""
+    clips = random_clips(4, ("rgb",))
+    corpus = write_corpus(tmp_path / "corpus", clips)
+    settings = {
+        "model": TINY | {"name": "univigu"},
+        "tasks": {"v2t": 0.5, "t2vt": 0.5},
+        "text": {"length": 12},
+        "optimizer": {"steps": 1, "batch_size": 2},
+    }
+    run = train(Recipe.from_dict(settings), corpus, tmp_path / "run")
+    both = make_files(run.folder, Request(("rgb", "text"), "a walk", steps=1), tmp_path / "both")
+    assert [path.name for path in both] == ["rgb.mp4", "rgb.npy", "text.txt"]
+    given, out = f"rgb={tmp_path / 'both' / 'rgb.mp4'}", tmp_path / "out"
+    command = ["generate", str(run.folder), "--make", "text", "--given", given, "--steps", "2", "--out", str(out)]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    text = (out / "text.txt").read_text(encoding="utf-8")
+    assert text.endswith("\n") and done.stdout == f"{out / 'text.txt'}\n{text}"
+    refused = CliRunner().invoke(app, [*command, "--prompt", "a walk"])
+    assert refused.exit_code != 0 and 'task "rgb->text" reads no prompt' in str(refused.exception)
