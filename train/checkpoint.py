@@ -88,8 +88,20 @@ def unsaved(model: Any) -> frozenset[str]:
     return names
 
 
+def check_sizes(model: nn.Module, tensors: dict[str, torch.Tensor], where: Path) -> None:
+    """Raise `OpenUniError` where weights of the same name have another size in the model."""
+    own = model.state_dict()
+    odd = [name for name, tensor in tensors.items() if name in own and own[name].shape != tensor.shape]
+    if odd:
+        found, wanted = list(tensors[odd[0]].shape), list(own[odd[0]].shape)
+        raise OpenUniError(
+            f"{where} is of a model of another size: {odd[0]} is {found}, this model's is {wanted} ({len(odd)} differ)"
+        )
+
+
 def load_model(model: nn.Module, tensors: dict[str, torch.Tensor], where: Path) -> None:
     """All weights that a checkpoint holds, strictly."""
+    check_sizes(model, tensors, where)
     missing, unexpected = model.load_state_dict(tensors, strict=False)
     missing = sorted(set(missing) ^ unsaved(model))
     if missing or unexpected:

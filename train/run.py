@@ -70,9 +70,14 @@ class Run:
         return read_log(self.folder)
 
     @cached_property
+    def architecture(self) -> Model:
+        """The model without weights, as run.json records it."""
+        return empty_model(self.record)
+
+    @cached_property
     def model(self) -> Any:
         """The averaged weights of the latest checkpoint, on the device, frozen."""
-        model = empty_model(self.record).load("cpu")
+        model = self.architecture.load("cpu")
         load_model(model, self.checkpoint.tensors("ema"), self.checkpoint.path)
         return model.to(self.device).eval().requires_grad_(False)
 
@@ -137,7 +142,7 @@ class Run:
             given={name: latents.to(self.device, torch.float32) for name, latents in given.items()},
             text={name: self._text(task, name, captions).to(self.device) for name in task.streams},
             unconditional=self.texts.empty,
-            captioned=tuple(name for name in task.streams if self._told(task, name) == "caption"),
+            captioned=tuple(name for name in task.streams if self.architecture.text_of(task, name) == "caption"),
             words=self._words(task, captions, sampling),
         )
         with autocast(self.recipe, self.device):
@@ -184,18 +189,18 @@ class Run:
         """Renderings, and the text where one is made."""
         given = given or {}
         task = self.task_of(make, tuple(given))
-        if prompt and task.makes_text and all(self._told(task, name) != "caption" for name in task.streams):
+        if (
+            prompt
+            and task.makes_text
+            and all(self.architecture.text_of(task, name) != "caption" for name in task.streams)
+        ):
             raise OpenUniError(f'task "{task}" reads no prompt, got "{prompt}": leave the prompt empty')
         size = size or (self.record["latents"]["frames"], *self.record["latents"]["size_px"])
+        shape = self._latent_shape(size)
         codec, model = self.latent_codec
         latents = {name: codec.encode(model, self._rendering(name, value, size)) for name, value in given.items()}
-        made = self.sample(
-            task,
-            {name: torch.from_numpy(array)[None] for name, array in latents.items()},
-            [prompt],
-            self._latent_shape(size),
-            sampling,
-        )
+        tensors = {name: torch.from_numpy(array)[None] for name, array in latents.items()}
+        made = self.sample(task, tensors, [prompt], shape, sampling)
         renderings = {name: codec.decode(model, made[name][0].numpy()) for name in task.made}
         return renderings, self.tokenizer.decode(made[TEXT][0]) if task.makes_text else None
 
@@ -228,12 +233,9 @@ class Run:
             f'task "{Task((), task.streams)}"), or leave given_guidance at 1.'
         )
 
-    def _told(self, task: Task, stream: str) -> str:
-        return empty_model(self.record).text_of(task, stream)
-
     def _words(self, task: Task, captions: Sequence[str], sampling: sampler.Sampling) -> sampler.SampledText | None:
         """The text stream, where the model has one in this task: the captions, or how a text begins."""
-        model = empty_model(self.record)
+        model = self.architecture
         if not model.has_text_stream(task):
             return None
         text, tokenizer = self.recipe.text, self.tokenizer
@@ -247,7 +249,7 @@ class Run:
 
     def _text(self, task: Task, stream: str, captions: Sequence[str]) -> torch.Tensor:
         """float32 [B, L, D]."""
-        told = self._told(task, stream)
+        told = self.architecture.text_of(task, stream)
         if told != "caption":
             fixed = self.texts.prompt(stream) if told == "prompt" else self.texts.empty
             return fixed.expand(len(captions), -1, -1)

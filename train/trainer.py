@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from manifests.errors import OpenUniError
-from train.checkpoint import checkpoints, load_model, load_optimizer, model_tensors, optimizer_tensors, save, unsaved
+from train.checkpoint import (
+    check_sizes,
+    checkpoints,
+    load_model,
+    load_optimizer,
+    model_tensors,
+    optimizer_tensors,
+    save,
+    unsaved,
+)
 from train.data import Batch, Loader, prefetched
 from train.log import RunLog
 from train.objective import Losses, losses_of
@@ -192,7 +201,9 @@ class Trainer:
                 f"start_from: the text of {run.folder} was made of other tokens, {run.record.get('tokens')}, here they "
                 f"are {self.setup.record.get('tokens')}: take its [text] tokenizer and checkpoint"
             )
-        missing, unexpected = self.model.load_state_dict(earlier.tensors("ema"), strict=False)
+        tensors = earlier.tensors("ema")
+        check_sizes(self.model, tensors, earlier.path)
+        missing, unexpected = self.model.load_state_dict(tensors, strict=False)
         foreign = sorted(set(missing) - set(self.model.added_parameters()) - unsaved(self.model) | set(unexpected))
         if foreign:
             raise OpenUniError(

@@ -227,6 +227,18 @@ def test_gradients_reach_exactly_the_loras_of_made_streams(base: Any) -> None:
     assert [name for name, p in model.named_parameters() if p.requires_grad] == model.added_parameters()
 
 
+def test_one_stream_has_the_base_models_gradients(base: Any) -> None:
+    model = built(base, train_base=True)
+    streams, sigmas, text = inputs(("rgb",))
+    base.zero_grad()
+    base(streams["rgb"], sigmas["rgb"] * 1000, text["rgb"]).sample.square().mean().backward()
+    model(streams, sigmas, text)["rgb"].square().mean().backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    for name, parameter in base.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad, atol=1e-7, rtol=1e-5)
+    base.zero_grad()
+
+
 def test_gradient_checkpointing_changes_no_gradient(base: Any) -> None:
     model = trained(base)
     streams, sigmas, text = inputs(("rgb", "albedo"), given=("rgb",))

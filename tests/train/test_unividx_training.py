@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
+from safetensors.torch import load_file, save_file
 
 from manifests.errors import OpenUniError
 from tests.train.corpora import random_clips, write_corpus
@@ -21,7 +22,7 @@ from train.recipe import Recipe
 from train.run import Run
 from train.sampler import Conditions, Sampling, sample
 from train.setup import prepare
-from train.tasks import Task, TaskMix
+from train.tasks import Task, TaskMix, partitions
 from train.trainer import train
 
 
@@ -111,14 +112,110 @@ def test_the_debug_recipe_runs(corpus: Any, tmp_path: Path) -> None:
     assert {name.rpartition(".")[2] for name in run.model.added_parameters()} == {"rgb", "albedo", "normal"}
 
 
+EVERY = (*INTRINSIC, "alpha", "foreground", "background")
+
+
 def test_both_families_in_one_model() -> None:
-    every = tuple(dict.fromkeys((*INTRINSIC, "alpha", "foreground", "background")))
-    mix = TaskMix.build({"intrinsic": 0.5, "alpha": 0.5}, every)
+    mix = TaskMix.build({"intrinsic": 0.5, "alpha": 0.5}, EVERY)
     assert len(mix.tasks) == 30
-    model = UniVidX(modalities=every, rank=2, **SIZES).load("cpu")
+    model = UniVidX(modalities=EVERY, rank=2, **SIZES).load("cpu")
     for task in mix.tasks:
         made = model(*inputs(task.streams, batch=1, given=task.given))
         assert set(made) == set(task.streams)
+
+
+@pytest.mark.parametrize("layout", ["rows", "channels"])
+def test_both_families_are_trained_on_clips_of_both_kinds(tmp_path: Path, layout: str) -> None:
+    """Interiors have no alpha, layers no albedo: each clip has its family's tasks, one model learns all of them."""
+    clips = random_clips(8, EVERY)
+    for number, clip in enumerate(clips):
+        for name in INTRINSIC[1:] if number % 2 else EVERY[4:]:
+            del clip["latents"][name]
+    corpus = write_corpus(tmp_path / "corpus", clips)
+    settings = recipe(**SMALL, layout=layout, train_base=True, modalities=list(EVERY)).to_dict()
+    settings |= {"tasks": {"intrinsic": 0.5, "alpha": 0.5}, "checkpoints": {"every_steps": 60}}
+    settings["optimizer"] |= {"steps": 60, "batch_size": 8}
+    begun = train(
+        Recipe.from_dict(settings | {"optimizer": settings["optimizer"] | {"steps": 1}}), corpus, tmp_path / "1"
+    )
+    run = train(Recipe.from_dict(settings), corpus, tmp_path / "run")
+    assert len(run.tasks) == 30 and run.record["data"]["clips_by_task"] == dict.fromkeys(map(str, run.tasks), 4)
+    rows = [row for row in run.log if "task_loss" in row]
+    for family in (INTRINSIC, ("rgb", *EVERY[4:])):
+        tasks = {str(task) for task in partitions(family)}
+        losses = [np.mean([loss for task, loss in row["task_loss"].items() if task in tasks]) for row in rows]
+        seen = {task for row in rows for task in row["task_loss"]}
+        assert len(seen & tasks) > 12
+        assert np.nanmean(losses[-20:]) < 0.9 * np.nanmean(losses[:10])
+    first, last = begun.checkpoint.tensors("model"), run.checkpoint.tensors("model")
+    added = run.model.added_parameters()
+    assert all(not torch.equal(first[name], last[name]) for name in added) and any(".shared" in n for n in added) == (
+        layout == "channels"
+    )
+    for task in ("R2AIN", "R2PFB", "t2RAIN", "PF2RB"):
+        parsed = Task.parse(task)
+        given = {name: torch.randn(2, 4, 2, 2, 2) for name in parsed.given}
+        assert set(run.sample(task, given, ["a", "b"], sampling=Sampling(2, 1.0))) == set(parsed.made)
+
+
+def test_given_latents_go_in_clean_at_every_step(corpus: Any, tmp_path: Path) -> None:
+    run = train(recipe(**SMALL), corpus, tmp_path)
+    given = torch.randn(2, 4, 2, 2, 2, generator=torch.Generator().manual_seed(0))
+    kept, seen = given.clone(), []
+    run.model.register_forward_pre_hook(lambda module, arguments: seen.append(arguments))
+    made = run.sample("rgb->albedo+normal", {"rgb": given}, ["", ""], sampling=Sampling(4, 3.0, solver="heun"))
+    assert len(seen) == 7 and set(made) == {"albedo", "normal"} and torch.equal(given, kept)
+    for streams, sigmas, _ in seen:
+        assert torch.equal(streams["rgb"], kept) and not sigmas["rgb"].any()  # bit for bit, at sigma 0 exactly
+        assert sigmas["normal"].min() > 0
+
+
+def test_sampling_knows_neither_order_nor_company(corpus: Any, tmp_path: Path) -> None:
+    run = train(recipe(**SMALL), corpus, tmp_path)
+    drawn = torch.randn(2, 3, 4, 2, 2, 2, generator=torch.Generator().manual_seed(0))
+    given = {"albedo": drawn[0], "normal": drawn[1]}
+    captions = ["a cube", "two balls", ""]
+    whole = run.sample("albedo+normal->rgb", given, captions, sampling=Sampling(3, 3.0))["rgb"]
+    turned = dict(reversed(list(given.items())))
+    assert torch.equal(run.sample("normal+albedo->rgb", turned, captions, sampling=Sampling(3, 3.0))["rgb"], whole)
+    first = {name: latents[:1] for name, latents in given.items()}
+    alone = run.sample("albedo+normal->rgb", first, captions[:1], sampling=Sampling(3, 3.0))["rgb"]
+    torch.testing.assert_close(alone, whole[:1], atol=1e-5, rtol=1e-5)
+
+
+def test_wrong_use_of_a_run_is_named(base: Any, corpus: Any, tmp_path: Path) -> None:
+    settings = recipe(**SMALL).to_dict() | {"tasks": {"rgb->albedo": 1.0}}
+    run = train(Recipe.from_dict(settings), corpus, tmp_path / "run")
+    given = torch.randn(1, 4, 2, 2, 2)
+    with pytest.raises(OpenUniError, match=r'not trained for "rgb->normal"; it was trained for: rgb->albedo'):
+        run.sample("rgb->normal", {"rgb": given}, [""])
+    with pytest.raises(OpenUniError, match="needs depth; the model has rgb, albedo, normal"):
+        train(Recipe.from_dict(settings | {"tasks": {"rgb->depth": 1.0}}), corpus, tmp_path / "no")
+    with pytest.raises(OpenUniError, match=r"frames must be 4k \+ 1"):
+        run.generate("", ["albedo"], {"rgb": np.zeros((6, 16, 16, 3), np.uint8)}, (6, 16, 16))
+    with pytest.raises(OpenUniError, match=r"given latents must be \[1, 4, 2, 2, 2\] for 1 captions, got"):
+        run.sample("rgb->albedo", {"rgb": given[:, :, :1]}, [""], shape=(4, 2, 2, 2))
+    other = recipe(**SMALL | {"ffn_dim": 48}).to_dict() | {"start_from": str(run.folder)}
+    with pytest.raises(OpenUniError, match=r"of another size: blocks\.0\.ffn.*32.*48"):
+        train(Recipe.from_dict(other), corpus, tmp_path / "other")
+    shared = recipe(**SMALL, lora="shared").to_dict() | {"start_from": str(run.folder)}
+    with pytest.raises(OpenUniError, match=r"is of another model; differing keys: .*lora_A\.albedo"):
+        train(Recipe.from_dict(shared), corpus, tmp_path / "shared")
+
+
+@pytest.mark.parametrize("change", ["missing", "unknown", "size"])
+def test_checkpoints_with_other_keys_are_refused(corpus: Any, tmp_path: Path, change: str) -> None:
+    run = train(recipe(**SMALL), corpus, tmp_path)
+    path = run.checkpoint.path / "ema.safetensors"
+    tensors, key = load_file(path), "blocks.0.ffn.net.2.lora_B.normal"
+    moved = tensors.pop(key)
+    if change == "unknown":
+        tensors |= {key: moved, "blocks.0.ffn.net.2.lora_B.depth": moved.clone()}
+    if change == "size":
+        tensors |= {key: moved[:, :2].contiguous()}
+    save_file(tensors, path)
+    with pytest.raises(OpenUniError, match=r"lora_B\.(normal|depth)"):
+        _ = Run.open(tmp_path, "cpu").model
 
 
 def test_noise_on_given_streams(base: Any, corpus: Any, tmp_path: Path) -> None:
