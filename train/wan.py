@@ -45,6 +45,7 @@ class WanModel(Model):
     def __post_init__(self) -> None:
         object.__setattr__(self, "modalities", tuple(self.modalities))
         object.__setattr__(self, "patch", tuple(self.patch))
+        super().__post_init__()
         if not self.modalities or len(set(self.modalities)) != len(self.modalities):
             raise OpenUniError(f"{self.name()}: modalities must be distinct and at least one, got {self.modalities}")
 

@@ -162,7 +162,7 @@ def test_wrong_input_is_named(base: Any) -> None:
         model({"normals": streams["normal"]}, sigmas, text)
     with pytest.raises(OpenUniError, match="share one shape"):
         model(streams | {"normal": streams["normal"][:, :, :2]}, sigmas, text)
-    with pytest.raises(OpenUniError, match="layout must be 'rows' or 'channels', got 'columns'"):
+    with pytest.raises(OpenUniError, match=r"layout = \"columns\"\. Allowed: rows, channels"):
         built(base, layout="columns")
 
 

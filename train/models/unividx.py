@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
+from annotated_types import Ge, Interval
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import nn
 
-from manifests.errors import OpenUniError
 from train.lora import GatedLinear, Rows
 from train.model import Streams, Told
 from train.tasks import Task
@@ -34,24 +34,17 @@ class UniVidX(WanModel):
 
     origin: ClassVar[str] = "UniVidX: A Unified Multimodal Framework for Versatile Video Generation (arXiv 2605.00658)"
 
-    rank: Annotated[int, "of each LoRA; alpha is the same, so the scale is 1"] = 32
+    rank: Annotated[int, "of each LoRA; alpha is the same, so the scale is 1", Ge(1)] = 32
     train_base: Annotated[bool, "train all weights, not the LoRAs alone, such as when nothing is pretrained"] = False
-    condition_noise: Annotated[float, "sigma of given streams; the released code has 0.00498, the paper 0"] = 0.0
+    condition_noise: Annotated[
+        float, "sigma of given streams; the released code has 0.00498, the paper 0", Interval(ge=0, lt=0.5)
+    ] = 0.0
     lora: Annotated[Lora, "a LoRA per modality, or (ablation) one for all"] = "decoupled"
     gated: Annotated[bool, "LoRAs rest where their stream is given; false (ablation): always at work"] = True
     cross_modal: Annotated[bool, "rows attend to all rows of their sample; false (ablation): to themselves"] = True
     layout: Annotated[Layout, "a row per stream, or (ablation) all on channels; then the last three are ignored"] = (
         "rows"
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.rank < 1:
-            raise OpenUniError(f"unividx: rank must be at least 1, got {self.rank}")
-        if not 0 <= self.condition_noise < 0.5:
-            raise OpenUniError(f"unividx: condition_noise must be in 0 to 0.5, got {self.condition_noise}")
-        if self.layout not in get_args(Layout):
-            raise OpenUniError(f"unividx: layout must be 'rows' or 'channels', got {self.layout!r}")
 
     @property
     def given_sigma(self) -> float:
