@@ -142,7 +142,7 @@ class Run:
             given={name: latents.to(self.device, torch.float32) for name, latents in given.items()},
             text={name: self._text(task, name, captions).to(self.device) for name in task.streams},
             unconditional=self.texts.empty,
-            captioned=tuple(name for name in task.streams if self.architecture.text_of(task, name) == "caption"),
+            captioned=self._captioned(task),
             words=self._words(task, captions, sampling),
         )
         with autocast(self.recipe, self.device):
@@ -232,6 +232,10 @@ class Run:
             f"given. This one has not: train with data.given_dropout = 0.1 (or with flow.shared_sigma = false and the "
             f'task "{Task((), task.streams)}"), or leave given_guidance at 1.'
         )
+
+    def _captioned(self, task: Task) -> tuple[str, ...]:
+        """The streams of the task that are told the caption."""
+        return tuple(name for name in task.streams if self.architecture.text_of(task, name) == "caption")
 
     def _words(self, task: Task, captions: Sequence[str], sampling: sampler.Sampling) -> sampler.SampledText | None:
         """The text stream, where the model has one in this task: the captions, or how a text begins."""
