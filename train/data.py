@@ -13,7 +13,7 @@ import torch
 from train.flow_matching import noised, sigma_at
 from train.index import Index
 from train.model import Model, Streams
-from train.plan import Plan, Sample
+from train.plan import Sample, Steps
 from train.randomness import named_seed, normal, permuted, uniform
 from train.recipe import Recipe
 from train.tasks import TEXT, Task
@@ -63,7 +63,7 @@ class Loader:
     model: Model
     tokenizer: Tokenizer | None = None  # for models that make text
 
-    def step(self, plan: Plan, step: int) -> list[list[Batch]]:
+    def step(self, plan: Steps, step: int) -> list[list[Batch]]:
         """The batches of one optimiser step, by accumulation part."""
         samples = plan.step(step)
         part = len(samples) // self.recipe.optimizer.accumulate
@@ -196,7 +196,7 @@ class Loader:
         return TextDraws(self.tokenizer, self.recipe.text, self.model.text_width, self.recipe.seed)
 
 
-def prefetched(loader: Loader, plan: Plan, steps: range, ahead: int = 2) -> Generator[list[list[Batch]], None, None]:
+def prefetched(loader: Loader, plan: Steps, steps: range, ahead: int = 2) -> Generator[list[list[Batch]], None, None]:
     """`loader.step` for each step in order, computed up to `ahead` steps early in threads.
 
     Reads release the interpreter lock, so threads suffice. Nothing here is state: what was prepared for steps that

@@ -63,6 +63,8 @@ class Index:
     text_family: str
     clip_ids: list[str]  # [N], sorted
     held_out: np.ndarray  # bool [N]
+    collections: list[str]  # names, sorted; "" is that of clips without one
+    collection: np.ndarray  # int32 [N], index into `collections`
     latents: dict[str, Extents]  # by modality
     text: Extents
     captions: "Captions | None" = None  # for models that make text
@@ -102,6 +104,9 @@ class Index:
         """16 hex digits that change whenever a clip, its split or one of its tensors does."""
         total = xxhash.xxh3_64(",".join(self.clip_ids).encode())
         total.update(self.held_out.tobytes())
+        if self.collections != [""]:
+            total.update(",".join(self.collections).encode())
+            total.update(self.collection.tobytes())
         for name, extents in [*self.latents.items(), ("text", self.text)]:
             total.update(name.encode())
             total.update(extents.present.tobytes())
@@ -112,22 +117,31 @@ class Index:
 
 
 def open_index(
-    corpus: "Corpus", modalities: tuple[str, ...], latents: str, text: str, validation_share: float
+    corpus: "Corpus",
+    modalities: tuple[str, ...],
+    latents: str,
+    text: str,
+    validation_share: float,
+    collections: tuple[str, ...] = (),
 ) -> Index:
-    """The index of the clips the corpus keeps. `latents`, `text`: as in the recipe's `data`."""
+    """The index of the clips the corpus keeps, of all or of some collections. `latents`, `text`: as in the recipe."""
     latent_family = choose_family("latent", corpus.families(), latents)
     text_family = choose_family("text", corpus.text_families(), text)
     kept = pa.array(sorted(corpus.kept()), pa.string())
     columns = ["clip_id", "source", "origin", "collection", "split"]
     table = corpus.dataset("clips", clip_schema()).to_table(columns=columns)
     table = table.take(pc.index_in(kept, value_set=table["clip_id"].combine_chunks()))
-    table = _without_tests(table)
+    table = _of_collections(_without_tests(table), collections)
     kept = table["clip_id"].combine_chunks()
+    names = pc.fill_null(table["collection"], "").combine_chunks()
+    known = sorted(set(names.unique().to_pylist()))
     return Index(
         latent_family=latent_family,
         text_family=text_family,
         clip_ids=kept.to_pylist(),
         held_out=held_out(unit_names(table).to_pylist(), table["split"].to_pylist(), validation_share),
+        collections=known,
+        collection=pc.index_in(names, value_set=pa.array(known, pa.string())).to_numpy(zero_copy_only=False),
         latents={name: _extents(corpus, f"latents/{latent_family}/{name}", kept, 4) for name in modalities},
         text=_extents(corpus, f"text/{text_family}", kept, 2),
     )
@@ -154,6 +168,20 @@ def _without_tests(clips: pa.Table) -> pa.Table:
     if not pc.any(pc.equal(splits, "validation")).as_py():
         return clips
     return clips.filter(pc.not_equal(splits, "test"))
+
+
+def _of_collections(clips: pa.Table, names: tuple[str, ...]) -> pa.Table:
+    """Only the clips of these collections, if any are named; raises `OpenUniError` for one that the corpus lacks."""
+    if not names:
+        return clips
+    there = sorted({name for name in clips["collection"].unique().to_pylist() if name})
+    for name in names:
+        if name not in there:
+            raise OpenUniError(
+                f'collection "{name}" is not in the corpus.{did_you_mean(name, there)} '
+                f"Its kept clips are of: {', '.join(there) or 'no collection'}."
+            )
+    return clips.filter(pc.is_in(clips["collection"], value_set=pa.array(names, pa.string())))
 
 
 def held_out(sources: list[str], splits: list[str | None], share: float) -> np.ndarray:

@@ -42,12 +42,21 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         if not isinstance(value, dict):
             raise OpenUniError(f"{where} must be a table, got {value!r}")
         return strict(hint, value, where)
+    if get_origin(hint) is tuple and dataclasses.is_dataclass(get_args(hint)[0]):
+        return _tables(get_args(hint)[0], value, where)
     if not _fits(hint, value):
         wanted = " or ".join(repr(v) for v in get_args(hint)) if get_origin(hint) is Literal else _plain(hint)
         raise OpenUniError(f"{where} must be {wanted}, got {value!r} ({meaning})")
     if get_origin(hint) is tuple:
         return tuple(value)
     return float(value) if hint is float else value
+
+
+def _tables(kind: Any, value: Any, where: str) -> tuple[Any, ...]:
+    """One dataclass per table of a TOML array of tables."""
+    if not isinstance(value, list | tuple) or not all(isinstance(entry, dict) for entry in value):
+        raise OpenUniError(f"{where} must be tables, got {value!r}")
+    return tuple(strict(kind, entry, f"{where} {number}") for number, entry in enumerate(value, start=1))
 
 
 def _fits(hint: Any, value: Any) -> bool:

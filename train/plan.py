@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Protocol
 
 import numpy as np
 
@@ -21,6 +22,13 @@ class Sample:
     task: Task
 
 
+class Steps(Protocol):
+    """What says the samples of every step, as a pure function of it: a plan, or several in turn."""
+
+    def step(self, step: int) -> list[Sample]:
+        """The samples of step `step` (from 0)."""
+
+
 @dataclass(frozen=True, eq=False)
 class Plan:
     """`plan.step(t)` costs the same at any step and needs no state: resuming needs the step alone.
@@ -38,16 +46,20 @@ class Plan:
     mix: TaskMix
 
     @classmethod
-    def build(cls, index: Index, mix: TaskMix, seed: int, batch_size: int) -> "Plan":
-        """Over the clips that are not held out and have the streams of at least one task."""
-        usable = usable_clips(index, mix) & ~index.held_out
+    def build(cls, index: Index, mix: TaskMix, seed: int, batch_size: int, clips: np.ndarray | None = None) -> "Plan":
+        """Over the clips that are not held out and have the streams of at least one task; of `clips`, bool [N], only.
+
+        Raises `OpenUniError` when there is none.
+        """
+        wanted = np.ones(len(index.clip_ids), dtype=bool) if clips is None else clips
+        usable = usable_clips(index, mix) & wanted & ~index.held_out
         if not usable.any():
-            raise OpenUniError(_why_none(index, mix))
+            raise OpenUniError(_why_none(index, mix, wanted))
         shapes, present = index.shapes, index.present
-        clips = np.flatnonzero(usable)
-        _, bucket = np.unique(shapes[clips], axis=0, return_inverse=True)
-        buckets = [clips[bucket.ravel() == number] for number in range(bucket.max() + 1)]
-        available = {int(bits): index.streams(int(bits)) for bits in np.unique(present[clips])}
+        numbers = np.flatnonzero(usable)
+        _, bucket = np.unique(shapes[numbers], axis=0, return_inverse=True)
+        buckets = [numbers[bucket.ravel() == number] for number in range(bucket.max() + 1)]
+        available = {int(bits): index.streams(int(bits)) for bits in np.unique(present[numbers])}
         return cls(seed, batch_size, buckets, available, present, mix)
 
     @property
@@ -98,21 +110,23 @@ def usable_clips(index: Index, mix: TaskMix) -> np.ndarray:
     return np.isin(present, np.array(good, dtype=np.uint64))
 
 
-def clips_by_task(index: Index, mix: TaskMix) -> dict[str, int]:
-    """How many clips each task can train on: not held out, with all its streams."""
+def clips_by_task(index: Index, mix: TaskMix, clips: np.ndarray | None = None) -> dict[str, int]:
+    """How many clips each task can train on: not held out, with all its streams; of `clips`, bool [N], only."""
     counts = dict.fromkeys(map(str, mix.tasks), 0)
-    for bits, count in zip(*np.unique(index.present[~index.held_out], return_counts=True), strict=True):
+    wanted = ~index.held_out if clips is None else ~index.held_out & clips
+    for bits, count in zip(*np.unique(index.present[wanted], return_counts=True), strict=True):
         for task, _ in mix.possible(index.streams(int(bits))):
             counts[str(task)] += int(count)
     return counts
 
 
-def _why_none(index: Index, mix: TaskMix) -> str:
-    counts = ", ".join(f"{name}: {int(extents.present.sum())}" for name, extents in index.latents.items())
-    both = np.logical_and.reduce([extents.present for extents in index.latents.values()])
+def _why_none(index: Index, mix: TaskMix, wanted: np.ndarray) -> str:
+    counts = ", ".join(f"{name}: {int((extents.present & wanted).sum())}" for name, extents in index.latents.items())
+    both = np.logical_and.reduce([wanted, *(extents.present for extents in index.latents.values())])
+    held_out = int((index.held_out & wanted).sum())
     return (
-        f"no clip can be trained on. Of {len(index.clip_ids)} kept clips, {int(index.held_out.sum())} are held out for "
-        f"validation; with latents by modality: {counts}; with all of them: {int(both.sum())}. Tasks: "
+        f"no clip can be trained on. Of {int(wanted.sum())} kept clips, {held_out} are held out for validation; with "
+        f"latents by modality: {counts}; with all of them: {int(both.sum())}. Tasks: "
         f"{', '.join(str(task) for task in mix.tasks)}. Encode the missing modalities (the pipeline's [encode] "
         "section), choose other tasks, or lower data.validation_share."
     )

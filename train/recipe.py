@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from annotated_types import Gt
+
 from manifests.bounds import SHARE, check_options
 from manifests.errors import OpenUniError, did_you_mean
 from train.options import strict
@@ -20,6 +22,7 @@ class Data:
 
     latents: Annotated[str, "latent family, or its codec's name; empty: the corpus has only one"] = ""
     text: Annotated[str, "text family, or its codec's name; empty: the corpus has only one"] = ""
+    collections: Annotated[tuple[str, ...], "only clips of these collections (of the first stage); empty: all"] = ()
     text_length: Annotated[int, "rows of text per sample, zeros added (Wan: 512); 0: as the longest text"] = 512
     caption_dropout: Annotated[float, "share of samples whose caption is replaced by the empty one", SHARE] = 0.1
     given_dropout: Annotated[float, "share of samples told nothing: given streams noise, caption empty", SHARE] = 0.0
@@ -77,6 +80,21 @@ class TextStream:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """From one step on other tasks, on other clips. A stage takes nothing over from the one before."""
+
+    from_step: Annotated[int, "its first step, counted from 0; the recipe's own tasks hold before", Gt(0)] = 0
+    tasks: Annotated[dict[str, float], "as the recipe's"] = field(default_factory=dict)
+    modality_weights: Annotated[dict[str, float], "as the recipe's"] = field(default_factory=dict)
+    collections: Annotated[tuple[str, ...], "only clips of these collections; empty: all"] = ()
+
+    def __post_init__(self) -> None:
+        check_options(self, "recipe: curriculum")
+        if not self.tasks:
+            raise OpenUniError(f"recipe: curriculum: the stage from step {self.from_step} says no tasks")
+
+
+@dataclass(frozen=True)
 class Optimizer:
     """AdamW with a linear warm-up, then a constant rate."""
 
@@ -129,6 +147,7 @@ class Recipe:
     modality_weights: Annotated[dict[str, float], "shares of the modalities within a word of `tasks`; 1 if absent"] = (
         field(default_factory=dict)
     )
+    curriculum: Annotated[tuple[Stage, ...], "later stages: `[[curriculum]]` with from_step, tasks, ..."] = ()
     seed: Annotated[int, "of everything drawn"] = 0
     precision: Annotated[Literal["auto", "float32", "bfloat16"], "auto: bfloat16 autocast on CUDA"] = "auto"
     start_from: Annotated[str, "folder of a run whose weights this one starts from, such as a first stage"] = ""
@@ -143,6 +162,9 @@ class Recipe:
     def __post_init__(self) -> None:
         if not isinstance(self.model.get("name"), str):
             raise OpenUniError('recipe: [model] needs a name, such as name = "unityvideo"')
+        borders = [stage.from_step for stage in self.curriculum]
+        if borders != sorted(set(borders)):
+            raise OpenUniError(f"recipe: curriculum: each stage must begin after the one before; from_step: {borders}")
         optimizer, checkpoints = self.optimizer, self.checkpoints
         positive = {
             "optimizer.steps": optimizer.steps,

@@ -13,11 +13,12 @@ from manifests.errors import OpenUniError
 from manifests.modality import Modality, read_rendering
 from train import sampler
 from train.checkpoint import Checkpoint, checkpoints, load_model
+from train.curriculum import trained_tasks
 from train.log import read_log
 from train.model import Model, Streams
 from train.options import find_and_build
 from train.recipe import Recipe
-from train.tasks import TEXT, Task, TaskMix
+from train.tasks import TEXT, Task
 from train.text_flow import TextDraws
 from train.texts import Texts, fixed_rows, latent_codec, text_codec
 from train.tokenizer import Tokenizer, tokenizer_of
@@ -52,9 +53,8 @@ class Run:
 
     @property
     def tasks(self) -> list[Task]:
-        """The tasks the model was trained for."""
-        modalities = self.record["model"]["options"]["modalities"]
-        return TaskMix.build(self.recipe.tasks, modalities, self.recipe.modality_weights).tasks
+        """The tasks the model was trained for, in whatever stage."""
+        return trained_tasks(self.recipe, self.record["model"]["options"]["modalities"])
 
     @property
     def checkpoint(self) -> Checkpoint:

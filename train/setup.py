@@ -13,10 +13,11 @@ from manifests.component import find_component
 from manifests.errors import OpenUniError
 from train.captions import Captions, open_captions
 from train.checkpoint import checkpoints
+from train.curriculum import Curriculum, all_collections, stages_of
 from train.index import Index, choose_family, open_index
 from train.model import Model
 from train.options import build
-from train.plan import Plan, clips_by_task, usable_clips
+from train.plan import clips_by_task, usable_clips
 from train.recipe import Recipe, TextStream
 from train.run import FORMAT, TEXTS_FILE
 from train.tasks import TaskMix
@@ -37,7 +38,8 @@ class Setup:
     recipe: Recipe
     corpus: "Corpus"
     model: Model
-    mix: TaskMix
+    mix: TaskMix  # of all stages together
+    plan: Curriculum
     index: Index
     texts: Texts
     record: dict[str, Any]  # run.json
@@ -52,14 +54,16 @@ def prepare(recipe: Recipe, corpus: "Corpus", folder: Path) -> Setup:
     kind = find_component("train.models", base, recipe.model["name"])
     options = {key: value for key, value in recipe.model.items() if key != "name"}
     modalities = tuple(options.get("modalities") or kind.only_modalities or _modalities(latents))
-    mix = TaskMix.build(recipe.tasks, modalities, recipe.modality_weights)
+    stages = stages_of(recipe, modalities)
+    mix = TaskMix.together([stage.mix for stage in stages])
     tokenizer = _tokenizer(kind, recipe, mix)
-    index = open_index(corpus, modalities, recipe.data.latents, recipe.data.text, recipe.data.validation_share)
+    data = recipe.data
+    index = open_index(corpus, modalities, data.latents, data.text, data.validation_share, all_collections(stages))
     if tokenizer is not None:
         captions = open_captions(corpus, index.clip_ids, text.get("caption", ""), recipe.text, tokenizer)
         _check_texts(captions, mix, recipe.text)
         index = dataclasses.replace(index, captions=captions)
-    Plan.build(index, mix, recipe.seed, recipe.optimizer.batch_size)  # refuses when nothing can be trained on
+    plan = Curriculum.build(index, stages, recipe.seed, recipe.optimizer.batch_size)  # refuses: nothing to train on
     shape = _commonest_shape(index, mix)
     folder.mkdir(parents=True, exist_ok=True)
     rows = fixed_rows(text, modalities, folder / TEXTS_FILE)
@@ -78,7 +82,8 @@ def prepare(recipe: Recipe, corpus: "Corpus", folder: Path) -> Setup:
             "clips": len(index.clip_ids),
             "held_out": int(index.held_out.sum()),
             "clips_by_task": clips_by_task(index, mix),
-        },
+        }
+        | ({"stages": plan.summary(index)} if len(stages) > 1 else {}),
     }
     if tokenizer is not None and index.captions is not None:
         record["tokens"] = {"vocabulary": tokenizer.vocabulary, "digest": tokenizer.digest()}
@@ -86,7 +91,7 @@ def prepare(recipe: Recipe, corpus: "Corpus", folder: Path) -> Setup:
     record = json.loads(json.dumps(record))
     _check_resume(record, folder)
     (folder / "run.json").write_text(json.dumps(record, indent=2))
-    return Setup(recipe, corpus, model, mix, index, Texts(rows, record["text_length"]), record, tokenizer)
+    return Setup(recipe, corpus, model, mix, plan, index, Texts(rows, record["text_length"]), record, tokenizer)
 
 
 def _tokenizer(kind: type[Model], recipe: Recipe, mix: TaskMix) -> Tokenizer | None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
+from math import fsum
 
 from manifests.errors import OpenUniError, did_you_mean
 from manifests.modality import modality_names
@@ -180,11 +181,25 @@ class TaskMix:
             for task, part in zip(expanded, parts, strict=True):
                 if weight < 0 or part < 0:
                     raise OpenUniError(f'task "{task}" has a negative weight')
-                shares[task] = shares.get(task, 0.0) + (weight * part / sum(parts) if sum(parts) else 0.0)
-        total = sum(shares.values())
+                shares[task] = shares.get(task, 0.0) + (weight * part / fsum(parts) if fsum(parts) > 0 else 0.0)
+        return cls._normalised(shares)
+
+    @classmethod
+    def together(cls, mixes: Sequence["TaskMix"]) -> "TaskMix":
+        """All tasks of several mixes, each with the mean of its probabilities."""
+        shares: dict[Task, float] = {}
+        for task, weight in (pair for mix in mixes for pair in mix.weights):
+            shares[task] = shares.get(task, 0.0) + weight
+        return mixes[0] if len(mixes) == 1 else cls._normalised(shares)
+
+    @classmethod
+    def _normalised(cls, shares: Mapping[Task, float]) -> "TaskMix":
+        """In an order of its own, fewest given first: that of a recipe's tables and modalities must not matter."""
+        total = fsum(shares.values())
         if total <= 0:
             raise OpenUniError(f"no task has a weight above 0. {_grammar()}")
-        return cls(tuple((task, share / total) for task, share in shares.items() if share > 0))
+        ordered = sorted((task for task, share in shares.items() if share > 0), key=_place)
+        return cls(tuple((task, shares[task] / total) for task in ordered))
 
     @property
     def tasks(self) -> list[Task]:
@@ -219,6 +234,12 @@ class TaskMix:
 
 def _in_order(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(set(names), key=lambda name: (name != "rgb", name)))
+
+
+def _place(task: Task) -> tuple[object, ...]:
+    """What tasks of a mix are sorted by."""
+    given, made = ([(name != "rgb", name) for name in side] for side in (task.given, task.made))
+    return len(given), given, made, task.makes_text
 
 
 def _modality_weight(task: Task, weights: Mapping[str, float]) -> float:

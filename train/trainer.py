@@ -26,7 +26,6 @@ from train.checkpoint import (
 from train.data import Batch, Loader, prefetched
 from train.log import RunLog
 from train.objective import Losses, losses_of
-from train.plan import Plan
 from train.randomness import named_seed
 from train.recipe import Optimizer, Recipe
 from train.run import Run, autocast, pick_device
@@ -71,7 +70,7 @@ class Trainer:
         self.recipe = setup.recipe
         self.device = torch.device(device)
         self.loader = Loader(setup.corpus, setup.index, setup.texts, self.recipe, setup.model, setup.tokenizer)
-        self.plan = Plan.build(setup.index, setup.mix, self.recipe.seed, self.recipe.optimizer.batch_size)
+        self.plan = setup.plan
         with torch.random.fork_rng():
             torch.manual_seed(named_seed(self.recipe.seed, "weights"))
             resuming = bool(checkpoints(folder))  # then the weights are overwritten: none need be read first

@@ -43,7 +43,8 @@ class WanModel(Model):
     )
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "modalities", tuple(self.modalities))
+        # in one order, which initial weights are drawn in: that of a recipe or a folder must not matter
+        object.__setattr__(self, "modalities", tuple(sorted(self.modalities, key=lambda name: (name != "rgb", name))))
         object.__setattr__(self, "patch", tuple(self.patch))
         super().__post_init__()
         if not self.modalities or len(set(self.modalities)) != len(self.modalities):

@@ -36,7 +36,9 @@ def write_corpus(
     text: Bytes | None = None,
     size: tuple[int, int, int] = (5, 16, 16),
 ) -> Corpus:
-    """`clips`: dicts with `latents` (modality -> float [C, T, H, W] or None), and optionally source, split, caption."""
+    """`clips`: dicts with `latents` (modality -> float [C, T, H, W] or None), and optionally source, split, collection,
+    caption.
+    """
     codec, text = codec or Dct(channels=4), text or Bytes(dim=8, max_bytes=31)
     corpus = Corpus.create(str(folder))
     modalities = sorted({name for clip in clips for name in clip["latents"]})
@@ -48,9 +50,8 @@ def write_corpus(
         one = DecodedClip.from_frames(
             np.zeros((size[0], 16, 16, 3), np.uint8), caption=clip.get("caption", "a cube")
         ).clip
-        one = dataclasses.replace(
-            one, clip_id=clip_id(source, number, number + 1, ""), source=source, split=clip.get("split")
-        )
+        named = {name: clip.get(name) for name in ("split", "collection")}
+        one = dataclasses.replace(one, clip_id=clip_id(source, number, number + 1, ""), source=source, **named)
         rows.commit(dataclasses.asdict(one) | {"status": "ok", "error": None})
         for name, latents in clip["latents"].items():
             put_tensor(writers[name], one.clip_id, None if latents is None else np.asarray(latents))

@@ -6,9 +6,11 @@ import pytest
 
 from manifests.component import find_component
 from manifests.errors import OpenUniError
+from train.curriculum import stages_of
 from train.model import Model
 from train.options import build
 from train.recipe import Recipe, recipe_names
+from train.tasks import expand
 
 
 def write(folder: Path, text: str) -> Path:
@@ -56,6 +58,22 @@ def test_shipped_recipes_are_sound(name: str) -> None:
     recipe = Recipe.load(name)
     kind = find_component("train.models", Model, recipe.model["name"])
     build(kind, {key: value for key, value in recipe.model.items() if key != "name"})
+
+
+def test_the_papers_curriculum() -> None:
+    """Order of difficulty, and what each stage trains, for the six modalities."""
+    recipe = Recipe.load("unityvideo_curriculum_wan_1_3b")
+    first, second = (stage.mix for stage in stages_of(recipe, recipe.model["modalities"]))
+    for mix, others in ((first, 3), (second, 5)):
+        assert len(mix.tasks) == 3 * others
+        shares = {
+            word: sum(weight for task, weight in mix.weights if task in expand(word, recipe.model["modalities"]))
+            for word in ("control", "estimate", "joint")
+        }
+        assert shares["control"] < shares["estimate"] < shares["joint"]
+        assert list(shares.values()) == pytest.approx([2 / 11, 3 / 11, 6 / 11])
+    assert {name for task in first.tasks for name in task.streams} == {"rgb", "depth", "flow", "densepose"}
+    assert recipe.curriculum[0].from_step == 16000 and recipe.optimizer.steps == 16000 + 40000
 
 
 def test_unknown_model_option_is_an_error() -> None:

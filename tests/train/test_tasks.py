@@ -135,3 +135,16 @@ def test_no_weight_is_an_error() -> None:
         TaskMix.build({"joint": 0.0}, THREE)
     with pytest.raises(OpenUniError, match="negative"):
         TaskMix.build({"joint": -1.0}, THREE)
+
+
+def test_the_order_of_tables_and_modalities_does_not_matter() -> None:
+    one = TaskMix.build({"joint": 0.5, "estimate": 0.3, "rgb+depth->flow": 0.2}, ("rgb", "depth", "flow"))
+    two = TaskMix.build({"rgb+depth->flow": 0.2, "estimate": 0.3, "joint": 0.5}, ("flow", "rgb", "depth"))
+    assert one == two
+    assert [str(task) for task in one.tasks] == [
+        "text->rgb+depth",
+        "text->rgb+flow",
+        "rgb->depth",
+        "rgb->flow",
+        "rgb+depth->flow",
+    ]
