@@ -218,7 +218,7 @@ def test_changed_data_is_refused(tmp_path: Path, run: Run) -> None:
 
 
 def test_text_is_refused_for_models_that_make_none(corpus: Corpus, tmp_path: Path) -> None:
-    with pytest.raises(OpenUniError, match=r"tasks rgb->text, ->rgb\+text make text, which unityvideo cannot"):
+    with pytest.raises(OpenUniError, match=r"tasks ->rgb\+text, rgb->text make text, which unityvideo cannot"):
         train(recipe(tasks={"v2t": 1.0, "t2vt": 1.0, "rgb->depth": 1.0}), corpus, tmp_path)
     with pytest.raises(OpenUniError, match=r"a \[text\] section, but unityvideo makes no text"):
         train(recipe(text={"length": 64}), corpus, tmp_path)
