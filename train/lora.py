@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from manifests.errors import OpenUniError, unknown_name
+from train.pretrained import base_place
 
 PREFIX = "transformer."  # of the keys in a file: what diffusers' pipelines look for
 READ_PREFIXES = (PREFIX, "base_model.model.", "")  # PEFT's own writes the second, diffusers' models none
@@ -35,7 +36,8 @@ class GatedLinear(nn.Linear):
     """
 
     def __init__(self, in_features: int, out_features: int, adapters: Sequence[str], rank: int) -> None:
-        super().__init__(in_features, out_features)
+        with base_place():
+            super().__init__(in_features, out_features)
         self.lora_A = nn.ParameterDict({name: nn.Parameter(torch.empty(rank, in_features)) for name in adapters})
         self.lora_B = nn.ParameterDict({name: nn.Parameter(torch.zeros(out_features, rank)) for name in adapters})
         for down in self.lora_A.values():

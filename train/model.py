@@ -89,6 +89,10 @@ class Model(Component):
         It needs no file but those of weights that the run does not save (`VideoModel.unsaved`).
         """
 
+    def portable(self) -> "Model":
+        """Without the options that say how a machine is to compute, such as its kernels: what a run records."""
+        return self
+
     def options_dict(self) -> dict[str, Any]:
         """The options as JSON-able values."""
         return {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(self).items()}

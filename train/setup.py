@@ -28,7 +28,10 @@ if TYPE_CHECKING:
     from manifests.corpus import Corpus
 
 # What may differ when a run goes on: it changes nothing of the steps already done.
-FREE_TO_CHANGE = ("checkpoints.", "validation.", "optimizer.accumulate")
+FREE_TO_CHANGE = (
+    *("checkpoints.", "validation.", "optimizer.accumulate"),
+    *("model.attention", "model.compile", "model.gradient_checkpointing"),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +75,7 @@ def prepare(recipe: Recipe, corpus: "Corpus", folder: Path) -> Setup:
     record = {
         "format": FORMAT,
         "recipe": recipe.to_dict(),
-        "model": {"name": kind.name(), "options": model.resolved().options_dict()},
+        "model": {"name": kind.name(), "options": model.resolved().portable().options_dict()},
         "latents": latents,
         "text": text,
         "text_length": _text_length(recipe, index, rows),

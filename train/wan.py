@@ -1,26 +1,27 @@
 """What the models share: diffusers' Wan transformer taken over by streams, weights read shard by shard."""
 
 import dataclasses
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel, WanTransformerBlock
-from safetensors.torch import load_file
 from torch import nn
 
 from manifests.checkpoint import Checkpoint, hub_or_path
 from manifests.errors import OpenUniError, unknown_name
+from train.attention import Attention, check_attention, check_precision, use_attention
 from train.model import Model, Streams
+from train.pretrained import base_place, base_to_come, weight_shards
 
 # diffusers sets most attributes of its models from a configuration, which type checkers cannot follow
 _Transformer: Any = WanTransformer3DModel
 # and a block over several streams is called with more than the base class's
-WanBlock: Any = WanTransformerBlock
+_Block: Any = WanTransformerBlock
 
+Compiler = Literal["none", "inductor", "aot_eager"]
 Rotary = tuple[torch.Tensor, torch.Tensor]  # cosines and sines, float32 [1, tokens, 1, head_dim] each
 
 
@@ -41,6 +42,8 @@ class WanModel(Model):
     gradient_checkpointing: Annotated[bool, "recompute blocks in the backward pass: less memory, a third slower"] = (
         False
     )
+    attention: Annotated[Attention, "kernels of attention; auto: torch's choice among its own (sdpa)"] = "auto"
+    compile: Annotated[Compiler, "torch.compile of each block; aot_eager: to find faults, not faster"] = "none"
 
     def __post_init__(self) -> None:
         # in one order, which initial weights are drawn in: that of a recipe or a folder must not matter
@@ -70,6 +73,10 @@ class WanModel(Model):
             freq_dim=options["freq_dim"],
         )
 
+    def portable(self) -> Self:
+        """See `Model.portable`: attention and compiler are of the machine, not of the model."""
+        return dataclasses.replace(self, attention="auto", compile="none", gradient_checkpointing=False)
+
     def base_options(self) -> dict[str, Any]:
         """Arguments of `WanTransformer3DModel`: the pretrained configuration, or that of the options."""
         if not self.pretrained:
@@ -96,22 +103,20 @@ class WanModel(Model):
     def folder(self) -> Path:
         """The folder of the pretrained transformer; a whole pipeline has it in its own."""
         root = self.checkpoints()[0].resolve()
+        if (root / "transformer_2").is_dir():
+            raise OpenUniError(
+                f'{self.name()}: "{self.pretrained}" has two transformers, one for high and one for low noise levels '
+                f"(as Wan 2.2 A14B). Give the folder of one: {root / 'transformer'} or {root / 'transformer_2'}"
+            )
         return root / "transformer" if (root / "transformer").is_dir() else root
 
 
-def weight_shards(folder: Path) -> Iterator[dict[str, torch.Tensor]]:
-    """The tensors of a diffusers model folder as they are stored, file by file: never all in memory at once."""
-    name = "diffusion_pytorch_model.safetensors"
-    listing = folder / f"{name}.index.json"
-    files = {name} if not listing.is_file() else set(json.loads(listing.read_text())["weight_map"].values())
-    odd = sorted(file for file in files if Path(file).name != file)
-    if odd:
-        raise OpenUniError(f"{listing} names files outside its folder: {', '.join(odd[:3])}")
-    missing = sorted(file for file in files if not (folder / file).is_file())
-    if missing:
-        raise OpenUniError(f"{folder} lacks {', '.join(missing)}: give a diffusers folder with safetensors")
-    for file in sorted(files):
-        yield load_file(folder / file)
+class WanBlock(_Block):
+    """Base of blocks: diffusers' own, without its weights where these are to come."""
+
+    def __init__(self, *sizes: Any, **options: Any) -> None:
+        with base_place():
+            super().__init__(*sizes, **options)
 
 
 class Told(NamedTuple):
@@ -131,9 +136,15 @@ class WanStreams(_Transformer):
     _cp_plan: ClassVar[None] = None
     given_sigma: float = 0.0  # see `train.model.VideoModel`, as the next
     unsaved: frozenset[str] = frozenset()
+    attention: str = "auto"
+    base_precision: torch.dtype = torch.float32  # of the weights that `castable` names
 
     def __init__(self, modalities: Sequence[str], num_layers: int, **base: Any) -> None:
-        super().__init__(num_layers=0, **base)
+        with base_place():
+            super().__init__(num_layers=0, **base)
+        if self.rope.freqs_cos.is_meta and self.patch_embedding.weight.is_meta:  # its tables are in no file
+            config = self.config
+            self.rope = type(self.rope)(config.attention_head_dim, config.patch_size, config.rope_max_seq_len)
         self.register_to_config(num_layers=num_layers, modalities=tuple(modalities))
         self.streams = tuple(modalities)
         self.patch = tuple(self.config.patch_size)
@@ -152,18 +163,72 @@ class WanStreams(_Transformer):
         """Names of the parameters that the base model does not have."""
         return [name for name, _ in self.named_parameters() if self.is_added(name)]
 
-    def load_base(self, shards: Iterator[dict[str, torch.Tensor]]) -> None:
-        """Take all weights of a `WanTransformer3DModel`; raises unless exactly the additions are left as they are."""
+    def castable(self) -> list[str]:
+        """Names of the base parameters that may be kept in bfloat16.
+
+        Those of linear layers and convolutions, which autocast would cast anyway. Norms, modulation tables and the
+        layers that make the modulation out of sigma stay float32.
+        """
+        added = set(self.added_parameters())
+        names = [
+            f"{name}.{leaf}"
+            for name, module in self.named_modules()
+            if isinstance(module, nn.Linear | nn.Conv3d) and not name.startswith("condition_embedder.time_")
+            for leaf in ("weight", "bias")
+        ]
+        return [name for name in names if name not in added]
+
+    @torch.no_grad()
+    def load_base(self, shards: Iterable[dict[str, torch.Tensor]], device: str = "cpu") -> None:
+        """Take all weights of a `WanTransformer3DModel`; raises unless exactly the additions are left as they are.
+
+        Weights that the model was built without are made on `device`, one after another.
+        """
+        parameters = dict(self.named_parameters())
         expected = set(self.state_dict()) - set(self.added_parameters())
+        castable = set(self.castable())
         seen: set[str] = set()
-        for shard in shards:
-            fitting = {name: tensor for name, tensor in shard.items() if name in expected}
-            self.load_state_dict(fitting, strict=False)
-            seen |= set(shard)
+        for name, tensor in (item for shard in shards for item in shard.items()):
+            seen.add(name)
+            if name not in expected:
+                continue
+            if tensor.shape != parameters[name].shape:
+                found, wanted = list(tensor.shape), list(parameters[name].shape)
+                raise OpenUniError(f"pretrained weights do not fit the model: {name} is {found}, not {wanted}")
+            if parameters[name].is_meta:
+                dtype = self.base_precision if name in castable else torch.float32
+                self._put(name, tensor.to(device, dtype, copy=True))
+            else:
+                parameters[name].copy_(tensor)
         odd = sorted(seen ^ expected)
         if odd:
             raise OpenUniError(f"pretrained weights do not fit the model; differing keys: {', '.join(odd[:8])}")
+        copies = [name for name in self.added_parameters() if parameters[name].is_meta]
+        for name in copies:
+            self._put(name, torch.full(parameters[name].shape, torch.nan, device=device))
         self.after_base()
+        if unset := [name for name in copies if self.get_parameter(name).isnan().any()]:
+            raise RuntimeError(f"{type(self).__name__}.after_base leaves {unset[0]} without a value")
+
+    def _put(self, name: str, tensor: torch.Tensor) -> None:
+        place, _, leaf = name.rpartition(".")
+        trained = self.get_parameter(name).requires_grad
+        setattr(self.get_submodule(place), leaf, nn.Parameter(tensor, requires_grad=trained))
+
+    def keep_base_in(self, precision: torch.dtype) -> None:
+        """Cast what `castable` names; the model's matrix products are then of that precision too."""
+        self.base_precision = precision
+        for name in self.castable():
+            parameter = self.get_parameter(name)
+            parameter.data = parameter.data.to(precision)
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        """Call the model. With a base in bfloat16 it computes under autocast, also where the caller does not."""
+        device = self.proj_out.weight.device
+        if self.base_precision == torch.float32 or torch.is_autocast_enabled(device.type):
+            return super().__call__(*arguments, **named)
+        with torch.autocast(device.type, dtype=self.base_precision):
+            return super().__call__(*arguments, **named)
 
     # ------------------------------------------------------------------ what a forward pass is made of
 
@@ -183,6 +248,7 @@ class WanStreams(_Transformer):
             )
         if self.rope.freqs_cos.dtype != torch.float32:
             raise OpenUniError("the model was cast to a lower precision, which ruins RoPE: keep float32, use autocast")
+        check_precision(self.attention, self.rope.freqs_cos.device)
         return names
 
     def grid(self, latents: torch.Tensor) -> tuple[int, int, int]:
@@ -207,11 +273,17 @@ class WanStreams(_Transformer):
 
     def told(self, sigmas: Sequence[torch.Tensor], texts: Sequence[torch.Tensor]) -> Told:
         """Per segment its sigma [B] and its text [B, L, text_dim], embedded by the base model's layers."""
-        timesteps = torch.stack(list(sigmas), dim=1).flatten() * 1000.0
-        text = torch.stack(list(texts), dim=1).flatten(0, 1)
-        time, projected, embedded, _ = self.condition_embedder(timesteps, text)
+        time, table = self.timed(torch.stack(list(sigmas), dim=1).flatten())
+        text = self.condition_embedder.text_embedder(torch.stack(list(texts), dim=1).flatten(0, 1))
         segments = (-1, len(sigmas))
-        return Told(embedded, time.unflatten(0, segments), projected.unflatten(1, (6, -1)).unflatten(0, segments))
+        return Told(text, time.unflatten(0, segments), table.unflatten(0, segments))
+
+    def timed(self, sigma: torch.Tensor, embedder: nn.Module | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sigma [N] -> its embedding [N, D] and the modulation from it [N, 6, D], in float32 also under autocast."""
+        layers = self.condition_embedder
+        with torch.autocast(sigma.device.type, enabled=False):
+            time = (embedder or layers.time_embedder)(layers.timesteps_proj(sigma.float() * 1000.0))
+            return time, layers.time_proj(layers.act_fn(time)).unflatten(1, (6, -1))
 
     def rotary(self, grid: tuple[int, int, int], segments: int = 1, continued: bool = False) -> Rotary:
         """Of tokens ordered by (segment, frame, row, column): positions anew in each segment, or running on on width.
@@ -241,13 +313,30 @@ class WanStreams(_Transformer):
         return tokens
 
 
-def loaded(build: Callable[[], Any], options: WanModel, device: str) -> Any:
-    """The module that `build` makes, with the pretrained base where there is one, on `device` in float32, training."""
-    model = build()
+def loaded(
+    build: Callable[[], Any], options: WanModel, device: str, base_precision: torch.dtype = torch.float32
+) -> Any:
+    """The module that `build` makes, with the pretrained base where there is one, on `device`, training.
+
+    Weights are float32, or of `base_precision` where `WanStreams.castable` says so. Pretrained weights are never in
+    memory twice: the base is built empty, then read tensor by tensor to where it stays.
+    """
+    check_attention(options.attention, device)
     if options.pretrained:
-        model.load_base(weight_shards(options.folder()))
+        with base_to_come():
+            model = build()
+        model.base_precision = base_precision
+        model.load_base(weight_shards(options.folder()), device)
     else:
+        model = build()
         model.after_base()
+        model.keep_base_in(base_precision)
     if options.gradient_checkpointing:
         model.enable_gradient_checkpointing()
-    return model.to(device).train()
+    model = model.to(device).train()
+    model.attention = options.attention
+    use_attention(model, options.attention)
+    if options.compile != "none":
+        for block in model.blocks:
+            block.compile(backend=options.compile, fullgraph=True)
+    return model

@@ -9,6 +9,8 @@ from annotated_types import Ge, Interval
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import nn
 
+from manifests.errors import OpenUniError
+from train.attention import rotated
 from train.lora import GatedLinear, Rows
 from train.model import Streams, Told
 from train.tasks import Task
@@ -36,6 +38,9 @@ class UniVidX(WanModel):
 
     rank: Annotated[int, "of each LoRA; alpha is the same, so the scale is 1", Ge(1)] = 32
     train_base: Annotated[bool, "train all weights, not the LoRAs alone, such as when nothing is pretrained"] = False
+    frozen_precision: Annotated[
+        Literal["float32", "bfloat16"], "of the frozen base's weights, and then of matrix products; LoRAs stay float32"
+    ] = "float32"
     condition_noise: Annotated[
         float, "sigma of given streams; the released code has 0.00498, the paper 0", Interval(ge=0, lt=0.5)
     ] = 0.0
@@ -45,6 +50,11 @@ class UniVidX(WanModel):
     layout: Annotated[Layout, "a row per stream, or (ablation) all on channels; then the last three are ignored"] = (
         "rows"
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.frozen_precision != "float32" and self.train_base:
+            raise OpenUniError("unividx: frozen_precision is of a frozen base, and train_base = true trains it")
 
     @property
     def given_sigma(self) -> float:
@@ -79,7 +89,7 @@ class UniVidX(WanModel):
                 self.modalities, adapters, self.rank, self.gated, self.cross_modal, **self.base_options()
             )
 
-        module = loaded(build, self, device)
+        module = loaded(build, self, device, getattr(torch, self.frozen_precision))
         module.given_sigma = self.condition_noise
         if not self.train_base:
             base = set(module.state_dict()) - set(module.added_parameters())
@@ -96,6 +106,7 @@ class CrossModalProcessor:
     processors, so that its choice of attention backend applies.
     """
 
+    casts = True  # see `train.attention`
     _attention_backend = None
     _parallel_config = None
 
@@ -121,8 +132,8 @@ class CrossModalProcessor:
             return tensor.view(-1, joint * shape[1], *shape[2:])
 
         mixed = dispatch_attention_fn(
-            together(query),
-            together(key),
+            together(query.type_as(value)),  # as torch's own attention would under autocast
+            together(key.type_as(value)),
             together(value),
             backend=self._attention_backend,
             parallel_config=self._parallel_config,
@@ -130,14 +141,6 @@ class CrossModalProcessor:
         mixed = mixed.reshape(*shape[:2], -1).type_as(query)
         out: torch.Tensor = attn.to_out[1](attn.to_out[0](mixed, rows))
         return out
-
-
-def rotated(heads: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
-    """RoPE on pairs of channels, in the arithmetic of diffusers' Wan: `heads` [B, S, heads, head_dim] -> the same."""
-    even, odd = heads.unflatten(-1, (-1, 2)).unbind(-1)
-    cosines, sines = cosines[..., 0::2], sines[..., 1::2]
-    turned = torch.stack((even * cosines - odd * sines, even * sines + odd * cosines), dim=-1)
-    return turned.flatten(-2).type_as(heads)
 
 
 class UniVidXBlock(WanBlock):

@@ -204,7 +204,7 @@ class UniViguTransformer(WanStreams):
         if TEXT not in streams:
             (tokens,) = self.through_blocks(segments, told.text, tables, *rotary)
             return {"rgb": self.unembed(tokens, told.time[:, 0], grid)}
-        time, table = self._text_time(sigmas[TEXT], told.text)
+        time, table = self._text_time(sigmas[TEXT])
         segments = (*segments, self._text_tokens(streams[TEXT]).to(segments[0]))
         cosines, sines = self.text_rotary(segments[1].shape[1])
         rotary = torch.cat([rotary[0], cosines], dim=1), torch.cat([rotary[1], sines], dim=1)
@@ -222,12 +222,9 @@ class UniViguTransformer(WanStreams):
         )
         return cosines, sines
 
-    def _text_time(self, sigma: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _text_time(self, sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """[B] -> the embedding of the text's sigma [B, D] and the modulation from it [B, 6, D]."""
-        embedder = self.condition_embedder
-        sinusoids = embedder.timesteps_proj(sigma * 1000.0).to(self.text_time_embedder.linear_1.weight.dtype)
-        time = self.text_time_embedder(sinusoids).type_as(like)
-        return time, embedder.time_proj(embedder.act_fn(time)).unflatten(1, (6, -1))
+        return self.timed(sigma, self.text_time_embedder)
 
     def _text_tokens(self, given: torch.Tensor) -> torch.Tensor:
         """What stands in the sequence for the text, [B, L, D]."""
