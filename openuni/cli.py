@@ -11,10 +11,10 @@ import traceback
 from pathlib import Path
 
 from manifests.errors import OpenUniError
-from openuni.commands import corpora, models, parts, synthetic
+from openuni.commands import corpora, models, parity, parts, synthetic
 from openuni.commands.app import Stopped, app
 
-__all__ = ["app", "corpora", "main", "models", "parts", "synthetic"]
+__all__ = ["app", "corpora", "main", "models", "parity", "parts", "synthetic"]
 
 RESUMED = frozenset({"run", "import", "export", "train", "world", "demo"})  # what goes on where it was stopped
 

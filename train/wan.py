@@ -179,10 +179,11 @@ class WanStreams(_Transformer):
         return [name for name in names if name not in added]
 
     @torch.no_grad()
-    def load_base(self, shards: Iterable[dict[str, torch.Tensor]], device: str = "cpu") -> None:
+    def load_base(self, shards: Iterable[dict[str, torch.Tensor]], device: str = "cpu", share: bool = False) -> None:
         """Take all weights of a `WanTransformer3DModel`; raises unless exactly the additions are left as they are.
 
-        Weights that the model was built without are made on `device`, one after another.
+        Weights that the model was built without are made on `device`, one after another; with `share` they are the
+        given tensors themselves, which must be there and of the right type.
         """
         parameters = dict(self.named_parameters())
         expected = set(self.state_dict()) - set(self.added_parameters())
@@ -197,7 +198,7 @@ class WanStreams(_Transformer):
                 raise OpenUniError(f"pretrained weights do not fit the model: {name} is {found}, not {wanted}")
             if parameters[name].is_meta:
                 dtype = self.base_precision if name in castable else torch.float32
-                self._put(name, tensor.to(device, dtype, copy=True))
+                self._put(name, tensor if share else tensor.to(device, dtype, copy=True))
             else:
                 parameters[name].copy_(tensor)
         odd = sorted(seen ^ expected)

@@ -12,7 +12,7 @@ from openuni.listing import listing
 from openuni.recipe import Recipe
 from openuni.template import page, recipe_text
 
-COMMANDS = ("list", "show", "init", "doctor", "run", "summary", "select", "train", "generate", "demo")
+COMMANDS = ("list", "show", "init", "doctor", "run", "summary", "select", "train", "generate", "parity", "demo")
 
 
 def cli(*arguments, **options) -> subprocess.CompletedProcess:

@@ -1,0 +1,51 @@
+"""`openuni parity`: the ladder of `train.parity` on the models that are built on Wan."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from manifests.component import component_names, find_component
+from manifests.errors import OpenUniError
+
+if TYPE_CHECKING:
+    from train.parity import Rung
+
+BAD = ("failed", "not run")
+HEADER = f"{'model':<12} {'rung':<11} {'verdict':<14} {'figure':>9} {'at most':>9}  what the figure is"
+
+
+def climbed(
+    pretrained: str, models: Sequence[str], modalities: Sequence[str], device: str, dtype: str
+) -> Iterator[tuple[str, "Rung"]]:
+    """Model and rung, each when it is done. Raises `OpenUniError` for a model or a backbone that is not there."""
+    import torch
+
+    from train.parity import ladder
+    from train.run import pick_device
+
+    kinds = [_kind(name) for name in models or component_names("train.models")]
+    kinds = [kind for kind in kinds if models or kind is not None]
+    for name, kind in zip(models, kinds, strict=False):
+        if kind is None:
+            raise OpenUniError(f'model "{name}" is not built on Wan, so there is nothing to compare it with')
+    for kind in kinds:
+        options: dict[str, Any] = {"pretrained": pretrained}
+        if len(kind().modalities) > 1:  # else the model's streams are fixed
+            options["modalities"] = tuple(dict.fromkeys(modalities))
+        for rung in ladder(kind(**options), pick_device(device), getattr(torch, dtype)):
+            yield kind.name(), rung
+
+
+def _kind(name: str) -> Any:
+    """The component, or None where it is not built on Wan."""
+    from train.model import Model
+    from train.wan import WanModel
+
+    base: Any = Model
+    kind = find_component("train.models", base, name)
+    return kind if issubclass(kind, WanModel) else None
+
+
+def line(model: str, rung: "Rung") -> str:
+    """One line of the table."""
+    figure, tolerance = ("" if value is None else f"{value:.3g}" for value in (rung.figure, rung.tolerance))
+    return f"{model:<12} {rung.name:<11} {rung.verdict:<14} {figure:>9} {tolerance:>9}  {rung.what}"
