@@ -101,7 +101,7 @@ def read_modality(
     data = corpus.read(group, *(extent[key] for key in EXTENT))
     kind: Any = modality.constants_type  # a row written before it had all of these fields goes by their defaults
     given = {name: extent[name] for name in kind._fields if name in extent or name not in kind._field_defaults}
-    signal = modality.decode(data, kind(**given))
+    signal = modality.read(data, kind(**given))
     if len(signal.array) != clip.frame_count:
         raise OpenUniError(f"{group}: {modality.name} of {clip.clip_id} decodes to {len(signal.array)} frames")
     return signal

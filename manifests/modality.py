@@ -14,6 +14,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import numpy as np
 
 from manifests.errors import ClipError, OpenUniError, unknown_name
+from manifests.kept import Kept, is_kept
 from manifests.video import decode_lossless
 
 
@@ -24,6 +25,7 @@ class Payload(NamedTuple):
     suffix: str  # of the entry in the shard, such as "mkv"
     constants: tuple[Any, ...]  # the modality's own NamedTuple
     size_px: tuple[int, int] | None = None  # height and width, where they are not those of the signal that was given
+    frames: int | None = None  # where no signal was given
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +82,25 @@ class Modality(ABC):
     @abstractmethod
     def decode(cls, data: bytes, constants: Any) -> Self:
         """The inverse of `encode`. `constants`: an instance of `constants_type`."""
+
+    @classmethod
+    def read(cls, data: bytes, constants: Any) -> Self:
+        """The signal of a payload, however it is stored: coded by `encode`, or kept in the files it came in.
+
+        Raises `ClipError` for damaged bytes and for values that are not this modality's.
+        """
+        if not is_kept(data):
+            return cls.decode(data, constants)
+        kept = Kept(data, cls.name)
+        if kept.sheet.reading.coding != "rendering":
+            return cls.of_kept(kept.values(), constants)
+        parts = [cls.from_rgb(rendering, constants) for rendering in kept.renderings()]
+        return replace(parts[0], array=np.concatenate([part.array for part in parts]))
+
+    @classmethod
+    def of_kept(cls, array: np.ndarray, constants: Any) -> Self:
+        """The signal whose array [T, H, W, C] was read from kept files. `constants`: of the row."""
+        return cls(array)
 
     @classmethod
     def planes(cls, data: bytes, dtype: type[np.generic], channels: int) -> np.ndarray:

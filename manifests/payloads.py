@@ -4,6 +4,7 @@ import json
 from typing import Any, get_type_hints
 
 from manifests.errors import ClipError
+from manifests.kept import Kept, is_kept
 from manifests.modality import Modality
 from manifests.video import Limits, probe
 
@@ -49,19 +50,30 @@ def restore(
     """
     constants = constants_of(modality, given, where)
     height_px, width_px = size_px
-    if modality.suffix == "mkv":  # other files hold their values as they are
-        info = probe(where, Limits(max_frame_count=frames), data=data)
-        if len(info.pts) != frames or info.width_px > width_px or info.height_px > height_px:
-            raise ClipError(
-                f"{where}: the file holds {len(info.pts)} maps of {info.width_px} x {info.height_px}, the video has "
-                f"{frames} frames of {width_px} x {height_px}. Allowed: as many, and not larger."
-            )
+    held = _held(data, modality, frames, where)
+    if held is not None and (held[0] != frames or held[1] > height_px or held[2] > width_px):
+        raise ClipError(
+            f"{where}: the file holds {held[0]} maps of {held[2]} x {held[1]}, the video has "
+            f"{frames} frames of {width_px} x {height_px}. Allowed: as many, and not larger."
+        )
     try:
-        signal = modality.decode(data, constants)
+        signal = modality.read(data, constants)
     except (ClipError, OSError, ValueError) as error:  # the last two are what FFmpeg's errors derive from
         raise ClipError(f"{where}: cannot decode the file: {error}") from error
     check_fit(signal, where, frames, size_px)
     return signal
+
+
+def _held(data: bytes, modality: type[Modality], frames: int, where: str) -> tuple[int, int, int] | None:
+    """Frames, height_px and width_px by headers alone; None of files that hold their values as they are."""
+    limits = Limits(max_frame_count=frames)
+    if is_kept(data):
+        kept = Kept(data, where)
+        return kept.frames, *kept.size_px(limits)
+    if modality.suffix != "mkv":
+        return None
+    info = probe(where, limits, data=data)
+    return len(info.pts), info.height_px, info.width_px
 
 
 def check_fit(signal: Modality, where: str, frames: int, size_px: tuple[int, int]) -> None:

@@ -159,9 +159,9 @@ def clip_of(source: str, info: VideoInfo, start: int = 0, stop: int | None = Non
     )
 
 
-def whole_clip(source: str, limits: Limits = Limits()) -> Clip:
-    """All frames of a video; raises a `VideoError` as `probe` does."""
-    return clip_of(source, probe(source, limits))
+def whole_clip(source: str, limits: Limits = Limits(), data: bytes | None = None) -> Clip:
+    """All frames of a video; raises a `VideoError` as `probe` does. `data`: its bytes, only named `source`."""
+    return clip_of(source, probe(source, limits, data))
 
 
 def decode(
@@ -212,21 +212,23 @@ def frames_of(
         yield from _images(clip, walk.frames(wanted), size_px or working_size(clip, short_side_px), walk.pixel_aspect)
 
 
-def decode_deep(clip: Clip, limits: Limits = Limits()) -> np.ndarray:
+def decode_deep(clip: Clip, limits: Limits = Limits(), data: bytes | None = None, threads: int = 0) -> np.ndarray:
     """All frames of the clip at the stream's own depth: uint8 or uint16 [T, H, W, 3] over its full range, as stored.
 
     uint16 where the stream has more than 8 bits a channel (exact for 16-bit RGB and grey), else what `decode` gives.
     For maps; of uint16, neither a rotation nor the shape of pixels is applied, and fields stay woven. Raises as
-    `decode` does.
+    `decode` does. `data`: the bytes of the clip's source, which is then not opened. `threads`: as for `decode`.
     """
     nbytes = clip.frame_count * clip.height_px * clip.width_px * 6
     if nbytes > limits.max_decoded_bytes:
         text = f"{clip.frame_count} frames of {clip.width_px}x{clip.height_px} may need {nbytes} bytes"
         raise OverLimit(f"{clip.source}: {text}, over Limits.max_decoded_bytes = {limits.max_decoded_bytes}")
     try:
-        return _decode_deep(clip, limits, 0)
+        return _decode_deep(clip, limits, data, threads)
     except Undecodable:
-        return _decode_deep(clip, limits, 1)  # as `decode` does
+        if threads == 1:
+            raise
+    return _decode_deep(clip, limits, data, 1)  # as `decode` does
 
 
 def whole_mp4(clip: Clip) -> bytes | None:
@@ -277,11 +279,11 @@ def _decode(
     return DecodedClip(clip, frames, (wanted - clip.start_pts) * unit_s, tuple(found) if vectors else None)
 
 
-def _decode_deep(clip: Clip, limits: Limits, threads: int) -> np.ndarray:
+def _decode_deep(clip: Clip, limits: Limits, data: bytes | None, threads: int) -> np.ndarray:
     from av.video.reformatter import VideoReformatter
 
     reformatter = VideoReformatter()
-    with _opened(clip, limits, threads) as (walk, wanted):
+    with _opened(clip, limits, threads, data) as (walk, wanted):
         frames = walk.frames(wanted)
         first = next(frames)
         frames = itertools.chain([first], frames)
@@ -297,10 +299,12 @@ def _decode_deep(clip: Clip, limits: Limits, threads: int) -> np.ndarray:
 
 
 @contextmanager
-def _opened(clip: Clip, limits: Limits, threads: int = 1) -> Iterator[tuple[FrameWalk, np.ndarray]]:
+def _opened(
+    clip: Clip, limits: Limits, threads: int = 1, data: bytes | None = None
+) -> Iterator[tuple[FrameWalk, np.ndarray]]:
     """A walk over the clip's source, and the timestamps of its frames, after proving that they are the clip's."""
     _decodes.add()
-    with open_video(clip.source, limits) as (container, stream), translated(clip.source):
+    with open_video(clip.source, limits, data) as (container, stream), translated(clip.source):
         if stream.index != clip.stream_index:
             text = f"its main video is stream {stream.index}, was {clip.stream_index}"
             raise SourceChanged(f"{clip.source} is not the file it was ({text}): ingest it anew")

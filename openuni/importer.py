@@ -42,7 +42,8 @@ class Imported(NamedTuple, Generic[M]):
     caption: str | None = None
     origin: str | None = None  # the scene or recording it shares with other clips; None: it shares none
     split: str | None = None  # where the set says so, such as "train" or "test"
-    payloads: Mapping[str, Payload] = MappingProxyType({})  # of `maps`: as stored in the set, kept byte by byte
+    # of `maps`: as stored in the set, kept byte by byte; where one says its size and frames, its map may be None
+    payloads: Mapping[str, Payload] = MappingProxyType({})
 
 
 @dataclass(frozen=True)

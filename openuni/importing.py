@@ -116,11 +116,17 @@ class ImportWorker(CorpusWorker):
             split=prepared.split,
         )
         sizes = {}
-        for name, modality in maps.items():
-            sizes[name] = (len(modality.array), *modality.size_px)
+        for name, payload in payloads.items():
+            signal = maps.get(name)
+            size_px, frames = (
+                (payload.size_px, payload.frames) if signal is None else (signal.size_px, len(signal.array))
+            )
+            if size_px is None or frames is None:
+                raise ClipError(f"{self.name}: gave no map {name}, and its payload does not say how large it is")
+            sizes[name] = (frames, *size_px)
             if sizes[name][0] != clip.frame_count:
                 raise ClipError(f"{name} has {sizes[name][0]} frames, the video has {clip.frame_count}")
-        values = {name: schema.plain(value) for name, value in fields.items() if name not in maps}
+        values = {name: schema.plain(value) for name, value in fields.items() if name not in payloads}
         return Stored(clip, payloads, sizes, values)
 
     def store(self, item: ImportItem, computed: Stored) -> Outcome:

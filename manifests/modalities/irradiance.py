@@ -65,7 +65,7 @@ class Irradiance(Modality):
 
     def constants(self) -> IrradianceConstants:
         """The row's white when the map came from one, else the array's."""
-        return IrradianceConstants(_white(self.array) if self.white is None else self.white)
+        return IrradianceConstants(white_of(self.array) if self.white is None else self.white)
 
     def encode(self, fps: float) -> Payload:
         """RGB 16-bit FFV1 that holds the bit patterns of IEEE half-precision floats."""
@@ -82,6 +82,11 @@ class Irradiance(Modality):
         """The stored irradiance, with the row's white."""
         planes = np.ascontiguousarray(cls.planes(data, np.uint16, 3))
         return cls(planes.view(np.float16).astype(np.float32), constants.checked().white)
+
+    @classmethod
+    def of_kept(cls, array: np.ndarray, constants: IrradianceConstants) -> Self:
+        """See `Modality.of_kept`; with the row's white."""
+        return cls(array, constants.checked().white)
 
     def to_rgb(self) -> np.ndarray:
         """float32 [T, H, W, 3]: sRGB values of irradiance / white."""
@@ -105,10 +110,12 @@ class Irradiance(Modality):
         return replace(self, array=resize_smooth(self.array, height_px, width_px))
 
 
-def _white(array: np.ndarray) -> float:
-    """99.5th percentile over the clip of each pixel's brightest channel, at least the floor."""
+def white_of(array: np.ndarray) -> float:
+    """99.5th percentile over the clip of each pixel's brightest channel, at least the floor. [T, H, W, 1 or 3]."""
     if not array.size:
         return WHITE_FLOOR
-    brightest = np.maximum(np.maximum(array[..., 0], array[..., 1]), array[..., 2]).ravel()
+    brightest = array[..., 0]
+    for channel in range(1, array.shape[-1]):
+        brightest = np.maximum(brightest, array[..., channel])
     rank = math.ceil(WHITE_PERCENTILE / 100 * (brightest.size - 1))
-    return max(WHITE_FLOOR, float(np.partition(brightest, rank)[rank]))
+    return max(WHITE_FLOOR, float(np.partition(brightest.ravel(), rank)[rank]))

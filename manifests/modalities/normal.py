@@ -8,6 +8,7 @@ import numpy as np
 from manifests.errors import ClipError
 from manifests.modality import Modality, Payload
 from manifests.resample import resize_nearest, resize_smooth
+from manifests.vectors import lengths, scaled
 from manifests.video import encode_lossless
 
 LENGTH_TOLERANCE = 1e-3  # twice what rounding to 16-bit floats does to a length
@@ -108,27 +109,6 @@ class Normal(Modality):
         nearest = resize_nearest(self.array, height_px, width_px)
         direction = np.where(lengths(mean)[..., None] < CANCELLED * share, nearest, mean)
         return replace(self, array=np.where(share < SURFACE_SHARE, np.float32(0), _unit(direction, 0)))
-
-
-def lengths(vectors: np.ndarray) -> np.ndarray:
-    """float32 [..., W, 3] -> [..., W]."""
-    import cv2
-
-    rows = vectors.reshape(-1, *vectors.shape[-2:])
-    squares = cv2.transform(cv2.multiply(rows, rows), np.ones((1, 3), np.float32))
-    return np.sqrt(squares).reshape(vectors.shape[:-1])
-
-
-def scaled(vectors: np.ndarray, length: np.ndarray, to_length: float, shortest: float = 0.0) -> np.ndarray:
-    """float32 [..., W, 3], `length` of each [..., W] -> all of one length; zero where `length` is 0 or < `shortest`."""
-    import cv2
-
-    rows = vectors.reshape(-1, *vectors.shape[-2:])
-    with np.errstate(divide="ignore"):
-        factor = np.float32(to_length) / length
-    factor[(length < shortest) | (length == 0)] = 0
-    factor = factor.reshape(rows.shape[:2])
-    return cv2.multiply(rows, cv2.merge((factor, factor, factor))).reshape(vectors.shape)
 
 
 def _unit(vectors: np.ndarray, shortest: float) -> np.ndarray:

@@ -21,7 +21,8 @@ class RGBConstants(NamedTuple):
 class RGB(Modality):
     """The picture: uint8 [T, H, W, 3], red green blue, sRGB, full range 0..255.
 
-    Stored without loss (FFV1). As RGB: value / 255, and back exactly from 8 bits or any perturbation below 1 / 510.
+    Stored without loss (RGB H.264; FFV1 of earlier versions is read too). As RGB: value / 255, and back exactly from 8
+    bits or any perturbation below 1 / 510.
     """
 
     name: ClassVar[str] = "rgb"
@@ -39,8 +40,8 @@ class RGB(Modality):
         return RGBConstants()
 
     def encode(self, fps: float) -> Payload:
-        """FFV1 in Matroska, exact."""
-        return Payload(encode_lossless(self.array, fps), self.suffix, self.constants())
+        """RGB H.264 without loss, exact."""
+        return Payload(encode_lossless(self.array, fps, across_frames=True, fast=True), self.suffix, self.constants())
 
     @classmethod
     def decode(cls, data: bytes, constants: RGBConstants) -> Self:

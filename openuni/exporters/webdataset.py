@@ -9,6 +9,7 @@ from annotated_types import Gt, Interval
 
 from annotators.supplied import FORMAT
 from manifests.errors import ClipError
+from manifests.kept import suffix_of
 from manifests.modality import find_modality
 from manifests.shards import TarShard
 from manifests.video import Pixels, frames_of, whole_mp4, write_video
@@ -67,14 +68,15 @@ class WebDataset(Exporter):
         """Names and contents of the clip's files, in the order of the shard."""
         key = clip.clip_id
         video, how = self._video(clip, folder)
-        maps = {name: f"{key}.{name}.{find_modality(name).suffix}" for name in clip.maps}
+        stored = {name: clip.payload(name) for name in clip.maps}
+        maps = {name: f"{key}.{name}.{suffix_of(data, find_modality(name).suffix)}" for name, data in stored.items()}
         record = clip.record() | {"format": FORMAT, "video": how}
         record["modalities"] = {name: {"file": maps[name], **facts} for name, facts in record["modalities"].items()}
         members = {f"{key}.mp4": video}
         if clip.clip.caption is not None:
             members[f"{key}.txt"] = f"{clip.clip.caption}\n".encode()
         members[f"{key}.json"] = f"{json_line(record)}\n".encode()
-        return members | {file: clip.payload(name) for name, file in maps.items()}
+        return members | {file: stored[name] for name, file in maps.items()}
 
     def _video(self, clip: ExportClip, folder: Path) -> tuple[bytes, str]:
         """The clip's mp4, and whether it was copied, encoded, or encoded without loss."""

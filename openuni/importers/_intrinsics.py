@@ -1,25 +1,23 @@
 """Albedo, irradiance and normals as rendered sets give them: ranges and units checked, and the three held together."""
 
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from manifests.errors import ClipError
-from manifests.modalities.albedo import Albedo
-from manifests.modalities.irradiance import LARGEST, Irradiance
-from manifests.modalities.normal import Normal, lengths, scaled
+from manifests.kept import NO_SURFACE, Reading
+from manifests.modalities.irradiance import LARGEST, white_of
 from manifests.transfer import linear_of, srgb_of
+from manifests.vectors import lengths
 from openuni.importers._alignment import by_values, shifted, steps
-from openuni.importers._sequences import Pictures
+from openuni.importers._looks import Look
+from openuni.importers._sequences import Stream
 
 ALBEDO_TOLERANCE = 0.02  # beyond 0..1: filters of renderers ring; what is within is clipped
 IRRADIANCE_TOLERANCE = 0.001  # below 0, of the clip's largest value
 BENT_SHARE = 0.1  # of the surface's pixels may have another length: edges between surfaces are averages
-ROUNDED = 5e-4  # that the length of a unit vector is off by when rounded to 16-bit floats
-NO_SURFACE = 0.25  # a vector shorter than this is no surface
 AWAY = -0.35  # z of a normal that no visible surface has in any usual perspective
 AWAY_SHARE = 0.1
 SMALLEST_CORRELATION = 0.5  # of albedo x irradiance with the picture
@@ -36,85 +34,127 @@ class Fit(NamedTuple):
     sure: bool  # that they are in step
 
 
-def albedo_of(given: Pictures, values: np.ndarray) -> Albedo:
-    """float32 [T, H, W, 3], linear; values beyond 0..1 by more than 0.02 are refused, others clipped."""
-    where = given.stream.where
-    lo, hi = range_of(values, where, "albedo")
+Coding = Literal["linear", "srgb"]
+
+
+def albedo_reading(dtype: np.dtype, channels: int, where: Path, coding: Coding) -> Reading:
+    """Linear reflectance, clipped to 0..1. `coding`: of levels; floats are linear."""
+    check_channels(channels, (3,), where)
+    return Reading(_coded(dtype, coding), lowest=0.0, highest=1.0)
+
+
+def irradiance_reading(dtype: np.dtype, channels: int, where: Path, coding: Coding, scale: float) -> Reading:
+    """Linear light, times `scale`, of three channels."""
+    check_channels(channels, (1, 3), where)
+    return Reading(_coded(dtype, coding), scale=scale, lowest=0.0, channels=3 if channels == 1 else 0)
+
+
+def normal_reading(
+    dtype: np.dtype,
+    channels: int,
+    where: Path,
+    frame: Literal["opengl", "opencv"],
+    coding: Literal["auto", "signed", "unit"],
+) -> Reading:
+    """Vectors of unit length, y up, z to the viewer."""
+    check_channels(channels, (3,), where)
+    signed = coding == "signed" or (coding == "auto" and dtype.kind == "f")
+    if signed and dtype.kind != "f":
+        raise ClipError(f'{where} has no negative values: normal_coding = "signed" is for EXR')
+    signs = () if frame == "opengl" else (1, -1, -1)
+    return (
+        Reading(unit_length=True, signs=signs)
+        if signed
+        else Reading(scale=2.0, offset=-1.0, unit_length=True, signs=signs)
+    )
+
+
+def check_albedo(seen: Look) -> None:
+    """Values beyond 0..1 by more than 0.02 are refused; others are clipped."""
+    lo, hi = seen.value_range()
     if lo < -ALBEDO_TOLERANCE or hi > 1 + ALBEDO_TOLERANCE:
-        raise ClipError(f"{where}: albedo ranges from {lo:g} to {hi:g}. Allowed: 0 to 1, up to {ALBEDO_TOLERANCE} over")
-    return Albedo(np.clip(values, 0, 1) if lo < 0 or hi > 1 else values)
+        text = f"albedo ranges from {lo:g} to {hi:g}. Allowed: 0 to 1, up to {ALBEDO_TOLERANCE} over"
+        raise ClipError(f"{seen.where}: {text}")
 
 
-def irradiance_of(given: Pictures, values: np.ndarray, scale: float) -> Irradiance:
-    """float32 [T, H, W, 1 or 3], linear, times `scale`."""
-    where = given.stream.where
-    lo, hi = range_of(values, where, "irradiance")
-    if lo < -IRRADIANCE_TOLERANCE * max(hi, 1.0):
-        raise ClipError(f"{where}: irradiance must be >= 0, smallest value is {lo:g}")
-    if hi * scale > LARGEST:
-        raise ClipError(f"{where}: irradiance reaches {hi:g}, times {scale:g}; storage ends at {LARGEST:g}: rescale it")
-    array = values.copy() if values is given.array and (lo < 0 or scale != 1.0) else values
-    if lo < 0:
-        np.maximum(array, 0, out=array)
-    if scale != 1.0:
-        array *= np.float32(scale)
-    return Irradiance(np.repeat(array, 3, axis=-1) if array.shape[-1] == 1 else array)
+def check_irradiance(seen: Look) -> None:
+    """Light below 0 by more than a thousandth of the brightest is refused; other light below 0 is set to 0."""
+    lo, hi = seen.value_range()
+    if lo < -IRRADIANCE_TOLERANCE * max(hi, seen.reading.scale):
+        raise ClipError(f"{seen.where}: irradiance must be >= 0, smallest value is {lo / seen.reading.scale:g}")
+    if hi > LARGEST:
+        text = f"irradiance reaches {hi:g} after scaling by {seen.reading.scale:g}; storage ends at {LARGEST:g}"
+        raise ClipError(f"{seen.where}: {text}: rescale it")
 
 
-def normal_of(
-    given: Pictures, frame: Literal["opengl", "opencv"], coding: Literal["auto", "signed", "unit"]
-) -> tuple[Normal, float]:
-    """Normals of unit length, and the share of the surface's pixels that had another one. `given` may be changed.
+class Whites:
+    """Watches irradiance: by what it is rendered as white, see `Irradiance`."""
+
+    def __init__(self) -> None:
+        self.brightest: list[np.ndarray] = []
+
+    def __call__(self, values: np.ndarray) -> None:
+        """See `look`."""
+        brightest = values[..., :1]
+        for channel in range(1, values.shape[-1]):
+            brightest = np.maximum(brightest, values[..., channel : channel + 1])
+        self.brightest.append(brightest)
+
+    def white(self) -> float:
+        """Of the clip."""
+        return white_of(np.stack(self.brightest))
+
+
+class Directions:
+    """Watches normals: how many there are, of a wrong length, and that face away from the camera.
 
     A length may be off by what rounding and compression do: 0.005 in EXR and 16 bits, 0.02 in 8 bits, 0.15 in videos.
     """
-    where = given.stream.where
-    signed = coding == "signed" or (coding == "auto" and given.is_float)
-    out = given.unit()
-    range_of(out, where, "normals")
-    if signed and not given.is_float:
-        raise ClipError(f'{where} has no negative values: normal_coding = "signed" is for EXR')
-    tolerance = 0.15 if given.stream.kind == "video" else 0.02 if given.array.dtype == np.uint8 else 0.005
-    bent = surface = away = 0
-    for image in out:
-        if not signed:
-            image *= 2
-            image -= 1
-        length = lengths(image)
-        seen = length >= NO_SURFACE
-        surface += int(np.count_nonzero(seen))
-        bent += int(np.count_nonzero(seen & (np.abs(length - 1) > tolerance)))
-        if (seen & (np.abs(length - 1) > ROUNDED)).any() or (~seen & (length > 0)).any():
-            image[:] = scaled(image, length, 1.0, NO_SURFACE)
-        depthward = image[..., 2] if frame == "opengl" else -image[..., 2]
-        away += int(np.count_nonzero(depthward < AWAY))
-    if not surface:
-        raise ClipError(f"{where}: no pixel has a normal; all vectors are shorter than {NO_SURFACE}")
-    if bent > BENT_SHARE * surface:
-        hint = 'Normalise them, or set normal_coding ("signed" or "unit") if they are read wrongly'
-        text = f"{bent / surface:.0%} of the normals are not of length 1 within {tolerance}"
-        raise ClipError(f"{where}: {text}. Allowed: {BENT_SHARE:.0%}. {hint}.")
-    if away > AWAY_SHARE * surface:
-        other = "opencv" if frame == "opengl" else "opengl"
-        text = f"{away / surface:.0%} of the normals face away from the camera"
-        raise ClipError(
-            f'{where}: {text} when read as normal_frame = "{frame}". Set "{other}", or bring world-space normals into '
-            "the camera's frame."
-        )
-    return Normal(out) if frame == "opengl" else Normal.from_opencv(out), bent / surface
+
+    def __init__(self, stream: Stream, frame: Literal["opengl", "opencv"]) -> None:
+        self.stream, self.frame = stream, frame
+        self.lengths: list[np.ndarray] = []
+        self.away = 0
+
+    def __call__(self, values: np.ndarray) -> None:
+        """See `look`."""
+        self.lengths.append(lengths(values))
+        depthward = values[..., 2]
+        # of vectors of any length, whose direction counts
+        limit = AWAY * self.lengths[-1]
+        behind = depthward < limit if self.frame == "opengl" else -depthward < limit
+        self.away += int(np.count_nonzero(behind & (self.lengths[-1] >= NO_SURFACE)))
+
+    def check(self, seen: Look) -> float:
+        """The share of the surface's pixels whose normals had another length than 1."""
+        where, length = seen.where, np.stack(self.lengths)
+        tolerance = 0.15 if self.stream.kind == "video" else 0.02 if seen.dtype == np.uint8 else 0.005
+        surface = int(np.count_nonzero(length >= NO_SURFACE))
+        bent = int(np.count_nonzero((length >= NO_SURFACE) & (np.abs(length - 1) > tolerance)))
+        if not surface:
+            raise ClipError(f"{where}: no pixel has a normal; all vectors are shorter than {NO_SURFACE}")
+        if bent > BENT_SHARE * surface:
+            hint = 'Normalise them, or set normal_coding ("signed" or "unit") if they are read wrongly'
+            text = f"{bent / surface:.0%} of the normals are not of length 1 within {tolerance}"
+            raise ClipError(f"{where}: {text}. Allowed: {BENT_SHARE:.0%}. {hint}.")
+        if self.away > AWAY_SHARE * surface:
+            other = "opencv" if self.frame == "opengl" else "opengl"
+            text = f"{self.away / surface:.0%} of the normals face away from the camera"
+            raise ClipError(
+                f'{where}: {text} when read as normal_frame = "{self.frame}". Set "{other}", or bring world-space '
+                "normals into the camera's frame."
+            )
+        return bent / surface
 
 
-def range_of(images: Iterable[np.ndarray], where: Path, what: str) -> tuple[float, float]:
-    """Smallest and largest value of all images; raises `ClipError` where any is NaN or infinite."""
-    lo, hi, wrong = math.inf, -math.inf, 0
-    for image in images:
-        low, high = float(image.min()), float(image.max())
-        lo, hi = min(lo, low), max(hi, high)
-        if not (math.isfinite(low) and math.isfinite(high)):
-            wrong += int(np.count_nonzero(~np.isfinite(image)))
-    if wrong:
-        raise ClipError(f"{where}: {wrong} values of the {what} are NaN or infinite")
-    return lo, hi
+def check_channels(channels: int, allowed: tuple[int, ...], where: Path) -> None:
+    """Raise `ClipError` for another number of channels."""
+    if channels not in allowed:
+        raise ClipError(f"{where} has {channels} channels, needed are {' or '.join(map(str, allowed))}")
+
+
+def _coded(dtype: np.dtype, coding: Coding) -> Coding:
+    return "linear" if dtype.kind == "f" else coding
 
 
 def check_product(picture: np.ndarray, colour: np.ndarray, light: np.ndarray, where: Path) -> Fit:

@@ -7,6 +7,7 @@ import numpy as np
 
 from manifests.clip import Clip
 from manifests.errors import ClipError, unknown_name
+from manifests.kept import suffix_of
 from manifests.modalities.albedo import Albedo
 from manifests.modalities.alpha import Alpha
 from manifests.modalities.background import Background
@@ -85,7 +86,7 @@ def restored(
     for modality, file, given in entries:
         data, name = data_of(file), f"{where}/{file}"
         maps[modality.name] = restore(modality, data, given, name, frames, (height_px, width_px))
-        payloads[modality.name] = Payload(data, modality.suffix, constants_of(modality, given, name))
+        payloads[modality.name] = Payload(data, suffix_of(data, modality.suffix), constants_of(modality, given, name))
     return maps, payloads
 
 

@@ -3,26 +3,60 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
+from manifests.clip import Clip
 from manifests.errors import ClipError, OpenUniError
-from manifests.modalities.albedo import Albedo
-from manifests.modalities.irradiance import Irradiance
-from manifests.modalities.normal import Normal
+from manifests.images import ByValue
+from manifests.modalities.albedo import Albedo, AlbedoConstants
+from manifests.modalities.irradiance import Irradiance, IrradianceConstants
+from manifests.modalities.normal import Normal, NormalConstants
 from manifests.modalities.rgb import RGB
-from manifests.transfer import linear_of, srgb_of
+from manifests.modality import Modality, Payload
+from manifests.transfer import srgb_of
 from openuni.importer import Found, Imported, Importer
-from openuni.importers._alignment import check_structure, thumbnails
-from openuni.importers._intrinsics import Fit, albedo_of, check_product, irradiance_of, normal_of, range_of
-from openuni.importers._sequences import IMAGES, VIDEOS, Pictures, check_alike, find_stream, read_stream
+from openuni.importers._alignment import check_structure
+from openuni.importers._intrinsics import (
+    Coding,
+    Directions,
+    Fit,
+    Whites,
+    albedo_reading,
+    check_albedo,
+    check_channels,
+    check_irradiance,
+    check_product,
+    irradiance_reading,
+    normal_reading,
+)
+from openuni.importers._looks import Look, all_at_once, look, range_of, sampled
+from openuni.importers._sequences import IMAGES, VIDEOS, Film, Stream, check_same, find_stream
 from openuni.importers._sets import Place, clip_folders, one_group, read_text
 
 MAPS = ("albedo", "irradiance", "normal")
 AUTO_WHITE_PERCENTILE = 99.0
-Coding = Literal["linear", "srgb"]
+
+
+class Shown(NamedTuple):
+    """The picture."""
+
+    picture: np.ndarray  # uint8 [T, H, W, 3], sRGB
+    small: np.ndarray  # float32 [T, h, w, 3], 0..255
+    video: Clip | None
+    overexposed: float  # share of values above white
+
+
+class Seen(NamedTuple):
+    """A map: as a signal, or as the files it came in."""
+
+    seen: Look
+    signal: Any  # a modality, None where there is a payload
+    payload: Payload | None
+    bent: float | None = None  # share of normals of another length than 1
 
 
 class InteriorMaps(NamedTuple):
@@ -71,8 +105,10 @@ class InteriorVid(Importer):
     normal_coding: Annotated[Literal["auto", "signed", "unit"], "signed: n; unit: (n + 1) / 2; auto: EXR is signed"] = (
         "auto"
     )
+    keep_files: Annotated[bool, "maps stay in the files they came in, exact; false: coded anew (FFV1, 16 bits)"] = True
     check_product: Annotated[bool, "refuse clips whose albedo x irradiance does not explain rgb"] = True
 
+    revision: ClassVar[int] = 2
     origin: ClassVar[str] = "UniVidX's InteriorVid; its files are not public, so the layout is by folders"
 
     def __post_init__(self) -> None:
@@ -103,39 +139,43 @@ class InteriorVid(Importer):
         """One clip: counts, sizes, ranges, units and alignment checked."""
         place: Place = found.place
         streams = self._streams(place)
-        pictures = {name: read_stream(stream, widen=name != "rgb") for name, stream in streams.items()}
-        check_alike(pictures, "rgb")
-        picture, exposure, overexposed = self._picture(pictures["rgb"])
-        maps, renormalised = self._maps(pictures, exposure)
-        small = {name: thumbnails(modality.array) for name, modality in maps.items()}
-        shown = thumbnails(picture)
+        exposure = self._exposure(streams["rgb"])
+        looks: dict[str, Any] = all_at_once(lambda name: self._look(name, streams[name], exposure), list(streams))
+        shown: Shown = looks.pop("rgb")
+        check_same(
+            {"rgb": (streams["rgb"].where, shown.picture.shape[:3])}
+            | {name: (map_look.seen.where, map_look.seen.shape[:3]) for name, map_look in looks.items()},
+            "rgb",
+        )
+        small = {name: map_look.seen.small for name, map_look in looks.items()}
         fit = Fit(None, None, sure=True)
-        edged = list(maps)
-        if self.check_product and {"albedo", "irradiance"} <= maps.keys():
-            fit = check_product(shown, small["albedo"], small["irradiance"], streams["rgb"].where)
-            edged = [name for name in maps if name == "normal"]
-        sure = [check_structure(small[name], shown, streams[name].where) for name in edged]
-        video = pictures["rgb"].video
+        edged = list(looks)
+        if self.check_product and {"albedo", "irradiance"} <= looks.keys():
+            fit = check_product(shown.small, small["albedo"], small["irradiance"], streams["rgb"].where)
+            edged = [name for name in looks if name == "normal"]
+        sure = [check_structure(small[name], shown.small, streams[name].where) for name in edged]
+        maps = {name: map_look.signal for name, map_look in looks.items()}
         row = InteriorMaps(
-            rgb=RGB(picture) if video is None else None,
+            rgb=RGB(shown.picture) if shown.video is None else None,
             albedo=maps.get("albedo"),
             irradiance=maps.get("irradiance"),
             normal=maps.get("normal"),
             exposure=exposure,
             transfer="srgb",
-            overexposed_share=overexposed,
+            overexposed_share=shown.overexposed,
             product_correlation=fit.correlation,
             product_gain=fit.gain,
-            renormalised_share=renormalised,
-            aligned_by_motion=bool(maps) and fit.sure and all(sure),
+            renormalised_share=looks["normal"].bent if "normal" in looks else None,
+            aligned_by_motion=bool(looks) and fit.sure and all(sure),
         )
         return Imported(
             row,
             fps=self.fps,
-            video=video,
+            video=shown.video,
             caption=_caption(place),
             origin=self._scene(found.key),
             split=place.split,
+            payloads={name: map_look.payload for name, map_look in looks.items() if map_look.payload is not None},
         )
 
     def _is_clip(self, folder: Path) -> bool:
@@ -154,46 +194,66 @@ class InteriorVid(Importer):
             raise ClipError(f"{folder} has no {' and no '.join(missing)}, neither as a folder of images nor as a video")
         return streams
 
-    def _picture(self, given: Pictures) -> tuple[np.ndarray, float, float]:
-        """uint8 [T, H, W, 3] sRGB, the exposure, and the share of values above white."""
-        where = given.stream.where
-        _check_channels(given, (1, 3))
-        if given.array.shape[-1] == 1:
-            given = given._replace(array=np.repeat(given.array, 3, axis=-1))
-        coded = "linear" if given.is_float else "srgb" if given.stream.kind == "video" else self.rgb_coding
-        if coded == "srgb":
-            if self.exposure != 1.0:
-                raise ClipError(f"{where} is sRGB already: exposure = {self.exposure:g} can be set for linear rgb only")
-            return given.array if given.array.dtype == np.uint8 else given.through(_rounded, np.uint8), 1.0, 0.0
-        lo, hi = range_of(given.units(), where, "linear picture")
+    def _exposure(self, rgb: Stream) -> float:
+        """The option's, or by the clip's brightest pixels; 1 where the picture is not linear."""
+        if self.exposure > 0 or rgb.kind != "exr":
+            return self.exposure or 1.0
+        brightest = np.stack([image.max(axis=-1).astype(np.float32) for image in Film(rgb).images()])
+        bright = float(np.percentile(brightest, AUTO_WHITE_PERCENTILE))
+        return 1.0 / bright if 0 < bright < math.inf else 1.0
+
+    def _look(self, name: str, stream: Stream, exposure: float) -> "Shown | Seen":
+        """A stream, looked at and checked by itself."""
+        where = stream.where
+        if name == "rgb":
+            return self._picture(stream, exposure)
+        if name == "albedo":
+            seen = look(stream, lambda *kind: albedo_reading(*kind, where, self.albedo_coding), self.keep_files)
+            check_albedo(seen)
+            return seen_as(Albedo, seen, AlbedoConstants())
+        if name == "irradiance":
+            scale = self.irradiance_scale * exposure
+            whites = Whites()
+            seen = look(
+                stream,
+                lambda *kind: irradiance_reading(*kind, where, self.irradiance_coding, scale),
+                self.keep_files,
+                whites,
+            )
+            check_irradiance(seen)
+            return seen_as(Irradiance, seen, IrradianceConstants(whites.white()))
+        directions = Directions(stream, self.normal_frame)
+        seen = look(
+            stream,
+            lambda *kind: normal_reading(*kind, where, self.normal_frame, self.normal_coding),
+            self.keep_files,
+            directions,
+        )
+        return seen_as(Normal, seen, NormalConstants())._replace(bent=directions.check(seen))
+
+    def _picture(self, stream: Stream, exposure: float) -> "Shown":
+        """The picture, sRGB of 8 bits."""
+        film, where = Film(stream), stream.where
+        picture = np.empty((film.count, *film.size_px, 3), np.uint8)
+        convert: ByValue | None = None
+        lo, over = 0.0, 0
+        for target, image in zip(picture, film.images(), strict=True):
+            if convert is None:
+                check_channels(image.shape[-1], (1, 3), where)
+                linear = image.dtype.kind == "f" or (stream.kind != "video" and self.rgb_coding == "linear")
+                if not linear and self.exposure != 1.0:
+                    text = f"exposure = {self.exposure:g} can be set for linear rgb only"
+                    raise ClipError(f"{where} is sRGB already: {text}")
+                convert = ByValue(partial(_displayed, np.float32(exposure)) if linear else _rounded, image.dtype)
+            low, high = range_of(image)
+            if not (math.isfinite(low) and math.isfinite(high)):
+                raise ClipError(f"{where}: values of the linear picture are NaN or infinite")
+            lo = min(lo, low)
+            over += _count_above(image, 1 / exposure) if linear and high > 1 / exposure else 0
+            target[:] = image if image.dtype == np.uint8 and not linear else convert(image)
         if lo < -0.01:
             raise ClipError(f"{where}: linear light must be >= 0, smallest value is {lo:g}")
-        exposure = self.exposure
-        if exposure == 0.0:
-            brightest = np.stack([light.max(axis=-1) for light in given.units()])
-            bright = float(np.percentile(brightest, AUTO_WHITE_PERCENTILE))
-            exposure = 1.0 / bright if bright > 0 else 1.0
-        scale = np.float32(exposure)
-        picture = given.through(lambda values: _rounded(srgb_of(np.clip(values * scale, 0, 1))), np.uint8)
-        over = sum(int(np.count_nonzero(light > 1 / exposure)) for light in given.units()) if hi > 1 / exposure else 0
-        return picture, exposure, over / picture.size
-
-    def _maps(self, pictures: dict[str, Pictures], exposure: float) -> tuple[dict[str, Any], float | None]:
-        """The maps as modalities, and the share of normals that had to be brought to unit length."""
-        maps: dict[str, Any] = {}
-        renormalised = None
-        for name, given in pictures.items():
-            if name == "rgb":
-                continue
-            _check_channels(given, (1, 3) if name == "irradiance" else (3,))
-            if name == "normal":
-                maps[name], renormalised = normal_of(given, self.normal_frame, self.normal_coding)
-            elif name == "albedo":
-                maps[name] = albedo_of(given, _linear(given, self.albedo_coding))
-            else:
-                scale = self.irradiance_scale * exposure
-                maps[name] = irradiance_of(given, _linear(given, self.irradiance_coding), scale)
-        return maps, renormalised
+        return Shown(picture, sampled(picture), film.video, over / picture.size)
 
     def _scene(self, key: str) -> str | None:
         pattern = one_group(self.scene, "interiorvid: scene")
@@ -216,16 +276,26 @@ def _caption(place: Place) -> str | None:
     )
 
 
-def _check_channels(given: Pictures, allowed: tuple[int, ...]) -> None:
-    if given.array.shape[-1] not in allowed:
-        needed = " or ".join(map(str, allowed))
-        raise ClipError(f"{given.stream.where} has {given.array.shape[-1]} channels, needed are {needed}")
-
-
-def _linear(given: Pictures, coding: Coding) -> np.ndarray:
-    """float32 [T, H, W, C]: light or reflectance, in linear scale."""
-    return given.unit() if given.is_float or coding == "linear" else given.through(linear_of, np.float32)
+def _displayed(exposure: np.float32, light: np.ndarray) -> np.ndarray:
+    """Linear light as sRGB levels."""
+    return _rounded(srgb_of(np.clip(light * exposure, 0, 1)))
 
 
 def _rounded(unit: np.ndarray) -> np.ndarray:
     return np.rint(unit * np.float32(255)).astype(np.uint8)
+
+
+def _count_above(image: np.ndarray, limit: float) -> int:
+    """How many values are above `limit` > 0, levels as 0..1."""
+    most = 1.0 if image.dtype.kind == "f" else float(np.iinfo(image.dtype).max)
+    if image.dtype != np.float16:
+        return int(np.count_nonzero(image > limit * most))
+    nearest = np.float16(min(limit, 65504.0))  # patterns of positive numbers rise with them
+    highest_below = nearest if float(nearest) <= limit else np.nextafter(nearest, np.float16(0))
+    return int(np.count_nonzero(image.view(np.int16) > highest_below.view(np.int16)))
+
+
+def seen_as(modality: type[Modality], seen: Look, constants: Any) -> "Seen":
+    """A look's values as the modality, or as the payload of the files that are kept."""
+    signal = None if seen.array is None else modality.of_kept(seen.array, constants)
+    return Seen(seen, signal, seen.payload(constants))

@@ -1,7 +1,7 @@
 """VideoMatte240K and sets like it: foregrounds with mattes, put over backgrounds; or composites that came along."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, NamedTuple
@@ -9,14 +9,17 @@ from typing import Annotated, ClassVar, NamedTuple
 import numpy as np
 
 from manifests.errors import ClipError, OpenUniError
-from manifests.modalities.alpha import Alpha
+from manifests.kept import Reading
+from manifests.modalities.alpha import Alpha, AlphaConstants
 from manifests.modalities.background import Background
 from manifests.modalities.foreground import Foreground
-from manifests.modalities.rgb import RGB
+from manifests.modalities.rgb import RGB, RGBConstants
+from manifests.modality import Payload
 from openuni.importer import Found, Imported, Importer
 from openuni.importers._alignment import by_values, check_structure, shifted, steps, thumbnails
-from openuni.importers._mattes import backdrop, check_support, composite, form_of, grey_of, straightened
-from openuni.importers._sequences import VIDEOS, Pictures, Stream, check_alike, find_stream, read_stream
+from openuni.importers._looks import Look, all_at_once, look, thinned
+from openuni.importers._mattes import backdrop, check_support, composite, form_of, straightened
+from openuni.importers._sequences import VIDEOS, Stream, check_same, find_stream
 from openuni.importers._sets import MAX_DEPTH, Place, read_text, split_of, subfolders
 
 CHECKED_PERCENTILE = 99.0  # of the differences between a composite that came along and its layers'
@@ -53,6 +56,10 @@ class Layers(NamedTuple):
     background: np.ndarray | None
     picture: np.ndarray | None
 
+    def thin(self) -> "Layers":
+        """As many rows and columns as checks look at."""
+        return Layers(*(None if layer is None else thinned(layer) for layer in self))
+
 
 @dataclass(frozen=True)
 class VideoMatte(Importer):
@@ -74,8 +81,10 @@ class VideoMatte(Importer):
     tolerance_levels: Annotated[
         float, "that 99 % of a composite that came along may differ from its layers', 0..255"
     ] = 6.0
+    keep_files: Annotated[bool, "layers stay in the files they came in, exact; false: all are coded anew"] = True
     fps: Annotated[float, "frames per second of image sequences"] = 25.0
 
+    revision: ClassVar[int] = 2
     origin: ClassVar[str] = "VideoMatte240K, of Real-Time High-Resolution Background Matting"
 
     def __post_init__(self) -> None:
@@ -105,15 +114,15 @@ class VideoMatte(Importer):
         """One clip: counts, sizes, form of the foreground, alignment and composite checked."""
         place, clip = found.place.place, found.place.clip
         streams = self._streams(found.place)
-        pictures = {name: read_stream(stream) for name, stream in streams.items()}
-        check_alike(pictures, "foreground")
-        layers, form = self._layers(pictures)
+        looks = all_at_once(lambda name: self._look(name, streams[name]), list(streams))
+        check_same({name: (seen.where, seen.shape[:3]) for name, seen in looks.items()}, "foreground")
+        layers, form = self._layers(looks)
         where = streams["alpha"].where
         file, seed, background, difference = "", None, layers.background, None
         if layers.picture is not None:
-            difference, sure = self._check_composite(layers, streams["composite"].where)
+            difference, sure = self._check_composite(layers.thin(), streams["composite"].where)
         else:
-            sure = check_support(layers.alpha, layers.foreground, where)
+            sure = check_support(thinned(layers.alpha), thinned(layers.foreground), where)
         if background is not None:
             file = str(streams["background"].where.relative_to(Path(place.root).resolve()))
         elif layers.picture is None:
@@ -123,8 +132,8 @@ class VideoMatte(Importer):
         picture = layers.picture
         if picture is None and background is not None:
             picture = composite(layers.alpha, layers.foreground, background)
-        video = pictures["composite"].video if "composite" in pictures else None
-        fps = next((given.video.fps for given in pictures.values() if given.video is not None), self.fps)
+        video = looks["composite"].video if "composite" in looks else None
+        fps = next((seen.video.fps for seen in looks.values() if seen.video is not None), self.fps)
         row = MatteMaps(
             rgb=None if video is not None or picture is None else RGB(picture),
             alpha=Alpha(layers.alpha),
@@ -137,7 +146,8 @@ class VideoMatte(Importer):
             aligned_by_motion=sure,
         )
         caption = read_text(Path(place.folder) / f"{clip}.txt", place.root)
-        return Imported(row, fps=fps, video=video, caption=caption, split=place.split)
+        payloads = _payloads(looks, form)
+        return Imported(row, fps=fps, video=video, caption=caption, split=place.split, payloads=payloads)
 
     def _bases(self, folder: Path, depth: int) -> Iterator[Path]:
         if (folder / self.foreground).is_dir() and (folder / self.alpha).is_dir():
@@ -157,17 +167,29 @@ class VideoMatte(Importer):
                 raise ClipError(f"{folder} has no {at.clip}, neither as a folder of images nor as a video")
         return streams
 
-    def _layers(self, pictures: dict[str, Pictures]) -> tuple[Layers, str]:
+    def _look(self, name: str, stream: Stream) -> Look:
+        """A layer: its values, and its files where they are kept."""
+        if name == "alpha":
+            return look(stream, lambda dtype, channels: Reading(channels=1), self.keep_files, whole=True)
+
+        def reading(dtype: np.dtype, channels: int) -> Reading:
+            if channels != 3 or dtype.kind == "f":
+                raise ClipError(f"{stream.where} must have three channels of 8 or 16 bits; found {dtype}")
+            return Reading(levels=True)
+
+        return look(stream, reading, self.keep_files and name != "composite", whole=True)
+
+    def _layers(self, looks: Mapping[str, Look]) -> tuple[Layers, str]:
         """The set's layers, the foreground straight, and its form."""
-        alpha = grey_of(pictures["alpha"])
-        where = pictures["foreground"].stream.where
-        foreground, form = _levels(pictures["foreground"]), "straight"
-        lo, hi = float(alpha.min()), float(alpha.max())
-        if not (np.isfinite(alpha).all() and lo >= 0 and hi <= 1):
-            raise ClipError(f"{pictures['alpha'].stream.where}: alpha ranges from {lo:g} to {hi:g}. Allowed: 0 to 1.")
+        arrays = {name: seen.array for name, seen in looks.items()}
+        alpha, foreground = arrays["alpha"], arrays["foreground"]
+        assert alpha is not None and foreground is not None  # both were asked for as a whole
+        where, (lo, hi) = looks["foreground"].where, (looks["alpha"].lo, looks["alpha"].hi)
+        if not (lo >= 0 and hi <= 1):
+            raise ClipError(f"{looks['alpha'].where}: alpha ranges from {lo:g} to {hi:g}. Allowed: 0 to 1.")
         if hi == 0:
-            raise ClipError(f"{pictures['alpha'].stream.where}: alpha is 0 everywhere, there is no foreground")
-        form = form_of(foreground, alpha)
+            raise ClipError(f"{looks['alpha'].where}: alpha is 0 everywhere, there is no foreground")
+        form = form_of(thinned(foreground), thinned(alpha))
         if form == "premultiplied" and not self.premultiplied:
             raise ClipError(
                 f"{where} is premultiplied: at soft edges it is as dark as alpha is low. Set premultiplied = true to "
@@ -178,9 +200,7 @@ class VideoMatte(Importer):
                 text = f"{where} is straight: its soft edges have the colours of the opaque parts beside them"
                 raise ClipError(f"{text}. Leave out premultiplied = true.")
             foreground, form = straightened(foreground, alpha, where), "unpremultiplied"
-        background = _levels(pictures["background"]) if "background" in pictures else None
-        picture = _levels(pictures["composite"]) if "composite" in pictures else None
-        return Layers(alpha, foreground, background, picture), form
+        return Layers(alpha, foreground, arrays.get("background"), arrays.get("composite")), form
 
     def _check_composite(self, layers: Layers, where: Path) -> tuple[float, bool]:
         """How far the composite that came along is from its layers', 0..255, and whether motion proves them in step."""
@@ -225,8 +245,10 @@ def _names(folder: Path) -> Iterator[str]:
                 yield path.stem
 
 
-def _levels(given: Pictures) -> np.ndarray:
-    """uint8 [T, H, W, 3]."""
-    if given.array.shape[-1] != 3 or given.is_float:
-        raise ClipError(f"{given.stream.where} must have three channels of 8 or 16 bits; found {given.array.dtype}")
-    return given.array if given.array.dtype == np.uint8 else np.rint(given.array / 257).astype(np.uint8)
+def _payloads(looks: Mapping[str, Look], form: str) -> dict[str, Payload]:
+    """The layers whose files are kept, by modality."""
+    constants = {"alpha": AlphaConstants(), "foreground": RGBConstants(), "background": RGBConstants()}
+    if form == "unpremultiplied":
+        del constants["foreground"]  # its colours are no longer the files'
+    kept = {name: looks[name].payload(given) for name, given in constants.items() if name in looks}
+    return {name: payload for name, payload in kept.items() if payload is not None}

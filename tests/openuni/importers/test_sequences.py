@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from manifests.errors import ClipError
+from manifests.kept import Conversion, Reading
 from manifests.transfer import srgb_of
-from openuni.importers._mattes import composite, grey_of
+from openuni.importers._mattes import composite
 from openuni.importers._sequences import Pictures, Stream, read_stream, sequence_of
 from tests.openuni.importers.made_sets import write_png
 
@@ -59,7 +60,8 @@ def test_values_are_the_same_by_table_and_one_by_one(dtype: type, channels: int)
     np.testing.assert_array_equal(given.unit(), plain)
     np.testing.assert_array_equal(np.stack([image.copy() for image in given.units()]), plain)
     with np.errstate(invalid="ignore"):
-        grey = grey_of(given)[..., 0]
+        convert = Conversion(Reading(channels=1), given.array.dtype)
+        grey = np.stack([convert(image) for image in given.array])[..., 0]
     finite = np.isfinite(plain).all(axis=-1)
     np.testing.assert_allclose(grey[finite], plain.mean(axis=-1, dtype=np.float64)[finite], rtol=1e-5, atol=1e-2)
     curved = given.through(lambda unit: srgb_of(np.clip(unit, 0, 1)), np.float32)
