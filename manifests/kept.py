@@ -14,7 +14,7 @@ import io
 import json
 import struct
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
@@ -60,7 +60,9 @@ class Conversion:
 
     def __init__(self, reading: Reading, dtype: np.dtype) -> None:
         self.reading = reading
-        self.values = ByValue(self.of_values, dtype)  # each value by itself: the steps up to `channels`
+        # each value by itself: the steps up to `channels`
+        as_it_is = dtype == np.uint8 and reading == Reading(levels=True, channels=reading.channels)
+        self.values: Callable[[np.ndarray], np.ndarray] = np.asarray if as_it_is else ByValue(self.of_values, dtype)
 
     def of_values(self, values: np.ndarray) -> np.ndarray:
         """float32 of any shape -> what each value alone becomes."""

@@ -79,7 +79,6 @@ def look(
     height_px, width_px = film.size_px
     kept = keep and film.nbytes() <= min(MOST_BYTES, MOST_BYTES_PER_PX * film.count * height_px * width_px)
     kept = kept and film.count <= MAX_FRAMES
-    chosen = _chosen(film.size_px)
     convert, small, array, channels, dtype = None, [], None, 0, np.dtype(np.uint8)
     ranges: list[tuple[float, float]] = []
     for number, image in enumerate(film.images(keep=kept)):
@@ -90,7 +89,7 @@ def look(
         if not np.isfinite(ranges[-1]).all():
             wrong = int(np.count_nonzero(~np.isfinite(image)))
             raise ClipError(f"{stream.where}: picture {number} has {wrong} values that are NaN or infinite")
-        values = convert.values(image[chosen, chosen])
+        values = convert.values(thin(image))
         watch(values)
         small.append(thumbnails(convert.joined(values)[None])[0])
         if whole or not kept:
@@ -110,14 +109,20 @@ def sampled(frames: np.ndarray) -> np.ndarray:
 
 def thinned(frames: np.ndarray) -> np.ndarray:
     """The rows and columns of [T, H, W, C] that a look's samples have."""
-    chosen = _chosen((frames.shape[1], frames.shape[2]))
-    return np.ascontiguousarray(frames[:, chosen, chosen])
+    return np.stack([thin(image) for image in frames])
 
 
-def _chosen(size_px: tuple[int, int]) -> slice:
-    """The rows and columns that are looked at."""
-    step = max(1, min(size_px) // (2 * SHORT_SIDE_PX))
-    return slice(step // 2, None, step)
+def thin(image: np.ndarray) -> np.ndarray:
+    """[h, w, C] of [H, W, C]: every n-th row and column, the shorter side still at least two small pictures'."""
+    import cv2
+
+    height_px, width_px = image.shape[:2]
+    step = max(1, min(height_px, width_px) // (2 * SHORT_SIDE_PX))
+    if step == 1:
+        return image
+    bits = image.view(np.uint16) if image.dtype == np.float16 else image  # which OpenCV does not resize
+    found = cv2.resize(bits, (width_px // step, height_px // step), interpolation=cv2.INTER_NEAREST)
+    return found.reshape(*found.shape[:2], -1).view(image.dtype)
 
 
 def range_of(image: np.ndarray) -> tuple[float, float]:
