@@ -78,11 +78,20 @@ def _held(data: bytes, modality: type[Modality], frames: int, where: str) -> tup
 
 def check_fit(signal: Modality, where: str, frames: int, size_px: tuple[int, int]) -> None:
     """Raise `ClipError` unless the map has `frames` frames and the shape of pictures of `size_px` (height, width)."""
-    if len(signal.array) != frames:
-        raise ClipError(f"{where}: {len(signal.array)} maps, the video has {frames} frames")
-    (map_height_px, map_width_px), (height_px, width_px) = signal.size_px, size_px
+    held = len(signal.array), *signal.size_px
+    check_size(
+        held, where, (frames, *size_px), may_be_larger=signal.suffix != "mkv"
+    )  # points may be of a larger picture
+
+
+def check_size(
+    held: tuple[int, int, int], where: str, wanted: tuple[int, int, int], *, may_be_larger: bool = False
+) -> None:
+    """Raise `ClipError` unless maps (frames, height, width) have the frames and the shape of the video's (`wanted`)."""
+    (count, map_height_px, map_width_px), (frames, height_px, width_px) = held, wanted
+    if count != frames:
+        raise ClipError(f"{where}: {count} maps, the video has {frames} frames")
     ratio = (map_width_px / map_height_px) / (width_px / height_px)
-    is_larger = signal.suffix == "mkv" and map_width_px > width_px  # points may be of a larger picture
-    if not 1 - MAX_ASPECT_ERROR < ratio < 1 + MAX_ASPECT_ERROR or is_larger:
+    if not 1 - MAX_ASPECT_ERROR < ratio < 1 + MAX_ASPECT_ERROR or (map_width_px > width_px and not may_be_larger):
         sizes = f"maps are {map_width_px} x {map_height_px}, frames {width_px} x {height_px}"
         raise ClipError(f"{where}: {sizes}. Allowed: the frames' aspect ratio, at most their size; else another video.")

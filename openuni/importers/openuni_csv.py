@@ -6,19 +6,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
+import numpy as np
+
+from manifests.clip import Clip
 from manifests.errors import ClipError, OpenUniError
+from manifests.kept import Conversion, Reading, packed
 from manifests.modalities.densepose import DensePose
 from manifests.modalities.depth import Depth
-from manifests.modalities.flow import STEP_PX, Flow, FlowConstants
+from manifests.modalities.flow import DEFAULT_DIVISOR_SHARE, STEP_PX, Flow, FlowConstants
 from manifests.modalities.segmentation import Segmentation
-from manifests.modality import find_modality
-from manifests.payloads import check_fit, constants_of
-from manifests.video import decode, whole_clip
+from manifests.modality import Payload, find_modality
+from manifests.payloads import check_size, constants_of
+from manifests.video import decode, decode_deep, whole_clip
 from openuni.importer import Found, Imported, Importer
 from openuni.importers._colours import DepthColours, densepose_of, depth_of, flow_of, ids_of, segmentation_of
+from openuni.importers._looks import MOST_BYTES, all_at_once, thinned
 from openuni.importers._sets import inside, split_of
 from openuni.importers._supplied import in_step, small, text_of
 from openuni.importers._tables import Columns, Facts, header, joined
+from openuni.phases import decoder_threads
 
 VIDEO, PROMPT = "video", "prompt"
 MAPS = {
@@ -54,6 +60,14 @@ class CSVPlace(NamedTuple):
     facts: tuple[int, int] | None  # the line of clips.jsonl
 
 
+class FromColours(NamedTuple):
+    """A map of a clip."""
+
+    signal: Any  # the modality; of every n-th row and column where there is a payload
+    colours: list[str] | None  # of instances, where they are not the palette's
+    payload: Payload | None = None  # the video as it is
+
+
 @dataclass(frozen=True)
 class OpenUniCSV(Importer):
     """Reads CSVs with the columns video, prompt, depth, densepose, raft, segmentation, skeleton; each may be absent.
@@ -75,8 +89,12 @@ class OpenUniCSV(Importer):
     segmentation_colours: Annotated[
         Literal["palette", "any"], "palette: ids by the VOC palette; any: each colour that covers 0.2 % is an instance"
     ] = "palette"
+    keep_files: Annotated[bool, "maps stay videos of their colours, read at need; false: read once and coded anew"] = (
+        True
+    )
     check_alignment: Annotated[bool, "refuse maps that are frames ahead of the video or behind it"] = True
 
+    revision: ClassVar[int] = 2
     origin: ClassVar[str] = "UnityVideo's released data loader"
 
     def __post_init__(self) -> None:
@@ -105,19 +123,15 @@ class OpenUniCSV(Importer):
         if place.fault:
             raise ClipError(place.fault)
         video = whole_clip(self._path(place.video, place.root))
-        size = video.height_px, video.width_px
         facts = Facts.read(Path(place.root) / FACTS, place.facts) if place.facts else {}
-        maps: dict[str, Any] = {}
-        colours = None
-        for column, name in MAPS.items():
-            if column in place.cells:
-                frames = self._frames(place.cells[column], place.root, video.frame_count, column)
-                given = _constants(facts, name, f"{place.root}/{FACTS}")
-                maps[name], seen = self._from_colours(name, frames, given, place.cells[column])
-                colours = colours or seen
-                check_fit(maps[name], place.cells[column], video.frame_count, size)
+        cells = {column: cell for column, cell in place.cells.items() if column in MAPS}
+        looks = all_at_once(lambda column: self._map(column, cells[column], place.root, video, facts), list(cells))
+        maps = {MAPS[column]: found.signal for column, found in looks.items()}
+        payloads = {MAPS[column]: found.payload for column, found in looks.items() if found.payload is not None}
+        colours = next((found.colours for found in looks.values() if found.colours), None)
         proved = in_step(maps, small(video), found.key) if self.check_alignment and maps else []
-        row: dict[str, Any] = dict.fromkeys(CSVMaps._fields) | maps
+        stored = {name: None if name in payloads else signal for name, signal in maps.items()}
+        row: dict[str, Any] = dict.fromkeys(CSVMaps._fields) | stored
         row |= {"constants_from": self._constants_from(facts), "instance_colours": colours}
         row |= {"unread": [column for column in UNREAD if column in place.cells], "aligned_by_motion": proved}
         return Imported(
@@ -127,6 +141,7 @@ class OpenUniCSV(Importer):
             caption=place.cells.get(PROMPT),
             origin=text_of(facts, "origin", FACTS),
             split=text_of(facts, "split", FACTS) or split_of(found.key),
+            payloads=payloads,
         )
 
     def _path(self, given: str, root: str) -> str:
@@ -136,21 +151,48 @@ class OpenUniCSV(Importer):
             raise ClipError(f"{given} is not there, the CSV names it")
         return str(real)
 
-    def _frames(self, given: str, root: str, wanted: int, column: str) -> Any:
-        """uint8 [T, H, W, 3] of a map's video, which must have the video's number of frames."""
-        map_video = whole_clip(self._path(given, root))
-        if map_video.frame_count != wanted:
-            raise ClipError(
-                f"{given} has {map_video.frame_count} frames as {column}, the video has {wanted}: they need as many"
+    def _map(self, column: str, cell: str, root: str, video: Clip, facts: dict[str, Any]) -> "FromColours":
+        """A map's video, held against the clip's: as what it shows, or kept as it is."""
+        name, path = MAPS[column], self._path(cell, root)
+        map_video = whole_clip(path)
+        wanted = video.frame_count, video.height_px, video.width_px
+        if map_video.frame_count != video.frame_count:
+            text = f"{map_video.frame_count} frames as {column}, the video has {video.frame_count}"
+            raise ClipError(f"{cell} has {text}: they need as many")
+        check_size((map_video.frame_count, map_video.height_px, map_video.width_px), cell, wanted)
+        given = _constants(facts, name, f"{root}/{FACTS}")
+        if given is None and name == "flow":  # by the size of the whole map
+            diagonal_px = math.hypot(map_video.height_px, map_video.width_px)
+            given = FlowConstants(STEP_PX, self.flow_divisor_px or DEFAULT_DIVISOR_SHARE * diagonal_px, False)
+        in_other_colours = (name == "depth" and self.depth_colours != "grey") or (
+            name == "segmentation" and self.segmentation_colours == "any"
+        )
+        nbytes = Path(path).stat().st_size
+        if not self.keep_files or (in_other_colours and given is None) or nbytes > MOST_BYTES:
+            return FromColours(
+                *self._from_colours(name, decode(map_video, threads=decoder_threads()).frames, given, cell)
             )
-        return decode(map_video).frames
+        data = Path(path).read_bytes()
+        frames = decode_deep(map_video, data=data, threads=decoder_threads())
+        reading = Reading("rendering", levels=True)
+        convert = Conversion(reading, frames.dtype)
+        small = np.stack([convert(image) for image in thinned(frames)])
+        signal, colours = self._from_colours(name, small, given, cell)
+        constants = given if given is not None and name != "flow" else signal.constants()
+        kind = Path(path).suffix[1:].lower()
+        payload = Payload(
+            packed(kind, map_video.frame_count, [data], reading),
+            f"{kind}.zip",
+            constants,
+            (map_video.height_px, map_video.width_px),
+            map_video.frame_count,
+        )
+        return FromColours(signal, colours, payload)
 
     def _from_colours(self, name: str, frames: Any, given: Any, where: str) -> tuple[Any, list[str] | None]:
         if name == "depth":
             return depth_of(frames, "grey" if given else self.depth_colours, given, where), None
         if name == "flow":
-            if given is None and self.flow_divisor_px:
-                given = FlowConstants(STEP_PX, self.flow_divisor_px, False)
             return flow_of(frames, given, where), None
         if name == "densepose":
             return densepose_of(frames, where), None
