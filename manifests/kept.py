@@ -61,12 +61,9 @@ class Conversion:
     def __init__(self, reading: Reading, dtype: np.dtype) -> None:
         self.reading = reading
         # each value by itself: the steps up to `channels`
-        as_it_is = (
-            dtype == np.uint8
-            and reading.coding != "srgb"
-            and reading._replace(coding="linear", channels=0) == Reading(levels=True)
-        )
-        self.values: Callable[[np.ndarray], np.ndarray] = np.asarray if as_it_is else ByValue(self.of_values, dtype)
+        as_it_is = reading._replace(channels=0) in (Reading(levels=True), Reading("rendering", levels=True))
+        plain = as_it_is and dtype == np.uint8
+        self.values: Callable[[np.ndarray], np.ndarray] = np.asarray if plain else ByValue(self.of_values, dtype)
 
     def of_values(self, values: np.ndarray) -> np.ndarray:
         """float32 of any shape -> what each value alone becomes."""

@@ -2,14 +2,17 @@
 
 import re
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import openuni
 from manifests.encode import write_video
 from manifests.errors import OpenUniError
 from manifests.transfer import srgb_of
+from openuni.progress import Reporter
 from tests.openuni.importers.made_sets import (
     bring_in,
     clips_by_key,
@@ -246,3 +249,73 @@ def test_wrong_options_and_folders_are_refused_at_once(tmp_path, room, options, 
     write_clip(tmp_path / "set/a", room)
     with pytest.raises(OpenUniError, match=reason):
         bring_in("interiorvid", tmp_path / "set", tmp_path / "corpus", **options)
+
+
+def test_kept_files_and_maps_coded_anew_are_the_same_within_their_bounds(tmp_path, room):
+    write_clip(tmp_path / "set/exr", room)
+    folder = tmp_path / "set/png"
+    write_exr(folder / "rgb", room.rgb)
+    write_png(folder / "albedo", levels16(room.albedo))
+    write_png(folder / "irradiance", levels16(room.irradiance / 4))
+    write_png(folder / "normal", levels16((room.normal + 1) / 2))
+    options = {"exposure": 0.5, "check_product": False}  # irradiance in the PNGs is a quarter of what it was
+    kept = bring_in("interiorvid", tmp_path / "set", tmp_path / "kept", **options)
+    coded = bring_in(
+        "interiorvid", tmp_path / "set", tmp_path / "coded", check_product=False, keep_files=False, **options
+    )
+    for key in ("exr", "png"):
+        one, other = imported(kept, "interiorvid", key), imported(coded, "interiorvid", key)
+        assert np.array_equal(one.rgb, other.rgb)
+        assert np.abs(one.albedo - other.albedo).max() <= 1 / 131070 + 1e-7
+        assert np.abs(one.irradiance / other.irradiance - 1).max() <= HALF
+        assert degrees_apart(one.normal, other.normal).max() < 0.002
+        facts, others = one.row("interiorvid"), other.row("interiorvid")
+        assert facts["irradiance"]["white"] == pytest.approx(others["irradiance"]["white"], rel=1e-6)
+        assert facts["renormalised_share"] == others["renormalised_share"]
+    clip = imported(kept, "interiorvid", "exr")
+    halves = {name: frames.astype(np.float16).astype(np.float32) for name, frames in room._asdict().items()}
+    assert np.array_equal(clip.albedo, np.clip(halves["albedo"], 0, 1))
+    assert np.array_equal(clip.irradiance, np.maximum(halves["irradiance"] * np.float32(0.5), 0))
+
+
+def test_files_that_take_more_than_coding_would_are_coded(tmp_path, room):
+    import OpenEXR
+
+    write_clip(tmp_path / "set/a", room)
+    for number, image in enumerate(room.albedo):  # 12 bytes per pixel
+        header = {"compression": OpenEXR.NO_COMPRESSION, "type": OpenEXR.scanlineimage}
+        file = OpenEXR.File(header, {"RGB": np.ascontiguousarray(image)})
+        file.write(str(tmp_path / f"set/a/albedo/{number:04}.exr"))
+    corpus = bring_in("interiorvid", tmp_path / "set", tmp_path / "corpus")
+    clip = imported(corpus, "interiorvid", "a")
+    assert np.abs(clip.albedo - room.albedo).max() <= 1 / 131070 + 1e-7
+    row = clip.row("interiorvid")
+    assert row["albedo"]["nbytes"] < 4 * room.albedo.size
+
+
+def test_kept_files_go_out_and_come_back_byte_by_byte(tmp_path, room):
+    write_clip(tmp_path / "set/a", room)
+    first = bring_in("interiorvid", tmp_path / "set", tmp_path / "first")
+    openuni.export(first, "webdataset", out=tmp_path / "export", reporter=Reporter(quiet=True), workers=1)
+    (shard,) = (tmp_path / "export").glob("*.tar")
+    with tarfile.open(shard) as tar:
+        names = tar.getnames()
+    before = imported(first, "interiorvid", "a")
+    assert f"{before.clip_id}.albedo.exr.zip" in names
+    second = bring_in("webdataset", tmp_path / "export", tmp_path / "second")
+    assert reasons(second) == {}
+    after = second[second.kept()[0]]
+    for name in ("albedo", "irradiance", "normal"):
+        assert np.array_equal(getattr(after, name), getattr(before, name))
+        assert after.row("webdataset")[name]["xxh3"] == before.row("interiorvid")[name]["xxh3"]
+    with tarfile.open(shard) as tar:
+        tar.extractall(tmp_path / "loose", filter="data")
+    loose = openuni.run(
+        {"ingest": {"shots": "none"}, "annotators": {"supplied": {"modalities": ["albedo", "normal"]}}},
+        [str(tmp_path / "loose")],
+        out=tmp_path / "third",
+        reporter=Reporter(quiet=True),
+    )
+    assert (
+        np.abs(loose[loose.kept()[0]].albedo - before.albedo).max() <= 1 / 131070 + 1e-7
+    )  # annotators' maps are coded

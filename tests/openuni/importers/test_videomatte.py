@@ -261,3 +261,17 @@ def test_what_is_no_such_set(tmp_path):
         bring_in("videomatte", tmp_path / "set", tmp_path / "corpus", backgrounds=str(tmp_path / "nowhere"))
     with pytest.raises(OpenUniError, match="fps above 0"):
         bring_in("videomatte", tmp_path / "set", tmp_path / "corpus", fps=0.0)
+
+
+def test_layers_are_kept_as_they_are_or_coded_anew(tmp_path):
+    front, alpha = matte()
+    write_clip(tmp_path / "set", "a", front, alpha)
+    kept = imported(bring_in("videomatte", tmp_path / "set", tmp_path / "kept"), "videomatte", "a")
+    other = bring_in("videomatte", tmp_path / "set", tmp_path / "coded", keep_files=False)
+    coded = imported(other, "videomatte", "a")
+    for name in ("rgb", "foreground", "background"):
+        assert np.array_equal(getattr(kept, name), getattr(coded, name)), name
+    assert np.array_equal(kept.foreground, front)
+    assert np.array_equal(kept.alpha, alpha / np.float32(255))
+    assert np.abs(kept.alpha - coded.alpha).max() <= 1 / 131070 + 1e-7
+    assert np.array_equal(kept.rgb, composed(kept))
