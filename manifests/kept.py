@@ -128,6 +128,16 @@ def packed(kind: str, frames: int, files: Sequence[bytes], reading: Reading) -> 
     return target.getvalue()
 
 
+def _is_plain(data: bytes) -> bool:
+    """Whether a ZIP of few files ends here, by its last bytes: so its directory is known to be small."""
+    if len(data) < END.size:
+        return False
+    magic, disk, first, entries, total, size, place, comment = END.unpack(data[-END.size :])
+    plain = magic == b"PK\x05\x06" and not (disk or first or comment) and entries == total
+    fits = place + size + END.size == len(data) and size <= entries * (46 + MAX_NAME_BYTES)
+    return bool(plain and fits and 2 <= entries <= MAX_FRAMES + 1)
+
+
 def _names(kind: str, frames: int) -> list[str]:
     return [f"{number:06}.{kind}" for number in range(frames)] if kind in KINDS else [f"video.{kind}"]
 
@@ -151,13 +161,7 @@ class Kept:
     @cached_property
     def archive(self) -> zipfile.ZipFile:
         """The ZIP, its entries counted and weighed."""
-        end = self.data[-END.size :]
-        magic, disk, first, entries, total, size, place, comment = (
-            END.unpack(end) if len(end) == END.size else (b"", *[0] * 7)
-        )
-        plain = magic == b"PK\x05\x06" and not (disk or first or comment) and entries == total
-        fits = place + size + END.size == len(self.data) and size <= entries * (46 + MAX_NAME_BYTES)
-        if not (plain and fits and 2 <= entries <= MAX_FRAMES + 1):
+        if not _is_plain(self.data):
             raise ClipError(f"{self.where}: kept files must be a plain ZIP without comment, of 2 to {MAX_FRAMES} files")
         try:
             archive = zipfile.ZipFile(io.BytesIO(self.data))
