@@ -72,7 +72,7 @@ def prepare(recipe: Recipe, corpus: "Corpus", folder: Path) -> Setup:
     rows = fixed_rows(text, modalities, folder / TEXTS_FILE)
     model = _model(kind, options, modalities, shape[0], rows[EMPTY].shape[1], tokenizer)
     _check_fit(model, index, mix, latents["codec"])
-    record = {
+    record: dict[str, Any] = {
         "format": FORMAT,
         "recipe": recipe.to_dict(),
         "model": {"name": kind.name(), "options": model.resolved().portable().options_dict()},
