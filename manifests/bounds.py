@@ -22,7 +22,8 @@ def check_options(options: Any, name: str) -> None:
 
     Bounds of a tuple's field are those of its entries (`MinLen`: of the tuple). Numbers must be finite; None passes.
     """
-    for field, (literals, bounds) in _allowed(type(options)).items():
+    kind: Any = type(options)
+    for field, (literals, bounds) in _allowed(kind).items():
         value = getattr(options, field)
         if value is None or (not literals and not isinstance(value, int | float | tuple)):
             continue
@@ -34,7 +35,7 @@ def check_options(options: Any, name: str) -> None:
 
 def bounds_of(hint: Any) -> list[BaseMetadata]:
     """The bounds beside the meaning in `Annotated[type, "meaning", ...]`, one by one."""
-    found: list[BaseMetadata] = []
+    found: list[Any] = []
     for extra in get_args(hint)[1:] if get_origin(hint) is Annotated else ():
         found += list(extra) if isinstance(extra, GroupedMetadata) else [extra]
     return [bound for bound in found if isinstance(bound, BaseMetadata)]
@@ -80,7 +81,7 @@ def _within(value: Any, bounds: list[BaseMetadata]) -> bool:
     return finite and all(_holds(value, bound) for bound in bounds)
 
 
-def _holds(value: float, bound: BaseMetadata) -> bool:
+def _holds(value: Any, bound: Any) -> bool:
     match bound:
         case Ge(least):
             return bool(value >= least)
