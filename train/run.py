@@ -189,11 +189,7 @@ class Run:
         """Renderings, and the text where one is made."""
         given = given or {}
         task = self.task_of(make, tuple(given))
-        if (
-            prompt
-            and task.makes_text
-            and all(self.architecture.text_of(task, name) != "caption" for name in task.streams)
-        ):
+        if prompt and task.makes_text and not self._captioned(task):
             raise OpenUniError(f'task "{task}" reads no prompt, got "{prompt}": leave the prompt empty')
         size = size or (self.record["latents"]["frames"], *self.record["latents"]["size_px"])
         shape = self._latent_shape(size)

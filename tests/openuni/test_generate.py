@@ -8,6 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from manifests import video
 from manifests.errors import OpenUniError
 from manifests.modalities.skeleton import Skeleton
 from manifests.modality import Modality
@@ -97,5 +98,9 @@ def test_text_is_written_and_printed(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     text = (out / "text.txt").read_text(encoding="utf-8")
     assert text.endswith("\n") and done.stdout == f"{out / 'text.txt'}\n{text}"
+    source = str(tmp_path / "both" / "rgb.mp4")
+    frames = video.decode(video.clip_of(source, video.probe(source))).frames
+    how = Sampling(steps=2, shift=run.recipe.text.shift)  # the text's, not the video's
+    assert text == run.generate("", ["text"], {"rgb": frames}, sampling=how)["text"] + "\n"
     refused = CliRunner().invoke(app, [*command, "--prompt", "a walk"])
     assert refused.exit_code != 0 and 'task "rgb->text" reads no prompt' in str(refused.exception)

@@ -16,7 +16,7 @@ from tests.train.test_text_training import SAID, recipe
 from train.discrete_flow import named_step, solve_tokens
 from train.flow_matching import sampling_sigmas, solve
 from train.run import Run
-from train.sampler import Conditions, Sampling, sample
+from train.sampler import Conditions, SampledText, Sampling, sample
 from train.tasks import Task
 from train.trainer import train
 
@@ -89,13 +89,38 @@ def test_a_given_caption_is_in_the_text_stream_and_guidance_takes_it_away(run: R
     )
 
 
-def test_guidance_moves_the_video_and_of_text_only_what_follows_from_it(run: Run) -> None:
-    """In one step text is made before it can see a guided video."""
-    plain = run.sample("t2vt", {}, ["a cube"], sampling=Sampling(steps=1, shift=1.0))
-    guided = run.sample("t2vt", {}, ["a cube"], sampling=Sampling(steps=1, shift=1.0, guidance=4.0))
-    assert not torch.equal(plain["rgb"], guided["rgb"])
-    if run.record["model"]["options"]["text_flow"] == "tokens":
-        assert torch.equal(plain["text"], guided["text"])
+class Decided:
+    """Known answers: told something it moves the video by 1 and says token 1; told nothing, by 0 and token 2."""
+
+    given_sigma = 0.0
+
+    def __call__(self, streams: Any, sigmas: Any, text: Any) -> dict[str, torch.Tensor]:
+        told = text["rgb"].abs().sum((1, 2)) > 0
+        words = torch.where(told, 1, 2)[:, None].expand(-1, streams["text"].shape[1])
+        pushed = told.float()[:, None, None, None, None].expand_as(streams["rgb"])
+        return {"rgb": pushed, "text": 1000.0 * torch.nn.functional.one_hot(words, 4)}
+
+
+@pytest.mark.parametrize("guidance", [0.0, 1.0, 4.0])
+def test_guidance_moves_the_video_and_not_the_text(guidance: float) -> None:
+    start = SampledText(torch.zeros(2, 5, dtype=torch.int64), torch.zeros(5, dtype=torch.int64), 1.0)
+    conditions = Conditions({}, {"rgb": torch.ones(2, 3, 8)}, torch.zeros(3, 8), words=start)
+    how = Sampling(steps=4, shift=1.0, guidance=guidance)
+    made = sample(Decided(), Task.parse("t2vt"), conditions, (2, 4, 2, 2, 2), how)  # type: ignore[arg-type]
+    still = sample(
+        Decided(),  # type: ignore[arg-type]
+        Task.parse("t2vt"),
+        conditions._replace(text={"rgb": torch.zeros(2, 3, 8)}),
+        (2, 4, 2, 2, 2),
+        dataclasses.replace(how, guidance=1.0),
+    )
+    assert (made["text"] == 1).all() and (still["text"] == 2).all()
+    torch.testing.assert_close(made["rgb"], still["rgb"] - guidance)  # along velocities of `guidance` from 1 to 0
+
+
+def test_guidance_without_a_video_to_make_is_refused(run: Run) -> None:
+    with pytest.raises(OpenUniError, match='guidance moves video, and task "rgb->text" makes none'):
+        run.sample("v2t", {"rgb": video(1)}, [""], sampling=dataclasses.replace(QUICK, guidance=2.0))
 
 
 def test_text_in_one_loop_is_text_solved_alone() -> None:

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 
@@ -292,6 +293,16 @@ def test_other_captions_are_another_corpus(tmp_path: Path) -> None:
     other = write_corpus(tmp_path / "other", [clip | {"caption": "a cube"} for clip in clips])
     with pytest.raises(OpenUniError, match=r"data\.digest"):
         train(recipe(**quick), other, tmp_path / "run")
+
+
+def test_texts_to_make_are_part_of_the_datas_digest(corpus: Corpus, tmp_path: Path) -> None:
+    """Also where the embeddings are the same, as with other detailed captions of the same brief ones."""
+    index = set_up(corpus, tmp_path)[0].index
+    assert index.captions is not None
+    said = index.captions.targets.to_pylist()
+    others = dataclasses.replace(index.captions, targets=pa.array([*said[:-1], "another"], pa.large_string()))
+    assert dataclasses.replace(index, captions=others).digest() != index.digest()
+    assert dataclasses.replace(index).digest() == index.digest() != dataclasses.replace(index, captions=None).digest()
 
 
 def test_umt5_tokens_train_too(corpus: Corpus, tmp_path: Path, umt5_folder: str) -> None:

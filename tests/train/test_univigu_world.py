@@ -1,0 +1,78 @@
+"""Uni-ViGU learns eight world clips by heart, through the real trainer and sampler: captions come back word for word.
+
+What it takes, as measured: noise levels of the text shifted towards noise, where only the video tells what to say, and
+a text loss that counts as much as the video's.
+"""
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from manifests.corpus import Corpus
+from tests.train.world_corpora import CLIPS, world_corpus
+from train.index import open_index
+from train.recipe import Recipe
+from train.run import Run
+from train.sampler import Sampling
+from train.trainer import train
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.usefixtures("one_thread")]
+
+MODEL = {"name": "univigu", "num_layers": 2, "heads": 3, "head_dim": 32, "ffn_dim": 192, "freq_dim": 32}
+LEFT = {"rgb->text": 0.02, "text->rgb": 0.3, "->rgb+text": 0.25}  # of the first losses, at most
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """Captions of 78 to 196 bytes."""
+    return world_corpus(tmp_path_factory.mktemp("world"), "solids", ["rgb"])
+
+
+def learnt(corpus: Corpus, folder: Path, tasks: dict[str, float], steps: int, **model: Any) -> Run:
+    settings = {
+        "model": MODEL | model,
+        "tasks": tasks,
+        "text": {"length": 200, "shift": 4.0, "weight": 1.0},
+        "data": {"text_length": 0, "validation_share": 0.0, "caption_dropout": 0.0},
+        "flow": {"shift": 1.0},
+        "optimizer": {
+            "steps": steps,
+            "batch_size": CLIPS,
+            "learning_rate": 5e-3,
+            "added_rate_factor": 1.0,
+            "warmup_steps": 10,
+            "decay_steps": steps * 3 // 5,
+            "weight_decay": 0.0,
+        },
+        "ema": {"decay": 0.98},
+        "checkpoints": {"every_steps": steps},
+    }
+    return train(Recipe.from_dict(settings), corpus, folder)
+
+
+@pytest.mark.parametrize("flow", ["tokens", "embeddings"])
+def test_captions_come_back_word_for_word(corpus: Corpus, tmp_path: Path, flow: str) -> None:
+    """Described from the latents alone, all eight captions are exact, to the last byte."""
+    run = learnt(corpus, tmp_path, {"v2t": 1.0}, 600, text_flow=flow)
+    index = open_index(corpus, ("rgb",), "", "", 0.0)
+    latents = torch.stack([index.latents["rgb"].read(corpus, clip) for clip in range(CLIPS)])
+    made = run.sample("v2t", {"rgb": latents}, [""] * CLIPS, sampling=Sampling(steps=16, shift=1.0))["text"]
+    told = {clip: run.tokenizer.decode(row) for clip, row in zip(index.clip_ids, made, strict=True)}
+    assert told == {clip.clip_id: clip.caption for clip in corpus}
+    assert len(set(told.values())) == CLIPS
+
+
+def test_the_loss_of_every_task_falls(corpus: Corpus, tmp_path: Path) -> None:
+    """The mean of the last 12 losses against that of the first 5."""
+    run = learnt(corpus, tmp_path, {"v2t": 0.5, "t2v": 0.25, "t2vt": 0.25}, 500)
+    seen: dict[str, list[float]] = defaultdict(list)
+    for row in run.log:
+        for task, loss in row.get("task_loss", {}).items():
+            seen[task].append(loss)
+    left = {task: np.mean(losses[-12:]) / np.mean(losses[:5]) for task, losses in seen.items()}
+    assert left.keys() == LEFT.keys()
+    assert all(left[task] < most for task, most in LEFT.items()), left
