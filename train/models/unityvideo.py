@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from annotated_types import Ge
 from torch import nn
 
 from train.model import Streams
 from train.wan import WanBlock, WanModel, WanStreams, loaded
 
 Rope = Literal["continued", "per_segment"]
+Switcher = Literal["per_block", "released"]
 
 
 @dataclass(frozen=True)
@@ -21,19 +23,25 @@ class UnityVideo(WanModel):
     All streams of a clip stand side by side on width in one sequence and share self-attention and FFN; the tokens of
     each stream cross-attend to its own text. Additions to the base model are the input and output layers of the
     modalities beside rgb (copies of the base layers) and the switcher (zero at the start): a single rgb stream is at
-    the start the pretrained model, bit for bit.
+    the start the pretrained model, bit for bit. The released switcher is one vector per modality beside rgb, zero at
+    the start, added to the stream's tokens behind the input layer; its blocks are Wan's own.
     """
 
     origin: ClassVar[str] = "UnityVideo: Unified Multi-Modal Multi-Task Learning (arXiv 2512.07831)"
 
-    switcher_dim: Annotated[int, "hidden width of each block's modality switcher"] = 256
+    switcher: Annotated[Switcher, "what tells modalities apart: AdaLN in every block, or one vector as released"] = (
+        "per_block"
+    )
+    switcher_dim: Annotated[int, "hidden width of each block's switcher", Ge(1)] = 256
     rope: Annotated[Rope, "width positions run on from stream to stream, or start anew in each"] = "continued"
 
     def load(self, device: str) -> "UnityVideoTransformer":
         """The model on `device` in float32, in training mode."""
 
         def build() -> UnityVideoTransformer:
-            return UnityVideoTransformer(self.modalities, self.switcher_dim, self.rope, **self.base_options())
+            return UnityVideoTransformer(
+                self.modalities, self.switcher_dim, self.rope, switcher=self.switcher, **self.base_options()
+            )
 
         module: UnityVideoTransformer = loaded(build, self, device)
         return module
@@ -42,26 +50,36 @@ class UnityVideo(WanModel):
 class UnityVideoBlock(WanBlock):
     """Wan's block over several segments. The base class's names and order of operations are kept.
 
-    Modulation is per segment: [B, M, 1, D] against tokens [B, M, S, D], never one vector per token.
+    Modulation is per segment: [B, M, 1, D] against tokens [B, M, S, D], never one vector per token. `switcher_dim` 0:
+    without a switcher of its own.
     """
 
     def __init__(self, *base: Any, dim: int, switcher_dim: int, **base_options: Any) -> None:
         super().__init__(dim, *base, **base_options)
+        if not switcher_dim:
+            self.switcher = None
+            return
         zero = nn.Linear(switcher_dim, 6 * dim)  # the one zero point of the switcher
         nn.init.zeros_(zero.weight)
         nn.init.zeros_(zero.bias)
         self.switcher = nn.Sequential(nn.Linear(dim, switcher_dim), nn.SiLU(), zero)
 
     def forward(
-        self, tokens: torch.Tensor, text: torch.Tensor, time: torch.Tensor, switch: torch.Tensor, *rotary: torch.Tensor
+        self,
+        tokens: torch.Tensor,
+        text: torch.Tensor,
+        time: torch.Tensor,
+        switch: torch.Tensor | None,
+        *rotary: torch.Tensor,
     ) -> torch.Tensor:
         """`tokens` [B, M, S, D] -> the same shape; `text` and `time` as in `train.wan.Told`.
 
-        `switch`: [B, M, D], modality embedding and time embedding. `rotary`: of all M S tokens.
+        `switch`: [B, M, D], modality and time embedding, for the switcher. `rotary`: of all M S tokens.
         """
         batch, segments, length, dim = tokens.shape
-        switched = self.switcher(switch).unflatten(-1, (6, dim)).float()
-        table = self.scale_shift_table[:, None] + time.float() + switched
+        table = self.scale_shift_table[:, None] + time.float()
+        if self.switcher is not None:
+            table = table + self.switcher(switch).unflatten(-1, (6, dim)).float()
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = table.chunk(6, dim=2)  # [B, M, 1, D] each
 
         # all segments attend to one another
@@ -100,18 +118,24 @@ class UnityVideoTransformer(WanStreams):
         modalities: Sequence[str] = ("rgb", "depth"),
         switcher_dim: int = 256,
         rope_layout: Rope = "continued",
+        switcher: Switcher = "per_block",
         num_layers: int = 40,
         **base: Any,
     ) -> None:
         super().__init__(modalities, num_layers, **base)
-        self.register_to_config(switcher_dim=switcher_dim, rope_layout=rope_layout)
+        self.register_to_config(switcher_dim=switcher_dim, rope_layout=rope_layout, switcher=switcher)
         config, dim = self.config, self.dim
         sizes = (config.ffn_dim, config.num_attention_heads, config.qk_norm, config.cross_attn_norm, config.eps)
         self.blocks = nn.ModuleList(
-            UnityVideoBlock(*sizes, dim=dim, switcher_dim=switcher_dim) for _ in range(num_layers)
+            UnityVideoBlock(*sizes, dim=dim, switcher_dim=0 if switcher == "released" else switcher_dim)
+            for _ in range(num_layers)
         )
-        self.modality_embeddings = nn.ParameterDict({name: nn.Parameter(torch.randn(dim)) for name in modalities})
         others = [name for name in modalities if name != "rgb"]
+        if switcher == "released":
+            embeddings = {name: nn.Parameter(torch.zeros(dim)) for name in others}
+        else:
+            embeddings = {name: nn.Parameter(torch.randn(dim)) for name in modalities}
+        self.modality_embeddings = nn.ParameterDict(embeddings)
         self.input_experts = nn.ModuleDict(
             {name: nn.Conv3d(self.channels, dim, self.patch, self.patch) for name in others}
         )
@@ -142,8 +166,15 @@ class UnityVideoTransformer(WanStreams):
         experts: Any = self.output_experts
         embedded = [self.embed(streams[name], None if name == "rgb" else layers[name]) for name in names]
         told = self.told([sigmas[name] for name in names], [text[name] for name in names])
-        modality = torch.stack([self.modality_embeddings[name] for name in names])
-        switch = nn.functional.silu(modality + told.time)
+        if self.config.switcher == "released":
+            embedded = [
+                tokens if name == "rgb" else tokens + self.modality_embeddings[name].type_as(tokens)
+                for name, tokens in zip(names, embedded, strict=True)
+            ]
+            switch = None
+        else:
+            modality = torch.stack([self.modality_embeddings[name] for name in names])
+            switch = nn.functional.silu(modality + told.time)
         rotary = self.rotary(grid, len(names), self.config.rope_layout == "continued")
         tokens = self.through_blocks(torch.stack(embedded, dim=1), told.text, told.table, switch, *rotary)
         return {
