@@ -60,10 +60,12 @@ class Conversion:
 
     def __init__(self, reading: Reading, dtype: np.dtype) -> None:
         self.reading = reading
+        as_they_are = (Reading(levels=True), Reading("rendering", levels=True))
+        self.is_plain = reading in as_they_are and dtype == np.uint8  # nothing is to be done
         # each value by itself: the steps up to `channels`
-        as_it_is = reading._replace(channels=0) in (Reading(levels=True), Reading("rendering", levels=True))
-        plain = as_it_is and dtype == np.uint8
-        self.values: Callable[[np.ndarray], np.ndarray] = np.asarray if plain else ByValue(self.of_values, dtype)
+        self.values: Callable[[np.ndarray], np.ndarray] = (
+            np.asarray if self.is_plain else ByValue(self.of_values, dtype)
+        )
 
     def of_values(self, values: np.ndarray) -> np.ndarray:
         """float32 of any shape -> what each value alone becomes."""

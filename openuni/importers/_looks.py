@@ -92,7 +92,9 @@ def look(
         values = convert.values(thin(image))
         watch(values)
         small.append(thumbnails(convert.joined(values)[None])[0])
-        if whole or not kept:
+        if convert.is_plain and film.frames is not None:
+            array = film.frames if whole or not kept else None
+        elif whole or not kept:
             full = convert(image)
             array = np.empty((film.count, *full.shape), full.dtype) if array is None else array
             array[number] = full

@@ -119,6 +119,7 @@ class Film:
     def __init__(self, stream: Stream, limits: Limits = Limits()) -> None:
         self.stream, self.limits = stream, limits
         self.data: list[bytes] = []
+        self.frames: np.ndarray | None = None  # of a video, once its images are asked for
         self.video: Clip | None = None  # None: a sequence of images, which does not tell its rate
         if stream.kind == "video":
             self.video = whole_clip(str(stream.files[0]), limits)
@@ -143,7 +144,9 @@ class Film:
         if self.video is not None:
             if keep:
                 self.data.append(self.stream.files[0].read_bytes())
-            yield from decode_deep(self.video, self.limits, self.data[0] if keep else None, decoder_threads())
+            # one thread: the streams of a clip are read at once, and so are clips
+            self.frames = decode_deep(self.video, self.limits, self.data[0] if keep else None, threads=1)
+            yield from self.frames
             return
         kind: tuple[np.dtype, tuple[int, ...]] | None = None
         rest = (_bytes(path) for path in self.stream.files[1:])

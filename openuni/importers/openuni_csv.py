@@ -173,7 +173,7 @@ class OpenUniCSV(Importer):
                 *self._from_colours(name, decode(map_video, threads=decoder_threads()).frames, given, cell)
             )
         data = Path(path).read_bytes()
-        frames = decode_deep(map_video, data=data, threads=decoder_threads())
+        frames = decode_deep(map_video, data=data, threads=1)
         reading = Reading("rendering", levels=True)
         convert = Conversion(reading, frames.dtype)
         small = np.stack([convert(image) for image in thinned(frames)])
