@@ -62,7 +62,7 @@ def _composite_of_levels(target: np.ndarray, cover: np.ndarray, front: np.ndarra
 
     covers = cv2.merge((cover, cover, cover))
     mixed = np.multiply(covers, front, dtype=np.uint16)
-    mixed += np.multiply(~covers, rear, dtype=np.uint16)
+    mixed += np.multiply(255 - covers, rear, dtype=np.uint16)
     mixed += 128
     mixed += mixed >> 8  # with the shift below: divided by 255, rounded
     np.right_shift(mixed, 8, out=mixed)

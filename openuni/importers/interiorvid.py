@@ -208,7 +208,11 @@ class InteriorVid(Importer):
         if name == "rgb":
             return self._picture(stream, exposure)
         if name == "albedo":
-            seen = look(stream, lambda *kind: albedo_reading(*kind, where, self.albedo_coding), self.keep_files)
+            seen = look(
+                stream,
+                lambda dtype, channels: albedo_reading(dtype, channels, where, self.albedo_coding),
+                self.keep_files,
+            )
             check_albedo(seen)
             return seen_as(Albedo, seen, AlbedoConstants())
         if name == "irradiance":
@@ -216,7 +220,7 @@ class InteriorVid(Importer):
             whites = Whites()
             seen = look(
                 stream,
-                lambda *kind: irradiance_reading(*kind, where, self.irradiance_coding, scale),
+                lambda dtype, channels: irradiance_reading(dtype, channels, where, self.irradiance_coding, scale),
                 self.keep_files,
                 whites,
             )
@@ -225,7 +229,7 @@ class InteriorVid(Importer):
         directions = Directions(stream, self.normal_frame)
         seen = look(
             stream,
-            lambda *kind: normal_reading(*kind, where, self.normal_frame, self.normal_coding),
+            lambda dtype, channels: normal_reading(dtype, channels, where, self.normal_frame, self.normal_coding),
             self.keep_files,
             directions,
         )

@@ -58,7 +58,9 @@ class Layers(NamedTuple):
 
     def thin(self) -> "Layers":
         """As many rows and columns as checks look at."""
-        return Layers(*(None if layer is None else thinned(layer) for layer in self))
+        background = None if self.background is None else thinned(self.background)
+        picture = None if self.picture is None else thinned(self.picture)
+        return Layers(thinned(self.alpha), thinned(self.foreground), background, picture)
 
 
 @dataclass(frozen=True)
