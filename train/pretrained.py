@@ -12,6 +12,8 @@ from safetensors import SafetensorError, safe_open
 from manifests.errors import OpenUniError
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+# by name in files
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _to_come: ContextVar[bool] = ContextVar("base weights are to come", default=False)
 
 
@@ -41,9 +43,27 @@ def weight_shards(folder: Path) -> Iterator[dict[str, torch.Tensor]]:
     if missing:
         raise OpenUniError(f"{folder} lacks {', '.join(missing)}: give a diffusers folder with safetensors")
     for file in sorted(files):
-        try:
-            with safe_open(folder / file, framework="pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118  # not a dict
-                    yield {name: tensors.get_tensor(name)}
-        except SafetensorError as error:
-            raise OpenUniError(f"{folder / file} cannot be read as a safetensors file: {error}") from error
+        yield from _tensors(folder / file)
+
+
+def _tensors(path: Path) -> Iterator[dict[str, torch.Tensor]]:
+    """Each tensor of a safetensors file in memory of its own.
+
+    Read as any file: the library's own way maps the file into memory, which then counts beside what is copied of it.
+    """
+    try:
+        with safe_open(path, framework="pt"):
+            pass  # holds the header against the file
+    except SafetensorError as error:
+        raise OpenUniError(f"{path} cannot be read as a safetensors file: {error}") from error
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header.pop("__metadata__", None)
+        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            if entry["dtype"] not in _DTYPES:
+                raise OpenUniError(f"{path}: {name} is {entry['dtype']}; weights must be of {', '.join(_DTYPES)}")
+            tensor = torch.empty(entry["shape"], dtype=_DTYPES[entry["dtype"]])
+            file.seek(8 + size + entry["data_offsets"][0])
+            file.readinto(memoryview(tensor.flatten().view(torch.uint8).numpy()))
+            yield {name: tensor}

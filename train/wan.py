@@ -183,7 +183,7 @@ class WanStreams(_Transformer):
         """Take all weights of a `WanTransformer3DModel`; raises unless exactly the additions are left as they are.
 
         Weights that the model was built without are made on `device`, one after another; with `share` they are the
-        given tensors themselves, which must be there and of the right type.
+        given tensors themselves where these are there and of the right type.
         """
         parameters = dict(self.named_parameters())
         expected = set(self.state_dict()) - set(self.added_parameters())
@@ -198,7 +198,7 @@ class WanStreams(_Transformer):
                 raise OpenUniError(f"pretrained weights do not fit the model: {name} is {found}, not {wanted}")
             if parameters[name].is_meta:
                 dtype = self.base_precision if name in castable else torch.float32
-                self._put(name, tensor if share else tensor.to(device, dtype, copy=True))
+                self._put(name, tensor.to(device, dtype, copy=not share))
             else:
                 parameters[name].copy_(tensor)
         odd = sorted(seen ^ expected)
@@ -327,7 +327,7 @@ def loaded(
         with base_to_come():
             model = build()
         model.base_precision = base_precision
-        model.load_base(weight_shards(options.folder()), device)
+        model.load_base(weight_shards(options.folder()), device, share=True)
     else:
         model = build()
         model.after_base()

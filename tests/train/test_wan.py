@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
+from safetensors.torch import save_file
 
 from manifests.errors import MissingPart, OpenUniError
 from tests.train.test_unividx import BASE, trained
@@ -22,6 +23,7 @@ from train.models.unityvideo import UnityVideo, UnityVideoTransformer
 from train.models.unividx import UniVidX, UniVidXTransformer
 from train.options import build
 from train.parity import plain_model
+from train.pretrained import WEIGHTS, weight_shards
 from train.recipe import RECIPES_DIR, Recipe
 from train.trainer import averaged_copy, build_optimizer
 
@@ -88,6 +90,18 @@ def test_pretrained_weights_are_taken_as_they_are(folder: Path, name: str) -> No
     assert all(torch.equal(again[key], tensor) for key, tensor in plain.state_dict().items())
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_files_of_other_precision_are_read_alike(tmp_path: Path, dtype: torch.dtype) -> None:
+    tensors = {"a": torch.randn(3, 5).to(dtype), "scalar": torch.tensor(2.0, dtype=dtype), "none": torch.empty(0, 4)}
+    save_file(tensors, tmp_path / WEIGHTS, metadata={"format": "pt"})
+    read = {name: tensor for shard in weight_shards(tmp_path) for name, tensor in shard.items()}
+    assert read.keys() == tensors.keys()
+    assert all(read[name].dtype == tensor.dtype and torch.equal(read[name], tensor) for name, tensor in tensors.items())
+    save_file({"a": torch.zeros(2, dtype=torch.int64)}, tmp_path / WEIGHTS)
+    with pytest.raises(OpenUniError, match="a is I64"):
+        list(weight_shards(tmp_path))
+
+
 def test_weights_that_do_not_fit_are_named(folder: Path, tmp_path: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     for file in folder.iterdir():
@@ -133,12 +147,12 @@ print((after - before) / base, base)
 def test_loading_takes_the_memory_of_the_weights_once(tmp_path: Path) -> None:
     """Peak memory of a fresh process; a second copy, or random weights first, would be 2 or more."""
     model = WanTransformer3DModel(num_attention_heads=8, attention_head_dim=96, ffn_dim=4096, num_layers=8)
-    model.save_pretrained(tmp_path, max_shard_size="30MB")
+    model.save_pretrained(tmp_path)  # in one file
     done = subprocess.run([sys.executable, "-c", MEASURE, str(tmp_path)], capture_output=True, text=True, check=True)
     ratio, base = map(float, done.stdout.split())
     assert base > 250e6
     print(f"{base / 1e6:.0f} MB of weights: {ratio:.2f} times that at the peak")
-    assert ratio < 1.3, ratio  # the file in hand and the interpreter's own beside the weights
+    assert ratio < 1.3, ratio  # a tensor in hand and the interpreter's own beside the weights
 
 
 # ---------------------------------------------------------------- named sizes
