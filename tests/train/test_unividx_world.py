@@ -39,16 +39,16 @@ INTRINSIC = Family(
     name="intrinsic",
     preset="interiors",
     task="R2AIN",
-    latents=0.1,
-    psnr_db={"albedo": 20.5, "irradiance": 23.0, "normal": 17.5},
-    units={"normal": 20.0},
+    latents=0.08,
+    psnr_db={"albedo": 21.5, "irradiance": 24.5, "normal": 18.0},
+    units={"normal": 18.5},
 )
 ALPHA = Family(
     name="alpha",
     preset="layers",
     task="R2PFB",
     latents=0.12,
-    psnr_db={"alpha": 22.5, "foreground": 27.5, "background": 24.5},
+    psnr_db={"alpha": 22.5, "foreground": 28.0, "background": 24.5},
     units={"alpha": 0.034},
 )
 SAMPLING = Sampling(10, 5.0)
@@ -139,10 +139,13 @@ def test_maps_are_those_of_the_training_clips(learnt: Learnt) -> None:
         renderings = [codec.decode(None, latents.numpy()) for latents in made[name]]
         mean = np.mean([modality.to_rgb() for modality in exact], axis=0)
         ours, codec_alone, constant = (errors(name, maps, exact) for maps in (renderings, held, [mean] * CLIPS))
-        assert ours.psnr_db > family.psnr_db[name], (name, ours, codec_alone, constant)
-        assert constant.psnr_db + 4 < ours.psnr_db > codec_alone.psnr_db - 4, (name, ours, codec_alone, constant)
+        facts = (name, ours, codec_alone, constant)
+        assert ours.psnr_db > family.psnr_db[name], facts
+        way = (ours.psnr_db - constant.psnr_db) / (codec_alone.psnr_db - constant.psnr_db)
+        assert way > 0.7, facts  # from what the mean map reaches to what the latents can hold; seen: 0.77 and more
         if name in family.units:
-            assert ours.units < min(family.units[name], constant.units / 2), (name, ours, codec_alone, constant)
+            assert ours.units < family.units[name], facts
+            assert ours.units - codec_alone.units < 0.4 * (constant.units - codec_alone.units), facts
 
 
 def test_one_clip_by_the_public_way(learnt: Learnt) -> None:
