@@ -79,12 +79,12 @@ def look(
     height_px, width_px = film.size_px
     kept = keep and film.nbytes() <= min(MOST_BYTES, MOST_BYTES_PER_PX * film.count * height_px * width_px)
     kept = kept and film.count <= MAX_FRAMES
-    convert, small, array, channels, dtype = None, [], None, 0, np.dtype(np.uint8)
+    convert, small, array, stored = None, [], None, np.empty((0, 0, 0), np.uint8)
     ranges: list[tuple[float, float]] = []
     for number, image in enumerate(film.images(keep=kept)):
         if convert is None:
-            channels, dtype = image.shape[-1], image.dtype
-            convert = Conversion(reading(image.dtype, channels), image.dtype)
+            stored = image  # its size may be another than a video's as displayed
+            convert = Conversion(reading(image.dtype, image.shape[-1]), image.dtype)
         ranges.append(range_of(image))
         if not np.isfinite(ranges[-1]).all():
             wrong = int(np.count_nonzero(~np.isfinite(image)))
@@ -100,8 +100,8 @@ def look(
             array[number] = full
     assert convert is not None  # a stream has a picture
     lo, hi = min(low for low, _ in ranges), max(high for _, high in ranges)
-    shape = (film.count, height_px, width_px, channels)
-    return Look(stream, film.video, shape, lo, hi, np.stack(small), convert.reading, array, film.data, dtype)
+    shape = (film.count, *stored.shape)
+    return Look(stream, film.video, shape, lo, hi, np.stack(small), convert.reading, array, film.data, stored.dtype)
 
 
 def sampled(frames: np.ndarray) -> np.ndarray:
