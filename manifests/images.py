@@ -8,6 +8,7 @@ import io
 import struct
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,13 +30,15 @@ def image_size(data: bytes, kind: str, where: str) -> tuple[int, int]:
         raise ClipError(f"{where} is damaged or no image: {error}") from error
 
 
-def read_image(data: bytes, kind: str, where: str) -> np.ndarray:
+def read_image(data: bytes | Path, kind: str, where: str) -> np.ndarray:
     """[H, W, 1 or 3]: uint8 or uint16 of PNG and JPEG, float16 or float32 of EXR, as they stand there.
 
-    Opaque: a transparent picture is refused; EXR's alpha is left out. Raises `ClipError`.
+    Opaque: a transparent picture is refused; EXR's alpha is left out. Raises `ClipError`. `data`: a path serves too;
+    EXR is better read by its path, as of bytes the reader asks Python for each block, which threads wait for.
     """
     if kind == "exr":
         return _read_exr(data, where)
+    data = data.read_bytes() if isinstance(data, Path) else data
     return _read_png(data, where) if kind == "png" else _read_jpeg(data, where)
 
 
@@ -118,18 +121,19 @@ def _read_png(data: bytes, where: str) -> np.ndarray:
     return cv2.cvtColor(levels, cv2.COLOR_BGR2RGB)
 
 
-def _exr(data: bytes, where: str, *, header_only: bool = False, packed: bool = False) -> Any:
+def _exr(data: bytes | Path, where: str, *, header_only: bool = False, packed: bool = False) -> Any:
     try:
         import OpenEXR
     except ImportError as error:
         raise MissingPart("EXR files need a package that is not installed: pip install 'OpenEXR>=3.5'") from error
     try:
-        return OpenEXR.File(io.BytesIO(data), separate_channels=not packed, header_only=header_only, num_threads=0)
+        source = str(data) if isinstance(data, Path) else io.BytesIO(data)
+        return OpenEXR.File(source, separate_channels=not packed, header_only=header_only, num_threads=0)
     except (RuntimeError, ValueError, OSError) as error:
         raise ClipError(f"{where} is damaged or no EXR file: {error}") from error
 
 
-def _exr_size(data: bytes, where: str) -> tuple[int, int]:
+def _exr_size(data: bytes | Path, where: str) -> tuple[int, int]:
     try:
         header = _exr(data, where, header_only=True).header()
         (left, top), (right, bottom) = (corner.tolist() for corner in header["dataWindow"])
@@ -141,7 +145,7 @@ def _exr_size(data: bytes, where: str) -> tuple[int, int]:
     return bottom - top + 1, right - left + 1
 
 
-def _read_exr(data: bytes, where: str) -> np.ndarray:
+def _read_exr(data: bytes | Path, where: str) -> np.ndarray:
     """float16 or float32 [H, W, 1 or 3]: the file's only R, G, B (or X, Y, Z, or single) channels, without alpha."""
     pixels = _interleaved(data, where)
     if pixels is None:
@@ -149,7 +153,7 @@ def _read_exr(data: bytes, where: str) -> np.ndarray:
     return pixels if pixels.dtype == np.float16 else pixels.astype(np.float32, copy=False)
 
 
-def _interleaved(data: bytes, where: str) -> np.ndarray | None:
+def _interleaved(data: bytes | Path, where: str) -> np.ndarray | None:
     """[H, W, 3] as the reader itself puts R, G, B together, with or without A; None where it cannot."""
     try:
         channels = _exr(data, where, packed=True).channels()
@@ -159,7 +163,7 @@ def _interleaved(data: bytes, where: str) -> np.ndarray | None:
     return channels[names.pop()].pixels[..., :3] if names in ({"RGB"}, {"RGBA"}) else None
 
 
-def _joined_planes(data: bytes, where: str) -> np.ndarray:
+def _joined_planes(data: bytes | Path, where: str) -> np.ndarray:
     """[H, W, 1 or 3] of a file whose channels must be looked at one by one."""
     try:
         channels = _exr(data, where).channels()

@@ -153,7 +153,7 @@ class Film:
         for path, data in zip(self.stream.files, chain([self.first], rest), strict=True):
             if data is not self.first:
                 self._check_size(path, data)
-            image = read_image(data, self.stream.kind, str(path))
+            image = read_image(path if self.stream.kind == "exr" else data, self.stream.kind, str(path))
             kind = kind or (image.dtype, image.shape)
             if (image.dtype, image.shape) != kind:
                 raise ClipError(
