@@ -174,7 +174,7 @@ class WanStreams(_Transformer):
             f"{name}.{leaf}"
             for name, module in self.named_modules()
             if isinstance(module, nn.Linear | nn.Conv3d) and not name.startswith("condition_embedder.time_")
-            for leaf in ("weight", "bias")
+            for leaf, _ in module.named_parameters(recurse=False)
         ]
         return [name for name in names if name not in added]
 
