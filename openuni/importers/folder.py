@@ -1,12 +1,12 @@
 """A folder per clip and a file per modality: stored maps with their constants, or plain arrays and pictures."""
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
+from annotated_types import Gt
 
 from manifests.clip import Clip
 from manifests.errors import ClipError, OpenUniError
@@ -70,16 +70,11 @@ class Folder(Importer):
     """
 
     depth_unit: Annotated[Literal["metres", "disparity"], "of plain depth"] = "metres"
-    depth_per_level: Annotated[float, "what one level of a depth PNG is, in that unit"] = 0.001
-    fps: Annotated[float, "frames per second where rgb is an image sequence"] = 16.0
+    depth_per_level: Annotated[float, "what one level of a depth PNG is, in that unit", Gt(0)] = 0.001
+    fps: Annotated[float, "frames per second where rgb is an image sequence", Gt(0)] = 16.0
     check_alignment: Annotated[bool, "refuse maps that are frames ahead of the video or behind it"] = True
 
     origin: ClassVar[str] = "folders of one's own; the supplied layout"
-
-    def __post_init__(self) -> None:
-        for name in ("depth_per_level", "fps"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise OpenUniError(f"folder: {name} = {getattr(self, name)}. Allowed: above 0.")
 
     def find(self, folder: Path) -> Iterator[Found]:
         """Folders that hold a picture, by name."""

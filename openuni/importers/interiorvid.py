@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
+from annotated_types import Ge, Gt
 
 from manifests.clip import Clip
 from manifests.errors import ClipError, OpenUniError
@@ -90,15 +91,15 @@ class InteriorVid(Importer):
     irradiance: Annotated[str, "name of the folder or video with the light that arrives"] = "irradiance"
     normal: Annotated[str, "name of the folder or video with the normals"] = "normal"
     modalities: Annotated[tuple[str, ...], "which maps every clip must have; others are not read"] = MAPS
-    fps: Annotated[float, "frames per second of image sequences"] = 16.0
+    fps: Annotated[float, "frames per second of image sequences", Gt(0)] = 16.0
     scene: Annotated[str, "regular expression with one group: the scene in a clip's key; empty: no two share one"] = ""
-    exposure: Annotated[float, "linear light is multiplied by it; 0: such that 99 % of a clip's pixels are below 1"] = (
-        1.0
-    )
+    exposure: Annotated[
+        float, "linear light is multiplied by it; 0: such that 99 % of a clip's pixels are below 1", Ge(0)
+    ] = 1.0
     rgb_coding: Annotated[Coding, "of rgb in PNG and JPEG; EXR is linear, videos are srgb"] = "srgb"
     albedo_coding: Annotated[Coding, "of albedo in PNG, JPEG and videos; EXR is linear"] = "linear"
     irradiance_coding: Annotated[Coding, "of irradiance in PNG, JPEG and videos; EXR is linear"] = "linear"
-    irradiance_scale: Annotated[float, "given irradiance times this, times albedo, is linear rgb"] = 1.0
+    irradiance_scale: Annotated[float, "given irradiance times this, times albedo, is linear rgb", Gt(0)] = 1.0
     normal_frame: Annotated[Literal["opengl", "opencv"], "opengl: y up, z to the viewer; opencv: y down, z away"] = (
         "opengl"
     )
@@ -112,15 +113,11 @@ class InteriorVid(Importer):
     origin: ClassVar[str] = "UniVidX's InteriorVid; its files are not public, so the layout is by folders"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         one_group(self.scene, "interiorvid: scene")
         wrong = [name for name in self.modalities if name not in MAPS]
         if wrong:
             raise OpenUniError(f'interiorvid: modality "{wrong[0]}" is not known. Known: {", ".join(MAPS)}.')
-        for name in ("fps", "irradiance_scale"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise OpenUniError(f"interiorvid: {name} = {getattr(self, name)}. Allowed: above 0.")
-        if not 0 <= self.exposure < math.inf:
-            raise OpenUniError(f"interiorvid: exposure = {self.exposure}. Allowed: 0 (by the clip) and more.")
 
     def find(self, folder: Path) -> Iterator[Found]:
         """Folders that hold the picture and another map, by name."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
+from annotated_types import Ge
 
 from manifests.clip import Clip
 from manifests.errors import ClipError, OpenUniError
@@ -84,7 +85,7 @@ class OpenUniCSV(Importer):
         DepthColours, "grey: near is bright; spectral: near is red (Depth Anything's); inferno: near is bright"
     ] = "grey"
     flow_divisor_px: Annotated[
-        float, "speed that is painted in full colour, pixels per frame; 0: 2 % of the diagonal"
+        float, "speed that is painted in full colour, pixels per frame; 0: 2 % of the diagonal", Ge(0)
     ] = 0.0
     segmentation_colours: Annotated[
         Literal["palette", "any"], "palette: ids by the VOC palette; any: each colour that covers 0.2 % is an instance"
@@ -98,8 +99,7 @@ class OpenUniCSV(Importer):
     origin: ClassVar[str] = "UnityVideo's released data loader"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.flow_divisor_px < math.inf:
-            raise OpenUniError(f"openuni_csv: flow_divisor_px = {self.flow_divisor_px}. Allowed: 0 and more.")
+        super().__post_init__()
         if not self.csv or Path(self.csv).is_absolute() or ".." in self.csv:
             raise OpenUniError(f'openuni_csv: csv = "{self.csv}". Allowed: a pattern within the set, as *.csv')
 

@@ -1,12 +1,12 @@
 """VideoMatte240K and sets like it: foregrounds with mattes, put over backgrounds; or composites that came along."""
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, NamedTuple
 
 import numpy as np
+from annotated_types import Ge, Gt
 
 from manifests.errors import ClipError, OpenUniError
 from manifests.kept import Reading
@@ -78,21 +78,19 @@ class VideoMatte(Importer):
     background: Annotated[str, "name of the folder with the set's own backgrounds, used where there is one"] = "bgr"
     composite: Annotated[str, "name of the folder with the set's own composites, used where there is one"] = "com"
     backgrounds: Annotated[str, "folder with pictures and videos to put behind; empty: textures are generated"] = ""
-    seed: Annotated[int, "of the choice and the making of backgrounds, from 0"] = 0
+    seed: Annotated[int, "of the choice and the making of backgrounds", Ge(0)] = 0
     premultiplied: Annotated[bool, "the foregrounds are multiplied by alpha: divide them by it"] = False
     tolerance_levels: Annotated[
-        float, "that 99 % of a composite that came along may differ from its layers', 0..255"
+        float, "that 99 % of a composite that came along may differ from its layers', 0..255", Ge(0)
     ] = 6.0
     keep_files: Annotated[bool, "layers stay in the files they came in, exact; false: all are coded anew"] = True
-    fps: Annotated[float, "frames per second of image sequences"] = 25.0
+    fps: Annotated[float, "frames per second of image sequences", Gt(0)] = 25.0
 
     revision: ClassVar[int] = 2
     origin: ClassVar[str] = "VideoMatte240K, of Real-Time High-Resolution Background Matting"
 
     def __post_init__(self) -> None:
-        if not 0 < self.fps < math.inf or self.seed < 0 or not self.tolerance_levels >= 0:
-            given = f"fps = {self.fps}, seed = {self.seed}, tolerance_levels = {self.tolerance_levels}"
-            raise OpenUniError(f"videomatte: {given}. Allowed: fps above 0, the others from 0.")
+        super().__post_init__()
         if self.backgrounds and not Path(self.backgrounds).is_dir():
             raise OpenUniError(f"videomatte: backgrounds = {self.backgrounds!r} is no folder")
 

@@ -52,6 +52,7 @@ class WebDataset(Importer):
     origin: ClassVar[str] = "the WebDataset convention; openuni export"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.shards or Path(self.shards).is_absolute() or ".." in self.shards:
             raise OpenUniError(f'webdataset: shards = "{self.shards}". Allowed: a pattern within the set, as **/*.tar')
 

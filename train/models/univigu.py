@@ -3,12 +3,13 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from annotated_types import Ge
 from torch import nn
 
-from manifests.errors import OpenUniError, unknown_name
+from manifests.errors import OpenUniError
 from train.model import Streams, Told
 from train.tasks import TEXT, Task
 from train.wan import Rotary, WanBlock, WanModel, WanStreams, loaded
@@ -32,7 +33,7 @@ class UniVigu(WanModel):
     only_modalities: ClassVar[tuple[str, ...]] = ("rgb",)
 
     modalities: Annotated[tuple[str, ...], "only rgb"] = ("rgb",)
-    vocabulary: Annotated[int, "token values, the mask included: those of the tokenizer"] = 258
+    vocabulary: Annotated[int, "token values, the mask included: those of the tokenizer", Ge(2)] = 258
     text_flow: Annotated[
         TextFlow, "tokens: discrete flow, the network gives logits; embeddings: continuous flow, a velocity and logits"
     ] = "tokens"
@@ -46,10 +47,6 @@ class UniVigu(WanModel):
             raise OpenUniError(
                 f'univigu has one stream of latents, rgb; got {list(self.modalities)}. Set model.modalities = ["rgb"]'
             )
-        if self.vocabulary < 2:
-            raise OpenUniError(f"univigu: vocabulary must be at least 2, got {self.vocabulary}")
-        if self.text_flow not in get_args(TextFlow):
-            raise OpenUniError(unknown_name("text_flow", self.text_flow, get_args(TextFlow)))
 
     def load(self, device: str) -> "UniViguTransformer":
         """The model on `device` in float32, in training mode."""
