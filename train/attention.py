@@ -72,9 +72,11 @@ def use_attention(model: torch.nn.Module, name: str) -> None:
     backend = BACKENDS[name]
     for module in model.modules():
         if isinstance(module, WanAttention):
-            if backend.install and not hasattr(module.processor, "casts"):
-                module.set_processor(CastingProcessor())
-            module.processor._attention_backend = backend.name
+            processor: Any = module.processor
+            if backend.install and not hasattr(processor, "casts"):
+                processor = CastingProcessor()
+                module.set_processor(processor)
+            processor._attention_backend = backend.name
 
 
 def check_precision(name: str, device: torch.device) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -65,5 +66,6 @@ def _tensors(path: Path) -> Iterator[dict[str, torch.Tensor]]:
                 raise OpenUniError(f"{path}: {name} is {entry['dtype']}; weights must be of {', '.join(_DTYPES)}")
             tensor = torch.empty(entry["shape"], dtype=_DTYPES[entry["dtype"]])
             file.seek(8 + size + entry["data_offsets"][0])
-            file.readinto(memoryview(tensor.flatten().view(torch.uint8).numpy()))
+            array: Any = tensor.flatten().view(torch.uint8).numpy()
+            file.readinto(array)
             yield {name: tensor}

@@ -136,6 +136,7 @@ class WanStreams(_Transformer):
     _cp_plan: ClassVar[None] = None
     given_sigma: float = 0.0  # see `train.model.VideoModel`, as the next
     unsaved: frozenset[str] = frozenset()
+    rope: Any  # the base class's tables of positions
     attention: str = "auto"
     base_precision: torch.dtype = torch.float32  # of the weights that `castable` names
 

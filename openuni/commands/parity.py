@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -32,7 +32,7 @@ def parity(given: ParityFlags) -> None:
     """
     from openuni.parity import BAD, HEADER, climbed, line
 
-    rungs = []
+    rungs: list[dict[str, Any]] = []
     wanted = (given.model or (), given.modality or ("rgb", "depth"), given.device, given.dtype)
     for model, rung in climbed(given.pretrained, *wanted):
         if not given.json and not rungs:
