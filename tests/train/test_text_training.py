@@ -12,6 +12,7 @@ import torch
 from manifests.corpus import Corpus
 from manifests.errors import OpenUniError
 from tests.train.corpora import random_clips, write_corpus
+from tests.train.test_captions import described as described
 from tests.train.test_codecs import umt5_folder as umt5_folder
 from tests.train.test_trainer import assert_same, state
 from train.data import Batch, Loader
@@ -19,6 +20,7 @@ from train.objective import losses_of
 from train.plan import Plan, Sample
 from train.recipe import Recipe
 from train.run import Run, autocast
+from train.sampler import Sampling
 from train.setup import Setup, prepare
 from train.tasks import Task
 from train.tokenizer import ByteTokenizer
@@ -276,6 +278,32 @@ def test_a_second_stage_starts_from_the_first(corpus: Corpus, tmp_path: Path, ru
         {key: value for key, value in state(tmp_path / "second").items() if key.startswith("model/")},
         {key.replace("ema/", "model/"): value for key, value in state(run.folder).items() if key.startswith("ema/")},
     )
+
+
+def test_recall_then_refinement(described: Corpus, tmp_path: Path) -> None:
+    """The two stages: prompts are recalled first; then, told brief captions, the model learns to make detailed ones."""
+    rows = {clip.clip_id: clip.row("template_caption") for clip in described}
+    text = {"length": 320, "weight": 1.0}
+    settings = {
+        "data": {"validation_share": 0.0, "caption_dropout": 0.0},
+        "optimizer": {"steps": 30, "batch_size": 3, "learning_rate": 1e-2},
+        "validation": {"every_steps": 0},
+        "checkpoints": {"every_steps": 30},
+    }
+    recall = train(recipe(text=text, **settings), described, tmp_path / "recall")
+    text |= {"stage": "refinement", "detailed": "template_caption.detailed"}
+    text |= {"brief_tokens": (0, 319), "detailed_tokens": (0, 319)}
+    second = settings | {"start_from": str(recall.folder)}
+    for batch in drawn(described, tmp_path / "batches", 2, text=text, **second):
+        assert batch.words is not None
+        for row, (clip, task) in enumerate(zip(batch.clips, batch.tasks, strict=True)):
+            name = "detailed" if task.makes_text else "brief"
+            assert BYTES.decode(batch.words.clean[row]) == rows[sorted(described.kept())[clip]][name]
+    refined = train(recipe(text=text, **second), described, tmp_path / "refined")
+    losses = [row["text_loss"] for row in refined.log if row.get("text_loss")]
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    made = refined.sample("t2vt", {}, [next(iter(rows.values()))["brief"]], sampling=Sampling(steps=3))
+    assert made["text"].shape == (1, 320) and made["rgb"].isfinite().all()
 
 
 # ---------------------------------------------------------------- refusals
