@@ -7,8 +7,7 @@ in 0..V-1; sigmas float [B]; one network output per position, logits [B, L, V], 
 token given all noisy ones.
 """
 
-from collections.abc import Callable, Sequence
-from itertools import pairwise
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -101,23 +100,6 @@ def discrete_euler_step(
     after = kappa(torch.as_tensor(next_sigma, dtype=torch.float64, device=noisy.device), degree)
     jumps = draws[0] < ((after - before) / (1 - before)).to(draws)
     return torch.where(jumps, drawn_tokens(probabilities, draws[1]), noisy)
-
-
-def solve_tokens(
-    logits_of: Callable[[torch.Tensor, float], torch.Tensor],
-    tokens: torch.Tensor,
-    sigmas: torch.Tensor,
-    degree: float,
-    seed: int,
-    *names: Name,
-) -> torch.Tensor:
-    """Tokens int64 [B, L] of the source, taken along `sigmas` (from 1 down to 0) by Euler steps.
-
-    `logits_of(tokens, sigma)`: [B, L, V]. The draws of row i at a step depend on (seed, names, i, step) only.
-    """
-    for step, (sigma, following) in enumerate(pairwise(sigmas.tolist())):
-        tokens = named_step(tokens, logits_of(tokens, sigma), (sigma, following), degree, step, seed, *names)
-    return tokens
 
 
 def named_step(

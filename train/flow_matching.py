@@ -143,11 +143,6 @@ def solve(
     return noisy
 
 
-def guided(conditional: torch.Tensor, unconditional: torch.Tensor, scale: float) -> torch.Tensor:
-    """Classifier-free guidance: scale 1 is the conditional prediction, 0 the unconditional one."""
-    return unconditional + scale * (conditional - unconditional)
-
-
 class GuidanceShares(NamedTuple):
     """What each prediction counts in a guided one; they sum to 1."""
 

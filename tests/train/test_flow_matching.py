@@ -10,7 +10,6 @@ from train.flow_matching import (
     Solver,
     euler_step,
     guidance_shares,
-    guided,
     loss_weight,
     noised,
     sampling_sigmas,
@@ -75,13 +74,6 @@ def test_loss_counts_made_streams_only(pair: tuple[torch.Tensor, torch.Tensor]) 
     assert stream_losses(predicted, target, made).isfinite().all()
 
 
-def test_guidance(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
-    with_text, without = pair
-    assert torch.equal(guided(with_text, without, 0.0), without)
-    torch.testing.assert_close(guided(with_text, without, 1.0), with_text)
-    torch.testing.assert_close(guided(with_text, without, 3.0), with_text + 2 * (with_text - without))
-
-
 def test_guidance_with_two_scales(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
     full, without_text = pair
     without_both = full * without_text
@@ -97,7 +89,7 @@ def test_guidance_with_two_scales(pair: tuple[torch.Tensor, torch.Tensor]) -> No
     assert guidance_shares(3.0, 3.0).without_text == guidance_shares(3.0, 1.0).without_both == 0.0
     expected = without_both + 4.0 * (without_text - without_both) + 2.5 * (full - without_text)
     torch.testing.assert_close(guided_twice(2.5, 4.0), expected)
-    torch.testing.assert_close(guided_twice(3.0, 1.0), guided(full, without_text, 3.0))
+    torch.testing.assert_close(guided_twice(3.0, 1.0), without_text + 3.0 * (full - without_text))
 
 
 def test_loss_weights(pair: tuple[torch.Tensor, torch.Tensor]) -> None:

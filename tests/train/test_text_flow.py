@@ -1,6 +1,7 @@
 """Losses of the text stream, tokenizers, and a model that learns to describe videos word for word."""
 
 import dataclasses
+from itertools import pairwise
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from manifests.errors import OpenUniError
 from tests.train.test_codecs import umt5_folder as umt5_folder
 from tests.train.test_univigu import TINY
-from train.discrete_flow import Source, noised_tokens, solve_tokens, source_tokens
+from train.discrete_flow import Source, named_step, noised_tokens, source_tokens
 from train.flow_matching import noised
 from train.randomness import uniforms
 from train.text_flow import embedding_losses, text_weight, token_losses
@@ -104,6 +105,7 @@ def test_a_model_learns_to_describe_videos_word_for_word(source: Source) -> None
         sigmas = {"rgb": still, "text": torch.full((4,), sigma)}
         return model({"rgb": video, "text": tokens}, sigmas, told)["text"]
 
-    start = source_tokens(clean.shape, *kind, 1)
-    made = solve_tokens(logits_of, start, torch.linspace(1, 0, 17), 1.0, 1)
+    made = source_tokens(clean.shape, *kind, 1)
+    for step, sigmas in enumerate(pairwise(torch.linspace(1, 0, 17).tolist())):
+        made = named_step(made, logits_of(made, sigmas[0]), sigmas, 1.0, step, 1)
     assert [BYTES.decode(row) for row in made] == captions

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from manifests.corpus import Corpus
 from manifests.errors import OpenUniError
 from tests.train.corpora import random_clips, write_corpus
 from tests.train.test_text_training import SAID, recipe
-from train.discrete_flow import named_step, solve_tokens
+from train.discrete_flow import named_step
 from train.flow_matching import sampling_sigmas, solve
 from train.run import Run
 from train.sampler import Conditions, SampledText, Sampling, sample
@@ -124,11 +125,13 @@ def test_guidance_without_a_video_to_make_is_refused(run: Run) -> None:
 
 
 def test_text_in_one_loop_is_text_solved_alone() -> None:
-    """`solve` with a stream of tokens does to it what `solve_tokens` does, whatever the latents' solver."""
+    """`solve` takes a stream of tokens by Euler steps of its own, whatever the latents' solver."""
     logits = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(0))
     start = torch.randint(7, (2, 5), generator=torch.Generator().manual_seed(1))
     sigmas = sampling_sigmas(6, 2.0)
-    expected = solve_tokens(lambda tokens, sigma: logits * (2 - sigma), start, sigmas, 2.0, 3)
+    expected = start
+    for step, (sigma, following) in enumerate(pairwise(sigmas.tolist())):
+        expected = named_step(expected, logits * (2 - sigma), (sigma, following), 2.0, step, 3)
 
     def field(streams: dict[str, torch.Tensor], sigma: float) -> dict[str, torch.Tensor]:
         assert streams.keys() == {"rgb", "text"}
