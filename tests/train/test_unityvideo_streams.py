@@ -8,7 +8,7 @@ from diffusers import WanTransformer3DModel
 
 from manifests.errors import OpenUniError
 from tests.train.tiny_unividx import built as unividx
-from tests.train.tiny_wan import SIZES, tiny_base
+from tests.train.tiny_wan import SIZES, inputs, tiny_base
 from train.models.unityvideo import UnityVideo
 
 FOUR = ("rgb", "depth", "flow", "skeleton")
@@ -40,20 +40,6 @@ def trained(base: WanTransformer3DModel, **options: Any) -> Any:
             if name in added:
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
     return model
-
-
-def inputs(names: tuple[str, ...], batch: int = 2, given: tuple[str, ...] = ()) -> tuple[dict, dict, dict]:
-    generator = torch.Generator().manual_seed(2)
-    drawn = {
-        name: (
-            torch.randn(batch, 4, 3, 4, 6, generator=generator),
-            torch.rand(batch, generator=generator) * 0.9 + 0.05,
-            torch.randn(batch, 5, 8, generator=generator),
-        )
-        for name in names
-    }
-    streams, sigmas, text = ({name: values[place] for name, values in drawn.items()} for place in range(3))
-    return streams, sigmas | {name: torch.zeros(batch) for name in given}, text
 
 
 # ---------------------------------------------------------------- what is left of the pretrained model

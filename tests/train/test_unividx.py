@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 from manifests.errors import OpenUniError
-from tests.train.tiny_unividx import INTRINSIC, built, inputs, trained
-from tests.train.tiny_wan import BASE, SIZES, tiny_base
+from tests.train.tiny_unividx import INTRINSIC, built, trained
+from tests.train.tiny_wan import BASE, SIZES, inputs, tiny_base
 from train.lora import (
     GatedLinear,
     Rows,

@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from manifests.errors import OpenUniError
 from tests.train.corpora import random_clips, write_corpus
-from tests.train.tiny_unividx import INTRINSIC, built, inputs
-from tests.train.tiny_wan import SIZES, tiny_base
+from tests.train.tiny_unividx import INTRINSIC, built
+from tests.train.tiny_wan import SIZES, inputs, tiny_base
 from train.recipe import Recipe
 from train.run import Run
 from train.sampler import Sampling

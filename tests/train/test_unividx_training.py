@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from manifests.errors import OpenUniError
 from tests.train.corpora import random_clips, write_corpus
-from tests.train.tiny_unividx import INTRINSIC, inputs, trained
-from tests.train.tiny_wan import SIZES, tiny_base
+from tests.train.tiny_unividx import INTRINSIC, trained
+from tests.train.tiny_wan import SIZES, inputs, tiny_base
 from train.checkpoint import checkpoints
 from train.data import Loader
 from train.lora import gated_layers

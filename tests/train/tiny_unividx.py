@@ -1,4 +1,4 @@
-"""Tiny UniVidX models on `tiny_wan`, and what to call them with."""
+"""Tiny UniVidX models on `tiny_wan`."""
 
 from typing import Any
 
@@ -29,17 +29,3 @@ def trained(base: WanTransformer3DModel, **options: Any) -> Any:
             for up in layer.lora_B.values():
                 up.copy_(torch.randn(up.shape, generator=generator) * 0.3)
     return model
-
-
-def inputs(names: tuple[str, ...], batch: int = 2, given: tuple[str, ...] = ()) -> tuple[dict, dict, dict]:
-    generator = torch.Generator().manual_seed(2)
-    drawn = {
-        name: (
-            torch.randn(batch, 4, 3, 4, 6, generator=generator),
-            torch.rand(batch, generator=generator) * 0.9 + 0.05,
-            torch.randn(batch, 5, 8, generator=generator),
-        )
-        for name in names
-    }
-    streams, sigmas, text = ({name: values[place] for name, values in drawn.items()} for place in range(3))
-    return streams, sigmas | {name: torch.zeros(batch) for name in given}, text
