@@ -35,9 +35,9 @@ demo: install
 demo-quick: install
 	$(BIN)/openuni demo --quick
 
-# two processes, each test file whole in one of them
+# two processes, each test file whole in one of them, in the order of tests/conftest.py
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow

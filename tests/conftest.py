@@ -10,6 +10,14 @@ import pytest
 from tests.coded_clips import ordinary_priority
 
 
+LONG = ("test_readme.py",)  # a minute and more in one file: begun last, it would run on alone
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first, so that the two processes end together."""
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
 @pytest.fixture(autouse=True)
 def no_test_leaves_real_time_priority():
     """Wherever a test encodes AV1 by itself."""
