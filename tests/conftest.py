@@ -9,7 +9,6 @@ import pytest
 
 from tests.coded_clips import ordinary_priority
 
-
 LONG = ("test_readme.py",)  # a minute and more in one file: begun last, it would run on alone
 
 
