@@ -16,6 +16,8 @@ Detector = Callable[[np.ndarray], list[np.ndarray]]  # uint8 [H, W, 3] RGB -> fl
 
 READ_MARGIN = 0.25  # of a line's height, so that its letters are whole
 CRAFT_FILE = "craft_mlt_25k"
+# as EasyOCR states it; asking it would import torch, for a list
+CRAFT_URL = f"https://github.com/JaidedAI/EasyOCR/releases/download/pre-v1.1.6/{CRAFT_FILE}.zip"
 MAX_CHECKPOINT_BYTES = 512 * 2**20  # of the file within a .zip; CRAFT has 83 MB
 
 

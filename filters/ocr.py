@@ -82,10 +82,7 @@ class Ocr(Filter):
     @classmethod
     def published(cls) -> tuple[Checkpoint, ...]:
         """CRAFT as EasyOCR publishes it."""
-        from easyocr.config import detection_models
-
-        url = detection_models["craft"]["url"]
-        return (Checkpoint(f"{boxes.CRAFT_FILE}.zip", "url", "Apache-2.0", url, size_mb=77.0),)
+        return (Checkpoint(f"{boxes.CRAFT_FILE}.zip", "url", "Apache-2.0", boxes.CRAFT_URL, size_mb=77.0),)
 
     def sample(self, times_s: np.ndarray) -> np.ndarray:
         """Evenly spread over the whole clip, at most `max_frames`."""

@@ -320,6 +320,13 @@ def test_craft_and_the_mode_of_videox_fun_give_its_number(craft, tmp_path):
     assert scores(detector, [frame], **options | {"area": "sum"}).text_area_share > expected
 
 
+def test_craft_comes_from_where_easyocr_says():
+    from easyocr.config import detection_models
+
+    (published,) = Ocr.published()
+    assert published.url == detection_models["craft"]["url"]
+
+
 def test_the_published_zip_holds_the_same_weights(craft, tmp_path):
     import zipfile
 
