@@ -14,7 +14,7 @@ help:
 	@echo "make demo        set up $(VENV) and run the whole job on home-made clips (about 5 minutes)"
 	@echo "make demo-quick  the same in its small form (about 90 seconds)"
 	@echo "make test        set up $(VENV) and run the tests (under 10 minutes on 2 cores)"
-	@echo "make test-slow   the longer checks: kills, the quick demo"
+	@echo "make test-slow   the longer checks: kills, the quick demo, models that learn clips by heart (about 10 minutes)"
 	@echo "make lint types  ruff, and mypy"
 	@echo "make benchmarks  ratios against named alternatives; figures stand in tests/benchmarks/README.md"
 
@@ -40,7 +40,7 @@ test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: install
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from annotated_types import BaseMetadata, Ge, GroupedMetadata, Gt, Interval, Le, Lt, MinLen, MultipleOf
 
-from manifests.errors import OpenUniError
+from manifests.errors import OpenUniError, did_you_mean
 
 SHARE = Interval(ge=0, le=1)
 
@@ -30,7 +30,8 @@ def check_options(options: Any, name: str) -> None:
         fits = value in literals if literals else _within(value, bounds)
         if not fits:
             text = ", ".join(map(str, literals)) if literals else bounds_text(bounds) or "finite numbers"
-            raise OpenUniError(f"{name}: {field} = {_shown(value)}. Allowed: {text}.")
+            hint = did_you_mean(str(value), map(str, literals))
+            raise OpenUniError(f"{name}: {field} = {_shown(value)}.{hint} Allowed: {text}.")
 
 
 def bounds_of(hint: Any) -> list[BaseMetadata]:

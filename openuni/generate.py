@@ -24,6 +24,7 @@ class Request:
     guidance: float = 1.0
     seed: int = 0
     given_guidance: float = 1.0
+    temperature: float = 1.0  # of a made text
 
 
 def make_files(run_dir: Path, request: Request, out: Path) -> list[Path]:
@@ -43,6 +44,7 @@ def make_files(run_dir: Path, request: Request, out: Path) -> list[Path]:
         guidance=request.guidance,
         seed=request.seed,
         given_guidance=request.given_guidance,
+        temperature=request.temperature,
     )
     made = run.generate(request.prompt, list(request.make), given or None, _size(request.size), sampling)
     return [path for name, signal in made.items() for path in _write(name, signal, out, request.fps)]

@@ -2,34 +2,38 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple, get_args
+from typing import Annotated, NamedTuple
 
 import torch
+from annotated_types import Ge, Gt
 
-from manifests.errors import OpenUniError, unknown_name
+from manifests.bounds import check_options
+from manifests.errors import OpenUniError
 from train.discrete_flow import named_step
 from train.flow_matching import Solver, guidance_shares, noised, sampling_sigmas, solve
 from train.model import Streams, VideoModel
 from train.randomness import normal
 from train.tasks import TEXT, Task
 
+COLDEST = 1e-6  # a temperature at which all but the likeliest token are out of the question
+
 
 @dataclass(frozen=True)
 class Sampling:
     """How to sample."""
 
-    steps: Annotated[int, "steps from noise to clean"] = 50
-    shift: Annotated[float, "Wan's shift of the noise levels; best the training's"] = 5.0
+    steps: Annotated[int, "steps from noise to clean", Ge(1)] = 50
+    shift: Annotated[float, "Wan's shift of the noise levels; best the training's", Gt(0)] = 5.0
     guidance: Annotated[float, "classifier-free guidance on the caption; 1: none"] = 1.0
     seed: Annotated[int, "of the noise"] = 0
     solver: Annotated[Solver, "euler; of second order: heun (two calls of the model a step), adams_bashforth"] = "euler"
     given_guidance: Annotated[float, "the same on the given streams, which then are noise; 1: none"] = 1.0
+    temperature: Annotated[
+        float, "of tokens of a made text: 1 as learnt; less: likelier ones; 0: the likeliest", Ge(0)
+    ] = 1.0
 
     def __post_init__(self) -> None:
-        if self.solver not in get_args(Solver):
-            raise OpenUniError(unknown_name("solver", self.solver, get_args(Solver)))
-        if self.steps < 1 or self.shift <= 0:
-            raise OpenUniError(f"sampling needs steps >= 1 and shift > 0, got {self.steps} and {self.shift}")
+        check_options(self, "sampling")
 
 
 class SampledText(NamedTuple):
@@ -103,6 +107,7 @@ def _jump(
     step: int,
 ) -> torch.Tensor:
     assert conditions.words is not None
+    logits = logits.double() / max(sampling.temperature, COLDEST)
     return named_step(tokens, logits, (sigma, following), conditions.words.degree, step, sampling.seed)
 
 

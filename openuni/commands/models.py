@@ -41,6 +41,9 @@ class GenerateFlags:
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance on the prompt; 1: none")] = 1.0
     given_guidance: Annotated[float, typer.Option(help="The same on what is given; 1: none")] = 1.0
     seed: Annotated[int, typer.Option(help="Of the noise")] = 0
+    temperature: Annotated[
+        float, typer.Option(min=0, help="Of a made text: 1 as learnt; less: likelier words; 0: the likeliest")
+    ] = 1.0
 
 
 @app.command()
@@ -62,6 +65,7 @@ def generate(given: GenerateFlags) -> None:
         guidance=given.guidance,
         given_guidance=given.given_guidance,
         seed=given.seed,
+        temperature=given.temperature,
     )
     for path in make_files(given.run, wanted, given.out):
         print(path)

@@ -47,6 +47,7 @@ BAD = [
     ({"scales": (1.0, 5.0)}, "scales = [1.0, 5.0]. Allowed: above 0, at most 4, 1 or more entries."),
     ({"free": math.nan}, "free = nan. Allowed: finite numbers."),
     ({"how": "best"}, 'how = "best". Allowed: fast, good.'),
+    ({"how": "goood"}, 'how = "goood". Did you mean "good"? Allowed: fast, good.'),
 ]
 
 

@@ -147,5 +147,5 @@ def test_heun_never_evaluates_at_sigma_zero() -> None:
 
 
 def test_unknown_solver_is_named() -> None:
-    with pytest.raises(OpenUniError, match=r'"hein" is not known\. Did you mean "heun"'):
+    with pytest.raises(OpenUniError, match=r'solver = "hein"\. Did you mean "heun"\? Allowed: euler, heun'):
         Sampling(solver="hein")  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,33 @@ def test_guidance_moves_the_video_and_not_the_text(guidance: float) -> None:
     )
     assert (made["text"] == 1).all() and (still["text"] == 2).all()
     torch.testing.assert_close(made["rgb"], still["rgb"] - guidance)  # along velocities of `guidance` from 1 to 0
+
+
+class Undecided:
+    """Says at every position that value 3 is likelier than each of the others, by e."""
+
+    given_sigma = 0.0
+
+    def __call__(self, streams: Any, sigmas: Any, text: Any) -> dict[str, torch.Tensor]:
+        words = torch.full(streams["text"].shape, 3)
+        return {"rgb": streams["rgb"], "text": torch.nn.functional.one_hot(words, 5).float()}
+
+
+def test_temperature_makes_likelier_texts() -> None:
+    start = SampledText(torch.zeros(4, 500, dtype=torch.int64), torch.zeros(500, dtype=torch.int64), 1.0)
+    conditions = Conditions({"rgb": torch.zeros(4, 4, 1, 2, 2)}, {"rgb": torch.zeros(4, 3, 8)}, None, words=start)
+
+    def share(temperature: float) -> float:
+        how = Sampling(steps=3, shift=1.0, temperature=temperature)
+        made = sample(Undecided(), Task.parse("v2t"), conditions, (4, 4, 1, 2, 2), how)  # type: ignore[arg-type]
+        return float((made["text"] == 3).float().mean())
+
+    likeliest = {temperature: math.exp(1 / temperature) for temperature in (0.5, 1.0, 2.0)}
+    for temperature, weight in likeliest.items():
+        assert share(temperature) == pytest.approx(weight / (weight + 4), abs=0.04)
+    assert share(0.0) == 1.0
+    with pytest.raises(OpenUniError, match=r"sampling: temperature = -1\.0\. Allowed: 0 and more"):
+        Sampling(temperature=-1.0)
 
 
 def test_guidance_without_a_video_to_make_is_refused(run: Run) -> None:

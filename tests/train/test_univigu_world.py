@@ -75,11 +75,13 @@ def test_the_loss_of_every_task_falls(together: Run) -> None:
 
 def test_captions_come_back_word_for_word(corpus: Corpus, together: Run, tmp_path: Path) -> None:
     """A second run describes alone, from the weights of the first: all eight captions are exact, to the last byte."""
-    settings = recipe({"v2t": 1.0}, steps=250, rate=4e-3, decay_steps=200, start_from=str(together.folder))
+    settings = recipe({"v2t": 1.0}, steps=400, rate=4e-3, decay_steps=350, start_from=str(together.folder))
     run = train(settings, corpus, tmp_path)
     index = open_index(corpus, ("rgb",), "", "", 0.0)
     latents = torch.stack([index.latents["rgb"].read(corpus, clip) for clip in range(CLIPS)])
-    made = run.sample("v2t", {"rgb": latents}, [""] * CLIPS, sampling=Sampling(steps=16, shift=1.0))["text"]
+    made = run.sample("v2t", {"rgb": latents}, [""] * CLIPS, sampling=Sampling(steps=16, shift=1.0, temperature=0.0))[
+        "text"
+    ]
     told = {clip: run.tokenizer.decode(row) for clip, row in zip(index.clip_ids, made, strict=True)}
     assert told == {clip.clip_id: clip.caption for clip in corpus}
     assert len(set(told.values())) == CLIPS
