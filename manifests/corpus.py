@@ -148,7 +148,7 @@ class Corpus:
         Still in Arrow: a hundred thousand rows are a few megabytes, and `array[i].as_py()` makes one of them a dict.
         """
         wanted = {"clip_id": pads.field("clip_id")} | dict(columns)
-        table = self.dataset(group).to_table(columns=wanted, filter=pads.field("clip_id").isin(ids)).combine_chunks()
+        table = self.dataset(group).to_table(columns=wanted, filter=pads.field("clip_id").isin(ids))
         places = pc.index_in(ids, value_set=table.column("clip_id").combine_chunks())
         return table.drop_columns("clip_id").to_struct_array().combine_chunks().take(places)
 

@@ -29,6 +29,8 @@ OUTCOME_FIELDS = [
     pa.field("ms", pa.float64()),  # time `run` took
 ]
 
+OUTCOME = frozenset(field.name for field in OUTCOME_FIELDS)
+
 # columns that find a payload again
 EXTENT_FIELDS = [
     pa.field("shard", pa.string()),  # file name beside the Parquet file
@@ -79,12 +81,16 @@ def clip_schema() -> pa.Schema:
 def producer_schema(producer: type[Producer]) -> pa.Schema:
     """Schema of a producer's column group: clip_id and one struct column named after it."""
     fields = list(OUTCOME_FIELDS)
-    taken = {field.name for field in fields}
     for name, hint in result_hints(producer).items():
-        if name in taken:
+        if name in OUTCOME:
             raise OpenUniError(f'{producer.name()}: a result must not be called "{name}"; rename that field')
         fields.append(pa.field(name, arrow_type(hint, f"{producer.name()}.{name}")))
     return pa.schema([pa.field("clip_id", pa.string()), pa.field(producer.name(), pa.struct(fields))])
+
+
+def text_columns(fields: pa.StructType) -> list[str]:
+    """Names of the texts in a producer's struct, without those that say how it went."""
+    return [field.name for field in fields if pa.types.is_string(field.type) and field.name not in OUTCOME]
 
 
 def result_hints(producer: type[Producer]) -> dict[str, Any]:

@@ -10,9 +10,7 @@ import pyarrow.dataset as pads
 from manifests.corpus import Corpus
 from manifests.errors import OpenUniError, did_you_mean
 from manifests.operator import Annotator
-from manifests.schema import producer_schema
-
-OUTCOME = ("status", "error", "version")  # texts that every producer writes, and nobody's captions
+from manifests.schema import producer_schema, text_columns
 
 
 class CaptionColumn(NamedTuple):
@@ -45,7 +43,7 @@ def caption_column(given: str, annotators: Mapping[str, Annotator], corpus: Corp
             )
         assert corpus is not None
         fields = _stored(corpus, annotator)
-    texts = [field.name for field in fields if pa.types.is_string(field.type) and field.name not in OUTCOME]
+    texts = text_columns(fields)
     if column not in texts:
         there = f'"{column}" is no text' if fields.get_field_index(column) >= 0 else f'there is no "{column}"'
         raise OpenUniError(

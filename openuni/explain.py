@@ -11,9 +11,8 @@ from manifests import select
 from manifests.corpus import Corpus
 from manifests.errors import OpenUniError
 from manifests.presence import COLUMN, makers
-from manifests.schema import clip_schema
+from manifests.schema import OUTCOME, clip_schema
 
-OUTCOME = ("status", "error", "version", "ms")
 MAX_LISTED = 10
 
 

@@ -22,12 +22,11 @@ def climbed(
     from train.parity import ladder
     from train.run import pick_device
 
-    kinds = [_kind(name) for name in models or component_names("train.models")]
-    kinds = [kind for kind in kinds if models or kind is not None]
-    for name, kind in zip(models, kinds, strict=False):
-        if kind is None:
+    known = {name: _kind(name) for name in models or component_names("train.models")}
+    for name in models:
+        if known[name] is None:
             raise OpenUniError(f'model "{name}" is not built on Wan, so there is nothing to compare it with')
-    for kind in kinds:
+    for kind in filter(None, known.values()):
         options: dict[str, Any] = {"pretrained": pretrained}
         if len(kind().modalities) > 1:  # else the model's streams are fixed
             options["modalities"] = tuple(dict.fromkeys(modalities))

@@ -11,6 +11,7 @@ import pyarrow.dataset as pads
 import xxhash
 
 from manifests.errors import OpenUniError, did_you_mean
+from manifests.schema import text_columns
 from train.recipe import TextStream
 from train.tokenizer import Tokenizer
 
@@ -109,10 +110,8 @@ def _texts(corpus: "Corpus", column: str, ids: pa.Array) -> pa.Array:
         group = f"annotations/{annotator}"
         _check(corpus, column, annotator, name)
         field = pads.field(annotator, name)
-    table = corpus.table(group, {"clip_id": pads.field("clip_id"), "text": field})
-    places = pc.index_in(ids, value_set=table["clip_id"].combine_chunks())
-    texts: pa.Array = table["text"].cast(pa.large_string()).combine_chunks().take(places)
-    return texts
+    rows = corpus.look_up(group, ids, {"text": field.cast(pa.large_string())})
+    return pc.struct_field(rows, "text")
 
 
 def _check(corpus: "Corpus", column: str, annotator: str, name: str) -> None:
@@ -123,10 +122,9 @@ def _check(corpus: "Corpus", column: str, annotator: str, name: str) -> None:
             f'captions "{column}": the corpus has no rows of an annotator "{annotator}".'
             f"{did_you_mean(annotator, known)} Give ANNOTATOR.COLUMN; annotators there: {', '.join(known) or 'none'}."
         )
-    fields = corpus.dataset(f"annotations/{annotator}").schema.field(annotator).type
-    texts = [field.name for field in fields if pa.types.is_string(field.type)]
+    texts = text_columns(corpus.dataset(f"annotations/{annotator}").schema.field(annotator).type)
     if name not in texts:
         raise OpenUniError(
             f'captions "{column}": {annotator} wrote no text of that name.{did_you_mean(name, texts)} '
-            f"Texts: {', '.join(texts)}."
+            f"Texts: {', '.join(texts) or 'none'}."
         )

@@ -178,15 +178,14 @@ class Loader:
         captions, draws = self.index.captions, self._text_draws
         if captions is None or draws is None or not self.model.has_text_stream(samples[0].task):
             return None
+
+        def said(sample: Sample, name: tuple[int | str, ...]) -> str:
+            if sample.task.makes_text:
+                return captions.target(sample.clip)
+            return "" if self._dropped(sample.task, name) else captions.prompt(sample.clip)
+
+        texts = [said(sample, name) for sample, name in zip(samples, names, strict=True)]
         makes = [sample.task.makes_text for sample in samples]
-        texts = [
-            captions.target(sample.clip)
-            if making
-            else ""
-            if self._dropped(sample.task, name)
-            else captions.prompt(sample.clip)
-            for sample, name, making in zip(samples, names, makes, strict=True)
-        ]
         return draws.words(texts, [sigma.get(TEXT, 0.0) for sigma in sigmas], makes, names)
 
     @cached_property

@@ -71,17 +71,6 @@ def generalised_kl(
     return rate(sigma.float().clamp(min=LEAST_SIGMA), degree)[:, None] * divergence
 
 
-def posterior_velocity(
-    probabilities: torch.Tensor, noisy: torch.Tensor, sigma: torch.Tensor, degree: float = 1.0
-) -> torch.Tensor:
-    """Rates of the jump process from the posterior [B, L, V]: `rate (p - delta_noisy)`, the same shape.
-
-    Each position's sum is 0; only the entry of the present token is negative. `sigma` [B] must be above 0.
-    """
-    stay = functional.one_hot(noisy, probabilities.shape[-1])
-    return rate(sigma.to(probabilities), degree)[:, None, None] * (probabilities - stay)
-
-
 def discrete_euler_step(
     noisy: torch.Tensor,
     probabilities: torch.Tensor,
@@ -93,8 +82,9 @@ def discrete_euler_step(
     """One step of the jump process with the posterior held fixed: tokens int64 [B, L] at `next_sigma` < `sigma`.
 
     A position jumps to a token of the posterior [B, L, V] with probability `(kappa' - kappa) / (1 - kappa)`, which is
-    `posterior_velocity` integrated over the step exactly; so no step is too long, and the last one, to sigma 0, takes
-    every token from the posterior. `draws`: uniform numbers in [0, 1), [2, B, L], for whether and whereto.
+    the velocity `rate (posterior - delta_noisy)` integrated over the step exactly; so no step is too long, and the last
+    one, to sigma 0, takes every token from the posterior. `draws`: uniform numbers in [0, 1), [2, B, L], for whether
+    and whereto.
     """
     before = kappa(torch.as_tensor(sigma, dtype=torch.float64, device=noisy.device), degree)
     after = kappa(torch.as_tensor(next_sigma, dtype=torch.float64, device=noisy.device), degree)

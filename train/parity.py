@@ -24,7 +24,7 @@ from train.models.unityvideo import UnityVideoTransformer
 from train.models.unividx import UniVidXTransformer
 from train.pretrained import base_to_come, weight_shards
 from train.tasks import TEXT
-from train.wan import WanModel, WanStreams
+from train.wan import WanModel, rope_tables
 
 _Transformer: Any = WanTransformer3DModel
 Verdict = Literal["passed", "failed", "does not apply", "not run"]
@@ -142,10 +142,8 @@ def _subject(component: WanModel, device: torch.device, dtype: torch.dtype) -> S
     model = component.load(str(device))
     with torch.device("meta"):
         plain = _Transformer.from_config(_Transformer.load_config(component.folder()))
-    config = plain.config
-    plain.rope = type(plain.rope)(config.attention_head_dim, config.patch_size, config.rope_max_seq_len).to(device)
-    base = {name: tensor for name, tensor in model.state_dict().items() if name not in model.added_parameters()}
-    plain.load_state_dict(base, assign=True)
+    plain.rope = rope_tables(plain).to(device)
+    plain.load_state_dict(model.base_tensors(), assign=True)
     return Subject(component, model, time_in_float32(plain).requires_grad_(False), device, dtype)
 
 
@@ -154,14 +152,13 @@ def _subject(component: WanModel, device: torch.device, dtype: torch.dtype) -> S
 
 def keys(subject: Subject) -> Measured:
     """Every tensor of the files is in the model under its name, with its shape and values."""
-    ours = subject.model.state_dict()
-    base = set(ours) - set(subject.model.added_parameters())
-    odd, seen = set(base ^ set(subject.plain.state_dict())), set()
+    base = subject.model.base_tensors()
+    odd, seen = set(base) ^ set(subject.plain.state_dict()), set()
     for name, stored in (item for shard in weight_shards(subject.component.folder()) for item in shard.items()):
         seen.add(name)
-        if name not in base or not torch.equal(ours[name].cpu(), stored.to(ours[name].dtype)):
+        if name not in base or not torch.equal(base[name].cpu(), stored.to(base[name].dtype)):
             odd.add(name)
-    odd |= base - seen
+    odd |= set(base) - seen
     added = len(subject.model.added_parameters())
     return Measured(len(odd), 0, f"tensors of {len(base)} that differ from the files; {added} are added")
 
@@ -217,7 +214,7 @@ def layouts(subject: Subject) -> Measured:
     if len(model.streams) < 2:
         raise DoesNotApply("the model has one stream; give it more modalities")
     inputs = subject.inputs(model.streams)
-    base, options = _base_tensors(model), subject.component.base_options()
+    base, options = model.base_tensors(), subject.component.base_options()
     with base_to_come():
         side = UnityVideoTransformer(model.streams, 8, "per_segment", **options)
         rows = UniVidXTransformer(model.streams, model.streams, 1, **options)
@@ -324,11 +321,6 @@ def plain_model(folder: Path) -> Any:
     model = _Transformer.from_config(_Transformer.load_config(folder))
     model.load_state_dict({name: tensor for shard in weight_shards(folder) for name, tensor in shard.items()})
     return model.float().eval()
-
-
-def _base_tensors(model: WanStreams) -> dict[str, torch.Tensor]:
-    added = set(model.added_parameters())
-    return {name: tensor for name, tensor in model.state_dict().items() if name not in added}
 
 
 def _through_adapters(subject: Subject, model: Any, folder: Path, inputs: Any) -> Any:

@@ -21,7 +21,7 @@ from train.recipe import Recipe
 from train.tasks import TEXT, Task
 from train.text_flow import TextDraws
 from train.texts import Texts, fixed_rows, latent_codec, text_codec
-from train.tokenizer import Tokenizer, tokenizer_of
+from train.tokenizer import Tokenizer, identity, tokenizer_of
 
 FORMAT = 1
 TEXTS_FILE = "texts.safetensors"
@@ -107,7 +107,7 @@ class Run:
         if tokens is None:
             raise OpenUniError(f"the model of {self.folder} makes no text")
         tokenizer = tokenizer_of(self.recipe.text)
-        if tokens != {"vocabulary": tokenizer.vocabulary, "digest": tokenizer.digest()}:
+        if tokens != identity(tokenizer):
             raise OpenUniError(
                 f"{self.folder} was trained with another tokenizer ({tokens['vocabulary']} values) than the one at "
                 f"{self.recipe.text.checkpoint} ({tokenizer.vocabulary} values): put the training's there"

@@ -22,7 +22,7 @@ from train.recipe import Recipe, TextStream
 from train.run import FORMAT, TEXTS_FILE
 from train.tasks import TaskMix
 from train.texts import EMPTY, Texts, fixed_rows
-from train.tokenizer import Tokenizer, tokenizer_of
+from train.tokenizer import Tokenizer, identity, tokenizer_of
 
 if TYPE_CHECKING:
     from manifests.corpus import Corpus
@@ -89,7 +89,7 @@ def prepare(recipe: Recipe, corpus: "Corpus", folder: Path) -> Setup:
         | ({"stages": plan.summary(index)} if len(stages) > 1 else {}),
     }
     if tokenizer is not None and index.captions is not None:
-        record["tokens"] = {"vocabulary": tokenizer.vocabulary, "digest": tokenizer.digest()}
+        record["tokens"] = identity(tokenizer)
         record["data"]["captions"] = index.captions.counts
     record = json.loads(json.dumps(record))
     _check_resume(record, folder)

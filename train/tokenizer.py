@@ -120,6 +120,11 @@ def tokenizer_of(options: TextStream) -> Tokenizer:
     return ByteTokenizer() if options.tokenizer == "bytes" else Umt5Tokenizer(options.checkpoint)
 
 
+def identity(tokenizer: Tokenizer) -> dict[str, int | str]:
+    """What a run records of its tokenizer, to know it again."""
+    return {"vocabulary": tokenizer.vocabulary, "digest": tokenizer.digest()}
+
+
 def _before(end: int, tokens: Sequence[int] | torch.Tensor) -> list[int]:
     values = [int(value) for value in tokens]
     return values[: values.index(end)] if end in values else values

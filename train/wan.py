@@ -130,7 +130,8 @@ class Told(NamedTuple):
 class WanStreams(_Transformer):
     """A Wan transformer whose input is streams by name. Base parameters keep their names in the state dict.
 
-    A subclass makes its blocks in `build_block`, names what it adds in `is_added`, and does the rest in `forward`.
+    A subclass makes its `blocks` after the base class's own constructor, names what it adds in `is_added`, and says in
+    `forward` how streams go through them.
     """
 
     _cp_plan: ClassVar[None] = None
@@ -143,9 +144,8 @@ class WanStreams(_Transformer):
     def __init__(self, modalities: Sequence[str], num_layers: int, **base: Any) -> None:
         with base_place():
             super().__init__(num_layers=0, **base)
-        if self.rope.freqs_cos.is_meta and self.patch_embedding.weight.is_meta:  # its tables are in no file
-            config = self.config
-            self.rope = type(self.rope)(config.attention_head_dim, config.patch_size, config.rope_max_seq_len)
+        if self.rope.freqs_cos.is_meta and self.patch_embedding.weight.is_meta:
+            self.rope = rope_tables(self)
         self.register_to_config(num_layers=num_layers, modalities=tuple(modalities))
         self.streams = tuple(modalities)
         self.patch = tuple(self.config.patch_size)
@@ -163,6 +163,17 @@ class WanStreams(_Transformer):
     def added_parameters(self) -> list[str]:
         """Names of the parameters that the base model does not have."""
         return [name for name, _ in self.named_parameters() if self.is_added(name)]
+
+    def base_tensors(self) -> dict[str, torch.Tensor]:
+        """The state dict without the additions: names and tensors of the base model."""
+        added = set(self.added_parameters())
+        return {name: tensor for name, tensor in self.state_dict().items() if name not in added}
+
+    @property
+    def block_sizes(self) -> tuple[Any, ...]:
+        """Arguments of `WanTransformerBlock` after the width of the model."""
+        config = self.config
+        return config.ffn_dim, config.num_attention_heads, config.qk_norm, config.cross_attn_norm, config.eps
 
     def castable(self) -> list[str]:
         """Names of the base parameters that may be kept in bfloat16.
@@ -187,7 +198,7 @@ class WanStreams(_Transformer):
         given tensors themselves where these are there and of the right type.
         """
         parameters = dict(self.named_parameters())
-        expected = set(self.state_dict()) - set(self.added_parameters())
+        expected = set(self.base_tensors())
         castable = set(self.castable())
         seen: set[str] = set()
         for name, tensor in (item for shard in shards for item in shard.items()):
@@ -313,6 +324,12 @@ class WanStreams(_Transformer):
             else:
                 tokens = block(tokens, *arguments)
         return tokens
+
+
+def rope_tables(model: Any) -> Any:
+    """RoPE tables of a Wan transformer, made anew from its configuration: they are in no file of weights."""
+    config = model.config
+    return type(model.rope)(config.attention_head_dim, config.patch_size, config.rope_max_seq_len)
 
 
 def loaded(

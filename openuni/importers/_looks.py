@@ -57,8 +57,14 @@ class Look(NamedTuple):
         if not self.files:
             return None
         kind = self.stream.files[0].suffix[1:].lower() if self.video is not None else self.stream.kind
-        data = packed(kind, self.shape[0], self.files, self.reading)
-        return Payload(data, f"{kind}.zip", constants, self.shape[1:3], self.shape[0])
+        return kept_payload(kind, self.files, self.reading, constants, self.shape[1:3], self.shape[0])
+
+
+def kept_payload(
+    kind: str, files: list[bytes], reading: Reading, constants: Any, size_px: tuple[int, int], frames: int
+) -> Payload:
+    """Files as a map's storage. `kind`: their suffix without the dot; `constants`: of the map's modality."""
+    return Payload(packed(kind, frames, files, reading), f"{kind}.zip", constants, size_px, frames)
 
 
 def look(

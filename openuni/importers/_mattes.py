@@ -191,7 +191,7 @@ def _played(path: Path, frames: int, height_px: int, width_px: int) -> np.ndarra
         scale = max(height_px / info.height_px, width_px / info.width_px)
         shown = decode(clip, short_side_px=int(np.ceil(min(info.height_px, info.width_px) * scale))).frames
     else:
-        shown = read_stream(Stream(path.name, "png" if path.suffix.lower() == ".png" else "jpg", (path,))).array
+        shown = read_stream(Stream(path.name, "png" if path.suffix.lower() == ".png" else "jpg", (path,)))
         if shown.dtype != np.uint8:
             shown = np.rint(shown / 257).astype(np.uint8)
         shown = np.repeat(shown, 3, axis=-1) if shown.shape[-1] == 1 else shown

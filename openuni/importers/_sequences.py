@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +11,7 @@ import numpy as np
 
 from manifests.clip import Clip
 from manifests.errors import ClipError
-from manifests.images import ByValue, image_size, read_image
+from manifests.images import image_size, read_image
 from manifests.video import Limits, decode_deep, whole_clip
 from openuni.importers._sets import inside
 from openuni.phases import decoder_threads
@@ -33,36 +33,6 @@ class Stream(NamedTuple):
     def where(self) -> Path:
         """The video, or the folder of the sequence."""
         return self.files[0] if self.kind == "video" else self.files[0].parent
-
-
-class Pictures(NamedTuple):
-    """What a stream shows. `array` [T, H, W, 1 or 3]: uint8, uint16, or float16 or float32 (EXR alone, as there)."""
-
-    array: np.ndarray
-    stream: Stream
-    video: Clip | None  # None: a sequence of images, which does not tell its rate
-
-    @property
-    def is_float(self) -> bool:
-        """Whether values are light itself, not levels."""
-        return self.array.dtype.kind == "f"
-
-    def unit(self) -> np.ndarray:
-        """float32 [T, H, W, C]: levels as 0..1, EXR as it is; the array itself where that is float32."""
-        return self.array if self.array.dtype == np.float32 else self.through(np.positive, np.float32)
-
-    def units(self) -> Iterator[np.ndarray]:
-        """The same frame by frame, each [H, W, C]."""
-        convert = ByValue(np.positive, self.array.dtype)
-        yield from (convert(image) for image in self.array)
-
-    def through(self, function: Callable[[np.ndarray], np.ndarray], dtype: type[np.generic]) -> np.ndarray:
-        """`function` of every value, taken as `unit` gives it: [T, H, W, C] of `dtype`, uint8 or float32."""
-        out = np.empty(self.array.shape, dtype)
-        convert = ByValue(function, self.array.dtype)
-        for target, image in zip(out, self.array, strict=True):
-            target[:] = convert(image)
-        return out
 
 
 def find_stream(folder: Path, name: str, root: str | Path) -> Stream | None:
@@ -170,18 +140,21 @@ class Film:
             raise ClipError(f"{path} is {sizes}")
 
 
-def read_stream(stream: Stream, limits: Limits = Limits()) -> Pictures:
-    """All pictures at once. Raises `ClipError` as `Film` does."""
+def read_stream(stream: Stream, limits: Limits = Limits()) -> np.ndarray:
+    """All pictures at once: [T, H, W, 1 or 3], uint8, uint16, or float16 or float32 (EXR alone, as there).
+
+    Raises `ClipError` as `Film` does.
+    """
     film = Film(stream, limits)
     if film.video is not None:
-        return Pictures(decode_deep(film.video, limits, None, decoder_threads()), stream, film.video)
+        return decode_deep(film.video, limits, None, decoder_threads())
     array = None
     for number, image in enumerate(film.images()):
         if array is None:
             array = np.empty((film.count, *image.shape), image.dtype)
         array[number] = image
     assert array is not None  # a sequence has an image
-    return Pictures(array, stream, None)
+    return array
 
 
 def check_same(sizes: dict[str, tuple[Path, tuple[int, ...]]], first: str) -> None:

@@ -125,7 +125,7 @@ class Folder(Importer):
         stream = streams[0]
         if stream.kind == "video":
             return Picture(whole_clip(str(stream.files[0])))
-        array = read_stream(stream).array
+        array = read_stream(stream)
         if array.dtype != np.uint8 or array.shape[-1] != 3:
             raise ClipError(f"{stream.where}: rgb must be 8-bit colour images, found {array.dtype} {array.shape}")
         return Picture(array)
@@ -147,7 +147,7 @@ class Folder(Importer):
         depth, flow, ids = arrays["depth"], arrays["flow"], arrays["segmentation"]
         levels = find_stream(folder, "depth", place.root) if (folder / "depth").is_dir() else None
         if levels is not None:
-            array = read_stream(levels).array
+            array = read_stream(levels)
             if array.shape[-1] != 1 or array.dtype == np.uint8:
                 raise ClipError(f"{levels.where}: depth must be 16-bit grey images, found {array.dtype} {array.shape}")
             scale = 1.0 if array.dtype.kind == "f" else self.depth_per_level
@@ -174,7 +174,7 @@ def _layers(place: Place, stored: set[str]) -> Iterator[tuple[str, Modality]]:
     for name in {"foreground", "background"} - stored:
         stream = find_stream(Path(place.folder), name, place.root)
         if stream is not None:
-            yield name, find_modality(name)(read_stream(stream).array)
+            yield name, find_modality(name)(read_stream(stream))
 
 
 def _is_clip(folder: Path) -> bool:

@@ -11,7 +11,7 @@ from annotated_types import Ge
 
 from manifests.clip import Clip
 from manifests.errors import ClipError, OpenUniError
-from manifests.kept import Conversion, Reading, packed
+from manifests.kept import Conversion, Reading
 from manifests.modalities.densepose import DensePose
 from manifests.modalities.depth import Depth
 from manifests.modalities.flow import DEFAULT_DIVISOR_SHARE, STEP_PX, Flow, FlowConstants
@@ -21,7 +21,7 @@ from manifests.payloads import check_size, constants_of
 from manifests.video import decode, decode_deep, whole_clip
 from openuni.importer import Found, Imported, Importer
 from openuni.importers._colours import DepthColours, densepose_of, depth_of, flow_of, ids_of, segmentation_of
-from openuni.importers._looks import MOST_BYTES, all_at_once, thinned
+from openuni.importers._looks import MOST_BYTES, all_at_once, kept_payload, thinned
 from openuni.importers._sets import inside, split_of
 from openuni.importers._supplied import in_step, small, text_of
 from openuni.importers._tables import Columns, Facts, header, joined
@@ -180,13 +180,8 @@ class OpenUniCSV(Importer):
         signal, colours = self._from_colours(name, small, given, cell)
         constants = given if given is not None and name != "flow" else signal.constants()
         kind = Path(path).suffix[1:].lower()
-        payload = Payload(
-            packed(kind, map_video.frame_count, [data], reading),
-            f"{kind}.zip",
-            constants,
-            (map_video.height_px, map_video.width_px),
-            map_video.frame_count,
-        )
+        size_px = (map_video.height_px, map_video.width_px)
+        payload = kept_payload(kind, [data], reading, constants, size_px, map_video.frame_count)
         return FromColours(signal, colours, payload)
 
     def _from_colours(self, name: str, frames: Any, given: Any, where: str) -> tuple[Any, list[str] | None]:

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from manifests.errors import OpenUniError
 from openuni.cli import app
-from tests.train.test_unividx import BASE
+from tests.train.tiny_wan import BASE
 from train.models.unityvideo import UnityVideo, UnityVideoTransformer
 from train.parity import RUNGS
 

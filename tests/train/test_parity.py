@@ -9,8 +9,8 @@ from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 
 from manifests.errors import OpenUniError
-from tests.train.test_unividx import BASE
 from tests.train.test_wan import components
+from tests.train.tiny_wan import BASE
 from train.models.unityvideo import UnityVideoTransformer
 from train.models.unividx import UniVidX, UniVidXBlock, UniVidXTransformer
 from train.parity import RUNGS, Rung, ladder

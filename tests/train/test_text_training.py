@@ -12,6 +12,7 @@ import torch
 from manifests.corpus import Corpus
 from manifests.errors import OpenUniError
 from tests.train.corpora import random_clips, write_corpus
+from tests.train.small_runs import small_recipe
 from tests.train.test_captions import described as described
 from tests.train.test_codecs import umt5_folder as umt5_folder
 from tests.train.test_trainer import assert_same, state
@@ -33,21 +34,14 @@ SETTINGS: dict[str, Any] = {
     "model": {"name": "univigu", "num_layers": 1, "heads": 2, "head_dim": 12, "ffn_dim": 32, "freq_dim": 16},
     "tasks": {"t2v": 1.0, "v2t": 1.0, "t2vt": 1.0},
     "text": {"length": 16},
-    "data": {"text_length": 0, "validation_share": 0.2, "caption_dropout": 0.3},
-    "flow": {"shift": 1.0},
-    "optimizer": {"steps": 6, "batch_size": 6, "learning_rate": 3e-3, "added_rate_factor": 1.0, "warmup_steps": 2},
-    "ema": {"decay": 0.9},
-    "validation": {"every_steps": 3, "clips": 2, "quantiles": 2},
-    "checkpoints": {"every_steps": 3, "keep": 2},
+    "data": {"caption_dropout": 0.3},
+    "optimizer": {"batch_size": 6},
 }
 
 
 def recipe(**changes: Any) -> Recipe:
     """`SETTINGS` with tables merged."""
-    merged = {name: dict(value) for name, value in SETTINGS.items()}
-    for name, value in changes.items():
-        merged[name] = {**merged.get(name, {}), **value} if isinstance(value, dict) and name != "tasks" else value
-    return Recipe.from_dict(merged)
+    return small_recipe(SETTINGS, changes)
 
 
 @pytest.fixture(scope="module")

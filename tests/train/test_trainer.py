@@ -16,6 +16,7 @@ import torch
 from manifests.corpus import Corpus
 from manifests.errors import OpenUniError
 from tests.train.corpora import random_clips, write_corpus
+from tests.train.small_runs import small_recipe
 from train.checkpoint import checkpoints, save
 from train.recipe import Recipe
 from train.run import Run
@@ -23,31 +24,20 @@ from train.sampler import Sampling
 from train.trainer import rate_factor, train
 
 ROOT = Path(__file__).parents[2]
-SETTINGS: dict[str, Any] = {
-    "model": {
-        "name": "unityvideo",
-        "num_layers": 1,
-        "heads": 2,
-        "head_dim": 12,
-        "ffn_dim": 48,
-        "freq_dim": 16,
-        "switcher_dim": 8,
-    },
-    "data": {"text_length": 0, "validation_share": 0.2},
-    "flow": {"shift": 1.0},
-    "optimizer": {"steps": 6, "batch_size": 4, "learning_rate": 3e-3, "added_rate_factor": 1.0, "warmup_steps": 2},
-    "ema": {"decay": 0.9},
-    "validation": {"every_steps": 3, "clips": 2, "quantiles": 2},
-    "checkpoints": {"every_steps": 3, "keep": 2},
+MODEL: dict[str, Any] = {
+    "name": "unityvideo",
+    "num_layers": 1,
+    "heads": 2,
+    "head_dim": 12,
+    "ffn_dim": 48,
+    "freq_dim": 16,
+    "switcher_dim": 8,
 }
 
 
 def recipe(**changes: Any) -> Recipe:
-    """`SETTINGS` with tables merged: recipe(optimizer={"steps": 3})."""
-    merged = {name: dict(value) for name, value in SETTINGS.items()}
-    for name, value in changes.items():
-        merged[name] = {**merged.get(name, {}), **value} if isinstance(value, dict) and name != "tasks" else value
-    return Recipe.from_dict(merged)
+    """A small one with tables merged: recipe(optimizer={"steps": 3})."""
+    return small_recipe({"model": MODEL}, changes)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -8,7 +8,7 @@ from diffusers import WanTransformer3DModel
 
 from manifests.errors import OpenUniError
 from tests.train.tiny_unividx import built as unividx
-from tests.train.tiny_wan import SIZES, inputs, tiny_base
+from tests.train.tiny_wan import SIZES, check_checkpointing, inputs, tiny_base
 from train.models.unityvideo import UnityVideo
 
 FOUR = ("rgb", "depth", "flow", "skeleton")
@@ -192,15 +192,7 @@ def test_the_released_switcher_is_one_vector_behind_the_input_layer(base: Any) -
 def test_checkpointing_and_bfloat16_work_with_both_switchers(base: Any, switcher: str) -> None:
     streams, sigmas, text = inputs(FOUR[:3])
     model = trained(base, switcher=switcher)
-    found = []
-    for checkpointing in (False, True):
-        if checkpointing:
-            model.enable_gradient_checkpointing()
-        model.zero_grad()
-        model(streams, sigmas, text)["depth"].square().mean().backward()
-        found.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
-    assert found[0].keys() == found[1].keys()
-    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    check_checkpointing(model, (streams, sigmas, text), "depth")
     full = model(streams, sigmas, text)
     with torch.autocast("cpu", torch.bfloat16):
         half = model(streams, sigmas, text)

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from manifests.errors import OpenUniError
 from tests.train.tiny_unividx import INTRINSIC, built, trained
-from tests.train.tiny_wan import BASE, SIZES, inputs, tiny_base
+from tests.train.tiny_wan import BASE, SIZES, check_checkpointing, check_keys, inputs, tiny_base
 from train.lora import (
     GatedLinear,
     Rows,
@@ -67,9 +67,7 @@ def test_without_cross_modal_attention_every_row_is_the_base_model_bitwise(base:
 
 def test_base_keys_are_kept_and_the_loras_are_the_rest(base: Any) -> None:
     model = built(base)
-    ours, theirs = model.state_dict(), base.state_dict()
-    assert set(ours) - set(theirs) == set(model.added_parameters())
-    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+    check_keys(model, base)
     layers = [f"blocks.{block}.{name}" for block in range(2) for name in LAYERS]
     assert sorted(gated_layers(model)) == sorted(layers)
     # published size: 2,523,136 parameters per block and modality at rank 32 on Wan 14B
@@ -240,17 +238,7 @@ def test_one_stream_has_the_base_models_gradients(base: Any) -> None:
 
 
 def test_gradient_checkpointing_changes_no_gradient(base: Any) -> None:
-    model = trained(base)
-    streams, sigmas, text = inputs(("rgb", "albedo"), given=("rgb",))
-    found = []
-    for checkpointing in (False, True):
-        if checkpointing:
-            model.enable_gradient_checkpointing()
-        model.zero_grad()
-        model(streams, sigmas, text)["albedo"].square().mean().backward()
-        found.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
-    assert found[0] and found[0].keys() == found[1].keys()
-    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    check_checkpointing(trained(base), inputs(("rgb", "albedo"), given=("rgb",)), "albedo")
 
 
 def test_only_what_is_trained_is_optimised(base: Any) -> None:

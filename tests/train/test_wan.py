@@ -13,8 +13,9 @@ from diffusers import WanTransformer3DModel
 from safetensors.torch import save_file
 
 from manifests.errors import MissingPart, OpenUniError
-from tests.train.test_unividx import BASE, trained
-from tests.train.test_unividx import inputs as rows
+from tests.train.tiny_unividx import trained
+from tests.train.tiny_wan import BASE
+from tests.train.tiny_wan import inputs as rows
 from train import attention
 from train.attention import CastingProcessor, check_attention, use_attention
 from train.checkpoint import load_model, model_tensors
@@ -26,6 +27,7 @@ from train.parity import plain_model
 from train.pretrained import WEIGHTS, weight_shards
 from train.recipe import RECIPES_DIR, Recipe
 from train.trainer import averaged_copy, build_optimizer
+from train.wan import Compiler
 
 NAMES = ("rgb", "albedo", "normal")
 SMALL = {"heads": 2, "head_dim": 12, "ffn_dim": 32, "text_dim": 8, "channels": 4, "freq_dim": 16, "num_layers": 2}
@@ -383,31 +385,36 @@ def test_a_run_does_not_record_what_is_of_the_machine() -> None:
 SLOW = [(name, on) for name in components() for on in (False, True) if (name, on) != ("unividx", True)]
 
 
+def plain_and_compiled(folder: Path, name: str, checkpointing: bool, compiler: Compiler, close: float) -> list[Any]:
+    """The model as it is and with compiled blocks, which have the same gradients."""
+    torch._dynamo.reset()
+    component = components(pretrained=str(folder), gradient_checkpointing=checkpointing)[name]
+    models = []
+    for kind in ("none", compiler):
+        torch.manual_seed(1)
+        models.append(dataclasses.replace(component, compile=kind).load("cpu"))
+    for model in models:
+        sum(v.float().square().mean() for v in model(*inputs(name)).values()).backward()
+    plain, compiled = ({key: p.grad for key, p in model.named_parameters()} for model in models)
+    assert list(plain) == list(compiled)
+    reached = [key for key, gradient in plain.items() if gradient is not None]
+    assert reached == [key for key, gradient in compiled.items() if gradient is not None] and len(reached) > 4
+    for key in reached:
+        torch.testing.assert_close(compiled[key], plain[key], atol=close, rtol=close)
+    return models
+
+
 @pytest.mark.parametrize(
     ("name", "checkpointing"), [("unividx", True), *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)]
 )
 def test_compiled_blocks_are_the_same_function(folder: Path, name: str, checkpointing: bool) -> None:
-    torch._dynamo.reset()
-    component = components(pretrained=str(folder), gradient_checkpointing=checkpointing)[name]
-    torch.manual_seed(1)
-    plain = component.load("cpu")
-    torch.manual_seed(1)
-    model = dataclasses.replace(component, compile="aot_eager").load("cpu")
-    assert list(model.state_dict()) == list(plain.state_dict())
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    for tested in (plain, model):
-        sum(v.float().square().mean() for v in tested(*inputs(name)).values()).backward()
+    plain, model = plain_and_compiled(folder, name, checkpointing, "aot_eager", 1e-5)
+    assert list(model.state_dict()) == list(plain.state_dict())
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] - graphs in (1, 2)  # one for all blocks
     expected = plain(*inputs(name))
     for key, value in model(*inputs(name)).items():
         torch.testing.assert_close(value, expected[key], atol=1e-5, rtol=1e-5)
-    gradients = dict(plain.named_parameters())
-    reached = 0
-    for key, parameter in model.named_parameters():
-        if parameter.grad is not None:
-            torch.testing.assert_close(parameter.grad, gradients[key].grad, atol=1e-5, rtol=1e-5)
-            reached += 1
-    assert reached == sum(p.grad is not None for p in plain.parameters()) > 4
     average = averaged_copy(model)  # has weights of its own, not those that the compiled blocks were made with
     with torch.no_grad():
         for parameter in average.parameters():
@@ -420,18 +427,7 @@ def test_compiled_blocks_are_the_same_function(folder: Path, name: str, checkpoi
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["unividx"])
 def test_blocks_compiled_by_inductor_are_the_same_function(folder: Path, name: str) -> None:
-    torch._dynamo.reset()
-    component = components(pretrained=str(folder), gradient_checkpointing=True)[name]
-    torch.manual_seed(1)
-    plain = component.load("cpu")
-    torch.manual_seed(1)
-    model = dataclasses.replace(component, compile="inductor").load("cpu")
-    for tested in (plain, model):
-        sum(v.float().square().mean() for v in tested(*inputs(name)).values()).backward()
-    gradients = dict(plain.named_parameters())
-    for key, parameter in model.named_parameters():
-        if parameter.grad is not None:
-            torch.testing.assert_close(parameter.grad, gradients[key].grad, atol=1e-4, rtol=1e-4)
+    plain_and_compiled(folder, name, True, "inductor", 1e-4)
 
 
 def test_trained_model_on_a_wide_base_keeps_its_start(folder: Path) -> None:

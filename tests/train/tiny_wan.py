@@ -49,3 +49,26 @@ def inputs(names: tuple[str, ...], batch: int = 2, given: tuple[str, ...] = ()) 
     }
     streams, sigmas, text = ({name: values[place] for name, values in drawn.items()} for place in range(3))
     return streams, sigmas | {name: torch.zeros(batch) for name in given}, text
+
+
+def gradients(model: Any, group: tuple[dict, dict, dict], made: str) -> dict[str, torch.Tensor]:
+    """By parameter, of the mean square of what the model makes of one stream."""
+    model.zero_grad()
+    model(*group)[made].square().mean().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def check_checkpointing(model: Any, group: tuple[dict, dict, dict], made: str) -> None:
+    """Recomputing blocks changes no gradient, to the bit; leaves it switched on."""
+    plain = gradients(model, group, made)
+    model.enable_gradient_checkpointing()
+    recomputed = gradients(model, group, made)
+    assert plain and plain.keys() == recomputed.keys()
+    assert all(torch.equal(plain[name], recomputed[name]) for name in plain)
+
+
+def check_keys(model: Any, base: WanTransformer3DModel) -> None:
+    """The base's tensors are there under their names with their values; the rest is what the model says it adds."""
+    ours, theirs = model.state_dict(), base.state_dict()
+    assert set(ours) - set(theirs) == set(model.added_parameters())
+    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())

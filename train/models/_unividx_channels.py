@@ -31,10 +31,9 @@ class ChannelsTransformer(WanStreams):
     ) -> None:
         super().__init__(modalities, num_layers, **base)
         self.register_to_config(rank=rank)
-        config, patch = self.config, self.patch
-        sizes = (config.ffn_dim, config.num_attention_heads, config.qk_norm, config.cross_attn_norm, config.eps)
+        patch = self.patch
         self.blocks = nn.ModuleList(
-            UniVidXBlock(self.dim, *sizes, adapters=(SHARED,), rank=rank) for _ in range(num_layers)
+            UniVidXBlock(self.dim, *self.block_sizes, adapters=(SHARED,), rank=rank) for _ in range(num_layers)
         )
         others = [name for name in modalities if name != "rgb"]
         values = self.channels * patch[0] * patch[1] * patch[2]  # in one token, of one stream

@@ -124,10 +124,9 @@ class UnityVideoTransformer(WanStreams):
     ) -> None:
         super().__init__(modalities, num_layers, **base)
         self.register_to_config(switcher_dim=switcher_dim, rope_layout=rope_layout, switcher=switcher)
-        config, dim = self.config, self.dim
-        sizes = (config.ffn_dim, config.num_attention_heads, config.qk_norm, config.cross_attn_norm, config.eps)
+        dim = self.dim
         self.blocks = nn.ModuleList(
-            UnityVideoBlock(*sizes, dim=dim, switcher_dim=0 if switcher == "released" else switcher_dim)
+            UnityVideoBlock(*self.block_sizes, dim=dim, switcher_dim=0 if switcher == "released" else switcher_dim)
             for _ in range(num_layers)
         )
         others = [name for name in modalities if name != "rgb"]

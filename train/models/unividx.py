@@ -92,7 +92,7 @@ class UniVidX(WanModel):
         module = loaded(build, self, device, getattr(torch, self.frozen_precision))
         module.given_sigma = self.condition_noise
         if not self.train_base:
-            base = set(module.state_dict()) - set(module.added_parameters())
+            base = set(module.base_tensors())
             for name, parameter in module.named_parameters():
                 parameter.requires_grad_(name not in base)
             module.unsaved = frozenset(base) if self.pretrained else frozenset()
@@ -209,10 +209,8 @@ class UniVidXTransformer(WanStreams):
     ) -> None:
         super().__init__(modalities, num_layers, **base)
         self.register_to_config(adapters=tuple(adapters), rank=rank, gated=gated, cross_modal=cross_modal)
-        config = self.config
-        sizes = (config.ffn_dim, config.num_attention_heads, config.qk_norm, config.cross_attn_norm, config.eps)
         self.blocks = nn.ModuleList(
-            UniVidXBlock(self.dim, *sizes, adapters=adapters, rank=rank) for _ in range(num_layers)
+            UniVidXBlock(self.dim, *self.block_sizes, adapters=adapters, rank=rank) for _ in range(num_layers)
         )
 
     @classmethod

@@ -152,8 +152,7 @@ class UniViguTransformer(WanStreams):
         self.register_to_config(vocabulary=vocabulary, text_flow=text_flow)
         self.vocabulary, self.text_flow = vocabulary, text_flow
         config, dim = self.config, self.dim
-        sizes = (config.ffn_dim, config.num_attention_heads, config.qk_norm, config.cross_attn_norm, config.eps)
-        self.blocks = nn.ModuleList(UniViguBlock(dim, *sizes) for _ in range(num_layers))
+        self.blocks = nn.ModuleList(UniViguBlock(dim, *self.block_sizes) for _ in range(num_layers))
         self.vocabulary_embedding = nn.Embedding(vocabulary, dim)
         self.text_time_embedder = copy.deepcopy(self.condition_embedder.time_embedder)
         self.text_head = TextHead(dim, vocabulary, config.eps)

@@ -8,16 +8,15 @@ import numpy as np
 import pytest
 
 from manifests.errors import ClipError
+from manifests.images import ByValue
 from manifests.kept import Conversion, Reading
 from manifests.transfer import srgb_of
 from openuni.importers._mattes import composite
-from openuni.importers._sequences import Pictures, Stream, read_stream, sequence_of
+from openuni.importers._sequences import read_stream, sequence_of
 from tests.openuni.importers.made_sets import write_png
 
-NOWHERE = Stream("made", "exr", (Path("made/0000.exr"),))
 
-
-def write_channels(path: Path, channels: dict[str, np.ndarray]) -> Pictures:
+def write_channels(path: Path, channels: dict[str, np.ndarray]) -> np.ndarray:
     """Channels by name as the only EXR of a sequence, read back."""
     import OpenEXR
 
@@ -32,16 +31,16 @@ def test_exr_channels_by_any_order_and_type(tmp_path: Path) -> None:
     planes = [rng.random((6, 8)).astype(np.float16) for _ in range(4)]
     wanted = np.stack(planes[:3], axis=-1)[None]
     for name, names in {"rgb": "RGB", "rgba": "RGBA", "xyz": "XYZ"}.items():
-        found = write_channels(tmp_path / name, dict(zip(names, planes, strict=False))).array
+        found = write_channels(tmp_path / name, dict(zip(names, planes, strict=False)))
         assert found.dtype == np.float16 and np.array_equal(found, wanted), name
     layered = write_channels(
         tmp_path / "layer", {f"d.{part}": plane for part, plane in zip("RGB", planes, strict=False)}
     )
-    assert np.array_equal(layered.array, wanted)
+    assert np.array_equal(layered, wanted)
     single = write_channels(tmp_path / "single", {"Y": planes[0]})
-    assert np.array_equal(single.array, wanted[..., :1]) and np.array_equal(single.unit(), wanted[..., :1])
+    assert np.array_equal(single, wanted[..., :1])
     mixed = write_channels(tmp_path / "mixed", {"R": planes[0], "G": planes[1].astype(np.float32), "B": planes[2]})
-    assert mixed.array.dtype == np.float32 and np.array_equal(mixed.array, wanted)
+    assert mixed.dtype == np.float32 and np.array_equal(mixed, wanted)
     with pytest.raises(ClipError, match="has 2 layers"):
         write_channels(tmp_path / "two", dict(zip(["R", "G", "B", "depth.Z"], planes, strict=True)))
 
@@ -52,19 +51,21 @@ def test_values_are_the_same_by_table_and_one_by_one(dtype: type, channels: int)
     bits = np.arange(65536, dtype=np.uint16)
     values = bits.view(np.float16) if dtype == np.float16 else bits.astype(dtype)
     array = np.random.default_rng(0).permutation(values)[: 65535 // channels * channels].reshape(1, -1, 5, channels)
-    given = Pictures(np.concatenate([array, array[:, ::-1]]), NOWHERE, None)
-    plain = given.array.astype(np.float32)
-    if not given.is_float:
+    given = np.concatenate([array, array[:, ::-1]])
+    plain = given.astype(np.float32)
+    if given.dtype.kind == "u":
         plain /= np.iinfo(dtype).max
-    assert given.unit().dtype == np.float32
-    np.testing.assert_array_equal(given.unit(), plain)
-    np.testing.assert_array_equal(np.stack([image.copy() for image in given.units()]), plain)
+    unit = ByValue(np.float32, given.dtype)
+    found = np.stack([unit(image) for image in given])
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, plain)
     with np.errstate(invalid="ignore"):
-        convert = Conversion(Reading(channels=1), given.array.dtype)
-        grey = np.stack([convert(image) for image in given.array])[..., 0]
+        convert = Conversion(Reading(channels=1), given.dtype)
+        grey = np.stack([convert(image) for image in given])[..., 0]
     finite = np.isfinite(plain).all(axis=-1)
     np.testing.assert_allclose(grey[finite], plain.mean(axis=-1, dtype=np.float64)[finite], rtol=1e-5, atol=1e-2)
-    curved = given.through(lambda unit: srgb_of(np.clip(unit, 0, 1)), np.float32)
+    curve = ByValue(lambda values: srgb_of(np.clip(values, 0, 1)), given.dtype)
+    curved = np.stack([curve(image) for image in given])
     np.testing.assert_allclose(curved, srgb_of(np.clip(plain, 0, 1)), rtol=1e-6)
 
 
@@ -102,4 +103,4 @@ def test_png_checksums(tmp_path: Path) -> None:
         with pytest.raises(ClipError, match=r"0000\.png is damaged or no image"):
             print(name, read_stream(sequence_of(file.parent, "a", tmp_path)))
     file.write_bytes(with_chunk(sound, b"tEXt", b"a\0b"))
-    assert read_stream(sequence_of(file.parent, "a", tmp_path)).array.shape == (1, 20, 30, 3)
+    assert read_stream(sequence_of(file.parent, "a", tmp_path)).shape == (1, 20, 30, 3)
