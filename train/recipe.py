@@ -4,9 +4,9 @@ import dataclasses
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from annotated_types import Gt
+from annotated_types import Ge, Gt, Lt
 
 from manifests.bounds import SHARE, check_options
 from manifests.errors import OpenUniError, did_you_mean
@@ -17,61 +17,67 @@ RECIPES_DIR = Path(__file__).parent / "recipes"
 
 
 @dataclass(frozen=True)
-class Data:
+class Table:
+    """Base of a recipe's tables: options are held against their bounds, in errors by the name of the table."""
+
+    table: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        check_options(self, f"recipe: {self.table}")
+
+
+@dataclass(frozen=True)
+class Data(Table):
     """What of the corpus to train on."""
 
+    table: ClassVar[str] = "data"
     latents: Annotated[str, "latent family, or its codec's name; empty: the corpus has only one"] = ""
     text: Annotated[str, "text family, or its codec's name; empty: the corpus has only one"] = ""
     collections: Annotated[tuple[str, ...], "only clips of these collections (of the first stage); empty: all"] = ()
-    text_length: Annotated[int, "rows of text per sample, zeros added (Wan: 512); 0: as the longest text"] = 512
+    text_length: Annotated[int, "rows of text per sample, zeros added (Wan: 512); 0: as the longest text", Ge(0)] = 512
     caption_dropout: Annotated[float, "share of samples whose caption is replaced by the empty one", SHARE] = 0.1
     given_dropout: Annotated[float, "share of samples told nothing: given streams noise, caption empty", SHARE] = 0.0
     validation_share: Annotated[float, "share of sources held out, where clips name no split themselves", SHARE] = 0.1
 
-    def __post_init__(self) -> None:
-        check_options(self, "recipe: data")
-
 
 @dataclass(frozen=True)
-class Flow:
+class Flow(Table):
     """Which noise levels are drawn in training."""
 
+    table: ClassVar[str] = "flow"
     density: Annotated[Literal["logit_normal", "uniform"], "density of sigma before the shift"] = "logit_normal"
-    shift: Annotated[float, "Wan's timestep shift, of training and sampling; 1 is none"] = 5.0
+    shift: Annotated[float, "Wan's timestep shift, of training and sampling; 1 is none", Gt(0)] = 5.0
     shared_sigma: Annotated[bool, "all made streams of a sample get one sigma, else each its own"] = True
     weighting: Annotated[Literal["none", "gaussian"], "of the loss by sigma: gaussian counts the middle most"] = "none"
     stratified: Annotated[bool, "spread the sigmas of a batch evenly over the density: less noise in the loss"] = True
 
 
 @dataclass(frozen=True)
-class TextStream:
+class TextStream(Table):
     """The caption as a stream of tokens, for models that make text."""
 
+    table: ClassVar[str] = "text"
     tokenizer: Annotated[Literal["bytes", "umt5"], "what a token is: a byte of UTF-8, or a piece of umT5's"] = "bytes"
     checkpoint: Annotated[str, "of umt5's tokenizer: hub name or folder"] = "google/umt5-xxl"
-    length: Annotated[int, "tokens of every text, the end included; clips with longer texts make none"] = 256
+    length: Annotated[int, "tokens of every text, the end included; clips with longer texts make none", Ge(2)] = 256
     stage: Annotated[
         Literal["recall", "refinement"], "the text to make is the prompt; or a detailed caption, from a brief prompt"
     ] = "recall"
     detailed: Annotated[str, 'of refinement: the captions to make, a column such as "caption.detailed"'] = ""
-    brief_tokens: Annotated[tuple[int, ...], "of refinement: least and most tokens of a prompt"] = (0, 128)
-    detailed_tokens: Annotated[tuple[int, ...], "of refinement: least and most tokens of the caption"] = (128, 256)
+    brief_tokens: Annotated[tuple[int, ...], "of refinement: least and most of a prompt", Ge(0)] = (0, 128)
+    detailed_tokens: Annotated[tuple[int, ...], "of refinement: least and most of a caption", Ge(0)] = (128, 256)
     source: Annotated[Literal["uniform", "mask"], "tokens at sigma 1: any, or the mask"] = "uniform"
-    degree: Annotated[float, "a token is clean with probability (1 - sigma)^degree"] = 1.0
+    degree: Annotated[float, "a token is clean with probability (1 - sigma)^degree", Gt(0)] = 1.0
     loss: Annotated[Literal["cross_entropy", "generalised_kl"], "of tokens, per token"] = "cross_entropy"
-    weight: Annotated[float, "of the text's loss; 0: video tokens over text tokens, as published"] = 0.0
+    weight: Annotated[float, "of the text's loss; 0: video tokens over text tokens, as published", Ge(0)] = 0.0
     density: Annotated[Literal["logit_normal", "uniform"], "density of the text's sigma before the shift"] = "uniform"
-    shift: Annotated[float, "shift of the text's sigma, and of sampling text alone"] = 1.0
+    shift: Annotated[float, "shift of the text's sigma, and of sampling text alone", Gt(0)] = 1.0
 
     def __post_init__(self) -> None:
-        if self.length < 2 or self.degree <= 0 or self.shift <= 0 or self.weight < 0:
-            raise OpenUniError(
-                "recipe: text.length must be at least 2, text.degree and text.shift above 0, text.weight 0 or more; "
-                f"got {self.length}, {self.degree:g}, {self.shift:g}, {self.weight:g}"
-            )
+        super().__post_init__()
         for name in ("brief_tokens", "detailed_tokens"):
             limits = getattr(self, name)
-            if len(limits) != 2 or not 0 <= limits[0] <= limits[1]:
+            if len(limits) != 2 or limits[0] > limits[1]:
                 raise OpenUniError(f"recipe: text.{name} must be [least, most], got {list(limits)}")
         if self.stage == "refinement" and self.detailed_tokens[0] >= self.length:
             raise OpenUniError(
@@ -80,58 +86,71 @@ class TextStream:
 
 
 @dataclass(frozen=True)
-class Stage:
+class Stage(Table):
     """From one step on other tasks, on other clips. A stage takes nothing over from the one before."""
 
+    table: ClassVar[str] = "curriculum"
     from_step: Annotated[int, "its first step, counted from 0; the recipe's own tasks hold before", Gt(0)] = 0
     tasks: Annotated[dict[str, float], "as the recipe's"] = field(default_factory=dict)
     modality_weights: Annotated[dict[str, float], "as the recipe's"] = field(default_factory=dict)
     collections: Annotated[tuple[str, ...], "only clips of these collections; empty: all"] = ()
 
     def __post_init__(self) -> None:
-        check_options(self, "recipe: curriculum")
+        super().__post_init__()
         if not self.tasks:
             raise OpenUniError(f"recipe: curriculum: the stage from step {self.from_step} says no tasks")
 
 
 @dataclass(frozen=True)
-class Optimizer:
+class Optimizer(Table):
     """AdamW with a linear warm-up, then a constant rate."""
 
-    steps: Annotated[int, "optimiser steps of the whole run"] = 15000
-    batch_size: Annotated[int, "samples per step"] = 8
-    accumulate: Annotated[int, "parts a batch is computed in, one after another, to save memory"] = 1
-    learning_rate: Annotated[float, "of the base model's parameters"] = 1e-5
-    added_rate_factor: Annotated[float, "times that for parameters the base model does not have"] = 10.0
-    warmup_steps: Annotated[int, "steps over which the rate grows from 0"] = 200
-    decay_steps: Annotated[int, "last steps, over which the rate falls linearly to 0; 0: none"] = 0
-    weight_decay: Annotated[float, "AdamW's, on matrices only"] = 0.01
-    beta2: Annotated[float, "AdamW's second moment; the first is 0.9"] = 0.95
-    clip_norm: Annotated[float, "gradients longer than this are scaled down to it"] = 1.5
+    table: ClassVar[str] = "optimizer"
+    steps: Annotated[int, "optimiser steps of the whole run", Ge(1)] = 15000
+    batch_size: Annotated[int, "samples per step", Ge(1)] = 8
+    accumulate: Annotated[int, "parts a batch is computed in, one after another, to save memory", Ge(1)] = 1
+    learning_rate: Annotated[float, "of the base model's parameters", Ge(0)] = 1e-5
+    added_rate_factor: Annotated[float, "times that for parameters the base model does not have", Ge(0)] = 10.0
+    warmup_steps: Annotated[int, "steps over which the rate grows from 0", Ge(0)] = 200
+    decay_steps: Annotated[int, "last steps, over which the rate falls linearly to 0; 0: none", Ge(0)] = 0
+    weight_decay: Annotated[float, "AdamW's, on matrices only", Ge(0)] = 0.01
+    beta2: Annotated[float, "AdamW's second moment; the first is 0.9", Ge(0), Lt(1)] = 0.95
+    clip_norm: Annotated[float, "gradients longer than this are scaled down to it", Gt(0)] = 1.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch_size % self.accumulate:
+            raise OpenUniError(
+                f"recipe: optimizer.batch_size ({self.batch_size}) must be a multiple of "
+                f"optimizer.accumulate ({self.accumulate})"
+            )
 
 
 @dataclass(frozen=True)
-class Ema:
+class Ema(Table):
     """The averaged weights, which validation and sampling use."""
 
-    decay: Annotated[float, "per step, after a warm-up of (1 + step) / (10 + step)"] = 0.9999
+    table: ClassVar[str] = "ema"
+    decay: Annotated[float, "per step, after a warm-up of (1 + step) / (10 + step)", Ge(0), Lt(1)] = 0.9999
 
 
 @dataclass(frozen=True)
-class Validation:
+class Validation(Table):
     """Loss on held-out clips at fixed noise levels with fixed noise: comparable between steps and runs."""
 
-    every_steps: Annotated[int, "0: never"] = 500
-    clips: Annotated[int, "at most this many held-out clips"] = 16
-    quantiles: Annotated[int, "noise levels per clip and task"] = 4
+    table: ClassVar[str] = "validation"
+    every_steps: Annotated[int, "0: never", Ge(0)] = 500
+    clips: Annotated[int, "at most this many held-out clips", Ge(1)] = 16
+    quantiles: Annotated[int, "noise levels per clip and task", Ge(1)] = 4
 
 
 @dataclass(frozen=True)
-class Checkpoints:
+class Checkpoints(Table):
     """When the run is saved (also at the end and on Ctrl-C)."""
 
-    every_steps: Annotated[int, "steps between two checkpoints"] = 500
-    keep: Annotated[int, "how many of the latest stay"] = 2
+    table: ClassVar[str] = "checkpoints"
+    every_steps: Annotated[int, "steps between two checkpoints", Ge(1)] = 500
+    keep: Annotated[int, "how many of the latest stay", Ge(1)] = 2
 
 
 @dataclass(frozen=True)
@@ -160,28 +179,12 @@ class Recipe:
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
 
     def __post_init__(self) -> None:
+        check_options(self, "recipe")
         if not isinstance(self.model.get("name"), str):
             raise OpenUniError('recipe: [model] needs a name, such as name = "unityvideo"')
         borders = [stage.from_step for stage in self.curriculum]
         if borders != sorted(set(borders)):
             raise OpenUniError(f"recipe: curriculum: each stage must begin after the one before; from_step: {borders}")
-        optimizer, checkpoints = self.optimizer, self.checkpoints
-        positive = {
-            "optimizer.steps": optimizer.steps,
-            "optimizer.batch_size": optimizer.batch_size,
-            "optimizer.accumulate": optimizer.accumulate,
-            "checkpoints.every_steps": checkpoints.every_steps,
-            "checkpoints.keep": checkpoints.keep,
-            "flow.shift": self.flow.shift,
-        }
-        for name, value in positive.items():
-            if value <= 0:
-                raise OpenUniError(f"recipe: {name} must be above 0, got {value}")
-        if optimizer.batch_size % optimizer.accumulate:
-            raise OpenUniError(
-                f"recipe: optimizer.batch_size ({optimizer.batch_size}) must be a multiple of "
-                f"optimizer.accumulate ({optimizer.accumulate})"
-            )
 
     @classmethod
     def load(cls, name_or_path: str | Path) -> "Recipe":
