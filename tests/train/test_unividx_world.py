@@ -21,7 +21,7 @@ from train.sampler import Sampling
 from train.tasks import FAMILIES, Task, partitions
 from train.trainer import train
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.usefixtures("one_thread")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500), pytest.mark.usefixtures("one_thread")]
 
 
 class Family(NamedTuple):
@@ -39,17 +39,17 @@ INTRINSIC = Family(
     name="intrinsic",
     preset="interiors",
     task="R2AIN",
-    latents=0.08,
-    psnr_db={"albedo": 21.5, "irradiance": 24.5, "normal": 18.0},
-    units={"normal": 18.5},
+    latents=0.05,
+    psnr_db={"albedo": 22.5, "irradiance": 25.5, "normal": 18.4},
+    units={"normal": 17.2},
 )
 ALPHA = Family(
     name="alpha",
     preset="layers",
     task="R2PFB",
-    latents=0.12,
-    psnr_db={"alpha": 22.5, "foreground": 28.0, "background": 24.5},
-    units={"alpha": 0.034},
+    latents=0.08,
+    psnr_db={"alpha": 24.0, "foreground": 29.5, "background": 25.8},
+    units={"alpha": 0.026},
 )
 SAMPLING = Sampling(10, 5.0)
 
@@ -69,17 +69,17 @@ def recipe(family: Family) -> Recipe:
             "data": {"text_length": 0, "validation_share": 0.0, "caption_dropout": 0.0},
             "flow": {"density": "uniform", "shift": 5.0},
             "optimizer": {
-                "steps": 600,
+                "steps": 900,
                 "batch_size": 8,
                 "learning_rate": 4e-3,
                 "added_rate_factor": 1.0,
                 "warmup_steps": 20,
-                "decay_steps": 300,
+                "decay_steps": 450,
                 "weight_decay": 0.0,
                 "clip_norm": 1.0,
             },
             "ema": {"decay": 0.98},
-            "checkpoints": {"every_steps": 600},
+            "checkpoints": {"every_steps": 900},
         }
     )
 
@@ -102,15 +102,15 @@ def learnt(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def test_the_loss_of_every_task_falls(learnt: Learnt) -> None:
-    """Below a fifth of its first values, on average over the tasks below a tenth."""
+    """Below a sixth of its first values, on average over the tasks below a sixteenth."""
     seen: dict[str, list[float]] = defaultdict(list)
     for row in learnt.run.log:
         for task, loss in row.get("task_loss", {}).items():
             seen[task].append(loss)
     assert set(seen) == {str(task) for task in partitions(FAMILIES[learnt.family.name])}
     left = {task: np.mean(losses[-12:]) / np.mean(losses[:3]) for task, losses in seen.items()}
-    assert max(left.values()) < 0.2, left
-    assert np.mean(list(left.values())) < 0.1, left
+    assert max(left.values()) < 1 / 6, left
+    assert np.mean(list(left.values())) < 1 / 16, left
 
 
 def test_latents_are_those_of_the_training_clips(learnt: Learnt) -> None:
@@ -142,10 +142,10 @@ def test_maps_are_those_of_the_training_clips(learnt: Learnt) -> None:
         facts = (name, ours, codec_alone, constant)
         assert ours.psnr_db > family.psnr_db[name], facts
         way = (ours.psnr_db - constant.psnr_db) / (codec_alone.psnr_db - constant.psnr_db)
-        assert way > 0.7, facts  # from what the mean map reaches to what the latents can hold; seen: 0.77 and more
+        assert way > 0.78, facts  # from what the mean map reaches to what the latents can hold; seen: 0.85 and more
         if name in family.units:
             assert ours.units < family.units[name], facts
-            assert ours.units - codec_alone.units < 0.4 * (constant.units - codec_alone.units), facts
+            assert ours.units - codec_alone.units < 0.25 * (constant.units - codec_alone.units), facts
 
 
 def test_one_clip_by_the_public_way(learnt: Learnt) -> None:
