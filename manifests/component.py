@@ -140,10 +140,11 @@ def find_component(package: str, base: type[C], name: str) -> type[C]:
     Raises `OpenUniError` with the nearest name and where to put a new file.
     """
     what = base.__name__.lower()
-    if "." not in name and name not in component_names(package):
+    dotted = "." in name and all(part.isidentifier() for part in name.split("."))
+    if not dotted and name not in component_names(package):
         to_add = f"To add one, create {package.replace('.', '/')}/{name}.py."
         raise OpenUniError(f"{unknown_name(what, name, component_names(package))} {to_add}")
-    module_name = name if "." in name else f"{package}.{name}"
+    module_name = name if dotted else f"{package}.{name}"
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -24,7 +25,14 @@ class Checkpoint(NamedTuple):
 
     def tensors(self, name: str) -> dict[str, torch.Tensor]:
         """The tensors of `NAME.safetensors` ("model", "ema" or "optimizer"), on the CPU."""
-        return load_file(self.path / f"{name}.safetensors")
+        file = self.path / f"{name}.safetensors"
+        try:
+            return load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise OpenUniError(
+                f"{file} is damaged ({error}). Remove {self.path}: the run then goes on from the checkpoint before it, "
+                "or anew."
+            ) from error
 
 
 def checkpoints(run: Path) -> list[Checkpoint]:
@@ -57,6 +65,14 @@ def save(run: Path, step: int, tensors: dict[str, dict[str, torch.Tensor]], stat
     return final
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a small file beside its place and rename it: a full disk or a kill leaves the one that was there."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    _sync(temporary)
+    temporary.replace(path)
+
+
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, torch.Tensor]:
     """The optimiser's state by parameter name: `exp_avg/blocks.0...` and so on."""
     return {
@@ -69,6 +85,10 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dic
 def load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
     """The inverse of `optimizer_tensors`; moments go to their parameter's device."""
     parameters = dict(model.named_parameters())
+    kinds = {key.partition("/")[0] for key in tensors}
+    names = {key.partition("/")[2] for key in tensors}
+    if lacking := sorted({f"{kind}/{name}" for kind in kinds for name in names} - set(tensors)):
+        raise OpenUniError(f"the checkpoint's optimiser state lacks {', '.join(lacking[:3])}: it is damaged, remove it")
     for key, value in tensors.items():
         kind, _, name = key.partition("/")
         if name not in parameters:

@@ -3,6 +3,7 @@
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,9 +46,10 @@ def all_collections(stages: Sequence[StageMix]) -> tuple[str, ...]:
     return tuple(sorted({name for stage in stages for name in stage.collections}))
 
 
-def trained_tasks(recipe: Recipe, modalities: Sequence[str]) -> list[Task]:
-    """The tasks of all stages."""
-    return TaskMix.together([stage.mix for stage in stages_of(recipe, modalities)]).tasks
+def trained_tasks(recipe: Recipe, modalities: Sequence[str], steps: float = inf) -> list[Task]:
+    """The tasks of all stages that have begun when `steps` are done."""
+    stages = stages_of(recipe, modalities)
+    return TaskMix.together([stage.mix for stage in stages if stage.from_step < max(steps, 1)]).tasks
 
 
 @dataclass(frozen=True, eq=False)

@@ -125,7 +125,7 @@ class Loader:
         for stream in task.made:
             quantile = self._quantile(step, slot, "all" if flow.shared_sigma else stream)
             sigma = float(sigma_at(torch.tensor(quantile), flow.density, flow.shift))
-            drawn[stream] = max(sigma, self._least_sigma)
+            drawn[stream] = max(sigma, self.least_sigma)
         if task.makes_text and drawn and flow.shared_sigma:
             drawn[TEXT] = drawn[task.made[0]]
         elif task.makes_text:
@@ -153,7 +153,7 @@ class Loader:
         return uniform(self.recipe.seed, "given", *name) < self.recipe.data.given_dropout
 
     @cached_property
-    def _least_sigma(self) -> float:
+    def least_sigma(self) -> float:
         """The least sigma that a made stream can have: a model may know made streams by it."""
         return float(np.nextafter(np.float32(self.model.given_sigma), np.float32(1.0)))
 

@@ -4,16 +4,21 @@ import json
 from pathlib import Path
 from typing import Any
 
+from train.checkpoint import write_whole
+
 
 class RunLog:
-    """Writes `log.jsonl` (each line flushed) and `tensorboard/`. Lines after `step` go: they come again."""
+    """Writes `log.jsonl` (each line flushed) and `tensorboard/`. Lines after `step` go: they come again.
+
+    `kept`: the rows that stayed.
+    """
 
     def __init__(self, folder: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         path = folder / "log.jsonl"
-        kept = [row for row in read_log(folder) if row["step"] <= step]
-        path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        self.kept = [row for row in read_log(folder) if row["step"] <= step] if step else []
+        write_whole(path, "".join(json.dumps(row) + "\n" for row in self.kept))
         self._file = path.open("a")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
 
@@ -36,12 +41,15 @@ class RunLog:
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """All rows of a run's log, in order; a line cut short by a crash ends it."""
+    """All rows of a run's log, in order; a line that a crash cut short or spoilt ends it."""
     path = folder / "log.jsonl"
     rows = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            row = json.loads(line)
+        except ValueError:  # no JSON, or no UTF-8
             break
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            break
+        rows.append(row)
     return rows

@@ -49,7 +49,12 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         raise OpenUniError(f"{where} must be {wanted}, got {value!r} ({meaning})")
     if get_origin(hint) is tuple:
         return tuple(value)
-    return float(value) if hint is float else value
+    if hint is not float:
+        return value
+    try:
+        return float(value)
+    except OverflowError:
+        raise OpenUniError(f"{where} has more digits than a number can have ({meaning})") from None
 
 
 def _tables(kind: Any, value: Any, where: str) -> tuple[Any, ...]:

@@ -36,7 +36,7 @@ def base_place() -> AbstractContextManager[object]:
 def weight_shards(folder: Path) -> Iterator[dict[str, torch.Tensor]]:
     """The tensors of a diffusers model folder as they are stored, one at a time: a file is never all in memory."""
     listing = folder / f"{WEIGHTS}.index.json"
-    files = {WEIGHTS} if not listing.is_file() else set(json.loads(listing.read_text())["weight_map"].values())
+    files = _listed(listing) if listing.is_file() else {WEIGHTS}
     odd = sorted(file for file in files if Path(file).name != file)
     if odd:
         raise OpenUniError(f"{listing} names files outside its folder: {', '.join(odd[:3])}")
@@ -45,6 +45,15 @@ def weight_shards(folder: Path) -> Iterator[dict[str, torch.Tensor]]:
         raise OpenUniError(f"{folder} lacks {', '.join(missing)}: give a diffusers folder with safetensors")
     for file in sorted(files):
         yield from _tensors(folder / file)
+
+
+def _listed(listing: Path) -> set[str]:
+    """The files that an index of shards names."""
+    try:
+        files = json.loads(listing.read_text(encoding="utf-8"))["weight_map"].values()
+        return {str(file) for file in files}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise OpenUniError(f'{listing} is no index of shards, it needs a table "weight_map": {error!r}') from error
 
 
 def _tensors(path: Path) -> Iterator[dict[str, torch.Tensor]]:

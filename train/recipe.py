@@ -198,10 +198,10 @@ class Recipe:
                     f"Known: {', '.join(recipe_names())}; or give a path that ends in .toml."
                 )
         try:
-            record = tomllib.loads(path.read_text())
+            record = tomllib.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise OpenUniError(f"there is no recipe at {path}") from None
-        except tomllib.TOMLDecodeError as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise OpenUniError(f"{path} is not valid TOML: {error}") from error
         return cls.from_dict(record, str(path))
 

@@ -24,6 +24,7 @@ from train.texts import Texts, fixed_rows, latent_codec, text_codec
 from train.tokenizer import Tokenizer, identity, tokenizer_of
 
 FORMAT = 1
+RUN_FILE = "run.json"
 TEXTS_FILE = "texts.safetensors"
 
 
@@ -38,23 +39,19 @@ class Run:
     @classmethod
     def open(cls, folder: str | Path, device: str = "auto") -> "Run":
         """The run in a folder; raises `OpenUniError` when there is none."""
-        path = Path(folder) / "run.json"
-        if not path.is_file():
-            raise OpenUniError(f"there is no run at {folder} (no run.json). Make one with: openuni train")
-        record = json.loads(path.read_text())
-        if record.get("format") != FORMAT:
-            raise OpenUniError(f"{path} has format {record.get('format')!r}; this version reads {FORMAT}")
-        return cls(Path(folder), record, device)
+        return cls(Path(folder), read_record(Path(folder)), device)
 
     @cached_property
     def recipe(self) -> Recipe:
         """As it was when the run began, defaults spelled out."""
-        return Recipe.from_dict(self.record["recipe"], str(self.folder / "run.json"))
+        return Recipe.from_dict(self.record["recipe"], str(self.folder / RUN_FILE))
 
     @property
     def tasks(self) -> list[Task]:
-        """The tasks the model was trained for, in whatever stage."""
-        return trained_tasks(self.recipe, self.record["model"]["options"]["modalities"])
+        """The tasks the model was trained for, in whatever stage: of stages begun, those that clips were there for."""
+        done = [checkpoint.step for checkpoint in checkpoints(self.folder)[-1:]]
+        tasks = trained_tasks(self.recipe, self.record["model"]["options"]["modalities"], *done)
+        return [task for task in tasks if self.record["data"]["clips_by_task"].get(str(task))]
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -142,7 +139,7 @@ class Run:
             given={name: latents.to(self.device, torch.float32) for name, latents in given.items()},
             text={name: self._text(task, name, captions).to(self.device) for name in task.streams},
             unconditional=self.texts.empty,
-            captioned=self._captioned(task),
+            captioned=self.captioned(task),
             words=self._words(task, captions, sampling),
         )
         with autocast(self.recipe, self.device):
@@ -189,7 +186,7 @@ class Run:
         """Renderings, and the text where one is made."""
         given = given or {}
         task = self.task_of(make, tuple(given))
-        if prompt and task.makes_text and not self._captioned(task):
+        if prompt and not self.captioned(task):
             raise OpenUniError(f'task "{task}" reads no prompt, got "{prompt}": leave the prompt empty')
         size = size or (self.record["latents"]["frames"], *self.record["latents"]["size_px"])
         shape = self._latent_shape(size)
@@ -220,6 +217,10 @@ class Run:
         """Guidance of given streams asks the model what it makes when they are noise: has it ever seen that?"""
         if not task.made and (sampling.guidance, sampling.given_guidance) != (1.0, 1.0):
             raise OpenUniError(f'guidance moves video, and task "{task}" makes none: leave it at 1')
+        if sampling.guidance != 1.0 and not self.captioned(task):
+            raise OpenUniError(
+                f'guidance {sampling.guidance:g} is on a caption, and task "{task}" reads none: leave it at 1'
+            )
         apart = not self.recipe.flow.shared_sigma and Task((), task.streams) in self.tasks
         if sampling.given_guidance == 1.0 or not task.given or apart or self.recipe.data.given_dropout > 0:
             return
@@ -229,7 +230,7 @@ class Run:
             f'task "{Task((), task.streams)}"), or leave given_guidance at 1.'
         )
 
-    def _captioned(self, task: Task) -> tuple[str, ...]:
+    def captioned(self, task: Task) -> tuple[str, ...]:
         """The streams of the task that are told the caption."""
         return tuple(name for name in task.streams if self.architecture.text_of(task, name) == "caption")
 
@@ -255,7 +256,13 @@ class Run:
             return fixed.expand(len(captions), -1, -1)
         codec, model = self.text_codec
         rows = [torch.from_numpy(codec.encode(model, caption)) if caption else self.texts.empty for caption in captions]
-        return torch.stack([self.texts.padded(row[: self.texts.length]) for row in rows])
+        for row, caption in zip(rows, captions, strict=True):
+            if len(row) > self.texts.length:
+                raise OpenUniError(
+                    f'the prompt "{caption[:40]}..." has {len(row)} rows of embedding, the run was trained on at most '
+                    f"{self.texts.length}: shorten it, or train with a larger data.text_length"
+                )
+        return torch.stack([self.texts.padded(row) for row in rows])
 
     def _rendering(self, name: str, value: Modality | np.ndarray, size: tuple[int, int, int]) -> np.ndarray:
         """float32 [T, H, W, 3] in 0..1, of that size."""
@@ -277,6 +284,24 @@ class Run:
                 f"size {size} does not fit: frames must be 4k + 1, height and width multiples of {list(strides)}"
             )
         return (channels, (size[0] - 1) // 4 + 1, size[1] // strides[0], size[2] // strides[1])
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """run.json of the run in a folder; raises `OpenUniError` when there is none, or none that can be read."""
+    path = folder / RUN_FILE
+    if not path.is_file():
+        begun = (
+            ", though there are checkpoints: put it back" if checkpoints(folder) else ". Make one with: openuni train"
+        )
+        raise OpenUniError(f"there is no run at {folder} (no {RUN_FILE}){begun}")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise OpenUniError(f"{path} is damaged: {error}") from error
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        found = record.get("format") if isinstance(record, dict) else None
+        raise OpenUniError(f"{path} has format {found!r}; this version reads {FORMAT}")
+    return record
 
 
 def empty_model(record: dict[str, Any]) -> Model:

@@ -11,15 +11,16 @@ import numpy as np
 
 from manifests.component import find_component
 from manifests.errors import OpenUniError
+from manifests.modality import find_modality
 from train.captions import Captions, open_captions
-from train.checkpoint import checkpoints
+from train.checkpoint import checkpoints, write_whole
 from train.curriculum import Curriculum, all_collections, stages_of
 from train.index import Index, choose_family, open_index
 from train.model import Model
 from train.options import build
 from train.plan import clips_by_task, usable_clips
 from train.recipe import Recipe, TextStream
-from train.run import FORMAT, TEXTS_FILE
+from train.run import FORMAT, RUN_FILE, TEXTS_FILE, read_record
 from train.tasks import TaskMix
 from train.texts import EMPTY, Texts, fixed_rows
 from train.tokenizer import Tokenizer, identity, tokenizer_of
@@ -56,7 +57,7 @@ def prepare(recipe: Recipe, corpus: "Corpus", folder: Path) -> Setup:
     base: Any = Model
     kind = find_component("train.models", base, recipe.model["name"])
     options = {key: value for key, value in recipe.model.items() if key != "name"}
-    modalities = tuple(options.get("modalities") or kind.only_modalities or _modalities(latents))
+    modalities = _modalities(options.get("modalities"), kind, latents)
     stages = stages_of(recipe, modalities)
     mix = TaskMix.together([stage.mix for stage in stages])
     tokenizer = _tokenizer(kind, recipe, mix)
@@ -93,7 +94,7 @@ def prepare(recipe: Recipe, corpus: "Corpus", folder: Path) -> Setup:
         record["data"]["captions"] = index.captions.counts
     record = json.loads(json.dumps(record))
     _check_resume(record, folder)
-    (folder / "run.json").write_text(json.dumps(record, indent=2))
+    write_whole(folder / RUN_FILE, json.dumps(record, indent=2))
     return Setup(recipe, corpus, model, mix, plan, index, Texts(rows, record["text_length"]), record, tokenizer)
 
 
@@ -116,8 +117,15 @@ def _family(kind: str, families: dict[str, dict[str, Any]], wanted: str) -> dict
     return families[name] | {"family": name}
 
 
-def _modalities(latents: dict[str, Any]) -> list[str]:
-    return sorted(latents["modalities"], key=lambda name: (name != "rgb", name))
+def _modalities(given: Any, kind: type[Model], latents: dict[str, Any]) -> tuple[str, ...]:
+    """The recipe's, the model's own, or those of the corpus."""
+    if given is None:
+        return kind.only_modalities or tuple(sorted(latents["modalities"], key=lambda name: (name != "rgb", name)))
+    if not isinstance(given, list | tuple) or not given:
+        raise OpenUniError(f'recipe: model.modalities must be a list of names such as ["rgb", "depth"], got {given!r}')
+    for name in given:
+        find_modality(str(name))
+    return tuple(given)
 
 
 def _commonest_shape(index: Index, mix: TaskMix) -> list[int]:
@@ -197,10 +205,10 @@ def _text_length(recipe: Recipe, index: Index, rows: dict[str, Any]) -> int:
 
 def _check_resume(record: dict[str, Any], folder: Path) -> None:
     """Refuse to go on with something else than what was begun: it would be neither run."""
-    if not checkpoints(folder) or not (folder / "run.json").is_file():
+    if not checkpoints(folder):
         return
-    before = json.loads((folder / "run.json").read_text())
-    before["recipe"] = json.loads(json.dumps(Recipe.from_dict(before["recipe"], "run.json").to_dict()))  # new options
+    before = read_record(folder)
+    before["recipe"] = json.loads(json.dumps(Recipe.from_dict(before["recipe"], RUN_FILE).to_dict()))  # new options
     steps_matter = record["recipe"]["optimizer"]["decay_steps"] > 0
     changes = [
         f"{name}: {old!r} -> {new!r}"

@@ -7,11 +7,12 @@ from functools import cached_property
 from itertools import combinations
 from math import fsum
 
-from manifests.errors import OpenUniError, did_you_mean
+from manifests.errors import OpenUniError, did_you_mean, unknown_name
 from manifests.modality import modality_names
 from train.randomness import uniform
 
 TEXT = "text"
+LARGEST_WEIGHT = 1e9  # sums of weights stay numbers
 RELEASED_WEIGHTS = {"joint": 0.5, "estimate": 0.25, "control": 0.25}  # of the released UnityVideo training script
 
 # UniVidX's families, and the letters of its published names for their partitions (R2AIN, PF2RB, t2RAIN, ...)
@@ -42,6 +43,8 @@ class Task:
         object.__setattr__(self, "made", _in_order(self.made))
         if not (self.made or self.makes_text) or set(self.given) & set(self.made):
             raise OpenUniError(f'task "{self}" must make something, and nothing that it is given')
+        if not self.streams:
+            raise OpenUniError(f'task "{self}" has no video: say what is given, such as rgb->text, or made beside it')
 
     @classmethod
     def parse(cls, text: str) -> "Task":
@@ -174,13 +177,12 @@ class TaskMix:
 
         A word's share is divided over its tasks by the `modality_weights` of the modality beside RGB (1 if absent).
         """
+        _check_weights(tasks, modality_weights or {})
         shares: dict[Task, float] = {}
         for word, weight in tasks.items():
             expanded = expand(word, modalities)
             parts = [_modality_weight(task, modality_weights or {}) for task in expanded]
             for task, part in zip(expanded, parts, strict=True):
-                if weight < 0 or part < 0:
-                    raise OpenUniError(f'task "{task}" has a negative weight')
                 shares[task] = shares.get(task, 0.0) + (weight * part / fsum(parts) if fsum(parts) > 0 else 0.0)
         return cls._normalised(shares)
 
@@ -240,6 +242,16 @@ def _place(task: Task) -> tuple[object, ...]:
     """What tasks of a mix are sorted by."""
     given, made = ([(name != "rgb", name) for name in side] for side in (task.given, task.made))
     return len(given), given, made, task.makes_text
+
+
+def _check_weights(tasks: Mapping[str, float], modality_weights: Mapping[str, float]) -> None:
+    beside_rgb = [name for name in modality_names() if name != "rgb"]
+    for name in modality_weights:
+        if name not in beside_rgb:
+            raise OpenUniError(f"modality_weights: {unknown_name('modality beside rgb', name, beside_rgb)}")
+    for name, weight in (*tasks.items(), *modality_weights.items()):
+        if not 0 <= weight <= LARGEST_WEIGHT:
+            raise OpenUniError(f'the weight of "{name}" is {weight:g}. Allowed: 0 to {LARGEST_WEIGHT:g}.')
 
 
 def _modality_weight(task: Task, weights: Mapping[str, float]) -> float:

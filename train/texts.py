@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from manifests.component import fingerprint
@@ -59,12 +60,21 @@ def fixed_rows(record: dict[str, Any], modalities: tuple[str, ...], cache: Path)
     wanted = {EMPTY: ""} | {name: find_modality(name).prompt for name in modalities if name != "rgb"}
     stamp = fingerprint(texts=wanted, codec=record["codec"], options=record["options"])
     tensor_of = {name: f"{stamp}/{name}" for name in wanted}
-    if cache.is_file():
-        stored = load_file(cache)
-        if set(tensor_of.values()) <= set(stored):
-            return {name: stored[key] for name, key in tensor_of.items()}
+    stored = _stored(cache)
+    if set(tensor_of.values()) <= set(stored):
+        return {name: stored[key] for name, key in tensor_of.items()}
     codec = text_codec(record)
     model = codec.load("cpu")
     rows = {name: torch.from_numpy(codec.encode(model, text)) for name, text in wanted.items()}
-    save_file({tensor_of[name]: row.contiguous() for name, row in rows.items()}, cache)
+    temporary = cache.with_name(f".{cache.name}.tmp")
+    save_file({tensor_of[name]: row.contiguous() for name, row in rows.items()}, temporary)
+    temporary.replace(cache)
     return rows
+
+
+def _stored(cache: Path) -> dict[str, torch.Tensor]:
+    """What the cache holds: nothing, where it is not there or damaged; it is then made again."""
+    try:
+        return load_file(cache)
+    except (OSError, SafetensorError):
+        return {}

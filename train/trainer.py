@@ -87,6 +87,8 @@ class Trainer:
         log = RunLog(self.folder, self.step)
         if self.step == 0:
             self._report(log, {"step": 0, "clips_by_task": self.setup.record["data"]["clips_by_task"]})
+        elif not any("validation_loss" in row for row in log.kept if row["step"] == self.step):
+            self._validate(log, validator)  # where it was due, a Ctrl-C came before it
         try:
             with interruptible() as interrupted, closing(prefetched(self.loader, self.plan, steps)) as batches:
                 for _ in steps:
@@ -163,12 +165,17 @@ class Trainer:
 
     def _after_step(self, log: RunLog, validator: Validator, *, stopping: bool) -> None:
         last = self.step == self.recipe.optimizer.steps
-        every = self.recipe.validation.every_steps
-        if len(validator.clips) and every and (self.step % every == 0 or last) and not stopping:
-            losses = validator.losses(self.average, self.device, autocast(self.recipe, self.device))
-            self._report(log, {"step": self.step, "validation_loss": losses})
+        if not stopping:
+            self._validate(log, validator)
         if last or stopping or self.step % self.recipe.checkpoints.every_steps == 0:
             self._save()
+
+    def _validate(self, log: RunLog, validator: Validator) -> None:
+        """Where it is due at this step."""
+        every, last = self.recipe.validation.every_steps, self.step == self.recipe.optimizer.steps
+        if len(validator.clips) and every and (self.step % every == 0 or last):
+            losses = validator.losses(self.average, self.device, autocast(self.recipe, self.device))
+            self._report(log, {"step": self.step, "validation_loss": losses})
 
     def _save(self) -> None:
         tensors = {
@@ -202,6 +209,15 @@ class Trainer:
             )
         tensors = earlier.tensors("ema")
         check_sizes(self.model, tensors, earlier.path)
+        own = self.model.state_dict()
+        if any(
+            not torch.equal(tensors[name].to(own[name].dtype), own[name].cpu())
+            for name in unsaved(self.model) & set(tensors)
+        ):
+            raise OpenUniError(
+                f"start_from: {run.folder} trained its base, and this run keeps one frozen that it reads from "
+                f'"{self.setup.recipe.model.get("pretrained")}": set model.train_base = true, or leave start_from out'
+            )
         missing, unexpected = self.model.load_state_dict(tensors, strict=False)
         foreign = sorted(set(missing) - set(self.model.added_parameters()) - unsaved(self.model) | set(unexpected))
         if foreign:

@@ -23,7 +23,8 @@ class Validator:
         self.clips = np.flatnonzero(usable_clips(index, mix) & index.held_out)[: validation.clips]
         quantiles = (torch.arange(validation.quantiles) + 0.5) / validation.quantiles
         flow, text = loader.recipe.flow, loader.recipe.text
-        self.sigmas = sigma_at(quantiles, flow.density, flow.shift).tolist()
+        drawn = sigma_at(quantiles, flow.density, flow.shift).tolist()
+        self.sigmas = [max(sigma, loader.least_sigma) for sigma in drawn]
         self.text_sigmas = sigma_at(quantiles, text.density, text.shift).tolist()
 
     @torch.no_grad()

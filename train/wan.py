@@ -3,15 +3,18 @@
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
+from annotated_types import Ge, MultipleOf
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel, WanTransformerBlock
 from torch import nn
 
 from manifests.checkpoint import Checkpoint, hub_or_path
 from manifests.errors import OpenUniError, unknown_name
+from manifests.modality import find_modality
 from train.attention import Attention, check_attention, check_precision, use_attention
 from train.model import Model, Streams
 from train.pretrained import base_place, base_to_come, weight_shards
@@ -21,6 +24,18 @@ _Transformer: Any = WanTransformer3DModel
 # and a block over several streams is called with more than the base class's
 _Block: Any = WanTransformerBlock
 
+KIND = "WanTransformer3DModel"
+# options that say how large a model is, and what diffusers calls them
+SIZES = {
+    "num_layers": "num_layers",
+    "heads": "num_attention_heads",
+    "head_dim": "attention_head_dim",
+    "ffn_dim": "ffn_dim",
+    "text_dim": "text_dim",
+    "channels": "in_channels",
+    "patch": "patch_size",
+    "freq_dim": "freq_dim",
+}
 Compiler = Literal["none", "inductor", "aot_eager"]
 Rotary = tuple[torch.Tensor, torch.Tensor]  # cosines and sines, float32 [1, tokens, 1, head_dim] each
 
@@ -31,14 +46,14 @@ class WanModel(Model):
 
     modalities: Annotated[tuple[str, ...], "streams the model knows; rgb is the base model's own"] = ("rgb", "depth")
     pretrained: Annotated[str, "diffusers Wan transformer or pipeline, hub name or folder; empty: random weights"] = ""
-    num_layers: Annotated[int, "transformer blocks (ignored with pretrained, as the next seven)"] = 30
-    heads: Annotated[int, "attention heads"] = 12
-    head_dim: Annotated[int, "channels per head"] = 128
-    ffn_dim: Annotated[int, "hidden width of the feed-forward layers"] = 8960
-    text_dim: Annotated[int, "width of the text embeddings"] = 4096
-    channels: Annotated[int, "channels of the latents"] = 16
-    patch: Annotated[tuple[int, int, int], "latent frames, rows, columns per token"] = (1, 2, 2)
-    freq_dim: Annotated[int, "width of the sinusoids that carry sigma"] = 256
+    num_layers: Annotated[int, "transformer blocks (ignored with pretrained, as the next seven)", Ge(1)] = 30
+    heads: Annotated[int, "attention heads", Ge(1)] = 12
+    head_dim: Annotated[int, "channels per head", Ge(6), MultipleOf(2)] = 128
+    ffn_dim: Annotated[int, "hidden width of the feed-forward layers", Ge(1)] = 8960
+    text_dim: Annotated[int, "width of the text embeddings", Ge(1)] = 4096
+    channels: Annotated[int, "channels of the latents", Ge(1)] = 16
+    patch: Annotated[tuple[int, int, int], "latent frames, rows, columns per token", Ge(1)] = (1, 2, 2)
+    freq_dim: Annotated[int, "width of the sinusoids that carry sigma", Ge(2), MultipleOf(2)] = 256
     gradient_checkpointing: Annotated[bool, "recompute blocks in the backward pass: less memory, a third slower"] = (
         False
     )
@@ -50,6 +65,10 @@ class WanModel(Model):
         object.__setattr__(self, "modalities", tuple(sorted(self.modalities, key=lambda name: (name != "rgb", name))))
         object.__setattr__(self, "patch", tuple(self.patch))
         super().__post_init__()
+        for name in self.modalities:
+            find_modality(name)
+        if len(self.patch) != 3:
+            raise OpenUniError(f"{self.name()}: patch = {list(self.patch)}. Allowed: frames, rows, columns.")
         if not self.modalities or len(set(self.modalities)) != len(self.modalities):
             raise OpenUniError(f"{self.name()}: modalities must be distinct and at least one, got {self.modalities}")
 
@@ -60,18 +79,8 @@ class WanModel(Model):
     def resolved(self) -> Self:
         """With the sizes of the pretrained configuration written out, and no pretrained weights."""
         options = self.base_options()
-        return dataclasses.replace(
-            self,
-            pretrained="",
-            num_layers=options["num_layers"],
-            heads=options["num_attention_heads"],
-            head_dim=options["attention_head_dim"],
-            ffn_dim=options["ffn_dim"],
-            text_dim=options["text_dim"],
-            channels=options["in_channels"],
-            patch=tuple(options["patch_size"]),
-            freq_dim=options["freq_dim"],
-        )
+        sizes = {ours: options[theirs] for ours, theirs in SIZES.items()}
+        return dataclasses.replace(self, pretrained="", **sizes)
 
     def portable(self) -> Self:
         """See `Model.portable`: attention and compiler are of the machine, not of the model."""
@@ -80,25 +89,9 @@ class WanModel(Model):
     def base_options(self) -> dict[str, Any]:
         """Arguments of `WanTransformer3DModel`: the pretrained configuration, or that of the options."""
         if not self.pretrained:
-            return {
-                "patch_size": self.patch,
-                "num_attention_heads": self.heads,
-                "attention_head_dim": self.head_dim,
-                "in_channels": self.channels,
-                "out_channels": self.channels,
-                "text_dim": self.text_dim,
-                "freq_dim": self.freq_dim,
-                "ffn_dim": self.ffn_dim,
-                "num_layers": self.num_layers,
-            }
-        config = WanTransformer3DModel.load_config(str(self.folder()))
-        if config.get("image_dim") or config.get("added_kv_proj_dim"):
-            raise OpenUniError(
-                f'{self.name()}: "{self.pretrained}" is an image-to-video model; give a text-to-video one'
-            )
-        if config["in_channels"] != (config.get("out_channels") or config["in_channels"]):
-            raise OpenUniError(f'{self.name()}: "{self.pretrained}" has other channels at its input than at its output')
-        return {key: value for key, value in config.items() if not key.startswith("_")}
+            sizes = {theirs: getattr(self, ours) for ours, theirs in SIZES.items()}
+            return sizes | {"out_channels": self.channels}
+        return plain_config(self.folder(), f'{self.name()}: "{self.pretrained}"')
 
     def folder(self) -> Path:
         """The folder of the pretrained transformer; a whole pipeline has it in its own."""
@@ -324,6 +317,36 @@ class WanStreams(_Transformer):
             else:
                 tokens = block(tokens, *arguments)
         return tokens
+
+
+def plain_config(folder: Path, what: str) -> dict[str, Any]:
+    """The configuration of a text-to-video `WanTransformer3DModel`, every key of it.
+
+    Raises `OpenUniError` for other models, and for what no run could record: beside the sizes that `WanModel` has
+    options for, everything must be as in the published models. `what`: of the folder, for errors.
+    """
+    try:
+        config: Any = WanTransformer3DModel.load_config(str(folder))
+    except OSError as error:
+        raise OpenUniError(f"{what}: {error}") from error
+    defaults = {name: p.default for name, p in signature(WanTransformer3DModel.__init__).parameters.items()}
+    defaults.pop("self")
+    kind = config.get("_class_name", KIND) if isinstance(config, dict) else None
+    given = {key: value for key, value in config.items() if not key.startswith("_")} if kind == KIND else {}
+    if kind != KIND or not set(SIZES.values()) <= set(given) <= set(defaults):
+        raise OpenUniError(f"{what}: {folder / 'config.json'} is not that of a plain {KIND} (it says {kind})")
+    found = defaults | given
+    if found["image_dim"] or found["added_kv_proj_dim"]:
+        raise OpenUniError(f"{what} is an image-to-video model; give a text-to-video one")
+    if found["in_channels"] != (found["out_channels"] or found["in_channels"]):
+        raise OpenUniError(f"{what} has other channels at its input than at its output")
+    odd = [key for key in ("cross_attn_norm", "qk_norm", "eps", "rope_max_seq_len") if found[key] != defaults[key]]
+    if odd:
+        raise OpenUniError(
+            f"{what} has {odd[0]} = {found[odd[0]]!r}; models are built with {defaults[odd[0]]!r}, as the published "
+            "ones are"
+        )
+    return found
 
 
 def rope_tables(model: Any) -> Any:

@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from openuni.commands.app import Out, app, flags
+
+if TYPE_CHECKING:
+    from train.run import Run
 
 
 @app.command()
@@ -23,7 +26,16 @@ def train(
     steps = Recipe.load(recipe).optimizer.steps
     with Reporter() as reporter:
         finished = api.train(recipe, corpus, out=out, progress=TrainingProgress(reporter, steps))
-    print(f"trained {finished.checkpoint.step:,} steps: {out}. Next: openuni generate {out} --make rgb --prompt '...'")
+    print(f"trained {finished.checkpoint.step:,} steps: {out}. Next, for example: {_generating(finished)}")
+
+
+def _generating(run: "Run") -> str:
+    """A command that makes something with the run: the first of its tasks."""
+    task = run.tasks[0]
+    given = [f"--given {name}=VIDEO" for name in task.given]
+    made = [f"--make {name}" for name in (*task.made, *(["text"] if task.makes_text else []))]
+    prompt = ["--prompt '...'"] if run.captioned(task) else []
+    return " ".join([f"openuni generate {run.folder}", *given, *made, *prompt, "--out FOLDER"])
 
 
 @dataclass(frozen=True)

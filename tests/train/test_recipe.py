@@ -46,6 +46,7 @@ def test_defaults_are_the_released_settings(tmp_path: Path) -> None:
         ("[optimizer]\nbatch_size = 4\naccumulate = 3", "multiple"),
         ('[flow]\ndensity = "normal"', "'logit_normal' or 'uniform', got 'normal'"),
         ("[model]\nlayers = 1", "needs a name"),
+        ("[optimizer]\nclip_norm = 1" + 400 * "0", "optimizer: clip_norm has more digits than a number can have"),
         ("flow = 1", "must be a table"),
         ("a = ", "not valid TOML"),
     ],
@@ -55,9 +56,12 @@ def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:
         Recipe.load(write(tmp_path, text))
 
 
-def test_unknown_names() -> None:
+def test_unknown_names(tmp_path: Path) -> None:
     with pytest.raises(OpenUniError, match='Did you mean "unityvideo_demo"'):
         Recipe.load("unityvideo_demos")
+    (tmp_path / "latin.toml").write_bytes(b'start_from = "\xfc"')
+    with pytest.raises(OpenUniError, match=r"latin\.toml is not valid TOML: 'utf-8' codec"):
+        Recipe.load(tmp_path / "latin.toml")
     with pytest.raises(OpenUniError, match="no recipe at"):
         Recipe.load("nowhere.toml")
 

@@ -33,6 +33,7 @@ def test_grammar(text: str, given: tuple[str, ...], made: tuple[str, ...]) -> No
         ("estimat", 'Did you mean "estimate"'),
         ("rgb->", "must make something"),
         ("rgb->rgb", "nothing that it is given"),
+        ("->text", 'task "->text" has no video: say what is given, such as rgb->text'),
     ],
 )
 def test_grammar_errors_say_what_to_write(text: str, message: str) -> None:
@@ -133,8 +134,21 @@ def test_draw_needs_the_streams() -> None:
 def test_no_weight_is_an_error() -> None:
     with pytest.raises(OpenUniError, match="above 0"):
         TaskMix.build({"joint": 0.0}, THREE)
-    with pytest.raises(OpenUniError, match="negative"):
-        TaskMix.build({"joint": -1.0}, THREE)
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf"), 1e308])
+def test_weights_are_numbers_from_0_on(weight: float) -> None:
+    with pytest.raises(OpenUniError, match=r'the weight of "joint" is .*\. Allowed: 0 to 1e\+09'):
+        TaskMix.build({"joint": weight, "estimate": 1.0}, THREE)
+    with pytest.raises(OpenUniError, match=r'the weight of "depth" is'):
+        TaskMix.build({"joint": 1.0}, THREE, {"depth": weight})
+
+
+@pytest.mark.parametrize("name", ["dpeth", "rgb"])
+def test_modality_weights_are_of_modalities_beside_rgb(name: str) -> None:
+    with pytest.raises(OpenUniError, match=f'modality_weights: modality beside rgb "{name}" is not known'):
+        TaskMix.build({"joint": 1.0}, THREE, {name: 0.0})
+    assert TaskMix.build({"joint": 1.0}, THREE, {"normal": 0.0}).tasks  # one that this corpus lacks
 
 
 def test_the_order_of_tables_and_modalities_does_not_matter() -> None:

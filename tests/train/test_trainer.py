@@ -15,6 +15,7 @@ import torch
 
 from manifests.corpus import Corpus
 from manifests.errors import OpenUniError
+from openuni.commands.models import _generating
 from tests.train.corpora import random_clips, write_corpus
 from tests.train.small_runs import small_recipe
 from train.checkpoint import checkpoints, save
@@ -143,6 +144,25 @@ def test_ctrl_c_saves_and_the_run_goes_on(corpus: Corpus, tmp_path: Path, run: R
     assert_same(state(tmp_path), state(run.folder))
 
 
+def test_validation_that_ctrl_c_came_before_is_made_up_for(corpus: Corpus, tmp_path: Path, run: Run) -> None:
+    def interrupt(row: dict[str, Any]) -> None:
+        if row["step"] == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe(), corpus, tmp_path, interrupt)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+    def validated(of: Run) -> list[dict[str, Any]]:
+        return [row for row in of.log if "validation_loss" in row]
+
+    assert not validated(Run.open(tmp_path))
+    assert validated(train(recipe(), corpus, tmp_path)) == validated(run) and len(validated(run)) == 2
+
+
 def test_a_crashed_run_goes_on_from_its_last_checkpoint(corpus: Corpus, tmp_path: Path, run: Run) -> None:
     def crash(row: dict[str, Any]) -> None:
         if row["step"] == 5:
@@ -221,6 +241,21 @@ def test_model_that_does_not_fit_the_latents_is_refused(corpus: Corpus, tmp_path
         train(recipe(model={"patch": [1, 3, 2]}), corpus, tmp_path)
     with pytest.raises(OpenUniError, match=r"text_length is 4, but the longest text has"):
         train(recipe(data={"text_length": 4}), corpus, tmp_path)
+    for given, message in {
+        "rgb": r"must be a list of names such as \[\"rgb\", \"depth\"\], got 'rgb'",
+        "dpeth": 'modality "dpeth" is not known. Did you mean "depth"',
+    }.items():
+        with pytest.raises(OpenUniError, match=message):
+            train(recipe(model={"modalities": [given] if given == "dpeth" else given}), corpus, tmp_path)
+    for option, value, allowed in (
+        ("heads", 0, "1 and more"),
+        ("head_dim", 13, "6 and more, multiples of 2"),
+        ("patch", [0, 2, 2], "1 and more"),
+        ("patch", [2, 2], "frames, rows, columns"),
+        ("freq_dim", 0, "2 and more, multiples of 2"),
+    ):
+        with pytest.raises(OpenUniError, match=rf"unityvideo: {option} = .*\. Allowed: {allowed}"):
+            train(recipe(model={option: value}), corpus, tmp_path)
     with pytest.raises(OpenUniError, match="needs flow; the model has rgb, depth"):
         train(recipe(tasks={"rgb->flow": 1.0}), corpus, tmp_path)
     assert not list(tmp_path.glob("run.json"))
@@ -277,10 +312,18 @@ def test_generate_gives_modalities(run: Run) -> None:
     assert both["rgb"].array.shape == (9, 32, 16, 3) and both["rgb"].array.dtype == np.uint8
     with pytest.raises(OpenUniError, match=r"not trained for \"depth->flow\"; it was trained for: text->rgb\+depth"):
         run.generate("a cube", ["flow"], {"depth": both["depth"]})
+    with pytest.raises(
+        OpenUniError, match=r'prompt "a cube that is as lo.*\.\.\." has 3\d rows of .* on at most 1\d: sho'
+    ):
+        run.generate("a cube that is as long as can be", ["depth"], {"rgb": video})
     with pytest.raises(OpenUniError, match="4k"):
         run.generate("a cube", ["rgb", "depth"], size=(8, 16, 16))
     with pytest.raises(OpenUniError, match="has 3 frames; 5 are needed"):
         run.generate("a cube", ["depth"], {"rgb": video[:3]})
+
+
+def test_training_ends_with_a_command_that_works(run: Run) -> None:
+    assert _generating(run) == f"openuni generate {run.folder} --make rgb --make depth --prompt '...' --out FOLDER"
 
 
 def test_opening_what_is_no_run(tmp_path: Path) -> None:

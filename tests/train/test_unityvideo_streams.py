@@ -199,6 +199,14 @@ def test_checkpointing_and_bfloat16_work_with_both_switchers(base: Any, switcher
     assert all((half[name].float() - full[name]).abs().max() < 0.1 * full[name].abs().max() for name in streams)
 
 
+def test_the_switchers_modulation_is_float32_under_autocast(base: Any) -> None:
+    model, seen = trained(base), []
+    model.blocks[0].switcher.register_forward_hook(lambda _, given, out: seen.append((given[0].dtype, out.dtype)))
+    with torch.autocast("cpu", torch.bfloat16):
+        model(*inputs(FOUR[:2]))
+    assert seen == [(torch.float32, torch.float32)]
+
+
 # ---------------------------------------------------------------- given streams, order, batch
 
 

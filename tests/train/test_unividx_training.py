@@ -24,6 +24,7 @@ from train.sampler import Conditions, Sampling, sample
 from train.setup import prepare
 from train.tasks import Task, TaskMix, partitions
 from train.trainer import train
+from train.validation import Validator
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +97,17 @@ def test_second_stage_starts_from_the_loras_of_the_first(base: Any, corpus: Any,
     second = train(Recipe.from_dict(settings), corpus, tmp_path / "second")
     ours, theirs = second.checkpoint.tensors("model"), first.checkpoint.tensors("ema")
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_trained_base_is_not_lost_in_a_run_that_keeps_its_own(base: Any, corpus: Any, tmp_path: Path) -> None:
+    """Its checkpoints would not hold it."""
+    base.save_pretrained(tmp_path / "wan")
+    first = train(recipe(pretrained=str(tmp_path / "wan"), train_base=True), corpus, tmp_path / "first")
+    settings = recipe(pretrained=str(tmp_path / "wan")).to_dict() | {"start_from": str(first.folder)}
+    with pytest.raises(
+        OpenUniError, match=r"first trained its base, and this run keeps one frozen .*train_base = true"
+    ):
+        train(Recipe.from_dict(settings), corpus, tmp_path / "second")
 
 
 def test_it_learns_all_partitions_of_random_clips(corpus: Any, tmp_path: Path) -> None:
@@ -195,6 +207,10 @@ def test_wrong_use_of_a_run_is_named(base: Any, corpus: Any, tmp_path: Path) -> 
         run.generate("", ["albedo"], {"rgb": np.zeros((6, 16, 16, 3), np.uint8)}, (6, 16, 16))
     with pytest.raises(OpenUniError, match=r"given latents must be \[1, 4, 2, 2, 2\] for 1 captions, got"):
         run.sample("rgb->albedo", {"rgb": given[:, :, :1]}, [""], shape=(4, 2, 2, 2))
+    with pytest.raises(OpenUniError, match=r'task "rgb->albedo" reads no prompt, got "a cube"'):
+        run.generate("a cube", ["albedo"], {"rgb": np.zeros((5, 16, 16, 3), np.uint8)})
+    with pytest.raises(OpenUniError, match=r'guidance 7 is on a caption, and task "rgb->albedo" reads none'):
+        run.sample("rgb->albedo", {"rgb": given}, [""], sampling=Sampling(2, guidance=7.0))
     other = recipe(**SMALL | {"ffn_dim": 48}).to_dict() | {"start_from": str(run.folder)}
     with pytest.raises(OpenUniError, match=r"of another size: blocks\.0\.ffn.*32.*48"):
         train(Recipe.from_dict(other), corpus, tmp_path / "other")
@@ -254,6 +270,9 @@ def test_loader_gives_given_streams_their_sigma_and_made_ones_more(corpus: Any, 
             levels += batch.sigmas[name][made].tolist()
     assert min(levels) > torch.tensor(0.4).item()  # as drawn, four in ten would lie below
     assert setup.model.given_sigma == 0.4 and run.model.given_sigma == 0.4
+    validator = Validator(loader, setup.mix)
+    assert min(validator.sigmas) == loader.least_sigma > torch.tensor(0.4).item()  # as spread, one would lie at 0.125
+    assert max(validator.sigmas) == 0.875
 
 
 def test_guidance_takes_the_caption_from_all_streams(base: Any) -> None:

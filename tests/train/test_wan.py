@@ -121,6 +121,36 @@ def test_weights_that_do_not_fit_are_named(folder: Path, tmp_path: Path) -> None
         UniVidX(modalities=NAMES, pretrained=str(tmp_path)).load("cpu")
 
 
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("{", "not a valid JSON file"),
+        ("[]", r"is not that of a plain WanTransformer3DModel \(it says None\)"),
+        ({"_class_name": "UNet2DModel"}, r"\(it says UNet2DModel\)"),
+        ({"in_channels": None}, "is not that of a plain WanTransformer3DModel"),
+        ({"vace_layers": [0]}, "is not that of a plain WanTransformer3DModel"),
+        ({"out_channels": 8}, "other channels at its input"),
+        ({"eps": 1e-2}, r"has eps = 0\.01; models are built with 1e-06"),
+        ({"cross_attn_norm": False}, "has cross_attn_norm = False; models are built with True"),
+    ],
+)
+def test_what_no_run_could_record_is_refused(folder: Path, tmp_path: Path, config: Any, message: str) -> None:
+    """A run's record says the sizes of its base, and nothing else of it."""
+    if isinstance(config, dict):
+        whole = json.loads((folder / "config.json").read_text()) | config
+        config = json.dumps({key: value for key, value in whole.items() if value is not None or key != "in_channels"})
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(OpenUniError, match=message):
+        UniVidX(modalities=NAMES, pretrained=str(tmp_path)).load("cpu")
+
+
+@pytest.mark.parametrize("listing", ["{", "[]", "{}", '{"weight_map": 3}'])
+def test_an_index_of_shards_that_is_none_is_named(tmp_path: Path, listing: str) -> None:
+    (tmp_path / f"{WEIGHTS}.index.json").write_text(listing)
+    with pytest.raises(OpenUniError, match=r'is no index of shards, it needs a table "weight_map"'):
+        list(weight_shards(tmp_path))
+
+
 def test_an_addition_without_a_value_is_a_fault(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     component = components(pretrained=str(folder))["univigu"]
     kind = type(component.load("cpu"))

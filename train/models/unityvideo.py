@@ -78,8 +78,9 @@ class UnityVideoBlock(WanBlock):
         """
         batch, segments, length, dim = tokens.shape
         table = self.scale_shift_table[:, None] + time.float()
-        if self.switcher is not None:
-            table = table + self.switcher(switch).unflatten(-1, (6, dim)).float()
+        if self.switcher is not None and switch is not None:
+            with torch.autocast(tokens.device.type, enabled=False):  # as all that sigma modulates
+                table = table + self.switcher(switch.float()).unflatten(-1, (6, dim))
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = table.chunk(6, dim=2)  # [B, M, 1, D] each
 
         # all segments attend to one another
