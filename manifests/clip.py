@@ -25,7 +25,7 @@ def pts_hash(pts: np.ndarray) -> str:
 
 def clip_id(source: str, start_pts: int, end_pts: int, digest: str) -> str:
     """32 hex digits that stay the same as long as source, span and timestamps do."""
-    return xxhash.xxh3_128_hexdigest(f"{source}\0{start_pts}\0{end_pts}\0{digest}".encode())
+    return xxhash.xxh3_128_hexdigest(f"{source}\0{start_pts}\0{end_pts}\0{digest}".encode("utf-8", "surrogatepass"))
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,16 @@ class Corpus:
         if not self.store.exists(name) or self.store.read(name) != data:
             self.store.put(name, data)
 
+    def runs(self) -> Iterator[dict[str, Any]]:
+        """The ledgers of all runs, oldest first; one that cannot be read is passed over."""
+        for name in self.store.names("runs", ".json"):
+            try:
+                record = json.loads(self.store.read(name))
+            except ValueError:
+                continue
+            if isinstance(record, dict):
+                yield record
+
     # ------------------------------------------------------------------ groups and parts
 
     def operators(self, kind: str) -> list[str]:

@@ -26,6 +26,8 @@ class Failure(NamedTuple):
     operator: str  # "ingest" or an operator's name
     reason: str  # the type of the error
     clips: int
+    clip_id: str  # of one of them
+    error: str  # of that one, cut to 300 characters
 
 
 class Absence(NamedTuple):
@@ -64,7 +66,11 @@ class Summary(NamedTuple):
         lines = [f"{self.clips:,} clips = {self.ok:,} ok + {dropped:,} dropped + {failed:,} failed"]
         lines[0] += f" + {self.pending:,} not done yet" if self.pending else ""
         lines += [f"  dropped  {drop.clips:>8,}  by {drop.rule}" for drop in self.dropped]
-        lines += [f"  failed   {fail.clips:>8,}  in {fail.operator}: {fail.reason}" for fail in self.failed]
+        for fail in self.failed:
+            lines += [
+                f"  failed   {fail.clips:>8,}  in {fail.operator}: {fail.reason}",
+                f"           {'such as' if fail.clips > 1 else '':>8}  {fail.clip_id}: {fail.error}",
+            ]
         lines += [f"  {lack.operator} is unavailable for {lack.clips:,} of all" for lack in self.unavailable]
         return "\n".join(lines)
 
@@ -113,7 +119,9 @@ def summary(corpus: "Corpus") -> Summary:
     fate = f"CASE {' '.join(cases)} ELSE '{unfinished}' END"
     place = f"CASE {' '.join(places)} ELSE '' END"
     reason = f"regexp_extract({place}, '^([^:]*)', 1)"  # the type of the error stands before the colon
-    rows = connection.execute(f"SELECT {fate}, {reason}, count(*) FROM joined GROUP BY ALL ORDER BY ALL").fetchall()
+    example = f"min({place}), arg_min(clip_id, {place})"
+    query = f"SELECT {fate}, {reason}, count(*), {example} FROM joined GROUP BY ALL ORDER BY ALL"
+    rows = connection.execute(query).fetchall()
     absences = []
     for name in (*filters, *annotators):
         query = f"SELECT count(*) FROM joined WHERE {_quoted(name)}.status = 'unavailable'"
@@ -124,16 +132,17 @@ def summary(corpus: "Corpus") -> Summary:
 def _ledger(rows: list[Any], rules: Sequence[select.Rule], keep: str, unavailable: list[Absence]) -> Summary:
     dropped = {number: 0 for number in range(len(rules))}
     failed, totals = [], {"ok": 0, "pending": 0}
-    for fate, where, count in rows:
+    for fate, where, count, place, clip_id in rows:
         if fate == "dropped":
             dropped[int(where)] += count
         elif fate == "failed":
             operator, _, reason = where.partition("\0")
-            failed.append(Failure(operator, reason or "unknown", count))
+            error = place.partition("\0")[2].removeprefix(f"{reason}: ")
+            failed.append(Failure(operator, reason or "unknown", count, clip_id, error[:300]))
         else:
             totals[fate] += count
     drops = [Drop(rules[number].text, count) for number, count in dropped.items()]
-    clips = sum(count for _, _, count in rows)
+    clips = sum(row[2] for row in rows)
     ledger = Summary(clips, totals["ok"], drops, failed, totals["pending"], keep, unavailable)
     if not ledger.balances:
         raise OpenUniError(f"the ledger does not balance: {ledger!r}. Please report this.")

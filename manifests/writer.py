@@ -216,8 +216,24 @@ def _journal_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def parquet_bytes(rows: list[dict[str, Any]], schema: pa.Schema) -> bytes:
-    """Rows as one Parquet file in memory (a part has at most `MAX_PART_ROWS` of them)."""
-    return table_bytes(pa.Table.from_pylist(rows, schema=schema))
+    """Rows as one Parquet file in memory (a part has at most `MAX_PART_ROWS` of them).
+
+    A text that is no Unicode, as a file's name or JSON may bring one, is written with the odd parts escaped.
+    """
+    try:
+        table = pa.Table.from_pylist(rows, schema=schema)
+    except UnicodeEncodeError:
+        table = pa.Table.from_pylist([_escaped(row) for row in rows], schema=schema)
+    return table_bytes(table)
+
+
+def _escaped(value: Any) -> Any:
+    """The same with all texts in it as they can be encoded."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {key: _escaped(entry) for key, entry in value.items()}
+    return [_escaped(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def table_bytes(table: pa.Table) -> bytes:

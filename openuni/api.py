@@ -74,6 +74,8 @@ def import_set(
     place = Path(folder).expanduser().resolve()
     if not place.is_dir():
         raise OpenUniError(f'"{folder}" is no folder. Give the folder that holds the set.')
+    if "://" not in str(out) and Path(out).expanduser().resolve().is_relative_to(place):
+        raise OpenUniError(f"--out {out} lies in the set itself, {place}: its files would be taken for clips")
     corpus = Corpus.create(str(out))
     reporter = reporter or Reporter()
     job = Import(importer, corpus, choice or Choice())

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from shlex import join, quote
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -126,7 +127,7 @@ class Demo:
     @property
     def command(self) -> str:
         """The command that makes this demo."""
-        return f"openuni demo {self.flag}--out {self.folder}"
+        return f"openuni demo {self.flag}--out {quote(str(self.folder))}"
 
     @property
     def pattern(self) -> Path:
@@ -136,11 +137,12 @@ class Demo:
     @property
     def commands(self) -> dict[str, str]:
         """What a user would type for the steps that are commands of their own."""
-        workers = "" if self.plan.workers is None else f" --workers {self.plan.workers}"
-        return {
-            "corpus": f'openuni run {self.recipe} "{self.pattern}" --out {self.corpus_dir}{workers}',
-            "train": f"openuni train {self.train_recipe} --corpus {self.corpus_dir} --out {self.run_dir}",
+        workers = [] if self.plan.workers is None else ["--workers", self.plan.workers]
+        steps = {
+            "corpus": ["run", self.recipe, self.pattern, "--out", self.corpus_dir, *workers],
+            "train": ["train", self.train_recipe, "--corpus", self.corpus_dir, "--out", self.run_dir],
         }
+        return {name: join(["openuni", *map(str, words)]) for name, words in steps.items()}
 
     def run(self) -> Path:
         """All steps."""

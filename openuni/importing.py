@@ -7,6 +7,7 @@ is removed before the clip is read again.
 
 import dataclasses
 import itertools
+import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -88,6 +89,8 @@ class ImportWorker(CorpusWorker):
 
     def prepare(self, item: ImportItem) -> Imported[Any]:
         """Read the clip and check it."""
+        if not _is_unicode(item.found.key):
+            raise ClipError(f"the name {item.found.key!a} is not UTF-8: rename the file")
         return self.spec.importer.read(item.found)
 
     def compute(self, item: ImportItem, prepared: Imported[Any]) -> Stored:
@@ -160,6 +163,10 @@ class ImportWorker(CorpusWorker):
         super().finish()
 
 
+def _is_unicode(text: str) -> bool:
+    return text == text.encode("utf-8", "replace").decode()
+
+
 @dataclass(frozen=True)
 class Choice:
     """What of a set to import, and under which name."""
@@ -194,7 +201,8 @@ class Listing:
                     numbers[kind] = len(self.kinds)
                     self.kinds.append(TypeAdapter(tuple[str, kind]))  # type: ignore[valid-type]
                 number = numbers[kind]
-                self.file.write(b"%d " % number + self.kinds[number].dump_json(tuple(found)) + b"\n")
+                plain = self.kinds[number].dump_python(tuple(found), mode="json")
+                self.file.write(f"{number} {json.dumps(plain)}\n".encode())  # names that are no UTF-8 are escaped
                 yield id_of(found)
 
         self.ids = pa.array(kept(), pa.string())
@@ -206,7 +214,7 @@ class Listing:
         for line, name, chosen in zip(self.file, self.ids, wanted, strict=True):
             if chosen.as_py():
                 number, _, record = line.partition(b" ")
-                yield ImportItem(Found(*self.kinds[int(number)].validate_json(record)), name.as_py())
+                yield ImportItem(Found(*self.kinds[int(number)].validate_python(json.loads(record))), name.as_py())
 
 
 @dataclass(frozen=True)
@@ -226,6 +234,7 @@ class Import:
         """Import what is not there yet; clips that are refused are rows of the corpus."""
         version, collection = self.importer.version(), self.choice.collection or folder.name
         self._check_version(version)
+        self._check_folder(folder, collection)
         saved = self.corpus.recover()
         if saved:
             reporter.say(f"recovered {saved:,} finished rows of an import that was killed")
@@ -252,6 +261,19 @@ class Import:
             lost = pc.sum(pc.invert(pc.is_in(ids, value_set=self.corpus.done("clips")))).as_py()
             if lost:
                 raise OpenUniError(f"{lost} of {len(ids)} clips have no row. Run the same command again.")
+
+    def _check_folder(self, folder: Path, collection: str) -> None:
+        """Clips are known by collection and name: another folder's of the same would pass for these."""
+        for run in self.corpus.runs():
+            before = run.get("import")
+            if not isinstance(before, dict) or before.get("format") != self.importer.name():
+                continue
+            other = Path(str(before.get("folder")))
+            if before.get("collection") == collection and other != folder and other.is_dir():
+                raise OpenUniError(
+                    f'the corpus has clips of {other} as the collection "{collection}", and {folder} would be taken '
+                    "for the same: give it a name of its own with --collection"
+                )
 
     def _check_ids(self, folder: Path, listing: Listing) -> None:
         if not len(listing.ids):

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from manifests.errors import OpenUniError
+from manifests.interrupt import interruptible
 from openuni.worker import Loop, Outcome, Spec
 
 MAX_ATTEMPTS = 3
@@ -85,16 +86,19 @@ class InProcessRunner(Runner):
         loop = Loop(spec.start(self.device))
         try:
             source = iter(items)
-            item = next(source, None)
-            while item is not None:
-                following = next(source, None)
-                settled = loop.step(item, following)
+            with interruptible("the clip in hand") as interrupted:
+                item = next(source, None)
+                while item is not None and not interrupted.is_set():
+                    following = next(source, None)
+                    settled = loop.step(item, following)
+                    if settled is not None:
+                        report(settled)
+                    item = following
+                settled = loop.settle()
                 if settled is not None:
                     report(settled)
-                item = following
-            settled = loop.settle()
-            if settled is not None:
-                report(settled)
+            if interrupted.is_set():
+                raise KeyboardInterrupt
         finally:
             loop.finish()
 

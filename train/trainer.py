@@ -1,18 +1,17 @@
 """The training loop. What it does at a step depends on the recipe, the corpus and the step's number alone."""
 
 import copy
-import signal
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from manifests.errors import OpenUniError
+from manifests.interrupt import interruptible
 from train.checkpoint import (
     check_sizes,
     checkpoints,
@@ -90,7 +89,10 @@ class Trainer:
         elif not any("validation_loss" in row for row in log.kept if row["step"] == self.step):
             self._validate(log, validator)  # where it was due, a Ctrl-C came before it
         try:
-            with interruptible() as interrupted, closing(prefetched(self.loader, self.plan, steps)) as batches:
+            with (
+                interruptible("this step") as interrupted,
+                closing(prefetched(self.loader, self.plan, steps)) as batches,
+            ):
                 for _ in steps:
                     self._report(log, self._one_step(batches))
                     self._after_step(log, validator, stopping=interrupted.is_set())
@@ -257,23 +259,3 @@ def rate_factor(options: Optimizer, step: int) -> float:
     up = min(1.0, (step + 1) / options.warmup_steps) if options.warmup_steps else 1.0
     down = min(1.0, (options.steps - step) / options.decay_steps) if options.decay_steps else 1.0
     return min(up, down)
-
-
-@contextmanager
-def interruptible() -> Iterator[threading.Event]:
-    """Within it, a first Ctrl-C only sets the event, so that the step in hand ends whole; a second stops at once."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def on_interrupt(number: int, frame: Any) -> None:
-        event.set()
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, on_interrupt)
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -1,5 +1,6 @@
 """What there is and what it needs: list, show, init, doctor, checkpoints."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -40,7 +41,7 @@ def init(
     if file.exists():
         raise OpenUniError(f"{file} exists already. Give another name, or delete it first.")
     file.write_text(text)
-    print(f"wrote {file}. Next: openuni doctor {file}")
+    print(f"wrote {file}. Next: {shlex.join(['openuni', 'doctor', str(file)])}")
 
 
 @app.command()

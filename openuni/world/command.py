@@ -1,6 +1,7 @@
 """What `openuni world` does: write many clips, go on where it stopped, and say what to do with them."""
 
 import re
+import shlex
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,8 @@ from manifests.errors import OpenUniError
 from openuni.progress import Reporter
 from openuni.world.clips import preset_modalities
 from openuni.world.write import write_clips
+
+LARGEST_FPS = 1000.0  # players' own limit, and far from what time stamps can hold
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ def make_world(request: Request, reporter: Reporter) -> str:
     Clips that are there and fit are left as they are. Raises `OpenUniError` for what cannot be made.
     """
     height_px, width_px = read_size(request.size)
+    if not 1 <= request.fps <= LARGEST_FPS:
+        raise OpenUniError(f"--fps {request.fps:g}: give 1 to {LARGEST_FPS:g} frames per second")
     names = [name.strip() for name in request.modalities.split(",") if name.strip()]
     seeds = range(request.seed, request.seed + request.clips)
     with reporter, reporter.phase("world", request.clips) as counter:
@@ -55,12 +60,24 @@ def make_world(request: Request, reporter: Reporter) -> str:
         )
     recipe = request.out / f"{request.preset}.toml"
     supplied = preset_modalities(request.preset, names or None)
-    if not recipe.exists():
-        recipe.write_text(recipe_text(recipe.name, supplied))
+    kept = write_recipe(recipe, supplied)
+    following = shlex.join(["openuni", "run", str(recipe), str(request.out), "--out", "corpus/"])
     return (
         f"{len(videos)} clips of {request.frames} frames, {width_px} x {height_px}, with {', '.join(supplied)} in "
-        f"{request.out}. Next: openuni run {recipe} {request.out} --out corpus/"
+        f"{request.out}.{kept} Next: {following}"
     )
+
+
+def write_recipe(path: Path, modalities: Collection[str]) -> str:
+    """Write the recipe that takes these over, in place of one of ours; returns what to say of one that was edited."""
+    text = recipe_text(path.name, modalities)
+    before = path.read_text() if path.exists() else ""
+    named = re.findall(r'"([a-z_]+)"', before.rpartition("modalities = ")[2])
+    if before and before != recipe_text(path.name, named):
+        return f" {path} was edited, so it stays: see that its modalities are these."
+    if before != text:
+        path.write_text(text)
+    return ""
 
 
 def read_size(text: str) -> tuple[int, int]:

@@ -83,7 +83,9 @@ def test_every_clip_has_one_fate(corpus):
     summary = corpus.summary()
     assert (summary.clips, summary.ok, summary.pending) == (COUNT, 16, 2)  # of 20: two failed, two not annotated yet
     assert [(drop.rule, drop.clips) for drop in summary.dropped] == [("motion.speed >= 0.5", 20)]
-    assert {tuple(failure) for failure in summary.failed} == {("motion", "ClipError", 1), ("dis", "ClipError", 1)}
+    assert {failure[:3] for failure in summary.failed} == {("motion", "ClipError", 1), ("dis", "ClipError", 1)}
+    ids = corpus.table("clips")["clip_id"].to_pylist()
+    assert {failure[3:] for failure in summary.failed} == {(ids[at], "frame 7: is grey") for at in (30, 35)}
 
 
 def test_a_stricter_rule_moves_clips_from_failed_to_dropped(corpus):
@@ -91,7 +93,7 @@ def test_a_stricter_rule_moves_clips_from_failed_to_dropped(corpus):
     summary = corpus.summary()
     corpus.save_record(keep="motion.speed >= 0.5")
     assert (summary.ok, summary.pending, summary.dropped[0].clips) == (2, 2, 35)
-    assert [tuple(failure) for failure in summary.failed] == [("motion", "ClipError", 1)]
+    assert [failure[:3] for failure in summary.failed] == [("motion", "ClipError", 1)]
 
 
 def test_what_is_unavailable_is_no_failure(tmp_path, corpus):
@@ -106,7 +108,7 @@ def test_what_is_unavailable_is_no_failure(tmp_path, corpus):
     made.save_record(keep="", filters=["motion"], annotators=["dis"])
     summary = made.summary()
     assert (summary.ok, summary.pending, summary.clips) == (4, 0, 6)  # 0, 2, 4 and 5
-    assert {tuple(failure) for failure in summary.failed} == {("motion", "E", 1), ("dis", "E", 1)}
+    assert {failure[:3] for failure in summary.failed} == {("motion", "E", 1), ("dis", "E", 1)}
     assert [tuple(absence) for absence in summary.unavailable] == [("motion", 1), ("dis", 1)]
     made.save_record(keep="motion.speed >= 0", filters=["motion"], annotators=["dis"])
     assert made.summary().dropped[0].clips == 1

@@ -76,6 +76,21 @@ def test_a_dead_writers_finished_clips_are_recovered(store, writer):
     assert b"never committed" not in tar.read_bytes()
 
 
+def test_texts_that_are_no_unicode_are_escaped(store, writer):
+    """As a file's name or JSON may bring them; also when a part that was left over is sealed."""
+    writer.schema = SCHEMA.append(pa.field("note", pa.string()))
+    for name in ("a", "b"):
+        extent = writer.put(f"{name}.bin", name.encode() * 100)
+        writer.commit({"clip_id": name, "note": f"{name}\ud800 \udcff ü"} | extent)
+        if name == "a":
+            writer.finish()
+    die(writer)
+    assert recover(store, GROUP) == 1
+    rows = [row for part in store.names(GROUP, ".parquet") for row in pq.read_table(store.path(part)).to_pylist()]
+    assert sorted(row["note"] for row in rows) == ["a\\ud800 \\udcff ü", "b\\ud800 \\udcff ü"]
+    assert visible(store) == expect("a", "b")
+
+
 def test_a_living_writers_part_is_left_alone(store, writer):
     write(writer, "a")
     assert recover(store, GROUP) == 0 and visible(store) == {}

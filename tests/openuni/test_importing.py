@@ -24,7 +24,7 @@ FORMAT = "tests.operators.drawn_set"
 
 
 def write_set(folder: Path, texts: dict[str, str]) -> Path:
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         (folder / f"{name}.clip").write_text(text)
     return folder
@@ -151,12 +151,47 @@ def test_gaps_pass_through_encoding_into_the_trainers_index(some: Path, tmp_path
         assert index.streams(bits) == ({"rgb", "depth"} if clip_id in has_depth else {"rgb"})
 
 
+def test_names_and_texts_that_are_no_unicode(tmp_path: Path) -> None:
+    folder = tmp_path / "drawn"
+    write_set(folder, {"good": "9", "odd\udcff": "10", "bad\udcff": "x"})
+    for workers in (0, 1):
+        out = tmp_path / f"corpus{workers}"
+        corpus = openuni.import_set(FORMAT, folder, out=out, resources=Resources(workers=workers))
+        assert (corpus.summary().clips, corpus.summary().ok) == (3, 1)
+        errors = {row["error"] for row in corpus.table("clips").to_pylist() if row["error"]}
+        assert errors == {rf"ClipError: the name '{n}\udcff' is not UTF-8: rename the file" for n in ("odd", "bad")}
+
+
+def test_the_same_name_of_another_folder_is_not_taken_for_the_same_set(tmp_path: Path) -> None:
+    one, two = (write_set(tmp_path / name / "train", {"0001": text}) for name, text in (("a", "9"), ("b", "10")))
+    openuni.import_set(FORMAT, one, out=tmp_path / "c")
+    with pytest.raises(OpenUniError, match=r'a/train as the collection "train", and .*b/train would.*--collection'):
+        openuni.import_set(FORMAT, two, out=tmp_path / "c")
+    corpus = openuni.import_set(FORMAT, two, out=tmp_path / "c", choice=Choice("second"))
+    assert corpus.summary().ok == 2
+    one.rename(tmp_path / "a" / "elsewhere")
+    (tmp_path / "d").mkdir()
+    moved = (tmp_path / "a" / "elsewhere").rename(tmp_path / "d" / "train")  # a set that was moved is the same set
+    assert openuni.import_set(FORMAT, moved, out=tmp_path / "c").summary().clips == 2
+
+
+def test_the_summary_shows_a_reason_of_each_kind(some: Path, tmp_path: Path) -> None:
+    corpus = openuni.import_set(FORMAT, some, out=tmp_path / "c")
+    (failure,) = corpus.summary().failed
+    assert failure.error == "bad holds 'x', no number"
+    assert corpus.table("clips").filter(pc.field("clip_id") == failure.clip_id)["source"].to_pylist() == ["bad"]
+    assert f"{failure.clip_id}: bad holds 'x', no number" in str(corpus.summary())
+
+
 def test_wrong_use_is_explained(some: Path, tmp_path: Path) -> None:
     openuni.import_set(FORMAT, some, out=tmp_path / "c")
     with pytest.raises(OpenUniError, match="with other options"):
         openuni.import_set(FORMAT, some, out=tmp_path / "c", options={"frames": 6})
     with pytest.raises(OpenUniError, match='has no option "frame". Did you mean "frames"'.replace(".", r"\.")):
         openuni.import_set(FORMAT, some, out=tmp_path / "d", options={"frame": 6})
+    with pytest.raises(OpenUniError, match="lies in the set itself"):
+        openuni.import_set(FORMAT, some, out=some / "corpus")
+    assert not (some / "corpus").exists()
     with pytest.raises(OpenUniError, match="is no folder"):
         openuni.import_set(FORMAT, tmp_path / "nowhere", out=tmp_path / "d")
     with pytest.raises(OpenUniError, match="holds no clip"):

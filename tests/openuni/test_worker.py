@@ -1,12 +1,16 @@
 """The loop that drives a worker: order, overlap, and what becomes of errors in each of its three stages."""
 
+import os
+import signal
 import threading
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from manifests.errors import OpenUniError
-from openuni.worker import Loop, Outcome, Worker
+from openuni.runner import InProcessRunner
+from openuni.worker import Loop, Outcome, Spec, Worker
 
 PATIENCE_S = 10.0
 
@@ -105,3 +109,45 @@ def test_what_is_being_written_is_written_before_the_worker_is_finished():
     threading.Timer(0.2, worker.let_write.set).start()
     loop.finish()
     assert worker.events[-2:] == [("store", "a"), ("finish", "")]
+
+
+@dataclass(frozen=True)
+class RecorderSpec(Spec):
+    """Gives the worker it has."""
+
+    worker: Recorder
+
+    def start(self, device: str) -> Recorder:
+        return self.worker
+
+
+class Pressed(Recorder):
+    """Somebody presses Ctrl-C while "b" is computed, `times` times."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.times = times
+
+    def compute(self, item: str, prepared: str) -> str:
+        for _ in range(self.times if item == "b" else 0):
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().compute(item, prepared)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_waits_for_the_item_in_hand_and_a_second_one_does_not(times: int, capfd: pytest.CaptureFixture[str]):
+    """An exception out of nowhere would hit decoders that call back into Python, where it is lost or does harm."""
+    worker, reported = Pressed(times), []
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background may ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            InProcessRunner("cpu").run(RecorderSpec(worker), "abcd", reported.append, lambda held: held)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    done = ["a", "b"] if times == 1 else ["a"]
+    assert [item for stage, item in worker.events if stage == "store"] == done
+    assert ("compute", "c") not in worker.events and worker.events[-1] == ("finish", "")
+    if times == 1:
+        assert [outcome.key for outcome in reported] == done
+    assert "stopping when the clip in hand is done; Ctrl-C again stops at once" in capfd.readouterr().err

@@ -1,6 +1,8 @@
 """`openuni world`: clips as ordered, going on where it stopped, and a recipe that takes them over."""
 
 import json
+import shlex
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -80,12 +82,32 @@ def test_a_clip_of_another_order_is_made_again(tmp_path: Path, change: dict) -> 
     assert times(tmp_path) == second
 
 
+def test_the_recipe_follows_the_modalities_unless_it_was_edited(tmp_path: Path) -> None:
+    recipe = tmp_path / "person.toml"
+    make(tmp_path, clips=1, modalities="depth")
+    assert tomllib.loads(recipe.read_text())["annotators"]["supplied"]["modalities"] == ["depth"]
+    text = make(tmp_path, clips=1, modalities="depth,flow")
+    assert tomllib.loads(recipe.read_text())["annotators"]["supplied"]["modalities"] == ["depth", "flow"]
+    assert "was edited" not in text
+    recipe.write_text(recipe.read_text() + "\n[annotators.dis]\n")
+    text = make(tmp_path, clips=1, modalities="depth")
+    assert "person.toml was edited, so it stays" in text and "dis" in recipe.read_text()
+
+
+def test_what_is_next_can_be_typed_as_it_stands(tmp_path: Path) -> None:
+    text = make(tmp_path / "a folder", clips=1, modalities="depth")
+    following = shlex.split(text.partition("Next: ")[2])
+    assert following[:4] == ["openuni", "run", str(tmp_path / "a folder" / "person.toml"), str(tmp_path / "a folder")]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"preset": "persns"}, r'world preset "persns" is not known\. Did you mean "persons"'),
         ({"size": "480"}, r'--size "480" is no size.*480x640'),
         ({"size": "33x48"}, "height_px = 33.*even"),
+        ({"fps": float("inf")}, "--fps inf: give 1 to 1000 frames per second"),
+        ({"fps": 1e300}, r"--fps 1e\+300: give 1 to 1000"),
         ({"modalities": "depht"}, r'has no ground truth "depht"\. Did you mean "depth"\? It has: .*skeleton'),
         ({"modalities": "alpha"}, 'preset "person" has no ground truth "alpha"'),
     ],
