@@ -263,7 +263,12 @@ class Import:
                 raise OpenUniError(f"{lost} of {len(ids)} clips have no row. Run the same command again.")
 
     def _check_folder(self, folder: Path, collection: str) -> None:
-        """Clips are known by collection and name: another folder's of the same would pass for these."""
+        """Clips are known by collection and name: those of another folder that has the same name would pass for these.
+
+        Not so where the collection was named by the user: then the folders are meant to be one set.
+        """
+        if self.choice.collection:
+            return
         for run in self.corpus.runs():
             before = run.get("import")
             if not isinstance(before, dict) or before.get("format") != self.importer.name():
