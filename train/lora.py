@@ -3,14 +3,15 @@
 A row is one stream of one sample. Files hold one modality's LoRA under the names PEFT and diffusers use.
 """
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 
@@ -19,6 +20,10 @@ from train.pretrained import base_place
 
 PREFIX = "transformer."  # of the keys in a file: what diffusers' pipelines look for
 READ_PREFIXES = (PREFIX, "base_model.model.", "")  # PEFT's own writes the second, diffusers' models none
+ALPHA = ".alpha"  # ending of a layer's alpha among the tensors, as kohya's scripts and others write it
+DIFFUSERS_KEY = "lora_adapter_metadata"  # of a file's metadata: the configuration, as diffusers writes it
+PEFT_FILES = ("adapter_model.safetensors", "adapter_config.json")  # tensors and configuration, as PEFT writes them
+KOHYA_KEY = "ss_network_alpha"  # of the metadata: kohya's note on the training
 
 
 class Rows(NamedTuple):
@@ -97,13 +102,15 @@ def adapter_tensors(model: nn.Module, name: str) -> dict[str, torch.Tensor]:
 def load_adapter_tensors(model: nn.Module, name: str, tensors: dict[str, torch.Tensor], where: str) -> None:
     """Take over one modality's LoRA; the others and the base stay. Strict: nothing changes unless everything fits.
 
-    `tensors`: as `adapter_tensors` gives them, with one of `READ_PREFIXES`. `where` they came from is for errors.
+    `tensors`: as `adapter_tensors` gives them, with one of `READ_PREFIXES`; B is scaled by the alphas among them
+    (`blocks.0.attn1.to_q.alpha`). `where` they came from is for errors.
     """
     _check_known(model, name)
     own = {key.removeprefix(PREFIX): tensor for key, tensor in adapter_tensors(model, name).items()}
     prefix = next(prefix for prefix in READ_PREFIXES if all(key.startswith(prefix) for key in tensors))
     given = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
-    missing, unknown = sorted(set(own) - set(given)), sorted(set(given) - set(own))
+    alphas = {f"{key.rpartition('.lora_')[0]}{ALPHA}" for key in own} & set(given)
+    missing, unknown = sorted(set(own) - set(given)), sorted(set(given) - set(own) - alphas)
     if missing or unknown:
         raise OpenUniError(
             f"{where} is no LoRA of this model: it lacks {_some(missing)} and has {_some(unknown)}, which the model "
@@ -113,8 +120,23 @@ def load_adapter_tensors(model: nn.Module, name: str, tensors: dict[str, torch.T
     if odd:
         found, wanted = list(given[odd[0]].shape), list(own[odd[0]].shape)
         raise OpenUniError(f"{where} has another size: {odd[0]} is {found}, the model's is {wanted} (rank first)")
+    ready = {key: _checked(key, given[key], where) for key in own}
+    for key in alphas:
+        layer, alpha = key.removesuffix(ALPHA), given[key].float()
+        if alpha.numel() != 1 or not alpha.isfinite().all():
+            raise OpenUniError(f"{where} is no LoRA: {key} must be one finite number, got {alpha.tolist()}")
+        up = f"{layer}.lora_B.weight"
+        ready[up] = ready[up] * (alpha.item() / len(ready[f"{layer}.lora_A.weight"]))
     for key, tensor in own.items():
-        tensor.copy_(given[key])
+        tensor.copy_(ready[key])
+
+
+def _checked(key: str, tensor: torch.Tensor, where: str) -> torch.Tensor:
+    """Itself, float32; raises unless it has numbers that a weight can be."""
+    if not tensor.is_floating_point() or not tensor.float().isfinite().all():
+        what = "with NaN or infinite values" if tensor.is_floating_point() else f"of {tensor.dtype}"
+        raise OpenUniError(f"{where} is no LoRA: {key} is a tensor {what}; it must be floating point and finite")
+    return tensor.float()
 
 
 def save_adapter(model: nn.Module, name: str, path: str | Path) -> Path:
@@ -124,13 +146,75 @@ def save_adapter(model: nn.Module, name: str, path: str | Path) -> Path:
     return Path(path)
 
 
-def load_adapter(model: nn.Module, name: str, path: str | Path) -> None:
-    """Take over the LoRA in a safetensors file as the one of modality `name`; see `load_adapter_tensors`."""
+def load_adapter(model: nn.Module, name: str, path: str | Path, of: str | None = None) -> None:
+    """Take over the LoRA in a safetensors file as the one of modality `name`; see `load_adapter_tensors`.
+
+    `of`: the modality whose LoRA the file holds, where `name` is to start from that of another. An alpha that the file
+    says (diffusers in its metadata, PEFT in adapter_config.json beside it) scales B; what cannot be taken over rightly
+    is refused.
+    """
+    path = Path(path)
     try:
-        tensors = load_file(path)
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # it is no dict
     except (OSError, SafetensorError) as error:
         raise OpenUniError(f"{path} cannot be read as a safetensors file: {error}") from error
-    load_adapter_tensors(model, name, tensors, str(path))
+    held, wanted = metadata.get("modality"), of or name
+    if held not in (None, wanted):
+        raise OpenUniError(
+            f'{path} holds the LoRA of "{held}", not of "{wanted}". To start "{name}" from it: '
+            f'load_adapter(..., of="{held}")'
+        )
+    load_adapter_tensors(model, name, tensors | _alphas(tensors, metadata, path), str(path))
+
+
+def _alphas(tensors: dict[str, torch.Tensor], metadata: dict[str, str], path: Path) -> dict[str, torch.Tensor]:
+    """What the file says of alpha beside its tensors, as tensors of its layers; none where it says nothing."""
+    layers = {
+        key.rpartition(".lora_")[0]: (*tensor.shape, 1)[0]  # the rank
+        for key, tensor in tensors.items()
+        if key.endswith("lora_A.weight")
+    }
+    there = any(key.endswith(ALPHA) for key in tensors)
+    said = _configuration(metadata, path)
+    if said is not None and there:
+        raise OpenUniError(f"{path} says alpha twice, as tensors and in its configuration: take one of them out")
+    if said is not None:
+        root = said.get("use_rslora")  # scaled by alpha over the root of the rank
+        alphas = {layer: said["lora_alpha"] * (math.sqrt(rank) if root else 1) for layer, rank in layers.items()}
+        return {f"{layer}{ALPHA}": torch.tensor(float(alpha)) for layer, alpha in alphas.items()}
+    noted = metadata.get(KOHYA_KEY)
+    odd = {rank for rank in layers.values() if noted not in (str(rank), f"{rank}.0")}
+    if noted is not None and odd and not there:
+        raise OpenUniError(
+            f"{path} was trained with alpha {noted} at rank {max(odd)} ({KOHYA_KEY} in its metadata), but has no "
+            f"{ALPHA} tensors, so it may be scaled already: add them, or scale lora_B and save it without that entry"
+        )
+    return {}
+
+
+def _configuration(metadata: dict[str, str], path: Path) -> dict[str, Any] | None:
+    """What diffusers or PEFT wrote down beside the tensors, with `lora_alpha`, a number; None where they did not."""
+    try:
+        if DIFFUSERS_KEY in metadata:
+            said = {key.removeprefix(PREFIX): value for key, value in json.loads(metadata[DIFFUSERS_KEY]).items()}
+        elif path.name == PEFT_FILES[0] and path.with_name(PEFT_FILES[1]).is_file():
+            said = dict(json.loads(path.with_name(PEFT_FILES[1]).read_text()))
+        else:
+            return None
+        said["lora_alpha"] = float(said["lora_alpha"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise OpenUniError(
+            f"{path}: the LoRA's configuration ({DIFFUSERS_KEY} in its metadata, or {PEFT_FILES[1]}) must be JSON with "
+            f"lora_alpha, a number: {type(error).__name__}: {error}"
+        ) from error
+    if said.get("alpha_pattern"):
+        raise OpenUniError(
+            f"{path} has an alpha per layer (alpha_pattern), which is not read: give it as tensors, such as "
+            f"blocks.0.attn1.to_q{ALPHA}"
+        )
+    return said
 
 
 def _check_known(model: nn.Module, name: str) -> None:

@@ -1,13 +1,11 @@
 """UniVidX: the pretrained model on every row at the start; joint attention and gated LoRAs are what they say."""
 
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
-from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 from manifests.errors import OpenUniError
@@ -16,11 +14,7 @@ from tests.train.tiny_wan import BASE, SIZES, check_checkpointing, check_keys, i
 from train.lora import (
     GatedLinear,
     Rows,
-    adapter_tensors,
     gated_layers,
-    load_adapter,
-    load_adapter_tensors,
-    save_adapter,
 )
 from train.models.unityvideo import UnityVideo
 from train.models.unividx import UniVidX, UniVidXTransformer
@@ -252,57 +246,6 @@ def test_only_what_is_trained_is_optimised(base: Any) -> None:
     average = dict(averaged_copy(frozen).named_parameters())
     shared = {name for name, p in frozen.named_parameters() if average[name] is p}
     assert shared == set(average) - set(frozen.added_parameters())
-
-
-# ---------------------------------------------------------------- files
-
-
-def test_one_lora_goes_through_a_file(base: Any, tmp_path: Path) -> None:
-    model, other = trained(base), built(base)
-    path = save_adapter(model, "normal", tmp_path / "normal.safetensors")
-    keys = set(load_file(path))
-    assert keys == {
-        f"transformer.blocks.{block}.{layer}.lora_{part}.weight"
-        for block in range(2)
-        for layer in LAYERS
-        for part in "AB"
-    }
-    assert {name for name, _ in base.named_modules()} >= {
-        key.removeprefix("transformer.").rpartition(".lora_")[0] for key in keys
-    }
-    before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
-    load_adapter(other, "normal", path)
-    for name, tensor in other.state_dict().items():
-        theirs = model.state_dict() if name.endswith(".normal") else before
-        assert torch.equal(tensor, theirs[name])
-    load_adapter(other, "albedo", path)  # a LoRA may start from another's
-    assert torch.equal(other.blocks[1].ffn.net[2].lora_B["albedo"], model.blocks[1].ffn.net[2].lora_B["normal"])
-    peft = {key.replace("transformer.", "base_model.model.", 1): value for key, value in load_file(path).items()}
-    load_adapter_tensors(other, "rgb", peft, "here")
-    assert torch.equal(other.blocks[0].attn1.to_q.lora_A["rgb"], model.blocks[0].attn1.to_q.lora_A["normal"])
-
-
-def test_files_that_do_not_fit_are_refused(base: Any, tmp_path: Path) -> None:
-    model = trained(base)
-    tensors = adapter_tensors(model, "rgb")
-    with pytest.raises(OpenUniError, match=r'"com" is not known.*rgb'):
-        load_adapter_tensors(model, "com", tensors, "file")
-    short = dict(list(tensors.items())[1:])
-    with pytest.raises(OpenUniError, match=r"lacks blocks\.0\.attn1\.to_q\.lora_A\.weight"):
-        load_adapter_tensors(model, "rgb", short, "file")
-    foreign = tensors | {"transformer.blocks.9.attn1.to_q.lora_A.weight": torch.zeros(3, 24)}
-    before = tensors["transformer.blocks.0.attn1.to_q.lora_A.weight"].clone()
-    with pytest.raises(OpenUniError, match=r"has blocks\.9\.attn1"):
-        load_adapter_tensors(model, "rgb", {k: v + 1 for k, v in foreign.items()}, "file")
-    with pytest.raises(OpenUniError, match=r"another size.*\[2, 24\]"):
-        load_adapter_tensors(model, "rgb", adapter_tensors(built(base, rank=2), "rgb"), "file")
-    assert torch.equal(model.blocks[0].attn1.to_q.lora_A["rgb"], before)
-    (tmp_path / "no.safetensors").write_bytes(b"nothing")
-    with pytest.raises(OpenUniError, match="cannot be read"):
-        load_adapter(model, "rgb", tmp_path / "no.safetensors")
-    save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
-    with pytest.raises(OpenUniError, match="has a, which"):
-        load_adapter(model, "rgb", tmp_path / "a.safetensors")
 
 
 # ---------------------------------------------------------------- texts, options, wrong input
