@@ -1,5 +1,6 @@
 """Text <-> token values, for models that make text."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -70,6 +71,7 @@ class Umt5Tokenizer:
     """umT5's sentence pieces, from transformers. `checkpoint`: hub name or folder of the tokenizer or of a pipeline.
 
     The vocabulary is the tokenizer's own, padding and end included, and the mask behind it. The end token fills up.
+    Names of special tokens in a text, such as "</s>", are words like any other.
     """
 
     checkpoint: str = "google/umt5-xxl"
@@ -80,7 +82,39 @@ class Umt5Tokenizer:
 
         root = hub_or_path(self.checkpoint).resolve()
         folder = Path(root) / "tokenizer" if (Path(root) / "tokenizer").is_dir() else root
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        try:
+            found = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        except (OSError, ValueError, KeyError, TypeError) as error:  # as transformers meets what is missing or damaged
+            reason = " ".join(str(error).split())[:200]
+            raise OpenUniError(
+                f"{folder} has no tokenizer of umT5 that can be read: give the folder with its tokenizer.json, or of a "
+                f"pipeline with tokenizer/ inside ({reason})"
+            ) from error
+        if found.eos_token_id is None:
+            raise OpenUniError(f"the tokenizer at {folder} has no end token: give umT5's own")
+        return found
+
+    @cached_property
+    def _plain(self) -> Any:
+        """The same tokenizer, of the tokenizers library, to which special tokens are words like any other.
+
+        The library's own `encode_special_tokens` is not enough: they are pieces of the vocabulary too, in umT5 the
+        likeliest. Renamed, none is in any text; values stay.
+        """
+        from tokenizers import Tokenizer as Backend
+
+        names = set(self._tokenizer.all_special_tokens)
+        whole = json.loads(self._tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
+        for token in whole["added_tokens"]:
+            token["content"] = _unwritten(token["content"], names)
+        model = whole["model"]
+        if isinstance(model["vocab"], dict):
+            model["vocab"] = {_unwritten(piece, names): value for piece, value in model["vocab"].items()}
+        else:
+            model["vocab"] = [[_unwritten(piece, names), score] for piece, score in model["vocab"]]
+        if model.get("unk_token"):
+            model["unk_token"] = _unwritten(model["unk_token"], names)
+        return Backend.from_str(json.dumps(whole))
 
     @property
     def vocabulary(self) -> int:
@@ -95,7 +129,7 @@ class Umt5Tokenizer:
     def encode(self, text: str, length: int) -> torch.Tensor:
         """See `Tokenizer`."""
         _check_length(length)
-        values = self._tokenizer(text, add_special_tokens=False).input_ids[: length - 1]
+        values = self._plain.encode(text, add_special_tokens=False).ids[: length - 1]
         return torch.tensor([*values, *[self.end] * (length - len(values))])
 
     def decode(self, tokens: Sequence[int] | torch.Tensor) -> str:
@@ -106,8 +140,8 @@ class Umt5Tokenizer:
 
     def lengths(self, texts: Sequence[str]) -> np.ndarray:
         """See `Tokenizer`."""
-        found = self._tokenizer(list(texts), add_special_tokens=False).input_ids if texts else []
-        return np.array([len(values) for values in found], np.int64)
+        found = self._plain.encode_batch(list(texts), add_special_tokens=False)
+        return np.array([len(text.ids) for text in found], np.int64)
 
     def digest(self) -> str:
         """See `Tokenizer`."""
@@ -128,6 +162,10 @@ def identity(tokenizer: Tokenizer) -> dict[str, int | str]:
 def _before(end: int, tokens: Sequence[int] | torch.Tensor) -> list[int]:
     values = [int(value) for value in tokens]
     return values[: values.index(end)] if end in values else values
+
+
+def _unwritten(piece: str, names: set[str]) -> str:
+    return f"\0unwritten\0{piece}" if piece in names else piece
 
 
 def _check_length(length: int) -> None:

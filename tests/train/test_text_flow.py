@@ -2,9 +2,13 @@
 
 import dataclasses
 from itertools import pairwise
+from pathlib import Path
+from string import ascii_letters
 
 import pytest
+import tokenizers
 import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Tokenizer
 
 from manifests.errors import OpenUniError
 from tests.train.test_codecs import umt5_folder as umt5_folder
@@ -76,6 +80,42 @@ def test_umt5_round_trip(umt5_folder: str) -> None:
     assert tokenizer.decode(tokens) == " ".join(words)
     assert tokenizer.decode([tokenizer.vocabulary - 1, *tokens.tolist()]) == " ".join(words)  # the mask is no word
     assert tokenizer.encode(" ".join(words * 9), 4).tolist()[-1] == tokenizer.end
+
+
+@pytest.fixture(scope="module")
+def pieces_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer of umT5's kind, whose special tokens are pieces of the vocabulary, likelier than any other."""
+    folder = tmp_path_factory.mktemp("pieces")
+    words = [("▁", -2.0), ("▁a", -3.0), ("▁sign", -3.0), *((letter, -5.0) for letter in f"{ascii_letters}</>_.")]
+    special = [(name, 0.0) for name in ("<pad>", "</s>", "<unk>")]
+    T5Tokenizer(vocab=[*special, *words], extra_ids=1).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("text", ["a sign says </s> and more", "</s>", "<pad> in a<unk>b", "no such thing"])
+def test_special_tokens_in_a_text_are_words(pieces_folder: Path, text: str) -> None:
+    tokenizer = Umt5Tokenizer(str(pieces_folder))
+    tokens = tokenizer.encode(text, 64)
+    assert tokenizer.decode(tokens) == text
+    assert tokenizer.lengths(["", text]).tolist() == [0, int((tokens != tokenizer.end).sum())]
+
+
+def test_ordinary_texts_have_the_tokens_of_transformers(pieces_folder: Path) -> None:
+    text = "a sign  says caf\u00e9."  # with a letter that is not in the vocabulary
+    plain = AutoTokenizer.from_pretrained(pieces_folder)(text, add_special_tokens=False).input_ids
+    assert 2 in plain and Umt5Tokenizer(str(pieces_folder)).encode(text, 32).tolist()[: len(plain)] == plain
+
+
+def test_a_folder_without_a_tokenizer_is_named(tmp_path: Path) -> None:
+    with pytest.raises(OpenUniError, match=r"has no tokenizer of umT5 that can be read: give the folder"):
+        Umt5Tokenizer(str(tmp_path)).lengths(["a"])
+    endless = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<unk>": 0}, unk_token="<unk>"))
+    PreTrainedTokenizerFast(tokenizer_object=endless, unk_token="<unk>").save_pretrained(tmp_path)
+    with pytest.raises(OpenUniError, match="has no end token"):
+        _ = Umt5Tokenizer(str(tmp_path)).end
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(OpenUniError, match="can be read"):
+        _ = Umt5Tokenizer(str(tmp_path)).end
 
 
 @pytest.mark.slow
