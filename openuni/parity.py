@@ -1,10 +1,12 @@
 """`openuni parity`: the ladder of `train.parity` on the models that are built on Wan."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from manifests.component import component_names, find_component
 from manifests.errors import OpenUniError
+from manifests.modality import find_modality
 
 if TYPE_CHECKING:
     from train.parity import Rung
@@ -16,7 +18,7 @@ HEADER = f"{'model':<12} {'rung':<11} {'verdict':<14} {'figure':>9} {'at most':>
 def climbed(
     pretrained: str, models: Sequence[str], modalities: Sequence[str], device: str, dtype: str
 ) -> Iterator[tuple[str, "Rung"]]:
-    """Model and rung, each when it is done. Raises `OpenUniError` for a model or a backbone that is not there."""
+    """Model and rung, each when it is done. Raises `OpenUniError` for what is asked for and not there."""
     import torch
 
     from train.parity import ladder
@@ -26,11 +28,14 @@ def climbed(
     for name in models:
         if known[name] is None:
             raise OpenUniError(f'model "{name}" is not built on Wan, so there is nothing to compare it with')
+    for name in modalities:
+        find_modality(name)
+    place = pick_device(device)
     for kind in filter(None, known.values()):
         options: dict[str, Any] = {"pretrained": pretrained}
         if len(kind().modalities) > 1:  # else the model's streams are fixed
             options["modalities"] = tuple(dict.fromkeys(modalities))
-        for rung in ladder(kind(**options), pick_device(device), getattr(torch, dtype)):
+        for rung in ladder(kind(**options), place, getattr(torch, dtype)):
             yield kind.name(), rung
 
 
@@ -48,3 +53,9 @@ def line(model: str, rung: "Rung") -> str:
     """One line of the table."""
     figure, tolerance = ("" if value is None else f"{value:.3g}" for value in (rung.figure, rung.tolerance))
     return f"{model:<12} {rung.name:<11} {rung.verdict:<14} {figure:>9} {tolerance:>9}  {rung.what}"
+
+
+def record(model: str, rung: "Rung") -> dict[str, Any]:
+    """The rung as JSON has it, which knows no infinity: null."""
+    finite = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in rung._asdict().items()}
+    return {"model": model, **finite}

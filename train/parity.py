@@ -4,6 +4,7 @@ Each rung compares a model with diffusers' own `WanTransformer3DModel` of the sa
 figure, a tolerance and a verdict. Memory: about twice the weights in float32, besides their gradients on one rung.
 """
 
+import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -156,11 +157,13 @@ def keys(subject: Subject) -> Measured:
     odd, seen = set(base) ^ set(subject.plain.state_dict()), set()
     for name, stored in (item for shard in weight_shards(subject.component.folder()) for item in shard.items()):
         seen.add(name)
-        if name not in base or not torch.equal(base[name].cpu(), stored.to(base[name].dtype)):
+        ours = base[name].cpu() if name in base else None
+        if ours is None or not torch.equal(ours, stored.to(ours.dtype)) or not ours.isfinite().all():
             odd.add(name)
     odd |= set(base) - seen
     added = len(subject.model.added_parameters())
-    return Measured(len(odd), 0, f"tensors of {len(base)} that differ from the files; {added} are added")
+    what = f"tensors of {len(base)} that differ from the files or are not finite{_named(odd)}; {added} are added"
+    return Measured(len(odd), 0, what)
 
 
 @torch.no_grad()
@@ -174,7 +177,7 @@ def bitwise(subject: Subject) -> Measured:
             for checkpointing in (False, True):
                 with torch.set_grad_enabled(checkpointing), _checkpointing(subject.model, checkpointing):
                     ours = subject.called(subject.model, *inputs)[name].detach()
-                figure, runs = max(figure, float((ours - expected).abs().max())), runs + 1
+                figure, runs = max(figure, _difference(ours, expected)), runs + 1
     return Measured(figure, 0.0, f"largest difference from diffusers' model, one stream alone, {runs} runs")
 
 
@@ -195,13 +198,13 @@ def perturbed(subject: Subject) -> Measured:
             model.zero_grad(set_to_none=True)
             after = _backward(subject, inputs)
             dead |= {name for name, parameter in added.items() if not _has_gradient(parameter)}
-    still = all(torch.equal(value, before[name]) for name, value in after.items())
+    moved = max(_difference(value, before[name]) for name, value in after.items())
     return Measured(
-        len(dead) + still,
+        len(dead) + (not 0 < moved < math.inf),
         0,
-        f"additions without a gradient, of {len(added)} ({len(zero)} zero at the start)"
-        + (f": {', '.join(sorted(dead)[:3])}" if dead else "")
-        + ("; no output moves" if still else ""),
+        f"additions without a finite gradient, of {len(added)} ({len(zero)} zero at the start){_named(dead)}"
+        + ("" if moved else "; no output moves")
+        + ("; outputs are not finite" if moved == math.inf else ""),
     )
 
 
@@ -239,6 +242,10 @@ def gradients(subject: Subject) -> Measured:
     """The base's parameters get the gradients that they get in the plain model."""
     model, plain = subject.model, subject.plain
     name = model.streams[0]
+    if isinstance(model, UnityVideoTransformer) and name != "rgb":
+        raise DoesNotApply(
+            "no rgb among the streams, and only rgb goes through the base's input and output layers; give rgb"
+        )
     inputs = subject.inputs((name,))
     parameters = {key: model.get_parameter(key) for key in plain.state_dict()}
     with _trained(parameters.values()), _trained(plain.parameters()):
@@ -346,14 +353,24 @@ def _backward(subject: Subject, inputs: tuple[Streams, Streams, Streams]) -> Str
 
 
 def _has_gradient(parameter: torch.Tensor) -> bool:
-    return parameter.grad is not None and bool(parameter.grad.any())
+    return parameter.grad is not None and bool(parameter.grad.any()) and bool(parameter.grad.isfinite().all())
+
+
+def _named(names: set[str]) -> str:
+    return f": {', '.join(sorted(names)[:3])}" if names else ""
+
+
+def _difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """Largest difference; infinite where either is not finite, or of another shape. Never NaN: `max` would lose it."""
+    if ours.shape != theirs.shape or not (ours.isfinite().all() and theirs.isfinite().all()):
+        return math.inf
+    return float((ours.float() - theirs.float()).abs().max())
 
 
 def _apart(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     """Largest difference over largest value; infinite where either is not finite."""
-    largest = float(theirs.float().abs().max())
-    apart = float((ours.float() - theirs.float()).abs().max()) / (largest or 1.0)
-    return apart if apart == apart else float("inf")
+    difference = _difference(ours, theirs)
+    return difference if difference == math.inf else difference / (float(theirs.float().abs().max()) or 1.0)
 
 
 @contextmanager

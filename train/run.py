@@ -310,10 +310,19 @@ def empty_model(record: dict[str, Any]) -> Model:
 
 
 def pick_device(device: str) -> str:
-    """ "auto" is the GPU when there is one."""
-    if device != "auto":
-        return device
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """ "auto" is the GPU when there is one. Raises `OpenUniError` for a device that torch does not know or find."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=device).item()  # "meta" has no values to give
+    except (RuntimeError, AssertionError, ImportError) as error:  # each kind of device has its own
+        place = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        there = [f"{place.type}:{number}" for number in range(torch.accelerator.device_count())] if place else []
+        raise OpenUniError(
+            f'device "{device}" cannot be used here; there are: {", ".join(["auto", "cpu", *there])}. '
+            f"torch says: {str(error).splitlines()[0][:200]}"
+        ) from error
+    return device
 
 
 def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:

@@ -30,7 +30,7 @@ def parity(given: ParityFlags) -> None:
 
     Exit code 1 when a rung of the ladder fails.
     """
-    from openuni.parity import BAD, HEADER, climbed, line
+    from openuni.parity import BAD, HEADER, climbed, line, record
 
     rungs: list[dict[str, Any]] = []
     wanted = (given.model or (), given.modality or ("rgb", "depth"), given.device, given.dtype)
@@ -39,8 +39,8 @@ def parity(given: ParityFlags) -> None:
             print(HEADER)
         if not given.json:
             print(line(model, rung), flush=True)
-        rungs.append({"model": model, **rung._asdict()})
+        rungs.append(record(model, rung))
     if given.json:
-        print(json.dumps(rungs, indent=2))
+        print(json.dumps(rungs, indent=2, allow_nan=False))
     if any(rung["verdict"] in BAD for rung in rungs):
         raise typer.Exit(1)

@@ -54,10 +54,23 @@ def test_a_failed_rung_is_exit_code_1(pipeline: Path, monkeypatch: pytest.Monkey
     assert [line.split()[2] for line in done.stdout.splitlines()[1:]].count("failed") == 1
 
 
+def test_an_infinite_figure_is_null_in_json(pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unembed = UnityVideoTransformer.unembed
+    monkeypatch.setattr(UnityVideoTransformer, "unembed", lambda self, *given: unembed(self, *given) * torch.nan)
+    done = parity("--pretrained", pipeline, "--model", "unityvideo", "--json")
+    assert done.exit_code == 1 and "Infinity" not in done.stdout
+    figures = {row["name"]: row["figure"] for row in json.loads(done.stdout)}
+    assert figures["bitwise"] is None and figures["keys"] == 0
+
+
 def test_what_is_not_there_is_named(pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for arguments, text in (
         (("--pretrained", pipeline / "none"), "none"),
         (("--pretrained", pipeline, "--model", "unityvido"), 'Did you mean "unityvideo"'),
+        (("--pretrained", pipeline, "--modality", "rgb", "--modality", "dept"), 'Did you mean "depth"'),
+        (("--pretrained", pipeline, "--modality", "text"), 'modality "text" is not known'),
+        (("--pretrained", pipeline, "--modality", "a.b"), 'modality "a.b" is not known'),
+        (("--pretrained", pipeline, "--device", "gpu"), 'device "gpu" cannot be used here; there are: auto, cpu'),
     ):
         done = parity(*arguments)
         assert isinstance(done.exception, OpenUniError) and text in str(done.exception)  # exit code 2, by `main`

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from manifests.errors import OpenUniError
 from tests.train.test_wan import components
 from tests.train.tiny_wan import BASE
-from train.models.unityvideo import UnityVideoTransformer
+from train.models.unityvideo import UnityVideo, UnityVideoTransformer
 from train.models.unividx import UniVidX, UniVidXBlock, UniVidXTransformer
 from train.parity import RUNGS, Rung, ladder
 
@@ -87,6 +87,16 @@ def test_perturbed_fails_behind_a_second_zero(folder: Path, monkeypatch: pytest.
     assert "lora_B.normal" in rungs["perturbed"].what
 
 
+def test_perturbed_fails_where_a_gradient_is_nan(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: Any) -> None:
+        self.blocks[0].ffn.net[2].lora_B["normal"].register_hook(lambda gradient: gradient * torch.nan)
+
+    monkeypatch.setattr(UniVidXTransformer, "after_base", broken)
+    rungs = climbed(folder, "unividx")
+    assert failed(rungs) == {"perturbed"} and rungs["perturbed"].figure == 1
+    assert "without a finite gradient" in rungs["perturbed"].what and "lora_B.normal" in rungs["perturbed"].what
+
+
 def test_layouts_fail_where_positions_differ(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rotary = UnityVideoTransformer.rotary
     monkeypatch.setattr(UnityVideoTransformer, "rotary", lambda self, grid, count, _: rotary(self, grid, count, True))
@@ -107,6 +117,38 @@ def test_gradients_fail_where_one_is_cut_off(folder: Path, monkeypatch: pytest.M
 def test_round_trip_fails_where_a_tensor_is_not_saved(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(UnityVideoTransformer, "unsaved", frozenset({"blocks.0.switcher.2.weight"}))
     assert failed(climbed(folder, "unityvideo")) == {"round_trip"}
+
+
+def test_nothing_holds_where_our_output_is_nan(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unembed = UniVidXTransformer.unembed
+    monkeypatch.setattr(UniVidXTransformer, "unembed", lambda self, *given: unembed(self, *given) * torch.nan)
+    rungs = climbed(folder, "unividx")
+    assert failed(rungs) == set(RUNGS) - {"keys"}
+    assert rungs["bitwise"].figure == rungs["layouts"].figure == rungs["gradients"].figure == torch.inf
+    assert "outputs are not finite" in rungs["perturbed"].what
+
+
+@pytest.mark.parametrize("fault", [torch.nan, 1e30])
+def test_nothing_holds_on_a_base_that_gives_no_numbers(tmp_path: Path, fault: float) -> None:
+    """One NaN among the weights; and weights that are numbers, but too large to compute with."""
+    torch.manual_seed(0)
+    plain = WanTransformer3DModel(**BASE)
+    with torch.no_grad():
+        for parameter in [plain.proj_out.weight[:1]] if fault != fault else plain.parameters():
+            parameter.mul_(fault)
+    plain.save_pretrained(tmp_path)
+    rungs = climbed(tmp_path, "unividx")
+    assert failed(rungs) == set(RUNGS) - ({"keys"} if fault == fault else set())
+    assert all(rung.figure == torch.inf for name, rung in rungs.items() if name not in ("keys", "perturbed"))
+    assert rungs["keys"].figure == (fault != fault)
+
+
+def test_gradients_of_a_model_without_rgb_are_those_of_the_base_where_it_is_used(folder: Path) -> None:
+    """UniVidX sends any stream through the base's own layers, UnityVideo only rgb."""
+    for kind, verdict in ((UniVidX, "passed"), (UnityVideo, "does not apply")):
+        rungs = {rung.name: rung for rung in ladder(kind(modalities=("depth", "normal"), pretrained=str(folder)))}
+        assert rungs.pop("gradients").verdict == verdict
+        assert {rung.verdict for rung in rungs.values()} == {"passed"}
 
 
 def test_one_stream_has_no_layouts(folder: Path) -> None:
