@@ -1,5 +1,6 @@
 """`openuni generate`: from files and a prompt to files."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from manifests import video
 from manifests.encode import Pixels, write_video
 from manifests.errors import OpenUniError
 from manifests.modality import Modality, find_modality, read_rendering
+
+MOST_FPS = 1000  # of the videos written
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,9 @@ def make_files(run_dir: Path, request: Request, out: Path) -> list[Path]:
     from train.run import Run
     from train.sampler import Sampling
 
+    size = _size(request.size)
+    if not 1 <= request.fps <= MOST_FPS:  # NaN neither
+        raise OpenUniError(f"--fps {request.fps:g}: give 1 to {MOST_FPS} frames per second")
     run = Run.open(run_dir)
     given: dict[str, Modality | np.ndarray] = {name: _read(name, path) for name, path in map(_pair, request.given)}
     task = run.task_of(request.make, list(given))
@@ -46,7 +52,7 @@ def make_files(run_dir: Path, request: Request, out: Path) -> list[Path]:
         given_guidance=request.given_guidance,
         temperature=request.temperature,
     )
-    made = run.generate(request.prompt, list(request.make), given or None, _size(request.size), sampling)
+    made = run.generate(request.prompt, list(request.make), given or None, size, sampling)
     return [path for name, signal in made.items() for path in _write(name, signal, out, request.fps)]
 
 
@@ -71,10 +77,10 @@ def _read(name: str, path: str) -> Modality:
 def _size(text: str | None) -> tuple[int, int, int] | None:
     if text is None:
         return None
-    parts = text.lower().split("x")
-    if len(parts) != 3 or not all(part.isdigit() for part in parts):
+    parts = re.fullmatch("([0-9]{1,9})x([0-9]{1,9})x([0-9]{1,9})", text.lower())
+    if parts is None:
         raise OpenUniError(f'--size "{text}": write FRAMESxHEIGHTxWIDTH, such as 17x256x448')
-    return int(parts[0]), int(parts[1]), int(parts[2])
+    return int(parts[1]), int(parts[2]), int(parts[3])
 
 
 def _write(name: str, signal: Modality | str, out: Path, fps: float) -> list[Path]:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from train.tokenizer import Tokenizer, identity, tokenizer_of
 FORMAT = 1
 RUN_FILE = "run.json"
 TEXTS_FILE = "texts.safetensors"
+OVERSHOOT = 1e-3  # beyond 0..1 that a given rendering may have: interpolation and codecs leave as much
 
 
 class Run:
@@ -128,8 +130,10 @@ class Run:
         task = self.known_task(task)
         sampling = sampling or sampler.Sampling(shift=self.shift(task))
         self._check_guidance(task, sampling)
+        _check_captions(captions)
         first = next(iter(given.values()), None)
         one = tuple(shape or (first.shape[1:] if first is not None else self.record["latent_shape"]))
+        self._check_latents(task, one)
         if any(tuple(latents.shape) != (len(captions), *one) for latents in given.values()):
             shapes = {name: list(latents.shape) for name, latents in given.items()}
             raise OpenUniError(
@@ -189,7 +193,7 @@ class Run:
         if prompt and not self.captioned(task):
             raise OpenUniError(f'task "{task}" reads no prompt, got "{prompt}": leave the prompt empty')
         size = size or (self.record["latents"]["frames"], *self.record["latents"]["size_px"])
-        shape = self._latent_shape(size)
+        shape = self._latent_shape(task, size)
         codec, model = self.latent_codec
         latents = {name: codec.encode(model, self._rendering(name, value, size)) for name, value in given.items()}
         tensors = {name: torch.from_numpy(array)[None] for name, array in latents.items()}
@@ -267,23 +271,56 @@ class Run:
     def _rendering(self, name: str, value: Modality | np.ndarray, size: tuple[int, int, int]) -> np.ndarray:
         """float32 [T, H, W, 3] in 0..1, of that size."""
         frames, height_px, width_px = size
-        if isinstance(value, np.ndarray):
-            rgb = value.astype(np.float32) / 255.0 if value.dtype == np.uint8 else value.astype(np.float32)
-            value = read_rendering(name, rgb)
+        if not isinstance(value, Modality):
+            value = read_rendering(name, _as_rendering(name, value))
         if len(value.array) < frames:
             raise OpenUniError(f"the given {name} has {len(value.array)} frames; {frames} are needed")
         return value.take(0, frames).fit(height_px, width_px).to_rgb()
 
-    def _latent_shape(self, size: tuple[int, int, int]) -> tuple[int, ...]:
+    def _latent_shape(self, task: Task, size: tuple[int, int, int]) -> tuple[int, ...]:
         """[C, T, H, W] of the latents of a video of `size`; strides are those of the training data."""
-        channels, _, rows, columns = self.record["latent_shape"]
-        height_px, width_px = self.record["latents"]["size_px"]
-        strides = (height_px // rows, width_px // columns)
-        if size[0] % 4 != 1 or size[1] % strides[0] or size[2] % strides[1]:
+        strides = self._strides_px
+        whole = len(size) == 3 and all(isinstance(part, Integral) and part > 0 for part in size)
+        if not whole or size[0] % 4 != 1 or size[1] % strides[0] or size[2] % strides[1]:
             raise OpenUniError(
-                f"size {size} does not fit: frames must be 4k + 1, height and width multiples of {list(strides)}"
+                f"size {size} does not fit: frames must be 4k + 1, height and width multiples of {list(strides)}, all "
+                "whole and above 0"
             )
-        return (channels, (size[0] - 1) // 4 + 1, size[1] // strides[0], size[2] // strides[1])
+        channels = self.record["latent_shape"][0]
+        shape = (channels, (size[0] - 1) // 4 + 1, size[1] // strides[0], size[2] // strides[1])
+        self._check_latents(task, shape)
+        return shape
+
+    @property
+    def _strides_px(self) -> tuple[int, int]:
+        """Pixels per row and column of latents."""
+        _, _, rows, columns = self.record["latent_shape"]
+        height_px, width_px = self.record["latents"]["size_px"]
+        return height_px // rows, width_px // columns
+
+    def _check_latents(self, task: Task, shape: Sequence[int]) -> None:
+        """Raise unless [C, T, H, W] can be latents of the task."""
+        if len(shape) != 4 or not all(isinstance(part, Integral) and part > 0 for part in shape):
+            raise OpenUniError(f"latents must be [C, T, H, W], whole numbers above 0, got {list(shape)}")
+        largest = largest_latents(self.architecture, len(task.streams))
+        if largest is not None and any(part > most for part, most in zip(shape[1:], largest, strict=True)):
+            high, wide = self._strides_px
+            asked, most = (f"{(t - 1) * 4 + 1}x{h * high}x{w * wide}" for t, h, w in (shape[1:], largest))
+            raise OpenUniError(
+                f'size {asked} (latents {list(shape)}) is beyond the positions that the model knows: the largest for "'
+                f'{task}" is {most} frames, height, width'
+            )
+
+
+def largest_latents(architecture: Any, streams: int) -> tuple[int, int, int] | None:
+    """T, H, W at which RoPE's tables end, for so many streams of latents; None for a model that is not on Wan."""
+    if not hasattr(architecture, "base_options"):
+        return None
+    base = architecture.base_options()
+    positions = base.get("rope_max_seq_len", 1024)  # diffusers' default
+    beside = streams if getattr(architecture, "rope", "") == "continued" else 1  # UnityVideo's, side by side on width
+    frames, rows, columns = base["patch_size"]
+    return positions * frames, positions * rows, positions // beside * columns
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -307,6 +344,34 @@ def read_record(folder: Path) -> dict[str, Any]:
 def empty_model(record: dict[str, Any]) -> Model:
     """The architecture that run.json records; it needs no file of weights but those of a frozen base."""
     return find_and_build("train.models", Model, record["model"]["name"], record["model"]["options"])
+
+
+def _check_captions(captions: Sequence[str]) -> None:
+    if isinstance(captions, str) or not len(captions) or not all(isinstance(text, str) for text in captions):
+        raise OpenUniError(f"captions must be a list of texts, one per sample and at least one, got {captions!r}")
+    for text in captions:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise OpenUniError(
+                f"{text!r} is not valid Unicode from character {error.start} on: write it in UTF-8"
+            ) from error
+
+
+def _as_rendering(name: str, value: Any) -> np.ndarray:
+    """A given array as float32 [T, H, W, 3] in 0..1."""
+    allowed = f"the given {name} must be a Modality, or an array [T, H, W, 3], uint8 or float in 0..1"
+    if not isinstance(value, np.ndarray):
+        raise OpenUniError(f"{allowed}, got {type(value).__name__}")
+    whole = value.dtype == np.uint8
+    if value.ndim != 4 or value.shape[-1] != 3 or not value.size or not (whole or value.dtype.kind == "f"):
+        raise OpenUniError(f"{allowed}, got {value.dtype} {list(value.shape)}")
+    if whole:
+        return value.astype(np.float32) / 255.0
+    lo, hi = float(value.min()), float(value.max())
+    if not (lo >= -OVERSHOOT and hi <= 1 + OVERSHOOT):  # NaN neither
+        raise OpenUniError(f"{allowed}, got values from {lo:g} to {hi:g}: scale them, or give uint8")
+    return np.clip(value.astype(np.float32), 0, 1)
 
 
 def pick_device(device: str) -> str:

@@ -1,5 +1,7 @@
 """Generating to and from files: what can be read back comes as its modality, a drawing comes as a picture."""
 
+import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from openuni.generate import Request, make_files
 from tests.manifests.people import standing
 from tests.train.corpora import random_clips, write_corpus
 from train.recipe import Recipe
-from train.run import Run
+from train.run import Run, largest_latents
 from train.sampler import Sampling
 from train.trainer import train
 
@@ -77,6 +79,91 @@ def test_guidance_of_given_streams_reaches_the_run(run: Run, tmp_path: Path) -> 
     given = (f"skeleton={tmp_path / 'skeleton.mp4'}",)
     with pytest.raises(OpenUniError, match=r"given_guidance 2 needs a run that has learnt \"skeleton->rgb\""):
         make_files(run.folder, Request(("rgb",), given=given, steps=1, given_guidance=2.0), tmp_path)
+
+
+# ---------------------------------------------------------------- wrong input
+
+GREY = np.full((5, 16, 16, 3), 0.5, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (GREY[..., 0], r"array \[T, H, W, 3\], uint8 or float in 0..1, got float32 \[5, 16, 16\]"),
+        (np.zeros((5, 16, 16, 4), np.uint8), r"got uint8 \[5, 16, 16, 4\]"),
+        (np.zeros((5, 0, 16, 3), np.uint8), r"got uint8 \[5, 0, 16, 3\]"),
+        (np.zeros((5, 16, 16, 3), np.int16), r"got int16"),
+        (GREY * 255, r"got values from 127\.5 to 127\.5: scale them"),
+        (GREY - 0.502, r"got values from -0\.001"),
+        (np.where(GREY > 0, np.float32(np.nan), 0), r"got values from nan"),
+        (GREY.tolist(), r"got list"),
+    ],
+)
+def test_given_arrays_that_are_no_rendering_are_refused(run: Run, value: Any, message: str) -> None:
+    with pytest.raises(OpenUniError, match=rf"the given normal must be a Modality, or an .*{message}"):
+        made(run, "rgb", {"normal": value})
+
+
+def test_a_rendering_may_overshoot_by_a_thousandth_and_have_any_precision(run: Run) -> None:
+    at = [made(run, "normal", {"rgb": (GREY * 0 + value).astype("f8")}).array for value in (1.0, 1.0009, 0.9)]
+    assert np.array_equal(at[0], at[1]) and not np.array_equal(at[0], at[2])
+
+
+@pytest.mark.parametrize("size", [(-3, 16, 16), (1, 0, 0), (5, -16, 16), (5, 16, 16.0), (5, 16)])
+def test_sizes_that_cannot_be_are_refused(run: Run, size: Any) -> None:
+    with pytest.raises(OpenUniError, match=r"does not fit: frames must be 4k \+ 1, .*above 0"):
+        run.generate("a walk", ["rgb", "skeleton"], None, size, QUICK)
+
+
+@pytest.mark.parametrize("captions", [[], "abc", [None], ["a\udcff"]])
+def test_captions_that_cannot_be_are_refused(run: Run, captions: Any) -> None:
+    with pytest.raises(OpenUniError, match=r"captions must be a list of texts|not valid Unicode from character 1"):
+        run.sample("text->rgb+skeleton", {}, captions, sampling=QUICK)
+
+
+def test_positions_end_where_the_models_tables_end(run: Run) -> None:
+    channels = run.record["latent_shape"][0]
+    frames, rows, columns = largest_latents(run.architecture, 2)
+    table = run.model.rope.freqs_cos.shape[0]
+    assert (frames, rows, columns) == (table, table * 2, table)  # patches are 1 x 2 x 2, two streams share the width
+    assert largest_latents(run.architecture, 1)[2] == table * 2
+    assert largest_latents(dataclasses.replace(run.architecture, rope="per_segment"), 2)[2] == table * 2
+    task = "text->rgb+skeleton"
+    widest = run.sample(task, {}, ["a walk"], (channels, 1, 2, columns), QUICK)
+    assert widest["rgb"].shape == (1, channels, 1, 2, columns)
+    for shape in ((1, 2, columns + 2), (1, rows + 2, 2), (frames + 1, 2, 2)):
+        with pytest.raises(OpenUniError, match=rf"the largest for .* is 4093x16384x{columns * 8} frames"):
+            run.sample(task, {}, ["a walk"], (channels, *shape), QUICK)
+    for shape in ((4, 2, 2), (channels, 1, 2, -2), (channels, 1, 2, 2.0)):
+        with pytest.raises(OpenUniError, match=r"latents must be \[C, T, H, W\], whole numbers above 0"):
+            run.sample(task, {}, ["a walk"], shape, QUICK)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--size", "5x²x16"], "write FRAMESxHEIGHTxWIDTH"),
+        (["--size", "5x٥x16"], "write FRAMESxHEIGHTxWIDTH"),
+        (["--size", "1x0x0"], "above 0"),
+        (["--size", "5x16x100000"], "the largest for .* is 4093x16384x8192 frames, height, width"),
+        (["--fps", "inf"], "--fps inf: give 1 to 1000 frames per second"),
+        (["--prompt", "a\udcff"], r"'a\\udcff' is not valid Unicode from character 1 on"),
+    ],
+)
+def test_wrong_flags_are_named(run: Run, tmp_path: Path, flags: list[str], message: str) -> None:
+    command = ["generate", str(run.folder), "--make", "rgb", "--make", "skeleton", "--out", str(tmp_path), *flags]
+    done = CliRunner().invoke(app, command)
+    assert isinstance(done.exception, OpenUniError)  # exit code 2, by `main`
+    assert re.search(message, str(done.exception))
+
+
+@pytest.mark.parametrize("device", ["gpu", "meta", "cuda:99"])
+def test_devices_that_are_not_there_are_named(run: Run, device: str) -> None:
+    with pytest.raises(OpenUniError, match=rf'device "{device}" cannot be used here; there are: auto, cpu'):
+        Run.open(run.folder, device)
+
+
+# ---------------------------------------------------------------- text
 
 
 def test_text_is_written_and_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
