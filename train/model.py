@@ -82,6 +82,10 @@ class Model(Component):
         """Sigma at which the model sees given streams: 0, exactly clean, unless a model says otherwise."""
         return 0.0
 
+    def largest_latents(self, streams: int) -> tuple[int, int, int] | None:
+        """T, H, W beyond which the model has no positions for so many streams; None: there is no end to them."""
+        return None
+
     @abstractmethod
     def resolved(self) -> "Model":
         """The same architecture spelled out in the options: what a run records beside its weights.

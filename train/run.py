@@ -302,7 +302,7 @@ class Run:
         """Raise unless [C, T, H, W] can be latents of the task."""
         if len(shape) != 4 or not all(isinstance(part, Integral) and part > 0 for part in shape):
             raise OpenUniError(f"latents must be [C, T, H, W], whole numbers above 0, got {list(shape)}")
-        largest = largest_latents(self.architecture, len(task.streams))
+        largest = self.architecture.largest_latents(len(task.streams))
         if largest is not None and any(part > most for part, most in zip(shape[1:], largest, strict=True)):
             high, wide = self._strides_px
             asked, most = (f"{(t - 1) * 4 + 1}x{h * high}x{w * wide}" for t, h, w in (shape[1:], largest))
@@ -310,17 +310,6 @@ class Run:
                 f'size {asked} (latents {list(shape)}) is beyond the positions that the model knows: the largest for "'
                 f'{task}" is {most} frames, height, width'
             )
-
-
-def largest_latents(architecture: Any, streams: int) -> tuple[int, int, int] | None:
-    """T, H, W at which RoPE's tables end, for so many streams of latents; None for a model that is not on Wan."""
-    if not hasattr(architecture, "base_options"):
-        return None
-    base = architecture.base_options()
-    positions = base.get("rope_max_seq_len", 1024)  # diffusers' default
-    beside = streams if getattr(architecture, "rope", "") == "continued" else 1  # UnityVideo's, side by side on width
-    frames, rows, columns = base["patch_size"]
-    return positions * frames, positions * rows, positions // beside * columns
 
 
 def read_record(folder: Path) -> dict[str, Any]:

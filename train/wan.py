@@ -36,6 +36,7 @@ SIZES = {
     "patch": "patch_size",
     "freq_dim": "freq_dim",
 }
+POSITIONS = 1024  # of RoPE along each axis, in all published models
 Compiler = Literal["none", "inductor", "aot_eager"]
 Rotary = tuple[torch.Tensor, torch.Tensor]  # cosines and sines, float32 [1, tokens, 1, head_dim] each
 
@@ -92,6 +93,11 @@ class WanModel(Model):
             sizes = {theirs: getattr(self, ours) for ours, theirs in SIZES.items()}
             return sizes | {"out_channels": self.channels}
         return plain_config(self.folder(), f'{self.name()}: "{self.pretrained}"')
+
+    def largest_latents(self, streams: int, beside: int = 1) -> tuple[int, int, int]:
+        """See `Model.largest_latents`: where RoPE's tables end. `beside`: streams whose positions follow on width."""
+        frames, rows, columns = self.base_options()["patch_size"]
+        return POSITIONS * frames, POSITIONS * rows, POSITIONS // beside * columns
 
     def folder(self) -> Path:
         """The folder of the pretrained transformer; a whole pipeline has it in its own."""

@@ -19,7 +19,7 @@ from openuni.generate import Request, make_files
 from tests.manifests.people import standing
 from tests.train.corpora import random_clips, write_corpus
 from train.recipe import Recipe
-from train.run import Run, largest_latents
+from train.run import Run
 from train.sampler import Sampling
 from train.trainer import train
 
@@ -123,11 +123,11 @@ def test_captions_that_cannot_be_are_refused(run: Run, captions: Any) -> None:
 
 def test_positions_end_where_the_models_tables_end(run: Run) -> None:
     channels = run.record["latent_shape"][0]
-    frames, rows, columns = largest_latents(run.architecture, 2)
+    frames, rows, columns = run.architecture.largest_latents(2)
     table = run.model.rope.freqs_cos.shape[0]
     assert (frames, rows, columns) == (table, table * 2, table)  # patches are 1 x 2 x 2, two streams share the width
-    assert largest_latents(run.architecture, 1)[2] == table * 2
-    assert largest_latents(dataclasses.replace(run.architecture, rope="per_segment"), 2)[2] == table * 2
+    assert run.architecture.largest_latents(1)[2] == table * 2
+    assert dataclasses.replace(run.architecture, rope="per_segment").largest_latents(2)[2] == table * 2
     task = "text->rgb+skeleton"
     widest = run.sample(task, {}, ["a walk"], (channels, 1, 2, columns), QUICK)
     assert widest["rgb"].shape == (1, channels, 1, 2, columns)

@@ -35,6 +35,10 @@ class UnityVideo(WanModel):
     switcher_dim: Annotated[int, "hidden width of each block's switcher", Ge(1)] = 256
     rope: Annotated[Rope, "width positions run on from stream to stream, or start anew in each"] = "continued"
 
+    def largest_latents(self, streams: int, beside: int = 1) -> tuple[int, int, int]:
+        """See `Model.largest_latents`."""
+        return super().largest_latents(streams, streams if self.rope == "continued" else beside)
+
     def load(self, device: str) -> "UnityVideoTransformer":
         """The model on `device` in float32, in training mode."""
 
