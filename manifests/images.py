@@ -109,7 +109,10 @@ def _read_jpeg(data: bytes, where: str) -> np.ndarray:
 def _read_png(data: bytes, where: str) -> np.ndarray:
     import cv2
 
-    levels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    try:
+        levels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:  # such as more pixels than it reads
+        raise ClipError(f"{where} is damaged or no PNG that can be read: {error}") from error
     if levels is None or levels.dtype not in (np.uint8, np.uint16):
         raise ClipError(f"{where} is damaged or no PNG of 8 or 16 bits")
     if levels.ndim == 2:
@@ -128,9 +131,13 @@ def _exr(data: bytes | Path, where: str, *, header_only: bool = False, packed: b
         raise MissingPart("EXR files need a package that is not installed: pip install 'OpenEXR>=3.5'") from error
     try:
         source = str(data) if isinstance(data, Path) else io.BytesIO(data)
-        return OpenEXR.File(source, separate_channels=not packed, header_only=header_only, num_threads=0)
+        file = OpenEXR.File(source, separate_channels=not packed, header_only=header_only, num_threads=0)
     except (RuntimeError, ValueError, OSError) as error:
         raise ClipError(f"{where} is damaged or no EXR file: {error}") from error
+    if len(file.parts) > 1:
+        names = ", ".join(part.name() for part in file.parts)
+        raise ClipError(f"{where} has {len(file.parts)} parts ({names}): write one part per file")
+    return file
 
 
 def _exr_size(data: bytes | Path, where: str) -> tuple[int, int]:
@@ -146,7 +153,10 @@ def _exr_size(data: bytes | Path, where: str) -> tuple[int, int]:
 
 
 def _read_exr(data: bytes | Path, where: str) -> np.ndarray:
-    """float16 or float32 [H, W, 1 or 3]: the file's only R, G, B (or X, Y, Z, or single) channels, without alpha."""
+    """float16 or float32 [H, W, 1 or 3]: the file's only R, G, B (or X, Y, Z, or single) channels, without alpha.
+
+    Raises `ClipError` for layers, parts and whole numbers.
+    """
     pixels = _interleaved(data, where)
     if pixels is None:
         pixels = _joined_planes(data, where)
@@ -160,7 +170,8 @@ def _interleaved(data: bytes | Path, where: str) -> np.ndarray | None:
     except (ClipError, RuntimeError, ValueError):  # types that differ, or damage: the other way says which
         return None
     names = set(channels)
-    return channels[names.pop()].pixels[..., :3] if names in ({"RGB"}, {"RGBA"}) else None
+    pixels: np.ndarray | None = channels[names.pop()].pixels[..., :3] if names in ({"RGB"}, {"RGBA"}) else None
+    return pixels if pixels is not None and pixels.dtype.kind == "f" else None
 
 
 def _joined_planes(data: bytes | Path, where: str) -> np.ndarray:
@@ -174,6 +185,8 @@ def _joined_planes(data: bytes | Path, where: str) -> np.ndarray:
         layer, _, part = name.rpartition(".")
         if part.upper() != "A":
             layers.setdefault(layer, {})[part.upper()] = channel.pixels
+    if not layers:
+        raise ClipError(f"{where} has no colour, only {', '.join(sorted(channels))}: write R G B, X Y Z, or one alone")
     if len(layers) != 1:
         raise ClipError(f"{where} has {len(layers)} layers ({', '.join(sorted(channels))}): write one layer per file")
     (parts,) = layers.values()
@@ -183,4 +196,6 @@ def _joined_planes(data: bytes | Path, where: str) -> np.ndarray:
         raise ClipError(f"{where} has the channels {', '.join(sorted(channels))}; read are R G B, X Y Z, or one alone")
     if any(plane.shape != planes[0].shape for plane in planes):
         raise ClipError(f"{where}: its channels are sampled at different sizes")
+    if any(plane.dtype.kind != "f" for plane in planes):  # it is not known which number stands for 1
+        raise ClipError(f"{where} has channels of whole numbers (UINT). Allowed: HALF and FLOAT; write it anew so.")
     return np.stack(planes, axis=-1)

@@ -12,6 +12,7 @@ before pixels are decoded.
 
 import io
 import json
+import math
 import struct
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -33,8 +34,11 @@ MAGIC = b"PK\x03\x04"
 MAX_SHEET_BYTES = 1 << 16
 MAX_FRAMES = 60_000  # a plain ZIP has at most 65,535 entries
 MAX_NAME_BYTES = 32
+VIDEO_KINDS = ("mp4", "mkv", "mov", "webm", "avi", "m4v")  # that are written; a video of another kind is read too
 FRAMES_AT_ONCE = 8
+LARGEST_FLOAT = float(np.finfo(np.float32).max)
 NO_SURFACE = 0.25  # a vector shorter than this is no surface
+DAMAGED = (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error)  # what zipfile raises for it
 END = struct.Struct("<4s4H2IH")  # of a ZIP: magic, disks, entries, size and place of the directory, comment
 
 
@@ -53,6 +57,27 @@ class Reading(NamedTuple):
     unit_length: bool = False  # vectors are brought to length 1; zero where shorter than 0.25
     signs: tuple[int, ...] = ()  # each channel times 1 or -1; empty: none
     levels: bool = False  # uint8, 0..1 as 0..255; else float32
+
+    def check(self, channels: int, where: str) -> None:
+        """Raise `ClipError` where pictures of so many channels cannot be read so."""
+        given = self.channels or channels
+        largest = max(map(abs, (self.scale, self.offset, self.lowest or 0.0, self.highest or 0.0)))
+        lo, hi = (
+            (-math.inf if self.lowest is None else self.lowest),
+            (math.inf if self.highest is None else self.highest),
+        )
+        faults = {
+            f"its numbers reach {largest:g}, float32 ends at {LARGEST_FLOAT:g}": largest > LARGEST_FLOAT,
+            f"lowest = {lo:g} is above highest = {hi:g}": lo > hi,
+            f"signs are 1 or -1 for each of {given} channels, found {list(self.signs)}": bool(self.signs)
+            and (len(self.signs) != given or bool(set(self.signs) - {1, -1})),
+            f"only vectors of 3 channels have a length, these have {given}": self.unit_length and given != 3,
+            "levels have no mean, no length and no signs": self.levels
+            and (self.channels == 1 or self.unit_length or bool(self.signs)),
+        }
+        wrong = [text for text, holds in faults.items() if holds]
+        if wrong:
+            raise ClipError(f"{where}: the files cannot be read as {SHEET} says: {'; '.join(wrong)}")
 
 
 class Conversion:
@@ -117,13 +142,18 @@ def suffix_of(data: bytes, otherwise: str) -> str:
 
 def packed(kind: str, frames: int, files: Sequence[bytes], reading: Reading) -> bytes:
     """One payload of a sequence's files in order, or of a video's only file. `kind`: "exr", "png", "jpg", or a video's
-    suffix. Equal files give equal bytes.
+    suffix. Equal files give equal bytes. Raises `ClipError` for another kind, or another number of files.
     """
+    if kind not in (*KINDS, *VIDEO_KINDS):
+        raise ClipError(f"files of the kind {kind!r} cannot be kept. Allowed: {', '.join((*KINDS, *VIDEO_KINDS))}.")
+    names = _names(kind, frames)
+    if len(files) != len(names):
+        raise ClipError(f"{len(files)} files of the kind {kind} cannot be kept as {frames} frames: {len(names)} needed")
     target = io.BytesIO()
     sheet = {"format": FORMAT, "kind": kind, "frames": frames, "reading": reading._asdict()}
     with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED, allowZip64=False) as archive:
         contents = [json.dumps(sheet, sort_keys=True).encode(), *files]
-        for name, data in zip([SHEET, *_names(kind, frames)], contents, strict=True):
+        for name, data in zip([SHEET, *names], contents, strict=True):
             info = zipfile.ZipInfo(name)  # of a fixed date
             info.create_system, info.external_attr = 3, 0o644 << 16
             archive.writestr(info, data)
@@ -168,7 +198,7 @@ class Kept:
         try:
             archive = zipfile.ZipFile(io.BytesIO(self.data))
             infos = archive.infolist()
-        except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
+        except DAMAGED as error:
             raise ClipError(f"{self.where}: the ZIP of kept files is damaged: {error}") from error
         stored = all(
             info.compress_type == zipfile.ZIP_STORED and info.file_size == info.compress_size and not info.flag_bits & 1
@@ -221,6 +251,7 @@ class Kept:
         convert: Conversion | None = None
         for number, image in enumerate(self._images(limits)):
             if convert is None:
+                self.sheet.reading.check(image.shape[-1], self.where)
                 convert = Conversion(self.sheet.reading, image.dtype)
             values = convert(image)
             if out is None:
@@ -265,5 +296,5 @@ class Kept:
     def _read(self, name: str) -> bytes:
         try:
             return self.archive.read(name)
-        except (zipfile.BadZipFile, KeyError, ValueError, RuntimeError, NotImplementedError, OSError) as error:
+        except (*DAMAGED, KeyError, RuntimeError, OSError, EOFError) as error:  # RuntimeError: encrypted
             raise ClipError(f"{self.where}: the kept file {name} is damaged: {error}") from error

@@ -202,7 +202,13 @@ HOSTILE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
         r"uint16 .*, the first is uint8",
     ),
     "a playlist": (
-        lambda data: packed("m3u8", 3, [b"#EXTM3U\nfile:///etc/passwd"], Reading()),
+        lambda data: rezipped(
+            packed("mkv", 3, [b"#EXTM3U\nfile:///etc/passwd"], Reading()),
+            lambda entries: entries.__setitem__(
+                slice(None),
+                [(SHEET, entries[0][1].replace(b'"mkv"', b'"m3u8"')), ("video.m3u8", entries[1][1])],
+            ),
+        ),
         "is a playlist",
     ),
     "no video": (lambda data: packed("mp4", 3, [b"\0" * 500], Reading()), "x"),
@@ -237,3 +243,28 @@ def test_stored_maps_from_elsewhere_are_measured_before_they_are_decoded(tmp_pat
     for frames, size in ((FRAMES + 1, size_px), (FRAMES, (6, 10))):
         with pytest.raises(ClipError, match="the file holds 5 maps of 20 x 12"):
             restore(Albedo, data, {"transfer": "linear"}, "x", frames, size)
+
+
+def test_only_what_can_be_read_is_packed() -> None:
+    for kind, reason in {"": r"kind ''", "m-p4": "kind 'm-p4'", "PNG": "kind 'PNG'"}.items():
+        with pytest.raises(ClipError, match=rf"files of the {reason} cannot be kept\. Allowed: exr, png, jpg, mp4"):
+            packed(kind, 1, [b"x"], PLAIN)
+    with pytest.raises(ClipError, match="1 files of the kind png cannot be kept as 9 frames: 9 needed"):
+        packed("png", 9, [b"x"], PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("array", "reading", "reason"),
+    [
+        (noise(np.uint16), Reading(signs=(1, -1)), r"signs are 1 or -1 for each of 3 channels, found \[1, -1\]"),
+        (noise(np.uint16), Reading(signs=(1, 2, 1)), r"signs are 1 or -1"),
+        (noise(np.uint8), Reading(levels=True, signs=(1, -1, -1)), "levels have no mean, no length and no signs"),
+        (noise(np.uint16, 1), Reading(unit_length=True), "only vectors of 3 channels have a length, these have 1"),
+        (noise(np.uint16), Reading(channels=1, unit_length=True), "only vectors of 3 channels"),
+        (noise(np.float16), Reading(scale=1e39), r"its numbers reach 1e\+39"),
+        (noise(np.float16), Reading(lowest=1.0, highest=0.0), "lowest = 1 is above highest = 0"),
+    ],
+)
+def test_steps_that_the_pictures_cannot_take_are_refused(array: np.ndarray, reading: Reading, reason: str) -> None:
+    with pytest.raises(ClipError, match=f"x: the files cannot be read as kept.json says: .*{reason}"):
+        Kept(kept(array, reading), "x").values()
