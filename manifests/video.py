@@ -28,6 +28,7 @@ from manifests.container import (
 )
 from manifests.encode import Pixels, decode_lossless, encode_lossless, write_video
 from manifests.frames import (
+    UPRIGHT,
     FieldPicker,
     FrameWalk,
     has_two_fields,
@@ -85,6 +86,7 @@ class VideoInfo(NamedTuple):
     end_pts: int  # just after the last frame
     pts: np.ndarray  # int64 [T], presentation timestamps, strictly increasing
     interlaced: bool = False  # the first frame holds two fields: `decode` shows the top one only
+    upright: bool = True  # it is shown as it is stored, neither turned nor mirrored
 
 
 def probe(
@@ -114,7 +116,8 @@ def probe(
             raise OverLimit(text)
         walk = FrameWalk(source, container, stream, packets, limits)
         first = next(walk.frames(pts[:1]))
-        width_px, height_px = shown_size(first, orientation(first), walk.pixel_aspect)
+        turn = orientation(first)
+        width_px, height_px = shown_size(first, turn, walk.pixel_aspect)
         return VideoInfo(
             stream_index=stream.index,
             codec=stream.codec.canonical_name,
@@ -127,6 +130,7 @@ def probe(
             end_pts=end_pts,
             pts=pts,
             interlaced=has_two_fields(first, stream.codec.canonical_name),
+            upright=turn == UPRIGHT,
         )
 
 
@@ -234,7 +238,7 @@ def decode_deep(clip: Clip, limits: Limits = Limits(), data: bytes | None = None
 def whole_mp4(clip: Clip) -> bytes | None:
     """The bytes of the clip's source where that is an mp4 with exactly the clip's frames as they are shown, else None.
 
-    Readers elsewhere may know nothing of turned, stretched or interlaced pictures: such sources give None.
+    Readers elsewhere may know nothing of turned, mirrored, stretched or interlaced pictures: such sources give None.
 
     Raises a `VideoError` when the source cannot be read. A source that has changed since gives None; `decode` says so.
     """
@@ -246,7 +250,7 @@ def whole_mp4(clip: Clip) -> bytes | None:
     info = probe(clip.source)
     if info.stream_index != clip.stream_index or pts_hash(info.pts) != clip.pts_hash:
         return None
-    if info.interlaced or stored_px != (info.width_px, info.height_px):
+    if info.interlaced or not info.upright or stored_px != (info.width_px, info.height_px):
         return None
     return all_bytes(clip.source)
 

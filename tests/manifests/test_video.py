@@ -200,6 +200,8 @@ def test_a_whole_mp4_is_had_as_it_lies(coded: Path) -> None:
     "how",
     [
         {"rotation": (90, False, False)},
+        {"rotation": (180, False, False)},
+        {"rotation": (0, True, False)},
         {"options": {"sar": "4/3"}},
         {"options": {"flags": "+ildct+ilme", "x264-params": "tff=1"}},
     ],
