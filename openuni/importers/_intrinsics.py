@@ -13,16 +13,19 @@ from manifests.transfer import linear_of, srgb_of
 from manifests.vectors import lengths
 from openuni.importers._alignment import by_values, shifted, steps
 from openuni.importers._looks import Look
-from openuni.importers._sequences import Stream
 
 ALBEDO_TOLERANCE = 0.02  # beyond 0..1: filters of renderers ring; what is within is clipped
 IRRADIANCE_TOLERANCE = 0.001  # below 0, of the clip's largest value
+LENGTH_TOLERANCE = 0.005  # what 16 bits do to the length of a normal
 BENT_SHARE = 0.1  # of the surface's pixels may have another length: edges between surfaces are averages
 AWAY = -0.35  # z of a normal that no visible surface has in any usual perspective
 AWAY_SHARE = 0.1
 SMALLEST_CORRELATION = 0.5  # of albedo x irradiance with the picture
 GAINS = (0.8, 1.25)  # of linear rgb over albedo x irradiance
 DARK = 0.02  # linear light below which no ratio is taken
+WHITE = 0.95  # linear light from which no ratio is taken either
+OVEREXPOSED_SHARE = 0.9  # of the picture's values that lie above that: nothing else is left to hold against it
+FEWEST_SHARE = 0.01  # of its values that a ratio must be taken of, then
 FLAT = 1e-3  # spread of sRGB values below which there is nothing to correlate
 
 
@@ -70,21 +73,32 @@ def normal_reading(
 
 
 def check_albedo(seen: Look) -> None:
+    """See `check_albedo_range`."""
+    check_albedo_range(*seen.value_range(), seen.where)
+
+
+def check_albedo_range(lo: float, hi: float, where: Path) -> None:
     """Values beyond 0..1 by more than 0.02 are refused; others are clipped."""
-    lo, hi = seen.value_range()
     if lo < -ALBEDO_TOLERANCE or hi > 1 + ALBEDO_TOLERANCE:
         text = f"albedo ranges from {lo:g} to {hi:g}. Allowed: 0 to 1, up to {ALBEDO_TOLERANCE} over"
-        raise ClipError(f"{seen.where}: {text}")
+        raise ClipError(f"{where}: {text}")
 
 
 def check_irradiance(seen: Look) -> None:
-    """Light below 0 by more than a thousandth of the brightest is refused; other light below 0 is set to 0."""
-    lo, hi = seen.value_range()
-    if lo < -IRRADIANCE_TOLERANCE * max(hi, seen.reading.scale):
-        raise ClipError(f"{seen.where}: irradiance must be >= 0, smallest value is {lo / seen.reading.scale:g}")
+    """See `check_irradiance_range`."""
+    check_irradiance_range(*seen.value_range(), seen.reading.scale, seen.where)
+
+
+def check_irradiance_range(lo: float, hi: float, scale: float, where: Path) -> None:
+    """Light below 0 by more than a thousandth of the brightest is refused; other light below 0 is set to 0.
+
+    `scale`: what the set's values were multiplied by.
+    """
+    if lo < -IRRADIANCE_TOLERANCE * max(hi, scale):
+        raise ClipError(f"{where}: irradiance must be >= 0, smallest value is {lo / scale:g}")
     if hi > LARGEST:
-        text = f"irradiance reaches {hi:g} after scaling by {seen.reading.scale:g}; storage ends at {LARGEST:g}"
-        raise ClipError(f"{seen.where}: {text}: rescale it")
+        text = f"irradiance reaches {hi:g} after scaling by {scale:g}; storage ends at {LARGEST:g}"
+        raise ClipError(f"{where}: {text}: rescale it")
 
 
 class Whites:
@@ -105,14 +119,16 @@ class Whites:
         return white_of(np.stack(self.brightest))
 
 
+def length_tolerance(seen: Look) -> float:
+    """What rounding and compression do to the length of a normal: in EXR and 16 bits, in 8 bits, in videos."""
+    return 0.15 if seen.video is not None else 0.02 if seen.dtype == np.uint8 else LENGTH_TOLERANCE
+
+
 class Directions:
-    """Watches normals: how many there are, of a wrong length, and that face away from the camera.
+    """Watches normals: how many there are, of a wrong length, and that face away from the camera."""
 
-    A length may be off by what rounding and compression do: 0.005 in EXR and 16 bits, 0.02 in 8 bits, 0.15 in videos.
-    """
-
-    def __init__(self, stream: Stream, frame: Literal["opengl", "opencv"]) -> None:
-        self.stream, self.frame = stream, frame
+    def __init__(self, frame: Literal["opengl", "opencv"]) -> None:
+        self.frame = frame
         self.lengths: list[np.ndarray] = []
         self.away = 0
 
@@ -125,18 +141,18 @@ class Directions:
         behind = depthward < limit if self.frame == "opengl" else -depthward < limit
         self.away += int(np.count_nonzero(behind & (self.lengths[-1] >= NO_SURFACE)))
 
-    def check(self, seen: Look) -> float:
-        """The share of the surface's pixels whose normals had another length than 1."""
-        where, length = seen.where, np.stack(self.lengths)
-        tolerance = 0.15 if self.stream.kind == "video" else 0.02 if seen.dtype == np.uint8 else 0.005
+    def check(self, where: Path, tolerance: float, hint: str = "Normalise them.") -> float:
+        """The share of the surface's pixels whose normals had another length than 1; raises `ClipError` if many have,
+        or many face away. `tolerance`: of lengths; `hint`: what to do about them.
+        """
+        length = np.stack(self.lengths)
         surface = int(np.count_nonzero(length >= NO_SURFACE))
         bent = int(np.count_nonzero((length >= NO_SURFACE) & (np.abs(length - 1) > tolerance)))
         if not surface:
             raise ClipError(f"{where}: no pixel has a normal; all vectors are shorter than {NO_SURFACE}")
         if bent > BENT_SHARE * surface:
-            hint = 'Normalise them, or set normal_coding ("signed" or "unit") if they are read wrongly'
             text = f"{bent / surface:.0%} of the normals are not of length 1 within {tolerance}"
-            raise ClipError(f"{where}: {text}. Allowed: {BENT_SHARE:.0%}. {hint}.")
+            raise ClipError(f"{where}: {text}. Allowed: {BENT_SHARE:.0%}. {hint}")
         if self.away > AWAY_SHARE * surface:
             other = "opencv" if self.frame == "opengl" else "opengl"
             text = f"{self.away / surface:.0%} of the normals face away from the camera"
@@ -165,9 +181,16 @@ def check_product(picture: np.ndarray, colour: np.ndarray, light: np.ndarray, wh
     """
     shown = picture / np.float32(255)
     given = linear_of(shown)
+    linear = colour * light
+    fair = (linear > DARK) & (given > DARK) & (given < WHITE)
+    over = float((given >= WHITE).mean())
+    if over > OVEREXPOSED_SHARE and float(fair.mean()) < FEWEST_SHARE:
+        raise ClipError(
+            f"{where} is white in {over:.0%} of its values: albedo x irradiance cannot be held against it. Set "
+            "exposure lower (0 finds one for EXR), or render less light; check_product = false takes the clip as it is."
+        )
     # roots stand in for sRGB: they tell dark from bright as evenly, and the root of a product is one of roots
     sure = _check_steps(np.sqrt(colour), np.sqrt(light), np.sqrt(given), where)
-    linear = colour * light
     predicted = srgb_of(np.clip(linear, 0, 1))
     correlation = _correlation(predicted, shown)
     if correlation is not None and correlation < SMALLEST_CORRELATION:
@@ -176,7 +199,6 @@ def check_product(picture: np.ndarray, colour: np.ndarray, light: np.ndarray, wh
             f"{SMALLEST_CORRELATION}. Check that the folders belong together and the codings (albedo_coding, ...); "
             "check_product = false takes the clip as it is."
         )
-    fair = (linear > DARK) & (given > DARK) & (given < 0.95)
     gain = float(np.median(given[fair] / linear[fair])) if fair.any() else None
     if gain is not None and not GAINS[0] <= gain <= GAINS[1]:
         raise ClipError(

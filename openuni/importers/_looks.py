@@ -16,7 +16,7 @@ from manifests.errors import ClipError
 from manifests.kept import MAX_FRAMES, Conversion, Reading, packed
 from manifests.modality import Payload
 from openuni.importers._alignment import SHORT_SIDE_PX, thumbnails
-from openuni.importers._sequences import Film, Stream
+from openuni.importers._sequences import VIDEOS, Film, Stream
 from openuni.phases import decoder_threads
 
 MOST_BYTES_PER_PX = 8.0  # of files that are kept: 16 bits of three channels take 6, without any compression
@@ -67,6 +67,11 @@ def kept_payload(
     return Payload(packed(kind, frames, files, reading), f"{kind}.zip", constants, size_px, frames)
 
 
+def is_named_as_video(path: Path) -> bool:
+    """Whether a video can be kept under its own suffix: links may lead to files of any name."""
+    return path.suffix.lower() in VIDEOS
+
+
 def look(
     stream: Stream,
     reading: Callable[[np.dtype, int], Reading],
@@ -84,7 +89,7 @@ def look(
     film = Film(stream)
     height_px, width_px = film.size_px
     kept = keep and film.nbytes() <= min(MOST_BYTES, MOST_BYTES_PER_PX * film.count * height_px * width_px)
-    kept = kept and film.count <= MAX_FRAMES
+    kept = kept and film.count <= MAX_FRAMES and (stream.kind != "video" or is_named_as_video(stream.files[0]))
     convert, small, array, stored = None, [], None, np.empty((0, 0, 0), np.uint8)
     ranges: list[tuple[float, float]] = []
     for number, image in enumerate(film.images(keep=kept)):

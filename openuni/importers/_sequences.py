@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -12,13 +12,15 @@ import numpy as np
 from manifests.clip import Clip
 from manifests.errors import ClipError
 from manifests.images import image_size, read_image
+from manifests.kept import VIDEO_KINDS
 from manifests.video import Limits, decode_deep, whole_clip
 from openuni.importers._sets import inside
 from openuni.phases import decoder_threads
 
 IMAGES = (".exr", ".png", ".jpg", ".jpeg")
-VIDEOS = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v")
+VIDEOS = tuple(f".{kind}" for kind in VIDEO_KINDS)
 MAX_FILE_BYTES = 2 * 10**9  # of an image
+GREY_STRETCH = {2: 85, 4: 17}  # what Pillow multiplies grey levels of so many bits by
 LAST_NUMBER = re.compile(r"(\d+)(?!.*\d)")
 
 
@@ -28,6 +30,7 @@ class Stream(NamedTuple):
     name: str  # for errors: what the set calls it
     kind: str  # "video", "exr", "png" or "jpg"
     files: tuple[Path, ...]  # one video, or the frames in order
+    first: int = 0  # number of the first frame of a sequence
 
     @property
     def where(self) -> Path:
@@ -36,11 +39,12 @@ class Stream(NamedTuple):
 
 
 def find_stream(folder: Path, name: str, root: str | Path) -> Stream | None:
-    """The sequence `folder/name/` or the video `folder/name.mp4` (.mkv, ...); None when there is neither.
+    """The sequence `folder/name/` or the video `folder/name.mp4` (.mkv, .MP4, ...); None when there is neither.
 
     Raises `ClipError` when there are both, when numbers are missing from a sequence, and when a link leaves `root`.
     """
-    videos = [folder / f"{name}{suffix}" for suffix in VIDEOS if (folder / f"{name}{suffix}").is_file()]
+    named = (path for path in folder.iterdir() if path.stem == name and path.suffix.lower() in VIDEOS)
+    videos = sorted(path for path in named if path.is_file())
     sequence = folder / name
     found = [*videos, *([sequence] if sequence.is_dir() else [])]
     if len(found) > 1:
@@ -63,6 +67,8 @@ def sequence_of(folder: Path, name: str, root: str | Path) -> Stream:
         raise ClipError(f"{folder} holds {found}: a sequence has one kind of image")
     numbers: dict[int, Path] = {}
     for path in sorted(files):
+        if not path.is_file():
+            raise ClipError(f"{path} is no file: remove it, or put the image there")
         digits = LAST_NUMBER.search(path.stem)
         if digits is None:
             raise ClipError(f"{path} has no number in its name: frames are named like 0001{path.suffix}")
@@ -77,7 +83,7 @@ def sequence_of(folder: Path, name: str, root: str | Path) -> Stream:
         text = f"{lost} of the frames {ordered[0]} to {ordered[-1]} are missing, the first is {gap}"
         raise ClipError(f"{folder}: {text}. Fetch or render them again.")
     kind = next(iter(kinds)).removeprefix(".").replace("jpeg", "jpg")
-    return Stream(name, kind, tuple(numbers[number] for number in ordered))
+    return Stream(name, kind, tuple(numbers[number] for number in ordered), ordered[0])
 
 
 class Film:
@@ -169,8 +175,17 @@ def check_same(sizes: dict[str, tuple[Path, tuple[int, ...]]], first: str) -> No
             raise ClipError(f"{where} is {shapes}: all streams of a clip need one size")
 
 
+def check_numbers(streams: Iterable[Stream]) -> None:
+    """Raise `ClipError` unless all image sequences begin with the same number: frames are paired by their order."""
+    sequences = [stream for stream in streams if stream.kind != "video"]
+    for stream in sequences:
+        if stream.first != sequences[0].first:
+            text = f"begins with frame {stream.first}, {sequences[0].where} with frame {sequences[0].first}"
+            raise ClipError(f"{stream.where} {text}: which belong together is not known. Number all streams alike.")
+
+
 def read_indices(stream: Stream, limits: Limits = Limits()) -> np.ndarray:
-    """uint16 [T, H, W, 1]: the palette's indices, or the grey levels, of a PNG sequence."""
+    """uint16 [T, H, W, 1]: the palette's indices, or the grey levels as stored, of a PNG sequence."""
     from PIL import Image
 
     if stream.kind != "png":
@@ -186,10 +201,17 @@ def read_indices(stream: Stream, limits: Limits = Limits()) -> np.ndarray:
             with Image.open(path, formats=("PNG",)) as image:
                 if image.mode not in ("P", "L", "I;16", "1"):
                     raise ClipError(f"{path} is a {image.mode} picture; ids are a palette's indices or grey levels")
-                images.append(np.asarray(image).astype(np.uint16))
+                stretch = GREY_STRETCH.get(_bits(path), 1) if image.mode == "L" else 1
+                images.append(np.asarray(image).astype(np.uint16) // stretch)
         except (OSError, SyntaxError, ValueError) as error:
             raise ClipError(f"{path} is damaged: {error}") from error
     return np.stack(images)[..., None]
+
+
+def _bits(path: Path) -> int:
+    """Of a level of a PNG, whose header was looked at before."""
+    with path.open("rb") as file:
+        return file.read(25)[24]
 
 
 def _size(path: Path) -> tuple[int, int]:
@@ -197,7 +219,10 @@ def _size(path: Path) -> tuple[int, int]:
 
 
 def _bytes(path: Path) -> bytes:
-    size = path.stat().st_size
-    if size > MAX_FILE_BYTES:
-        raise ClipError(f"{path} has {size:,} bytes; of an image at most {MAX_FILE_BYTES:,} are read")
-    return path.read_bytes()
+    try:
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise ClipError(f"{path} has {size:,} bytes; of an image at most {MAX_FILE_BYTES:,} are read")
+        return path.read_bytes()
+    except OSError as error:
+        raise ClipError(f"{path} cannot be read: {error.strerror}") from error

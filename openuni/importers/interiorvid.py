@@ -32,10 +32,11 @@ from openuni.importers._intrinsics import (
     check_irradiance,
     check_product,
     irradiance_reading,
+    length_tolerance,
     normal_reading,
 )
 from openuni.importers._looks import Look, all_at_once, look, range_of, sampled
-from openuni.importers._sequences import IMAGES, VIDEOS, Film, Stream, check_same, find_stream
+from openuni.importers._sequences import IMAGES, VIDEOS, Film, Stream, check_numbers, check_same, find_stream
 from openuni.importers._sets import Place, clip_folders, one_group, read_text
 
 MAPS = ("albedo", "irradiance", "normal")
@@ -189,6 +190,7 @@ class InteriorVid(Importer):
         missing = [getattr(self, name) for name, stream in streams.items() if stream is None]
         if missing:
             raise ClipError(f"{folder} has no {' and no '.join(missing)}, neither as a folder of images nor as a video")
+        check_numbers(stream for stream in streams.values() if stream is not None)
         return streams
 
     def _exposure(self, rgb: Stream) -> float:
@@ -223,14 +225,16 @@ class InteriorVid(Importer):
             )
             check_irradiance(seen)
             return seen_as(Irradiance, seen, IrradianceConstants(whites.white()))
-        directions = Directions(stream, self.normal_frame)
+        directions = Directions(self.normal_frame)
         seen = look(
             stream,
             lambda dtype, channels: normal_reading(dtype, channels, where, self.normal_frame, self.normal_coding),
             self.keep_files,
             directions,
         )
-        return seen_as(Normal, seen, NormalConstants())._replace(bent=directions.check(seen))
+        hint = 'Normalise them, or set normal_coding ("signed" or "unit") if they are read wrongly.'
+        bent = directions.check(seen.where, length_tolerance(seen), hint)
+        return seen_as(Normal, seen, NormalConstants())._replace(bent=bent)
 
     def _picture(self, stream: Stream, exposure: float) -> "Shown":
         """The picture, sRGB of 8 bits."""

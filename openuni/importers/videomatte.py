@@ -19,7 +19,7 @@ from openuni.importer import Found, Imported, Importer
 from openuni.importers._alignment import by_values, check_structure, shifted, steps, thumbnails
 from openuni.importers._looks import Look, all_at_once, look, thinned
 from openuni.importers._mattes import backdrop, check_support, composite, form_of, straightened
-from openuni.importers._sequences import VIDEOS, Stream, check_same, find_stream
+from openuni.importers._sequences import VIDEOS, Stream, check_numbers, check_same, find_stream
 from openuni.importers._sets import MAX_DEPTH, Place, read_text, split_of, subfolders
 
 CHECKED_PERCENTILE = 99.0  # of the differences between a composite that came along and its layers'
@@ -165,6 +165,7 @@ class VideoMatte(Importer):
                 streams[name] = stream
             elif folder.is_dir() or name in ("foreground", "alpha"):
                 raise ClipError(f"{folder} has no {at.clip}, neither as a folder of images nor as a video")
+        check_numbers(streams.values())
         return streams
 
     def _look(self, name: str, stream: Stream) -> Look:

@@ -317,3 +317,29 @@ def test_kept_files_go_out_and_come_back_byte_by_byte(tmp_path, room):
     assert (
         np.abs(loose[loose.kept()[0]].albedo - before.albedo).max() <= 1 / 131070 + 1e-7
     )  # annotators' maps are coded
+
+
+def test_a_picture_that_is_white_nearly_everywhere_proves_nothing(tmp_path, room):
+    write_clip(tmp_path / "set/a", room, rgb=room.rgb * 1000, irradiance=room.irradiance * 1000)
+    white = bring_in("interiorvid", tmp_path / "set", tmp_path / "white")
+    assert re.search(r"rgb is white in \d+% of its values: .* Set exposure lower", reasons(white)["a"])
+    assert reasons(bring_in("interiorvid", tmp_path / "set", tmp_path / "as is", check_product=False)) == {}
+    assert reasons(bring_in("interiorvid", tmp_path / "set", tmp_path / "auto", exposure=0.0)) == {}
+
+
+def test_streams_that_are_numbered_otherwise_are_refused(tmp_path, room):
+    folder = write_clip(tmp_path / "set/a", room)
+    shutil.rmtree(folder / "normal")
+    write_exr(folder / "normal", room.normal, first=1)
+    found = reasons(bring_in("interiorvid", tmp_path / "set", tmp_path / "corpus"))
+    assert re.search(r"a/normal begins with frame 1, .*a/rgb with frame 0: .* Number all streams alike", found["a"])
+
+
+def test_videos_behind_links_of_any_name_are_coded_anew(tmp_path, room):
+    folder = tmp_path / "set/a"
+    write_png(folder / "rgb", shown(room).astype(np.uint8))
+    write_planes(tmp_path / "set/files/2f61", levels16(room.albedo), 24.0)
+    (folder / "albedo.mkv").symlink_to(tmp_path / "set/files/2f61")
+    corpus = bring_in("interiorvid", tmp_path / "set", tmp_path / "corpus", modalities=["albedo"])
+    assert reasons(corpus) == {}
+    assert np.abs(imported(corpus, "interiorvid", "a").albedo - room.albedo).max() <= 2e-5

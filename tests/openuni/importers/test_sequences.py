@@ -12,7 +12,7 @@ from manifests.images import ByValue
 from manifests.kept import Conversion, Reading
 from manifests.transfer import srgb_of
 from openuni.importers._mattes import composite
-from openuni.importers._sequences import read_stream, sequence_of
+from openuni.importers._sequences import find_stream, read_indices, read_stream, sequence_of
 from tests.openuni.importers.made_sets import write_png
 
 
@@ -104,3 +104,61 @@ def test_png_checksums(tmp_path: Path) -> None:
             print(name, read_stream(sequence_of(file.parent, "a", tmp_path)))
     file.write_bytes(with_chunk(sound, b"tEXt", b"a\0b"))
     assert read_stream(sequence_of(file.parent, "a", tmp_path)).shape == (1, 20, 30, 3)
+
+
+def test_exr_that_is_not_plain_colour_is_refused(tmp_path: Path) -> None:
+    import OpenEXR
+
+    whole = np.arange(48, dtype=np.uint32).reshape(6, 8)
+    half = np.zeros((6, 8), np.float16)
+    for name, channels in {"all": dict.fromkeys("RGB", whole), "one": {"R": half, "G": whole, "B": half}}.items():
+        with pytest.raises(
+            ClipError, match=r"0000\.exr has channels of whole numbers \(UINT\)\. Allowed: HALF and FLOAT"
+        ):
+            write_channels(tmp_path / name, channels)
+    with pytest.raises(ClipError, match=r"0000\.exr has no colour, only A"):
+        write_channels(tmp_path / "alpha", {"A": half})
+    (tmp_path / "parts").mkdir()
+    planes = np.zeros((6, 8, 3), np.float16)
+    kind = OpenEXR.scanlineimage
+    parts = [OpenEXR.Part({"type": kind}, {"RGB": planes}, name=name) for name in ("beauty", "albedo")]
+    OpenEXR.File(parts).write(str(tmp_path / "parts/0000.exr"))
+    with pytest.raises(ClipError, match=r"has 2 parts \(beauty, albedo\): write one part per file"):
+        read_stream(sequence_of(tmp_path / "parts", "parts", tmp_path))
+
+
+def grey_png(levels: np.ndarray, bits: int) -> bytes:
+    """Grey levels [H, W], W a multiple of 8, as a PNG of 1, 2, 4 or 8 bits."""
+    places = np.arange(bits)[::-1]
+    rows = np.packbits(((levels[..., None] >> places) & 1).astype(np.uint8).reshape(len(levels), -1), axis=1)
+    body = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    header = struct.pack(">II5B", levels.shape[1], levels.shape[0], bits, 0, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", body), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_ids_are_the_levels_that_are_stored(tmp_path: Path, bits: int) -> None:
+    ids = np.random.default_rng(0).integers(0, 1 << bits, (6, 16))
+    (tmp_path / "ids").mkdir()
+    (tmp_path / "ids/0000.png").write_bytes(grey_png(ids, bits))
+    found = read_indices(sequence_of(tmp_path / "ids", "ids", tmp_path))
+    np.testing.assert_array_equal(found[0, ..., 0], ids)
+
+
+def test_videos_are_found_whatever_the_case_of_their_suffix(tmp_path: Path) -> None:
+    (tmp_path / "rgb.MP4").write_bytes(b"x")
+    stream = find_stream(tmp_path, "rgb", tmp_path)
+    assert stream is not None and stream.files == (tmp_path / "rgb.MP4",)
+    (tmp_path / "rgb.mp4").write_bytes(b"x")
+    with pytest.raises(ClipError, match=r"has rgb\.MP4 and rgb\.mp4: one is needed"):
+        find_stream(tmp_path, "rgb", tmp_path)
+
+
+def test_what_is_no_file_is_named(tmp_path: Path) -> None:
+    write_png(tmp_path / "a", np.zeros((2, 6, 8, 3), np.uint8))
+    (tmp_path / "a/0002.png").mkdir()
+    with pytest.raises(ClipError, match=r"a/0002\.png is no file"):
+        sequence_of(tmp_path / "a", "a", tmp_path)
