@@ -2,11 +2,12 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from manifests.errors import ClipError, OpenUniError
+from openuni.exporting import RECORD
 
 # folders that name a split, and how the corpus calls it
 SPLITS = {"train": "train", "training": "train", "val": "validation", "valid": "validation"}
@@ -46,6 +47,35 @@ def subfolders(folder: Path) -> list[Path]:
     """The visible folders in a folder, by name; links are none."""
     found = (path for path in folder.iterdir() if not path.name.startswith("."))
     return sorted(path for path in found if path.is_dir() and not path.is_symlink())
+
+
+def visible_files(folder: Path, pattern: str) -> list[Path]:
+    """The files in a folder that match, by name; hidden ones and what lies in hidden folders are none."""
+    found = (path for path in folder.glob(pattern) if not _is_hidden(path.relative_to(folder)))
+    return sorted(path for path in found if path.is_file())
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def check_finished(folder: Path, files: Iterable[Path]) -> None:
+    """Raise `OpenUniError` where one of the files, or the set's `folder`, lies in an export that was stopped."""
+    holding = {folder, *(parent for path in files for parent in path.parents if parent.is_relative_to(folder))}
+    for place in sorted(holding):
+        if (place / RECORD).is_file() and _is_stopped_export(place / RECORD):
+            raise OpenUniError(
+                f"{place} is an export that was stopped ({RECORD} says so): clips are missing. Run the same "
+                "openuni export again to finish it."
+            )
+
+
+def _is_stopped_export(record: Path) -> bool:
+    try:
+        found = read_json(record, record.parent)
+    except ClipError:  # somebody else's file of that name
+        return False
+    return found.get("finished") is False and "made_from" in found
 
 
 def split_of(key: str) -> str | None:
@@ -91,10 +121,13 @@ def parse_json(data: bytes, where: str) -> dict[str, Any]:
 
 def _small(path: Path, root: str | Path, max_bytes: int) -> bytes:
     real = inside(path, root)
-    size = real.stat().st_size
-    if size > max_bytes:
-        raise ClipError(f"{path} has {size:,} bytes; at most {max_bytes:,} are read")
-    return real.read_bytes()
+    try:
+        size = real.stat().st_size
+        if size > max_bytes:
+            raise ClipError(f"{path} has {size:,} bytes; at most {max_bytes:,} are read")
+        return real.read_bytes()
+    except OSError as error:  # a folder, a broken link, no permission
+        raise ClipError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def one_group(pattern: str, option: str) -> re.Pattern[str] | None:

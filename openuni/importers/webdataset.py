@@ -1,27 +1,39 @@
 """WebDataset shards: videos are read where they lie in the tar, stored maps come back as they were."""
 
+import math
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple
 
+from manifests.clip import Clip
 from manifests.errors import ClipError, OpenUniError
 from manifests.video import whole_clip
 from openuni.importer import Found, Imported, Importer
 from openuni.importers._sequences import VIDEOS
-from openuni.importers._sets import MAX_CAPTION_BYTES, MAX_JSON_BYTES, inside, parse_json, split_of
+from openuni.importers._sets import (
+    MAX_CAPTION_BYTES,
+    MAX_JSON_BYTES,
+    check_finished,
+    inside,
+    parse_json,
+    split_of,
+    visible_files,
+)
 from openuni.importers._supplied import LARGEST_MB, AllMaps, entries_of, in_step, restored, small, text_of
 
 LOSSLESS = "rgb.mkv"  # pixels that a corpus held itself
 CAPTIONS = ("txt", "caption")
 FORGET_MEMBERS = 10_000  # tarfile remembers all it has seen
+ROUNDED_S = 0.002  # that a clip's length in a container of milliseconds may be off
+ROUNDED_SHARE = 0.01  # and of that length
 
 
 class Member(NamedTuple):
     """A file in a shard."""
 
-    suffix: str  # behind the clip's key: "mp4", "depth.mkv"
+    suffix: str  # behind the clip's key, as the shard has it: "mp4", "depth.mkv"
     offset: int
     nbytes: int
 
@@ -43,12 +55,14 @@ class WebDataset(Importer):
     The shards of `openuni export --format webdataset` (openuni/exporters/README.md), or anyone's with one video per
     key. KEY.json may have caption, split, origin, and the maps under "modalities"; a folder named train, val or test
     above the shard is the split else. Nothing is unpacked: the clip's source is a range of bytes of the shard.
+    Hidden files and folders are passed over; an export that was stopped is refused until it is finished.
     """
 
     shards: Annotated[str, "pattern of the shards within the folder; ** stands for any folders"] = "**/*.tar"
     caption: Annotated[str, "key of the caption in KEY.json, where there is no KEY.txt"] = "caption"
     check_alignment: Annotated[bool, "refuse maps that are frames ahead of the video or behind it"] = True
 
+    revision: ClassVar[int] = 2
     origin: ClassVar[str] = "the WebDataset convention; openuni export"
 
     def __post_init__(self) -> None:
@@ -58,7 +72,8 @@ class WebDataset(Importer):
 
     def find(self, folder: Path) -> Iterator[Found]:
         """The keys of all shards, by the shards' names; only headers are read."""
-        shards = sorted(path for path in folder.glob(self.shards) if path.is_file())
+        shards = visible_files(folder, self.shards)
+        check_finished(folder, shards)
         if not shards:
             packed = next(folder.glob("**/*.tar.*"), None)
             hint = f" {packed.name} is compressed: unpack it to .tar first." if packed else ""
@@ -73,17 +88,19 @@ class WebDataset(Importer):
         place: TarPlace = found.place
         shard = inside(Path(place.shard), place.root)
         _check_whole(place, shard)
-        by_suffix = {member.suffix: member for member in place.members}
         where = f"{shard}, {place.key}"
+        by_suffix = _by_suffix(place.members, where)
         video = whole_clip(_source(by_suffix, shard, where))
         frames = video.frame_count
         sidecar: dict[str, Any] = {}
         if "json" in by_suffix:
             sidecar = parse_json(_bytes(shard, by_suffix["json"], MAX_JSON_BYTES), f"{where}.json")
+        if LOSSLESS in by_suffix and sidecar.get("fps") is not None:
+            video = replace(video, fps=_stated_fps(sidecar["fps"], video, f"{where}.json"))
         entries = [entry for entry in entries_of(sidecar, f"{where}.json", frames) if entry.modality.name != "rgb"]
 
         def data_of(file: str) -> bytes:
-            member = by_suffix.get(file.removeprefix(f"{place.key.rpartition('/')[2]}."))
+            member = by_suffix.get(file.removeprefix(f"{place.key.rpartition('/')[2]}.").lower())
             if member is None:
                 raise ClipError(f"{where}: {file} is not in the shard, the .json names it")
             return _bytes(shard, member, LARGEST_MB * 10**6)
@@ -127,7 +144,7 @@ def _clips_in(shard: Path, root: Path) -> Iterator[TarPlace]:
                 if key is not None:
                     yield TarPlace(str(root), str(shard), key, tuple(members))
                 key, members = f"{folder}{slash}{stem}", []
-            members.append(member._replace(suffix=suffix.lower()))
+            members.append(member._replace(suffix=suffix))
     if key is not None:
         yield TarPlace(str(root), str(shard), key, tuple(members))
     if fault:
@@ -164,6 +181,27 @@ def _check_whole(place: TarPlace, shard: Path) -> None:
     for member in place.members:
         if member.offset + member.nbytes > size:
             raise ClipError(f"{shard} ends at byte {size}, within {place.key}.{member.suffix}: fetch it again")
+
+
+def _by_suffix(members: tuple[Member, ...], where: str) -> dict[str, Member]:
+    """The clip's files by their suffix in small letters; raises `ClipError` where two have one."""
+    found: dict[str, Member] = {}
+    for member in members:
+        other = found.setdefault(member.suffix.lower(), member)
+        if other is not member:
+            raise ClipError(f"{where} has both .{other.suffix} and .{member.suffix}: one is needed, remove the other")
+    return found
+
+
+def _stated_fps(stated: Any, video: Clip, where: str) -> float:
+    """The rate in KEY.json of pixels that a corpus held: the container's own is rounded to milliseconds."""
+    number = isinstance(stated, int | float) and not isinstance(stated, bool)
+    if not (number and 0 < stated < math.inf):
+        raise ClipError(f'{where}: "fps" must be a number above 0, found {stated!r}')
+    off_s = abs(video.frame_count / stated - video.duration_s)
+    if off_s > ROUNDED_S + ROUNDED_SHARE * video.duration_s:
+        raise ClipError(f'{where}: "fps" is {stated:g}, {LOSSLESS} has {video.fps:g}: they must agree; mend the .json')
+    return float(stated)
 
 
 def _source(members: dict[str, Member], shard: Path, where: str) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import openuni
-from manifests.encode import write_video
+from manifests.encode import encode_lossless, write_video
 from manifests.errors import OpenUniError
 from manifests.modality import find_modality
 from openuni.progress import Reporter
@@ -186,3 +186,45 @@ def test_what_is_no_such_set(tmp_path, mp4):
         bring_in("webdataset", tmp_path / "set", tmp_path / "corpus")
     with pytest.raises(OpenUniError, match="a pattern within the set"):
         bring_in("webdataset", tmp_path / "set", tmp_path / "corpus", shards="../*.tar")
+
+
+def test_a_stopped_export_is_refused_and_its_drafts_are_no_clips(tmp_path, mp4):
+    write_tar(tmp_path / "set/shard-000000.tar", {"a.mp4": mp4})
+    write_tar(tmp_path / "set/.unfinished/00000001/shard-000001.tar", {"a.mp4": mp4, "b.mp4": mp4})
+    record = tmp_path / "set/export.json"
+    record.write_text(json.dumps({"finished": False, "made_from": {}}))
+    with pytest.raises(OpenUniError, match=r"set is an export that was stopped .*openuni export again"):
+        bring_in("webdataset", tmp_path / "set", tmp_path / "corpus")
+    with pytest.raises(OpenUniError, match=r"set is an export that was stopped"):  # also as one of several
+        bring_in("webdataset", tmp_path, tmp_path / "corpus")
+    record.write_text(json.dumps({"finished": True, "made_from": {}}))
+    corpus = bring_in("webdataset", tmp_path / "set", tmp_path / "corpus")
+    assert reasons(corpus) == {} and len(corpus.kept()) == 1
+    record.write_text(json.dumps({"finished": False}))  # somebody else's file of that name
+    assert len(bring_in("webdataset", tmp_path / "set", tmp_path / "other").kept()) == 1
+
+
+def test_the_rate_of_image_sequences_comes_back_exactly(tmp_path):
+    for count in (1, 3, 9):
+        write_png(tmp_path / f"set/{count}/rgb", pictures(ROOM)[:count])
+    first = bring_in("folder", tmp_path / "set", tmp_path / "first")
+    openuni.export(first, "webdataset", out=tmp_path / "shards", reporter=Reporter(quiet=True), workers=1)
+    second = bring_in("webdataset", tmp_path / "shards", tmp_path / "second")
+    assert [row["fps"] for row in second.table("clips").to_pylist()] == [16.0] * 3
+
+
+def test_a_rate_that_the_pixels_do_not_have_is_refused(tmp_path):
+    pixels = encode_lossless(pictures(ROOM), 16.0)
+    for name, fps in {"far": 15.0, "text": "16", "none": 0}.items():
+        write_tar(tmp_path / f"set/{name}.tar", {"a.rgb.mkv": pixels, "a.json": json.dumps({"fps": fps}).encode()})
+    found = reasons(bring_in("webdataset", tmp_path / "set", tmp_path / "corpus"))
+    assert re.search(r'"fps" is 15, rgb\.mkv has 16', found["far/a"])
+    assert re.search(r"\"fps\" must be a number above 0, found '16'", found["text/a"])
+    assert re.search(r'"fps" must be a number above 0, found 0', found["none/a"])
+
+
+def test_capitals_in_suffixes(tmp_path, mp4):
+    write_tar(tmp_path / "set/a.tar", {"one.MP4": mp4, "two.mp4": mp4, "two.MP4": mp4, "two.Txt": b"x"})
+    corpus = bring_in("webdataset", tmp_path / "set", tmp_path / "corpus")
+    assert clips_by_key(corpus, "webdataset", ["a/one"])["a/one"]["status"] == "ok"
+    assert re.search(r"two has both \.mp4 and \.MP4: one is needed", reasons(corpus)["a/two"])
