@@ -21,6 +21,9 @@ GREY_SPREAD = 8.0  # levels between the channels, on average, that coding alone 
 NEAR_LEVELS = 16.0  # mean distance to the nearest colour of a scale that coding alone may make
 WHEEL_LEVELS = 24.0  # mean distance of the brightest channel from white: the flow's wheel has none darker
 PRESENT_SHARE = 0.002  # of the clip that an instance must cover
+INNER_SHARE = 0.1  # of an instance's pixels that lie within it: of border colours 0.03 at most, of instances 0.27
+FOREIGN_SHARE = 0.05  # of the picture that instances of other colours than the palette's may cover
+FAR_SHARE = 0.75  # of what is not black that may be far from the palette's colours: borders of small instances
 ALIKE_LEVELS = 48.0  # colours nearer than that are one instance
 # ColorBrewer's Spectral with 11 classes, red first; between them colours are interpolated
 SPECTRAL = "9e0142 d53e4f f46d43 fdae61 fee08b ffffbf e6f598 abdda4 66c2a5 3288bd 5e4fa2"
@@ -71,23 +74,48 @@ def ids_of(frames: np.ndarray, given: SegmentationConstants | None, where: str) 
 
     Video coding makes colours between two instances' at their borders; without the second look each would be an id.
     """
-    sample = _sample(frames)
     if given is None:
-        near = Segmentation.from_rgb(sample.astype(np.float32) / np.float32(255)).array[..., 0]
-        table = palette() * np.float32(255)
-        off = np.linalg.norm(sample - table[near], axis=-1)
-        counts = np.bincount(near.ravel(), minlength=len(table))
-        ids = np.flatnonzero(counts > PRESENT_SHARE * near.size)
-        for name in ids:
-            distance = float(np.median(off[near == name]))
-            if distance > NEAR_LEVELS / 2:
-                raise ClipError(
-                    f"{where}: the colours are not the palette's: those nearest to id {name}'s are {distance:.0f} "
-                    'levels away. Set segmentation_colours = "any" to take each colour for an instance.'
-                )
-        given = SegmentationConstants(sorted({0, *ids.tolist()}))
+        given = SegmentationConstants(sorted({0, *_present_ids(_sample(frames), where)}))
     found = _rejoined([Segmentation.from_rgb(part, given) for part in _parts(frames)])
     return Segmentation(found.array)
+
+
+def _present_ids(sample: np.ndarray, where: str) -> list[int]:
+    """The ids whose colours cover some of uint8 [T, H, W, 3], without those that only borders have.
+
+    Raises `ClipError` where much is of other colours than the palette's.
+    """
+    near = Segmentation.from_rgb(sample.astype(np.float32) / np.float32(255)).array[..., 0]
+    table = palette() * np.float32(255)
+    off = np.linalg.norm(sample - table[near], axis=-1)
+    counts = np.bincount(near.ravel(), minlength=len(table))
+    kept, foreign = [], 0
+    for name in np.flatnonzero(counts > PRESENT_SHARE * near.size).tolist():
+        covered = near == name
+        distance = float(np.median(off[covered]))
+        if distance > NEAR_LEVELS / 4 and _inner_share(covered) < INNER_SHARE:
+            continue
+        kept.append(name)
+        foreign += int(counts[name]) if distance > NEAR_LEVELS / 2 else 0
+    far = off > NEAR_LEVELS / 2
+    coloured = far | (near != 0)
+    share = max(foreign / near.size / FOREIGN_SHARE, np.count_nonzero(far) / FAR_SHARE / max(1, coloured.sum()))
+    if share > 1:
+        text = f"{np.count_nonzero(far) / far.size:.0%} of the picture is more than {NEAR_LEVELS / 2:g} levels away"
+        raise ClipError(
+            f"{where}: the colours are not the palette's: {text}. "
+            'Set segmentation_colours = "any" to take each colour for an instance.'
+        )
+    return kept
+
+
+def _inner_share(covered: np.ndarray) -> float:
+    """Of the pixels of bool [T, H, W] those whose neighbours on all sides are covered too."""
+    import cv2
+
+    around = np.ones((3, 3), np.uint8)
+    inner = sum(int(cv2.erode(mask.view(np.uint8), around).sum()) for mask in covered)
+    return inner / max(1, int(np.count_nonzero(covered)))
 
 
 def segmentation_of(frames: np.ndarray, where: str) -> tuple[Segmentation, list[str]]:

@@ -96,6 +96,8 @@ def _cells(file: Path, listed: list[str], columns: Columns) -> Iterator[tuple[st
                 yield _faulty(file, reader.line_num, f"{len(row)} cells, the header has {len(listed)}")
             elif any(not cell.isascii() and any("\ud800" <= sign <= "\udfff" for sign in cell) for cell in row):
                 yield _faulty(file, reader.line_num, "not UTF-8")
+            elif any("\0" in row[places[name]] for name in (columns.video, *columns.paths) if name in places):
+                yield _faulty(file, reader.line_num, "a path has a NUL character")
             elif (video := absolute(row, columns.video)) is None:
                 yield _faulty(file, reader.line_num, f"no {columns.video}")
             else:

@@ -21,8 +21,8 @@ from manifests.payloads import check_size, constants_of
 from manifests.video import decode, decode_deep, whole_clip
 from openuni.importer import Found, Imported, Importer
 from openuni.importers._colours import DepthColours, densepose_of, depth_of, flow_of, ids_of, segmentation_of
-from openuni.importers._looks import MOST_BYTES, all_at_once, kept_payload, thinned
-from openuni.importers._sets import inside, split_of
+from openuni.importers._looks import MOST_BYTES, all_at_once, is_named_as_video, kept_payload, thinned
+from openuni.importers._sets import check_finished, inside, split_of, visible_files
 from openuni.importers._supplied import in_step, small, text_of
 from openuni.importers._tables import Columns, Facts, header, joined
 from openuni.phases import decoder_threads
@@ -95,7 +95,7 @@ class OpenUniCSV(Importer):
     )
     check_alignment: Annotated[bool, "refuse maps that are frames ahead of the video or behind it"] = True
 
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
     origin: ClassVar[str] = "UnityVideo's released data loader"
 
     def __post_init__(self) -> None:
@@ -105,8 +105,9 @@ class OpenUniCSV(Importer):
 
     def find(self, folder: Path) -> Iterator[Found]:
         """The videos that the CSVs name, by path; those below the folder are called by where they lie in it."""
-        files = {path: header(path) for path in sorted(folder.glob(self.csv)) if path.is_file()}
+        files = {path: header(path) for path in visible_files(folder, self.csv)}
         found = {path: columns for path, columns in files.items() if VIDEO in columns}
+        check_finished(folder, found)
         if not found:
             seen = "; ".join(f"{path.name}: {', '.join(columns)}" for path, columns in files.items()) or "no such file"
             raise OpenUniError(f'{folder}: no CSV ({self.csv}) has the column "{VIDEO}". Found: {seen[:300]}.')
@@ -167,8 +168,8 @@ class OpenUniCSV(Importer):
         in_other_colours = (name == "depth" and self.depth_colours != "grey") or (
             name == "segmentation" and self.segmentation_colours == "any"
         )
-        nbytes = Path(path).stat().st_size
-        if not self.keep_files or (in_other_colours and given is None) or nbytes > MOST_BYTES:
+        can_be_kept = is_named_as_video(Path(path)) and Path(path).stat().st_size <= MOST_BYTES
+        if not self.keep_files or (in_other_colours and given is None) or not can_be_kept:
             return FromColours(
                 *self._from_colours(name, decode(map_video, threads=decoder_threads()).frames, given, cell)
             )

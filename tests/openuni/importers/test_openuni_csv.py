@@ -15,6 +15,7 @@ from manifests.modalities.densepose import DensePose
 from manifests.modalities.depth import Depth
 from manifests.modalities.flow import Flow
 from manifests.modalities.segmentation import Segmentation
+from manifests.video import decode, whole_clip
 from openuni.importers._colours import _depth_scale, densepose_of, depth_of, flow_of, ids_of, segmentation_of
 from openuni.progress import Reporter
 from tests.openuni.importers.made_sets import bring_in, clips_by_key, imported, reasons, results
@@ -254,3 +255,34 @@ def test_what_is_no_such_set(tmp_path):
         bring_in("openuni_csv", tmp_path / "set", tmp_path / "corpus", csv="/etc/*.csv")
     with pytest.raises(OpenUniError, match="flow_divisor_px = -1"):
         bring_in("openuni_csv", tmp_path / "set", tmp_path / "corpus", flow_divisor_px=-1.0)
+
+
+def test_maps_of_any_name_can_be_read_again(tmp_path, made):
+    rows = write_set(tmp_path / "set", made, ["none", "odd", "png"])
+    for row, name in zip(rows, ("nosuffix", "odd.m-p4", "x.png"), strict=True):
+        (tmp_path / "set" / row["depth"]).rename(tmp_path / "set/depth" / name)
+        row["depth"] = f"depth/{name}"
+    write_csv(tmp_path / "set/all.csv", rows, ["video", "depth"])
+    corpus = bring_in("openuni_csv", tmp_path / "set", tmp_path / "corpus")
+    assert reasons(corpus) == {} and len(corpus.kept()) == 3
+    first, *others = [clip.depth for clip in corpus]
+    assert first.shape == (FRAMES, HEIGHT_PX, WIDTH_PX, 1)
+    assert all(np.array_equal(first, other) for other in others)
+
+
+@pytest.mark.parametrize("ids", [(1, 2), (4, 9)])
+def test_colours_between_instances_are_none(tmp_path, ids):
+    truth = np.array([0, *ids], np.uint16)[geometry(3, 240, 320)[1]]
+    write_video(tmp_path / "a.mp4", levels(Segmentation(truth).to_rgb()), 24.0, crf=18, pixels="yuv420p")
+    found = ids_of(decode(whole_clip(str(tmp_path / "a.mp4"))).frames, None, "x").array
+    assert np.array_equal(np.unique(found), [0, *ids])
+    assert (found == truth).mean() > 0.998
+
+
+def test_a_path_that_no_file_can_have_is_named(tmp_path, made):
+    rows = write_set(tmp_path / "set", made, ["a", "b"])
+    rows[0]["depth"] = "depth/a\0.mp4"
+    write_csv(tmp_path / "set/all.csv", rows, ["video", "depth"])
+    corpus = bring_in("openuni_csv", tmp_path / "set", tmp_path / "corpus")
+    (reason,) = reasons(corpus).values()
+    assert re.search(r"ClipError: all\.csv, line 2: a path has a NUL character", reason) and len(corpus.kept()) == 1
