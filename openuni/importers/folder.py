@@ -1,6 +1,6 @@
 """A folder per clip and a file per modality: stored maps with their constants, or plain arrays and pictures."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
@@ -10,30 +10,23 @@ from annotated_types import Gt
 
 from manifests.clip import Clip
 from manifests.errors import ClipError, OpenUniError
-from manifests.modalities.albedo import Albedo
-from manifests.modalities.alpha import Alpha
-from manifests.modalities.depth import Depth
-from manifests.modalities.flow import Flow
-from manifests.modalities.irradiance import Irradiance
-from manifests.modalities.normal import Normal
 from manifests.modalities.rgb import RGB
-from manifests.modalities.segmentation import Segmentation
-from manifests.modality import Modality, Payload, find_modality
 from manifests.payloads import check_fit
-from manifests.video import Limits, whole_clip
+from manifests.video import whole_clip
 from openuni.importer import Found, Imported, Importer
-from openuni.importers._sequences import IMAGES, VIDEOS, find_stream, read_indices, read_stream
+from openuni.importers._plain import Given, check_all_read, plain_maps
+from openuni.importers._sequences import IMAGES, VIDEOS, Stream, find_stream, read_stream
 from openuni.importers._sets import Place, clip_folders, inside, read_json, read_text
 from openuni.importers._supplied import LARGEST_MB, AllMaps, entries_of, in_step, restored, small, text_of
 
 SIDECAR = "clip.json"
 PICTURES = ("rgb", "video")  # names of the picture, the first that is there
-FLOATS: dict[str, type[Modality]] = {"normal": Normal, "albedo": Albedo, "irradiance": Irradiance, "alpha": Alpha}
 
 
 class Picture(NamedTuple):
     """The clip's own pixels: all frames of a video in the set, or an image sequence."""
 
+    stream: Stream
     pixels: Clip | np.ndarray  # a sequence is uint8 [T, H, W, 3]
 
     @property
@@ -66,14 +59,18 @@ class Folder(Importer):
     layout does (openuni/world/write.py), and if it likes caption, split, origin, frames. Plain maps: depth/ with 16-bit
     PNGs, segmentation/ or masks/ with palette or grey PNGs of ids; depth.npy [T, H, W], flow.npy [T or T - 1, H, W, 2],
     segmentation.npy [T, H, W], normal.npy, albedo.npy, irradiance.npy [T, H, W, 3], alpha.npy [T, H, W]; foreground and
-    background as sequences or videos. CLIP/caption.txt is the caption.
+    background as sequences or videos. A map of another form is refused. CLIP/caption.txt is the caption.
     """
 
     depth_unit: Annotated[Literal["metres", "disparity"], "of plain depth"] = "metres"
     depth_per_level: Annotated[float, "what one level of a depth PNG is, in that unit", Gt(0)] = 0.001
+    normal_frame: Annotated[
+        Literal["opengl", "opencv"], "of normal.npy: opengl: y up, z to the viewer; opencv: y down, z away"
+    ] = "opengl"
     fps: Annotated[float, "frames per second where rgb is an image sequence", Gt(0)] = 16.0
     check_alignment: Annotated[bool, "refuse maps that are frames ahead of the video or behind it"] = True
 
+    revision: ClassVar[int] = 2
     origin: ClassVar[str] = "folders of one's own; the supplied layout"
 
     def find(self, folder: Path) -> Iterator[Found]:
@@ -92,8 +89,13 @@ class Folder(Importer):
         folder = Path(place.folder)
         picture = self._picture(place)
         sidecar = read_json(folder / SIDECAR, place.root) if (folder / SIDECAR).exists() else {}
-        maps, payloads = self._stored(place, sidecar, picture)
-        for name, signal in [*self._plain(place, picture), *_layers(place, set(maps))]:
+        entries = entries_of(sidecar, str(folder / SIDECAR), picture.frames)
+        stored = {entry.file for entry in entries}
+        check_all_read(folder, stored)
+        size = picture.frames, *picture.size_px
+        maps, payloads = restored(entries, lambda file: _bytes(folder / file, place.root), size, str(folder))
+        given = Given(place, picture.stream, size, self.depth_unit, self.depth_per_level, self.normal_frame)
+        for name, signal in plain_maps(given, stored):
             if name in maps:
                 raise ClipError(f"{folder}: {name} is named by {SIDECAR} and is there as a plain map too: remove one")
             check_fit(signal, f"{folder / name}", picture.frames, picture.size_px)
@@ -124,57 +126,11 @@ class Folder(Importer):
             raise ClipError(f"{folder} has both {' and '.join(PICTURES)}: one is needed, remove the other")
         stream = streams[0]
         if stream.kind == "video":
-            return Picture(whole_clip(str(stream.files[0])))
+            return Picture(stream, whole_clip(str(stream.files[0])))
         array = read_stream(stream)
         if array.dtype != np.uint8 or array.shape[-1] != 3:
             raise ClipError(f"{stream.where}: rgb must be 8-bit colour images, found {array.dtype} {array.shape}")
-        return Picture(array)
-
-    def _stored(
-        self, place: Place, sidecar: Mapping[str, Any], picture: Picture
-    ) -> tuple[dict[str, Modality], dict[str, Payload]]:
-        folder = Path(place.folder)
-        entries = entries_of(sidecar, str(folder / SIDECAR), picture.frames)
-        size = picture.frames, *picture.size_px
-        return restored(entries, lambda file: _bytes(folder / file, place.root), size, str(folder))
-
-    def _plain(self, place: Place, picture: Picture) -> Iterator[tuple[str, Modality]]:
-        """The maps that no sidecar describes."""
-        folder = Path(place.folder)
-        arrays = {
-            name: _array(folder / f"{name}.npy", place.root, picture) for name in ("depth", "flow", "segmentation")
-        }
-        depth, flow, ids = arrays["depth"], arrays["flow"], arrays["segmentation"]
-        levels = find_stream(folder, "depth", place.root) if (folder / "depth").is_dir() else None
-        if levels is not None:
-            array = read_stream(levels)
-            if array.shape[-1] != 1 or array.dtype == np.uint8:
-                raise ClipError(f"{levels.where}: depth must be 16-bit grey images, found {array.dtype} {array.shape}")
-            scale = 1.0 if array.dtype.kind == "f" else self.depth_per_level
-            depth = array.astype(np.float32) * np.float32(scale)
-        if depth is not None:
-            yield "depth", Depth(_channels(depth.astype(np.float32), 1, "depth"), self.depth_unit)
-        if flow is not None:
-            flow = _channels(flow.astype(np.float32), 2, "flow")
-            yield "flow", Flow(flow) if len(flow) == picture.frames else Flow.from_pairs(flow)
-        masks = next((folder / name for name in ("segmentation", "masks") if (folder / name).is_dir()), None)
-        if masks is not None:
-            stream = find_stream(folder, masks.name, place.root)
-            ids = read_indices(stream) if stream is not None else None
-        if ids is not None:
-            yield "segmentation", _segmentation(_channels(ids, 1, "segmentation"), folder)
-        for name, kind in FLOATS.items():
-            values = _array(folder / f"{name}.npy", place.root, picture)
-            if values is not None:
-                yield name, kind(_channels(values.astype(np.float32), 1 if name == "alpha" else 3, name))
-
-
-def _layers(place: Place, stored: set[str]) -> Iterator[tuple[str, Modality]]:
-    """Foreground and background as plain videos or image sequences."""
-    for name in {"foreground", "background"} - stored:
-        stream = find_stream(Path(place.folder), name, place.root)
-        if stream is not None:
-            yield name, find_modality(name)(read_stream(stream))
+        return Picture(stream, array)
 
 
 def _is_clip(folder: Path) -> bool:
@@ -193,37 +149,3 @@ def _bytes(path: Path, root: str) -> bytes:
     if real.stat().st_size > LARGEST_MB * 10**6:
         raise ClipError(f"{path} has {real.stat().st_size:,} bytes; at most {LARGEST_MB:,} MB are read")
     return real.read_bytes()
-
-
-def _array(path: Path, root: str, picture: Picture) -> np.ndarray | None:
-    """The array in a .npy file, its shape looked at before it is read; None when there is no file."""
-    if not path.is_file():
-        return None
-    try:
-        mapped = np.load(inside(path, root), mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise ClipError(f"{path} is no array file: {error}") from error
-    height_px, width_px = picture.size_px
-    if mapped.ndim not in (3, 4) or mapped.dtype.kind not in "fui":
-        raise ClipError(f"{path} holds {mapped.dtype} {mapped.shape}; needed are numbers [T, H, W] or [T, H, W, C]")
-    largest = picture.frames * height_px * width_px * 4
-    if mapped.size > largest or mapped.size * 4 > Limits().max_decoded_bytes:
-        raise ClipError(
-            f"{path} has {mapped.shape}, more than {picture.frames} frames of {width_px} x {height_px} need"
-        )
-    return np.array(mapped)
-
-
-def _channels(array: np.ndarray, channels: int, what: str) -> np.ndarray:
-    """[T, H, W, C] of [T, H, W] or [T, H, W, C]."""
-    whole = array[..., None] if array.ndim == 3 and channels == 1 else array
-    if whole.ndim != 4 or whole.shape[-1] != channels:
-        raise ClipError(f"{what} must be [T, H, W, {channels}], found {array.shape}")
-    return whole
-
-
-def _segmentation(ids: np.ndarray, folder: Path) -> Segmentation:
-    lo, hi = int(ids.min(initial=0)), int(ids.max(initial=0))
-    if lo < 0 or hi > 65535 or ids.dtype.kind == "f":
-        raise ClipError(f"{folder}: ids must be whole numbers 0..65535, found {ids.dtype} from {lo} to {hi}")
-    return Segmentation(ids.astype(np.uint16))

@@ -12,6 +12,7 @@ from manifests.encode import write_video
 from manifests.errors import OpenUniError
 from manifests.modalities.depth import Depth
 from manifests.modalities.flow import Flow
+from manifests.modalities.foreground import Foreground
 from manifests.modalities.segmentation import Segmentation
 from manifests.modalities.skeleton import Skeleton
 from manifests.modality import Modality
@@ -140,6 +141,43 @@ def pickled(folder):
     np.save(folder / "albedo.npy", np.array([{"a": 1}], object), allow_pickle=True)
 
 
+def negative_shape(folder):
+    np.save(folder / "flow.npy", FLOW)
+    data = (folder / "flow.npy").read_bytes()
+    (folder / "flow.npy").write_bytes(data.replace(b"(12, 48, 64, 2)", b"(-2, 48, 64, 2)"))
+
+
+def sidecar_folder(folder):
+    (folder / "clip.json").unlink()
+    (folder / "clip.json").mkdir()
+
+
+def two_ids(folder):
+    np.save(folder / "segmentation.npy", IDS)
+    write_png(folder / "masks", IDS.astype(np.uint8))
+
+
+def two_depths(folder):
+    np.save(folder / "depth.npy", METRES)
+    write_png(folder / "depth", np.rint(METRES * 1000).astype(np.uint16))
+
+
+def two_layers(folder):
+    stored = Foreground(pictures(ROOM)).encode(24.0)
+    (folder / "front.mkv").write_bytes(stored.data)
+    write_png(folder / "foreground", pictures(ROOM))
+    entry = {"file": "front.mkv", "constants": stored.constants._asdict()}
+    change(folder, lambda facts: facts["modalities"].update(foreground=entry))
+
+
+def misnumbered(folder):
+    (folder / "rgb.mp4").unlink()
+    write_png(folder / "rgb", pictures(ROOM))
+    write_png(folder / "background", pictures(ROOM))
+    for number in reversed(range(FRAMES)):
+        (folder / f"background/{number:04}.png").rename(folder / f"background/{number + 1:04}.png")
+
+
 FAULTS = {
     "damaged": (damaged, r"depth\.mkv.*(damaged|cannot)"),
     "bomb": (bomb, r"12 maps of 640 x 480, the video has 12 frames of 64 x 48"),
@@ -153,13 +191,41 @@ FAULTS = {
     "frames": (lambda f: change(f, lambda j: j.update(frames=11)), r"describes 11 frames, the video has 12"),
     "absent": (lambda f: (f / "flow.mkv").unlink(), r"flow\.mkv is not there, clip\.json names it"),
     "caption": (lambda f: change(f, lambda j: j.update(caption=7)), r'"caption" must be a text, found 7'),
+    "halves": (
+        lambda f: change(f, lambda j: j.update(caption="a \ud800")),
+        r'"caption" is no text that UTF-8 can hold',
+    ),
     "nonsense": (lambda f: (f / "clip.json").write_text("{"), r"clip\.json is not JSON"),
     "twice": (lambda f: np.save(f / "depth.npy", METRES[..., 0]), r"depth is named by clip\.json and is there as"),
     "short": (lambda f: np.save(f / "albedo.npy", ROOM.albedo[1:]), r"albedo: 11 maps, the video has 12 frames"),
     "wide": (lambda f: np.save(f / "alpha.npy", np.zeros((FRAMES, 48, 20))), r"maps are 20 x 48, frames 64 x 48"),
-    "bright": (lambda f: np.save(f / "albedo.npy", ROOM.albedo + 1), r"albedo: reflectance must be within 0\.\.1"),
-    "long": (lambda f: np.save(f / "normal.npy", 2 * ROOM.normal), r"normal: frame 0, .* has length 2"),
+    "bright": (
+        lambda f: np.save(f / "albedo.npy", ROOM.albedo + 1),
+        r"albedo ranges from .* to 1\.\d+\. Allowed: 0 to 1",
+    ),
+    "long": (lambda f: np.save(f / "normal.npy", 2 * ROOM.normal), r"100% of the normals are not of length 1"),
     "late": (lambda f: np.save(f / "normal.npy", late(ROOM.normal)), r"normal is out of step: 1 frame behind"),
+    "away": (lambda f: np.save(f / "normal.npy", -ROOM.normal), r"normals face away .* Set \"opencv\""),
+    "shiny": (lambda f: np.save(f / "irradiance.npy", ROOM.irradiance - 1), r"irradiance must be >= 0"),
+    "endless": (lambda f: np.save(f / "alpha.npy", np.full(IDS.shape, np.nan)), r"alpha\.npy has values that are NaN"),
+    "negative": (negative_shape, r"flow\.npy is no array file"),
+    "sidecar": (sidecar_folder, r"clip\.json cannot be read: Is a directory"),
+    "video-map": (
+        lambda f: write_planes(f / "normal.mkv", pictures(ROOM)),
+        r"normal\.mkv is no form .* normal\.npy, or",
+    ),
+    "images": (
+        lambda f: write_png(f / "alpha", pictures(ROOM)),
+        r"alpha is no form in which alpha is read: .*alpha\.npy",
+    ),
+    "key-points": (
+        lambda f: np.save(f / "densepose.npy", IDS),
+        r"densepose\.npy is no form .* read as clip\.json says",
+    ),
+    "two-ids": (two_ids, r"has masks and segmentation\.npy: one is needed, remove the other"),
+    "two-depths": (two_depths, r"has depth and depth\.npy: one is needed"),
+    "two-layers": (two_layers, r"foreground is named by clip\.json and is there as a plain map too"),
+    "numbers": (misnumbered, r"background begins with frame 1, .*rgb with frame 0"),
     "huge": (lambda f: np.save(f / "albedo.npy", np.zeros((FRAMES, 200, 200, 3), np.uint8)), r"more than 12 frames"),
     "two": (lambda f: (f / "video.mp4").write_bytes((f / "rgb.mp4").read_bytes()), r"has both rgb and video"),
     "cut": (lambda f: (f / "rgb.mp4").write_bytes((f / "rgb.mp4").read_bytes()[:-500]), r"rgb\.mp4 is truncated"),
@@ -196,3 +262,16 @@ def test_what_is_no_such_set(tmp_path):
         bring_in("folder", tmp_path / "set", tmp_path / "corpus")
     with pytest.raises(OpenUniError, match="depth_per_level = 0"):
         bring_in("folder", tmp_path / "set", tmp_path / "corpus", depth_per_level=0.0)
+
+
+def test_plain_maps_are_brought_into_range_as_those_of_rendered_sets(tmp_path):
+    folder = tmp_path / "set/a"
+    write_png(folder / "rgb", pictures(ROOM))
+    bent = ROOM.normal.copy()
+    bent[:, :2] *= 0.5
+    np.save(folder / "normal.npy", bent * [1, -1, -1])
+    np.save(folder / "albedo.npy", ROOM.albedo + (1.01 - ROOM.albedo.max()))
+    np.save(folder / "irradiance.npy", ROOM.irradiance - ROOM.irradiance.min() - 1e-4)
+    clip = imported(bring_in("folder", tmp_path / "set", tmp_path / "corpus", normal_frame="opencv"), "folder", "a")
+    assert np.abs(clip.normal - ROOM.normal).max() <= 1e-4
+    assert clip.albedo.max() == 1 and clip.irradiance.min() == 0
