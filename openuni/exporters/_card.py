@@ -25,6 +25,7 @@ class Tally:
     """Counts over the exported clips."""
 
     clips: Counter[str] = field(default_factory=Counter)  # by split
+    renamed: set[tuple[str, str]] = field(default_factory=set)  # split, what the corpus calls it
     seconds: Counter[str] = field(default_factory=Counter)  # by collection
     rows: Counter[str] = field(default_factory=Counter)  # clips by collection
     coverage: Counter[tuple[str, str]] = field(default_factory=Counter)  # (collection, modality or "caption") -> clips
@@ -33,6 +34,8 @@ class Tally:
         """Count one clip."""
         collection = clip.clip.collection or "(none)"
         self.clips[split] += 1
+        if clip.clip.split not in (split, None):
+            self.renamed.add((split, clip.clip.split))
         self.rows[collection] += 1
         self.seconds[collection] += clip.clip.frame_count / clip.clip.fps  # type: ignore[assignment]
         for name in [*clip.maps, *(["caption"] if clip.clip.caption is not None else [])]:
@@ -57,6 +60,7 @@ def card(
         '```python\nimport datasets\n\nrows = datasets.load_dataset("this folder or repository")\n```\n',
         "## Clips\n",
         _table(["split", "clips"], [[name, f"{count:,}"] for name, count in sorted(tally.clips.items())]),
+        _renamed(tally),
         "## Collections and coverage\n",
         _coverage(tally, ["caption", *modalities]),
         "## Modalities\n",
@@ -81,6 +85,12 @@ def _header(title: str, licence: str, total: int, splits: Sequence[str], modalit
     for name in splits:
         lines += [f"  - split: {name}", f"    path: data/{name}-*"]
     return "\n".join([*lines, "---", ""])
+
+
+def _renamed(tally: Tally) -> str:
+    """Which splits have other names than in the corpus; empty where none has."""
+    told = [f"`{name}` is {json.dumps(before, ensure_ascii=False)}" for name, before in sorted(tally.renamed)]
+    return f"Names that `datasets` does not take were changed; in the corpus {', '.join(told)}.\n" if told else ""
 
 
 def _coverage(tally: Tally, names: Sequence[str]) -> str:

@@ -18,6 +18,7 @@ from openuni.exporters._rendered import RGB, Rendered
 
 VIDEO = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])  # how `datasets` embeds a file
 ROW_GROUP_BYTES = 64 * 10**6  # readers hold one in memory
+SPLIT_KEYWORDS = ("all",)  # of `datasets`, which opens no set that has a split of that name
 STORED = "_stored"  # behind a modality's name: the column with the corpus's own bytes
 
 
@@ -40,8 +41,9 @@ class HuggingFace(Rendered):
             )
 
     def shelf(self, clip: ExportClip) -> str:
-        """The clip's split, in letters that `datasets` allows."""
-        return re.sub(r"\W", "_", clip.clip.split or "train")
+        """The clip's split, by a name that `datasets` allows."""
+        name = re.sub(r"\W", "_", clip.clip.split or "train")
+        return f"{name}_" if name in SPLIT_KEYWORDS else name
 
     def batch_bytes(self) -> int:
         """See `Exporter.batch_bytes`."""

@@ -147,3 +147,13 @@ def test_the_card_names_weights_and_their_licence(parted, tmp_path):
 def test_options_out_of_range_are_refused(parted, tmp_path, option, value):
     with pytest.raises(openuni.OpenUniError, match=f"{option} = "):
         openuni.export(parted, "huggingface", out=tmp_path / "a", **{option: value})
+
+
+def test_a_split_called_all_can_be_loaded(tmp_path):
+    corpus = make_corpus(tmp_path / "made")
+    openuni.split(corpus, {"all": 0.5})
+    corpus.refresh()
+    openuni.export(corpus, "huggingface", out=tmp_path / "set", reporter=QUIET)
+    loaded = datasets.load_dataset(str(tmp_path / "set"), cache_dir=str(tmp_path / "cache"))
+    assert set(loaded) == {"all_", "train"}
+    assert 'in the corpus `all_` is "all".' in (tmp_path / "set/README.md").read_text(encoding="utf-8")
