@@ -147,6 +147,13 @@ def with_flags(data: bytes, flags: int) -> bytes:
     return data
 
 
+def with_last_longer(data: bytes, nbytes: int) -> bytes:
+    """The directory says that the last entry goes on beyond the end."""
+    place = data.rindex(b"PK\x01\x02")
+    stored, size = struct.unpack("<2I", data[place + 20 : place + 28])
+    return patched(data, place + 20, struct.pack("<2I", stored + nbytes, size + nbytes))
+
+
 def vast_png() -> bytes:
     """A PNG whose header, with the right checksum, claims 100,000 x 100,000 pixels."""
     import zlib
@@ -188,6 +195,7 @@ HOSTILE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "no frames": (lambda data: rezipped(data, sheet_with(frames=0)), "says 0 frames"),
     "countless frames": (lambda data: rezipped(data, sheet_with(frames=10**12)), "says 1000000000000 frames"),
     "a path as kind": (lambda data: rezipped(data, sheet_with(kind="../x")), r"kind '\.\./x'"),
+    "a file that ends late": (lambda data: with_last_longer(data, 450), "damaged"),
     "bits": (lambda data: patched(data, 700, bytes([data[700] ^ 1])), "damaged"),
     "vast pictures": (
         lambda data: packed("png", 1, [vast_png()], Reading()),

@@ -286,3 +286,13 @@ def test_a_path_that_no_file_can_have_is_named(tmp_path, made):
     corpus = bring_in("openuni_csv", tmp_path / "set", tmp_path / "corpus")
     (reason,) = reasons(corpus).values()
     assert re.search(r"ClipError: all\.csv, line 2: a path has a NUL character", reason) and len(corpus.kept()) == 1
+
+
+def test_a_stopped_export_is_refused_and_hidden_tables_are_none(tmp_path, made):
+    rows = write_set(tmp_path / "set", made, ["a", "b"])
+    write_csv(tmp_path / "set/all.csv", rows[:1], ["video"])
+    write_csv(tmp_path / "set/.draft.csv", rows, ["video"])
+    assert len(bring_in("openuni_csv", tmp_path / "set", tmp_path / "corpus").kept()) == 1
+    (tmp_path / "set/export.json").write_text('{"finished": false, "made_from": {}}')
+    with pytest.raises(OpenUniError, match="is an export that was stopped"):
+        bring_in("openuni_csv", tmp_path / "set", tmp_path / "corpus")
