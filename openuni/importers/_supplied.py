@@ -95,8 +95,6 @@ def text_of(sidecar: Mapping[str, Any], key: str, where: str) -> str | None:
     value = sidecar.get(key)
     if value is not None and not isinstance(value, str):
         raise ClipError(f'{where}: "{key}" must be a text, found {value!r}')
-    if value and any("\ud800" <= sign <= "\udfff" for sign in value):  # JSON can name halves of characters
-        raise ClipError(f'{where}: "{key}" is no text that UTF-8 can hold: {value!r}')
     return value or None
 
 

@@ -191,10 +191,6 @@ FAULTS = {
     "frames": (lambda f: change(f, lambda j: j.update(frames=11)), r"describes 11 frames, the video has 12"),
     "absent": (lambda f: (f / "flow.mkv").unlink(), r"flow\.mkv is not there, clip\.json names it"),
     "caption": (lambda f: change(f, lambda j: j.update(caption=7)), r'"caption" must be a text, found 7'),
-    "halves": (
-        lambda f: change(f, lambda j: j.update(caption="a \ud800")),
-        r'"caption" is no text that UTF-8 can hold',
-    ),
     "nonsense": (lambda f: (f / "clip.json").write_text("{"), r"clip\.json is not JSON"),
     "twice": (lambda f: np.save(f / "depth.npy", METRES[..., 0]), r"depth is named by clip\.json and is there as"),
     "short": (lambda f: np.save(f / "albedo.npy", ROOM.albedo[1:]), r"albedo: 11 maps, the video has 12 frames"),

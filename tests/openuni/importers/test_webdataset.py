@@ -189,19 +189,19 @@ def test_what_is_no_such_set(tmp_path, mp4):
 
 
 def test_a_stopped_export_is_refused_and_its_drafts_are_no_clips(tmp_path, mp4):
-    write_tar(tmp_path / "set/shard-000000.tar", {"a.mp4": mp4})
-    write_tar(tmp_path / "set/.unfinished/00000001/shard-000001.tar", {"a.mp4": mp4, "b.mp4": mp4})
-    record = tmp_path / "set/export.json"
+    write_tar(tmp_path / "sets/one/shard-000000.tar", {"a.mp4": mp4})
+    write_tar(tmp_path / "sets/one/.unfinished/00000001/shard-000001.tar", {"a.mp4": mp4, "b.mp4": mp4})
+    record = tmp_path / "sets/one/export.json"
     record.write_text(json.dumps({"finished": False, "made_from": {}}))
-    with pytest.raises(OpenUniError, match=r"set is an export that was stopped .*openuni export again"):
-        bring_in("webdataset", tmp_path / "set", tmp_path / "corpus")
-    with pytest.raises(OpenUniError, match=r"set is an export that was stopped"):  # also as one of several
-        bring_in("webdataset", tmp_path, tmp_path / "corpus")
+    with pytest.raises(OpenUniError, match=r"one is an export that was stopped .*openuni export again"):
+        bring_in("webdataset", tmp_path / "sets/one", tmp_path / "corpus")
+    with pytest.raises(OpenUniError, match=r"one is an export that was stopped"):  # also as one of several
+        bring_in("webdataset", tmp_path / "sets", tmp_path / "corpus")
     record.write_text(json.dumps({"finished": True, "made_from": {}}))
-    corpus = bring_in("webdataset", tmp_path / "set", tmp_path / "corpus")
+    corpus = bring_in("webdataset", tmp_path / "sets/one", tmp_path / "corpus")
     assert reasons(corpus) == {} and len(corpus.kept()) == 1
     record.write_text(json.dumps({"finished": False}))  # somebody else's file of that name
-    assert len(bring_in("webdataset", tmp_path / "set", tmp_path / "other").kept()) == 1
+    assert len(bring_in("webdataset", tmp_path / "sets/one", tmp_path / "other").kept()) == 1
 
 
 def test_the_rate_of_image_sequences_comes_back_exactly(tmp_path):
