@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from numbers import Integral
 from pathlib import Path
@@ -21,7 +22,7 @@ from train.options import find_and_build
 from train.recipe import Recipe
 from train.tasks import TEXT, Task
 from train.text_flow import TextDraws
-from train.texts import Texts, fixed_rows, latent_codec, text_codec
+from train.texts import EMPTY, Texts, fixed_rows, latent_codec, text_codec
 from train.tokenizer import Tokenizer, identity, tokenizer_of
 
 FORMAT = 1
@@ -139,10 +140,11 @@ class Run:
             raise OpenUniError(
                 f"given latents must be {[len(captions), *one]} for {len(captions)} captions, got {shapes}"
             )
+        text, empty = self._text(task, captions)
         conditions = sampler.Conditions(
             given={name: latents.to(self.device, torch.float32) for name, latents in given.items()},
-            text={name: self._text(task, name, captions).to(self.device) for name in task.streams},
-            unconditional=self.texts.empty,
+            text={name: rows.to(self.device) for name, rows in text.items()},
+            unconditional=empty,
             captioned=self.captioned(task),
             words=self._words(task, captions, sampling),
         )
@@ -252,21 +254,27 @@ class Run:
         start = torch.stack([draws.start("sample", item) for item in range(len(captions))])
         return sampler.SampledText(start.to(self.device), empty.to(self.device), text.degree)
 
-    def _text(self, task: Task, stream: str, captions: Sequence[str]) -> torch.Tensor:
-        """float32 [B, L, D]."""
-        told = self.architecture.text_of(task, stream)
-        if told != "caption":
-            fixed = self.texts.prompt(stream) if told == "prompt" else self.texts.empty
+    def _text(self, task: Task, captions: Sequence[str]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """What every stream is told, float32 [B, L, D], and the empty caption [L, D].
+
+        L is that of the training, or that of the longest caption where this has more rows: no caption is cut.
+        """
+        rows = self._embedded(captions) if self.captioned(task) else []
+        texts = replace(self.texts, length=max([self.texts.length, *map(len, rows)]))
+
+        def told(stream: str) -> torch.Tensor:
+            kind = self.architecture.text_of(task, stream)
+            if kind == "caption":
+                return torch.stack([texts.padded(row) for row in rows])
+            fixed = texts.prompt(stream) if kind == "prompt" else texts.empty
             return fixed.expand(len(captions), -1, -1)
-        codec, model = self.text_codec
-        rows = [torch.from_numpy(codec.encode(model, caption)) if caption else self.texts.empty for caption in captions]
-        for row, caption in zip(rows, captions, strict=True):
-            if len(row) > self.texts.length:
-                raise OpenUniError(
-                    f'the prompt "{caption[:40]}..." has {len(row)} rows of embedding, the run was trained on at most '
-                    f"{self.texts.length}: shorten it, or train with a larger data.text_length"
-                )
-        return torch.stack([self.texts.padded(row) for row in rows])
+
+        return {name: told(name) for name in task.streams}, texts.empty
+
+    def _embedded(self, captions: Sequence[str]) -> list[torch.Tensor]:
+        """float32 [L, D] of each caption; the empty one needs no codec."""
+        empty = self.texts.rows[EMPTY]
+        return [torch.from_numpy(self.text_codec[0].encode(self.text_codec[1], c)) if c else empty for c in captions]
 
     def _rendering(self, name: str, value: Modality | np.ndarray, size: tuple[int, int, int]) -> np.ndarray:
         """float32 [T, H, W, 3] in 0..1, of that size."""
