@@ -43,8 +43,10 @@ def find_stream(folder: Path, name: str, root: str | Path) -> Stream | None:
 
     Raises `ClipError` when there are both, when numbers are missing from a sequence, and when a link leaves `root`.
     """
-    named = (path for path in folder.iterdir() if path.stem == name and path.suffix.lower() in VIDEOS)
-    videos = sorted(path for path in named if path.is_file())
+    # a folder may hold a hundred thousand clips: it is not listed for each of them
+    named = (folder / f"{name}{case(suffix)}" for suffix in VIDEOS for case in (str, str.upper))
+    same = {path.stat().st_ino: path for path in named if path.is_file()}  # where .mp4 and .MP4 are one name, one file
+    videos = sorted(same.values())
     sequence = folder / name
     found = [*videos, *([sequence] if sequence.is_dir() else [])]
     if len(found) > 1:
