@@ -194,6 +194,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return write_corpus(tmp_path_factory.mktemp("corpus"), random_clips(6, ("rgb", "albedo", "normal")))
 
 
+@pytest.mark.slow
 def test_it_learns_all_partitions_of_random_clips(corpus: Any, tmp_path: Path) -> None:
     settings = recipe(150, train_base=True, heads=4, num_layers=1)
     losses = [row["loss"] for row in train(settings, corpus, tmp_path).log if "loss" in row]

@@ -110,6 +110,7 @@ def test_a_trained_base_is_not_lost_in_a_run_that_keeps_its_own(base: Any, corpu
         train(Recipe.from_dict(settings), corpus, tmp_path / "second")
 
 
+@pytest.mark.slow
 def test_it_learns_all_partitions_of_random_clips(corpus: Any, tmp_path: Path) -> None:
     settings = recipe(**SMALL | {"heads": 4, "train_base": True}).to_dict()
     settings["optimizer"] |= {"steps": 150, "batch_size": 8, "learning_rate": 5e-3}
