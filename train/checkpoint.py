@@ -65,14 +65,6 @@ def save(run: Path, step: int, tensors: dict[str, dict[str, torch.Tensor]], stat
     return final
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a small file beside its place and rename it: a full disk or a kill leaves the one that was there."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    _sync(temporary)
-    temporary.replace(path)
-
-
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, torch.Tensor]:
     """The optimiser's state by parameter name: `exp_avg/blocks.0...` and so on."""
     return {

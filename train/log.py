@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from train.checkpoint import write_whole
+from manifests.store import Store
 
 
 class RunLog:
@@ -18,7 +18,7 @@ class RunLog:
 
         path = folder / "log.jsonl"
         self.kept = [row for row in read_log(folder) if row["step"] <= step] if step else []
-        write_whole(path, "".join(json.dumps(row) + "\n" for row in self.kept))
+        Store(str(folder)).put(path.name, "".join(json.dumps(row) + "\n" for row in self.kept).encode())
         self._file = path.open("a")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
 

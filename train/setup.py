@@ -12,8 +12,9 @@ import numpy as np
 from manifests.component import find_component
 from manifests.errors import OpenUniError
 from manifests.modality import find_modality
+from manifests.store import Store
 from train.captions import Captions, open_captions
-from train.checkpoint import checkpoints, write_whole
+from train.checkpoint import checkpoints
 from train.curriculum import Curriculum, all_collections, stages_of
 from train.index import Index, choose_family, open_index
 from train.model import Model
@@ -94,7 +95,7 @@ def prepare(recipe: Recipe, corpus: "Corpus", folder: Path) -> Setup:
         record["data"]["captions"] = index.captions.counts
     record = json.loads(json.dumps(record))
     _check_resume(record, folder)
-    write_whole(folder / RUN_FILE, json.dumps(record, indent=2))
+    Store(str(folder)).put(RUN_FILE, json.dumps(record, indent=2).encode())
     return Setup(recipe, corpus, model, mix, plan, index, Texts(rows, record["text_length"]), record, tokenizer)
 
 

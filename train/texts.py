@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from manifests.component import fingerprint
 from manifests.errors import OpenUniError
 from manifests.modality import find_modality
+from manifests.store import Store
 from train.codec import LatentCodec, TextCodec
 from train.options import find_and_build
 
@@ -66,9 +67,7 @@ def fixed_rows(record: dict[str, Any], modalities: tuple[str, ...], cache: Path)
     codec = text_codec(record)
     model = codec.load("cpu")
     rows = {name: torch.from_numpy(codec.encode(model, text)) for name, text in wanted.items()}
-    temporary = cache.with_name(f".{cache.name}.tmp")
-    save_file({tensor_of[name]: row.contiguous() for name, row in rows.items()}, temporary)
-    temporary.replace(cache)
+    Store(str(cache.parent)).put(cache.name, save({tensor_of[name]: row.contiguous() for name, row in rows.items()}))
     return rows
 
 

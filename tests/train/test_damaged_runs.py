@@ -1,5 +1,7 @@
 """Runs whose files a full disk, a crash or somebody else has spoilt: refused by name, or mended if nothing is lost."""
 
+import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from manifests.errors import OpenUniError
 from tests.train.corpora import random_clips, write_corpus
 from tests.train.small_runs import small_recipe
 from tests.train.test_trainer import MODEL
-from train.checkpoint import checkpoints, write_whole
+from train.checkpoint import checkpoints
 from train.recipe import Recipe
 from train.run import Run
 from train.trainer import train
@@ -82,14 +84,25 @@ def test_a_spoilt_record_is_named(corpus: Corpus, run: Path, text: str) -> None:
             attempt()
 
 
-def test_a_record_is_whole_whatever_becomes_of_the_next_one(tmp_path: Path) -> None:
-    path = tmp_path / "run.json"
-    write_whole(path, "one")
-    with pytest.raises(UnicodeEncodeError):  # as on a full disk: it fails in the middle of writing
-        write_whole(path, "two\udc80")
-    assert path.read_text() == "one"
-    write_whole(path, "three")
-    assert path.read_text() == "three" and [file.name for file in tmp_path.iterdir()] == ["run.json"]
+@pytest.mark.parametrize("file", ["run.json", "log.jsonl"])
+def test_a_file_is_whole_whatever_becomes_of_the_next_one(
+    corpus: Corpus, run: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    before = (run / file).read_bytes()
+    fsync = os.fsync
+
+    def full(descriptor: int) -> None:
+        if any(run.glob(f".{file}.*.tmp")):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        train(RECIPE, corpus, run)
+    assert (run / file).read_bytes() == before
+    monkeypatch.undo()
+    assert train(RECIPE, corpus, run).checkpoint.step == 6
+    assert not [path.name for path in run.iterdir() if path.name.startswith(".")]
 
 
 def test_a_cut_cache_of_texts_is_made_again(corpus: Corpus, run: Path) -> None:
