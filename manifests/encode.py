@@ -12,6 +12,7 @@ import numpy as np
 import xxhash
 
 from manifests.container import Undecodable, VideoError
+from manifests.errors import OpenUniError
 
 # numpy dtype and channel count -> pixel format handed over, pixel format stored. FFV1 has no 24-bit RGB: a padding
 # byte is added, which its lossless colour transform makes free.
@@ -23,9 +24,16 @@ PLANE_FORMATS = {
 }
 Pixels = Literal["yuv420p", "yuv444p", "rgb"]  # how an H.264 video holds colour
 ACROSS_FRAMES = {1: ("libx264", "gray"), 3: ("libx264rgb", "rgb24")}  # by channels: encoder, pixel format
+LARGEST_FPS = 1000  # players' own limit, and far from what time stamps can hold
 KEY_FRAME_EVERY = 24  # of pictures, so that a frame is had without decoding the whole clip
 SEAL_TAG = "PLANES"
 DAMAGED = "stored planes are damaged ({}): recompute this column group"
+
+
+def check_fps(fps: float, what: str) -> None:
+    """Raise `OpenUniError` unless a video may be asked for at this rate. `what`: how it was asked for."""
+    if not 1 <= fps <= LARGEST_FPS:  # NaN neither
+        raise OpenUniError(f"{what} {fps:g}: give 1 to {LARGEST_FPS} frames per second")
 
 
 def frame_rate(fps: float | Fraction) -> Fraction:

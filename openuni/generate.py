@@ -7,11 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from manifests import video
-from manifests.encode import Pixels, write_video
+from manifests.encode import Pixels, check_fps, write_video
 from manifests.errors import OpenUniError
 from manifests.modality import Modality, find_modality, read_rendering
-
-MOST_FPS = 1000  # of the videos written
 
 
 @dataclass(frozen=True)
@@ -39,8 +37,7 @@ def make_files(run_dir: Path, request: Request, out: Path) -> list[Path]:
     from train.sampler import Sampling
 
     size = _size(request.size)
-    if not 1 <= request.fps <= MOST_FPS:  # NaN neither
-        raise OpenUniError(f"--fps {request.fps:g}: give 1 to {MOST_FPS} frames per second")
+    check_fps(request.fps, "--fps")
     run = Run.open(run_dir)
     given: dict[str, Modality | np.ndarray] = {name: _read(name, path) for name, path in map(_pair, request.given)}
     task = run.task_of(request.make, list(given))

@@ -6,12 +6,11 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from manifests.encode import check_fps
 from manifests.errors import OpenUniError
 from openuni.progress import Reporter
 from openuni.world.clips import preset_modalities
 from openuni.world.write import write_clips
-
-LARGEST_FPS = 1000.0  # players' own limit, and far from what time stamps can hold
 
 
 @dataclass(frozen=True)
@@ -35,8 +34,7 @@ def make_world(request: Request, reporter: Reporter) -> str:
     Clips that are there and fit are left as they are. Raises `OpenUniError` for what cannot be made.
     """
     height_px, width_px = read_size(request.size)
-    if not 1 <= request.fps <= LARGEST_FPS:
-        raise OpenUniError(f"--fps {request.fps:g}: give 1 to {LARGEST_FPS:g} frames per second")
+    check_fps(request.fps, "--fps")
     names = [name.strip() for name in request.modalities.split(",") if name.strip()]
     seeds = range(request.seed, request.seed + request.clips)
     with reporter, reporter.phase("world", request.clips) as counter:
