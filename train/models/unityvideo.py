@@ -82,7 +82,8 @@ class UnityVideoBlock(WanBlock):
         """
         batch, segments, length, dim = tokens.shape
         table = self.scale_shift_table[:, None] + time.float()
-        if self.switcher is not None and switch is not None:
+        if self.switcher is not None:
+            assert switch is not None  # which the model makes for blocks that have a switcher
             with torch.autocast(tokens.device.type, enabled=False):  # as all that sigma modulates
                 table = table + self.switcher(switch.float()).unflatten(-1, (6, dim))
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = table.chunk(6, dim=2)  # [B, M, 1, D] each
