@@ -119,7 +119,7 @@ def summary(corpus: "Corpus") -> Summary:
     fate = f"CASE {' '.join(cases)} ELSE '{unfinished}' END"
     place = f"CASE {' '.join(places)} ELSE '' END"
     reason = f"regexp_extract({place}, '^([^:]*)', 1)"  # the type of the error stands before the colon
-    example = f"min({place}), arg_min(clip_id, {place})"
+    example = f"min({place} || chr(0) || clip_id)"  # the first of equal ones: not whichever a thread met
     query = f"SELECT {fate}, {reason}, count(*), {example} FROM joined GROUP BY ALL ORDER BY ALL"
     rows = connection.execute(query).fetchall()
     absences = []
@@ -132,12 +132,13 @@ def summary(corpus: "Corpus") -> Summary:
 def _ledger(rows: list[Any], rules: Sequence[select.Rule], keep: str, unavailable: list[Absence]) -> Summary:
     dropped = {number: 0 for number in range(len(rules))}
     failed, totals = [], {"ok": 0, "pending": 0}
-    for fate, where, count, place, clip_id in rows:
+    for fate, where, count, example in rows:
         if fate == "dropped":
             dropped[int(where)] += count
         elif fate == "failed":
             operator, _, reason = where.partition("\0")
-            error = place.partition("\0")[2].removeprefix(f"{reason}: ")
+            text, _, clip_id = example.partition("\0")[2].rpartition("\0")
+            error = text.removeprefix(f"{reason}: ")
             failed.append(Failure(operator, reason or "unknown", count, clip_id, error[:300]))
         else:
             totals[fate] += count

@@ -114,3 +114,15 @@ def test_what_is_unavailable_is_no_failure(tmp_path, corpus):
     assert made.summary().dropped[0].clips == 1
     assert made.kept("motion.speed >= 0") == IDS[2:6]
     assert made.kept("not motion.speed < 0") == IDS[2:6]  # null passes neither a rule nor its opposite
+
+
+def test_of_clips_that_failed_alike_the_first_by_id_is_shown(tmp_path, corpus):
+    made = Corpus.create(str(tmp_path / "corpus"))
+    writer = made.writer("clips", clip_schema(), "1")
+    for row in corpus.table("clips").to_pylist()[:6]:
+        writer.commit(row)
+    writer.finish()
+    failed = {"status": "failed", "error": "E: x"}
+    put(made, "filters/motion", {number: failed for number in range(6)})
+    made.save_record(keep="", filters=["motion"], annotators=[])
+    assert [tuple(failure) for failure in made.summary().failed] == [("motion", "E", 6, min(IDS[:6]), "x")]
