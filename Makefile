@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 help:
 	@echo "make demo        set up $(VENV) and run the whole job on home-made clips (5 to 7 minutes)"
 	@echo "make demo-quick  the same in its small form (about 90 seconds)"
-	@echo "make test        set up $(VENV) and run the tests (under 10 minutes on 2 cores)"
+	@echo "make test        set up $(VENV) and run the tests (about 10 minutes on 2 cores)"
 	@echo "make test-slow   the longer checks: kills, the quick demo, models that learn clips by heart (about 12 minutes)"
 	@echo "make lint types  ruff, and mypy"
 	@echo "make benchmarks  ratios against named alternatives; figures stand in tests/benchmarks/README.md"
