@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from annotators._guide_flow import carried, guide_flow
-from manifests.clip import DecodedClip
-from manifests.modalities.depth import Depth
-from manifests.modalities.normal import Normal
-from manifests.modality import Modality
+from openuni.annotators._guide_flow import carried, guide_flow
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.contracts.modality import Modality
+from openuni.manifests.modalities.depth import Depth
+from openuni.manifests.modalities.normal import Normal
 
 MIN_FOLLOWED_SHARE = 0.01  # of a frame's pixels: with fewer, a pair of frames says nothing
 RANGE_PERCENTILES = (5.0, 95.0)

@@ -8,10 +8,10 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from annotated_types import Ge, MultipleOf
 
-from manifests.checkpoint import Checkpoint, published_or_path
-from manifests.errors import OpenUniError
-from manifests.inference import Precision, inference
-from manifests.operator import Annotator
+from openuni.manifests.contracts.checkpoint import Checkpoint, published_or_path
+from openuni.manifests.contracts.inference import Precision, inference
+from openuni.manifests.contracts.operator import Annotator
+from openuni.manifests.errors import OpenUniError
 
 PATCH_PX = 14  # of the DINOv2 encoder
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406])

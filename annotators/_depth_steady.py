@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from annotators._guide_flow import carried, guide_flow
-from manifests.clip import DecodedClip
-from manifests.resample import resize_smooth
+from openuni.annotators._guide_flow import carried, guide_flow
+from openuni.manifests.arrays.resample import resize_smooth
+from openuni.manifests.contracts.decoded_clip import DecodedClip
 
 MIN_FOLLOWED_SHARE = 0.05  # of a frame's pixels: on fewer no line is drawn
 MAX_SAMPLES = 20_000  # pixels of a pair that the line is drawn through

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from annotators._pairwise_flow import PairFlow
+from openuni.annotators._pairwise_flow import PairFlow
 
 PRESETS = {"ultrafast": 0, "fast": 1, "medium": 2}  # OpenCV's numbers
 MIN_SIDE_PX = 8  # one DIS patch

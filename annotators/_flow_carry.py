@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from annotators._guide_flow import GuideFlow, carried
-from annotators._instances import Found, iou_of, joint
+from openuni.annotators._guide_flow import GuideFlow, carried
+from openuni.annotators._instances import Found, iou_of, joint
 
 FOLLOWED_SHARE = 0.2  # of an instance's area
 

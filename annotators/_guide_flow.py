@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from annotators._dis_flow import MIN_SIDE_PX, dis_pair_flow
-from annotators._pairwise_flow import consistent
-from manifests.clip import DecodedClip
+from openuni.annotators._dis_flow import MIN_SIDE_PX, dis_pair_flow
+from openuni.annotators._pairwise_flow import consistent
+from openuni.manifests.contracts.decoded_clip import DecodedClip
 
 SHORT_SIDE_PX = 256
 

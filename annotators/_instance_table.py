@@ -4,10 +4,10 @@ from typing import Annotated, NamedTuple
 
 import numpy as np
 
-from annotators._guide_flow import GuideFlow, carried
-from annotators._instances import Tracks, iou_of, joint
-from manifests.modalities.segmentation import Segmentation
-from manifests.resample import resize_nearest
+from openuni.annotators._guide_flow import GuideFlow, carried
+from openuni.annotators._instances import Tracks, iou_of, joint
+from openuni.manifests.arrays.resample import resize_nearest
+from openuni.manifests.modalities.segmentation import Segmentation
 
 
 class Instance(NamedTuple):

@@ -6,9 +6,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from annotators._automatic_masks import Masks
-from manifests.assignment import assigned
-from manifests.resample import resize_nearest
+from openuni.annotators._automatic_masks import Masks
+from openuni.manifests.arrays.assignment import assigned
+from openuni.manifests.arrays.resample import resize_nearest
 
 OnTop = Literal["small", "large", "confident"]
 

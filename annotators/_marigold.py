@@ -10,10 +10,10 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 import numpy as np
 from annotated_types import Ge, MultipleOf
 
-from manifests.checkpoint import Checkpoint, published_or_path
-from manifests.errors import ClipError, OpenUniError
-from manifests.inference import Precision, inference
-from manifests.operator import Annotator
+from openuni.manifests.contracts.checkpoint import Checkpoint, published_or_path
+from openuni.manifests.contracts.inference import Precision, inference
+from openuni.manifests.contracts.operator import Annotator
+from openuni.manifests.errors import ClipError, OpenUniError
 
 LEAST_ENSEMBLE = 3  # members that a spread can be told from
 PARTS = {  # of a pipeline: what may be loaded from its folder

@@ -4,12 +4,12 @@ from typing import Annotated, NamedTuple
 
 import numpy as np
 
-from annotators._guide_flow import GuideFlow, carried, guide_flow
-from manifests.clip import DecodedClip
-from manifests.modalities.alpha import Alpha
-from manifests.modalities.background import Background
-from manifests.modalities.foreground import Foreground
-from manifests.resample import resize_smooth
+from openuni.annotators._guide_flow import GuideFlow, carried, guide_flow
+from openuni.manifests.arrays.resample import resize_smooth
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.modalities.alpha import Alpha
+from openuni.manifests.modalities.background import Background
+from openuni.manifests.modalities.foreground import Foreground
 
 SOFT = 0.02  # alpha from here to 1 - here is neither layer alone
 PURITY = 32  # colours are first taken from pixels in the measure of their coverage to this power, so from pure ones

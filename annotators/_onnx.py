@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from manifests.errors import MissingPart, OpenUniError
+from openuni.manifests.errors import MissingPart, OpenUniError
 
 OUT_OF_MEMORY = ("Failed to allocate memory", "out of memory", "ALLOC_FAILED", "bad allocation")
 

@@ -5,8 +5,8 @@ from typing import Annotated, NamedTuple
 
 import numpy as np
 
-from manifests.clip import DecodedClip
-from manifests.modalities.flow import Flow
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.modalities.flow import Flow
 
 UNFLOW_ALPHA = 0.01  # Meister et al. 2018 (arXiv:1711.07837): share of the two flows' lengths ...
 UNFLOW_BETA_PX = 0.5  # ... plus this many pixels may disagree

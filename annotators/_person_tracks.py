@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from manifests.assignment import assigned
+from openuni.manifests.arrays.assignment import assigned
 
 SURE = 0.3  # a point of less confidence tells nothing
 BODY = slice(0, 23)  # of the 133 points: body and feet; the many of face and hands would outvote them

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from annotators._automatic_masks import without_holes
-from annotators._instances import Found, iou_of, joint
-from manifests.inference import Precision, inference
+from openuni.annotators._automatic_masks import without_holes
+from openuni.annotators._instances import Found, iou_of, joint
+from openuni.manifests.contracts.inference import Precision, inference
 
 FILLED_LOGIT = 0.1  # of a filled hole, as the authors set it
 

@@ -6,8 +6,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from manifests.errors import OpenUniError
-from manifests.inference import Precision, inference
+from openuni.manifests.contracts.inference import Precision, inference
+from openuni.manifests.errors import OpenUniError
 
 SUFFIXES = (".torchscript", ".ts", ".jit", ".pt", ".pth")
 STATES = ("r1", "r2", "r3", "r4")

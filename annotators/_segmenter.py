@@ -9,15 +9,15 @@ from typing import Annotated, Any, ClassVar, Protocol
 import numpy as np
 from annotated_types import Ge, Gt, Interval
 
-from annotators._automatic_masks import MaskRules, Prompted, automatic_masks
-from annotators._guide_flow import guide_flow
-from annotators._instance_table import InstancesOfClip, instances_of_clip
-from annotators._instances import Found, Looks, OnTop, Tracks, flattened, key_frames, looks_of
-from manifests.bounds import SHARE
-from manifests.clip import DecodedClip
-from manifests.errors import OpenUniError
-from manifests.inference import Precision
-from manifests.operator import Annotator
+from openuni.annotators._automatic_masks import MaskRules, Prompted, automatic_masks
+from openuni.annotators._guide_flow import guide_flow
+from openuni.annotators._instance_table import InstancesOfClip, instances_of_clip
+from openuni.annotators._instances import Found, Looks, OnTop, Tracks, flattened, key_frames, looks_of
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.contracts.inference import Precision
+from openuni.manifests.contracts.operator import Annotator
+from openuni.manifests.contracts.options import SHARE
+from openuni.manifests.errors import OpenUniError
 
 
 @dataclass(frozen=True)

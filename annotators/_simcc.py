@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from manifests.errors import OpenUniError
+from openuni.manifests.errors import OpenUniError
 
 BOX_MARGIN = 1.25  # the crop is so much larger than the person's box
 MEAN = np.array([123.675, 116.28, 103.53])  # of the levels of red, green and blue

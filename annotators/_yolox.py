@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from manifests.errors import OpenUniError
+from openuni.manifests.errors import OpenUniError
 
 STRIDES_PX = (8, 16, 32)
 GREY = 114

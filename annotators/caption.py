@@ -8,11 +8,11 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 import numpy as np
 from annotated_types import Ge
 
-from manifests.checkpoint import Checkpoint, published_or_path
-from manifests.clip import DecodedClip
-from manifests.errors import ClipError, OpenUniError
-from manifests.inference import Precision, inference
-from manifests.operator import Annotator, sample_evenly
+from openuni.manifests.contracts.checkpoint import Checkpoint, published_or_path
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.contracts.inference import Precision, inference
+from openuni.manifests.contracts.operator import Annotator, sample_evenly
+from openuni.manifests.errors import ClipError, OpenUniError
 
 BRIEF = (
     "Describe this video in one sentence of at most 25 words: who or what is seen, what happens, and where. Say only "

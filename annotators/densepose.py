@@ -7,14 +7,14 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from annotators._guide_flow import carried, guide_flow
-from manifests.checkpoint import Checkpoint, hub_or_path
-from manifests.clip import DecodedClip
-from manifests.errors import ClipError, MissingPart, OpenUniError
-from manifests.inference import inference
-from manifests.modalities.densepose import PART_COUNT, DensePose
-from manifests.operator import Annotator
-from manifests.resample import resize_nearest
+from openuni.annotators._guide_flow import carried, guide_flow
+from openuni.manifests.arrays.resample import resize_nearest
+from openuni.manifests.contracts.checkpoint import Checkpoint, hub_or_path
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.contracts.inference import inference
+from openuni.manifests.contracts.operator import Annotator
+from openuni.manifests.errors import ClipError, MissingPart, OpenUniError
+from openuni.manifests.modalities.densepose import PART_COUNT, DensePose
 
 REPOSITORY = "LayerNorm/DensePose-TorchScript-with-hint-image"
 FILE = "densepose_r50_fpn_dl.torchscript"

@@ -6,10 +6,10 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from annotators._along_flow import depth_change_share
-from annotators._depth_anything import FrameDepth
-from manifests.clip import DecodedClip
-from manifests.modalities.depth import Depth
+from openuni.annotators._along_flow import depth_change_share
+from openuni.annotators._depth_anything import FrameDepth
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.modalities.depth import Depth
 
 
 class DepthOfClip(NamedTuple):

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from annotators._dis_flow import MIN_SIDE_PX, dis_pair_flow
-from annotators._pairwise_flow import FlowOfClip, flow_of_clip
-from manifests.clip import DecodedClip
-from manifests.errors import ClipError
-from manifests.operator import Annotator
+from openuni.annotators._dis_flow import MIN_SIDE_PX, dis_pair_flow
+from openuni.annotators._pairwise_flow import FlowOfClip, flow_of_clip
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.contracts.operator import Annotator
+from openuni.manifests.errors import ClipError
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,16 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 import numpy as np
 from annotated_types import Ge
 
-from annotators._onnx import OnnxNetwork
-from annotators._person_tracks import BODY, SURE, Persons, identities
-from annotators._simcc import as_input, crop, key_points, window_of
-from annotators._yolox import FIRST_CLASS, anchor_count, letterbox, persons
-from manifests.bounds import SHARE
-from manifests.checkpoint import Checkpoint
-from manifests.clip import DecodedClip
-from manifests.errors import MissingPart, OpenUniError
-from manifests.modalities.skeleton import POINT_COUNT, Skeleton
-from manifests.operator import Annotator
+from openuni.annotators._onnx import OnnxNetwork
+from openuni.annotators._person_tracks import BODY, SURE, Persons, identities
+from openuni.annotators._simcc import as_input, crop, key_points, window_of
+from openuni.annotators._yolox import FIRST_CLASS, anchor_count, letterbox, persons
+from openuni.manifests.contracts.checkpoint import Checkpoint
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.contracts.operator import Annotator
+from openuni.manifests.contracts.options import SHARE
+from openuni.manifests.errors import MissingPart, OpenUniError
+from openuni.manifests.modalities.skeleton import POINT_COUNT, Skeleton
 
 REPOSITORY = "yzd-v/DWPose"
 DETECTOR_FILE, POSE_FILE = "yolox_l.onnx", "dw-ll_ucoco_384.onnx"

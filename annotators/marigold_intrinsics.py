@@ -5,14 +5,14 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from annotators._along_flow import change_along_flow, mean_change
-from annotators._marigold import NEEDED_FILES, Marigold
-from manifests.checkpoint import Checkpoint
-from manifests.clip import DecodedClip
-from manifests.errors import OpenUniError
-from manifests.modalities.albedo import Albedo
-from manifests.modalities.irradiance import Irradiance
-from manifests.transfer import linear_of
+from openuni.annotators._along_flow import change_along_flow, mean_change
+from openuni.annotators._marigold import NEEDED_FILES, Marigold
+from openuni.manifests.arrays.srgb import linear_of
+from openuni.manifests.contracts.checkpoint import Checkpoint
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.errors import OpenUniError
+from openuni.manifests.modalities.albedo import Albedo
+from openuni.manifests.modalities.irradiance import Irradiance
 
 LIGHTING, APPEARANCE = "prs-eth/marigold-iid-lighting-v1-1", "prs-eth/marigold-iid-appearance-v1-1"
 SATURATED = 250  # levels from here on may stand for more light than they say

@@ -5,11 +5,11 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from annotators._along_flow import normal_change_deg
-from annotators._marigold import NEEDED_FILES, Marigold
-from manifests.checkpoint import Checkpoint
-from manifests.clip import DecodedClip
-from manifests.modalities.normal import Normal
+from openuni.annotators._along_flow import normal_change_deg
+from openuni.annotators._marigold import NEEDED_FILES, Marigold
+from openuni.manifests.contracts.checkpoint import Checkpoint
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.modalities.normal import Normal
 
 PUBLISHED = ("prs-eth/marigold-normals-v1-1",)
 

@@ -8,17 +8,17 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from annotated_types import Ge, Interval
 
-from annotators._matte import MatteOfClip, matte_of_clip
-from annotators._scripted_matte import SUFFIXES, ScriptedMatte, estimate, load_scripted
-from manifests.bounds import SHARE
-from manifests.checkpoint import Checkpoint, published_or_path
-from manifests.clip import DecodedClip
-from manifests.errors import OpenUniError, Unavailable
-from manifests.inference import Precision, inference
-from manifests.modalities.segmentation import Segmentation
-from manifests.modalities.skeleton import Skeleton
-from manifests.operator import Annotator
-from manifests.resample import resize_nearest
+from openuni.annotators._matte import MatteOfClip, matte_of_clip
+from openuni.annotators._scripted_matte import SUFFIXES, ScriptedMatte, estimate, load_scripted
+from openuni.manifests.arrays.resample import resize_nearest
+from openuni.manifests.contracts.checkpoint import Checkpoint, published_or_path
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.contracts.inference import Precision, inference
+from openuni.manifests.contracts.operator import Annotator
+from openuni.manifests.contracts.options import SHARE
+from openuni.manifests.errors import OpenUniError, Unavailable
+from openuni.manifests.modalities.segmentation import Segmentation
+from openuni.manifests.modalities.skeleton import Skeleton
 
 BACKGROUND, UNKNOWN, FOREGROUND = 0, 128, 255  # of a trimap, as ViTMatte was trained
 BORDER_SHARE = 0.25  # an instance on more of the frame's border than this is what things stand before

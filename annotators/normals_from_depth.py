@@ -7,12 +7,12 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 import numpy as np
 from annotated_types import Ge, Interval
 
-from annotators._along_flow import normal_change_deg
-from manifests.clip import DecodedClip
-from manifests.errors import ClipError, OpenUniError, Unavailable
-from manifests.modalities.depth import Depth
-from manifests.modalities.normal import Normal
-from manifests.operator import Annotator
+from openuni.annotators._along_flow import normal_change_deg
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.contracts.operator import Annotator
+from openuni.manifests.errors import ClipError, OpenUniError, Unavailable
+from openuni.manifests.modalities.depth import Depth
+from openuni.manifests.modalities.normal import Normal
 
 SAME_BEND = 3.0  # times the bend of one side that both sides may have together and still be one surface
 LEAST_BEND = 1e-4  # of 1 / depth: what rounding to 16 bits may look like

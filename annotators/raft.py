@@ -9,13 +9,13 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from annotated_types import Ge
 
-from annotators._pairwise_flow import FlowOfClip, flow_of_clip
-from manifests.checkpoint import Checkpoint
-from manifests.clip import DecodedClip
-from manifests.errors import OpenUniError, unknown_name
-from manifests.inference import Precision, inference
-from manifests.operator import Annotator
-from manifests.weights import read_weights
+from openuni.annotators._pairwise_flow import FlowOfClip, flow_of_clip
+from openuni.manifests.contracts.checkpoint import Checkpoint
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.contracts.inference import Precision, inference
+from openuni.manifests.contracts.operator import Annotator
+from openuni.manifests.contracts.weights import read_weights
+from openuni.manifests.errors import OpenUniError, unknown_name
 
 STRIDE_PX = 8  # the network's feature maps are 1/8 of its input
 MIN_SIDE_PX = 128  # under this the top of the correlation pyramid has less than two cells and gives NaN

@@ -7,12 +7,12 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 import numpy as np
 from annotated_types import Interval, MinLen
 
-from annotators._along_flow import change_along_flow, mean_change
-from manifests.clip import DecodedClip
-from manifests.modalities.albedo import Albedo
-from manifests.modalities.irradiance import Irradiance
-from manifests.operator import Annotator
-from manifests.transfer import linear_of
+from openuni.annotators._along_flow import change_along_flow, mean_change
+from openuni.manifests.arrays.srgb import linear_of
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.contracts.operator import Annotator
+from openuni.manifests.modalities.albedo import Albedo
+from openuni.manifests.modalities.irradiance import Irradiance
 
 DARKEST = 0.5 / 255 / 12.92  # linear light that 8 bits round to black: what black counts as in the logarithm
 WHITE_SHARE = 0.995  # of the clip's pixels whose reflectance is within 0..1 before the light is raised

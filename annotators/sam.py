@@ -9,15 +9,15 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
-from annotators._automatic_masks import Prompted
-from annotators._flow_carry import FlowStretch
-from annotators._guide_flow import guide_flow
-from annotators._segmenter import Segmenter
-from manifests.checkpoint import Checkpoint
-from manifests.clip import DecodedClip
-from manifests.errors import OpenUniError, unknown_name
-from manifests.inference import Precision, inference
-from manifests.weights import read_weights
+from openuni.annotators._automatic_masks import Prompted
+from openuni.annotators._flow_carry import FlowStretch
+from openuni.annotators._guide_flow import guide_flow
+from openuni.annotators._segmenter import Segmenter
+from openuni.manifests.contracts.checkpoint import Checkpoint
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.contracts.inference import Precision, inference
+from openuni.manifests.contracts.weights import read_weights
+from openuni.manifests.errors import OpenUniError, unknown_name
 
 URL = "https://dl.fbaipublicfiles.com/segment_anything/"
 PUBLISHED = {  # size in 10^6 bytes, sha256

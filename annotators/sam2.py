@@ -7,13 +7,13 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from annotated_types import Ge, Gt
 
-from annotators._automatic_masks import Prompted
-from annotators._instances import Found, largest
-from annotators._sam2_memory import MemoryStretch, Sam2Prompted
-from annotators._segmenter import Segmenter
-from manifests.checkpoint import Checkpoint, published_or_path
-from manifests.clip import DecodedClip
-from manifests.errors import OpenUniError
+from openuni.annotators._automatic_masks import Prompted
+from openuni.annotators._instances import Found, largest
+from openuni.annotators._sam2_memory import MemoryStretch, Sam2Prompted
+from openuni.annotators._segmenter import Segmenter
+from openuni.manifests.contracts.checkpoint import Checkpoint, published_or_path
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.errors import OpenUniError
 
 SIZES_MB = {"tiny": 156.0, "small": 184.4, "base-plus": 323.6, "large": 898.1}
 

@@ -7,23 +7,23 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 
 from annotated_types import Ge
 
-from manifests.beside import beside, read_small
-from manifests.clip import DecodedClip
-from manifests.errors import ClipError, OpenUniError, unknown_name
-from manifests.modalities.albedo import Albedo
-from manifests.modalities.alpha import Alpha
-from manifests.modalities.background import Background
-from manifests.modalities.densepose import DensePose
-from manifests.modalities.depth import Depth
-from manifests.modalities.flow import Flow
-from manifests.modalities.foreground import Foreground
-from manifests.modalities.irradiance import Irradiance
-from manifests.modalities.normal import Normal
-from manifests.modalities.segmentation import Segmentation
-from manifests.modalities.skeleton import Skeleton
-from manifests.modality import Modality, find_modality
-from manifests.operator import Annotator
-from manifests.payloads import entry_of, restore
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.contracts.modality import Modality, find_modality
+from openuni.manifests.contracts.operator import Annotator
+from openuni.manifests.contracts.payloads import entry_of, restore
+from openuni.manifests.corpus.sidecars import beside, read_small
+from openuni.manifests.errors import ClipError, OpenUniError, unknown_name
+from openuni.manifests.modalities.albedo import Albedo
+from openuni.manifests.modalities.alpha import Alpha
+from openuni.manifests.modalities.background import Background
+from openuni.manifests.modalities.densepose import DensePose
+from openuni.manifests.modalities.depth import Depth
+from openuni.manifests.modalities.flow import Flow
+from openuni.manifests.modalities.foreground import Foreground
+from openuni.manifests.modalities.irradiance import Irradiance
+from openuni.manifests.modalities.normal import Normal
+from openuni.manifests.modalities.segmentation import Segmentation
+from openuni.manifests.modalities.skeleton import Skeleton
 
 FORMAT = "openuni-supplied-1"
 MAX_JSON_BYTES = 1 << 20

@@ -5,9 +5,9 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from annotators._guide_flow import GuideFlow, guide_flow
-from manifests.clip import DecodedClip
-from manifests.operator import Annotator
+from openuni.annotators._guide_flow import GuideFlow, guide_flow
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.contracts.operator import Annotator
 
 LUMA = np.array([0.2126, 0.7152, 0.0722], np.float32)  # Rec. 709
 DARK, BRIGHT = 0.2, 0.7  # mean luma, 0..1

@@ -8,15 +8,15 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 import numpy as np
 from annotated_types import Ge
 
-from annotators._along_flow import depth_change_share
-from annotators._depth_anything import PATCH_PX, FrameDepth, original_pixels
-from annotators._depth_steady import steadied
-from annotators._depth_windows import WINDOW, stitched
-from manifests.checkpoint import Checkpoint
-from manifests.clip import DecodedClip
-from manifests.errors import OpenUniError
-from manifests.inference import inference
-from manifests.modalities.depth import Depth
+from openuni.annotators._along_flow import depth_change_share
+from openuni.annotators._depth_anything import PATCH_PX, FrameDepth, original_pixels
+from openuni.annotators._depth_steady import steadied
+from openuni.annotators._depth_windows import WINDOW, stitched
+from openuni.manifests.contracts.checkpoint import Checkpoint
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.contracts.inference import inference
+from openuni.manifests.errors import OpenUniError
+from openuni.manifests.modalities.depth import Depth
 
 WIDEST = 1.78  # clips with longer sides than this ratio go in smaller, as Video-Depth-Anything does it
 WIDEST_KEPT = 1.777

@@ -12,11 +12,11 @@ import numpy as np
 import xxhash
 from annotated_types import Ge, Gt
 
-from filters._samples import at_most
-from manifests.checkpoint import Checkpoint, published_or_path
-from manifests.errors import OpenUniError
-from manifests.inference import Precision, inference
-from manifests.operator import Filter, sample_evenly
+from openuni.filters._samples import at_most
+from openuni.manifests.contracts.checkpoint import Checkpoint, published_or_path
+from openuni.manifests.contracts.inference import Precision, inference
+from openuni.manifests.contracts.operator import Filter, sample_evenly
+from openuni.manifests.errors import OpenUniError
 
 OPENAI_L14 = "timm/vit_large_patch14_clip_224.openai"
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"

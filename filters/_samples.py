@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from manifests.operator import sample_evenly
+from openuni.manifests.contracts.operator import sample_evenly
 
 
 def sample_pairs(times_s: np.ndarray, pairs_per_s: float, max_pairs: int) -> np.ndarray:

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from manifests.errors import MissingPart, OpenUniError
-from manifests.weights import read_weights
+from openuni.manifests.contracts.weights import read_weights
+from openuni.manifests.errors import MissingPart, OpenUniError
 
 Detector = Callable[[np.ndarray], list[np.ndarray]]  # uint8 [H, W, 3] RGB -> float32 [4, 2] each: x, y in pixels
 

@@ -7,10 +7,10 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from filters._clip import ClipFilter, Embedder
-from manifests.checkpoint import Checkpoint, published_or_path
-from manifests.clip import DecodedClip
-from manifests.errors import OpenUniError
+from openuni.filters._clip import ClipFilter, Embedder
+from openuni.manifests.contracts.checkpoint import Checkpoint, published_or_path
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.errors import OpenUniError
 
 HEAD = "ttj/sac-logos-ava1-l14-linearMSE"
 HEAD_WEIGHTS = "model.safetensors"

@@ -5,9 +5,9 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from filters._clip import ClipFilter
-from manifests.clip import DecodedClip
-from manifests.errors import Unavailable
+from openuni.filters._clip import ClipFilter
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.errors import Unavailable
 
 
 class Scores(NamedTuple):

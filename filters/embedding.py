@@ -5,8 +5,8 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from filters._clip import ClipFilter
-from manifests.clip import DecodedClip
+from openuni.filters._clip import ClipFilter
+from openuni.manifests.contracts.decoded_clip import DecodedClip
 
 
 class Scores(NamedTuple):

@@ -8,8 +8,8 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 import numpy as np
 from annotated_types import Ge
 
-from manifests.clip import DecodedClip
-from manifests.operator import Filter
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.contracts.operator import Filter
 
 Flow = Callable[[np.ndarray, np.ndarray], np.ndarray]  # two uint8 [320, 576, 3] RGB -> float32 [320, 576, 2] pixels
 

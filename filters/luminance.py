@@ -5,10 +5,10 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from manifests.bounds import SHARE
-from manifests.clip import DecodedClip
-from manifests.errors import OpenUniError
-from manifests.operator import Filter
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.contracts.operator import Filter
+from openuni.manifests.contracts.options import SHARE
+from openuni.manifests.errors import OpenUniError
 
 BT709_WEIGHTS = np.array([0.2126, 0.7152, 0.0722])  # of R, G, B; they sum to one
 

@@ -6,10 +6,10 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 import numpy as np
 from annotated_types import Ge, Gt
 
-from filters._samples import sample_pairs
-from manifests.clip import DecodedClip
-from manifests.errors import ClipError
-from manifests.operator import Filter
+from openuni.filters._samples import sample_pairs
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.contracts.operator import Filter
+from openuni.manifests.errors import ClipError
 
 PRESETS = {"ultrafast": 0, "fast": 1, "medium": 2}  # OpenCV's numbers for the DIS presets
 MIN_SIDE_PX = 8  # DIS matches patches of 8 px

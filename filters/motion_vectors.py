@@ -6,11 +6,11 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 import numpy as np
 from annotated_types import Ge, Gt
 
-from filters._samples import sample_pairs
-from manifests.clip import DecodedClip
-from manifests.errors import Unavailable
-from manifests.motion_vectors import CODECS, MotionVectors
-from manifests.operator import Filter
+from openuni.filters._samples import sample_pairs
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.contracts.operator import Filter
+from openuni.manifests.errors import Unavailable
+from openuni.manifests.video.motion_vectors import CODECS, MotionVectors
 
 PATCH_PX = 256
 CELL_PX = 4  # no block is smaller

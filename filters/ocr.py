@@ -7,13 +7,13 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 import numpy as np
 from annotated_types import Ge, Gt
 
-from filters import _text_boxes as boxes
-from filters._samples import at_most
-from filters._text_kinds import Kind, kinds_of, union_mask
-from manifests.bounds import SHARE
-from manifests.checkpoint import Checkpoint
-from manifests.clip import DecodedClip
-from manifests.operator import Filter, sample_evenly
+from openuni.filters import _text_boxes as boxes
+from openuni.filters._samples import at_most
+from openuni.filters._text_kinds import Kind, kinds_of, union_mask
+from openuni.manifests.contracts.checkpoint import Checkpoint
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.contracts.operator import Filter, sample_evenly
+from openuni.manifests.contracts.options import SHARE
 
 
 class Scores(NamedTuple):

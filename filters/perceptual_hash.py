@@ -6,9 +6,9 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 import numpy as np
 from annotated_types import Ge, Gt
 
-from filters._samples import at_most
-from manifests.clip import DecodedClip
-from manifests.operator import Filter, sample_evenly
+from openuni.filters._samples import at_most
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.contracts.operator import Filter, sample_evenly
 
 PICTURE_PX = 32  # side of the picture that is hashed
 FREQUENCIES = 8  # of it, so many lowest ones along each side

@@ -6,10 +6,10 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 import numpy as np
 from annotated_types import Ge, Gt
 
-from filters._samples import at_most
-from manifests.bounds import SHARE
-from manifests.clip import DecodedClip
-from manifests.operator import Filter, sample_evenly
+from openuni.filters._samples import at_most
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.contracts.operator import Filter, sample_evenly
+from openuni.manifests.contracts.options import SHARE
 
 
 class Scores(NamedTuple):

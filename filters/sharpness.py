@@ -6,8 +6,8 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 import numpy as np
 from annotated_types import Gt
 
-from manifests.clip import DecodedClip
-from manifests.operator import Filter, sample_evenly
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.contracts.operator import Filter, sample_evenly
 
 BLUR_PX = 11  # length of the strong blur that a picture is held against
 

@@ -7,10 +7,10 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 import numpy as np
 from annotated_types import Ge, Gt
 
-from filters._samples import sample_pairs
-from manifests.bounds import SHARE
-from manifests.clip import DecodedClip
-from manifests.operator import Filter
+from openuni.filters._samples import sample_pairs
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.contracts.operator import Filter
+from openuni.manifests.contracts.options import SHARE
 
 BLOCK_PX = 16
 

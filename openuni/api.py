@@ -5,23 +5,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from manifests import select as rules
-from manifests import splits
-from manifests.corpus import Corpus
-from manifests.errors import OpenUniError
-from openuni import doctor, finder, selection
-from openuni.exporter import find_exporter
-from openuni.exporting import Export, Report
-from openuni.importer import find_importer
-from openuni.importing import Choice, Import
-from openuni.pipeline import Pipeline, Scope
-from openuni.progress import Reporter
-from openuni.recipe import Recipe, build
-from openuni.runner import Resources, open_runner
-from openuni.sources import find_sources
+from openuni.config.recipe import Recipe, build
+from openuni.console.progress import Reporter
+from openuni.dedup import deduplicator as finder
+from openuni.exchange import selection
+from openuni.exchange.exporter import find_exporter
+from openuni.exchange.exporting import Export, Report
+from openuni.exchange.importer import find_importer
+from openuni.exchange.importing import Choice, Import
+from openuni.manifests.corpus import keep_rule as rules
+from openuni.manifests.corpus import splits
+from openuni.manifests.corpus.corpus import Corpus
+from openuni.manifests.corpus.lock import lock
+from openuni.manifests.errors import OpenUniError
+from openuni.pipeline.pipeline import Pipeline, Scope
+from openuni.pipeline.runner import Resources, open_runner
+from openuni.pipeline.sources import find_sources
+from openuni.report import doctor
 
 if TYPE_CHECKING:
-    from train.run import Run
+    from openuni.training.run import Run
 
 MAX_DEFAULT_WORKERS = 16
 
@@ -48,7 +51,7 @@ def run(
     doctor.require(parsed, str(out), resources.gpus)
     corpus = Corpus.create(str(out)) if found else Corpus.open(str(out))
     reporter = reporter or Reporter()
-    with corpus.lock(), reporter, open_runner(resources) as runner:
+    with lock(corpus.store), reporter, open_runner(resources) as runner:
         Pipeline(parsed, corpus, runner, reporter, scope).run(found)
     corpus.refresh()
     return corpus
@@ -70,7 +73,7 @@ def import_set(
     called. Every clip is checked first; what is wrong with one is its row in the corpus: see `corpus.summary()`.
     Raises `OpenUniError` where the folder holds no such set.
     """
-    importer = build(find_importer(format), options or {}, f"import {format}")
+    importer = build(find_importer(format, imports=True), options or {}, f"import {format}")
     place = Path(folder).expanduser().resolve()
     if not place.is_dir():
         raise OpenUniError(f'"{folder}" is no folder. Give the folder that holds the set.')
@@ -79,7 +82,7 @@ def import_set(
     corpus = Corpus.create(str(out))
     reporter = reporter or Reporter()
     job = Import(importer, corpus, choice or Choice())
-    with corpus.lock(), reporter, open_runner(resources or Resources()) as runner:
+    with lock(corpus.store), reporter, open_runner(resources or Resources()) as runner:
         job.run(place, runner, reporter)
     corpus.refresh()
     return corpus
@@ -102,7 +105,7 @@ def export(
     failed.csv. Raises `OpenUniError` for wrong choices, and where the folder holds another export.
     """
     opened = corpus if isinstance(corpus, Corpus) else Corpus.open(str(corpus))
-    exporter = build(find_exporter(format), options, f"export {format}")
+    exporter = build(find_exporter(format, imports=True), options, f"export {format}")
     if workers is not None and workers < 1:
         raise OpenUniError(f"--workers {workers}: must be 1 or more")
     place = Path(out).expanduser().resolve()
@@ -150,19 +153,19 @@ def duplicates(corpus: str | Path | Corpus, by: str = "hash", **options: Any) ->
     """
     chosen = finder.finder_by(by)
     opened = corpus if isinstance(corpus, Corpus) else Corpus.open(str(corpus))
-    with opened.lock():
+    with lock(opened.store):
         return finder.find_copies(build(chosen, options, f"duplicates by {by}"), opened)
 
 
 def split(
     corpus: str | Path | Corpus, shares: Mapping[str, float], *, seed: int = 0, anew: bool = False
 ) -> dict[str, int]:
-    """Give every clip a split and return how many clips each has: see `manifests.splits.assign`."""
+    """Give every clip a split and return how many clips each has: see `openuni.manifests.corpus.splits.assign`."""
     opened = corpus if isinstance(corpus, Corpus) else Corpus.open(str(corpus))
     for name, share in shares.items():
         if isinstance(share, bool) or not isinstance(share, int | float):
             raise OpenUniError(f"split {name} = {share!r}: give its share of the clips, such as {name}=0.05")
-    with opened.lock():
+    with lock(opened.store):
         counts = splits.assign(opened, shares, seed, anew=anew)
     opened.refresh()
     return counts
@@ -176,7 +179,7 @@ def train(
     progress: Any = None,
 ) -> "Run":
     """Train a model on a corpus's latents; call it again to resume. `recipe`: a name of train/recipes, or a file."""
-    from train.trainer import train as train_model
+    from openuni.training.loop.trainer import train as train_model
 
     opened = corpus if isinstance(corpus, Corpus) else Corpus.open(str(corpus))
     return train_model(recipe, opened, Path(out), progress=progress)
@@ -184,7 +187,7 @@ def train(
 
 def open_run(path: str | Path) -> "Run":
     """A training run, for sampling."""
-    from train.run import Run
+    from openuni.training.run import Run
 
     return Run.open(Path(path))
 

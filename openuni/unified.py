@@ -13,27 +13,27 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 import numpy as np
 from annotated_types import Ge
 
-from manifests.checkpoint import Checkpoint
-from manifests.clip import DecodedClip
-from manifests.errors import OpenUniError, unknown_name
-from manifests.modalities.albedo import Albedo
-from manifests.modalities.alpha import Alpha
-from manifests.modalities.background import Background
-from manifests.modalities.densepose import DensePose
-from manifests.modalities.depth import Depth
-from manifests.modalities.flow import Flow
-from manifests.modalities.foreground import Foreground
-from manifests.modalities.irradiance import Irradiance
-from manifests.modalities.normal import Normal
-from manifests.modalities.segmentation import Segmentation
-from manifests.modality import find_modality
-from manifests.operator import Annotator
-from manifests.resample import resize_smooth
-from openuni.windows import join, spans
+from openuni.inference.windows import join, spans
+from openuni.manifests.arrays.resample import resize_smooth
+from openuni.manifests.contracts.checkpoint import Checkpoint
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.contracts.modality import find_modality
+from openuni.manifests.contracts.operator import Annotator
+from openuni.manifests.errors import OpenUniError, unknown_name
+from openuni.manifests.modalities.albedo import Albedo
+from openuni.manifests.modalities.alpha import Alpha
+from openuni.manifests.modalities.background import Background
+from openuni.manifests.modalities.densepose import DensePose
+from openuni.manifests.modalities.depth import Depth
+from openuni.manifests.modalities.flow import Flow
+from openuni.manifests.modalities.foreground import Foreground
+from openuni.manifests.modalities.irradiance import Irradiance
+from openuni.manifests.modalities.normal import Normal
+from openuni.manifests.modalities.segmentation import Segmentation
 
 if TYPE_CHECKING:
-    from train.run import Run
-    from train.tasks import Task
+    from openuni.training.run import Run
+    from openuni.training.tasks import Task
 
 
 class EstimatedMaps(NamedTuple):
@@ -92,7 +92,7 @@ class Unified(Annotator):
 
     def checkpoints(self) -> Sequence[Checkpoint]:
         """The run's record and averaged weights, and what its codecs need."""
-        from train.texts import latent_codec, text_codec
+        from openuni.training.data.texts import latent_codec, text_codec
 
         run = self._run("cpu")
         files = [run.folder / "run.json", run.checkpoint.path / "ema.safetensors"]
@@ -126,7 +126,7 @@ class Unified(Annotator):
         return EstimatedMaps(**maps)
 
     def _run(self, device: str) -> "Run":
-        from train.run import Run
+        from openuni.training.run import Run
 
         if not self.run_dir:
             raise OpenUniError('openuni.unified: run_dir is empty. Give the folder of a training run: run_dir = "run/"')
@@ -173,7 +173,7 @@ class Estimator:
 
     def estimate(self, frames: np.ndarray, caption: str) -> dict[str, np.ndarray]:
         """float32 [T, H, W, 3] RGB in 0..1 -> by modality its rendering, of the same shape and range."""
-        from train.sampler import Sampling
+        from openuni.training.sampler import Sampling
 
         options = self.options
         sampling = Sampling(options.steps, self.run.recipe.flow.shift, options.guidance, options.seed)

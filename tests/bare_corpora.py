@@ -4,10 +4,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from annotators.supplied import Supplied
-from manifests.clip import Clip
-from manifests.corpus import Corpus
-from manifests.schema import clip_schema, producer_schema
+from openuni.annotators.supplied import Supplied
+from openuni.manifests.contracts.schema import clip_schema, producer_schema
+from openuni.manifests.corpus.corpus import Corpus
+from openuni.manifests.video.clip import Clip
 
 EXTENT = {"shard": "part.tar", "offset": 0, "nbytes": 0, "xxh3": 0}
 

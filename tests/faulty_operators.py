@@ -5,9 +5,9 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from manifests.clip import DecodedClip
-from manifests.modalities.segmentation import Segmentation
-from manifests.operator import Annotator, Filter
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.contracts.operator import Annotator, Filter
+from openuni.manifests.modalities.segmentation import Segmentation
 
 
 class Scores(NamedTuple):

@@ -15,12 +15,12 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import numpy as np
 
-from manifests.clip import DecodedClip
-from manifests.component import annotation_text, strip_annotation
-from manifests.errors import OpenUniError
-from manifests.modality import Modality
-from manifests.operator import Filter, Operator
-from manifests.schema import producer_schema, result_hints
+from openuni.manifests.contracts.component import annotation_text, strip_annotation
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.contracts.modality import Modality
+from openuni.manifests.contracts.operator import Filter, Operator
+from openuni.manifests.contracts.schema import producer_schema, result_hints
+from openuni.manifests.errors import OpenUniError
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "torchvision", "transformers", "diffusers", "cv2", "av", "decord", "ray", "PIL", "scipy", "pandas")

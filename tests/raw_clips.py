@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from manifests.corpus import Corpus
-from manifests.video import write_video
+from openuni.manifests.corpus.corpus import Corpus
+from openuni.manifests.video.encode import write_video
 from tests.moving_pictures import panned, texture
 
 TIMINGS = {"ms"}

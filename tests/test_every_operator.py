@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from manifests.clip import DecodedClip
-from manifests.modalities.segmentation import Segmentation
-from manifests.operator import find_operator, operator_names
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.contracts.operator import find_operator, operator_names
+from openuni.manifests.modalities.segmentation import Segmentation
 from tests import faulty_operators as faulty
 from tests import operator_contract as contract
 from tests.docs import python_blocks
@@ -181,7 +181,7 @@ def test_faults_of_sample_are_found(fault):
         contract.samples_are_indices(fault(), TIMES_S[1])
 
 
-@pytest.mark.parametrize("line", ["from cv2 import resize", "import manifests.clip, av.error"])
+@pytest.mark.parametrize("line", ["from cv2 import resize", "import openuni.manifests.video.clip, av.error"])
 def test_a_heavy_import_is_found(tmp_path, line):
     (tmp_path / "planted_heavy.py").write_text(line)
     with pytest.raises(AssertionError, match="move that inside the function"):

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from openuni.listing import listing
-from openuni.recipe import Recipe
+from openuni.config.recipe import Recipe
+from openuni.manifests.contracts.discovery import all_component_names
 from tests.docs import python_blocks
 from tests.raw_clips import write_clips
 
@@ -39,7 +39,7 @@ def test_every_command_works_in_the_order_given(folder):
             assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), command
             continue
         assert words[0] == "openuni"
-        run = [sys.executable, "-m", "openuni.cli", *words[1:]]
+        run = [sys.executable, "-m", "openuni", *words[1:]]
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         done = subprocess.run(run, cwd=folder, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
@@ -63,7 +63,7 @@ def test_the_recipe_shown_is_valid():
 def test_what_it_says_there_is_is_there():
     table = README.read_text().split("| there is | not yet |")[1]
     there = "\n".join(line.split("|")[1] for line in table.splitlines() if line.count("|") == 3)
-    for names in listing().values():
+    for names in all_component_names().values():
         for name in names:
             assert name in there.lower(), f"{name} is not in the table"
 

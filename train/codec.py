@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from manifests.component import Component
+from openuni.manifests.contracts.component import Component
 
 
 @dataclass(frozen=True)

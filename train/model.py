@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 
-from manifests.component import Component
-from train.tasks import Task
+from openuni.manifests.contracts.component import Component
+from openuni.training.tasks import Task
 
 Told = Literal["caption", "prompt", "nothing"]  # the clip's caption, the modality-type prompt, the empty caption
 Streams = dict[str, torch.Tensor]  # by modality: latents [B, C, T, H, W], all of one shape

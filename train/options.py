@@ -3,16 +3,17 @@
 import dataclasses
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from manifests.component import Component, annotation_text, find_component, strip_annotation
-from manifests.errors import OpenUniError, did_you_mean
+from openuni.manifests.contracts.component import Component, annotation_text, strip_annotation
+from openuni.manifests.contracts.discovery import find_component
+from openuni.manifests.errors import OpenUniError, did_you_mean
 
 C = TypeVar("C", bound=Component)
 T = TypeVar("T")
 
 
-def find_and_build(package: str, base: Any, name: str, options: dict[str, Any]) -> Any:
-    """The component `name` deriving from `base` in `package`, with these options; raises `OpenUniError`."""
-    return build(find_component(package, base, name), options)
+def find_and_build(kind: str, base: Any, name: str, options: dict[str, Any]) -> Any:
+    """The component `name` of a kind such as "codecs", deriving from `base`, with these options."""
+    return build(find_component(kind, base, name), options)
 
 
 def build(kind: type[C], options: dict[str, Any]) -> C:

@@ -8,10 +8,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Lt
 
-from manifests.bounds import SHARE, check_options
-from manifests.errors import OpenUniError, did_you_mean
-from train.options import strict
-from train.tasks import RELEASED_WEIGHTS
+from openuni.manifests.contracts.options import SHARE, check_options
+from openuni.manifests.errors import OpenUniError, did_you_mean
+from openuni.training.options import strict
+from openuni.training.tasks import RELEASED_WEIGHTS
 
 RECIPES_DIR = Path(__file__).parent / "recipes"
 

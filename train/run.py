@@ -11,19 +11,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from manifests.errors import OpenUniError
-from manifests.modality import Modality, read_rendering
-from train import sampler
-from train.checkpoint import Checkpoint, checkpoints, load_model
-from train.curriculum import trained_tasks
-from train.log import read_log
-from train.model import Model, Streams
-from train.options import find_and_build
-from train.recipe import Recipe
-from train.tasks import TEXT, Task
-from train.text_flow import TextDraws
-from train.texts import EMPTY, Texts, fixed_rows, latent_codec, text_codec
-from train.tokenizer import Tokenizer, identity, tokenizer_of
+from openuni.manifests.contracts.modality import Modality, read_rendering
+from openuni.manifests.errors import OpenUniError
+from openuni.training import sampler
+from openuni.training.data.curriculum import trained_tasks
+from openuni.training.data.texts import EMPTY, Texts, fixed_rows, latent_codec, text_codec
+from openuni.training.data.tokenizer import Tokenizer, identity, tokenizer_of
+from openuni.training.loop.checkpoint import Checkpoint, checkpoints, load_model
+from openuni.training.loop.log import read_log
+from openuni.training.model import Model, Streams
+from openuni.training.objectives.text_flow_matching import TextDraws
+from openuni.training.options import find_and_build
+from openuni.training.recipe import Recipe
+from openuni.training.tasks import TEXT, Task
 
 FORMAT = 1
 RUN_FILE = "run.json"
@@ -340,7 +340,7 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 def empty_model(record: dict[str, Any]) -> Model:
     """The architecture that run.json records; it needs no file of weights but those of a frozen base."""
-    return find_and_build("train.models", Model, record["model"]["name"], record["model"]["options"])
+    return find_and_build("models", Model, record["model"]["name"], record["model"]["options"])
 
 
 def _check_captions(captions: Sequence[str]) -> None:

@@ -7,13 +7,13 @@ from typing import Annotated, NamedTuple
 import torch
 from annotated_types import Ge, Gt
 
-from manifests.bounds import check_options
-from manifests.errors import OpenUniError
-from train.discrete_flow import named_step
-from train.flow_matching import Solver, guidance_shares, noised, sampling_sigmas, solve
-from train.model import Streams, VideoModel
-from train.randomness import normal
-from train.tasks import TEXT, Task
+from openuni.manifests.contracts.options import check_options
+from openuni.manifests.errors import OpenUniError
+from openuni.training.model import Streams, VideoModel
+from openuni.training.objectives.discrete_flow_matching import named_step
+from openuni.training.objectives.flow_matching import Solver, guidance_shares, noised, sampling_sigmas, solve
+from openuni.training.randomness import normal
+from openuni.training.tasks import TEXT, Task
 
 COLDEST = 1e-6  # a temperature at which all but the likeliest token are out of the question
 

@@ -7,9 +7,9 @@ from functools import cached_property
 from itertools import combinations
 from math import fsum
 
-from manifests.errors import OpenUniError, did_you_mean, unknown_name
-from manifests.modality import modality_names
-from train.randomness import uniform
+from openuni.manifests.contracts.modality import modality_names
+from openuni.manifests.errors import OpenUniError, did_you_mean, unknown_name
+from openuni.training.randomness import uniform
 
 TEXT = "text"
 LARGEST_WEIGHT = 1e9  # sums of weights stay numbers

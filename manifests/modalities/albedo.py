@@ -5,11 +5,11 @@ from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 
-from manifests.errors import ClipError
-from manifests.modality import Modality, Payload
-from manifests.resample import resize_smooth
-from manifests.transfer import linear_of, srgb_of
-from manifests.video import encode_lossless
+from openuni.manifests.arrays.resample import resize_smooth
+from openuni.manifests.arrays.srgb import linear_of, srgb_of
+from openuni.manifests.contracts.modality import Modality, Payload
+from openuni.manifests.errors import ClipError
+from openuni.manifests.video.encode import encode_lossless
 
 LEVELS = 65535  # of the stored 16-bit planes
 

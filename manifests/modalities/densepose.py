@@ -6,11 +6,11 @@ from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 
-from manifests.compact import or_smaller
-from manifests.errors import ClipError
-from manifests.modality import Modality, Payload
-from manifests.resample import resize_nearest
-from manifests.video import encode_lossless
+from openuni.manifests.arrays.resample import resize_nearest
+from openuni.manifests.contracts.modality import Modality, Payload
+from openuni.manifests.errors import ClipError
+from openuni.manifests.modalities._compact import or_smaller
+from openuni.manifests.video.encode import encode_lossless
 
 PART_COUNT = 24
 COMPACT_BITS_PER_PX = 0.49  # 1.98 MB for 81 frames of 480 x 832

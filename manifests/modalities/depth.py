@@ -5,11 +5,11 @@ from typing import ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 
-from manifests.compact import within
-from manifests.errors import ClipError
-from manifests.modality import Modality, Payload
-from manifests.resample import resize_smooth
-from manifests.video import decode_lossless, encode_lossless
+from openuni.manifests.arrays.resample import resize_smooth
+from openuni.manifests.contracts.modality import Modality, Payload
+from openuni.manifests.errors import ClipError
+from openuni.manifests.modalities._compact import within
+from openuni.manifests.video.encode import decode_lossless, encode_lossless
 
 LEVELS = 65535  # of the stored 16-bit planes, less one
 COMPACT_BITS_PER_PX = 1.95  # 7.9 MB for 81 frames of 480 x 832

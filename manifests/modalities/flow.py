@@ -7,11 +7,11 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
-from manifests.compact import within
-from manifests.errors import ClipError
-from manifests.modality import Modality, Payload
-from manifests.resample import resize_nearest, resize_smooth
-from manifests.video import decode_lossless, encode_lossless
+from openuni.manifests.arrays.resample import resize_nearest, resize_smooth
+from openuni.manifests.contracts.modality import Modality, Payload
+from openuni.manifests.errors import ClipError
+from openuni.manifests.modalities._compact import within
+from openuni.manifests.video.encode import decode_lossless, encode_lossless
 
 STEP_PX = 1 / 64
 ZERO_LEVEL = 32768  # of the stored 16-bit planes

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from manifests.modalities.rgb import RGB
+from openuni.manifests.modalities.rgb import RGB
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,11 +5,11 @@ from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 
-from manifests.errors import ClipError
-from manifests.modality import Modality, Payload
-from manifests.resample import resize_nearest, resize_smooth
-from manifests.vectors import lengths, scaled
-from manifests.video import encode_lossless
+from openuni.manifests.arrays.resample import resize_nearest, resize_smooth
+from openuni.manifests.arrays.vectors import lengths, scaled
+from openuni.manifests.contracts.modality import Modality, Payload
+from openuni.manifests.errors import ClipError
+from openuni.manifests.video.encode import encode_lossless
 
 LENGTH_TOLERANCE = 1e-3  # twice what rounding to 16-bit floats does to a length
 ZERO_LEVEL = 32768  # of the stored 16-bit planes

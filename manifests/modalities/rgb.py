@@ -5,10 +5,10 @@ from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 
-from manifests.errors import ClipError
-from manifests.modality import Modality, Payload
-from manifests.resample import resize_smooth
-from manifests.video import decode_lossless, encode_lossless
+from openuni.manifests.arrays.resample import resize_smooth
+from openuni.manifests.contracts.modality import Modality, Payload
+from openuni.manifests.errors import ClipError
+from openuni.manifests.video.encode import decode_lossless, encode_lossless
 
 
 class RGBConstants(NamedTuple):

@@ -6,9 +6,9 @@ from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 
-from manifests.errors import ClipError
-from manifests.modality import Modality, Payload
-from manifests.stick_figure import draw
+from openuni.manifests.contracts.modality import Modality, Payload
+from openuni.manifests.errors import ClipError
+from openuni.manifests.modalities._stick_figure import draw
 
 POINT_COUNT = 133  # COCO-WholeBody: 17 body, 6 feet, 68 face, 21 left hand, 21 right hand
 TENSOR = "points"  # its name in the stored file

@@ -1,1 +1,1 @@
-"""Shot detectors: one per file, found by name."""
+"""Shot detection: the detector contract, and one detector per file in detectors/."""

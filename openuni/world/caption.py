@@ -5,10 +5,10 @@ from collections import Counter
 
 import numpy as np
 
-from openuni.world.camera import Camera, CameraPath, View
+from openuni.world.figures.gait import Walk
 from openuni.world.furniture import article
-from openuni.world.gait import Walk
-from openuni.world.pose import Motion
+from openuni.world.rendering.camera import Camera, CameraPath, View
+from openuni.world.rendering.pose import Motion
 from openuni.world.scene import Scene, Solid, Thing
 
 SHARP_RAD_PER_M = 0.5  # a way that bends more than this has no one direction

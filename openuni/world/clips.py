@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from manifests.errors import OpenUniError, did_you_mean
-from manifests.modality import Modality, find_modality
+from openuni.manifests.contracts.modality import Modality, find_modality
+from openuni.manifests.errors import OpenUniError, did_you_mean
 from openuni.world import truth
-from openuni.world.camera import Lens
 from openuni.world.caption import brief_caption, caption
-from openuni.world.layers import layers
 from openuni.world.presets import GEOMETRY, LAYERS, LIGHT, PEOPLE, find_preset, random_scene
-from openuni.world.rays import Hits
+from openuni.world.rendering.camera import Lens
+from openuni.world.rendering.layers import layers
+from openuni.world.rendering.rays import Hits
+from openuni.world.rendering.shading import render, to_srgb
 from openuni.world.scene import Moment, Scene
-from openuni.world.shading import render, to_srgb
 
 MIN_SIDE_PX = 16
 LEAST_SHARE = 0.002  # of a frame's pixels, for an object to be worth a word

@@ -6,9 +6,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from manifests.encode import check_fps
-from manifests.errors import OpenUniError
-from openuni.progress import Reporter
+from openuni.console.progress import Reporter
+from openuni.manifests.errors import OpenUniError
+from openuni.manifests.video.encode import check_fps
 from openuni.world.clips import preset_modalities
 from openuni.world.write import write_clips
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from openuni.world.limb import Limb
-from openuni.world.pose import NOWHERE, Motion, Vector
+from openuni.world.figures.limb import Limb
+from openuni.world.rendering.pose import NOWHERE, Motion, Vector
+from openuni.world.rendering.shapes import Box, Cone, Cylinder, Shape, Sphere
 from openuni.world.scene import Material, Pattern, Solid, Thing
-from openuni.world.shapes import Box, Cone, Cylinder, Shape, Sphere
 
 CLOTHS = ("red", "teal", "blue", "navy", "maroon", "olive", "slate", "grey", "cream", "sage", "orange", "purple")
 WOODS = (("oak", "walnut"), ("beech", "oak"), ("walnut", "brown"), ("white", "cream"), ("charcoal", "slate"))

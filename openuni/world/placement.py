@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from openuni.world.camera import Camera, View
-from openuni.world.pose import Path, Vector
+from openuni.world.rendering.camera import Camera, View
+from openuni.world.rendering.pose import Path, Vector
 
 INSTANTS = 7  # of the clip that are looked at; first, middle and last decide about the picture's borders
 GAP_M = 0.08  # least distance between things

@@ -7,9 +7,9 @@ import numpy as np
 
 from openuni.world import furniture
 from openuni.world.furniture import Piece
-from openuni.world.pose import NOWHERE, Motion, Vector
+from openuni.world.rendering.pose import NOWHERE, Motion, Vector
+from openuni.world.rendering.shapes import Box, Cylinder, Dome, Sphere, Wall
 from openuni.world.scene import BACKGROUND, Light, Material, Pattern, Solid, Thing
-from openuni.world.shapes import Box, Cylinder, Dome, Sphere, Wall
 
 WALLS = (
     ("cream", "linen"),

@@ -6,15 +6,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from manifests.errors import OpenUniError, unknown_name
-from openuni.world.camera import Camera, CameraPath, Lens, Wander
-from openuni.world.people import INSTANTS_PER_S, draw_people
+from openuni.manifests.errors import OpenUniError, unknown_name
+from openuni.world.figures.people import INSTANTS_PER_S, draw_people
 from openuni.world.placement import INSTANTS, Watch
 from openuni.world.places import Place, draw_room, draw_yard
-from openuni.world.pose import Vector
+from openuni.world.rendering.camera import Camera, CameraPath, Lens, Wander
+from openuni.world.rendering.pose import Vector
+from openuni.world.rendering.shading import render
 from openuni.world.sample import Surroundings, draw_objects, solids_scene
 from openuni.world.scene import Scene
-from openuni.world.shading import render
 
 ATTEMPTS = 100  # at a whole scene; later ones ask for less
 CAMERA_ROOM_M = 0.4  # how far out of a place's clear space a camera may be

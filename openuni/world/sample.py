@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from openuni.world.camera import CameraPath
 from openuni.world.placement import Track, Watch, is_clear
-from openuni.world.pose import NOWHERE, UP, Motion, MotionKind, Vector
+from openuni.world.rendering.camera import CameraPath
+from openuni.world.rendering.pose import NOWHERE, UP, Motion, MotionKind, Vector
+from openuni.world.rendering.shapes import Box, Capsule, Cone, Cylinder, Shape, Sphere, Wall
 from openuni.world.scene import BACKGROUND, Light, Material, Pattern, Scene, Solid
-from openuni.world.shapes import Box, Capsule, Cone, Cylinder, Shape, Sphere, Wall
 
 ROOM_M: Vector = (3.6, 3.0, 4.2)  # half of the width, the height, half of the length; the floor is y = 0
 OBJECT_COLOURS = ("red", "orange", "yellow", "green", "teal", "blue", "purple", "pink")

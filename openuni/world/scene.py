@@ -10,10 +10,10 @@ from typing import Literal
 
 import numpy as np
 
-from openuni.world.body import Body
-from openuni.world.camera import Camera, View
-from openuni.world.pose import Path, Pose, Vector
-from openuni.world.shapes import Shape
+from openuni.world.figures.body import Body
+from openuni.world.rendering.camera import Camera, View
+from openuni.world.rendering.pose import Path, Pose, Vector
+from openuni.world.rendering.shapes import Shape
 
 BACKGROUND = 0  # instance of walls and floor; objects are 1, 2, ...
 

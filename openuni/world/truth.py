@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from openuni.world import keypoints
-from openuni.world.body import PartPath, posture
-from openuni.world.camera import Lens
-from openuni.world.pose import transform
-from openuni.world.rays import Hits, cast, hidden, probe, tile_order
+from openuni.world.figures import keypoints
+from openuni.world.figures.body import PartPath, posture
+from openuni.world.rendering.camera import Lens
+from openuni.world.rendering.pose import transform
+from openuni.world.rendering.rays import Hits, cast, hidden, probe, tile_order
+from openuni.world.rendering.shapes import Dome
 from openuni.world.scene import Moment
-from openuni.world.shapes import Dome
 
 NEAR_M = 1e-3  # a point that comes nearer to the camera's plane than this has no position in the image
 

@@ -33,8 +33,8 @@ from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, Unpack
 
-from manifests.errors import OpenUniError
-from manifests.video import write_video
+from openuni.manifests.errors import OpenUniError
+from openuni.manifests.video.encode import write_video
 from openuni.world.clips import WorldClip, make_clip, preset_modalities
 
 FORMAT = "openuni-supplied-1"

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from annotators.sam import Sam
+from openuni.annotators.sam import Sam
 from openuni.world import render_clip
-from openuni.world.camera import CameraPath, Lens
-from openuni.world.pose import Motion
+from openuni.world.rendering.camera import CameraPath, Lens
+from openuni.world.rendering.pose import Motion
+from openuni.world.rendering.shapes import Box, Sphere
 from openuni.world.sample import draw_room
 from openuni.world.scene import Light, Material, Scene, Solid
-from openuni.world.shapes import Box, Sphere
 
 
 class Truth:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from manifests.modalities.skeleton import POINT_COUNT
+from openuni.manifests.modalities.skeleton import POINT_COUNT
 from tests.onnx_files import Node, write_onnx
 
 PERSON_BGR = (200, 40, 40)  # blue: told apart from red, so that a swap of channels is seen

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from annotators._along_flow import change_along_flow, depth_change_share, mean_change, normal_change_deg
-from manifests.clip import DecodedClip
-from manifests.modalities.albedo import Albedo
-from manifests.modalities.depth import Depth
-from manifests.modalities.normal import Normal
+from openuni.annotators._along_flow import change_along_flow, depth_change_share, mean_change, normal_change_deg
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.modalities.albedo import Albedo
+from openuni.manifests.modalities.depth import Depth
+from openuni.manifests.modalities.normal import Normal
 from openuni.world import make_clip
 from tests.moving_pictures import panned, texture
 

@@ -6,8 +6,15 @@ import torch
 from segment_anything import SamAutomaticMaskGenerator
 from segment_anything.modeling import Sam as Network
 
-from annotators._automatic_masks import MaskRules, automatic_masks, box_of, crop_boxes, without_holes, without_islands
-from annotators.sam import SamPrompted
+from openuni.annotators._automatic_masks import (
+    MaskRules,
+    automatic_masks,
+    box_of,
+    crop_boxes,
+    without_holes,
+    without_islands,
+)
+from openuni.annotators.sam import SamPrompted
 from tests.annotators.test_sam import random_network
 from tests.moving_pictures import panned
 

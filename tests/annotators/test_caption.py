@@ -14,9 +14,9 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from annotators.caption import BRIEF, DETAILED, Caption, ask
-from manifests.clip import DecodedClip
-from manifests.errors import ClipError, MissingPart, OpenUniError
+from openuni.annotators.caption import BRIEF, DETAILED, Caption, ask
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.errors import ClipError, MissingPart, OpenUniError
 from tests.moving_pictures import panned
 
 pytestmark = pytest.mark.usefixtures("one_thread")

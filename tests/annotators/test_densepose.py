@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from annotators.densepose import FILE, REPOSITORY, SHA256, Densepose, Found, _paint, _part_stability, surface
-from manifests.checkpoint import Checkpoint
-from manifests.clip import DecodedClip
-from manifests.errors import ClipError, MissingPart, OpenUniError
-from manifests.modalities.densepose import part_colours
+from openuni.annotators.densepose import FILE, REPOSITORY, SHA256, Densepose, Found, _paint, _part_stability, surface
+from openuni.manifests.contracts.checkpoint import Checkpoint
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.errors import ClipError, MissingPart, OpenUniError
+from openuni.manifests.modalities.densepose import part_colours
 from openuni.world import make_clip
 from tests.moving_pictures import texture
 

@@ -9,10 +9,10 @@ from transformers import (
     DPTImageProcessor,
 )
 
-from annotators._depth_anything import original_size
-from annotators.depth_anything import DepthAnything
-from manifests.clip import DecodedClip
-from manifests.errors import MissingPart, OpenUniError
+from openuni.annotators._depth_anything import original_size
+from openuni.annotators.depth_anything import DepthAnything
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.errors import MissingPart, OpenUniError
 from tests.moving_pictures import panned, texture
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from annotators._pairwise_flow import consistent
-from annotators.dis import Dis
-from manifests.clip import DecodedClip
-from manifests.errors import ClipError, OpenUniError
+from openuni.annotators._pairwise_flow import consistent
+from openuni.annotators.dis import Dis
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.errors import ClipError, OpenUniError
 from tests.moving_pictures import panned, square_on_texture
 
 

@@ -7,14 +7,14 @@ import cv2
 import numpy as np
 import pytest
 
-from annotators import _onnx
-from annotators._onnx import OnnxNetwork, OutOfMemoryError
-from annotators._simcc import as_input, crop, key_points, peaks, window_of
-from annotators._yolox import boxes_of, distinct, letterbox, persons
-from annotators.dwpose import DETECTOR_FILE, POSE_FILE, REPOSITORY, Dwpose
-from manifests.clip import DecodedClip
-from manifests.errors import MissingPart, OpenUniError
-from manifests.stick_figure import draw
+from openuni.annotators import _onnx
+from openuni.annotators._onnx import OnnxNetwork, OutOfMemoryError
+from openuni.annotators._simcc import as_input, crop, key_points, peaks, window_of
+from openuni.annotators._yolox import boxes_of, distinct, letterbox, persons
+from openuni.annotators.dwpose import DETECTOR_FILE, POSE_FILE, REPOSITORY, Dwpose
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.errors import MissingPart, OpenUniError
+from openuni.manifests.modalities._stick_figure import draw
 from tests.annotators.people_networks import PERSON_BGR, POINT_BGR, write_detector, write_networks, write_pose
 from tests.moving_pictures import texture
 from tests.onnx_files import Node, tensor_elsewhere, write_onnx

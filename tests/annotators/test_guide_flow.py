@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from annotators._guide_flow import carried, guide_flow
-from manifests.clip import DecodedClip
+from openuni.annotators._guide_flow import carried, guide_flow
+from openuni.manifests.contracts.decoded_clip import DecodedClip
 
 
 def texture(height_px, width_px):

@@ -3,8 +3,8 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from annotators._automatic_masks import Masks
-from annotators._instances import (
+from openuni.annotators._automatic_masks import Masks
+from openuni.annotators._instances import (
     Found,
     Looks,
     Tracks,

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from annotators.marigold_intrinsics import MarigoldIntrinsics, scaled_to
-from manifests.clip import DecodedClip
-from manifests.errors import MissingPart, OpenUniError
-from manifests.transfer import linear_of, srgb_of
+from openuni.annotators.marigold_intrinsics import MarigoldIntrinsics, scaled_to
+from openuni.manifests.arrays.srgb import linear_of, srgb_of
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.errors import MissingPart, OpenUniError
 from tests.moving_pictures import panned
 from tests.tiny_marigold import APPEARANCE, LIGHTING, tiny_marigold
 

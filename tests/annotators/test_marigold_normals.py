@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from annotators.marigold_normals import MarigoldNormals, unit
-from manifests.clip import DecodedClip
-from manifests.errors import ClipError, MissingPart, OpenUniError
+from openuni.annotators.marigold_normals import MarigoldNormals, unit
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.errors import ClipError, MissingPart, OpenUniError
 from tests.moving_pictures import panned, texture
 from tests.tiny_marigold import tiny_marigold
 

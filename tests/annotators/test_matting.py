@@ -6,13 +6,13 @@ import pytest
 import torch
 from transformers import VitDetConfig, VitMatteConfig, VitMatteForImageMatting, VitMatteImageProcessor
 
-from annotators._matte import layer_colours, matte_of_clip, spread
-from annotators._scripted_matte import load_scripted
-from annotators.matting import BACKGROUND, FOREGROUND, UNKNOWN, Matting, subject_masks, trimaps
-from manifests.clip import DecodedClip
-from manifests.errors import MissingPart, OpenUniError, Unavailable
-from manifests.modalities.segmentation import Segmentation
-from manifests.modalities.skeleton import Skeleton
+from openuni.annotators._matte import layer_colours, matte_of_clip, spread
+from openuni.annotators._scripted_matte import load_scripted
+from openuni.annotators.matting import BACKGROUND, FOREGROUND, UNKNOWN, Matting, subject_masks, trimaps
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.errors import MissingPart, OpenUniError, Unavailable
+from openuni.manifests.modalities.segmentation import Segmentation
+from openuni.manifests.modalities.skeleton import Skeleton
 from openuni.world import make_clip
 from tests.moving_pictures import panned
 

@@ -6,10 +6,10 @@ import cv2
 import numpy as np
 import pytest
 
-from annotators.normals_from_depth import NormalsFromDepth, normals, slopes
-from manifests.clip import DecodedClip
-from manifests.errors import OpenUniError, Unavailable
-from manifests.modalities.depth import Depth
+from openuni.annotators.normals_from_depth import NormalsFromDepth, normals, slopes
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.errors import OpenUniError, Unavailable
+from openuni.manifests.modalities.depth import Depth
 from openuni.world import make_clip
 
 FOCAL_PX = 80.0

@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 
-from annotators._person_tracks import Persons, box_overlap, identities, likeness
-from openuni.world.body import Body
-from openuni.world.camera import CameraPath, Lens
+from openuni.annotators._person_tracks import Persons, box_overlap, identities, likeness
 from openuni.world.clips import render_clip
-from openuni.world.gait import Walk
-from openuni.world.people import dress
+from openuni.world.figures.body import Body
+from openuni.world.figures.gait import Walk
+from openuni.world.figures.people import dress
+from openuni.world.rendering.camera import CameraPath, Lens
 from openuni.world.sample import draw_room
 from openuni.world.scene import Light, Scene
-from tests.manifests.people import standing
+from tests.manifests.modalities.people import standing
 
 FPS = 12.0
 

@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import save_file
 from torchvision.models import optical_flow
 
-from annotators.raft import Raft, split_padding, torchvision_names
-from manifests.clip import DecodedClip
-from manifests.errors import MissingPart, OpenUniError
+from openuni.annotators.raft import Raft, split_padding, torchvision_names
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.errors import MissingPart, OpenUniError
 from tests.moving_pictures import panned
 
 pytestmark = pytest.mark.usefixtures("one_thread")

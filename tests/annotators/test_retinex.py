@@ -4,12 +4,12 @@ import cv2
 import numpy as np
 import pytest
 
-from annotators.retinex import Retinex
-from manifests.clip import DecodedClip
-from manifests.errors import OpenUniError
-from manifests.modalities.albedo import Albedo
-from manifests.modalities.irradiance import Irradiance
-from manifests.transfer import linear_of, srgb_of
+from openuni.annotators.retinex import Retinex
+from openuni.manifests.arrays.srgb import linear_of, srgb_of
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.errors import OpenUniError
+from openuni.manifests.modalities.albedo import Albedo
+from openuni.manifests.modalities.irradiance import Irradiance
 from openuni.world import make_clip
 from tests.moving_pictures import panned
 

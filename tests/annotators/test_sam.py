@@ -9,10 +9,10 @@ from segment_anything.modeling import Sam as Network
 from transformers import SamImageProcessor
 from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 
-from annotators.sam import Sam, SamPrompted, build
-from manifests.clip import DecodedClip
-from manifests.errors import MissingPart, OpenUniError
-from manifests.schema import producer_schema
+from openuni.annotators.sam import Sam, SamPrompted, build
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.contracts.schema import producer_schema
+from openuni.manifests.errors import MissingPart, OpenUniError
 from tests.annotators.test_raft import Payload
 from tests.moving_pictures import panned
 

@@ -11,10 +11,10 @@ from transformers import (
     Sam2VideoVideoProcessor,
 )
 
-from annotators._sam2_memory import MemoryStretch, Sam2Prompted, filled, follow
-from annotators.sam2 import Sam2
-from manifests.clip import DecodedClip
-from manifests.errors import MissingPart, OpenUniError
+from openuni.annotators._sam2_memory import MemoryStretch, Sam2Prompted, filled, follow
+from openuni.annotators.sam2 import Sam2
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.errors import MissingPart, OpenUniError
 from tests.moving_pictures import panned
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -209,7 +209,7 @@ class Tracker:
 
 def test_ids_hold_across_windows_and_what_enters_in_one_is_followed_back(monkeypatch):
     """An object added in a later key frame, its way back, and one that leaves: row 13 of the parity table."""
-    from annotators import _sam2_memory
+    from openuni.annotators import _sam2_memory
     from tests.annotators.oracles import Truth, agreement
     from tests.annotators.test_segmenter import squares
 

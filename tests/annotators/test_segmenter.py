@@ -5,10 +5,10 @@ from functools import cache
 import numpy as np
 import pytest
 
-from annotators._flow_carry import carry
-from annotators._guide_flow import guide_flow
-from annotators._instance_table import flow_iou
-from manifests.clip import DecodedClip
+from openuni.annotators._flow_carry import carry
+from openuni.annotators._guide_flow import guide_flow
+from openuni.annotators._instance_table import flow_iou
+from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.world import make_clip
 from tests.annotators.oracles import TrueSam, Truth, agreement, hidden_for_a_while
 from tests.moving_pictures import texture

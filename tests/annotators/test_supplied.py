@@ -5,15 +5,15 @@ import fsspec
 import numpy as np
 import pytest
 
-from annotators.supplied import Supplied, SuppliedMaps
-from manifests.clip import DecodedClip
-from manifests.errors import ClipError, OpenUniError
-from manifests.modalities.depth import Depth
-from manifests.modalities.flow import Flow
-from manifests.modalities.segmentation import Segmentation
-from manifests.modalities.skeleton import Skeleton
-from manifests.modality import find_modality, modality_names
-from tests.manifests.people import standing
+from openuni.annotators.supplied import Supplied, SuppliedMaps
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.contracts.modality import find_modality, modality_names
+from openuni.manifests.errors import ClipError, OpenUniError
+from openuni.manifests.modalities.depth import Depth
+from openuni.manifests.modalities.flow import Flow
+from openuni.manifests.modalities.segmentation import Segmentation
+from openuni.manifests.modalities.skeleton import Skeleton
+from tests.manifests.modalities.people import standing
 
 T, H, W = 3, 24, 32
 EVERY = tuple(name for name in modality_names() if name != "rgb")

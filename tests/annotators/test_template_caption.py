@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from annotators.template_caption import TemplateCaption
-from manifests.clip import DecodedClip
+from openuni.annotators.template_caption import TemplateCaption
+from openuni.manifests.contracts.decoded_clip import DecodedClip
 from tests.moving_pictures import panned, square_on_texture, texture, zoomed
 
 

@@ -4,17 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from annotators._along_flow import depth_change_share
-from annotators._depth_steady import robust_line, steadied
-from annotators._depth_windows import scale_and_shift, stitched, windows_of
-from annotators.video_depth import VideoDepth, window_input_size
-from manifests.clip import DecodedClip
-from manifests.errors import MissingPart, OpenUniError
-from manifests.modalities.depth import Depth
+from openuni.annotators._along_flow import depth_change_share
+from openuni.annotators._depth_steady import robust_line, steadied
+from openuni.annotators._depth_windows import scale_and_shift, stitched, windows_of
+from openuni.annotators.video_depth import VideoDepth, window_input_size
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.errors import MissingPart, OpenUniError
+from openuni.manifests.modalities.depth import Depth
 from openuni.world import make_clip
-from openuni.world.camera import CameraPath, Lens
 from openuni.world.clips import render_clip
 from openuni.world.presets import random_scene
+from openuni.world.rendering.camera import CameraPath, Lens
 from tests.annotators.test_depth_anything import tiny_checkpoint
 from tests.moving_pictures import panned, texture
 
@@ -254,7 +254,7 @@ def test_a_robust_line_is_deaf_to_outliers_and_symmetric():
 
 
 def test_single_frames_are_those_of_depth_anything_when_nothing_is_steadied(tmp_path):
-    from annotators.depth_anything import DepthAnything
+    from openuni.annotators.depth_anything import DepthAnything
 
     frames, file = panned([(i, 0) for i in range(6)], 45, 80), tiny_checkpoint(tmp_path)
     plain = annotate(DepthAnything(checkpoint=file, input_size=56), frames)

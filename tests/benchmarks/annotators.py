@@ -31,9 +31,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from manifests.clip import DecodedClip
-from manifests.encode import write_video
-from manifests.operator import Annotator
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.contracts.operator import Annotator
+from openuni.manifests.video.encode import write_video
 from tests.moving_pictures import panned
 
 NAMES = ("depth_anything", "raft", "sam", "dwpose", "densepose")
@@ -54,7 +54,7 @@ def full_depth_anything(folder: Path) -> Annotator:
     """Depth Anything V2 Small, random weights."""
     from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config, DPTImageProcessor
 
-    from annotators.depth_anything import DepthAnything
+    from openuni.annotators.depth_anything import DepthAnything
 
     backbone = Dinov2Config(
         hidden_size=384,
@@ -76,7 +76,7 @@ def full_raft(folder: Path) -> Annotator:
     """RAFT large, random weights."""
     from torchvision.models.optical_flow import raft_large
 
-    from annotators.raft import Raft
+    from openuni.annotators.raft import Raft
 
     torch.save(raft_large().state_dict(), folder / "raft.pth")
     return Raft(checkpoint=str(folder / "raft.pth"))
@@ -86,7 +86,7 @@ def full_sam(folder: Path) -> Annotator:
     """SAM ViT-B, random weights."""
     from segment_anything import sam_model_registry
 
-    from annotators.sam import Sam
+    from openuni.annotators.sam import Sam
 
     torch.save(sam_model_registry["vit_b"]().state_dict(), folder / "sam.pth")
     return Sam(checkpoint=str(folder / "sam.pth"))
@@ -123,9 +123,9 @@ def write_clips(folder: Path, count: int, frames: int, height_px: int, width_px:
 def pipeline(chosen: dict[str, Annotator], raw: Path, device_gpus: float) -> dict[str, Any]:
     """The annotate phase's record in the ledger of a run into a new corpus."""
     import openuni
-    from openuni.pipeline import Scope
-    from openuni.progress import Reporter
-    from openuni.runner import Resources
+    from openuni.console.progress import Reporter
+    from openuni.pipeline.pipeline import Scope
+    from openuni.pipeline.runner import Resources
 
     tables = {
         name: {key: list(v) if isinstance(v, tuple) else v for key, v in vars(one).items()}
@@ -191,7 +191,8 @@ def main() -> None:
         raw.mkdir()
         chosen, small = operators(given, folder)
         write_clips(raw, given.clips, *size)
-        from manifests.video import decode, whole_clip
+        from openuni.manifests.contracts.decoded_clip import decode
+        from openuni.manifests.video.probe import whole_clip
 
         clips = [decode(whole_clip(str(path))) for path in sorted(raw.iterdir())]
         rounds = []

@@ -26,10 +26,10 @@ def build(folder: str, rows: int, frames: int, numbers: int) -> None:
     import numpy as np
     import pyarrow as pa
 
-    from filters.embedding import Embedding
-    from filters.perceptual_hash import PerceptualHash
-    from manifests.corpus import Corpus
-    from manifests.schema import clip_schema
+    from openuni.filters.embedding import Embedding
+    from openuni.filters.perceptual_hash import PerceptualHash
+    from openuni.manifests.contracts.schema import clip_schema
+    from openuni.manifests.corpus.corpus import Corpus
 
     corpus, rng = Corpus.create(folder), np.random.default_rng(0)
     source = copied_from(rows)
@@ -97,7 +97,7 @@ def put_scores(corpus: Any, kind: Any, start: int, ids: Any, flat: Any, width: i
     import numpy as np
     import pyarrow as pa
 
-    from manifests.schema import producer_schema
+    from openuni.manifests.contracts.schema import producer_schema
 
     schema, name, count = producer_schema(kind), kind.name(), len(ids)
     lists = pa.ListArray.from_arrays(np.arange(count + 1, dtype=np.int32) * width, flat)
@@ -109,8 +109,8 @@ def put_scores(corpus: Any, kind: Any, start: int, ids: Any, flat: Any, width: i
 
 def put(corpus: Any, group: str, start: int, table: Any) -> None:
     """One part."""
-    from manifests.corpus import VERSION_KEY
-    from manifests.writer import table_bytes
+    from openuni.manifests.corpus.column_groups import VERSION_KEY
+    from openuni.manifests.corpus.writer import table_bytes
 
     data = table_bytes(table.replace_schema_metadata({VERSION_KEY: b"1"}))
     corpus.store.put(f"{group}/part-{start:09d}.parquet", data)
@@ -120,7 +120,7 @@ def check(folder: str, by: str) -> str:
     """How many of the planted copies are with their source, and how many other clips are dropped."""
     import numpy as np
 
-    from manifests.corpus import Corpus
+    from openuni.manifests.corpus.corpus import Corpus
 
     corpus, name = Corpus.open(folder), WAYS[by]
     rows = corpus.table(f"filters/{name}").to_pylist()
@@ -149,7 +149,7 @@ def main() -> None:
         print(f"{given.rows:,} clips, {given.frames} hashes and {given.numbers} numbers each; goal {GOAL_MB:,.0f} MB")
         print(f"{'':<12}{'wall s':>9}{'CPU s':>9}{'peak MB':>9}")
         for by in WAYS:
-            row = measure(by, "-m", "openuni.cli", "duplicates", str(corpus), "--by", by)
+            row = measure(by, "-m", "openuni", "duplicates", str(corpus), "--by", by)
             verdict = "reached" if row.peak_mb < GOAL_MB else "NOT REACHED"
             print(f"{by:<12}{row.seconds:>9.1f}{row.cpu_s:>9.1f}{row.peak_mb:>9,.0f}  {verdict:<12}", flush=True)
             print(f"{'':<12}{check(str(corpus), by)}", flush=True)

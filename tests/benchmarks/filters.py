@@ -84,9 +84,9 @@ def theirs(python: str, what: str, clips: list[str], frames: int, folder: Path) 
 def ours(filters: dict[str, Any], clips: list[str]) -> tuple[float, float]:
     """Wall seconds of the filter phase of a run into a new corpus, and CPU seconds of that run, in this process."""
     import openuni
-    from openuni.pipeline import Scope
-    from openuni.progress import Reporter
-    from openuni.runner import Resources
+    from openuni.console.progress import Reporter
+    from openuni.pipeline.pipeline import Scope
+    from openuni.pipeline.runner import Resources
 
     recipe = {"work": {"short_side_px": 0}, "filters": filters}
     with tempfile.TemporaryDirectory() as scratch:
@@ -101,20 +101,20 @@ def ours(filters: dict[str, Any], clips: list[str]) -> tuple[float, float]:
 
 def opened(filters: dict[str, Any], clips: list[str]) -> int:
     """How many times a run of these filters opens a video, after ingest."""
-    from manifests import video
+    from openuni.manifests.video import container, probe, reader
 
-    count, real = 0, video.open_video
+    count, real = 0, container.open_video
 
     def counted(*given: Any) -> Any:
         nonlocal count
         count += 1
         return real(*given)
 
-    video.open_video = counted  # type: ignore[assignment]
+    probe.open_video = reader.open_video = counted  # type: ignore[assignment]
     try:
         ours(filters, clips)
     finally:
-        video.open_video = real
+        probe.open_video = reader.open_video = real  # type: ignore[assignment]
     return count - len(clips)  # ingest opens each once, to list its frames
 
 

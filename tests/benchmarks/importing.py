@@ -28,6 +28,8 @@ from typing import Any
 
 import numpy as np
 
+from openuni.manifests.corpus.lock import lock
+
 os.environ["OPENUNI_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"  # until wall seconds are taken
 
 FRAMES = 21  # as InteriorVid's clips
@@ -47,14 +49,14 @@ class Kind:
 
 def room(number: int, size_px: tuple[int, int]) -> Any:
     """One rendered clip: linear rgb, albedo, irradiance, normals."""
-    from tests.openuni.importers.rooms import render
+    from tests.openuni.exchange.importers.rooms import render
 
     return render(FRAMES, *size_px, speed=0.02, phase=0.05 * number)
 
 
 def write_exr_clip(folder: Path, number: int, size_px: tuple[int, int]) -> None:
     """Half floats, ZIP."""
-    from tests.openuni.importers.made_sets import write_exr
+    from tests.openuni.exchange.importers.made_sets import write_exr
 
     for name, frames in room(number, size_px)._asdict().items():
         write_exr(folder / f"{number:04}" / name, frames)
@@ -62,8 +64,8 @@ def write_exr_clip(folder: Path, number: int, size_px: tuple[int, int]) -> None:
 
 def write_png_clip(folder: Path, number: int, size_px: tuple[int, int]) -> None:
     """16 bits."""
-    from manifests.transfer import srgb_of
-    from tests.openuni.importers.made_sets import levels16, write_png
+    from openuni.manifests.arrays.srgb import srgb_of
+    from tests.openuni.exchange.importers.made_sets import levels16, write_png
 
     clip, place = room(number, size_px), folder / f"{number:04}"
     write_png(place / "rgb", levels16(srgb_of(np.clip(clip.rgb, 0, 1))))
@@ -74,9 +76,9 @@ def write_png_clip(folder: Path, number: int, size_px: tuple[int, int]) -> None:
 
 def write_video_clip(folder: Path, number: int, size_px: tuple[int, int]) -> None:
     """H.264, maps at full colour resolution."""
-    from manifests.transfer import srgb_of
-    from manifests.video import write_video
-    from tests.openuni.importers.rooms import pictures
+    from openuni.manifests.arrays.srgb import srgb_of
+    from openuni.manifests.video.encode import write_video
+    from tests.openuni.exchange.importers.rooms import pictures
 
     clip, place = room(number, size_px), folder / f"{number:04}"
     place.mkdir(parents=True)
@@ -91,8 +93,8 @@ def write_video_clip(folder: Path, number: int, size_px: tuple[int, int]) -> Non
 
 def write_matte_clip(folder: Path, number: int, size_px: tuple[int, int]) -> None:
     """A foreground and a matte that go to the right, H.264."""
-    from manifests.video import write_video
-    from tests.openuni.importers.rooms import pictures
+    from openuni.manifests.video.encode import write_video
+    from tests.openuni.exchange.importers.rooms import pictures
 
     height_px, width_px = size_px
     rows, columns = np.mgrid[:height_px, :width_px]
@@ -108,10 +110,10 @@ def write_matte_clip(folder: Path, number: int, size_px: tuple[int, int]) -> Non
 
 def write_csv_clip(folder: Path, number: int, size_px: tuple[int, int]) -> None:
     """The picture, grey depth and instances in the palette's colours, H.264."""
-    from manifests.modalities.depth import Depth
-    from manifests.modalities.segmentation import Segmentation
-    from manifests.video import write_video
-    from tests.openuni.importers.rooms import geometry, pictures
+    from openuni.manifests.modalities.depth import Depth
+    from openuni.manifests.modalities.segmentation import Segmentation
+    from openuni.manifests.video.encode import write_video
+    from tests.openuni.exchange.importers.rooms import geometry, pictures
 
     metres, ids = geometry(FRAMES, *size_px)
     drawn = {"video": pictures(room(number, size_px))}
@@ -131,11 +133,11 @@ def write_csv_clip(folder: Path, number: int, size_px: tuple[int, int]) -> None:
 
 def write_shard_clip(folder: Path, number: int, size_px: tuple[int, int]) -> None:
     """A shard per clip: H.264 and three stored maps."""
-    from manifests.modalities.albedo import Albedo
-    from manifests.modalities.depth import Depth
-    from manifests.modalities.normal import Normal
-    from manifests.video import write_video
-    from tests.openuni.importers.rooms import geometry, pictures
+    from openuni.manifests.modalities.albedo import Albedo
+    from openuni.manifests.modalities.depth import Depth
+    from openuni.manifests.modalities.normal import Normal
+    from openuni.manifests.video.encode import write_video
+    from tests.openuni.exchange.importers.rooms import geometry, pictures
 
     clip = room(number, size_px)
     folder.mkdir(parents=True, exist_ok=True)
@@ -226,9 +228,9 @@ DECODERS: dict[str, Callable[[Path], None]] = {
 
 def cpu_of_steps(kind: Kind, folder: Path) -> dict[str, float]:
     """CPU seconds of bare decoding and, beyond it, of each step of an import's worker, over the whole set."""
-    from manifests.corpus import Corpus
-    from openuni.importer import find_importer
-    from openuni.importing import ImportItem, ImportSpec
+    from openuni.exchange.importer import find_importer
+    from openuni.exchange.importing import ImportItem, ImportSpec
+    from openuni.manifests.corpus.corpus import Corpus
 
     seconds = dict.fromkeys(STEPS, 0.0)
     mark = time.process_time()
@@ -244,7 +246,7 @@ def cpu_of_steps(kind: Kind, folder: Path) -> dict[str, float]:
     importer = find_importer(kind.importer)(**kind.options)
     with tempfile.TemporaryDirectory() as out:
         corpus = Corpus.create(str(Path(out) / "corpus"))
-        with corpus.lock():
+        with lock(corpus.store):
             worker = ImportSpec(corpus.store.url, importer, importer.version(), "set").start("cpu")
             mark = time.process_time()
             for found in importer.find(folder):
@@ -263,15 +265,15 @@ def cpu_of_steps(kind: Kind, folder: Path) -> dict[str, float]:
 
 def import_with(runner: Any, kind: Kind, folder: Path, limit: int | None = None) -> None:
     """The whole set into a corpus of its own; every clip must come in."""
-    from manifests.corpus import Corpus
-    from openuni.importer import find_importer
-    from openuni.importing import Choice, Import
-    from openuni.progress import Reporter
+    from openuni.console.progress import Reporter
+    from openuni.exchange.importer import find_importer
+    from openuni.exchange.importing import Choice, Import
+    from openuni.manifests.corpus.corpus import Corpus
 
     with tempfile.TemporaryDirectory() as out:
         corpus = Corpus.create(str(Path(out) / "corpus"))
         job = Import(find_importer(kind.importer)(**kind.options), corpus, Choice("set", limit))
-        with corpus.lock(), Reporter(quiet=True) as reporter:
+        with lock(corpus.store), Reporter(quiet=True) as reporter:
             job.run(folder, runner, reporter)
         failed = corpus.summary().failed
         assert not failed, failed
@@ -336,7 +338,7 @@ def print_cpu(sets: list[tuple[str, Kind, Path]], clips: int, rounds: int) -> No
 
 def print_wall(sets: list[tuple[str, Kind, Path]], clips: int, rounds: int, workers: int) -> None:
     """How long it takes."""
-    from openuni.runner import Resources, open_runner
+    from openuni.pipeline.runner import Resources, open_runner
 
     del os.environ["OPENUNI_THREADS"]  # all cores, as for users
     cores = os.cpu_count() or 1

@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from openuni.manifests.corpus.lock import lock
+
 ROOT = Path(__file__).parents[2]
 GOAL_S, GOAL_MB = 20.0, 2000.0
 KEEP = "motion.speed_diag_per_s > 0.02 and luminance.mean > 0.08"
@@ -48,13 +50,14 @@ def build(folder: str, rows: int, part_rows: int) -> None:
     import numpy as np
     import pyarrow as pa
 
-    from manifests.corpus import VERSION_KEY, Corpus
-    from manifests.schema import clip_schema, producer_schema
-    from manifests.writer import table_bytes
-    from openuni.pipeline import INGEST_VERSION, Pipeline
-    from openuni.progress import Reporter
-    from openuni.recipe import Recipe
-    from openuni.runner import InProcessRunner
+    from openuni.config.recipe import Recipe
+    from openuni.console.progress import Reporter
+    from openuni.manifests.contracts.schema import clip_schema, producer_schema
+    from openuni.manifests.corpus.column_groups import VERSION_KEY
+    from openuni.manifests.corpus.corpus import Corpus
+    from openuni.manifests.corpus.writer import table_bytes
+    from openuni.pipeline.pipeline import INGEST_VERSION, Pipeline
+    from openuni.pipeline.runner import InProcessRunner
 
     recipe = Recipe.parse(RECIPE)
     corpus = Corpus.create(folder)
@@ -175,7 +178,7 @@ def _sentences(rng: Any) -> list[str]:
 
 def open_corpus(folder: str) -> str:
     """Open, count, read one clip's rows."""
-    from manifests.corpus import Corpus
+    from openuni.manifests.corpus.corpus import Corpus
 
     corpus = Corpus.open(folder)
     clip = corpus[len(corpus) // 2]
@@ -184,11 +187,11 @@ def open_corpus(folder: str) -> str:
 
 def resume(folder: str, recipe: dict[str, Any]) -> str:
     """`Pipeline.run` as it is, to its end, or to where a phase has something to do (and then what)."""
-    from manifests.corpus import Corpus
-    from openuni.pipeline import Pipeline
-    from openuni.progress import Reporter
-    from openuni.recipe import Recipe
-    from openuni.runner import Runner
+    from openuni.config.recipe import Recipe
+    from openuni.console.progress import Reporter
+    from openuni.manifests.corpus.corpus import Corpus
+    from openuni.pipeline.pipeline import Pipeline
+    from openuni.pipeline.runner import Runner
 
     class Planned(Exception):
         """Ends the run where work would begin."""
@@ -205,7 +208,7 @@ def resume(folder: str, recipe: dict[str, Any]) -> str:
     sources = corpus.table("clips", ["source"]).column("source").to_pylist()
     reporter = Reporter(quiet=True)
     try:
-        with corpus.lock():
+        with lock(corpus.store):
             ledger = Pipeline(Recipe.parse(recipe), corpus, PlanOnly(), reporter).run(sources)
     except Planned as planned:
         phase = reporter.phases[-1]
@@ -240,13 +243,13 @@ def measure_all(corpus: Path, scratch: Path) -> Iterator[Measured]:
     """Every case; in some of them, parts of a group are put out of sight."""
     me = ("-m", "tests.benchmarks.manifests", "--child")
     yield measure("open", *me, "open", str(corpus))
-    yield measure("openuni summary", "-m", "openuni.cli", "summary", str(corpus))
+    yield measure("openuni summary", "-m", "openuni", "summary", str(corpus))
     yield measure("resume, nothing left", *me, "resume", str(corpus))
     for phase, group in (("filter", "filters/motion"), ("annotate", "annotations/dis")):
         with out_of_sight(corpus / group, scratch):
             yield measure(f"resume, {phase}: a tenth left", *me, "resume", str(corpus))
     yield measure("first plan of encode", *me, "encode", str(corpus))
-    cut = ("-m", "openuni.cli", "select", str(corpus), "--keep", SELECT, "--out", str(scratch / "cut"))
+    cut = ("-m", "openuni", "select", str(corpus), "--keep", SELECT, "--out", str(scratch / "cut"))
     yield measure("openuni select", *cut)
 
 

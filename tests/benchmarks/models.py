@@ -19,9 +19,9 @@ from diffusers import WanTransformer3DModel
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from train.models.unityvideo import UnityVideo
-from train.models.unividx import UniVidX
-from train.wan import WanModel
+from openuni.training.backbone.wan import WanModel
+from openuni.training.models.unityvideo import UnityVideo
+from openuni.training.models.unividx import UniVidX
 
 NAMES = ("rgb", "albedo", "irradiance", "normal")
 # widths of Wan 2.1 1.3B, one block; and a narrow one with more tokens, so that attention weighs what it does there

@@ -47,7 +47,7 @@ def write_clips(folder: str, count: int) -> None:
     """Textures that pan at speeds of their own under fresh noise, H.264."""
     import numpy as np
 
-    from manifests.video import write_video
+    from openuni.manifests.video.encode import write_video
     from tests.moving_pictures import texture
 
     rng = np.random.default_rng(0)
@@ -64,11 +64,12 @@ def bare_loop(folder: str, recipe_file: str) -> float:
     """Seconds to decode and compute what `openuni run` computes, in this process, storing nothing."""
     import numpy as np
 
-    from manifests import video
-    from openuni.recipe import Recipe
+    from openuni.config.recipe import Recipe
+    from openuni.manifests.contracts.decoded_clip import decode
+    from openuni.manifests.video.probe import clip_of, probe
 
     recipe = Recipe.load(recipe_file)
-    clips = [video.clip_of(str(path), video.probe(str(path))) for path in sorted(Path(folder).glob("*.mp4"))]
+    clips = [clip_of(str(path), probe(str(path))) for path in sorted(Path(folder).glob("*.mp4"))]
     models = {name: operator.load("cpu") for name, operator in (*recipe.filters.items(), *recipe.annotators.items())}
     short_side_px = recipe.work.short_side_px
     started = time.perf_counter()
@@ -79,12 +80,12 @@ def bare_loop(folder: str, recipe_file: str) -> float:
             wanted.update({name: operator.sample(times_s) for name, operator in recipe.filters.items()})
             return np.unique(np.concatenate(list(wanted.values())))
 
-        decoded = video.decode(clip, choose, short_side_px)
+        decoded = decode(clip, choose, short_side_px)
         union = np.unique(np.concatenate(list(wanted.values())))
         for name, operator in recipe.filters.items():
             operator.run(models[name], decoded.take(np.searchsorted(union, wanted[name])))
     for clip in clips:
-        decoded = video.decode(clip, None, short_side_px)
+        decoded = decode(clip, None, short_side_px)
         for name, annotator in recipe.annotators.items():
             annotator.run(models[name], decoded)
     return time.perf_counter() - started
@@ -122,7 +123,7 @@ def bare(raw: Path, recipe: Path, *, one_core: bool = False) -> Seconds:
 def run(raw: Path, recipe: Path, workers: int, *, one_core: bool = False) -> Seconds:
     """`openuni run` into a new corpus."""
     out = Path(tempfile.mkdtemp(dir=raw.parent)) / "corpus"
-    command = ("-m", "openuni.cli", "run", str(recipe), str(raw), "--out", str(out), "--workers", str(workers))
+    command = ("-m", "openuni", "run", str(recipe), str(raw), "--out", str(out), "--workers", str(workers))
     whole, _ = timed(*command, one_core=one_core)
     (ledger,) = (json.loads(path.read_text()) for path in (out / "runs").glob("*.json"))
     shutil.rmtree(out.parent)

@@ -13,7 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from manifests.modality import Modality
+from openuni.manifests.contracts.modality import Modality
 from openuni.world.clips import make_clip
 
 FRAMES, HEIGHT_PX, WIDTH_PX = 5, 240, 320

@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 
-from openuni.shot_detector import find_shot_detector
+from openuni.shots.shot_detector import find_shot_detector
 from tests.openuni.shots.edited_films import film, find, matched
 
 SEEDS = range(600, 612)  # none of those that the detectors were set with

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from manifests import video
-from manifests.clip import Clip
+from openuni.manifests.contracts.decoded_clip import decode
+from openuni.manifests.video.clip import Clip
+from openuni.manifests.video.probe import clip_of, probe
 
 SPARSE_PER_S = 2.0
 
@@ -22,8 +23,8 @@ Reader = Callable[[Clip, np.ndarray, int], np.ndarray]
 
 
 def ours(clip: Clip, indices: np.ndarray, threads: int) -> np.ndarray:
-    """`manifests.video`: exact by timestamp, rounded conversion."""
-    return video.decode(clip, indices, threads=threads).frames
+    """`openuni.manifests.video.reader`: exact by timestamp, rounded conversion."""
+    return decode(clip, indices, threads=threads).frames
 
 
 def by_decord(clip: Clip, indices: np.ndarray, threads: int) -> np.ndarray:
@@ -97,8 +98,8 @@ def main() -> None:
     for path in sorted(given.folder.iterdir()):
         if path.suffix not in (".mp4", ".mkv", ".webm", ".avi", ".mov"):
             continue
-        info = video.probe(str(path))
-        clip = video.clip_of(str(path), info)
+        info = probe(str(path))
+        clip = clip_of(str(path), info)
         count = clip.frame_count
         sparse = np.unique(np.linspace(0, count - 1, max(2, round(clip.duration_s * SPARSE_PER_S))).astype(np.int64))
         for way, indices in (("whole", np.arange(count)), ("sparse", sparse)):

@@ -3,9 +3,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from filters.aesthetic import HEAD, Aesthetic, load_head, score
-from manifests.clip import DecodedClip
-from manifests.errors import MissingPart, OpenUniError
+from openuni.filters.aesthetic import HEAD, Aesthetic, load_head, score
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.errors import MissingPart, OpenUniError
 from tests.moving_pictures import panned, texture
 from tests.tiny_clip import tiny_clip, tiny_head
 

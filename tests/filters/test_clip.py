@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from filters._clip import OPENAI_L14, PUBLISHED, ClipFilter, Embedder, shared_embedder
-from filters.clip_text import ClipText
-from filters.consistency import Consistency
-from filters.embedding import Embedding
-from manifests.checkpoint import Checkpoint
-from manifests.clip import DecodedClip
-from manifests.errors import MissingPart, OpenUniError
+from openuni.filters._clip import OPENAI_L14, PUBLISHED, ClipFilter, Embedder, shared_embedder
+from openuni.filters.clip_text import ClipText
+from openuni.filters.consistency import Consistency
+from openuni.filters.embedding import Embedding
+from openuni.manifests.contracts.checkpoint import Checkpoint
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.errors import MissingPart, OpenUniError
 from tests.moving_pictures import panned, texture
 from tests.tiny_clip import SIDE_PX, tiny_clip
 
@@ -139,7 +139,7 @@ def test_each_frame_is_embedded_once_for_all_filters(checkpoint, monkeypatch):
 
 
 def test_what_is_remembered_is_bounded_and_per_precision(checkpoint, monkeypatch):
-    monkeypatch.setattr("filters._clip.REMEMBERED_FRAMES", 2)
+    monkeypatch.setattr("openuni.filters._clip.REMEMBERED_FRAMES", 2)
     embedder = Embedder(Path(checkpoint.ref), "cpu", quick_gelu=False)
     first = embedder.frames(FRAMES, "fp32", 16)
     assert len(embedder.remembered) == 2
@@ -158,7 +158,7 @@ def test_the_network_goes_when_no_filter_holds_it(folder):
     before = id(model.network)
     del model
     gc.collect()
-    from filters import _clip
+    from openuni.filters import _clip
 
     assert all(id(embedder.network) != before for embedder in _clip._alive.values())
 

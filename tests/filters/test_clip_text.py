@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from filters.clip_text import ClipText
-from manifests.clip import DecodedClip
-from manifests.errors import Unavailable
+from openuni.filters.clip_text import ClipText
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.errors import Unavailable
 from tests.moving_pictures import panned
 from tests.tiny_clip import tiny_clip
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from filters.consistency import Consistency
-from manifests.clip import DecodedClip
+from openuni.filters.consistency import Consistency
+from openuni.manifests.contracts.decoded_clip import DecodedClip
 from tests.moving_pictures import panned, texture
 from tests.tiny_clip import tiny_clip
 

@@ -2,9 +2,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from filters.embedding import Embedding
-from manifests.clip import DecodedClip
-from manifests.schema import producer_schema
+from openuni.filters.embedding import Embedding
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.contracts.schema import producer_schema
 from tests.moving_pictures import panned, texture
 from tests.tiny_clip import tiny_clip
 

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from filters.flow_score import FlowScore, resized
-from manifests.clip import DecodedClip
-from manifests.errors import OpenUniError
+from openuni.filters.flow_score import FlowScore, resized
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.errors import OpenUniError
 from tests.moving_pictures import panned, texture
 
 SHIFT_PX = (3.0, -1.0)

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from filters.luminance import Luminance
-from manifests.clip import DecodedClip
-from manifests.errors import OpenUniError
+from openuni.filters.luminance import Luminance
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.errors import OpenUniError
 
 
 def scores(frames, **options):

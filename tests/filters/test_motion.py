@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from filters.motion import Motion
-from manifests.clip import DecodedClip
-from manifests.errors import ClipError, OpenUniError
+from openuni.filters.motion import Motion
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.errors import ClipError, OpenUniError
 from tests.moving_pictures import panned, square_on_texture, zoomed
 
 

@@ -5,11 +5,11 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from filters.motion import Motion
-from filters.motion_vectors import CodecMotion
-from manifests import video
-from manifests.clip import DecodedClip
-from manifests.errors import ClipError, OpenUniError, Unavailable
+from openuni.filters.motion import Motion
+from openuni.filters.motion_vectors import CodecMotion
+from openuni.manifests.contracts.decoded_clip import DecodedClip, decode
+from openuni.manifests.errors import ClipError, OpenUniError, Unavailable
+from openuni.manifests.video.probe import clip_of, probe
 from tests.coded_clips import encode
 from tests.moving_pictures import panned, square_on_texture
 
@@ -27,8 +27,8 @@ def decoded(folder, pictures, codec="libx264", suffix="mp4", options=None, **how
     path = encode(
         folder / f"x.{suffix}", codec, range(len(pictures)), options or ONE_REFERENCE, pictures=list(pictures)
     )
-    clip = video.clip_of(str(path), video.probe(str(path)))
-    return video.decode(clip, CodecMotion().sample, vectors=True, **how)
+    clip = clip_of(str(path), probe(str(path)))
+    return decode(clip, CodecMotion().sample, vectors=True, **how)
 
 
 def contract_case(folder, frames):
@@ -89,7 +89,7 @@ def test_vectors_estimated_by_ffmpeg_from_such_codecs_are_the_same(tmp_path, cod
         "libvpx-vp9": {"crf": "15", "b": "0", "cpu-used": "8"},
         "libsvtav1": {"crf": "20", "preset": "10"},
     }
-    frames = video.decode(decoded(tmp_path, pan(8), codec, suffix, options[codec]).clip).frames
+    frames = decode(decoded(tmp_path, pan(8), codec, suffix, options[codec]).clip).frames
     tables = np.concatenate(mestimate(frames)[1:])
     here, there = (np.stack([tables[f"{side}_x"], tables[f"{side}_y"]], axis=1).astype(int) for side in ("dst", "src"))
     inside = (np.abs(here / (WIDTH_PX, HEIGHT_PX) - 0.5) < 0.35).all(axis=1) & (tables["source"] < 0)

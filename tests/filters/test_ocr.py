@@ -2,9 +2,9 @@ import cv2
 import numpy as np
 import pytest
 
-from filters.ocr import Ocr
-from manifests.clip import DecodedClip
-from manifests.errors import MissingPart, OpenUniError
+from openuni.filters.ocr import Ocr
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.errors import MissingPart, OpenUniError
 from tests.moving_pictures import panned, texture
 
 HEIGHT_PX, WIDTH_PX = 240, 400
@@ -209,7 +209,7 @@ def test_kinds_that_overlap_still_add_up_to_the_union():
 
 
 def test_a_box_that_grows_is_not_at_rest():
-    from filters._text_kinds import Kind, kinds_of
+    from openuni.filters._text_kinds import Kind, kinds_of
 
     frames = [lettered(frame)[0][..., 0] for frame in pan([(9 * index, 3 * index) for index in range(2)])]
     word = np.array([(40, 150), (150, 150), (150, 190), (40, 190)], np.float32)
@@ -219,7 +219,7 @@ def test_a_box_that_grows_is_not_at_rest():
 
 
 def test_other_words_in_the_same_place_are_other_text():
-    from filters._text_kinds import Kind, kinds_of
+    from openuni.filters._text_kinds import Kind, kinds_of
 
     quad = np.array([(40, 150), (300, 150), (300, 190), (40, 190)], np.float32)
     moving = pan([(9 * index, 3 * index) for index in range(2)])

@@ -2,9 +2,9 @@ import cv2
 import numpy as np
 import pytest
 
-from filters.perceptual_hash import PerceptualHash, frame_hash
-from manifests.clip import DecodedClip
-from manifests.errors import OpenUniError
+from openuni.filters.perceptual_hash import PerceptualHash, frame_hash
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.errors import OpenUniError
 from tests.moving_pictures import texture
 
 PICTURES = [texture(180, 320, seed=seed, grain_px=12) for seed in range(12)]

@@ -3,10 +3,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from filters.resolution import Resolution
-from manifests.clip import DecodedClip
-from manifests.errors import OpenUniError
-from manifests.video import clip_of, decode, probe, write_video
+from openuni.filters.resolution import Resolution
+from openuni.manifests.contracts.decoded_clip import DecodedClip, decode
+from openuni.manifests.errors import OpenUniError
+from openuni.manifests.video.encode import write_video
+from openuni.manifests.video.probe import clip_of, probe
 from tests.moving_pictures import texture
 
 PICTURE = np.maximum(texture(120, 180), 40)

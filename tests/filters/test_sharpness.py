@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 from skimage.measure import blur_effect
 
-from filters.sharpness import Sharpness
-from manifests.clip import DecodedClip
-from manifests.errors import OpenUniError
+from openuni.filters.sharpness import Sharpness
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.errors import OpenUniError
 from tests.moving_pictures import texture
 
 SHARP = texture(160, 240, grain_px=0.8)

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from filters.still import Still
-from manifests.clip import DecodedClip
-from manifests.errors import OpenUniError
+from openuni.filters.still import Still
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.errors import OpenUniError
 from tests.moving_pictures import panned, square_on_texture
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import openuni
-from openuni.progress import Reporter
+from openuni.console.progress import Reporter
 from tests.docs import python_blocks
 from tests.raw_clips import write_clips
 

@@ -9,17 +9,17 @@ import pytest
 import torch
 
 import openuni
-from manifests.clip import DecodedClip
-from manifests.errors import OpenUniError
-from openuni.progress import Reporter
+from openuni.console.progress import Reporter
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.errors import OpenUniError
+from openuni.training.loop.trainer import train
+from openuni.training.recipe import Recipe
+from openuni.training.run import Run
+from openuni.training.sampler import Sampling
 from openuni.unified import Unified
 from tests import operator_contract as contract
 from tests.raw_clips import write_clips
 from tests.train.corpora import random_clips, write_corpus
-from train.recipe import Recipe
-from train.run import Run
-from train.sampler import Sampling
-from train.trainer import train
 
 TINY = {"name": "unityvideo", "num_layers": 1, "heads": 2, "head_dim": 12, "ffn_dim": 48, "freq_dim": 16}
 

@@ -13,7 +13,7 @@ import torch
 from torchvision.models.optical_flow import raft_small
 
 import openuni
-from manifests.encode import write_video
+from openuni.manifests.video.encode import write_video
 from tests.annotators.test_depth_anything import tiny_checkpoint
 from tests.coded_clips import encode
 from tests.moving_pictures import panned
@@ -42,7 +42,7 @@ frames = 5
 
 
 def cli(*arguments) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "openuni.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "openuni", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True)
 
 

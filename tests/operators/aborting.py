@@ -4,8 +4,8 @@ import os
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
 
-from manifests.clip import DecodedClip
-from manifests.operator import Annotator
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.contracts.operator import Annotator
 
 
 class Count(NamedTuple):

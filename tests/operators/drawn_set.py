@@ -8,10 +8,10 @@ from typing import Annotated, NamedTuple
 
 import numpy as np
 
-from manifests.errors import ClipError
-from manifests.modalities.depth import Depth
-from manifests.modalities.rgb import RGB
-from openuni.importer import Found, Imported, Importer
+from openuni.exchange.importer import Found, Imported, Importer
+from openuni.manifests.errors import ClipError
+from openuni.manifests.modalities.depth import Depth
+from openuni.manifests.modalities.rgb import RGB
 
 
 class Drawn(NamedTuple):

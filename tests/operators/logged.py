@@ -8,9 +8,9 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
-from manifests.clip import DecodedClip
-from manifests.modalities.segmentation import Segmentation
-from manifests.operator import Annotator
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.contracts.operator import Annotator
+from openuni.manifests.modalities.segmentation import Segmentation
 
 
 class Halves(NamedTuple):

@@ -6,10 +6,10 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
-from manifests.clip import DecodedClip
-from manifests.modalities.flow import Flow
-from manifests.modalities.segmentation import Segmentation
-from manifests.operator import Annotator
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.contracts.operator import Annotator
+from openuni.manifests.modalities.flow import Flow
+from openuni.manifests.modalities.segmentation import Segmentation
 
 
 class Parts(NamedTuple):

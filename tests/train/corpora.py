@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from manifests.clip import DecodedClip, clip_id
-from manifests.corpus import Corpus
-from manifests.schema import LATENT_SCHEMA, clip_schema
-from manifests.shards import SafetensorsShard
-from train.codecs.bytes import Bytes
-from train.codecs.dct import Dct
+from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.contracts.schema import LATENT_SCHEMA, clip_schema
+from openuni.manifests.corpus.corpus import Corpus
+from openuni.manifests.corpus.shards import SafetensorsShard
+from openuni.manifests.video.clip import clip_id
+from openuni.training.codecs.bytes import Bytes
+from openuni.training.codecs.dct import Dct
 
 FAMILY = "dct-0123456789abcdef"
 TEXT_FAMILY = "bytes-0123456789abcdef"

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from train.recipe import Recipe
+from openuni.training.recipe import Recipe
 
 # Six steps, validated and saved every three
 TABLES: dict[str, Any] = {

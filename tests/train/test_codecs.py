@@ -8,14 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manifests.errors import ClipError, OpenUniError
-from manifests.modalities.skeleton import Skeleton
-from manifests.modality import find_modality, modality_names, read_rendering
-from tests.manifests.people import standing
-from train.codecs.bytes import Bytes
-from train.codecs.dct import COEFFICIENTS, Dct
-from train.codecs.umt5 import Umt5, cleaned
-from train.codecs.wan_vae import WanVae
+from openuni.manifests.contracts.modality import find_modality, modality_names, read_rendering
+from openuni.manifests.errors import ClipError, OpenUniError
+from openuni.manifests.modalities.skeleton import Skeleton
+from openuni.training.codecs.bytes import Bytes
+from openuni.training.codecs.dct import COEFFICIENTS, Dct
+from openuni.training.codecs.umt5 import Umt5, cleaned
+from openuni.training.codecs.wan_vae import WanVae
+from tests.manifests.modalities.people import standing
 
 
 def smooth_video(frames: int = 9, side: int = 32) -> np.ndarray:
@@ -147,7 +147,7 @@ def test_bytes_cut_after_a_whole_character() -> None:
 
 
 def test_bytes_are_about_orthonormal() -> None:
-    from train.codecs.bytes import _signs
+    from openuni.training.codecs.bytes import _signs
 
     gram = _signs(256) @ _signs(256).T / 256
     assert np.abs(gram - np.eye(257)).max() < 0.35

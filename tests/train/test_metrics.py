@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from manifests.errors import ClipError
-from train.metrics.depth import best_constant, constant_errors, depth_errors
-from train.metrics.flow import flow_errors
+from openuni.manifests.errors import ClipError
+from openuni.training.metrics.depth import best_constant, constant_errors, depth_errors
+from openuni.training.metrics.flow import flow_errors
 
 
 def disparity(*distances: float) -> np.ndarray:

@@ -8,12 +8,13 @@ import torch
 from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 
-from manifests.errors import OpenUniError
-from tests.train.test_wan import components
-from tests.train.tiny_wan import BASE
-from train.models.unityvideo import UnityVideo, UnityVideoTransformer
-from train.models.unividx import UniVidX, UniVidXBlock, UniVidXTransformer
-from train.parity import RUNGS, Rung, ladder
+from openuni.manifests.errors import OpenUniError
+from openuni.training.models._unividx_blocks import UniVidXBlock
+from openuni.training.models.unityvideo import UnityVideo, UnityVideoTransformer
+from openuni.training.models.unividx import UniVidX, UniVidXTransformer
+from openuni.training.parity.ladder import RUNGS, Rung, ladder
+from tests.train.backbone.test_wan import components
+from tests.train.backbone.tiny_wan import BASE
 
 
 @pytest.fixture(scope="module")

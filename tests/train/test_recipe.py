@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from manifests.component import find_component
-from manifests.errors import OpenUniError
-from train.curriculum import stages_of
-from train.model import Model
-from train.options import build
-from train.recipe import Recipe, recipe_names
-from train.tasks import expand
+from openuni.manifests.contracts.discovery import find_component
+from openuni.manifests.errors import OpenUniError
+from openuni.training.data.curriculum import stages_of
+from openuni.training.model import Model
+from openuni.training.options import build
+from openuni.training.recipe import Recipe, recipe_names
+from openuni.training.tasks import expand
 
 
 def write(folder: Path, text: str) -> Path:
@@ -69,7 +69,7 @@ def test_unknown_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", recipe_names())
 def test_shipped_recipes_are_sound(name: str) -> None:
     recipe = Recipe.load(name)
-    kind = find_component("train.models", Model, recipe.model["name"])
+    kind = find_component("models", Model, recipe.model["name"])
     build(kind, {key: value for key, value in recipe.model.items() if key != "name"})
 
 
@@ -90,6 +90,6 @@ def test_the_papers_curriculum() -> None:
 
 
 def test_unknown_model_option_is_an_error() -> None:
-    kind = find_component("train.models", Model, "unityvideo")
+    kind = find_component("models", Model, "unityvideo")
     with pytest.raises(OpenUniError, match='unityvideo: key "layers" is not known'):
         build(kind, {"layers": 2})

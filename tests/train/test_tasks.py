@@ -4,8 +4,8 @@ from collections import Counter
 
 import pytest
 
-from manifests.errors import OpenUniError
-from train.tasks import FAMILIES, RELEASED_WEIGHTS, Task, TaskMix, expand, partitions
+from openuni.manifests.errors import OpenUniError
+from openuni.training.tasks import FAMILIES, RELEASED_WEIGHTS, Task, TaskMix, expand, partitions
 
 THREE = ("rgb", "depth", "flow")
 

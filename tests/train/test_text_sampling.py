@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from manifests.corpus import Corpus
-from manifests.errors import OpenUniError
+from openuni.manifests.corpus.corpus import Corpus
+from openuni.manifests.errors import OpenUniError
+from openuni.training.loop.trainer import train
+from openuni.training.objectives.discrete_flow_matching import named_step
+from openuni.training.objectives.flow_matching import sampling_sigmas, solve
+from openuni.training.run import Run
+from openuni.training.sampler import Conditions, SampledText, Sampling, sample
+from openuni.training.tasks import Task
 from tests.train.corpora import random_clips, write_corpus
-from tests.train.test_text_training import SAID, recipe
-from train.discrete_flow import named_step
-from train.flow_matching import sampling_sigmas, solve
-from train.run import Run
-from train.sampler import Conditions, SampledText, Sampling, sample
-from train.tasks import Task
-from train.trainer import train
+from tests.train.loop.test_text_training import SAID, recipe
 
 QUICK = Sampling(steps=3, shift=1.0)
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import openuni
-from manifests.corpus import Corpus
+from openuni.manifests.corpus.corpus import Corpus
 from openuni.world.write import write_clips
 
 CLIPS = 8

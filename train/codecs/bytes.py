@@ -8,7 +8,7 @@ import numpy as np
 import xxhash
 from annotated_types import Ge, MultipleOf
 
-from train.codec import TextCodec
+from openuni.training.codec import TextCodec
 
 END = 256  # the row that closes every text, so that an empty one is a row too
 

@@ -7,8 +7,8 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from annotated_types import Interval
 
-from manifests.errors import ClipError
-from train.codec import LatentCodec
+from openuni.manifests.errors import ClipError
+from openuni.training.codec import LatentCodec
 
 FRAMES, SIDE = 4, 8  # of one block: four frames of 8 x 8 pixels, as in Wan's VAE
 COEFFICIENTS = 3 * FRAMES * SIDE * SIDE

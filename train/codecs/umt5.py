@@ -8,8 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
-from manifests.checkpoint import Checkpoint, published_or_path
-from train.codec import TextCodec
+from openuni.manifests.contracts.checkpoint import Checkpoint, published_or_path
+from openuni.training.codec import TextCodec
 
 
 class Loaded(NamedTuple):

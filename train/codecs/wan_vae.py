@@ -7,10 +7,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 
-from manifests.checkpoint import Checkpoint, published_or_path
-from manifests.errors import ClipError, OpenUniError
-from train.codec import LatentCodec
-from train.codecs.dct import check_video
+from openuni.manifests.contracts.checkpoint import Checkpoint, published_or_path
+from openuni.manifests.errors import ClipError, OpenUniError
+from openuni.training.codec import LatentCodec
+from openuni.training.codecs.dct import check_video
 
 
 @dataclass(frozen=True)

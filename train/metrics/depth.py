@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from manifests.errors import ClipError
+from openuni.manifests.errors import ClipError
 
 SMALLEST_SHARE = 1e-3  # of the largest true disparity: aligned disparities below it are raised to it
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from manifests.errors import ClipError
+from openuni.manifests.errors import ClipError
 
 
 class FlowErrors(NamedTuple):

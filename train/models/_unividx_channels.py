@@ -7,14 +7,14 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from train.lora import Rows
-from train.model import Streams
-from train.models.unividx import SHARED, UniVidXBlock
-from train.wan import WanStreams
+from openuni.training.backbone.lora import Rows
+from openuni.training.backbone.wan import WanStreams
+from openuni.training.model import Streams
+from openuni.training.models._unividx_blocks import SHARED, UniVidXBlock
 
 
 class ChannelsTransformer(WanStreams):
-    """See `UniVidX` (`layout = "channels"`) and `train.model.VideoModel`.
+    """See `UniVidX` (`layout = "channels"`) and `openuni.training.model.VideoModel`.
 
     Base parameters keep their names. Additions: the LoRA on every block, as in rows, but one for all and always at
     work, since streams share their tokens; the part of the input layer that reads each stream but rgb, and the part of
@@ -51,7 +51,7 @@ class ChannelsTransformer(WanStreams):
         return ".lora_" in name or name.startswith(("channels_in.", "channels_out.", "signal."))
 
     def forward(self, streams: Streams, sigmas: dict[str, torch.Tensor], text: dict[str, torch.Tensor]) -> Streams:
-        """Velocities of all streams, [B, C, T, H, W] by modality; see `train.model.VideoModel`.
+        """Velocities of all streams, [B, C, T, H, W] by modality; see `openuni.training.model.VideoModel`.
 
         The one sequence has one modulation, of the highest sigma among the streams of a sample (that of all made ones
         where they share it), and attends to one text: that of the first stream, as UniVidX tells all the same.

@@ -9,8 +9,8 @@ import torch
 from annotated_types import Ge
 from torch import nn
 
-from train.model import Streams
-from train.wan import WanBlock, WanModel, WanStreams, loaded
+from openuni.training.backbone.wan import WanBlock, WanModel, WanStreams, loaded
+from openuni.training.model import Streams
 
 Rope = Literal["continued", "per_segment"]
 Switcher = Literal["per_block", "released"]
@@ -76,7 +76,7 @@ class UnityVideoBlock(WanBlock):
         switch: torch.Tensor | None,
         *rotary: torch.Tensor,
     ) -> torch.Tensor:
-        """`tokens` [B, M, S, D] -> the same shape; `text` and `time` as in `train.wan.Told`.
+        """`tokens` [B, M, S, D] -> the same shape; `text` and `time` as in `openuni.training.backbone.wan.Told`.
 
         `switch`: [B, M, D], modality and time embedding, for the switcher. `rotary`: of all M S tokens.
         """
@@ -111,7 +111,7 @@ class OutputExpert(nn.Module):
 
 
 class UnityVideoTransformer(WanStreams):
-    """See `UnityVideo` and `train.model.VideoModel`.
+    """See `UnityVideo` and `openuni.training.model.VideoModel`.
 
     Additions: `modality_embeddings.*`, `input_experts.*`, `output_experts.*`, `blocks.*.switcher.*`.
     """
@@ -164,7 +164,7 @@ class UnityVideoTransformer(WanStreams):
             expert.scale_shift_table.copy_(self.scale_shift_table)
 
     def forward(self, streams: Streams, sigmas: dict[str, torch.Tensor], text: dict[str, torch.Tensor]) -> Streams:
-        """Velocities of all streams, [B, C, T, H, W] by modality; see `train.model.VideoModel`."""
+        """Velocities of all streams, [B, C, T, H, W] by modality; see `openuni.training.model.VideoModel`."""
         names = self.checked(streams)
         grid = self.grid(streams[names[0]])
         layers: Any = self.input_experts

@@ -6,19 +6,18 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from annotated_types import Ge, Interval
-from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import nn
 
-from manifests.errors import OpenUniError
-from train.attention import rotated
-from train.lora import GatedLinear, Rows
-from train.model import Streams, Told
-from train.tasks import Task
-from train.wan import WanBlock, WanModel, WanStreams, loaded
+from openuni.manifests.errors import OpenUniError
+from openuni.training.backbone.lora import Rows
+from openuni.training.backbone.wan import WanModel, WanStreams, loaded
+from openuni.training.model import Streams, Told
+from openuni.training.models._unividx_blocks import SHARED, UniVidXBlock
+from openuni.training.models._unividx_channels import ChannelsTransformer
+from openuni.training.tasks import Task
 
 Lora = Literal["decoupled", "shared"]
 Layout = Literal["rows", "channels"]
-SHARED = "shared"  # name of the one LoRA of the ablation
 # Given all of one of these, RGB has nothing left that a caption could say (the published AIN2R; FB2RP and PFB2R)
 DETERMINES_RGB = ({"albedo", "irradiance", "normal"}, {"foreground", "background"})
 
@@ -81,8 +80,6 @@ class UniVidX(WanModel):
 
         def build() -> WanStreams:
             if self.layout == "channels":
-                from train.models._unividx_channels import ChannelsTransformer  # which is built of this file's blocks
-
                 return ChannelsTransformer(self.modalities, self.rank, **self.base_options())
             adapters = self.modalities if self.lora == "decoupled" else (SHARED,)
             return UniVidXTransformer(
@@ -99,96 +96,10 @@ class UniVidX(WanModel):
         return module
 
 
-class CrossModalProcessor:
-    """Self-attention of `WanAttention` over rows: B M rows of S tokens attend as B sequences of M S tokens.
-
-    Keys and values are those of the rows, seen as one sequence: nothing is repeated. In the manner of diffusers'
-    processors, so that its choice of attention backend applies.
-    """
-
-    casts = True  # see `train.attention`
-    _attention_backend = None
-    _parallel_config = None
-
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: None = None,
-        attention_mask: None = None,
-        rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
-        rows: Rows | None = None,
-        joint: int = 1,
-    ) -> torch.Tensor:
-        """`hidden_states` [B M, S, D] -> the same; `joint`: how many rows, one after another, attend to each other."""
-        query = attn.norm_q(attn.to_q(hidden_states, rows)).unflatten(2, (attn.heads, -1))
-        key = attn.norm_k(attn.to_k(hidden_states, rows)).unflatten(2, (attn.heads, -1))
-        value = attn.to_v(hidden_states, rows).unflatten(2, (attn.heads, -1))
-        if rotary_emb is not None:
-            query, key = rotated(query, *rotary_emb), rotated(key, *rotary_emb)
-        shape = query.shape
-
-        def together(tensor: torch.Tensor) -> torch.Tensor:
-            return tensor.view(-1, joint * shape[1], *shape[2:])
-
-        mixed = dispatch_attention_fn(
-            together(query.type_as(value)),  # as torch's own attention would under autocast
-            together(key.type_as(value)),
-            together(value),
-            backend=self._attention_backend,
-            parallel_config=self._parallel_config,
-        )
-        mixed = mixed.reshape(*shape[:2], -1).type_as(query)
-        out: torch.Tensor = attn.to_out[1](attn.to_out[0](mixed, rows))
-        return out
-
-
-class UniVidXBlock(WanBlock):
-    """Wan's block over rows. The base class's names and order of operations are kept."""
-
-    def __init__(self, dim: int, ffn_dim: int, *base: Any, adapters: Sequence[str], rank: int, **options: Any) -> None:
-        super().__init__(dim, ffn_dim, *base, **options)
-
-        def gated(layer: nn.Linear) -> GatedLinear:
-            return GatedLinear(layer.in_features, layer.out_features, adapters, rank)
-
-        attention, feed_forward = self.attn1, self.ffn
-        attention.to_q, attention.to_k = gated(attention.to_q), gated(attention.to_k)
-        attention.to_v, attention.to_out[0] = gated(attention.to_v), gated(attention.to_out[0])
-        feed_forward.net[0].proj, feed_forward.net[2] = gated(feed_forward.net[0].proj), gated(feed_forward.net[2])
-        attention.set_processor(CrossModalProcessor())
-
-    def forward(
-        self,
-        tokens: torch.Tensor,
-        text: torch.Tensor,
-        table: torch.Tensor,
-        rows: Rows,
-        joint: int,
-        *rotary: torch.Tensor,
-    ) -> torch.Tensor:
-        """`tokens` [B M, S, D] -> the same; `text` [B M, L, D]; `table` [B M, 6, D]; `rotary`: of the S tokens."""
-        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = (self.scale_shift_table + table.float()).chunk(6, dim=1)
-
-        normed = (self.norm1(tokens.float()) * (1 + scale_1) + shift_1).type_as(tokens)
-        mixed = self.attn1(normed, None, None, rotary, rows=rows, joint=joint)
-        tokens = (tokens.float() + mixed * gate_1).type_as(tokens)
-
-        normed = self.norm2(tokens.float()).type_as(tokens)
-        tokens = tokens + self.attn2(normed, text, None, None)
-
-        normed = (self.norm3(tokens.float()) * (1 + scale_2) + shift_2).type_as(tokens)
-        return (tokens.float() + self.feed_forward(normed, rows).float() * gate_2).type_as(tokens)
-
-    def feed_forward(self, tokens: torch.Tensor, rows: Rows) -> torch.Tensor:
-        """[B M, S, D] -> the same, gated per row as attention is."""
-        widen, dropout, narrow = self.ffn.net
-        out: torch.Tensor = narrow(dropout(widen.gelu(widen.proj(tokens, rows))), rows)
-        return out
-
-
 class UniVidXTransformer(WanStreams):
-    """See `UniVidX` and `train.model.VideoModel`. Additions: `blocks.*.lora_A.MODALITY` and `blocks.*.lora_B.MODALITY`.
+    """See `UniVidX` and `openuni.training.model.VideoModel`.
+
+    Additions: `blocks.*.lora_A.MODALITY` and `blocks.*.lora_B.MODALITY`.
 
     A stream counts as given in a sample where its sigma is at most `given_sigma` (0 unless conditions get noise), and
     as made above that; loader and sampler keep the sigmas of made streams above it.
@@ -219,7 +130,7 @@ class UniVidXTransformer(WanStreams):
         return ".lora_A." in name or ".lora_B." in name
 
     def forward(self, streams: Streams, sigmas: dict[str, torch.Tensor], text: dict[str, torch.Tensor]) -> Streams:
-        """Velocities of all streams, [B, C, T, H, W] by modality; see `train.model.VideoModel`."""
+        """Velocities of all streams, [B, C, T, H, W] by modality; see `openuni.training.model.VideoModel`."""
         names = self.checked(streams)
         stacked = torch.stack([streams[name] for name in names], dim=1)
         grid = self.grid(streams[names[0]])

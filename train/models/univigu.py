@@ -9,10 +9,10 @@ import torch
 from annotated_types import Ge
 from torch import nn
 
-from manifests.errors import OpenUniError
-from train.model import Streams, Told
-from train.tasks import TEXT, Task
-from train.wan import Rotary, WanBlock, WanModel, WanStreams, loaded
+from openuni.manifests.errors import OpenUniError
+from openuni.training.backbone.wan import Rotary, WanBlock, WanModel, WanStreams, loaded
+from openuni.training.model import Streams, Told
+from openuni.training.tasks import TEXT, Task
 
 TextFlow = Literal["tokens", "embeddings"]
 Tokens = tuple[torch.Tensor, ...]  # video [B, S, D], and text [B, L, D] where there is one
@@ -131,7 +131,7 @@ class TextHead(nn.Module):
 
 
 class UniViguTransformer(WanStreams):
-    """See `UniVigu` and `train.model.VideoModel`; the stream "text" of `train.model.TextModel`.
+    """See `UniVigu` and `openuni.training.model.VideoModel`; the stream "text" of `openuni.training.model.TextModel`.
 
     Additions: `vocabulary_embedding.*`, `text_time_embedder.*`, `text_head.*`, `blocks.*.ffn_text.*`; with
     `text_flow = "embeddings"` also `text_velocity.*` and a `text_head` that reads the estimate of the clean embeddings.
@@ -184,7 +184,7 @@ class UniViguTransformer(WanStreams):
         return rows * rows.square().mean(-1, keepdim=True).clamp(min=1e-12).rsqrt()
 
     def forward(self, streams: Streams, sigmas: dict[str, torch.Tensor], text: dict[str, torch.Tensor]) -> Streams:
-        """Velocity of rgb [B, C, T, H, W] and, where `streams` has "text", what `train.model.TextModel` says.
+        """Velocity of rgb [B, C, T, H, W]; where `streams` has "text", also what `TextModel` of training.model says.
 
         `text["rgb"]` is the condition of both segments.
         """

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from manifests.encode import encode_lossless
-from manifests.errors import ClipError
-from manifests.modalities.albedo import Albedo, AlbedoConstants
-from manifests.transfer import linear_of
+from openuni.manifests.arrays.srgb import linear_of
+from openuni.manifests.errors import ClipError
+from openuni.manifests.modalities.albedo import Albedo, AlbedoConstants
+from openuni.manifests.video.encode import encode_lossless
 
 
 def albedo() -> Albedo:

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from manifests.encode import encode_lossless
-from manifests.errors import ClipError
-from manifests.modalities.alpha import Alpha, AlphaConstants
+from openuni.manifests.errors import ClipError
+from openuni.manifests.modalities.alpha import Alpha, AlphaConstants
+from openuni.manifests.video.encode import encode_lossless
 
 
 def alpha() -> Alpha:

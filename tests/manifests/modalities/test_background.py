@@ -1,7 +1,7 @@
 """Background: the rear layer is not the front one. What both share is in `test_foreground.py`."""
 
-from manifests.modalities.background import Background
-from manifests.modalities.foreground import Foreground
+from openuni.manifests.modalities.background import Background
+from openuni.manifests.modalities.foreground import Foreground
 
 
 def test_the_layers_are_told_apart() -> None:

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from manifests.encode import encode_lossless
-from manifests.errors import ClipError
-from manifests.modalities.densepose import DensePose, DensePoseConstants, margin, part_colours
+from openuni.manifests.errors import ClipError
+from openuni.manifests.modalities.densepose import DensePose, DensePoseConstants, margin, part_colours
+from openuni.manifests.video.encode import encode_lossless
 
 
 def densepose() -> DensePose:

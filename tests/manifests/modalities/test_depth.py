@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from manifests.errors import ClipError
-from manifests.modalities.depth import Depth, DepthConstants
+from openuni.manifests.errors import ClipError
+from openuni.manifests.modalities.depth import Depth, DepthConstants
 
 ROUNDING = 2.0**-22  # float32, relative; twice what one rounding costs
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from manifests.errors import ClipError
-from manifests.modality import Modality, find_modality, modality_names
+from openuni.manifests.contracts.modality import Modality, find_modality, modality_names
+from openuni.manifests.errors import ClipError
 
 FRAMES, HEIGHT_PX, WIDTH_PX = 3, 48, 64
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torchvision.utils import flow_to_image
 
-from manifests.errors import ClipError
-from manifests.modalities.flow import DEFAULT_DIVISOR_SHARE, DIVISOR_FLOOR_PX, Flow, FlowConstants
+from openuni.manifests.errors import ClipError
+from openuni.manifests.modalities.flow import DEFAULT_DIVISOR_SHARE, DIVISOR_FLOOR_PX, Flow, FlowConstants
 
 
 def flow(scale_px: float = 8.0, frames: int = 4, with_valid: bool = False) -> Flow:

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from manifests.errors import ClipError
-from manifests.modalities.alpha import Alpha
-from manifests.modalities.background import Background
-from manifests.modalities.foreground import Foreground
-from manifests.modality import find_modality
+from openuni.manifests.contracts.modality import find_modality
+from openuni.manifests.errors import ClipError
+from openuni.manifests.modalities.alpha import Alpha
+from openuni.manifests.modalities.background import Background
+from openuni.manifests.modalities.foreground import Foreground
 
 
 @pytest.fixture(params=[Foreground, Background])

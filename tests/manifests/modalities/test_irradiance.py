@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from manifests.encode import encode_lossless
-from manifests.errors import ClipError
-from manifests.modalities.irradiance import WHITE_FLOOR, Irradiance, IrradianceConstants
+from openuni.manifests.errors import ClipError
+from openuni.manifests.modalities.irradiance import WHITE_FLOOR, Irradiance, IrradianceConstants
+from openuni.manifests.video.encode import encode_lossless
 
 
 def irradiance(brightest: float = 20.0) -> Irradiance:

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from manifests.errors import ClipError
-from manifests.modalities.normal import SHORTEST, Normal, NormalConstants
+from openuni.manifests.errors import ClipError
+from openuni.manifests.modalities.normal import SHORTEST, Normal, NormalConstants
 
 
 def directions() -> np.ndarray:

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from manifests.errors import ClipError
-from manifests.modalities.rgb import RGB
+from openuni.manifests.errors import ClipError
+from openuni.manifests.modalities.rgb import RGB
 
 
 @pytest.fixture

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from manifests.errors import ClipError
-from manifests.modalities.segmentation import Segmentation, SegmentationConstants, margin, palette
+from openuni.manifests.errors import ClipError
+from openuni.manifests.modalities.segmentation import Segmentation, SegmentationConstants, margin, palette
 
 
 def ids(count: int, start: int = 0) -> Segmentation:

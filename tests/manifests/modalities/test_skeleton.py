@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, save
 
-from manifests.errors import ClipError
-from manifests.modalities.skeleton import Skeleton, SkeletonConstants
-from manifests.modality import read_rendering
-from manifests.stick_figure import draw
-from tests.manifests.people import standing
+from openuni.manifests.contracts.modality import read_rendering
+from openuni.manifests.errors import ClipError
+from openuni.manifests.modalities._stick_figure import draw
+from openuni.manifests.modalities.skeleton import Skeleton, SkeletonConstants
+from tests.manifests.modalities.people import standing
 
 H, W = 120, 160
 

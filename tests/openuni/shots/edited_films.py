@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from openuni.shot_detector import ShotDetector, Timeline, Transition
+from openuni.shots.shot_detector import ShotDetector, Timeline, Transition
 
 WIDTH_PX, HEIGHT_PX = 128, 72
 GRADUAL_FRAMES = (8, 30)  # of a dissolve, and of a fade less its black frames

@@ -5,9 +5,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from manifests.errors import OpenUniError
-from openuni.shot_detector import Timeline
-from openuni.shots.fixed import Fixed
+from openuni.manifests.errors import OpenUniError
+from openuni.shots.detectors.fixed import Fixed
+from openuni.shots.shot_detector import Timeline
 from tests.openuni.shots.edited_films import even
 
 

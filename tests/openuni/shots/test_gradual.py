@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from manifests.errors import OpenUniError
-from openuni.shots.adaptive import Adaptive
-from openuni.shots.content import Content
-from openuni.shots.gradual import MAX_SPAN, Gradual, measure
+from openuni.manifests.errors import OpenUniError
+from openuni.shots.detectors.adaptive import Adaptive
+from openuni.shots.detectors.content import Content
+from openuni.shots.detectors.gradual import MAX_SPAN, Gradual, measure
 from tests.openuni.shots.edited_films import Scene, even, f1, film, find, matched
 
 KINDS = ["dissolve", "hard", "fade", "dissolve", "fade", "hard"]

@@ -6,10 +6,11 @@ import pytest
 import scenedetect
 from scenedetect.detectors import AdaptiveDetector, ContentDetector
 
-from manifests import video
-from manifests.errors import OpenUniError
-from openuni.shots.adaptive import Adaptive
-from openuni.shots.content import Content
+from openuni.manifests.errors import OpenUniError
+from openuni.manifests.video.probe import clip_of, probe
+from openuni.manifests.video.reader import frames_of
+from openuni.shots.detectors.adaptive import Adaptive
+from openuni.shots.detectors.content import Content
 from tests.coded_clips import encode
 from tests.openuni.shots.edited_films import Scene, even, find
 
@@ -34,8 +35,8 @@ def frames():
 @pytest.mark.parametrize(("ours", "theirs"), PAIRS, ids=["content", "adaptive"])
 def test_hard_cuts_are_exact_and_those_that_the_library_finds(ours, theirs, frames, tmp_path):
     path = encode(tmp_path / "a.mp4", pictures=frames, times=range(len(frames)), options={"crf": "18"})
-    info = video.probe(str(path))
-    decoded = video.frames_of(video.clip_of(str(path), info), size_px=ours.size_px(72, 128))
+    info = probe(str(path))
+    decoded = frames_of(clip_of(str(path), info), size_px=ours.size_px(72, 128))
     found = ours.transitions(None, decoded, even(len(frames)))
     assert [(one.start, one.stop, one.kind) for one in found] == [(cut, cut, "hard") for cut in CUTS]
     for start_in_scene in (True, False):  # which matters only where no cut is found

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from manifests.errors import MissingPart, OpenUniError
-from openuni.recipe import Recipe
-from openuni.shots._transnet_network import TransNetV2
-from openuni.shots.transnet import TransNet, probabilities, transitions_of
+from openuni.config.recipe import Recipe
+from openuni.manifests.errors import MissingPart, OpenUniError
+from openuni.shots.detectors._transnet_network import TransNetV2
+from openuni.shots.detectors.transnet import TransNet, probabilities, transitions_of
 from tests.openuni.shots.edited_films import even
 
 # of the authors' inference-pytorch/transnetv2_pytorch.py at commit 85cef72 with the weights of `filled` and the frames
@@ -149,7 +149,7 @@ def test_other_files_are_refused_by_name(tmp_path):
 
 
 def test_missing_weights_are_named_with_the_command_before_anything_starts(tmp_path, monkeypatch):
-    from openuni.doctor import examine
+    from openuni.report.doctor import examine
 
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from openuni.world.body import PARTS, Body, PartPath, posture
-from openuni.world.gait import Walk
-from openuni.world.keypoints import key_points, places, surface_codes
+from openuni.world.figures.body import PARTS, Body, PartPath, posture
+from openuni.world.figures.gait import Walk
+from openuni.world.figures.keypoints import key_points, places, surface_codes
 
 TIMES_S = np.linspace(0.0, 2.5, 126)
 STRAIGHT = Walk((0.3, -1.0), 0.0, 1.3, 0.0, 1.3, 0.2)

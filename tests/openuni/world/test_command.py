@@ -10,9 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 import openuni
-from manifests.errors import OpenUniError
-from openuni.cli import app
-from openuni.progress import Reporter
+from openuni.cli.main import app
+from openuni.console.progress import Reporter
+from openuni.manifests.errors import OpenUniError
 from openuni.world import PRESETS, make_clip
 from openuni.world.command import Request, make_world, read_size
 

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from manifests.transfer import linear_of, srgb_of
+from openuni.manifests.arrays.srgb import linear_of, srgb_of
 from openuni.world import WorldClip, make_clip, render_clip
-from openuni.world.body import PARTS
-from openuni.world.camera import CameraPath, Lens
-from openuni.world.keypoints import key_points, surface_codes
+from openuni.world.figures.body import PARTS
+from openuni.world.figures.keypoints import key_points, surface_codes
 from openuni.world.presets import PRESETS, random_scene
-from openuni.world.shading import frame
+from openuni.world.rendering.camera import CameraPath, Lens
+from openuni.world.rendering.shading import frame
 
 SIZE = {"frames": 4, "height_px": 72, "width_px": 96}
 PERSON_SEEDS, ROOM_SEEDS, LAYER_SEEDS = (0, 3, 5), (0, 1, 4), (0, 2, 5)

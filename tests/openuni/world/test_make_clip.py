@@ -4,13 +4,13 @@ import cv2
 import numpy as np
 import pytest
 
-from manifests.errors import OpenUniError
+from openuni.manifests.errors import OpenUniError
 from openuni.world import WorldClip, make_clip
 from openuni.world.caption import caption
 from openuni.world.presets import random_scene
+from openuni.world.rendering.shapes import Box, Capsule, Cone, Cylinder, Sphere
 from openuni.world.sample import OBJECT_COLOURS
 from openuni.world.scene import COLOURS
-from openuni.world.shapes import Box, Capsule, Cone, Cylinder, Sphere
 
 BT709 = np.array([0.2126, 0.7152, 0.0722])
 SHAPE_NAMES = [shape.name for shape in (Sphere, Box, Cylinder, Cone, Capsule)]

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from openuni.world.camera import CameraPath
 from openuni.world.placement import Track, Watch, is_clear
-from openuni.world.pose import Motion, Vector
 from openuni.world.presets import random_scene
+from openuni.world.rendering.camera import CameraPath
+from openuni.world.rendering.pose import Motion, Vector
 from openuni.world.sample import ROOM_M
 from openuni.world.scene import BACKGROUND
 

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from openuni.world import make_clip
-from openuni.world.body import Body, posture
-from openuni.world.camera import CameraPath, Lens, Wander
 from openuni.world.caption import brief_caption
+from openuni.world.figures.body import Body, posture
+from openuni.world.figures.people import SHIRTS
 from openuni.world.furniture import CLOTHS
-from openuni.world.people import SHIRTS
 from openuni.world.places import draw_room
 from openuni.world.presets import PRESETS, random_scene
-from openuni.world.rays import cast
+from openuni.world.rendering.camera import CameraPath, Lens, Wander
+from openuni.world.rendering.rays import cast
+from openuni.world.rendering.shading import render
 from openuni.world.scene import COLOURS, Scene
-from openuni.world.shading import render
 
 FILLED = ("person", "persons", "scenes", "interiors", "layers")
 

@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 
-from openuni.world.camera import CameraPath, Lens
-from openuni.world.pose import Motion
 from openuni.world.presets import random_scene
-from openuni.world.rays import Chunks, cast, lit
+from openuni.world.rendering.camera import CameraPath, Lens
+from openuni.world.rendering.pose import Motion
+from openuni.world.rendering.rays import Chunks, cast, lit
+from openuni.world.rendering.shading import Surface, frame, irradiance, shade, to_srgb
+from openuni.world.rendering.shapes import Sphere
+from openuni.world.rendering.textures import GRAINS, NOISE_SHARE, albedo, linear_colour, pyramid
 from openuni.world.sample import draw_room
 from openuni.world.scene import Light, Material, Scene, Solid
-from openuni.world.shading import Surface, frame, irradiance, shade, to_srgb
-from openuni.world.shapes import Sphere
-from openuni.world.textures import GRAINS, NOISE_SHARE, albedo, linear_colour, pyramid
 
 FLOOR, BALL = 0, 6
 LAMP = Light((0.0, 2.5, 0.0), 5.0)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from openuni.world.limb import Limb
-from openuni.world.shapes import Box, Capsule, Cone, Cylinder, Dome, Shape, Sphere, Wall
+from openuni.world.figures.limb import Limb
+from openuni.world.rendering.shapes import Box, Capsule, Cone, Cylinder, Dome, Shape, Sphere, Wall
 
 SHAPES = [
     Sphere(0.5),

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from openuni.world import truth
-from openuni.world.camera import CameraPath, Lens, View, look_at
 from openuni.world.clips import render_arrays
-from openuni.world.pose import NOWHERE, Motion, Vector, rotation_about
 from openuni.world.presets import random_scene
+from openuni.world.rendering.camera import CameraPath, Lens, View, look_at
+from openuni.world.rendering.pose import NOWHERE, Motion, Vector, rotation_about
+from openuni.world.rendering.shapes import Box, Shape, Sphere
 from openuni.world.sample import draw_room
 from openuni.world.scene import Light, Material, Moment, Scene, Solid
-from openuni.world.shapes import Box, Shape, Sphere
 
 LENS = Lens(129, 129, 120.0)  # odd, so that a pixel's centre is the principal point
 EYE: Vector = (0.0, 1.5, 3.0)  # looking along -z; the back wall is at z = -4.2

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from manifests.errors import OpenUniError
-from manifests.modality import find_modality
-from manifests.video import decode, probe
+from openuni.manifests.contracts.decoded_clip import decode
+from openuni.manifests.contracts.modality import find_modality
+from openuni.manifests.errors import OpenUniError
+from openuni.manifests.video.probe import probe
 from openuni.world import PRESETS, make_clip, write_clips
 
 SIZE = {"frames": 5, "height_px": 32, "width_px": 48, "fps": 12.0}
@@ -71,7 +72,7 @@ def test_the_video_shows_the_frames(tmp_path: Path) -> None:
 
 
 def decode_frames(video: Path) -> np.ndarray:
-    from manifests.video import clip_of
+    from openuni.manifests.video.probe import clip_of
 
     return decode(clip_of(str(video), probe(str(video)))).frames
 

@@ -1,0 +1,1 @@
+"""Array helpers without a home of their own: resampling, sRGB, vectors, assignment."""

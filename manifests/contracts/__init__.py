@@ -1,0 +1,1 @@
+"""The contracts: components, operators, modalities, checkpoints, schemas."""

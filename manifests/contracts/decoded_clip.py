@@ -1,0 +1,93 @@
+"""What an operator sees: a clip's frames in memory, with the modality maps that it requires."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from openuni.manifests.contracts.modality import Modality
+from openuni.manifests.errors import ClipError
+from openuni.manifests.video.clip import Clip, clip_id, pts_hash
+from openuni.manifests.video.container import Limits
+from openuni.manifests.video.motion_vectors import MotionVectors
+from openuni.manifests.video.reader import decode_frames
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedClip:
+    """What an operator sees: frames of a clip in memory, read-only.
+
+    `frames`: uint8 [T, H, W, 3], RGB (sRGB, full range), at most the recipe's working size.
+    `times_s`: float64 [T], seconds since the clip's first frame; strictly increasing, not always evenly spaced.
+    `clip`: the row the frames come from; operators that need only pixels never look at it.
+    `vectors`: per frame the codec's motion vectors, or None for a frame without; None as a whole unless asked for.
+    `maps`: by name the modalities that the operator `wants`, one map per frame, as the corpus stores them.
+    `memo`: what was computed from the frames and serves several operators of the clip, by who computes it.
+    """
+
+    clip: Clip
+    frames: np.ndarray
+    times_s: np.ndarray
+    vectors: tuple[MotionVectors | None, ...] | None = None
+    maps: Mapping[str, Modality] = field(default_factory=dict)
+    memo: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.frames.ndim != 4 or self.frames.shape[-1] != 3 or self.frames.dtype != np.uint8:
+            raise ClipError(f"frames must be uint8 [T, H, W, 3], got {self.frames.dtype} {self.frames.shape}")
+        if self.times_s.shape != self.frames.shape[:1]:
+            raise ClipError(f"{len(self.frames)} frames but times_s has shape {self.times_s.shape}")
+        self.frames.flags.writeable = False
+        self.times_s.flags.writeable = False
+
+    @classmethod
+    def from_frames(cls, frames: np.ndarray, fps: float = 25.0, caption: str | None = None) -> "DecodedClip":
+        """A clip that has no file behind it: uint8 [T, H, W, 3] RGB at an even rate. For tests and notebooks."""
+        count, height_px, width_px = frames.shape[:3]
+        pts = np.arange(count, dtype=np.int64)
+        digest = pts_hash(pts)
+        clip = Clip(
+            clip_id=clip_id("memory:", 0, count, digest),
+            source="memory:",
+            stream_index=0,
+            start_pts=0,
+            end_pts=count,
+            time_base_num=1,
+            time_base_den=max(1, round(fps)),
+            frame_count=count,
+            fps=float(fps),
+            width_px=width_px,
+            height_px=height_px,
+            codec="rawvideo",
+            pts_hash=digest,
+            caption=caption,
+        )
+        return cls(clip, np.array(frames), pts / float(fps))
+
+    @property
+    def fps(self) -> float:
+        """Mean frames per second of the clip (not of the frames sampled from it)."""
+        return self.clip.fps
+
+    @property
+    def diagonal_px(self) -> float:
+        """Diagonal of the frames as given, in pixels: the unit that makes motion comparable between sizes."""
+        return float(np.hypot(*self.frames.shape[1:3]))
+
+    def take(self, indices: np.ndarray) -> "DecodedClip":
+        """The same clip with only the frames at `indices` (int [n], increasing); no maps, an empty memo."""
+        vectors = tuple(self.vectors[index] for index in indices) if self.vectors is not None else None
+        return DecodedClip(self.clip, self.frames[indices], self.times_s[indices], vectors)
+
+
+def decode(
+    clip: Clip,
+    indices: np.ndarray | Callable[[np.ndarray], np.ndarray] | None = None,
+    short_side_px: int = 0,
+    limits: Limits = Limits(),
+    threads: int = 0,
+    vectors: bool = False,
+) -> DecodedClip:
+    """The clip's frames, or those at `indices`: see `openuni.manifests.video.reader.decode_frames`."""
+    return DecodedClip(clip, *decode_frames(clip, indices, short_side_px, limits, threads, vectors))

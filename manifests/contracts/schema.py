@@ -1,0 +1,166 @@
+"""From Python types to Parquet columns: the return type of a producer is the schema of its column group."""
+
+import dataclasses
+import types
+from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+import pyarrow as pa
+
+from openuni.manifests.contracts.component import annotation_text, strip_annotation
+from openuni.manifests.contracts.modality import Modality
+from openuni.manifests.contracts.producer import Producer
+from openuni.manifests.errors import OpenUniError
+from openuni.manifests.video.clip import Clip
+
+SCALARS: dict[Any, pa.DataType] = {
+    float: pa.float64(),
+    np.float32: pa.float32(),  # in long lists
+    int: pa.int64(),
+    str: pa.string(),
+    bool: pa.bool_(),
+}
+
+# columns that every producer's struct begins with
+OUTCOME_FIELDS = [
+    pa.field("status", pa.string()),  # ok, failed, unavailable
+    pa.field("error", pa.string()),  # reason, when not ok
+    pa.field("version", pa.string()),  # options + code + weights: see Component.version
+    pa.field("ms", pa.float64()),  # time `run` took
+]
+
+OUTCOME = frozenset(field.name for field in OUTCOME_FIELDS)
+
+# columns that find a payload again
+EXTENT_FIELDS = [
+    pa.field("shard", pa.string()),  # file name beside the Parquet file
+    pa.field("offset", pa.int64()),  # of the payload's first byte
+    pa.field("nbytes", pa.int64()),
+    pa.field("xxh3", pa.uint64()),
+]
+
+MAP_FIELDS = [
+    *EXTENT_FIELDS,
+    pa.field("frames", pa.int32()),
+    pa.field("height_px", pa.int32()),
+    pa.field("width_px", pa.int32()),
+    pa.field("pts_hash", pa.string()),  # equals the clip's: the same instants
+]
+
+LATENT_SCHEMA = pa.schema(
+    [
+        pa.field("clip_id", pa.string()),
+        *OUTCOME_FIELDS,
+        *EXTENT_FIELDS,
+        pa.field("shape", pa.list_(pa.int32())),  # C, T', H', W' for latents; L, D for text
+        pa.field("dtype", pa.string()),
+        pa.field("frames", pa.int32()),  # video frames behind the latents; null for text
+        pa.field("absmax", pa.float64()),
+        pa.field("std", pa.float64()),
+    ]
+)
+
+
+class Column(NamedTuple):
+    """One column of a producer, as `openuni show` prints it."""
+
+    name: str
+    type: str
+    doc: str
+
+
+def clip_schema() -> pa.Schema:
+    """Schema of `clips/`: the fields of `Clip`, and how ingest fared."""
+    fields = []
+    for field in dataclasses.fields(Clip):
+        bare, _ = _optional(get_type_hints(Clip)[field.name])
+        fields.append(pa.field(field.name, SCALARS[bare]))
+    return pa.schema([*fields, pa.field("status", pa.string()), pa.field("error", pa.string())])
+
+
+def producer_schema(producer: type[Producer]) -> pa.Schema:
+    """Schema of a producer's column group: clip_id and one struct column named after it."""
+    fields = list(OUTCOME_FIELDS)
+    for name, hint in result_hints(producer).items():
+        if name in OUTCOME:
+            raise OpenUniError(f'{producer.name()}: a result must not be called "{name}"; rename that field')
+        fields.append(pa.field(name, arrow_type(hint, f"{producer.name()}.{name}")))
+    return pa.schema([pa.field("clip_id", pa.string()), pa.field(producer.name(), pa.struct(fields))])
+
+
+def text_columns(fields: pa.StructType) -> list[str]:
+    """Names of the texts in a producer's struct, without those that say how it went."""
+    return [field.name for field in fields if pa.types.is_string(field.type) and field.name not in OUTCOME]
+
+
+def result_hints(producer: type[Producer]) -> dict[str, Any]:
+    """Field name -> annotated type of what the producer gives."""
+    return get_type_hints(producer.result_type(), include_extras=True)
+
+
+def modality_fields(producer: type[Producer]) -> dict[str, type[Modality]]:
+    """Field name -> modality class, for those fields of the result that are modalities."""
+    found = {}
+    for name, hint in result_hints(producer).items():
+        bare, _ = _optional(strip_annotation(hint))
+        if isinstance(bare, type) and issubclass(bare, Modality):
+            found[name] = bare
+    return found
+
+
+def arrow_type(hint: Any, where: str) -> pa.DataType:
+    """The Parquet type of a result's field; raises `OpenUniError` naming what is allowed."""
+    bare, _ = _optional(strip_annotation(hint))
+    if bare in SCALARS:
+        return SCALARS[bare]
+    if get_origin(bare) in (list, tuple):
+        return pa.list_(arrow_type(get_args(bare)[0], where))
+    if isinstance(bare, type) and issubclass(bare, Modality):
+        return pa.struct([*MAP_FIELDS, *_tuple_fields(bare.constants_type, where)])
+    if isinstance(bare, type) and hasattr(bare, "_fields"):
+        return pa.struct(_tuple_fields(bare, where))
+    allowed = "float, int, str, bool, lists of them, NamedTuples, modalities, and any of these or None"
+    raise OpenUniError(f"{where}: a result of type {hint!r} cannot be stored. Allowed: {allowed}.")
+
+
+def columns(producer: type[Producer]) -> list[Column]:
+    """The columns a producer fills, with types and meanings."""
+    schema = producer_schema(producer).field(producer.name()).type
+    listed = []
+    for name, hint in result_hints(producer).items():
+        bare, _ = _optional(strip_annotation(hint))
+        is_map = isinstance(bare, type) and issubclass(bare, Modality)
+        kind = f"modality {bare.name}" if is_map else str(schema.field(name).type)
+        doc = annotation_text(hint) or (_first_line(bare.__doc__) if is_map else "")
+        listed.append(Column(f"{producer.name()}.{name}", kind, doc))
+    return listed
+
+
+def plain(value: Any) -> Any:
+    """A result's value as JSON and Arrow take it: NumPy scalars and arrays to Python, NamedTuples to dicts."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if hasattr(value, "_asdict"):
+        return {key: plain(item) for key, item in value._asdict().items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value
+
+
+def _tuple_fields(kind: type[Any], where: str) -> list[pa.Field]:
+    hints = get_type_hints(kind, include_extras=True)
+    return [pa.field(name, arrow_type(hint, f"{where}.{name}")) for name, hint in hints.items()]
+
+
+def _optional(hint: Any) -> tuple[Any, bool]:
+    if get_origin(hint) in (Union, types.UnionType):
+        rest = [arg for arg in get_args(hint) if arg is not type(None)]
+        if len(rest) == 1:
+            return strip_annotation(rest[0]), True
+    return hint, False
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "").strip().split("\n")[0]

@@ -1,0 +1,241 @@
+"""The column groups of a corpus: reading them, writing their parts, and keeping one version of each.
+
+Column groups: `clips`, `filters/NAME`, `annotations/NAME`, `latents/FAMILY/MODALITY`, `text/FAMILY`. Each is a folder
+of Parquet parts beside the payload files they point into. In every group a clip has at most one row, and all rows of
+a group have one version: parts of another version are set aside in the group's `superseded/` folder.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+
+from openuni.manifests.corpus.layout import (
+    CLIPS,
+    LATENTS,
+    OPEN,
+    OPERATOR_FOLDERS,
+    SUPERSEDED,
+    TEXT,
+    annotation_group,
+    family_record,
+    filter_group,
+    latent_group,
+    operator_of,
+    superseded,
+    text_group,
+)
+from openuni.manifests.corpus.shards import Shard, checksum
+from openuni.manifests.corpus.store import Store
+from openuni.manifests.corpus.writer import PartWriter, recover, spool_folder, table_bytes
+from openuni.manifests.errors import OpenUniError
+
+PARALLEL_PARTS = 8  # files worked on at once: an object store answers slowly, and many requests as fast as one
+VERSION_KEY = b"openuni.version"
+
+
+class ColumnGroups:
+    """A corpus as a store of column groups. `record` is its corpus.json."""
+
+    def __init__(self, store: Store, record: dict[str, Any]) -> None:
+        self.store = store
+        self.record = record
+
+    def put_json(self, name: str, record: dict[str, Any]) -> None:
+        """Write a JSON file of the corpus, whole or not at all; a file that says the same is left alone."""
+        data = json.dumps(record, indent=2, default=str).encode()
+        if not self.store.exists(name) or self.store.read(name) != data:
+            self.store.put(name, data)
+
+    # ------------------------------------------------------------------ groups and parts
+
+    def operators(self, kind: str) -> list[str]:
+        """Names of the operators that have a column group: kind is "filter" or "annotator"."""
+        return self.store.folders(OPERATOR_FOLDERS[kind])
+
+    def families(self) -> dict[str, dict[str, Any]]:
+        """Latent families: name -> its record (codec, options, size_px, frames, modalities, fingerprint)."""
+        return self._family_records(LATENTS)
+
+    def text_families(self) -> dict[str, dict[str, Any]]:
+        """Text families: name -> its record (codec, options, fingerprint)."""
+        return self._family_records(TEXT)
+
+    def groups(self) -> list[str]:
+        """All column groups that exist, `clips` first."""
+        found = [CLIPS] if self.parts(CLIPS) else []
+        found += [filter_group(name) for name in self.operators("filter")]
+        found += [annotation_group(name) for name in self.operators("annotator")]
+        for family in self.store.folders(LATENTS):
+            found += [latent_group(family, name) for name in self.store.folders(f"{LATENTS}/{family}")]
+        return found + [text_group(family) for family in self.store.folders(TEXT)]
+
+    def parts(self, group: str) -> list[str]:
+        """Names of a group's visible Parquet files, in the order they were made."""
+        return self.store.names(group, ".parquet")
+
+    def group_version(self, group: str) -> str:
+        """The version of a group's rows; "none" while it is empty."""
+        parts = self.parts(group)
+        return self._part_version(parts[0]) if parts else "none"
+
+    def has_modality(self, annotator: str, modality: str) -> bool:
+        """Whether an annotator's column group has a field for a modality."""
+        parts = self.parts(annotation_group(annotator))
+        if not parts:
+            return False
+        fields = pq.read_schema(self.store.path(parts[0]), filesystem=self.store.fs).field(annotator).type
+        return any(field.name == modality and pa.types.is_struct(field.type) for field in fields)
+
+    def dataset(self, group: str, schema: pa.Schema | None = None) -> pads.Dataset:
+        """The group as a pyarrow dataset: nothing is read until asked for. Empty groups need a schema."""
+        parts = self.parts(group)
+        if not parts:
+            return pads.dataset((schema or pa.schema([pa.field("clip_id", pa.string())])).empty_table())
+        return self._dataset(parts, schema)
+
+    def table(self, group: str, columns: Sequence[str] | Mapping[str, pads.Expression] | None = None) -> pa.Table:
+        """The group in memory, one row per clip; `columns`: names, or name -> what to read, as pyarrow writes them."""
+        wanted = list(columns) if isinstance(columns, Sequence) else columns
+        return self.dataset(group).to_table(columns=wanted)
+
+    def look_up(self, group: str, ids: pa.Array, columns: Mapping[str, pads.Expression]) -> pa.StructArray:
+        """These columns of a group (name -> what to read) for each clip_id, in that order; null: it has no row.
+
+        Still in Arrow: a hundred thousand rows are a few megabytes, and `array[i].as_py()` makes one of them a dict.
+        """
+        wanted = {"clip_id": pads.field("clip_id")} | dict(columns)
+        table = self.dataset(group).to_table(columns=wanted, filter=pads.field("clip_id").isin(ids))
+        places = pc.index_in(ids, value_set=table.column("clip_id").combine_chunks())
+        return table.drop_columns("clip_id").to_struct_array().combine_chunks().take(places)
+
+    def find(self, group: str, clip_id: str) -> dict[str, Any] | None:
+        """A clip's row in a group, None when it has none. Only ids are read to find it, then its part."""
+        dataset = self.dataset(group)
+        for tagged in dataset.scanner(columns=["clip_id"]).scan_batches():
+            if pc.index(tagged.record_batch.column("clip_id"), clip_id).as_py() >= 0:
+                rows = tagged.fragment.to_table(schema=dataset.schema, filter=pads.field("clip_id") == clip_id)
+                return dict(rows.to_pylist()[0])
+        return None
+
+    def read(self, group: str, shard: str, offset: int, nbytes: int, xxh3: int) -> bytes:
+        """One payload by its extent; raises `OpenUniError` when its bytes are not those that were written."""
+        if "/" in shard:
+            raise OpenUniError(f'{group}: "{shard}" is not a file beside its manifest; the manifest is damaged')
+        data = self.store.read_range(f"{group}/{shard}", offset, nbytes)
+        if len(data) != nbytes or checksum(data) != xxh3:
+            raise OpenUniError(
+                f"{self.store.url}/{group}/{shard}: the {nbytes} bytes at {offset} have changed since they were "
+                "written (checksum differs). Restore it, or delete its .parquet part and run again to recompute it."
+            )
+        return data
+
+    # ------------------------------------------------------------------ writing
+
+    def writer(self, group: str, schema: pa.Schema, version: str, shard_type: type[Shard] | None = None) -> PartWriter:
+        """A writer of one group for one worker; rows become visible part by part."""
+        return PartWriter(self.store, group, schema.with_metadata({VERSION_KEY: version.encode()}), shard_type)
+
+    def recover(self) -> int:
+        """Seal what dead workers left behind, in every group; returns the number of clips saved."""
+        return sum(recover(self.store, group) for group in self._groups_with_open_parts())
+
+    def settle(self, group: str, version: str) -> None:
+        """Make `version` the group's only one: others are set aside, parts of this one set aside earlier come back."""
+        parts = self.parts(group)
+        with ThreadPoolExecutor(PARALLEL_PARTS) as pool:
+            versions = list(pool.map(self._part_version, parts))
+        for part, found in zip(parts, versions, strict=True):
+            if found != version:
+                self._move_part(part, superseded(group, found))
+        for part in self.parts(superseded(group, version)):
+            self._move_part(part, group)
+
+    def forget(self, group: str, statuses: Sequence[str], among: Mapping[str, pa.Array] | None = None) -> int:
+        """Remove the rows with these statuses so that the next run does them again; returns how many there were.
+
+        `among`: column -> values; only rows that have one of them there. What another run failed at then stays.
+        """
+
+        def chosen(rows: pa.Table) -> pa.ChunkedArray:
+            mask = pc.is_in(status_column(rows, group), pa.array(list(statuses)))
+            for column, values in (among or {}).items():
+                mask = pc.and_(mask, pc.is_in(rows.column(column), value_set=values))
+            return mask
+
+        return self.remove(group, chosen)
+
+    def remove(self, group: str, chosen: Callable[[pa.Table], pa.ChunkedArray]) -> int:
+        """Remove the rows for which `chosen` (given a part's rows) says true; returns how many there were."""
+        removed = 0
+
+        def change(rows: pa.Table) -> pa.Table:
+            nonlocal removed
+            left = rows.filter(pc.invert(pc.fill_null(chosen(rows), False)))
+            removed += len(rows) - len(left)
+            return left
+
+        self.rewrite(group, change)
+        return removed
+
+    def rewrite(self, group: str, change: Callable[[pa.Table], pa.Table]) -> None:
+        """Put `change(rows)` in the place of each part's rows, part by part; equal rows are not written again."""
+        for part in self.parts(group):
+            rows = pq.read_table(self.store.path(part), filesystem=self.store.fs)
+            changed = change(rows)
+            if not changed.equals(rows):
+                self.store.put(part, table_bytes(changed))
+
+    def done(self, group: str) -> pa.Array:
+        """clip_ids that have a row in the group."""
+        return self.table(group, ["clip_id"]).column("clip_id").combine_chunks()
+
+    # ------------------------------------------------------------------ inner
+
+    def _family_records(self, kind: str) -> dict[str, dict[str, Any]]:
+        found = {}
+        for family in self.store.folders(kind):
+            if self.store.exists(family_record(kind, family)):
+                found[family] = json.loads(self.store.read(family_record(kind, family)))
+        return found
+
+    def _dataset(self, parts: Sequence[str], schema: pa.Schema | None = None) -> pads.Dataset:
+        paths = [self.store.path(part) for part in parts]
+        return pads.dataset(paths, filesystem=self.store.fs, format="parquet", schema=schema)
+
+    def _row_count(self, part: str) -> int:
+        return int(pq.read_metadata(self.store.path(part), filesystem=self.store.fs).num_rows)
+
+    def _part_version(self, part: str) -> str:
+        metadata = pq.read_schema(self.store.path(part), filesystem=self.store.fs).metadata or {}
+        return metadata.get(VERSION_KEY, b"unknown").decode()
+
+    def _move_part(self, part: str, folder: str) -> None:
+        # the Parquet file goes last when a part appears and first when it disappears: never rows without payload
+        name = part.rsplit("/", 1)[1].removesuffix(".parquet")
+        source = part.rsplit("/", 1)[0]
+        names = [f"{name}.parquet", f"{name}.tar", f"{name}.safetensors"]
+        if f"/{SUPERSEDED}/" in part:
+            names.reverse()
+        for entry in names:
+            if self.store.exists(f"{source}/{entry}"):
+                self.store.move(f"{source}/{entry}", f"{folder}/{entry}")
+
+    def _groups_with_open_parts(self) -> list[str]:
+        root = self.store.local("") if self.store.is_local else spool_folder(self.store)
+        if self.store.is_local:
+            folders = [path.parent for path in root.rglob(OPEN) if path.is_dir()]
+        else:
+            folders = sorted({path.parent for path in root.rglob("*.journal")})
+        return [folder.relative_to(root).as_posix() for folder in folders]
+
+
+def status_column(table: pa.Table, group: str) -> pa.ChunkedArray:
+    """The status column of a group's table: flat, or inside the operator's struct."""
+    operator = operator_of(group)
+    return table.column("status") if operator is None else pc.struct_field(table.column(operator), "status")

@@ -1,0 +1,97 @@
+"""Which clip has which modality: gaps are normal, and every count, join and split starts from here."""
+
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+
+from openuni.manifests.contracts.schema import clip_schema
+from openuni.manifests.corpus.column_groups import ColumnGroups
+from openuni.manifests.corpus.layout import annotation_group
+
+COLUMN = "has"  # the struct column of booleans that a `keep` may read, such as "has.depth and has.flow"
+NO_COLLECTION = "(none)"  # stands in tables for clips that came with no named set
+
+
+def makers(corpus: ColumnGroups) -> dict[str, list[str]]:
+    """The annotators (and importers) that stored each modality of a corpus: modality -> their names, sorted."""
+    found: dict[str, list[str]] = {}
+    for name in corpus.operators("annotator"):
+        for part in corpus.parts(annotation_group(name))[:1]:  # all parts of a group share a schema
+            fields = pq.read_schema(corpus.store.path(part), filesystem=corpus.store.fs).field(name).type
+            for field in fields:
+                if pa.types.is_struct(field.type) and field.type.get_field_index("shard") >= 0:
+                    found.setdefault(field.name, []).append(name)
+    return dict(sorted(found.items()))
+
+
+def holders(corpus: ColumnGroups, annotator: str, modality: str) -> pa.Array:
+    """clip_ids (string array) for which an annotator stored a modality."""
+    if not corpus.has_modality(annotator, modality):
+        return pa.array([], pa.string())
+    columns = {
+        "clip_id": pads.field("clip_id"),
+        "status": pads.field(annotator, "status"),
+        "shard": pads.field(annotator, modality, "shard"),
+    }
+    table = corpus.table(annotation_group(annotator), columns)
+    present = pc.and_(pc.equal(table.column("status"), "ok"), pc.is_valid(table.column("shard")))
+    return table.filter(present).column("clip_id").combine_chunks()
+
+
+def presence(corpus: ColumnGroups, clips: pa.Array | pa.ChunkedArray) -> dict[str, pa.Array]:
+    """Per modality that any clip has besides its pixels: a boolean per clip, by whichever annotator."""
+    found = {}
+    for modality, names in makers(corpus).items():
+        if modality == "rgb":
+            continue  # every clip has its pixels, stored or not
+        ids = [holders(corpus, name, modality) for name in names]
+        mask = pc.is_in(clips, value_set=pa.concat_arrays(ids))
+        found[modality] = mask.combine_chunks() if isinstance(mask, pa.ChunkedArray) else mask
+    return found
+
+
+def coverage(corpus: ColumnGroups) -> list[dict[str, str | int]]:
+    """Per collection: how many clips ingest accepted, and how many of them have a caption and each modality.
+
+    A row is {"collection": name, "clips": n, "caption": n, MODALITY: n, ...}, sorted by name.
+    """
+    columns = {
+        "clip_id": pads.field("clip_id"),
+        "collection": pc.coalesce(pads.field("collection"), pads.scalar(NO_COLLECTION)),
+        "clips": pc.is_valid(pads.field("clip_id")),
+        "caption": pc.is_valid(pads.field("caption")),
+    }
+    clips = corpus.dataset("clips", clip_schema()).to_table(columns=columns, filter=pads.field("status") == "ok")
+    table = clips.drop_columns("clip_id")
+    for modality, mask in presence(corpus, clips["clip_id"]).items():
+        table = table.append_column(modality, mask)
+    names = table.column_names[1:]
+    counts = table.group_by("collection").aggregate([(name, "sum") for name in names]).sort_by("collection")
+    return [
+        {"collection": row["collection"], **{name: row[f"{name}_sum"] for name in names}} for row in counts.to_pylist()
+    ]
+
+
+class StoredSize(NamedTuple):
+    """How much one annotator stored of one modality."""
+
+    modality: str
+    annotator: str
+    clips: int
+    nbytes: int  # of all of them
+    largest_nbytes: int
+
+
+def stored_sizes(corpus: ColumnGroups) -> list[StoredSize]:
+    """What each modality takes in the shards, by modality and annotator; those that no clip has are left out."""
+    found = []
+    for modality, names in makers(corpus).items():
+        for name in names:
+            column = {"nbytes": pads.field(name, modality, "nbytes")}
+            sizes = corpus.table(annotation_group(name), column).column("nbytes").drop_null()
+            if len(sizes):
+                found.append(StoredSize(modality, name, len(sizes), pc.sum(sizes).as_py(), pc.max(sizes).as_py()))
+    return found

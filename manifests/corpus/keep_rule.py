@@ -1,0 +1,119 @@
+"""`keep`: SQL over the manifest's struct columns, through DuckDB with external access off."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import duckdb
+import pyarrow as pa
+
+from openuni.manifests.errors import OpenUniError, did_you_mean
+
+MEMORY_LIMIT = "1500MB"
+
+
+class Rule(NamedTuple):
+    """One of the conditions that `keep` joins by AND: a clip is dropped by the first one it does not pass."""
+
+    text: str  # one SQL condition
+    columns: frozenset[tuple[str, ...]]  # the columns it reads, such as ("motion", "speed_diag_per_s")
+
+
+def connect() -> duckdb.DuckDBPyConnection:
+    """A connection that can reach no file and no network, whatever an expression says."""
+    connection = duckdb.connect(config={"enable_external_access": "false", "memory_limit": MEMORY_LIMIT})
+    connection.execute("SET lock_configuration = true")
+    return connection
+
+
+def parse(keep: str) -> list[Rule]:
+    """The rules of a `keep` expression; an empty one has none. Raises `OpenUniError` for what is not one expression."""
+    if not keep.strip():
+        return []
+    connection = connect()
+    # with brackets no clause can follow the condition, without them no bracket of its own can be closed too early
+    parses = [_parsed(connection, f"SELECT 1 WHERE {text}") for text in (keep, f"({keep}\n)")]
+    parsed = parses[1]
+    broken = [parse for parse in parses if parse["error"] or len(parse["statements"]) != 1]
+    if broken or parsed["statements"][0]["node"]["type"] != "SELECT_NODE":
+        reason = broken[0].get("error_message") if broken else None
+        raise OpenUniError(
+            f"keep = {keep!r} is not a SQL condition: {reason or 'it is more than one'}. "
+            'Write conditions over columns, such as "motion.speed_diag_per_s > 0.02 and luminance.mean > 0.1".'
+        )
+    node = parsed["statements"][0]["node"]
+    _refuse_subqueries(node, keep)
+    where = node["where_clause"]
+    conditions = where["children"] if where.get("type") == "CONJUNCTION_AND" else [where]
+    rules = []
+    for condition in conditions:
+        node["where_clause"] = condition  # DuckDB writes each condition back as SQL, in one canonical spelling
+        text = connection.execute("SELECT json_deserialize_sql(?)", [json.dumps(parsed)]).fetchall()[0][0]
+        rules.append(Rule(_tidy(text.removeprefix("SELECT 1 WHERE ")), frozenset(_columns(condition))))
+    return rules
+
+
+def check(rules: Sequence[Rule], schemas: Mapping[str, pa.Schema]) -> None:
+    """Raise `OpenUniError` when a rule reads a column that is in none of the schemas (group name -> schema)."""
+    known: dict[str, list[str]] = {}
+    for schema in schemas.values():
+        for field in schema:
+            known[field.name] = [sub.name for sub in field.type] if pa.types.is_struct(field.type) else []
+    for rule in rules:
+        for column in rule.columns:
+            top, *rest = column
+            if top not in known:
+                raise OpenUniError(
+                    f'keep: "{".".join(column)}" is no column here.{did_you_mean(top, known)} '
+                    f"There are: {', '.join(sorted(known))}. Add the filter to the recipe or mend the name."
+                )
+            if rest and rest[0] not in known[top]:
+                raise OpenUniError(
+                    f'keep: "{top}" has no column "{rest[0]}".{did_you_mean(rest[0], known[top])} '
+                    f"It has: {', '.join(known[top]) or 'no inner columns'}."
+                )
+
+
+def condition_sql(rules: Sequence[Rule]) -> str:
+    """All rules as one condition; a null never passes."""
+    return " AND ".join(f"coalesce(({rule.text}\n), false)" for rule in rules) or "true"
+
+
+def _parsed(connection: duckdb.DuckDBPyConnection, statement: str) -> Any:
+    return json.loads(connection.execute("SELECT json_serialize_sql(?)", [statement]).fetchall()[0][0])
+
+
+def _tidy(text: str) -> str:
+    """Without the brackets that DuckDB puts around the whole condition."""
+    if not (text.startswith("(") and text.endswith(")")):
+        return text
+    depth = 0
+    for position, letter in enumerate(text):
+        depth += (letter == "(") - (letter == ")")
+        if depth == 0 and position < len(text) - 1:
+            return text  # the first bracket closes before the end: "(a) OR (b)"
+    return text[1:-1]
+
+
+def _columns(node: Any) -> list[tuple[str, ...]]:
+    found: list[tuple[str, ...]] = []
+    if isinstance(node, dict):
+        if node.get("class") == "COLUMN_REF":
+            found.append(tuple(node["column_names"]))
+        for child in node.values():
+            found.extend(_columns(child))
+    elif isinstance(node, list):
+        for child in node:
+            found.extend(_columns(child))
+    return found
+
+
+def _refuse_subqueries(node: Any, keep: str) -> None:
+    if isinstance(node, dict):
+        if node.get("class") == "SUBQUERY":
+            raise OpenUniError(f"keep = {keep!r}: a subquery is not allowed; write conditions over the clip's columns.")
+        for child in node.values():
+            _refuse_subqueries(child, keep)
+    elif isinstance(node, list):
+        for child in node:
+            _refuse_subqueries(child, keep)

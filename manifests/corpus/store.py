@@ -1,0 +1,160 @@
+"""Where a corpus lies: one folder or one fsspec URL, with the few operations that storage needs."""
+
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import fsspec
+from fsspec.core import url_to_fs
+
+from openuni.manifests.errors import OpenUniError
+
+DRAFT = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # the names that `put` gives to files until they are whole
+
+
+class Store:
+    """Files under one root. Names are relative, with forward slashes; a name that leaves the root is refused."""
+
+    def __init__(self, url: str) -> None:
+        self.fs, path = url_to_fs(str(url), **_no_listing_cache(str(url)))
+        self.is_local = isinstance(self.fs, fsspec.implementations.local.LocalFileSystem)
+        self.root = str(Path(path).resolve()) if self.is_local else path.rstrip("/")
+        self.url = self.root if self.is_local else self.fs.unstrip_protocol(self.root)
+
+    def path(self, name: str) -> str:
+        """The full path of a name; raises `OpenUniError` for names that would leave the corpus."""
+        if name.startswith("/") or "\\" in name or "\0" in name or ".." in name.split("/"):
+            raise OpenUniError(f'"{name}" is not a name inside {self.url}; the manifest that holds it is damaged')
+        return f"{self.root}/{name}" if name else self.root
+
+    def place(self, name: str) -> str:
+        """The absolute path or URL under which other programs find a name."""
+        return self.path(name) if self.is_local else str(self.fs.unstrip_protocol(self.path(name)))
+
+    def local(self, name: str) -> Path:
+        """The same as a `Path`; only for local stores."""
+        return Path(self.path(name))
+
+    def names(self, folder: str, suffix: str) -> list[str]:
+        """Names (relative to the root) of the files directly in `folder` that end in `suffix`, sorted."""
+        try:
+            entries = self.fs.ls(self.path(folder), detail=False)
+        except FileNotFoundError:
+            return []
+        return sorted(f"{folder}/{entry.rsplit('/', 1)[1]}" for entry in entries if str(entry).endswith(suffix))
+
+    def folders(self, folder: str) -> list[str]:
+        """Names (last part only) of the folders directly in `folder`, sorted."""
+        try:
+            entries = self.fs.ls(self.path(folder), detail=True)
+        except FileNotFoundError:
+            return []
+        names = [str(entry["name"]).rstrip("/").rsplit("/", 1)[1] for entry in entries if entry["type"] == "directory"]
+        return sorted(name for name in names if not name.startswith("."))
+
+    def is_empty(self) -> bool:
+        """True when there is nothing at the root, or no root."""
+        try:
+            return not self.fs.ls(self.root, detail=False)
+        except FileNotFoundError:
+            return True
+
+    def exists(self, name: str) -> bool:
+        """Whether the file is there."""
+        return bool(self.fs.exists(self.path(name)))
+
+    def read(self, name: str) -> bytes:
+        """All bytes of a file."""
+        return bytes(self.fs.cat_file(self.path(name)))
+
+    def read_range(self, name: str, offset: int, nbytes: int) -> bytes:
+        """`nbytes` bytes from `offset`: one pread on a disk, one ranged GET on an object store."""
+        if self.is_local:
+            with Path(self.path(name)).open("rb", buffering=0) as file:
+                return os.pread(file.fileno(), nbytes, offset)
+        return bytes(self.fs.cat_file(self.path(name), start=offset, end=offset + nbytes))
+
+    def put(self, name: str, data: bytes) -> None:
+        """Write a file so that it is seen whole or not at all."""
+        if not self.is_local:
+            self.fs.pipe_file(self.path(name), data)
+            return
+        target = self.local(name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft = target.with_name(f".{target.name}.{uuid4().hex[:8]}.tmp")
+        try:
+            with draft.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(target)
+        finally:
+            draft.unlink(missing_ok=True)
+
+    def put_file(self, source: Path, name: str) -> None:
+        """Bring a finished local file in under `name`, whole or not at all; the source is gone afterwards."""
+        if not self.is_local:
+            self.fs.put_file(str(source), self.path(name))
+            source.unlink()
+            return
+        target = self.local(name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with source.open("rb") as file:
+            os.fsync(file.fileno())
+        source.replace(target)
+
+    def move(self, name: str, to: str) -> None:
+        """Rename within the store."""
+        if self.is_local:
+            self.local(to).parent.mkdir(parents=True, exist_ok=True)
+            self.local(name).replace(self.local(to))
+        else:
+            self.fs.mv(self.path(name), self.path(to))
+
+    def copy_to(self, other: "Store", name: str) -> None:
+        """The same immutable file in another store: a hard link where both lie on one disk, else a copy."""
+        if other.is_local:
+            target = other.local(name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if not self.is_local:
+                self.fs.get_file(self.path(name), str(target))
+                return
+            try:
+                os.link(self.local(name), target)
+            except OSError:  # another file system, or one without links
+                shutil.copyfile(self.local(name), target)
+        elif self.is_local:
+            other.fs.put_file(str(self.local(name)), other.path(name))
+        elif self.fs is other.fs:
+            self.fs.cp_file(self.path(name), other.path(name))  # within the object store
+        else:
+            other.put(name, self.read(name))
+
+    def delete(self, name: str) -> None:
+        """Remove a file if it is there."""
+        if self.exists(name):
+            self.fs.rm_file(self.path(name))
+
+    def sweep_drafts(self) -> None:
+        """Remove what killed processes left of files they were writing; only while no other process writes here."""
+        if self.is_local:
+            for path in Path(self.root).rglob(".*.tmp"):
+                if DRAFT.fullmatch(path.name):
+                    path.unlink(missing_ok=True)
+
+    def free_bytes(self) -> int | None:
+        """Free space for new files; None where that has no meaning (object stores)."""
+        if not self.is_local:
+            return None
+        place = Path(self.root)
+        while not place.exists():
+            place = place.parent
+        return shutil.disk_usage(place).free
+
+
+def _no_listing_cache(url: str) -> dict[str, Any]:
+    # a listing remembered from before another worker's commit would hide that commit
+    return {"use_listings_cache": False} if "://" in url and not url.startswith(("file:", "local:")) else {}

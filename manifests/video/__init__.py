@@ -1,0 +1,1 @@
+"""Video and image files: clips, probing, decoding, encoding."""

@@ -1,0 +1,1 @@
+"""Corpus recipes: parsing, templates, and the listing of components."""

@@ -1,0 +1,270 @@
+"""Recipes: one TOML file that says what to measure and what to make. Strict: what is not known is an error."""
+
+import dataclasses
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from openuni.config.captions import caption_column
+from openuni.dedup.deduplicator import finder_schemas
+from openuni.manifests.contracts.component import annotation_text, strip_annotation
+from openuni.manifests.contracts.discovery import find_component
+from openuni.manifests.contracts.modality import modality_names
+from openuni.manifests.contracts.operator import Annotator, Filter, find_operator
+from openuni.manifests.contracts.schema import clip_schema, producer_schema
+from openuni.manifests.corpus import keep_rule as select
+from openuni.manifests.corpus.layout import filter_group
+from openuni.manifests.errors import OpenUniError, did_you_mean
+from openuni.shots.shot_detector import ShotDetector, find_shot_detector, shot_detector_names
+from openuni.training.codec import LatentCodec, TextCodec
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ingest:
+    """How sources become clips."""
+
+    shots: Annotated[str, "how files are cut into clips, a file of openuni/shots; none: one clip per file"] = "none"
+    min_s: Annotated[float, "shorter clips are left out, seconds; applied last"] = 0.0
+    max_s: Annotated[float, "longer shots are split, seconds; 0: no limit"] = 0.0
+    split: Annotated[
+        Literal["equal", "windows", "drop"],
+        "shots over max_s become as few equal parts as will do, windows of max_s and a rest, or are left out",
+    ] = "equal"
+    trim_frames: Annotated[int, "frames taken off both ends of a shot, beyond those of a dissolve or fade"] = 0
+    captions: Annotated[bool, "take NAME.txt beside NAME.mp4 as the caption of a file that is one clip"] = True
+    share_captions: Annotated[bool, "also give it to each of several clips cut from the file"] = False
+    collection: Annotated[str, "name of the set these sources belong to, such as koala36m; empty: none"] = ""
+    max_duration_s: Annotated[float, "longer files are refused, seconds"] = 4 * 3600.0
+    max_frame_px: Annotated[int, "files with more pixels per frame are refused"] = 8192 * 8192
+    probe_timeout_s: Annotated[float, "files that take longer to look at are refused, seconds"] = 120.0
+
+    def check(self) -> None:
+        """Ranges of the options."""
+        if min(self.max_duration_s, self.max_frame_px, self.probe_timeout_s) <= 0:
+            raise OpenUniError("[ingest]: max_duration_s, max_frame_px and probe_timeout_s must be above 0")
+        if min(self.min_s, self.max_s, self.trim_frames) < 0:
+            raise OpenUniError("[ingest]: min_s, max_s and trim_frames must be 0 or more")
+        if 0 < self.max_s < self.min_s:
+            raise OpenUniError(f"[ingest]: max_s = {self.max_s:g} is below min_s = {self.min_s:g}: no clip can be both")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What operators see."""
+
+    short_side_px: Annotated[int, "frames are scaled down to this short side before any operator; 0: as they are"] = 720
+    storage: Annotated[
+        Literal["full", "compact"],
+        "how maps are stored: at their finest, or in about 2 bits per pixel of depth and 4 of flow, at errors that "
+        "openuni show depth and flow state",
+    ] = "full"
+
+    def check(self) -> None:
+        """Ranges of the options."""
+        if self.short_side_px < 0:
+            raise OpenUniError(f"[work] short_side_px = {self.short_side_px}: give 0 (as they are) or a size in pixels")
+
+
+@dataclass(frozen=True)
+class Encode:
+    """Which latents and embeddings to make."""
+
+    latents: Annotated[str, "latent codec, a file of train/codecs"] = "dct"
+    text: Annotated[str, "text codec, a file of train/codecs"] = "bytes"
+    caption: Annotated[
+        str,
+        'which texts to embed: a column such as "caption.detailed" of an annotator; empty: the clips\' own captions',
+    ] = ""
+    modalities: Annotated[tuple[str, ...], 'what to encode; "raft.flow" names the annotator where several made it'] = (
+        "rgb",
+    )
+    size_px: Annotated[tuple[int, int], "height and width of the encoded video, pixels"] = (480, 832)
+    frames: Annotated[int, "video frames per clip, from its start; 4k + 1; shorter clips give fewer"] = 81
+
+    def check(self) -> None:
+        """Ranges of the options."""
+        if self.frames < 1 or self.frames % 4 != 1:
+            near = max(1, self.frames // 4 * 4 + 1)
+            raise OpenUniError(f"[encode] frames = {self.frames}: must be 4k + 1, such as {near} or {near + 4}")
+        if min(self.size_px) < 16 or any(side % 16 for side in self.size_px):
+            raise OpenUniError(f"[encode] size_px = {list(self.size_px)}: height and width must be multiples of 16")
+        for name in self.modalities:
+            modality = name.rpartition(".")[2]
+            if modality not in modality_names():
+                known = ", ".join(modality_names())
+                hint = did_you_mean(modality, modality_names())
+                raise OpenUniError(f'[encode] modalities: "{name}" is not known.{hint} Known: {known}.')
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A parsed recipe: everything a run does, as objects."""
+
+    keep: str = ""
+    accept: tuple[str, ...] = ()  # checkpoints whose licence the user has found to fit
+    ingest: Ingest = Ingest()
+    shot_detector: ShotDetector = field(default_factory=lambda: find_shot_detector(Ingest.shots)())
+    work: Work = Work()
+    filters: Mapping[str, Filter] = field(default_factory=dict)
+    annotators: Mapping[str, Annotator] = field(default_factory=dict)
+    encode: Encode | None = None
+    latent_codec: LatentCodec | None = None
+    text_codec: TextCodec | None = None
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Recipe":
+        """Read and check a recipe file."""
+        file = Path(path)
+        if not file.is_file():
+            raise OpenUniError(f"there is no recipe {file}. Write one with: openuni init {file}")
+        try:
+            tables = tomllib.loads(file.read_text())
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise OpenUniError(f"{file} is not valid TOML: {error}") from error
+        return cls.parse(tables, str(file))
+
+    @classmethod
+    def parse(cls, tables: Mapping[str, Any], where: str = "recipe") -> "Recipe":
+        """Check tables as `tomllib` gives them. Raises `OpenUniError` with the nearest known name."""
+        refuse_unknown(tables, ["keep", "accept", "ingest", "work", "filters", "annotators", "encode"], where)
+        keep = tables.get("keep", "")
+        if not isinstance(keep, str):
+            raise OpenUniError(f"{where}: keep must be a text, got {keep!r}")
+        accept = tables.get("accept", [])
+        if not (isinstance(accept, list | tuple) and all(isinstance(name, str) for name in accept)):
+            raise OpenUniError(f"{where}: accept must be a list of checkpoints' names, got {accept!r}")
+        filters = {
+            name: _operator("filter", name, options, where) for name, options in _tables(tables, "filters", where)
+        }
+        annotators = {
+            name: _operator("annotator", name, options, where) for name, options in _tables(tables, "annotators", where)
+        }
+        recipe = cls(
+            keep=keep,
+            accept=tuple(accept),
+            **_ingest_parts(tables.get("ingest", {}), where),
+            work=build(Work, tables.get("work", {}), f"{where}: [work]"),
+            filters=filters,
+            annotators=annotators,
+            **_encode_parts(tables.get("encode"), where),
+        )
+        recipe.check()
+        return recipe
+
+    def check(self) -> None:
+        """What no single table can know: ranges, and that `keep` reads columns which this recipe's filters fill."""
+        for part in (self.ingest, self.work, self.encode):
+            if part is not None:
+                part.check()
+        schemas = {"clips": clip_schema()}
+        schemas |= {filter_group(name): producer_schema(type(operator)) for name, operator in self.filters.items()}
+        schemas |= finder_schemas()  # made between runs
+        select.check(select.parse(self.keep), schemas)
+        if self.encode is not None and self.encode.caption:
+            caption_column(self.encode.caption, self.annotators)
+
+    def as_tables(self) -> dict[str, Any]:
+        """All options, defaults included, as JSON-able tables: what the ledger of a run keeps."""
+        tables: dict[str, Any] = {
+            "keep": self.keep,
+            "accept": list(self.accept),
+            "ingest": dataclasses.asdict(self.ingest) | {self.ingest.shots: dataclasses.asdict(self.shot_detector)},
+            "work": dataclasses.asdict(self.work),
+            "filters": {name: dataclasses.asdict(operator) for name, operator in self.filters.items()},
+            "annotators": {name: dataclasses.asdict(operator) for name, operator in self.annotators.items()},
+        }
+        if self.encode is not None and self.latent_codec is not None and self.text_codec is not None:
+            tables["encode"] = dataclasses.asdict(self.encode) | {
+                self.encode.latents: dataclasses.asdict(self.latent_codec),
+                self.encode.text: dataclasses.asdict(self.text_codec),
+            }
+        return tables
+
+
+def build(cls: type[T], table: Any, where: str) -> T:
+    """A dataclass from one TOML table: unknown keys and wrong types are errors that name what is allowed."""
+    if not isinstance(table, Mapping):
+        raise OpenUniError(f"{where} must be a table of options, got {table!r}")
+    hints = get_type_hints(cls, include_extras=True)
+    names = [item.name for item in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    refuse_unknown(table, names, where)
+    values = {}
+    for name, given in table.items():
+        try:
+            # through JSON, where arrays are the spelling of tuples; otherwise strict: no text for a number
+            values[name] = TypeAdapter(strip_annotation(hints[name])).validate_json(json.dumps(given), strict=True)
+        except (ValidationError, TypeError) as error:
+            reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+            doc = annotation_text(hints[name])
+            raise OpenUniError(f"{where} {name} = {given!r}: {reason}. {name}: {doc}") from error
+    return cls(**values)
+
+
+def parse_texts(given: Sequence[str], where: str) -> dict[str, Any]:
+    """Options from `name=value` texts, as a command line has them; values are written as in TOML, or bare words."""
+    table: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise OpenUniError(f'{where}: "{text}" must be written name=value')
+        try:
+            table[name.strip()] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            table[name.strip()] = value.strip()  # a text without quotes
+    return table
+
+
+def refuse_unknown(table: Mapping[str, Any], known: list[str], where: str) -> None:
+    """Raise `OpenUniError` for the first key that is not known."""
+    for key in table:
+        if key not in known:
+            raise OpenUniError(
+                f'{where} has no option "{key}".{did_you_mean(key, known)} Options: {", ".join(known) or "none"}.'
+            )
+
+
+def _tables(tables: Mapping[str, Any], kind: str, where: str) -> list[tuple[str, Any]]:
+    group = tables.get(kind, {})
+    if not isinstance(group, Mapping):
+        raise OpenUniError(f"{where}: write [{kind}.NAME] tables, got {kind} = {group!r}")
+    return list(group.items())
+
+
+def _operator(kind: str, name: str, options: Any, where: str) -> Any:
+    return build(find_operator(kind, name, imports=True), options, f"{where}: [{kind}s.{name}]")
+
+
+def _ingest_parts(table: Any, where: str) -> dict[str, Any]:
+    if not isinstance(table, Mapping):
+        raise OpenUniError(f"{where}: [ingest] must be a table, got {table!r}")
+    name = str(table.get("shots", Ingest.shots))
+    for key in table.keys() & set(shot_detector_names()) - {name}:
+        raise OpenUniError(f'{where}: [ingest.{key}] goes with shots = "{key}"; [ingest] says shots = "{name}"')
+    detector = table.get(name, {})
+    ingest = build(Ingest, {key: value for key, value in table.items() if key != name}, f"{where}: [ingest]")
+    cls = find_shot_detector(ingest.shots, imports=True)
+    return {"ingest": ingest, "shot_detector": build(cls, detector, f"{where}: [ingest.{name}]")}
+
+
+def _encode_parts(table: Any, where: str) -> dict[str, Any]:
+    if table is None:
+        return {}
+    if not isinstance(table, Mapping):
+        raise OpenUniError(f"{where}: [encode] must be a table, got {table!r}")
+    names = [table.get("latents", Encode.latents), table.get("text", Encode.text)]
+    inner = {key: value for key, value in table.items() if isinstance(value, Mapping)}
+    known = [item.name for item in dataclasses.fields(Encode)]
+    refuse_unknown(table, [*known, *map(str, names)], f"{where}: [encode]")
+    encode = build(Encode, {key: value for key, value in table.items() if key not in inner}, f"{where}: [encode]")
+    codecs = {}
+    for key, base, name in (("latent_codec", LatentCodec, encode.latents), ("text_codec", TextCodec, encode.text)):
+        cls = find_component("codecs", base, name, imports=True)
+        codecs[key] = build(cls, inner.get(name, {}), f"{where}: [encode.{name}]")
+    return {"encode": encode, **codecs}

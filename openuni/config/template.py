@@ -1,0 +1,199 @@
+"""The recipe that `openuni init` writes and the pages that `openuni show` prints: both are read from the code."""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from openuni.config.recipe import Encode, Ingest, Work
+from openuni.console.text_table import aligned
+from openuni.manifests.contracts import schema
+from openuni.manifests.contracts.component import Component, annotation_text, strip_annotation
+from openuni.manifests.contracts.discovery import all_component_names, component_names, find_component
+from openuni.manifests.contracts.modality import find_modality
+from openuni.manifests.contracts.operator import Annotator, Operator, find_operator, operator_names
+from openuni.manifests.contracts.producer import Producer
+from openuni.manifests.errors import OpenUniError, unknown_name
+from openuni.shots.shot_detector import find_shot_detector, shot_detector_names
+from openuni.training.codec import LatentCodec, TextCodec
+
+RECIPES_DIR = Path(__file__).parent / "recipes"
+HEAD = """\
+# A recipe: what to measure and what to make. Run it with
+#     openuni run {name} VIDEOS --out corpus/
+# Every key is optional; a line that begins with "# " shows an option and its default.
+
+# Which clips to keep: SQL over the filters' columns (openuni show NAME lists them). Empty keeps all.
+keep = "motion.speed_diag_per_s > 0.01 and luminance.mean > 0.05"
+
+# Checkpoints under a licence that limits their use, once you have found that it fits: openuni checkpoints lists them.
+# accept = []
+"""
+
+
+def recipe_text(name: str) -> str:
+    """A complete, commented recipe with all options of all parts, written from the code."""
+    blocks = [HEAD.format(name=name)]
+    blocks.append(
+        "# ---- how sources become clips, and what operators see\n"
+        + _table("ingest", Ingest)
+        + _shot_tables()
+        + _table("work", Work)
+    )
+    blocks.append(
+        "# ---- filters: scores for every clip" + "\n".join(_operator_blocks("filter", {"motion", "luminance"}))
+    )
+    blocks.append(
+        "# ---- annotators: modalities of kept clips; take out the # before a [table] to use it"
+        + "\n".join(_operator_blocks("annotator", {"dis"}))
+    )
+    encode = _table("encode", Encode, modalities='["rgb", "flow"]', size_px="[256, 448]", frames="17")
+    blocks.append("# ---- latents and text embeddings for training\n" + encode + _codec_tables())
+    return "\n".join(blocks)
+
+
+def ready_recipe(name: str) -> str:
+    """The recipe of that name in `openuni/recipes/`, with the thresholds of a published pipeline and their source."""
+    known = sorted(path.stem for path in RECIPES_DIR.glob("*.toml"))
+    if name not in known:
+        raise OpenUniError(unknown_name("ready recipe", name, known))
+    return (RECIPES_DIR / f"{name}.toml").read_text()
+
+
+def page(name: str) -> str:
+    """What `openuni show NAME` prints: options with defaults, columns with types and units, source, licence."""
+    names = all_component_names()
+    found = [kind for kind, known in names.items() if name.replace("-", "_") in known or name in known]
+    if found:  # a format may be read, written, or both
+        return "\n\n".join(_page_of_kind(kind, name) for kind in found)
+    if "." in name:
+        return _component_page(_outside(name))
+    raise OpenUniError(unknown_name("name", name, {known for listed in names.values() for known in listed}))
+
+
+def _page_of_kind(kind: str, name: str) -> str:
+    if kind == "modalities":
+        return _modality_page(name)
+    known = component_names(kind)
+    return _component_page(find_component(kind, Component, name if name in known else name.replace("-", "_")))
+
+
+def _outside(name: str) -> type[Operator]:
+    try:
+        return find_operator("filter", name, imports=True)
+    except OpenUniError:
+        return find_operator("annotator", name, imports=True)
+
+
+def _component_page(component: type[Component]) -> str:
+    return _producer_page(component) if issubclass(component, Producer) else _facts_and_options(component)
+
+
+def _producer_page(producer: type[Producer]) -> str:
+    lines = [_facts_and_options(producer)]
+    if issubclass(producer, Annotator) and (wants := producer().wants()):
+        lines += ["", f"starts from {', '.join(wants)}, made by another annotator of the recipe or there already"]
+    lines += ["", "columns"]
+    lines += _indented([(column.name, column.type, column.doc) for column in schema.columns(producer)])
+    return "\n".join(lines)
+
+
+def _facts_and_options(component: type[Component]) -> str:
+    lines = [f"{component.name()}: {_first_line(component)}", f"  {component.__module__}, licence {component.licence}"]
+    if component.origin:
+        lines.append(f"  from {component.origin}")
+    if component.gpus:
+        lines.append(f"  wants {component.gpus:g} of a GPU per worker")
+    options = [
+        (option.name, toml(option.default), _type_text(option.type), option.doc) for option in component.options()
+    ]
+    return "\n".join([*lines, "", "options", *(_indented(options) or ["  none"])])
+
+
+def _modality_page(name: str) -> str:
+    modality = find_modality(name)
+    constants = get_type_hints(modality.constants_type)
+    rows = [(key, getattr(kind, "__name__", str(kind))) for key, kind in constants.items()]
+    text = (modality.__doc__ or "").strip()
+    return "\n".join(
+        [f"{name}: {text}", f"  {modality.__module__}", f'  prompt "{modality.prompt}"', "", "constants"]
+        + (_indented(rows) or ["  none"])
+    )
+
+
+def _operator_blocks(kind: str, used: set[str]) -> Iterator[str]:
+    for name in operator_names(kind):
+        operator = find_operator(kind, name)
+        mark = "" if name in used else "# "
+        lines = [f"\n{mark}[{kind}s.{name}]  # {_first_line(operator)}"]
+        lines += [_option_line(option.name, option.default, option.doc) for option in operator.options()]
+        yield "\n".join(lines)
+    yield ""
+
+
+def _shot_tables() -> str:
+    text = ""
+    for name in shot_detector_names():
+        detector = find_shot_detector(name)
+        if detector.options():
+            lines = [f"\n# [ingest.{name}]  # {_first_line(detector)}"]
+            lines += [_option_line(option.name, option.default, option.doc) for option in detector.options()]
+            text += "\n".join(lines) + "\n"
+    return text + "\n"
+
+
+def _codec_tables() -> str:
+    text = ""
+    for base in (LatentCodec, TextCodec):
+        for name in component_names("codecs"):
+            try:
+                codec = find_component("codecs", base, name)
+            except OpenUniError:
+                continue  # a codec of the other kind
+            lines = [f"\n# [encode.{name}]  # {_first_line(codec)}"]
+            lines += [_option_line(option.name, option.default, option.doc) for option in codec.options()]
+            text += "\n".join(lines) + "\n"
+    return text
+
+
+def _table(name: str, options: type[Any], **given: str) -> str:
+    hints = get_type_hints(options, include_extras=True)
+    lines = [f"[{name}]"]
+    for field in dataclasses.fields(options):
+        doc = annotation_text(hints[field.name])
+        if field.name in given:
+            lines.append(f"{field.name} = {given[field.name]}  # {doc}")
+        else:
+            lines.append(_option_line(field.name, field.default, doc))
+    return "\n".join(lines) + "\n"
+
+
+def _option_line(name: str, default: Any, doc: str) -> str:
+    return f"# {name} = {toml(default)}  # {doc}"
+
+
+def toml(value: Any) -> str:
+    """A default as TOML spells it."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(toml(item) for item in value) + "]"
+    if value is dataclasses.MISSING:
+        return "(required)"
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else str(value)
+
+
+def _type_text(kind: Any) -> str:
+    kind = strip_annotation(kind)
+    if get_origin(kind) is Literal:
+        return " | ".join(map(str, get_args(kind)))
+    return getattr(kind, "__name__", str(kind)) if get_origin(kind) is None else str(kind).replace("typing.", "")
+
+
+def _first_line(thing: Any) -> str:
+    return (thing.__doc__ or "").strip().split("\n")[0]
+
+
+def _indented(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    return [f"  {line}" for line in aligned(rows)] if rows else []

@@ -1,0 +1,155 @@
+"""Progress of a run: one live table on a terminal, a plain line every few seconds elsewhere."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import MappingProxyType, TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+LOG_EVERY_S = 10.0
+
+
+class Phase:
+    """Counts of one phase."""
+
+    def __init__(self, name: str, total: int) -> None:
+        self.name, self.total = name, total
+        self.ok = self.failed = self.decodes = 0
+        self.vram_mb: dict[str, float] = {}
+        self.started = time.perf_counter()
+        self.seconds = 0.0
+
+    @property
+    def done(self) -> int:
+        """Items finished, whatever became of them."""
+        return self.ok + self.failed
+
+    @property
+    def items_per_s(self) -> float:
+        """Mean rate since the phase began."""
+        elapsed = self.seconds or (time.perf_counter() - self.started)
+        return self.done / elapsed if elapsed > 0 else 0.0
+
+    def as_record(self) -> dict[str, Any]:
+        """What the ledger keeps: `decodes` counts how often video was opened to decode frames."""
+        record = {
+            "phase": self.name,
+            "planned": self.total,
+            "ok": self.ok,
+            "failed": self.failed,
+            "seconds": round(self.seconds, 3),
+            "items_per_s": round(self.items_per_s, 3),
+            "decodes": self.decodes,
+        }
+        return record | ({"vram_mb": self.vram_mb} if self.vram_mb else {})
+
+
+class Reporter:
+    """Shows phases as they go. `quiet` shows nothing; the counts are kept all the same."""
+
+    def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
+        self.console = console or Console(stderr=True)
+        self.live = self.console.is_terminal and not quiet
+        self.quiet = quiet
+        self.phases: list[Phase] = []
+        self.progress = Progress(
+            TextColumn("{task.description:<12}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[failed]} failed  {task.fields[rate]:.1f}/s"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.live,
+        )
+
+    def __enter__(self) -> Self:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+
+    def say(self, text: str) -> None:
+        """One line above the table."""
+        if not self.quiet:
+            self.console.print(text, highlight=False)
+
+    @contextmanager
+    def phase(self, name: str, total: int) -> Iterator["Counter"]:
+        """Count the items of one phase."""
+        phase = Phase(name, total)
+        self.phases.append(phase)
+        counter = Counter(self, phase)
+        try:
+            yield counter
+        finally:
+            phase.seconds = time.perf_counter() - phase.started
+            counter.show(final=True)
+
+
+class Counter:
+    """Counts one phase and shows it."""
+
+    def __init__(self, reporter: Reporter, phase: Phase) -> None:
+        self.reporter, self.phase = reporter, phase
+        self.task = reporter.progress.add_task(phase.name, total=phase.total, failed=0, rate=0.0)
+        self.logged = time.perf_counter()
+
+    def add(self, status: str, decodes: int = 0, vram_mb: Mapping[str, float] = MappingProxyType({})) -> None:
+        """One more item, "ok" or "failed"; see `openuni.pipeline.worker.Outcome` for the rest."""
+        if status == "ok":
+            self.phase.ok += 1
+        else:
+            self.phase.failed += 1
+        self.phase.decodes += decodes
+        for name, used_mb in vram_mb.items():
+            self.phase.vram_mb[name] = max(used_mb, self.phase.vram_mb.get(name, 0.0))
+        self.show()
+
+    def show(self, *, final: bool = False) -> None:
+        """Refresh the table, or log a line when it is time for one."""
+        phase = self.phase
+        self.reporter.progress.update(
+            self.task, completed=phase.done, failed=phase.failed, rate=phase.items_per_s, refresh=final
+        )
+        due = final or time.perf_counter() - self.logged > LOG_EVERY_S
+        if not self.reporter.live and not self.reporter.quiet and due:
+            self.logged = time.perf_counter()
+            self.reporter.say(
+                f"{phase.name}: {phase.done}/{phase.total} done, {phase.failed} failed, {phase.items_per_s:.1f}/s"
+            )
+
+
+class TrainingProgress:
+    """Shows the rows of a training log: a bar on a terminal, a plain line every few seconds elsewhere."""
+
+    def __init__(self, reporter: Reporter, steps: int) -> None:
+        self.reporter, self.steps = reporter, steps
+        self.task = reporter.progress.add_task("train", total=steps, failed=0, rate=0.0)
+        self.logged = time.perf_counter()
+        self.validation = ""
+
+    def __call__(self, row: dict[str, Any]) -> None:
+        """One row of the log."""
+        if "validation_loss" in row:
+            losses = [
+                loss for name, loss in row["validation_loss"].items() if " at " not in name
+            ]  # not per noise level
+            self.validation = f", validation loss {sum(losses) / len(losses):.4f}" if losses else ""
+        if "loss" not in row:
+            return
+        step = row["step"]
+        self.reporter.progress.update(
+            self.task, completed=step, rate=row["samples_per_s"], description=f"loss {row['loss']:.3f}"
+        )
+        due = step == self.steps or time.perf_counter() - self.logged > LOG_EVERY_S
+        if due and not self.reporter.live:
+            self.logged = time.perf_counter()
+            text = f"train: step {step}/{self.steps}, loss {row['loss']:.4f}{self.validation}"
+            self.reporter.say(f"{text}, {row['samples_per_s']:.1f} samples/s")

@@ -1,0 +1,145 @@
+"""Which of many embeddings point in almost the same direction: exactly for few, through an index for many."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
+
+from openuni.dedup.deduplicator import Clips, Finder
+from openuni.manifests.corpus.corpus import Corpus
+from openuni.manifests.corpus.layout import filter_group
+from openuni.manifests.errors import OpenUniError
+
+MAX_EXACT = 20_000  # clips of which all pairs are compared
+BATCH_ROWS = 4096
+NEIGHBOURS = 16
+PROBES = 8  # lists of the index that are searched for each clip
+SAMPLES_PER_LIST = 40  # what k-means needs at least to place the centre of a list
+ROUNDING = 0.002  # of cosines between vectors of 16-bit floats
+
+
+class Vectors(ABC):
+    """One embedding per clip, by the clip's number."""
+
+    @abstractmethod
+    def rows(self, clips: np.ndarray) -> np.ndarray:
+        """float32 [n, D] of length 1; zeros for clips without one."""
+
+    @abstractmethod
+    def alike(self, min_similarity: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Pairs of clips (int64 [n], int64 [n]) with at least this cosine, but for rounding."""
+
+
+class Exact(Vectors):
+    """All pairs of a matrix in memory."""
+
+    def __init__(self, batches: Iterator[tuple[np.ndarray, np.ndarray]], count: int) -> None:
+        found = list(batches)
+        self.matrix = np.zeros((count, found[0][1].shape[1]), np.float16)
+        for numbers, vectors in found:
+            self.matrix[numbers] = vectors
+
+    def rows(self, clips: np.ndarray) -> np.ndarray:
+        """See `Vectors.rows`."""
+        return _unit(self.matrix[clips].astype(np.float32))
+
+    def alike(self, min_similarity: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """See `Vectors.alike`."""
+        for start in range(0, len(self.matrix), BATCH_ROWS):
+            first = self.rows(np.arange(start, min(start + BATCH_ROWS, len(self.matrix))))
+            for other in range(start, len(self.matrix), BATCH_ROWS):
+                second = self.rows(np.arange(other, min(other + BATCH_ROWS, len(self.matrix))))
+                left, right = np.nonzero(first @ second.T >= min_similarity)
+                left, right = left + start, right + other
+                yield left[left < right], right[left < right]
+
+
+class Indexed(Vectors):
+    """An inverted-list index of 16-bit floats (faiss), which is the only copy: two bytes per number and clip."""
+
+    def __init__(self, corpus: Corpus, finder: Finder, clips: Clips) -> None:
+        import faiss
+
+        count = int(clips.known.sum())
+        lists = max(1, int(2 * count**0.5))
+        step = max(1, count // (lists * SAMPLES_PER_LIST))
+        sample = np.concatenate([vectors[::step].copy() for _, vectors in batches_of(corpus, finder, clips)])
+        width = sample.shape[1]
+        self.quantizer = faiss.IndexFlatIP(width)  # held: the index only points to it
+        kind = faiss.ScalarQuantizer.QT_fp16
+        self.index = faiss.IndexIVFScalarQuantizer(
+            self.quantizer, width, lists, kind, faiss.METRIC_INNER_PRODUCT, False
+        )
+        self.index.cp.spherical = True
+        self.index.train(sample)
+        del sample
+        self.clips = np.empty(count, np.int64)  # place in the index -> number
+        self.places = np.full(len(clips.ids), -1, np.int64)
+        for numbers, vectors in batches_of(corpus, finder, clips):
+            self.clips[self.index.ntotal : self.index.ntotal + len(numbers)] = numbers
+            self.places[numbers] = np.arange(self.index.ntotal, self.index.ntotal + len(numbers))
+            self.index.add(vectors)
+        self.index.make_direct_map()
+        self.index.nprobe = PROBES
+
+    def rows(self, clips: np.ndarray) -> np.ndarray:
+        """See `Vectors.rows`."""
+        places = self.places[clips]
+        found: np.ndarray = self.index.reconstruct_batch(np.maximum(places, 0))
+        found[places < 0] = 0
+        return _unit(found)
+
+    def alike(self, min_similarity: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """See `Vectors.alike`: of each clip the nearest ones, in the nearest lists."""
+        for start in range(0, len(self.clips), BATCH_ROWS):
+            numbers = self.clips[start : start + BATCH_ROWS]
+            cosines, places = self.index.search(self.rows(numbers), NEIGHBOURS + 1)
+            row, column = np.nonzero((cosines >= min_similarity - ROUNDING) & (places >= 0))
+            left, right = numbers[row], self.clips[places[row, column]]
+            near = (self.rows(left) * self.rows(right)).sum(axis=1) >= min_similarity
+            yield left[near & (left != right)], right[near & (left != right)]
+
+
+def vectors_of(corpus: Corpus, finder: Finder, clips: Clips) -> Vectors:
+    """The embeddings of all clips, in the way that their number asks for."""
+    if clips.known.sum() <= MAX_EXACT:
+        return Exact(batches_of(corpus, finder, clips), len(clips.ids))
+    return Indexed(corpus, finder, clips)
+
+
+def batches_of(corpus: Corpus, finder: Finder, clips: Clips) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Numbers (int64 [n]) and embeddings (float32 [n, D], length 1) as they lie in the corpus, batch by batch.
+
+    Raises `OpenUniError` when they are not all of one length D.
+    """
+    columns = {"clip_id": pads.field("clip_id"), "vector": pads.field(finder.reads, finder.column)}
+    dataset = corpus.dataset(filter_group(finder.reads))
+    options: dict[str, Any] = {"batch_size": BATCH_ROWS, "batch_readahead": 1, "fragment_readahead": 1}
+    known = clips.ids.filter(pa.array(clips.known))
+    numbers_of_known = np.flatnonzero(clips.known)
+    width = 0
+    for batch in dataset.to_batches(columns=columns, **options):
+        places = pc.index_in(batch.column("clip_id"), value_set=known)
+        there = pc.is_valid(places)
+        lists = batch.column("vector").filter(there)
+        if not len(lists):
+            continue
+        values = lists.flatten().to_numpy(zero_copy_only=False)
+        widths = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
+        width = width or int(widths[0])
+        if (widths != width).any():
+            raise OpenUniError(
+                f"{finder.reads}.{finder.column} has vectors of different lengths; the corpus is damaged"
+            )
+        yield numbers_of_known[places.drop_null().to_numpy()], _unit(values.reshape(-1, width).astype(np.float32))
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    """float32 [n, D] scaled to length 1; zeros stay zeros."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit: np.ndarray = vectors / np.where(lengths > 0, lengths, 1)
+    return unit

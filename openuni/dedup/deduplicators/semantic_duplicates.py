@@ -1,0 +1,43 @@
+"""Clips that show the same by their embeddings, whatever the pixels."""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import numpy as np
+from annotated_types import Interval
+
+from openuni.dedup.deduplicator import Clips, Finder, Verdicts
+from openuni.dedup.deduplicators._clusters import Groups, verdicts
+from openuni.dedup.deduplicators._nearest import vectors_of
+from openuni.manifests.corpus.corpus import Corpus
+
+
+@dataclass(frozen=True)
+class SemanticDuplicates(Finder):
+    """Semantic duplicates: clips whose mean CLIP embeddings point in almost the same direction.
+
+    Up to 20,000 clips all pairs are compared; of more, each clip is compared with its nearest ones in an index (faiss:
+    inverted lists), which may miss a few. A clip is only ever dropped for one that is itself at least as similar as
+    `min_similarity`.
+    """
+
+    min_similarity: Annotated[float, "cosine from which two clips show the same", Interval(gt=0, le=1)] = 0.95
+
+    by: ClassVar[str] = "embedding"
+    reads: ClassVar[str] = "embedding"
+    column: ClassVar[str] = "vector"
+    origin: ClassVar[str] = "SemDeDup, Abbas et al. 2023 (arXiv:2303.09540); faiss"
+
+    def find(self, corpus: Corpus, clips: Clips) -> Verdicts:
+        """See `Finder.find`. The similarity is the cosine."""
+        vectors = vectors_of(corpus, self, clips)
+        groups = Groups(len(clips.ids))
+        for left, right in vectors.alike(self.min_similarity):
+            apart = groups.apart(left, right)
+            groups.link(left[apart], right[apart])
+
+        def compare(clip: int, others: np.ndarray) -> np.ndarray:
+            cosines = vectors.rows(others) @ vectors.rows(np.array([clip]))[0]
+            return np.where(cosines >= self.min_similarity, cosines, np.nan)
+
+        return verdicts(groups, compare)

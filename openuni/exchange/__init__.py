@@ -1,0 +1,1 @@
+"""Exchange with other projects' data sets: importers and exporters."""

@@ -1,0 +1,95 @@
+"""WebDataset shards that lose nothing: the clip as it is, its facts, and its maps byte for byte."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+from annotated_types import Gt, Interval
+
+from openuni.annotators.supplied import FORMAT
+from openuni.exchange.exporter import Batch, Contents, ExportClip, Exporter, Failure, json_line
+from openuni.manifests.contracts.modality import find_modality
+from openuni.manifests.corpus.shards import TarShard
+from openuni.manifests.errors import ClipError
+from openuni.manifests.video.encode import Pixels, write_video
+from openuni.manifests.video.passthrough import suffix_of
+from openuni.manifests.video.probe import whole_mp4
+from openuni.manifests.video.reader import frames_of
+
+BITS_PER_PIXEL = {"encoded": 0.15, "lossless": 8.0}  # of H.264, to guess how large a video will be
+EVEN = 2  # both sides of a 4:2:0 video are multiples of this
+
+
+@dataclass(frozen=True)
+class WebDataset(Exporter):
+    """Tar shards: CLIP.mp4, CLIP.txt, CLIP.json and CLIP.MODALITY.mkv as stored; unpacked, the supplied layout."""
+
+    shard_mb: Annotated[float, "about how large a shard becomes, megabytes; a clip is never parted", Gt(0)] = 1000.0
+    lossless: Annotated[bool, "videos that must be encoded anew become RGB H.264 without loss, not 4:2:0"] = False
+    crf: Annotated[int, "x264's constant rate factor of such videos", Interval(ge=0, le=51)] = 16
+
+    stores_rgb: ClassVar[bool] = True
+    origin: ClassVar[str] = "WebDataset's naming of files in tars"
+
+    def batch_bytes(self) -> int:
+        """See `Exporter.batch_bytes`."""
+        return int(self.shard_mb * 1e6) or 1
+
+    def estimate(self, clip: ExportClip) -> int:
+        """The maps as they are, and a guess at the video."""
+        pixels = clip.clip.width_px * clip.clip.height_px * clip.clip.frame_count
+        bits = BITS_PER_PIXEL["lossless" if self.lossless else "encoded"]
+        return int(pixels * bits / 8) + sum(found.row["nbytes"] for found in clip.maps.values())
+
+    def files(self, batch: Batch) -> list[str]:
+        """See `Exporter.files`."""
+        return [f"shard-{batch.number:06}.tar"]
+
+    def write(self, batch: Batch, folder: Path, contents: Contents) -> list[Failure]:
+        """See `Exporter.write`: one shard. Each clip is read as a whole before any of it goes in."""
+        failures = []
+        shard = TarShard(folder / self.files(batch)[0])
+        for clip in batch.clips:
+            try:
+                members = self._members(clip, folder)
+            except ClipError as error:
+                failures.append(Failure(clip.clip_id, clip.clip.source, str(error)))
+                continue
+            for name, data in members.items():
+                shard.put(name, data)
+        shard.close(finish=True)
+        if not shard.entries:
+            shard.path.unlink()  # a shard without clips is none
+        return failures
+
+    def finish(self, clips: Iterable[ExportClip], folder: Path, contents: Contents) -> None:
+        """Nothing: shards are listed by their names."""
+
+    def _members(self, clip: ExportClip, folder: Path) -> dict[str, bytes]:
+        """Names and contents of the clip's files, in the order of the shard."""
+        key = clip.clip_id
+        video, how = self._video(clip, folder)
+        stored = {name: clip.payload(name) for name in clip.maps}
+        maps = {name: f"{key}.{name}.{suffix_of(data, find_modality(name).suffix)}" for name, data in stored.items()}
+        record = clip.record() | {"format": FORMAT, "video": how}
+        record["modalities"] = {name: {"file": maps[name], **facts} for name, facts in record["modalities"].items()}
+        members = {f"{key}.mp4": video}
+        if clip.clip.caption is not None:
+            members[f"{key}.txt"] = f"{clip.clip.caption}\n".encode()
+        members[f"{key}.json"] = f"{json_line(record)}\n".encode()
+        return members | {file: stored[name] for name, file in maps.items()}
+
+    def _video(self, clip: ExportClip, folder: Path) -> tuple[bytes, str]:
+        """The clip's mp4, and whether it was copied, encoded, or encoded without loss."""
+        copied = whole_mp4(clip.clip)
+        if copied is not None:
+            return copied, "copied"
+        draft = folder / f"{clip.clip_id}.mp4"
+        odd = clip.clip.width_px % EVEN or clip.clip.height_px % EVEN
+        crf = 0 if self.lossless else self.crf
+        pixels: Pixels = "rgb" if self.lossless else "yuv444p" if odd else "yuv420p"  # no pixel is left out
+        write_video(draft, frames_of(clip.clip), clip.clip.fps, crf, pixels=pixels, threads=1)
+        data = draft.read_bytes()
+        draft.unlink()
+        return data, "lossless" if self.lossless else "encoded"

@@ -1,0 +1,154 @@
+"""CSVs of clips, of any size, joined over the video they name; and the facts that an export puts beside them."""
+
+import csv
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from openuni.exchange.importers._sets import MAX_JSON_BYTES, parse_json
+from openuni.manifests.errors import ClipError
+
+ROWS_AT_ONCE = 10_000
+MEMORY = "1GB"  # that the join may take before it goes to the disk
+
+
+class Columns(NamedTuple):
+    """Which columns of the CSVs are read."""
+
+    video: str  # path that rows are joined over
+    text: str
+    paths: tuple[str, ...]  # of other files, relative to their own CSV or absolute
+
+
+class Row(NamedTuple):
+    """What all CSVs together say of one video."""
+
+    video: str  # absolute path
+    cells: dict[str, str]  # column -> text or absolute path, for those that are not empty
+    fault: str  # what is wrong with it, empty when nothing is
+
+
+def joined(files: Mapping[Path, list[str]], columns: Columns) -> Iterator[Row]:
+    """One row per video, in the order of their paths; before them those rows that name none, each with its fault.
+
+    `files`: CSV -> its columns. Rows go through a database on disk, so that there may be millions.
+    """
+    import duckdb
+    import pyarrow as pa
+
+    named = ["video", "text_0", *(f"path_{number}" for number in range(len(columns.paths)))]
+    schema = pa.schema([(name, pa.string()) for name in named])
+    with tempfile.TemporaryDirectory() as scratch, duckdb.connect(f"{scratch}/rows.db") as database:
+        database.execute(f"SET memory_limit = '{MEMORY}'; SET temp_directory = '{scratch}/join'")
+        database.execute(f"CREATE TABLE gathered ({', '.join(f'{name} VARCHAR' for name in named)})")
+        for file, listed in files.items():
+            cells = _cells(file, listed, columns)
+            while rows := list(islice(cells, ROWS_AT_ONCE)):
+                yield from (row for row in rows if isinstance(row, Row))
+                sound = [row for row in rows if not isinstance(row, Row)]
+                batch = pa.table([list(column) for column in zip(*sound, strict=True)], schema) if sound else None
+                if batch is not None:
+                    database.register("batch", batch)
+                    database.execute("INSERT INTO gathered SELECT * FROM batch")
+                    database.unregister("batch")
+        merged = ", ".join(f"min({name}), max({name})" for name in named[1:])
+        found = database.execute(f"SELECT video, {merged} FROM gathered GROUP BY video ORDER BY video")
+        while rows_found := found.fetchmany(ROWS_AT_ONCE):
+            for values in rows_found:
+                yield _merged(values, columns)
+
+
+def header(file: Path) -> list[str]:
+    """The columns of a CSV; none where it is empty or no text."""
+    try:
+        with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as opened:
+            return [name.strip() for name in next(csv.reader(opened), [])]
+    except csv.Error:
+        return []
+
+
+def _cells(file: Path, listed: list[str], columns: Columns) -> Iterator[tuple[str | None, ...] | Row]:
+    """Video, text and paths of each row, paths absolute; or a row with what is wrong with it."""
+    places = {name: number for number, name in enumerate(listed)}
+
+    def absolute(row: list[str], name: str) -> str | None:
+        cell = row[places[name]].strip() if name in places else ""
+        return os.path.normpath(file.parent / cell) if cell else None
+
+    with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as opened:
+        reader = csv.reader(opened)
+        next(reader)
+        while True:
+            try:
+                row = next(reader, None)
+            except csv.Error as error:
+                yield _faulty(file, reader.line_num, str(error))
+                continue
+            if row is None:
+                return
+            if not row:
+                continue
+            if len(row) != len(listed):
+                yield _faulty(file, reader.line_num, f"{len(row)} cells, the header has {len(listed)}")
+            elif any(not cell.isascii() and any("\ud800" <= sign <= "\udfff" for sign in cell) for cell in row):
+                yield _faulty(file, reader.line_num, "not UTF-8")
+            elif any("\0" in row[places[name]] for name in (columns.video, *columns.paths) if name in places):
+                yield _faulty(file, reader.line_num, "a path has a NUL character")
+            elif (video := absolute(row, columns.video)) is None:
+                yield _faulty(file, reader.line_num, f"no {columns.video}")
+            else:
+                text = row[places[columns.text]].strip() if columns.text in places else ""
+                yield video, text or None, *(absolute(row, name) for name in columns.paths)
+
+
+def _faulty(file: Path, line: int, what: str) -> Row:
+    return Row(f"{file}:{line}", {}, f"{file.name}, line {line}: {what}")
+
+
+def _merged(values: tuple[Any, ...], columns: Columns) -> Row:
+    video, text, _, *rest = values
+    cells = {columns.text: text} if text is not None else {}
+    fault = ""
+    for name, one, other in zip(columns.paths, rest[::2], rest[1::2], strict=True):
+        if one is not None:
+            cells[name] = one
+        if one != other:
+            fault = f"rows about this video name different files as {name}: {one} and {other}"
+    return Row(video, cells, fault)
+
+
+class Facts:
+    """Lines of `clips.jsonl`, found by the clip they are about; only their places are held in memory."""
+
+    def __init__(self, file: Path) -> None:
+        self.places: dict[str, tuple[int, int]] = {}
+        if file.is_file():
+            offset = 0
+            with file.open("rb") as opened:
+                for line in opened:
+                    name = _clip_of(line)
+                    if name:
+                        self.places[name] = (offset, len(line))
+                    offset += len(line)
+
+    @staticmethod
+    def read(file: Path, place: tuple[int, int]) -> dict[str, Any]:
+        """The line at a place."""
+        offset, nbytes = place
+        if nbytes > MAX_JSON_BYTES:
+            raise ClipError(f"{file}: a line of {nbytes:,} bytes; at most {MAX_JSON_BYTES:,} are read")
+        with file.open("rb") as opened:
+            opened.seek(offset)
+            return parse_json(opened.read(nbytes), f"{file}, byte {offset}")
+
+
+def _clip_of(line: bytes) -> str | None:
+    try:
+        found = json.loads(line).get("clip_id")
+    except (ValueError, AttributeError, RecursionError):
+        return None
+    return found if isinstance(found, str) else None

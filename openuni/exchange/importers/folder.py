@@ -1,0 +1,151 @@
+"""A folder per clip and a file per modality: stored maps with their constants, or plain arrays and pictures."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+from annotated_types import Gt
+
+from openuni.exchange.importer import Found, Imported, Importer
+from openuni.exchange.importers._plain import Given, check_all_read, plain_maps
+from openuni.exchange.importers._sequences import IMAGES, VIDEOS, Stream, find_stream, read_stream
+from openuni.exchange.importers._sets import Place, clip_folders, inside, read_json, read_text
+from openuni.exchange.importers._supplied import LARGEST_MB, AllMaps, entries_of, in_step, restored, small, text_of
+from openuni.manifests.contracts.payloads import check_fit
+from openuni.manifests.errors import ClipError, OpenUniError
+from openuni.manifests.modalities.rgb import RGB
+from openuni.manifests.video.clip import Clip
+from openuni.manifests.video.probe import whole_clip
+
+SIDECAR = "clip.json"
+PICTURES = ("rgb", "video")  # names of the picture, the first that is there
+
+
+class Picture(NamedTuple):
+    """The clip's own pixels: all frames of a video in the set, or an image sequence."""
+
+    stream: Stream
+    pixels: Clip | np.ndarray  # a sequence is uint8 [T, H, W, 3]
+
+    @property
+    def video(self) -> Clip | None:
+        """The video, None where it is a sequence."""
+        return self.pixels if isinstance(self.pixels, Clip) else None
+
+    @property
+    def frames(self) -> int:
+        """How many."""
+        return self.pixels.frame_count if isinstance(self.pixels, Clip) else len(self.pixels)
+
+    @property
+    def size_px(self) -> tuple[int, int]:
+        """Height and width."""
+        if isinstance(self.pixels, Clip):
+            return self.pixels.height_px, self.pixels.width_px
+        return self.pixels.shape[1], self.pixels.shape[2]
+
+    def shown(self) -> np.ndarray:
+        """uint8 [T, h, w, 3]: what maps are held against; small where a video is decoded for it."""
+        return small(self.pixels) if isinstance(self.pixels, Clip) else self.pixels
+
+
+@dataclass(frozen=True)
+class Folder(Importer):
+    """Reads CLIP/rgb.mp4 (or video.mp4, or a sequence CLIP/rgb/) and the maps beside it.
+
+    Stored maps: CLIP/clip.json has {"modalities": {"depth": {"file": "depth.mkv", "constants": {...}}}} as the supplied
+    layout does (openuni/world/write.py), and if it likes caption, split, origin, frames. Plain maps: depth/ with 16-bit
+    PNGs, segmentation/ or masks/ with palette or grey PNGs of ids; depth.npy [T, H, W], flow.npy [T or T - 1, H, W, 2],
+    segmentation.npy [T, H, W], normal.npy, albedo.npy, irradiance.npy [T, H, W, 3], alpha.npy [T, H, W]; foreground and
+    background as sequences or videos. A map of another form is refused. CLIP/caption.txt is the caption.
+    """
+
+    depth_unit: Annotated[Literal["metres", "disparity"], "of plain depth"] = "metres"
+    depth_per_level: Annotated[float, "what one level of a depth PNG is, in that unit", Gt(0)] = 0.001
+    normal_frame: Annotated[
+        Literal["opengl", "opencv"], "of normal.npy: opengl: y up, z to the viewer; opencv: y down, z away"
+    ] = "opengl"
+    fps: Annotated[float, "frames per second where rgb is an image sequence", Gt(0)] = 16.0
+    check_alignment: Annotated[bool, "refuse maps that are frames ahead of the video or behind it"] = True
+
+    revision: ClassVar[int] = 2
+    origin: ClassVar[str] = "folders of one's own; the supplied layout"
+
+    def find(self, folder: Path) -> Iterator[Found]:
+        """Folders that hold a picture, by name."""
+        none = True
+        for key, place in clip_folders(folder, _is_clip):
+            none = False
+            yield Found(key, place)
+        if none:
+            videos = ", ".join(VIDEOS)
+            raise OpenUniError(f"{folder}: no folder in it holds rgb or video ({videos}) or a folder rgb with images")
+
+    def read(self, found: Found) -> Imported[AllMaps]:
+        """One clip; its picture, then each map held against it."""
+        place: Place = found.place
+        folder = Path(place.folder)
+        picture = self._picture(place)
+        sidecar = read_json(folder / SIDECAR, place.root) if (folder / SIDECAR).exists() else {}
+        entries = entries_of(sidecar, str(folder / SIDECAR), picture.frames)
+        stored = {entry.file for entry in entries}
+        check_all_read(folder, stored)
+        size = picture.frames, *picture.size_px
+        maps, payloads = restored(entries, lambda file: _bytes(folder / file, place.root), size, str(folder))
+        given = Given(place, picture.stream, size, self.depth_unit, self.depth_per_level, self.normal_frame)
+        for name, signal in plain_maps(given, stored):
+            if name in maps:
+                raise ClipError(f"{folder}: {name} is named by {SIDECAR} and is there as a plain map too: remove one")
+            check_fit(signal, f"{folder / name}", picture.frames, picture.size_px)
+            maps[name] = signal
+        proved = []
+        if not isinstance(picture.pixels, Clip):
+            maps["rgb"] = RGB(picture.pixels)
+            payloads.pop("rgb", None)
+        if self.check_alignment:
+            proved = in_step(maps, picture.shown(), str(folder))
+        row: dict[str, Any] = dict.fromkeys(AllMaps._fields) | maps | {"aligned_by_motion": proved}
+        return Imported(
+            AllMaps(**row),
+            fps=self.fps,
+            video=picture.video,
+            caption=read_text(folder / "caption.txt", place.root) or text_of(sidecar, "caption", str(folder / SIDECAR)),
+            origin=text_of(sidecar, "origin", str(folder / SIDECAR)),
+            split=text_of(sidecar, "split", str(folder / SIDECAR)) or place.split,
+            payloads=payloads,
+        )
+
+    def _picture(self, place: Place) -> Picture:
+        folder = Path(place.folder)
+        streams = [stream for name in PICTURES if (stream := find_stream(folder, name, place.root)) is not None]
+        if not streams:
+            raise ClipError(f"{folder} has no rgb and no video")
+        if len(streams) > 1:
+            raise ClipError(f"{folder} has both {' and '.join(PICTURES)}: one is needed, remove the other")
+        stream = streams[0]
+        if stream.kind == "video":
+            return Picture(stream, whole_clip(str(stream.files[0])))
+        array = read_stream(stream)
+        if array.dtype != np.uint8 or array.shape[-1] != 3:
+            raise ClipError(f"{stream.where}: rgb must be 8-bit colour images, found {array.dtype} {array.shape}")
+        return Picture(stream, array)
+
+
+def _is_clip(folder: Path) -> bool:
+    return any(
+        (path.is_dir() and any(inner.suffix.lower() in IMAGES for inner in path.iterdir()))
+        if path.name in PICTURES
+        else path.stem in PICTURES and path.suffix.lower() in VIDEOS
+        for path in folder.iterdir()
+    )
+
+
+def _bytes(path: Path, root: str) -> bytes:
+    real = inside(path, root)
+    if not real.is_file():
+        raise ClipError(f"{path} is not there, {SIDECAR} names it")
+    if real.stat().st_size > LARGEST_MB * 10**6:
+        raise ClipError(f"{path} has {real.stat().st_size:,} bytes; at most {LARGEST_MB:,} MB are read")
+    return real.read_bytes()

@@ -1,0 +1,226 @@
+"""WebDataset shards: videos are read where they lie in the tar, stored maps come back as they were."""
+
+import math
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, NamedTuple
+
+from openuni.exchange.importer import Found, Imported, Importer
+from openuni.exchange.importers._sequences import VIDEOS
+from openuni.exchange.importers._sets import (
+    MAX_CAPTION_BYTES,
+    MAX_JSON_BYTES,
+    check_finished,
+    inside,
+    parse_json,
+    split_of,
+    visible_files,
+)
+from openuni.exchange.importers._supplied import LARGEST_MB, AllMaps, entries_of, in_step, restored, small, text_of
+from openuni.manifests.errors import ClipError, OpenUniError
+from openuni.manifests.video.clip import Clip
+from openuni.manifests.video.probe import whole_clip
+
+LOSSLESS = "rgb.mkv"  # pixels that a corpus held itself
+CAPTIONS = ("txt", "caption")
+FORGET_MEMBERS = 10_000  # tarfile remembers all it has seen
+ROUNDED_S = 0.002  # that a clip's length in a container of milliseconds may be off
+ROUNDED_SHARE = 0.01  # and of that length
+
+
+class Member(NamedTuple):
+    """A file in a shard."""
+
+    suffix: str  # behind the clip's key, as the shard has it: "mp4", "depth.mkv"
+    offset: int
+    nbytes: int
+
+
+class TarPlace(NamedTuple):
+    """A clip's files in a shard."""
+
+    root: str
+    shard: str
+    key: str
+    members: tuple[Member, ...]
+    fault: str = ""  # what is wrong with the shard from here on
+
+
+@dataclass(frozen=True)
+class WebDataset(Importer):
+    """Reads KEY.mp4 (.mkv, .webm, .mov, .avi), KEY.txt, KEY.json and KEY.MODALITY.mkv from plain tar shards.
+
+    The shards of `openuni export --format webdataset` (openuni/exchange/exporters/README.md), or anyone's with one
+    video per key. KEY.json may have caption, split, origin, and the maps under "modalities"; a folder named train, val
+    or test above the shard is the split else. Nothing is unpacked: the clip's source is a range of bytes of the shard.
+    Hidden files and folders are passed over; an export that was stopped is refused until it is finished.
+    """
+
+    shards: Annotated[str, "pattern of the shards within the folder; ** stands for any folders"] = "**/*.tar"
+    caption: Annotated[str, "key of the caption in KEY.json, where there is no KEY.txt"] = "caption"
+    check_alignment: Annotated[bool, "refuse maps that are frames ahead of the video or behind it"] = True
+
+    revision: ClassVar[int] = 2
+    origin: ClassVar[str] = "the WebDataset convention; openuni export"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.shards or Path(self.shards).is_absolute() or ".." in self.shards:
+            raise OpenUniError(f'webdataset: shards = "{self.shards}". Allowed: a pattern within the set, as **/*.tar')
+
+    def find(self, folder: Path) -> Iterator[Found]:
+        """The keys of all shards, by the shards' names; only headers are read."""
+        shards = visible_files(folder, self.shards)
+        check_finished(folder, shards)
+        if not shards:
+            packed = next(folder.glob("**/*.tar.*"), None)
+            hint = f" {packed.name} is compressed: unpack it to .tar first." if packed else ""
+            raise OpenUniError(f'{folder}: no file matches shards = "{self.shards}".{hint}')
+        for shard in shards:
+            within = shard.relative_to(folder).with_suffix("").as_posix()
+            for place in _clips_in(shard, folder):
+                yield Found(f"{within}/{place.key}", place)
+
+    def read(self, found: Found) -> Imported[AllMaps]:
+        """One clip: the video probed, the maps restored and held against it."""
+        place: TarPlace = found.place
+        shard = inside(Path(place.shard), place.root)
+        _check_whole(place, shard)
+        where = f"{shard}, {place.key}"
+        by_suffix = _by_suffix(place.members, where)
+        video = whole_clip(_source(by_suffix, shard, where))
+        frames = video.frame_count
+        sidecar: dict[str, Any] = {}
+        if "json" in by_suffix:
+            sidecar = parse_json(_bytes(shard, by_suffix["json"], MAX_JSON_BYTES), f"{where}.json")
+        if LOSSLESS in by_suffix and sidecar.get("fps") is not None:
+            video = replace(video, fps=_stated_fps(sidecar["fps"], video, f"{where}.json"))
+        entries = [entry for entry in entries_of(sidecar, f"{where}.json", frames) if entry.modality.name != "rgb"]
+
+        def data_of(file: str) -> bytes:
+            member = by_suffix.get(file.removeprefix(f"{place.key.rpartition('/')[2]}.").lower())
+            if member is None:
+                raise ClipError(f"{where}: {file} is not in the shard, the .json names it")
+            return _bytes(shard, member, LARGEST_MB * 10**6)
+
+        maps, payloads = restored(entries, data_of, (frames, video.height_px, video.width_px), where)
+        proved = in_step(maps, small(video), where) if self.check_alignment and maps else []
+        row: dict[str, Any] = dict.fromkeys(AllMaps._fields) | maps | {"aligned_by_motion": proved}
+        return Imported(
+            AllMaps(**row),
+            fps=video.fps,
+            video=video,
+            caption=self._caption(by_suffix, shard, sidecar, where),
+            origin=text_of(sidecar, "origin", where),
+            split=text_of(sidecar, "split", where) or split_of(found.key),
+            payloads=payloads,
+        )
+
+    def _caption(self, members: dict[str, Member], shard: Path, sidecar: dict[str, Any], where: str) -> str | None:
+        for suffix in CAPTIONS:
+            if suffix in members:
+                try:
+                    return _bytes(shard, members[suffix], MAX_CAPTION_BYTES).decode("utf-8-sig").strip() or None
+                except UnicodeDecodeError as error:
+                    raise ClipError(f"{where}.{suffix} is not UTF-8: {error}") from error
+        return text_of(sidecar, self.caption, f"{where}.json")
+
+
+def _clips_in(shard: Path, root: Path) -> Iterator[TarPlace]:
+    """The clips of one shard: neighbours whose names are equal up to the first dot, as WebDataset has it."""
+    key: str | None = None
+    members: list[Member] = []
+    fault = ""
+    with shard.open("rb") as file:
+        for path, member in _members(file):
+            if member is None:
+                fault = path
+                break
+            folder, slash, name = path.rpartition("/")
+            stem, _, suffix = name.partition(".")
+            if f"{folder}{slash}{stem}" != key:
+                if key is not None:
+                    yield TarPlace(str(root), str(shard), key, tuple(members))
+                key, members = f"{folder}{slash}{stem}", []
+            members.append(member._replace(suffix=suffix))
+    if key is not None:
+        yield TarPlace(str(root), str(shard), key, tuple(members))
+    if fault:
+        yield TarPlace(str(root), str(shard), "(damaged)", (), fault)
+
+
+def _members(file: Any) -> Iterator[tuple[str, Member | None]]:
+    """Name and place of the regular files; last of all (what is wrong, None) where the tar does not end as tars do.
+
+    tarfile takes a damaged header for the end, so what follows the last member is looked at.
+    """
+    end = 0
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            while (info := tar.next()) is not None:
+                end = tar.offset
+                members: list[Any] = getattr(tar, "members", [])
+                if len(members) > FORGET_MEMBERS:
+                    members.clear()
+                if info.isreg() and info.sparse is None:
+                    yield info.name.removeprefix("./"), Member("", info.offset_data, info.size)
+    except (tarfile.TarError, OSError, ValueError) as error:
+        yield f"the tar is damaged behind byte {end} ({error})", None
+        return
+    file.seek(end)
+    if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
+        yield f"the tar is damaged at byte {end}: neither a file's header nor the end", None
+
+
+def _check_whole(place: TarPlace, shard: Path) -> None:
+    if place.fault:
+        raise ClipError(f"{shard}: {place.fault}. Fetch it again; clips before that are imported.")
+    size = shard.stat().st_size
+    for member in place.members:
+        if member.offset + member.nbytes > size:
+            raise ClipError(f"{shard} ends at byte {size}, within {place.key}.{member.suffix}: fetch it again")
+
+
+def _by_suffix(members: tuple[Member, ...], where: str) -> dict[str, Member]:
+    """The clip's files by their suffix in small letters; raises `ClipError` where two have one."""
+    found: dict[str, Member] = {}
+    for member in members:
+        other = found.setdefault(member.suffix.lower(), member)
+        if other is not member:
+            raise ClipError(f"{where} has both .{other.suffix} and .{member.suffix}: one is needed, remove the other")
+    return found
+
+
+def _stated_fps(stated: Any, video: Clip, where: str) -> float:
+    """The rate in KEY.json of pixels that a corpus held: the container's own is rounded to milliseconds."""
+    number = isinstance(stated, int | float) and not isinstance(stated, bool)
+    if not (number and 0 < stated < math.inf):
+        raise ClipError(f'{where}: "fps" must be a number above 0, found {stated!r}')
+    off_s = abs(video.frame_count / stated - video.duration_s)
+    if off_s > ROUNDED_S + ROUNDED_SHARE * video.duration_s:
+        raise ClipError(f'{where}: "fps" is {stated:g}, {LOSSLESS} has {video.fps:g}: they must agree; mend the .json')
+    return float(stated)
+
+
+def _source(members: dict[str, Member], shard: Path, where: str) -> str:
+    """The clip's pixels: those that a corpus held without loss, else the only video."""
+    videos = [suffix for suffix in members if f".{suffix}" in VIDEOS]
+    if LOSSLESS in members:
+        videos = [LOSSLESS]
+    if len(videos) != 1:
+        found = ", ".join(sorted(members)) or "nothing"
+        raise ClipError(f"{where}: needed is one video ({', '.join(VIDEOS)}), found {found}")
+    member = members[videos[0]]
+    if not member.nbytes:
+        raise ClipError(f"{where}.{videos[0]} is empty")
+    return f"{shard}#bytes={member.offset}-{member.offset + member.nbytes - 1}"
+
+
+def _bytes(shard: Path, member: Member, largest: int) -> bytes:
+    if member.nbytes > largest:
+        raise ClipError(f"{shard}: {member.suffix} has {member.nbytes:,} bytes; at most {largest:,} are read")
+    with shard.open("rb") as file:
+        file.seek(member.offset)
+        return file.read(member.nbytes)

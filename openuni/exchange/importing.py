@@ -1,0 +1,320 @@
+"""`openuni import`: the clips of another project's set become rows and payloads of a corpus, or rows that say why not.
+
+The same workers as a run's: many clips at once, kept when killed, done once. A clip is first a row of the importer's
+own column group `annotations/IMPORTER` and then one of `clips/`: an annotation without a clip is what a kill left, and
+is removed before the clip is read again.
+"""
+
+import dataclasses
+import itertools
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import TypeAdapter
+
+from openuni.console.progress import Reporter
+from openuni.exchange.importer import Found, Imported, Importer
+from openuni.manifests.contracts import schema
+from openuni.manifests.contracts.modality import Modality, Payload
+from openuni.manifests.corpus.clip_list import WITHIN
+from openuni.manifests.corpus.corpus import Corpus
+from openuni.manifests.corpus.layout import annotation_group
+from openuni.manifests.corpus.shards import TarShard
+from openuni.manifests.errors import ClipError, OpenUniError
+from openuni.manifests.video.clip import Clip, clip_id
+from openuni.manifests.video.probe import clip_of, probe
+from openuni.pipeline.ledger import recorded
+from openuni.pipeline.phases import CorpusWorker, decoder_threads
+from openuni.pipeline.runner import Runner
+from openuni.pipeline.worker import Outcome, Spec
+
+
+@dataclass(frozen=True)
+class ImportItem:
+    """One clip to import."""
+
+    found: Found
+    clip_id: str
+
+    @property
+    def key(self) -> str:
+        """What identifies the item in a run."""
+        return self.clip_id
+
+
+@dataclass(frozen=True)
+class ImportSpec(Spec):
+    """Read clips with an importer."""
+
+    corpus_url: str
+    importer: Importer
+    version: str
+    collection: str
+
+    def start(self, device: str) -> "ImportWorker":
+        """See `Spec.start`."""
+        return ImportWorker(self)
+
+
+class Stored(NamedTuple):
+    """One clip, ready to be written: nothing can be wrong with it any more."""
+
+    clip: Clip  # with an empty source where the pixels go into the corpus
+    payloads: dict[str, Payload]
+    sizes: dict[str, tuple[int, int, int]]  # frames, height_px, width_px
+    values: dict[str, Any]  # all other fields of the importer's row
+
+
+class ImportWorker(CorpusWorker):
+    """Reads and checks a clip, codes its modalities, writes both rows."""
+
+    def __init__(self, spec: ImportSpec) -> None:
+        super().__init__(spec.corpus_url)
+        self.spec = spec
+        self.name = spec.importer.name()
+        kind = type(spec.importer)
+        self.writers["maps"] = self.corpus.writer(
+            annotation_group(self.name), schema.producer_schema(kind), spec.version, TarShard
+        )
+        self.writers["clips"] = self.corpus.writer("clips", schema.clip_schema(), "1")
+
+        self.coders = ThreadPoolExecutor(decoder_threads() or os.cpu_count(), thread_name_prefix="code")
+
+    def prepare(self, item: ImportItem) -> Imported[Any]:
+        """Read the clip and check it."""
+        if not _is_unicode(item.found.key):
+            raise ClipError(f"the name {item.found.key!a} is not UTF-8: rename the file")
+        return self.spec.importer.read(item.found)
+
+    def compute(self, item: ImportItem, prepared: Imported[Any]) -> Stored:
+        """Code the modalities as the corpus stores them, those that did not come so; several at once."""
+        fields = prepared.maps._asdict()
+        maps = {name: value for name, value in fields.items() if isinstance(value, Modality)}
+        clip = prepared.video
+        fps = prepared.fps if clip is None else clip.fps
+        coded = {
+            name: self.coders.submit(modality.encode, fps)
+            for name, modality in maps.items()
+            if name not in prepared.payloads
+        }
+        payloads = dict(prepared.payloads) | {name: future.result() for name, future in coded.items()}
+        if clip is None:
+            if "rgb" not in maps:
+                raise ClipError(f"{self.name}: neither a video to refer to nor frames")
+            clip = clip_of("", probe(item.found.key, data=payloads["rgb"].data))
+            clip = dataclasses.replace(clip, fps=prepared.fps)  # the file counts in milliseconds
+        clip = dataclasses.replace(
+            clip,
+            clip_id=item.clip_id,
+            caption=prepared.caption,
+            collection=self.spec.collection,
+            origin=prepared.origin,
+            split=prepared.split,
+        )
+        sizes = {}
+        for name, payload in payloads.items():
+            signal = maps.get(name)
+            size_px, frames = (
+                (payload.size_px, payload.frames) if signal is None else (signal.size_px, len(signal.array))
+            )
+            if size_px is None or frames is None:
+                raise ClipError(f"{self.name}: gave no map {name}, and its payload does not say how large it is")
+            sizes[name] = (frames, *size_px)
+            if sizes[name][0] != clip.frame_count:
+                raise ClipError(f"{name} has {sizes[name][0]} frames, the video has {clip.frame_count}")
+        values = {name: schema.plain(value) for name, value in fields.items() if name not in payloads}
+        return Stored(clip, payloads, sizes, values)
+
+    def store(self, item: ImportItem, computed: Stored) -> Outcome:
+        """Payloads and the importer's row, then the clip's."""
+        row = {"status": "ok", "error": None, "version": self.spec.version, "ms": None, **computed.values}
+        source = computed.clip.source
+        for name, payload in computed.payloads.items():
+            extent = self.writers["maps"].put(f"{item.clip_id}.{name}.{payload.suffix}", payload.data)
+            frames, height_px, width_px = computed.sizes[name]
+            size = {"frames": frames, "height_px": height_px, "width_px": width_px, "pts_hash": computed.clip.pts_hash}
+            row[name] = extent | size | schema.plain(payload.constants)
+            if name == "rgb" and not source:
+                span = f"#bytes={extent['offset']}-{extent['offset'] + extent['nbytes'] - 1}"
+                source = f"{WITHIN}annotations/{self.name}/{extent['shard']}{span}"
+        self.writers["maps"].commit({"clip_id": item.clip_id, self.name: row})
+        clip = dataclasses.replace(computed.clip, source=source)
+        self.writers["clips"].commit(dataclasses.asdict(clip) | {"status": "ok", "error": None})
+        return Outcome(item.key, "ok")
+
+    def fail(self, item: ImportItem, error: str) -> Outcome:
+        """The clip was refused, for this reason."""
+        self.writers["maps"].rollback()
+        row: dict[str, Any] = dict.fromkeys(Clip.__dataclass_fields__)
+        row |= {"clip_id": item.clip_id, "source": item.found.key, "collection": self.spec.collection}
+        self.writers["clips"].commit(row | {"status": "failed", "error": error})
+        return Outcome(item.key, "failed", error)
+
+    def finish(self) -> None:
+        """See `CorpusWorker.finish`."""
+        self.coders.shutdown()
+        super().finish()
+
+
+def _is_unicode(text: str) -> bool:
+    return text == text.encode("utf-8", "replace").decode()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What of a set to import, and under which name."""
+
+    collection: str = ""  # empty: the name of the set's folder
+    limit: int | None = None  # only the first so many clips
+    retry_failed: bool = False  # read again what was refused before
+
+
+class Listing:
+    """The clips of a set, found once: ids in memory, all else on disk as JSON, since there may be millions."""
+
+    def __init__(self) -> None:
+        self.ids = pa.array([], pa.string())
+        self.kinds: list[TypeAdapter[Any]] = []  # of `Found` with each kind of place, which are few
+        self.file = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the listing
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def fill(self, clips: Iterable[Found], id_of: Callable[[Found], str]) -> pa.Array:
+        """Keep the clips; returns their clip_ids (string array)."""
+        numbers: dict[type, int] = {}
+
+        def kept() -> Iterator[str]:
+            for found in clips:
+                kind = type(found.place)
+                if kind not in numbers:
+                    numbers[kind] = len(self.kinds)
+                    self.kinds.append(TypeAdapter(tuple[str, kind]))  # type: ignore[valid-type]
+                number = numbers[kind]
+                plain = self.kinds[number].dump_python(tuple(found), mode="json")
+                self.file.write(f"{number} {json.dumps(plain)}\n".encode())  # names that are no UTF-8 are escaped
+                yield id_of(found)
+
+        self.ids = pa.array(kept(), pa.string())
+        return self.ids
+
+    def items(self, wanted: pa.Array) -> Iterator[ImportItem]:
+        """The clips for which `wanted` (booleans) says so, as they are asked for; one iteration at a time."""
+        self.file.seek(0)
+        for line, name, chosen in zip(self.file, self.ids, wanted, strict=True):
+            if chosen.as_py():
+                number, _, record = line.partition(b" ")
+                yield ImportItem(Found(*self.kinds[int(number)].validate_python(json.loads(record))), name.as_py())
+
+
+@dataclass(frozen=True)
+class Import:
+    """One import into one corpus, whose lock the caller holds. Done again, it goes on where it stopped."""
+
+    importer: Importer
+    corpus: Corpus
+    choice: Choice = Choice()
+
+    @property
+    def group(self) -> str:
+        """The column group of the importer's rows."""
+        return annotation_group(self.importer.name())
+
+    def run(self, folder: Path, runner: Runner, reporter: Reporter) -> None:
+        """Import what is not there yet; clips that are refused are rows of the corpus."""
+        version, collection = self.importer.version(), self.choice.collection or folder.name
+        self._check_version(version)
+        self._check_folder(folder, collection)
+        saved = self.corpus.recover()
+        if saved:
+            reporter.say(f"recovered {saved:,} finished rows of an import that was killed")
+        asked = {
+            "import": {"format": self.importer.name(), "folder": str(folder), "collection": collection},
+            "options": dataclasses.asdict(self.importer),
+        }
+        with recorded(self.corpus, reporter, asked), Listing() as listing:
+            found = itertools.islice(self.importer.find(folder), self.choice.limit)
+            ids = listing.fill(found, partial(self._id, folder))
+            self._check_ids(folder, listing)
+            if self.choice.retry_failed:
+                self.corpus.forget("clips", ["failed"], {"clip_id": ids})
+            self._remove_strays(None)
+            left = pc.invert(pc.is_in(ids, value_set=self.corpus.done("clips")))
+            count = pc.sum(left).as_py()
+            spec = ImportSpec(self.corpus.store.url, self.importer, version, collection)
+            if count:
+                with reporter.phase(f"import {self.importer.name()}", count) as counter:
+                    items = listing.items(left)
+                    runner.run(spec, items, lambda outcome: counter.add(outcome.status), self._unfinished)
+                self.corpus.recover()
+            self.corpus.refresh()
+            lost = pc.sum(pc.invert(pc.is_in(ids, value_set=self.corpus.done("clips")))).as_py()
+            if lost:
+                raise OpenUniError(f"{lost} of {len(ids)} clips have no row. Run the same command again.")
+
+    def _check_folder(self, folder: Path, collection: str) -> None:
+        """Clips are known by collection and name: those of another folder that has the same name would pass for these.
+
+        Not so where the collection was named by the user: then the folders are meant to be one set.
+        """
+        if self.choice.collection:
+            return
+        for run in self.corpus.runs():
+            before = run.get("import")
+            if not isinstance(before, dict) or before.get("format") != self.importer.name():
+                continue
+            other = Path(str(before.get("folder")))
+            if before.get("collection") == collection and other != folder and other.is_dir():
+                raise OpenUniError(
+                    f'the corpus has clips of {other} as the collection "{collection}", and {folder} would be taken '
+                    "for the same: give it a name of its own with --collection"
+                )
+
+    def _check_ids(self, folder: Path, listing: Listing) -> None:
+        if not len(listing.ids):
+            raise OpenUniError(f"{folder} holds no clip that the format {self.importer.name()} knows")
+        counts = pc.value_counts(listing.ids)
+        twice = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
+        if len(twice):
+            key = next(listing.items(pc.equal(listing.ids, twice[0]))).found.key
+            raise OpenUniError(f"{folder}: several clips are called {key}; their names must differ")
+
+    def _id(self, folder: Path, found: Found) -> str:
+        collection = self.choice.collection or folder.name
+        return clip_id(f"{self.importer.name()}:{collection}:{found.key}", 0, 0, "")
+
+    def _check_version(self, version: str) -> None:
+        found = self.corpus.group_version(self.group)
+        if found not in ("none", version):
+            raise OpenUniError(
+                f"{self.corpus.store.url} holds clips imported as {self.importer.name()} with other options (or "
+                "another version of openuni). Use the same options, or give a new folder with --out."
+            )
+
+    def _remove_strays(self, among: pa.Array | None) -> None:
+        """Rows of the importer without a clip (of `among` alone, where other workers are still writing)."""
+        rows = self.corpus.done(self.group)
+        strays = rows.filter(pc.invert(pc.is_in(rows, value_set=self.corpus.done("clips"))))
+        if among is not None:
+            strays = strays.filter(pc.is_in(strays, value_set=among))
+        if len(strays):  # seldom: only then all columns are read
+            self.corpus.remove(self.group, lambda rows: pc.is_in(rows["clip_id"], value_set=strays))
+
+    def _unfinished(self, held: list[ImportItem]) -> list[ImportItem]:
+        """After a worker's death: what its journals hold is done."""
+        self.corpus.recover()
+        self._remove_strays(pa.array([item.clip_id for item in held], pa.string()))
+        clips = self.corpus.done("clips")
+        return [item for item in held if pc.index(clips, item.clip_id).as_py() < 0]

@@ -1,0 +1,208 @@
+"""The encode phase: latents of every modality and embeddings of every caption, in shards the trainer reads."""
+
+import dataclasses
+import math
+import time
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from openuni.config.recipe import Encode
+from openuni.manifests.contracts import schema
+from openuni.manifests.contracts.component import fingerprint
+from openuni.manifests.contracts.decoded_clip import decode
+from openuni.manifests.contracts.modality import Modality, find_modality
+from openuni.manifests.corpus.corpus_clip import read_modality
+from openuni.manifests.corpus.layout import annotation_group
+from openuni.manifests.corpus.shards import SafetensorsShard
+from openuni.manifests.errors import ClipError, OpenUniError
+from openuni.manifests.video.clip import Clip
+from openuni.pipeline.map_sources import MapSource
+from openuni.pipeline.phases import ClipItem, CorpusWorker, decoder_threads
+from openuni.pipeline.worker import Outcome, Spec, describe
+from openuni.training.codec import LatentCodec, TextCodec
+
+RESIZE_POLICY = "cover and crop the centre; the first 4k + 1 frames"
+TEXT = "text"  # stands for the caption among the streams to encode
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One thing to encode of every clip: a modality by one annotator, the source's pixels, or the caption."""
+
+    modality: str  # or TEXT
+    annotator: str  # "" for the source's own pixels and captions
+    group: str  # column group it goes to
+    version: str
+
+
+@dataclass(frozen=True)
+class EncodeSpec(Spec):
+    """Run codecs over clips."""
+
+    corpus_url: str
+    options: Encode
+    latent_codec: LatentCodec
+    text_codec: TextCodec
+    streams: tuple[Stream, ...]
+
+    def start(self, device: str) -> "EncodeWorker":
+        """See `Spec.start`."""
+        return EncodeWorker(self, device)
+
+
+def family_name(options: Encode, codec: LatentCodec) -> str:
+    """Name of the latent family: the codec and a fingerprint of all that shapes its latents."""
+    digits = fingerprint(
+        codec=codec.version(), size_px=options.size_px, frames=options.frames, policy=RESIZE_POLICY, revision=1
+    )
+    return f"{codec.name()}-{digits[:8]}"
+
+
+def text_family_name(codec: TextCodec) -> str:
+    """Name of the text family: the codec and its fingerprint."""
+    return f"{codec.name()}-{codec.version()[:8]}"
+
+
+class Encoded(NamedTuple):
+    """One stream of one clip."""
+
+    array: np.ndarray  # float32: latents [C, T', H', W'], or embeddings [L, D]
+    dtype: str  # to store it in
+    frames: int | None  # of the video behind it
+    ms: float
+
+
+class EncodeWorker(CorpusWorker):
+    """Holds the codecs; reads a window of each modality, renders it as RGB, encodes it."""
+
+    def __init__(self, spec: EncodeSpec, device: str) -> None:
+        super().__init__(spec.corpus_url)
+        self.spec = spec
+        self.streams = {stream.modality: stream for stream in spec.streams}
+        self.latent_model = spec.latent_codec.load(device)
+        self.text_model = spec.text_codec.load(device) if TEXT in self.streams else None
+        for stream in spec.streams:
+            self.writers[stream.modality] = self.corpus.writer(
+                stream.group, schema.LATENT_SCHEMA, stream.version, SafetensorsShard
+            )
+
+    def prepare(self, item: ClipItem) -> dict[str, Modality | ClipError]:
+        """Read and fit what is to be encoded; what cannot be read stands there as its error."""
+        height_px, width_px = self.spec.options.size_px
+        count = window(item.clip.frame_count, self.spec.options.frames)
+        found: dict[str, Modality | ClipError] = {}
+        for name in item.todo:
+            if name == TEXT:
+                continue
+            try:
+                found[name] = self._read(name, item, count).fit(height_px, width_px)
+            except ClipError as error:
+                found[name] = error
+            except OpenUniError as error:  # a stored map that is damaged: this clip's failure, not the run's
+                found[name] = ClipError(str(error))
+        return found
+
+    def compute(self, item: ClipItem, prepared: dict[str, Modality | ClipError]) -> dict[str, Encoded | ClipError]:
+        """Encode each stream that is not there yet; each has a fate of its own."""
+        found: dict[str, Encoded | ClipError] = {}
+        for name in item.todo:
+            try:
+                found[name] = self._encode(item, prepared.get(name))
+            except ClipError as error:
+                found[name] = error
+        return found
+
+    def store(self, item: ClipItem, computed: dict[str, Encoded | ClipError]) -> Outcome:
+        """Write each stream's tensor and row."""
+        errors = []
+        for name in item.todo:
+            try:
+                row = self._put(name, item, computed.pop(name))
+            except ClipError as error:
+                self.writers[name].rollback()
+                errors.append(f"{name}: {describe(error)}")
+                row = {"status": "failed", "error": describe(error)}
+            self._commit(name, item, row)
+        return Outcome(item.key, "failed" if errors else "ok", "; ".join(errors))
+
+    def _encode(self, item: ClipItem, signal: Modality | ClipError | None) -> Encoded:
+        started = time.perf_counter()
+        if isinstance(signal, ClipError):
+            raise signal
+        if signal is None:
+            array, dtype, frames = (
+                self.spec.text_codec.encode(self.text_model, item.clip.caption or ""),
+                "bfloat16",
+                None,
+            )
+        else:
+            rgb = signal.to_rgb()
+            array, dtype, frames = self.spec.latent_codec.encode(self.latent_model, rgb), "float16", len(rgb)
+        return Encoded(array, dtype, frames, (time.perf_counter() - started) * 1000)
+
+    def fail(self, item: ClipItem, error: str) -> Outcome:
+        """Nothing of the clip could be read."""
+        for name in item.todo:
+            self._commit(name, item, {"status": "failed", "error": error})
+        return Outcome(item.key, "failed", error)
+
+    def _read(self, name: str, item: ClipItem, count: int) -> Modality:
+        stream = self.streams[name]
+        modality = find_modality(name)
+        if not stream.annotator:
+            short_side_px = cover_short_side(item.clip, self.spec.options.size_px)
+            return modality(decode(item.clip, np.arange(count), short_side_px, threads=decoder_threads()).frames)
+        extent = item.stored[MapSource(stream.annotator, name)]
+        assert extent is not None  # else it would not be planned
+        signal = read_modality(self.corpus, annotation_group(stream.annotator), modality, extent, item.clip)
+        return signal.take(0, count)
+
+    def _put(self, name: str, item: ClipItem, encoded: Encoded | ClipError) -> dict[str, Any]:
+        if isinstance(encoded, ClipError):
+            raise encoded
+        array, dtype, frames, ms = encoded
+        absmax, std = float(np.abs(array).max()), float(array.std())
+        if not np.isfinite(array).all() or (dtype == "float16" and absmax > 6e4):
+            raise ClipError(f"{name}: the codec gave values that float16 cannot hold (largest {absmax:g})")
+        extent = self.writers[name].put(item.clip.clip_id, to_bytes(array, dtype), dtype, array.shape)
+        facts = {"shape": list(array.shape), "dtype": dtype, "frames": frames, "absmax": absmax, "std": std}
+        return extent | facts | {"status": "ok", "error": None, "ms": ms}
+
+    def _commit(self, name: str, item: ClipItem, row: dict[str, Any]) -> None:
+        self.writers[name].commit({"clip_id": item.clip.clip_id, "version": self.streams[name].version} | row)
+
+
+def window(frame_count: int, frames: int) -> int:
+    """How many frames of a clip are encoded: the largest 4k + 1 that it has, at most `frames`."""
+    return (min(frame_count, frames) - 1) // 4 * 4 + 1
+
+
+def cover_short_side(clip: Clip, size_px: tuple[int, int]) -> int:
+    """Short side at which decoded frames still cover `size_px`: no pixel is decoded that the crop cannot use."""
+    scale = max(size_px[0] / clip.height_px, size_px[1] / clip.width_px)
+    return math.ceil(min(clip.height_px, clip.width_px) * scale) if scale < 1 else 0
+
+
+def to_bytes(array: np.ndarray, dtype: str) -> bytes:
+    """float32 -> little-endian bytes of float16 or bfloat16, rounded to nearest even."""
+    if dtype == "float16":
+        return array.astype("<f2").tobytes()
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(array)).to(torch.bfloat16).view(torch.int16).numpy().tobytes()
+
+
+def family_record(options: Encode, codec: LatentCodec, streams: list[Stream]) -> dict[str, Any]:
+    """What `family.json` says, and the trainer needs to decode the latents again."""
+    return {
+        "codec": codec.name(),
+        "options": dataclasses.asdict(codec),
+        "version": codec.version(),
+        "size_px": list(options.size_px),
+        "frames": options.frames,
+        "policy": RESIZE_POLICY,
+        "modalities": sorted(stream.modality for stream in streams if stream.modality != TEXT),
+        "fingerprint": family_name(options, codec),
+    }

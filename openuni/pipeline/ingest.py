@@ -1,0 +1,127 @@
+"""The ingest phase: sources are probed and cut into clips."""
+
+import contextlib
+import dataclasses
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from openuni.config.recipe import Ingest
+from openuni.manifests.contracts import schema
+from openuni.manifests.corpus.sidecars import beside, read_small
+from openuni.manifests.video.clip import Clip, clip_id
+from openuni.manifests.video.container import Limits
+from openuni.manifests.video.probe import VideoInfo, clip_of, probe
+from openuni.manifests.video.reader import frames_of
+from openuni.manifests.video.video_errors import Undecodable
+from openuni.pipeline import cutting
+from openuni.pipeline.phases import CorpusWorker, decoder_threads
+from openuni.pipeline.worker import Outcome, Spec
+from openuni.shots.shot_detector import ShotDetector, Timeline, Transition
+
+MAX_CAPTION_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True)
+class SourceItem:
+    """One source to ingest."""
+
+    source: str
+
+    @property
+    def key(self) -> str:
+        """What identifies the item in a run."""
+        return self.source
+
+
+@dataclass(frozen=True)
+class IngestSpec(Spec):
+    """Probe sources, find their shots and write `clips/`."""
+
+    corpus_url: str
+    options: Ingest
+    detector: ShotDetector
+    version: str
+
+    def start(self, device: str) -> "IngestWorker":
+        """See `Spec.start`."""
+        return IngestWorker(self, device)
+
+
+class Film(NamedTuple):
+    """A source that was looked at."""
+
+    info: VideoInfo
+    whole: Clip  # all of its frames as one clip
+
+
+class IngestWorker(CorpusWorker):
+    """The rows of one source, written as one: its clips, or the reason why there is none."""
+
+    def __init__(self, spec: IngestSpec, device: str) -> None:
+        super().__init__(spec.corpus_url)
+        self.options, self.detector = spec.options, spec.detector
+        self.model = spec.detector.load(device)
+        self.limits = Limits(
+            max_pixels=spec.options.max_frame_px,
+            max_duration_s=spec.options.max_duration_s,
+            max_probe_s=spec.options.probe_timeout_s,
+        )
+        self.writers["clips"] = self.corpus.writer("clips", schema.clip_schema(), spec.version)
+
+    def prepare(self, item: SourceItem) -> Film:
+        """Look at the file without decoding it."""
+        info = probe(item.source, self.limits)
+        whole = clip_of(item.source, info, caption=self._caption(item.source))
+        return Film(info, dataclasses.replace(whole, collection=self.options.collection or None))
+
+    def compute(self, item: SourceItem, prepared: Film) -> list[Clip]:
+        """Find the shots; of detectors that look at no frame, without decoding."""
+        try:
+            transitions = self._transitions(prepared, decoder_threads())
+        except Undecodable:
+            transitions = self._transitions(prepared, 1)  # slower, and only what harms a frame is an error
+        shots = cutting.cut(transitions, self._timeline(prepared.info), self.options)
+        return [self._clip(prepared, shot, share=self.options.share_captions or len(shots) == 1) for shot in shots]
+
+    def store(self, item: SourceItem, computed: list[Clip]) -> Outcome:
+        """Write the clips' rows: all of them or none, so that a source that has a row is done."""
+        self.writers["clips"].commit(*(dataclasses.asdict(clip) | {"status": "ok", "error": None} for clip in computed))
+        return Outcome(item.key, "ok")
+
+    def fail(self, item: SourceItem, error: str) -> Outcome:
+        """Write the row of a source that is no usable video."""
+        row: dict[str, Any] = dict.fromkeys(Clip.__dataclass_fields__)
+        row |= {"clip_id": clip_id(item.source, 0, 0, ""), "source": item.source, "status": "failed", "error": error}
+        self.writers["clips"].commit(row)
+        return Outcome(item.key, "failed", error)
+
+    def _transitions(self, film: Film, threads: int) -> list[Transition]:
+        size_px = self.detector.size_px(film.whole.height_px, film.whole.width_px)
+        frames = frames_of(film.whole, limits=self.limits, size_px=size_px, threads=threads)
+        with contextlib.closing(frames):
+            return self.detector.transitions(self.model, frames, self._timeline(film.info))
+
+    def _timeline(self, info: VideoInfo) -> Timeline:
+        bounds = np.append(info.pts, info.end_pts)
+        return Timeline(bounds, Fraction(info.time_base_num, info.time_base_den))
+
+    def _clip(self, film: Film, shot: cutting.Shot, *, share: bool) -> Clip:
+        whole = film.whole
+        clip = clip_of(whole.source, film.info, shot.start, shot.stop, whole.caption if share else None)
+        return dataclasses.replace(
+            clip,
+            collection=whole.collection,
+            start_cut=shot.before.kind,
+            start_cut_confidence=shot.before.confidence,
+            end_cut=shot.after.kind,
+            end_cut_confidence=shot.after.confidence,
+        )
+
+    def _caption(self, source: str) -> str | None:
+        if not self.options.captions:
+            return None
+        text = read_small(beside(source, ".txt"), MAX_CAPTION_BYTES)
+        return text.decode("utf-8", "replace").strip() or None if text is not None else None

@@ -1,0 +1,45 @@
+"""The ledger of each run, in `runs/`: what was asked, what happened, and what became of every clip."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+from openuni.console.progress import Reporter
+from openuni.manifests.corpus.corpus import Corpus
+from openuni.manifests.corpus.layout import run_record
+from openuni.manifests.corpus.outcomes import Summary
+
+
+@contextmanager
+def recorded(corpus: Corpus, reporter: Reporter, asked: Mapping[str, Any]) -> Iterator[None]:
+    """Write the ledger of the run inside the context, whichever way it ends. `asked`: JSON-able facts of the run."""
+    started = datetime.now(UTC)
+    summary, text = None, None
+    try:
+        yield
+        summary = corpus.summary()
+    except BaseException as error:
+        text = f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        record = {
+            "started": started.isoformat(timespec="seconds"),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            **asked,
+            "phases": [phase.as_record() for phase in reporter.phases],
+            "summary": summary_record(summary) if summary else None,
+            "error": text,
+        }
+        name = f"{started:%Y%m%dT%H%M%S.%f}-{uuid4().hex[:6]}"  # sorts by time
+        corpus.put_json(run_record(name), record)
+
+
+def summary_record(summary: Summary) -> dict[str, Any]:
+    """A ledger as JSON-able tables."""
+    record = summary._asdict()
+    record["dropped"] = [drop._asdict() for drop in summary.dropped]
+    record["failed"] = [failure._asdict() for failure in summary.failed]
+    record["unavailable"] = [absence._asdict() for absence in summary.unavailable]
+    return record

@@ -1,0 +1,268 @@
+"""The phases of filters and annotators: one decode of a clip serves all operators of a phase."""
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from openuni.manifests.contracts import schema
+from openuni.manifests.contracts.decoded_clip import DecodedClip, decode
+from openuni.manifests.contracts.modality import Modality, Payload, find_modality
+from openuni.manifests.contracts.operator import Filter, Operator
+from openuni.manifests.corpus.corpus_clip import read_modality
+from openuni.manifests.corpus.layout import annotation_group
+from openuni.manifests.corpus.shards import TarShard
+from openuni.manifests.errors import ClipError, OpenUniError, Unavailable
+from openuni.manifests.video.reader import decode_count
+from openuni.pipeline.gpu_memory import VramMeter
+from openuni.pipeline.map_sources import MapSource
+from openuni.pipeline.phases import ClipItem, CorpusWorker, decoder_threads
+from openuni.pipeline.worker import Outcome, Spec, describe
+
+
+@dataclass(frozen=True)
+class OperatorSpec(Spec):
+    """Run filters or annotators over clips: one decode serves all of them."""
+
+    corpus_url: str
+    operators: Mapping[str, Operator]
+    versions: Mapping[str, str]
+    short_side_px: int
+    wanted: Mapping[str, Mapping[str, MapSource]]  # operator -> modality -> the map it starts from
+    compact: bool  # how maps are stored
+
+    def start(self, device: str) -> "OperatorWorker":
+        """See `Spec.start`."""
+        kinds = {operator.kind for operator in self.operators.values()}
+        return (FilterWorker if kinds == {"filter"} else AnnotatorWorker)(self, device)
+
+
+class Result(NamedTuple):
+    """What one operator gave for one clip: a value, or the error instead."""
+
+    value: Any
+    error: str | None
+    ms: float | None
+    status: str = "ok"
+    coded: Mapping[str, Payload] = {}  # fields that are coded already
+
+
+class Frames(NamedTuple):
+    """A clip's frames, and its stored maps that annotators start from; the reason instead of those not to be had."""
+
+    decoded: DecodedClip
+    maps: dict[MapSource, Modality | str]
+
+
+class OperatorWorker(CorpusWorker):
+    """Holds the models of all operators of a phase."""
+
+    def __init__(self, spec: OperatorSpec, device: str) -> None:
+        super().__init__(spec.corpus_url)
+        self.spec = spec
+        self.operators = dict(spec.operators)
+        self.vram = VramMeter(device)
+        self.decodes_reported = decode_count()
+        self.models = {}
+        for name, operator in self.operators.items():
+            with self.vram.loading(name):
+                self.models[name] = operator.load(device)
+        for name, operator in self.operators.items():
+            folder = "filters" if operator.kind == "filter" else "annotations"
+            shard_type = TarShard if schema.modality_fields(type(operator)) else None
+            self.writers[name] = self.corpus.writer(
+                f"{folder}/{name}", schema.producer_schema(type(operator)), spec.versions[name], shard_type
+            )
+
+    def compute(self, item: ClipItem, prepared: Any) -> dict[str, Result]:
+        """Run every operator that has not seen the clip."""
+        return {name: self._run_one(name, item, prepared) for name in item.todo}
+
+    def store(self, item: ClipItem, computed: dict[str, Result]) -> Outcome:
+        """Write every operator's row; each has a fate of its own."""
+        errors = []
+        for name in item.todo:
+            error = self._store_one(name, item, computed.pop(name))
+            if error:
+                errors.append(f"{name}: {error}")
+        return self._done(item, "failed" if errors else "ok", "; ".join(errors))
+
+    def fail(self, item: ClipItem, error: str) -> Outcome:
+        """The clip could not be decoded, or killed its workers: that is every operator's outcome."""
+        for name in item.todo:
+            self._commit(name, item, self._outcome(name, "failed", error, None))
+        return self._done(item, "failed", error)
+
+    def view(self, name: str, prepared: Any) -> DecodedClip:
+        """What the named operator sees of what was decoded. Raises `Unavailable` when it lacks a map it starts from."""
+        raise NotImplementedError
+
+    def field(self, key: str, value: Any, name: str, item: ClipItem, result: Result) -> Any:
+        """A result's field `key` as the row of the named operator holds it."""
+        return schema.plain(value)
+
+    def _done(self, item: ClipItem, status: str, error: str) -> Outcome:
+        decodes = decode_count()
+        new, self.decodes_reported = decodes - self.decodes_reported, decodes
+        return Outcome(item.key, status, error, new, self.vram.peaks_mb())
+
+    def _run_one(self, name: str, item: ClipItem, prepared: Any) -> Result:
+        started = time.perf_counter()
+        try:
+            with self.vram.running(name):
+                value = self._value(name, self.view(name, prepared))
+        except OpenUniError:
+            raise  # a missing part: no clip's fault
+        except Unavailable as error:
+            return Result(None, describe(error), None, "unavailable")
+        except Exception as error:  # an operator may fail in any way; the others still get their turn
+            return Result(None, describe(error), None, "failed")
+        return Result(value, None, (time.perf_counter() - started) * 1000)
+
+    def _store_one(self, name: str, item: ClipItem, result: Result) -> str | None:
+        """Write one row; returns the reason where it is a failure."""
+        fields: dict[str, Any] = {}
+        text, ms, status = result.error, result.ms, result.status
+        if status == "ok":
+            try:
+                values = result.value._asdict()
+                fields = {key: self.field(key, value, name, item, result) for key, value in values.items()}
+            except OpenUniError:
+                raise  # a full disk: no clip's fault
+            except Exception as error:  # what it gave cannot be stored
+                self.writers[name].rollback()
+                fields, text, ms, status = {}, describe(error), None, "failed"
+        self._commit(name, item, self._outcome(name, status, text, ms) | fields)
+        return text if status == "failed" else None
+
+    def _value(self, name: str, clip: DecodedClip) -> Any:
+        operator = self.operators[name]
+        try:
+            result = operator.run(self.models[name], clip)
+        except RuntimeError as error:
+            smaller = halved(operator)
+            if type(error).__name__ != "OutOfMemoryError" or smaller is None:
+                raise
+            self.operators[name] = smaller  # the GPU will not grow: stay with the smaller batch
+            result = smaller.run(self.models[name], clip)
+        if not isinstance(result, operator.result_type()):
+            raise ClipError(f"returned {type(result).__name__}, declared {operator.result_type().__name__}")
+        return result
+
+    def _outcome(self, name: str, status: str, error: str | None, ms: float | None) -> dict[str, Any]:
+        return {"status": status, "error": error, "version": self.spec.versions[name], "ms": ms}
+
+    def _commit(self, name: str, item: ClipItem, row: dict[str, Any]) -> None:
+        self.writers[name].commit({"clip_id": item.clip.clip_id, name: row})
+
+
+class FilterWorker(OperatorWorker):
+    """One sparse decode of the union of all filters' samples."""
+
+    def prepare(self, item: ClipItem) -> tuple[DecodedClip, dict[str, np.ndarray]]:
+        """Decode the frames any of the filters wants; remember which are whose."""
+        wanted: dict[str, np.ndarray] = {}
+
+        def choose(times_s: np.ndarray) -> np.ndarray:
+            wanted.update({name: self._sample(name, times_s) for name in item.todo})
+            return np.unique(np.concatenate(list(wanted.values())))
+
+        vectors = any(getattr(self.operators[name], "wants_vectors", False) for name in item.todo)
+        decoded = decode(item.clip, choose, self.spec.short_side_px, threads=decoder_threads(), vectors=vectors)
+        union = np.unique(np.concatenate(list(wanted.values())))
+        return decoded, {name: np.searchsorted(union, indices) for name, indices in wanted.items()}
+
+    def view(self, name: str, prepared: tuple[DecodedClip, dict[str, np.ndarray]]) -> DecodedClip:
+        """See `OperatorWorker.view`."""
+        decoded, positions = prepared
+        return decoded.take(positions[name])
+
+    def _sample(self, name: str, times_s: np.ndarray) -> np.ndarray:
+        operator = self.operators[name]
+        assert isinstance(operator, Filter)
+        return operator.sample(times_s)
+
+
+class AnnotatorWorker(OperatorWorker):
+    """All frames, decoded once, for all annotators; those that start from maps of others come after these."""
+
+    def prepare(self, item: ClipItem) -> Frames:
+        """Decode every frame at the working size, and read the stored maps."""
+        maps: dict[MapSource, Modality | str] = {}
+        for source in {source for name in item.todo for source in self.spec.wanted[name].values()}:
+            if source.annotator not in item.todo:
+                maps[source] = self._stored(source, item)
+        decoded = decode(item.clip, None, self.spec.short_side_px, threads=decoder_threads())
+        return Frames(decoded, maps)
+
+    def view(self, name: str, prepared: Frames) -> DecodedClip:
+        """See `OperatorWorker.view`."""
+        maps = {}
+        for modality, source in self.spec.wanted[name].items():
+            found = prepared.maps[source]
+            if isinstance(found, str):
+                raise Unavailable(f"it starts from {modality} of {source.annotator}, and {found}")
+            maps[modality] = found
+        return dataclasses.replace(prepared.decoded, maps=maps) if maps else prepared.decoded
+
+    def field(self, key: str, value: Any, name: str, item: ClipItem, result: Result) -> Any:
+        """Modalities go to the shard, and their extent and constants into the row."""
+        if not isinstance(value, Modality):
+            return schema.plain(value)
+        payload = result.coded.get(key) or self._coded(value, item)
+        frames, (height_px, width_px) = len(value.array), payload.size_px or value.size_px
+        extent = self.writers[name].put(f"{item.clip.clip_id}.{value.name}.{payload.suffix}", payload.data)
+        size = {"frames": frames, "height_px": height_px, "width_px": width_px, "pts_hash": item.clip.pts_hash}
+        return extent | size | schema.plain(payload.constants)
+
+    def _run_one(self, name: str, item: ClipItem, prepared: Frames) -> Result:
+        """Also hands on the maps that others of this clip start from, as they will be stored: so a run that is
+        resumed, and reads them back, gives the same.
+        """
+        result = super()._run_one(name, item, prepared)
+        waiting = {source for other in item.todo for source in self.spec.wanted[other].values()}
+        coded = {}
+        for source in waiting:
+            if source.annotator != name:
+                continue
+            try:
+                prepared.maps[source], coded[source.modality] = self._handed_on(result, source.modality, item)
+            except Exception as error:  # it cannot be stored: `store` will say so in its row, this in the others'
+                prepared.maps[source] = f"it failed: {describe(error)}"
+        return result._replace(coded=coded)
+
+    def _handed_on(self, result: Result, modality: str, item: ClipItem) -> tuple[Modality, Payload]:
+        if result.status != "ok":
+            raise ClipError(str(result.error))
+        signal = getattr(result.value, modality)
+        if signal is None:
+            raise Unavailable("this clip has none")
+        payload = self._coded(signal, item)
+        return type(signal).decode(payload.data, payload.constants), payload
+
+    def _coded(self, signal: Modality, item: ClipItem) -> Payload:
+        if len(signal.array) != item.clip.frame_count:
+            raise ClipError(f"{signal.name} has {len(signal.array)} frames, the clip has {item.clip.frame_count}")
+        return signal.encode_compact(item.clip.fps) if self.spec.compact else signal.encode(item.clip.fps)
+
+    def _stored(self, source: MapSource, item: ClipItem) -> Modality | str:
+        extent = item.stored.get(source)
+        if extent is None:
+            return "this clip has none: that annotator failed, has not seen it, or made nothing"
+        group = annotation_group(source.annotator)
+        try:
+            return read_modality(self.corpus, group, find_modality(source.modality), extent, item.clip)
+        except (ClipError, OpenUniError) as error:  # damaged: the reason of these rows, not the end of the run
+            return describe(error)
+
+
+BATCHES = ("frames_per_batch", "points_per_batch")
+
+
+def halved(operator: Operator) -> Operator | None:
+    """The operator with half its batch (the option is one of `BATCHES`), or None when it has no smaller one."""
+    smaller = {name: getattr(operator, name) // 2 for name in BATCHES if getattr(operator, name, 1) > 1}
+    return dataclasses.replace(operator, **smaller) if smaller else None

@@ -1,0 +1,112 @@
+"""The work of one phase in one process, and the loop that drives it: read ahead, compute, write behind."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+from openuni.manifests.errors import OpenUniError
+
+
+class Outcome(NamedTuple):
+    """What became of one item."""
+
+    key: str
+    status: str  # ok or failed
+    error: str = ""
+    decodes: int = 0  # how often video was opened to decode frames since the worker's last outcome
+    vram_mb: Mapping[str, float] = {}  # per operator, the most GPU memory that it needed so far, 10^6 bytes
+
+
+class Worker(ABC):
+    """The work of one phase in one process. Made by a `Spec` inside the process that uses it."""
+
+    @abstractmethod
+    def prepare(self, item: Any) -> Any:
+        """Read what the item needs (decode its frames). Runs in a thread, ahead of time."""
+
+    @abstractmethod
+    def compute(self, item: Any, prepared: Any) -> Any:
+        """The work itself; writes nothing."""
+
+    @abstractmethod
+    def store(self, item: Any, computed: Any) -> Outcome:
+        """Write the item's rows. Runs in a thread, while the next item is computed."""
+
+    @abstractmethod
+    def fail(self, item: Any, error: str) -> Outcome:
+        """Write rows that say why the item failed. Runs in the same thread."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Seal what was written; nothing more comes."""
+
+
+class Spec(ABC):
+    """A picklable description of a phase, from which each process makes its worker."""
+
+    @abstractmethod
+    def start(self, device: str) -> Worker:
+        """Load models and open writers."""
+
+
+class Loop:
+    """Drives a worker: items one by one, their neighbours read and written meanwhile, every error made a failed row."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+        self.reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
+        self.writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
+        self.ahead: tuple[Any, Future[Any]] | None = None
+        self.behind: Future[Outcome] | None = None
+
+    def step(self, item: Any, following: Any | None) -> Outcome | None:
+        """Compute `item` and begin to write it; begin to prepare `following`.
+
+        Returns what became of the item before this one, None when `settle` has said so already.
+        """
+        ready, self.ahead = self.ahead, None
+        future = ready[1] if ready is not None and ready[0] == item else self.reader.submit(self.worker.prepare, item)
+        try:
+            prepared = future.result()
+            if following is not None:
+                self.ahead = (following, self.reader.submit(self.worker.prepare, following))
+            computed = self.worker.compute(item, prepared)
+        except OpenUniError:
+            raise  # the run cannot go on (a full disk, a missing part): not this clip's fault
+        except Exception as error:  # with `_store` the place where a clip's error of any kind becomes a row
+            return self.fail(item, describe(error))
+        settled = self.settle()  # one item at most waits to be written: what is computed takes memory
+        self.behind = self.writer.submit(self._store, item, computed)
+        return settled
+
+    def fail(self, item: Any, error: str) -> Outcome | None:
+        """Begin to write the item's failure; returns what became of the item before."""
+        settled = self.settle()
+        self.behind = self.writer.submit(self.worker.fail, item, error)
+        return settled
+
+    def settle(self) -> Outcome | None:
+        """Wait until everything is written; returns what became of the last item, once."""
+        behind, self.behind = self.behind, None
+        return behind.result() if behind is not None else None
+
+    def finish(self) -> None:
+        """Seal and stop the threads; what is being written is written."""
+        self.reader.shutdown(cancel_futures=True)
+        self.writer.shutdown()
+        self.worker.finish()
+
+    def _store(self, item: Any, computed: Any) -> Outcome:
+        try:
+            return self.worker.store(item, computed)
+        except OpenUniError:
+            raise
+        except Exception as error:
+            return self.worker.fail(item, describe(error))
+
+
+def describe(error: BaseException) -> str:
+    """`Type: first line` of an error, short enough for a column."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:500]

@@ -1,0 +1,28 @@
+"""What a corpus holds, as tables for people: which collection has which modalities, and how large they are."""
+
+from collections.abc import Sequence
+
+from openuni.console.text_table import aligned
+from openuni.manifests.corpus.coverage import StoredSize
+
+
+def coverage_text(rows: Sequence[dict[str, str | int]]) -> str:
+    """What `openuni.manifests.corpus.coverage.coverage` found."""
+    if not rows:
+        return ""
+    cells = [[value if isinstance(value, str) else f"{value:,}" for value in row.values()] for row in rows]
+    return "\n".join(aligned([list(rows[0]), *cells], right=range(1, len(rows[0]))))
+
+
+def sizes_text(sizes: Sequence[StoredSize]) -> str:
+    """What `openuni.manifests.corpus.coverage.stored_sizes` found: per clip, and altogether."""
+    if not sizes:
+        return ""
+    rows = [("stored", "by", "clips", "MB per clip", "largest", "all")]
+    for size in sizes:
+        mean, largest = size.nbytes / size.clips / 1e6, size.largest_nbytes / 1e6
+        total = size.nbytes / 1e9
+        rows.append(
+            (size.modality, size.annotator, f"{size.clips:,}", f"{mean:,.3f}", f"{largest:,.3f}", f"{total:,.3f} GB")
+        )
+    return "\n".join(aligned(rows, right=range(2, 6)))

@@ -1,0 +1,138 @@
+"""`openuni explain`: all that a corpus knows of one clip, and why it was kept, dropped or failed."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from openuni.manifests.contracts.schema import OUTCOME, clip_schema
+from openuni.manifests.corpus import keep_rule as select
+from openuni.manifests.corpus.corpus import Corpus
+from openuni.manifests.corpus.coverage import COLUMN, makers
+from openuni.manifests.corpus.layout import LATENTS, TEXT, annotation_group, filter_group
+from openuni.manifests.errors import OpenUniError
+
+MAX_LISTED = 10
+
+
+def explain(corpus: Corpus, wanted: str) -> str:
+    """The clip of that id, of the beginning of an id, or of that source, with every score, rule and error.
+
+    Raises `OpenUniError` when no clip, or more than one, is meant.
+    """
+    clip = _clip(corpus, wanted)
+    lines = [f"clip {clip['clip_id']}", *_facts(clip)]
+    rows = {name: _row(corpus, filter_group(name), name, clip["clip_id"]) for name in corpus.operators("filter")}
+    for name, row in rows.items():
+        lines += ["", f"filter {name}: {_outcome(row)}", *_values(row)]
+    annotations = {
+        name: _row(corpus, annotation_group(name), name, clip["clip_id"]) for name in corpus.operators("annotator")
+    }
+    rules = select.parse(corpus.record["keep"])
+    if rules:
+        lines += ["", "keep", *_verdicts(corpus, rules, clip, rows, annotations)]
+    for name, row in annotations.items():
+        lines += ["", f"annotator {name}: {_outcome(row)}", *_values(row)]
+    lines += ["", *_encoded(corpus, clip["clip_id"])]
+    return "\n".join(lines).rstrip()
+
+
+def _clip(corpus: Corpus, wanted: str) -> dict[str, Any]:
+    table = corpus.dataset("clips", clip_schema()).to_table(columns=["clip_id", "source"])
+    ids, sources = table["clip_id"], table["source"]
+    for mask in (
+        pc.equal(ids, wanted),
+        pc.equal(sources, wanted),
+        pc.starts_with(ids, wanted),
+        pc.ends_with(sources, f"/{wanted}"),
+    ):
+        found = table.filter(mask)
+        if len(found) == 1:
+            row = corpus.find("clips", found["clip_id"][0].as_py())
+            assert row is not None
+            return dict.fromkeys(clip_schema().names) | row  # a corpus of an older version lacks columns
+        if len(found):
+            listed = [f"  {row['clip_id']}  {row['source']}" for row in found.slice(0, MAX_LISTED).to_pylist()]
+            raise OpenUniError("\n".join([f'"{wanted}" means {len(found):,} clips. Give the id of one:', *listed]))
+    raise OpenUniError(f'no clip of {corpus.store.url} has the id or the source "{wanted}"')
+
+
+def _facts(clip: Mapping[str, Any]) -> Iterator[str]:
+    yield f"  source      {clip['source']}"
+    if clip["status"] != "ok":
+        yield f"  refused     {clip['error']}"
+        return
+    unit_s = clip["time_base_num"] / clip["time_base_den"]
+    start_s, end_s = clip["start_pts"] * unit_s, clip["end_pts"] * unit_s
+    yield f"  span        {start_s:.3f} s to {end_s:.3f} s, {clip['frame_count']} frames, {clip['fps']:.6g} per second"
+    yield f"  picture     {clip['width_px']} x {clip['height_px']}, {clip['codec']}"
+    rest = [name for name in clip if name not in (*KNOWN, "clip_id") and clip[name] is not None]
+    for name in rest:
+        yield f"  {name:<11} {clip[name]}"
+
+
+KNOWN = (
+    *("source", "status", "error", "time_base_num", "time_base_den", "start_pts", "end_pts", "frame_count", "fps"),
+    *("width_px", "height_px", "codec", "pts_hash", "stream_index"),
+)
+
+
+def _row(corpus: Corpus, group: str, name: str, clip_id: str) -> dict[str, Any] | None:
+    found = corpus.find(group, clip_id)
+    return None if found is None else found[name]
+
+
+def _outcome(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return "has not seen the clip"
+    took = f", {row['ms']:,.0f} ms" if row["ms"] is not None else ""
+    return row["status"] + took + (f", {row['error']}" if row["error"] else "")
+
+
+def _values(row: Mapping[str, Any] | None) -> Iterator[str]:
+    for name, value in (row or {}).items():
+        if name in OUTCOME or value is None:
+            continue
+        if isinstance(value, dict) and "shard" in value:
+            text = f"{value['frames']} frames of {value['width_px']} x {value['height_px']}, {value['nbytes']:,} bytes"
+        else:
+            text = f"{value:.6g}" if isinstance(value, float) else str(value)
+        yield f"  {name:<24} {text}"
+
+
+def _verdicts(
+    corpus: Corpus,
+    rules: list[select.Rule],
+    clip: Mapping[str, Any],
+    rows: Mapping[str, Mapping[str, Any] | None],
+    annotations: Mapping[str, Mapping[str, Any] | None],
+) -> Iterator[str]:
+    """Each rule, and whether the clip passes it."""
+    has = {
+        modality: any((annotations.get(name) or {}).get(modality) is not None for name in names)
+        for modality, names in makers(corpus).items()
+    }
+    joined = {name: pa.array([clip[name]], clip_schema().field(name).type) for name in clip_schema().names}
+    for name, row in rows.items():
+        joined[name] = pa.array([row], corpus.dataset(filter_group(name)).schema.field(name).type)
+    joined[COLUMN] = pa.array([has], pa.struct([pa.field(name, pa.bool_()) for name in has]))
+    connection = select.connect()
+    connection.register("joined", pa.table(joined))
+    for rule in rules:
+        try:
+            passed = connection.execute(f"SELECT {rule.text}\nFROM joined").fetchall()[0][0]
+        except duckdb.Error as error:
+            yield f"  cannot tell  {rule.text}: {error}"
+            continue
+        yield f"  {'passes' if passed else 'null: fails' if passed is None else 'fails':<12} {rule.text}"
+
+
+def _encoded(corpus: Corpus, clip_id: str) -> Iterator[str]:
+    for group in corpus.groups():
+        if group.startswith((f"{LATENTS}/", f"{TEXT}/")):
+            row = corpus.find(group, clip_id)
+            if row is not None:
+                shape = " x ".join(map(str, row["shape"])) if row["shape"] else ""
+                yield f"{group}: {row['status']} {row['error'] or shape}"

@@ -1,0 +1,1 @@
+"""Shot detectors: one per file, found by name."""

@@ -1,0 +1,267 @@
+"""Hard cuts, dissolves and fades without weights: does mixing two pictures explain the frames between them?"""
+
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, NamedTuple
+
+import numpy as np
+from annotated_types import Interval
+
+from openuni.shots.detectors._runs import runs
+from openuni.shots.shot_detector import Kind, ShotDetector, Timeline, Transition
+
+HEIGHT_PX, WIDTH_PX = 36, 64
+# frames from the last of the old shot to the first of the new one that are tried
+DISSOLVE_SPANS = (5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 16, 18, 20, 22, 24, 26, 28, 30, 32, 35, 38, 42)
+FADE_SPANS = (2, 3, 4, *DISSOLVE_SPANS)  # of one half of a fade
+MAX_SPAN = max(FADE_SPANS)
+CHUNK_FRAMES = 2048  # places that are tried at a time: bounds memory
+
+# All in grey levels squared, or shares without unit; set on films of our own making and left alone on real footage.
+NOISE = 4.0  # variance that compression and sensors leave in the coarse picture
+FLAT = 16.0  # under this variance of the coarse picture there is nothing to see
+MIN_DETAIL = 1.0  # of both ends of a dissolve
+MIN_FADED_DETAIL = 15.0  # of the bright end of a fade
+MAX_DARK_SHARE = 0.15  # of the bright end's variance and detail that its dark end may keep
+MAX_ALIKE = 0.6  # correlation of the two ends of a dissolve
+MAX_LEFT_DETAIL = 0.8  # of a dissolve's frames, relative to a straight line between the ends
+MIN_EXPLAINED = 0.35  # share of the frames' variance that is a mix of the two ends; motion takes the rest
+UNEXPLAINED_WEIGHT = 0.05  # what that rest adds to a dissolve's misfit
+MIN_FADE_EXPLAINED = 0.6
+LENGTH_WEIGHT = 0.004  # by which a frame more makes up for misfit: each part of a fade fits as well as the whole
+MIN_PLAIN_FRAMES = 6  # of plain frames without a fade: fewer may be a flash
+HARD_TIMES_USUAL = 12.0  # a change that much larger than those around it is a hard cut, even between like pictures
+MIN_HARD_CHANGE = 0.2  # if it is at least this, in 1 - correlation
+JOIN_FRAMES = 4  # the two halves of a fade may lie so far apart
+
+
+@dataclass(frozen=True)
+class Gradual(ShotDetector):
+    """Hard cuts, dissolves and fades; weight-free.
+
+    Fine detail of two pictures does not add up: half-way through a dissolve half of its energy is gone, following
+    (1 - a)^2 and a^2, which neither motion nor light does (Alattar 1993, for the variance). A dissolve is a stretch
+    whose detail follows that curve between two unlike pictures while the frames in between become the second one
+    evenly. A fade is detail that sinks to nothing as a straight line in amplitude, up to the plain frames, and back.
+    A hard cut is a frame unlike the one before, as are the two around them; a flash changes brightness and contrast
+    only, which count for nothing. Fast pans from one place to an unlike one are the likeliest false dissolves.
+    """
+
+    dissolve_misfit: Annotated[
+        float, "deviation from a dissolve's curve and even pace up to which it is one", Interval(gt=0, lt=1)
+    ] = 0.09
+    fade_misfit: Annotated[float, "deviation from the line of a fade up to which it is one", Interval(gt=0, lt=1)] = (
+        0.06
+    )
+    hard_alike: Annotated[
+        float, "correlation with the frame before under which a frame begins a new shot", Interval(gt=0, lt=1)
+    ] = 0.5
+
+    origin: ClassVar[str] = "after Alattar 1993, Detecting and compressing dissolve regions in video sequences"
+
+    def size_px(self, height_px: int, width_px: int) -> tuple[int, int]:
+        """36 x 64 whatever the film's shape."""
+        return HEIGHT_PX, WIDTH_PX
+
+    def transitions(self, model: Any, frames: Iterable[np.ndarray], timeline: Timeline) -> list[Transition]:
+        """See `ShotDetector.transitions`. Keeps about 180 bytes per frame."""
+        signal = measure(frames)
+        plain = [_Found(0.0, start, stop, "plain") for start, stop in runs(signal.products[:, 0] < FLAT)]
+        fades = _joined(sorted([*_best(self._fades(signal)), *plain], key=lambda one: one.start))
+        left = (one for one in self._dissolves(signal) if all(_apart(one, fade) for fade in fades))
+        dissolves = [_transition([one], "dissolve") for one in _best(left)]
+        soft = sorted([*fades, *dissolves])
+        return sorted([*soft, *self._hard_cuts(signal, soft)], key=lambda one: one.start)
+
+    def _dissolves(self, signal: "Signal") -> Iterator["_Found"]:
+        for span in DISSOLVE_SPANS:
+            for fit in _fits(signal, span):
+                detail = np.minimum(fit.detail_a, fit.detail_b)
+                misfit = fit.misfit + fit.uneven + UNEXPLAINED_WEIGHT * (1 - fit.explained)
+                fits = (misfit < self.dissolve_misfit) & (fit.alike < MAX_ALIKE) & (detail > MIN_DETAIL)
+                fits &= (fit.left_detail < MAX_LEFT_DETAIL) & (fit.explained > MIN_EXPLAINED)
+                for place in np.flatnonzero(fits).tolist():
+                    first, cost = fit.first + place, float(misfit[place]) / self.dissolve_misfit
+                    yield _Found(cost, first + 1, first + span, "both")
+
+    def _fades(self, signal: "Signal") -> Iterator["_Found"]:
+        for span in FADE_SPANS:
+            for fit in _fits(signal, span):
+                good = (fit.fade_misfit < self.fade_misfit) & (fit.explained > MIN_FADE_EXPLAINED)
+                ends = ((fit.detail_a, fit.power_a), (fit.detail_b, fit.power_b))
+                for half, bright, dark in (("out", *ends), ("in", *ends[::-1])):
+                    sinks = (dark[0] < MAX_DARK_SHARE * bright[0]) & (dark[1] < MAX_DARK_SHARE * bright[1])
+                    sinks &= dark[0] <= fit.least_detail + MIN_DETAIL  # and has not begun to rise again
+                    for place in np.flatnonzero(good & sinks & (bright[0] > MIN_FADED_DETAIL)).tolist():
+                        first = fit.first + place + (half == "out")  # the dark end's frame is part of the fade
+                        cost = float(fit.fade_misfit[place]) - LENGTH_WEIGHT * span
+                        yield _Found(cost / self.fade_misfit, first, first + span, half)
+
+    def _hard_cuts(self, signal: "Signal", soft: Sequence[Transition]) -> Iterator[Transition]:
+        near, count = signal.alike(1), len(signal.detail)
+        usual = _around(1 - near)
+        near[2:-1] = np.maximum(near[2:-1], signal.alike(3)[3:])  # the frames on either side of the two
+        least = np.minimum(1 - self.hard_alike, np.maximum(MIN_HARD_CHANGE, HARD_TIMES_USUAL * usual))
+        free = np.ones(count + 2, bool)
+        for one in soft:
+            free[max(0, one.start - 1) : one.stop + 2] = False
+        for place in np.flatnonzero((1 - near > least) & free[:count]).tolist():
+            change = 1 - float(near[place])
+            yield Transition(place, place, "hard", change / (change + float(least[place])))
+
+
+@dataclass(frozen=True, eq=False)
+class Signal:
+    """What is kept of a film.
+
+    `products`: float32 [T, MAX_SPAN + 1], mean product of the coarse pictures of frames t and t - k, each channel's
+    mean taken off (0 where there is no such frame); k = 0 is the variance. `detail`: float32 [T], energy of what is
+    finer.
+    """
+
+    products: np.ndarray
+    detail: np.ndarray
+
+    def alike(self, lag: int) -> np.ndarray:
+        """float32 [T], correlation of frame t with frame t - lag, -1..1; 1 where there is no such frame."""
+        count = len(self.detail)
+        power = self.products[:, 0] + NOISE
+        found = np.ones(count, np.float32)
+        found[lag:] = self.products[lag:, lag] / np.sqrt(power[lag:] * power[: max(0, count - lag)])
+        return found
+
+
+def measure(frames: Iterable[np.ndarray]) -> Signal:
+    """`frames`: uint8 [36, 64, 3] RGB."""
+    import cv2
+
+    size = HEIGHT_PX // 2 * (WIDTH_PX // 2) * 3
+    held = np.zeros((MAX_SPAN + 1, size), np.float32)  # the last coarse pictures; frame t in row t modulo the length
+    products, detail = array("f"), array("f")
+    for number, frame in enumerate(frames):
+        image = frame.astype(np.float32)
+        fine = cv2.GaussianBlur(image, (0, 0), 1) - cv2.GaussianBlur(image, (0, 0), 5)
+        detail.append(float(np.square(fine).mean()))
+        coarse = cv2.resize(image, (WIDTH_PX // 2, HEIGHT_PX // 2), interpolation=cv2.INTER_AREA)
+        coarse = cv2.GaussianBlur(coarse, (3, 3), 0)
+        row = number % len(held)
+        held[row] = (coarse - coarse.mean(axis=(0, 1))).ravel() / np.sqrt(size)
+        products.frombytes(np.roll((held @ held[row])[::-1], row + 1).tobytes())
+    shape = (len(detail), MAX_SPAN + 1)
+    return Signal(np.frombuffer(products, np.float32).reshape(shape), np.frombuffer(detail, np.float32))
+
+
+class _Found(NamedTuple):
+    """A stretch that may be a transition."""
+
+    cost: float  # misfit relative to what is allowed
+    start: int
+    stop: int
+    part: str  # both: a dissolve; out, in: a fade's half; plain: nothing to see
+
+
+class _Fit(NamedTuple):
+    """How well stretches from frame i to i + span are mixes of their two ends; arrays [N], i = first, first + 1, ..."""
+
+    first: int
+    misfit: np.ndarray  # of the amplitude of detail from a dissolve's curve, relative to the ends' mean
+    fade_misfit: np.ndarray  # from a straight line
+    left_detail: np.ndarray  # relative to the straight line between the ends' energies
+    explained: np.ndarray  # share of the variance
+    alike: np.ndarray
+    uneven: np.ndarray  # standard deviation of the steps by which one end replaces the other
+    least_detail: np.ndarray  # of the frames between
+    detail_a: np.ndarray
+    detail_b: np.ndarray
+    power_a: np.ndarray
+    power_b: np.ndarray
+
+
+def _fits(signal: Signal, span: int) -> Iterator[_Fit]:
+    places = max(0, len(signal.detail) - span)
+    for first in range(0, places, CHUNK_FRAMES):
+        yield _fit(signal, np.arange(first, min(places, first + CHUNK_FRAMES)), span)
+
+
+def _fit(signal: Signal, start: np.ndarray, span: int) -> _Fit:
+    products, energy = signal.products, signal.detail
+    step = np.arange(1, span)
+    inner, end = start[:, None] + step, start + span
+    power_a, power_b, shared = products[start, 0], products[end, 0], products[end, span]
+    with_a, with_b, own = products[inner, step], products[end[:, None], span - step], products[inner, 0]
+    a, b, ab = (values[:, None] for values in (power_a + NOISE, power_b + NOISE, shared))
+    scale = a * b - ab**2
+    share_a, share_b = (b * with_a - ab * with_b) / scale, (a * with_b - ab * with_a) / scale  # least squares
+    rest = own - 2 * share_a * with_a - 2 * share_b * with_b
+    rest += share_a**2 * power_a[:, None] + share_b**2 * power_b[:, None] + 2 * share_a * share_b * ab
+    edge = np.ones((len(start), 1), np.float32)
+    steps = np.diff(np.concatenate([-edge, share_b - share_a, edge], axis=1), axis=1)
+    detail_a, detail_b, at = energy[start], energy[end], energy[inner]
+    share = (step / span).astype(np.float32)
+    line = (1 - share) * detail_a[:, None] + share * detail_b[:, None]
+    curve = np.sqrt((1 - share) ** 2 * detail_a[:, None] + share**2 * detail_b[:, None])
+    sink = (1 - share) * np.sqrt(detail_a)[:, None] + share * np.sqrt(detail_b)[:, None]
+    size = np.sqrt(line.mean(axis=1) + 1)
+    return _Fit(
+        first=int(start[0]),
+        misfit=np.abs(np.sqrt(at) - curve).mean(axis=1) / size,
+        fade_misfit=np.abs(np.sqrt(at) - sink).mean(axis=1) / size,
+        left_detail=at.sum(axis=1) / (line.sum(axis=1) + 1),
+        explained=1 - rest.sum(axis=1) / (own.sum(axis=1) + span * NOISE),
+        alike=shared / np.sqrt((power_a + NOISE) * (power_b + NOISE)),
+        uneven=steps.std(axis=1),
+        least_detail=at.min(axis=1),
+        detail_a=detail_a,
+        detail_b=detail_b,
+        power_a=power_a,
+        power_b=power_b,
+    )
+
+
+def _around(change: np.ndarray) -> np.ndarray:
+    """float32 [T], the largest of the three values before and the three behind each."""
+    padded = np.pad(change, 3)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, 7)
+    return np.maximum(windows[:, :3].max(axis=1), windows[:, 4:].max(axis=1))
+
+
+def _best(found: Iterable[_Found]) -> list[_Found]:
+    """Of stretches that overlap the one that fits best."""
+    chosen: list[_Found] = []
+    for one in sorted(found):
+        if all(_apart(one, other) for other in chosen):
+            chosen.append(one)
+    return chosen
+
+
+def _apart(one: _Found, other: _Found | Transition) -> bool:
+    return one.stop <= other.start or one.start >= other.stop
+
+
+def _joined(found: Sequence[_Found]) -> list[Transition]:
+    """A fade's halves and plain frames as one transition. `found`: in order of their first frames.
+
+    A half alone that ends in no plain frame is none: the light of a scene may change as well.
+    """
+    groups: list[list[_Found]] = []
+    for one in found:
+        if groups and _belong(groups[-1][-1], one):
+            groups[-1].append(one)
+        else:
+            groups.append([one])
+    return [_transition(group, "fade") for group in groups if len(group) > 1 or _is_plain_stretch(group[0])]
+
+
+def _is_plain_stretch(one: _Found) -> bool:
+    return one.part == "plain" and one.stop - one.start >= MIN_PLAIN_FRAMES
+
+
+def _belong(before: _Found, after: _Found) -> bool:
+    """Whether two parts of fades are of the same: nothing bright lies between them."""
+    return before.part != "in" and after.part != "out" and after.start - before.stop <= JOIN_FRAMES
+
+
+def _transition(parts: Sequence[_Found], kind: Kind) -> Transition:
+    worst = min(1.0, max(0.0, max(part.cost for part in parts)))
+    return Transition(parts[0].start, max(part.stop for part in parts), kind, 1 - worst / 2)

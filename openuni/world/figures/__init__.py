@@ -1,0 +1,1 @@
+"""Walking figures: skeleton, gait, limbs, and the key points they show."""

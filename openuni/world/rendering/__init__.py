@@ -1,0 +1,1 @@
+"""Rendering: cameras, shapes, textures, rays, shading, layers."""

@@ -1,0 +1,198 @@
+"""Generating to and from files: what can be read back comes as its modality, a drawing comes as a picture."""
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from openuni.cli.main import app
+from openuni.inference.generate import Request, make_files
+from openuni.manifests.contracts.modality import Modality
+from openuni.manifests.errors import OpenUniError
+from openuni.manifests.modalities.skeleton import Skeleton
+from openuni.training.loop.trainer import train
+from openuni.training.recipe import Recipe
+from openuni.training.run import Run
+from openuni.training.sampler import Sampling
+from tests.manifests.modalities.people import standing
+from tests.train.corpora import random_clips, write_corpus
+
+TINY = {"name": "unityvideo", "num_layers": 1, "heads": 2, "head_dim": 12, "ffn_dim": 48, "freq_dim": 16}
+QUICK = Sampling(steps=1, shift=1.0)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """One step on clips of rgb, skeleton and normal: 5 frames of 16 x 16 pixels."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("generate")
+    corpus = write_corpus(folder / "corpus", random_clips(4, ("rgb", "skeleton", "normal")))
+    settings = {"model": TINY | {"switcher_dim": 8}, "optimizer": {"steps": 1, "batch_size": 2}}
+    return train(Recipe.from_dict(settings), corpus, folder / "run")
+
+
+def skeleton() -> Skeleton:
+    return Skeleton(standing((8.0, 3.0), 1.8)[None, None].repeat(5, axis=0), 16, 16)
+
+
+def made(run: Run, make: str, given: dict[str, Modality | np.ndarray] | None) -> Modality:
+    return run.generate("a walk", [make], given, sampling=QUICK)[make]
+
+
+def test_a_made_skeleton_is_a_picture_and_a_made_normal_is_a_normal(run: Run) -> None:
+    video = np.full((5, 16, 16, 3), 128, np.uint8)
+    drawing = made(run, "skeleton", {"rgb": video})
+    assert drawing.name == "rgb"
+    assert drawing.array.shape == (5, 16, 16, 3) and drawing.array.dtype == np.uint8
+    assert made(run, "normal", {"rgb": video}).name == "normal"
+
+
+def test_a_skeleton_is_given_as_points_or_as_its_drawing(run: Run) -> None:
+    from_points = made(run, "rgb", {"skeleton": skeleton()})
+    from_drawing = made(run, "rgb", {"skeleton": skeleton().to_rgb()})
+    assert np.abs(from_points.to_rgb() - from_drawing.to_rgb()).max() <= 2 / 255  # the drawing is rounded to 8 bits
+    nobody = made(run, "rgb", {"skeleton": np.zeros((5, 16, 16, 3), np.float32)})
+    assert not np.array_equal(nobody.array, from_points.array)
+
+
+def test_files_of_a_skeleton_are_written_and_read(run: Run, tmp_path: Path) -> None:
+    given = tmp_path / "given"
+    written = make_files(run.folder, Request(("rgb", "skeleton"), "a walk", steps=1), given)
+    assert sorted(path.name for path in written) == ["rgb.mp4", "rgb.npy", "skeleton.mp4", "skeleton.npy"]
+    assert np.load(given / "skeleton.npy").shape == (5, 16, 16, 3)
+    for name, pixels in (("rgb", "yuv420p"), ("skeleton", "yuv444p")):  # colours of a map are values
+        with av.open(str(given / f"{name}.mp4")) as container:
+            assert container.streams.video[0].pix_fmt == pixels
+    again = make_files(run.folder, Request(("rgb",), given=(f"skeleton={given / 'skeleton.mp4'}",), steps=1), tmp_path)
+    assert [path.name for path in again] == ["rgb.mp4", "rgb.npy"]
+    assert np.load(tmp_path / "rgb.npy").shape == (5, 16, 16, 3)
+
+
+def test_guidance_of_given_streams_reaches_the_run(run: Run, tmp_path: Path) -> None:
+    make_files(run.folder, Request(("rgb", "skeleton"), "a walk", steps=1), tmp_path)
+    given = (f"skeleton={tmp_path / 'skeleton.mp4'}",)
+    with pytest.raises(OpenUniError, match=r"given_guidance 2 needs a run that has learnt \"skeleton->rgb\""):
+        make_files(run.folder, Request(("rgb",), given=given, steps=1, given_guidance=2.0), tmp_path)
+
+
+# ---------------------------------------------------------------- wrong input
+
+GREY = np.full((5, 16, 16, 3), 0.5, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (GREY[..., 0], r"array \[T, H, W, 3\], uint8 or float in 0..1, got float32 \[5, 16, 16\]"),
+        (np.zeros((5, 16, 16, 4), np.uint8), r"got uint8 \[5, 16, 16, 4\]"),
+        (np.zeros((5, 0, 16, 3), np.uint8), r"got uint8 \[5, 0, 16, 3\]"),
+        (np.zeros((5, 16, 16, 3), np.int16), r"got int16"),
+        (GREY * 255, r"got values from 127\.5 to 127\.5: scale them"),
+        (GREY - 0.502, r"got values from -0\.001"),
+        (np.where(GREY > 0, np.float32(np.nan), 0), r"got values from nan"),
+        (GREY.tolist(), r"got list"),
+    ],
+)
+def test_given_arrays_that_are_no_rendering_are_refused(run: Run, value: Any, message: str) -> None:
+    with pytest.raises(OpenUniError, match=rf"the given normal must be a Modality, or an .*{message}"):
+        made(run, "rgb", {"normal": value})
+
+
+def test_a_rendering_may_overshoot_by_a_thousandth_and_have_any_precision(run: Run) -> None:
+    at = [made(run, "normal", {"rgb": (GREY * 0 + value).astype("f8")}).array for value in (1.0, 1.0009, 0.9)]
+    assert np.array_equal(at[0], at[1]) and not np.array_equal(at[0], at[2])
+
+
+@pytest.mark.parametrize("size", [(-3, 16, 16), (1, 0, 0), (5, -16, 16), (5, 16, 16.0), (5, 16)])
+def test_sizes_that_cannot_be_are_refused(run: Run, size: Any) -> None:
+    with pytest.raises(OpenUniError, match=r"does not fit: frames must be 4k \+ 1, .*above 0"):
+        run.generate("a walk", ["rgb", "skeleton"], None, size, QUICK)
+
+
+@pytest.mark.parametrize("captions", [[], "abc", [None], ["a\udcff"]])
+def test_captions_that_cannot_be_are_refused(run: Run, captions: Any) -> None:
+    with pytest.raises(OpenUniError, match=r"captions must be a list of texts|not valid Unicode from character 1"):
+        run.sample("text->rgb+skeleton", {}, captions, sampling=QUICK)
+
+
+def test_positions_end_where_the_models_tables_end(run: Run) -> None:
+    channels = run.record["latent_shape"][0]
+    frames, rows, columns = run.architecture.largest_latents(2)
+    table = run.model.rope.freqs_cos.shape[0]
+    assert (frames, rows, columns) == (table, table * 2, table)  # patches are 1 x 2 x 2, two streams share the width
+    assert run.architecture.largest_latents(1)[2] == table * 2
+    assert dataclasses.replace(run.architecture, rope="per_segment").largest_latents(2)[2] == table * 2
+    task = "text->rgb+skeleton"
+    widest = run.sample(task, {}, ["a walk"], (channels, 1, 2, columns), QUICK)
+    assert widest["rgb"].shape == (1, channels, 1, 2, columns)
+    for shape in ((1, 2, columns + 2), (1, rows + 2, 2), (frames + 1, 2, 2)):
+        with pytest.raises(OpenUniError, match=rf"the largest for .* is 4093x16384x{columns * 8} frames"):
+            run.sample(task, {}, ["a walk"], (channels, *shape), QUICK)
+    for shape in ((4, 2, 2), (channels, 1, 2, -2), (channels, 1, 2, 2.0)):
+        with pytest.raises(OpenUniError, match=r"latents must be \[C, T, H, W\], whole numbers above 0"):
+            run.sample(task, {}, ["a walk"], shape, QUICK)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--size", "5x²x16"], "write FRAMESxHEIGHTxWIDTH"),
+        (["--size", "5x٥x16"], "write FRAMESxHEIGHTxWIDTH"),
+        (["--size", "1x0x0"], "above 0"),
+        (["--size", "5x16x100000"], "the largest for .* is 4093x16384x8192 frames, height, width"),
+        (["--fps", "inf"], "--fps inf: give 1 to 1000 frames per second"),
+        (["--prompt", "a\udcff"], r"'a\\udcff' is not valid Unicode from character 1 on"),
+    ],
+)
+def test_wrong_flags_are_named(run: Run, tmp_path: Path, flags: list[str], message: str) -> None:
+    command = ["generate", str(run.folder), "--make", "rgb", "--make", "skeleton", "--out", str(tmp_path), *flags]
+    done = CliRunner().invoke(app, command)
+    assert isinstance(done.exception, OpenUniError)  # exit code 2, by `main`
+    assert re.search(message, str(done.exception))
+
+
+@pytest.mark.parametrize("device", ["gpu", "meta", "cuda:99"])
+def test_devices_that_are_not_there_are_named(run: Run, device: str) -> None:
+    with pytest.raises(OpenUniError, match=rf'device "{device}" cannot be used here; there are: auto, cpu'):
+        Run.open(run.folder, device)
+
+
+# ---------------------------------------------------------------- text
+
+
+def test_text_is_written_and_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--make text` of a video, and of a video that is made with it; what the run was not trained for is an error."""
+    clips = random_clips(4, ("rgb",))
+    corpus = write_corpus(tmp_path / "corpus", clips)
+    settings = {
+        "model": TINY | {"name": "univigu"},
+        "tasks": {"v2t": 0.5, "t2vt": 0.5},
+        "text": {"length": 12, "shift": 2.0},
+        "optimizer": {"steps": 1, "batch_size": 2},
+    }
+    run = train(Recipe.from_dict(settings), corpus, tmp_path / "run")
+    asked: list[Sampling] = []
+    generate = Run.generate
+
+    def watched(self: Run, *arguments: Any) -> dict[str, Any]:
+        asked.append(arguments[-1])
+        return generate(self, *arguments)
+
+    monkeypatch.setattr(Run, "generate", watched)
+    both = make_files(run.folder, Request(("rgb", "text"), "a walk", steps=1), tmp_path / "both")
+    assert [path.name for path in both] == ["rgb.mp4", "rgb.npy", "text.txt"]
+    given, out = f"rgb={tmp_path / 'both' / 'rgb.mp4'}", tmp_path / "out"
+    command = ["generate", str(run.folder), "--make", "text", "--given", given, "--steps", "2", "--out", str(out)]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    text = (out / "text.txt").read_text(encoding="utf-8")
+    assert text.endswith("\n") and done.stdout == f"{out / 'text.txt'}\n{text}"
+    assert [how.shift for how in asked] == [5.0, 2.0]  # the video's, and of text alone the text's
+    refused = CliRunner().invoke(app, [*command, "--prompt", "a walk"])
+    assert refused.exit_code != 0 and 'task "rgb->text" reads no prompt' in str(refused.exception)

@@ -1,0 +1,137 @@
+"""Sources and corpus on an object store: the same rows and payloads as on a disk, resumed the same way."""
+
+import logging
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import fsspec
+import numpy as np
+import pytest
+from moto.server import ThreadedMotoServer
+
+import openuni
+from openuni.console.progress import Reporter
+from openuni.manifests.corpus.corpus import Corpus
+from openuni.pipeline.runner import Resources
+from tests.raw_clips import contents, write_clips
+
+BUCKET = "s3://openuni-test"
+RECIPE = {
+    "keep": "motion.speed_diag_per_s > 0.01 and luminance.mean > 0.05",
+    "work": {"short_side_px": 32},
+    "filters": {"motion": {}, "luminance": {}},
+    "annotators": {"dis": {"preset": "ultrafast"}},
+    "encode": {"modalities": ["rgb", "flow"], "size_px": [32, 48], "frames": 5},
+}
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory):
+    """An S3 server on a free port of this machine, which this process and the workers it starts are pointed to."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # else a failure comes with a line for every request
+    host, port = server.get_host_and_port()
+    settings = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "any",
+        "AWS_SECRET_ACCESS_KEY": "any",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "OPENUNI_SPOOL": str(tmp_path_factory.mktemp("spool")),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        fsspec.filesystem("s3", skip_instance_cache=True).mkdir(BUCKET)
+        yield BUCKET
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("raw")
+    write_clips(folder, 3)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def remote(bucket, raw):
+    """The corpus made on the store from sources on the store, by a Ray worker."""
+    fs, root = fsspec.core.url_to_fs(f"{bucket}/raw")
+    fs.put(str(raw) + "/", root + "/", recursive=True)
+    return run(f"{bucket}/raw", f"{bucket}/corpus", workers=1)
+
+
+@pytest.fixture(scope="module")
+def rows(remote):
+    return by_source(remote)
+
+
+def run(sources: str | Path, out: str | Path, workers: int = 0) -> Corpus:
+    return openuni.run(RECIPE, sources, out=out, resources=Resources(workers), reporter=Reporter(quiet=True))
+
+
+def by_source(corpus: Corpus) -> dict[str, list[dict[str, Any]]]:
+    """All rows and payloads, with file names in place of URLs and of the ids that depend on them."""
+    names = {clip.clip_id: PurePosixPath(clip.clip.source).name for clip in corpus}
+    found = {}
+    for group, rows in contents(corpus).items():
+        plain = [row | {"clip_id": names[row["clip_id"]], "source": None} for row in rows]
+        found[group] = sorted(plain, key=lambda row: row["clip_id"])
+    return found
+
+
+def objects(url: str) -> dict[str, Any]:
+    """Name -> time of writing of every object that holds rows or payloads."""
+    fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+    found = {name.removeprefix(root): entry["LastModified"] for name, entry in fs.find(root, detail=True).items()}
+    return {name: time for name, time in found.items() if "part-" in name}
+
+
+def test_the_corpus_equals_that_of_a_local_run(remote, rows, raw, tmp_path):
+    assert remote.summary().ok == 3
+    assert remote[0].clip.source.startswith("s3://openuni-test/raw/")
+    assert by_source(run(raw, tmp_path / "corpus")) == rows
+    assert {"clips", "filters/motion", "filters/luminance", "annotations/dis"} < set(rows)
+    assert sum(group.startswith("latents/") for group in rows) == 2 and sum(map(len, rows.values())) == 7 * 3
+
+
+def test_it_opens_by_its_url_and_gives_arrays(remote):
+    corpus = Corpus.open(f"{BUCKET}/corpus")
+    clip = corpus[0]
+    assert clip.rgb.shape == (6, 48, 64, 3) and clip.rgb.dtype == np.uint8
+    assert clip.flow.shape == (6, 32, 43, 2)
+    # textures pan to the right by 1 px of 64, at a working size of two thirds
+    assert abs(np.median(clip.flow[:-1, 8:-8, 8:-8, 0]) - 0.67) < 0.1
+    assert clip.caption == "texture 0 pans by 1 px"
+
+
+def test_a_second_run_writes_nothing_and_a_lost_group_alone_is_made_again(remote, rows):
+    url = f"{BUCKET}/corpus"
+    before = objects(url)
+    run(f"{BUCKET}/raw", url)
+    assert objects(url) == before
+    fs, root = fsspec.core.url_to_fs(f"{url}/filters/luminance")
+    fs.rm(root, recursive=True)
+    resumed = run(f"{BUCKET}/raw", url)
+    after = objects(url)
+    changed = {name.rpartition("/")[0] for name in set(before.items()) ^ set(after.items()) for name in name[:1]}
+    assert changed == {"/filters/luminance"}
+    assert by_source(resumed) == rows
+
+
+def test_changed_options_set_the_old_version_aside_and_going_back_restores_it(remote, rows):
+    url = f"{BUCKET}/corpus"
+    other = RECIPE | {"filters": {"motion": {"preset": "medium"}, "luminance": {}}}
+    openuni.run(other, f"{BUCKET}/raw", out=url, reporter=Reporter(quiet=True))
+    before = objects(url)
+    assert sum("/superseded/" in name for name in before) == 1
+    restored = run(f"{BUCKET}/raw", url)
+    assert by_source(restored) == rows
+    assert len(objects(url)) == len(before)  # moved, not computed again
+
+
+def test_select_copies_what_passes(remote):
+    chosen = openuni.select(remote, "motion.speed_diag_per_s > 0.4", out=f"{BUCKET}/cut")
+    assert 0 < len(chosen) < 3
+    assert len(chosen[0].flow) == 6

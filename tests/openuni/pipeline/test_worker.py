@@ -1,0 +1,153 @@
+"""The loop that drives a worker: order, overlap, and what becomes of errors in each of its three stages."""
+
+import os
+import signal
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from openuni.manifests.errors import OpenUniError
+from openuni.pipeline.runner import InProcessRunner
+from openuni.pipeline.worker import Loop, Outcome, Spec, Worker
+
+PATIENCE_S = 10.0
+
+
+class Recorder(Worker):
+    """Writes down what it is told to do; an item named after a stage fails in that stage."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, str]] = []
+        self.let_write = threading.Event()
+        self.let_write.set()
+
+    def prepare(self, item: str) -> str:
+        return self._do("prepare", item)
+
+    def compute(self, item: str, prepared: str) -> str:
+        return self._do("compute", item)
+
+    def store(self, item: str, computed: str) -> Outcome:
+        assert self.let_write.wait(PATIENCE_S)
+        self._do("store", item)
+        return Outcome(item, "ok")
+
+    def fail(self, item: str, error: str) -> Outcome:
+        self.events.append(("fail", item))
+        return Outcome(item, "failed", error)
+
+    def finish(self) -> None:
+        self.events.append(("finish", ""))
+
+    def _do(self, stage: str, item: str) -> Any:
+        self.events.append((stage, item))
+        if item == stage:
+            raise ValueError(f"no {stage}")
+        if item == f"fatal in {stage}":
+            raise OpenUniError("no space left")
+        return item
+
+
+def drive(*items: str) -> tuple[Recorder, list[Outcome]]:
+    worker = Recorder()
+    loop = Loop(worker)
+    outcomes = [loop.step(item, following) for item, following in zip(items, [*items[1:], None], strict=True)]
+    outcomes.append(loop.settle())
+    loop.finish()
+    assert outcomes[0] is None and loop.settle() is None
+    return worker, [outcome for outcome in outcomes if outcome is not None]
+
+
+def test_every_item_is_reported_once_in_order_and_finish_comes_last():
+    worker, outcomes = drive("a", "b", "c")
+    assert outcomes == [Outcome("a", "ok"), Outcome("b", "ok"), Outcome("c", "ok")]
+    for stage in ("prepare", "compute", "store"):
+        assert [item for what, item in worker.events if what == stage] == ["a", "b", "c"]
+    assert worker.events[-1] == ("finish", "")
+
+
+@pytest.mark.parametrize("stage", ["prepare", "compute", "store"])
+def test_an_error_in_any_stage_fails_that_item_only(stage):
+    worker, outcomes = drive("a", stage, "c")
+    assert [(outcome.key, outcome.status) for outcome in outcomes] == [("a", "ok"), (stage, "failed"), ("c", "ok")]
+    assert outcomes[1].error == f"ValueError: no {stage}"
+    written = [event for event in worker.events if event[0] in ("store", "fail")]
+    assert written.index(("fail", stage)) > written.index(("store", "a"))
+
+
+def test_the_next_is_computed_while_the_one_before_is_written_but_no_further():
+    worker = Recorder()
+    worker.let_write.clear()
+    loop = Loop(worker)
+    assert loop.step("a", "b") is None
+    second = threading.Thread(target=loop.step, args=("b", None))
+    second.start()
+    second.join(0.3)
+    assert second.is_alive()  # one item at most waits to be written
+    assert ("compute", "b") in worker.events and ("store", "a") not in worker.events
+    worker.let_write.set()
+    second.join(PATIENCE_S)
+    assert loop.settle() == Outcome("b", "ok")
+    loop.finish()
+
+
+def test_what_ends_the_run_is_raised_from_the_thread_that_writes():
+    loop = Loop(Recorder())
+    loop.step("fatal in store", None)
+    with pytest.raises(OpenUniError, match="no space left"):
+        loop.step("b", None)
+    loop.finish()
+
+
+def test_what_is_being_written_is_written_before_the_worker_is_finished():
+    worker = Recorder()
+    worker.let_write.clear()
+    loop = Loop(worker)
+    loop.step("a", None)
+    threading.Timer(0.2, worker.let_write.set).start()
+    loop.finish()
+    assert worker.events[-2:] == [("store", "a"), ("finish", "")]
+
+
+@dataclass(frozen=True)
+class RecorderSpec(Spec):
+    """Gives the worker it has."""
+
+    worker: Recorder
+
+    def start(self, device: str) -> Recorder:
+        return self.worker
+
+
+class Pressed(Recorder):
+    """Somebody presses Ctrl-C while "b" is computed, `times` times."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.times = times
+
+    def compute(self, item: str, prepared: str) -> str:
+        for _ in range(self.times if item == "b" else 0):
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().compute(item, prepared)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_waits_for_the_item_in_hand_and_a_second_one_does_not(times: int, capfd: pytest.CaptureFixture[str]):
+    """An exception out of nowhere would hit decoders that call back into Python, where it is lost or does harm."""
+    worker, reported = Pressed(times), []
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background may ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            InProcessRunner("cpu").run(RecorderSpec(worker), "abcd", reported.append, lambda held: held)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    done = ["a", "b"] if times == 1 else ["a"]
+    assert [item for stage, item in worker.events if stage == "store"] == done
+    assert ("compute", "c") not in worker.events and worker.events[-1] == ("finish", "")
+    if times == 1:
+        assert [outcome.key for outcome in reported] == done
+    assert "stopping when the clip in hand is done; Ctrl-C again stops at once" in capfd.readouterr().err

@@ -1,0 +1,1 @@
+"""The Wan backbone: blocks, attention, LoRA, pretrained weights."""

@@ -1,0 +1,131 @@
+"""Which kernels compute attention: diffusers' attention backends by name, those that can be trained with."""
+
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from diffusers.models import attention_dispatch
+from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
+from diffusers.models.transformers.transformer_wan import WanAttention
+
+from openuni.manifests.errors import MissingPart, OpenUniError, unknown_name
+
+Attention = Literal[
+    "auto", "sdpa", "sdpa_flash", "sdpa_cudnn", "sdpa_efficient", "sdpa_math", "flash", "flash_3", "xformers"
+]
+
+
+class Backend(NamedTuple):
+    """One of diffusers' backends, and what it needs."""
+
+    name: AttentionBackendName
+    half_only: bool = False  # takes bfloat16 and float16 alone
+    cuda_only: bool = False
+    install: str = ""  # how to get the package it is in
+
+
+# Not here: those without a gradient (sage), and those that fetch a kernel, that is code, from a hub when first used.
+BACKENDS: dict[str, Backend] = {
+    "sdpa": Backend(AttentionBackendName.NATIVE),
+    "sdpa_flash": Backend(AttentionBackendName._NATIVE_FLASH, half_only=True, cuda_only=True),
+    "sdpa_cudnn": Backend(AttentionBackendName._NATIVE_CUDNN, half_only=True, cuda_only=True),
+    "sdpa_efficient": Backend(AttentionBackendName._NATIVE_EFFICIENT, cuda_only=True),
+    "sdpa_math": Backend(AttentionBackendName._NATIVE_MATH),
+    "flash": Backend(AttentionBackendName.FLASH, True, True, "pip install flash-attn --no-build-isolation"),
+    "flash_3": Backend(
+        AttentionBackendName._FLASH_3, True, True, "build flash-attention's hopper/ folder from source (Hopper GPUs)"
+    ),
+    "xformers": Backend(AttentionBackendName.XFORMERS, False, True, "pip install xformers"),
+}
+
+
+def check_attention(name: str, device: str) -> None:
+    """Raises unless attention of that name can run on `device`: `OpenUniError`, or `MissingPart` with the command."""
+    if name not in get_args(Attention):
+        raise OpenUniError(unknown_name("attention", name, get_args(Attention)))
+    if name == "auto":
+        return
+    backend = BACKENDS[name]
+    kind = torch.device(device).type
+    if backend.cuda_only and kind != "cuda":
+        able = ["auto", *(other for other, found in BACKENDS.items() if not found.cuda_only)]
+        raise OpenUniError(f'attention = "{name}" runs on CUDA alone, and the device is {kind}. There: {_listed(able)}')
+    try:
+        attention_dispatch._check_attention_backend_requirements(backend.name)
+    except RuntimeError as error:
+        raise MissingPart(
+            f'attention = "{name}" cannot be used here: {error} Get it with: {backend.install}; or set attention = '
+            '"auto"'
+        ) from error
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(f'"{name}"' for name in names)
+
+
+def use_attention(model: torch.nn.Module, name: str) -> None:
+    """All attention of this model by the backend of that name, and of no other model.
+
+    "auto" leaves the choice to torch's scaled_dot_product_attention, or to diffusers' DIFFUSERS_ATTN_BACKEND.
+    """
+    if name == "auto":
+        return
+    backend = BACKENDS[name]
+    for module in model.modules():
+        if isinstance(module, WanAttention):
+            processor: Any = module.processor
+            if backend.install and not hasattr(processor, "casts"):
+                processor = CastingProcessor()
+                module.set_processor(processor)
+            processor._attention_backend = backend.name
+
+
+def check_precision(name: str, device: torch.device) -> None:
+    """Raises where a backend of half precision is called in full precision; its own error would not say what to do."""
+    if name not in BACKENDS or not BACKENDS[name].half_only:
+        return
+    if not torch.is_autocast_enabled(device.type):
+        raise OpenUniError(
+            f'attention = "{name}" takes bfloat16 only, and the arithmetic is float32. Set precision = "bfloat16" in '
+            'the recipe, or attention = "sdpa"'
+        )
+
+
+def rotated(heads: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
+    """RoPE on pairs of channels, in the arithmetic of diffusers' Wan: `heads` [B, S, heads, head_dim] -> the same."""
+    even, odd = heads.unflatten(-1, (-1, 2)).unbind(-1)
+    cosines, sines = cosines[..., 0::2], sines[..., 1::2]
+    turned = torch.stack((even * cosines - odd * sines, even * sines + odd * cosines), dim=-1)
+    return turned.flatten(-2).type_as(heads)
+
+
+class CastingProcessor:
+    """diffusers' processor of `WanAttention` for backends from other packages, which autocast does not know.
+
+    Queries and keys come out of their norm in float32 under autocast, values in bfloat16. torch's own attention casts
+    them alike; these backends refuse. The same function otherwise.
+    """
+
+    casts = True
+    _attention_backend: AttentionBackendName | None = None
+    _parallel_config = None
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """`hidden_states` [B, S, D] attend to `encoder_hidden_states` [B, L, D] or to themselves -> [B, S, D]."""
+        attended = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
+        key = attn.norm_k(attn.to_k(attended)).unflatten(2, (attn.heads, -1))
+        value = attn.to_v(attended).unflatten(2, (attn.heads, -1))
+        if rotary_emb is not None:
+            query, key = rotated(query, *rotary_emb), rotated(key, *rotary_emb)
+        mixed = dispatch_attention_fn(
+            query.type_as(value), key.type_as(value), value, attention_mask, backend=self._attention_backend
+        )
+        out: torch.Tensor = attn.to_out[1](attn.to_out[0](mixed.flatten(2, 3).type_as(query)))
+        return out

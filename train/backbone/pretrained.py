@@ -1,0 +1,80 @@
+"""Pretrained weights: read tensor by tensor from a diffusers folder, into a model that was built without them."""
+
+import json
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from openuni.manifests.errors import OpenUniError
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+# by name in files
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_to_come: ContextVar[bool] = ContextVar("base weights are to come", default=False)
+
+
+@contextmanager
+def base_to_come() -> Iterator[None]:
+    """Models built within it leave their base weights out (on torch's meta device): `WanStreams.load_base` follows."""
+    token = _to_come.set(True)
+    try:
+        yield
+    finally:
+        _to_come.reset(token)
+
+
+def base_place() -> AbstractContextManager[object]:
+    """What to build base layers in: nothing special, or the meta device within `base_to_come`."""
+    return torch.device("meta") if _to_come.get() else nullcontext()
+
+
+def weight_shards(folder: Path) -> Iterator[dict[str, torch.Tensor]]:
+    """The tensors of a diffusers model folder as they are stored, one at a time: a file is never all in memory."""
+    listing = folder / f"{WEIGHTS}.index.json"
+    files = _listed(listing) if listing.is_file() else {WEIGHTS}
+    odd = sorted(file for file in files if Path(file).name != file)
+    if odd:
+        raise OpenUniError(f"{listing} names files outside its folder: {', '.join(odd[:3])}")
+    missing = sorted(file for file in files if not (folder / file).is_file())
+    if missing:
+        raise OpenUniError(f"{folder} lacks {', '.join(missing)}: give a diffusers folder with safetensors")
+    for file in sorted(files):
+        yield from _tensors(folder / file)
+
+
+def _listed(listing: Path) -> set[str]:
+    """The files that an index of shards names."""
+    try:
+        files = json.loads(listing.read_text(encoding="utf-8"))["weight_map"].values()
+        return {str(file) for file in files}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise OpenUniError(f'{listing} is no index of shards, it needs a table "weight_map": {error!r}') from error
+
+
+def _tensors(path: Path) -> Iterator[dict[str, torch.Tensor]]:
+    """Each tensor of a safetensors file in memory of its own.
+
+    Read as any file: the library's own way maps the file into memory, which then counts beside what is copied of it.
+    """
+    try:
+        with safe_open(path, framework="pt"):
+            pass  # holds the header against the file
+    except SafetensorError as error:
+        raise OpenUniError(f"{path} cannot be read as a safetensors file: {error}") from error
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header.pop("__metadata__", None)
+        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            if entry["dtype"] not in _DTYPES:
+                raise OpenUniError(f"{path}: {name} is {entry['dtype']}; weights must be of {', '.join(_DTYPES)}")
+            tensor = torch.empty(entry["shape"], dtype=_DTYPES[entry["dtype"]])
+            file.seek(8 + size + entry["data_offsets"][0])
+            array: Any = tensor.flatten().view(torch.uint8).numpy()
+            file.readinto(array)
+            yield {name: tensor}

@@ -1,0 +1,390 @@
+"""What the models share: diffusers' Wan transformer taken over by streams, weights read shard by shard."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from inspect import signature
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
+
+import torch
+from annotated_types import Ge, MultipleOf
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel, WanTransformerBlock
+from torch import nn
+
+from openuni.manifests.contracts.checkpoint import Checkpoint, hub_or_path
+from openuni.manifests.contracts.modality import find_modality
+from openuni.manifests.errors import OpenUniError, unknown_name
+from openuni.training.backbone.attention import Attention, check_attention, check_precision, use_attention
+from openuni.training.backbone.pretrained import base_place, base_to_come, weight_shards
+from openuni.training.model import Model, Streams
+
+# diffusers sets most attributes of its models from a configuration, which type checkers cannot follow
+_Transformer: Any = WanTransformer3DModel
+# and a block over several streams is called with more than the base class's
+_Block: Any = WanTransformerBlock
+
+KIND = "WanTransformer3DModel"
+# options that say how large a model is, and what diffusers calls them
+SIZES = {
+    "num_layers": "num_layers",
+    "heads": "num_attention_heads",
+    "head_dim": "attention_head_dim",
+    "ffn_dim": "ffn_dim",
+    "text_dim": "text_dim",
+    "channels": "in_channels",
+    "patch": "patch_size",
+    "freq_dim": "freq_dim",
+}
+POSITIONS = 1024  # of RoPE along each axis, in all published models
+Compiler = Literal["none", "inductor", "aot_eager"]
+Rotary = tuple[torch.Tensor, torch.Tensor]  # cosines and sines, float32 [1, tokens, 1, head_dim] each
+
+
+@dataclass(frozen=True)
+class WanModel(Model):
+    """Base of models on Wan: the options that say which Wan it is."""
+
+    modalities: Annotated[tuple[str, ...], "streams the model knows; rgb is the base model's own"] = ("rgb", "depth")
+    pretrained: Annotated[str, "diffusers Wan transformer or pipeline, hub name or folder; empty: random weights"] = ""
+    num_layers: Annotated[int, "transformer blocks (ignored with pretrained, as the next seven)", Ge(1)] = 30
+    heads: Annotated[int, "attention heads", Ge(1)] = 12
+    head_dim: Annotated[int, "channels per head", Ge(6), MultipleOf(2)] = 128
+    ffn_dim: Annotated[int, "hidden width of the feed-forward layers", Ge(1)] = 8960
+    text_dim: Annotated[int, "width of the text embeddings", Ge(1)] = 4096
+    channels: Annotated[int, "channels of the latents", Ge(1)] = 16
+    patch: Annotated[tuple[int, int, int], "latent frames, rows, columns per token", Ge(1)] = (1, 2, 2)
+    freq_dim: Annotated[int, "width of the sinusoids that carry sigma", Ge(2), MultipleOf(2)] = 256
+    gradient_checkpointing: Annotated[bool, "recompute blocks in the backward pass: less memory, a third slower"] = (
+        False
+    )
+    attention: Annotated[Attention, "kernels of attention; auto: torch's choice among its own (sdpa)"] = "auto"
+    compile: Annotated[Compiler, "torch.compile of each block; aot_eager: to find faults, not faster"] = "none"
+
+    def __post_init__(self) -> None:
+        # in one order, which initial weights are drawn in: that of a recipe or a folder must not matter
+        object.__setattr__(self, "modalities", tuple(sorted(self.modalities, key=lambda name: (name != "rgb", name))))
+        object.__setattr__(self, "patch", tuple(self.patch))
+        super().__post_init__()
+        for name in self.modalities:
+            find_modality(name)
+        if len(self.patch) != 3:
+            raise OpenUniError(f"{self.name()}: patch = {list(self.patch)}. Allowed: frames, rows, columns.")
+        if not self.modalities or len(set(self.modalities)) != len(self.modalities):
+            raise OpenUniError(f"{self.name()}: modalities must be distinct and at least one, got {self.modalities}")
+
+    def checkpoints(self) -> tuple[Checkpoint, ...]:
+        """The pretrained base, when there is one."""
+        return (hub_or_path(self.pretrained),) if self.pretrained else ()
+
+    def resolved(self) -> Self:
+        """With the sizes of the pretrained configuration written out, and no pretrained weights."""
+        options = self.base_options()
+        sizes = {ours: options[theirs] for ours, theirs in SIZES.items()}
+        return dataclasses.replace(self, pretrained="", **sizes)
+
+    def portable(self) -> Self:
+        """See `Model.portable`: attention and compiler are of the machine, not of the model."""
+        return dataclasses.replace(self, attention="auto", compile="none", gradient_checkpointing=False)
+
+    def base_options(self) -> dict[str, Any]:
+        """Arguments of `WanTransformer3DModel`: the pretrained configuration, or that of the options."""
+        if not self.pretrained:
+            sizes = {theirs: getattr(self, ours) for ours, theirs in SIZES.items()}
+            return sizes | {"out_channels": self.channels}
+        return plain_config(self.folder(), f'{self.name()}: "{self.pretrained}"')
+
+    def largest_latents(self, streams: int, beside: int = 1) -> tuple[int, int, int]:
+        """See `Model.largest_latents`: where RoPE's tables end. `beside`: streams whose positions follow on width."""
+        frames, rows, columns = self.base_options()["patch_size"]
+        return POSITIONS * frames, POSITIONS * rows, POSITIONS // beside * columns
+
+    def folder(self) -> Path:
+        """The folder of the pretrained transformer; a whole pipeline has it in its own."""
+        root = self.checkpoints()[0].resolve()
+        if (root / "transformer_2").is_dir():
+            raise OpenUniError(
+                f'{self.name()}: "{self.pretrained}" has two transformers, one for high and one for low noise levels '
+                f"(as Wan 2.2 A14B). Give the folder of one: {root / 'transformer'} or {root / 'transformer_2'}"
+            )
+        return root / "transformer" if (root / "transformer").is_dir() else root
+
+
+class WanBlock(_Block):
+    """Base of blocks: diffusers' own, without its weights where these are to come."""
+
+    def __init__(self, *sizes: Any, **options: Any) -> None:
+        with base_place():
+            super().__init__(*sizes, **options)
+
+
+class Told(NamedTuple):
+    """What all blocks are told of M segments, computed once per step. D: width of the model, L: rows of text."""
+
+    text: torch.Tensor  # [B M, L, D], embedded
+    time: torch.Tensor  # [B, M, D]: the embedding of sigma
+    table: torch.Tensor  # [B, M, 6, D]: the modulation from it
+
+
+class WanStreams(_Transformer):
+    """A Wan transformer whose input is streams by name. Base parameters keep their names in the state dict.
+
+    A subclass makes its `blocks` after the base class's own constructor, names what it adds in `is_added`, and says in
+    `forward` how streams go through them.
+    """
+
+    _cp_plan: ClassVar[None] = None
+    given_sigma: float = 0.0  # see `openuni.training.model.VideoModel`, as the next
+    unsaved: frozenset[str] = frozenset()
+    rope: Any  # the base class's tables of positions
+    attention: str = "auto"
+    base_precision: torch.dtype = torch.float32  # of the weights that `castable` names
+
+    def __init__(self, modalities: Sequence[str], num_layers: int, **base: Any) -> None:
+        with base_place():
+            super().__init__(num_layers=0, **base)
+        if self.rope.freqs_cos.is_meta and self.patch_embedding.weight.is_meta:
+            self.rope = rope_tables(self)
+        self.register_to_config(num_layers=num_layers, modalities=tuple(modalities))
+        self.streams = tuple(modalities)
+        self.patch = tuple(self.config.patch_size)
+        self.channels, self.text_dim = self.config.in_channels, self.config.text_dim
+        self.dim: int = self.config.num_attention_heads * self.config.attention_head_dim
+
+    @classmethod
+    def is_added(cls, name: str) -> bool:
+        """Whether a parameter of this name is one that the base model does not have."""
+        raise NotImplementedError
+
+    def after_base(self) -> None:
+        """What begins as a copy of the base weights, once these are there."""
+
+    def added_parameters(self) -> list[str]:
+        """Names of the parameters that the base model does not have."""
+        return [name for name, _ in self.named_parameters() if self.is_added(name)]
+
+    def base_tensors(self) -> dict[str, torch.Tensor]:
+        """The state dict without the additions: names and tensors of the base model."""
+        added = set(self.added_parameters())
+        return {name: tensor for name, tensor in self.state_dict().items() if name not in added}
+
+    @property
+    def block_sizes(self) -> tuple[Any, ...]:
+        """Arguments of `WanTransformerBlock` after the width of the model."""
+        config = self.config
+        return config.ffn_dim, config.num_attention_heads, config.qk_norm, config.cross_attn_norm, config.eps
+
+    def castable(self) -> list[str]:
+        """Names of the base parameters that may be kept in bfloat16.
+
+        Those of linear layers and convolutions, which autocast would cast anyway. Norms, modulation tables and the
+        layers that make the modulation out of sigma stay float32.
+        """
+        added = set(self.added_parameters())
+        names = [
+            f"{name}.{leaf}"
+            for name, module in self.named_modules()
+            if isinstance(module, nn.Linear | nn.Conv3d) and not name.startswith("condition_embedder.time_")
+            for leaf, _ in module.named_parameters(recurse=False)
+        ]
+        return [name for name in names if name not in added]
+
+    @torch.no_grad()
+    def load_base(self, shards: Iterable[dict[str, torch.Tensor]], device: str = "cpu", share: bool = False) -> None:
+        """Take all weights of a `WanTransformer3DModel`; raises unless exactly the additions are left as they are.
+
+        Weights that the model was built without are made on `device`, one after another; with `share` they are the
+        given tensors themselves where these are there and of the right type.
+        """
+        parameters = dict(self.named_parameters())
+        expected = set(self.base_tensors())
+        castable = set(self.castable())
+        seen: set[str] = set()
+        for name, tensor in (item for shard in shards for item in shard.items()):
+            seen.add(name)
+            if name not in expected:
+                continue
+            if tensor.shape != parameters[name].shape:
+                found, wanted = list(tensor.shape), list(parameters[name].shape)
+                raise OpenUniError(f"pretrained weights do not fit the model: {name} is {found}, not {wanted}")
+            if parameters[name].is_meta:
+                dtype = self.base_precision if name in castable else torch.float32
+                self._put(name, tensor.to(device, dtype, copy=not share))
+            else:
+                parameters[name].copy_(tensor)
+        odd = sorted(seen ^ expected)
+        if odd:
+            raise OpenUniError(f"pretrained weights do not fit the model; differing keys: {', '.join(odd[:8])}")
+        copies = [name for name in self.added_parameters() if parameters[name].is_meta]
+        for name in copies:
+            self._put(name, torch.full(parameters[name].shape, torch.nan, device=device))
+        self.after_base()
+        if unset := [name for name in copies if self.get_parameter(name).isnan().any()]:
+            raise RuntimeError(f"{type(self).__name__}.after_base leaves {unset[0]} without a value")
+
+    def _put(self, name: str, tensor: torch.Tensor) -> None:
+        place, _, leaf = name.rpartition(".")
+        trained = self.get_parameter(name).requires_grad
+        setattr(self.get_submodule(place), leaf, nn.Parameter(tensor, requires_grad=trained))
+
+    def keep_base_in(self, precision: torch.dtype) -> None:
+        """Cast what `castable` names; the model's matrix products are then of that precision too."""
+        self.base_precision = precision
+        for name in self.castable():
+            parameter = self.get_parameter(name)
+            parameter.data = parameter.data.to(precision)
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        """Call the model. With a base in bfloat16 it computes under autocast, also where the caller does not."""
+        device = self.proj_out.weight.device
+        if self.base_precision == torch.float32 or torch.is_autocast_enabled(device.type):
+            return super().__call__(*arguments, **named)
+        with torch.autocast(device.type, dtype=self.base_precision):
+            return super().__call__(*arguments, **named)
+
+    # ------------------------------------------------------------------ what a forward pass is made of
+
+    def checked(self, streams: Streams) -> list[str]:
+        """Names of the streams, RGB first and then by name: the order of keys must not matter."""
+        names = sorted(streams, key=lambda name: (name != "rgb", name))
+        for name in names:
+            if name not in self.streams:
+                raise OpenUniError(unknown_name("stream", name, self.streams))
+        shapes = {name: tuple(streams[name].shape) for name in names}
+        if len(set(shapes.values())) != 1:
+            raise OpenUniError(f"streams must be there and share one shape, got {shapes}")
+        shape = shapes[names[0]]
+        if shape[1] != self.channels or any(size % part for size, part in zip(shape[2:], self.patch, strict=True)):
+            raise OpenUniError(
+                f"latents must be [B, {self.channels}, T, H, W] in patches of {self.patch}, got {list(shape)}"
+            )
+        if self.rope.freqs_cos.dtype != torch.float32:
+            raise OpenUniError("the model was cast to a lower precision, which ruins RoPE: keep float32, use autocast")
+        check_precision(self.attention, self.rope.freqs_cos.device)
+        return names
+
+    def grid(self, latents: torch.Tensor) -> tuple[int, int, int]:
+        """Frames, rows and columns of tokens of latents [B, C, T, H, W]."""
+        frames, height, width = latents.shape[2:]
+        return frames // self.patch[0], height // self.patch[1], width // self.patch[2]
+
+    def embed(self, latents: torch.Tensor, layer: nn.Module | None = None) -> torch.Tensor:
+        """[B, C, T, H, W] -> tokens [B, S, D], by the base model's input layer or another of its kind."""
+        tokens: torch.Tensor = (layer or self.patch_embedding)(latents)
+        return tokens.flatten(2).transpose(1, 2).contiguous()
+
+    def unembed(
+        self, tokens: torch.Tensor, time: torch.Tensor, grid: tuple[int, int, int], expert: Any = None
+    ) -> torch.Tensor:
+        """Tokens [B, S, D] -> velocity [B, C, T, H, W] by the base model's output layer or another; `time` [B, D]."""
+        expert = expert or self
+        shift, scale = (expert.scale_shift_table + time.unsqueeze(1)).chunk(2, dim=1)
+        tokens = (self.norm_out(tokens.float()) * (1 + scale) + shift).type_as(tokens)
+        patches = expert.proj_out(tokens).unflatten(1, grid).unflatten(-1, (*self.patch, self.channels))
+        return patches.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
+
+    def told(self, sigmas: Sequence[torch.Tensor], texts: Sequence[torch.Tensor]) -> Told:
+        """Per segment its sigma [B] and its text [B, L, text_dim], embedded by the base model's layers."""
+        time, table = self.timed(torch.stack(list(sigmas), dim=1).flatten())
+        text = self.condition_embedder.text_embedder(torch.stack(list(texts), dim=1).flatten(0, 1))
+        segments = (-1, len(sigmas))
+        return Told(text, time.unflatten(0, segments), table.unflatten(0, segments))
+
+    def timed(self, sigma: torch.Tensor, embedder: nn.Module | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sigma [N] -> its embedding [N, D] and the modulation from it [N, 6, D], in float32 also under autocast."""
+        layers = self.condition_embedder
+        with torch.autocast(sigma.device.type, enabled=False):
+            time = (embedder or layers.time_embedder)(layers.timesteps_proj(sigma.float() * 1000.0))
+            return time, layers.time_proj(layers.act_fn(time)).unflatten(1, (6, -1))
+
+    def rotary(self, grid: tuple[int, int, int], segments: int = 1, continued: bool = False) -> Rotary:
+        """Of tokens ordered by (segment, frame, row, column): positions anew in each segment, or running on on width.
+
+        Attention does not see the order of tokens, only their positions; so streams stand in the sequence one after
+        another, which keeps modulation per segment, and on width side by side by their positions.
+        """
+        wide = grid[2] * segments if continued else grid[2]
+        size = [n * part for n, part in zip((*grid[:2], wide), self.patch, strict=True)]
+        cosines, sines = self.rope(torch.empty(1, 1, *size, device="meta"))
+        if not continued:
+            return cosines.repeat(1, segments, 1, 1), sines.repeat(1, segments, 1, 1)
+        split = (*grid[:2], segments, grid[2])
+
+        def ordered(table: torch.Tensor) -> torch.Tensor:
+            return table[0, :, 0].unflatten(0, split).permute(2, 0, 1, 3, 4).flatten(0, 3)[None, :, None]
+
+        return ordered(cosines), ordered(sines)
+
+    def through_blocks(self, tokens: Any, *arguments: Any) -> Any:
+        """All blocks in turn, recomputed in the backward pass where the model is told to."""
+        for block in self.blocks:
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                tokens = self._gradient_checkpointing_func(block, tokens, *arguments)
+            else:
+                tokens = block(tokens, *arguments)
+        return tokens
+
+
+def plain_config(folder: Path, what: str) -> dict[str, Any]:
+    """The configuration of a text-to-video `WanTransformer3DModel`, every key of it.
+
+    Raises `OpenUniError` for other models, and for what no run could record: beside the sizes that `WanModel` has
+    options for, everything must be as in the published models. `what`: of the folder, for errors.
+    """
+    try:
+        config: Any = WanTransformer3DModel.load_config(str(folder))
+    except OSError as error:
+        raise OpenUniError(f"{what}: {error}") from error
+    defaults = {name: p.default for name, p in signature(WanTransformer3DModel.__init__).parameters.items()}
+    defaults.pop("self")
+    kind = config.get("_class_name", KIND) if isinstance(config, dict) else None
+    given = {key: value for key, value in config.items() if not key.startswith("_")} if kind == KIND else {}
+    if kind != KIND or not set(SIZES.values()) <= set(given) <= set(defaults):
+        raise OpenUniError(f"{what}: {folder / 'config.json'} is not that of a plain {KIND} (it says {kind})")
+    found = defaults | given
+    if found["image_dim"] or found["added_kv_proj_dim"]:
+        raise OpenUniError(f"{what} is an image-to-video model; give a text-to-video one")
+    if found["in_channels"] != (found["out_channels"] or found["in_channels"]):
+        raise OpenUniError(f"{what} has other channels at its input than at its output")
+    odd = [key for key in ("cross_attn_norm", "qk_norm", "eps", "rope_max_seq_len") if found[key] != defaults[key]]
+    if odd:
+        raise OpenUniError(
+            f"{what} has {odd[0]} = {found[odd[0]]!r}; models are built with {defaults[odd[0]]!r}, as the published "
+            "ones are"
+        )
+    return found
+
+
+def rope_tables(model: Any) -> Any:
+    """RoPE tables of a Wan transformer, made anew from its configuration: they are in no file of weights."""
+    config = model.config
+    return type(model.rope)(config.attention_head_dim, config.patch_size, config.rope_max_seq_len)
+
+
+def loaded(
+    build: Callable[[], Any], options: WanModel, device: str, base_precision: torch.dtype = torch.float32
+) -> Any:
+    """The module that `build` makes, with the pretrained base where there is one, on `device`, training.
+
+    Weights are float32, or of `base_precision` where `WanStreams.castable` says so. Pretrained weights are never in
+    memory twice: the base is built empty, then read tensor by tensor to where it stays.
+    """
+    check_attention(options.attention, device)
+    if options.pretrained:
+        with base_to_come():
+            model = build()
+        model.base_precision = base_precision
+        model.load_base(weight_shards(options.folder()), device, share=True)
+    else:
+        model = build()
+        model.after_base()
+        model.keep_base_in(base_precision)
+    if options.gradient_checkpointing:
+        model.enable_gradient_checkpointing()
+    model = model.to(device).train()
+    model.attention = options.attention
+    use_attention(model, options.attention)
+    if options.compile != "none":
+        for block in model.blocks:
+            block.compile(backend=options.compile, fullgraph=True)
+    return model

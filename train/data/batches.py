@@ -1,0 +1,209 @@
+"""From samples to batches: latents, noise, sigmas and texts, all drawn by name."""
+
+from collections import defaultdict
+from collections.abc import Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from openuni.training.data.index import Index
+from openuni.training.data.plan import Sample, Steps
+from openuni.training.data.texts import Texts
+from openuni.training.data.tokenizer import Tokenizer
+from openuni.training.model import Model, Streams
+from openuni.training.objectives.flow_matching import noised, sigma_at
+from openuni.training.objectives.text_flow_matching import TextDraws, Words
+from openuni.training.randomness import named_seed, normal, permuted, uniform
+from openuni.training.recipe import Recipe
+from openuni.training.tasks import TEXT, Task
+
+if TYPE_CHECKING:
+    from openuni.manifests.corpus.corpus import Corpus
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Samples with the same streams and shape: one forward pass. B samples; tensors by stream."""
+
+    clips: list[int]
+    tasks: list[Task]
+    clean: Streams  # float32 [B, C, T, H, W]
+    noise: Streams  # the same
+    sigmas: dict[str, torch.Tensor]  # float32 [B]; of given streams the model's `given_sigma`, exactly; 1 if dropped
+    made: dict[str, torch.Tensor]  # bool [B]
+    text: dict[str, torch.Tensor]  # float32 [B, L, D]
+    words: Words | None = None  # the text as a stream, where the model has one
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on another device."""
+        moved = {
+            name: {key: tensor.to(device, non_blocking=True) for key, tensor in getattr(self, name).items()}
+            for name in ("clean", "noise", "sigmas", "made", "text")
+        }
+        words = self.words.to(device) if self.words is not None else None
+        return Batch(self.clips, self.tasks, words=words, **moved)
+
+    def noisy(self) -> Streams:
+        """What the model sees: given streams clean (at `given_sigma`, most often 0), made ones at their sigma."""
+        return {name: noised(clean, self.noise[name], self.sigmas[name]) for name, clean in self.clean.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Loader:
+    """Turns samples into batches. Pure: equal arguments give equal batches, in any thread, in any order."""
+
+    corpus: "Corpus"
+    index: Index
+    texts: Texts
+    recipe: Recipe
+    model: Model
+    tokenizer: Tokenizer | None = None  # for models that make text
+
+    def step(self, plan: Steps, step: int) -> list[list[Batch]]:
+        """The batches of one optimiser step, by accumulation part."""
+        samples = plan.step(step)
+        part = len(samples) // self.recipe.optimizer.accumulate
+        return [self._batches(samples, step, range(at, at + part)) for at in range(0, len(samples), part)]
+
+    def batch(self, samples: list[Sample], sigmas: list[dict[str, float]], names: list[tuple[int | str, ...]]) -> Batch:
+        """One batch of samples that share their streams.
+
+        `sigmas`: per sample, the sigma of every made stream, of a made text, and of given ones that are dropped.
+        `names`: per sample, what its noise is called.
+        """
+        streams = samples[0].task.streams
+        seed = self.recipe.seed
+        clean = {
+            stream: torch.stack([self.index.latents[stream].read(self.corpus, sample.clip) for sample in samples])
+            for stream in streams
+        }
+        shape = clean[streams[0]].shape[1:]
+        return Batch(
+            clips=[sample.clip for sample in samples],
+            tasks=[sample.task for sample in samples],
+            clean=clean,
+            noise={
+                stream: torch.stack([normal(shape, seed, "noise", *name, stream) for name in names])
+                for stream in streams
+            },
+            sigmas={
+                stream: torch.tensor([sigma.get(stream, self.model.given_sigma) for sigma in sigmas])
+                for stream in streams
+            },
+            made={stream: torch.tensor([stream in sample.task.made for sample in samples]) for stream in streams},
+            text={
+                stream: torch.stack(
+                    [self._text(stream, sample, name) for sample, name in zip(samples, names, strict=True)]
+                )
+                for stream in streams
+            },
+            words=self._words(samples, sigmas, names),
+        )
+
+    def _batches(self, samples: list[Sample], step: int, slots: range) -> list[Batch]:
+        groups: dict[tuple[bool, tuple[str, ...]], list[int]] = defaultdict(list)
+        for slot in slots:
+            task = samples[slot].task
+            groups[self.model.has_text_stream(task), task.streams].append(slot)
+        return [
+            self.batch(
+                [samples[slot] for slot in group],
+                [self._sigmas(samples[slot].task, step, slot) for slot in group],
+                [(step, slot) for slot in group],
+            )
+            for group in groups.values()
+        ]
+
+    def _sigmas(self, task: Task, step: int, slot: int) -> dict[str, float]:
+        """One sigma per made stream, or one for all of them."""
+        flow, text = self.recipe.flow, self.recipe.text
+        drawn = {}
+        for stream in task.made:
+            quantile = self._quantile(step, slot, "all" if flow.shared_sigma else stream)
+            sigma = float(sigma_at(torch.tensor(quantile), flow.density, flow.shift))
+            drawn[stream] = max(sigma, self.least_sigma)
+        if task.makes_text and drawn and flow.shared_sigma:
+            drawn[TEXT] = drawn[task.made[0]]
+        elif task.makes_text:
+            drawn[TEXT] = float(sigma_at(torch.tensor(self._quantile(step, slot, TEXT)), text.density, text.shift))
+        if self._told_nothing(task, (step, slot)):
+            drawn |= dict.fromkeys(task.given, 1.0)
+        return drawn
+
+    def _quantile(self, step: int, slot: int, name: str) -> float:
+        """In [0, 1): a slot's own draw; stratified, the draws of a step's slots stand one in each of as many parts."""
+        seed, size = self.recipe.seed, self.recipe.optimizer.batch_size
+        quantile = uniform(seed, "sigma", step, slot, name)
+        if not self.recipe.flow.stratified:
+            return quantile
+        order = named_seed(seed, "strata", step, name)
+        return (int(permuted(np.array([slot]), size, order)[0]) + quantile) / size
+
+    def _told_nothing(self, task: Task, name: tuple[int | str, ...]) -> bool:
+        """Whether a sample of this name learns what guidance of given streams sets out from; see `data.given_dropout`.
+
+        The caption goes with the given streams: guidance never asks for the caption alone.
+        """
+        if not task.given or name[0] == "validation":
+            return False
+        return uniform(self.recipe.seed, "given", *name) < self.recipe.data.given_dropout
+
+    @cached_property
+    def least_sigma(self) -> float:
+        """The least sigma that a made stream can have: a model may know made streams by it."""
+        return float(np.nextafter(np.float32(self.model.given_sigma), np.float32(1.0)))
+
+    def _text(self, stream: str, sample: Sample, name: tuple[int | str, ...]) -> torch.Tensor:
+        told = self.model.text_of(sample.task, stream)
+        if told != "caption":
+            return self.texts.prompt(stream) if told == "prompt" else self.texts.empty
+        if self._dropped(sample.task, name) or not self.index.text.present[sample.clip]:
+            return self.texts.empty
+        return self.texts.padded(self.index.text.read(self.corpus, sample.clip))
+
+    def _dropped(self, task: Task, name: tuple[int | str, ...]) -> bool:
+        """Whether a sample does without its caption."""
+        validating = name[0] == "validation"
+        dropped = uniform(self.recipe.seed, "caption", *name) < self.recipe.data.caption_dropout and not validating
+        return dropped or self._told_nothing(task, name)
+
+    def _words(
+        self, samples: list[Sample], sigmas: list[dict[str, float]], names: list[tuple[int | str, ...]]
+    ) -> Words | None:
+        """The text stream: what is to be made, else the prompt, which goes with the caption where that is dropped."""
+        captions, draws = self.index.captions, self._text_draws
+        if captions is None or draws is None or not self.model.has_text_stream(samples[0].task):
+            return None
+
+        def said(sample: Sample, name: tuple[int | str, ...]) -> str:
+            if sample.task.makes_text:
+                return captions.target(sample.clip)
+            return "" if self._dropped(sample.task, name) else captions.prompt(sample.clip)
+
+        texts = [said(sample, name) for sample, name in zip(samples, names, strict=True)]
+        makes = [sample.task.makes_text for sample in samples]
+        return draws.words(texts, [sigma.get(TEXT, 0.0) for sigma in sigmas], makes, names)
+
+    @cached_property
+    def _text_draws(self) -> TextDraws | None:
+        if self.tokenizer is None:
+            return None
+        return TextDraws(self.tokenizer, self.recipe.text, self.model.text_width, self.recipe.seed)
+
+
+def prefetched(loader: Loader, plan: Steps, steps: range, ahead: int = 2) -> Generator[list[list[Batch]], None, None]:
+    """`loader.step` for each step in order, computed up to `ahead` steps early in threads.
+
+    Reads release the interpreter lock, so threads suffice. Nothing here is state: what was prepared for steps that
+    never came is thrown away.
+    """
+    with ThreadPoolExecutor(max_workers=ahead) as pool:
+        waiting: list[Future[list[list[Batch]]]] = []
+        for step in steps:
+            while len(waiting) <= ahead and step + len(waiting) < steps.stop:
+                waiting.append(pool.submit(loader.step, plan, step + len(waiting)))
+            yield waiting.pop(0).result()

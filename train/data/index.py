@@ -1,0 +1,235 @@
+"""Where the latents and texts of a corpus lie: arrays, not objects, so that millions of clips are nothing special."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+import xxhash
+
+from openuni.manifests.contracts.schema import clip_schema
+from openuni.manifests.corpus.layout import latent_group, text_group
+from openuni.manifests.corpus.splits import unit_names
+from openuni.manifests.errors import OpenUniError, did_you_mean
+from openuni.training.tasks import TEXT
+
+if TYPE_CHECKING:
+    from openuni.manifests.corpus.corpus import Corpus
+    from openuni.training.data.captions import Captions
+
+COLUMNS = ("clip_id", "status", "shard", "offset", "nbytes", "shape", "dtype", "xxh3")
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+@dataclass(frozen=True, eq=False)
+class Extents:
+    """Tensors of one column group, by clip number. Arrays have length N; a clip without a tensor has shard -1."""
+
+    group: str
+    shards: list[str]
+    dtypes: list[str]
+    shard: np.ndarray  # int32 [N], index into `shards`
+    offset: np.ndarray  # int64 [N], bytes from the start of the shard
+    nbytes: np.ndarray  # int64 [N]
+    xxh3: np.ndarray  # uint64 [N]
+    dtype: np.ndarray  # int8 [N], index into `dtypes`
+    shape: np.ndarray  # int32 [N, dimensions]
+
+    @cached_property
+    def present(self) -> np.ndarray:
+        """bool [N]."""
+        return self.shard >= 0
+
+    def read(self, corpus: "Corpus", clip: int) -> torch.Tensor:
+        """The tensor of one clip as float32; raises `OpenUniError` when its checksum differs."""
+        data = corpus.read(
+            self.group,
+            self.shards[self.shard[clip]],
+            int(self.offset[clip]),
+            int(self.nbytes[clip]),
+            int(self.xxh3[clip]),
+        )
+        stored = torch.frombuffer(bytearray(data), dtype=DTYPES[self.dtypes[self.dtype[clip]]])
+        return stored.reshape(tuple(self.shape[clip])).float()
+
+
+@dataclass(frozen=True, eq=False)
+class Index:
+    """What the trainer knows of a corpus: kept clips with their split, and the extents of their tensors."""
+
+    latent_family: str
+    text_family: str
+    clip_ids: list[str]  # [N], sorted
+    held_out: np.ndarray  # bool [N]
+    collections: list[str]  # names, sorted; "" is that of clips without one
+    collection: np.ndarray  # int32 [N], index into `collections`
+    latents: dict[str, Extents]  # by modality
+    text: Extents
+    captions: "Captions | None" = None  # for models that make text
+
+    @cached_property
+    def present(self) -> np.ndarray:
+        """uint64 [N]: bit i says that the clip has latents of the i-th modality of `latents`; the next, a text."""
+        bits = np.zeros(len(self.clip_ids), dtype=np.uint64)
+        for position, extents in enumerate(self.latents.values()):
+            bits |= extents.present.astype(np.uint64) << np.uint64(position)
+        if self.captions is not None:
+            bits |= self.captions.fits.astype(np.uint64) << np.uint64(len(self.latents))
+        return bits
+
+    def streams(self, bits: int) -> frozenset[str]:
+        """What `bits` (one value of `present`) stands for: modalities, and "text" where one can be made."""
+        return frozenset(name for position, name in enumerate([*self.latents, TEXT]) if bits >> position & 1)
+
+    @cached_property
+    def shapes(self) -> np.ndarray:
+        """int32 [N, 4]: the latent shape [C, T, H, W] all streams of a clip share; zeros where it has none."""
+        shapes = np.zeros((len(self.clip_ids), 4), dtype=np.int32)
+        for name, extents in self.latents.items():
+            known = extents.present & shapes.any(axis=1)
+            differing = np.flatnonzero(known & (extents.shape != shapes).any(axis=1))
+            if len(differing):
+                clip = differing[0]
+                raise OpenUniError(
+                    f"{len(differing)} clips have {name} latents of another shape than their other streams, first "
+                    f"{self.clip_ids[clip]}: {extents.shape[clip].tolist()} and {shapes[clip].tolist()}. "
+                    f"Encode the corpus again."
+                )
+            shapes[extents.present] = extents.shape[extents.present]
+        return shapes
+
+    def digest(self) -> str:
+        """16 hex digits that change whenever a clip, its split or one of its tensors does."""
+        total = xxhash.xxh3_64(",".join(self.clip_ids).encode())
+        total.update(self.held_out.tobytes())
+        if self.collections != [""]:
+            total.update(",".join(self.collections).encode())
+            total.update(self.collection.tobytes())
+        for name, extents in [*self.latents.items(), ("text", self.text)]:
+            total.update(name.encode())
+            total.update(extents.present.tobytes())
+            total.update(extents.xxh3.tobytes())
+        if self.captions is not None:
+            total.update(self.captions.digest())
+        return total.hexdigest()
+
+
+def open_index(
+    corpus: "Corpus",
+    modalities: tuple[str, ...],
+    latents: str,
+    text: str,
+    validation_share: float,
+    collections: tuple[str, ...] = (),
+) -> Index:
+    """The index of the clips the corpus keeps, of all or of some collections. `latents`, `text`: as in the recipe."""
+    latent_family = choose_family("latent", corpus.families(), latents)
+    text_family = choose_family("text", corpus.text_families(), text)
+    kept = pa.array(sorted(corpus.kept()), pa.string())
+    columns = ["clip_id", "source", "origin", "collection", "split"]
+    table = corpus.dataset("clips", clip_schema()).to_table(columns=columns)
+    table = table.take(pc.index_in(kept, value_set=table["clip_id"].combine_chunks()))
+    table = _of_collections(_without_tests(table), collections)
+    kept = table["clip_id"].combine_chunks()
+    names = pc.fill_null(table["collection"], "").combine_chunks()
+    known = sorted(set(names.unique().to_pylist()))
+    return Index(
+        latent_family=latent_family,
+        text_family=text_family,
+        clip_ids=kept.to_pylist(),
+        held_out=held_out(unit_names(table).to_pylist(), table["split"].to_pylist(), validation_share),
+        collections=known,
+        collection=pc.index_in(names, value_set=pa.array(known, pa.string())).to_numpy(zero_copy_only=False),
+        latents={name: _extents(corpus, latent_group(latent_family, name), kept, 4) for name in modalities},
+        text=_extents(corpus, text_group(text_family), kept, 2),
+    )
+
+
+def choose_family(kind: str, families: dict[str, dict[str, Any]], wanted: str) -> str:
+    """The family of that name or codec, or the only one; raises `OpenUniError` with what there is."""
+    if not families:
+        raise OpenUniError(f"the corpus has no {kind} family: run the pipeline with an [encode] section first")
+    found = [name for name, record in families.items() if not wanted or wanted in (name, record.get("codec"))]
+    if len(found) == 1:
+        return found[0]
+    key = "latents" if kind == "latent" else kind
+    if found:
+        raise OpenUniError(f"the corpus has {len(found)} {kind} families: choose data.{key} from {', '.join(found)}")
+    raise OpenUniError(
+        f'{kind} family "{wanted}" is not in the corpus.{did_you_mean(wanted, families)} It has: {", ".join(families)}.'
+    )
+
+
+def _without_tests(clips: pa.Table) -> pa.Table:
+    """Where some clips are for validation, those of the split "test" are for neither training nor validation."""
+    splits = pc.fill_null(clips["split"], "")
+    if not pc.any(pc.equal(splits, "validation")).as_py():
+        return clips
+    return clips.filter(pc.not_equal(splits, "test"))
+
+
+def _of_collections(clips: pa.Table, names: tuple[str, ...]) -> pa.Table:
+    """Only the clips of these collections, if any are named; raises `OpenUniError` for one that the corpus lacks."""
+    if not names:
+        return clips
+    there = sorted({name for name in clips["collection"].unique().to_pylist() if name})
+    for name in names:
+        if name not in there:
+            raise OpenUniError(
+                f'collection "{name}" is not in the corpus.{did_you_mean(name, there)} '
+                f"Its kept clips are of: {', '.join(there) or 'no collection'}."
+            )
+    return clips.filter(pc.is_in(clips["collection"], value_set=pa.array(names, pa.string())))
+
+
+def held_out(sources: list[str], splits: list[str | None], share: float) -> np.ndarray:
+    """bool [N]: which clips are for validation.
+
+    A clip's own split decides ("train" or anything else); without one a hash of its origin or source does, so that
+    clips of one source never stand on both sides and adding sources moves no others. From four sources on at least one
+    is held out (unless `share` is 0), and always at least one trains.
+    """
+    undecided = {source for source, split in zip(sources, splits, strict=True) if not split}
+    places = {source: xxhash.xxh3_64_intdigest(source.encode()) / 2**64 for source in undecided}
+    ordered = sorted(places, key=lambda source: (places[source], source))
+    out = {source for source in ordered if places[source] < share}
+    if share > 0 and len(ordered) >= 4 and not out:
+        out = {ordered[0]}
+    if len(out) == len(ordered) and "train" not in splits:
+        out -= set(ordered[-1:])
+    return np.array(
+        [split != "train" if split else source in out for source, split in zip(sources, splits, strict=True)],
+        dtype=bool,
+    )
+
+
+def _extents(corpus: "Corpus", group: str, kept: pa.Array, dimensions: int) -> Extents:
+    count = len(kept)
+    empty = {"shard": np.full(count, -1, np.int32), "shape": np.zeros((count, dimensions), np.int32)}
+    arrays: dict[str, np.ndarray] = empty | {
+        name: np.zeros(count, kind)
+        for name, kind in {"offset": np.int64, "nbytes": np.int64, "xxh3": np.uint64, "dtype": np.int8}.items()
+    }
+    if not corpus.parts(group):
+        return Extents(group=group, shards=[], dtypes=[], **arrays)
+    table = corpus.table(group, COLUMNS)
+    table = table.filter(pc.equal(table["status"], "ok"))
+    where = pc.index_in(table["clip_id"].combine_chunks(), value_set=kept)
+    table = table.filter(pc.is_valid(where))
+    where = where.drop_null().to_numpy()
+    named = {name: table[name].combine_chunks().dictionary_encode() for name in ("shard", "dtype")}
+    for name, codes in named.items():
+        arrays[name][where] = codes.indices.to_numpy(zero_copy_only=False)
+    for name in ("offset", "nbytes", "xxh3"):
+        arrays[name][where] = table[name].to_numpy()
+    sizes = table["shape"].combine_chunks().flatten().to_numpy()
+    if len(sizes) != len(table) * dimensions:
+        raise OpenUniError(f"{group}: tensors must have {dimensions} dimensions; the manifest says otherwise")
+    arrays["shape"][where] = sizes.reshape(-1, dimensions)
+    shards, dtypes = (named[name].dictionary.to_pylist() for name in ("shard", "dtype"))
+    if odd := set(dtypes) - set(DTYPES):
+        raise OpenUniError(f"{group}: dtype {', '.join(sorted(odd))} is not one of {', '.join(DTYPES)}")
+    return Extents(group=group, shards=shards, dtypes=dtypes, **arrays)

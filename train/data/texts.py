@@ -1,0 +1,79 @@
+"""The fixed texts of a run: the empty caption and the modality-type prompts, embedded once."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from openuni.manifests.contracts.component import fingerprint
+from openuni.manifests.contracts.modality import find_modality
+from openuni.manifests.corpus.store import Store
+from openuni.manifests.errors import OpenUniError
+from openuni.training.codec import LatentCodec, TextCodec
+from openuni.training.options import find_and_build
+
+EMPTY = "empty caption"  # key of the text that stands in for a dropped caption
+
+
+def text_codec(record: dict[str, Any]) -> TextCodec:
+    """The codec of a text family, from its record in the corpus."""
+    return find_and_build("codecs", TextCodec, record["codec"], record["options"])
+
+
+def latent_codec(record: dict[str, Any]) -> LatentCodec:
+    """The codec of a latent family, from its record in the corpus."""
+    return find_and_build("codecs", LatentCodec, record["codec"], record["options"])
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Embeddings float32 [L, D] of the empty caption and every modality's prompt, and the rows texts are padded to."""
+
+    rows: dict[str, torch.Tensor]
+    length: int
+
+    @property
+    def empty(self) -> torch.Tensor:
+        """The empty caption, padded: float32 [length, D]."""
+        return self.padded(self.rows[EMPTY])
+
+    def prompt(self, modality: str) -> torch.Tensor:
+        """The modality-type prompt, padded: float32 [length, D]."""
+        return self.padded(self.rows[modality])
+
+    def padded(self, text: torch.Tensor) -> torch.Tensor:
+        """float32 [L, D] -> [length, D] with rows of zeros, which Wan attends to as it was trained to."""
+        if len(text) > self.length:
+            raise OpenUniError(
+                f"a text has {len(text)} rows but data.text_length is {self.length}: raise it, or set it to 0"
+            )
+        return torch.nn.functional.pad(text, (0, 0, 0, self.length - len(text)))
+
+
+def fixed_rows(record: dict[str, Any], modalities: tuple[str, ...], cache: Path) -> dict[str, torch.Tensor]:
+    """The fixed texts through the corpus's own text codec, or from `cache` when it holds just these.
+
+    `record`: of the text family. The codec is loaded (on the CPU) only when the cache does not fit.
+    """
+    wanted = {EMPTY: ""} | {name: find_modality(name).prompt for name in modalities if name != "rgb"}
+    stamp = fingerprint(texts=wanted, codec=record["codec"], options=record["options"])
+    tensor_of = {name: f"{stamp}/{name}" for name in wanted}
+    stored = _stored(cache)
+    if set(tensor_of.values()) <= set(stored):
+        return {name: stored[key] for name, key in tensor_of.items()}
+    codec = text_codec(record)
+    model = codec.load("cpu")
+    rows = {name: torch.from_numpy(codec.encode(model, text)) for name, text in wanted.items()}
+    Store(str(cache.parent)).put(cache.name, save({tensor_of[name]: row.contiguous() for name, row in rows.items()}))
+    return rows
+
+
+def _stored(cache: Path) -> dict[str, torch.Tensor]:
+    """What the cache holds: nothing, where it is not there or damaged; it is then made again."""
+    try:
+        return load_file(cache)
+    except (OSError, SafetensorError):
+        return {}

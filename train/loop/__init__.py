@@ -1,0 +1,1 @@
+"""The training loop: setup, steps, validation, checkpoints, logs."""

@@ -1,0 +1,232 @@
+"""Before the first step: everything that recipe, corpus and output folder must agree on."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from openuni.manifests.contracts.discovery import find_component
+from openuni.manifests.contracts.modality import find_modality
+from openuni.manifests.corpus.store import Store
+from openuni.manifests.errors import OpenUniError
+from openuni.training.data.captions import Captions, open_captions
+from openuni.training.data.curriculum import Curriculum, all_collections, stages_of
+from openuni.training.data.index import Index, choose_family, open_index
+from openuni.training.data.plan import clips_by_task, usable_clips
+from openuni.training.data.texts import EMPTY, Texts, fixed_rows
+from openuni.training.data.tokenizer import Tokenizer, identity, tokenizer_of
+from openuni.training.loop.checkpoint import checkpoints
+from openuni.training.model import Model
+from openuni.training.options import build
+from openuni.training.recipe import Recipe, TextStream
+from openuni.training.run import FORMAT, RUN_FILE, TEXTS_FILE, read_record
+from openuni.training.tasks import TaskMix
+
+if TYPE_CHECKING:
+    from openuni.manifests.corpus.corpus import Corpus
+
+# What may differ when a run goes on: it changes nothing of the steps already done.
+FREE_TO_CHANGE = (
+    *("checkpoints.", "validation.", "optimizer.accumulate"),
+    *("model.attention", "model.compile", "model.gradient_checkpointing"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Setup:
+    """All that a trainer needs, checked."""
+
+    recipe: Recipe
+    corpus: "Corpus"
+    model: Model
+    mix: TaskMix  # of all stages together
+    plan: Curriculum
+    index: Index
+    texts: Texts
+    record: dict[str, Any]  # run.json
+    tokenizer: Tokenizer | None = None  # for models that make text
+
+
+def prepare(recipe: Recipe, corpus: "Corpus", folder: Path) -> Setup:
+    """Check, and write run.json; raises `OpenUniError` with the reason and what to do."""
+    latents = _family("latent", corpus.families(), recipe.data.latents)
+    text = _family("text", corpus.text_families(), recipe.data.text)
+    base: Any = Model
+    kind = find_component("models", base, recipe.model["name"], imports=True)
+    options = {key: value for key, value in recipe.model.items() if key != "name"}
+    modalities = _modalities(options.get("modalities"), kind, latents)
+    stages = stages_of(recipe, modalities)
+    mix = TaskMix.together([stage.mix for stage in stages])
+    tokenizer = _tokenizer(kind, recipe, mix)
+    data = recipe.data
+    index = open_index(corpus, modalities, data.latents, data.text, data.validation_share, all_collections(stages))
+    if tokenizer is not None:
+        captions = open_captions(corpus, index.clip_ids, text.get("caption", ""), recipe.text, tokenizer)
+        _check_texts(captions, mix, recipe.text)
+        index = dataclasses.replace(index, captions=captions)
+    plan = Curriculum.build(index, stages, recipe.seed, recipe.optimizer.batch_size)  # refuses: nothing to train on
+    shape = _commonest_shape(index, mix)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = fixed_rows(text, modalities, folder / TEXTS_FILE)
+    model = _model(kind, options, modalities, shape[0], rows[EMPTY].shape[1], tokenizer)
+    _check_fit(model, index, mix, latents["codec"])
+    record: dict[str, Any] = {
+        "format": FORMAT,
+        "recipe": recipe.to_dict(),
+        "model": {"name": kind.name(), "options": model.resolved().portable().options_dict()},
+        "latents": latents,
+        "text": text,
+        "text_length": _text_length(recipe, index, rows),
+        "latent_shape": shape,
+        "data": {
+            "digest": index.digest(),
+            "clips": len(index.clip_ids),
+            "held_out": int(index.held_out.sum()),
+            "clips_by_task": clips_by_task(index, mix),
+        }
+        | ({"stages": plan.summary(index)} if len(stages) > 1 else {}),
+    }
+    if tokenizer is not None and index.captions is not None:
+        record["tokens"] = identity(tokenizer)
+        record["data"]["captions"] = index.captions.counts
+    record = json.loads(json.dumps(record))
+    _check_resume(record, folder)
+    Store(str(folder)).put(RUN_FILE, json.dumps(record, indent=2).encode())
+    return Setup(recipe, corpus, model, mix, plan, index, Texts(rows, record["text_length"]), record, tokenizer)
+
+
+def _tokenizer(kind: type[Model], recipe: Recipe, mix: TaskMix) -> Tokenizer | None:
+    """The recipe's tokenizer, where the model makes text; raises where it does not and the recipe thinks it does."""
+    if kind.makes_text:
+        return tokenizer_of(recipe.text)
+    if textual := [str(task) for task in mix.tasks if task.makes_text]:
+        raise OpenUniError(
+            f"tasks {', '.join(textual)} make text, which {kind.name()} cannot. Choose other tasks, or a model that "
+            'can, such as model.name = "univigu"'
+        )
+    if recipe.text != TextStream():
+        raise OpenUniError(f"the recipe has a [text] section, but {kind.name()} makes no text: leave the section out")
+    return None
+
+
+def _family(kind: str, families: dict[str, dict[str, Any]], wanted: str) -> dict[str, Any]:
+    name = choose_family(kind, families, wanted)
+    return families[name] | {"family": name}
+
+
+def _modalities(given: Any, kind: type[Model], latents: dict[str, Any]) -> tuple[str, ...]:
+    """The recipe's, the model's own, or those of the corpus."""
+    if given is None:
+        return kind.only_modalities or tuple(sorted(latents["modalities"], key=lambda name: (name != "rgb", name)))
+    if not isinstance(given, list | tuple) or not given:
+        raise OpenUniError(f'recipe: model.modalities must be a list of names such as ["rgb", "depth"], got {given!r}')
+    for name in given:
+        find_modality(str(name))
+    return tuple(given)
+
+
+def _commonest_shape(index: Index, mix: TaskMix) -> list[int]:
+    """[C, T, H, W] that most clips have."""
+    shapes, counts = np.unique(index.shapes[usable_clips(index, mix)], axis=0, return_counts=True)
+    return shapes[counts.argmax()].tolist()
+
+
+def _check_texts(captions: Captions, mix: TaskMix, options: TextStream) -> None:
+    """Raises when text is to be made, and no clip has one that can be."""
+    textual = [str(task) for task in mix.tasks if task.makes_text]
+    if captions.fits.any() or not textual:
+        return
+    wanted = f"at most {options.length - 1}"
+    if options.stage == "refinement":
+        brief, detailed = (f"{least} to {most}" for least, most in (options.brief_tokens, options.detailed_tokens))
+        wanted = f"{brief} in the prompt, {detailed} and {wanted} in the detailed caption"
+    raise OpenUniError(
+        f"no clip has a caption that tasks {', '.join(textual)} could make: {captions.counts['with_text']} clips have "
+        f"one, none with as many tokens of the tokenizer {options.tokenizer} as [text] asks for ({wanted}). Change "
+        "text.length, text.brief_tokens or text.detailed_tokens, or the captions."
+    )
+
+
+def _model(
+    kind: type[Model],
+    options: dict[str, Any],
+    modalities: tuple[str, ...],
+    channels: int,
+    text_dim: int,
+    tokenizer: Tokenizer | None,
+) -> Model:
+    """The model's component; what the recipe leaves open is taken from the corpus."""
+    known = {option.name for option in kind.options()}
+    from_corpus: dict[str, Any] = {"modalities": modalities}
+    if not options.get("pretrained"):
+        from_corpus |= {"channels": channels, "text_dim": text_dim}
+    if tokenizer is not None:
+        from_corpus["vocabulary"] = tokenizer.vocabulary
+    model = build(kind, {key: value for key, value in from_corpus.items() if key in known} | options)
+    found = model.resolved().options_dict()
+    for name, value, what in (("channels", channels, "latents"), ("text_dim", text_dim, "text embeddings")):
+        if found.get(name, value) != value:
+            raise OpenUniError(
+                f"the model has {name} = {found[name]}, but the corpus's {what} have {value}. "
+                f"Leave model.{name} out, choose another family in [data], or encode with the model's own codec."
+            )
+    if tokenizer is not None and found["vocabulary"] != tokenizer.vocabulary:
+        raise OpenUniError(
+            f"the model has vocabulary = {found['vocabulary']}, but the tokenizer of [text] has "
+            f"{tokenizer.vocabulary} values, the mask included. Leave model.vocabulary out, or change text.tokenizer."
+        )
+    return model
+
+
+def _check_fit(model: Model, index: Index, mix: TaskMix, codec: str) -> None:
+    patch = model.resolved().options_dict().get("patch", (1, 1, 1))
+    shapes = index.shapes[usable_clips(index, mix)]
+    odd = (shapes[:, 1:] % np.array(patch)).any(axis=1)
+    if odd.any():
+        raise OpenUniError(
+            f"{int(odd.sum())} clips have {codec} latents such as {shapes[odd][0].tolist()} whose frames, rows and "
+            f"columns are no multiples of the model's patch {list(patch)}. Encode at another size_px, or change "
+            "model.patch."
+        )
+
+
+def _text_length(recipe: Recipe, index: Index, rows: dict[str, Any]) -> int:
+    longest = max([int(index.text.shape[:, 0].max(initial=0)), *(len(row) for row in rows.values())])
+    if recipe.data.text_length and recipe.data.text_length < longest:
+        raise OpenUniError(
+            f"data.text_length is {recipe.data.text_length}, but the longest text has {longest} rows. Raise it, or set "
+            "it to 0."
+        )
+    return recipe.data.text_length or longest
+
+
+def _check_resume(record: dict[str, Any], folder: Path) -> None:
+    """Refuse to go on with something else than what was begun: it would be neither run."""
+    if not checkpoints(folder):
+        return
+    before = read_record(folder)
+    before["recipe"] = json.loads(json.dumps(Recipe.from_dict(before["recipe"], RUN_FILE).to_dict()))  # new options
+    steps_matter = record["recipe"]["optimizer"]["decay_steps"] > 0
+    changes = [
+        f"{name}: {old!r} -> {new!r}"
+        for name, old, new in _differences(before, record)
+        if not name.removeprefix("recipe.").startswith(FREE_TO_CHANGE)
+        and not (name == "recipe.optimizer.steps" and not steps_matter)
+    ]
+    if changes:
+        raise OpenUniError(
+            f"{folder} holds a run begun with other settings:\n  " + "\n  ".join(changes) + "\n"
+            "Put them back to go on with it; or give another --out folder, where start_from may name this run."
+        )
+
+
+def _differences(before: Any, after: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key in sorted({*before, *after}):
+            yield from _differences(before.get(key), after.get(key), f"{name}.{key}" if name else key)
+    elif before != after:
+        yield name, before, after

@@ -1,0 +1,261 @@
+"""The training loop. What it does at a step depends on the recipe, the corpus and the step's number alone."""
+
+import copy
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from openuni.manifests.errors import OpenUniError
+from openuni.manifests.interrupt import interruptible
+from openuni.training.data.batches import Batch, Loader, prefetched
+from openuni.training.loop.checkpoint import (
+    check_sizes,
+    checkpoints,
+    load_model,
+    load_optimizer,
+    model_tensors,
+    optimizer_tensors,
+    save,
+    unsaved,
+)
+from openuni.training.loop.log import RunLog
+from openuni.training.loop.setup import Setup, prepare
+from openuni.training.loop.validation import Validator
+from openuni.training.objectives.losses import Losses, losses_of
+from openuni.training.randomness import named_seed
+from openuni.training.recipe import Optimizer, Recipe
+from openuni.training.run import Run, autocast, pick_device
+
+if TYPE_CHECKING:
+    from openuni.manifests.corpus.corpus import Corpus
+
+Progress = Callable[[dict[str, Any]], None]
+
+
+def train(
+    recipe: str | Path | Recipe,
+    corpus: "str | Path | Corpus",
+    out: str | Path,
+    progress: Progress | None = None,
+    device: str = "auto",
+) -> Run:
+    """Train, or go on where the run in `out` stopped. Returns the run.
+
+    `recipe`: a name, a path or a `Recipe`. `progress` is called with every row of the log. Ctrl-C finishes the step,
+    saves and raises KeyboardInterrupt. Raises `OpenUniError` before the first step when recipe, corpus and run in
+    `out` do not fit together.
+    """
+    from openuni.manifests.corpus.corpus import Corpus
+
+    recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
+    corpus = corpus if isinstance(corpus, Corpus) else Corpus.open(str(corpus))
+    folder = Path(out)
+    setup = prepare(recipe, corpus, folder)
+    trainer = Trainer(setup, folder, pick_device(device), progress)
+    trainer.run()
+    return Run(folder, setup.record, device)
+
+
+class Trainer:
+    """One run in progress: model, its average, optimiser and the number of steps done."""
+
+    def __init__(self, setup: Setup, folder: Path, device: str, progress: Progress | None) -> None:
+        self.setup, self.folder, self.progress = setup, folder, progress
+        self.recipe = setup.recipe
+        self.device = torch.device(device)
+        self.loader = Loader(setup.corpus, setup.index, setup.texts, self.recipe, setup.model, setup.tokenizer)
+        self.plan = setup.plan
+        with torch.random.fork_rng():
+            torch.manual_seed(named_seed(self.recipe.seed, "weights"))
+            resuming = bool(checkpoints(folder))  # then the weights are overwritten: none need be read first
+            self.model = (setup.model.resolved() if resuming else setup.model).load(device)
+        self._start_from()
+        self.average = averaged_copy(self.model)
+        self.optimizer = build_optimizer(self.model, self.recipe.optimizer)
+        self.step = self._resume()
+
+    def run(self) -> None:
+        """All steps that are left."""
+        validator = Validator(self.loader, self.setup.mix)
+        steps = range(self.step, self.recipe.optimizer.steps)
+        log = RunLog(self.folder, self.step)
+        if self.step == 0:
+            self._report(log, {"step": 0, "clips_by_task": self.setup.record["data"]["clips_by_task"]})
+        elif not any("validation_loss" in row for row in log.kept if row["step"] == self.step):
+            self._validate(log, validator)  # where it was due, a Ctrl-C came before it
+        try:
+            with (
+                interruptible("this step") as interrupted,
+                closing(prefetched(self.loader, self.plan, steps)) as batches,
+            ):
+                for _ in steps:
+                    self._report(log, self._one_step(batches))
+                    self._after_step(log, validator, stopping=interrupted.is_set())
+                    if interrupted.is_set():
+                        raise KeyboardInterrupt
+        finally:
+            log.close()
+
+    def _one_step(self, batches: Iterator[list[list[Batch]]]) -> dict[str, Any]:
+        began = time.perf_counter()
+        parts = next(batches)
+        waited = time.perf_counter() - began
+        rate = self._set_rate()
+        by_task: dict[str, list[float]] = defaultdict(list)
+        apart: dict[str, list[float]] = defaultdict(list)
+        for part in parts:
+            for batch in part:
+                losses = self._losses(batch.to(self.device))
+                (losses.total.sum() / self.recipe.optimizer.batch_size).backward()
+                for task, loss in zip(batch.tasks, losses.total.tolist(), strict=True):
+                    by_task[str(task)].append(loss)
+                for name, values in losses.apart(batch.tasks).items():
+                    apart[name] += values
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optimizer.clip_norm)
+        losses_seen = [loss for task_losses in by_task.values() for loss in task_losses]
+        self._check_finite(float(norm), parts)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._update_average()
+        self.step += 1
+        took = time.perf_counter() - began
+        return {
+            "step": self.step,
+            "loss": sum(losses_seen) / len(losses_seen),
+            "task_loss": {task: sum(losses) / len(losses) for task, losses in sorted(by_task.items())},
+            **{f"{name}_loss": sum(losses) / len(losses) for name, losses in sorted(apart.items())},
+            "grad_norm": float(norm),
+            "learning_rate": rate,
+            "samples_per_s": len(losses_seen) / took,
+            "data_wait_share": waited / took,
+        }
+
+    def _losses(self, batch: Batch) -> Losses:
+        return losses_of(self.model, batch, self.recipe, autocast(self.recipe, self.device))
+
+    def _check_finite(self, norm: float, parts: list[list[Batch]]) -> None:
+        if norm < float("inf"):
+            return
+        clips = [self.setup.index.clip_ids[clip] for part in parts for batch in part for clip in batch.clips]
+        raise OpenUniError(
+            f"the gradient is not finite at step {self.step + 1} (clips {', '.join(clips[:8])}). Lower "
+            "optimizer.learning_rate, or look at these clips' latents; the last checkpoint is whole."
+        )
+
+    def _set_rate(self) -> float:
+        factor = rate_factor(self.recipe.optimizer, self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["full_rate"] * factor
+        return self.recipe.optimizer.learning_rate * factor
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        decay = min(self.recipe.ema.decay, (1 + self.step) / (10 + self.step))
+        for average, current in zip(self.average.parameters(), self.model.parameters(), strict=True):
+            if average is not current:
+                average.lerp_(current, 1.0 - decay)
+
+    def _report(self, log: RunLog, row: dict[str, Any]) -> None:
+        log.write(row)
+        if self.progress:
+            self.progress(row)
+
+    def _after_step(self, log: RunLog, validator: Validator, *, stopping: bool) -> None:
+        last = self.step == self.recipe.optimizer.steps
+        if not stopping:
+            self._validate(log, validator)
+        if last or stopping or self.step % self.recipe.checkpoints.every_steps == 0:
+            self._save()
+
+    def _validate(self, log: RunLog, validator: Validator) -> None:
+        """Where it is due at this step."""
+        every, last = self.recipe.validation.every_steps, self.step == self.recipe.optimizer.steps
+        if len(validator.clips) and every and (self.step % every == 0 or last):
+            losses = validator.losses(self.average, self.device, autocast(self.recipe, self.device))
+            self._report(log, {"step": self.step, "validation_loss": losses})
+
+    def _save(self) -> None:
+        tensors = {
+            "model": model_tensors(self.model),
+            "ema": model_tensors(self.average),
+            "optimizer": optimizer_tensors(self.optimizer, self.model),
+        }
+        state = {"data": self.setup.record["data"], "torch": torch.__version__}
+        save(self.folder, self.step, tensors, state, self.recipe.checkpoints.keep)
+
+    def _resume(self) -> int:
+        found = checkpoints(self.folder)
+        if not found:
+            return 0
+        latest = found[-1]
+        load_model(self.model, latest.tensors("model"), latest.path)
+        load_model(self.average, latest.tensors("ema"), latest.path)
+        load_optimizer(self.optimizer, self.model, latest.tensors("optimizer"))
+        return latest.step
+
+    def _start_from(self) -> None:
+        """Take over the averaged weights of an earlier run; what that run did not have keeps its initial weights."""
+        if not self.recipe.start_from or checkpoints(self.folder):
+            return
+        run = Run.open(self.recipe.start_from)
+        earlier = run.checkpoint
+        if run.record.get("tokens") != self.setup.record.get("tokens"):
+            raise OpenUniError(
+                f"start_from: the text of {run.folder} was made of other tokens, {run.record.get('tokens')}, here they "
+                f"are {self.setup.record.get('tokens')}: take its [text] tokenizer and checkpoint"
+            )
+        tensors = earlier.tensors("ema")
+        check_sizes(self.model, tensors, earlier.path)
+        own = self.model.state_dict()
+        if any(
+            not torch.equal(tensors[name].to(own[name].dtype), own[name].cpu())
+            for name in unsaved(self.model) & set(tensors)
+        ):
+            raise OpenUniError(
+                f"start_from: {run.folder} trained its base, and this run keeps one frozen that it reads from "
+                f'"{self.setup.recipe.model.get("pretrained")}": set model.train_base = true, or leave start_from out'
+            )
+        missing, unexpected = self.model.load_state_dict(tensors, strict=False)
+        foreign = sorted(set(missing) - set(self.model.added_parameters()) - unsaved(self.model) | set(unexpected))
+        if foreign:
+            raise OpenUniError(
+                f"start_from: {earlier.path} is of another model; differing keys: {', '.join(foreign[:6])}"
+            )
+
+
+def averaged_copy(model: Any) -> Any:
+    """Where the average of the weights is kept. Frozen parameters are the model's own: there is nothing to average."""
+    frozen = {id(parameter): parameter for parameter in model.parameters() if not parameter.requires_grad}
+    return copy.deepcopy(model, frozen).eval().requires_grad_(False)
+
+
+def build_optimizer(model: Any, options: Optimizer) -> torch.optim.AdamW:
+    """AdamW over what is trained, in four groups: base and added parameters, matrices (decayed) and the rest."""
+    added = set(model.added_parameters())
+    groups: dict[tuple[bool, bool], list[torch.Tensor]] = defaultdict(list)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups[name in added, parameter.ndim >= 2 and "table" not in name].append(parameter)
+    return torch.optim.AdamW(
+        [
+            {
+                "params": parameters,
+                "full_rate": options.learning_rate * (options.added_rate_factor if is_added else 1.0),
+                "weight_decay": options.weight_decay if is_matrix else 0.0,
+            }
+            for (is_added, is_matrix), parameters in groups.items()
+        ],
+        betas=(0.9, options.beta2),
+    )
+
+
+def rate_factor(options: Optimizer, step: int) -> float:
+    """Share of the full learning rate at `step` (from 0): up over `warmup_steps`, flat, down over `decay_steps`."""
+    up = min(1.0, (step + 1) / options.warmup_steps) if options.warmup_steps else 1.0
+    down = min(1.0, (options.steps - step) / options.decay_steps) if options.decay_steps else 1.0
+    return min(up, down)

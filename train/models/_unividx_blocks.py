@@ -1,0 +1,102 @@
+"""UniVidX's blocks, shared by its layouts: Wan's block over rows, with gated LoRAs and attention over all rows."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from torch import nn
+
+from openuni.training.backbone.attention import rotated
+from openuni.training.backbone.lora import GatedLinear, Rows
+from openuni.training.backbone.wan import WanBlock
+
+SHARED = "shared"  # name of the one LoRA of the ablation
+
+
+class CrossModalProcessor:
+    """Self-attention of `WanAttention` over rows: B M rows of S tokens attend as B sequences of M S tokens.
+
+    Keys and values are those of the rows, seen as one sequence: nothing is repeated. In the manner of diffusers'
+    processors, so that its choice of attention backend applies.
+    """
+
+    casts = True  # see `openuni.training.backbone.attention`
+    _attention_backend = None
+    _parallel_config = None
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: None = None,
+        attention_mask: None = None,
+        rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
+        rows: Rows | None = None,
+        joint: int = 1,
+    ) -> torch.Tensor:
+        """`hidden_states` [B M, S, D] -> the same; `joint`: how many rows, one after another, attend to each other."""
+        query = attn.norm_q(attn.to_q(hidden_states, rows)).unflatten(2, (attn.heads, -1))
+        key = attn.norm_k(attn.to_k(hidden_states, rows)).unflatten(2, (attn.heads, -1))
+        value = attn.to_v(hidden_states, rows).unflatten(2, (attn.heads, -1))
+        if rotary_emb is not None:
+            query, key = rotated(query, *rotary_emb), rotated(key, *rotary_emb)
+        shape = query.shape
+
+        def together(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.view(-1, joint * shape[1], *shape[2:])
+
+        mixed = dispatch_attention_fn(
+            together(query.type_as(value)),  # as torch's own attention would under autocast
+            together(key.type_as(value)),
+            together(value),
+            backend=self._attention_backend,
+            parallel_config=self._parallel_config,
+        )
+        mixed = mixed.reshape(*shape[:2], -1).type_as(query)
+        out: torch.Tensor = attn.to_out[1](attn.to_out[0](mixed, rows))
+        return out
+
+
+class UniVidXBlock(WanBlock):
+    """Wan's block over rows. The base class's names and order of operations are kept."""
+
+    def __init__(self, dim: int, ffn_dim: int, *base: Any, adapters: Sequence[str], rank: int, **options: Any) -> None:
+        super().__init__(dim, ffn_dim, *base, **options)
+
+        def gated(layer: nn.Linear) -> GatedLinear:
+            return GatedLinear(layer.in_features, layer.out_features, adapters, rank)
+
+        attention, feed_forward = self.attn1, self.ffn
+        attention.to_q, attention.to_k = gated(attention.to_q), gated(attention.to_k)
+        attention.to_v, attention.to_out[0] = gated(attention.to_v), gated(attention.to_out[0])
+        feed_forward.net[0].proj, feed_forward.net[2] = gated(feed_forward.net[0].proj), gated(feed_forward.net[2])
+        attention.set_processor(CrossModalProcessor())
+
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        text: torch.Tensor,
+        table: torch.Tensor,
+        rows: Rows,
+        joint: int,
+        *rotary: torch.Tensor,
+    ) -> torch.Tensor:
+        """`tokens` [B M, S, D] -> the same; `text` [B M, L, D]; `table` [B M, 6, D]; `rotary`: of the S tokens."""
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = (self.scale_shift_table + table.float()).chunk(6, dim=1)
+
+        normed = (self.norm1(tokens.float()) * (1 + scale_1) + shift_1).type_as(tokens)
+        mixed = self.attn1(normed, None, None, rotary, rows=rows, joint=joint)
+        tokens = (tokens.float() + mixed * gate_1).type_as(tokens)
+
+        normed = self.norm2(tokens.float()).type_as(tokens)
+        tokens = tokens + self.attn2(normed, text, None, None)
+
+        normed = (self.norm3(tokens.float()) * (1 + scale_2) + shift_2).type_as(tokens)
+        return (tokens.float() + self.feed_forward(normed, rows).float() * gate_2).type_as(tokens)
+
+    def feed_forward(self, tokens: torch.Tensor, rows: Rows) -> torch.Tensor:
+        """[B M, S, D] -> the same, gated per row as attention is."""
+        widen, dropout, narrow = self.ffn.net
+        out: torch.Tensor = narrow(dropout(widen.gelu(widen.proj(tokens, rows))), rows)
+        return out

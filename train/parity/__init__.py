@@ -1,0 +1,1 @@
+"""Parity with a pretrained backbone: a ladder of checks."""

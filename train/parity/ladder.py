@@ -1,0 +1,269 @@
+"""Parity with the pretrained model, as a ladder: what the models on Wan must keep of their base, and what they add.
+
+Each rung compares a model with diffusers' own `WanTransformer3DModel` of the same weights, or with itself, and has a
+figure, a tolerance and a verdict. Memory: about twice the weights in float32, besides their gradients on one rung.
+"""
+
+import math
+import tempfile
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from openuni.manifests.errors import OpenUniError
+from openuni.training.backbone.lora import gated_layers, load_adapter, save_adapter
+from openuni.training.backbone.pretrained import base_to_come, weight_shards
+from openuni.training.backbone.wan import WanModel
+from openuni.training.loop.checkpoint import load_model, model_tensors
+from openuni.training.model import Streams
+from openuni.training.models.unityvideo import UnityVideoTransformer
+from openuni.training.models.unividx import UniVidXTransformer
+from openuni.training.parity.subject import (
+    CLOSE,
+    SHAPES,
+    DoesNotApply,
+    Measured,
+    Subject,
+    build_subject,
+    checkpointing_of,
+    difference,
+    has_gradient,
+    perturbing,
+    plain_model,
+    relative_difference,
+    requiring_gradients,
+    time_in_float32,
+    with_config,
+)
+
+Verdict = Literal["passed", "failed", "does not apply", "not run"]
+
+
+class Rung(NamedTuple):
+    """One rung's outcome."""
+
+    name: str
+    verdict: Verdict
+    figure: float | None  # what was measured, in the unit that `what` says
+    tolerance: float | None  # the largest figure that passes
+    what: str  # what the figure is, or why there is none
+
+
+def ladder(component: WanModel, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Iterator[Rung]:
+    """All rungs in order, each when it is done. `dtype` is that of the arithmetic: float32, or bfloat16 by autocast.
+
+    Raises `OpenUniError` when there is no model to look at. A rung that meets an error has failed.
+    """
+    if not component.pretrained:
+        raise OpenUniError("parity needs a pretrained model: give its folder or hub name")
+    component.base_options()
+    names = iter(RUNGS.items())
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            subject = build_subject(component, torch.device(device), dtype)
+    except (OpenUniError, RuntimeError) as error:
+        yield Rung(next(names)[0], "failed", None, 0.0, _line(error))
+        yield from (Rung(name, "not run", None, None, "the model could not be built") for name, _ in names)
+        return
+    for name, measure in names:
+        yield _outcome(name, measure, subject)
+
+
+def _outcome(name: str, measure: Callable[[Subject], Measured], subject: Subject) -> Rung:
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            found = measure(subject)
+    except DoesNotApply as reason:
+        return Rung(name, "does not apply", None, None, str(reason))
+    except (OpenUniError, RuntimeError) as error:
+        return Rung(name, "failed", None, None, _line(error))
+    finally:
+        subject.model.zero_grad(set_to_none=True)
+    return Rung(name, "passed" if found.figure <= found.tolerance else "failed", *found)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+# ---------------------------------------------------------------- the rungs
+
+
+def keys(subject: Subject) -> Measured:
+    """Every tensor of the files is in the model under its name, with its shape and values."""
+    base = subject.model.base_tensors()
+    odd, seen = set(base) ^ set(subject.plain.state_dict()), set()
+    for name, stored in (item for shard in weight_shards(subject.component.folder()) for item in shard.items()):
+        seen.add(name)
+        ours = base[name].cpu() if name in base else None
+        if ours is None or not torch.equal(ours, stored.to(ours.dtype)) or not ours.isfinite().all():
+            odd.add(name)
+    odd |= set(base) - seen
+    added = len(subject.model.added_parameters())
+    what = f"tensors of {len(base)} that differ from the files or are not finite{_named(odd)}; {added} are added"
+    return Measured(len(odd), 0, what)
+
+
+@torch.no_grad()
+def bitwise(subject: Subject) -> Measured:
+    """One stream alone is what the plain model makes of it, with and without checkpointing."""
+    figure, runs = 0.0, 0
+    for size in SHAPES:
+        for name in subject.model.streams:
+            inputs = subject.inputs((name,), size)
+            expected = subject.plainly(name, inputs)
+            for checkpointing in (False, True):
+                with torch.set_grad_enabled(checkpointing), checkpointing_of(subject.model, checkpointing):
+                    ours = subject.called(subject.model, *inputs)[name].detach()
+                figure, runs = max(figure, difference(ours, expected)), runs + 1
+    return Measured(figure, 0.0, f"largest difference from diffusers' model, one stream alone, {runs} runs")
+
+
+def perturbed(subject: Subject) -> Measured:
+    """Zero-initialised tensors have a gradient at the start; off zero, they move the output and all additions learn.
+
+    So none is cut off, and none waits behind a second zero.
+    """
+    model, inputs = subject.model, subject.inputs(subject.names)
+    added = {name: model.get_parameter(name) for name in model.added_parameters()}
+    zero = [name for name, parameter in added.items() if not parameter.detach().any()]
+    if not zero:
+        raise OpenUniError("no addition is zero at the start")
+    with requiring_gradients(added.values()):
+        before = _backward(subject, inputs)
+        dead = {name for name in zero if not has_gradient(added[name])}
+        with perturbing(added[name] for name in zero):
+            model.zero_grad(set_to_none=True)
+            after = _backward(subject, inputs)
+            dead |= {name for name, parameter in added.items() if not has_gradient(parameter)}
+    moved = max(difference(value, before[name]) for name, value in after.items())
+    return Measured(
+        len(dead) + (not 0 < moved < math.inf),
+        0,
+        f"additions without a finite gradient, of {len(added)} ({len(zero)} zero at the start){_named(dead)}"
+        + ("" if moved else "; no output moves")
+        + ("; outputs are not finite" if moved == math.inf else ""),
+    )
+
+
+@torch.no_grad()
+def layouts(subject: Subject) -> Measured:
+    """Rows seen as one sequence are streams side by side; without joint attention each row is the plain model."""
+    model = subject.model
+    if not isinstance(model, UnityVideoTransformer | UniVidXTransformer):
+        raise DoesNotApply("one stream of latents, so there are no two ways to lay streams out")
+    if len(model.streams) < 2:
+        raise DoesNotApply("the model has one stream; give it more modalities")
+    inputs = subject.inputs(model.streams)
+    base, options = model.base_tensors(), subject.component.base_options()
+    with base_to_come():
+        side = UnityVideoTransformer(model.streams, 8, "per_segment", **options)
+        rows = UniVidXTransformer(model.streams, model.streams, 1, **options)
+    for other in (side, rows):
+        other.load_base([base], str(subject.device), share=True)
+        other.to(subject.device)
+    expected = subject.called(rows, *inputs)
+    if isinstance(model, UniVidXTransformer):
+        pairs = [(subject.called(side, *inputs), subject.called(model, *inputs))]
+    else:
+        with with_config(model, rope_layout="per_segment"):
+            pairs = [(subject.called(model, *inputs), expected)]
+    with with_config(rows, cross_modal=False):
+        alone = subject.called(rows, *inputs)
+    pairs.append((alone, {name: subject.plainly(name, inputs) for name in model.streams}))
+    figure = max(relative_difference(ours[name], theirs[name]) for ours, theirs in pairs for name in theirs)
+    what = f"largest relative difference: {len(model.streams)} streams side by side and as rows; rows alone and plain"
+    return Measured(figure, CLOSE[subject.dtype], what)
+
+
+def gradients(subject: Subject) -> Measured:
+    """The base's parameters get the gradients that they get in the plain model."""
+    model, plain = subject.model, subject.plain
+    name = model.streams[0]
+    if isinstance(model, UnityVideoTransformer) and name != "rgb":
+        raise DoesNotApply(
+            "no rgb among the streams, and only rgb goes through the base's input and output layers; give rgb"
+        )
+    inputs = subject.inputs((name,))
+    parameters = {key: model.get_parameter(key) for key in plain.state_dict()}
+    with requiring_gradients(parameters.values()), requiring_gradients(plain.parameters()):
+        subject.called(model, *inputs)[name].float().square().mean().backward()
+        subject.plainly(name, inputs).float().square().mean().backward()
+    figure = 0.0
+    for key, theirs in plain.named_parameters():
+        if parameters[key].grad is None or theirs.grad is None:
+            raise OpenUniError(f"{key} has no gradient")
+        figure = max(figure, relative_difference(parameters[key].grad, theirs.grad))
+        parameters[key].grad = theirs.grad = None
+    return Measured(
+        figure, CLOSE[subject.dtype], f"largest relative difference of {len(parameters)} tensors' gradients"
+    )
+
+
+@torch.no_grad()
+def round_trip(subject: Subject) -> Measured:
+    """The base goes back to a folder that diffusers loads; trained additions go through a checkpoint, LoRAs a file."""
+    model, name = subject.model, subject.model.streams[0]
+    inputs = subject.inputs(subject.names)
+    figure = 0.0
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        subject.plain.save_pretrained(folder / "base", max_shard_size="5GB")
+        again = time_in_float32(plain_model(folder / "base").to(subject.device))
+        figure = relative_difference(subject.plainly(name, inputs, again), subject.plainly(name, inputs))
+        del again
+        added = [model.get_parameter(key) for key in model.added_parameters()]
+        with perturbing(added):
+            expected = subject.called(model, *inputs)
+            save_file({key: t.contiguous() for key, t in model_tensors(model).items()}, folder / "model.safetensors")
+            component = subject.component
+            read = (component if model.unsaved else component.resolved()).load(str(subject.device))
+            load_model(read, load_file(folder / "model.safetensors"), folder)
+            outputs = [subject.called(read, *inputs)]
+            if gated_layers(model):
+                outputs.append(_through_adapters(subject, read, folder, inputs))
+        figure = max(figure, *(relative_difference(found[key], expected[key]) for found in outputs for key in expected))
+    loader = "diffusers' from_pretrained" if find_spec("accelerate") else "diffusers' class and safetensors"
+    return Measured(figure, 0.0, f"largest relative difference after saving and loading (base by {loader})")
+
+
+RUNGS: dict[str, Callable[[Subject], Measured]] = {
+    "keys": keys,
+    "bitwise": bitwise,
+    "perturbed": perturbed,
+    "layouts": layouts,
+    "gradients": gradients,
+    "round_trip": round_trip,
+}
+
+
+def _through_adapters(subject: Subject, model: Any, folder: Path, inputs: Any) -> Any:
+    """The outputs of `model` with the LoRAs taken away and read from files again."""
+    for adapter in model.config.adapters:
+        save_adapter(subject.model, adapter, folder / f"{adapter}.safetensors")
+        for layer in gated_layers(model).values():
+            layer.lora_B[adapter].zero_()
+        load_adapter(model, adapter, folder / f"{adapter}.safetensors")
+    return subject.called(model, *inputs)
+
+
+def _backward(subject: Subject, inputs: tuple[Streams, Streams, Streams]) -> Streams:
+    """Outputs, detached; gradients of a loss on all of them are on the parameters."""
+    out = subject.called(subject.model, *inputs)
+    generator = torch.Generator().manual_seed(6)
+    losses = [
+        (value.float() - torch.randn(value.shape, generator=generator).to(value.device)).square().mean()
+        for value in out.values()
+    ]
+    torch.stack(losses).sum().backward()
+    return {name: value.detach() for name, value in out.items()}
+
+
+def _named(names: set[str]) -> str:
+    return f": {', '.join(sorted(names)[:3])}" if names else ""
