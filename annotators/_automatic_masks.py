@@ -34,16 +34,16 @@ class Masks(NamedTuple):
     points_px: np.ndarray  # float64 [N, 2]: x, y of the point that was asked
 
 
-class Prompted(Protocol):
+class PromptableNetwork(Protocol):
     """A network that is shown a picture once and then asked about points in it."""
 
-    def show(self, image: np.ndarray) -> None:
+    def set_image(self, image: np.ndarray) -> None:
         """Look at a picture, uint8 [h, w, 3] RGB."""
 
-    def ask(self, points_px: np.ndarray) -> tuple[Any, Any]:
+    def predict_points(self, points_px: np.ndarray) -> tuple[Any, Any]:
         """float64 [N, 2] x, y -> small logits, float32 [N, M, s, s], and predicted IoU, float32 [N, M]: tensors."""
 
-    def enlarge(self, logits: Any) -> Any:
+    def upscale(self, logits: Any) -> Any:
         """Small logits [K, s, s] -> float32 [K, h, w], at the picture's size."""
 
 
@@ -60,7 +60,7 @@ class _Candidates(NamedTuple):
         return _Candidates(*(field[kept] for field in self))
 
 
-def automatic_masks(network: Prompted, image: np.ndarray, rules: MaskRules) -> Masks:
+def automatic_masks(network: PromptableNetwork, image: np.ndarray, rules: MaskRules) -> Masks:
     """Masks of everything that `network` finds in `image`, uint8 [H, W, 3] RGB.
 
     The same masks in the same order as Segment Anything's automatic generator with these settings gives (its
@@ -76,9 +76,9 @@ def automatic_masks(network: Prompted, image: np.ndarray, rules: MaskRules) -> M
         areas.append(np.full(len(crop.masks), float((x1 - x0) * (y1 - y0))))
     together = Masks(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
     if len(found) > 1:  # masks of smaller crops are the finer ones
-        together = _taken(together, _nms(together.boxes_px, 1 / np.concatenate(areas), rules.nms_iou))
+        together = _select(together, _nms(together.boxes_px, 1 / np.concatenate(areas), rules.nms_iou))
     if rules.min_region_px > 0:
-        together = tidied(together, rules.min_region_px, rules.nms_iou)
+        together = clean_masks(together, rules.min_region_px, rules.nms_iou)
     return together
 
 
@@ -103,14 +103,14 @@ def crop_boxes(height_px: int, width_px: int, layers: int) -> list[tuple[int, in
 
 
 def _masks_of_crop(
-    network: Prompted, image: np.ndarray, box: tuple[int, int, int, int], grid: np.ndarray, rules: MaskRules
+    network: PromptableNetwork, image: np.ndarray, box: tuple[int, int, int, int], grid: np.ndarray, rules: MaskRules
 ) -> Masks:
     """The masks of one crop, in the coordinates of the whole picture."""
     import torch
 
     x0, y0, x1, y1 = box
     height_px, width_px = image.shape[:2]
-    network.show(image[y0:y1, x0:x1])
+    network.set_image(image[y0:y1, x0:x1])
     points = grid * (x1 - x0, y1 - y0)
     batches = [
         _candidates(network, points[start : start + rules.points_per_batch], rules)
@@ -118,10 +118,10 @@ def _masks_of_crop(
     ]
     all_of_it = _Candidates(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
     all_of_it = all_of_it.take(~_cut_off(all_of_it.boxes, box, (height_px, width_px)))
-    kept = all_of_it.take(_kept_by_nms(all_of_it.boxes, all_of_it.predicted_iou, rules.nms_iou))
+    kept = all_of_it.take(_nms_indices(all_of_it.boxes, all_of_it.predicted_iou, rules.nms_iou))
     masks = np.zeros((len(kept.logits), height_px, width_px), bool)
     for part in _parts(len(masks), rules.points_per_batch):
-        masks[part, y0:y1, x0:x1] = (network.enlarge(kept.logits[part]) > 0).cpu().numpy()
+        masks[part, y0:y1, x0:x1] = (network.upscale(kept.logits[part]) > 0).cpu().numpy()
     return Masks(
         masks,
         kept.predicted_iou.double().cpu().numpy(),
@@ -131,18 +131,18 @@ def _masks_of_crop(
     )
 
 
-def _candidates(network: Prompted, points_px: np.ndarray, rules: MaskRules) -> _Candidates:
+def _candidates(network: PromptableNetwork, points_px: np.ndarray, rules: MaskRules) -> _Candidates:
     """What the network says about some points, without what it doubts and what the threshold moves."""
     import torch
 
-    logits, predicted = network.ask(points_px)
+    logits, predicted = network.predict_points(points_px)
     per_point = logits.shape[1]
     logits, predicted = logits.flatten(0, 1), predicted.flatten()
     points = torch.from_numpy(np.repeat(points_px, per_point, axis=0)).to(logits.device)
     if rules.least_predicted_iou > 0:
         sure = predicted > rules.least_predicted_iou
         logits, predicted, points = logits[sure], predicted[sure], points[sure]
-    full = network.enlarge(logits)
+    full = network.upscale(logits)
     inner = (full > rules.stability_offset).sum((-2, -1))
     outer = (full > -rules.stability_offset).sum((-2, -1))
     stability = inner / outer.clamp(min=1)
@@ -176,7 +176,7 @@ def _cut_off(boxes: Any, crop: tuple[int, int, int, int], size: tuple[int, int])
     return (((placed - sides).abs() <= EDGE_PX) & ((placed - whole).abs() > EDGE_PX)).any(dim=1)
 
 
-def _kept_by_nms(boxes: Any, scores: Any, iou: float) -> Any:
+def _nms_indices(boxes: Any, scores: Any, iou: float) -> Any:
     """int64 indices, best score first, of the boxes that overlap no better one by more than `iou`."""
     from torchvision.ops import nms
 
@@ -186,11 +186,11 @@ def _kept_by_nms(boxes: Any, scores: Any, iou: float) -> Any:
 def _nms(boxes_px: np.ndarray, scores: np.ndarray, iou: float) -> np.ndarray:
     import torch
 
-    kept: np.ndarray = _kept_by_nms(torch.from_numpy(boxes_px), torch.from_numpy(scores).float(), iou).numpy()
+    kept: np.ndarray = _nms_indices(torch.from_numpy(boxes_px), torch.from_numpy(scores).float(), iou).numpy()
     return kept
 
 
-def _taken(masks: Masks, rows: np.ndarray) -> Masks:
+def _select(masks: Masks, rows: np.ndarray) -> Masks:
     return Masks(*(field[rows] for field in masks))
 
 
@@ -198,24 +198,24 @@ def _parts(count: int, size: int) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, count, size))
 
 
-def tidied(masks: Masks, min_region_px: int, nms_iou: float) -> Masks:
+def clean_masks(masks: Masks, min_region_px: int, nms_iou: float) -> Masks:
     """Without holes and islands smaller than `min_region_px`; of masks that thereby become alike, the untouched."""
     if not len(masks.masks):
         return masks
-    clean = np.stack([without_islands(without_holes(mask, min_region_px), min_region_px) for mask in masks.masks])
+    clean = np.stack([remove_islands(fill_holes(mask, min_region_px), min_region_px) for mask in masks.masks])
     boxes = np.stack([box_of(mask) for mask in clean])
     untouched = (clean == masks.masks).all(axis=(1, 2))
     kept = _nms(boxes, untouched.astype(np.float64), nms_iou)
-    return _taken(masks._replace(masks=clean, boxes_px=boxes), kept)
+    return _select(masks._replace(masks=clean, boxes_px=boxes), kept)
 
 
-def without_holes(mask: np.ndarray, min_px: int) -> np.ndarray:
+def fill_holes(mask: np.ndarray, min_px: int) -> np.ndarray:
     """bool [H, W] -> bool [H, W] with the holes of less than `min_px` pixels filled (8 neighbours)."""
     regions, areas = _regions(~mask)
     return mask | np.isin(regions, 1 + np.flatnonzero(areas < min_px))
 
 
-def without_islands(mask: np.ndarray, min_px: int) -> np.ndarray:
+def remove_islands(mask: np.ndarray, min_px: int) -> np.ndarray:
     """bool [H, W] -> bool [H, W] without its parts of less than `min_px` pixels; the largest part always stays."""
     regions, areas = _regions(mask)
     small = np.flatnonzero(areas < min_px)

@@ -11,7 +11,9 @@ import numpy as np
 
 WINDOW = 32  # frames that the network sees at once
 STEP = 22  # frames that each window adds
-KEPT = np.array([0, 12, *range(24, 32)])  # places in a window that the next one is given again, as its first ten
+REFERENCE_SLOTS = np.array(
+    [0, 12, *range(24, 32)]
+)  # places in a window that the next one is given again, as its first ten
 ALIGNED = 2  # of these, so many align; the others are blended
 
 
@@ -23,12 +25,12 @@ def windows_of(count: int) -> Iterator[np.ndarray]:
     indices = np.minimum(np.arange(WINDOW), count - 1)
     for start in range(0, count, STEP):
         if start:
-            new = np.arange(start + len(KEPT), start + WINDOW)
-            indices = np.concatenate([indices[KEPT], np.minimum(new, count - 1)])
+            new = np.arange(start + len(REFERENCE_SLOTS), start + WINDOW)
+            indices = np.concatenate([indices[REFERENCE_SLOTS], np.minimum(new, count - 1)])
         yield indices
 
 
-def stitched(depth_of: Callable[[np.ndarray], np.ndarray], count: int, *, align: bool) -> np.ndarray:
+def stitch_depth(depth_of: Callable[[np.ndarray], np.ndarray], count: int, *, align: bool) -> np.ndarray:
     """Depth float32 [count, H, W], >= 0, of a clip of `count` frames.
 
     `depth_of`: frame numbers int64 [32] -> float32 [32, H, W], each window on a scale and shift of its own.
@@ -40,14 +42,17 @@ def stitched(depth_of: Callable[[np.ndarray], np.ndarray], count: int, *, align:
         depth = depth_of(indices)
         if number == 0:
             first = depth[0]
-            parts.append(depth[: KEPT[ALIGNED]])
+            parts.append(depth[: REFERENCE_SLOTS[ALIGNED]])
         else:
             if align:
                 scale, shift = scale_and_shift(depth[:ALIGNED], known)
                 depth = depth * np.float32(scale) + np.float32(shift)
             depth = np.maximum(depth, 0)
-            parts += [_blended(tail, depth[ALIGNED : len(KEPT)]), depth[len(KEPT) : KEPT[ALIGNED]]]
-        known, tail = np.stack([first, depth[KEPT[1]]]), depth[KEPT[ALIGNED] :]
+            parts += [
+                _blended(tail, depth[ALIGNED : len(REFERENCE_SLOTS)]),
+                depth[len(REFERENCE_SLOTS) : REFERENCE_SLOTS[ALIGNED]],
+            ]
+        known, tail = np.stack([first, depth[REFERENCE_SLOTS[1]]]), depth[REFERENCE_SLOTS[ALIGNED] :]
     return np.maximum(np.concatenate([*parts, tail])[:count], 0)
 
 

@@ -40,13 +40,13 @@ def guide_flow(clip: DecodedClip, short_side_px: int = SHORT_SIDE_PX) -> GuideFl
     cannot match, give zero flow that is valid nowhere.
     """
     key = __name__, short_side_px
-    if key not in clip.memo:
-        clip.memo[key] = _computed(clip, short_side_px)
-    found: GuideFlow = clip.memo[key]
+    if key not in clip.cache:
+        clip.cache[key] = _computed(clip, short_side_px)
+    found: GuideFlow = clip.cache[key]
     return found
 
 
-def carried(values: np.ndarray, flow: np.ndarray, *, nearest: bool = False) -> np.ndarray:
+def warp(values: np.ndarray, flow: np.ndarray, *, nearest: bool = False) -> np.ndarray:
     """What `values` of the other frame are at the place where each pixel of this frame goes.
 
     `values`: [h, w] or [h, w, C]; `flow`: float32 [h, w, 2] from this frame to that of `values`. Bilinear, or `nearest`

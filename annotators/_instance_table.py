@@ -4,7 +4,7 @@ from typing import Annotated, NamedTuple
 
 import numpy as np
 
-from openuni.annotators._guide_flow import GuideFlow, carried
+from openuni.annotators._guide_flow import GuideFlow, warp
 from openuni.annotators._instances import Tracks, iou_of, joint
 from openuni.manifests.arrays.resample import resize_nearest
 from openuni.manifests.modalities.segmentation import Segmentation
@@ -81,7 +81,7 @@ def flow_iou(labels: np.ndarray, flow: GuideFlow) -> float | None:
     small = resize_nearest(labels[..., None], *flow.size_px)[..., 0]
     total, weight = 0.0, 0.0
     for pair in range(len(small) - 1):
-        later = carried(small[pair + 1], flow.forward[pair], nearest=True)
+        later = warp(small[pair + 1], flow.forward[pair], nearest=True)
         where = flow.forward_valid[pair]
         size = max(int(small[pair].max()), int(later.max())) + 1
         counts = joint(small[pair], later, (size, size), where)

@@ -7,20 +7,20 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from openuni.annotators._automatic_masks import Masks
-from openuni.manifests.arrays.assignment import assigned
+from openuni.manifests.arrays.assignment import linear_assignment
 from openuni.manifests.arrays.resample import resize_nearest
 
-OnTop = Literal["small", "large", "confident"]
+OverlapPriority = Literal["small", "large", "confident"]
 
 COLOUR_BINS = 16  # per channel
-LEAST_LIKENESS = 0.2  # of a lost instance and one that turns up, see `likeness`
+MIN_SIMILARITY = 0.2  # of a lost instance and one that turns up, see `appearance_similarity`
 COASTING_SHARE = 0.5  # of its area must still be in sight, for an instance that the network misses to go on
 HIDDEN_SHARE = 0.5  # of its area: with less in sight, an instance is being hidden and its looks say little
 WHOLE_SHARE = 0.7  # of two areas: alike enough for the way between the centres to be a better motion than the flow's
 TIME_SLACK_S = 1e-6  # for sums of frame times
 
 
-class Found(NamedTuple):
+class FrameInstances(NamedTuple):
     """The instances of one frame, none over another."""
 
     labels: np.ndarray  # uint16 [H, W]: 0 is none, n is row n - 1 of `predicted_iou`
@@ -32,7 +32,7 @@ class Found(NamedTuple):
         return len(self.predicted_iou)
 
 
-def key_frames(times_s: np.ndarray, every_s: float) -> np.ndarray:
+def keyframe_indices(times_s: np.ndarray, every_s: float) -> np.ndarray:
     """Indices, int64, increasing: the first frame, the last, and so many between that none is farther apart than asked.
 
     `times_s`: float64 [T], increasing. Evenly spread, so the last stretch is not shorter than the others.
@@ -42,7 +42,7 @@ def key_frames(times_s: np.ndarray, every_s: float) -> np.ndarray:
     return np.unique(np.abs(times_s[:, None] - wanted).argmin(axis=0)).astype(np.int64)
 
 
-def flattened(masks: Masks, on_top: OnTop, least_share: float, most_share: float) -> Found:
+def merge_masks(masks: Masks, on_top: OverlapPriority, least_share: float, most_share: float) -> FrameInstances:
     """Overlapping masks as one map. Where two overlap, the `on_top` one is seen: the smaller, larger, more confident.
 
     Masks larger than `most_share` of the frame, and those of which less than `least_share` stays in sight, are left
@@ -56,17 +56,17 @@ def flattened(masks: Masks, on_top: OnTop, least_share: float, most_share: float
     rows = rows[np.lexsort((-np.array(first, np.int64), masks.predicted_iou[rows], rank))]  # painted last: seen
     seen = np.bincount(_painted(masks.masks[rows], size).ravel(), minlength=len(rows) + 1)[1:]
     rows = rows[seen >= max(1.0, least_share * size[0] * size[1])]
-    return Found(_painted(masks.masks[rows], size), masks.predicted_iou[rows])
+    return FrameInstances(_painted(masks.masks[rows], size), masks.predicted_iou[rows])
 
 
-def largest(found: Found, count: int) -> Found:
+def largest(found: FrameInstances, count: int) -> FrameInstances:
     """Only the `count` largest instances; of two equally large, the surer, then the one that is farther up."""
     areas = np.bincount(found.labels.ravel(), minlength=found.total + 1)[1:]
     first = [int(np.argmax(found.labels == number)) for number in range(1, found.total + 1)]
     kept = np.lexsort((np.array(first, np.int64), -found.predicted_iou, -areas))[:count]
     numbers = np.zeros(found.total, np.int64)
     numbers[kept] = np.arange(1, len(kept) + 1)
-    return Found(renamed(found.labels, numbers.tolist()), found.predicted_iou[kept])
+    return FrameInstances(renamed(found.labels, numbers.tolist()), found.predicted_iou[kept])
 
 
 def _painted(masks: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
@@ -96,7 +96,7 @@ def iou_of(counts: np.ndarray) -> np.ndarray:
     return iou
 
 
-class Looks(NamedTuple):
+class Appearance(NamedTuple):
     """Where an instance is in a frame, where it goes, and its colours."""
 
     area_px: int
@@ -105,7 +105,7 @@ class Looks(NamedTuple):
     colours: np.ndarray  # float64 [3, COLOUR_BINS]: per channel, the shares of its pixels
 
 
-def looks_of(found: Found, frame: np.ndarray, motion_px_per_s: np.ndarray) -> list[Looks]:
+def appearances(found: FrameInstances, frame: np.ndarray, motion_px_per_s: np.ndarray) -> list[Appearance]:
     """Of every instance of a frame, uint8 [H, W, 3] RGB; `motion_px_per_s`: float32 [h, w, 2], of the frame's pixels.
 
     The motion of an instance is the median over its pixels, so that its edges do not count.
@@ -131,7 +131,7 @@ def looks_of(found: Found, frame: np.ndarray, motion_px_per_s: np.ndarray) -> li
         moves = motion_px_per_s[small == number]
         motion = np.median(moves, axis=0).astype(np.float64) if len(moves) else np.zeros(2)
         centre = np.array([centres[0][number], centres[1][number]])
-        looks.append(Looks(int(areas[number]), centre, motion, colours[number]))
+        looks.append(Appearance(int(areas[number]), centre, motion, colours[number]))
     return looks
 
 
@@ -140,7 +140,7 @@ class Track:
     """One instance over the clip."""
 
     number: int
-    looks: Looks  # when the network last found it, unless it was being hidden then
+    looks: Appearance  # when the network last found it, unless it was being hidden then
     looks_s: float  # the instant of `looks`
     found_s: float  # when the network last found it
     seen_s: float  # when it was last in sight
@@ -150,14 +150,14 @@ class Track:
 class Tracks:
     """The instances of a clip, told apart from key frame to key frame.
 
-    An instance found in a key frame is the one whose mask, carried there, it overlaps best (`least_iou`, pairs chosen
+    An instance found in a key frame is the one whose mask, carried there, it overlaps best (`min_iou`, pairs chosen
     together by the Hungarian method). What overlaps none is the one it is like in place (its motion continued), size
     and colours, if that was in sight at most `max_gap_s` ago. All else is new. An instance that the network misses
     though most of it is still in sight goes on as it was carried, for at most `max_gap_s`.
     """
 
-    def __init__(self, least_iou: float, max_gap_s: float) -> None:
-        self.least_iou, self.max_gap_s = least_iou, max_gap_s
+    def __init__(self, min_iou: float, max_gap_s: float) -> None:
+        self.min_iou, self.max_gap_s = min_iou, max_gap_s
         self.known: dict[int, Track] = {}
         self.in_sight: set[int] = set()
         self.relinked = 0  # instances taken up again that were out of sight at a key frame
@@ -165,14 +165,19 @@ class Tracks:
         self.later_px = 0  # found in key frames after the first, pixels
         self.unlinked_px = 0  # of these, what is no known instance
 
-    def start(self, found: Found, looks: Sequence[Looks], time_s: float) -> np.ndarray:
+    def start(self, found: FrameInstances, looks: Sequence[Appearance], time_s: float) -> np.ndarray:
         """The instances of the first key frame: all are new. Returns the map of track numbers, uint16 [H, W]."""
         numbers = [self._new(looks[row], found.predicted_iou[row], time_s) for row in range(found.total)]
         self.in_sight = set(numbers)
         return renamed(found.labels, numbers)
 
     def link(
-        self, found: Found, looks: Sequence[Looks], carried: np.ndarray, affinity: np.ndarray, time_s: float
+        self,
+        found: FrameInstances,
+        looks: Sequence[Appearance],
+        carried: np.ndarray,
+        affinity: np.ndarray,
+        time_s: float,
     ) -> np.ndarray:
         """The next key frame. Returns its map of track numbers, uint16 [H, W].
 
@@ -182,7 +187,7 @@ class Tracks:
         numbers = [0] * found.total
         self._link_by_overlap(numbers, looks, affinity)
         self._link_by_looks(numbers, looks, time_s)
-        coasting = self._coasting(found, carried, self.in_sight - set(numbers), time_s)
+        coasting = self._persisting(found, carried, self.in_sight - set(numbers), time_s)
         for row, number in enumerate(numbers):
             self.later_px += looks[row].area_px
             if number:
@@ -196,14 +201,14 @@ class Tracks:
         merged = renamed(found.labels, numbers)
         return np.where((merged == 0) & np.isin(carried, sorted(coasting)), carried, merged)
 
-    def _link_by_overlap(self, numbers: list[int], looks: Sequence[Looks], affinity: np.ndarray) -> None:
+    def _link_by_overlap(self, numbers: list[int], looks: Sequence[Appearance], affinity: np.ndarray) -> None:
         candidates = sorted(self.in_sight)
         table = affinity[1:, candidates]
-        for row, column in assigned(table, self.least_iou):
+        for row, column in linear_assignment(table, self.min_iou):
             numbers[row] = candidates[column]
             self.link_iou.append((float(table[row, column]), looks[row].area_px))
 
-    def _coasting(self, found: Found, carried: np.ndarray, unmatched: set[int], time_s: float) -> set[int]:
+    def _persisting(self, found: FrameInstances, carried: np.ndarray, unmatched: set[int], time_s: float) -> set[int]:
         """Which instances that were not found go on: most of each is still in sight, and was found as nothing else."""
         left = np.bincount(carried[found.labels == 0], minlength=len(self.known) + 1)
         return {
@@ -213,7 +218,7 @@ class Tracks:
             and left[number] >= COASTING_SHARE * self.known[number].looks.area_px
         }
 
-    def _link_by_looks(self, numbers: list[int], looks: Sequence[Looks], time_s: float) -> None:
+    def _link_by_looks(self, numbers: list[int], looks: Sequence[Appearance], time_s: float) -> None:
         """What overlaps nothing: instances that are lost, and those whose masks were carried astray."""
         candidates = [
             track
@@ -221,17 +226,17 @@ class Tracks:
             if track.number not in numbers and time_s - track.seen_s <= self.max_gap_s + TIME_SLACK_S
         ]
         rows = [row for row, number in enumerate(numbers) if not number]
-        table = np.array([[likeness(looks[row], track, time_s) for track in candidates] for row in rows])
-        for place, column in assigned(table.reshape(len(rows), len(candidates)), LEAST_LIKENESS):
+        table = np.array([[appearance_similarity(looks[row], track, time_s) for track in candidates] for row in rows])
+        for place, column in linear_assignment(table.reshape(len(rows), len(candidates)), MIN_SIMILARITY):
             numbers[rows[place]] = candidates[column].number
             self.relinked += candidates[column].number not in self.in_sight
 
-    def _new(self, looks: Looks, predicted_iou: float, time_s: float) -> int:
+    def _new(self, looks: Appearance, predicted_iou: float, time_s: float) -> int:
         number = len(self.known) + 1
         self.known[number] = Track(number, looks, time_s, time_s, time_s, [float(predicted_iou)])
         return number
 
-    def _found_again(self, track: Track, looks: Looks, predicted_iou: float, time_s: float) -> None:
+    def _found_again(self, track: Track, looks: Appearance, predicted_iou: float, time_s: float) -> None:
         track.predicted_iou.append(float(predicted_iou))
         track.found_s = track.seen_s = time_s
         old = time_s - track.looks_s > self.max_gap_s
@@ -243,7 +248,7 @@ class Tracks:
             track.looks, track.looks_s = looks, time_s
 
 
-def likeness(looks: Looks, track: Track, time_s: float) -> float:
+def appearance_similarity(looks: Appearance, track: Track, time_s: float) -> float:
     """How much what turns up resembles a lost instance, 0 to 1: place, root of the ratio of areas, and colours.
 
     Place is exp(-d^2 / (s^2 + (w / 2)^2)): d is the distance from where its motion would have brought it, s the root of

@@ -15,7 +15,7 @@ from openuni.manifests.contracts.inference import Precision, inference
 from openuni.manifests.contracts.operator import Annotator
 from openuni.manifests.errors import ClipError, OpenUniError
 
-LEAST_ENSEMBLE = 3  # members that a spread can be told from
+MIN_ENSEMBLE_FOR_SPREAD = 3  # members that a spread can be told from
 PARTS = {  # of a pipeline: what may be loaded from its folder
     "unet": ["diffusers", "UNet2DConditionModel"],
     "vae": ["diffusers", "AutoencoderKL"],
@@ -72,7 +72,7 @@ class Marigold(Annotator):
         import torch
 
         folder = self.checkpoints()[0].resolve()
-        refuse_other_pipelines(folder, self.pipeline_name())
+        check_pipeline_class(folder, self.pipeline_name())
         try:
             pipeline = getattr(diffusers, self.pipeline_name()).from_pretrained(
                 str(folder),
@@ -93,12 +93,12 @@ class Marigold(Annotator):
             self._batch(pipeline, frames, range(i, min(i + step, len(frames)))) for i in range(0, len(frames), step)
         ]
         maps, spreads = zip(*parts, strict=True)
-        return Predicted(np.concatenate(maps), np.concatenate(spreads) if self.tells_spread else None)
+        return Predicted(np.concatenate(maps), np.concatenate(spreads) if self.has_spread else None)
 
     @property
-    def tells_spread(self) -> bool:
+    def has_spread(self) -> bool:
         """Whether the ensemble is large enough to say how far its members are apart."""
-        return self.ensemble >= LEAST_ENSEMBLE
+        return self.ensemble >= MIN_ENSEMBLE_FOR_SPREAD
 
     def _batch(self, pipeline: Any, frames: np.ndarray, numbers: range) -> tuple[np.ndarray, np.ndarray | None]:
         """float32 [B, targets, H, W, 3] and the spread [B, targets, H, W, C] of the frames of these numbers."""
@@ -115,14 +115,14 @@ class Marigold(Annotator):
                 processing_resolution=self.processing_px,
                 batch_size=len(numbers),
                 latents=noise.to(device),
-                output_uncertainty=self.tells_spread,
+                output_uncertainty=self.has_spread,
             )
 
         def per_frame(values: Any) -> np.ndarray:
             found: np.ndarray = np.asarray(values, np.float32)
             return found.reshape(len(numbers), -1, *found.shape[1:])
 
-        return per_frame(made.prediction), per_frame(made.uncertainty) if self.tells_spread else None
+        return per_frame(made.prediction), per_frame(made.uncertainty) if self.has_spread else None
 
     def _noise(self, pipeline: Any, size_px: tuple[int, int], number: int) -> Any:
         """Where the denoising of a frame starts: float32 [ensemble, C, h, w], drawn on the CPU: alike everywhere."""
@@ -140,7 +140,7 @@ class Marigold(Annotator):
         return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def refuse_other_pipelines(folder: Path, name: str) -> None:
+def check_pipeline_class(folder: Path, name: str) -> None:
     """Raise `OpenUniError` unless the folder's model_index.json names this pipeline and no other parts than its own."""
     try:
         index = json.loads((folder / "model_index.json").read_text())

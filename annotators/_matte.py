@@ -4,7 +4,7 @@ from typing import Annotated, NamedTuple
 
 import numpy as np
 
-from openuni.annotators._guide_flow import GuideFlow, carried, guide_flow
+from openuni.annotators._guide_flow import GuideFlow, guide_flow, warp
 from openuni.manifests.arrays.resample import resize_smooth
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.modalities.alpha import Alpha
@@ -214,7 +214,7 @@ def alpha_change(alpha: np.ndarray, flow: GuideFlow) -> float | None:
     total, count = 0.0, 0
     small = resize_smooth(alpha[..., None], *flow.size_px)[..., 0]
     for now, then, way, valid in zip(small[:-1], small[1:], flow.forward, flow.forward_valid, strict=True):
-        fetched = carried(then, way)
+        fetched = warp(then, way)
         counted = valid & (is_soft(now) | is_soft(fetched))
         total += float(np.abs(fetched - now)[counted].sum(dtype=np.float64))
         count += int(counted.sum())

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from openuni.manifests.errors import MissingPart, OpenUniError
+from openuni.manifests.errors import MissingRequirement, OpenUniError
 
 OUT_OF_MEMORY = ("Failed to allocate memory", "out of memory", "ALLOC_FAILED", "bad allocation")
 
@@ -25,7 +25,7 @@ class OnnxNetwork:
     A file that comes from anyone is data here, not a program; onnxruntime runs only the operators that it knows. But it
     may name further files with weights: those are refused, wherever they lie, since nothing would hold them against a
     digest. `path`: the .onnx file. `device`: "cpu", "cuda" or "cuda:1". Raises `OpenUniError` for a file that is no
-    such network, `MissingPart` where onnxruntime cannot run on that device.
+    such network, `MissingRequirement` where onnxruntime cannot run on that device.
     """
 
     def __init__(self, path: Path, device: str) -> None:
@@ -109,9 +109,9 @@ def providers_of(device: str) -> list[tuple[str, dict[str, str]]]:
 
 
 def require_provider(wanted: str, there: list[str], why: str) -> None:
-    """Raise `MissingPart` unless `wanted` is among those that are there; onnxruntime itself goes on without a word."""
+    """Raise `MissingRequirement` unless `wanted` is available; onnxruntime itself would silently use another."""
     if wanted not in there:
-        raise MissingPart(
+        raise MissingRequirement(
             f"onnxruntime cannot run on the device asked for: {wanted} is not active, only {', '.join(there)} ({why}). "
             "For a GPU: pip uninstall onnxruntime, then pip install onnxruntime-gpu for this CUDA: both at once break "
             'each other. Or choose the CPU: provider = "cpu"'

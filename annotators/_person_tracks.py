@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from openuni.manifests.arrays.assignment import assigned
+from openuni.manifests.arrays.assignment import linear_assignment
 
 SURE = 0.3  # a point of less confidence tells nothing
 BODY = slice(0, 23)  # of the 133 points: body and feet; the many of face and hands would outvote them
-FEWEST_POINTS = 3
+MIN_POINTS = 3
 REACH = 0.1  # how far a point may be off, in shares of the person's size (square root of the box's area): one sigma
-LEAST_LIKENESS = 0.2  # 0..1, see `likeness`
+LEAST_LIKENESS = 0.2  # 0..1, see `pose_similarity`
 
 
 class Persons(NamedTuple):
@@ -43,16 +43,16 @@ class _Track:
         shift = self.speed_px * (time_s - self.time_s)
         moved = self.points + np.array([*shift, 0])
         return max(
-            likeness(self.box, self.points, box, points),
-            likeness(self.box + np.tile(shift, 2), moved, box, points),
+            pose_similarity(self.box, self.points, box, points),
+            pose_similarity(self.box + np.tile(shift, 2), moved, box, points),
         )
 
 
-def identities(found: Sequence[Persons], times_s: np.ndarray, longest_gap_s: float) -> list[np.ndarray]:
+def track_identities(found: Sequence[Persons], times_s: np.ndarray, max_gap_s: float) -> list[np.ndarray]:
     """Per frame the number of each person found, int64 [n]; numbers count from 0 in the order of appearance.
 
     The same number is the same person: those of the frame before are matched first, then those who were lost for at
-    most `longest_gap_s` seconds; who is left is new. Among all ways to match, that of the greatest likeness in sum.
+    most `max_gap_s` seconds; who is left is new. Among all ways to match, that of the greatest likeness in sum.
     `times_s`: float64 [T], increasing.
     """
     tracks: list[_Track] = []
@@ -61,11 +61,11 @@ def identities(found: Sequence[Persons], times_s: np.ndarray, longest_gap_s: flo
     for persons, time_s in zip(found, times_s.tolist(), strict=True):
         mine = np.full(len(persons.boxes), -1, np.int64)
         there = [track for track in tracks if track.time_s == before_s]
-        lost = [track for track in tracks if track.time_s != before_s and time_s - track.time_s <= longest_gap_s]
+        lost = [track for track in tracks if track.time_s != before_s and time_s - track.time_s <= max_gap_s]
         for known in (there, lost):
             free = np.flatnonzero(mine < 0)
             alike = np.array([[track.likeness(*_one(persons, place), time_s) for place in free] for track in known])
-            for row, column in assigned(alike.reshape(len(known), len(free)), LEAST_LIKENESS):
+            for row, column in linear_assignment(alike.reshape(len(known), len(free)), LEAST_LIKENESS):
                 known[row].follow(*_one(persons, free[column]), time_s)
                 mine[free[column]] = known[row].number
         for place in np.flatnonzero(mine < 0):
@@ -80,14 +80,14 @@ def _one(persons: Persons, place: np.integer) -> tuple[np.ndarray, np.ndarray]:
     return persons.boxes[place].astype(np.float64), persons.points[place].astype(np.float64)
 
 
-def likeness(box: np.ndarray, points: np.ndarray, other_box: np.ndarray, other_points: np.ndarray) -> float:
+def pose_similarity(box: np.ndarray, points: np.ndarray, other_box: np.ndarray, other_points: np.ndarray) -> float:
     """0..1: how far two boxes overlap (intersection over union) and the body's points lie together, in even shares.
 
     Points count where both are sure of them; with fewer than three such points the boxes alone count.
     """
     overlap = box_overlap(box, other_box)
     sure = (points[BODY, 2] >= SURE) & (other_points[BODY, 2] >= SURE)
-    if sure.sum() < FEWEST_POINTS:
+    if sure.sum() < MIN_POINTS:
         return overlap
     size_px = np.sqrt(np.sqrt(_area(box) * _area(other_box)))
     off = np.linalg.norm(points[BODY, :2][sure] - other_points[BODY, :2][sure], axis=1) / max(size_px, 1e-6)

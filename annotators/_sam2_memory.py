@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from openuni.annotators._automatic_masks import without_holes
-from openuni.annotators._instances import Found, iou_of, joint
+from openuni.annotators._automatic_masks import fill_holes
+from openuni.annotators._instances import FrameInstances, iou_of, joint
 from openuni.manifests.contracts.inference import Precision, inference
 
 FILLED_LOGIT = 0.1  # of a filled hole, as the authors set it
@@ -26,8 +26,8 @@ class Sam2Prompted:
         )
         return prepared["pixel_values"].to(self.device)
 
-    def show(self, image: np.ndarray) -> None:
-        """See `Prompted.show`."""
+    def set_image(self, image: np.ndarray) -> None:
+        """See `Prompted.set_image`."""
         self.size_px = image.shape[:2]
         pixels = self.pixels(image)
         self.side_px = pixels.shape[-1]
@@ -35,8 +35,8 @@ class Sam2Prompted:
             self.embeddings = self.network.get_image_embeddings(pixels)
             self.places = self.network.get_image_wide_positional_embeddings()
 
-    def ask(self, points_px: np.ndarray) -> tuple[Any, Any]:
-        """See `Prompted.ask`: three masks per point."""
+    def predict_points(self, points_px: np.ndarray) -> tuple[Any, Any]:
+        """See `Prompted.predict_points`: three masks per point."""
         import torch
 
         scale = self.side_px / np.array(self.size_px[::-1])
@@ -54,8 +54,8 @@ class Sam2Prompted:
             )
         return logits[0].float(), predicted[0].float()
 
-    def enlarge(self, logits: Any) -> Any:
-        """See `Prompted.enlarge`: bilinear, at once to the picture's size."""
+    def upscale(self, logits: Any) -> Any:
+        """See `Prompted.upscale`: bilinear, at once to the picture's size."""
         return enlarged(logits, self.size_px)
 
 
@@ -66,7 +66,7 @@ def enlarged(logits: Any, size_px: tuple[int, ...]) -> Any:
     return torch.nn.functional.interpolate(logits[:, None], size_px, mode="bilinear", align_corners=False)[:, 0]
 
 
-class MemoryStretch:
+class MemoryInterval:
     """The way from one key frame to the next by SAM 2's memory; see `Stretch`.
 
     What only the second key frame has is followed back from there, and seen where the way forward left nothing.
@@ -79,7 +79,7 @@ class MemoryStretch:
         self.there = self._follow(labels, range(span[0], span[1] + 1))
         self.carried = self.there[-1]
 
-    def affinity(self, found: Found, known: int) -> np.ndarray:
+    def affinity(self, found: FrameInstances, known: int) -> np.ndarray:
         """IoU of what is found in the second key frame with what was followed there."""
         return iou_of(joint(found.labels, self.carried, (found.total + 1, known + 1)))
 
@@ -91,10 +91,10 @@ class MemoryStretch:
         return np.where(there == 0, back, there)
 
     def _follow(self, labels: np.ndarray, order: Sequence[int]) -> np.ndarray:
-        return follow(self.seen, self.frames, labels, order, self.fill_holes_px)
+        return propagate(self.seen, self.frames, labels, order, self.fill_holes_px)
 
 
-def follow(
+def propagate(
     seen: Sam2Prompted, frames: np.ndarray, labels: np.ndarray, order: Sequence[int], fill_holes_px: int
 ) -> np.ndarray:
     """The instances of `labels`, uint16 [H, W], map of frame `order[0]`, in the other frames of `order`.
@@ -116,7 +116,7 @@ def follow(
         with inference(seen.device.type, seen.precision):
             given = {"frame": seen.pixels(frames[index])[0], "frame_idx": index, "reverse": order[-1] < order[0]}
             logits = seen.network(inference_session=session, **given).pred_masks[:, 0].float()
-            forget(session, index, seen.network.config)
+            prune_session(session, index, seen.network.config)
             if row:
                 best, which = enlarged(filled(logits, fill_holes_px), labels.shape).max(dim=0)
                 found[row - 1] = names[torch.where(best > 0, which + 1, 0).cpu()].numpy().astype(np.uint16)
@@ -133,11 +133,11 @@ def filled(logits: Any, fill_holes_px: int) -> Any:
     if not fill_holes_px:
         return logits
     masks = (logits > 0).cpu().numpy()
-    holes = np.stack([without_holes(mask, fill_holes_px + 1) & ~mask for mask in masks])
+    holes = np.stack([fill_holes(mask, fill_holes_px + 1) & ~mask for mask in masks])
     return torch.where(torch.from_numpy(holes).to(logits.device), FILLED_LOGIT, logits)
 
 
-def forget(session: Any, index: int, config: Any) -> None:
+def prune_session(session: Any, index: int, config: Any) -> None:
     """Drop what no frame after `index` looks at: pictures, large masks, memories out of reach.
 
     The library keeps them all, 4 MB per instance and frame at full size.

@@ -9,14 +9,22 @@ from typing import Annotated, Any, ClassVar, Protocol
 import numpy as np
 from annotated_types import Ge, Gt, Interval
 
-from openuni.annotators._automatic_masks import MaskRules, Prompted, automatic_masks
+from openuni.annotators._automatic_masks import MaskRules, PromptableNetwork, automatic_masks
 from openuni.annotators._guide_flow import guide_flow
 from openuni.annotators._instance_table import InstancesOfClip, instances_of_clip
-from openuni.annotators._instances import Found, Looks, OnTop, Tracks, flattened, key_frames, looks_of
+from openuni.annotators._instances import (
+    Appearance,
+    FrameInstances,
+    OverlapPriority,
+    Tracks,
+    appearances,
+    keyframe_indices,
+    merge_masks,
+)
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.contracts.inference import Precision
 from openuni.manifests.contracts.operator import Annotator
-from openuni.manifests.contracts.options import SHARE
+from openuni.manifests.contracts.options import UNIT_INTERVAL
 from openuni.manifests.errors import OpenUniError
 
 
@@ -32,21 +40,25 @@ class Segmenter(Annotator):
     points_per_batch: Annotated[int, "points in one forward pass of the mask decoder", Ge(1)] = 64
     least_predicted_iou: Annotated[float, "masks count whose IoU the network itself puts above this, 0 to 1"] = 0.88
     least_stability: Annotated[
-        float, "and whose IoU, cut at logits +1 and -1 (the stability score), is at least this", SHARE
+        float, "and whose IoU, cut at logits +1 and -1 (the stability score), is at least this", UNIT_INTERVAL
     ] = 0.95
-    nms_iou: Annotated[float, "of two masks whose boxes overlap by more than this IoU, the surer one counts", SHARE] = (
-        0.7
-    )
+    nms_iou: Annotated[
+        float, "of two masks whose boxes overlap by more than this IoU, the surer one counts", UNIT_INTERVAL
+    ] = 0.7
     crop_layers: Annotated[
         int, "also look closer, at 4 (1), 20 (2), .. overlapping parts of the frame; 0: no", Ge(0)
     ] = 0
     min_region_px: Annotated[int, "holes and islands of masks with fewer pixels are removed; 0: none", Ge(0)] = 0
     on_top: Annotated[
-        OnTop, "which of two overlapping masks is seen: small (parts before wholes), large, confident"
+        OverlapPriority, "which of two overlapping masks is seen: small (parts before wholes), large, confident"
     ] = "small"
-    least_area_share: Annotated[float, "instances count of which so much of a key frame is seen", SHARE] = 0.001
-    most_area_share: Annotated[float, "masks that cover more of the frame are left out (walls, sky)", SHARE] = 1.0
-    match_iou: Annotated[float, "a found mask is the carried one that it overlaps by so much or more", SHARE] = 0.5
+    least_area_share: Annotated[float, "instances count of which so much of a key frame is seen", UNIT_INTERVAL] = 0.001
+    most_area_share: Annotated[float, "masks that cover more of the frame are left out (walls, sky)", UNIT_INTERVAL] = (
+        1.0
+    )
+    match_iou: Annotated[
+        float, "a found mask is the carried one that it overlaps by so much or more", UNIT_INTERVAL
+    ] = 0.5
     max_gap_s: Annotated[float, "an instance out of sight, or not found, is known again for so many seconds", Ge(0)] = (
         1.0
     )
@@ -64,11 +76,13 @@ class Segmenter(Annotator):
                 raise OpenUniError(f'{self.name()}: {option} = "{getattr(self, option)}". Allowed: {allowed}.')
 
     @abstractmethod
-    def prompted(self, model: Any) -> Prompted:
+    def promptable(self, model: Any) -> PromptableNetwork:
         """The network that is asked for masks; `model` is what `load` returned."""
 
     @abstractmethod
-    def stretch(self, model: Any, clip: DecodedClip, labels: np.ndarray, first: int, last: int) -> "Stretch":
+    def keyframe_interval(
+        self, model: Any, clip: DecodedClip, labels: np.ndarray, first: int, last: int
+    ) -> "KeyframeInterval":
         """What carries `labels`, the map of key frame `first`, to the next key frame, `last`."""
 
     def run(self, model: Any, clip: DecodedClip) -> InstancesOfClip:
@@ -76,23 +90,23 @@ class Segmenter(Annotator):
         times_s = clip.times_s
         tracks = Tracks(self.match_iou, self.max_gap_s)
         labels = np.zeros(clip.frames.shape[:3], np.uint16)
-        keys = key_frames(times_s, self.key_every_s).tolist()
-        found, looks = self.look(model, clip, 0)
+        keys = keyframe_indices(times_s, self.key_every_s).tolist()
+        found, looks = self.inspect_frame(model, clip, 0)
         labels[0] = tracks.start(found, looks, times_s[0])
         for first, last in pairwise(keys):
-            way = self.stretch(model, clip, labels[first], first, last)
-            found, looks = self.look(model, clip, last)
+            way = self.keyframe_interval(model, clip, labels[first], first, last)
+            found, looks = self.inspect_frame(model, clip, last)
             affinity = way.affinity(found, len(tracks.known))
             labels[last] = tracks.link(found, looks, way.carried, affinity, times_s[last])
             labels[first + 1 : last] = way.between(labels[last])
         return instances_of_clip(labels, tracks, guide_flow(clip), self.max_instances)
 
-    def look(self, model: Any, clip: DecodedClip, index: int) -> tuple[Found, list[Looks]]:
+    def inspect_frame(self, model: Any, clip: DecodedClip, index: int) -> tuple[FrameInstances, list[Appearance]]:
         """What is found in one frame of the clip, and how each of it looks."""
         found = self.find(model, clip.frames[index])
-        return found, looks_of(found, clip.frames[index], motion(clip, index))
+        return found, appearances(found, clip.frames[index], motion(clip, index))
 
-    def find(self, model: Any, frame: np.ndarray) -> Found:
+    def find(self, model: Any, frame: np.ndarray) -> FrameInstances:
         """The instances of one frame, uint8 [H, W, 3] RGB."""
         rules = MaskRules(
             self.points_per_side,
@@ -103,16 +117,16 @@ class Segmenter(Annotator):
             crop_layers=self.crop_layers,
             min_region_px=self.min_region_px,
         )
-        masks = automatic_masks(self.prompted(model), frame, rules)
-        return flattened(masks, self.on_top, self.least_area_share, self.most_area_share)
+        masks = automatic_masks(self.promptable(model), frame, rules)
+        return merge_masks(masks, self.on_top, self.least_area_share, self.most_area_share)
 
 
-class Stretch(Protocol):
+class KeyframeInterval(Protocol):
     """The way from one key frame to the next."""
 
     carried: np.ndarray  # uint16 [H, W]: the first one's map as it is carried to the last; 0 where that is not sure
 
-    def affinity(self, found: Found, known: int) -> np.ndarray:
+    def affinity(self, found: FrameInstances, known: int) -> np.ndarray:
         """IoU, float64 [1 + found, 1 + known], of what is `found` in the last with each track number, carried there."""
 
     def between(self, last: np.ndarray) -> np.ndarray:

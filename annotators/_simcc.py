@@ -14,23 +14,23 @@ NORMALISED = ((np.arange(256)[:, None] - MEAN) / STD).astype(np.float32)  # [lev
 ALIGNED_PX = 0.5  # crops count from the centre of the corner's pixel, a `Skeleton` from its corner
 
 
-class Window(NamedTuple):
+class CropWindow(NamedTuple):
     """The part of the frame that a crop shows: middle x, y and extent x, y in pixels, the corner's pixel at 0, 0."""
 
     middle: np.ndarray
     extent: np.ndarray
 
 
-def window_of(box: np.ndarray, height_px: int, width_px: int) -> Window:
+def window_of(box: np.ndarray, height_px: int, width_px: int) -> CropWindow:
     """Around the box (left top right bottom), 1.25 times as large, then widened to the crop's shape."""
     box = box.astype(np.float64)
     across, down = (box[2:] - box[:2]) * BOX_MARGIN
     shape = width_px / height_px
     extent = (across, across / shape) if across > down * shape else (down * shape, down)
-    return Window((box[:2] + box[2:]) * 0.5, np.array(extent))
+    return CropWindow((box[:2] + box[2:]) * 0.5, np.array(extent))
 
 
-def crop(frame: np.ndarray, window: Window, height_px: int, width_px: int) -> np.ndarray:
+def crop(frame: np.ndarray, window: CropWindow, height_px: int, width_px: int) -> np.ndarray:
     """uint8 [H, W, 3] -> uint8 [height, width, 3]: the window, bilinear; black where it leaves the frame."""
     import cv2
 
@@ -71,7 +71,7 @@ def peaks(across: np.ndarray, down: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return places, likely
 
 
-def key_points(across: np.ndarray, down: np.ndarray, window: Window, height_px: int, width_px: int) -> np.ndarray:
+def key_points(across: np.ndarray, down: np.ndarray, window: CropWindow, height_px: int, width_px: int) -> np.ndarray:
     """float32 [K, 3] = x_px, y_px, confidence 0..1 in the frame, pixel centres at +0.5; zeros where there is none.
 
     `across`, `down`: the network's outputs for one crop of `height_px` x `width_px`.

@@ -63,12 +63,12 @@ def boxes_of(raw: np.ndarray, height_px: int, width_px: int, wanted: np.ndarray 
 
 
 def persons(
-    raw: np.ndarray, size_px: tuple[int, int], ratio: float, least_score: float, most_overlap: float
+    raw: np.ndarray, size_px: tuple[int, int], ratio: float, min_score: float, nms_iou: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Boxes of persons in pixels of the frame, float32 [n, 4], and scores float32 [n]; the surest first.
 
     `raw`: the network's output for one frame; `size_px`: height and width of its input; `ratio`: of `letterbox`. A box
-    that overlaps a surer one by more than `most_overlap` (intersection over union) is the same person. Raises
+    that overlaps a surer one by more than `nms_iou` (intersection over union) is the same person. Raises
     `OpenUniError` for an output of another kind.
     """
     count = anchor_count(*size_px)
@@ -78,15 +78,15 @@ def persons(
             f"NMS it is ({count}, 85). Give such an export."
         )
     scores = raw[:, FIRST_CLASS - 1] * raw[:, FIRST_CLASS + PERSON]
-    sure = scores > least_score
+    sure = scores > min_score
     boxes, scores = boxes_of(raw, *size_px, sure) / np.float32(ratio), scores[sure]
     good = np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
     boxes, scores = boxes[good], scores[good]
-    kept = distinct(boxes, scores, most_overlap)
+    kept = non_max_suppression(boxes, scores, nms_iou)
     return boxes[kept], scores[kept].astype(np.float32)
 
 
-def distinct(boxes: np.ndarray, scores: np.ndarray, most_overlap: float) -> list[int]:
+def non_max_suppression(boxes: np.ndarray, scores: np.ndarray, nms_iou: float) -> list[int]:
     """Places of the boxes that stay when each removes those less sure that overlap it too much; the surest first.
 
     Sides count from pixel to pixel, both included, as YOLOX's authors do it.
@@ -100,5 +100,5 @@ def distinct(boxes: np.ndarray, scores: np.ndarray, most_overlap: float) -> list
         kept.append(int(best))
         high = np.minimum(boxes[best, 2:], boxes[left, 2:])
         common = np.maximum(high - np.maximum(corner[best], corner[left]) + 1, 0).prod(axis=1)
-        left = left[common / (areas[best] + areas[left] - common) <= most_overlap]
+        left = left[common / (areas[best] + areas[left] - common) <= nms_iou]
     return kept

@@ -111,7 +111,7 @@ class Caption(Annotator):
 
     def run(self, model: Any, clip: DecodedClip) -> CaptionOfClip:
         """Both captions. Raises `ClipError` for frames that the model's processor cannot take."""
-        indices = self.choose(clip.times_s)
+        indices = self.select_frames(clip.times_s)
         brief, brief_cut = self._answer(model, clip, indices, self.brief_prompt)
         detailed, detailed_cut = self._answer(model, clip, indices, self.detailed_prompt)
         prompts = f"{self.brief_prompt}\0{self.detailed_prompt}"
@@ -125,7 +125,7 @@ class Caption(Annotator):
             cut_short=brief_cut or detailed_cut,
         )
 
-    def choose(self, times_s: np.ndarray) -> np.ndarray:
+    def select_frames(self, times_s: np.ndarray) -> np.ndarray:
         """Which frames are shown: float64 [T] seconds -> int64 [n] increasing indices, n <= max_frames."""
         if self.frames_per_s:
             indices = sample_evenly(times_s, self.frames_per_s)
@@ -138,7 +138,7 @@ class Caption(Annotator):
         """The model's text, and whether it was cut off."""
         network, processor = model
         try:
-            inputs = ask(processor, clip, indices, prompt).to(network.device)
+            inputs = build_inputs(processor, clip, indices, prompt).to(network.device)
         except ValueError as error:
             size = f"{clip.frames.shape[2]} x {clip.frames.shape[1]}"
             raise ClipError(f"the model's processor refuses {len(indices)} frames of {size} px: {error}") from error
@@ -163,7 +163,7 @@ class Caption(Annotator):
         return " ".join(text.split()), cut
 
 
-def ask(processor: Any, clip: DecodedClip, indices: np.ndarray, prompt: str) -> Any:
+def build_inputs(processor: Any, clip: DecodedClip, indices: np.ndarray, prompt: str) -> Any:
     """A model's inputs for one question about the frames at `indices`: as a video with its times, or as pictures."""
     frames = clip.frames[indices]  # a copy: the processor may not write to the clip
     video = getattr(processor, "video_processor", None) is not None

@@ -7,13 +7,13 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from openuni.annotators._guide_flow import carried, guide_flow
+from openuni.annotators._guide_flow import guide_flow, warp
 from openuni.manifests.arrays.resample import resize_nearest
 from openuni.manifests.contracts.checkpoint import Checkpoint, hub_or_path
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.contracts.inference import inference
 from openuni.manifests.contracts.operator import Annotator
-from openuni.manifests.errors import ClipError, MissingPart, OpenUniError
+from openuni.manifests.errors import ClipError, MissingRequirement, OpenUniError
 from openuni.manifests.modalities.densepose import PART_COUNT, DensePose
 
 REPOSITORY = "LayerNorm/DensePose-TorchScript-with-hint-image"
@@ -97,7 +97,9 @@ class Densepose(Annotator):
         if path.is_dir():
             path = path / FILE
         if not path.is_file():
-            raise MissingPart(f"densepose: there is no {FILE} in {path.parent}. Give the path of a TorchScript file.")
+            raise MissingRequirement(
+                f"densepose: there is no {FILE} in {path.parent}. Give the path of a TorchScript file."
+            )
         try:
             module = torch.jit.load(path, map_location=device)
         except RuntimeError as error:
@@ -135,7 +137,7 @@ class Densepose(Annotator):
         )
 
 
-class Found(NamedTuple):
+class DetectedPersons(NamedTuple):
     """What the network says of one frame: n persons, the maps of each within its box."""
 
     boxes: np.ndarray  # int64 [n, 4]: left, top, width, height in pixels of the frame
@@ -143,7 +145,7 @@ class Found(NamedTuple):
     maps: tuple[Any, Any, Any, Any]  # tensors [n, C, h, w], float32: coarse (C >= 2), fine, u and v (C = 25)
 
 
-def _look(module: Any, device: Any, frame: np.ndarray) -> Found:
+def _look(module: Any, device: Any, frame: np.ndarray) -> DetectedPersons:
     """`frame`: uint8 [H, W, 3] RGB. Raises `OpenUniError` for a module that gives something else."""
     import torch
 
@@ -171,14 +173,14 @@ def _look(module: Any, device: Any, frame: np.ndarray) -> Found:
     sides = boxes[:, 2:] - boxes[:, :2]
     if not torch.isfinite(boxes).all() or (sides > LARGEST_BOX * max(frame.shape)).any():
         raise ClipError(f"densepose gives boxes far larger than the frame: {boxes.tolist()}")
-    return Found(
+    return DetectedPersons(
         torch.cat([boxes[:, :2], sides], dim=1).long().cpu().numpy(),  # cut to whole pixels, each by itself
         None if scores is None else scores.double().cpu().numpy(),
         (maps[0], maps[1], maps[2], maps[3]),
     )
 
 
-def _paint(target: np.ndarray, found: Found) -> None:
+def _paint(target: np.ndarray, found: DetectedPersons) -> None:
     """Into one frame's I, U, V (uint8 [H, W, 3]): all persons, the surest on top; background covers nothing.
 
     Without scores the network's order counts: it tells the surest first.
@@ -217,7 +219,7 @@ def _part_stability(clip: DecodedClip, parts: np.ndarray) -> float | None:
     small = resize_nearest(parts[..., None], *guide.size_px)[..., 0]
     body, same = 0, 0
     for now, after, flow, valid in zip(small, small[1:], guide.forward, guide.forward_valid, strict=False):
-        then = carried(after, flow, nearest=True)
+        then = warp(after, flow, nearest=True)
         either = valid & ((now > 0) | (then > 0))
         body += int(either.sum())
         same += int((either & (now == then)).sum())

@@ -6,8 +6,8 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from openuni.annotators._along_flow import depth_change_share
 from openuni.annotators._depth_anything import FrameDepth
+from openuni.annotators._temporal_consistency import depth_change_share
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.modalities.depth import Depth
 

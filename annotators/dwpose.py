@@ -9,14 +9,14 @@ import numpy as np
 from annotated_types import Ge
 
 from openuni.annotators._onnx import OnnxNetwork
-from openuni.annotators._person_tracks import BODY, SURE, Persons, identities
+from openuni.annotators._person_tracks import BODY, SURE, Persons, track_identities
 from openuni.annotators._simcc import as_input, crop, key_points, window_of
 from openuni.annotators._yolox import FIRST_CLASS, anchor_count, letterbox, persons
 from openuni.manifests.contracts.checkpoint import Checkpoint
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.contracts.operator import Annotator
-from openuni.manifests.contracts.options import SHARE
-from openuni.manifests.errors import MissingPart, OpenUniError
+from openuni.manifests.contracts.options import UNIT_INTERVAL
+from openuni.manifests.errors import MissingRequirement, OpenUniError
 from openuni.manifests.modalities.skeleton import POINT_COUNT, Skeleton
 
 REPOSITORY = "yzd-v/DWPose"
@@ -77,8 +77,8 @@ class Dwpose(Annotator):
         DETECTOR_FILE
     )
     pose_file: Annotated[str, "name of the pose network there: SimCC outputs of 133 points"] = POSE_FILE
-    least_score: Annotated[float, "persons that the detector is less sure of are left out", SHARE] = 0.3
-    most_overlap: Annotated[float, "intersection over union above which two boxes are one person", SHARE] = 0.45
+    least_score: Annotated[float, "persons that the detector is less sure of are left out", UNIT_INTERVAL] = 0.3
+    most_overlap: Annotated[float, "intersection over union above which two boxes are one person", UNIT_INTERVAL] = 0.45
     max_persons: Annotated[int, "persons of a clip that are kept", Ge(1)] = 8
     longest_gap_s: Annotated[float, "for how long a person may be lost and still be the same, seconds", Ge(0)] = 1.0
     frames_per_batch: Annotated[int, "pictures in one forward pass where the ONNX file leaves it open", Ge(1)] = 4
@@ -117,17 +117,17 @@ class Dwpose(Annotator):
     def load(self, device: str) -> Networks:
         """Both networks on `device`.
 
-        Raises `MissingPart` where onnxruntime cannot run there, `OpenUniError` for files of other networks.
+        Raises `MissingRequirement` where onnxruntime cannot run there, `OpenUniError` for files of other networks.
         """
         folder = self.checkpoints()[0].resolve()
         place = "cpu" if self.provider == "cpu" else device
         networks = []
         for name in (self.detector_file, self.pose_file):
             if not (folder / name).is_file():
-                raise MissingPart(f"dwpose: there is no {name} in {folder}. Put it there, or name another file.")
+                raise MissingRequirement(f"dwpose: there is no {name} in {folder}. Put it there, or name another file.")
             networks.append(OnnxNetwork(folder / name, place))
         model = Networks(*networks)
-        _refuse_others(model)
+        _check_networks(model)
         return model
 
     def run(self, model: Any, clip: DecodedClip) -> SkeletonOfClip:
@@ -138,7 +138,7 @@ class Dwpose(Annotator):
         everybody = [(frame, place) for frame, there in enumerate(found) for place in range(len(there.boxes))]
         for (frame, place), points in zip(everybody, self._poses(model.pose, clip, found, everybody), strict=True):
             found[frame].points[place] = points
-        numbers = identities(found, clip.times_s, self.longest_gap_s)
+        numbers = track_identities(found, clip.times_s, self.longest_gap_s)
         return _result(found, numbers, self.max_persons, clip.frames.shape[1:3])
 
     def _boxes(self, model: Networks, clip: DecodedClip) -> Iterator[np.ndarray]:
@@ -170,7 +170,7 @@ def _size_of(network: OnnxNetwork, otherwise: tuple[int, int]) -> tuple[int, int
     return network.height_px or otherwise[0], network.width_px or otherwise[1]
 
 
-def _refuse_others(model: Networks) -> None:
+def _check_networks(model: Networks) -> None:
     """Raise `OpenUniError` when the graphs state outputs that the networks named do not have."""
     anchors = anchor_count(*_size_of(model.detector, DETECTOR_PX))
     found = model.detector.outputs

@@ -5,9 +5,9 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from openuni.annotators._along_flow import change_along_flow, mean_change
 from openuni.annotators._marigold import NEEDED_FILES, Marigold
-from openuni.manifests.arrays.srgb import linear_of
+from openuni.annotators._temporal_consistency import mean_change, warped_change
+from openuni.manifests.arrays.srgb import srgb_to_linear
 from openuni.manifests.contracts.checkpoint import Checkpoint
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.errors import OpenUniError
@@ -96,10 +96,10 @@ class MarigoldIntrinsics(Marigold):
 
         def linear(name: str) -> np.ndarray:
             values = np.clip(maps[:, names.index(name)], 0, 1)
-            return linear_of(values) if _space(model, name) == "srgb" else values
+            return srgb_to_linear(values) if _space(model, name) == "srgb" else values
 
         albedo = Albedo(linear("albedo"))
-        change = change_along_flow(clip, albedo, mean_change)
+        change = warped_change(clip, albedo, mean_change)
         apart = None if spread is None else float(np.median(spread[:, names.index("albedo")]))
         if "shading" not in names:
             return Intrinsics(albedo, None, None, None, change, apart)
@@ -127,7 +127,7 @@ def scaled_to(
     frame - factor (albedo shading + residual) over channels that are not saturated; where there is nothing to find it
     from, it is 1. Error and share are None where all is saturated or black.
     """
-    light = linear_of(np.arange(256) / 255).astype(np.float32)[frames]
+    light = srgb_to_linear(np.arange(256) / 255).astype(np.float32)[frames]
     shading, residual = shading.copy(), residual.copy()
     errors, rest, total = [], 0.0, 0.0
     for frame, wanted, colour, shade, left in zip(frames, light, albedo, shading, residual, strict=True):

@@ -5,8 +5,8 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from openuni.annotators._along_flow import normal_change_deg
 from openuni.annotators._marigold import NEEDED_FILES, Marigold
+from openuni.annotators._temporal_consistency import normal_change_deg
 from openuni.manifests.contracts.checkpoint import Checkpoint
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.modalities.normal import Normal

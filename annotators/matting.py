@@ -15,7 +15,7 @@ from openuni.manifests.contracts.checkpoint import Checkpoint, published_or_path
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.contracts.inference import Precision, inference
 from openuni.manifests.contracts.operator import Annotator
-from openuni.manifests.contracts.options import SHARE
+from openuni.manifests.contracts.options import UNIT_INTERVAL
 from openuni.manifests.errors import OpenUniError, Unavailable
 from openuni.manifests.modalities.segmentation import Segmentation
 from openuni.manifests.modalities.skeleton import Skeleton
@@ -72,7 +72,7 @@ class Matting(Annotator):
     downsample_ratio: Annotated[
         float,
         "of recurrent networks: scale at which they look at the whole picture; 0: 512 px on the longer side",
-        SHARE,
+        UNIT_INTERVAL,
     ] = 0.0
     frames_per_batch: Annotated[int, "frames in one forward pass; results do not depend on it", Ge(1)] = 4
     precision: Annotated[Precision, "fp32, or bf16 autocast"] = "fp32"
@@ -86,7 +86,7 @@ class Matting(Annotator):
         """Whether the checkpoint is a program of the user's."""
         return Path(self.checkpoint).suffix.lower() in SUFFIXES
 
-    def wants(self) -> Sequence[str]:
+    def requires(self) -> Sequence[str]:
         """Instance masks; key points too where they say which instances are people. Nothing with a supplied network."""
         if self.scripted:
             return ()

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 import numpy as np
 from annotated_types import Ge, Interval
 
-from openuni.annotators._along_flow import normal_change_deg
+from openuni.annotators._temporal_consistency import normal_change_deg
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.contracts.operator import Annotator
 from openuni.manifests.errors import ClipError, OpenUniError, Unavailable
@@ -63,7 +63,7 @@ class NormalsFromDepth(Annotator):
             given = f"far_near_ratio = {self.far_near_ratio:g}"
             raise OpenUniError(f"normals_from_depth: {given}. Allowed: from 1, or 0 where it is not known.")
 
-    def wants(self) -> Sequence[str]:
+    def requires(self) -> Sequence[str]:
         """The depth."""
         return (self.depth,)
 

@@ -7,8 +7,8 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 import numpy as np
 from annotated_types import Interval, MinLen
 
-from openuni.annotators._along_flow import change_along_flow, mean_change
-from openuni.manifests.arrays.srgb import linear_of
+from openuni.annotators._temporal_consistency import mean_change, warped_change
+from openuni.manifests.arrays.srgb import srgb_to_linear
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.contracts.operator import Annotator
 from openuni.manifests.modalities.albedo import Albedo
@@ -16,7 +16,7 @@ from openuni.manifests.modalities.irradiance import Irradiance
 
 DARKEST = 0.5 / 255 / 12.92  # linear light that 8 bits round to black: what black counts as in the logarithm
 WHITE_SHARE = 0.995  # of the clip's pixels whose reflectance is within 0..1 before the light is raised
-LINEAR_OF_LEVEL = linear_of(np.arange(256) / 255).astype(np.float32)
+LINEAR_OF_LEVEL = srgb_to_linear(np.arange(256) / 255).astype(np.float32)
 
 
 class Decomposition(NamedTuple):
@@ -70,7 +70,7 @@ class Retinex(Annotator):
         light = np.maximum(light, brightest)[..., None]
         albedo = Albedo(np.minimum(LINEAR_OF_LEVEL[clip.frames] / light, 1))
         irradiance = Irradiance(np.repeat(light, 3, axis=-1))
-        change = change_along_flow(clip, albedo, mean_change)
+        change = warped_change(clip, albedo, mean_change)
         return Decomposition(albedo, irradiance, float(raised.mean()), change)
 
 

@@ -9,8 +9,8 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
-from openuni.annotators._automatic_masks import Prompted
-from openuni.annotators._flow_carry import FlowStretch
+from openuni.annotators._automatic_masks import PromptableNetwork
+from openuni.annotators._flow_propagation import FlowInterval
 from openuni.annotators._guide_flow import guide_flow
 from openuni.annotators._segmenter import Segmenter
 from openuni.manifests.contracts.checkpoint import Checkpoint
@@ -74,17 +74,19 @@ class Sam(Segmenter):
             ) from error
         return network.eval().requires_grad_(False).to(device)
 
-    def prompted(self, model: Any) -> Prompted:
-        """See `Segmenter.prompted`."""
+    def promptable(self, model: Any) -> PromptableNetwork:
+        """See `Segmenter.promptable`."""
         return SamPrompted(model, self.precision)
 
-    def stretch(self, model: Any, clip: DecodedClip, labels: np.ndarray, first: int, last: int) -> FlowStretch:
-        """See `Segmenter.stretch`."""
-        return FlowStretch(labels, guide_flow(clip), first, last)
+    def keyframe_interval(
+        self, model: Any, clip: DecodedClip, labels: np.ndarray, first: int, last: int
+    ) -> FlowInterval:
+        """See `Segmenter.keyframe_interval`."""
+        return FlowInterval(labels, guide_flow(clip), first, last)
 
 
 class SamPrompted:
-    """The network as `Prompted`: one picture is looked at, then points are asked about."""
+    """The network as `PromptableNetwork`: one picture is looked at, then points are asked about."""
 
     def __init__(self, network: Any, precision: Precision) -> None:
         from segment_anything.utils.transforms import ResizeLongestSide
@@ -93,8 +95,8 @@ class SamPrompted:
         self.device = network.pixel_mean.device
         self.resize = ResizeLongestSide(network.image_encoder.img_size)
 
-    def show(self, image: np.ndarray) -> None:
-        """See `Prompted.show`. Longest side to the network's (PIL, bilinear), normalised, padded right and below."""
+    def set_image(self, image: np.ndarray) -> None:
+        """See `PromptableNetwork`. Longest side to the network's (PIL, bilinear), normalised, padded right and below."""
         pixels = self.pixels(image)
         with inference(self.device.type, self.precision):
             self.embedding = self.network.image_encoder(pixels).float()
@@ -109,8 +111,8 @@ class SamPrompted:
         self.scaled_px = scaled.shape[:2]
         return self.network.preprocess(torch.from_numpy(scaled).to(self.device).permute(2, 0, 1)[None])
 
-    def ask(self, points_px: np.ndarray) -> tuple[Any, Any]:
-        """See `Prompted.ask`: three masks per point."""
+    def predict_points(self, points_px: np.ndarray) -> tuple[Any, Any]:
+        """See `Prompted.predict_points`: three masks per point."""
         import torch
 
         # float64 until it is on the device: so the authors' generator rounds
@@ -127,8 +129,8 @@ class SamPrompted:
             )
         return logits.float(), predicted.float()
 
-    def enlarge(self, logits: Any) -> Any:
-        """See `Prompted.enlarge`: to the network's side, without the padding, to the picture's size."""
+    def upscale(self, logits: Any) -> Any:
+        """See `Prompted.upscale`: to the network's side, without the padding, to the picture's size."""
         full = self.network.postprocess_masks(logits[:, None], self.scaled_px, self.size_px)
         return full[:, 0]
 

@@ -7,9 +7,9 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from annotated_types import Ge, Gt
 
-from openuni.annotators._automatic_masks import Prompted
-from openuni.annotators._instances import Found, largest
-from openuni.annotators._sam2_memory import MemoryStretch, Sam2Prompted
+from openuni.annotators._automatic_masks import PromptableNetwork
+from openuni.annotators._instances import FrameInstances, largest
+from openuni.annotators._sam2_memory import MemoryInterval, Sam2Prompted
 from openuni.annotators._segmenter import Segmenter
 from openuni.manifests.contracts.checkpoint import Checkpoint, published_or_path
 from openuni.manifests.contracts.decoded_clip import DecodedClip
@@ -86,17 +86,19 @@ class Sam2(Segmenter):
             ) from error
         return network.eval().requires_grad_(False).to(device), processor
 
-    def prompted(self, model: Any) -> Prompted:
-        """See `Segmenter.prompted`."""
+    def promptable(self, model: Any) -> PromptableNetwork:
+        """See `Segmenter.promptable`."""
         network, processor = model
         return Sam2Prompted(network, processor, self.precision)
 
-    def find(self, model: Any, frame: np.ndarray) -> Found:
+    def find(self, model: Any, frame: np.ndarray) -> FrameInstances:
         """The largest instances of one frame, uint8 [H, W, 3] RGB."""
         return largest(super().find(model, frame), self.instances_at_a_time)
 
-    def stretch(self, model: Any, clip: DecodedClip, labels: np.ndarray, first: int, last: int) -> MemoryStretch:
-        """See `Segmenter.stretch`."""
+    def keyframe_interval(
+        self, model: Any, clip: DecodedClip, labels: np.ndarray, first: int, last: int
+    ) -> MemoryInterval:
+        """See `Segmenter.keyframe_interval`."""
         network, processor = model
         seen = Sam2Prompted(network, processor, self.precision)
-        return MemoryStretch(seen, clip.frames, labels, (first, last), self.fill_holes_px)
+        return MemoryInterval(seen, clip.frames, labels, (first, last), self.fill_holes_px)

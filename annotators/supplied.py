@@ -10,8 +10,8 @@ from annotated_types import Ge
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.contracts.modality import Modality, find_modality
 from openuni.manifests.contracts.operator import Annotator
-from openuni.manifests.contracts.payloads import entry_of, restore
-from openuni.manifests.corpus.sidecars import beside, read_small
+from openuni.manifests.contracts.payloads import decode_payload, parse_entry
+from openuni.manifests.corpus.sidecars import read_bounded, sidecar_path
 from openuni.manifests.errors import ClipError, OpenUniError, unknown_name
 from openuni.manifests.modalities.albedo import Albedo
 from openuni.manifests.modalities.alpha import Alpha
@@ -72,24 +72,24 @@ class Supplied(Annotator):
             if name not in known:
                 raise OpenUniError(unknown_name("supplied: modality", name, known))
 
-    def makes(self) -> Sequence[str]:
+    def produces(self) -> Sequence[str]:
         """What it is to read."""
         return self.modalities
 
     def run(self, model: Any, clip: DecodedClip) -> SuppliedMaps:
         """The maps of this clip. Raises `ClipError` when there is no sidecar, or it does not fit the clip."""
         source = clip.clip.source
-        sidecar = beside(source, ".json")
+        sidecar = sidecar_path(source, ".json")
         entries = _read_sidecar(_read(sidecar, MAX_JSON_BYTES), sidecar, clip)
         folder = source.rpartition("/")[0]
         found: dict[str, Any] = dict.fromkeys(SuppliedMaps._fields[:-1])
         for modality in map(find_modality, self.modalities):
             if modality.name in entries:
                 where = f"{sidecar}, modality {modality.name}"
-                file, constants = entry_of(entries[modality.name], modality, where)
+                file, constants = parse_entry(entries[modality.name], modality, where)
                 data = _read(f"{folder}/{file}", self.max_file_mb * 10**6)
                 size_px = clip.clip.height_px, clip.clip.width_px
-                maps = restore(modality, data, constants, where, clip.clip.frame_count, size_px)
+                maps = decode_payload(modality, data, constants, where, clip.clip.frame_count, size_px)
                 found[modality.name] = _at_most(maps, *clip.frames.shape[1:3])
         return SuppliedMaps(**found, supplied_count=sum(maps is not None for maps in found.values()))
 
@@ -97,7 +97,7 @@ class Supplied(Annotator):
 def _read(location: str, max_bytes: int) -> bytes:
     """The whole file (local path or fsspec URL); `ClipError` when it is not there or larger than allowed."""
     try:
-        data = read_small(location, max_bytes)
+        data = read_bounded(location, max_bytes)
     except OSError as error:
         raise ClipError(f"cannot read {location}: {error}") from error
     if data is None:

@@ -8,10 +8,10 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 import numpy as np
 from annotated_types import Ge
 
-from openuni.annotators._along_flow import depth_change_share
 from openuni.annotators._depth_anything import PATCH_PX, FrameDepth, original_pixels
-from openuni.annotators._depth_steady import steadied
-from openuni.annotators._depth_windows import WINDOW, stitched
+from openuni.annotators._depth_stabilization import stabilize_depth
+from openuni.annotators._depth_windows import WINDOW, stitch_depth
+from openuni.annotators._temporal_consistency import depth_change_share
 from openuni.manifests.contracts.checkpoint import Checkpoint
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.contracts.inference import inference
@@ -19,7 +19,7 @@ from openuni.manifests.errors import OpenUniError
 from openuni.manifests.modalities.depth import Depth
 
 WIDEST = 1.78  # clips with longer sides than this ratio go in smaller, as Video-Depth-Anything does it
-WIDEST_KEPT = 1.777
+MAX_UNSCALED_ASPECT = 1.777
 
 
 class SteadyDepth(NamedTuple):
@@ -88,14 +88,16 @@ class VideoDepth(FrameDepth):
         """Depth float32 [T, H, W, 1] at the size of the frames."""
         if self.window_network:
             align = self.window_unit == "disparity"
-            values = stitched(lambda numbers: self._window(model, clip.frames, numbers), len(clip.frames), align=align)
+            values = stitch_depth(
+                lambda numbers: self._window(model, clip.frames, numbers), len(clip.frames), align=align
+            )
             depth = Depth(values[..., None], unit=self.window_unit)
             return SteadyDepth(depth, depth_change_share(clip, depth), None, None)
         values, unit = self.each_frame(model, clip.frames)
         raw = depth_change_share(clip, Depth(values[..., None], unit=unit))
         aligned = None
         if self.steady_frames and len(values) > 1:
-            values, aligned = steadied(clip, values, self.steady_frames, scale_only=unit == "metres")
+            values, aligned = stabilize_depth(clip, values, self.steady_frames, scale_only=unit == "metres")
         depth = Depth(values[..., None], unit=unit)
         return SteadyDepth(depth, depth_change_share(clip, depth), raw, aligned)
 
@@ -126,7 +128,7 @@ def window_input_size(height_px: int, width_px: int, input_size: int) -> int:
     ratio = max(height_px, width_px) / min(height_px, width_px)
     if ratio <= WIDEST:
         return input_size
-    return max(PATCH_PX, round(int(input_size * WIDEST_KEPT / ratio) / PATCH_PX) * PATCH_PX)
+    return max(PATCH_PX, round(int(input_size * MAX_UNSCALED_ASPECT / ratio) / PATCH_PX) * PATCH_PX)
 
 
 def load_torchscript(path: Path, device: str) -> Any:

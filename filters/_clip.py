@@ -22,7 +22,7 @@ OPENAI_L14 = "timm/vit_large_patch14_clip_224.openai"
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 OTHER_LIBRARIES = ("hf_model_name", "hf_tokenizer_name", "timm_model_name")  # such towers come with files of their own
 MAX_CONFIG_BYTES = 1024**2
-REMEMBERED_FRAMES = 512  # embeddings, 3 KB each
+CACHED_FRAMES = 512  # embeddings, 3 KB each
 
 PUBLISHED = (
     Checkpoint(OPENAI_L14, "hub", "Apache-2.0", size_mb=1710.0, only=(CONFIG, WEIGHTS)),  # OpenAI's own, not LAION's
@@ -41,7 +41,7 @@ class Embedder:
         from open_clip.transform import PreprocessCfg, image_transform_v2
         from safetensors import SafetensorError
 
-        _refuse_other_formats(folder)
+        _check_format(folder)
         try:
             network = open_clip.create_model(
                 f"local-dir:{folder}", precision="fp32", force_quick_gelu=quick_gelu, require_pretrained=True
@@ -54,7 +54,7 @@ class Embedder:
         self.quick_gelu = _is_quick_gelu(network)
         self.width = int(network.visual.output_dim)  # numbers per embedding
         self.device = device
-        self.remembered: OrderedDict[tuple[str, Precision], np.ndarray] = OrderedDict()
+        self.frame_cache: OrderedDict[tuple[str, Precision], np.ndarray] = OrderedDict()
 
     def pixels(self, frame: np.ndarray) -> Any:
         """uint8 [H, W, 3] -> float32 tensor [3, side, side]: bicubic by PIL, centre crop, CLIP's normalisation."""
@@ -65,17 +65,17 @@ class Embedder:
     def frames(self, frames: np.ndarray, precision: Precision, batch: int) -> np.ndarray:
         """uint8 [T, H, W, 3] RGB -> float32 [T, D] of length 1; frames that are remembered are not embedded again."""
         keys = [(f"{frame.shape}{xxhash.xxh3_128_hexdigest(frame.tobytes())}", precision) for frame in frames]
-        places = {key: place for place, key in enumerate(keys) if key not in self.remembered}
-        known = {key: self.remembered[key] for key in keys if key in self.remembered}
+        places = {key: place for place, key in enumerate(keys) if key not in self.frame_cache}
+        known = {key: self.frame_cache[key] for key in keys if key in self.frame_cache}
         new = list(places)
         for start in range(0, len(new), batch):
             part = new[start : start + batch]
             known |= zip(part, self._embed(frames[[places[key] for key in part]], precision), strict=True)
         for key in keys:
-            self.remembered[key] = known[key]
-            self.remembered.move_to_end(key)
-        while len(self.remembered) > REMEMBERED_FRAMES:
-            self.remembered.popitem(last=False)
+            self.frame_cache[key] = known[key]
+            self.frame_cache.move_to_end(key)
+        while len(self.frame_cache) > CACHED_FRAMES:
+            self.frame_cache.popitem(last=False)
         return np.stack([known[key] for key in keys])
 
     def text(self, text: str, precision: Precision) -> np.ndarray:
@@ -155,7 +155,7 @@ def _unit(embeddings: Any) -> np.ndarray:
     return unit
 
 
-def _refuse_other_formats(folder: Path) -> None:
+def _check_format(folder: Path) -> None:
     """Raise `OpenUniError` unless the folder has safetensors and a configuration that asks for nothing from elsewhere.
 
     open_clip would also unpickle .bin and .pth, and fetch the towers of other libraries.

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from openuni.manifests.contracts.weights import read_weights
-from openuni.manifests.errors import MissingPart, OpenUniError
+from openuni.manifests.errors import MissingRequirement, OpenUniError
 
 Detector = Callable[[np.ndarray], list[np.ndarray]]  # uint8 [H, W, 3] RGB -> float32 [4, 2] each: x, y in pixels
 
@@ -21,7 +21,7 @@ CRAFT_URL = f"https://github.com/JaidedAI/EasyOCR/releases/download/pre-v1.1.6/{
 MAX_CHECKPOINT_BYTES = 512 * 2**20  # of the file within a .zip; CRAFT has 83 MB
 
 
-class Reading(NamedTuple):
+class RapidOcrOptions(NamedTuple):
     """How `rapidocr` finds text: see the options of the same names."""
 
     long_side_px: int
@@ -31,18 +31,18 @@ class Reading(NamedTuple):
 
 
 def rapidocr_weights(task: str) -> Path:
-    """A model that RapidOCR's own wheel carries: "det" finds text, "rec" reads it. Raises `MissingPart` without it."""
+    """A model shipped in the RapidOCR wheel: "det" detects text, "rec" reads it. Raises `MissingRequirement`."""
     spec = importlib.util.find_spec("rapidocr")
     places = spec.submodule_search_locations if spec is not None else None
     found = sorted((Path(next(iter(places))) / "models").glob(f"*_{task}_*.onnx")) if places else []
     if not found:
-        raise MissingPart(
+        raise MissingRequirement(
             'ocr: RapidOCR or its models are not installed. Install it with: pip install "rapidocr>=3.10"'
         )
     return found[0]
 
 
-def rapidocr_detector(find: Path, read: Path, how: Reading) -> Detector:
+def rapidocr_detector(find: Path, read: Path, how: RapidOcrOptions) -> Detector:
     """PP-OCR (differentiable binarization, then reading) on the CPU; frames with a longer side are scaled down.
 
     What is found is then read, for the finder alone also takes textures for text, at times half the frame.

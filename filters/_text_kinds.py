@@ -13,7 +13,7 @@ BLOCK_PX = 16
 MISSED_SAMPLES = 1  # that a detector may overlook between two sightings
 
 
-class Kind(IntEnum):
+class TextKind(IntEnum):
     """What a box of text is."""
 
     SCENE = 0  # moves, or comes and goes
@@ -31,9 +31,9 @@ class _Track:
     boxes: list[tuple[int, int]] = field(default_factory=list)  # frame, number within the frame
 
 
-def kinds_of(
+def classify_text(
     grey: list[np.ndarray], quads: list[list[np.ndarray]], times_s: np.ndarray, stays_s: float
-) -> list[list[Kind]]:
+) -> list[list[TextKind]]:
     """The kind of each box of each frame.
 
     `grey`: uint8 [H, W] each; `quads`: of each frame, float32 [4, 2] pixels each. Text is at rest when a box is seen at
@@ -41,9 +41,9 @@ def kinds_of(
     around it along; an overlay does not: so text at rest is an overlay where the pixels around it change (more than by
     a change of light), or most of the picture does. One frame alone decides nothing.
     """
-    found = [[Kind.SCENE] * len(of_frame) for of_frame in quads]
+    found = [[TextKind.SCENE] * len(of_frame) for of_frame in quads]
     if len(grey) < 2:
-        return [[Kind.UNDECIDED] * len(of_frame) for of_frame in quads]
+        return [[TextKind.UNDECIDED] * len(of_frame) for of_frame in quads]
     text = [union_mask(image.shape, of_frame) for image, of_frame in zip(grey, quads, strict=True)]
     enough_s = min(stays_s, float(times_s[-1] - times_s[0]))
     for track in _tracks(grey, quads):
@@ -52,7 +52,7 @@ def kinds_of(
         others = sorted({index for index, _ in track.boxes} - {track.first})
         moved = any(_surroundings_change(grey, text, track, other) for other in others)
         for index, number in track.boxes:
-            found[index][number] = Kind.OVERLAY if moved else Kind.UNDECIDED
+            found[index][number] = TextKind.OVERLAY if moved else TextKind.UNDECIDED
     return found
 
 
@@ -69,7 +69,9 @@ def _tracks(grey: list[np.ndarray], quads: list[list[np.ndarray]]) -> list[_Trac
                 if place not in taken and index - track.last <= 1 + MISSED_SAMPLES
             ]
             overlap, place = max(fits, default=(0.0, -1))
-            if overlap >= SAME_PLACE_IOU and _looks_same(grey[tracks[place].first], grey[index], tracks[place].rect):
+            if overlap >= SAME_PLACE_IOU and _appearance_matches(
+                grey[tracks[place].first], grey[index], tracks[place].rect
+            ):
                 tracks[place].last = index
             else:
                 place = len(tracks)
@@ -79,7 +81,7 @@ def _tracks(grey: list[np.ndarray], quads: list[list[np.ndarray]]) -> list[_Trac
     return tracks
 
 
-def _looks_same(one: np.ndarray, other: np.ndarray, rect: tuple[int, int, int, int]) -> bool:
+def _appearance_matches(one: np.ndarray, other: np.ndarray, rect: tuple[int, int, int, int]) -> bool:
     left, top, right, bottom = rect
     correlation, _ = _compare(one[top:bottom, left:right], other[top:bottom, left:right])
     return correlation >= SAME_LOOK

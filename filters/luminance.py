@@ -7,7 +7,7 @@ import numpy as np
 
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.contracts.operator import Filter
-from openuni.manifests.contracts.options import SHARE
+from openuni.manifests.contracts.options import UNIT_INTERVAL
 from openuni.manifests.errors import OpenUniError
 
 BT709_WEIGHTS = np.array([0.2126, 0.7152, 0.0722])  # of R, G, B; they sum to one
@@ -31,8 +31,8 @@ class Luminance(Filter):
     within each frame, so that a fade from black to white does not count as contrast.
     """
 
-    dark_below: Annotated[float, "luma under which a pixel counts as dark", SHARE] = 0.05
-    bright_above: Annotated[float, "luma over which a pixel counts as bright", SHARE] = 0.95
+    dark_below: Annotated[float, "luma under which a pixel counts as dark", UNIT_INTERVAL] = 0.05
+    bright_above: Annotated[float, "luma over which a pixel counts as bright", UNIT_INTERVAL] = 0.95
 
     origin: ClassVar[str] = "ITU-R BT.709 luma coefficients"
 

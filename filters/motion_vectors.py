@@ -44,7 +44,7 @@ class CodecMotion(Filter):
     pairs_per_s: Annotated[float, "pairs of adjacent frames looked at per second of the clip", Gt(0)] = 2.0
     max_pairs: Annotated[int, "most pairs looked at per clip, spread over its whole length", Ge(1)] = 32
 
-    wants_vectors: ClassVar[bool] = True
+    requires_motion_vectors: ClassVar[bool] = True
     origin: ClassVar[str] = "motion filter of nvidia-cosmos/cosmos-curate; vectors as FFmpeg exports them"
 
     def sample(self, times_s: np.ndarray) -> np.ndarray:
@@ -65,7 +65,7 @@ class CodecMotion(Filter):
         covered = float(np.sum([np.isfinite(lengths).mean() for lengths in painted]))
         return Scores(
             length_sides=float(mean.mean()),
-            least_patch_sides=least_patch(mean),
+            least_patch_sides=min_patch_motion(mean),
             predicted_share=covered / len(clip.vectors),
         )
 
@@ -91,7 +91,7 @@ def lengths_sides(vectors: MotionVectors) -> np.ndarray:
         return total / np.where(count > 0, count, np.nan)
 
 
-def least_patch(lengths: np.ndarray) -> float:
+def min_patch_motion(lengths: np.ndarray) -> float:
     """The least mean over patches of about 256 px a side; one patch where the picture is smaller."""
     down, right = (max(1, round(side * CELL_PX / PATCH_PX)) for side in lengths.shape)
     rows = np.array_split(lengths, down, axis=0)

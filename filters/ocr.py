@@ -9,11 +9,11 @@ from annotated_types import Ge, Gt
 
 from openuni.filters import _text_boxes as boxes
 from openuni.filters._samples import at_most
-from openuni.filters._text_kinds import Kind, kinds_of, union_mask
+from openuni.filters._text_kinds import TextKind, classify_text, union_mask
 from openuni.manifests.contracts.checkpoint import Checkpoint
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.contracts.operator import Filter, sample_evenly
-from openuni.manifests.contracts.options import SHARE
+from openuni.manifests.contracts.options import UNIT_INTERVAL
 
 
 class Scores(NamedTuple):
@@ -49,11 +49,11 @@ class Ocr(Filter):
     frames_per_s: Annotated[float, "frames looked at per second of the clip", Gt(0)] = 1.0
     max_frames: Annotated[int, "most frames looked at per clip, spread over its whole length", Ge(1)] = 16
     long_side_px: Annotated[int, "frames are scaled down to this longer side for the detector", Ge(32)] = 960
-    min_score: Annotated[float, "confidence from which rapidocr's boxes count", SHARE] = 0.5
+    min_score: Annotated[float, "confidence from which rapidocr's boxes count", UNIT_INTERVAL] = 0.5
     min_read: Annotated[
         float,
         "confidence from which rapidocr counts as having read a box; lower for other scripts; 0: not read",
-        SHARE,
+        UNIT_INTERVAL,
     ] = 0.8
     unclip: Annotated[
         float, "how far rapidocr's boxes grow: 0.8 fits the letters, 1.6 is its own for reading", Gt(0)
@@ -93,7 +93,7 @@ class Ocr(Filter):
         weights = [checkpoint.resolve() for checkpoint in self.checkpoints()]
         if self.backend == "easyocr":
             return boxes.easyocr_detector(weights[0], device, self.long_side_px)
-        how = boxes.Reading(self.long_side_px, self.unclip, self.min_score, self.min_read)
+        how = boxes.RapidOcrOptions(self.long_side_px, self.unclip, self.min_score, self.min_read)
         return boxes.rapidocr_detector(weights[0], weights[1], how)
 
     def run(self, model: boxes.Detector, clip: DecodedClip) -> Scores:
@@ -102,7 +102,7 @@ class Ocr(Filter):
 
         quads = [model(frame) for frame in clip.frames]
         grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in clip.frames]
-        kinds = kinds_of(grey, quads, clip.times_s, self.stays_s)
+        kinds = classify_text(grey, quads, clip.times_s, self.stays_s)
         parts = np.array(
             [_parts(image.shape, of_frame, kind) for image, of_frame, kind in zip(grey, quads, kinds, strict=True)]
         )
@@ -114,17 +114,17 @@ class Ocr(Filter):
         return Scores(
             text_area_share=float(whole.mean()),
             max_text_area_share=float(whole.max()),
-            overlay_area_share=float(mean[Kind.OVERLAY]),
-            scene_area_share=float(mean[Kind.SCENE]),
-            undecided_area_share=float(mean[Kind.UNDECIDED]),
+            overlay_area_share=float(mean[TextKind.OVERLAY]),
+            scene_area_share=float(mean[TextKind.SCENE]),
+            undecided_area_share=float(mean[TextKind.UNDECIDED]),
             text_frame_share=float(np.mean([len(of_frame) > 0 for of_frame in quads])),
         )
 
 
-def _parts(shape: tuple[int, ...], quads: list[np.ndarray], kinds: list[Kind]) -> list[float]:
-    """Share of the frame per `Kind`; where boxes overlap, overlay goes before undecided, and that before scene."""
-    shares, taken = [0.0] * len(Kind), np.zeros(shape[:2], bool)
-    for kind in (Kind.OVERLAY, Kind.UNDECIDED, Kind.SCENE):
+def _parts(shape: tuple[int, ...], quads: list[np.ndarray], kinds: list[TextKind]) -> list[float]:
+    """Share of the frame per `TextKind`; where boxes overlap, overlay goes before undecided, and that before scene."""
+    shares, taken = [0.0] * len(TextKind), np.zeros(shape[:2], bool)
+    for kind in (TextKind.OVERLAY, TextKind.UNDECIDED, TextKind.SCENE):
         mask = union_mask(shape, [quad for quad, of_quad in zip(quads, kinds, strict=True) if of_quad == kind])
         shares[kind] = float((mask & ~taken).mean())
         taken |= mask

@@ -9,7 +9,7 @@ from annotated_types import Ge, Gt
 from openuni.filters._samples import at_most
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.contracts.operator import Filter, sample_evenly
-from openuni.manifests.contracts.options import SHARE
+from openuni.manifests.contracts.options import UNIT_INTERVAL
 
 
 class Scores(NamedTuple):
@@ -34,7 +34,7 @@ class Resolution(Filter):
 
     frames_per_s: Annotated[float, "frames looked at per second of the clip", Gt(0)] = 1.0
     max_frames: Annotated[int, "most frames looked at per clip, spread over its whole length", Ge(1)] = 8
-    black_below: Annotated[float, "grey value under which a pixel is black", SHARE] = 0.08
+    black_below: Annotated[float, "grey value under which a pixel is black", UNIT_INTERVAL] = 0.08
 
     origin: ClassVar[str] = "facts of the file; bars as FFmpeg's cropdetect finds them"
 

@@ -10,7 +10,7 @@ from annotated_types import Ge, Gt
 from openuni.filters._samples import sample_pairs
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.contracts.operator import Filter
-from openuni.manifests.contracts.options import SHARE
+from openuni.manifests.contracts.options import UNIT_INTERVAL
 
 BLOCK_PX = 16
 
@@ -38,9 +38,9 @@ class Still(Filter):
 
     pairs_per_s: Annotated[float, "pairs of adjacent frames compared per second of the clip", Gt(0)] = 2.0
     max_pairs: Annotated[int, "most pairs compared per clip, spread over its whole length", Ge(1)] = 32
-    noise: Annotated[float, "mean change of a block's grey values that still counts as none", SHARE] = 0.01
-    black_below: Annotated[float, "grey value under which a pixel is black", SHARE] = 0.1
-    bright_share: Annotated[float, "share of pixels of a black frame that may be brighter", SHARE] = 0.02
+    noise: Annotated[float, "mean change of a block's grey values that still counts as none", UNIT_INTERVAL] = 0.01
+    black_below: Annotated[float, "grey value under which a pixel is black", UNIT_INTERVAL] = 0.1
+    bright_share: Annotated[float, "share of pixels of a black frame that may be brighter", UNIT_INTERVAL] = 0.02
 
     origin: ClassVar[str] = "thresholds for black as in FFmpeg's blackdetect; for frozen compare its freezedetect"
 

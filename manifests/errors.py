@@ -16,7 +16,7 @@ class Unavailable(ClipError):
     """This clip cannot have what was asked for, and nothing went wrong: a row with status `unavailable`, no failure."""
 
 
-class MissingPart(OpenUniError):
+class MissingRequirement(OpenUniError):
     """Something a run needs is not on this machine (a checkpoint, a package); the text names the command for it."""
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from openuni.api import export, import_set, open_corpus, open_run, run, select, split, train
-    from openuni.config.recipe import Recipe
+    from openuni.config.recipe import CorpusRecipe
     from openuni.manifests.contracts.decoded_clip import DecodedClip
     from openuni.manifests.corpus.corpus import Corpus
     from openuni.manifests.errors import OpenUniError
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
+_LAZY_IMPORTS = {
     "Clip": "openuni.manifests.video.clip",
     "Corpus": "openuni.manifests.corpus.corpus",
     "DecodedClip": "openuni.manifests.contracts.decoded_clip",
     "OpenUniError": "openuni.manifests.errors",
-    "Recipe": "openuni.config.recipe",
+    "CorpusRecipe": "openuni.config.recipe",
     "Run": "openuni.training.run",
     "export": "openuni.api",
     "import_set": "openuni.api",
@@ -40,9 +40,9 @@ _HOMES = {
 __all__ = [
     "Clip",
     "Corpus",
+    "CorpusRecipe",
     "DecodedClip",
     "OpenUniError",
-    "Recipe",
     "Run",
     "export",
     "import_set",
@@ -56,6 +56,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"openuni has no {name!r}. It has: {', '.join(sorted(_HOMES))}.")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    if name not in _LAZY_IMPORTS:
+        raise AttributeError(f"openuni has no {name!r}. It has: {', '.join(sorted(_LAZY_IMPORTS))}.")
+    return getattr(importlib.import_module(_LAZY_IMPORTS[name]), name)

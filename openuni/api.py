@@ -5,20 +5,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from openuni.config.recipe import Recipe, build
+from openuni.config.recipe import CorpusRecipe, build
 from openuni.console.progress import Reporter
 from openuni.dedup import deduplicator as finder
-from openuni.exchange import selection
+from openuni.exchange import export_selection as selection
+from openuni.exchange.export_job import ExportJob, ExportReport
 from openuni.exchange.exporter import find_exporter
-from openuni.exchange.exporting import Export, Report
+from openuni.exchange.import_job import ImportJob, ImportOptions
 from openuni.exchange.importer import find_importer
-from openuni.exchange.importing import Choice, Import
 from openuni.manifests.corpus import keep_rule as rules
 from openuni.manifests.corpus import splits
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.corpus.lock import lock
 from openuni.manifests.errors import OpenUniError
-from openuni.pipeline.pipeline import Pipeline, Scope
+from openuni.pipeline.pipeline import Pipeline, RunScope
 from openuni.pipeline.runner import Resources, open_runner
 from openuni.pipeline.sources import find_sources
 from openuni.report import doctor
@@ -30,25 +30,25 @@ MAX_DEFAULT_WORKERS = 16
 
 
 def run(
-    recipe: str | Path | Mapping[str, Any] | Recipe,
+    recipe: str | Path | Mapping[str, Any] | CorpusRecipe,
     sources: str | Path | Sequence[str | Path] = (),
     *,
     out: str | Path,
     resources: Resources | None = None,
-    scope: Scope = Scope(),
+    scope: RunScope = RunScope(),
     reporter: Reporter | None = None,
 ) -> Corpus:
     """Build or extend a corpus; call it again to resume.
 
-    `recipe`: a TOML file, tables as `tomllib` gives them, or a `Recipe`. `sources`: files, folders, globs, `.txt`
+    `recipe`: a TOML file, tables as `tomllib` gives them, or a `CorpusRecipe`. `sources`: files, folders, globs, `.txt`
     lists, URLs; none: the clips that the corpus holds already, such as imported ones. `resources`: default this
     process (no Ray). Raises `OpenUniError` for wrong input and missing parts; clips that fail are rows of the corpus:
     see `corpus.summary()`.
     """
-    parsed = as_recipe(recipe)
+    parsed = to_recipe(recipe)
     found = find_sources(sources)
     resources = resources or Resources()
-    doctor.require(parsed, str(out), resources.gpus)
+    doctor.require_all(parsed, str(out), resources.gpus)
     corpus = Corpus.create(str(out)) if found else Corpus.open(str(out))
     reporter = reporter or Reporter()
     with lock(corpus.store), reporter, open_runner(resources) as runner:
@@ -64,13 +64,13 @@ def import_set(
     out: str | Path,
     options: Mapping[str, Any] | None = None,
     resources: Resources | None = None,
-    choice: Choice | None = None,
+    import_options: ImportOptions | None = None,
     reporter: Reporter | None = None,
 ) -> Corpus:
     """Bring the clips of another project's set into a corpus; call it again to go on.
 
-    `format`: a name of `openuni/importers`, with its `options`. `choice`: which of its clips, and what the set is
-    called. Every clip is checked first; what is wrong with one is its row in the corpus: see `corpus.summary()`.
+    `format`: a name of `openuni/importers`, with its `options`. `import_options`: which of its clips, and what the set
+    is called. Every clip is checked first; what is wrong with one is its row in the corpus: see `corpus.summary()`.
     Raises `OpenUniError` where the folder holds no such set.
     """
     importer = build(find_importer(format, imports=True), options or {}, f"import {format}")
@@ -81,7 +81,7 @@ def import_set(
         raise OpenUniError(f"--out {out} lies in the set itself, {place}: its files would be taken for clips")
     corpus = Corpus.create(str(out))
     reporter = reporter or Reporter()
-    job = Import(importer, corpus, choice or Choice())
+    job = ImportJob(importer, corpus, import_options or ImportOptions())
     with lock(corpus.store), reporter, open_runner(resources or Resources()) as runner:
         job.run(place, runner, reporter)
     corpus.refresh()
@@ -93,15 +93,15 @@ def export(
     format: str,
     *,
     out: str | Path,
-    choice: selection.Choice | None = None,
+    export_options: selection.ExportOptions | None = None,
     workers: int | None = None,
     reporter: Reporter | None = None,
     **options: Any,
-) -> Report:
+) -> ExportReport:
     """Write the kept clips of a corpus as another project reads them; call it again to go on.
 
-    `format`: a name of `openuni/exporters`, with its `options`. `choice`: which modalities, split and how many clips;
-    default all. `workers`: threads; default one per core. A clip that cannot be exported is in the report and in
+    `format`: a name of `openuni/exporters`, with its `options`. `export_options`: which modalities, split and how many
+    clips; default all. `workers`: threads; default one per core. A clip that cannot be exported is in the report and in
     failed.csv. Raises `OpenUniError` for wrong choices, and where the folder holds another export.
     """
     opened = corpus if isinstance(corpus, Corpus) else Corpus.open(str(corpus))
@@ -110,15 +110,15 @@ def export(
         raise OpenUniError(f"--workers {workers}: must be 1 or more")
     place = Path(out).expanduser().resolve()
     with reporter or Reporter() as shown:
-        job = Export(exporter, opened, place, choice or selection.Choice())
+        job = ExportJob(exporter, opened, place, export_options or selection.ExportOptions())
         return job.run(workers or min(os.cpu_count() or 1, MAX_DEFAULT_WORKERS), shown)
 
 
-def as_recipe(recipe: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
+def to_recipe(recipe: str | Path | Mapping[str, Any] | CorpusRecipe) -> CorpusRecipe:
     """A recipe from any of its forms."""
-    if isinstance(recipe, Recipe):
+    if isinstance(recipe, CorpusRecipe):
         return recipe
-    return Recipe.parse(recipe) if isinstance(recipe, Mapping) else Recipe.load(recipe)
+    return CorpusRecipe.parse(recipe) if isinstance(recipe, Mapping) else CorpusRecipe.load(recipe)
 
 
 def default_resources(workers: int | None = None, gpus: float | None = None, address: str | None = None) -> Resources:
@@ -144,17 +144,17 @@ def select(corpus: str | Path | Corpus, keep: str, *, out: str | Path) -> Corpus
     return source.select(keep, str(out))
 
 
-def duplicates(corpus: str | Path | Corpus, by: str = "hash", **options: Any) -> finder.Report:
+def duplicates(corpus: str | Path | Corpus, by: str = "hash", **options: Any) -> finder.DedupReport:
     """Find clips that show the same, over the whole corpus; call it again when the corpus has grown.
 
     `by`: "hash" (copies; needs the filter perceptual_hash) or "embedding" (the same content; needs the filter
     embedding), with the `options` of that finder. What is found is the column group `filters/duplicates` or
     `filters/semantic_duplicates`, which `keep` may read. Raises `OpenUniError` where the filter has not run.
     """
-    chosen = finder.finder_by(by)
+    chosen = finder.deduplicator_by(by)
     opened = corpus if isinstance(corpus, Corpus) else Corpus.open(str(corpus))
     with lock(opened.store):
-        return finder.find_copies(build(chosen, options, f"duplicates by {by}"), opened)
+        return finder.find_duplicates(build(chosen, options, f"duplicates by {by}"), opened)
 
 
 def split(

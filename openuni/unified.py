@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 import numpy as np
 from annotated_types import Ge
 
-from openuni.inference.windows import join, spans
+from openuni.inference.windows import stitch, window_spans
 from openuni.manifests.arrays.resample import resize_smooth
 from openuni.manifests.contracts.checkpoint import Checkpoint
 from openuni.manifests.contracts.decoded_clip import DecodedClip
@@ -86,17 +86,17 @@ class Unified(Annotator):
             if name not in known:
                 raise OpenUniError(unknown_name("openuni.unified: modality", name, known))
 
-    def makes(self) -> Sequence[str]:
+    def produces(self) -> Sequence[str]:
         """What it is to estimate."""
         return self.modalities
 
     def checkpoints(self) -> Sequence[Checkpoint]:
         """The run's record and averaged weights, and what its codecs need."""
-        from openuni.training.data.texts import latent_codec, text_codec
+        from openuni.training.data.fixed_texts import open_latent_codec, open_text_codec
 
         run = self._run("cpu")
         files = [run.folder / "run.json", run.checkpoint.path / "ema.safetensors"]
-        codecs = [latent_codec(run.record["latents"]), text_codec(run.record["text"])]
+        codecs = [open_latent_codec(run.record["latents"]), open_text_codec(run.record["text"])]
         own = [Checkpoint(str(path), "path", self.licence) for path in files]
         return [*own, *(checkpoint for codec in codecs for checkpoint in codec.checkpoints())]
 
@@ -112,9 +112,9 @@ class Unified(Annotator):
         frames = resize_smooth(clip.frames.astype(np.float32) / 255, *size_px)
         missing = max(0, min(model.frames, -(-(len(frames) - 1) // 4) * 4 + 1) - len(frames))
         frames = np.concatenate([frames, np.repeat(frames[-1:], missing, axis=0)])
-        windows = spans(len(frames), min(model.frames, len(frames)), self.overlap_frames)
+        windows = window_spans(len(frames), min(model.frames, len(frames)), self.overlap_frames)
         made = [model.estimate(frames[start:stop], clip.clip.caption or "") for start, stop in windows]
-        joined = {name: join(name, [one[name] for one in made], windows) for name in self.modalities}
+        joined = {name: stitch(name, [one[name] for one in made], windows) for name in self.modalities}
         scale = min(1.0, math.sqrt(size_px[0] * size_px[1] / (clip.frames.shape[1] * clip.frames.shape[2])))
         target = max(1, round(clip.frames.shape[1] * scale)), max(1, round(clip.frames.shape[2] * scale))
         maps: dict[str, Any] = dict.fromkeys(EstimatedMaps._fields)
@@ -143,18 +143,18 @@ class Estimator:
     @cached_property
     def tasks(self) -> "list[Task]":
         """The fewest tasks of the run, from RGB alone, that make all that is asked for."""
-        known = [task for task in self.run.tasks if task.given == ("rgb",)]
+        known = [task for task in self.run.tasks if task.conditions == ("rgb",)]
         chosen: list[Task] = []
         for name in self.options.modalities:
-            if any(name in task.made for task in chosen):
+            if any(name in task.targets for task in chosen):
                 continue
-            fit = [task for task in known if name in task.made]
+            fit = [task for task in known if name in task.targets]
             if not fit:
                 trained = ", ".join(str(task) for task in self.run.tasks)
                 wanted = f'{self.run.folder} was not trained for "rgb->{name}"'
                 raise OpenUniError(f"openuni.unified: {wanted}; it was trained for: {trained}")
             asked = set(self.options.modalities)
-            chosen.append(max(fit, key=lambda task: (len(asked & set(task.made)), -len(task.made))))
+            chosen.append(max(fit, key=lambda task: (len(asked & set(task.targets)), -len(task.targets))))
         return chosen
 
     def size_px(self, height_px: int, width_px: int) -> tuple[int, int]:
@@ -173,12 +173,12 @@ class Estimator:
 
     def estimate(self, frames: np.ndarray, caption: str) -> dict[str, np.ndarray]:
         """float32 [T, H, W, 3] RGB in 0..1 -> by modality its rendering, of the same shape and range."""
-        from openuni.training.sampler import Sampling
+        from openuni.training.sampler import SamplingOptions
 
         options = self.options
-        sampling = Sampling(options.steps, self.run.recipe.flow.shift, options.guidance, options.seed)
+        sampling = SamplingOptions(options.steps, self.run.recipe.flow.shift, options.guidance, options.seed)
         size = frames.shape[0], frames.shape[1], frames.shape[2]
         found: dict[str, np.ndarray] = {}
         for task in self.tasks:
-            found |= self.run.render(caption, list(task.made), {"rgb": frames}, size, sampling)
+            found |= self.run.render(caption, list(task.targets), {"rgb": frames}, size, sampling)
         return found

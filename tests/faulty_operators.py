@@ -177,7 +177,7 @@ class WritesMap(Annotator):
 
     origin: ClassVar[str] = "made up for the tests"
 
-    def wants(self) -> tuple[str, ...]:
+    def requires(self) -> tuple[str, ...]:
         """Ids."""
         return ("segmentation",)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from openuni.config.recipe import Recipe
+from openuni.config.recipe import CorpusRecipe
 from openuni.manifests.contracts.discovery import all_component_names
 from tests.docs import python_blocks
 from tests.raw_clips import write_clips
@@ -56,7 +56,7 @@ def test_every_python_block_works_after_them(folder):
 
 def test_the_recipe_shown_is_valid():
     (text,) = blocks("toml")
-    recipe = Recipe.parse(tomllib.loads(text))
+    recipe = CorpusRecipe.parse(tomllib.loads(text))
     assert set(recipe.annotators) == {"dis", "depth_anything"} and recipe.encode.frames == 81
 
 

@@ -10,7 +10,9 @@ import torch
 from openuni.manifests.contracts.component import Component
 from openuni.training.tasks import Task
 
-Told = Literal["caption", "prompt", "nothing"]  # the clip's caption, the modality-type prompt, the empty caption
+TextCondition = Literal[
+    "caption", "prompt", "nothing"
+]  # the clip's caption, the modality-type prompt, the empty caption
 Streams = dict[str, torch.Tensor]  # by modality: latents [B, C, T, H, W], all of one shape
 
 
@@ -26,7 +28,7 @@ class VideoModel(Protocol):
     channels: int  # C of the latents
     text_dim: int  # D of the text
     patch: tuple[int, int, int]  # T, H, W of the latents must be multiples of these
-    given_sigma: float  # sigma of given streams; those of made ones lie above it
+    condition_sigma: float  # sigma of given streams; those of made ones lie above it
     unsaved: frozenset[str]  # names in the state dict that its options bring back (a frozen pretrained base)
 
     def __call__(self, streams: Streams, sigmas: dict[str, torch.Tensor], text: dict[str, torch.Tensor]) -> Streams:
@@ -57,20 +59,20 @@ class Model(Component):
     """Base of all models: a component whose `load` builds the module, on the device, with its initial weights."""
 
     gpus: ClassVar[float] = 1.0
-    makes_text: ClassVar[bool] = False  # whether its module is a `TextModel`; it then has the option `vocabulary`
-    only_modalities: ClassVar[tuple[str, ...]] = ()  # the streams of latents it has, where there is no choice
+    generates_text: ClassVar[bool] = False  # whether its module is a `TextModel`; it then has the option `vocabulary`
+    supported_modalities: ClassVar[tuple[str, ...]] = ()  # the streams of latents it has, where there is no choice
 
     @abstractmethod
     def load(self, device: str) -> Any:
         """The `VideoModel` with initial (or pretrained) weights. Draws from torch's global generator."""
 
-    def text_of(self, task: Task, stream: str) -> Told:
+    def text_condition(self, task: Task, stream: str) -> TextCondition:
         """Which text the tokens of a stream attend to in a task: the caption for rgb, its prompt for any other."""
         return "caption" if stream == "rgb" else "prompt"
 
     def has_text_stream(self, task: Task) -> bool:
         """Whether in this task text is one of the streams, made or (its caption, clean) given."""
-        return self.makes_text and task.makes_text
+        return self.generates_text and task.generates_text
 
     @property
     def text_width(self) -> int:
@@ -78,11 +80,11 @@ class Model(Component):
         return 0
 
     @property
-    def given_sigma(self) -> float:
+    def condition_sigma(self) -> float:
         """Sigma at which the model sees given streams: 0, exactly clean, unless a model says otherwise."""
         return 0.0
 
-    def largest_latents(self, streams: int) -> tuple[int, int, int] | None:
+    def max_latent_shape(self, streams: int) -> tuple[int, int, int] | None:
         """T, H, W beyond which the model has no positions for so many streams; None: there is no end to them."""
         return None
 
@@ -93,7 +95,7 @@ class Model(Component):
         It needs no file but those of weights that the run does not save (`VideoModel.unsaved`).
         """
 
-    def portable(self) -> "Model":
+    def machine_independent(self) -> "Model":
         """Without the options that say how a machine is to compute, such as its kernels: what a run records."""
         return self
 

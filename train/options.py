@@ -18,10 +18,10 @@ def find_and_build(kind: str, base: Any, name: str, options: dict[str, Any]) -> 
 
 def build(kind: type[C], options: dict[str, Any]) -> C:
     """A component from its options as TOML gives them; raises `OpenUniError` on an unknown one."""
-    return strict(kind, options, kind.name())
+    return from_dict_strict(kind, options, kind.name())
 
 
-def strict(kind: type[T], record: dict[str, Any], where: str) -> T:
+def from_dict_strict(kind: type[T], record: dict[str, Any], where: str) -> T:
     """An instance of a dataclass from a dict; unknown keys and wrong types are errors that name the place."""
     types = get_type_hints(kind, include_extras=True)
     hints = {field.name: types[field.name] for field in _fields(kind)}
@@ -42,7 +42,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         if not isinstance(value, dict):
             raise OpenUniError(f"{where} must be a table, got {value!r}")
-        return strict(hint, value, where)
+        return from_dict_strict(hint, value, where)
     if get_origin(hint) is tuple and dataclasses.is_dataclass(get_args(hint)[0]):
         return _tables(get_args(hint)[0], value, where)
     if not _fits(hint, value):
@@ -62,7 +62,7 @@ def _tables(kind: Any, value: Any, where: str) -> tuple[Any, ...]:
     """One dataclass per table of a TOML array of tables."""
     if not isinstance(value, list | tuple) or not all(isinstance(entry, dict) for entry in value):
         raise OpenUniError(f"{where} must be tables, got {value!r}")
-    return tuple(strict(kind, entry, f"{where} {number}") for number, entry in enumerate(value, start=1))
+    return tuple(from_dict_strict(kind, entry, f"{where} {number}") for number, entry in enumerate(value, start=1))
 
 
 def _fits(hint: Any, value: Any) -> bool:

@@ -8,16 +8,16 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Lt
 
-from openuni.manifests.contracts.options import SHARE, check_options
+from openuni.manifests.contracts.options import UNIT_INTERVAL, check_options
 from openuni.manifests.errors import OpenUniError, did_you_mean
-from openuni.training.options import strict
+from openuni.training.options import from_dict_strict
 from openuni.training.tasks import RELEASED_WEIGHTS
 
 RECIPES_DIR = Path(__file__).parent / "recipes"
 
 
 @dataclass(frozen=True)
-class Table:
+class RecipeTable:
     """Base of a recipe's tables: options are held against their bounds, in errors by the name of the table."""
 
     table: ClassVar[str]
@@ -27,7 +27,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Data(Table):
+class DataOptions(RecipeTable):
     """What of the corpus to train on."""
 
     table: ClassVar[str] = "data"
@@ -35,13 +35,19 @@ class Data(Table):
     text: Annotated[str, "text family, or its codec's name; empty: the corpus has only one"] = ""
     collections: Annotated[tuple[str, ...], "only clips of these collections (of the first stage); empty: all"] = ()
     text_length: Annotated[int, "rows of text per sample, zeros added (Wan: 512); 0: as the longest text", Ge(0)] = 512
-    caption_dropout: Annotated[float, "share of samples whose caption is replaced by the empty one", SHARE] = 0.1
-    given_dropout: Annotated[float, "share of samples told nothing: given streams noise, caption empty", SHARE] = 0.0
-    validation_share: Annotated[float, "share of sources held out, where clips name no split themselves", SHARE] = 0.1
+    caption_dropout: Annotated[float, "share of samples whose caption is replaced by the empty one", UNIT_INTERVAL] = (
+        0.1
+    )
+    given_dropout: Annotated[
+        float, "share of samples told nothing: given streams noise, caption empty", UNIT_INTERVAL
+    ] = 0.0
+    validation_share: Annotated[
+        float, "share of sources held out, where clips name no split themselves", UNIT_INTERVAL
+    ] = 0.1
 
 
 @dataclass(frozen=True)
-class Flow(Table):
+class FlowMatchingOptions(RecipeTable):
     """Which noise levels are drawn in training."""
 
     table: ClassVar[str] = "flow"
@@ -53,7 +59,7 @@ class Flow(Table):
 
 
 @dataclass(frozen=True)
-class TextStream(Table):
+class TextStreamOptions(RecipeTable):
     """The caption as a stream of tokens, for models that make text."""
 
     table: ClassVar[str] = "text"
@@ -86,7 +92,7 @@ class TextStream(Table):
 
 
 @dataclass(frozen=True)
-class Stage(Table):
+class CurriculumStage(RecipeTable):
     """From one step on other tasks, on other clips. A stage takes nothing over from the one before."""
 
     table: ClassVar[str] = "curriculum"
@@ -102,7 +108,7 @@ class Stage(Table):
 
 
 @dataclass(frozen=True)
-class Optimizer(Table):
+class OptimizerOptions(RecipeTable):
     """AdamW with a linear warm-up, then a constant rate."""
 
     table: ClassVar[str] = "optimizer"
@@ -127,7 +133,7 @@ class Optimizer(Table):
 
 
 @dataclass(frozen=True)
-class Ema(Table):
+class EmaOptions(RecipeTable):
     """The averaged weights, which validation and sampling use."""
 
     table: ClassVar[str] = "ema"
@@ -135,7 +141,7 @@ class Ema(Table):
 
 
 @dataclass(frozen=True)
-class Validation(Table):
+class ValidationOptions(RecipeTable):
     """Loss on held-out clips at fixed noise levels with fixed noise: comparable between steps and runs."""
 
     table: ClassVar[str] = "validation"
@@ -145,7 +151,7 @@ class Validation(Table):
 
 
 @dataclass(frozen=True)
-class Checkpoints(Table):
+class CheckpointOptions(RecipeTable):
     """When the run is saved (also at the end and on Ctrl-C)."""
 
     table: ClassVar[str] = "checkpoints"
@@ -154,7 +160,7 @@ class Checkpoints(Table):
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainingRecipe:
     """A whole run. `Recipe.load` reads one by name (`train/recipes/NAME.toml`) or path."""
 
     model: Annotated[dict[str, Any], "`name` of the model and its options"] = field(
@@ -166,17 +172,17 @@ class Recipe:
     modality_weights: Annotated[dict[str, float], "shares of the modalities within a word of `tasks`; 1 if absent"] = (
         field(default_factory=dict)
     )
-    curriculum: Annotated[tuple[Stage, ...], "later stages: `[[curriculum]]` with from_step, tasks, ..."] = ()
+    curriculum: Annotated[tuple[CurriculumStage, ...], "later stages: `[[curriculum]]` with from_step, tasks, ..."] = ()
     seed: Annotated[int, "of everything drawn"] = 0
     precision: Annotated[Literal["auto", "float32", "bfloat16"], "auto: bfloat16 autocast on CUDA"] = "auto"
     start_from: Annotated[str, "folder of a run whose weights this one starts from, such as a first stage"] = ""
-    data: Data = field(default_factory=Data)
-    flow: Flow = field(default_factory=Flow)
-    text: TextStream = field(default_factory=TextStream)
-    optimizer: Optimizer = field(default_factory=Optimizer)
-    ema: Ema = field(default_factory=Ema)
-    validation: Validation = field(default_factory=Validation)
-    checkpoints: Checkpoints = field(default_factory=Checkpoints)
+    data: DataOptions = field(default_factory=DataOptions)
+    flow: FlowMatchingOptions = field(default_factory=FlowMatchingOptions)
+    text: TextStreamOptions = field(default_factory=TextStreamOptions)
+    optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
+    ema: EmaOptions = field(default_factory=EmaOptions)
+    validation: ValidationOptions = field(default_factory=ValidationOptions)
+    checkpoints: CheckpointOptions = field(default_factory=CheckpointOptions)
 
     def __post_init__(self) -> None:
         check_options(self, "recipe")
@@ -187,7 +193,7 @@ class Recipe:
             raise OpenUniError(f"recipe: curriculum: each stage must begin after the one before; from_step: {borders}")
 
     @classmethod
-    def load(cls, name_or_path: str | Path) -> "Recipe":
+    def load(cls, name_or_path: str | Path) -> "TrainingRecipe":
         """A recipe of ours by name, or a TOML file by path."""
         path = Path(name_or_path)
         if path.suffix != ".toml":
@@ -206,9 +212,9 @@ class Recipe:
         return cls.from_dict(record, str(path))
 
     @classmethod
-    def from_dict(cls, record: dict[str, Any], where: str = "recipe") -> "Recipe":
+    def from_dict(cls, record: dict[str, Any], where: str = "recipe") -> "TrainingRecipe":
         """From nested dicts as TOML and JSON give them; strict about keys and types."""
-        return strict(cls, record, where)
+        return from_dict_strict(cls, record, where)
 
     def to_dict(self) -> dict[str, Any]:
         """Nested JSON-able dicts, every default spelled out."""

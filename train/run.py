@@ -15,14 +15,14 @@ from openuni.manifests.contracts.modality import Modality, read_rendering
 from openuni.manifests.errors import OpenUniError
 from openuni.training import sampler
 from openuni.training.data.curriculum import trained_tasks
-from openuni.training.data.texts import EMPTY, Texts, fixed_rows, latent_codec, text_codec
-from openuni.training.data.tokenizer import Tokenizer, identity, tokenizer_of
-from openuni.training.loop.checkpoint import Checkpoint, checkpoints, load_model
+from openuni.training.data.fixed_texts import EMPTY, FixedTexts, fixed_rows, open_latent_codec, open_text_codec
+from openuni.training.data.tokenizer import Tokenizer, make_tokenizer, tokenizer_identity
 from openuni.training.loop.log import read_log
+from openuni.training.loop.training_checkpoint import TrainingCheckpoint, list_checkpoints, load_model
 from openuni.training.model import Model, Streams
-from openuni.training.objectives.text_flow_matching import TextDraws
+from openuni.training.objectives.text_flow_matching import TextSampler
 from openuni.training.options import find_and_build
-from openuni.training.recipe import Recipe
+from openuni.training.recipe import TrainingRecipe
 from openuni.training.tasks import TEXT, Task
 
 FORMAT = 1
@@ -45,21 +45,21 @@ class Run:
         return cls(Path(folder), read_record(Path(folder)), device)
 
     @cached_property
-    def recipe(self) -> Recipe:
+    def recipe(self) -> TrainingRecipe:
         """As it was when the run began, defaults spelled out."""
-        return Recipe.from_dict(self.record["recipe"], str(self.folder / RUN_FILE))
+        return TrainingRecipe.from_dict(self.record["recipe"], str(self.folder / RUN_FILE))
 
     @property
     def tasks(self) -> list[Task]:
         """The tasks the model was trained for, in whatever stage: of stages begun, those that clips were there for."""
-        done = [checkpoint.step for checkpoint in checkpoints(self.folder)[-1:]]
+        done = [checkpoint.step for checkpoint in list_checkpoints(self.folder)[-1:]]
         tasks = trained_tasks(self.recipe, self.record["model"]["options"]["modalities"], *done)
         return [task for task in tasks if self.record["data"]["clips_by_task"].get(str(task))]
 
     @property
-    def checkpoint(self) -> Checkpoint:
+    def checkpoint(self) -> TrainingCheckpoint:
         """The latest one; raises when nothing was saved yet."""
-        found = checkpoints(self.folder)
+        found = list_checkpoints(self.folder)
         if not found:
             raise OpenUniError(f"{self.folder} has no checkpoint yet: train it with: openuni train")
         return found[-1]
@@ -84,21 +84,21 @@ class Run:
     @cached_property
     def latent_codec(self) -> tuple[Any, Any]:
         """The codec of the latents and what its `load` returned."""
-        codec = latent_codec(self.record["latents"])
+        codec = open_latent_codec(self.record["latents"])
         return codec, codec.load(str(self.device))
 
     @cached_property
     def text_codec(self) -> tuple[Any, Any]:
         """The codec of the captions and what its `load` returned."""
-        codec = text_codec(self.record["text"])
+        codec = open_text_codec(self.record["text"])
         return codec, codec.load(str(self.device))
 
     @cached_property
-    def texts(self) -> Texts:
+    def texts(self) -> FixedTexts:
         """The fixed texts of the run."""
         modalities = tuple(self.record["model"]["options"]["modalities"])
         rows = fixed_rows(self.record["text"], modalities, self.folder / TEXTS_FILE)
-        return Texts(rows, self.record["text_length"])
+        return FixedTexts(rows, self.record["text_length"])
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -106,8 +106,8 @@ class Run:
         tokens = self.record.get("tokens")
         if tokens is None:
             raise OpenUniError(f"the model of {self.folder} makes no text")
-        tokenizer = tokenizer_of(self.recipe.text)
-        if tokens != identity(tokenizer):
+        tokenizer = make_tokenizer(self.recipe.text)
+        if tokens != tokenizer_identity(tokenizer):
             raise OpenUniError(
                 f"{self.folder} was trained with another tokenizer ({tokens['vocabulary']} values) than the one at "
                 f"{self.recipe.text.checkpoint} ({tokenizer.vocabulary} values): put the training's there"
@@ -120,7 +120,7 @@ class Run:
         given: Streams,
         captions: Sequence[str],
         shape: Sequence[int] | None = None,
-        sampling: sampler.Sampling | None = None,
+        sampling: sampler.SamplingOptions | None = None,
     ) -> Streams:
         """Latents of the made streams, float32 [B, C, T, H, W] on the CPU, one sample per caption.
 
@@ -128,8 +128,8 @@ class Run:
         [B, C, T, H, W] by stream. `shape`: [C, T, H, W], by default that of the given streams, else of the training
         data. `sampling`: by default 50 steps at the training's shift.
         """
-        task = self.known_task(task)
-        sampling = sampling or sampler.Sampling(shift=self.shift(task))
+        task = self.require_trained_task(task)
+        sampling = sampling or sampler.SamplingOptions(shift=self.shift(task))
         self._check_guidance(task, sampling)
         _check_captions(captions)
         first = next(iter(given.values()), None)
@@ -141,15 +141,15 @@ class Run:
                 f"given latents must be {[len(captions), *one]} for {len(captions)} captions, got {shapes}"
             )
         text, empty = self._text(task, captions)
-        conditions = sampler.Conditions(
-            given={name: latents.to(self.device, torch.float32) for name, latents in given.items()},
+        inputs = sampler.SamplerInputs(
+            conditions={name: latents.to(self.device, torch.float32) for name, latents in given.items()},
             text={name: rows.to(self.device) for name, rows in text.items()},
             unconditional=empty,
-            captioned=self.captioned(task),
-            words=self._words(task, captions, sampling),
+            caption_streams=self.caption_streams(task),
+            text_state=self._text_stream(task, captions, sampling),
         )
         with autocast(self.recipe, self.device):
-            made = sampler.sample(self.model, task, conditions, (len(captions), *one), sampling)
+            made = sampler.sample(self.model, task, inputs, (len(captions), *one), sampling)
         return {name: latents.cpu() for name, latents in made.items()}
 
     def generate(
@@ -158,7 +158,7 @@ class Run:
         make: Sequence[str],
         given: dict[str, Modality | np.ndarray] | None = None,
         size: tuple[int, int, int] | None = None,
-        sampling: sampler.Sampling | None = None,
+        sampling: sampler.SamplingOptions | None = None,
     ) -> dict[str, Any]:
         """Videos of the modalities in `make`, each a `Modality`, from a text and any given ones; and "text", a `str`.
 
@@ -176,7 +176,7 @@ class Run:
         make: Sequence[str],
         given: dict[str, Modality | np.ndarray] | None = None,
         size: tuple[int, int, int] | None = None,
-        sampling: sampler.Sampling | None = None,
+        sampling: sampler.SamplingOptions | None = None,
     ) -> dict[str, np.ndarray]:
         """The videos that `generate` makes, as the codec gives them: renderings float32 [T, H, W, 3] in 0..1."""
         return self._make(prompt, make, given, size, sampling)[0]
@@ -187,12 +187,12 @@ class Run:
         make: Sequence[str],
         given: dict[str, Modality | np.ndarray] | None,
         size: tuple[int, int, int] | None,
-        sampling: sampler.Sampling | None,
+        sampling: sampler.SamplingOptions | None,
     ) -> tuple[dict[str, np.ndarray], str | None]:
         """Renderings, and the text where one is made."""
         given = given or {}
         task = self.task_of(make, tuple(given))
-        if prompt and not self.captioned(task):
+        if prompt and not self.caption_streams(task):
             raise OpenUniError(f'task "{task}" reads no prompt, got "{prompt}": leave the prompt empty')
         size = size or (self.record["latents"]["frames"], *self.record["latents"]["size_px"])
         shape = self._latent_shape(task, size)
@@ -200,18 +200,18 @@ class Run:
         latents = {name: codec.encode(model, self._rendering(name, value, size)) for name, value in given.items()}
         tensors = {name: torch.from_numpy(array)[None] for name, array in latents.items()}
         made = self.sample(task, tensors, [prompt], shape, sampling)
-        renderings = {name: codec.decode(model, made[name][0].numpy()) for name in task.made}
-        return renderings, self.tokenizer.decode(made[TEXT][0]) if task.makes_text else None
+        renderings = {name: codec.decode(model, made[name][0].numpy()) for name in task.targets}
+        return renderings, self.tokenizer.decode(made[TEXT][0]) if task.generates_text else None
 
     def task_of(self, make: Sequence[str], given: Sequence[str]) -> Task:
         """The task that makes these, modalities or "text", from the given modalities; raises if it is not trained."""
-        return self.known_task(Task(tuple(given), tuple(name for name in make if name != TEXT), TEXT in make))
+        return self.require_trained_task(Task(tuple(given), tuple(name for name in make if name != TEXT), TEXT in make))
 
     def shift(self, task: Task) -> float:
         """The training's shift of the noise levels, of video or, where text alone is made, of text."""
-        return self.recipe.flow.shift if task.made else self.recipe.text.shift
+        return self.recipe.flow.shift if task.targets else self.recipe.text.shift
 
-    def known_task(self, task: str | Task) -> Task:
+    def require_trained_task(self, task: str | Task) -> Task:
         """The task, if the model was trained for it; raises `OpenUniError` with those it was."""
         task = Task.parse(task) if isinstance(task, str) else task
         if task not in self.tasks:
@@ -219,16 +219,16 @@ class Run:
             raise OpenUniError(f'the run was not trained for "{task}"; it was trained for: {trained}')
         return task
 
-    def _check_guidance(self, task: Task, sampling: sampler.Sampling) -> None:
+    def _check_guidance(self, task: Task, sampling: sampler.SamplingOptions) -> None:
         """Guidance of given streams asks the model what it makes when they are noise: has it ever seen that?"""
-        if not task.made and (sampling.guidance, sampling.given_guidance) != (1.0, 1.0):
+        if not task.targets and (sampling.guidance, sampling.given_guidance) != (1.0, 1.0):
             raise OpenUniError(f'guidance moves video, and task "{task}" makes none: leave it at 1')
-        if sampling.guidance != 1.0 and not self.captioned(task):
+        if sampling.guidance != 1.0 and not self.caption_streams(task):
             raise OpenUniError(
                 f'guidance {sampling.guidance:g} is on a caption, and task "{task}" reads none: leave it at 1'
             )
         apart = not self.recipe.flow.shared_sigma and Task((), task.streams) in self.tasks
-        if sampling.given_guidance == 1.0 or not task.given or apart or self.recipe.data.given_dropout > 0:
+        if sampling.given_guidance == 1.0 or not task.conditions or apart or self.recipe.data.given_dropout > 0:
             return
         raise OpenUniError(
             f'given_guidance {sampling.given_guidance:g} needs a run that has learnt "{task}" with noise for what is '
@@ -236,34 +236,36 @@ class Run:
             f'task "{Task((), task.streams)}"), or leave given_guidance at 1.'
         )
 
-    def captioned(self, task: Task) -> tuple[str, ...]:
+    def caption_streams(self, task: Task) -> tuple[str, ...]:
         """The streams of the task that are told the caption."""
-        return tuple(name for name in task.streams if self.architecture.text_of(task, name) == "caption")
+        return tuple(name for name in task.streams if self.architecture.text_condition(task, name) == "caption")
 
-    def _words(self, task: Task, captions: Sequence[str], sampling: sampler.Sampling) -> sampler.SampledText | None:
+    def _text_stream(
+        self, task: Task, captions: Sequence[str], sampling: sampler.SamplingOptions
+    ) -> sampler.TextState | None:
         """The text stream, where the model has one in this task: the captions, or how a text begins."""
         model = self.architecture
         if not model.has_text_stream(task):
             return None
         text, tokenizer = self.recipe.text, self.tokenizer
         empty = tokenizer.encode("", text.length)
-        if not task.makes_text:
+        if not task.generates_text:
             given = torch.stack([tokenizer.encode(caption, text.length) for caption in captions])
-            return sampler.SampledText(given.to(self.device), empty.to(self.device), text.degree)
-        draws = TextDraws(tokenizer, text, model.text_width, sampling.seed)
+            return sampler.TextState(given.to(self.device), empty.to(self.device), text.degree)
+        draws = TextSampler(tokenizer, text, model.text_width, sampling.seed)
         start = torch.stack([draws.start("sample", item) for item in range(len(captions))])
-        return sampler.SampledText(start.to(self.device), empty.to(self.device), text.degree)
+        return sampler.TextState(start.to(self.device), empty.to(self.device), text.degree)
 
     def _text(self, task: Task, captions: Sequence[str]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """What every stream is told, float32 [B, L, D], and the empty caption [L, D].
 
         L is that of the training, or that of the longest caption where this has more rows: no caption is cut.
         """
-        rows = self._embedded(captions) if self.captioned(task) else []
+        rows = self._embedded(captions) if self.caption_streams(task) else []
         texts = replace(self.texts, length=max([self.texts.length, *map(len, rows)]))
 
         def told(stream: str) -> torch.Tensor:
-            kind = self.architecture.text_of(task, stream)
+            kind = self.architecture.text_condition(task, stream)
             if kind == "caption":
                 return torch.stack([texts.padded(row) for row in rows])
             fixed = texts.prompt(stream) if kind == "prompt" else texts.empty
@@ -310,7 +312,7 @@ class Run:
         """Raise unless [C, T, H, W] can be latents of the task."""
         if len(shape) != 4 or not all(isinstance(part, Integral) and part > 0 for part in shape):
             raise OpenUniError(f"latents must be [C, T, H, W], whole numbers above 0, got {list(shape)}")
-        largest = self.architecture.largest_latents(len(task.streams))
+        largest = self.architecture.max_latent_shape(len(task.streams))
         if largest is not None and any(part > most for part, most in zip(shape[1:], largest, strict=True)):
             high, wide = self._strides_px
             asked, most = (f"{(t - 1) * 4 + 1}x{h * high}x{w * wide}" for t, h, w in (shape[1:], largest))
@@ -325,7 +327,9 @@ def read_record(folder: Path) -> dict[str, Any]:
     path = folder / RUN_FILE
     if not path.is_file():
         begun = (
-            ", though there are checkpoints: put it back" if checkpoints(folder) else ". Make one with: openuni train"
+            ", though there are checkpoints: put it back"
+            if list_checkpoints(folder)
+            else ". Make one with: openuni train"
         )
         raise OpenUniError(f"there is no run at {folder} (no {RUN_FILE}){begun}")
     try:
@@ -387,7 +391,7 @@ def pick_device(device: str) -> str:
     return device
 
 
-def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
+def autocast(recipe: TrainingRecipe, device: torch.device) -> torch.autocast:
     """The arithmetic the recipe asks for: weights stay float32, matrix products may be bfloat16."""
     wanted = recipe.precision == "bfloat16" or (recipe.precision == "auto" and device.type == "cuda")
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=wanted)

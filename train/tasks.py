@@ -12,15 +12,15 @@ from openuni.manifests.errors import OpenUniError, did_you_mean, unknown_name
 from openuni.training.randomness import uniform
 
 TEXT = "text"
-LARGEST_WEIGHT = 1e9  # sums of weights stay numbers
+MAX_WEIGHT = 1e9  # sums of weights stay numbers
 RELEASED_WEIGHTS = {"joint": 0.5, "estimate": 0.25, "control": 0.25}  # of the released UnityVideo training script
 
 # UniVidX's families, and the letters of its published names for their partitions (R2AIN, PF2RB, t2RAIN, ...)
-LETTERS = {
+UNIVIDX_LETTERS = {
     "intrinsic": {"R": "rgb", "A": "albedo", "I": "irradiance", "N": "normal"},
     "alpha": {"R": "rgb", "P": "alpha", "F": "foreground", "B": "background"},
 }
-FAMILIES = {family: tuple(letters.values()) for family, letters in LETTERS.items()}
+UNIVIDX_FAMILIES = {family: tuple(letters.values()) for family, letters in UNIVIDX_LETTERS.items()}
 PUBLISHED = re.compile(r"(t|[A-Z]+)2([A-Z]+)")
 # Uni-ViGU's modes: the caption is given or made, so is the video
 VIDEO_AND_TEXT = {"t2v": "text->rgb", "v2t": "rgb->text", "t2vt": "->rgb+text"}
@@ -34,14 +34,14 @@ class Task:
     not matter; something is always made.
     """
 
-    given: tuple[str, ...]
-    made: tuple[str, ...]
-    makes_text: bool = False
+    conditions: tuple[str, ...]
+    targets: tuple[str, ...]
+    generates_text: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "given", _in_order(self.given))
-        object.__setattr__(self, "made", _in_order(self.made))
-        if not (self.made or self.makes_text) or set(self.given) & set(self.made):
+        object.__setattr__(self, "conditions", _in_order(self.conditions))
+        object.__setattr__(self, "targets", _in_order(self.targets))
+        if not (self.targets or self.generates_text) or set(self.conditions) & set(self.targets):
             raise OpenUniError(f'task "{self}" must make something, and nothing that it is given')
         if not self.streams:
             raise OpenUniError(f'task "{self}" has no video: say what is given, such as rgb->text, or made beside it')
@@ -54,7 +54,7 @@ class Task:
             return named
         before, arrow, after = text.replace(" ", "").partition("->")
         if not arrow:
-            raise OpenUniError(f'task "{text}" is not known.{did_you_mean(text, list(WORDS))} {_grammar()}')
+            raise OpenUniError(f'task "{text}" is not known.{did_you_mean(text, list(TASK_GROUPS))} {_grammar()}')
         sides = [[name for name in side.split("+") if name] for side in (before, after)]
         for name in sides[0] + sides[1]:
             if name not in (TEXT, *modality_names()):
@@ -68,27 +68,29 @@ class Task:
     @property
     def streams(self) -> tuple[str, ...]:
         """All streams of latents of the task, RGB first, then by name."""
-        return _in_order(self.given + self.made)
+        return _in_order(self.conditions + self.targets)
 
     @property
-    def needs(self) -> frozenset[str]:
+    def required_streams(self) -> frozenset[str]:
         """What a clip must have for it: latents of all streams, and a "text" where that is made."""
-        return frozenset(self.streams) | ({TEXT} if self.makes_text else frozenset())
+        return frozenset(self.streams) | ({TEXT} if self.generates_text else frozenset())
 
     @property
     def published(self) -> str:
         """Its name in UniVidX, such as R2AIN or t2RPFB; empty where it is none of the 30."""
-        for letters in LETTERS.values():
+        for letters in UNIVIDX_LETTERS.values():
             of = {name: letter for letter, name in letters.items()}
-            if not self.makes_text and set(self.streams) == set(of):
-                given, made = ("".join(of[name] for name in of if name in side) for side in (self.given, self.made))
+            if not self.generates_text and set(self.streams) == set(of):
+                given, made = (
+                    "".join(of[name] for name in of if name in side) for side in (self.conditions, self.targets)
+                )
                 return f"{given or 't'}2{made}"
         return ""
 
     def __str__(self) -> str:
-        made = [*self.made, *([TEXT] if self.makes_text else [])]
-        nothing = "" if self.makes_text else TEXT
-        return f"{'+'.join(self.given) or nothing}->{'+'.join(made)}"
+        made = [*self.targets, *([TEXT] if self.generates_text else [])]
+        nothing = "" if self.generates_text else TEXT
+        return f"{'+'.join(self.conditions) or nothing}->{'+'.join(made)}"
 
 
 def published_task(name: str) -> Task | None:
@@ -99,10 +101,10 @@ def published_task(name: str) -> Task | None:
     if match is None:
         return None
     before, after = match[1].replace("t", ""), match[2]
-    for letters in LETTERS.values():
+    for letters in UNIVIDX_LETTERS.values():
         if sorted(before + after) == sorted(letters):
             return Task(tuple(letters[letter] for letter in before), tuple(letters[letter] for letter in after))
-    known = "; ".join(f"{''.join(letters)} ({family})" for family, letters in LETTERS.items())
+    known = "; ".join(f"{''.join(letters)} ({family})" for family, letters in UNIVIDX_LETTERS.items())
     raise OpenUniError(f'task "{name}": published names use each letter of a family once, t for none given: {known}')
 
 
@@ -117,43 +119,43 @@ def partitions(modalities: Sequence[str]) -> list[Task]:
 
 
 def _joint(modalities: Sequence[str]) -> list[Task]:
-    return [Task((), ("rgb", name)) for name in _beside_rgb("joint", modalities)]
+    return [Task((), ("rgb", name)) for name in _non_rgb("joint", modalities)]
 
 
 def _estimate(modalities: Sequence[str]) -> list[Task]:
-    return [Task(("rgb",), (name,)) for name in _beside_rgb("estimate", modalities)]
+    return [Task(("rgb",), (name,)) for name in _non_rgb("estimate", modalities)]
 
 
 def _control(modalities: Sequence[str]) -> list[Task]:
-    return [Task((name,), ("rgb",)) for name in _beside_rgb("control", modalities)]
+    return [Task((name,), ("rgb",)) for name in _non_rgb("control", modalities)]
 
 
 # Words that stand for several tasks, by the model's modalities. UnityVideo's three take RGB with one other stream at a
 # time; UniVidX's take all streams of the model, or those of a family.
-WORDS: dict[str, Callable[[Sequence[str]], list[Task]]] = {
+TASK_GROUPS: dict[str, Callable[[Sequence[str]], list[Task]]] = {
     "joint": _joint,
     "estimate": _estimate,
     "control": _control,
     "partitions": partitions,
-    "intrinsic": lambda _: partitions(FAMILIES["intrinsic"]),
-    "alpha": lambda _: partitions(FAMILIES["alpha"]),
+    "intrinsic": lambda _: partitions(UNIVIDX_FAMILIES["intrinsic"]),
+    "alpha": lambda _: partitions(UNIVIDX_FAMILIES["alpha"]),
 }
 
 
 def expand(word: str, modalities: Sequence[str]) -> list[Task]:
-    """One of `WORDS`, a published name, or a task in the arrow form, as tasks over a model's `modalities`.
+    """One of `TASK_GROUPS`, a published name, or a task in the arrow form, as tasks over a model's `modalities`.
 
     "joint": text -> rgb + m; "estimate": rgb -> m; "control": m -> rgb; each for every modality m but rgb.
     "partitions": some of all the modalities given, all the others made; "intrinsic", "alpha": the same within a family.
     """
-    tasks = WORDS[word](modalities) if word in WORDS else [Task.parse(word)]
+    tasks = TASK_GROUPS[word](modalities) if word in TASK_GROUPS else [Task.parse(word)]
     missing = sorted({name for task in tasks for name in task.streams if name not in modalities})
     if missing:
         raise OpenUniError(f'task "{word}" needs {", ".join(missing)}; the model has {", ".join(modalities)}')
     return tasks
 
 
-def _beside_rgb(word: str, modalities: Sequence[str]) -> list[str]:
+def _non_rgb(word: str, modalities: Sequence[str]) -> list[str]:
     others = [name for name in modalities if name != "rgb"]
     if "rgb" not in modalities or not others:
         raise OpenUniError(f'task "{word}" needs rgb and another modality; the model has {", ".join(modalities)}')
@@ -187,7 +189,7 @@ class TaskMix:
         return cls._normalised(shares)
 
     @classmethod
-    def together(cls, mixes: Sequence["TaskMix"]) -> "TaskMix":
+    def averaged(cls, mixes: Sequence["TaskMix"]) -> "TaskMix":
         """All tasks of several mixes, each with the mean of its probabilities."""
         shares: dict[Task, float] = {}
         for task, weight in (pair for mix in mixes for pair in mix.weights):
@@ -208,7 +210,7 @@ class TaskMix:
         """All tasks of the mix."""
         return [task for task, _ in self.weights]
 
-    def possible(self, available: Iterable[str]) -> list[tuple[Task, float]]:
+    def available_tasks(self, available: Iterable[str]) -> list[tuple[Task, float]]:
         """The tasks whose `needs` are all `available`, with their weights (which then sum to at most 1)."""
         return list(self._possible(frozenset(available)))
 
@@ -226,7 +228,7 @@ class TaskMix:
 
     def _possible(self, available: frozenset[str]) -> tuple[tuple[Task, float], ...]:
         if available not in self._cache:
-            self._cache[available] = tuple(pair for pair in self.weights if available >= pair[0].needs)
+            self._cache[available] = tuple(pair for pair in self.weights if available >= pair[0].required_streams)
         return self._cache[available]
 
     @cached_property
@@ -240,8 +242,8 @@ def _in_order(names: Iterable[str]) -> tuple[str, ...]:
 
 def _place(task: Task) -> tuple[object, ...]:
     """What tasks of a mix are sorted by."""
-    given, made = ([(name != "rgb", name) for name in side] for side in (task.given, task.made))
-    return len(given), given, made, task.makes_text
+    given, made = ([(name != "rgb", name) for name in side] for side in (task.conditions, task.targets))
+    return len(given), given, made, task.generates_text
 
 
 def _check_weights(tasks: Mapping[str, float], modality_weights: Mapping[str, float]) -> None:
@@ -250,8 +252,8 @@ def _check_weights(tasks: Mapping[str, float], modality_weights: Mapping[str, fl
         if name not in beside_rgb:
             raise OpenUniError(f"modality_weights: {unknown_name('modality beside rgb', name, beside_rgb)}")
     for name, weight in (*tasks.items(), *modality_weights.items()):
-        if not 0 <= weight <= LARGEST_WEIGHT:
-            raise OpenUniError(f'the weight of "{name}" is {weight:g}. Allowed: 0 to {LARGEST_WEIGHT:g}.')
+        if not 0 <= weight <= MAX_WEIGHT:
+            raise OpenUniError(f'the weight of "{name}" is {weight:g}. Allowed: 0 to {MAX_WEIGHT:g}.')
 
 
 def _modality_weight(task: Task, weights: Mapping[str, float]) -> float:
@@ -260,4 +262,6 @@ def _modality_weight(task: Task, weights: Mapping[str, float]) -> float:
 
 
 def _grammar() -> str:
-    return f'Write {", ".join(WORDS)}, "given->made" such as "rgb->depth" or "text->rgb+depth", or R2AIN, t2v, ...'
+    return (
+        f'Write {", ".join(TASK_GROUPS)}, "given->made" such as "rgb->depth" or "text->rgb+depth", or R2AIN, t2v, ...'
+    )

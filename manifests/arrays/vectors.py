@@ -3,7 +3,7 @@
 import numpy as np
 
 
-def lengths(vectors: np.ndarray) -> np.ndarray:
+def vector_lengths(vectors: np.ndarray) -> np.ndarray:
     """float32 [..., W, 3] -> [..., W]."""
     import cv2
 
@@ -12,7 +12,7 @@ def lengths(vectors: np.ndarray) -> np.ndarray:
     return np.sqrt(squares).reshape(vectors.shape[:-1])
 
 
-def scaled(vectors: np.ndarray, length: np.ndarray, to_length: float, shortest: float = 0.0) -> np.ndarray:
+def rescale_vectors(vectors: np.ndarray, length: np.ndarray, to_length: float, shortest: float = 0.0) -> np.ndarray:
     """float32 [..., W, 3], `length` of each [..., W] -> all of one length; zero where `length` is 0 or < `shortest`."""
     import cv2
 

@@ -8,14 +8,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from openuni.manifests.errors import MissingPart, OpenUniError
+from openuni.manifests.errors import MissingRequirement, OpenUniError
 
 MIRROR_VARIABLE = "OPENUNI_CHECKPOINTS"
-WHOLE_SHA256 = re.compile(r"[0-9a-f]{64}")
-WEIGHTS = (".safetensors", ".onnx", ".torchscript")  # endings of files in repositories that hold weights
+FULL_SHA256 = re.compile(r"[0-9a-f]{64}")
+WEIGHT_SUFFIXES = (".safetensors", ".onnx", ".torchscript")  # endings of files in repositories that hold weights
 SHORT_SHA256 = re.compile(r"-([0-9a-f]{8,64})\.\w+$")  # in the names that torchvision gives its files
 
-Terms = Literal["permissive", "non-commercial", "copyleft", "use-restricted", "unclear"]
+LicenceTerms = Literal["permissive", "non-commercial", "copyleft", "use-restricted", "unclear"]
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class Checkpoint:
     gated: bool = False  # its owner asks for agreement to terms before the download
 
     def resolve(self) -> Path:
-        """The file or folder on this machine; raises `MissingPart` with the exact command that gets it."""
+        """The file or folder on this machine; raises `MissingRequirement` with the exact command that gets it."""
         found = self.find()
         if found is None:
-            raise MissingPart(f'checkpoint "{self.ref}" is not on this machine. {self._how_to_get()}')
+            raise MissingRequirement(f'checkpoint "{self.ref}" is not on this machine. {self._download_hint()}')
         return found
 
     def find(self) -> Path | None:
@@ -54,12 +54,12 @@ class Checkpoint:
             return Path(mirror).expanduser() / self.ref
         if self.store == "hub":
             return self._in_hub_cache()
-        path = self.place()
+        path = self.download_path()
         return path if path.exists() else None
 
-    def place(self) -> Path:
+    def download_path(self) -> Path:
         """Where a "torchvision" or "url" file is put when it is fetched."""
-        return (_torch_cache() if self.store == "torchvision" else checkpoint_folder()) / self.ref
+        return (_torch_cache() if self.store == "torchvision" else checkpoint_dir()) / self.ref
 
     def digest(self) -> str:
         """sha256 over the names and bytes of the files, so that other weights under the same name are noticed.
@@ -69,7 +69,7 @@ class Checkpoint:
         root = self.resolve()
         total = hashlib.sha256()
         for path, found in zip(*self._files(root), strict=True):
-            self._refuse_other(path, found)
+            self._check_digest(path, found)
             total.update(path.relative_to(root).as_posix().encode())
             total.update(bytes.fromhex(found))
         return total.hexdigest()
@@ -77,10 +77,10 @@ class Checkpoint:
     def verify(self) -> bool:
         """Whether there was a digest to hold the files against; raises `OpenUniError` when one differs."""
         files, found = self._files(self.resolve())
-        return any([self._refuse_other(path, digest) for path, digest in zip(files, found, strict=True)])
+        return any([self._check_digest(path, digest) for path, digest in zip(files, found, strict=True)])
 
     @property
-    def stated_sha256(self) -> str:
+    def expected_sha256(self) -> str:
         """Digits that are known before the file is here: all 64, the first ones, or none."""
         if self.sha256 or self.store != "torchvision":
             return self.sha256
@@ -94,12 +94,12 @@ class Checkpoint:
         return sum(path.stat().st_size for path in self._files_of(root))
 
     @property
-    def terms(self) -> Terms:
+    def terms(self) -> LicenceTerms:
         """What kind of licence it is; "unclear" where none is known."""
         return terms_of(self.licence)
 
     @property
-    def asks_consent(self) -> bool:
+    def requires_acceptance(self) -> bool:
         """Whether the user must say that the licence fits. Files given by path are the user's own business."""
         return self.store != "path" and (self.gated or self.terms in ("non-commercial", "copyleft", "use-restricted"))
 
@@ -114,9 +114,9 @@ class Checkpoint:
         files = self._files_of(root)
         return files, [_sha256(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
 
-    def _refuse_other(self, path: Path, found: str) -> bool:
+    def _check_digest(self, path: Path, found: str) -> bool:
         """Raise when `found` is not the digest that the publisher states; whether one is stated."""
-        stated = self._stated(path)
+        stated = self._expected_digest(path)
         if stated and not found.startswith(stated):
             raise OpenUniError(
                 f'checkpoint "{self.ref}": {path} has sha256 {found}, its publisher states {stated}. It is damaged or '
@@ -124,13 +124,13 @@ class Checkpoint:
             )
         return bool(stated)
 
-    def _stated(self, path: Path) -> str:
-        beside = self.store == "hub" and path.suffix not in WEIGHTS  # configuration
-        if self.stated_sha256 and not beside:
-            return self.stated_sha256  # before what the hub said when it sent the file
+    def _expected_digest(self, path: Path) -> str:
+        beside = self.store == "hub" and path.suffix not in WEIGHT_SUFFIXES  # configuration
+        if self.expected_sha256 and not beside:
+            return self.expected_sha256  # before what the hub said when it sent the file
         if path.is_symlink():  # the hub's cache keeps large files under their sha256 and links to them
             blob = path.resolve().name
-            return blob if WHOLE_SHA256.fullmatch(blob) else ""
+            return blob if FULL_SHA256.fullmatch(blob) else ""
         return ""
 
     def _in_hub_cache(self) -> Path | None:
@@ -144,7 +144,7 @@ class Checkpoint:
         names = [name for name in self.only if not set(name) & set("*?[")]
         return found if all((found / name).exists() for name in names) else None  # another part of it may be here
 
-    def _how_to_get(self) -> str:
+    def _download_hint(self) -> str:
         if self.store == "path":
             return "Give the path of an existing file or folder."
         return f"Get it with: openuni checkpoints get {self.ref}"
@@ -161,7 +161,7 @@ def published_or_path(ref: str, published: tuple[Checkpoint, ...]) -> Checkpoint
     return next((known for known in published if known.ref == ref), None) or hub_or_path(ref)
 
 
-def terms_of(licence: str) -> Terms:
+def terms_of(licence: str) -> LicenceTerms:
     """What an SPDX name (or an "A AND B" of them) lets one do; the strictest part decides."""
     name = licence.upper()
     if not name:
@@ -177,7 +177,7 @@ def terms_of(licence: str) -> Terms:
     return "permissive" if all(part in permissive for part in parts) else "unclear"
 
 
-def checkpoint_folder() -> Path:
+def checkpoint_dir() -> Path:
     """Where single files are kept: the mirror that OPENUNI_CHECKPOINTS names, else a folder in the user's cache."""
     mirror = os.environ.get(MIRROR_VARIABLE)
     return Path(mirror).expanduser() if mirror else Path.home() / ".cache" / "openuni" / "checkpoints"

@@ -31,7 +31,7 @@ class DecodedClip:
     times_s: np.ndarray
     vectors: tuple[MotionVectors | None, ...] | None = None
     maps: Mapping[str, Modality] = field(default_factory=dict)
-    memo: dict[Any, Any] = field(default_factory=dict, repr=False)
+    cache: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if self.frames.ndim != 4 or self.frames.shape[-1] != 3 or self.frames.dtype != np.uint8:

@@ -14,7 +14,7 @@ import numpy as np
 from openuni.manifests.contracts.discovery import component_names, find_component
 from openuni.manifests.errors import ClipError, OpenUniError, unknown_name
 from openuni.manifests.video.encode import decode_lossless
-from openuni.manifests.video.passthrough import Kept, is_kept
+from openuni.manifests.video.passthrough import PassthroughFiles, is_passthrough
 
 
 class Payload(NamedTuple):
@@ -88,21 +88,21 @@ class Modality(ABC):
 
         Raises `ClipError` for damaged bytes and for values that are not this modality's.
         """
-        if not is_kept(data):
+        if not is_passthrough(data):
             return cls.decode(data, constants)
-        kept = Kept(data, cls.name)
-        if kept.sheet.reading.coding != "rendering":
-            return cls.of_kept(kept.values(), constants)
+        kept = PassthroughFiles(data, cls.name)
+        if kept.manifest.reading.coding != "rendering":
+            return cls.from_passthrough(kept.values(), constants)
         parts = [cls.from_rgb(rendering, constants) for rendering in kept.renderings()]
         return replace(parts[0], array=np.concatenate([part.array for part in parts]))
 
     @classmethod
-    def of_kept(cls, array: np.ndarray, constants: Any) -> Self:
+    def from_passthrough(cls, array: np.ndarray, constants: Any) -> Self:
         """The signal whose array [T, H, W, C] was read from kept files. `constants`: of the row."""
         return cls(array)
 
     @classmethod
-    def planes(cls, data: bytes, dtype: type[np.generic], channels: int) -> np.ndarray:
+    def decode_planes(cls, data: bytes, dtype: type[np.generic], channels: int) -> np.ndarray:
         """[T, H, W, C] of a stored lossless video; raises `ClipError` unless it has this dtype and so many channels."""
         planes = decode_lossless(data)
         if planes.dtype != np.dtype(dtype) or planes.shape[-1] != channels:

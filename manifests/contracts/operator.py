@@ -42,7 +42,7 @@ class Filter(Operator):
     """Scores a clip: numbers only. It never decides; the recipe's `keep` does."""
 
     kind: ClassVar[str] = "filter"
-    wants_vectors: ClassVar[bool] = False  # whether `run` looks at `clip.vectors`, the codec's motion vectors
+    requires_motion_vectors: ClassVar[bool] = False  # whether `run` looks at `clip.vectors`, the codec's motion vectors
 
     def sample(self, times_s: np.ndarray) -> np.ndarray:
         """Which frames this filter wants: float64 [T] seconds -> int64 [n] increasing indices.
@@ -62,11 +62,11 @@ class Annotator(Operator):
 
     kind: ClassVar[str] = "annotator"
 
-    def makes(self) -> Sequence[str]:
+    def produces(self) -> Sequence[str]:
         """Names of the modalities that it makes with these options: those of its result type, if it says no less."""
         return [modality.name for modality in modality_fields(type(self)).values()]
 
-    def wants(self) -> Sequence[str]:
+    def requires(self) -> Sequence[str]:
         """Maps that other annotators make and this one starts from, then found in `clip.maps` by their modality's name.
 
         Each is a modality such as "depth", or "ANNOTATOR.depth" where a corpus has several. A clip that lacks one never

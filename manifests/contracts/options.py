@@ -14,7 +14,7 @@ from annotated_types import BaseMetadata, Ge, GroupedMetadata, Gt, Interval, Le,
 
 from openuni.manifests.errors import OpenUniError, did_you_mean
 
-SHARE = Interval(ge=0, le=1)
+UNIT_INTERVAL = Interval(ge=0, le=1)
 
 
 def check_options(options: Any, name: str) -> None:
@@ -27,11 +27,11 @@ def check_options(options: Any, name: str) -> None:
         value = getattr(options, field)
         if value is None or (not literals and not isinstance(value, int | float | tuple)):
             continue
-        fits = value in literals if literals else _within(value, bounds)
+        fits = value in literals if literals else _in_bounds(value, bounds)
         if not fits:
             text = ", ".join(map(str, literals)) if literals else bounds_text(bounds) or "finite numbers"
             hint = did_you_mean(str(value), map(str, literals))
-            raise OpenUniError(f"{name}: {field} = {_shown(value)}.{hint} Allowed: {text}.")
+            raise OpenUniError(f"{name}: {field} = {_format_value(value)}.{hint} Allowed: {text}.")
 
 
 def bounds_of(hint: Any) -> list[BaseMetadata]:
@@ -71,18 +71,18 @@ def _allowed(kind: type) -> Mapping[str, tuple[tuple[Any, ...], list[BaseMetadat
     return found
 
 
-def _within(value: Any, bounds: list[BaseMetadata]) -> bool:
+def _in_bounds(value: Any, bounds: list[BaseMetadata]) -> bool:
     if isinstance(value, tuple):
         lengths = [bound.min_length for bound in bounds if isinstance(bound, MinLen)]
         entries = [bound for bound in bounds if not isinstance(bound, MinLen)]
-        return all(len(value) >= length for length in lengths) and all(_within(entry, entries) for entry in value)
+        return all(len(value) >= length for length in lengths) and all(_in_bounds(entry, entries) for entry in value)
     if not isinstance(value, int | float):
         return True
     finite = not isinstance(value, float) or math.isfinite(value)
-    return finite and all(_holds(value, bound) for bound in bounds)
+    return finite and all(_satisfies(value, bound) for bound in bounds)
 
 
-def _holds(value: Any, bound: Any) -> bool:
+def _satisfies(value: Any, bound: Any) -> bool:
     match bound:
         case Ge(least):
             return bool(value >= least)
@@ -98,5 +98,5 @@ def _holds(value: Any, bound: Any) -> bool:
             raise TypeError(f"{bound!r} is no bound of a number that options know")
 
 
-def _shown(value: Any) -> str:
+def _format_value(value: Any) -> str:
     return f'"{value}"' if isinstance(value, str) else str(list(value) if isinstance(value, tuple) else value)

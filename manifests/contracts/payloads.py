@@ -6,13 +6,13 @@ from typing import Any, get_type_hints
 from openuni.manifests.contracts.modality import Modality
 from openuni.manifests.errors import ClipError
 from openuni.manifests.video.container import Limits
-from openuni.manifests.video.passthrough import Kept, is_kept
+from openuni.manifests.video.passthrough import PassthroughFiles, is_passthrough
 from openuni.manifests.video.probe import probe
 
 MAX_ASPECT_ERROR = 0.05  # a map of another shape than the frames belongs to another video
 
 
-def entry_of(entry: Any, modality: type[Modality], where: str) -> tuple[str, Any]:
+def parse_entry(entry: Any, modality: type[Modality], where: str) -> tuple[str, Any]:
     """File name and constants (JSON values) in a sidecar's entry about a map; nothing in it may point elsewhere.
 
     Raises `ClipError` unless it is {"file": a plain name, "constants": a table}.
@@ -26,7 +26,7 @@ def entry_of(entry: Any, modality: type[Modality], where: str) -> tuple[str, Any
     return file, entry["constants"]
 
 
-def constants_of(modality: type[Modality], given: Any, where: str) -> Any:
+def parse_constants(modality: type[Modality], given: Any, where: str) -> Any:
     """An instance of the modality's `constants_type` from JSON values; raises `ClipError` naming its fields.
 
     Strict: JSON's numbers, texts and lists in the declared fields, no conversion, no NaN, nothing else.
@@ -41,7 +41,7 @@ def constants_of(modality: type[Modality], given: Any, where: str) -> Any:
         raise ClipError(f"{where}: constants of {modality.__name__} are {needs}. {error}") from error
 
 
-def restore(
+def decode_payload(
     modality: type[Modality], data: bytes, given: Any, where: str, frames: int, size_px: tuple[int, int]
 ) -> Modality:
     """The map that `Modality.encode` made: its bytes and its constants as JSON values.
@@ -49,9 +49,9 @@ def restore(
     `where` names it in errors. `frames`, `size_px` (height, width): of the video it belongs to; a map has as many
     frames and is not larger. Raises `ClipError`.
     """
-    constants = constants_of(modality, given, where)
+    constants = parse_constants(modality, given, where)
     height_px, width_px = size_px
-    held = _held(data, modality, frames, where)
+    held = _stored_shape(data, modality, frames, where)
     if held is not None and (held[0] != frames or held[1] > height_px or held[2] > width_px):
         raise ClipError(
             f"{where}: the file holds {held[0]} maps of {held[2]} x {held[1]}, the video has "
@@ -61,15 +61,15 @@ def restore(
         signal = modality.read(data, constants)
     except (ClipError, OSError, ValueError) as error:  # the last two are what FFmpeg's errors derive from
         raise ClipError(f"{where}: cannot decode the file: {error}") from error
-    check_fit(signal, where, frames, size_px)
+    check_shape(signal, where, frames, size_px)
     return signal
 
 
-def _held(data: bytes, modality: type[Modality], frames: int, where: str) -> tuple[int, int, int] | None:
+def _stored_shape(data: bytes, modality: type[Modality], frames: int, where: str) -> tuple[int, int, int] | None:
     """Frames, height_px and width_px by headers alone; None of files that hold their values as they are."""
     limits = Limits(max_frame_count=frames)
-    if is_kept(data):
-        kept = Kept(data, where)
+    if is_passthrough(data):
+        kept = PassthroughFiles(data, where)
         return kept.frames, *kept.size_px(limits)
     if modality.suffix != "mkv":
         return None
@@ -77,7 +77,7 @@ def _held(data: bytes, modality: type[Modality], frames: int, where: str) -> tup
     return len(info.pts), info.height_px, info.width_px
 
 
-def check_fit(signal: Modality, where: str, frames: int, size_px: tuple[int, int]) -> None:
+def check_shape(signal: Modality, where: str, frames: int, size_px: tuple[int, int]) -> None:
     """Raise `ClipError` unless the map has `frames` frames and the shape of pictures of `size_px` (height, width)."""
     held = len(signal.array), *signal.size_px
     check_size(

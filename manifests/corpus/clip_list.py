@@ -69,7 +69,7 @@ class ClipList:
         """The `Clip` of a row of `clips/`; a source within the corpus gets the place where the corpus lies now."""
         fields = {name: row[name] for name in Clip.__dataclass_fields__}
         if fields["source"].startswith(WITHIN):
-            fields["source"] = self.corpus.store.place(fields["source"].removeprefix(WITHIN))
+            fields["source"] = self.corpus.store.location(fields["source"].removeprefix(WITHIN))
         return Clip(**fields)
 
     def _part(self, number: int) -> pa.Table:

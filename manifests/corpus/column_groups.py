@@ -32,7 +32,7 @@ from openuni.manifests.corpus.layout import (
 )
 from openuni.manifests.corpus.shards import Shard, checksum
 from openuni.manifests.corpus.store import Store
-from openuni.manifests.corpus.writer import PartWriter, recover, spool_folder, table_bytes
+from openuni.manifests.corpus.writer import PartWriter, recover, spool_dir, table_bytes
 from openuni.manifests.errors import OpenUniError
 
 PARALLEL_PARTS = 8  # files worked on at once: an object store answers slowly, and many requests as fast as one
@@ -46,7 +46,7 @@ class ColumnGroups:
         self.store = store
         self.record = record
 
-    def put_json(self, name: str, record: dict[str, Any]) -> None:
+    def write_json(self, name: str, record: dict[str, Any]) -> None:
         """Write a JSON file of the corpus, whole or not at all; a file that says the same is left alone."""
         data = json.dumps(record, indent=2, default=str).encode()
         if not self.store.exists(name) or self.store.read(name) != data:
@@ -145,7 +145,7 @@ class ColumnGroups:
         """Seal what dead workers left behind, in every group; returns the number of clips saved."""
         return sum(recover(self.store, group) for group in self._groups_with_open_parts())
 
-    def settle(self, group: str, version: str) -> None:
+    def activate_version(self, group: str, version: str) -> None:
         """Make `version` the group's only one: others are set aside, parts of this one set aside earlier come back."""
         parts = self.parts(group)
         with ThreadPoolExecutor(PARALLEL_PARTS) as pool:
@@ -156,7 +156,7 @@ class ColumnGroups:
         for part in self.parts(superseded(group, version)):
             self._move_part(part, group)
 
-    def forget(self, group: str, statuses: Sequence[str], among: Mapping[str, pa.Array] | None = None) -> int:
+    def delete_by_status(self, group: str, statuses: Sequence[str], among: Mapping[str, pa.Array] | None = None) -> int:
         """Remove the rows with these statuses so that the next run does them again; returns how many there were.
 
         `among`: column -> values; only rows that have one of them there. What another run failed at then stays.
@@ -168,9 +168,9 @@ class ColumnGroups:
                 mask = pc.and_(mask, pc.is_in(rows.column(column), value_set=values))
             return mask
 
-        return self.remove(group, chosen)
+        return self.delete_rows(group, chosen)
 
-    def remove(self, group: str, chosen: Callable[[pa.Table], pa.ChunkedArray]) -> int:
+    def delete_rows(self, group: str, chosen: Callable[[pa.Table], pa.ChunkedArray]) -> int:
         """Remove the rows for which `chosen` (given a part's rows) says true; returns how many there were."""
         removed = 0
 
@@ -227,7 +227,7 @@ class ColumnGroups:
                 self.store.move(f"{source}/{entry}", f"{folder}/{entry}")
 
     def _groups_with_open_parts(self) -> list[str]:
-        root = self.store.local("") if self.store.is_local else spool_folder(self.store)
+        root = self.store.local("") if self.store.is_local else spool_dir(self.store)
         if self.store.is_local:
             folders = [path.parent for path in root.rglob(OPEN) if path.is_dir()]
         else:

@@ -68,7 +68,7 @@ class Corpus(ColumnGroups):
     def save_record(self, **changes: Any) -> None:
         """Change facts of corpus.json."""
         self.record.update(changes)
-        self.put_json(CORPUS_RECORD, self.record)
+        self.write_json(CORPUS_RECORD, self.record)
 
     def runs(self) -> Iterator[dict[str, Any]]:
         """The ledgers of all runs, oldest first; one that cannot be read is passed over."""
@@ -82,7 +82,7 @@ class Corpus(ColumnGroups):
 
     def select(self, keep: str, out: str) -> "Corpus":
         """A new corpus at `out` with the clips that pass `keep`: rows are filtered, payload files linked or copied."""
-        kept = self.kept_ids(keep)
+        kept = self.kept_clip_id_array(keep)
         if not len(kept):
             raise OpenUniError(f"keep = {keep!r} passes none of {len(self):,} clips; nothing was written")
         target = Corpus.create(out)
@@ -99,13 +99,13 @@ class Corpus(ColumnGroups):
 
     # ------------------------------------------------------------------ questions
 
-    def kept(self, keep: str | None = None) -> list[str]:
+    def kept_clip_ids(self, keep: str | None = None) -> list[str]:
         """clip_ids that ingest accepted and that pass `keep` (default: the rule of the last run), in order."""
-        return self.kept_ids(keep).to_pylist()
+        return self.kept_clip_id_array(keep).to_pylist()
 
-    def kept_ids(self, keep: str | None = None) -> pa.Array:
+    def kept_clip_id_array(self, keep: str | None = None) -> pa.Array:
         """The same as a string array, for millions of them."""
-        return outcomes.kept(self, self.record["keep"] if keep is None else keep)
+        return outcomes.kept_clip_ids(self, self.record["keep"] if keep is None else keep)
 
     def summary(self) -> outcomes.Summary:
         """What became of every clip: kept, dropped by which rule, failed for which reason, not done yet."""

@@ -15,7 +15,7 @@ COLUMN = "has"  # the struct column of booleans that a `keep` may read, such as 
 NO_COLLECTION = "(none)"  # stands in tables for clips that came with no named set
 
 
-def makers(corpus: ColumnGroups) -> dict[str, list[str]]:
+def annotators_by_modality(corpus: ColumnGroups) -> dict[str, list[str]]:
     """The annotators (and importers) that stored each modality of a corpus: modality -> their names, sorted."""
     found: dict[str, list[str]] = {}
     for name in corpus.operators("annotator"):
@@ -27,7 +27,7 @@ def makers(corpus: ColumnGroups) -> dict[str, list[str]]:
     return dict(sorted(found.items()))
 
 
-def holders(corpus: ColumnGroups, annotator: str, modality: str) -> pa.Array:
+def clip_ids_with_modality(corpus: ColumnGroups, annotator: str, modality: str) -> pa.Array:
     """clip_ids (string array) for which an annotator stored a modality."""
     if not corpus.has_modality(annotator, modality):
         return pa.array([], pa.string())
@@ -41,13 +41,13 @@ def holders(corpus: ColumnGroups, annotator: str, modality: str) -> pa.Array:
     return table.filter(present).column("clip_id").combine_chunks()
 
 
-def presence(corpus: ColumnGroups, clips: pa.Array | pa.ChunkedArray) -> dict[str, pa.Array]:
+def modality_availability(corpus: ColumnGroups, clips: pa.Array | pa.ChunkedArray) -> dict[str, pa.Array]:
     """Per modality that any clip has besides its pixels: a boolean per clip, by whichever annotator."""
     found = {}
-    for modality, names in makers(corpus).items():
+    for modality, names in annotators_by_modality(corpus).items():
         if modality == "rgb":
             continue  # every clip has its pixels, stored or not
-        ids = [holders(corpus, name, modality) for name in names]
+        ids = [clip_ids_with_modality(corpus, name, modality) for name in names]
         mask = pc.is_in(clips, value_set=pa.concat_arrays(ids))
         found[modality] = mask.combine_chunks() if isinstance(mask, pa.ChunkedArray) else mask
     return found
@@ -66,7 +66,7 @@ def coverage(corpus: ColumnGroups) -> list[dict[str, str | int]]:
     }
     clips = corpus.dataset("clips", clip_schema()).to_table(columns=columns, filter=pads.field("status") == "ok")
     table = clips.drop_columns("clip_id")
-    for modality, mask in presence(corpus, clips["clip_id"]).items():
+    for modality, mask in modality_availability(corpus, clips["clip_id"]).items():
         table = table.append_column(modality, mask)
     names = table.column_names[1:]
     counts = table.group_by("collection").aggregate([(name, "sum") for name in names]).sort_by("collection")
@@ -88,7 +88,7 @@ class StoredSize(NamedTuple):
 def stored_sizes(corpus: ColumnGroups) -> list[StoredSize]:
     """What each modality takes in the shards, by modality and annotator; those that no clip has are left out."""
     found = []
-    for modality, names in makers(corpus).items():
+    for modality, names in annotators_by_modality(corpus).items():
         for name in names:
             column = {"nbytes": pads.field(name, modality, "nbytes")}
             sizes = corpus.table(annotation_group(name), column).column("nbytes").drop_null()

@@ -12,7 +12,7 @@ from openuni.manifests.errors import OpenUniError, did_you_mean
 MEMORY_LIMIT = "1500MB"
 
 
-class Rule(NamedTuple):
+class KeepRule(NamedTuple):
     """One of the conditions that `keep` joins by AND: a clip is dropped by the first one it does not pass."""
 
     text: str  # one SQL condition
@@ -26,7 +26,7 @@ def connect() -> duckdb.DuckDBPyConnection:
     return connection
 
 
-def parse(keep: str) -> list[Rule]:
+def parse(keep: str) -> list[KeepRule]:
     """The rules of a `keep` expression; an empty one has none. Raises `OpenUniError` for what is not one expression."""
     if not keep.strip():
         return []
@@ -42,18 +42,18 @@ def parse(keep: str) -> list[Rule]:
             'Write conditions over columns, such as "motion.speed_diag_per_s > 0.02 and luminance.mean > 0.1".'
         )
     node = parsed["statements"][0]["node"]
-    _refuse_subqueries(node, keep)
+    _reject_subqueries(node, keep)
     where = node["where_clause"]
     conditions = where["children"] if where.get("type") == "CONJUNCTION_AND" else [where]
     rules = []
     for condition in conditions:
         node["where_clause"] = condition  # DuckDB writes each condition back as SQL, in one canonical spelling
         text = connection.execute("SELECT json_deserialize_sql(?)", [json.dumps(parsed)]).fetchall()[0][0]
-        rules.append(Rule(_tidy(text.removeprefix("SELECT 1 WHERE ")), frozenset(_columns(condition))))
+        rules.append(KeepRule(_strip_parentheses(text.removeprefix("SELECT 1 WHERE ")), frozenset(_columns(condition))))
     return rules
 
 
-def check(rules: Sequence[Rule], schemas: Mapping[str, pa.Schema]) -> None:
+def check(rules: Sequence[KeepRule], schemas: Mapping[str, pa.Schema]) -> None:
     """Raise `OpenUniError` when a rule reads a column that is in none of the schemas (group name -> schema)."""
     known: dict[str, list[str]] = {}
     for schema in schemas.values():
@@ -74,7 +74,7 @@ def check(rules: Sequence[Rule], schemas: Mapping[str, pa.Schema]) -> None:
                 )
 
 
-def condition_sql(rules: Sequence[Rule]) -> str:
+def condition_sql(rules: Sequence[KeepRule]) -> str:
     """All rules as one condition; a null never passes."""
     return " AND ".join(f"coalesce(({rule.text}\n), false)" for rule in rules) or "true"
 
@@ -83,7 +83,7 @@ def _parsed(connection: duckdb.DuckDBPyConnection, statement: str) -> Any:
     return json.loads(connection.execute("SELECT json_serialize_sql(?)", [statement]).fetchall()[0][0])
 
 
-def _tidy(text: str) -> str:
+def _strip_parentheses(text: str) -> str:
     """Without the brackets that DuckDB puts around the whole condition."""
     if not (text.startswith("(") and text.endswith(")")):
         return text
@@ -108,12 +108,12 @@ def _columns(node: Any) -> list[tuple[str, ...]]:
     return found
 
 
-def _refuse_subqueries(node: Any, keep: str) -> None:
+def _reject_subqueries(node: Any, keep: str) -> None:
     if isinstance(node, dict):
         if node.get("class") == "SUBQUERY":
             raise OpenUniError(f"keep = {keep!r}: a subquery is not allowed; write conditions over the clip's columns.")
         for child in node.values():
-            _refuse_subqueries(child, keep)
+            _reject_subqueries(child, keep)
     elif isinstance(node, list):
         for child in node:
-            _refuse_subqueries(child, keep)
+            _reject_subqueries(child, keep)

@@ -7,16 +7,16 @@ from contextlib import contextmanager
 from typing import Any, TextIO
 
 from openuni.manifests.corpus.store import Store
-from openuni.manifests.corpus.writer import spool_folder
+from openuni.manifests.corpus.writer import spool_dir
 from openuni.manifests.errors import OpenUniError
 
 
 @contextmanager
 def lock(store: Store, wait_s: float = 30.0) -> Iterator[None]:
     """Hold the corpus for one run. Waits for dying workers of a killed run; raises when another run is alive."""
-    with _locked(_lock_path(store, "driver"), fcntl.LOCK_EX, 0.0, store.url):
-        with _locked(_lock_path(store, "workers"), fcntl.LOCK_EX, wait_s, store.url):
-            store.sweep_drafts()  # no worker is alive: their locks end with their processes
+    with _file_lock(_lock_path(store, "driver"), fcntl.LOCK_EX, 0.0, store.url):
+        with _file_lock(_lock_path(store, "workers"), fcntl.LOCK_EX, wait_s, store.url):
+            store.delete_temp_files()  # no worker is alive: their locks end with their processes
         yield
 
 
@@ -28,13 +28,13 @@ def worker_lock(store: Store) -> TextIO:
 
 
 def _lock_path(store: Store, name: str) -> Any:
-    folder = store.local("") if store.is_local else spool_folder(store)
+    folder = store.local("") if store.is_local else spool_dir(store)
     folder.mkdir(parents=True, exist_ok=True)
     return folder / f".{name}.lock"
 
 
 @contextmanager
-def _locked(path: Any, kind: int, wait_s: float, url: str) -> Iterator[None]:
+def _file_lock(path: Any, kind: int, wait_s: float, url: str) -> Iterator[None]:
     deadline = time.monotonic() + wait_s
     with path.open("a") as file:
         while True:

@@ -13,14 +13,13 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
 from openuni.manifests.contracts.schema import clip_schema
-from openuni.manifests.corpus import coverage as presence
-from openuni.manifests.corpus import keep_rule as select
+from openuni.manifests.corpus import coverage, keep_rule
 from openuni.manifests.corpus.column_groups import ColumnGroups
 from openuni.manifests.corpus.layout import annotation_group, filter_group, operator_of
 from openuni.manifests.errors import OpenUniError
 
 
-class Failure(NamedTuple):
+class FailureCount(NamedTuple):
     """How many clips failed in one place for one reason."""
 
     operator: str  # "ingest" or an operator's name
@@ -30,14 +29,14 @@ class Failure(NamedTuple):
     error: str  # of that one, cut to 300 characters
 
 
-class Absence(NamedTuple):
+class UnavailableCount(NamedTuple):
     """For how many clips an operator of the last run had nothing to compute from. Each has a fate all the same."""
 
     operator: str
     clips: int
 
 
-class Drop(NamedTuple):
+class DropCount(NamedTuple):
     """How many clips one rule dropped: those that passed all rules before it."""
 
     rule: str
@@ -49,14 +48,14 @@ class Summary(NamedTuple):
 
     clips: int
     ok: int  # kept by every rule, and done by every annotator
-    dropped: list[Drop]
-    failed: list[Failure]
+    dropped: list[DropCount]
+    failed: list[FailureCount]
     pending: int  # not reached yet: the run was stopped or limited
     keep: str
-    unavailable: list[Absence]  # no part of the balance
+    unavailable: list[UnavailableCount]  # no part of the balance
 
     @property
-    def balances(self) -> bool:
+    def is_consistent(self) -> bool:
         """Whether every clip is accounted for exactly once."""
         parts = self.ok + sum(drop.clips for drop in self.dropped) + sum(fail.clips for fail in self.failed)
         return self.clips == parts + self.pending
@@ -75,29 +74,31 @@ class Summary(NamedTuple):
         return "\n".join(lines)
 
 
-def kept(corpus: ColumnGroups, keep: str) -> pa.Array:
+def kept_clip_ids(corpus: ColumnGroups, keep: str) -> pa.Array:
     """clip_ids (string array) that ingest accepted and that pass every rule of `keep`, in order of ingest."""
-    rules = select.parse(keep)
+    rules = keep_rule.parse(keep)
     groups = _filters_of(corpus, rules)
-    select.check(rules, _schemas(corpus, groups))
-    connection = _connect(_joined(corpus, rules, {name: filter_group(name) for name in groups}, with_fate=False))
-    query = f"SELECT clip_id FROM joined WHERE clip_status = 'ok' AND {select.condition_sql(rules)}"
+    keep_rule.check(rules, _schemas(corpus, groups))
+    connection = _connect(_joined(corpus, rules, {name: filter_group(name) for name in groups}, with_outcome=False))
+    query = f"SELECT clip_id FROM joined WHERE clip_status = 'ok' AND {keep_rule.condition_sql(rules)}"
     return connection.sql(query).to_arrow_table().column("clip_id").combine_chunks()  # DuckDB keeps the order
 
 
 def summary(corpus: ColumnGroups) -> Summary:
     """The ledger by the rule of the last run."""
-    wanted = [*corpus.record["filters"], *_filters_named(select.parse(corpus.record["keep"]))]
+    wanted = [*corpus.record["filters"], *_filters_named(keep_rule.parse(corpus.record["keep"]))]
     missing = [name for name in wanted if name not in corpus.operators("filter")]
-    rules = [] if missing else select.parse(corpus.record["keep"])  # a filter that never ran leaves all clips pending
+    rules = (
+        [] if missing else keep_rule.parse(corpus.record["keep"])
+    )  # a filter that never ran leaves all clips pending
     # what compares all clips is no filter of a recipe; a clip that it has not seen is pending where `keep` reads it
     filters = list(dict.fromkeys([*_last_run(corpus, "filter"), *_filters_of(corpus, rules)]))
     annotators = _last_run(corpus, "annotator")
-    select.check(rules, _schemas(corpus, filters))
+    keep_rule.check(rules, _schemas(corpus, filters))
     encoded = {f"encode {stream}": group for stream, group in corpus.record["encoded"].items() if corpus.parts(group)}
     groups = {name: filter_group(name) for name in filters} | {name: annotation_group(name) for name in annotators}
     groups |= encoded
-    connection = _connect(_joined(corpus, rules, groups, with_fate=True))
+    connection = _connect(_joined(corpus, rules, groups, with_outcome=True))
     cases = ["WHEN clip_status <> 'ok' THEN 'failed'"]
     places = ["WHEN clip_status <> 'ok' THEN 'ingest' || chr(0) || coalesce(clip_error, '')"]
     if missing or any(name not in corpus.operators("annotator") for name in corpus.record["annotators"]):
@@ -106,51 +107,53 @@ def summary(corpus: ColumnGroups) -> Summary:
         unfinished = "ok"
     for name in filters:
         cases.append(f"WHEN {_quoted(name)} IS NULL THEN 'pending' WHEN {_failed(name)} THEN 'failed'")
-        places.append(_place(name))
+        places.append(_failure_site(name))
     for number, rule in enumerate(rules):
         cases.append(f"WHEN NOT coalesce(({rule.text}\n), false) THEN 'dropped'")
         places.append(f"WHEN NOT coalesce(({rule.text}\n), false) THEN '{number}'")
     for name in annotators:
         cases.append(f"WHEN {_quoted(name)} IS NULL THEN 'pending' WHEN {_failed(name)} THEN 'failed'")
-        places.append(_place(name))
+        places.append(_failure_site(name))
     for name in encoded:  # no row is no debt: a clip may lack the modality
         cases.append(f"WHEN {_failed(name)} THEN 'failed'")
-        places.append(_place(name))
-    fate = f"CASE {' '.join(cases)} ELSE '{unfinished}' END"
+        places.append(_failure_site(name))
+    outcome = f"CASE {' '.join(cases)} ELSE '{unfinished}' END"
     place = f"CASE {' '.join(places)} ELSE '' END"
     reason = f"regexp_extract({place}, '^([^:]*)', 1)"  # the type of the error stands before the colon
     example = f"min({place} || chr(0) || clip_id)"  # the first of equal ones: not whichever a thread met
-    query = f"SELECT {fate}, {reason}, count(*), {example} FROM joined GROUP BY ALL ORDER BY ALL"
+    query = f"SELECT {outcome}, {reason}, count(*), {example} FROM joined GROUP BY ALL ORDER BY ALL"
     rows = connection.execute(query).fetchall()
     absences = []
     for name in (*filters, *annotators):
         query = f"SELECT count(*) FROM joined WHERE {_quoted(name)}.status = 'unavailable'"
-        absences.append(Absence(name, connection.execute(query).fetchall()[0][0]))
+        absences.append(UnavailableCount(name, connection.execute(query).fetchall()[0][0]))
     return _ledger(rows, rules, corpus.record["keep"], [absence for absence in absences if absence.clips])
 
 
-def _ledger(rows: list[Any], rules: Sequence[select.Rule], keep: str, unavailable: list[Absence]) -> Summary:
+def _ledger(
+    rows: list[Any], rules: Sequence[keep_rule.KeepRule], keep: str, unavailable: list[UnavailableCount]
+) -> Summary:
     dropped = {number: 0 for number in range(len(rules))}
     failed, totals = [], {"ok": 0, "pending": 0}
-    for fate, where, count, example in rows:
-        if fate == "dropped":
+    for outcome, where, count, example in rows:
+        if outcome == "dropped":
             dropped[int(where)] += count
-        elif fate == "failed":
+        elif outcome == "failed":
             operator, _, reason = where.partition("\0")
             text, _, clip_id = example.partition("\0")[2].rpartition("\0")
             error = text.removeprefix(f"{reason}: ")
-            failed.append(Failure(operator, reason or "unknown", count, clip_id, error[:300]))
+            failed.append(FailureCount(operator, reason or "unknown", count, clip_id, error[:300]))
         else:
-            totals[fate] += count
-    drops = [Drop(rules[number].text, count) for number, count in dropped.items()]
+            totals[outcome] += count
+    drops = [DropCount(rules[number].text, count) for number, count in dropped.items()]
     clips = sum(row[2] for row in rows)
     ledger = Summary(clips, totals["ok"], drops, failed, totals["pending"], keep, unavailable)
-    if not ledger.balances:
+    if not ledger.is_consistent:
         raise OpenUniError(f"the ledger does not balance: {ledger!r}. Please report this.")
     return ledger
 
 
-def _place(name: str) -> str:
+def _failure_site(name: str) -> str:
     column = _quoted(name)
     text = name.replace("'", "''")
     return f"WHEN {_failed(name)} THEN '{text}' || chr(0) || coalesce({column}.error, '')"
@@ -170,40 +173,40 @@ def _last_run(corpus: ColumnGroups, kind: str) -> list[str]:
     return [name for name in corpus.operators(kind) if name in corpus.record[f"{kind}s"]]
 
 
-def _filters_of(corpus: ColumnGroups, rules: Sequence[select.Rule]) -> list[str]:
+def _filters_of(corpus: ColumnGroups, rules: Sequence[keep_rule.KeepRule]) -> list[str]:
     named = _filters_named(rules)
     return [name for name in corpus.operators("filter") if name in named]
 
 
-def _filters_named(rules: Sequence[select.Rule]) -> set[str]:
+def _filters_named(rules: Sequence[keep_rule.KeepRule]) -> set[str]:
     """What rules read besides the clips' own columns and what they have."""
-    return {column[0] for rule in rules for column in rule.columns} - {*clip_schema().names, presence.COLUMN}
+    return {column[0] for rule in rules for column in rule.columns} - {*clip_schema().names, coverage.COLUMN}
 
 
 def _schemas(corpus: ColumnGroups, filters: Sequence[str]) -> dict[str, pa.Schema]:
     # one sampled file per group is enough: all parts of a group share a schema
-    has = pa.struct([pa.field(name, pa.bool_()) for name in presence.makers(corpus)])
-    found = {"clips": clip_schema(), presence.COLUMN: pa.schema([pa.field(presence.COLUMN, has)])}
+    has = pa.struct([pa.field(name, pa.bool_()) for name in coverage.annotators_by_modality(corpus)])
+    found = {"clips": clip_schema(), coverage.COLUMN: pa.schema([pa.field(coverage.COLUMN, has)])}
     for name in filters:
         found[filter_group(name)] = corpus.dataset(filter_group(name)).schema
     return found
 
 
 def _connect(joined: pa.Table) -> duckdb.DuckDBPyConnection:
-    connection = select.connect()
+    connection = keep_rule.connect()
     connection.register("joined", joined)
     return connection
 
 
 def _joined(
-    corpus: ColumnGroups, rules: Sequence[select.Rule], groups: Mapping[str, str], *, with_fate: bool
+    corpus: ColumnGroups, rules: Sequence[keep_rule.KeepRule], groups: Mapping[str, str], *, with_outcome: bool
 ) -> pa.Table:
     """One row per clip in order of ingest; a struct column per operator (name -> group), null where it has no row.
 
     Of every column only those fields are read that the rules name (and those that tell a fate): a corpus of millions
     has more text in its captions and more places of maps than fit into memory twice.
     """
-    wanted: dict[str, set[str]] = {name: {"status", "error"} if with_fate else set() for name in groups}
+    wanted: dict[str, set[str]] = {name: {"status", "error"} if with_outcome else set() for name in groups}
     whole = set()
     for rule in rules:
         for top, *rest in rule.columns:
@@ -215,11 +218,13 @@ def _joined(
     columns = {name: pads.field(name) for name in names}
     columns |= {"clip_status": pads.field("status"), "clip_error": pads.field("error")}
     joined = corpus.dataset("clips", clip_schema()).to_table(columns=columns)
-    if any(column[0] == presence.COLUMN for rule in rules for column in rule.columns):
-        masks = presence.presence(corpus, joined.column("clip_id"))
-        joined = joined.append_column(presence.COLUMN, pa.StructArray.from_arrays(masks.values(), list(masks)))
+    if any(column[0] == coverage.COLUMN for rule in rules for column in rule.columns):
+        masks = coverage.modality_availability(corpus, joined.column("clip_id"))
+        joined = joined.append_column(coverage.COLUMN, pa.StructArray.from_arrays(masks.values(), list(masks)))
     for name, group in groups.items():
-        struct = _whole(corpus, group, name) if name in whole else _fields(corpus, group, name, sorted(wanted[name]))
+        struct = (
+            _full_struct(corpus, group, name) if name in whole else _fields(corpus, group, name, sorted(wanted[name]))
+        )
         joined = joined.append_column(name, _aligned(joined.column("clip_id"), *struct))
     return joined
 
@@ -233,7 +238,7 @@ def _fields(corpus: ColumnGroups, group: str, name: str, fields: Sequence[str]) 
     return ids, pa.StructArray.from_arrays(parts, fields)
 
 
-def _whole(corpus: ColumnGroups, group: str, name: str) -> tuple[pa.Array, pa.Array]:
+def _full_struct(corpus: ColumnGroups, group: str, name: str) -> tuple[pa.Array, pa.Array]:
     table = corpus.table(group)
     return table.column("clip_id").combine_chunks(), table.column(name).combine_chunks()
 

@@ -13,7 +13,7 @@ from openuni.manifests.errors import OpenUniError
 SAFETENSORS_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
-class Entry(NamedTuple):
+class ShardEntry(NamedTuple):
     """One payload in a shard."""
 
     key: str  # tar member or tensor name
@@ -24,7 +24,7 @@ class Entry(NamedTuple):
     shape: tuple[int, ...] = ()  # tensors only
 
     @classmethod
-    def from_json(cls, values: list[Any]) -> "Entry":
+    def from_json(cls, values: list[Any]) -> "ShardEntry":
         """An entry as `json` gives it back."""
         key, offset, nbytes, xxh3, dtype, shape = values
         return cls(key, offset, nbytes, xxh3, dtype, tuple(shape))
@@ -42,26 +42,26 @@ class Shard:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.entries: list[Entry] = []
+        self.entries: list[ShardEntry] = []
         self.file: BinaryIO = path.open("r+b" if path.exists() else "w+b")
 
-    def reopen(self, entries: list[Entry]) -> None:
+    def reopen(self, entries: list[ShardEntry]) -> None:
         """Continue a file whose first entries are known; everything behind the last of them is cut off."""
         self.entries = list(entries)
         self.file.seek(self._end_of(entries))
         self.file.truncate()
 
-    def put(self, key: str, data: bytes, dtype: str = "", shape: tuple[int, ...] = ()) -> Entry:
+    def put(self, key: str, data: bytes, dtype: str = "", shape: tuple[int, ...] = ()) -> ShardEntry:
         """Append one payload and flush it to the operating system."""
         offset = self._begin(key, len(data))
         self.file.write(data)
         self._pad(len(data))
         self.file.flush()
-        entry = Entry(key, offset, len(data), checksum(data), dtype, shape)
+        entry = ShardEntry(key, offset, len(data), checksum(data), dtype, shape)
         self.entries.append(entry)
         return entry
 
-    def is_intact(self, entry: Entry) -> bool:
+    def is_intact(self, entry: ShardEntry) -> bool:
         """Whether the entry's bytes are all there and have their checksum."""
         self.file.seek(entry.offset)
         data = self.file.read(entry.nbytes)
@@ -89,7 +89,7 @@ class Shard:
     def _pad(self, nbytes: int) -> None:
         raise NotImplementedError
 
-    def _end_of(self, entries: list[Entry]) -> int:
+    def _end_of(self, entries: list[ShardEntry]) -> int:
         raise NotImplementedError
 
     def _finish(self) -> None:
@@ -113,7 +113,7 @@ class TarShard(Shard):
     def _pad(self, nbytes: int) -> None:
         self.file.write(b"\0" * (-nbytes % tarfile.BLOCKSIZE))
 
-    def _end_of(self, entries: list[Entry]) -> int:
+    def _end_of(self, entries: list[ShardEntry]) -> int:
         if not entries:
             return 0
         last = entries[-1]
@@ -147,7 +147,7 @@ class SafetensorsShard(Shard):
     def _pad(self, nbytes: int) -> None:
         pass  # the format allows no holes between tensors
 
-    def _end_of(self, entries: list[Entry]) -> int:
+    def _end_of(self, entries: list[ShardEntry]) -> int:
         return entries[-1].offset + entries[-1].nbytes if entries else 8 + self.header_bytes
 
     def _finish(self) -> None:

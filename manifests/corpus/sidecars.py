@@ -13,14 +13,14 @@ def is_url(source: str) -> bool:
     return "://" in source
 
 
-def beside(source: str, suffix: str) -> str:
+def sidecar_path(source: str, suffix: str) -> str:
     """The path or URL of the file with the source's name and another suffix: `a/b.mp4`, ".txt" -> `a/b.txt`."""
     folder, slash, name = source.rpartition("/")
     stem = name.rpartition(".")[0] or name
     return f"{folder}{slash}{stem}{suffix}"
 
 
-def read_small(location: str, max_bytes: int) -> bytes | None:
+def read_bounded(location: str, max_bytes: int) -> bytes | None:
     """All bytes of a file, None when there is none; raises `ClipError` when it is larger than `max_bytes`.
 
     Raises `ClipError` also for what is no file: a pipe would be waited for without end.

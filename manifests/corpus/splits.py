@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import xxhash
 
 from openuni.manifests.contracts.schema import clip_schema
-from openuni.manifests.corpus.coverage import NO_COLLECTION, presence
+from openuni.manifests.corpus.coverage import NO_COLLECTION, modality_availability
 from openuni.manifests.errors import OpenUniError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 TRAIN = "train"
 
 
-class Unit(NamedTuple):
+class SplitGroup(NamedTuple):
     """Clips that must not be parted."""
 
     name: str
@@ -47,9 +47,9 @@ def assign(corpus: "Corpus", shares: Mapping[str, float], seed: int = 0, *, anew
     clips = clips.filter(pc.equal(clips["status"], "ok"))
     if not len(clips):
         raise OpenUniError(f"{corpus.store.url} holds no clips to split")
-    names = unit_names(clips)
+    names = split_group_names(clips)
     units = _units(corpus, clips, names, anew=anew)
-    splits = _deal(units, wanted, seed)
+    splits = _assign_groups(units, wanted, seed)
     chosen = pa.DictionaryArray.from_arrays(names.indices, pa.array([splits[unit.name] for unit in units], pa.string()))
     _write(corpus, clips["clip_id"], chosen.cast(pa.string()))
     counts = {name: 0 for name in wanted}
@@ -58,7 +58,7 @@ def assign(corpus: "Corpus", shares: Mapping[str, float], seed: int = 0, *, anew
     return counts
 
 
-def unit_names(clips: pa.Table) -> pa.DictionaryArray:
+def split_group_names(clips: pa.Table) -> pa.DictionaryArray:
     """What each clip must not be parted from, by name. `clips`: columns source, origin, collection."""
     origin = pc.binary_join_element_wise(pc.fill_null(clips["collection"], ""), clips["origin"], "\n")
     return pc.coalesce(origin, clips["source"]).combine_chunks().dictionary_encode()
@@ -72,11 +72,11 @@ def _checked(shares: Mapping[str, float]) -> dict[str, float]:
     return {TRAIN: 1 - sum(shares.values()), **shares}
 
 
-def _units(corpus: "Corpus", clips: pa.Table, names: pa.DictionaryArray, *, anew: bool) -> list[Unit]:
+def _units(corpus: "Corpus", clips: pa.Table, names: pa.DictionaryArray, *, anew: bool) -> list[SplitGroup]:
     codes = names.indices.to_numpy()
     count = len(names.dictionary)
     bits = np.zeros(count, np.int64)
-    for position, mask in enumerate(presence(corpus, clips["clip_id"]).values()):
+    for position, mask in enumerate(modality_availability(corpus, clips["clip_id"]).values()):
         bits[codes[mask.to_numpy(zero_copy_only=False)]] |= 1 << position
     first = np.zeros(count, np.int64)
     first[codes[::-1]] = np.arange(len(codes))[::-1]  # any clip tells the collection; the first one does
@@ -94,22 +94,22 @@ def _units(corpus: "Corpus", clips: pa.Table, names: pa.DictionaryArray, *, anew
                 )
             known[code] = split
     rows = zip(names.dictionary.to_pylist(), collections, bits.tolist(), sizes, known, strict=True)
-    return [Unit(name, (collection, mask), size, split) for name, collection, mask, size, split in rows]
+    return [SplitGroup(name, (collection, mask), size, split) for name, collection, mask, size, split in rows]
 
 
-def _deal(units: list[Unit], wanted: Mapping[str, float], seed: int) -> dict[str, str]:
+def _assign_groups(units: list[SplitGroup], wanted: Mapping[str, float], seed: int) -> dict[str, str]:
     """The split of every unit, by name."""
     dealt: dict[str, str] = {}
     have: dict[tuple[str, int] | None, dict[str, int]] = defaultdict(lambda: dict.fromkeys(wanted, 0))
     total: dict[tuple[str, int] | None, int] = defaultdict(int)  # None: the whole corpus
 
-    def put(unit: Unit, split: str) -> None:
+    def put(unit: SplitGroup, split: str) -> None:
         dealt[unit.name] = split
         for place in (unit.stratum, None):
             have[place][split] = have[place].get(split, 0) + unit.clips
             total[place] += unit.clips
 
-    def lack(unit: Unit, split: str) -> float:
+    def lack(unit: SplitGroup, split: str) -> float:
         places = (unit.stratum, None)
         return sum(wanted[split] * (total[place] + unit.clips) - have[place][split] for place in places)
 

@@ -12,7 +12,7 @@ from fsspec.core import url_to_fs
 
 from openuni.manifests.errors import OpenUniError
 
-DRAFT = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # the names that `put` gives to files until they are whole
+TEMP_FILE = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # the names that `put` gives to files until they are whole
 
 
 class Store:
@@ -30,7 +30,7 @@ class Store:
             raise OpenUniError(f'"{name}" is not a name inside {self.url}; the manifest that holds it is damaged')
         return f"{self.root}/{name}" if name else self.root
 
-    def place(self, name: str) -> str:
+    def location(self, name: str) -> str:
         """The absolute path or URL under which other programs find a name."""
         return self.path(name) if self.is_local else str(self.fs.unstrip_protocol(self.path(name)))
 
@@ -138,11 +138,11 @@ class Store:
         if self.exists(name):
             self.fs.rm_file(self.path(name))
 
-    def sweep_drafts(self) -> None:
+    def delete_temp_files(self) -> None:
         """Remove what killed processes left of files they were writing; only while no other process writes here."""
         if self.is_local:
             for path in Path(self.root).rglob(".*.tmp"):
-                if DRAFT.fullmatch(path.name):
+                if TEMP_FILE.fullmatch(path.name):
                     path.unlink(missing_ok=True)
 
     def free_bytes(self) -> int | None:

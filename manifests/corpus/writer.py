@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from openuni.manifests.corpus.layout import OPEN
-from openuni.manifests.corpus.shards import Entry, SafetensorsShard, Shard, TarShard
+from openuni.manifests.corpus.shards import SafetensorsShard, Shard, ShardEntry, TarShard
 from openuni.manifests.corpus.store import Store
 from openuni.manifests.errors import OpenUniError
 
@@ -73,7 +73,7 @@ class PartWriter:
 
     def _open_part(self) -> "OpenPart":
         if self.part is None:
-            folder = open_folder(self.store, self.group)
+            folder = open_parts_dir(self.store, self.group)
             folder.mkdir(parents=True, exist_ok=True)
             # the name sorts by time of creation, so that readers see clips in the order they were made
             name = f"part-{time.time_ns():016x}-{uuid4().hex[:6]}"
@@ -111,7 +111,7 @@ class OpenPart:
         big = self.shard is not None and (self.shard.nbytes >= MAX_PART_BYTES or self.shard.is_full)
         return big or len(self.rows) >= MAX_PART_ROWS
 
-    def put(self, key: str, data: bytes, dtype: str, shape: tuple[int, ...]) -> Entry:
+    def put(self, key: str, data: bytes, dtype: str, shape: tuple[int, ...]) -> ShardEntry:
         """Append one payload; it counts once its row is committed."""
         if self.shard is None:
             raise OpenUniError(f"{self.name}: this column group holds no payloads")
@@ -160,7 +160,7 @@ def recover(store: Store, group: str) -> int:
     Parts of living workers are left alone. Lines and payloads cut short by a kill are dropped: those clips are simply
     not done yet.
     """
-    folder = open_folder(store, group)
+    folder = open_parts_dir(store, group)
     saved = 0
     for journal_path in sorted(folder.glob("*.journal")):
         with journal_path.open("ab") as journal:
@@ -192,7 +192,7 @@ def _recover_part(store: Store, group: str, journal_path: Path) -> int:
     shard_type = next((kind for kind in (TarShard, SafetensorsShard) if kind.suffix == suffix), None)
     part = OpenPart(journal_path.parent, name, schema, shard_type)
     for line in lines[1:]:
-        entries = [Entry.from_json(entry) for entry in line["entries"]]
+        entries = [ShardEntry.from_json(entry) for entry in line["entries"]]
         if part.shard is not None:
             if not all(part.shard.is_intact(entry) for entry in entries):
                 break  # later payloads lie behind this one: none of them can be trusted
@@ -244,14 +244,14 @@ def table_bytes(table: pa.Table) -> bytes:
     return sink.getvalue()
 
 
-def open_folder(store: Store, group: str) -> Path:
+def open_parts_dir(store: Store, group: str) -> Path:
     """Where open parts of a group lie: in the group itself, or in a local spool for a corpus on an object store."""
     if store.is_local:
         return store.local(f"{group}/{OPEN}")
-    return spool_folder(store) / group
+    return spool_dir(store) / group
 
 
-def spool_folder(store: Store) -> Path:
+def spool_dir(store: Store) -> Path:
     """Local folder for a remote corpus's open parts and lock; `OPENUNI_SPOOL` moves it to a larger disk."""
     base = Path(os.environ.get("OPENUNI_SPOOL", Path.home() / ".cache" / "openuni" / "spool"))
     return base / xxhash.xxh3_64_hexdigest(store.url.encode())

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-LEAST_CONFIDENCE = 0.3  # a point below is not drawn, nor what hangs on it
+MIN_CONFIDENCE = 0.3  # a point below is not drawn, nor what hangs on it
 REFERENCE_PX = 512  # shorter side of a picture that is drawn at the widths below
 LIMB_PX, FINGER_PX = 4, 2  # width of lines
 JOINT_PX, KNUCKLE_PX, FACE_PX = 4, 3, 2  # radius of dots
@@ -43,7 +43,7 @@ def openpose_points(points: np.ndarray, neck: NeckRule = "least") -> np.ndarray:
     if neck == "least":
         middle[..., 2] = shoulders[..., 2].min(axis=1, keepdims=True)
     else:
-        middle[..., 2] = (shoulders[..., 2] > LEAST_CONFIDENCE).all(axis=1, keepdims=True)
+        middle[..., 2] = (shoulders[..., 2] > MIN_CONFIDENCE).all(axis=1, keepdims=True)
     body = np.concatenate([points[:, BODY], middle], axis=1)[:, list(OPENPOSE)]
     return np.concatenate([body, points[:, REST]], axis=1)
 
@@ -61,7 +61,7 @@ def draw(points: np.ndarray, height_px: int, width_px: int, style: Style = "open
     `style`: `vace` is what VACE's models were shown: no hands, and red and blue changed places after drawing.
     """
     points = points.astype(np.float64)
-    pen, hues = _Pen(height_px, width_px), _hues(len(OPENPOSE))
+    pen, hues = _Canvas(height_px, width_px), _hues(len(OPENPOSE))
     for body in openpose_points(points)[:, : len(OPENPOSE)]:
         pen.lines(body, CHAINS, LIMB_PX, LIMB_BRIGHTNESS * hues)
         pen.dots(body, JOINT_PX, hues)
@@ -73,7 +73,7 @@ def draw(points: np.ndarray, height_px: int, width_px: int, style: Style = "open
     return pen.picture if style != "vace" else np.ascontiguousarray(pen.picture[..., ::-1])
 
 
-class _Pen:
+class _Canvas:
     """Draws on one picture what is confident enough: sticks with round ends, and dots, which are sticks of length 0."""
 
     def __init__(self, height_px: int, width_px: int) -> None:
@@ -96,7 +96,7 @@ class _Pen:
 
         A pixel is covered by how far its centre lies within the edge, over one pixel: that is the anti-aliasing.
         """
-        if min(one[2], other[2]) < LEAST_CONFIDENCE:
+        if min(one[2], other[2]) < MIN_CONFIDENCE:
             return
         radius = max(0.5, radius * self.scale)
         (x, y), way = one[:2], other[:2] - one[:2]

@@ -6,7 +6,7 @@ from typing import ClassVar, NamedTuple, Self
 import numpy as np
 
 from openuni.manifests.arrays.resample import resize_smooth
-from openuni.manifests.arrays.srgb import linear_of, srgb_of
+from openuni.manifests.arrays.srgb import linear_to_srgb, srgb_to_linear
 from openuni.manifests.contracts.modality import Modality, Payload
 from openuni.manifests.errors import ClipError
 from openuni.manifests.video.encode import encode_lossless
@@ -55,13 +55,13 @@ class Albedo(Modality):
         """The stored reflectance. Raises `ClipError` for planes of another transfer."""
         if constants != AlbedoConstants():
             raise ClipError(f'albedo: planes must be "linear", the constants say "{constants.transfer}"')
-        return cls(cls.planes(data, np.uint16, 3).astype(np.float32) / np.float32(LEVELS))
+        return cls(cls.decode_planes(data, np.uint16, 3).astype(np.float32) / np.float32(LEVELS))
 
     def to_rgb(self) -> np.ndarray:
         """float32 [T, H, W, 3]: sRGB values."""
         out = np.empty(self.array.shape, np.float32)
         for target, image in zip(out, self.array, strict=True):
-            target[:] = np.clip(srgb_of(image), 0, 1)
+            target[:] = np.clip(linear_to_srgb(image), 0, 1)
         return out
 
     @classmethod
@@ -69,7 +69,7 @@ class Albedo(Modality):
         """sRGB values taken back to linear; outside 0..1 they are clipped."""
         out = np.empty(rgb.shape, np.float32)
         for target, image in zip(out, rgb, strict=True):
-            target[:] = np.clip(linear_of(np.clip(image, 0, 1)), 0, 1)
+            target[:] = np.clip(srgb_to_linear(np.clip(image, 0, 1)), 0, 1)
         return cls(out)
 
     def resize(self, height_px: int, width_px: int) -> Self:

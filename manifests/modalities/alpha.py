@@ -51,7 +51,7 @@ class Alpha(Modality):
         """The stored coverage."""
         if not 0 < constants.levels <= LEVELS:
             raise ClipError(f"alpha: levels must be within 1..{LEVELS}, the constants say {constants.levels}")
-        return cls(cls.planes(data, np.uint16, 1).astype(np.float32) / np.float32(constants.levels))
+        return cls(cls.decode_planes(data, np.uint16, 1).astype(np.float32) / np.float32(constants.levels))
 
     def to_rgb(self) -> np.ndarray:
         """Grey float32 [T, H, W, 3], the foreground white."""

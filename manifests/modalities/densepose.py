@@ -9,7 +9,7 @@ import numpy as np
 from openuni.manifests.arrays.resample import resize_nearest
 from openuni.manifests.contracts.modality import Modality, Payload
 from openuni.manifests.errors import ClipError
-from openuni.manifests.modalities._compact import or_smaller
+from openuni.manifests.modalities._compact import downscale_to_budget
 from openuni.manifests.video.encode import encode_lossless
 
 PART_COUNT = 24
@@ -61,14 +61,14 @@ class DensePose(Modality):
         def encode(maps: DensePose) -> Payload:
             return Payload(encode_lossless(maps.array, fps, across_frames=True), self.suffix, self.constants())
 
-        return or_smaller(self, encode, COMPACT_BITS_PER_PX)
+        return downscale_to_budget(self, encode, COMPACT_BITS_PER_PX)
 
     @classmethod
     def decode(cls, data: bytes, constants: DensePoseConstants) -> Self:
         """The stored I, U, V. Raises `ClipError` for another set of parts."""
         if constants != DensePoseConstants():
             raise ClipError(f"densepose: there are {PART_COUNT} parts, the constants say {constants.part_count}")
-        return cls(cls.planes(data, np.uint8, 3))
+        return cls(cls.decode_planes(data, np.uint8, 3))
 
     def to_rgb(self) -> np.ndarray:
         """float32 [T, H, W, 3]: the parts' colours."""

@@ -8,7 +8,7 @@ import numpy as np
 from openuni.manifests.arrays.resample import resize_smooth
 from openuni.manifests.contracts.modality import Modality, Payload
 from openuni.manifests.errors import ClipError
-from openuni.manifests.modalities._compact import within
+from openuni.manifests.modalities._compact import finest_within_budget
 from openuni.manifests.video.encode import decode_lossless, encode_lossless
 
 LEVELS = 65535  # of the stored 16-bit planes, less one
@@ -87,7 +87,7 @@ class Depth(Modality):
     def encode_compact(self, fps: float) -> Payload:
         """See the class: fewer levels, 8 bits from 255 on."""
         scaled = replace(self, normalisation=self.constants())  # a sample of it has the same range
-        return within(
+        return finest_within_budget(
             scaled, lambda depth, levels: depth.encode_in_steps(fps, levels), COMPACT_LEVELS, COMPACT_BITS_PER_PX
         )
 

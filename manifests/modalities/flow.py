@@ -10,14 +10,14 @@ import numpy as np
 from openuni.manifests.arrays.resample import resize_nearest, resize_smooth
 from openuni.manifests.contracts.modality import Modality, Payload
 from openuni.manifests.errors import ClipError
-from openuni.manifests.modalities._compact import within
+from openuni.manifests.modalities._compact import finest_within_budget
 from openuni.manifests.video.encode import decode_lossless, encode_lossless
 
 STEP_PX = 1 / 64
 ZERO_LEVEL = 32768  # of the stored 16-bit planes
-FINE_REACH_PX = 511.0  # the finest step reaches this far
+FINE_RANGE_PX = 511.0  # the finest step reaches this far
 COMPACT_BITS_PER_PX = 3.9  # 15.8 MB for 81 frames of 480 x 832
-COARSER = (1, 2, 4, 8, 16)  # times the step
+STEP_FACTORS = (1, 2, 4, 8, 16)  # times the step
 DIVISOR_PERCENTILE = 99.9
 DIVISOR_FLOOR_PX = 0.5  # so that the noise of a still clip is not painted in full colours
 DEFAULT_DIVISOR_SHARE = 0.02  # of the diagonal: the scale of a rendering that comes without constants
@@ -83,24 +83,24 @@ class Flow(Modality):
     def constants(self) -> FlowConstants:
         """Step that reaches the largest component; divisor of the row, or of the array when it came from none."""
         reach = float(np.abs(self.array).max(initial=0.0))
-        coarser = max(0, math.ceil(math.log2(reach / FINE_REACH_PX))) if reach > FINE_REACH_PX else 0
+        coarser = max(0, math.ceil(math.log2(reach / FINE_RANGE_PX))) if reach > FINE_RANGE_PX else 0
         divisor = self.divisor_px or _divisor(self.array)
         return FlowConstants(STEP_PX * 2**coarser, divisor, self.valid is not None)
 
     def encode(self, fps: float) -> Payload:
         """RGB 16-bit FFV1: x, y and valid; see the class for the bound."""
-        return self.encode_coarser(fps, 1)
+        return self.encode_with_step(fps, 1)
 
     def encode_compact(self, fps: float) -> Payload:
         """See the class: the same planes in coarser steps."""
         scaled = replace(self, divisor_px=self.constants().divisor_px)
 
         def encode(flow: Flow, times: int) -> Payload:
-            return flow.encode_coarser(fps, times)
+            return flow.encode_with_step(fps, times)
 
-        return within(scaled, encode, COARSER, COMPACT_BITS_PER_PX)
+        return finest_within_budget(scaled, encode, STEP_FACTORS, COMPACT_BITS_PER_PX)
 
-    def encode_coarser(self, fps: float, times: int) -> Payload:
+    def encode_with_step(self, fps: float, times: int) -> Payload:
         """In `times` the step that `constants()` has."""
         constants = self.constants()
         constants = constants._replace(step_px=constants.step_px * times)

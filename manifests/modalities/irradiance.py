@@ -7,12 +7,12 @@ from typing import ClassVar, NamedTuple, Self
 import numpy as np
 
 from openuni.manifests.arrays.resample import resize_smooth
-from openuni.manifests.arrays.srgb import linear_of, srgb_of
+from openuni.manifests.arrays.srgb import linear_to_srgb, srgb_to_linear
 from openuni.manifests.contracts.modality import Modality, Payload
 from openuni.manifests.errors import ClipError
 from openuni.manifests.video.encode import encode_lossless
 
-LARGEST = 65504.0  # of 16-bit floats
+MAX_VALUE = 65504.0  # of 16-bit floats
 WHITE_PERCENTILE = 99.5
 WHITE_FLOOR = 2.0**-14  # smallest 16-bit float of full precision: a black clip stays black
 
@@ -55,9 +55,9 @@ class Irradiance(Modality):
         lo, hi = self.check_array(np.float32, 3)
         if lo < 0:
             raise ClipError(f"irradiance: must be >= 0, smallest value is {lo:g}")
-        if hi > LARGEST:
+        if hi > MAX_VALUE:
             raise ClipError(
-                f"irradiance: largest value is {hi:g}, storage ends at {LARGEST:g}; rescale the clip, or clip its "
+                f"irradiance: largest value is {hi:g}, storage ends at {MAX_VALUE:g}; rescale the clip, or clip its "
                 "brightest pixels"
             )
         if self.white is not None:
@@ -65,7 +65,7 @@ class Irradiance(Modality):
 
     def constants(self) -> IrradianceConstants:
         """The row's white when the map came from one, else the array's."""
-        return IrradianceConstants(white_of(self.array) if self.white is None else self.white)
+        return IrradianceConstants(white_point(self.array) if self.white is None else self.white)
 
     def encode(self, fps: float) -> Payload:
         """RGB 16-bit FFV1 that holds the bit patterns of IEEE half-precision floats."""
@@ -80,12 +80,12 @@ class Irradiance(Modality):
     @classmethod
     def decode(cls, data: bytes, constants: IrradianceConstants) -> Self:
         """The stored irradiance, with the row's white."""
-        planes = np.ascontiguousarray(cls.planes(data, np.uint16, 3))
+        planes = np.ascontiguousarray(cls.decode_planes(data, np.uint16, 3))
         return cls(planes.view(np.float16).astype(np.float32), constants.checked().white)
 
     @classmethod
-    def of_kept(cls, array: np.ndarray, constants: IrradianceConstants) -> Self:
-        """See `Modality.of_kept`; with the row's white."""
+    def from_passthrough(cls, array: np.ndarray, constants: IrradianceConstants) -> Self:
+        """See `Modality.from_passthrough`; with the row's white."""
         return cls(array, constants.checked().white)
 
     def to_rgb(self) -> np.ndarray:
@@ -93,7 +93,7 @@ class Irradiance(Modality):
         white = np.float32(self.constants().white)
         out = np.empty(self.array.shape, np.float32)
         for target, image in zip(out, self.array, strict=True):
-            target[:] = np.clip(srgb_of(np.minimum(image / white, 1)), 0, 1)
+            target[:] = np.clip(linear_to_srgb(np.minimum(image / white, 1)), 0, 1)
         return out
 
     @classmethod
@@ -102,7 +102,7 @@ class Irradiance(Modality):
         white = (constants or IrradianceConstants(1.0)).checked().white
         out = np.empty(rgb.shape, np.float32)
         for target, image in zip(out, rgb, strict=True):
-            target[:] = np.clip(linear_of(np.clip(image, 0, 1)) * white, 0, min(white, LARGEST))
+            target[:] = np.clip(srgb_to_linear(np.clip(image, 0, 1)) * white, 0, min(white, MAX_VALUE))
         return cls(out, white)
 
     def resize(self, height_px: int, width_px: int) -> Self:
@@ -110,7 +110,7 @@ class Irradiance(Modality):
         return replace(self, array=resize_smooth(self.array, height_px, width_px))
 
 
-def white_of(array: np.ndarray) -> float:
+def white_point(array: np.ndarray) -> float:
     """99.5th percentile over the clip of each pixel's brightest channel, at least the floor. [T, H, W, 1 or 3]."""
     if not array.size:
         return WHITE_FLOOR

@@ -6,7 +6,7 @@ from typing import ClassVar, NamedTuple, Self
 import numpy as np
 
 from openuni.manifests.arrays.resample import resize_nearest, resize_smooth
-from openuni.manifests.arrays.vectors import lengths, scaled
+from openuni.manifests.arrays.vectors import rescale_vectors, vector_lengths
 from openuni.manifests.contracts.modality import Modality, Payload
 from openuni.manifests.errors import ClipError
 from openuni.manifests.video.encode import encode_lossless
@@ -14,7 +14,7 @@ from openuni.manifests.video.encode import encode_lossless
 LENGTH_TOLERANCE = 1e-3  # twice what rounding to 16-bit floats does to a length
 ZERO_LEVEL = 32768  # of the stored 16-bit planes
 LEVELS = 32767  # from 0 to 1, and as many from 0 to -1
-SHORTEST = 0.25  # a rendered vector shorter than this is no surface
+MIN_LENGTH = 0.25  # a rendered vector shorter than this is no surface
 SURFACE_SHARE = 0.5  # of a new pixel's area that must be surface
 CANCELLED = 1e-3  # an average shorter than this has no direction
 
@@ -50,7 +50,7 @@ class Normal(Modality):
         """Raise `ClipError` unless float32, three channels, finite, and every vector of unit length or zero."""
         self.check_array(np.float32, 3)
         for number, image in enumerate(self.array):
-            length = lengths(image)
+            length = vector_lengths(image)
             wrong = (np.abs(length - 1) > LENGTH_TOLERANCE) & (length > 0)
             if wrong.any():
                 row, column = np.argwhere(wrong)[0]
@@ -67,7 +67,7 @@ class Normal(Modality):
         """RGB 16-bit FFV1; see the class for the bound."""
         planes = np.empty(self.array.shape, np.uint16)
         for plane, image in zip(planes, self.array, strict=True):
-            levels = scaled(image, lengths(image), LEVELS)
+            levels = rescale_vectors(image, vector_lengths(image), LEVELS)
             np.rint(levels, out=levels)
             levels += ZERO_LEVEL
             plane[:] = levels
@@ -78,7 +78,7 @@ class Normal(Modality):
         """The stored directions, of unit length. Raises `ClipError` for another frame of reference."""
         if constants != NormalConstants():
             raise ClipError(f'normal: the frame is "{NormalConstants().frame}", the constants say "{constants.frame}"')
-        planes = cls.planes(data, np.uint16, 3)
+        planes = cls.decode_planes(data, np.uint16, 3)
         out = np.empty((*planes.shape[:3], 3), np.float32)
         for target, plane in zip(out, planes, strict=True):
             target[:] = _unit((plane.astype(np.float32) - ZERO_LEVEL) / LEVELS, 0)
@@ -96,7 +96,7 @@ class Normal(Modality):
         """2 rgb - 1, brought to unit length; zero where that is shorter than 0.25."""
         out = np.empty((*rgb.shape[:3], 3), np.float32)
         for target, image in zip(out, rgb, strict=True):
-            target[:] = _unit(np.clip(image, 0, 1) * 2 - 1, SHORTEST)
+            target[:] = _unit(np.clip(image, 0, 1) * 2 - 1, MIN_LENGTH)
         return cls(out)
 
     def resize(self, height_px: int, width_px: int) -> Self:
@@ -104,13 +104,13 @@ class Normal(Modality):
         the new pixel is surface. Where they cancel out, the one under the new pixel's centre.
         """
         mean = resize_smooth(self.array, height_px, width_px)
-        surface = (lengths(self.array) > 0).astype(np.float32)[..., None]
+        surface = (vector_lengths(self.array) > 0).astype(np.float32)[..., None]
         share = resize_smooth(surface, height_px, width_px)
         nearest = resize_nearest(self.array, height_px, width_px)
-        direction = np.where(lengths(mean)[..., None] < CANCELLED * share, nearest, mean)
+        direction = np.where(vector_lengths(mean)[..., None] < CANCELLED * share, nearest, mean)
         return replace(self, array=np.where(share < SURFACE_SHARE, np.float32(0), _unit(direction, 0)))
 
 
 def _unit(vectors: np.ndarray, shortest: float) -> np.ndarray:
     """float32 [..., W, 3] brought to unit length; zero where it is zero or shorter than `shortest`."""
-    return scaled(vectors, lengths(vectors), 1.0, shortest)
+    return rescale_vectors(vectors, vector_lengths(vectors), 1.0, shortest)

@@ -9,7 +9,7 @@ import numpy as np
 from openuni.manifests.arrays.resample import resize_nearest
 from openuni.manifests.contracts.modality import Modality, Payload
 from openuni.manifests.errors import ClipError
-from openuni.manifests.modalities._compact import or_smaller
+from openuni.manifests.modalities._compact import downscale_to_budget
 from openuni.manifests.video.encode import decode_lossless, encode_lossless
 
 PALETTE_SIZE = 256
@@ -63,7 +63,7 @@ class Segmentation(Modality):
     def encode_compact(self, fps: float) -> Payload:
         """Exact too, each frame coded from the others where 8 bits hold the ids; ragged ids at half the size."""
         fixed = replace(self, known_ids=tuple(self.constants().ids))
-        return or_smaller(fixed, lambda ids: ids._encoded(fps, across_frames=True), COMPACT_BITS_PER_PX)
+        return downscale_to_budget(fixed, lambda ids: ids._encoded(fps, across_frames=True), COMPACT_BITS_PER_PX)
 
     def _encoded(self, fps: float, *, across_frames: bool) -> Payload:
         constants = replace(self, known_ids=None).constants()

@@ -13,7 +13,7 @@ from openuni.manifests.modalities._stick_figure import draw
 POINT_COUNT = 133  # COCO-WholeBody: 17 body, 6 feet, 68 face, 21 left hand, 21 right hand
 TENSOR = "points"  # its name in the stored file
 PLACES, CONFIDENCES = "places", "confidences"  # of a compact one
-LARGEST_SIDE_PX = 65536
+MAX_SIDE_PX = 65536
 COMPACT_STEP_PX = 1 / 16
 
 
@@ -59,9 +59,9 @@ class Skeleton(Modality):
             raise ClipError(
                 f"skeleton: array must be float32 [T, P, {POINT_COUNT}, 3], got {array.dtype} {array.shape}"
             )
-        if not all(0 < side <= LARGEST_SIDE_PX for side in self.size_px):
+        if not all(0 < side <= MAX_SIDE_PX for side in self.size_px):
             given = f"{self.width_px} x {self.height_px}"
-            raise ClipError(f"skeleton: the picture's sides must be 1..{LARGEST_SIDE_PX} px, got {given}")
+            raise ClipError(f"skeleton: the picture's sides must be 1..{MAX_SIDE_PX} px, got {given}")
         if not np.isfinite(array).all():
             raise ClipError("skeleton: array has NaN or infinite values; write zeros for points that are not there")
         confidence = array[..., 2]
@@ -101,7 +101,7 @@ class Skeleton(Modality):
         from safetensors import SafetensorError
         from safetensors.numpy import load
 
-        if not 0 <= constants.step_px <= LARGEST_SIDE_PX:
+        if not 0 <= constants.step_px <= MAX_SIDE_PX:
             raise ClipError(f"skeleton: step_px is 0 or above, the constants say {constants.step_px}")
         try:
             tensors = load(data)

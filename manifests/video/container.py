@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from openuni.manifests.errors import ClipError, MissingPart
+from openuni.manifests.errors import ClipError, MissingRequirement
 from openuni.manifests.video.file_head import check_head
-from openuni.manifests.video.video_errors import NotAVideo, OverLimit, Refused, Undecodable, VideoError
+from openuni.manifests.video.video_errors import CorruptVideo, LimitExceeded, NotAVideo, UnsafeSource, VideoError
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 # Containers that hold their own media. Playlists and scripts (hls, dash, concat, image2, ...) name other files and
 # URLs, so a crafted one could read this machine's files into a corpus: they are not here.
 DEMUXERS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf,ivf,mxf"
-SPAN = re.compile(r"#bytes=(\d{1,18})-(\d{1,18})$")  # behind a source, both ends included, as HTTP writes ranges
+BYTE_RANGE = re.compile(r"#bytes=(\d{1,18})-(\d{1,18})$")  # behind a source, both ends included, as HTTP writes ranges
 URL_PROTOCOLS = ("http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory")
 MAX_PIXEL_ASPECT = 4  # no format has pixels longer than about 2.2 times their other side
-SQUARE_WITHIN = 0.01  # encoders state what rounding a size to even numbers left over
+SQUARE_PIXEL_TOLERANCE = 0.01  # encoders state what rounding a size to even numbers left over
 ESCAPED_BYTE = r"\udc"  # in names of files that are not UTF-8
 _NO_STREAM = "no video stream in {source}: it holds {found}. Give a file with pictures that move."
 
@@ -64,8 +64,10 @@ def open_video(
     import av
 
     with contextlib.ExitStack() as stack:
-        with translated(source):
-            file = _file_of(source, stack) if data is None else _Span(source, io.BytesIO(data), 0, len(data) - 1)
+        with translate_errors(source):
+            file = (
+                _file_of(source, stack) if data is None else _ByteRangeFile(source, io.BytesIO(data), 0, len(data) - 1)
+            )
             check_head(source, file)
             protocols = "file" if isinstance(file, str) else "none"
             container = stack.enter_context(
@@ -85,7 +87,7 @@ def open_video(
 
 
 @contextlib.contextmanager
-def translated(source: str) -> Iterator[None]:
+def translate_errors(source: str) -> Iterator[None]:
     """Turn the failures of the libraries below into `VideoError`s that name the source."""
     import av
 
@@ -94,7 +96,7 @@ def translated(source: str) -> Iterator[None]:
     except ClipError:
         raise
     except av.error.ExitError as error:
-        raise OverLimit(
+        raise LimitExceeded(
             f"reading {source} took longer than allowed: copy it nearer or raise Limits.max_probe_s"
         ) from error
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
@@ -102,19 +104,19 @@ def translated(source: str) -> Iterator[None]:
             f"cannot open {source}: {error.strerror or error}. Check the path and its permissions."
         ) from error
     except av.FFmpegError as error:
-        raise _explained(source, error) from error
+        raise _to_video_error(source, error) from error
     except _read_errors(source) as error:
         raise VideoError(f"reading {source} failed: {error}. Try again, or copy it to a local disk.") from error
 
 
-def all_bytes(source: str) -> bytes:
+def read_all(source: str) -> bytes:
     """The bytes of a video as it lies, of a local path, a URL or a span of either."""
-    with contextlib.ExitStack() as stack, translated(source):
+    with contextlib.ExitStack() as stack, translate_errors(source):
         file = _file_of(source, stack)
         return Path(file).read_bytes() if isinstance(file, str) else bytes(file.read())
 
 
-def counts_only(container: "InputContainer") -> bool:
+def lacks_timestamps(container: "InputContainer") -> bool:
     """AVI numbers its frames in decoding order and knows no presentation times.
 
     What FFmpeg derives for it is wrong with B-frames. Such a stream is timed by its numbers instead: the n-th frame the
@@ -123,7 +125,7 @@ def counts_only(container: "InputContainer") -> bool:
     return container.format.name == "avi"
 
 
-def stamp_of(packet: "Packet[Any]", by_count: bool) -> int | None:
+def packet_timestamp(packet: "Packet[Any]", by_count: bool) -> int | None:
     """Presentation timestamp of a packet, or its number for containers that only count."""
     return packet.dts if by_count or packet.pts is None else packet.pts
 
@@ -140,16 +142,16 @@ def list_packets(
     Frames ahead of the first key frame, in decoding or in presentation, cannot be decoded and are left out.
     """
     deadline = time.monotonic() + limits.max_probe_s
-    by_count = counts_only(container)
+    by_count = lacks_timestamps(container)
     pts: list[int] = []
     keys: list[int] = []
     latest, last_duration = -math.inf, 0
     for packet in packets:
         if packet.size == 0 or not (keys or packet.is_keyframe):
             continue
-        stamp = stamp_of(packet, by_count)
+        stamp = packet_timestamp(packet, by_count)
         if stamp is None:
-            raise Undecodable(f"{source} has frames without timestamps (a raw stream?): remux it into mp4 or mkv")
+            raise CorruptVideo(f"{source} has frames without timestamps (a raw stream?): remux it into mp4 or mkv")
         if end_pts is not None and packet.dts is not None and packet.dts >= end_pts:
             break
         if packet.is_keyframe:
@@ -161,10 +163,10 @@ def list_packets(
         pts.append(stamp)
         if len(pts) > limits.max_frame_count:
             text = f"{source} has more than {limits.max_frame_count} frames: cut it or raise Limits.max_frame_count"
-            raise OverLimit(text)
+            raise LimitExceeded(text)
         if time.monotonic() > deadline:
             text = f"listing the frames of {source} took over {limits.max_probe_s:g} s: raise Limits.max_probe_s"
-            raise OverLimit(text)
+            raise LimitExceeded(text)
     return Packets(np.sort(np.array(pts, np.int64)), np.sort(np.array(keys, np.int64)), last_duration)
 
 
@@ -178,7 +180,7 @@ def packets_from_key(
     """
     import av
 
-    by_count = counts_only(container)
+    by_count = lacks_timestamps(container)
     second = max(1, round(1 / stream.time_base)) if stream.time_base else 1
     first_dts = min(at_pts, stream.start_time or 0) - 10 * second
     back = 0
@@ -188,13 +190,13 @@ def packets_from_key(
             container.seek(target, stream=stream)
             packets = container.demux(stream)
             for packet in packets:
-                stamp = stamp_of(packet, by_count)
+                stamp = packet_timestamp(packet, by_count)
                 if packet.size and packet.is_keyframe and stamp is not None:
                     if stamp <= at_pts:
                         return itertools.chain((packet,), packets)
                     break
         if target == first_dts:
-            raise Undecodable(f"{source} has no key frame at or before timestamp {at_pts}: remux it into mp4 or mkv")
+            raise CorruptVideo(f"{source} has no key frame at or before timestamp {at_pts}: remux it into mp4 or mkv")
         back = max(second, 2 * back)
 
 
@@ -217,26 +219,26 @@ def _file_of(source: str, stack: contextlib.ExitStack) -> Any:
     name = source.encode("utf-8", "backslashreplace").decode()
     if name != source or (ESCAPED_BYTE in name and not Path(name).exists()):
         raise VideoError(f"{name}: this name of a file is not UTF-8, so no table can hold it: rename the file")
-    span = SPAN.search(source)
+    span = BYTE_RANGE.search(source)
     if span:
         file = _file_of(source[: span.start()], stack)
         if isinstance(file, str):
             from fsspec.implementations.local import LocalFileSystem
 
             file = stack.enter_context(LocalFileSystem().open(file, "rb"))
-        return _Span(source, file, int(span[1]), int(span[2]))
+        return _ByteRangeFile(source, file, int(span[1]), int(span[2]))
     protocol, separator, _ = source.partition("://")
     if separator and "/" not in protocol and protocol != "file":
         if protocol not in URL_PROTOCOLS or "::" in source:
             allowed = ", ".join(URL_PROTOCOLS)
-            raise Refused(f"protocol of {source} is not opened. Allowed: a local path, {allowed}.")
+            raise UnsafeSource(f"protocol of {source} is not opened. Allowed: a local path, {allowed}.")
         from fsspec.core import url_to_fs
 
         try:
             fs, path = url_to_fs(source)
             file = stack.enter_context(fs.open(path, "rb", block_size=2**20))
         except ImportError as error:
-            raise MissingPart(f"{protocol}:// needs a package that is not installed: {error}") from error
+            raise MissingRequirement(f"{protocol}:// needs a package that is not installed: {error}") from error
         if not file.seekable():
             raise VideoError(
                 f"{source} cannot be read by ranges (its server sends whole files): copy it to a local disk"
@@ -250,13 +252,13 @@ def _file_of(source: str, stack: contextlib.ExitStack) -> Any:
     return str(local)  # absolute, so that a name with a colon is not taken for a protocol
 
 
-class _Span(io.RawIOBase):
+class _ByteRangeFile(io.RawIOBase):
     """Some bytes of an open file, as a file of its own: a video in a tar shard is read where it lies."""
 
     def __init__(self, source: str, file: Any, first: int, last: int) -> None:
         end = file.seek(0, io.SEEK_END)
         if not first <= last < end:
-            raise Undecodable(f"{source}: the file has {end} bytes only. Fetch it again, or import the set anew.")
+            raise CorruptVideo(f"{source}: the file has {end} bytes only. Fetch it again, or import the set anew.")
         self.file, self.first, self.size, self.place = file, first, last + 1 - first, 0
 
     def seekable(self) -> bool:
@@ -293,7 +295,7 @@ def _main_stream(source: str, container: "InputContainer") -> "VideoStream":
     best = container.streams.best("video")
     stream = next((video for video in videos if best is not None and video.index == best.index), videos[0])
     if stream.codec_context is None:
-        raise Undecodable(f"{source}: no decoder for its video codec: re-encode it, for example to H.264")
+        raise CorruptVideo(f"{source}: no decoder for its video codec: re-encode it, for example to H.264")
     for other in container.streams:
         if other.index != stream.index:
             other.discard = Discard.all
@@ -303,21 +305,21 @@ def _main_stream(source: str, container: "InputContainer") -> "VideoStream":
 def pixel_aspect(source: str, stream: "VideoStream") -> Fraction:
     """Width over height of one pixel as the file states it; 1 where it states nothing or a percent about square.
 
-    Raises `Undecodable` where it cannot be true.
+    Raises `CorruptVideo` where it cannot be true.
     """
     stated = Fraction(stream.sample_aspect_ratio or 1)
-    if stated <= 0 or abs(stated - 1) < SQUARE_WITHIN:
+    if stated <= 0 or abs(stated - 1) < SQUARE_PIXEL_TOLERANCE:
         return Fraction(1)
     if not 1 / MAX_PIXEL_ASPECT <= stated <= MAX_PIXEL_ASPECT:
         text = f"{source} states pixels {float(stated):.3g} times as wide as high"
-        raise Undecodable(f"{text}: no camera makes such. Remux it with a sample aspect ratio of 1.")
+        raise CorruptVideo(f"{text}: no camera makes such. Remux it with a sample aspect ratio of 1.")
     return stated
 
 
 def _check_size(source: str, stream: "VideoStream", limits: Limits) -> None:
     width_px = max(stream.width, round(stream.width * pixel_aspect(source, stream)))  # as stored, as shown
     if width_px * stream.height > limits.max_pixels:
-        raise OverLimit(
+        raise LimitExceeded(
             f"{source} is {width_px}x{stream.height}, over Limits.max_pixels = {limits.max_pixels}: scale it down"
         )
 
@@ -334,17 +336,19 @@ def _check_whole(source: str, container: "InputContainer", stream: "VideoStream"
     end = max(entry.pos + entry.size for entry in stream.index_entries)
     if 0 < container.size < end:
         text = f"{source} is truncated: it has {container.size} bytes and its frames reach to {end}. Fetch it again."
-        raise Undecodable(text)
+        raise CorruptVideo(text)
 
 
-def _explained(source: str, error: Exception) -> VideoError:
+def _to_video_error(source: str, error: Exception) -> VideoError:
     """The error for what FFmpeg reported."""
     import av
 
     if isinstance(error, av.error.ArgumentError):
-        return Refused(f"{source} is in a container format that is not opened. Allowed: {DEMUXERS}. Remux it into mp4.")
+        return UnsafeSource(
+            f"{source} is in a container format that is not opened. Allowed: {DEMUXERS}. Remux it into mp4."
+        )
     if isinstance(error, av.error.InvalidDataError):
         return NotAVideo(f"{source} is not a video we can read, or is cut short ({error.strerror}): fetch it again")
     if isinstance(error, av.error.ProtocolNotFoundError):
-        return Refused(f"{source} names another resource, which is not opened: give a self-contained file")
+        return UnsafeSource(f"{source} names another resource, which is not opened: give a self-contained file")
     return VideoError(f"{source} cannot be read: {error}. Re-encode it, for example to H.264 in mp4.")

@@ -12,7 +12,7 @@ import numpy as np
 import xxhash
 
 from openuni.manifests.errors import OpenUniError
-from openuni.manifests.video.video_errors import Undecodable, VideoError
+from openuni.manifests.video.video_errors import CorruptVideo, VideoError
 
 # numpy dtype and channel count -> pixel format handed over, pixel format stored. FFV1 has no 24-bit RGB: a padding
 # byte is added, which its lossless colour transform makes free.
@@ -22,18 +22,18 @@ PLANE_FORMATS = {
     ("uint8", 3): ("rgb24", "bgr0"),
     ("uint16", 3): ("rgb48le", "rgb48le"),
 }
-Pixels = Literal["yuv420p", "yuv444p", "rgb"]  # how an H.264 video holds colour
+PixelFormat = Literal["yuv420p", "yuv444p", "rgb"]  # how an H.264 video holds colour
 ACROSS_FRAMES = {1: ("libx264", "gray"), 3: ("libx264rgb", "rgb24")}  # by channels: encoder, pixel format
-LARGEST_FPS = 1000  # players' own limit, and far from what time stamps can hold
-KEY_FRAME_EVERY = 24  # of pictures, so that a frame is had without decoding the whole clip
-SEAL_TAG = "PLANES"
+MAX_FPS = 1000  # players' own limit, and far from what time stamps can hold
+KEYFRAME_INTERVAL = 24  # of pictures, so that a frame is had without decoding the whole clip
+CHECKSUM_TAG = "PLANES"
 DAMAGED = "stored planes are damaged ({}): recompute this column group"
 
 
 def check_fps(fps: float, what: str) -> None:
     """Raise `OpenUniError` unless a video may be asked for at this rate. `what`: how it was asked for."""
-    if not 1 <= fps <= LARGEST_FPS:  # NaN neither
-        raise OpenUniError(f"{what} {fps:g}: give 1 to {LARGEST_FPS} frames per second")
+    if not 1 <= fps <= MAX_FPS:  # NaN neither
+        raise OpenUniError(f"{what} {fps:g}: give 1 to {MAX_FPS} frames per second")
 
 
 def frame_rate(fps: float | Fraction) -> Fraction:
@@ -53,7 +53,7 @@ def write_video(
     fps: float | Fraction,
     crf: int = 18,
     *,
-    pixels: Pixels = "yuv420p",
+    pixels: PixelFormat = "yuv420p",
     threads: int = 0,
 ) -> None:
     """H.264 in mp4: BT.709, limited range, index in front. The file appears under its name only when whole.
@@ -99,7 +99,7 @@ def write_video(
         unfinished.unlink(missing_ok=True)
 
 
-def _to_pixels(frame: Any, pixels: Pixels) -> Any:
+def _to_pixels(frame: Any, pixels: PixelFormat) -> Any:
     from av.video.reformatter import ColorRange, Colorspace, Interpolation
 
     if pixels == "rgb":
@@ -144,11 +144,11 @@ def encode_lossless(
         slices = "1" if width_px <= 352 and height_px <= 288 else "4"
         ffv1 = {"level": "3", "slicecrc": "1", "slices": slices}
         h264 = (
-            {"qp": "0", "preset": "ultrafast", "g": str(KEY_FRAME_EVERY)} if fast else {"qp": "0", "preset": "medium"}
+            {"qp": "0", "preset": "ultrafast", "g": str(KEYFRAME_INTERVAL)} if fast else {"qp": "0", "preset": "medium"}
         )
         stream.options = ffv1 if codec == "ffv1" else h264
         stream.codec_context.thread_count = 1
-        container.metadata[SEAL_TAG] = _seal(planes)
+        container.metadata[CHECKSUM_TAG] = _planes_checksum(planes)
         for number, plane in enumerate(planes):
             image = np.ascontiguousarray(plane if plane.shape[-1] == 3 else plane[..., 0])
             frame = av.VideoFrame.from_ndarray(image, format=given)
@@ -161,7 +161,7 @@ def encode_lossless(
 
 
 def decode_lossless(data: bytes) -> np.ndarray:
-    """The planes given to `encode_lossless`: same dtype, shape and values, or `Undecodable` for any damage to them.
+    """The planes given to `encode_lossless`: same dtype, shape and values, or `CorruptVideo` for any damage to them.
 
     FFmpeg's decoder reports a wrong slice CRC in its log alone and paints the slice from the frame before, so the seal
     in the file's tags (dtype, shape and a hash of the values) is what guards the planes.
@@ -170,16 +170,16 @@ def decode_lossless(data: bytes) -> np.ndarray:
 
     try:
         with av.open(io.BytesIO(data), "r", format="matroska", metadata_errors="replace") as container:
-            seal = container.metadata.get(SEAL_TAG, "")
+            seal = container.metadata.get(CHECKSUM_TAG, "")
             stream = next(iter(container.streams.video), None)
             if stream is None or stream.codec_context is None:
-                raise Undecodable(DAMAGED.format("no stream of ours left"))
+                raise CorruptVideo(DAMAGED.format("no stream of ours left"))
             stream.codec_context.thread_count = 1
             planes = np.stack([_image_of(frame) for frame in container.decode(stream)])
     except (av.FFmpegError, ValueError) as error:
-        raise Undecodable(DAMAGED.format(error)) from error
-    if _seal(planes) != seal:
-        raise Undecodable(DAMAGED.format(f"found {_seal(planes)}, written as {seal or 'unknown'}"))
+        raise CorruptVideo(DAMAGED.format(error)) from error
+    if _planes_checksum(planes) != seal:
+        raise CorruptVideo(DAMAGED.format(f"found {_planes_checksum(planes)}, written as {seal or 'unknown'}"))
     return planes
 
 
@@ -193,7 +193,7 @@ def _image_of(frame: Any) -> np.ndarray:
     return image if image.ndim == 3 else image[..., None]
 
 
-def _seal(planes: np.ndarray) -> str:
+def _planes_checksum(planes: np.ndarray) -> str:
     """dtype, shape and xxh3-64 of the values in little-endian order."""
     values = np.ascontiguousarray(planes, dtype=planes.dtype.newbyteorder("<"))
     sides = "x".join(str(side) for side in planes.shape)

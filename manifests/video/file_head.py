@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from openuni.manifests.video.video_errors import NotAVideo, Refused, Undecodable
+from openuni.manifests.video.video_errors import CorruptVideo, NotAVideo, UnsafeSource
 
 
 def check_head(source: str, file: Any) -> None:
@@ -18,10 +18,12 @@ def check_head(source: str, file: Any) -> None:
     if not head:
         raise NotAVideo(f"{source} is empty (0 bytes): the download or copy has failed, fetch it again")
     if head.lstrip(b"\xef\xbb\xbf \r\n\t").startswith((b"#EXTM3U", b"ffconcat", b"<?xml", b"<MPD")):
-        raise Refused(f"{source} is a playlist ({head[:16]!r}), which names other files: give the videos themselves")
+        raise UnsafeSource(
+            f"{source} is a playlist ({head[:16]!r}), which names other files: give the videos themselves"
+        )
     end = _declared_end(head)
     if size is not None and end > size:
-        raise Undecodable(f"{source} is truncated: {size} bytes of the {end} its header declares. Fetch it again.")
+        raise CorruptVideo(f"{source} is truncated: {size} bytes of the {end} its header declares. Fetch it again.")
 
 
 def _declared_end(head: bytes) -> int:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from openuni.manifests.video.container import Limits, Packets, counts_only, packets_from_key, pixel_aspect
-from openuni.manifests.video.video_errors import Undecodable
+from openuni.manifests.video.container import Limits, Packets, lacks_timestamps, packets_from_key, pixel_aspect
+from openuni.manifests.video.video_errors import CorruptVideo
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from av.video.reformatter import VideoReformatter
     from av.video.stream import VideoStream
 
-SEEK_WORTH_FRAMES = 8  # decoding on over fewer unwanted frames is cheaper than a jump
+MIN_SEEK_FRAMES = 8  # decoding on over fewer unwanted frames is cheaper than a jump
 HD_LINES = 720  # a stream that does not state its colour matrix is BT.709 from here on, BT.601 below
 BT709, BT601 = 1, 6  # numbers of the matrices in H.273
-UNSTATED_MATRICES = (2, 3)  # FFmpeg: unspecified, reserved
-UPRIGHT = (1, 0, 0, 1)
+UNSPECIFIED_MATRICES = (2, 3)  # FFmpeg: unspecified, reserved
+IDENTITY_ORIENTATION = (1, 0, 0, 1)
 FIELD_PICTURES = frozenset({"hevc"})  # codecs whose "interlaced" pictures are single fields, each with its own time
 
 
-class FrameWalk:
+class FrameReader:
     """Decodes chosen frames of one stream, each from the key frame before it, never another one in its place."""
 
     def __init__(
@@ -41,7 +41,7 @@ class FrameWalk:
         self.stream = stream
         self.pixel_aspect = pixel_aspect(source, stream)
         self.pts = packets.pts
-        self.by_count = counts_only(container)
+        self.by_count = lacks_timestamps(container)
         self.key_pts = packets.keys[:1] if self.by_count else packets.keys
         stream.thread_type = "AUTO"
         stream.thread_count = threads
@@ -58,18 +58,18 @@ class FrameWalk:
         """The frames with the timestamps `wanted` (int64 [n], increasing, all among the packets'), one by one."""
         keys = self.key_pts[np.searchsorted(self.key_pts, wanted, side="right") - 1]
         decoded: Iterator[VideoFrame] = iter(())
-        position = -SEEK_WORTH_FRAMES - 1  # rank of the last frame decoded
+        position = -MIN_SEEK_FRAMES - 1  # rank of the last frame decoded
         began: int | None = None  # key frame that decoding began at
         for number, (pts, key) in enumerate(zip(wanted.tolist(), keys.tolist(), strict=True)):
             frame = None
-            if int(np.searchsorted(self.pts, key)) - position <= SEEK_WORTH_FRAMES:
+            if int(np.searchsorted(self.pts, key)) - position <= MIN_SEEK_FRAMES:
                 frame = self._next_at(decoded, pts)
             if frame is None and key != began:  # too far to decode on, or damage on the way there
                 decoded, began = self._from_key(key), key
                 frame = self._next_at(decoded, pts)
             if frame is None:
                 what = f"frame {number} of {len(wanted)} (timestamp {pts}) cannot be decoded"
-                raise Undecodable(f"{self.source}: {what}: the file is damaged there, fetch or re-encode it")
+                raise CorruptVideo(f"{self.source}: {what}: the file is damaged there, fetch or re-encode it")
             position = int(np.searchsorted(self.pts, pts))
             yield frame
 
@@ -98,7 +98,7 @@ class FrameWalk:
                     return
 
 
-class FieldPicker:
+class FieldSelector:
     """The top field of frames that hold two, taken with half a frame's time between them: no mixture of both.
 
     The field goes on as a frame of half the height, brightness and colours alike, and is scaled from there. Which of
@@ -112,21 +112,21 @@ class FieldPicker:
 
     def __call__(self, frame: "VideoFrame") -> "VideoFrame":
         """The frame itself where it holds one instant, else its top field."""
-        if not has_two_fields(frame, self.codec):
+        if not is_interlaced(frame, self.codec):
             return frame
         shape = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range)
         if shape != self.shape:
             self.graph, self.shape = _field_graph(frame), shape
         self.graph.push(frame)
         field: VideoFrame = self.graph.pull()
-        stated = frame.colorspace not in UNSTATED_MATRICES
+        stated = frame.colorspace not in UNSPECIFIED_MATRICES
         # of the whole frame's height: a field of 1080 lines has 540
         field.colorspace = frame.colorspace if stated else BT709 if frame.height >= HD_LINES else BT601
         field.color_range = frame.color_range
         return field
 
 
-def has_two_fields(frame: "VideoFrame", codec: str) -> bool:
+def is_interlaced(frame: "VideoFrame", codec: str) -> bool:
     """Whether the frame's lines were taken at two instants in turn, as the stream states it."""
     return bool(frame.interlaced_frame) and codec not in FIELD_PICTURES and frame.height > 1
 
@@ -156,7 +156,7 @@ def to_rgb24(frame: "VideoFrame", width_px: int, height_px: int, reformatter: "V
         width=width_px,
         height=height_px,
         format="rgb24",
-        src_colorspace=_unstated_matrix(frame),
+        src_colorspace=_default_matrix(frame),
         interpolation=way | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT,
         threads=1,
     )
@@ -175,7 +175,7 @@ def to_rgb48(frame: "VideoFrame", reformatter: "VideoReformatter") -> np.ndarray
     image = reformatter.reformat(
         frame,
         format="rgb48le",
-        src_colorspace=_unstated_matrix(frame),
+        src_colorspace=_default_matrix(frame),
         interpolation=Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT,
         threads=1,
     )
@@ -187,11 +187,11 @@ def is_deep(frame: "VideoFrame") -> bool:
     return max(component.bits for component in frame.format.components) > 8
 
 
-def _unstated_matrix(frame: "VideoFrame") -> Any:
+def _default_matrix(frame: "VideoFrame") -> Any:
     """The colour matrix to take for a stream that states none."""
     from av.video.reformatter import Colorspace
 
-    if frame.colorspace not in UNSTATED_MATRICES:
+    if frame.colorspace not in UNSPECIFIED_MATRICES:
         return None
     return Colorspace.ITU709 if frame.height >= HD_LINES else Colorspace.ITU601
 
@@ -200,14 +200,14 @@ def orientation(frame: "VideoFrame") -> tuple[int, int, int, int]:
     """(a, b, c, d) of the display matrix, all -1, 0 or 1: quarter turns and mirrors, x' = a x + c y, y' = b x + d y."""
     data: Any = frame.side_data.get("DISPLAYMATRIX")
     if data is None:
-        return UPRIGHT
+        return IDENTITY_ORIENTATION
     a, b, _, c, d, _, _, _, _ = struct.unpack("=9i", bytes(data)[:36])
     if abs(a) + abs(d) >= abs(b) + abs(c):
         return (-1 if a < 0 else 1, 0, 0, -1 if d < 0 else 1)
     return (0, -1 if b < 0 else 1, -1 if c < 0 else 1, 0)
 
 
-def shown_size(frame: "VideoFrame", turn: tuple[int, int, int, int], pixel_aspect: Fraction) -> tuple[int, int]:
+def display_size(frame: "VideoFrame", turn: tuple[int, int, int, int], pixel_aspect: Fraction) -> tuple[int, int]:
     """Width and height as displayed: pixels made square by stretching the stored width, then turned."""
     width_px = max(1, round(frame.width * pixel_aspect))
     return (frame.height, width_px) if is_transposed(turn) else (width_px, frame.height)
@@ -218,7 +218,7 @@ def is_transposed(turn: tuple[int, int, int, int]) -> bool:
     return turn[0] == 0
 
 
-def turned(image: np.ndarray, turn: tuple[int, int, int, int]) -> np.ndarray:
+def apply_orientation(image: np.ndarray, turn: tuple[int, int, int, int]) -> np.ndarray:
     """[H, W, C] as stored -> as displayed."""
     a, b, c, d = turn
     across, down = (c, b) if is_transposed(turn) else (a, d)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from openuni.manifests.errors import ClipError, MissingPart
+from openuni.manifests.errors import ClipError, MissingRequirement
 
 # kinds of files, by their usual suffix
 KINDS = ("exr", "png", "jpg")
@@ -42,7 +42,7 @@ def read_image(data: bytes | Path, kind: str, where: str) -> np.ndarray:
     return _read_png(data, where) if kind == "png" else _read_jpeg(data, where)
 
 
-class ByValue:
+class ValueLookup:
     """A function of single values (levels of 8 and 16 bits as 0..1, floats as they are), applied to whole images.
 
     `function`: float32 of any shape -> the same shape; `dtype`: of the images. Of 8 or 16 bits there are so few
@@ -128,7 +128,9 @@ def _exr(data: bytes | Path, where: str, *, header_only: bool = False, packed: b
     try:
         import OpenEXR
     except ImportError as error:
-        raise MissingPart("EXR files need a package that is not installed: pip install 'OpenEXR>=3.5'") from error
+        raise MissingRequirement(
+            "EXR files need a package that is not installed: pip install 'OpenEXR>=3.5'"
+        ) from error
     try:
         source = str(data) if isinstance(data, Path) else io.BytesIO(data)
         file = OpenEXR.File(source, separate_channels=not packed, header_only=header_only, num_threads=0)

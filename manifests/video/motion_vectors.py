@@ -25,7 +25,7 @@ class MotionVectors(NamedTuple):
     height_px: int
 
 
-def vectors_of(frame: "VideoFrame") -> MotionVectors | None:
+def frame_motion_vectors(frame: "VideoFrame") -> MotionVectors | None:
     """The vectors of a decoded frame; None where it has none: it is coded by itself, or its codec gives none out."""
     data: Any = frame.side_data.get("MOTION_VECTORS")
     if data is None:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from openuni.manifests.video.clip import Clip, clip_id, pts_hash
-from openuni.manifests.video.container import Limits, Packets, all_bytes, list_packets, open_video, translated
-from openuni.manifests.video.frames import UPRIGHT, FrameWalk, has_two_fields, orientation, shown_size
-from openuni.manifests.video.video_errors import OverLimit, Undecodable, VideoError
+from openuni.manifests.video.container import Limits, Packets, list_packets, open_video, read_all, translate_errors
+from openuni.manifests.video.frames import IDENTITY_ORIENTATION, FrameReader, display_size, is_interlaced, orientation
+from openuni.manifests.video.video_errors import CorruptVideo, LimitExceeded, VideoError
 
 if TYPE_CHECKING:
     from av.video.stream import VideoStream
@@ -42,24 +42,24 @@ def probe(
     show are not counted: those before the first key frame, and those an edit list hides. Raises a `VideoError`.
     `data`: the bytes of a video that is to lie at `source` and does not yet.
     """
-    with open_video(source, limits, data) as (container, stream), translated(source):
+    with open_video(source, limits, data) as (container, stream), translate_errors(source):
         if stream.time_base is None:
-            raise Undecodable(f"{source} has no time base: remux it into mp4 or mkv")
+            raise CorruptVideo(f"{source} has no time base: remux it into mp4 or mkv")
         packets = list_packets(container, container.demux(stream), source, limits)
         pts = packets.pts
         if not len(pts):
-            raise Undecodable(f"{source} has a {stream.codec.canonical_name} stream but no key frame to start from")
+            raise CorruptVideo(f"{source} has a {stream.codec.canonical_name} stream but no key frame to start from")
         if (np.diff(pts) == 0).any():
-            raise Undecodable(f"{source} has several frames with one timestamp: re-encode it")
+            raise CorruptVideo(f"{source} has several frames with one timestamp: re-encode it")
         end_pts = int(pts[-1]) + _last_duration(packets, pts, stream)
         duration_s = float((end_pts - int(pts[0])) * stream.time_base)
         if duration_s > limits.max_duration_s:
             text = f"{source} lasts {duration_s:.0f} s, over Limits.max_duration_s = {limits.max_duration_s:g}: cut it"
-            raise OverLimit(text)
-        walk = FrameWalk(source, container, stream, packets, limits)
+            raise LimitExceeded(text)
+        walk = FrameReader(source, container, stream, packets, limits)
         first = next(walk.frames(pts[:1]))
         turn = orientation(first)
-        width_px, height_px = shown_size(first, turn, walk.pixel_aspect)
+        width_px, height_px = display_size(first, turn, walk.pixel_aspect)
         return VideoInfo(
             stream_index=stream.index,
             codec=stream.codec.canonical_name,
@@ -71,12 +71,14 @@ def probe(
             time_base_den=stream.time_base.denominator,
             end_pts=end_pts,
             pts=pts,
-            interlaced=has_two_fields(first, stream.codec.canonical_name),
-            upright=turn == UPRIGHT,
+            interlaced=is_interlaced(first, stream.codec.canonical_name),
+            upright=turn == IDENTITY_ORIENTATION,
         )
 
 
-def clip_of(source: str, info: VideoInfo, start: int = 0, stop: int | None = None, caption: str | None = None) -> Clip:
+def make_clip(
+    source: str, info: VideoInfo, start: int = 0, stop: int | None = None, caption: str | None = None
+) -> Clip:
     """The clip of frames `start` to `stop` (half-open, in presentation order) of a probed video."""
     count = len(info.pts)
     stop = count if stop is None else stop
@@ -105,12 +107,12 @@ def clip_of(source: str, info: VideoInfo, start: int = 0, stop: int | None = Non
     )
 
 
-def whole_clip(source: str, limits: Limits = Limits(), data: bytes | None = None) -> Clip:
+def probe_clip(source: str, limits: Limits = Limits(), data: bytes | None = None) -> Clip:
     """All frames of a video; raises a `VideoError` as `probe` does. `data`: its bytes, only named `source`."""
-    return clip_of(source, probe(source, limits, data))
+    return make_clip(source, probe(source, limits, data))
 
 
-def whole_mp4(clip: Clip) -> bytes | None:
+def matching_mp4_bytes(clip: Clip) -> bytes | None:
     """The bytes of the clip's source where that is an mp4 with exactly the clip's frames as they are shown, else None.
 
     Readers elsewhere may know nothing of turned, mirrored, stretched or interlaced pictures: such sources give None.
@@ -127,7 +129,7 @@ def whole_mp4(clip: Clip) -> bytes | None:
         return None
     if info.interlaced or not info.upright or stored_px != (info.width_px, info.height_px):
         return None
-    return all_bytes(clip.source)
+    return read_all(clip.source)
 
 
 def _last_duration(packets: Packets, pts: np.ndarray, stream: "VideoStream") -> int:

@@ -13,25 +13,25 @@ from openuni.manifests.video.clip import Clip, pts_hash
 from openuni.manifests.video.container import (
     Limits,
     Packets,
-    counts_only,
+    lacks_timestamps,
     list_packets,
     open_video,
     packets_from_key,
-    translated,
+    translate_errors,
 )
 from openuni.manifests.video.frames import (
-    FieldPicker,
-    FrameWalk,
+    FieldSelector,
+    FrameReader,
+    apply_orientation,
+    display_size,
     is_deep,
     is_transposed,
     orientation,
-    shown_size,
     to_rgb24,
     to_rgb48,
-    turned,
 )
-from openuni.manifests.video.motion_vectors import MotionVectors, vectors_of
-from openuni.manifests.video.video_errors import OverLimit, SourceChanged, Undecodable, VideoError
+from openuni.manifests.video.motion_vectors import MotionVectors, frame_motion_vectors
+from openuni.manifests.video.video_errors import CorruptVideo, LimitExceeded, SourceChanged, VideoError
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -67,19 +67,19 @@ def decode_frames(
     interpolated to the full height: fields are never mixed.
     `vectors`: also keep the codec's motion vectors of these frames.
 
-    Raises `SourceChanged` when the span's timestamps no longer hash to the clip's; `Undecodable` naming the first frame
-    that cannot be had: no frame is ever replaced by its neighbour; `OverLimit`. Damage that still parses as pictures
-    cannot be seen: video codecs carry no checksums.
+    Raises `SourceChanged` when the span's timestamps no longer hash to the clip's; `CorruptVideo` naming the first
+    frame that cannot be had: no frame is ever replaced by its neighbour; `LimitExceeded`. Damage that still parses as
+    pictures cannot be seen: video codecs carry no checksums.
     """
     try:
         return _decode(clip, indices, short_side_px, limits, threads, vectors)
-    except Undecodable:
+    except CorruptVideo:
         if threads == 1:
             raise
     return _decode(clip, indices, short_side_px, limits, 1, vectors)  # slower, and only what harms a frame is an error
 
 
-def frames_of(
+def iter_frames(
     clip: Clip,
     short_side_px: int = 0,
     limits: Limits = Limits(),
@@ -89,13 +89,13 @@ def frames_of(
     """The frames that `decode` gives, uint8 [H, W, 3], one by one: never all in memory. Raises as it does.
 
     `size_px`: (height, width) to scale every frame to, whatever its shape; takes the place of `short_side_px`.
-    `threads`: of the decoder, 0 = one per core; with more than one even a fault that harms no frame is `Undecodable`.
+    `threads`: of the decoder, 0 = one per core; with more than one even a fault that harms no frame is `CorruptVideo`.
     """
-    with _opened(clip, limits, threads) as (walk, wanted):
+    with _open_clip(clip, limits, threads) as (walk, wanted):
         yield from _images(clip, walk.frames(wanted), size_px or working_size(clip, short_side_px), walk.pixel_aspect)
 
 
-def decode_deep(clip: Clip, limits: Limits = Limits(), data: bytes | None = None, threads: int = 0) -> np.ndarray:
+def decode_full_depth(clip: Clip, limits: Limits = Limits(), data: bytes | None = None, threads: int = 0) -> np.ndarray:
     """All frames of the clip at the stream's own depth: uint8 or uint16 [T, H, W, 3] over its full range, as stored.
 
     uint16 where the stream has more than 8 bits a channel (exact for 16-bit RGB and grey), else what `decode` gives.
@@ -105,13 +105,13 @@ def decode_deep(clip: Clip, limits: Limits = Limits(), data: bytes | None = None
     nbytes = clip.frame_count * clip.height_px * clip.width_px * 6
     if nbytes > limits.max_decoded_bytes:
         text = f"{clip.frame_count} frames of {clip.width_px}x{clip.height_px} may need {nbytes} bytes"
-        raise OverLimit(f"{clip.source}: {text}, over Limits.max_decoded_bytes = {limits.max_decoded_bytes}")
+        raise LimitExceeded(f"{clip.source}: {text}, over Limits.max_decoded_bytes = {limits.max_decoded_bytes}")
     try:
-        return _decode_deep(clip, limits, data, threads)
-    except Undecodable:
+        return _decode_full_depth(clip, limits, data, threads)
+    except CorruptVideo:
         if threads == 1:
             raise
-    return _decode_deep(clip, limits, data, 1)  # as `decode` does
+    return _decode_full_depth(clip, limits, data, 1)  # as `decode` does
 
 
 def _decode(
@@ -126,11 +126,11 @@ def _decode(
 
     def noted(frames: "Iterator[VideoFrame]") -> "Iterator[VideoFrame]":
         for frame in frames:
-            found.append(vectors_of(frame))
+            found.append(frame_motion_vectors(frame))
             yield frame
 
     unit_s = clip.time_base_num / clip.time_base_den
-    with _opened(clip, limits, threads) as (walk, wanted):
+    with _open_clip(clip, limits, threads) as (walk, wanted):
         if indices is not None:
             chosen = indices((wanted - clip.start_pts) * unit_s) if callable(indices) else indices
             wanted = wanted[_checked_indices(chosen, len(wanted))]
@@ -142,11 +142,11 @@ def _decode(
     return Frames(frames, (wanted - clip.start_pts) * unit_s, tuple(found) if vectors else None)
 
 
-def _decode_deep(clip: Clip, limits: Limits, data: bytes | None, threads: int) -> np.ndarray:
+def _decode_full_depth(clip: Clip, limits: Limits, data: bytes | None, threads: int) -> np.ndarray:
     from av.video.reformatter import VideoReformatter
 
     reformatter = VideoReformatter()
-    with _opened(clip, limits, threads, data) as (walk, wanted):
+    with _open_clip(clip, limits, threads, data) as (walk, wanted):
         frames = walk.frames(wanted)
         first = next(frames)
         frames = itertools.chain([first], frames)
@@ -156,18 +156,18 @@ def _decode_deep(clip: Clip, limits: Limits, data: bytes | None, threads: int) -
         out = np.empty((len(wanted), first.height, first.width, 3), np.uint16)
         for target, frame in zip(out, frames, strict=True):
             if (frame.height, frame.width) != (first.height, first.width):
-                raise Undecodable(f"{clip.source}: the size of its frames changes: cut it there")
+                raise CorruptVideo(f"{clip.source}: the size of its frames changes: cut it there")
             target[:] = to_rgb48(frame, reformatter)
     return out
 
 
 @contextmanager
-def _opened(
+def _open_clip(
     clip: Clip, limits: Limits, threads: int = 1, data: bytes | None = None
-) -> Iterator[tuple[FrameWalk, np.ndarray]]:
+) -> Iterator[tuple[FrameReader, np.ndarray]]:
     """A walk over the clip's source, and the timestamps of its frames, after proving that they are the clip's."""
     _decodes.add()
-    with open_video(clip.source, limits, data) as (container, stream), translated(clip.source):
+    with open_video(clip.source, limits, data) as (container, stream), translate_errors(clip.source):
         if stream.index != clip.stream_index:
             text = f"its main video is stream {stream.index}, was {clip.stream_index}"
             raise SourceChanged(f"{clip.source} is not the file it was ({text}): ingest it anew")
@@ -176,10 +176,10 @@ def _opened(
         if len(wanted) != clip.frame_count or pts_hash(wanted) != clip.pts_hash:
             found = f"{len(wanted)} frames in the span of {clip.frame_count}"
             raise SourceChanged(f"{clip.source} is not the file it was ({found}, or other timestamps): ingest it anew")
-        yield FrameWalk(clip.source, container, stream, packets, limits, threads), wanted
+        yield FrameReader(clip.source, container, stream, packets, limits, threads), wanted
 
 
-class _Tally:
+class _ThreadSafeCounter:
     """A count that threads share."""
 
     def __init__(self) -> None:
@@ -190,7 +190,7 @@ class _Tally:
             self.count += 1
 
 
-_decodes = _Tally()
+_decodes = _ThreadSafeCounter()
 
 
 def decode_count() -> int:
@@ -200,7 +200,7 @@ def decode_count() -> int:
 
 def _packets_of(clip: Clip, container: "InputContainer", stream: "VideoStream", limits: Limits) -> Packets:
     """The packets from the last key frame before the clip to its end; of the whole file where only counting works."""
-    if counts_only(container):
+    if lacks_timestamps(container):
         return list_packets(container, container.demux(stream), clip.source, limits)
     packets = packets_from_key(container, stream, clip.start_pts, clip.source)
     return list_packets(container, packets, clip.source, limits, clip.end_pts)
@@ -219,7 +219,7 @@ def _stack(clip: Clip, images: Iterator[np.ndarray], count: int, short_side_px: 
     nbytes = count * height_px * width_px * 3
     if nbytes > limits.max_decoded_bytes:
         text = f"{count} frames of {width_px}x{height_px} need {nbytes} bytes, over Limits.max_decoded_bytes"
-        raise OverLimit(
+        raise LimitExceeded(
             f"{clip.source}: {text} = {limits.max_decoded_bytes}: take a smaller working size or shorter clips"
         )
     out = np.empty((count, height_px, width_px, 3), np.uint8)
@@ -242,13 +242,13 @@ def _images(
     from av.video.reformatter import VideoReformatter
 
     height_px, width_px = size_px
-    reformatter, one_field = VideoReformatter(), FieldPicker(clip.codec)
+    reformatter, one_field = VideoReformatter(), FieldSelector(clip.codec)
     turn: tuple[int, int, int, int] | None = None
     for number, frame in enumerate(frames):
         turn = orientation(frame) if turn is None else turn
         sides = (height_px, width_px) if is_transposed(turn) else (width_px, height_px)
-        shown = shown_size(frame, turn, pixel_aspect)
+        shown = display_size(frame, turn, pixel_aspect)
         if shown != (clip.width_px, clip.height_px):
             text = f"frame {number} is {shown[0]}x{shown[1]}, the clip is {clip.width_px}x{clip.height_px}"
-            raise Undecodable(f"{clip.source}: {text}: cut the video where its size changes")
-        yield turned(to_rgb24(one_field(frame), *sides, reformatter), turn)
+            raise CorruptVideo(f"{clip.source}: {text}: cut the video where its size changes")
+        yield apply_orientation(to_rgb24(one_field(frame), *sides, reformatter), turn)

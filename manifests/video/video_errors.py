@@ -11,15 +11,15 @@ class NotAVideo(VideoError):
     """Empty, not a container we read, or without a video stream."""
 
 
-class Undecodable(VideoError):
+class CorruptVideo(VideoError):
     """Truncated or damaged: frames that the file promises cannot be had."""
 
 
-class OverLimit(VideoError):
+class LimitExceeded(VideoError):
     """Larger, longer or slower than `Limits` allows."""
 
 
-class Refused(VideoError):
+class UnsafeSource(VideoError):
     """A URL protocol or a container format that is not opened for safety."""
 
 

@@ -10,7 +10,7 @@ import typer
 import typer.core
 
 
-class Stopped(Exception):
+class Interrupted(Exception):
     """Ctrl-C, once all that was open is closed."""
 
 
@@ -18,11 +18,11 @@ class Commands(typer.core.TyperGroup):
     """All commands. Typer would end the process by itself at Ctrl-C, without a word."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command. Raises `Stopped` at Ctrl-C."""
+        """Run the command. Raises `Interrupted` at Ctrl-C."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as interrupt:
-            raise Stopped from interrupt
+            raise Interrupted from interrupt
 
 
 app = typer.Typer(
@@ -38,7 +38,7 @@ app = typer.Typer(
 F = TypeVar("F")
 
 
-def flags(kind: type[F]) -> Callable[[Callable[[F], None]], Callable[..., None]]:
+def command_from_dataclass(kind: type[F]) -> Callable[[Callable[[F], None]], Callable[..., None]]:
     """A command whose flags are the fields of a frozen dataclass, as an operator's options are."""
 
     def wrap(command: Callable[[F], None]) -> Callable[..., None]:
@@ -64,6 +64,6 @@ def flags(kind: type[F]) -> Callable[[Callable[[F], None]], Callable[..., None]]
     return wrap
 
 
-RecipeFile = Annotated[Path, typer.Argument(help="A recipe; write one with: openuni init corpus.toml")]
-CorpusPlace = Annotated[str, typer.Argument(help="A corpus: a folder, or a URL such as s3://bucket/corpus")]
-Out = Annotated[str, typer.Option("--out", help="Where to write it")]
+RecipeArgument = Annotated[Path, typer.Argument(help="A recipe; write one with: openuni init corpus.toml")]
+CorpusArgument = Annotated[str, typer.Argument(help="A corpus: a folder, or a URL such as s3://bucket/corpus")]
+OutOption = Annotated[str, typer.Option("--out", help="Where to write it")]

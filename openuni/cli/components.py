@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from openuni.cli.app import RecipeFile, app
+from openuni.cli.app import RecipeArgument, app
 from openuni.manifests.errors import OpenUniError
 
 
@@ -22,9 +22,9 @@ def list_() -> None:
 @app.command()
 def show(name: Annotated[str, typer.Argument(help="A name that `openuni list` shows, or a dotted path")]) -> None:
     """Show one part: its options with defaults, its columns with types and units, its source and licence."""
-    from openuni.config.template import page
+    from openuni.config.template import component_page
 
-    print(page(name))
+    print(component_page(name))
 
 
 @app.command()
@@ -35,9 +35,9 @@ def init(
     ] = "",
 ) -> None:
     """Write a recipe: a complete, commented one, or one with the thresholds of a published pipeline."""
-    from openuni.config.template import ready_recipe, recipe_text
+    from openuni.config.template import preset_recipe, recipe_template
 
-    text = ready_recipe(like) if like else recipe_text(file.name)
+    text = preset_recipe(like) if like else recipe_template(file.name)
     if file.exists():
         raise OpenUniError(f"{file} exists already. Give another name, or delete it first.")
     file.write_text(text)
@@ -46,18 +46,18 @@ def init(
 
 @app.command()
 def doctor(
-    recipe: RecipeFile,
+    recipe: RecipeArgument,
     out: Annotated[str, typer.Option("--out", help="Where the corpus is to lie: its free space is checked")] = ".",
     gpus: Annotated[float, typer.Option(help="GPUs the run is to use")] = 0.0,
 ) -> None:
     """Check that this machine has all that a recipe needs; each gap comes with the command that mends it."""
-    from openuni.config.recipe import Recipe
-    from openuni.report.doctor import examine
+    from openuni.config.recipe import CorpusRecipe
+    from openuni.report.doctor import run_checks
 
-    findings = examine(Recipe.load(recipe), out, gpus)
+    findings = run_checks(CorpusRecipe.load(recipe), out, gpus)
     for finding in findings:
         print(f"{finding.level:<11} {finding.what}: {finding.text}")
-    if any(finding.is_gap for finding in findings):
+    if any(finding.is_blocking for finding in findings):
         raise typer.Exit(2)
 
 
@@ -80,27 +80,27 @@ def checkpoints_(context: typer.Context) -> None:
         print(table())
 
 
-Wanted = Annotated[
+CheckpointNames = Annotated[
     list[str] | None, typer.Argument(help="Names that the list shows, or parts (depth_anything: its default)")
 ]
 
 
-ForRecipe = Annotated[Path | None, typer.Option("--recipe", help="All that this recipe needs")]
+RecipeOption = Annotated[Path | None, typer.Option("--recipe", help="All that this recipe needs")]
 
 
 @checkpoints.command()
-def get(wanted: Wanted = None, recipe: ForRecipe = None) -> None:
+def get(wanted: CheckpointNames = None, recipe: RecipeOption = None) -> None:
     """Fetch checkpoints and verify them. Stopped downloads go on where they stopped."""
-    from openuni.report.checkpoints import chosen, fetch
+    from openuni.report.checkpoints import fetch, select_checkpoints
 
-    for checkpoint in chosen(wanted or (), recipe):
+    for checkpoint in select_checkpoints(wanted or (), recipe):
         print(f"{checkpoint.ref}: {fetch(checkpoint)}")
 
 
 @checkpoints.command()
-def verify(wanted: Wanted = None, recipe: ForRecipe = None) -> None:
+def verify(wanted: CheckpointNames = None, recipe: RecipeOption = None) -> None:
     """Hold the files that are here against their publishers' digests. Default: all that are here."""
-    from openuni.report.checkpoints import chosen, verdict
+    from openuni.report.checkpoints import select_checkpoints, verify_checkpoint
 
-    for checkpoint in chosen(wanted or (), recipe, default="present"):
-        print(f"{checkpoint.ref}: {verdict(checkpoint)}")
+    for checkpoint in select_checkpoints(wanted or (), recipe, default="present"):
+        print(f"{checkpoint.ref}: {verify_checkpoint(checkpoint)}")

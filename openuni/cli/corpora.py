@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from openuni.cli.app import CorpusPlace, Out, RecipeFile, app, flags
+from openuni.cli.app import CorpusArgument, OutOption, RecipeArgument, app, command_from_dataclass
 from openuni.manifests.errors import OpenUniError
 
 
@@ -15,8 +15,8 @@ from openuni.manifests.errors import OpenUniError
 class RunFlags:
     """Flags of `openuni run`."""
 
-    recipe: RecipeFile
-    out: Out
+    recipe: RecipeArgument
+    out: OutOption
     sources: Annotated[
         list[str] | None,
         typer.Argument(help="Videos, folders, patterns, .txt lists, http(s) or s3 URLs. None: the clips in the corpus"),
@@ -35,20 +35,20 @@ class RunFlags:
 
 
 @app.command()
-@flags(RunFlags)
+@command_from_dataclass(RunFlags)
 def run(given: RunFlags) -> None:
     """Build a corpus: ingest, filter, annotate, encode. Run it again to resume, or after changing the recipe."""
     from openuni import api
-    from openuni.config.recipe import Recipe
-    from openuni.pipeline.pipeline import Scope
+    from openuni.config.recipe import CorpusRecipe
+    from openuni.pipeline.pipeline import RunScope
 
-    recipe = Recipe.load(given.recipe)
+    recipe = CorpusRecipe.load(given.recipe)
     known = {*recipe.filters, *recipe.annotators, "ingest", "encode"}
     for name in given.only or ():
         if name not in known:
             raise OpenUniError(f'--only "{name}" is not in {given.recipe}. It has: {", ".join(sorted(known))}.')
     resources = api.default_resources(given.workers, given.gpus, given.address)
-    scope = Scope(given.limit, tuple(given.only or ()), given.add, given.retry_failed)
+    scope = RunScope(given.limit, tuple(given.only or ()), given.add, given.retry_failed)
     corpus = api.run(recipe, list(given.sources or ()), out=given.out, resources=resources, scope=scope)
     ledger = corpus.summary()
     print(ledger)
@@ -73,20 +73,20 @@ class ImportFlags:
 
 
 @app.command("import")
-@flags(ImportFlags)
+@command_from_dataclass(ImportFlags)
 def import_(given: ImportFlags) -> None:
     """Bring another project's set into a corpus, every clip checked. Run it again to go on where it stopped."""
     from openuni import api
-    from openuni.config.recipe import parse_texts
-    from openuni.exchange.importing import Choice
+    from openuni.config.recipe import parse_assignments
+    from openuni.exchange.import_job import ImportOptions
 
     corpus = api.import_set(
         given.format,
         given.folder,
         out=given.out,
-        options=parse_texts(given.options or (), f"import {given.format}"),
+        options=parse_assignments(given.options or (), f"import {given.format}"),
         resources=api.default_resources(given.workers, 0.0),
-        choice=Choice(given.collection, given.limit, given.retry_failed),
+        import_options=ImportOptions(given.collection, given.limit, given.retry_failed),
     )
     ledger = corpus.summary()
     print(ledger)
@@ -98,7 +98,7 @@ def import_(given: ImportFlags) -> None:
 class ExportFlags:
     """Flags of `openuni export`."""
 
-    corpus: CorpusPlace
+    corpus: CorpusArgument
     format: Annotated[str, typer.Option(help="A format that `openuni list` shows under exporters")]
     out: Annotated[str, typer.Option("--out", help="Folder for the set; run again to resume")]
     modalities: Annotated[
@@ -113,17 +113,19 @@ class ExportFlags:
 
 
 @app.command()
-@flags(ExportFlags)
+@command_from_dataclass(ExportFlags)
 def export(given: ExportFlags) -> None:
     """Write a corpus as another project reads it; `openuni list` shows the formats. Run it again to resume."""
     from openuni import api
-    from openuni.config.recipe import parse_texts
-    from openuni.exchange.selection import Choice
+    from openuni.config.recipe import parse_assignments
+    from openuni.exchange.export_selection import ExportOptions
 
     wanted = tuple(name.strip() for name in (given.modalities or "").split(",") if name.strip())
-    options = parse_texts(given.options or (), f"export {given.format}")
-    choice = Choice(wanted, given.split, given.limit)
-    report = api.export(given.corpus, given.format, out=given.out, choice=choice, workers=given.workers, **options)
+    options = parse_assignments(given.options or (), f"export {given.format}")
+    chosen = ExportOptions(wanted, given.split, given.limit)
+    report = api.export(
+        given.corpus, given.format, out=given.out, export_options=chosen, workers=given.workers, **options
+    )
     print(report)
     if report.failed:
         raise typer.Exit(1)
@@ -131,7 +133,7 @@ def export(given: ExportFlags) -> None:
 
 @app.command()
 def summary(
-    corpus: CorpusPlace,
+    corpus: CorpusArgument,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, for other programs")] = False,
     scores: Annotated[bool, typer.Option("--scores", help="Also how each score is spread over the clips")] = False,
 ) -> None:
@@ -139,7 +141,7 @@ def summary(
     from openuni.manifests.corpus.corpus import Corpus
     from openuni.manifests.corpus.coverage import coverage, stored_sizes
     from openuni.pipeline.ledger import summary_record
-    from openuni.report.coverage import coverage_text, sizes_text
+    from openuni.report.coverage import format_coverage, format_sizes
 
     opened = Corpus.open(corpus)
     ledger, covered, sizes = opened.summary(), coverage(opened), stored_sizes(opened)
@@ -147,7 +149,7 @@ def summary(
         held = {"coverage": covered, "stored": [size._asdict() for size in sizes]}
         print(json.dumps(summary_record(ledger) | held, indent=2))
     else:
-        print("\n\n".join(filter(None, [str(ledger), coverage_text(covered), sizes_text(sizes)])))
+        print("\n\n".join(filter(None, [str(ledger), format_coverage(covered), format_sizes(sizes)])))
         if scores:
             from openuni.report.histograms import histograms
 
@@ -156,7 +158,7 @@ def summary(
 
 @app.command()
 def explain(
-    corpus: CorpusPlace,
+    corpus: CorpusArgument,
     clip: Annotated[str, typer.Argument(help="A clip_id, its beginning, or the source of the clip")],
 ) -> None:
     """Show all that is known of one clip: every score, rule and error."""
@@ -168,9 +170,9 @@ def explain(
 
 @app.command()
 def select(
-    corpus: CorpusPlace,
+    corpus: CorpusArgument,
     keep: Annotated[str, typer.Option(help='SQL over the scores, such as "motion.speed_diag_per_s > 0.05"')],
-    out: Out,
+    out: OutOption,
 ) -> None:
     """Make a new corpus of the clips that pass other thresholds: seconds, nothing is decoded."""
     from openuni import api
@@ -181,7 +183,7 @@ def select(
 
 @app.command()
 def duplicates(
-    corpus: CorpusPlace,
+    corpus: CorpusArgument,
     by: Annotated[str, typer.Option(help="hash: copies; embedding: clips of the same content")] = "hash",
     max_distance: Annotated[int | None, typer.Option(help="hash: bits of 64 in which frames may differ")] = None,
     min_similarity: Annotated[float | None, typer.Option(help="embedding: cosine from which on, up to 1")] = None,
@@ -200,7 +202,7 @@ def duplicates(
 
 @app.command()
 def split(
-    corpus: CorpusPlace,
+    corpus: CorpusArgument,
     share: Annotated[
         list[str] | None, typer.Option(help="NAME=SHARE of a split besides train; may be repeated")
     ] = None,
@@ -212,8 +214,8 @@ def split(
     Clips that have a split keep it. Default: --share validation=0.05.
     """
     from openuni import api
-    from openuni.config.recipe import parse_texts
+    from openuni.config.recipe import parse_assignments
 
-    shares = parse_texts(share or ("validation=0.05",), "--share")
+    shares = parse_assignments(share or ("validation=0.05",), "--share")
     for name, count in api.split(corpus, shares, seed=seed, anew=anew).items():
         print(f"{name:<12}{count:>12,} clips")

@@ -9,14 +9,15 @@ import shlex
 import sys
 import traceback
 
-from openuni.cli import components as parts
-from openuni.cli import corpora, models, parity, synthetic
-from openuni.cli.app import Stopped, app
+from openuni.cli import components, corpora, models, parity, synthetic
+from openuni.cli.app import Interrupted, app
 from openuni.manifests.errors import OpenUniError
 
-__all__ = ["app", "corpora", "main", "models", "parity", "parts", "synthetic"]
+__all__ = ["app", "components", "corpora", "main", "models", "parity", "synthetic"]
 
-RESUMED = frozenset({"run", "import", "export", "train", "world", "demo"})  # what goes on where it was stopped
+RESUMABLE_COMMANDS = frozenset(
+    {"run", "import", "export", "train", "world", "demo"}
+)  # what goes on where it was stopped
 
 
 def main() -> None:
@@ -26,8 +27,8 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
-    except Stopped:
-        print(f"openuni: stopped. {_go_on(sys.argv[1:])}", file=sys.stderr)
+    except Interrupted:
+        print(f"openuni: stopped. {_resume_hint(sys.argv[1:])}", file=sys.stderr)
         sys.exit(130)
     except OpenUniError as error:
         print(f"openuni: {error}", file=sys.stderr)
@@ -41,10 +42,10 @@ def main() -> None:
         sys.exit(3)
 
 
-def _go_on(arguments: list[str]) -> str:
+def _resume_hint(arguments: list[str]) -> str:
     """What to do after Ctrl-C."""
     again = shlex.join(["openuni", *arguments])
-    if arguments[0] in RESUMED or arguments[:2] == ["checkpoints", "get"]:
+    if arguments[0] in RESUMABLE_COMMANDS or arguments[:2] == ["checkpoints", "get"]:
         return f"What is finished is kept. Go on with: {again}"
     return f"Begin again with: {again}"
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from openuni.cli.app import Out, app, flags
+from openuni.cli.app import OutOption, app, command_from_dataclass
 
 if TYPE_CHECKING:
     from openuni.training.run import Run
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 def train(
     recipe: Annotated[str, typer.Argument(help="A recipe of train/recipes by name, or a file")],
     corpus: Annotated[str, typer.Option(help="The corpus to train on")],
-    out: Out,
+    out: OutOption,
 ) -> None:
     """Train a unified model on a corpus's latents. Run it again to resume."""
     from openuni import api
     from openuni.console.progress import Reporter, TrainingProgress
-    from openuni.training.recipe import Recipe
+    from openuni.training.recipe import TrainingRecipe
 
-    steps = Recipe.load(recipe).optimizer.steps
+    steps = TrainingRecipe.load(recipe).optimizer.steps
     with Reporter() as reporter:
         finished = api.train(recipe, corpus, out=out, progress=TrainingProgress(reporter, steps))
     print(f"trained {finished.checkpoint.step:,} steps: {out}. Next, for example: {_generating(finished)}")
@@ -32,9 +32,9 @@ def train(
 def _generating(run: "Run") -> str:
     """A command that makes something with the run: the first of its tasks."""
     task = run.tasks[0]
-    given = [f"--given {name}=VIDEO" for name in task.given]
-    made = [f"--make {name}" for name in (*task.made, *(["text"] if task.makes_text else []))]
-    prompt = ["--prompt '...'"] if run.captioned(task) else []
+    given = [f"--given {name}=VIDEO" for name in task.conditions]
+    made = [f"--make {name}" for name in (*task.targets, *(["text"] if task.generates_text else []))]
+    prompt = ["--prompt '...'"] if run.caption_streams(task) else []
     return " ".join([f"openuni generate {run.folder}", *given, *made, *prompt, "--out FOLDER"])
 
 
@@ -59,15 +59,15 @@ class GenerateFlags:
 
 
 @app.command()
-@flags(GenerateFlags)
+@command_from_dataclass(GenerateFlags)
 def generate(given: GenerateFlags) -> None:
     """Make modalities with a trained model: from text, from other modalities, or both. Or the text itself.
 
     A text that is made is printed, and written to text.txt: --make text --given rgb=clip.mp4
     """
-    from openuni.inference.generate import Request, make_files
+    from openuni.inference.generate import GenerateRequest, generate_files
 
-    wanted = Request(
+    wanted = GenerateRequest(
         make=tuple(given.make),
         prompt=given.prompt,
         given=tuple(given.given or ()),
@@ -79,7 +79,7 @@ def generate(given: GenerateFlags) -> None:
         seed=given.seed,
         temperature=given.temperature,
     )
-    for path in make_files(given.run, wanted, given.out):
+    for path in generate_files(given.run, wanted, given.out):
         print(path)
         if path.suffix == ".txt":
             print(path.read_text(encoding="utf-8"), end="")

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from openuni.cli.app import app, flags
+from openuni.cli.app import app, command_from_dataclass
 
 
 @dataclass(frozen=True)
@@ -24,23 +24,23 @@ class ParityFlags:
 
 
 @app.command()
-@flags(ParityFlags)
+@command_from_dataclass(ParityFlags)
 def parity(given: ParityFlags) -> None:
     """Check on your weights that the models are at the start what diffusers makes of them, and can learn from there.
 
     Exit code 1 when a rung of the ladder fails.
     """
-    from openuni.report.parity import BAD, HEADER, climbed, line, record
+    from openuni.report.parity import FAILING_STATUSES, HEADER, format_row, record, run_parity
 
     rungs: list[dict[str, Any]] = []
     wanted = (given.model or (), given.modality or ("rgb", "depth"), given.device, given.dtype)
-    for model, rung in climbed(given.pretrained, *wanted):
+    for model, rung in run_parity(given.pretrained, *wanted):
         if not given.json and not rungs:
             print(HEADER)
         if not given.json:
-            print(line(model, rung), flush=True)
+            print(format_row(model, rung), flush=True)
         rungs.append(record(model, rung))
     if given.json:
         print(json.dumps(rungs, indent=2, allow_nan=False))
-    if any(rung["verdict"] in BAD for rung in rungs):
+    if any(rung["verdict"] in FAILING_STATUSES for rung in rungs):
         raise typer.Exit(1)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from openuni.cli.app import app, flags
+from openuni.cli.app import app, command_from_dataclass
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,13 @@ class WorldFlags:
 
 
 @app.command()
-@flags(WorldFlags)
+@command_from_dataclass(WorldFlags)
 def world(given: WorldFlags) -> None:
     """Make clips of synthetic scenes with exact ground truth beside them. Run it again to resume."""
     from openuni.console.progress import Reporter
-    from openuni.world.command import Request, make_world
+    from openuni.world.command import WorldRequest, make_world
 
-    print(make_world(Request(**vars(given)), Reporter()))
+    print(make_world(WorldRequest(**vars(given)), Reporter()))
 
 
 @app.command()

@@ -54,7 +54,7 @@ def caption_column(given: str, annotators: Mapping[str, Annotator], corpus: Corp
     return source
 
 
-def captioned(corpus: Corpus, source: CaptionColumn) -> pa.Array:
+def clip_ids_with_caption(corpus: Corpus, source: CaptionColumn) -> pa.Array:
     """clip_ids (string array) for which the annotator wrote a text that is not empty."""
     if _stored(corpus, source.annotator).get_field_index(source.column) < 0:
         return pa.array([], pa.string())

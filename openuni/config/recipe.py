@@ -11,13 +11,13 @@ from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from openuni.config.captions import caption_column
-from openuni.dedup.deduplicator import finder_schemas
+from openuni.dedup.deduplicator import deduplicator_schemas
 from openuni.manifests.contracts.component import annotation_text, strip_annotation
 from openuni.manifests.contracts.discovery import find_component
 from openuni.manifests.contracts.modality import modality_names
 from openuni.manifests.contracts.operator import Annotator, Filter, find_operator
 from openuni.manifests.contracts.schema import clip_schema, producer_schema
-from openuni.manifests.corpus import keep_rule as select
+from openuni.manifests.corpus import keep_rule
 from openuni.manifests.corpus.layout import filter_group
 from openuni.manifests.errors import OpenUniError, did_you_mean
 from openuni.shots.shot_detector import ShotDetector, find_shot_detector, shot_detector_names
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Ingest:
+class IngestOptions:
     """How sources become clips."""
 
     shots: Annotated[str, "how files are cut into clips, a file of openuni/shots; none: one clip per file"] = "none"
@@ -56,7 +56,7 @@ class Ingest:
 
 
 @dataclass(frozen=True)
-class Work:
+class WorkOptions:
     """What operators see."""
 
     short_side_px: Annotated[int, "frames are scaled down to this short side before any operator; 0: as they are"] = 720
@@ -73,7 +73,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Encode:
+class EncodeOptions:
     """Which latents and embeddings to make."""
 
     latents: Annotated[str, "latent codec, a file of train/codecs"] = "dct"
@@ -104,22 +104,22 @@ class Encode:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class CorpusRecipe:
     """A parsed recipe: everything a run does, as objects."""
 
     keep: str = ""
     accept: tuple[str, ...] = ()  # checkpoints whose licence the user has found to fit
-    ingest: Ingest = Ingest()
-    shot_detector: ShotDetector = field(default_factory=lambda: find_shot_detector(Ingest.shots)())
-    work: Work = Work()
+    ingest: IngestOptions = IngestOptions()
+    shot_detector: ShotDetector = field(default_factory=lambda: find_shot_detector(IngestOptions.shots)())
+    work: WorkOptions = WorkOptions()
     filters: Mapping[str, Filter] = field(default_factory=dict)
     annotators: Mapping[str, Annotator] = field(default_factory=dict)
-    encode: Encode | None = None
+    encode: EncodeOptions | None = None
     latent_codec: LatentCodec | None = None
     text_codec: TextCodec | None = None
 
     @classmethod
-    def load(cls, path: str | Path) -> "Recipe":
+    def load(cls, path: str | Path) -> "CorpusRecipe":
         """Read and check a recipe file."""
         file = Path(path)
         if not file.is_file():
@@ -131,9 +131,9 @@ class Recipe:
         return cls.parse(tables, str(file))
 
     @classmethod
-    def parse(cls, tables: Mapping[str, Any], where: str = "recipe") -> "Recipe":
+    def parse(cls, tables: Mapping[str, Any], where: str = "recipe") -> "CorpusRecipe":
         """Check tables as `tomllib` gives them. Raises `OpenUniError` with the nearest known name."""
-        refuse_unknown(tables, ["keep", "accept", "ingest", "work", "filters", "annotators", "encode"], where)
+        reject_unknown_keys(tables, ["keep", "accept", "ingest", "work", "filters", "annotators", "encode"], where)
         keep = tables.get("keep", "")
         if not isinstance(keep, str):
             raise OpenUniError(f"{where}: keep must be a text, got {keep!r}")
@@ -150,7 +150,7 @@ class Recipe:
             keep=keep,
             accept=tuple(accept),
             **_ingest_parts(tables.get("ingest", {}), where),
-            work=build(Work, tables.get("work", {}), f"{where}: [work]"),
+            work=build(WorkOptions, tables.get("work", {}), f"{where}: [work]"),
             filters=filters,
             annotators=annotators,
             **_encode_parts(tables.get("encode"), where),
@@ -165,8 +165,8 @@ class Recipe:
                 part.check()
         schemas = {"clips": clip_schema()}
         schemas |= {filter_group(name): producer_schema(type(operator)) for name, operator in self.filters.items()}
-        schemas |= finder_schemas()  # made between runs
-        select.check(select.parse(self.keep), schemas)
+        schemas |= deduplicator_schemas()  # made between runs
+        keep_rule.check(keep_rule.parse(self.keep), schemas)
         if self.encode is not None and self.encode.caption:
             caption_column(self.encode.caption, self.annotators)
 
@@ -194,7 +194,7 @@ def build(cls: type[T], table: Any, where: str) -> T:
         raise OpenUniError(f"{where} must be a table of options, got {table!r}")
     hints = get_type_hints(cls, include_extras=True)
     names = [item.name for item in dataclasses.fields(cls)]  # type: ignore[arg-type]
-    refuse_unknown(table, names, where)
+    reject_unknown_keys(table, names, where)
     values = {}
     for name, given in table.items():
         try:
@@ -207,7 +207,7 @@ def build(cls: type[T], table: Any, where: str) -> T:
     return cls(**values)
 
 
-def parse_texts(given: Sequence[str], where: str) -> dict[str, Any]:
+def parse_assignments(given: Sequence[str], where: str) -> dict[str, Any]:
     """Options from `name=value` texts, as a command line has them; values are written as in TOML, or bare words."""
     table: dict[str, Any] = {}
     for text in given:
@@ -221,7 +221,7 @@ def parse_texts(given: Sequence[str], where: str) -> dict[str, Any]:
     return table
 
 
-def refuse_unknown(table: Mapping[str, Any], known: list[str], where: str) -> None:
+def reject_unknown_keys(table: Mapping[str, Any], known: list[str], where: str) -> None:
     """Raise `OpenUniError` for the first key that is not known."""
     for key in table:
         if key not in known:
@@ -244,11 +244,11 @@ def _operator(kind: str, name: str, options: Any, where: str) -> Any:
 def _ingest_parts(table: Any, where: str) -> dict[str, Any]:
     if not isinstance(table, Mapping):
         raise OpenUniError(f"{where}: [ingest] must be a table, got {table!r}")
-    name = str(table.get("shots", Ingest.shots))
+    name = str(table.get("shots", IngestOptions.shots))
     for key in table.keys() & set(shot_detector_names()) - {name}:
         raise OpenUniError(f'{where}: [ingest.{key}] goes with shots = "{key}"; [ingest] says shots = "{name}"')
     detector = table.get(name, {})
-    ingest = build(Ingest, {key: value for key, value in table.items() if key != name}, f"{where}: [ingest]")
+    ingest = build(IngestOptions, {key: value for key, value in table.items() if key != name}, f"{where}: [ingest]")
     cls = find_shot_detector(ingest.shots, imports=True)
     return {"ingest": ingest, "shot_detector": build(cls, detector, f"{where}: [ingest.{name}]")}
 
@@ -258,11 +258,13 @@ def _encode_parts(table: Any, where: str) -> dict[str, Any]:
         return {}
     if not isinstance(table, Mapping):
         raise OpenUniError(f"{where}: [encode] must be a table, got {table!r}")
-    names = [table.get("latents", Encode.latents), table.get("text", Encode.text)]
+    names = [table.get("latents", EncodeOptions.latents), table.get("text", EncodeOptions.text)]
     inner = {key: value for key, value in table.items() if isinstance(value, Mapping)}
-    known = [item.name for item in dataclasses.fields(Encode)]
-    refuse_unknown(table, [*known, *map(str, names)], f"{where}: [encode]")
-    encode = build(Encode, {key: value for key, value in table.items() if key not in inner}, f"{where}: [encode]")
+    known = [item.name for item in dataclasses.fields(EncodeOptions)]
+    reject_unknown_keys(table, [*known, *map(str, names)], f"{where}: [encode]")
+    encode = build(
+        EncodeOptions, {key: value for key, value in table.items() if key not in inner}, f"{where}: [encode]"
+    )
     codecs = {}
     for key, base, name in (("latent_codec", LatentCodec, encode.latents), ("text_codec", TextCodec, encode.text)):
         cls = find_component("codecs", base, name, imports=True)

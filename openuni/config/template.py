@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from openuni.config.recipe import Encode, Ingest, Work
-from openuni.console.text_table import aligned
+from openuni.config.recipe import EncodeOptions, IngestOptions, WorkOptions
+from openuni.console.text_table import format_columns
 from openuni.manifests.contracts import schema
 from openuni.manifests.contracts.component import Component, annotation_text, strip_annotation
 from openuni.manifests.contracts.discovery import all_component_names, component_names, find_component
@@ -32,14 +32,14 @@ keep = "motion.speed_diag_per_s > 0.01 and luminance.mean > 0.05"
 """
 
 
-def recipe_text(name: str) -> str:
+def recipe_template(name: str) -> str:
     """A complete, commented recipe with all options of all parts, written from the code."""
     blocks = [HEAD.format(name=name)]
     blocks.append(
         "# ---- how sources become clips, and what operators see\n"
-        + _table("ingest", Ingest)
+        + _table("ingest", IngestOptions)
         + _shot_tables()
-        + _table("work", Work)
+        + _table("work", WorkOptions)
     )
     blocks.append(
         "# ---- filters: scores for every clip" + "\n".join(_operator_blocks("filter", {"motion", "luminance"}))
@@ -48,12 +48,12 @@ def recipe_text(name: str) -> str:
         "# ---- annotators: modalities of kept clips; take out the # before a [table] to use it"
         + "\n".join(_operator_blocks("annotator", {"dis"}))
     )
-    encode = _table("encode", Encode, modalities='["rgb", "flow"]', size_px="[256, 448]", frames="17")
+    encode = _table("encode", EncodeOptions, modalities='["rgb", "flow"]', size_px="[256, 448]", frames="17")
     blocks.append("# ---- latents and text embeddings for training\n" + encode + _codec_tables())
     return "\n".join(blocks)
 
 
-def ready_recipe(name: str) -> str:
+def preset_recipe(name: str) -> str:
     """The recipe of that name in `openuni/recipes/`, with the thresholds of a published pipeline and their source."""
     known = sorted(path.stem for path in RECIPES_DIR.glob("*.toml"))
     if name not in known:
@@ -61,7 +61,7 @@ def ready_recipe(name: str) -> str:
     return (RECIPES_DIR / f"{name}.toml").read_text()
 
 
-def page(name: str) -> str:
+def component_page(name: str) -> str:
     """What `openuni show NAME` prints: options with defaults, columns with types and units, source, licence."""
     names = all_component_names()
     found = [kind for kind, known in names.items() if name.replace("-", "_") in known or name in known]
@@ -92,7 +92,7 @@ def _component_page(component: type[Component]) -> str:
 
 def _producer_page(producer: type[Producer]) -> str:
     lines = [_facts_and_options(producer)]
-    if issubclass(producer, Annotator) and (wants := producer().wants()):
+    if issubclass(producer, Annotator) and (wants := producer().requires()):
         lines += ["", f"starts from {', '.join(wants)}, made by another annotator of the recipe or there already"]
     lines += ["", "columns"]
     lines += _indented([(column.name, column.type, column.doc) for column in schema.columns(producer)])
@@ -106,7 +106,8 @@ def _facts_and_options(component: type[Component]) -> str:
     if component.gpus:
         lines.append(f"  wants {component.gpus:g} of a GPU per worker")
     options = [
-        (option.name, toml(option.default), _type_text(option.type), option.doc) for option in component.options()
+        (option.name, toml_literal(option.default), _type_text(option.type), option.doc)
+        for option in component.options()
     ]
     return "\n".join([*lines, "", "options", *(_indented(options) or ["  none"])])
 
@@ -170,15 +171,15 @@ def _table(name: str, options: type[Any], **given: str) -> str:
 
 
 def _option_line(name: str, default: Any, doc: str) -> str:
-    return f"# {name} = {toml(default)}  # {doc}"
+    return f"# {name} = {toml_literal(default)}  # {doc}"
 
 
-def toml(value: Any) -> str:
+def toml_literal(value: Any) -> str:
     """A default as TOML spells it."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(toml(item) for item in value) + "]"
+        return "[" + ", ".join(toml_literal(item) for item in value) + "]"
     if value is dataclasses.MISSING:
         return "(required)"
     return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else str(value)
@@ -196,4 +197,4 @@ def _first_line(thing: Any) -> str:
 
 
 def _indented(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    return [f"  {line}" for line in aligned(rows)] if rows else []
+    return [f"  {line}" for line in format_columns(rows)] if rows else []

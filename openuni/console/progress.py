@@ -75,7 +75,7 @@ class Reporter:
     ) -> None:
         self.progress.stop()
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         """One line above the table."""
         if not self.quiet:
             self.console.print(text, highlight=False)
@@ -102,7 +102,7 @@ class Counter:
         self.logged = time.perf_counter()
 
     def add(self, status: str, decodes: int = 0, vram_mb: Mapping[str, float] = MappingProxyType({})) -> None:
-        """One more item, "ok" or "failed"; see `openuni.pipeline.worker.Outcome` for the rest."""
+        """One more item, "ok" or "failed"; see `openuni.pipeline.worker.ItemOutcome` for the rest."""
         if status == "ok":
             self.phase.ok += 1
         else:
@@ -121,7 +121,7 @@ class Counter:
         due = final or time.perf_counter() - self.logged > LOG_EVERY_S
         if not self.reporter.live and not self.reporter.quiet and due:
             self.logged = time.perf_counter()
-            self.reporter.say(
+            self.reporter.print_line(
                 f"{phase.name}: {phase.done}/{phase.total} done, {phase.failed} failed, {phase.items_per_s:.1f}/s"
             )
 
@@ -152,4 +152,4 @@ class TrainingProgress:
         if due and not self.reporter.live:
             self.logged = time.perf_counter()
             text = f"train: step {step}/{self.steps}, loss {row['loss']:.4f}{self.validation}"
-            self.reporter.say(f"{text}, {row['samples_per_s']:.1f} samples/s")
+            self.reporter.print_line(f"{text}, {row['samples_per_s']:.1f} samples/s")

@@ -3,7 +3,7 @@
 from collections.abc import Container, Sequence
 
 
-def aligned(rows: Sequence[Sequence[str]], right: Container[int] = ()) -> list[str]:
+def format_columns(rows: Sequence[Sequence[str]], right: Container[int] = ()) -> list[str]:
     """One line per row, columns two blanks apart; those numbered in `right` end together, all others begin so."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [

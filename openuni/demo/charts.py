@@ -9,10 +9,10 @@ WIDTH, HEIGHT = 720.0, 360.0
 LEFT, RIGHT, TOP, BOTTOM = 58.0, 16.0, 14.0, 50.0
 TICKS = 5  # about so many per axis
 SMOOTHING_SHARE = 0.06  # of the points, that a smoothed value is the mean of
-GOOD_STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
+TICK_STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
 
 
-class Line(NamedTuple):
+class ChartLine(NamedTuple):
     """One line of a chart."""
 
     label: str
@@ -21,7 +21,7 @@ class Line(NamedTuple):
     dots: bool = False  # mark every point
 
 
-def line_chart(lines: Sequence[Line], x_label: str, y_label: str) -> str:
+def line_chart(lines: Sequence[ChartLine], x_label: str, y_label: str) -> str:
     """An SVG element of all lines over common axes; both begin at zero. Empty lines are left out."""
     lines = [line for line in lines if line.points]
     x_top = max((x for line in lines for x, _ in line.points), default=1.0) or 1.0
@@ -62,7 +62,7 @@ def ticks(top: float) -> list[float]:
     """Round values from 0 to `top`, about `TICKS` steps."""
     rough = top / TICKS
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(good * power for good in GOOD_STEPS if good * power >= rough * (1 - 1e-9))
+    step = next(good * power for good in TICK_STEPS if good * power >= rough * (1 - 1e-9))
     return [round(step * number, 10) for number in range(math.floor(top / step + 1e-9) + 1)]
 
 

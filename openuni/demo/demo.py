@@ -28,13 +28,13 @@ from rich.console import Console
 
 from openuni import api
 from openuni.console.progress import Reporter
-from openuni.demo.environment import machine, versions
+from openuni.demo.environment import machine_info, package_versions
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.errors import OpenUniError
 from openuni.pipeline.ledger import summary_record
 
 if TYPE_CHECKING:
-    from openuni.training.recipe import Recipe
+    from openuni.training.recipe import TrainingRecipe
 
 RECIPE = """\
 # The recipe of `openuni demo`. Again, by hand: {command}
@@ -65,7 +65,7 @@ max_bytes = {text_bytes}
 
 
 @dataclass(frozen=True)
-class Plan:
+class DemoConfig:
     """How large a demo is."""
 
     name: str
@@ -87,8 +87,8 @@ class Plan:
     text_bytes: int = 127
 
 
-FULL = Plan("full", solids=60, still=4, dark=4, train_recipe="unityvideo_demo", validations=5, workers=None)
-QUICK = Plan(
+FULL = DemoConfig("full", solids=60, still=4, dark=4, train_recipe="unityvideo_demo", validations=5, workers=None)
+QUICK = DemoConfig(
     "quick",
     solids=20,
     still=2,
@@ -112,7 +112,7 @@ def run_demo(out: Path, quick: bool, reporter: Reporter | None = None) -> Path:
 class Demo:
     """One demo in one folder."""
 
-    def __init__(self, folder: Path, plan: Plan, reporter: Reporter) -> None:
+    def __init__(self, folder: Path, plan: DemoConfig, reporter: Reporter) -> None:
         self.folder, self.plan, self.reporter = folder, plan, reporter
         self.raw, self.corpus_dir, self.run_dir = folder / "raw", folder / "corpus", folder / "run"
         self.recipe, self.train_recipe = folder / "corpus.toml", folder / "train.toml"
@@ -148,7 +148,7 @@ class Demo:
         """All steps."""
         from openuni.demo.page import demo_page
 
-        self.claim()
+        self.claim_folder()
         self.timed("make clips", self.make_clips)
         self.timed("build the corpus", self.build_corpus)
         self.timed("train", self.train)
@@ -162,7 +162,7 @@ class Demo:
 
     # ------------------------------------------------------------------ steps
 
-    def claim(self) -> None:
+    def claim_folder(self) -> None:
         """Make the folder this demo's, or find that it is; raises `OpenUniError` when it is something else's."""
         state = self.folder / "demo.json"
         if state.is_file():
@@ -170,12 +170,12 @@ class Demo:
                 record = json.loads(state.read_text())
                 settings, self.seconds = record["settings"], record["seconds"]
             except (ValueError, KeyError, TypeError):
-                raise OpenUniError(self.foreign()) from None
+                raise OpenUniError(self.foreign_folder_message()) from None
             if settings != dataclasses.asdict(self.plan):
-                raise OpenUniError(self.other_demo(settings))
+                raise OpenUniError(self.settings_mismatch_message(settings))
             return
         if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
-            raise OpenUniError(self.foreign())
+            raise OpenUniError(self.foreign_folder_message())
         self.folder.mkdir(parents=True, exist_ok=True)
         self.save_state()
 
@@ -189,7 +189,7 @@ class Demo:
         # the JSON file is written last: where it is, the clip is whole
         left = [(seed, preset) for seed, preset in orders if not (self.raw / f"{preset}-{seed:06}.json").is_file()]
         listed = ", ".join(f"{count} {name}" for name, count in counts.items())
-        self.reporter.say(f"1/4 clips: {len(orders)} of {plan.frames} frames ({listed}) in {self.raw}")
+        self.reporter.print_line(f"1/4 clips: {len(orders)} of {plan.frames} frames ({listed}) in {self.raw}")
         if not left:
             return False
         with self.table() as table, table.phase("render", len(left)) as counter:
@@ -208,22 +208,22 @@ class Demo:
     def build_corpus(self) -> bool:
         """The pipeline, as `openuni run` does it; true when there was anything left to do."""
         _put(self.recipe, RECIPE.format(command=self.commands["corpus"], **dataclasses.asdict(self.plan)))
-        self.reporter.say(f"2/4 corpus: {self.commands['corpus']}")
+        self.reporter.print_line(f"2/4 corpus: {self.commands['corpus']}")
         table = self.table()
         resources = api.default_resources(self.plan.workers)
         corpus = api.run(self.recipe, self.pattern, out=self.corpus_dir, resources=resources, reporter=table)
-        self.reporter.say(str(corpus.summary()))
+        self.reporter.print_line(str(corpus.summary()))
         return any(phase.total for phase in table.phases)
 
     def train(self) -> bool:
         """The training, as `openuni train` does it; true when there was anything left to do."""
-        from openuni.training.loop.checkpoint import checkpoints
+        from openuni.training.loop.training_checkpoint import list_checkpoints
 
         recipe = training_recipe(self.plan)
         head = f"# {self.plan.train_recipe} with more clips held out. Again, by hand: {self.commands['train']}\n\n"
         _put(self.train_recipe, head + toml_text(recipe.to_dict()))
-        self.reporter.say(f"3/4 model: {self.commands['train']}")
-        saved = checkpoints(self.run_dir)
+        self.reporter.print_line(f"3/4 model: {self.commands['train']}")
+        saved = list_checkpoints(self.run_dir)
         left = recipe.optimizer.steps - (saved[-1].step if saved else 0)
         with self.table() as table, table.phase("train", left) as counter:
             api.train(
@@ -240,13 +240,13 @@ class Demo:
 
         plan, corpus, run = self.plan, Corpus.open(str(self.corpus_dir)), api.open_run(self.run_dir)
         held_out, trained = results.held_out_clips(run, corpus)
-        self.reporter.say(f"4/4 measure: flow of all clips, depth of {len(held_out)} clips the model never saw")
-        shown = results.show_corpus(corpus, 1)
-        flow = results.judge_flow(corpus, plan.shown)
-        judge = results.DepthJudge(run, corpus, plan.estimate_steps)
+        self.reporter.print_line(f"4/4 measure: flow of all clips, depth of {len(held_out)} clips the model never saw")
+        shown = results.corpus_rows(corpus, 1)
+        flow = results.evaluate_flow(corpus, plan.shown)
+        judge = results.DepthEvaluator(run, corpus, plan.estimate_steps)
         with self.table() as table, table.phase("estimate", len(held_out)) as counter:
-            depth = judge.judge(held_out, trained, plan.shown, lambda: counter.add("ok"))
-        joint = results.make_joint(judge, held_out, plan.joint, plan.joint_steps)
+            depth = judge.evaluate(held_out, trained, plan.shown, lambda: counter.add("ok"))
+        joint = results.joint_samples(judge, held_out, plan.joint, plan.joint_steps)
         self.numbers = {
             "ledger": summary_record(corpus.summary()),
             "training": results.training_numbers(run, len(trained), len(held_out)),
@@ -286,17 +286,17 @@ class Demo:
             "command": self.command,
             "commands": self.commands,
             "settings": dataclasses.asdict(self.plan),
-            "machine": machine(),
-            "versions": versions(),
+            "machine": machine_info(),
+            "versions": package_versions(),
             "seconds": self.seconds,
             "total_s": round(sum(self.seconds.values()), 1),
         }
 
-    def foreign(self) -> str:
+    def foreign_folder_message(self) -> str:
         """What to say when the folder holds something else."""
         return f"{self.folder} exists and is not a demo's folder. Give a new one with --out."
 
-    def other_demo(self, settings: dict[str, Any]) -> str:
+    def settings_mismatch_message(self, settings: dict[str, Any]) -> str:
         """What to say when the folder holds another demo."""
         found = settings.get("name")
         if found != self.plan.name:
@@ -308,11 +308,11 @@ class Demo:
         )
 
 
-def training_recipe(plan: Plan) -> "Recipe":
+def training_recipe(plan: DemoConfig) -> "TrainingRecipe":
     """The plan's recipe of train/recipes, with a larger share held out: an error of one or two clips says little."""
-    from openuni.training.recipe import Recipe
+    from openuni.training.recipe import TrainingRecipe
 
-    recipe = Recipe.load(plan.train_recipe)
+    recipe = TrainingRecipe.load(plan.train_recipe)
     data = dataclasses.replace(recipe.data, validation_share=plan.validation_share)
     every = max(1, recipe.optimizer.steps // plan.validations)
     return dataclasses.replace(recipe, data=data, validation=dataclasses.replace(recipe.validation, every_steps=every))

@@ -9,7 +9,7 @@ from typing import Any
 PACKAGES = ("torch", "diffusers", "opencv-python-headless", "av", "ray", "pyarrow", "duckdb", "numpy")
 
 
-def machine() -> dict[str, Any]:
+def machine_info() -> dict[str, Any]:
     """Processor, cores this process may use, memory, GPUs, system, and how busy the machine is."""
     import torch
 
@@ -23,7 +23,7 @@ def machine() -> dict[str, Any]:
     }
 
 
-def versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     """Of openuni, Python and the packages that did the work."""
     import openuni
 

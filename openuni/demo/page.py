@@ -8,16 +8,16 @@ from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from openuni.demo import verdicts
-from openuni.demo.charts import Line, line_chart, smoothed
+from openuni.demo import statements
+from openuni.demo.charts import ChartLine, line_chart, smoothed
 from openuni.demo.page_style import SCRIPT, STYLE
-from openuni.demo.preview_videos import Film, Row
-from openuni.demo.verdicts import Numbers, look_up
+from openuni.demo.preview_videos import PageVideo, VideoRow
+from openuni.demo.statements import Numbers, look_up
 
-Rows = Mapping[str, Sequence[Row]]  # by section
+Rows = Mapping[str, Sequence[VideoRow]]  # by section
 
 TASK_STYLES = ("one", "two", "three")
-TASK_WORDS = {
+TASK_LABELS = {
     "rgb->depth": "depth from RGB",
     "depth->rgb": "RGB from depth",
     "text->rgb+depth": "RGB and depth from text",
@@ -29,19 +29,19 @@ DEPTH_ROWS = (
     ("codec", "the truth through the codec", "aligned like the estimate; what the latents can hold"),
 )
 FLOW_ROWS = (("dis", "DIS, estimated from the pixels"), ("zero", "zero everywhere"))
-PACKAGE_WORDS = {"openuni": "OpenUni", "python": "Python"}
+PACKAGE_LABELS = {"openuni": "OpenUni", "python": "Python"}
 
 
 def demo_page(numbers: Numbers, rows: Rows) -> str:
     """The whole file. `numbers`: as in numbers.json. `rows`: films of "corpus", "flow", "depth" and "joint"."""
     sections = [
-        happened(numbers),
+        results_section(numbers),
         corpus(numbers, rows["corpus"]),
         flow(numbers, rows["flow"]),
         training(numbers),
         depth(numbers, rows["depth"]),
         joint(numbers, rows["joint"]),
-        made(numbers),
+        provenance_section(numbers),
     ]
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -66,7 +66,7 @@ def heading(numbers: Numbers) -> str:
     )
 
 
-def happened(numbers: Numbers) -> str:
+def results_section(numbers: Numbers) -> str:
     """The key numbers, and what they say in words."""
     tiles = [
         ("{ledger.ok} of {ledger.clips}", "clips kept by the recipe's rules"),
@@ -82,12 +82,12 @@ def happened(numbers: Numbers) -> str:
         f'<div class="tile"><b>{say(figure, numbers)}</b><span class="label">{say(label, numbers)}</span></div>'
         for figure, label in tiles
     )
-    texts = "".join(f"<p>{say(verdict(numbers), numbers)}</p>" for verdict in (verdicts.ledger, verdicts.flow))
-    texts += f'<p class="verdict {verdicts.tone(numbers)}">{say(verdicts.depth(numbers), numbers)}</p>'
+    texts = "".join(f"<p>{say(verdict(numbers), numbers)}</p>" for verdict in (statements.ledger, statements.flow))
+    texts += f'<p class="verdict {statements.tone(numbers)}">{say(statements.depth(numbers), numbers)}</p>'
     return f'<section class="happened"><h2>What happened</h2>{texts}<div class="tiles">{cells}</div></section>'
 
 
-def corpus(numbers: Numbers, rows: Sequence[Row]) -> str:
+def corpus(numbers: Numbers, rows: Sequence[VideoRow]) -> str:
     """The ledger, and what the corpus holds about a clip."""
     record = numbers["ledger"]
     dropped = sum(drop["clips"] for drop in record["dropped"])
@@ -122,7 +122,7 @@ def corpus(numbers: Numbers, rows: Sequence[Row]) -> str:
     )
 
 
-def flow(numbers: Numbers, rows: Sequence[Row]) -> str:
+def flow(numbers: Numbers, rows: Sequence[VideoRow]) -> str:
     """Estimated against true flow."""
     lines = [
         (label, number(numbers, f"flow.{name}.epe_px", ".3f"), number(numbers, f"flow.{name}.outlier_share", ".1%"))
@@ -130,7 +130,7 @@ def flow(numbers: Numbers, rows: Sequence[Row]) -> str:
     ]
     return section(
         "Optical flow against the truth",
-        f"<p>{say(verdicts.flow(numbers), numbers)}</p>",
+        f"<p>{say(statements.flow(numbers), numbers)}</p>",
         table(("", "EPE, px per frame", "outliers"), lines, ours=0),
         '<p class="note">EPE: mean length of the error over all pixels that can still be seen in the next frame; mean '
         f"over {number(numbers, 'flow.clips', '')} clips. Outliers are off by more than 3 px and 5 %. Hue is "
@@ -143,14 +143,14 @@ def training(numbers: Numbers) -> str:
     """The loss curve."""
     lines, legend = [], []
     for style, (task, curve) in zip(TASK_STYLES, numbers["training"]["curves"].items(), strict=False):
-        words = TASK_WORDS.get(task, task)
-        lines.append(Line(f"{words}, training", style, smoothed(curve["train"])))
-        lines.append(Line(f"{words}, held-out clips", f"{style} held", curve["validation"], dots=True))
+        words = TASK_LABELS.get(task, task)
+        lines.append(ChartLine(f"{words}, training", style, smoothed(curve["train"])))
+        lines.append(ChartLine(f"{words}, held-out clips", f"{style} held", curve["validation"], dots=True))
         legend.append(f'<li><i class="{style}">&mdash;</i> {escape(words)}</li>')
     legend.append("<li><i>&bull;</i> the same on held-out clips</li>")
     return section(
         "Training",
-        f"<p>{say(verdicts.training(numbers), numbers)}</p>",
+        f"<p>{say(statements.training(numbers), numbers)}</p>",
         f'<ul class="legend">{"".join(legend)}</ul>',
         line_chart(lines, "step", "loss per stream"),
         '<p class="note">Mean squared error of the predicted velocity (flow matching), by task and per generated '
@@ -158,7 +158,7 @@ def training(numbers: Numbers) -> str:
     )
 
 
-def depth(numbers: Numbers, rows: Sequence[Row]) -> str:
+def depth(numbers: Numbers, rows: Sequence[VideoRow]) -> str:
     """Estimated depth of held-out clips."""
     lines = [
         (
@@ -170,7 +170,7 @@ def depth(numbers: Numbers, rows: Sequence[Row]) -> str:
     ]
     return section(
         "Depth of clips the model never saw",
-        f'<p class="verdict {verdicts.tone(numbers)}">{say(verdicts.depth(numbers), numbers)}</p>',
+        f'<p class="verdict {statements.tone(numbers)}">{say(statements.depth(numbers), numbers)}</p>',
         table(("", "AbsRel (0 is perfect)", "delta1 (1 is perfect)"), lines, ours=0),
         f'<p class="note">Alignment: {escape(numbers["depth"]["alignment"])}. Means over '
         f"{number(numbers, 'depth.clips', '')} clips of the run's validation split; "
@@ -180,24 +180,24 @@ def depth(numbers: Numbers, rows: Sequence[Row]) -> str:
     )
 
 
-def joint(numbers: Numbers, rows: Sequence[Row]) -> str:
+def joint(numbers: Numbers, rows: Sequence[VideoRow]) -> str:
     """RGB and depth from text."""
     return section(
         "RGB and depth together, from a caption",
         "<p>The same model, given only the text under the films: captions of held-out clips. "
-        f"{say(verdicts.joint(numbers), numbers)}</p>",
+        f"{say(statements.joint(numbers), numbers)}</p>",
         *(show(row) for row in rows),
     )
 
 
-def made(numbers: Numbers) -> str:
+def provenance_section(numbers: Numbers) -> str:
     """Machine, versions, durations."""
     machine = numbers["machine"]
     gpus = ", ".join(machine["gpus"]) or "no GPU"
     busy = number(numbers, "machine.load_average", ".1f")
     steps = [(escape(name), number(numbers, f"seconds.{name}", ".1f")) for name in numbers["seconds"]]
     steps.append(("<b>together</b>", f"<b>{number(numbers, 'total_s', '.1f')}</b>"))
-    used = ", ".join(f"{PACKAGE_WORDS.get(name, name)} {value}" for name, value in numbers["versions"].items())
+    used = ", ".join(f"{PACKAGE_LABELS.get(name, name)} {value}" for name, value in numbers["versions"].items())
     typed = "".join(f"<li><code>{escape(command)}</code></li>" for command in numbers["commands"].values())
     return section(
         "How it was made",
@@ -228,7 +228,7 @@ def number(numbers: Numbers, path: str, form: str) -> str:
 
 def say(text: str, numbers: Numbers) -> str:
     """A sentence of `verdicts` as HTML."""
-    return verdicts.fill(escape(text, quote=False), numbers, _span)
+    return statements.fill(escape(text, quote=False), numbers, _span)
 
 
 def table(head: Sequence[str], lines: Sequence[Sequence[str]], *, words: int = 1, ours: int | None = None) -> str:
@@ -244,15 +244,15 @@ def table(head: Sequence[str], lines: Sequence[Sequence[str]], *, words: int = 1
     return f'<div class="wide"><table>{"".join(rows)}</table></div>'
 
 
-def show(row: Row) -> str:
+def show(row: VideoRow) -> str:
     """Films side by side, their text under them."""
-    films = "".join(_film(film) for film in row.films)
-    count = len(row.films)
+    films = "".join(_film(film) for film in row.videos)
+    count = len(row.videos)
     style = f'class="films" data-count="{count}" style="--count:{count}"'
     return f'<div class="row"><div {style}>{films}</div><p>{escape(row.text)}</p></div>'
 
 
-def _film(film: Film) -> str:
+def _film(film: PageVideo) -> str:
     still = _inline("image/jpeg", film.still)
     return (
         f'<figure><video autoplay loop muted playsinline width="{film.width_px}" height="{film.height_px}" '

@@ -12,7 +12,7 @@ MIN_SIDE_PX = 160  # smaller pictures are enlarged: browsers would smear them
 STILL_QUALITY = 82
 
 
-class Film(NamedTuple):
+class PageVideo(NamedTuple):
     """One video of a page."""
 
     label: str
@@ -22,14 +22,14 @@ class Film(NamedTuple):
     width_px: int
 
 
-class Row(NamedTuple):
+class VideoRow(NamedTuple):
     """Films that belong side by side, with the text under them."""
 
-    films: list[Film]
+    videos: list[PageVideo]
     text: str
 
 
-def make_film(label: str, pictures: np.ndarray, fps: float) -> Film:
+def make_page_video(label: str, pictures: np.ndarray, fps: float) -> PageVideo:
     """A film of `pictures`: uint8 [T, H, W, 3], or float [T, H, W, 3] in 0..1; sRGB, even sides."""
     import cv2
 
@@ -43,4 +43,4 @@ def make_film(label: str, pictures: np.ndarray, fps: float) -> Film:
         mp4 = path.read_bytes()
     middle = cv2.cvtColor(large[len(large) // 2], cv2.COLOR_RGB2BGR)
     _, still = cv2.imencode(".jpg", middle, [cv2.IMWRITE_JPEG_QUALITY, STILL_QUALITY])
-    return Film(label, mp4, still.tobytes(), *large.shape[1:3])
+    return PageVideo(label, mp4, still.tobytes(), *large.shape[1:3])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from openuni.demo.preview_videos import Film, Row, make_film
+from openuni.demo.preview_videos import PageVideo, VideoRow, make_page_video
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.corpus.corpus_clip import CorpusClip
 from openuni.manifests.modalities.depth import Depth
@@ -27,29 +27,29 @@ ALIGNMENT = (
 )
 
 
-class Findings(NamedTuple):
+class DemoResults(NamedTuple):
     """Numbers by name, and rows to look at."""
 
     numbers: dict[str, Any]
-    rows: list[Row]
+    rows: list[VideoRow]
 
 
 # ---------------------------------------------------------------------- the corpus
 
 
-def show_corpus(corpus: Corpus, shown: int) -> Findings:
+def corpus_rows(corpus: Corpus, shown: int) -> DemoResults:
     """One kept clip after another with everything the corpus holds about it."""
     rows = []
-    for clip_id in corpus.kept()[:shown]:
+    for clip_id in corpus.kept_clip_ids()[:shown]:
         clip = corpus[clip_id]
-        films = [make_film("RGB", clip.rgb, clip.clip.fps)]
+        films = [make_page_video("RGB", clip.rgb, clip.clip.fps)]
         for name, label in (("depth", "true depth"), ("flow", "true flow"), ("segmentation", "true segmentation")):
-            films.append(make_film(label, clip.modality(name, TRUTH).to_rgb(), clip.clip.fps))
-        rows.append(Row(films, clip.caption or ""))
-    return Findings({}, rows)
+            films.append(make_page_video(label, clip.modality(name, TRUTH).to_rgb(), clip.clip.fps))
+        rows.append(VideoRow(films, clip.caption or ""))
+    return DemoResults({}, rows)
 
 
-def judge_flow(corpus: Corpus, shown: int) -> Findings:
+def evaluate_flow(corpus: Corpus, shown: int) -> DemoResults:
     """DIS flow of every kept clip against the world's true flow, beside the flow that is zero everywhere.
 
     End-point errors over the pixels whose true motion can be seen, the mean of each clip's mean. The last frame, which
@@ -58,8 +58,8 @@ def judge_flow(corpus: Corpus, shown: int) -> Findings:
     from openuni.training.metrics.flow import flow_errors
 
     found: list[dict[str, Any]] = []
-    rows: list[Row] = []
-    for clip_id in corpus.kept():
+    rows: list[VideoRow] = []
+    for clip_id in corpus.kept_clip_ids():
         clip = corpus[clip_id]
         true, estimated = _flow(clip, TRUTH), _flow(clip, ESTIMATOR)
         truth, valid = true.array[:-1], None if true.valid is None else true.valid[:-1]
@@ -69,14 +69,14 @@ def judge_flow(corpus: Corpus, shown: int) -> Findings:
         if len(rows) < shown:
             scale = true.constants().divisor_px
             films = [
-                make_film("RGB", clip.rgb, clip.clip.fps),
-                make_film("DIS flow", replace(estimated, divisor_px=scale).to_rgb(), clip.clip.fps),
-                make_film("true flow", true.to_rgb(), clip.clip.fps),
+                make_page_video("RGB", clip.rgb, clip.clip.fps),
+                make_page_video("DIS flow", replace(estimated, divisor_px=scale).to_rgb(), clip.clip.fps),
+                make_page_video("true flow", true.to_rgb(), clip.clip.fps),
             ]
             speeds = f"error {errors.epe_px:.2f} px, zero flow {zero.epe_px:.2f} px"
-            rows.append(Row(films, f"{clip.caption or ''} ({speeds}; full colour is {scale:.1f} px per frame)"))
+            rows.append(VideoRow(films, f"{clip.caption or ''} ({speeds}; full colour is {scale:.1f} px per frame)"))
     numbers = {"clips": len(found)} | {name: _mean([entry[name] for entry in found]) for name in ("dis", "zero")}
-    return Findings(numbers | {"by_clip": found}, rows)
+    return DemoResults(numbers | {"by_clip": found}, rows)
 
 
 def _flow(clip: CorpusClip, annotator: str) -> Flow:
@@ -104,7 +104,7 @@ def training_numbers(run: "Run", trained: int, held_out: int) -> dict[str, Any]:
     curves = {
         str(task): {
             kind: [
-                [row["step"], row[name][str(task)] / len(task.made)]
+                [row["step"], row[name][str(task)] / len(task.targets)]
                 for row in run.log
                 if str(task) in row.get(name, {})
             ]
@@ -129,7 +129,7 @@ def training_numbers(run: "Run", trained: int, held_out: int) -> dict[str, Any]:
     }
 
 
-class DepthJudge:
+class DepthEvaluator:
     """Compares depth maps of held-out clips with the truth: the model's, and those that every model must beat."""
 
     def __init__(self, run: "Run", corpus: Corpus, steps: int) -> None:
@@ -137,7 +137,9 @@ class DepthJudge:
         frames, (height_px, width_px) = run.record["latents"]["frames"], run.record["latents"]["size_px"]
         self.size = (frames, height_px, width_px)
 
-    def judge(self, held_out: Sequence[str], trained: Sequence[str], shown: int, tick: Callable[[], None]) -> Findings:
+    def evaluate(
+        self, held_out: Sequence[str], trained: Sequence[str], shown: int, tick: Callable[[], None]
+    ) -> DemoResults:
         """AbsRel and delta1 of the estimate and of three maps that never saw the model; `tick` after every clip.
 
         best constant: the one distance with the least AbsRel, which knows the truth. Mean map: mean disparity of the
@@ -148,7 +150,7 @@ class DepthJudge:
 
         mean_map = np.mean([disparity(self.true(self.corpus[clip_id])) for clip_id in trained], axis=0)
         found: list[dict[str, Any]] = []
-        rows: list[Row] = []
+        rows: list[VideoRow] = []
         for clip_id in held_out:
             clip = self.corpus[clip_id]
             true, rgb = self.true(clip), self.rgb(clip)
@@ -162,7 +164,7 @@ class DepthJudge:
             }
             found.append({"clip_id": clip_id} | {name: value._asdict() for name, value in errors.items()})
             if len(rows) < shown:
-                rows.append(Row(self.films(clip, rgb, [true, estimated, coded]), _depth_text(clip, found[-1])))
+                rows.append(VideoRow(self.videos(clip, rgb, [true, estimated, coded]), _depth_text(clip, found[-1])))
             tick()
         means = {name: _mean([entry[name] for entry in found]) for name in errors}
         gains = [entry["mean_map"]["abs_rel"] - entry["estimate"]["abs_rel"] for entry in found]
@@ -173,7 +175,7 @@ class DepthJudge:
             "steps": self.steps,
             "alignment": ALIGNMENT,
         }
-        return Findings(facts | means | {"by_clip": found}, rows)
+        return DemoResults(facts | means | {"by_clip": found}, rows)
 
     def true(self, clip: CorpusClip) -> Depth:
         """The clip's true depth, at the latents' size."""
@@ -196,16 +198,16 @@ class DepthJudge:
         codec, model = self.run.latent_codec
         return Depth.from_rgb(codec.decode(model, codec.encode(model, depth.to_rgb())), depth.constants())
 
-    def films(self, clip: CorpusClip, rgb: RGB, depths: Sequence[Depth]) -> list[Film]:
+    def videos(self, clip: CorpusClip, rgb: RGB, depths: Sequence[Depth]) -> list[PageVideo]:
         """What the model saw, the truth, the estimate as made (not aligned), and the truth through the codec."""
         labels = ("true depth", "estimated depth", "truth through codec")
-        films = [make_film("RGB (given)", rgb.array, clip.clip.fps)]
+        films = [make_page_video("RGB (given)", rgb.array, clip.clip.fps)]
         return films + [
-            make_film(label, depth.to_rgb(), clip.clip.fps) for label, depth in zip(labels, depths, strict=True)
+            make_page_video(label, depth.to_rgb(), clip.clip.fps) for label, depth in zip(labels, depths, strict=True)
         ]
 
 
-def make_joint(judge: DepthJudge, held_out: Sequence[str], shown: int, steps: int) -> Findings:
+def joint_samples(judge: DepthEvaluator, held_out: Sequence[str], shown: int, steps: int) -> DemoResults:
     """RGB and depth made together from captions of held-out clips, and how much detail the pictures have.
 
     Detail is the mean difference of neighbouring pixels, as a share of that of the real clip through the codec.
@@ -220,18 +222,18 @@ def make_joint(judge: DepthJudge, held_out: Sequence[str], shown: int, steps: in
         pictures = made["rgb"].to_rgb()
         shares.append(detail(pictures) / max(detail(real), 1e-9))
         films = [
-            make_film("generated RGB", pictures, clip.clip.fps),
-            make_film("generated depth", made["depth"].to_rgb(), clip.clip.fps),
+            make_page_video("generated RGB", pictures, clip.clip.fps),
+            make_page_video("generated depth", made["depth"].to_rgb(), clip.clip.fps),
         ]
-        rows.append(Row(films, clip.caption or ""))
-    return Findings({"clips": len(rows), "steps": steps, "detail_share": float(np.mean(shares))}, rows)
+        rows.append(VideoRow(films, clip.caption or ""))
+    return DemoResults({"clips": len(rows), "steps": steps, "detail_share": float(np.mean(shares))}, rows)
 
 
 def sampling(run: "Run", steps: int, seed: int = 0) -> Any:
     """How to sample: at the training's shift."""
-    from openuni.training.sampler import Sampling
+    from openuni.training.sampler import SamplingOptions
 
-    return Sampling(steps=steps, shift=run.recipe.flow.shift, seed=seed)
+    return SamplingOptions(steps=steps, shift=run.recipe.flow.shift, seed=seed)
 
 
 def disparity(depth: Depth) -> np.ndarray:

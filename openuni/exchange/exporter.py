@@ -96,7 +96,7 @@ class ExportClip:
         }
 
 
-class Contents(NamedTuple):
+class ExportContext(NamedTuple):
     """What an export holds, as far as it is the same for all clips."""
 
     corpus: Corpus
@@ -105,16 +105,16 @@ class Contents(NamedTuple):
     out: Path  # the export's folder, absolute: for what must name it, never to write to
 
 
-class Batch(NamedTuple):
+class ExportBatch(NamedTuple):
     """Clips that are written together: one, or those of one shard."""
 
     clips: Sequence[ExportClip]
-    shelf: str = ""  # see `Exporter.shelf`
+    group_key: str = ""  # see `Exporter.group_key`
     number: int = 0  # of this batch on its shelf
     total: int = 1  # batches on its shelf
 
 
-class Failure(NamedTuple):
+class ExportFailure(NamedTuple):
     """A clip that could not be exported."""
 
     clip_id: str
@@ -133,7 +133,7 @@ class Exporter(Component, ABC):
         """Raise `OpenUniError` for options out of range."""
         return
 
-    def shelf(self, clip: ExportClip) -> str:
+    def group_key(self, clip: ExportClip) -> str:
         """Clips of different shelves (such as splits) never share a batch."""
         return ""
 
@@ -146,18 +146,18 @@ class Exporter(Component, ABC):
         return 0
 
     @abstractmethod
-    def files(self, batch: Batch) -> list[str]:
+    def files(self, batch: ExportBatch) -> list[str]:
         """The files that a batch becomes, relative to the export; the batch is done when all are there."""
 
     @abstractmethod
-    def write(self, batch: Batch, folder: Path, contents: Contents) -> list[Failure]:
+    def write(self, batch: ExportBatch, folder: Path, contents: ExportContext) -> list[ExportFailure]:
         """Write `files(batch)` under `folder`, an empty one of this batch's own; they are moved into place afterwards.
 
         A clip that cannot be exported is in the list, and in no file. Runs in several threads at once.
         """
 
     @abstractmethod
-    def finish(self, clips: Iterable[ExportClip], folder: Path, contents: Contents) -> None:
+    def finish(self, clips: Iterable[ExportClip], folder: Path, contents: ExportContext) -> None:
         """Write what lists all clips that were exported (in order) under `folder`, to be moved into place."""
 
 

@@ -21,14 +21,14 @@ from openuni.manifests.video.clip import Clip
 M = TypeVar("M", bound=tuple[Any, ...])
 
 
-class Found(NamedTuple):
+class FoundClip(NamedTuple):
     """A clip of the set that `find` has seen and nobody has read."""
 
     key: str  # names the clip within the set, the same wherever the set lies and however much is added to it
-    place: Any  # what `read` needs to know: paths, offsets: a small NamedTuple of JSON's types
+    location: Any  # what `read` needs to know: paths, offsets: a small NamedTuple of JSON's types
 
 
-class Imported(NamedTuple, Generic[M]):
+class ImportedClip(NamedTuple, Generic[M]):
     """One clip, checked.
 
     `maps`: the importer's NamedTuple of modalities (each or None) and plain values; every modality has one frame per
@@ -38,7 +38,7 @@ class Imported(NamedTuple, Generic[M]):
 
     maps: M
     fps: float  # of `rgb`; a video has its own
-    video: Clip | None = None  # the whole of it, as `openuni.manifests.video.reader.whole_clip` gives it
+    video: Clip | None = None  # the whole of it, as `openuni.manifests.video.reader.probe_clip` gives it
     caption: str | None = None
     origin: str | None = None  # the scene or recording it shares with other clips; None: it shares none
     split: str | None = None  # where the set says so, such as "train" or "test"
@@ -51,14 +51,14 @@ class Importer(Producer):
     """Base of the importers."""
 
     @abstractmethod
-    def find(self, folder: Path) -> Iterable[Found]:
+    def find(self, folder: Path) -> Iterable[FoundClip]:
         """All clips of the set in `folder`, in a fixed order, without reading them.
 
         Raises `OpenUniError` when this is no set of this format, naming what was looked for.
         """
 
     @abstractmethod
-    def read(self, found: Found) -> Imported[Any]:
+    def read(self, found: FoundClip) -> ImportedClip[Any]:
         """One clip, annotated as `Imported[SomeNamedTuple]`. Pure. Raises `ClipError` naming the fault."""
 
     @classmethod

@@ -9,13 +9,13 @@ import numpy as np
 from openuni.manifests.contracts.decoded_clip import decode
 from openuni.manifests.contracts.modality import Modality, find_modality, read_rendering
 from openuni.manifests.errors import OpenUniError
-from openuni.manifests.video.encode import Pixels, check_fps, write_video
-from openuni.manifests.video.probe import clip_of, probe
+from openuni.manifests.video.encode import PixelFormat, check_fps, write_video
+from openuni.manifests.video.probe import make_clip, probe
 from openuni.manifests.video.video_errors import VideoError
 
 
 @dataclass(frozen=True)
-class Request:
+class GenerateRequest:
     """What to make, of what."""
 
     make: tuple[str, ...]
@@ -30,20 +30,20 @@ class Request:
     temperature: float = 1.0  # of a made text
 
 
-def make_files(run_dir: Path, request: Request, out: Path) -> list[Path]:
+def generate_files(run_dir: Path, request: GenerateRequest, out: Path) -> list[Path]:
     """Make the modalities; write each as a video to look at (`NAME.mp4`) and, exactly, as `NAME.npy`.
 
     A made text is written as `text.txt`, UTF-8 with a line break at its end.
     """
     from openuni.training.run import Run
-    from openuni.training.sampler import Sampling
+    from openuni.training.sampler import SamplingOptions
 
     size = _size(request.size)
     check_fps(request.fps, "--fps")
     run = Run.open(run_dir)
     given: dict[str, Modality | np.ndarray] = {name: _read(name, path) for name, path in map(_pair, request.given)}
     task = run.task_of(request.make, list(given))
-    sampling = Sampling(
+    sampling = SamplingOptions(
         steps=request.steps,
         shift=run.shift(task),
         guidance=request.guidance,
@@ -67,7 +67,7 @@ def _read(name: str, path: str) -> Modality:
     source = str(Path(path).resolve()) if "://" not in path else path
     try:
         info = probe(source)
-        frames = decode(clip_of(source, info)).frames
+        frames = decode(make_clip(source, info)).frames
     except VideoError as error:
         raise OpenUniError(f"--given {name}={path}: {error}") from error
     return read_rendering(name, frames.astype(np.float32) / 255)
@@ -89,7 +89,7 @@ def _write(name: str, signal: Modality | str, out: Path, fps: float) -> list[Pat
         return [out / f"{name}.txt"]
     picture = np.round(signal.to_rgb() * 255).astype(np.uint8)
     # colours of a map are values: a video with halved colour could not be given back
-    pixels: Pixels = "yuv420p" if find_modality(name).is_picture else "yuv444p"
+    pixels: PixelFormat = "yuv420p" if find_modality(name).is_picture else "yuv444p"
     write_video(out / f"{name}.mp4", picture, fps, pixels=pixels)
     np.save(out / f"{name}.npy", signal.array)
     return [out / f"{name}.mp4", out / f"{name}.npy"]

@@ -4,21 +4,24 @@ from typing import NamedTuple
 
 import numpy as np
 
-from openuni.manifests.arrays.assignment import assigned
+from openuni.manifests.arrays.assignment import linear_assignment
 from openuni.manifests.modalities.segmentation import Segmentation
 
-CODED = ("segmentation", "densepose")  # their colours are names: between two of them lies a third, not a mean
+LABEL_MODALITIES = (
+    "segmentation",
+    "densepose",
+)  # their colours are names: between two of them lies a third, not a mean
 SAME_INSTANCE_IOU = 0.3  # of an id in the frames that two windows share
 
 
-class Joined(NamedTuple):
+class StitchedMaps(NamedTuple):
     """A rendering of the whole clip."""
 
     rendering: np.ndarray  # float32 [T, H, W, 3] in 0..1
     seam_error: float | None  # mean absolute difference where windows overlap, 0..1; None for a single window
 
 
-def spans(frames: int, length: int, overlap: int) -> list[tuple[int, int]]:
+def window_spans(frames: int, length: int, overlap: int) -> list[tuple[int, int]]:
     """Windows (start, stop) of `length` that cover 0..`frames`, which are not fewer.
 
     Neighbours share `overlap` frames or more (all but one where that is too many); the last window ends with the clip.
@@ -29,8 +32,8 @@ def spans(frames: int, length: int, overlap: int) -> list[tuple[int, int]]:
     return [(start, start + length) for start in starts]
 
 
-def join(modality: str, renderings: list[np.ndarray], windows: list[tuple[int, int]]) -> Joined:
-    """Renderings float32 [length, H, W, 3] in 0..1 of the windows of `spans`, as one."""
+def stitch(modality: str, renderings: list[np.ndarray], windows: list[tuple[int, int]]) -> StitchedMaps:
+    """Renderings float32 [length, H, W, 3] in 0..1 of the windows of `window_spans`, as one."""
     whole = np.empty((windows[-1][1], *renderings[0].shape[1:]), np.float32)
     whole[: windows[0][1]] = renderings[0]
     errors = []
@@ -41,10 +44,10 @@ def join(modality: str, renderings: list[np.ndarray], windows: list[tuple[int, i
             rendering = _like(old, modality, rendering)
             errors.append(float(np.abs(rendering[:shared] - old).mean(dtype=np.float64)))
             share = ((np.arange(shared) + 1) / (shared + 1)).astype(np.float32)[:, None, None, None]
-            share = np.round(share) if modality in CODED else share
+            share = np.round(share) if modality in LABEL_MODALITIES else share
             whole[start:before] = (1 - share) * old + share * rendering[:shared]
         whole[before:stop] = rendering[shared:]
-    return Joined(whole, float(np.mean(errors)) if errors else None)
+    return StitchedMaps(whole, float(np.mean(errors)) if errors else None)
 
 
 def _like(before: np.ndarray, modality: str, rendering: np.ndarray) -> np.ndarray:
@@ -76,7 +79,7 @@ def _renamed(rendering: np.ndarray, before: np.ndarray) -> np.ndarray:
         for column, other in enumerate(there):
             either = np.count_nonzero((shared == one) | (known == other))
             iou[row, column] = np.count_nonzero((shared == one) & (known == other)) / either
-    names = {int(here[row]): int(there[column]) for row, column in assigned(iou, SAME_INSTANCE_IOU)}
+    names = {int(here[row]): int(there[column]) for row, column in linear_assignment(iou, SAME_INSTANCE_IOU)}
     free = iter(sorted(set(range(1, 256)) - set(there.tolist())))
     for one in np.unique(ids[ids > 0]).tolist():
         if one not in names:

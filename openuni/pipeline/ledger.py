@@ -13,8 +13,8 @@ from openuni.manifests.corpus.outcomes import Summary
 
 
 @contextmanager
-def recorded(corpus: Corpus, reporter: Reporter, asked: Mapping[str, Any]) -> Iterator[None]:
-    """Write the ledger of the run inside the context, whichever way it ends. `asked`: JSON-able facts of the run."""
+def run_ledger(corpus: Corpus, reporter: Reporter, request: Mapping[str, Any]) -> Iterator[None]:
+    """Write the ledger of the run inside the context, whichever way it ends. `request`: JSON-able facts of the run."""
     started = datetime.now(UTC)
     summary, text = None, None
     try:
@@ -27,13 +27,13 @@ def recorded(corpus: Corpus, reporter: Reporter, asked: Mapping[str, Any]) -> It
         record = {
             "started": started.isoformat(timespec="seconds"),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            **asked,
+            **request,
             "phases": [phase.as_record() for phase in reporter.phases],
             "summary": summary_record(summary) if summary else None,
             "error": text,
         }
         name = f"{started:%Y%m%dT%H%M%S.%f}-{uuid4().hex[:6]}"  # sorts by time
-        corpus.put_json(run_record(name), record)
+        corpus.write_json(run_record(name), record)
 
 
 def summary_record(summary: Summary) -> dict[str, Any]:

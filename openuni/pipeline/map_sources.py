@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
-from openuni.config.recipe import Recipe
+from openuni.config.recipe import CorpusRecipe
 from openuni.manifests.corpus.corpus import Corpus
-from openuni.manifests.corpus.coverage import holders
+from openuni.manifests.corpus.coverage import clip_ids_with_modality
 from openuni.manifests.corpus.layout import annotation_group
 from openuni.manifests.errors import OpenUniError
 
@@ -22,29 +22,31 @@ class MapSource(NamedTuple):
     modality: str
 
 
-def annotator_of(modality: str, asks: str, recipe: Recipe, corpus: Corpus | None = None) -> str:
-    """The annotator that makes a modality: of the recipe, else of the corpus; never `asks` itself.
+def annotator_of(modality: str, consumer: str, recipe: CorpusRecipe, corpus: Corpus | None = None) -> str:
+    """The annotator that makes a modality: of the recipe, else of the corpus; never `consumer` itself.
 
-    `asks`: who wants to know, an annotator's name or a table of the recipe. Raises when none or several make it.
+    `consumer`: who wants to know, an annotator's name or a table of the recipe. Raises when none or several make it.
     """
-    makers = [name for name, operator in recipe.annotators.items() if name != asks and modality in operator.makes()]
+    makers = [
+        name for name, operator in recipe.annotators.items() if name != consumer and modality in operator.produces()
+    ]
     if not makers and corpus is not None:
-        known = [name for name in corpus.operators("annotator") if name != asks]
+        known = [name for name in corpus.operators("annotator") if name != consumer]
         makers = [name for name in known if corpus.has_modality(name, modality)]
         if len(makers) > 1:  # a column that no row fills is nobody's map
-            makers = [name for name in makers if len(holders(corpus, name, modality))] or makers
+            makers = [name for name in makers if len(clip_ids_with_modality(corpus, name, modality))] or makers
     if len(makers) == 1:
         return makers[0]
     if makers:
         named = ", ".join(f'"{name}.{modality}"' for name in makers)
-        raise OpenUniError(f'{asks}: several annotators make "{modality}". Name one: {named}.')
+        raise OpenUniError(f'{consumer}: several annotators make "{modality}". Name one: {named}.')
     raise OpenUniError(
-        f'{asks}: no annotator of this recipe makes "{modality}". Add one under [annotators.NAME]; '
+        f'{consumer}: no annotator of this recipe makes "{modality}". Add one under [annotators.NAME]; '
         "openuni list shows what there is."
     )
 
 
-def wanted_maps(recipe: Recipe, corpus: Corpus | None = None) -> dict[str, dict[str, MapSource]]:
+def required_maps(recipe: CorpusRecipe, corpus: Corpus | None = None) -> dict[str, dict[str, MapSource]]:
     """For each annotator of the recipe: by modality the maps it starts from. In an order in which they can be made.
 
     Raises `OpenUniError` when nobody makes what is wanted, several do, or annotators wait for one another.
@@ -52,7 +54,7 @@ def wanted_maps(recipe: Recipe, corpus: Corpus | None = None) -> dict[str, dict[
     wanted: dict[str, dict[str, MapSource]] = {}
     for name, operator in recipe.annotators.items():
         wanted[name] = {}
-        for want in operator.wants():
+        for want in operator.requires():
             annotator, _, modality = want.rpartition(".")
             source = MapSource(annotator or annotator_of(modality, name, recipe, corpus), modality)
             if modality in wanted[name]:

@@ -15,14 +15,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from openuni.config.captions import CaptionColumn, caption_column, captioned, captions
-from openuni.config.recipe import Recipe
+from openuni.config.captions import CaptionColumn, caption_column, captions, clip_ids_with_caption
+from openuni.config.recipe import CorpusRecipe
 from openuni.console.progress import Reporter
-from openuni.dedup.deduplicator import not_compared
+from openuni.dedup.deduplicator import not_compared_reason
 from openuni.manifests.contracts.component import fingerprint
 from openuni.manifests.contracts.operator import Operator
 from openuni.manifests.corpus.corpus import Corpus
-from openuni.manifests.corpus.coverage import holders
+from openuni.manifests.corpus.coverage import clip_ids_with_modality
 from openuni.manifests.corpus.layout import (
     LATENTS,
     TEXT,
@@ -34,22 +34,22 @@ from openuni.manifests.corpus.layout import (
 )
 from openuni.manifests.errors import OpenUniError
 from openuni.manifests.video.clip import Clip
-from openuni.pipeline import cutting, encode
-from openuni.pipeline.ingest import IngestSpec, SourceItem
-from openuni.pipeline.ledger import recorded
-from openuni.pipeline.map_sources import MapSource, annotator_of, extents, wanted_maps
-from openuni.pipeline.operate import OperatorSpec
+from openuni.pipeline import encode_phase, shot_splitting
+from openuni.pipeline.ingest_phase import IngestSpec, SourceItem
+from openuni.pipeline.ledger import run_ledger
+from openuni.pipeline.map_sources import MapSource, annotator_of, extents, required_maps
+from openuni.pipeline.operator_phase import OperatorSpec
 from openuni.pipeline.phases import ClipItem
 from openuni.pipeline.runner import Runner
-from openuni.pipeline.worker import Outcome, Spec
+from openuni.pipeline.worker import ItemOutcome, Spec
 
 WINDOW_ROWS = 50_000  # clips whose stored maps are looked up at a time: a plan of millions stays columnar
 INGEST_VERSION = "1"
-_BROKEN = "Run again; if it stays, please report it with the file of this run in runs/."
+_INTERNAL_ERROR_HINT = "Run again; if it stays, please report it with the file of this run in runs/."
 
 
 @dataclass(frozen=True)
-class Scope:
+class RunScope:
     """What part of a run to do."""
 
     limit: int | None = None  # only the first so many sources
@@ -66,11 +66,11 @@ class Scope:
 class Pipeline:
     """One run of one recipe on one corpus."""
 
-    recipe: Recipe
+    recipe: CorpusRecipe
     corpus: Corpus
     runner: Runner
     reporter: Reporter
-    scope: Scope = Scope()
+    scope: RunScope = RunScope()
 
     def run(self, sources: Sequence[str]) -> None:
         """All phases; the corpus's lock is held by the caller. No `sources`: go on with the clips that are there."""
@@ -83,13 +83,13 @@ class Pipeline:
             _ = self.captions  # a column that is nowhere is reported before the work, not after it
         saved = self.corpus.recover()
         if saved:
-            self.reporter.say(f"recovered {saved:,} finished rows of a run that was killed")
+            self.reporter.print_line(f"recovered {saved:,} finished rows of a run that was killed")
         filters, annotators = list(self.recipe.filters), list(self.recipe.annotators)
         self.corpus.save_record(keep=self.recipe.keep, filters=filters, annotators=annotators)
-        with recorded(self.corpus, self.reporter, asked):
+        with run_ledger(self.corpus, self.reporter, asked):
             self._ingest(sources)
             clips = self._clips(sources)
-            kept = functools.cache(lambda: self._kept(clips))  # asked once the filters have run, if at all
+            kept = functools.cache(lambda: self._kept_clips(clips))  # asked once the filters have run, if at all
             self._operators("filter", self.recipe.filters, lambda: clips)
             self._operators("annotator", self.recipe.annotators, kept)
             if self.recipe.encode is not None and self.scope.covers("encode"):
@@ -101,13 +101,15 @@ class Pipeline:
         if not self.scope.covers("ingest") or not sources:
             return
         if self.scope.retry_failed:
-            self.corpus.forget("clips", ["failed"], {"source": pa.array(list(sources), pa.string())})
+            self.corpus.delete_by_status("clips", ["failed"], {"source": pa.array(list(sources), pa.string())})
         wanted = sources[: self.scope.limit]
         new = self._new_sources(wanted)
         detector = self.recipe.shot_detector
-        cut = cutting.version(detector, self.recipe.ingest)
-        if len(new) < len(wanted) and self.corpus.record.get("cut", cutting.UNCUT) != cut:
-            self.reporter.say("the clips that are there stay as they were cut, by other options; new --out: cut anew")
+        cut = shot_splitting.version(detector, self.recipe.ingest)
+        if len(new) < len(wanted) and self.corpus.record.get("cut", shot_splitting.NO_CUTTING) != cut:
+            self.reporter.print_line(
+                "the clips that are there stay as they were cut, by other options; new --out: cut anew"
+            )
         if new:
             self.corpus.save_record(cut=cut)
         spec = IngestSpec(self.corpus.store.url, self.recipe.ingest, detector, INGEST_VERSION)
@@ -116,7 +118,7 @@ class Pipeline:
         self._verify_sources(new)
 
     def _operators(self, kind: str, operators: Any, clips_of_phase: Callable[[], pa.Table]) -> None:
-        wanted = self.wanted if kind == "annotator" else {name: {} for name in operators}
+        wanted = self.required_maps if kind == "annotator" else {name: {} for name in operators}
         chosen = {name: operators[name] for name in wanted if self.scope.covers(name)}
         if not chosen:
             return
@@ -125,9 +127,9 @@ class Pipeline:
         groups = {name: operator_group(kind, name) for name in chosen}
         todo = {}
         for name, group in groups.items():
-            self.corpus.settle(group, versions[name])
+            self.corpus.activate_version(group, versions[name])
             if self.scope.retry_failed:
-                self.corpus.forget(group, ["failed", "unavailable"])
+                self.corpus.delete_by_status(group, ["failed", "unavailable"])
             todo[name] = self._missing(group, clips.column("clip_id"))
         wanted = {name: wanted[name] for name in chosen}
         work = self.recipe.work
@@ -143,25 +145,25 @@ class Pipeline:
     def _encode(self, clips: pa.Table) -> None:
         options, codec, text_codec = self.recipe.encode, self.recipe.latent_codec, self.recipe.text_codec
         assert options is not None and codec is not None and text_codec is not None
-        family, text_family = encode.family_name(options, codec), encode.text_family_name(text_codec)
+        family, text_family = encode_phase.family_name(options, codec), encode_phase.text_family_name(text_codec)
         streams = self._streams(family, text_family)
         self._write_families(family, text_family, streams)
         self.corpus.save_record(encoded={stream.modality: stream.group for stream in streams})
         present: dict[str, pa.Array] = {}
         todo: dict[str, pa.Array] = {}
         for stream in streams:
-            self.corpus.settle(stream.group, stream.version)
+            self.corpus.activate_version(stream.group, stream.version)
             if self.scope.retry_failed:
-                self.corpus.forget(stream.group, ["failed"])
+                self.corpus.delete_by_status(stream.group, ["failed"])
             missing = self._missing(stream.group, clips.column("clip_id"))
             if stream.annotator:
-                present[stream.modality] = holders(self.corpus, stream.annotator, stream.modality)
+                present[stream.modality] = clip_ids_with_modality(self.corpus, stream.annotator, stream.modality)
                 missing = pc.and_(missing, pc.is_in(clips.column("clip_id"), present[stream.modality]))
-            if self.captions and stream.modality == encode.TEXT:
-                present[encode.TEXT] = captioned(self.corpus, self.captions)
-                missing = pc.and_(missing, pc.is_in(clips.column("clip_id"), present[encode.TEXT]))
+            if self.captions and stream.modality == encode_phase.TEXT:
+                present[encode_phase.TEXT] = clip_ids_with_caption(self.corpus, self.captions)
+                missing = pc.and_(missing, pc.is_in(clips.column("clip_id"), present[encode_phase.TEXT]))
             todo[stream.modality] = missing
-        spec = encode.EncodeSpec(self.corpus.store.url, options, codec, text_codec, tuple(streams))
+        spec = encode_phase.EncodeSpec(self.corpus.store.url, options, codec, text_codec, tuple(streams))
         sources = {MapSource(stream.annotator, stream.modality) for stream in streams if stream.annotator}
         items, count = self._clip_items(clips, todo, sources, self.captions)
         groups = {stream.modality: stream.group for stream in streams}
@@ -184,7 +186,7 @@ class Pipeline:
             return
         with self.reporter.phase(name, count) as counter:
 
-            def report(outcome: Outcome) -> None:
+            def report(outcome: ItemOutcome) -> None:
                 counter.add(outcome.status, outcome.decodes, outcome.vram_mb)
 
             self.runner.run(spec, items, report, on_death)
@@ -234,13 +236,13 @@ class Pipeline:
         within = pa.array(list(sources[: self.scope.limit]), pa.string())
         return clips.filter(pc.is_in(self._known_sources().take(clips.column("row")), within))
 
-    def _kept(self, clips: pa.Table) -> pa.Table:
+    def _kept_clips(self, clips: pa.Table) -> pa.Table:
         if not len(clips):
             return clips  # no filter has seen any clip: there is no column yet that `keep` could read
-        note = not_compared(self.corpus, self.recipe.keep)
+        note = not_compared_reason(self.corpus, self.recipe.keep)
         if note:
-            self.reporter.say(note)
-        return clips.filter(pc.is_in(clips.column("clip_id"), self.corpus.kept_ids(self.recipe.keep)))
+            self.reporter.print_line(note)
+        return clips.filter(pc.is_in(clips.column("clip_id"), self.corpus.kept_clip_id_array(self.recipe.keep)))
 
     def _missing(self, group: str, wanted: pa.ChunkedArray | pa.Array) -> pa.Array:
         """Which of the clips wanted have no row in the group, booleans; raises when one has several."""
@@ -250,20 +252,22 @@ class Pipeline:
         places = pc.index_in(found, value_set=wanted).drop_null()
         rows = np.bincount(places.to_numpy(), minlength=len(wanted))
         if (rows > 1).any():
-            raise OpenUniError(f"{group}: {(rows > 1).sum()} of {len(wanted)} clips have more than one row. {_BROKEN}")
+            raise OpenUniError(
+                f"{group}: {(rows > 1).sum()} of {len(wanted)} clips have more than one row. {_INTERNAL_ERROR_HINT}"
+            )
         return pa.array(rows == 0)
 
     @functools.cached_property
-    def wanted(self) -> dict[str, dict[str, MapSource]]:
+    def required_maps(self) -> dict[str, dict[str, MapSource]]:
         """The maps that each annotator starts from; the annotators in an order in which they can be made."""
-        return wanted_maps(self.recipe, self.corpus)
+        return required_maps(self.recipe, self.corpus)
 
     def _version(self, name: str, operator: Operator) -> str:
         # the frames an operator sees depend on the working size, so its results do too
         parts: dict[str, Any] = {"operator": operator.version(), "short_side_px": self.recipe.work.short_side_px}
         if operator.kind == "annotator" and self.recipe.work.storage != "full":
             parts["storage"] = self.recipe.work.storage
-        maps = self.wanted[name] if operator.kind == "annotator" else {}
+        maps = self.required_maps[name] if operator.kind == "annotator" else {}
         if maps:  # and on the maps it starts from
             parts["maps"] = [[*source, self._group_version(source.annotator)] for source in maps.values()]
         return fingerprint(**parts)
@@ -288,23 +292,23 @@ class Pipeline:
 
     # ------------------------------------------------------------------ encode plans
 
-    def _streams(self, family: str, text_family: str) -> list[encode.Stream]:
+    def _streams(self, family: str, text_family: str) -> list[encode_phase.EncodeStream]:
         assert self.recipe.encode is not None
         streams = []
         for name in self.recipe.encode.modalities:
             annotator, _, modality = name.rpartition(".")
             group = latent_group(family, modality)
             if modality == "rgb" and not annotator:
-                streams.append(encode.Stream(modality, "", group, family))
+                streams.append(encode_phase.EncodeStream(modality, "", group, family))
                 continue
             annotator = annotator or annotator_of(modality, "[encode] modalities", self.recipe, self.corpus)
             version = fingerprint(family=family, source=self._group_version(annotator), annotator=annotator)
-            streams.append(encode.Stream(modality, annotator, group, version))
+            streams.append(encode_phase.EncodeStream(modality, annotator, group, version))
         version = text_family
         if self.captions:  # other texts, or the same column made anew: other embeddings
             made = self._group_version(self.captions.annotator)
             version = fingerprint(family=text_family, source=made, captions=".".join(self.captions))
-        streams.append(encode.Stream(encode.TEXT, "", text_group(text_family), version))
+        streams.append(encode_phase.EncodeStream(encode_phase.TEXT, "", text_group(text_family), version))
         return streams
 
     @functools.cached_property
@@ -354,20 +358,20 @@ class Pipeline:
             for row, planned in zip(table.to_pylist(), todo, strict=True):
                 yield self.corpus.clip_list.clip_of_row(row), tuple(name for name in names if planned[f"todo:{name}"])
 
-    def _write_families(self, family: str, text_family: str, streams: list[encode.Stream]) -> None:
+    def _write_families(self, family: str, text_family: str, streams: list[encode_phase.EncodeStream]) -> None:
         options, codec, text_codec = self.recipe.encode, self.recipe.latent_codec, self.recipe.text_codec
         assert options is not None and codec is not None and text_codec is not None
-        record = encode.family_record(options, codec, streams)
+        record = encode_phase.family_record(options, codec, streams)
         known = self.corpus.families().get(family, {}).get("modalities", [])
         record["modalities"] = sorted({*record["modalities"], *known})
-        self.corpus.put_json(family_record(LATENTS, family), record)
+        self.corpus.write_json(family_record(LATENTS, family), record)
         text_record = {
             "codec": text_codec.name(),
             "options": dataclasses.asdict(text_codec),
             "version": text_codec.version(),
             "caption": ".".join(self.captions or ()),  # which texts; empty: the clips' own captions
         }
-        self.corpus.put_json(family_record(TEXT, text_family), text_record)
+        self.corpus.write_json(family_record(TEXT, text_family), text_record)
 
     # ------------------------------------------------------------------ conservation
 
@@ -377,16 +381,18 @@ class Pipeline:
             return
         lost = self._new_sources([item.source for item in items])
         if lost:
-            raise OpenUniError(f"clips: {len(lost)} of {len(items)} sources have no row. {_BROKEN}")
+            raise OpenUniError(f"clips: {len(lost)} of {len(items)} sources have no row. {_INTERNAL_ERROR_HINT}")
         ids = self.corpus.table("clips", ["clip_id"]).column("clip_id")
         if pc.count_distinct(ids).as_py() != len(ids):
-            raise OpenUniError(f"clips: {len(ids) - pc.count_distinct(ids).as_py()} rows are there twice. {_BROKEN}")
+            raise OpenUniError(
+                f"clips: {len(ids) - pc.count_distinct(ids).as_py()} rows are there twice. {_INTERNAL_ERROR_HINT}"
+            )
 
     def _verify(self, group: str, wanted: pa.ChunkedArray | pa.Array) -> None:
         """Every planned clip has exactly one row, or the run ends with an error."""
         lost = pc.sum(self._missing(group, wanted)).as_py()
         if lost:
-            raise OpenUniError(f"{group}: {lost} of {len(wanted)} clips have no row. {_BROKEN}")
+            raise OpenUniError(f"{group}: {lost} of {len(wanted)} clips have no row. {_INTERNAL_ERROR_HINT}")
 
 
 def _plan(clips: pa.Table, todo: dict[str, pa.Array]) -> pa.Table:

@@ -1,7 +1,7 @@
 """Running one phase over many items: in this process, or on Ray actors. The only home of Ray in the pipeline.
 
-Both ways drive the same `Loop`. Ray adds processes that may die: what they had in hand is retried elsewhere, alone, and
-recorded as failed after `MAX_ATTEMPTS`.
+Both ways drive the same `WorkerLoop`. Ray adds processes that may die: what they had in hand is retried elsewhere,
+alone, and recorded as failed after `MAX_ATTEMPTS`.
 """
 
 import logging
@@ -21,8 +21,8 @@ from typing import Any
 import openuni
 from openuni.manifests.contracts.discovery import local_import_roots
 from openuni.manifests.errors import OpenUniError
-from openuni.manifests.interrupt import interruptible
-from openuni.pipeline.worker import Loop, Outcome, Spec
+from openuni.manifests.graceful_shutdown import graceful_shutdown
+from openuni.pipeline.worker import ItemOutcome, Spec, WorkerLoop
 
 MAX_ATTEMPTS = 3
 MAX_FAILED_STARTS = 10
@@ -50,7 +50,7 @@ class Runner(ABC):
         self,
         spec: Spec,
         items: Iterable[Any],
-        report: Callable[[Outcome], None],
+        report: Callable[[ItemOutcome], None],
         on_death: Callable[[list[Any]], list[Any]],
     ) -> None:
         """Do all items; `report` is called in this process as each one is done, in no fixed order.
@@ -82,22 +82,22 @@ class InProcessRunner(Runner):
         self,
         spec: Spec,
         items: Iterable[Any],
-        report: Callable[[Outcome], None],
+        report: Callable[[ItemOutcome], None],
         on_death: Callable[[list[Any]], list[Any]],
     ) -> None:
         """See `Runner.run`."""
-        loop = Loop(spec.start(self.device))
+        loop = WorkerLoop(spec.start(self.device))
         try:
             source = iter(items)
-            with interruptible("the clip in hand") as interrupted:
+            with graceful_shutdown("the clip in hand") as interrupted:
                 item = next(source, None)
                 while item is not None and not interrupted.is_set():
-                    following = next(source, None)
-                    settled = loop.step(item, following)
+                    next_item = next(source, None)
+                    settled = loop.step(item, next_item)
                     if settled is not None:
                         report(settled)
-                    item = following
-                settled = loop.settle()
+                    item = next_item
+                settled = loop.flush()
                 if settled is not None:
                     report(settled)
             if interrupted.is_set():
@@ -107,12 +107,12 @@ class InProcessRunner(Runner):
 
 
 @dataclass
-class Slot:
+class ActorSlot:
     """One Ray actor and what it is doing."""
 
     actor: Any
-    held: dict[str, Any] = field(default_factory=dict)  # by key: given to the actor, and not reported yet
-    following: Any | None = None  # of these, the one it prepares
+    in_flight: dict[str, Any] = field(default_factory=dict)  # by key: given to the actor, and not reported yet
+    next_item: Any | None = None  # of these, the one it prepares
     started: bool = False
 
 
@@ -120,18 +120,18 @@ class Slot:
 class Queue:
     """What is left: fresh items, suspects to be retried alone, and the doomed, which only need their failed row."""
 
-    fresh: Iterator[Any]
+    pending: Iterator[Any]
     on_death: Callable[[list[Any]], list[Any]]
-    suspects: deque[Any] = field(default_factory=deque)
-    doomed: deque[Any] = field(default_factory=deque)
+    retries: deque[Any] = field(default_factory=deque)
+    exhausted: deque[Any] = field(default_factory=deque)
     attempts: dict[str, int] = field(default_factory=dict)
 
-    def blame(self, held: list[Any]) -> None:
+    def record_worker_death(self, held: list[Any]) -> None:
         """Count a worker's death against the items it held; those that finished before it are done."""
         for item in self.on_death(held):
             self.attempts[item.key] = self.attempts.get(item.key, 0) + 1
             too_often = self.attempts[item.key] >= MAX_ATTEMPTS
-            (self.doomed if too_often else self.suspects).append(item)
+            (self.exhausted if too_often else self.retries).append(item)
 
 
 class RayRunner(Runner):
@@ -139,7 +139,7 @@ class RayRunner(Runner):
 
     def __init__(self, resources: Resources) -> None:
         self.resources = resources
-        self.slots: list[Slot] = []
+        self.slots: list[ActorSlot] = []
         self.failed_starts = 0
 
     @cached_property
@@ -190,15 +190,15 @@ class RayRunner(Runner):
         self,
         spec: Spec,
         items: Iterable[Any],
-        report: Callable[[Outcome], None],
+        report: Callable[[ItemOutcome], None],
         on_death: Callable[[list[Any]], list[Any]],
     ) -> None:
         """See `Runner.run`."""
         queue = Queue(iter(items), on_death)
-        running: dict[Any, Slot] = {}
+        running: dict[Any, ActorSlot] = {}
         self.failed_starts = 0
         while len(self.slots) < self.resources.workers:
-            self.slots.append(Slot(self._new_actor()))
+            self.slots.append(ActorSlot(self._new_actor()))
         for slot in self.slots:
             running[self._start(slot, spec)] = slot
         while running:
@@ -215,12 +215,12 @@ class RayRunner(Runner):
         # path are found where the driver found them
         return self.actor_type.remote(str(Path.cwd()), local_import_roots())
 
-    def _start(self, slot: Slot, spec: Spec) -> Any:
-        slot.held, slot.following, slot.started = {}, None, False
+    def _start(self, slot: ActorSlot, spec: Spec) -> Any:
+        slot.in_flight, slot.next_item, slot.started = {}, None, False
         return slot.actor.start.remote(spec)
 
     def _advance(
-        self, slot: Slot, done: Any, spec: Spec, queue: Queue, report: Callable[[Outcome], None]
+        self, slot: ActorSlot, done: Any, spec: Spec, queue: Queue, report: Callable[[ItemOutcome], None]
     ) -> Any | None:
         """Take one finished call of an actor; returns its next call, or None when there is nothing left for it."""
         try:
@@ -232,35 +232,35 @@ class RayRunner(Runner):
         if not slot.started:
             slot.started, self.failed_starts = True, 0
         if outcome is not None:
-            del slot.held[outcome.key]
+            del slot.in_flight[outcome.key]
             report(outcome)
-        return self._give(slot, queue)
+        return self._next_call(slot, queue)
 
-    def _give(self, slot: Slot, queue: Queue) -> Any | None:
+    def _next_call(self, slot: ActorSlot, queue: Queue) -> Any | None:
         """The slot's next call, or None when nothing is left for it."""
-        item, slot.following = slot.following, None
+        item, slot.next_item = slot.next_item, None
         if item is None:
-            if slot.held and (queue.doomed or queue.suspects):
-                return slot.actor.settle.remote()  # what comes next comes alone
-            if queue.doomed:
-                item = queue.doomed.popleft()
-                slot.held[item.key] = item
+            if slot.in_flight and (queue.exhausted or queue.retries):
+                return slot.actor.flush.remote()  # what comes next comes alone
+            if queue.exhausted:
+                item = queue.exhausted.popleft()
+                slot.in_flight[item.key] = item
                 error = f"WorkerDied: the worker process died {MAX_ATTEMPTS} times with this clip in hand"
                 return slot.actor.fail.remote(item, error)
             # a suspect is alone in hand: a further death proves which clip is to blame
-            item = queue.suspects.popleft() if queue.suspects else next(queue.fresh, None)
+            item = queue.retries.popleft() if queue.retries else next(queue.pending, None)
         if item is None:
-            return slot.actor.settle.remote() if slot.held else None
-        slot.held[item.key] = item
-        if not queue.suspects and not queue.doomed and item.key not in queue.attempts:
-            slot.following = next(queue.fresh, None)
-            if slot.following is not None:
-                slot.held[slot.following.key] = slot.following
-        return slot.actor.step.remote(item, slot.following)
+            return slot.actor.flush.remote() if slot.in_flight else None
+        slot.in_flight[item.key] = item
+        if not queue.retries and not queue.exhausted and item.key not in queue.attempts:
+            slot.next_item = next(queue.pending, None)
+            if slot.next_item is not None:
+                slot.in_flight[slot.next_item.key] = slot.next_item
+        return slot.actor.step.remote(item, slot.next_item)
 
-    def _replace(self, slot: Slot, spec: Spec, queue: Queue) -> Any:
+    def _replace(self, slot: ActorSlot, spec: Spec, queue: Queue) -> Any:
         """The actor died: blame what it held, and start another one."""
-        held = list(slot.held.values())
+        held = list(slot.in_flight.values())
         if not held:
             self.failed_starts += 1
             if self.failed_starts >= MAX_FAILED_STARTS:
@@ -268,16 +268,16 @@ class RayRunner(Runner):
                     f"{MAX_FAILED_STARTS} workers in a row died while starting. Is there memory for the models? "
                     "Try fewer --workers, or --workers 0 to see the error in this process."
                 )
-        queue.blame(held)
+        queue.record_worker_death(held)
         slot.actor = self._new_actor()
         return self._start(slot, spec)
 
-    def _wake_idle(self, running: dict[Any, Slot], queue: Queue) -> None:
+    def _wake_idle(self, running: dict[Any, ActorSlot], queue: Queue) -> None:
         """Give retried items to actors that had run out of work."""
         busy = {id(slot) for slot in running.values()}
         for slot in self.slots:
-            if (queue.suspects or queue.doomed) and slot.started and id(slot) not in busy:
-                reference = self._give(slot, queue)
+            if (queue.retries or queue.exhausted) and slot.started and id(slot) not in busy:
+                reference = self._next_call(slot, queue)
                 if reference is not None:
                     running[reference] = slot
 
@@ -300,13 +300,13 @@ def _uninstalled_home() -> str | None:
 
 
 class RayWorker:
-    """The actor: a `Loop` in a process of its own."""
+    """The actor: a `WorkerLoop` in a process of its own."""
 
     def __init__(self, folder: str, import_roots: list[str]) -> None:
         if Path(folder).is_dir():
             os.chdir(folder)
         sys.path.extend(root for root in import_roots if root not in sys.path)
-        self.loop: Loop | None = None
+        self.loop: WorkerLoop | None = None
 
     def start(self, spec: Spec) -> None:
         """Begin a phase: models are loaded here."""
@@ -315,22 +315,22 @@ class RayWorker:
 
         cv2.setNumThreads(int(os.environ["OPENUNI_THREADS"]))  # torch and others read OMP_NUM_THREADS themselves
 
-        self.loop = Loop(spec.start("cuda" if ray.get_gpu_ids() else "cpu"))
+        self.loop = WorkerLoop(spec.start("cuda" if ray.get_gpu_ids() else "cpu"))
 
-    def step(self, item: Any, following: Any | None) -> Outcome | None:
+    def step(self, item: Any, next_item: Any | None) -> ItemOutcome | None:
         """See `Loop.step`."""
         assert self.loop is not None
-        return self.loop.step(item, following)
+        return self.loop.step(item, next_item)
 
-    def fail(self, item: Any, error: str) -> Outcome | None:
+    def fail(self, item: Any, error: str) -> ItemOutcome | None:
         """Record an item that killed its workers."""
         assert self.loop is not None
         return self.loop.fail(item, error)
 
-    def settle(self) -> Outcome | None:
-        """See `Loop.settle`."""
+    def flush(self) -> ItemOutcome | None:
+        """See `Loop.flush`."""
         assert self.loop is not None
-        return self.loop.settle()
+        return self.loop.flush()
 
     def finish(self) -> None:
         """End the phase; the process stays for the next one."""

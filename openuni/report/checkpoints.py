@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from openuni.config.recipe import Recipe
-from openuni.console.text_table import aligned
+from openuni.config.recipe import CorpusRecipe
+from openuni.console.text_table import format_columns
 from openuni.manifests.contracts.checkpoint import Checkpoint
 from openuni.manifests.contracts.component import Component
 from openuni.manifests.contracts.discovery import component_names, find_component
@@ -15,14 +15,18 @@ from openuni.report.download import download
 KINDS = ("filters", "annotators", "codecs", "shots")  # of components that may use weights
 
 
-def users() -> dict[str, type[Component]]:
+def components_with_weights() -> dict[str, type[Component]]:
     """All components that may use weights, by name."""
     return {name: find_component(kind, Component, name) for kind in KINDS for name in component_names(kind)}
 
 
 def published() -> list[tuple[str, Checkpoint]]:
     """Every checkpoint by name that a component can use, with the component's name."""
-    return [(name, checkpoint) for name, component in users().items() for checkpoint in component.published()]
+    return [
+        (name, checkpoint)
+        for name, component in components_with_weights().items()
+        for checkpoint in component.published()
+    ]
 
 
 def table() -> str:
@@ -36,16 +40,16 @@ def table() -> str:
                 name,
                 checkpoint.ref,
                 f"{size_mb:,.1f} MB" if size_mb else "-",
-                checkpoint.stated_sha256[:12] or "-",
+                checkpoint.expected_sha256[:12] or "-",
                 checkpoint.licence or "-",
                 "gated" if checkpoint.gated else checkpoint.terms,
                 "yes" if here else "no",
             )
         )
-    return "\n".join(aligned(rows))
+    return "\n".join(format_columns(rows))
 
 
-def chosen(
+def select_checkpoints(
     wanted: Sequence[str], recipe: Path | None, default: Literal["none", "present"] = "none"
 ) -> list[Checkpoint]:
     """The checkpoints meant: by name, as the defaults of a component, or as a recipe needs them.
@@ -54,7 +58,7 @@ def chosen(
     """
     found = [checkpoint for name in wanted for checkpoint in _named(name)]
     if recipe is not None:
-        parsed = Recipe.load(recipe)
+        parsed = CorpusRecipe.load(recipe)
         parts: list[Component] = [*parsed.filters.values(), *parsed.annotators.values(), parsed.shot_detector]
         parts += [codec for codec in (parsed.latent_codec, parsed.text_codec) if codec is not None]
         found += [checkpoint for part in parts for checkpoint in part.checkpoints()]
@@ -71,11 +75,11 @@ def _named(name: str) -> Sequence[Checkpoint]:
     known = dict((checkpoint.ref, checkpoint) for _, checkpoint in published())
     if name in known:
         return (known[name],)
-    if name in users():
-        return users()[name]().checkpoints()
+    if name in components_with_weights():
+        return components_with_weights()[name]().checkpoints()
     if name.count("/") == 1:
         return (Checkpoint(name, "hub"),)  # any other repository of the hub
-    raise OpenUniError(unknown_name("checkpoint", name, [*known, *users()]))
+    raise OpenUniError(unknown_name("checkpoint", name, [*known, *components_with_weights()]))
 
 
 def fetch(checkpoint: Checkpoint) -> str:
@@ -84,10 +88,10 @@ def fetch(checkpoint: Checkpoint) -> str:
         if checkpoint.store == "hub":
             _fetch_from_hub(checkpoint)
         elif checkpoint.url:
-            download(checkpoint.url, checkpoint.place(), checkpoint.stated_sha256)
+            download(checkpoint.url, checkpoint.download_path(), checkpoint.expected_sha256)
         else:
             raise OpenUniError(f"{checkpoint.ref} is a path, and nothing is there: {checkpoint.ref}")
-    return f"{checkpoint.resolve()}, {verdict(checkpoint)}"
+    return f"{checkpoint.resolve()}, {verify_checkpoint(checkpoint)}"
 
 
 def _fetch_from_hub(checkpoint: Checkpoint) -> None:
@@ -106,6 +110,6 @@ def _fetch_from_hub(checkpoint: Checkpoint) -> None:
         ) from error
 
 
-def verdict(checkpoint: Checkpoint) -> str:
+def verify_checkpoint(checkpoint: Checkpoint) -> str:
     """What holding the files against their digests gave; raises `OpenUniError` when one is wrong."""
     return "as published" if checkpoint.verify() else "no digest is published to hold it against"

@@ -2,19 +2,19 @@
 
 from collections.abc import Sequence
 
-from openuni.console.text_table import aligned
+from openuni.console.text_table import format_columns
 from openuni.manifests.corpus.coverage import StoredSize
 
 
-def coverage_text(rows: Sequence[dict[str, str | int]]) -> str:
+def format_coverage(rows: Sequence[dict[str, str | int]]) -> str:
     """What `openuni.manifests.corpus.coverage.coverage` found."""
     if not rows:
         return ""
     cells = [[value if isinstance(value, str) else f"{value:,}" for value in row.values()] for row in rows]
-    return "\n".join(aligned([list(rows[0]), *cells], right=range(1, len(rows[0]))))
+    return "\n".join(format_columns([list(rows[0]), *cells], right=range(1, len(rows[0]))))
 
 
-def sizes_text(sizes: Sequence[StoredSize]) -> str:
+def format_sizes(sizes: Sequence[StoredSize]) -> str:
     """What `openuni.manifests.corpus.coverage.stored_sizes` found: per clip, and altogether."""
     if not sizes:
         return ""
@@ -25,4 +25,4 @@ def sizes_text(sizes: Sequence[StoredSize]) -> str:
         rows.append(
             (size.modality, size.annotator, f"{size.clips:,}", f"{mean:,.3f}", f"{largest:,.3f}", f"{total:,.3f} GB")
         )
-    return "\n".join(aligned(rows, right=range(2, 6)))
+    return "\n".join(format_columns(rows, right=range(2, 6)))

@@ -3,18 +3,18 @@
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
-from openuni.config.recipe import Recipe
+from openuni.config.recipe import CorpusRecipe
 from openuni.manifests.contracts.checkpoint import Checkpoint
 from openuni.manifests.contracts.component import Component
 from openuni.manifests.corpus.store import Store
-from openuni.manifests.errors import MissingPart, OpenUniError
-from openuni.pipeline.map_sources import annotator_of, wanted_maps
+from openuni.manifests.errors import MissingRequirement, OpenUniError
+from openuni.pipeline.map_sources import annotator_of, required_maps
 
 MIN_FREE_BYTES = 1024**3
 CODECS = ("h264", "hevc", "vp9", "av1", "mpeg4")
 
 
-class Finding(NamedTuple):
+class CheckResult(NamedTuple):
     """One thing that was checked."""
 
     level: Literal["ok", "note", "missing", "unavailable"]  # the last two keep the run from starting
@@ -22,82 +22,84 @@ class Finding(NamedTuple):
     text: str
 
     @property
-    def is_gap(self) -> bool:
+    def is_blocking(self) -> bool:
         """Whether the run cannot start."""
         return self.level in ("missing", "unavailable")
 
 
-def examine(recipe: Recipe, out: str | None = None, gpus: float = 0.0) -> list[Finding]:
+def run_checks(recipe: CorpusRecipe, out: str | None = None, gpus: float = 0.0) -> list[CheckResult]:
     """All findings about this machine for this recipe; `out` is where the corpus is to lie."""
     return [*_codecs(), *_components(recipe, gpus), *_streams(recipe), *_disk(out), *_gpus(gpus)]
 
 
-def require(recipe: Recipe, out: str | None, gpus: float) -> None:
-    """Raise `MissingPart` with every gap found, before anything is started."""
-    gaps = [finding for finding in examine(recipe, out, gpus) if finding.is_gap]
+def require_all(recipe: CorpusRecipe, out: str | None, gpus: float) -> None:
+    """Raise `MissingRequirement` with every gap found, before anything is started."""
+    gaps = [finding for finding in run_checks(recipe, out, gpus) if finding.is_blocking]
     if gaps:
-        raise MissingPart("\n".join(["this machine is not ready:", *(f"  {gap.what}: {gap.text}" for gap in gaps)]))
+        raise MissingRequirement(
+            "\n".join(["this machine is not ready:", *(f"  {gap.what}: {gap.text}" for gap in gaps)])
+        )
 
 
-def _codecs() -> Iterator[Finding]:
+def _codecs() -> Iterator[CheckResult]:
     import av
 
     absent = [name for name in CODECS if name not in av.codecs_available]
     if absent:
-        yield Finding("note", "video", f"PyAV {av.__version__} has no decoder for {', '.join(absent)}")
+        yield CheckResult("note", "video", f"PyAV {av.__version__} has no decoder for {', '.join(absent)}")
     else:
-        yield Finding("ok", "video", f"PyAV {av.__version__} decodes {', '.join(CODECS)}")
+        yield CheckResult("ok", "video", f"PyAV {av.__version__} decodes {', '.join(CODECS)}")
 
 
-def _components(recipe: Recipe, gpus: float) -> Iterator[Finding]:
+def _components(recipe: CorpusRecipe, gpus: float) -> Iterator[CheckResult]:
     parts: list[Component] = [recipe.shot_detector, *recipe.filters.values(), *recipe.annotators.values()]
     parts += [codec for codec in (recipe.latent_codec, recipe.text_codec) if codec is not None]
     for part in parts:
         for checkpoint in part.checkpoints():
             yield from _checkpoint(part.name(), checkpoint, recipe.accept)
         if part.gpus and not gpus:
-            yield Finding("note", part.name(), "made for a GPU; it will run on the CPU, slowly")
+            yield CheckResult("note", part.name(), "made for a GPU; it will run on the CPU, slowly")
 
 
-def _checkpoint(name: str, checkpoint: Checkpoint, accepted: tuple[str, ...]) -> Iterator[Finding]:
+def _checkpoint(name: str, checkpoint: Checkpoint, accepted: tuple[str, ...]) -> Iterator[CheckResult]:
     licence = checkpoint.licence or "licence unknown"
     try:
-        yield Finding("ok", name, f"{checkpoint.resolve()} ({licence})")
-    except MissingPart as error:
-        yield Finding("unavailable", name, str(error))
-    if checkpoint.asks_consent and checkpoint.ref not in accepted:
+        yield CheckResult("ok", name, f"{checkpoint.resolve()} ({licence})")
+    except MissingRequirement as error:
+        yield CheckResult("unavailable", name, str(error))
+    if checkpoint.requires_acceptance and checkpoint.ref not in accepted:
         terms = "gated" if checkpoint.gated else checkpoint.terms
         text = f"{checkpoint.ref} is under {licence} ({terms}). If your use fits, write in the recipe: "
-        yield Finding("missing", name, f'{text}accept = ["{checkpoint.ref}"]')
+        yield CheckResult("missing", name, f'{text}accept = ["{checkpoint.ref}"]')
 
 
-def _streams(recipe: Recipe) -> Iterator[Finding]:
+def _streams(recipe: CorpusRecipe) -> Iterator[CheckResult]:
     try:
-        for name, sources in wanted_maps(recipe).items():
+        for name, sources in required_maps(recipe).items():
             for modality, source in sources.items():
-                yield Finding("ok", name, f"starts from {modality} of {source.annotator}")
+                yield CheckResult("ok", name, f"starts from {modality} of {source.annotator}")
     except OpenUniError as error:
-        yield Finding("note", "annotators", f"{error} (or the corpus must hold it already)")
+        yield CheckResult("note", "annotators", f"{error} (or the corpus must hold it already)")
     if recipe.encode is None:
         return
     if recipe.encode.caption:
         text = f"captions come from {recipe.encode.caption}"
         if recipe.encode.caption.rpartition(".")[0] in recipe.annotators:
-            yield Finding("ok", "encode", text)
+            yield CheckResult("ok", "encode", text)
         else:
-            yield Finding("note", "encode", f"{text}, which the corpus must hold already")
+            yield CheckResult("note", "encode", f"{text}, which the corpus must hold already")
     for name in recipe.encode.modalities:
         annotator, _, modality = name.rpartition(".")
         if annotator or modality == "rgb":
             continue
         try:
             maker = annotator_of(modality, "[encode] modalities", recipe)
-            yield Finding("ok", "encode", f"{modality} comes from {maker}")
+            yield CheckResult("ok", "encode", f"{modality} comes from {maker}")
         except OpenUniError as error:
-            yield Finding("note", "encode", f"{error} (or the corpus must hold it already)")
+            yield CheckResult("note", "encode", f"{error} (or the corpus must hold it already)")
 
 
-def _disk(out: str | None) -> Iterator[Finding]:
+def _disk(out: str | None) -> Iterator[CheckResult]:
     if out is None:
         return
     free = Store(out).free_bytes()
@@ -105,18 +107,18 @@ def _disk(out: str | None) -> Iterator[Finding]:
         return
     level: Literal["ok", "missing"] = "ok" if free >= MIN_FREE_BYTES else "missing"
     text = f"{free / 1024**3:.1f} GiB free for {out}"
-    yield Finding(
+    yield CheckResult(
         level, "disk", text if level == "ok" else f"{text}; at least 1 GiB is needed. Free some, or move --out"
     )
 
 
-def _gpus(gpus: float) -> Iterator[Finding]:
+def _gpus(gpus: float) -> Iterator[CheckResult]:
     if not gpus:
         return
     import torch
 
     found = torch.cuda.device_count()
     if found < gpus:
-        yield Finding("missing", "GPU", f"--gpus {gpus:g} asked for, {found} found. Give --gpus {found}")
+        yield CheckResult("missing", "GPU", f"--gpus {gpus:g} asked for, {found} found. Give --gpus {found}")
     else:
-        yield Finding("ok", "GPU", f"{found} found, {gpus:g} asked for")
+        yield CheckResult("ok", "GPU", f"{found} found, {gpus:g} asked for")

@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from openuni.manifests.contracts.schema import OUTCOME, clip_schema
-from openuni.manifests.corpus import keep_rule as select
+from openuni.manifests.corpus import keep_rule
 from openuni.manifests.corpus.corpus import Corpus
-from openuni.manifests.corpus.coverage import COLUMN, makers
+from openuni.manifests.corpus.coverage import COLUMN, annotators_by_modality
 from openuni.manifests.corpus.layout import LATENTS, TEXT, annotation_group, filter_group
 from openuni.manifests.errors import OpenUniError
 
@@ -30,9 +30,9 @@ def explain(corpus: Corpus, wanted: str) -> str:
     annotations = {
         name: _row(corpus, annotation_group(name), name, clip["clip_id"]) for name in corpus.operators("annotator")
     }
-    rules = select.parse(corpus.record["keep"])
+    rules = keep_rule.parse(corpus.record["keep"])
     if rules:
-        lines += ["", "keep", *_verdicts(corpus, rules, clip, rows, annotations)]
+        lines += ["", "keep", *_rule_results(corpus, rules, clip, rows, annotations)]
     for name, row in annotations.items():
         lines += ["", f"annotator {name}: {_outcome(row)}", *_values(row)]
     lines += ["", *_encoded(corpus, clip["clip_id"])]
@@ -102,9 +102,9 @@ def _values(row: Mapping[str, Any] | None) -> Iterator[str]:
         yield f"  {name:<24} {text}"
 
 
-def _verdicts(
+def _rule_results(
     corpus: Corpus,
-    rules: list[select.Rule],
+    rules: list[keep_rule.KeepRule],
     clip: Mapping[str, Any],
     rows: Mapping[str, Mapping[str, Any] | None],
     annotations: Mapping[str, Mapping[str, Any] | None],
@@ -112,13 +112,13 @@ def _verdicts(
     """Each rule, and whether the clip passes it."""
     has = {
         modality: any((annotations.get(name) or {}).get(modality) is not None for name in names)
-        for modality, names in makers(corpus).items()
+        for modality, names in annotators_by_modality(corpus).items()
     }
     joined = {name: pa.array([clip[name]], clip_schema().field(name).type) for name in clip_schema().names}
     for name, row in rows.items():
         joined[name] = pa.array([row], corpus.dataset(filter_group(name)).schema.field(name).type)
     joined[COLUMN] = pa.array([has], pa.struct([pa.field(name, pa.bool_()) for name in has]))
-    connection = select.connect()
+    connection = keep_rule.connect()
     connection.register("joined", pa.table(joined))
     for rule in rules:
         try:

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
-from openuni.console.text_table import aligned
+from openuni.console.text_table import format_columns
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.corpus.layout import filter_group
 
@@ -21,7 +21,7 @@ def histograms(corpus: Corpus) -> str:
     """One line per number that a filter gave: its 5, 50 and 95 % quantiles, and its distribution between two ends."""
     rows: list[tuple[str, ...]] = [("score", "5 %", "50 %", "95 %", "null", "from", "", "to")]
     rows += [row for name in corpus.operators("filter") for row in _of_filter(corpus, name)]
-    return "\n".join(aligned(rows, right=(1, 2, 3, 4, 5, 7)))
+    return "\n".join(format_columns(rows, right=(1, 2, 3, 4, 5, 7)))
 
 
 def _of_filter(corpus: Corpus, name: str) -> Iterator[tuple[str, ...]]:

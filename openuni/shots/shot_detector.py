@@ -2,7 +2,7 @@
 
 A detector is one file in `openuni/shots/detectors/`: a frozen dataclass of options and `transitions`, which looks at
 the frames. `openuni run` does the rest, the same for all of them: decoding, trimming, lengths
-(`openuni/pipeline/cutting.py`).
+(`openuni/pipeline/shot_splitting.py`).
 """
 
 from abc import ABC, abstractmethod
@@ -17,7 +17,7 @@ import numpy as np
 from openuni.manifests.contracts.component import Component
 from openuni.manifests.contracts.discovery import component_names, find_component
 
-Kind = Literal["file", "hard", "dissolve", "fade", "gradual", "window"]
+TransitionKind = Literal["file", "hard", "dissolve", "fade", "gradual", "window"]
 
 
 class Transition(NamedTuple):
@@ -25,7 +25,8 @@ class Transition(NamedTuple):
 
     start: int  # the first frame that is no longer the old shot alone
     stop: int  # the first frame of the new shot alone
-    kind: Kind  # gradual: dissolve or fade, the detector does not say which; window: by the clock, not by the pictures
+    # gradual: dissolve or fade, the detector does not say which; window: by the clock, not by the pictures
+    kind: TransitionKind
     confidence: float | None  # 0..1, at 0.5 just found; None where nothing had to be found
 
 

@@ -9,7 +9,7 @@ from openuni.world.figures.gait import Walk
 from openuni.world.furniture import article
 from openuni.world.rendering.camera import Camera, CameraPath, View
 from openuni.world.rendering.pose import Motion
-from openuni.world.scene import Scene, Solid, Thing
+from openuni.world.scene import CaptionedObject, Scene, Solid
 
 SHARP_RAD_PER_M = 0.5  # a way that bends more than this has no one direction
 
@@ -72,7 +72,7 @@ def be(phrases: list[str]) -> str:
     return "is" if len(phrases) == 1 and phrases[0].startswith("a") else "are"
 
 
-def still_phrases(scene: Scene, things: list[Thing], view: View) -> list[str]:
+def still_phrases(scene: Scene, things: list[CaptionedObject], view: View) -> list[str]:
     """Each thing with where it is; those that are alike are counted."""
     alike = Counter(thing.detailed for thing in things)
     several = {thing.detailed: counted(thing.brief, alike[thing.detailed]) for thing in things}
@@ -80,7 +80,7 @@ def still_phrases(scene: Scene, things: list[Thing], view: View) -> list[str]:
     return [single[words] if count == 1 else several[words] for words, count in alike.items()]
 
 
-def standing(scene: Scene, seen: frozenset[int] | None) -> list[Thing]:
+def standing(scene: Scene, seen: frozenset[int] | None) -> list[CaptionedObject]:
     """Things that are no persons and are in the picture."""
     persons = {body.instance for body in scene.bodies}
     return [
@@ -112,7 +112,7 @@ def walking(walk: Walk, view: View) -> str:
     return f"walks {heading(view.rotation @ np.array(ahead))}"
 
 
-def side(scene: Scene, thing: Thing, view: View) -> str:
+def side(scene: Scene, thing: CaptionedObject, view: View) -> str:
     """Where a thing is in the first view: " on the left", or nothing when it is not before the camera."""
     middle = np.mean(
         [solid.path.pose(0.0).position_m for solid in scene.solids if solid.instance == thing.instance], axis=0

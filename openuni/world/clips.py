@@ -19,7 +19,7 @@ from openuni.world.rendering.shading import render, to_srgb
 from openuni.world.scene import Moment, Scene
 
 MIN_SIDE_PX = 16
-LEAST_SHARE = 0.002  # of a frame's pixels, for an object to be worth a word
+MIN_VISIBLE_SHARE = 0.002  # of a frame's pixels, for an object to be worth a word
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,7 @@ class WorldClip:
             flow[index], valid[index, ..., 0] = way
         if count > 1:
             flow[0], valid[0] = flow[1], valid[1]
-        return made("flow", flow, valid=valid)
+        return make_modality("flow", flow, valid=valid)
 
 
 def make_clip(
@@ -113,7 +113,7 @@ def render_clip(
         "flow": {"valid": arrays.pop("flow_valid", None)},
         "skeleton": {"height_px": lens.height_px, "width_px": lens.width_px},
     }
-    known = {name: made(name, array, **facts.get(name, {})) for name, array in arrays.items()}
+    known = {name: make_modality(name, array, **facts.get(name, {})) for name, array in arrays.items()}
     return WorldClip(arrays["rgb"], fps, caption(scene, seen), brief_caption(scene, seen), known, scene, lens)
 
 
@@ -123,14 +123,14 @@ def scene_modalities(scene: Scene) -> tuple[str, ...]:
     return (*GEOMETRY, *light, *(PEOPLE if scene.bodies else ()), *(LAYERS if scene.foreground else ()))
 
 
-def made(name: str, array: np.ndarray, **facts: Any) -> Modality:
+def make_modality(name: str, array: np.ndarray, **facts: Any) -> Modality:
     """The modality of that name."""
     return find_modality(name)(array, **facts)
 
 
 def visible(segmentation: np.ndarray) -> frozenset[int]:
     """Instances that cover a fair part of one frame at least."""
-    least = LEAST_SHARE * segmentation[0].size
+    least = MIN_VISIBLE_SHARE * segmentation[0].size
     return frozenset(
         instance for frame in segmentation for instance in np.flatnonzero(np.bincount(frame.ravel()) >= least).tolist()
     )

@@ -14,7 +14,7 @@ from openuni.world.write import write_clips
 
 
 @dataclass(frozen=True)
-class Request:
+class WorldRequest:
     """What to make: the flags of `openuni world`."""
 
     preset: str
@@ -28,7 +28,7 @@ class Request:
     workers: int | None
 
 
-def make_world(request: Request, reporter: Reporter) -> str:
+def make_world(request: WorldRequest, reporter: Reporter) -> str:
     """Write the clips of seeds `seed` to `seed + clips - 1`; returns what to do next.
 
     Clips that are there and fit are left as they are. Raises `OpenUniError` for what cannot be made.

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from openuni.world.figures.limb import Limb
-from openuni.world.rendering.pose import NOWHERE, Motion, Vector
+from openuni.world.rendering.pose import ORIGIN, Motion, Vector
 from openuni.world.rendering.shapes import Box, Cone, Cylinder, Shape, Sphere
-from openuni.world.scene import Material, Pattern, Solid, Thing
+from openuni.world.scene import CaptionedObject, Material, Pattern, Solid
 
 CLOTHS = ("red", "teal", "blue", "navy", "maroon", "olive", "slate", "grey", "cream", "sage", "orange", "purple")
 WOODS = (("oak", "walnut"), ("beech", "oak"), ("walnut", "brown"), ("white", "cream"), ("charcoal", "slate"))
@@ -38,14 +38,16 @@ class Piece:
             placed.append(Solid(shape, material, path, instance, shades=not material.even_light))
         return placed
 
-    def thing(self, instance: int) -> Thing:
+    def thing(self, instance: int) -> CaptionedObject:
         """What the caption says of it."""
-        return Thing(instance, f"{article(self.noun)} {self.noun}", f"{article(self.detailed)} {self.detailed}")
+        return CaptionedObject(
+            instance, f"{article(self.noun)} {self.noun}", f"{article(self.detailed)} {self.detailed}"
+        )
 
 
 def _turned(own: Vector, turn_rad: float) -> Vector:
     """The rotation vector of `own` followed by a turn about the vertical; `own` is nothing, or a turn about z."""
-    if own == NOWHERE:
+    if own == ORIGIN:
         return (0.0, turn_rad, 0.0)
     half_own, half_turn = own[2] / 2.0, turn_rad / 2.0  # quaternion (0, 1, 0; turn) times (0, 0, 1; own)
     w = math.cos(half_turn) * math.cos(half_own)
@@ -70,13 +72,13 @@ class Builder:
     def __init__(self) -> None:
         self.parts: list[tuple[Shape, Material, Vector, Vector]] = []
 
-    def box(self, size: Vector, middle: Vector, material: Material, own: Vector = NOWHERE) -> None:
+    def box(self, size: Vector, middle: Vector, material: Material, own: Vector = ORIGIN) -> None:
         """A box of whole width, height and depth."""
         self.parts.append((Box((size[0] / 2.0, size[1] / 2.0, size[2] / 2.0)), material, middle, own))
 
     def add(self, shape: Shape, middle: Vector, material: Material) -> None:
         """Any upright shape."""
-        self.parts.append((shape, material, middle, NOWHERE))
+        self.parts.append((shape, material, middle, ORIGIN))
 
     def legs(self, width: float, depth: float, height: float, radius: float, material: Material) -> None:
         """Four round legs at the corners."""

@@ -7,9 +7,9 @@ import numpy as np
 
 from openuni.world import furniture
 from openuni.world.furniture import Piece
-from openuni.world.rendering.pose import NOWHERE, Motion, Vector
+from openuni.world.rendering.pose import ORIGIN, Motion, Vector
 from openuni.world.rendering.shapes import Box, Cylinder, Dome, Sphere, Wall
-from openuni.world.scene import BACKGROUND, Light, Material, Pattern, Solid, Thing
+from openuni.world.scene import BACKGROUND, CaptionedObject, Light, Material, Pattern, Solid
 
 WALLS = (
     ("cream", "linen"),
@@ -45,21 +45,21 @@ ATTEMPTS = 12  # to find a place at the walls for one piece
 
 
 @dataclass(frozen=True)
-class Place:
+class Environment:
     """What is there before anything moves. Instances 1.. are its `things`.
 
     `clear_m`: half width, height and half length of the space about the origin that holds nothing but carpets.
     """
 
     solids: tuple[Solid, ...]
-    things: tuple[Thing, ...]
+    things: tuple[CaptionedObject, ...]
     lights: tuple[Light, ...]
     ambient: float
     clear_m: Vector
-    words: str  # such as "in a bedroom"
+    description: str  # such as "in a bedroom"
 
 
-def draw_room(rng: np.random.Generator, *, crowded: bool) -> Place:
+def draw_room(rng: np.random.Generator, *, crowded: bool) -> Environment:
     """A furnished room. `crowded`: furniture in its middle too; else the middle is left to what moves."""
     half = (rng.uniform(2.1, 2.8), rng.uniform(2.5, 3.3)) if crowded else (rng.uniform(3.2, 3.8), rng.uniform(3.6, 4.3))
     height = rng.uniform(2.6, 3.0)
@@ -81,11 +81,13 @@ def draw_room(rng: np.random.Generator, *, crowded: bool) -> Place:
         lights += own_light(piece, place, turn)
     lamps, hanging = ceiling_lamps(rng, half, height, len(layout.placed), 1 if lights else 2)
     solids += hanging
-    things += [Thing(solid.instance, "a ceiling lamp", "a round ceiling lamp") for solid in hanging]
+    things += [CaptionedObject(solid.instance, "a ceiling lamp", "a round ceiling lamp") for solid in hanging]
     nouns = {piece.noun for piece, _, _ in layout.placed}
     kind = next((words for noun, words in KINDS if noun in nouns), "room")
     clear = (half[0] - DEEPEST_M, height, half[1] - DEEPEST_M)
-    return Place(tuple(solids), tuple(things), (*lamps, *lights[:2]), rng.uniform(0.16, 0.3), clear, f"in a {kind}")
+    return Environment(
+        tuple(solids), tuple(things), (*lamps, *lights[:2]), rng.uniform(0.16, 0.3), clear, f"in a {kind}"
+    )
 
 
 KINDS = (("bed", "bedroom"), ("table", "dining room"), ("sofa", "living room"), ("armchair", "living room"))
@@ -210,7 +212,7 @@ def room_shell(rng: np.random.Generator, half: tuple[float, float], height: floa
     on_ceiling = Material("white", "cream", "mottled", 2.0, seed=grain + 2)
     white = Material("white", "grey", "mottled", 1.0, seed=grain + 3)
     sides: tuple[tuple[Material, Vector, Vector], ...] = (
-        (on_floor, (0.0, 0.0, 0.0), NOWHERE),
+        (on_floor, (0.0, 0.0, 0.0), ORIGIN),
         (on_ceiling, (0.0, height, 0.0), (math.pi, 0.0, 0.0)),
         (on_walls, (0.0, 0.0, -half[1]), (QUARTER, 0.0, 0.0)),
         (on_walls, (0.0, 0.0, half[1]), (-QUARTER, 0.0, 0.0)),
@@ -232,7 +234,7 @@ def room_shell(rng: np.random.Generator, half: tuple[float, float], height: floa
     return tuple(shell)
 
 
-def draw_yard(rng: np.random.Generator) -> Place:
+def draw_yard(rng: np.random.Generator) -> Environment:
     """A lawn or paving under the sky, within a hedge or a wall, with trees."""
     half = (rng.uniform(6.0, 8.0), rng.uniform(7.0, 9.0))
     grain = int(rng.integers(64))
@@ -240,8 +242,8 @@ def draw_yard(rng: np.random.Generator) -> Place:
     sky = Material("cloud", "sky", "mottled", 60.0, even_light=0.95, seed=grain)
     on_ground, on_sides = Material(*ground, 2.4, seed=grain + 1), Material(*around, 1.6, seed=grain + 2)
     solids = [
-        Solid(Wall(4.0), on_ground, Motion("rests", NOWHERE), BACKGROUND),
-        Solid(Dome(60.0), sky, Motion("rests", NOWHERE), BACKGROUND),
+        Solid(Wall(4.0), on_ground, Motion("rests", ORIGIN), BACKGROUND),
+        Solid(Dome(60.0), sky, Motion("rests", ORIGIN), BACKGROUND),
     ]
     tall = rng.uniform(0.8, 1.1)
     for x, z, size in (
@@ -256,13 +258,13 @@ def draw_yard(rng: np.random.Generator) -> Place:
         side = (-1.0, 1.0)[number % 2]
         middle: Vector = (side * rng.uniform(4.6, half[0] - 0.9), 0.0, rng.uniform(-half[1] + 1.2, 0.0))
         solids += tree(rng, number, middle)
-        things.append(Thing(number, "a tree", "a tree with a round crown"))
+        things.append(CaptionedObject(number, "a tree", "a tree with a round crown"))
     sun = Light(
         (rng.choice([-1.0, 1.0]) * rng.uniform(8.0, 18.0), rng.uniform(18.0, 26.0), rng.uniform(4.0, 16.0)), 0.0
     )
     power = rng.uniform(0.75, 1.0) * sum(part * part for part in sun.position_m)
     light = Light(sun.position_m, power, (1.0, 0.95, 0.86))
-    return Place(tuple(solids), tuple(things), (light,), 0.3, (3.2, 8.0, 4.6), "in a yard under a blue sky")
+    return Environment(tuple(solids), tuple(things), (light,), 0.3, (3.2, 8.0, 4.6), "in a yard under a blue sky")
 
 
 def tree(rng: np.random.Generator, instance: int, place: Vector) -> list[Solid]:

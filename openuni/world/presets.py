@@ -9,8 +9,8 @@ import numpy as np
 from openuni.manifests.errors import OpenUniError, unknown_name
 from openuni.world.figures.people import INSTANTS_PER_S, draw_people
 from openuni.world.placement import INSTANTS, Watch
-from openuni.world.places import Place, draw_room, draw_yard
-from openuni.world.rendering.camera import Camera, CameraPath, Lens, Wander
+from openuni.world.places import Environment, draw_room, draw_yard
+from openuni.world.rendering.camera import Camera, CameraPath, HandheldCamera, Lens
 from openuni.world.rendering.pose import Vector
 from openuni.world.rendering.shading import render
 from openuni.world.sample import Surroundings, draw_objects, solids_scene
@@ -59,8 +59,8 @@ def interior(rng: np.random.Generator, duration_s: float) -> Scene | None:
     half = place.clear_m
     eyes = random_walk(rng, duration_s, (-half[0], half[0]), (1.15, 1.75), (0.25 * half[2], half[2]), 0.55)
     targets = random_walk(rng, duration_s, (-half[0] - 1.0, half[0] + 1.0), (0.35, 1.05), (-half[2] - 1.0, -1.0), 0.7)
-    camera = Wander(eyes, targets, 1.0, rng.uniform(54.0, 80.0))
-    scene = Scene(place.solids, place.lights, place.ambient, camera, things=place.things, place=place.words)
+    camera = HandheldCamera(eyes, targets, 1.0, rng.uniform(54.0, 80.0))
+    scene = Scene(place.solids, place.lights, place.ambient, camera, things=place.things, place=place.description)
     return exposed(scene)
 
 
@@ -95,7 +95,9 @@ def with_people(counts: tuple[int, ...], solids: tuple[int, ...] = (0,)) -> Call
     return draw
 
 
-def populated(rng: np.random.Generator, duration_s: float, place: Place, people: int, others: int) -> Scene | None:
+def populated(
+    rng: np.random.Generator, duration_s: float, place: Environment, people: int, others: int
+) -> Scene | None:
     """A place with people and solids in view of a camera; None when they do not fit."""
     camera = watching(rng, duration_s, place)
     first = len(place.things) + 1
@@ -117,11 +119,11 @@ def populated(rng: np.random.Generator, duration_s: float, place: Place, people:
         camera,
         bodies=tuple(walker.body for walker in walkers),
         things=(*place.things, *(walker.thing for walker in walkers)),
-        place=place.words,
+        place=place.description,
     )
 
 
-def watching(rng: np.random.Generator, duration_s: float, place: Place) -> Camera:
+def watching(rng: np.random.Generator, duration_s: float, place: Environment) -> Camera:
     """A camera that looks at people from one end: still, on one of its paths, or in somebody's hand."""
     half = place.clear_m
     eye: Vector = (rng.uniform(-0.6, 0.6) * half[0], rng.uniform(0.9, 1.9), rng.uniform(0.85, 1.0) * half[2])
@@ -134,7 +136,7 @@ def watching(rng: np.random.Generator, duration_s: float, place: Place) -> Camer
         steps = math.ceil(duration_s) + 4
         around = [np.array(point) + rng.normal(size=(steps, 3)) * (0.16, 0.05, 0.1) for point in (eye, target)]
         eyes, targets = (tuple((x, y, z) for x, y, z in knots.tolist()) for knots in around)
-        return Wander(eyes, targets, 1.0, view_deg)
+        return HandheldCamera(eyes, targets, 1.0, view_deg)
     if choice == 1:
         return CameraPath("pan", eye, target, turn_rad_per_s=turn, view_deg=view_deg)
     if choice == 2:

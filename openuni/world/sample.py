@@ -12,7 +12,7 @@ import numpy as np
 
 from openuni.world.placement import Track, Watch, is_clear
 from openuni.world.rendering.camera import CameraPath
-from openuni.world.rendering.pose import NOWHERE, UP, Motion, MotionKind, Vector
+from openuni.world.rendering.pose import ORIGIN, UP, Motion, MotionKind, Vector
 from openuni.world.rendering.shapes import Box, Capsule, Cone, Cylinder, Shape, Sphere, Wall
 from openuni.world.scene import BACKGROUND, Light, Material, Pattern, Scene, Solid
 
@@ -136,10 +136,10 @@ def draw_motion(rng: np.random.Generator, shape: Shape, kind: MotionKind, durati
     if kind == "slides":
         return Motion("slides", standing, velocity, orientation_rad=turned)
     if kind == "spins":
-        return Motion("spins", standing, NOWHERE, UP, spin, turned)
+        return Motion("spins", standing, ORIGIN, UP, spin, turned)
     if kind == "bobs":
         floating: Vector = (x, shape.rest_height_m + rng.uniform(0.35, 0.7), z)
-        return Motion("bobs", floating, NOWHERE, UP, 0.4 * spin, turned, rng.uniform(0.15, 0.3), rng.uniform(0.5, 0.9))
+        return Motion("bobs", floating, ORIGIN, UP, 0.4 * spin, turned, rng.uniform(0.15, 0.3), rng.uniform(0.5, 0.9))
     flying: Vector = (x, shape.bound_m + rng.uniform(0.15, 0.6), z)
     axis: Vector = (rng.normal(), rng.normal(), rng.normal() + 0.1)
     return Motion("tumbles", flying, velocity, axis, spin, turned)
@@ -152,7 +152,7 @@ def rolling(shape: Shape, place_m: tuple[float, float], velocity: Vector) -> Mot
     axis = (velocity[2] / speed, 0.0, -velocity[0] / speed)  # up x velocity
     lying = (axis[2] * math.pi / 2.0, 0.0, -axis[0] * math.pi / 2.0)  # takes the object's y onto that axis
     start = (place_m[0], radius_m, place_m[1])
-    return Motion("rolls", start, velocity, axis, speed / radius_m, lying if isinstance(shape, Cylinder) else NOWHERE)
+    return Motion("rolls", start, velocity, axis, speed / radius_m, lying if isinstance(shape, Cylinder) else ORIGIN)
 
 
 def draw_room(rng: np.random.Generator) -> tuple[Solid, ...]:
@@ -167,7 +167,7 @@ def draw_room(rng: np.random.Generator) -> tuple[Solid, ...]:
     on_ceiling = Material(*ceiling, "mottled", 2.0, seed=grain + 2)
     quarter = math.pi / 2.0
     placed: tuple[tuple[Material, Vector, Vector], ...] = (  # material, place, rotation vector that turns +y inwards
-        (on_floor, (0.0, 0.0, 0.0), NOWHERE),
+        (on_floor, (0.0, 0.0, 0.0), ORIGIN),
         (on_ceiling, (0.0, height, 0.0), (math.pi, 0.0, 0.0)),
         (on_wall, (0.0, 0.0, -half_length), (quarter, 0.0, 0.0)),
         (on_wall, (0.0, 0.0, half_length), (-quarter, 0.0, 0.0)),

@@ -109,7 +109,7 @@ class Solid:
 
 
 @dataclass(frozen=True)
-class Thing:
+class CaptionedObject:
     """What a caption says of an object that is more than one solid."""
 
     instance: int
@@ -131,7 +131,7 @@ class Scene:
     camera: Camera
     exposure: float = 1.0  # of the camera: factor on all light
     bodies: tuple[Body, ...] = ()  # persons; their solids are among `solids`, in the order of `body.PARTS`
-    things: tuple[Thing, ...] = ()  # what the caption tells, besides simple solids
+    things: tuple[CaptionedObject, ...] = ()  # what the caption tells, besides simple solids
     foreground: tuple[int, ...] = ()  # instances that make up the front layer
     place: str = "in a room"
 

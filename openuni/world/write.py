@@ -38,7 +38,7 @@ from openuni.manifests.video.encode import write_video
 from openuni.world.clips import WorldClip, make_clip, preset_modalities
 
 FORMAT = "openuni-supplied-1"
-WORLD = 2  # goes up when a seed gives other bytes than before
+WORLD_VERSION = 2  # goes up when a seed gives other bytes than before
 CRF = 14  # of the video: textures of small frames stay sharp
 CLIPS_PER_WORKER = 8  # starting a process takes about as long as rendering this many small clips
 
@@ -52,7 +52,7 @@ class ClipSize(TypedDict, total=False):
     fps: float
 
 
-class Order(NamedTuple):
+class RenderJob(NamedTuple):
     """One clip to write."""
 
     folder: Path
@@ -69,7 +69,7 @@ class Order(NamedTuple):
     @property
     def facts(self) -> dict[str, Any]:
         """What tells this clip from others, as its JSON file has it."""
-        return {"preset": self.preset, "seed": self.seed, "world": WORLD, **self.size}
+        return {"preset": self.preset, "seed": self.seed, "world": WORLD_VERSION, **self.size}
 
     def is_done(self) -> bool:
         """Whether this very clip is there, whole."""
@@ -167,7 +167,7 @@ def write_clip(folder: Path, name: str, clip: WorldClip, facts: dict[str, Any]) 
 
 def _orders(
     folder: Path, seeds: list[int], preset: str | Sequence[str], modalities: Collection[str] | None, size: ClipSize
-) -> list[Order]:
+) -> list[RenderJob]:
     """The clips to write, checked before anything is started."""
     presets = [preset] * len(seeds) if isinstance(preset, str) else list(preset)
     if len(presets) != len(seeds):
@@ -178,7 +178,7 @@ def _orders(
     if whole["height_px"] % 2 or whole["width_px"] % 2:
         given = f"height_px = {whole['height_px']}, width_px = {whole['width_px']}"
         raise OpenUniError(f"world: {given}. Allowed: even numbers, because H.264 stores colour at half the size.")
-    orders = [Order(folder, seed, name, wanted[name], whole) for seed, name in zip(seeds, presets, strict=True)]
+    orders = [RenderJob(folder, seed, name, wanted[name], whole) for seed, name in zip(seeds, presets, strict=True)]
     names = [order.name for order in orders]
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
@@ -186,7 +186,7 @@ def _orders(
     return orders
 
 
-def _write_order(order: Order) -> None:
+def _write_order(order: RenderJob) -> None:
     for leftover in order.folder.glob(f".{order.name}.*.tmp"):  # of a process that was killed
         leftover.unlink(missing_ok=True)
     clip = make_clip(order.seed, preset=order.preset, modalities=order.modalities, **order.size)

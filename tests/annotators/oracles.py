@@ -20,7 +20,7 @@ class Truth:
     def __init__(self, frames, labels, missing=()):
         self.frames, self.labels, self.missing = frames, labels, set(missing)
 
-    def show(self, image):
+    def set_image(self, image):
         self.index = next(index for index, frame in enumerate(self.frames) if np.array_equal(frame, image))
 
     def ask(self, points_px):

@@ -11,8 +11,8 @@ from openuni.annotators._automatic_masks import (
     automatic_masks,
     box_of,
     crop_boxes,
-    without_holes,
-    without_islands,
+    fill_holes,
+    remove_islands,
 )
 from openuni.annotators.sam import SamPrompted
 from tests.annotators.test_sam import random_network
@@ -146,8 +146,8 @@ def test_an_empty_mask_has_no_stability_and_nothing_found_is_no_error(discs):
     image = panned([(0, 0)], 64, 64)[0]
 
     class Nothing(SamPrompted):
-        def ask(self, points_px):
-            logits, predicted = super().ask(points_px)
+        def predict_points(self, points_px):
+            logits, predicted = super().predict_points(points_px)
             return torch.full_like(logits, -50.0), predicted
 
     rules = MaskRules(4, 64, least_predicted_iou=0, least_stability=0.01, crop_layers=1)
@@ -176,17 +176,17 @@ def test_small_holes_are_filled_and_small_islands_removed():
     mask[2:9, 2:9] = True
     mask[4, 4] = mask[6, 5] = mask[7, 6] = False  # holes of 1 and, over a corner, 2 pixels
     mask[0, 11] = mask[10:12, 10:12] = True  # islands of 1 and 4
-    assert without_holes(mask, 2)[4, 4]
-    assert not without_holes(mask, 2)[6, 5]
-    assert without_holes(mask, 3)[2:9, 2:9].all()
-    assert np.array_equal(without_holes(mask, 3) & ~mask, np.pad(~mask[2:9, 2:9], ((2, 3), (2, 3))))
-    assert not without_islands(mask, 4)[0, 11]
-    assert without_islands(mask, 4)[11, 11]
-    assert not without_islands(mask, 5)[11, 11]
-    assert np.array_equal(without_islands(mask, 999), np.pad(mask[2:9, 2:9], ((2, 3), (2, 3))))  # the largest stays
+    assert fill_holes(mask, 2)[4, 4]
+    assert not fill_holes(mask, 2)[6, 5]
+    assert fill_holes(mask, 3)[2:9, 2:9].all()
+    assert np.array_equal(fill_holes(mask, 3) & ~mask, np.pad(~mask[2:9, 2:9], ((2, 3), (2, 3))))
+    assert not remove_islands(mask, 4)[0, 11]
+    assert remove_islands(mask, 4)[11, 11]
+    assert not remove_islands(mask, 5)[11, 11]
+    assert np.array_equal(remove_islands(mask, 999), np.pad(mask[2:9, 2:9], ((2, 3), (2, 3))))  # the largest stays
     empty, full = np.zeros((4, 4), bool), np.ones((4, 4), bool)
-    for clean in (without_holes, without_islands):
-        assert np.array_equal(clean(empty, 5), empty) or clean is without_holes
+    for clean in (fill_holes, remove_islands):
+        assert np.array_equal(clean(empty, 5), empty) or clean is fill_holes
         assert np.array_equal(clean(full, 5), full)
     assert box_of(mask).tolist() == [2, 0, 11, 11]
     assert box_of(empty).tolist() == [0, 0, 0, 0]

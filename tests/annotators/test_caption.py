@@ -14,9 +14,9 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from openuni.annotators.caption import BRIEF, DETAILED, Caption, ask
+from openuni.annotators.caption import BRIEF, DETAILED, Caption, build_inputs
 from openuni.manifests.contracts.decoded_clip import DecodedClip
-from openuni.manifests.errors import ClipError, MissingPart, OpenUniError
+from openuni.manifests.errors import ClipError, MissingRequirement, OpenUniError
 from tests.moving_pictures import panned
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -125,7 +125,7 @@ def test_both_captions_are_the_models_greedy_answers(checkpoint, loaded):
     clip = clip_of()
     found = tiny(checkpoint).run(loaded, clip)
     for text, prompt in ((found.brief, BRIEF), (found.detailed, DETAILED)):
-        tokens = ask(processor, clip, np.array([0, 13, 25, 38]), prompt)
+        tokens = build_inputs(processor, clip, np.array([0, 13, 25, 38]), prompt)
         start = tokens["input_ids"].shape[1]
         with torch.no_grad():  # the most likely token each time, without a cache, written out
             for _ in range(12):
@@ -156,7 +156,7 @@ def test_the_model_is_shown_the_frames_chosen_and_their_pace(loaded):
     _, processor = loaded
     clip = clip_of(count=50, fps=25.0)
     indices = np.array([0, 12, 25, 37])
-    inputs = ask(processor, clip, indices, "What?")
+    inputs = build_inputs(processor, clip, indices, "What?")
     text = processor.tokenizer.decode(inputs["input_ids"][0])
     assert text.startswith("<|im_start|>user\n<|vision_start|><|video_pad|>")
     assert text.endswith("What?<|im_end|>\n<|im_start|>assistant\n")
@@ -171,7 +171,7 @@ def test_a_model_that_knows_no_videos_is_shown_pictures(loaded):
     _, processor = loaded
     videos, processor.video_processor = processor.video_processor, None
     try:
-        inputs = ask(processor, clip_of(), np.array([0, 20, 39]), "What?")
+        inputs = build_inputs(processor, clip_of(), np.array([0, 20, 39]), "What?")
     finally:
         processor.video_processor = videos
     assert "pixel_values_videos" not in inputs and len(inputs["image_grid_thw"]) == 3
@@ -179,13 +179,13 @@ def test_a_model_that_knows_no_videos_is_shown_pictures(loaded):
 
 def test_which_frames_are_shown():
     even = np.arange(250) / 25  # ten seconds
-    assert Caption(frames_per_s=1).choose(even).tolist() == list(range(0, 250, 25))
-    assert Caption(frames_per_s=2, max_frames=4).choose(even).tolist() == [0, 83, 166, 249]
-    assert Caption(frames_per_s=0, max_frames=3).choose(even[:9]).tolist() == [0, 4, 8]
-    assert Caption(frames_per_s=0, max_frames=16).choose(even[:3]).tolist() == [0, 1, 2]
-    assert Caption(max_frames=1).choose(even).tolist() == [0]
+    assert Caption(frames_per_s=1).select_frames(even).tolist() == list(range(0, 250, 25))
+    assert Caption(frames_per_s=2, max_frames=4).select_frames(even).tolist() == [0, 83, 166, 249]
+    assert Caption(frames_per_s=0, max_frames=3).select_frames(even[:9]).tolist() == [0, 4, 8]
+    assert Caption(frames_per_s=0, max_frames=16).select_frames(even[:3]).tolist() == [0, 1, 2]
+    assert Caption(max_frames=1).select_frames(even).tolist() == [0]
     uneven = np.array([0.0, 0.1, 0.2, 0.3, 9.0, 10.0])  # by time, not by number
-    assert Caption(frames_per_s=0, max_frames=3).choose(uneven).tolist() == [0, 4, 5]
+    assert Caption(frames_per_s=0, max_frames=3).select_frames(uneven).tolist() == [0, 4, 5]
 
 
 def test_one_frame_and_an_answer_that_ends_by_itself(tmp_path):
@@ -212,7 +212,7 @@ def test_frames_that_the_processor_refuses_fail_the_clip(checkpoint, loaded):
 
 
 def test_other_checkpoints_are_explained(tmp_path):
-    with pytest.raises(MissingPart, match=r"openuni checkpoints get Qwen/Qwen2\.5-VL-7B-Instruct"):
+    with pytest.raises(MissingRequirement, match=r"openuni checkpoints get Qwen/Qwen2\.5-VL-7B-Instruct"):
         Caption().load("cpu")
     with pytest.raises(OpenUniError, match="is not a vision-language model"):
         (tmp_path / "config.json").write_text('{"model_type": "depth_anything"}')
@@ -225,7 +225,7 @@ def test_other_checkpoints_are_explained(tmp_path):
 def test_licences_of_the_published_models():
     terms = {checkpoint.ref: checkpoint for checkpoint in Caption.published()}
     assert terms["Qwen/Qwen2.5-VL-7B-Instruct"].terms == "permissive"
-    assert terms["Qwen/Qwen2.5-VL-3B-Instruct"].asks_consent
+    assert terms["Qwen/Qwen2.5-VL-3B-Instruct"].requires_acceptance
     assert terms["Qwen/Qwen2.5-VL-72B-Instruct"].terms == "unclear"
 
 

@@ -8,10 +8,19 @@ import numpy as np
 import pytest
 import torch
 
-from openuni.annotators.densepose import FILE, REPOSITORY, SHA256, Densepose, Found, _paint, _part_stability, surface
+from openuni.annotators.densepose import (
+    FILE,
+    REPOSITORY,
+    SHA256,
+    Densepose,
+    DetectedPersons,
+    _paint,
+    _part_stability,
+    surface,
+)
 from openuni.manifests.contracts.checkpoint import Checkpoint
 from openuni.manifests.contracts.decoded_clip import DecodedClip
-from openuni.manifests.errors import ClipError, MissingPart, OpenUniError
+from openuni.manifests.errors import ClipError, MissingRequirement, OpenUniError
 from openuni.manifests.modalities.densepose import part_colours
 from openuni.world import make_clip
 from tests.moving_pictures import texture
@@ -170,9 +179,9 @@ def test_boxes_wholly_out_of_the_frame_paint_nothing():
     maps[1][0, 3] += 1
     for box in ((96, 10, 20, 20), (200, 200, 20, 20), (-30, 5, 20, 20), (10, -20, 20, 20), (10, 64, 5, 5)):
         target = np.zeros((64, 96, 3), np.uint8)
-        _paint(target, Found(np.array([box]), None, maps))
+        _paint(target, DetectedPersons(np.array([box]), None, maps))
         assert not target.any()
-    _paint(target, Found(np.array([(95, 63, 20, 20)]), None, maps))
+    _paint(target, DetectedPersons(np.array([(95, 63, 20, 20)]), None, maps))
     assert target[63, 95].tolist() == [3, 255, 255] and (target > 0).any(axis=-1).sum() == 1
 
 
@@ -286,12 +295,12 @@ def test_the_picture_is_magicanimates(tmp_path):
 def test_only_the_published_file_and_paths_are_programs_to_load(tmp_path, monkeypatch):
     (known,) = Densepose().checkpoints()
     assert (known.ref, known.only, known.sha256) == (REPOSITORY, (FILE,), SHA256)
-    assert known.terms == "copyleft" and known.asks_consent
+    assert known.terms == "copyleft" and known.requires_acceptance
     with pytest.raises(OpenUniError, match="is a program, so it is never taken from the hub by another name"):
         Densepose(checkpoint="somebody/else").checkpoints()
     monkeypatch.setenv("OPENUNI_CHECKPOINTS", str(tmp_path))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    with pytest.raises(MissingPart, match=f"openuni checkpoints get {REPOSITORY}"):
+    with pytest.raises(MissingRequirement, match=f"openuni checkpoints get {REPOSITORY}"):
         Densepose().load("cpu")
     (tmp_path / REPOSITORY).mkdir(parents=True)
     export(tmp_path / REPOSITORY, TupleExport(), FILE)
@@ -324,7 +333,7 @@ def test_other_files_are_explained(tmp_path):
     (tmp_path / "text.torchscript").write_text("not a module")
     with pytest.raises(OpenUniError, match="is not a TorchScript file, or is damaged"):
         Densepose(checkpoint=str(tmp_path / "text.torchscript")).load("cpu")
-    with pytest.raises(MissingPart, match="existing file"):
+    with pytest.raises(MissingRequirement, match="existing file"):
         Densepose(checkpoint="models/nowhere.torchscript").load("cpu")
     with pytest.raises(OpenUniError, match="the module gives Tensor; an export of DensePose gives boxes"):
         annotate(Densepose(checkpoint=export(tmp_path, Numbers(), "numbers")), picture())

@@ -12,7 +12,7 @@ from transformers import (
 from openuni.annotators._depth_anything import original_size
 from openuni.annotators.depth_anything import DepthAnything
 from openuni.manifests.contracts.decoded_clip import DecodedClip
-from openuni.manifests.errors import MissingPart, OpenUniError
+from openuni.manifests.errors import MissingRequirement, OpenUniError
 from tests.moving_pictures import panned, texture
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -201,7 +201,7 @@ def test_licences_of_the_authors_checkpoints():
 
 
 def test_missing_or_other_checkpoints_are_explained(tmp_path, monkeypatch):
-    with pytest.raises(MissingPart, match="openuni checkpoints get somebody/no-such-depth"):
+    with pytest.raises(MissingRequirement, match="openuni checkpoints get somebody/no-such-depth"):
         DepthAnything(checkpoint="somebody/no-such-depth").load("cpu")
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(OpenUniError, match="depth_estimation_type"):

@@ -10,10 +10,10 @@ import pytest
 from openuni.annotators import _onnx
 from openuni.annotators._onnx import OnnxNetwork, OutOfMemoryError
 from openuni.annotators._simcc import as_input, crop, key_points, peaks, window_of
-from openuni.annotators._yolox import boxes_of, distinct, letterbox, persons
+from openuni.annotators._yolox import boxes_of, letterbox, non_max_suppression, persons
 from openuni.annotators.dwpose import DETECTOR_FILE, POSE_FILE, REPOSITORY, Dwpose
 from openuni.manifests.contracts.decoded_clip import DecodedClip
-from openuni.manifests.errors import MissingPart, OpenUniError
+from openuni.manifests.errors import MissingRequirement, OpenUniError
 from openuni.manifests.modalities._stick_figure import draw
 from tests.annotators.people_networks import PERSON_BGR, POINT_BGR, write_detector, write_networks, write_pose
 from tests.moving_pictures import texture
@@ -250,8 +250,8 @@ def overlap(one, other):
 
 def test_sides_of_boxes_count_the_pixels_at_both_ends():
     boxes = np.array([(0, 0, 1, 1), (1, 0, 2, 1)], np.float32)  # 2 x 2 px each, 2 of them common: a third
-    assert distinct(boxes, np.array([0.5, 0.9]), 0.34) == [1, 0]
-    assert distinct(boxes, np.array([0.5, 0.9]), 0.33) == [1]
+    assert non_max_suppression(boxes, np.array([0.5, 0.9]), 0.34) == [1, 0]
+    assert non_max_suppression(boxes, np.array([0.5, 0.9]), 0.33) == [1]
 
 
 def test_boxes_that_are_no_boxes_are_left_out():
@@ -347,7 +347,7 @@ def test_cuda_is_asserted_and_never_replaced_in_silence(folder):
     onnxruntime = pytest.importorskip("onnxruntime")
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("onnxruntime has CUDA here")
-    with pytest.raises(MissingPart, match=r"CUDAExecutionProvider is not active.*onnxruntime-gpu.*provider = "):
+    with pytest.raises(MissingRequirement, match=r"CUDAExecutionProvider is not active.*onnxruntime-gpu.*provider = "):
         Dwpose(checkpoint=str(folder)).load("cuda")
     assert Dwpose(checkpoint=str(folder), provider="cpu").load("cuda").pose.session.get_providers() == [
         "CPUExecutionProvider"
@@ -356,7 +356,7 @@ def test_cuda_is_asserted_and_never_replaced_in_silence(folder):
 
 def test_a_session_that_went_to_the_cpu_by_itself_is_refused():
     """What onnxruntime-gpu does when CUDA's libraries do not load: the session is there, on the CPU."""
-    with pytest.raises(MissingPart, match=r"only CPUExecutionProvider \(its CUDA libraries"):
+    with pytest.raises(MissingRequirement, match=r"only CPUExecutionProvider \(its CUDA libraries"):
         _onnx.require_provider("CUDAExecutionProvider", ["CPUExecutionProvider"], "its CUDA libraries are missing")
     _onnx.require_provider("CUDAExecutionProvider", ["CUDAExecutionProvider", "CPUExecutionProvider"], "")
     assert [name for name, _ in _onnx.providers_of("cuda:1")] == ["CUDAExecutionProvider", "CPUExecutionProvider"]
@@ -424,7 +424,7 @@ def test_other_networks_are_refused_with_what_is_needed(tmp_path):
     (tmp_path / "damaged.onnx").write_bytes((tmp_path / POSE_FILE).read_bytes()[:900])
     with pytest.raises(OpenUniError, match=r"damaged\.onnx cannot be run: it is damaged"):
         Dwpose(checkpoint=str(tmp_path), pose_file="damaged.onnx").load("cpu")
-    with pytest.raises(MissingPart, match=r"there is no other\.onnx in"):
+    with pytest.raises(MissingRequirement, match=r"there is no other\.onnx in"):
         Dwpose(checkpoint=str(tmp_path), pose_file="other.onnx").load("cpu")
     two = {"pictures": (1, 3, 8, 8), "more": (1, 3, 8, 8)}
     write_onnx(tmp_path / "two.onnx", [Node("Add", list(two), ["sum"])], {}, two, {"sum": (1, 3, 8, 8)})
@@ -443,10 +443,10 @@ def test_an_output_of_another_kind_is_refused_when_the_graph_did_not_say():
 def test_the_files_by_name_have_their_licence_and_wrong_places_are_explained(folder, monkeypatch, tmp_path):
     (known,) = Dwpose().checkpoints()
     assert (known.ref, known.store, known.only) == (REPOSITORY, "hub", (DETECTOR_FILE, POSE_FILE))
-    assert known.terms == "unclear" and not known.asks_consent
+    assert known.terms == "unclear" and not known.requires_acceptance
     monkeypatch.setenv("OPENUNI_CHECKPOINTS", str(tmp_path))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    with pytest.raises(MissingPart, match=f"openuni checkpoints get {REPOSITORY}"):
+    with pytest.raises(MissingRequirement, match=f"openuni checkpoints get {REPOSITORY}"):
         Dwpose().load("cpu")
     (tmp_path / REPOSITORY).mkdir(parents=True)
     write_networks(tmp_path / REPOSITORY)

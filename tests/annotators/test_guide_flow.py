@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from openuni.annotators._guide_flow import carried, guide_flow
+from openuni.annotators._guide_flow import guide_flow, warp
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 
 
@@ -51,5 +51,5 @@ def test_values_are_carried_from_where_a_pixel_goes():
     ids = np.zeros((8, 8), np.uint16)
     ids[2:4, 5:7] = 9
     flow = np.full((8, 8, 2), (3, 1), np.float32)
-    moved = carried(ids, flow, nearest=True)
+    moved = warp(ids, flow, nearest=True)
     assert moved[1:3, 2:4].tolist() == [[9, 9], [9, 9]] and (moved > 0).sum() == 4

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from openuni.annotators.marigold_intrinsics import MarigoldIntrinsics, scaled_to
-from openuni.manifests.arrays.srgb import linear_of, srgb_of
+from openuni.manifests.arrays.srgb import linear_to_srgb, srgb_to_linear
 from openuni.manifests.contracts.decoded_clip import DecodedClip
-from openuni.manifests.errors import MissingPart, OpenUniError
+from openuni.manifests.errors import MissingRequirement, OpenUniError
 from tests.moving_pictures import panned
 from tests.tiny_marigold import APPEARANCE, LIGHTING, tiny_marigold
 
@@ -54,7 +54,7 @@ def test_the_lighting_model_gives_albedo_and_irradiance_in_linear_light(folder):
     for number, frame in enumerate(FRAMES):
         albedo, shading, residual = direct(folder, "lighting", frame)
         assert np.abs(found.albedo.array[number] - albedo).max() < 1e-5
-        picture = linear_of(frame / 255)
+        picture = srgb_to_linear(frame / 255)
         seen = frame < 250
         made = (albedo * shading + residual)[seen]
         factor = float(made @ picture[seen] / (made @ made))
@@ -67,7 +67,7 @@ def test_the_appearance_model_gives_albedo_from_srgb_and_no_irradiance(folder):
     found = annotate(tiny(folder, "appearance"), FRAMES)
     for number, frame in enumerate(FRAMES):
         albedo = direct(folder, "appearance", frame)[0]
-        assert np.abs(found.albedo.array[number] - linear_of(albedo)).max() < 1e-5
+        assert np.abs(found.albedo.array[number] - srgb_to_linear(albedo)).max() < 1e-5
         assert np.abs(found.albedo.array[number] - albedo).max() > 0.05
     assert (found.irradiance, found.product_error, found.residual_share) == (None, None, None)
 
@@ -94,7 +94,7 @@ def test_the_factor_of_a_frame_is_found_from_its_light():
     residual *= 0.1
     scale = np.array([0.5, 0.8], np.float32)[:, None, None, None]
     light = scale * (albedo * shading + residual)
-    frames = np.rint(255 * srgb_of(np.clip(light, 0, 1))).astype(np.uint8)
+    frames = np.rint(255 * linear_to_srgb(np.clip(light, 0, 1))).astype(np.uint8)
     shade, left, error, share = scaled_to(frames, albedo, shading, residual)
     assert np.abs(shade / shading - scale).max() < 2e-3 and np.abs(left / residual - scale).max() < 2e-3
     assert error < 0.005
@@ -113,7 +113,7 @@ def test_frames_that_say_nothing_keep_the_networks_scale():
 
 
 def test_checkpoints_without_an_albedo_or_in_another_space_are_refused(folder):
-    with pytest.raises(MissingPart, match="openuni checkpoints get prs-eth/marigold-iid-lighting-v1-1"):
+    with pytest.raises(MissingRequirement, match="openuni checkpoints get prs-eth/marigold-iid-lighting-v1-1"):
         MarigoldIntrinsics().load("cpu")
 
     def loaded(kind, properties):
@@ -133,4 +133,6 @@ def test_licences_and_names_of_the_authors_checkpoints():
     names = [checkpoint.ref for checkpoint in MarigoldIntrinsics.published()]
     assert names == ["prs-eth/marigold-iid-lighting-v1-1", "prs-eth/marigold-iid-appearance-v1-1"]
     assert {checkpoint.licence for checkpoint in MarigoldIntrinsics.published()} == {"OpenRAIL++-M"}
-    assert all(checkpoint.asks_consent for checkpoint in MarigoldIntrinsics.published()), "some uses are ruled out"
+    assert all(checkpoint.requires_acceptance for checkpoint in MarigoldIntrinsics.published()), (
+        "some uses are ruled out"
+    )

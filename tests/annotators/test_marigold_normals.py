@@ -8,7 +8,7 @@ import torch
 
 from openuni.annotators.marigold_normals import MarigoldNormals, unit
 from openuni.manifests.contracts.decoded_clip import DecodedClip
-from openuni.manifests.errors import ClipError, MissingPart, OpenUniError
+from openuni.manifests.errors import ClipError, MissingRequirement, OpenUniError
 from tests.moving_pictures import panned, texture
 from tests.tiny_marigold import tiny_marigold
 
@@ -100,7 +100,7 @@ def test_too_narrow_frames_fail_as_a_clip(folder):
 
 
 def test_other_pipelines_are_refused(folder, tmp_path):
-    with pytest.raises(MissingPart, match="openuni checkpoints get prs-eth/marigold-normals-v1-1"):
+    with pytest.raises(MissingRequirement, match="openuni checkpoints get prs-eth/marigold-normals-v1-1"):
         MarigoldNormals().load("cpu")
     with pytest.raises(OpenUniError, match="no pipeline in diffusers' format"):
         MarigoldNormals(checkpoint=str(tmp_path)).load("cpu")

@@ -10,7 +10,7 @@ from openuni.annotators._matte import layer_colours, matte_of_clip, spread
 from openuni.annotators._scripted_matte import load_scripted
 from openuni.annotators.matting import BACKGROUND, FOREGROUND, UNKNOWN, Matting, subject_masks, trimaps
 from openuni.manifests.contracts.decoded_clip import DecodedClip
-from openuni.manifests.errors import MissingPart, OpenUniError, Unavailable
+from openuni.manifests.errors import MissingRequirement, OpenUniError, Unavailable
 from openuni.manifests.modalities.segmentation import Segmentation
 from openuni.manifests.modalities.skeleton import Skeleton
 from openuni.world import make_clip
@@ -143,10 +143,10 @@ def test_a_clip_without_a_subject_is_unavailable(checkpoint, options):
 
 
 def test_which_maps_are_wanted():
-    assert Matting().wants() == ("segmentation",)
-    assert Matting(subject="people").wants() == ("segmentation", "skeleton")
-    assert Matting(subject="people", ids=(1,)).wants() == ("segmentation",)
-    assert Matting(checkpoint="mine.torchscript").wants() == ()
+    assert Matting().requires() == ("segmentation",)
+    assert Matting(subject="people").requires() == ("segmentation", "skeleton")
+    assert Matting(subject="people", ids=(1,)).requires() == ("segmentation",)
+    assert Matting(checkpoint="mine.torchscript").requires() == ()
 
 
 # ------------------------------------------------------------------ ViTMatte
@@ -198,7 +198,7 @@ def test_other_checkpoints_are_explained(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(OpenUniError, match="is not ViTMatte in transformers' format"):
         Matting(checkpoint=str(tmp_path)).load("cpu")
-    with pytest.raises(MissingPart, match="openuni checkpoints get hustvl/vitmatte-small-composition-1k"):
+    with pytest.raises(MissingRequirement, match="openuni checkpoints get hustvl/vitmatte-small-composition-1k"):
         Matting().load("cpu")
 
 
@@ -473,5 +473,5 @@ def test_other_programs_are_explained(tmp_path):
     for path in (weights, tmp_path / "broken.ts"):
         with pytest.raises(OpenUniError, match="is not a TorchScript program"):
             Matting(checkpoint=str(path)).load("cpu")
-    with pytest.raises(MissingPart, match="existing file"):
+    with pytest.raises(MissingRequirement, match="existing file"):
         Matting(checkpoint="nowhere.torchscript").load("cpu")

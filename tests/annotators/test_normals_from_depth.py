@@ -149,8 +149,8 @@ def test_the_focal_length_is_of_the_source_and_the_map_may_be_smaller():
 
 
 def test_it_starts_from_the_depth_that_is_named():
-    assert NormalsFromDepth().wants() == ("depth",)
-    assert NormalsFromDepth(depth="video_depth.depth").wants() == ("video_depth.depth",)
+    assert NormalsFromDepth().requires() == ("depth",)
+    assert NormalsFromDepth(depth="video_depth.depth").requires() == ("video_depth.depth",)
 
 
 @pytest.mark.parametrize("wrong", [{"view_deg": 0}, {"view_deg": 180}, {"focal_px": -1}, {"far_near_ratio": 0.5}])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from openuni.annotators._person_tracks import Persons, box_overlap, identities, likeness
+from openuni.annotators._person_tracks import Persons, box_overlap, pose_similarity, track_identities
 from openuni.world.clips import render_clip
 from openuni.world.figures.body import Body
 from openuni.world.figures.gait import Walk
@@ -57,7 +57,7 @@ def test_two_who_cross_stay_themselves():
     order = [float(persons.boxes[seen.index(0), 0] - persons.boxes[seen.index(1), 0])
              for persons, seen in zip(found, truth, strict=True) if len(seen) == 2]  # fmt: skip
     assert order[0] < -15 and order[-1] > 15  # they have truly changed sides
-    numbers = identities(found, np.arange(30) / FPS, 1.0)
+    numbers = track_identities(found, np.arange(30) / FPS, 1.0)
     names = {}
     for mine, seen in zip(numbers, truth, strict=True):
         for number, person in zip(mine.tolist(), seen, strict=True):
@@ -80,8 +80,8 @@ def frame_of(*places, without=False):
     return Persons(boxes, np.zeros_like(points) if without else points)
 
 
-def numbers_of(frames, longest_gap_s=1.0, fps=10.0):
-    return [mine.tolist() for mine in identities(frames, np.arange(len(frames)) / fps, longest_gap_s)]
+def numbers_of(frames, max_gap_s=1.0, fps=10.0):
+    return [mine.tolist() for mine in track_identities(frames, np.arange(len(frames)) / fps, max_gap_s)]
 
 
 def test_the_order_within_a_frame_does_not_matter():
@@ -125,7 +125,7 @@ def test_postures_tell_apart_whom_boxes_do_not():
 
 def test_times_count_not_frames():
     frames = [frame_of(50), frame_of(), frame_of(50)]
-    near, far = (identities(frames, np.array([0.0, 0.1, end]), 1.0)[-1].tolist() for end in (0.9, 1.1))
+    near, far = (track_identities(frames, np.array([0.0, 0.1, end]), 1.0)[-1].tolist() for end in (0.9, 1.1))
     assert (near, far) == ([0], [1])
 
 
@@ -135,11 +135,11 @@ def test_nobody_at_all():
 
 def test_likeness_is_1_for_the_same_and_0_for_others():
     box, points = person_at(50)
-    assert likeness(box, points, box, points) == pytest.approx(1)
+    assert pose_similarity(box, points, box, points) == pytest.approx(1)
     other_box, other = person_at(300)
-    assert likeness(box, points, other_box, other) == pytest.approx(0, abs=1e-6)
+    assert pose_similarity(box, points, other_box, other) == pytest.approx(0, abs=1e-6)
     half = box + np.array([0.5, 0, 0.5, 0]) * (box[2] - box[0])
     assert box_overlap(box, half) == pytest.approx(1 / 3)
     unsure = points.copy()
     unsure[:, 2] = 0.29
-    assert likeness(box, unsure, half, other) == pytest.approx(1 / 3)
+    assert pose_similarity(box, unsure, half, other) == pytest.approx(1 / 3)

@@ -9,7 +9,7 @@ from torchvision.models import optical_flow
 
 from openuni.annotators.raft import Raft, split_padding, torchvision_names
 from openuni.manifests.contracts.decoded_clip import DecodedClip
-from openuni.manifests.errors import MissingPart, OpenUniError
+from openuni.manifests.errors import MissingRequirement, OpenUniError
 from tests.moving_pictures import panned
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -187,7 +187,7 @@ def test_safetensors_load_too(tmp_path):
 def test_weights_named_as_in_torchvision_are_looked_for_in_its_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     operator = Raft(size="small", checkpoint="C_T_V2")
-    with pytest.raises(MissingPart, match=r"openuni checkpoints get raft_small_C_T_V2-01064c6d\.pth"):
+    with pytest.raises(MissingRequirement, match=r"openuni checkpoints get raft_small_C_T_V2-01064c6d\.pth"):
         operator.load("cpu")
     cache = tmp_path / "hub" / "checkpoints"
     cache.mkdir(parents=True)
@@ -214,7 +214,7 @@ def test_wrong_weights_are_explained(tmp_path):
     torch.save({"model": {"weight": torch.zeros(1)}, "epoch": 3}, tmp_path / "training.pth")
     with pytest.raises(OpenUniError, match="not a plain table of tensors"):
         Raft(checkpoint=str(tmp_path / "training.pth")).load("cpu")
-    with pytest.raises(MissingPart, match="existing file"):
+    with pytest.raises(MissingRequirement, match="existing file"):
         Raft(checkpoint=str(tmp_path / "nowhere.pth")).load("cpu")
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from openuni.annotators.retinex import Retinex
-from openuni.manifests.arrays.srgb import linear_of, srgb_of
+from openuni.manifests.arrays.srgb import linear_to_srgb, srgb_to_linear
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.errors import OpenUniError
 from openuni.manifests.modalities.albedo import Albedo
@@ -26,13 +26,13 @@ def room():
 @pytest.mark.parametrize("scales", [(0.15,), (0.03, 0.1, 0.4)])
 def test_the_product_is_the_picture_in_linear_light(room, scales):
     found = annotate(room.frames, scales=scales)
-    light = linear_of(room.frames / 255)
+    light = srgb_to_linear(room.frames / 255)
     assert np.abs(found.albedo.array * found.irradiance.array - light).max() < 1e-6
     stored = [kind.decode((packed := value.encode(24.0)).data, packed.constants).array for kind, value in
               ((Albedo, found.albedo), (Irradiance, found.irradiance))]  # fmt: skip
     bound = found.irradiance.array * (2**-11 + 1 / 131070) + 1e-6
     assert (np.abs(stored[0] * stored[1] - light) <= bound).all()
-    assert np.array_equal(np.rint(255 * srgb_of(found.albedo.array * found.irradiance.array)), room.frames)
+    assert np.array_equal(np.rint(255 * linear_to_srgb(found.albedo.array * found.irradiance.array)), room.frames)
 
 
 def test_black_and_white_frames_have_a_product_too():
@@ -53,7 +53,7 @@ def flat_lit(seed=0):
 
 
 def as_frames(light):
-    return np.rint(255 * srgb_of(np.clip(light, 0, 1))).astype(np.uint8)
+    return np.rint(255 * linear_to_srgb(np.clip(light, 0, 1))).astype(np.uint8)
 
 
 def error(found, true):
@@ -74,7 +74,7 @@ def test_soft_light_leaves_the_albedo():
     light = 0.2 + 0.7 * np.linspace(0, 1, 160, dtype=np.float32)[None, None, :, None]
     frames = as_frames(true * light)
     found = annotate(frames, scales=(0.15,))
-    assert error(found.albedo.array, true) < 0.1 < 0.3 < error(linear_of(frames / 255), true)
+    assert error(found.albedo.array, true) < 0.1 < 0.3 < error(srgb_to_linear(frames / 255), true)
     along = found.irradiance.array[0, :, :, 0].mean(axis=0)
     assert np.corrcoef(along, light[0, 0, :, 0])[0, 1] > 0.99
 

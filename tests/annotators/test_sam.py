@@ -12,7 +12,7 @@ from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPi
 from openuni.annotators.sam import Sam, SamPrompted, build
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.contracts.schema import producer_schema
-from openuni.manifests.errors import MissingPart, OpenUniError
+from openuni.manifests.errors import MissingRequirement, OpenUniError
 from tests.annotators.test_raft import Payload
 from tests.moving_pictures import panned
 
@@ -112,7 +112,7 @@ def test_logits_are_enlarged_as_by_transformers(size):
     prompted = SamPrompted(random_network(), "fp32")
     prompted.pixels(images(size))
     logits = torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(0))
-    ours = prompted.enlarge(logits)
+    ours = prompted.upscale(logits)
     theirs = SamImageProcessorPil(pad_size={"height": 128, "width": 128}).post_process_masks(
         [logits[None]], [size], [prompted.scaled_px], binarize=False
     )[0][0]
@@ -126,14 +126,14 @@ def test_answers_are_those_of_the_authors_predictor(checkpoint):
     network = Sam(checkpoint=checkpoint).load("cpu")
     predictor, ours = SamPredictor(random_network()), SamPrompted(network, "fp32")
     predictor.set_image(image)
-    ours.show(image)
-    logits, predicted = ours.ask(np.array([[40.0, 30.0], [7.5, 80.0]]))
+    ours.set_image(image)
+    logits, predicted = ours.predict_points(np.array([[40.0, 30.0], [7.5, 80.0]]))
     masks, scores, low = predictor.predict(np.array([[7.5, 80.0]]), np.array([1]), return_logits=True)
     assert np.abs(low).max() > 1
     # theirs has a batch of one point: float32 sums in another order
     assert np.allclose(logits[1].numpy(), low, rtol=1e-4, atol=1e-4)
     assert np.allclose(predicted[1].numpy(), scores, rtol=1e-4, atol=1e-4)
-    assert np.allclose(ours.enlarge(logits[1]).numpy(), masks, rtol=1e-4, atol=1e-4)
+    assert np.allclose(ours.upscale(logits[1]).numpy(), masks, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["vit_b", "vit_l", "vit_h"])
@@ -189,8 +189,8 @@ def test_bf16_stays_near_fp32():
     logits = []
     for precision in ("fp32", "bf16"):
         prompted = SamPrompted(network, precision)
-        prompted.show(panned([(0, 0)], 64, 96)[0])
-        logits.append(prompted.ask(np.array([[30.0, 20.0]]))[0])
+        prompted.set_image(panned([(0, 0)], 64, 96)[0])
+        logits.append(prompted.predict_points(np.array([[30.0, 20.0]]))[0])
     assert logits[1].dtype == torch.float32
     assert 0 < (logits[0] - logits[1]).abs().max() < 0.1 * logits[0].abs().max()
 
@@ -206,11 +206,11 @@ def test_published_checkpoints_and_the_column_of_instances():
 
 def test_wrong_weights_are_explained(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENUNI_CHECKPOINTS", str(tmp_path))
-    with pytest.raises(MissingPart, match=r"openuni checkpoints get sam_vit_h_4b8939\.pth"):
+    with pytest.raises(MissingRequirement, match=r"openuni checkpoints get sam_vit_h_4b8939\.pth"):
         Sam().load("cpu")
     with pytest.raises(OpenUniError, match=r'Did you mean "sam_vit_b_01ec64\.pth"'):
         Sam(checkpoint="sam_vit_b_01ec46.pth").checkpoints()
-    with pytest.raises(MissingPart, match="existing file"):
+    with pytest.raises(MissingRequirement, match="existing file"):
         Sam(checkpoint=str(tmp_path / "nowhere.pth")).load("cpu")
     torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(OpenUniError, match="does not hold the weights of Segment Anything"):

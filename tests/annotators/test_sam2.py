@@ -11,10 +11,10 @@ from transformers import (
     Sam2VideoVideoProcessor,
 )
 
-from openuni.annotators._sam2_memory import MemoryStretch, Sam2Prompted, filled, follow
+from openuni.annotators._sam2_memory import MemoryInterval, Sam2Prompted, filled, propagate
 from openuni.annotators.sam2 import Sam2
 from openuni.manifests.contracts.decoded_clip import DecodedClip
-from openuni.manifests.errors import MissingPart, OpenUniError
+from openuni.manifests.errors import MissingRequirement, OpenUniError
 from tests.moving_pictures import panned
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -110,8 +110,8 @@ def test_answers_are_those_of_the_image_model(checkpoint, model):
     image = panned([(0, 0)], 60, 100)[0]
     points = np.array([[20.0, 30.0], [90.5, 7.0], [50.0, 50.0]])
     seen = Sam2Prompted(*model, "fp32")
-    seen.show(image)
-    logits, predicted = seen.ask(points)
+    seen.set_image(image)
+    logits, predicted = seen.predict_points(points)
 
     library = Sam2Model.from_pretrained(checkpoint).eval()
     inputs = model[1](images=image, input_points=[[[list(point)] for point in points]], input_labels=[[[1]] * 3])
@@ -128,7 +128,7 @@ def test_answers_are_those_of_the_image_model(checkpoint, model):
     assert torch.allclose(predicted, theirs.iou_scores[0], rtol=0, atol=1e-5 * float(predicted.abs().max()))
     full = model[1].post_process_masks([theirs.pred_masks[0]], [(60, 100)], binarize=False)[0]
     # one interpolation of another batch: rounding of float32
-    assert torch.allclose(seen.enlarge(logits[0]), full[0], rtol=0, atol=1e-5 * float(logits.abs().max()))
+    assert torch.allclose(seen.upscale(logits[0]), full[0], rtol=0, atol=1e-5 * float(logits.abs().max()))
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -146,7 +146,7 @@ def test_following_frame_by_frame_equals_the_librarys_session_over_the_whole_vid
         best, which = full.max(dim=0)
         theirs[output.frame_idx] = np.where(best.numpy() > 0, np.array([3, 7])[which.numpy()], 0)
     order = range(19, -1, -1) if reverse else range(20)
-    ours = follow(Sam2Prompted(network, processor, "fp32"), frames, labels, order, fill_holes_px=0)
+    ours = propagate(Sam2Prompted(network, processor, "fp32"), frames, labels, order, fill_holes_px=0)
     assert len(np.unique(ours)) == 3
     for row, index in enumerate(order[1:]):
         # their processor of videos and that of pictures differ in the last place: a logit near 0 may change its sign
@@ -169,7 +169,7 @@ def test_memory_is_bounded_whatever_the_length(model, monkeypatch):
         return forward(inference_session=inference_session, **given)
 
     monkeypatch.setattr(network, "forward", watched)
-    follow(Sam2Prompted(network, processor, "fp32"), frames, two_boxes(), range(40), 0)
+    propagate(Sam2Prompted(network, processor, "fp32"), frames, two_boxes(), range(40), 0)
     assert len(sizes) == 40
     assert sizes[-1] == sizes[20] > sizes[2]  # full after the 16 frames that the network looks back
     assert not kept[0].processed_frames
@@ -180,14 +180,14 @@ def test_numbers_are_kept_and_their_order_changes_nothing(model):
     frames, labels = panned([(i, 0) for i in range(5)], 48, 80), two_boxes()
     swapped = np.select([labels == 3, labels == 7], [9, 2]).astype(np.uint16)
     seen = Sam2Prompted(*model, "fp32")
-    one, other = (follow(seen, frames, given, range(5), 8) for given in (labels, swapped))
+    one, other = (propagate(seen, frames, given, range(5), 8) for given in (labels, swapped))
     # memories of all instances are encoded in one batch: its order changes the rounding, and a logit near 0 its sign
     assert np.mean(np.select([one == 3, one == 7], [9, 2]) != other) < 5e-3
 
 
 def test_nothing_to_follow_needs_no_session(model):
     frames = panned([(i, 0) for i in range(3)], 48, 80)
-    found = follow(Sam2Prompted(*model, "fp32"), frames, np.zeros((48, 80), np.uint16), range(3), 8)
+    found = propagate(Sam2Prompted(*model, "fp32"), frames, np.zeros((48, 80), np.uint16), range(3), 8)
     assert found.shape == (2, 48, 80)
     assert not found.any()
 
@@ -222,11 +222,11 @@ def test_ids_hold_across_windows_and_what_enters_in_one_is_followed_back(monkeyp
     monkeypatch.setattr(_sam2_memory, "follow", Tracker(truth))
 
     class TrueSam2(Sam2):
-        def prompted(self, model):
+        def promptable(self, model):
             return model
 
         def stretch(self, model, clip, labels, first, last):
-            return MemoryStretch(model, clip.frames, labels, (first, last), 0)
+            return MemoryInterval(model, clip.frames, labels, (first, last), 0)
 
     operator = TrueSam2(key_every_s=0.5)
     found = operator.run(Truth(clip.frames, truth), clip)
@@ -270,17 +270,17 @@ def test_bf16_stays_near_fp32(model):
     image, logits = panned([(0, 0)], 48, 80)[0], []
     for precision in ("fp32", "bf16"):
         seen = Sam2Prompted(*model, precision)
-        seen.show(image)
-        logits.append(seen.ask(np.array([[30.0, 20.0]]))[0])
+        seen.set_image(image)
+        logits.append(seen.predict_points(np.array([[30.0, 20.0]]))[0])
     assert logits[1].dtype == torch.float32
     difference = (logits[0] - logits[1]).abs()
     assert 0 < difference.mean() < 0.2 * logits[0].abs().mean()  # random weights blow rounding up
     frames, labels = panned([(i, 0) for i in range(4)], 48, 80), two_boxes()
-    assert follow(Sam2Prompted(*model, "bf16"), frames, labels, range(4), 8).any()
+    assert propagate(Sam2Prompted(*model, "bf16"), frames, labels, range(4), 8).any()
 
 
 def test_wrong_checkpoints_are_explained(tmp_path, checkpoint):
-    with pytest.raises(MissingPart, match="openuni checkpoints get somebody/no-such-sam2"):
+    with pytest.raises(MissingRequirement, match="openuni checkpoints get somebody/no-such-sam2"):
         Sam2(checkpoint="somebody/no-such-sam2").load("cpu")
     (tmp_path / "config.json").write_text('{"model_type": "sam2"}')
     with pytest.raises(OpenUniError, match='model_type "sam2", not "sam2_video"'):

@@ -5,7 +5,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from openuni.annotators._flow_carry import carry
+from openuni.annotators._flow_propagation import propagate_labels
 from openuni.annotators._guide_flow import guide_flow
 from openuni.annotators._instance_table import flow_iou
 from openuni.manifests.contracts.decoded_clip import DecodedClip
@@ -124,14 +124,14 @@ def test_what_moves_less_than_half_a_pixel_per_frame_is_carried_along():
     wrong = (found.segmentation.array[..., 0] != truth).mean()
     assert wrong < 0.01
     flow = guide_flow(clip)
-    there = carry(truth[0], flow, 0, 16)
+    there = propagate_labels(truth[0], flow, 0, 16)
     assert there.labels.shape == (16, 64, 96)
     iou = ((there.labels[-1] == 1) & (truth[-1] == 1)).sum() / ((there.labels[-1] == 1) | (truth[-1] == 1)).sum()
     assert iou > 0.8
     assert ((truth[0] == 1) & (truth[-1] == 1)).sum() / (
         (truth[0] == 1) | (truth[-1] == 1)
     ).sum() < 0.65  # had it stayed
-    back = carry(truth[-1], flow, 16, 0)
+    back = propagate_labels(truth[-1], flow, 16, 0)
     assert (back.labels[-1] != truth[0]).mean() < 0.02
 
 
@@ -150,8 +150,8 @@ def test_order_of_masks_does_not_matter():
     clip, truth = squares(9, lambda t: (10 + t, 10), lambda t: (60 - t, 40), lambda t: (40, 20))
 
     class Backwards(Truth):
-        def ask(self, points_px):
-            logits, sure = super().ask(points_px[::-1].copy())
+        def predict_points(self, points_px):
+            logits, sure = super().predict_points(points_px[::-1].copy())
             return logits, sure
 
     options = TrueSam(key_every_s=0.25)

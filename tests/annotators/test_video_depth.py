@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from openuni.annotators._along_flow import depth_change_share
-from openuni.annotators._depth_steady import robust_line, steadied
-from openuni.annotators._depth_windows import scale_and_shift, stitched, windows_of
+from openuni.annotators._depth_stabilization import robust_line, stabilize_depth
+from openuni.annotators._depth_windows import scale_and_shift, stitch_depth, windows_of
+from openuni.annotators._temporal_consistency import depth_change_share
 from openuni.annotators.video_depth import VideoDepth, window_input_size
 from openuni.manifests.contracts.decoded_clip import DecodedClip
-from openuni.manifests.errors import MissingPart, OpenUniError
+from openuni.manifests.errors import MissingRequirement, OpenUniError
 from openuni.manifests.modalities.depth import Depth
 from openuni.world import make_clip
 from openuni.world.clips import render_clip
@@ -120,12 +120,12 @@ def test_what_an_alignment_takes_below_zero_is_zero():
         depth[20:, 0, 1] -= 20
         return depth
 
-    assert stitched(window, 40, align=True).min() == 0
+    assert stitch_depth(window, 40, align=True).min() == 0
 
 
 def test_eight_frames_are_blended_from_the_old_window_to_the_new():
     depths = iter([np.zeros((32, 1, 1), np.float32), np.ones((32, 1, 1), np.float32)])
-    found = stitched(lambda numbers: next(depths), 40, align=False)[:, 0, 0]
+    found = stitch_depth(lambda numbers: next(depths), 40, align=False)[:, 0, 0]
     assert not found[:24].any() and (found[32:] == 1).all()
     assert np.allclose(found[24:32], np.arange(8) / 7)
 
@@ -140,9 +140,9 @@ def test_other_files_and_networks_are_explained(tmp_path):
     (tmp_path / "weights.pt").write_bytes(b"no program")
     with pytest.raises(OpenUniError, match="not a TorchScript file"):
         VideoDepth(window_network=str(tmp_path / "weights.pt")).load("cpu")
-    with pytest.raises(MissingPart, match="not on this machine"):
+    with pytest.raises(MissingRequirement, match="not on this machine"):
         VideoDepth(window_network=str(tmp_path / "nothing.pt")).load("cpu")
-    with pytest.raises(MissingPart, match="openuni checkpoints get somebody/no-such-depth"):
+    with pytest.raises(MissingRequirement, match="openuni checkpoints get somebody/no-such-depth"):
         VideoDepth(checkpoint="somebody/no-such-depth").load("cpu")
     torch.jit.script(torch.nn.Identity()).save(str(tmp_path / "identity.pt"))
     with pytest.raises(OpenUniError, match="it must map"):
@@ -193,7 +193,7 @@ def test_flicker_of_scale_and_shift_goes(rooms, which):
     world = rooms[which]
     clip, true = DecodedClip.from_frames(world.frames, world.fps), disparity(world)
     bad = flickering(true)
-    good, aligned = steadied(clip, bad, 8.0, scale_only=False)
+    good, aligned = stabilize_depth(clip, bad, 8.0, scale_only=False)
     before, after, known = (depth_change_share(clip, Depth(d[..., None])) for d in (bad, good, true))
     assert aligned == 1.0
     assert before > 0.09 and after < 0.007 and after < known + 0.005
@@ -204,7 +204,7 @@ def test_flicker_of_scale_and_shift_goes(rooms, which):
 def test_true_motion_of_the_camera_stays(rooms, which):
     world = rooms[which]
     clip, true = DecodedClip.from_frames(world.frames, world.fps), disparity(world)
-    kept, _ = steadied(clip, true, 8.0, scale_only=False)
+    kept, _ = stabilize_depth(clip, true, 8.0, scale_only=False)
     assert np.abs(kept - true).mean() < 0.01 * np.ptp(np.percentile(true, [5, 95]))
     grown, wanted = kept[-1].mean() / kept[0].mean(), true[-1].mean() / true[0].mean()
     assert grown == pytest.approx(wanted, rel=0.01)
@@ -216,7 +216,7 @@ def test_metres_get_one_scale_and_stay_metres(rooms):
     world = rooms[0]
     clip, metres = DecodedClip.from_frames(world.frames, world.fps), world.modalities["depth"].array[..., 0]
     scale = 1 + 0.1 * np.random.default_rng(3).standard_normal((len(metres), 1, 1)).astype(np.float32)
-    good, _ = steadied(clip, metres * scale, 8.0, scale_only=True)
+    good, _ = stabilize_depth(clip, metres * scale, 8.0, scale_only=True)
     assert np.abs(good / metres - scale.mean()).mean() < 0.03
     ratio = np.median(good / metres, axis=(1, 2))
     assert np.abs(np.diff(ratio)).max() < 0.01 < 0.1 < np.abs(np.diff(scale[:, 0, 0])).max()
@@ -227,7 +227,7 @@ def test_nothing_is_aligned_across_a_cut():
     slope = np.broadcast_to(np.linspace(1, 2, 96, dtype=np.float32), (8, 64, 96)).copy()
     slope[4:] += np.linspace(0, 1, 64, dtype=np.float32)[:, None] * 3
     scale = np.array([1, 1.2, 1, 1.2, 3, 3.3, 3, 3.3], np.float32)[:, None, None]
-    good, aligned = steadied(DecodedClip.from_frames(frames), slope * scale, 100.0, scale_only=False)
+    good, aligned = stabilize_depth(DecodedClip.from_frames(frames), slope * scale, 100.0, scale_only=False)
     assert aligned == pytest.approx(6 / 7)
     change = np.abs(np.diff(good, axis=0)).mean(axis=(1, 2)) / good.mean()
     assert change[3] > 0.5 and np.delete(change, 3).max() < 0.05
@@ -236,7 +236,7 @@ def test_nothing_is_aligned_across_a_cut():
 def test_depth_without_relief_stays_as_it_is():
     frames = np.repeat(texture(64, 96)[None], 3, 0)
     flat = np.array([1, 2, 3], np.float32)[:, None, None] * np.ones((3, 64, 96), np.float32)
-    good, aligned = steadied(DecodedClip.from_frames(frames), flat, 8.0, scale_only=False)
+    good, aligned = stabilize_depth(DecodedClip.from_frames(frames), flat, 8.0, scale_only=False)
     assert aligned == 0.0 and np.array_equal(good, flat)
 
 

@@ -124,7 +124,7 @@ def pipeline(chosen: dict[str, Annotator], raw: Path, device_gpus: float) -> dic
     """The annotate phase's record in the ledger of a run into a new corpus."""
     import openuni
     from openuni.console.progress import Reporter
-    from openuni.pipeline.pipeline import Scope
+    from openuni.pipeline.pipeline import RunScope
     from openuni.pipeline.runner import Resources
 
     tables = {
@@ -134,7 +134,7 @@ def pipeline(chosen: dict[str, Annotator], raw: Path, device_gpus: float) -> dic
     recipe = {"work": {"short_side_px": 0}, "annotators": tables}
     with tempfile.TemporaryDirectory() as scratch:
         out, resources = f"{scratch}/corpus", Resources(workers=0, gpus=device_gpus)
-        only = Scope(only=("ingest",))
+        only = RunScope(only=("ingest",))
         openuni.run(recipe, raw, out=out, resources=resources, scope=only, reporter=Reporter(quiet=True))
         corpus = openuni.run(recipe, raw, out=out, resources=resources, reporter=Reporter(quiet=True))
         if corpus.summary().failed:
@@ -151,7 +151,7 @@ def bare(chosen: dict[str, Annotator], clips: list[DecodedClip], device: str) ->
         model = operator.load(device)
         began = time.perf_counter()
         for clip in clips:
-            operator.run(model, dataclasses.replace(clip, memo={}))
+            operator.run(model, dataclasses.replace(clip, cache={}))
         if device == "cuda":
             torch.cuda.synchronize()
         found[name] = time.perf_counter() - began
@@ -192,9 +192,9 @@ def main() -> None:
         chosen, small = operators(given, folder)
         write_clips(raw, given.clips, *size)
         from openuni.manifests.contracts.decoded_clip import decode
-        from openuni.manifests.video.probe import whole_clip
+        from openuni.manifests.video.probe import probe_clip
 
-        clips = [decode(whole_clip(str(path))) for path in sorted(raw.iterdir())]
+        clips = [decode(probe_clip(str(path))) for path in sorted(raw.iterdir())]
         rounds = []
         for _ in range(given.rounds):
             loops = bare(chosen, clips, device)

@@ -85,13 +85,13 @@ def ours(filters: dict[str, Any], clips: list[str]) -> tuple[float, float]:
     """Wall seconds of the filter phase of a run into a new corpus, and CPU seconds of that run, in this process."""
     import openuni
     from openuni.console.progress import Reporter
-    from openuni.pipeline.pipeline import Scope
+    from openuni.pipeline.pipeline import RunScope
     from openuni.pipeline.runner import Resources
 
     recipe = {"work": {"short_side_px": 0}, "filters": filters}
     with tempfile.TemporaryDirectory() as scratch:
         how = {"resources": Resources(workers=0), "reporter": Reporter(quiet=True)}
-        openuni.run(recipe, clips, out=f"{scratch}/corpus", scope=Scope(only=("ingest",)), **how)
+        openuni.run(recipe, clips, out=f"{scratch}/corpus", scope=RunScope(only=("ingest",)), **how)
         reporter, began = Reporter(quiet=True), time.process_time()
         corpus = openuni.run(recipe, clips, out=f"{scratch}/corpus", resources=Resources(workers=0), reporter=reporter)
         if corpus.summary().failed:

@@ -64,11 +64,11 @@ def write_exr_clip(folder: Path, number: int, size_px: tuple[int, int]) -> None:
 
 def write_png_clip(folder: Path, number: int, size_px: tuple[int, int]) -> None:
     """16 bits."""
-    from openuni.manifests.arrays.srgb import srgb_of
+    from openuni.manifests.arrays.srgb import linear_to_srgb
     from tests.openuni.exchange.importers.made_sets import levels16, write_png
 
     clip, place = room(number, size_px), folder / f"{number:04}"
-    write_png(place / "rgb", levels16(srgb_of(np.clip(clip.rgb, 0, 1))))
+    write_png(place / "rgb", levels16(linear_to_srgb(np.clip(clip.rgb, 0, 1))))
     write_png(place / "albedo", levels16(clip.albedo))
     write_png(place / "irradiance", levels16(clip.irradiance / 4))
     write_png(place / "normal", levels16((clip.normal + 1) / 2))
@@ -76,7 +76,7 @@ def write_png_clip(folder: Path, number: int, size_px: tuple[int, int]) -> None:
 
 def write_video_clip(folder: Path, number: int, size_px: tuple[int, int]) -> None:
     """H.264, maps at full colour resolution."""
-    from openuni.manifests.arrays.srgb import srgb_of
+    from openuni.manifests.arrays.srgb import linear_to_srgb
     from openuni.manifests.video.encode import write_video
     from tests.openuni.exchange.importers.rooms import pictures
 
@@ -84,8 +84,8 @@ def write_video_clip(folder: Path, number: int, size_px: tuple[int, int]) -> Non
     place.mkdir(parents=True)
     write_video(place / "rgb.mp4", pictures(clip), FPS)
     for name, unit in (
-        ("albedo", srgb_of(clip.albedo)),
-        ("irradiance", srgb_of(np.clip(clip.irradiance / 4, 0, 1))),
+        ("albedo", linear_to_srgb(clip.albedo)),
+        ("irradiance", linear_to_srgb(np.clip(clip.irradiance / 4, 0, 1))),
         ("normal", (clip.normal + 1) / 2),
     ):
         write_video(place / f"{name}.mp4", np.rint(unit * 255).astype(np.uint8), FPS, 10, pixels="yuv444p")
@@ -228,8 +228,8 @@ DECODERS: dict[str, Callable[[Path], None]] = {
 
 def cpu_of_steps(kind: Kind, folder: Path) -> dict[str, float]:
     """CPU seconds of bare decoding and, beyond it, of each step of an import's worker, over the whole set."""
+    from openuni.exchange.import_job import ImportItem, ImportSpec
     from openuni.exchange.importer import find_importer
-    from openuni.exchange.importing import ImportItem, ImportSpec
     from openuni.manifests.corpus.corpus import Corpus
 
     seconds = dict.fromkeys(STEPS, 0.0)
@@ -266,13 +266,13 @@ def cpu_of_steps(kind: Kind, folder: Path) -> dict[str, float]:
 def import_with(runner: Any, kind: Kind, folder: Path, limit: int | None = None) -> None:
     """The whole set into a corpus of its own; every clip must come in."""
     from openuni.console.progress import Reporter
+    from openuni.exchange.import_job import ImportJob, ImportOptions
     from openuni.exchange.importer import find_importer
-    from openuni.exchange.importing import Choice, Import
     from openuni.manifests.corpus.corpus import Corpus
 
     with tempfile.TemporaryDirectory() as out:
         corpus = Corpus.create(str(Path(out) / "corpus"))
-        job = Import(find_importer(kind.importer)(**kind.options), corpus, Choice("set", limit))
+        job = ImportJob(find_importer(kind.importer)(**kind.options), corpus, ImportOptions("set", limit))
         with lock(corpus.store), Reporter(quiet=True) as reporter:
             job.run(folder, runner, reporter)
         failed = corpus.summary().failed

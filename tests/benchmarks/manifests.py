@@ -50,7 +50,7 @@ def build(folder: str, rows: int, part_rows: int) -> None:
     import numpy as np
     import pyarrow as pa
 
-    from openuni.config.recipe import Recipe
+    from openuni.config.recipe import CorpusRecipe
     from openuni.console.progress import Reporter
     from openuni.manifests.contracts.schema import clip_schema, producer_schema
     from openuni.manifests.corpus.column_groups import VERSION_KEY
@@ -59,7 +59,7 @@ def build(folder: str, rows: int, part_rows: int) -> None:
     from openuni.pipeline.pipeline import INGEST_VERSION, Pipeline
     from openuni.pipeline.runner import InProcessRunner
 
-    recipe = Recipe.parse(RECIPE)
+    recipe = CorpusRecipe.parse(RECIPE)
     corpus = Corpus.create(folder)
     pipeline = Pipeline(recipe, corpus, InProcessRunner("cpu"), Reporter(quiet=True))
     groups: list[tuple[str, Any, str]] = [("clips", clip_schema(), INGEST_VERSION)]
@@ -187,7 +187,7 @@ def open_corpus(folder: str) -> str:
 
 def resume(folder: str, recipe: dict[str, Any]) -> str:
     """`Pipeline.run` as it is, to its end, or to where a phase has something to do (and then what)."""
-    from openuni.config.recipe import Recipe
+    from openuni.config.recipe import CorpusRecipe
     from openuni.console.progress import Reporter
     from openuni.manifests.corpus.corpus import Corpus
     from openuni.pipeline.pipeline import Pipeline
@@ -209,7 +209,7 @@ def resume(folder: str, recipe: dict[str, Any]) -> str:
     reporter = Reporter(quiet=True)
     try:
         with lock(corpus.store):
-            ledger = Pipeline(Recipe.parse(recipe), corpus, PlanOnly(), reporter).run(sources)
+            ledger = Pipeline(CorpusRecipe.parse(recipe), corpus, PlanOnly(), reporter).run(sources)
     except Planned as planned:
         phase = reporter.phases[-1]
         return f"{phase.name}: {phase.total:,} of {len(corpus):,} clips to do, {planned}"

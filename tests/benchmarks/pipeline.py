@@ -64,12 +64,12 @@ def bare_loop(folder: str, recipe_file: str) -> float:
     """Seconds to decode and compute what `openuni run` computes, in this process, storing nothing."""
     import numpy as np
 
-    from openuni.config.recipe import Recipe
+    from openuni.config.recipe import CorpusRecipe
     from openuni.manifests.contracts.decoded_clip import decode
-    from openuni.manifests.video.probe import clip_of, probe
+    from openuni.manifests.video.probe import make_clip, probe
 
-    recipe = Recipe.load(recipe_file)
-    clips = [clip_of(str(path), probe(str(path))) for path in sorted(Path(folder).glob("*.mp4"))]
+    recipe = CorpusRecipe.load(recipe_file)
+    clips = [make_clip(str(path), probe(str(path))) for path in sorted(Path(folder).glob("*.mp4"))]
     models = {name: operator.load("cpu") for name, operator in (*recipe.filters.items(), *recipe.annotators.items())}
     short_side_px = recipe.work.short_side_px
     started = time.perf_counter()

@@ -15,7 +15,7 @@ import numpy as np
 
 from openuni.manifests.contracts.decoded_clip import decode
 from openuni.manifests.video.clip import Clip
-from openuni.manifests.video.probe import clip_of, probe
+from openuni.manifests.video.probe import make_clip, probe
 
 SPARSE_PER_S = 2.0
 
@@ -99,7 +99,7 @@ def main() -> None:
         if path.suffix not in (".mp4", ".mkv", ".webm", ".avi", ".mov"):
             continue
         info = probe(str(path))
-        clip = clip_of(str(path), info)
+        clip = make_clip(str(path), info)
         count = clip.frame_count
         sparse = np.unique(np.linspace(0, count - 1, max(2, round(clip.duration_s * SPARSE_PER_S))).astype(np.int64))
         for way, indices in (("whole", np.arange(count)), ("sparse", sparse)):

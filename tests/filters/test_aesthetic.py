@@ -5,7 +5,7 @@ from safetensors.torch import load_file, save_file
 
 from openuni.filters.aesthetic import HEAD, Aesthetic, load_head, score
 from openuni.manifests.contracts.decoded_clip import DecodedClip
-from openuni.manifests.errors import MissingPart, OpenUniError
+from openuni.manifests.errors import MissingRequirement, OpenUniError
 from tests.moving_pictures import panned, texture
 from tests.tiny_clip import tiny_clip, tiny_head
 
@@ -111,5 +111,5 @@ def test_other_heads_are_refused(folder, tmp_path):
 def test_both_checkpoints_are_declared(folder):
     assert [checkpoint.ref for checkpoint in Aesthetic().checkpoints()][1] == HEAD
     assert {checkpoint.terms for checkpoint in Aesthetic.published()} == {"permissive"}
-    with pytest.raises(MissingPart, match=HEAD):
+    with pytest.raises(MissingRequirement, match=HEAD):
         Aesthetic(checkpoint=tiny_clip(folder)).load("cpu")

@@ -17,7 +17,7 @@ from openuni.filters.consistency import Consistency
 from openuni.filters.embedding import Embedding
 from openuni.manifests.contracts.checkpoint import Checkpoint
 from openuni.manifests.contracts.decoded_clip import DecodedClip
-from openuni.manifests.errors import MissingPart, OpenUniError
+from openuni.manifests.errors import MissingRequirement, OpenUniError
 from tests.moving_pictures import panned, texture
 from tests.tiny_clip import SIDE_PX, tiny_clip
 
@@ -139,10 +139,10 @@ def test_each_frame_is_embedded_once_for_all_filters(checkpoint, monkeypatch):
 
 
 def test_what_is_remembered_is_bounded_and_per_precision(checkpoint, monkeypatch):
-    monkeypatch.setattr("openuni.filters._clip.REMEMBERED_FRAMES", 2)
+    monkeypatch.setattr("openuni.filters._clip.CACHED_FRAMES", 2)
     embedder = Embedder(Path(checkpoint.ref), "cpu", quick_gelu=False)
     first = embedder.frames(FRAMES, "fp32", 16)
-    assert len(embedder.remembered) == 2
+    assert len(embedder.frame_cache) == 2
     assert np.array_equal(embedder.frames(FRAMES[1:], "fp32", 16), first[1:])
     rounded = embedder.frames(FRAMES, "bf16", 16)
     apart = np.abs(rounded - first).max(axis=1)
@@ -214,10 +214,10 @@ def test_other_or_damaged_weights_are_refused(folder, tmp_path):
 
 
 def test_missing_weights_come_with_the_command():
-    with pytest.raises(MissingPart, match=f"openuni checkpoints get {OPENAI_L14}"):
+    with pytest.raises(MissingRequirement, match=f"openuni checkpoints get {OPENAI_L14}"):
         Consistency().load("cpu")
     (published,) = PUBLISHED
-    assert (published.licence, published.terms, published.asks_consent) == ("Apache-2.0", "permissive", False)
+    assert (published.licence, published.terms, published.requires_acceptance) == ("Apache-2.0", "permissive", False)
 
 
 @pytest.mark.parametrize(

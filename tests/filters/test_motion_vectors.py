@@ -9,7 +9,7 @@ from openuni.filters.motion import Motion
 from openuni.filters.motion_vectors import CodecMotion
 from openuni.manifests.contracts.decoded_clip import DecodedClip, decode
 from openuni.manifests.errors import ClipError, OpenUniError, Unavailable
-from openuni.manifests.video.probe import clip_of, probe
+from openuni.manifests.video.probe import make_clip, probe
 from tests.coded_clips import encode
 from tests.moving_pictures import panned, square_on_texture
 
@@ -27,7 +27,7 @@ def decoded(folder, pictures, codec="libx264", suffix="mp4", options=None, **how
     path = encode(
         folder / f"x.{suffix}", codec, range(len(pictures)), options or ONE_REFERENCE, pictures=list(pictures)
     )
-    clip = clip_of(str(path), probe(str(path)))
+    clip = make_clip(str(path), probe(str(path)))
     return decode(clip, CodecMotion().sample, vectors=True, **how)
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from openuni.filters.ocr import Ocr
 from openuni.manifests.contracts.decoded_clip import DecodedClip
-from openuni.manifests.errors import MissingPart, OpenUniError
+from openuni.manifests.errors import MissingRequirement, OpenUniError
 from tests.moving_pictures import panned, texture
 
 HEIGHT_PX, WIDTH_PX = 240, 400
@@ -209,25 +209,25 @@ def test_kinds_that_overlap_still_add_up_to_the_union():
 
 
 def test_a_box_that_grows_is_not_at_rest():
-    from openuni.filters._text_kinds import Kind, kinds_of
+    from openuni.filters._text_kinds import TextKind, classify_text
 
     frames = [lettered(frame)[0][..., 0] for frame in pan([(9 * index, 3 * index) for index in range(2)])]
     word = np.array([(40, 150), (150, 150), (150, 190), (40, 190)], np.float32)
     line = np.array([(40, 150), (320, 150), (320, 190), (40, 190)], np.float32)
-    found = kinds_of(frames, [[word], [line]], np.array([0.0, 1.0]), 1.0)
-    assert found == [[Kind.SCENE], [Kind.SCENE]]
+    found = classify_text(frames, [[word], [line]], np.array([0.0, 1.0]), 1.0)
+    assert found == [[TextKind.SCENE], [TextKind.SCENE]]
 
 
 def test_other_words_in_the_same_place_are_other_text():
-    from openuni.filters._text_kinds import Kind, kinds_of
+    from openuni.filters._text_kinds import TextKind, classify_text
 
     quad = np.array([(40, 150), (300, 150), (300, 190), (40, 190)], np.float32)
     moving = pan([(9 * index, 3 * index) for index in range(2)])
     same = [lettered(frame, "MMMMMMMM")[0][..., 0] for frame in moving]
     other = [same[0], lettered(moving[1], "SOSOSOSO")[0][..., 0]]
     times_s = np.array([0.0, 1.0])
-    assert kinds_of(same, [[quad], [quad]], times_s, 1.0) == [[Kind.OVERLAY], [Kind.OVERLAY]]
-    assert kinds_of(other, [[quad], [quad]], times_s, 1.0) == [[Kind.SCENE], [Kind.SCENE]]
+    assert classify_text(same, [[quad], [quad]], times_s, 1.0) == [[TextKind.OVERLAY], [TextKind.OVERLAY]]
+    assert classify_text(other, [[quad], [quad]], times_s, 1.0) == [[TextKind.SCENE], [TextKind.SCENE]]
 
 
 # ---------------------------------------------------------------------- samples, options, weights
@@ -348,7 +348,7 @@ def test_a_missing_checkpoint_is_named_with_the_command_for_it(tmp_path, monkeyp
     for name in ("EASYOCR_MODULE_PATH", "OPENUNI_CHECKPOINTS"):
         monkeypatch.setenv(name, str(tmp_path))
     (needed,) = Ocr(backend="easyocr").checkpoints()
-    with pytest.raises(MissingPart, match=r"openuni checkpoints get craft_mlt_25k\.zip"):
+    with pytest.raises(MissingRequirement, match=r"openuni checkpoints get craft_mlt_25k\.zip"):
         needed.resolve()
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "craft_mlt_25k.pth").write_bytes(b"weights")

@@ -7,7 +7,7 @@ from openuni.filters.resolution import Resolution
 from openuni.manifests.contracts.decoded_clip import DecodedClip, decode
 from openuni.manifests.errors import OpenUniError
 from openuni.manifests.video.encode import write_video
-from openuni.manifests.video.probe import clip_of, probe
+from openuni.manifests.video.probe import make_clip, probe
 from tests.moving_pictures import texture
 
 PICTURE = np.maximum(texture(120, 180), 40)
@@ -52,7 +52,7 @@ def test_sizes_are_those_of_the_source_not_of_the_working_size(tmp_path):
     boxed = np.repeat(PICTURE[None], 3, axis=0).copy()
     boxed[:, :30] = boxed[:, -30:] = 0
     write_video(tmp_path / "x.mp4", boxed, 25.0)
-    clip = clip_of(str(tmp_path / "x.mp4"), probe(str(tmp_path / "x.mp4")))
+    clip = make_clip(str(tmp_path / "x.mp4"), probe(str(tmp_path / "x.mp4")))
     small = decode(clip, short_side_px=60)
     assert small.frames.shape[1:3] == (60, 90)
     found = Resolution().run(None, small)

@@ -13,9 +13,9 @@ from openuni.console.progress import Reporter
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.errors import OpenUniError
 from openuni.training.loop.trainer import train
-from openuni.training.recipe import Recipe
+from openuni.training.recipe import TrainingRecipe
 from openuni.training.run import Run
-from openuni.training.sampler import Sampling
+from openuni.training.sampler import SamplingOptions
 from openuni.unified import Unified
 from tests import operator_contract as contract
 from tests.raw_clips import write_clips
@@ -31,7 +31,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("unified")
     corpus = write_corpus(folder / "corpus", random_clips(4, ("rgb", "depth", "segmentation")))
     settings = {"model": TINY | {"switcher_dim": 8}, "optimizer": {"steps": 1, "batch_size": 2}}
-    return train(Recipe.from_dict(settings), corpus, folder / "run")
+    return train(TrainingRecipe.from_dict(settings), corpus, folder / "run")
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def frames(count: int, height_px: int = 16, width_px: int = 16) -> np.ndarray:
 def test_a_clip_of_the_trainings_size_gets_what_generate_makes(run: Run, operator: Unified) -> None:
     clip = DecodedClip.from_frames(frames(5), caption="a cube")
     found = operator.run(operator.load("cpu"), clip)
-    sampling = Sampling(2, run.recipe.flow.shift, 1.0, 0)
+    sampling = SamplingOptions(2, run.recipe.flow.shift, 1.0, 0)
     for name in operator.modalities:
         expected = run.generate("a cube", [name], {"rgb": clip.frames}, sampling=sampling)[name]
         assert np.array_equal(getattr(found, name).array, expected.array)
@@ -93,7 +93,7 @@ def test_more_training_is_another_version(run: Run, operator: Unified, tmp_path:
     before = [checkpoint.digest() for checkpoint in same.checkpoints()]
     settings = {"model": TINY | {"switcher_dim": 8}, "optimizer": {"steps": 2, "batch_size": 2}}
     corpus = openuni.open_corpus(str(run.folder.parent / "corpus"))
-    train(Recipe.from_dict(settings), corpus, copy)
+    train(TrainingRecipe.from_dict(settings), corpus, copy)
     assert [checkpoint.digest() for checkpoint in same.checkpoints()] != before
 
 

@@ -78,7 +78,7 @@ def test_raw_clips_to_generated_videos(raw, recipe, tmp_path):
     assert corpus.summary().ok >= 4 and corpus.summary().pending == 0
     codecs = set(corpus.table("clips").column("codec").to_pylist())
     assert {"h264", "hevc", "av1"} <= codecs
-    clip = corpus[corpus.kept()[0]]
+    clip = corpus[corpus.kept_clip_ids()[0]]
     assert clip.depth.shape[:3] == clip.modality("flow", "raft").array.shape[:3]
     assert min(clip.depth.shape[1:3]) == 128 or clip.clip.height_px < 128
     with pytest.raises(openuni.OpenUniError, match="several annotators made flow: dis, raft"):

@@ -8,7 +8,7 @@ from typing import Annotated, NamedTuple
 
 import numpy as np
 
-from openuni.exchange.importer import Found, Imported, Importer
+from openuni.exchange.importer import FoundClip, ImportedClip, Importer
 from openuni.manifests.errors import ClipError
 from openuni.manifests.modalities.depth import Depth
 from openuni.manifests.modalities.rgb import RGB
@@ -31,11 +31,11 @@ class DrawnSet(Importer):
 
     origin = "made for the tests"
 
-    def find(self, folder: Path) -> Iterable[Found]:
+    def find(self, folder: Path) -> Iterable[FoundClip]:
         """The files with the suffix `.clip`."""
-        return (Found(path.stem, str(path)) for path in sorted(folder.glob("*.clip")))
+        return (FoundClip(path.stem, str(path)) for path in sorted(folder.glob("*.clip")))
 
-    def read(self, found: Found) -> Imported[Drawn]:
+    def read(self, found: FoundClip) -> ImportedClip[Drawn]:
         """Even numbers have depth too."""
         text = Path(found.place).read_text()
         if self.log:
@@ -49,4 +49,4 @@ class DrawnSet(Importer):
         frames = rng.integers(0, 256, (self.frames, 32, 48, 3), np.uint8)
         depth = Depth(rng.random((self.frames, 32, 48, 1), np.float32) + 1, unit="metres")
         maps = Drawn(RGB(frames), depth if int(text) % 2 == 0 else None, int(text))
-        return Imported(maps, 12.0, caption=f"number {text}", origin=f"tens {int(text) // 10}")
+        return ImportedClip(maps, 12.0, caption=f"number {text}", origin=f"tens {int(text) // 10}")

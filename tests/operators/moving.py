@@ -27,7 +27,7 @@ class Moving(Annotator):
 
     origin = "made for the tests"
 
-    def wants(self) -> Sequence[str]:
+    def requires(self) -> Sequence[str]:
         """The flow."""
         return (self.of,)
 

@@ -61,8 +61,8 @@ def write_corpus(
     for writer in [rows, *writers.values()]:
         writer.finish()
     record = {"codec": "dct", "options": dataclasses.asdict(codec), "frames": size[0], "size_px": list(size[1:])}
-    corpus.put_json(f"latents/{FAMILY}/family.json", record | {"modalities": modalities, "fingerprint": "0"})
-    corpus.put_json(f"text/{TEXT_FAMILY}/family.json", {"codec": "bytes", "options": dataclasses.asdict(text)})
+    corpus.write_json(f"latents/{FAMILY}/family.json", record | {"modalities": modalities, "fingerprint": "0"})
+    corpus.write_json(f"text/{TEXT_FAMILY}/family.json", {"codec": "bytes", "options": dataclasses.asdict(text)})
     return corpus
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from openuni.training.recipe import Recipe
+from openuni.training.recipe import TrainingRecipe
 
 # Six steps, validated and saved every three
 TABLES: dict[str, Any] = {
@@ -15,9 +15,9 @@ TABLES: dict[str, Any] = {
 }
 
 
-def small_recipe(*changes: dict[str, Any]) -> Recipe:
+def small_recipe(*changes: dict[str, Any]) -> TrainingRecipe:
     """`TABLES` with these merged into them, one after another; a table of tasks replaces the one before."""
     merged = {name: dict(value) for name, value in TABLES.items()}
     for name, value in (item for change in changes for item in change.items()):
         merged[name] = {**merged.get(name, {}), **value} if isinstance(value, dict) and name != "tasks" else value
-    return Recipe.from_dict(merged)
+    return TrainingRecipe.from_dict(merged)

@@ -12,7 +12,7 @@ from openuni.manifests.errors import OpenUniError
 from openuni.training.models._unividx_blocks import UniVidXBlock
 from openuni.training.models.unityvideo import UnityVideo, UnityVideoTransformer
 from openuni.training.models.unividx import UniVidX, UniVidXTransformer
-from openuni.training.parity.ladder import RUNGS, Rung, ladder
+from openuni.training.parity.ladder import PARITY_CHECKS, ParityResult, run_parity_checks
 from tests.train.backbone.test_wan import components
 from tests.train.backbone.tiny_wan import BASE
 
@@ -25,9 +25,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def climbed(folder: Path, name: str, **options: Any) -> dict[str, Rung]:
-    rungs = {rung.name: rung for rung in ladder(components(pretrained=str(folder))[name], **options)}
-    assert list(rungs) == list(RUNGS)
+def climbed(folder: Path, name: str, **options: Any) -> dict[str, ParityResult]:
+    rungs = {rung.name: rung for rung in run_parity_checks(components(pretrained=str(folder))[name], **options)}
+    assert list(rungs) == list(PARITY_CHECKS)
     return rungs
 
 
@@ -43,7 +43,7 @@ def test_all_rungs_hold(folder: Path, name: str, dtype: torch.dtype) -> None:
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def failed(rungs: dict[str, Rung]) -> set[str]:
+def failed(rungs: dict[str, ParityResult]) -> set[str]:
     return {rung.name for rung in rungs.values() if rung.verdict != "passed" and rung.verdict != "does not apply"}
 
 
@@ -124,7 +124,7 @@ def test_nothing_holds_where_our_output_is_nan(folder: Path, monkeypatch: pytest
     unembed = UniVidXTransformer.unembed
     monkeypatch.setattr(UniVidXTransformer, "unembed", lambda self, *given: unembed(self, *given) * torch.nan)
     rungs = climbed(folder, "unividx")
-    assert failed(rungs) == set(RUNGS) - {"keys"}
+    assert failed(rungs) == set(PARITY_CHECKS) - {"keys"}
     assert rungs["bitwise"].figure == rungs["layouts"].figure == rungs["gradients"].figure == torch.inf
     assert "outputs are not finite" in rungs["perturbed"].what
 
@@ -139,7 +139,7 @@ def test_nothing_holds_on_a_base_that_gives_no_numbers(tmp_path: Path, fault: fl
             parameter.mul_(fault)
     plain.save_pretrained(tmp_path)
     rungs = climbed(tmp_path, "unividx")
-    assert failed(rungs) == set(RUNGS) - ({"keys"} if fault == fault else set())
+    assert failed(rungs) == set(PARITY_CHECKS) - ({"keys"} if fault == fault else set())
     assert all(rung.figure == torch.inf for name, rung in rungs.items() if name not in ("keys", "perturbed"))
     assert rungs["keys"].figure == (fault != fault)
 
@@ -147,19 +147,23 @@ def test_nothing_holds_on_a_base_that_gives_no_numbers(tmp_path: Path, fault: fl
 def test_gradients_of_a_model_without_rgb_are_those_of_the_base_where_it_is_used(folder: Path) -> None:
     """UniVidX sends any stream through the base's own layers, UnityVideo only rgb."""
     for kind, verdict in ((UniVidX, "passed"), (UnityVideo, "does not apply")):
-        rungs = {rung.name: rung for rung in ladder(kind(modalities=("depth", "normal"), pretrained=str(folder)))}
+        rungs = {
+            rung.name: rung for rung in run_parity_checks(kind(modalities=("depth", "normal"), pretrained=str(folder)))
+        }
         assert rungs.pop("gradients").verdict == verdict
         assert {rung.verdict for rung in rungs.values()} == {"passed"}
 
 
 def test_one_stream_has_no_layouts(folder: Path) -> None:
-    rungs = {rung.name: rung for rung in ladder(UniVidX(modalities=("rgb",), pretrained=str(folder), rank=2))}
+    rungs = {
+        rung.name: rung for rung in run_parity_checks(UniVidX(modalities=("rgb",), pretrained=str(folder), rank=2))
+    }
     assert rungs["layouts"].verdict == "does not apply" and "one stream" in rungs["layouts"].what
 
 
 def test_no_backbone_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(OpenUniError, match="needs a pretrained model"):
-        list(ladder(UniVidX()))
+        list(run_parity_checks(UniVidX()))
     WanTransformer3DModel(**BASE, image_dim=8, added_kv_proj_dim=24).save_pretrained(tmp_path)
     with pytest.raises(OpenUniError, match="image-to-video"):
-        list(ladder(UniVidX(pretrained=str(tmp_path))))
+        list(run_parity_checks(UniVidX(pretrained=str(tmp_path))))

@@ -7,10 +7,10 @@ import pytest
 
 from openuni.manifests.contracts.discovery import find_component
 from openuni.manifests.errors import OpenUniError
-from openuni.training.data.curriculum import stages_of
+from openuni.training.data.curriculum import curriculum_stages
 from openuni.training.model import Model
 from openuni.training.options import build
-from openuni.training.recipe import Recipe, recipe_names
+from openuni.training.recipe import TrainingRecipe, recipe_names
 from openuni.training.tasks import expand
 
 
@@ -21,10 +21,10 @@ def write(folder: Path, text: str) -> Path:
 
 
 def test_defaults_are_the_released_settings(tmp_path: Path) -> None:
-    recipe = Recipe.load(write(tmp_path, '[model]\nname = "unityvideo"\n'))
+    recipe = TrainingRecipe.load(write(tmp_path, '[model]\nname = "unityvideo"\n'))
     assert recipe.tasks == {"joint": 0.5, "estimate": 0.25, "control": 0.25}
     assert (recipe.flow.shift, recipe.optimizer.clip_norm, recipe.optimizer.warmup_steps) == (5.0, 1.5, 200)
-    assert Recipe.from_dict(recipe.to_dict()) == recipe
+    assert TrainingRecipe.from_dict(recipe.to_dict()) == recipe
 
 
 @pytest.mark.parametrize(
@@ -53,30 +53,30 @@ def test_defaults_are_the_released_settings(tmp_path: Path) -> None:
 )
 def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(OpenUniError, match=re.escape(message)):
-        Recipe.load(write(tmp_path, text))
+        TrainingRecipe.load(write(tmp_path, text))
 
 
 def test_unknown_names(tmp_path: Path) -> None:
     with pytest.raises(OpenUniError, match='Did you mean "unityvideo_demo"'):
-        Recipe.load("unityvideo_demos")
+        TrainingRecipe.load("unityvideo_demos")
     (tmp_path / "latin.toml").write_bytes(b'start_from = "\xfc"')
     with pytest.raises(OpenUniError, match=r"latin\.toml is not valid TOML: 'utf-8' codec"):
-        Recipe.load(tmp_path / "latin.toml")
+        TrainingRecipe.load(tmp_path / "latin.toml")
     with pytest.raises(OpenUniError, match="no recipe at"):
-        Recipe.load("nowhere.toml")
+        TrainingRecipe.load("nowhere.toml")
 
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_shipped_recipes_are_sound(name: str) -> None:
-    recipe = Recipe.load(name)
+    recipe = TrainingRecipe.load(name)
     kind = find_component("models", Model, recipe.model["name"])
     build(kind, {key: value for key, value in recipe.model.items() if key != "name"})
 
 
 def test_the_papers_curriculum() -> None:
     """Order of difficulty, and what each stage trains, for the six modalities."""
-    recipe = Recipe.load("unityvideo_curriculum_wan_1_3b")
-    first, second = (stage.mix for stage in stages_of(recipe, recipe.model["modalities"]))
+    recipe = TrainingRecipe.load("unityvideo_curriculum_wan_1_3b")
+    first, second = (stage.mix for stage in curriculum_stages(recipe, recipe.model["modalities"]))
     for mix, others in ((first, 3), (second, 5)):
         assert len(mix.tasks) == 3 * others
         shares = {

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from openuni.manifests.errors import OpenUniError
-from openuni.training.tasks import FAMILIES, RELEASED_WEIGHTS, Task, TaskMix, expand, partitions
+from openuni.training.tasks import RELEASED_WEIGHTS, UNIVIDX_FAMILIES, Task, TaskMix, expand, partitions
 
 THREE = ("rgb", "depth", "flow")
 
@@ -22,7 +22,7 @@ THREE = ("rgb", "depth", "flow")
 )
 def test_grammar(text: str, given: tuple[str, ...], made: tuple[str, ...]) -> None:
     task = Task.parse(text)
-    assert (task.given, task.made) == (given, made)
+    assert (task.conditions, task.targets) == (given, made)
     assert Task.parse(str(task)) == task
 
 
@@ -60,24 +60,24 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("family", list(PUBLISHED))
 def test_the_partitions_of_a_family_are_those_published(family: str) -> None:
-    tasks = expand(family, FAMILIES[family])
+    tasks = expand(family, UNIVIDX_FAMILIES[family])
     assert len(tasks) == len(set(tasks)) == 15
     assert {task.published for task in tasks} == set(PUBLISHED[family].split())
     for name in PUBLISHED[family].split():
         task = Task.parse(name)
-        assert task.published == name and task in tasks and set(task.streams) == set(FAMILIES[family])
-    assert expand("partitions", FAMILIES[family]) == tasks
-    assert Task.parse("RAN2I" if family == "intrinsic" else "FRP2B").made in (("irradiance",), ("background",))
+        assert task.published == name and task in tasks and set(task.streams) == set(UNIVIDX_FAMILIES[family])
+    assert expand("partitions", UNIVIDX_FAMILIES[family]) == tasks
+    assert Task.parse("RAN2I" if family == "intrinsic" else "FRP2B").targets in (("irradiance",), ("background",))
 
 
 def test_masking_is_uniform_over_partitions_within_a_model_of_both_families() -> None:
     both = ("rgb", "albedo", "irradiance", "normal", "alpha", "foreground", "background")
     mix = TaskMix.build({"intrinsic": 1.0, "alpha": 1.0}, both)
     assert len(mix.weights) == 30 and {round(weight, 9) for _, weight in mix.weights} == {round(1 / 30, 9)}
-    with_maps = mix.possible(FAMILIES["alpha"])
+    with_maps = mix.available_tasks(UNIVIDX_FAMILIES["alpha"])
     assert len(with_maps) == 15, "a clip without intrinsic maps still has the tasks of the other family"
     assert len(partitions(both)) == 2**7 - 1
-    drawn = Counter(mix.draw(FAMILIES["alpha"], 0, slot).published for slot in range(3000))
+    drawn = Counter(mix.draw(UNIVIDX_FAMILIES["alpha"], 0, slot).published for slot in range(3000))
     assert len(drawn) == 15 and max(drawn.values()) < 1.4 * min(drawn.values())
 
 
@@ -89,8 +89,8 @@ def test_names_that_nobody_published_are_errors(name: str) -> None:
 
 def test_text_is_given_unless_it_is_made() -> None:
     assert Task.parse("t2v") == Task.parse("text->rgb") == Task((), ("rgb",))
-    assert Task.parse("v2t") == Task.parse("rgb->text") == Task(("rgb",), (), makes_text=True)
-    assert Task.parse("t2vt") == Task.parse("->rgb+text") == Task((), ("rgb",), makes_text=True)
+    assert Task.parse("v2t") == Task.parse("rgb->text") == Task(("rgb",), (), generates_text=True)
+    assert Task.parse("t2vt") == Task.parse("->rgb+text") == Task((), ("rgb",), generates_text=True)
     for name in ("t2v", "v2t", "t2vt"):
         assert Task.parse(str(Task.parse(name))) == Task.parse(name)
     assert Task.parse("v2t").streams == ("rgb",)

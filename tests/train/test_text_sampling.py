@@ -17,12 +17,12 @@ from openuni.training.loop.trainer import train
 from openuni.training.objectives.discrete_flow_matching import named_step
 from openuni.training.objectives.flow_matching import sampling_sigmas, solve
 from openuni.training.run import Run
-from openuni.training.sampler import Conditions, SampledText, Sampling, sample
+from openuni.training.sampler import SamplerInputs, SamplingOptions, TextState, sample
 from openuni.training.tasks import Task
 from tests.train.corpora import random_clips, write_corpus
 from tests.train.loop.test_text_training import SAID, recipe
 
-QUICK = Sampling(steps=3, shift=1.0)
+QUICK = SamplingOptions(steps=3, shift=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_a_given_caption_is_in_the_text_stream_and_guidance_takes_it_away(run: R
 class Decided:
     """Known answers: told something it moves the video by 1 and says token 1; told nothing, by 0 and token 2."""
 
-    given_sigma = 0.0
+    condition_sigma = 0.0
 
     def __call__(self, streams: Any, sigmas: Any, text: Any) -> dict[str, torch.Tensor]:
         told = text["rgb"].abs().sum((1, 2)) > 0
@@ -105,9 +105,9 @@ class Decided:
 
 @pytest.mark.parametrize("guidance", [0.0, 1.0, 4.0])
 def test_guidance_moves_the_video_and_not_the_text(guidance: float) -> None:
-    start = SampledText(torch.zeros(2, 5, dtype=torch.int64), torch.zeros(5, dtype=torch.int64), 1.0)
-    conditions = Conditions({}, {"rgb": torch.ones(2, 3, 8)}, torch.zeros(3, 8), words=start)
-    how = Sampling(steps=4, shift=1.0, guidance=guidance)
+    start = TextState(torch.zeros(2, 5, dtype=torch.int64), torch.zeros(5, dtype=torch.int64), 1.0)
+    conditions = SamplerInputs({}, {"rgb": torch.ones(2, 3, 8)}, torch.zeros(3, 8), words=start)
+    how = SamplingOptions(steps=4, shift=1.0, guidance=guidance)
     made = sample(Decided(), Task.parse("t2vt"), conditions, (2, 4, 2, 2, 2), how)  # type: ignore[arg-type]
     still = sample(
         Decided(),  # type: ignore[arg-type]
@@ -123,7 +123,7 @@ def test_guidance_moves_the_video_and_not_the_text(guidance: float) -> None:
 class Undecided:
     """Says at every position that value 3 is likelier than each of the others, by e."""
 
-    given_sigma = 0.0
+    condition_sigma = 0.0
 
     def __call__(self, streams: Any, sigmas: Any, text: Any) -> dict[str, torch.Tensor]:
         words = torch.full(streams["text"].shape, 3)
@@ -131,11 +131,11 @@ class Undecided:
 
 
 def test_temperature_makes_likelier_texts() -> None:
-    start = SampledText(torch.zeros(4, 500, dtype=torch.int64), torch.zeros(500, dtype=torch.int64), 1.0)
-    conditions = Conditions({"rgb": torch.zeros(4, 4, 1, 2, 2)}, {"rgb": torch.zeros(4, 3, 8)}, None, words=start)
+    start = TextState(torch.zeros(4, 500, dtype=torch.int64), torch.zeros(500, dtype=torch.int64), 1.0)
+    conditions = SamplerInputs({"rgb": torch.zeros(4, 4, 1, 2, 2)}, {"rgb": torch.zeros(4, 3, 8)}, None, words=start)
 
     def share(temperature: float) -> float:
-        how = Sampling(steps=3, shift=1.0, temperature=temperature)
+        how = SamplingOptions(steps=3, shift=1.0, temperature=temperature)
         made = sample(Undecided(), Task.parse("v2t"), conditions, (4, 4, 1, 2, 2), how)  # type: ignore[arg-type]
         return float((made["text"] == 3).float().mean())
 
@@ -144,7 +144,7 @@ def test_temperature_makes_likelier_texts() -> None:
         assert share(temperature) == pytest.approx(weight / (weight + 4), abs=0.04)
     assert share(0.0) == 1.0
     with pytest.raises(OpenUniError, match=r"sampling: temperature = -1\.0\. Allowed: 0 and more"):
-        Sampling(temperature=-1.0)
+        SamplingOptions(temperature=-1.0)
 
 
 def test_guidance_without_a_video_to_make_is_refused(run: Run) -> None:
@@ -195,7 +195,7 @@ def test_what_cannot_be_made_is_refused(run: Run, corpus: Corpus, tmp_path: Path
     other = train(settings, corpus, tmp_path)
     with pytest.raises(OpenUniError, match=r'not trained for "rgb->text"; it was trained for: text->rgb'):
         other.generate("", ["text"], {"rgb": frames}, sampling=QUICK)
-    conditions = Conditions({"rgb": video(1)}, {"rgb": torch.zeros(1, 3, 8)}, None)
+    conditions = SamplerInputs({"rgb": video(1)}, {"rgb": torch.zeros(1, 3, 8)}, None)
     with pytest.raises(OpenUniError, match="makes text: the beginning"):
         sample(run.model, Task.parse("v2t"), conditions, (1, 4, 2, 2, 2), QUICK)
 

@@ -7,7 +7,7 @@ from diffusers.models import attention_dispatch
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from diffusers.models.transformers.transformer_wan import WanAttention
 
-from openuni.manifests.errors import MissingPart, OpenUniError, unknown_name
+from openuni.manifests.errors import MissingRequirement, OpenUniError, unknown_name
 
 Attention = Literal[
     "auto", "sdpa", "sdpa_flash", "sdpa_cudnn", "sdpa_efficient", "sdpa_math", "flash", "flash_3", "xformers"
@@ -39,7 +39,7 @@ BACKENDS: dict[str, Backend] = {
 
 
 def check_attention(name: str, device: str) -> None:
-    """Raises unless attention of that name can run on `device`: `OpenUniError`, or `MissingPart` with the command."""
+    """Raise `OpenUniError`, or `MissingRequirement` with the command, unless this attention runs on `device`."""
     if name not in get_args(Attention):
         raise OpenUniError(unknown_name("attention", name, get_args(Attention)))
     if name == "auto":
@@ -52,7 +52,7 @@ def check_attention(name: str, device: str) -> None:
     try:
         attention_dispatch._check_attention_backend_requirements(backend.name)
     except RuntimeError as error:
-        raise MissingPart(
+        raise MissingRequirement(
             f'attention = "{name}" cannot be used here: {error} Get it with: {backend.install}; or set attention = '
             '"auto"'
         ) from error

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from openuni.manifests.errors import OpenUniError, unknown_name
-from openuni.training.backbone.pretrained import base_place
+from openuni.training.backbone.pretrained import base_device
 
 PREFIX = "transformer."  # of the keys in a file: what diffusers' pipelines look for
 READ_PREFIXES = (PREFIX, "base_model.model.", "")  # PEFT's own writes the second, diffusers' models none
@@ -26,7 +26,7 @@ PEFT_FILES = ("adapter_model.safetensors", "adapter_config.json")  # tensors and
 KOHYA_KEY = "ss_network_alpha"  # of the metadata: kohya's note on the training
 
 
-class Rows(NamedTuple):
+class LoraRouting(NamedTuple):
     """Which LoRA is at work on which of B M rows [B M, S, D], ordered by sample and then by stream."""
 
     adapters: tuple[str, ...]  # of the M streams, or one name: the same for all
@@ -41,14 +41,14 @@ class GatedLinear(nn.Linear):
     """
 
     def __init__(self, in_features: int, out_features: int, adapters: Sequence[str], rank: int) -> None:
-        with base_place():
+        with base_device():
             super().__init__(in_features, out_features)
         self.lora_A = nn.ParameterDict({name: nn.Parameter(torch.empty(rank, in_features)) for name in adapters})
         self.lora_B = nn.ParameterDict({name: nn.Parameter(torch.zeros(out_features, rank)) for name in adapters})
         for down in self.lora_A.values():
             nn.init.kaiming_uniform_(down, a=math.sqrt(5))  # as PEFT and nn.Linear begin
 
-    def forward(self, tokens: torch.Tensor, rows: Rows | None = None) -> torch.Tensor:
+    def forward(self, tokens: torch.Tensor, rows: LoraRouting | None = None) -> torch.Tensor:
         """`tokens` [B M, S, in] -> [B M, S, out]; without `rows` the plain layer."""
         base = super().forward(tokens)
         if rows is None:
@@ -62,7 +62,7 @@ class GatedLinear(nn.Linear):
         return torch.baddbmm(base, _gated(low, rows.gate), self._stacked(self.lora_B, rows, len(tokens)))
 
     @staticmethod
-    def _stacked(weights: nn.ParameterDict, rows: Rows, count: int) -> torch.Tensor:
+    def _stacked(weights: nn.ParameterDict, rows: LoraRouting, count: int) -> torch.Tensor:
         """[B M, in, out] of each row's own weights [out, in]; small beside the tokens."""
         stacked = torch.stack([weights[name] for name in rows.adapters]).transpose(1, 2)
         return stacked.expand(count // len(rows.adapters), *stacked.shape).flatten(0, 1)

@@ -15,22 +15,22 @@ from openuni.manifests.errors import OpenUniError
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 # by name in files
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_to_come: ContextVar[bool] = ContextVar("base weights are to come", default=False)
+_deferred: ContextVar[bool] = ContextVar("base weights are to come", default=False)
 
 
 @contextmanager
-def base_to_come() -> Iterator[None]:
+def defer_base_weights() -> Iterator[None]:
     """Models built within it leave their base weights out (on torch's meta device): `WanStreams.load_base` follows."""
-    token = _to_come.set(True)
+    token = _deferred.set(True)
     try:
         yield
     finally:
-        _to_come.reset(token)
+        _deferred.reset(token)
 
 
-def base_place() -> AbstractContextManager[object]:
-    """What to build base layers in: nothing special, or the meta device within `base_to_come`."""
-    return torch.device("meta") if _to_come.get() else nullcontext()
+def base_device() -> AbstractContextManager[object]:
+    """What to build base layers in: nothing special, or the meta device within `defer_base_weights`."""
+    return torch.device("meta") if _deferred.get() else nullcontext()
 
 
 def weight_shards(folder: Path) -> Iterator[dict[str, torch.Tensor]]:

@@ -16,7 +16,7 @@ from openuni.manifests.contracts.checkpoint import Checkpoint, hub_or_path
 from openuni.manifests.contracts.modality import find_modality
 from openuni.manifests.errors import OpenUniError, unknown_name
 from openuni.training.backbone.attention import Attention, check_attention, check_precision, use_attention
-from openuni.training.backbone.pretrained import base_place, base_to_come, weight_shards
+from openuni.training.backbone.pretrained import base_device, defer_base_weights, weight_shards
 from openuni.training.model import Model, Streams
 
 # diffusers sets most attributes of its models from a configuration, which type checkers cannot follow
@@ -83,8 +83,8 @@ class WanModel(Model):
         sizes = {ours: options[theirs] for ours, theirs in SIZES.items()}
         return dataclasses.replace(self, pretrained="", **sizes)
 
-    def portable(self) -> Self:
-        """See `Model.portable`: attention and compiler are of the machine, not of the model."""
+    def machine_independent(self) -> Self:
+        """See `Model.machine_independent`: attention and compiler are of the machine, not of the model."""
         return dataclasses.replace(self, attention="auto", compile="none", gradient_checkpointing=False)
 
     def base_options(self) -> dict[str, Any]:
@@ -94,8 +94,8 @@ class WanModel(Model):
             return sizes | {"out_channels": self.channels}
         return plain_config(self.folder(), f'{self.name()}: "{self.pretrained}"')
 
-    def largest_latents(self, streams: int, beside: int = 1) -> tuple[int, int, int]:
-        """See `Model.largest_latents`: where RoPE's tables end. `beside`: streams whose positions follow on width."""
+    def max_latent_shape(self, streams: int, beside: int = 1) -> tuple[int, int, int]:
+        """See `Model.max_latent_shape`: where RoPE's tables end. `beside`: streams whose positions follow on width."""
         frames, rows, columns = self.base_options()["patch_size"]
         return POSITIONS * frames, POSITIONS * rows, POSITIONS // beside * columns
 
@@ -114,11 +114,11 @@ class WanBlock(_Block):
     """Base of blocks: diffusers' own, without its weights where these are to come."""
 
     def __init__(self, *sizes: Any, **options: Any) -> None:
-        with base_place():
+        with base_device():
             super().__init__(*sizes, **options)
 
 
-class Told(NamedTuple):
+class SegmentConditioning(NamedTuple):
     """What all blocks are told of M segments, computed once per step. D: width of the model, L: rows of text."""
 
     text: torch.Tensor  # [B M, L, D], embedded
@@ -134,14 +134,14 @@ class WanStreams(_Transformer):
     """
 
     _cp_plan: ClassVar[None] = None
-    given_sigma: float = 0.0  # see `openuni.training.model.VideoModel`, as the next
+    condition_sigma: float = 0.0  # see `openuni.training.model.VideoModel`, as the next
     unsaved: frozenset[str] = frozenset()
     rope: Any  # the base class's tables of positions
     attention: str = "auto"
     base_precision: torch.dtype = torch.float32  # of the weights that `castable` names
 
     def __init__(self, modalities: Sequence[str], num_layers: int, **base: Any) -> None:
-        with base_place():
+        with base_device():
             super().__init__(num_layers=0, **base)
         if self.rope.freqs_cos.is_meta and self.patch_embedding.weight.is_meta:
             self.rope = rope_tables(self)
@@ -227,7 +227,7 @@ class WanStreams(_Transformer):
         trained = self.get_parameter(name).requires_grad
         setattr(self.get_submodule(place), leaf, nn.Parameter(tensor, requires_grad=trained))
 
-    def keep_base_in(self, precision: torch.dtype) -> None:
+    def set_base_precision(self, precision: torch.dtype) -> None:
         """Cast what `castable` names; the model's matrix products are then of that precision too."""
         self.base_precision = precision
         for name in self.castable():
@@ -244,7 +244,7 @@ class WanStreams(_Transformer):
 
     # ------------------------------------------------------------------ what a forward pass is made of
 
-    def checked(self, streams: Streams) -> list[str]:
+    def check_streams(self, streams: Streams) -> list[str]:
         """Names of the streams, RGB first and then by name: the order of keys must not matter."""
         names = sorted(streams, key=lambda name: (name != "rgb", name))
         for name in names:
@@ -283,14 +283,14 @@ class WanStreams(_Transformer):
         patches = expert.proj_out(tokens).unflatten(1, grid).unflatten(-1, (*self.patch, self.channels))
         return patches.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
-    def told(self, sigmas: Sequence[torch.Tensor], texts: Sequence[torch.Tensor]) -> Told:
+    def embed_conditioning(self, sigmas: Sequence[torch.Tensor], texts: Sequence[torch.Tensor]) -> SegmentConditioning:
         """Per segment its sigma [B] and its text [B, L, text_dim], embedded by the base model's layers."""
-        time, table = self.timed(torch.stack(list(sigmas), dim=1).flatten())
+        time, table = self.embed_time(torch.stack(list(sigmas), dim=1).flatten())
         text = self.condition_embedder.text_embedder(torch.stack(list(texts), dim=1).flatten(0, 1))
         segments = (-1, len(sigmas))
-        return Told(text, time.unflatten(0, segments), table.unflatten(0, segments))
+        return SegmentConditioning(text, time.unflatten(0, segments), table.unflatten(0, segments))
 
-    def timed(self, sigma: torch.Tensor, embedder: nn.Module | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def embed_time(self, sigma: torch.Tensor, embedder: nn.Module | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Sigma [N] -> its embedding [N, D] and the modulation from it [N, 6, D], in float32 also under autocast."""
         layers = self.condition_embedder
         with torch.autocast(sigma.device.type, enabled=False):
@@ -361,7 +361,7 @@ def rope_tables(model: Any) -> Any:
     return type(model.rope)(config.attention_head_dim, config.patch_size, config.rope_max_seq_len)
 
 
-def loaded(
+def build_module(
     build: Callable[[], Any], options: WanModel, device: str, base_precision: torch.dtype = torch.float32
 ) -> Any:
     """The module that `build` makes, with the pretrained base where there is one, on `device`, training.
@@ -371,14 +371,14 @@ def loaded(
     """
     check_attention(options.attention, device)
     if options.pretrained:
-        with base_to_come():
+        with defer_base_weights():
             model = build()
         model.base_precision = base_precision
         model.load_base(weight_shards(options.folder()), device, share=True)
     else:
         model = build()
         model.after_base()
-        model.keep_base_in(base_precision)
+        model.set_base_precision(base_precision)
     if options.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     model = model.to(device).train()

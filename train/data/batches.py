@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from openuni.training.data.fixed_texts import FixedTexts
 from openuni.training.data.index import Index
-from openuni.training.data.plan import Sample, Steps
-from openuni.training.data.texts import Texts
+from openuni.training.data.plan import Sample, StepSchedule
 from openuni.training.data.tokenizer import Tokenizer
 from openuni.training.model import Model, Streams
-from openuni.training.objectives.flow_matching import noised, sigma_at
-from openuni.training.objectives.text_flow_matching import TextDraws, Words
+from openuni.training.objectives.flow_matching import add_noise, sigma_at
+from openuni.training.objectives.text_flow_matching import TextBatch, TextSampler
 from openuni.training.randomness import named_seed, normal, permuted, uniform
-from openuni.training.recipe import Recipe
+from openuni.training.recipe import TrainingRecipe
 from openuni.training.tasks import TEXT, Task
 
 if TYPE_CHECKING:
@@ -26,30 +26,32 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
+class TrainingBatch:
     """Samples with the same streams and shape: one forward pass. B samples; tensors by stream."""
 
     clips: list[int]
     tasks: list[Task]
     clean: Streams  # float32 [B, C, T, H, W]
     noise: Streams  # the same
-    sigmas: dict[str, torch.Tensor]  # float32 [B]; of given streams the model's `given_sigma`, exactly; 1 if dropped
-    made: dict[str, torch.Tensor]  # bool [B]
+    sigmas: dict[
+        str, torch.Tensor
+    ]  # float32 [B]; of given streams the model's `condition_sigma`, exactly; 1 if dropped
+    targets: dict[str, torch.Tensor]  # bool [B]
     text: dict[str, torch.Tensor]  # float32 [B, L, D]
-    words: Words | None = None  # the text as a stream, where the model has one
+    text_stream: TextBatch | None = None  # the text as a stream, where the model has one
 
-    def to(self, device: torch.device) -> "Batch":
+    def to(self, device: torch.device) -> "TrainingBatch":
         """The same batch on another device."""
         moved = {
             name: {key: tensor.to(device, non_blocking=True) for key, tensor in getattr(self, name).items()}
-            for name in ("clean", "noise", "sigmas", "made", "text")
+            for name in ("clean", "noise", "sigmas", "targets", "text")
         }
-        words = self.words.to(device) if self.words is not None else None
-        return Batch(self.clips, self.tasks, words=words, **moved)
+        words = self.text_stream.to(device) if self.text_stream is not None else None
+        return TrainingBatch(self.clips, self.tasks, text_stream=words, **moved)
 
     def noisy(self) -> Streams:
-        """What the model sees: given streams clean (at `given_sigma`, most often 0), made ones at their sigma."""
-        return {name: noised(clean, self.noise[name], self.sigmas[name]) for name, clean in self.clean.items()}
+        """What the model sees: given streams clean (at `condition_sigma`, most often 0), made ones at their sigma."""
+        return {name: add_noise(clean, self.noise[name], self.sigmas[name]) for name, clean in self.clean.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,18 +60,20 @@ class Loader:
 
     corpus: "Corpus"
     index: Index
-    texts: Texts
-    recipe: Recipe
+    texts: FixedTexts
+    recipe: TrainingRecipe
     model: Model
     tokenizer: Tokenizer | None = None  # for models that make text
 
-    def step(self, plan: Steps, step: int) -> list[list[Batch]]:
+    def step(self, plan: StepSchedule, step: int) -> list[list[TrainingBatch]]:
         """The batches of one optimiser step, by accumulation part."""
         samples = plan.step(step)
         part = len(samples) // self.recipe.optimizer.accumulate
         return [self._batches(samples, step, range(at, at + part)) for at in range(0, len(samples), part)]
 
-    def batch(self, samples: list[Sample], sigmas: list[dict[str, float]], names: list[tuple[int | str, ...]]) -> Batch:
+    def batch(
+        self, samples: list[Sample], sigmas: list[dict[str, float]], names: list[tuple[int | str, ...]]
+    ) -> TrainingBatch:
         """One batch of samples that share their streams.
 
         `sigmas`: per sample, the sigma of every made stream, of a made text, and of given ones that are dropped.
@@ -82,7 +86,7 @@ class Loader:
             for stream in streams
         }
         shape = clean[streams[0]].shape[1:]
-        return Batch(
+        return TrainingBatch(
             clips=[sample.clip for sample in samples],
             tasks=[sample.task for sample in samples],
             clean=clean,
@@ -91,20 +95,20 @@ class Loader:
                 for stream in streams
             },
             sigmas={
-                stream: torch.tensor([sigma.get(stream, self.model.given_sigma) for sigma in sigmas])
+                stream: torch.tensor([sigma.get(stream, self.model.condition_sigma) for sigma in sigmas])
                 for stream in streams
             },
-            made={stream: torch.tensor([stream in sample.task.made for sample in samples]) for stream in streams},
+            targets={stream: torch.tensor([stream in sample.task.targets for sample in samples]) for stream in streams},
             text={
                 stream: torch.stack(
                     [self._text(stream, sample, name) for sample, name in zip(samples, names, strict=True)]
                 )
                 for stream in streams
             },
-            words=self._words(samples, sigmas, names),
+            text_stream=self._text_stream(samples, sigmas, names),
         )
 
-    def _batches(self, samples: list[Sample], step: int, slots: range) -> list[Batch]:
+    def _batches(self, samples: list[Sample], step: int, slots: range) -> list[TrainingBatch]:
         groups: dict[tuple[bool, tuple[str, ...]], list[int]] = defaultdict(list)
         for slot in slots:
             task = samples[slot].task
@@ -122,16 +126,16 @@ class Loader:
         """One sigma per made stream, or one for all of them."""
         flow, text = self.recipe.flow, self.recipe.text
         drawn = {}
-        for stream in task.made:
+        for stream in task.targets:
             quantile = self._quantile(step, slot, "all" if flow.shared_sigma else stream)
             sigma = float(sigma_at(torch.tensor(quantile), flow.density, flow.shift))
-            drawn[stream] = max(sigma, self.least_sigma)
-        if task.makes_text and drawn and flow.shared_sigma:
-            drawn[TEXT] = drawn[task.made[0]]
-        elif task.makes_text:
+            drawn[stream] = max(sigma, self.min_target_sigma)
+        if task.generates_text and drawn and flow.shared_sigma:
+            drawn[TEXT] = drawn[task.targets[0]]
+        elif task.generates_text:
             drawn[TEXT] = float(sigma_at(torch.tensor(self._quantile(step, slot, TEXT)), text.density, text.shift))
-        if self._told_nothing(task, (step, slot)):
-            drawn |= dict.fromkeys(task.given, 1.0)
+        if self._conditions_dropped(task, (step, slot)):
+            drawn |= dict.fromkeys(task.conditions, 1.0)
         return drawn
 
     def _quantile(self, step: int, slot: int, name: str) -> float:
@@ -143,66 +147,68 @@ class Loader:
         order = named_seed(seed, "strata", step, name)
         return (int(permuted(np.array([slot]), size, order)[0]) + quantile) / size
 
-    def _told_nothing(self, task: Task, name: tuple[int | str, ...]) -> bool:
+    def _conditions_dropped(self, task: Task, name: tuple[int | str, ...]) -> bool:
         """Whether a sample of this name learns what guidance of given streams sets out from; see `data.given_dropout`.
 
         The caption goes with the given streams: guidance never asks for the caption alone.
         """
-        if not task.given or name[0] == "validation":
+        if not task.conditions or name[0] == "validation":
             return False
         return uniform(self.recipe.seed, "given", *name) < self.recipe.data.given_dropout
 
     @cached_property
-    def least_sigma(self) -> float:
+    def min_target_sigma(self) -> float:
         """The least sigma that a made stream can have: a model may know made streams by it."""
-        return float(np.nextafter(np.float32(self.model.given_sigma), np.float32(1.0)))
+        return float(np.nextafter(np.float32(self.model.condition_sigma), np.float32(1.0)))
 
     def _text(self, stream: str, sample: Sample, name: tuple[int | str, ...]) -> torch.Tensor:
-        told = self.model.text_of(sample.task, stream)
+        told = self.model.text_condition(sample.task, stream)
         if told != "caption":
             return self.texts.prompt(stream) if told == "prompt" else self.texts.empty
-        if self._dropped(sample.task, name) or not self.index.text.present[sample.clip]:
+        if self._caption_dropped(sample.task, name) or not self.index.text.present[sample.clip]:
             return self.texts.empty
         return self.texts.padded(self.index.text.read(self.corpus, sample.clip))
 
-    def _dropped(self, task: Task, name: tuple[int | str, ...]) -> bool:
+    def _caption_dropped(self, task: Task, name: tuple[int | str, ...]) -> bool:
         """Whether a sample does without its caption."""
         validating = name[0] == "validation"
         dropped = uniform(self.recipe.seed, "caption", *name) < self.recipe.data.caption_dropout and not validating
-        return dropped or self._told_nothing(task, name)
+        return dropped or self._conditions_dropped(task, name)
 
-    def _words(
+    def _text_stream(
         self, samples: list[Sample], sigmas: list[dict[str, float]], names: list[tuple[int | str, ...]]
-    ) -> Words | None:
+    ) -> TextBatch | None:
         """The text stream: what is to be made, else the prompt, which goes with the caption where that is dropped."""
-        captions, draws = self.index.captions, self._text_draws
+        captions, draws = self.index.captions, self._text_sampler
         if captions is None or draws is None or not self.model.has_text_stream(samples[0].task):
             return None
 
         def said(sample: Sample, name: tuple[int | str, ...]) -> str:
-            if sample.task.makes_text:
+            if sample.task.generates_text:
                 return captions.target(sample.clip)
-            return "" if self._dropped(sample.task, name) else captions.prompt(sample.clip)
+            return "" if self._caption_dropped(sample.task, name) else captions.prompt(sample.clip)
 
         texts = [said(sample, name) for sample, name in zip(samples, names, strict=True)]
-        makes = [sample.task.makes_text for sample in samples]
-        return draws.words(texts, [sigma.get(TEXT, 0.0) for sigma in sigmas], makes, names)
+        makes = [sample.task.generates_text for sample in samples]
+        return draws.draw_batch(texts, [sigma.get(TEXT, 0.0) for sigma in sigmas], makes, names)
 
     @cached_property
-    def _text_draws(self) -> TextDraws | None:
+    def _text_sampler(self) -> TextSampler | None:
         if self.tokenizer is None:
             return None
-        return TextDraws(self.tokenizer, self.recipe.text, self.model.text_width, self.recipe.seed)
+        return TextSampler(self.tokenizer, self.recipe.text, self.model.text_width, self.recipe.seed)
 
 
-def prefetched(loader: Loader, plan: Steps, steps: range, ahead: int = 2) -> Generator[list[list[Batch]], None, None]:
+def prefetched(
+    loader: Loader, plan: StepSchedule, steps: range, ahead: int = 2
+) -> Generator[list[list[TrainingBatch]], None, None]:
     """`loader.step` for each step in order, computed up to `ahead` steps early in threads.
 
     Reads release the interpreter lock, so threads suffice. Nothing here is state: what was prepared for steps that
     never came is thrown away.
     """
     with ThreadPoolExecutor(max_workers=ahead) as pool:
-        waiting: list[Future[list[list[Batch]]]] = []
+        waiting: list[Future[list[list[TrainingBatch]]]] = []
         for step in steps:
             while len(waiting) <= ahead and step + len(waiting) < steps.stop:
                 waiting.append(pool.submit(loader.step, plan, step + len(waiting)))

@@ -14,12 +14,12 @@ from openuni.manifests.contracts.schema import text_columns
 from openuni.manifests.corpus.layout import annotation_group
 from openuni.manifests.errors import OpenUniError, did_you_mean
 from openuni.training.data.tokenizer import Tokenizer
-from openuni.training.recipe import TextStream
+from openuni.training.recipe import TextStreamOptions
 
 if TYPE_CHECKING:
     from openuni.manifests.corpus.corpus import Corpus
 
-AT_ONCE = 10_000  # texts that are counted at a time
+ROWS_PER_READ = 10_000  # texts that are counted at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,19 +41,19 @@ class Captions:
     @cached_property
     def counts(self) -> dict[str, int]:
         """Clips with a text to make, and those of them whose lengths fit."""
-        return {"with_text": int(_there(self.targets).sum()), "fitting": int(self.fits.sum())}
+        return {"with_text": int(_non_empty(self.targets).sum()), "fitting": int(self.fits.sum())}
 
     def digest(self) -> bytes:
         """Changes whenever a text does, or whether it fits."""
         total = xxhash.xxh3_64(self.fits.tobytes())
         for texts in (self.prompts, self.targets):
-            for start in range(0, len(texts), AT_ONCE):
-                total.update(repr(texts[start : start + AT_ONCE].to_pylist()).encode())
+            for start in range(0, len(texts), ROWS_PER_READ):
+                total.update(repr(texts[start : start + ROWS_PER_READ].to_pylist()).encode())
         return total.digest()
 
 
 def open_captions(
-    corpus: "Corpus", clip_ids: list[str], embedded: str, options: TextStream, tokenizer: Tokenizer
+    corpus: "Corpus", clip_ids: list[str], embedded: str, options: TextStreamOptions, tokenizer: Tokenizer
 ) -> Captions:
     """The captions of these clips. `embedded`: the column that the text family was made from, empty for the clips' own.
 
@@ -77,9 +77,9 @@ def open_captions(
     return Captions(prompts, targets, _fitting(prompts, targets, options, tokenizer))
 
 
-def _fitting(prompts: pa.Array, targets: pa.Array, options: TextStream, tokenizer: Tokenizer) -> np.ndarray:
+def _fitting(prompts: pa.Array, targets: pa.Array, options: TextStreamOptions, tokenizer: Tokenizer) -> np.ndarray:
     """bool [N]; what fits leaves room for the end token."""
-    there = _there(targets)
+    there = _non_empty(targets)
     lengths = _lengths(targets, tokenizer)
     fits = there & (lengths < options.length)
     if options.stage == "refinement":
@@ -89,7 +89,7 @@ def _fitting(prompts: pa.Array, targets: pa.Array, options: TextStream, tokenize
     return fits
 
 
-def _there(texts: pa.Array) -> np.ndarray:
+def _non_empty(texts: pa.Array) -> np.ndarray:
     """bool [N]: a text with something in it."""
     words = pc.greater(pc.utf8_length(pc.utf8_trim_whitespace(texts)), 0)
     found: np.ndarray = pc.fill_null(words, False).to_numpy(zero_copy_only=False)
@@ -98,7 +98,7 @@ def _there(texts: pa.Array) -> np.ndarray:
 
 def _lengths(texts: pa.Array, tokenizer: Tokenizer) -> np.ndarray:
     """int64 [N], in tokens without the end; 0 for none."""
-    parts = [texts[start : start + AT_ONCE].to_pylist() for start in range(0, len(texts), AT_ONCE)]
+    parts = [texts[start : start + ROWS_PER_READ].to_pylist() for start in range(0, len(texts), ROWS_PER_READ)]
     counted = [tokenizer.lengths([text or "" for text in part]) for part in parts]
     return np.concatenate([np.zeros(0, np.int64), *counted])
 

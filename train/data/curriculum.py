@@ -12,7 +12,7 @@ from openuni.manifests.errors import OpenUniError
 from openuni.training.data.index import Index
 from openuni.training.data.plan import Plan, Sample, clips_by_task
 from openuni.training.randomness import named_seed
-from openuni.training.recipe import Recipe
+from openuni.training.recipe import TrainingRecipe
 from openuni.training.tasks import Task, TaskMix
 
 
@@ -30,7 +30,7 @@ class StageMix(NamedTuple):
         return np.isin(index.collection, [n for n, name in enumerate(index.collections) if name in self.collections])
 
 
-def stages_of(recipe: Recipe, modalities: Sequence[str]) -> list[StageMix]:
+def curriculum_stages(recipe: TrainingRecipe, modalities: Sequence[str]) -> list[StageMix]:
     """The recipe's own tasks from step 0, then what its `curriculum` says."""
     stages = [StageMix(0, TaskMix.build(recipe.tasks, modalities, recipe.modality_weights), recipe.data.collections)]
     for stage in recipe.curriculum:
@@ -46,10 +46,10 @@ def all_collections(stages: Sequence[StageMix]) -> tuple[str, ...]:
     return tuple(sorted({name for stage in stages for name in stage.collections}))
 
 
-def trained_tasks(recipe: Recipe, modalities: Sequence[str], steps: float = inf) -> list[Task]:
+def trained_tasks(recipe: TrainingRecipe, modalities: Sequence[str], steps: float = inf) -> list[Task]:
     """The tasks of all stages that have begun when `steps` are done."""
-    stages = stages_of(recipe, modalities)
-    return TaskMix.together([stage.mix for stage in stages if stage.from_step < max(steps, 1)]).tasks
+    stages = curriculum_stages(recipe, modalities)
+    return TaskMix.averaged([stage.mix for stage in stages if stage.from_step < max(steps, 1)]).tasks
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ import xxhash
 
 from openuni.manifests.contracts.schema import clip_schema
 from openuni.manifests.corpus.layout import latent_group, text_group
-from openuni.manifests.corpus.splits import unit_names
+from openuni.manifests.corpus.splits import split_group_names
 from openuni.manifests.errors import OpenUniError, did_you_mean
 from openuni.training.tasks import TEXT
 
@@ -128,11 +128,11 @@ def open_index(
     """The index of the clips the corpus keeps, of all or of some collections. `latents`, `text`: as in the recipe."""
     latent_family = choose_family("latent", corpus.families(), latents)
     text_family = choose_family("text", corpus.text_families(), text)
-    kept = pa.array(sorted(corpus.kept()), pa.string())
+    kept = pa.array(sorted(corpus.kept_clip_ids()), pa.string())
     columns = ["clip_id", "source", "origin", "collection", "split"]
     table = corpus.dataset("clips", clip_schema()).to_table(columns=columns)
     table = table.take(pc.index_in(kept, value_set=table["clip_id"].combine_chunks()))
-    table = _of_collections(_without_tests(table), collections)
+    table = _of_collections(_drop_test_split(table), collections)
     kept = table["clip_id"].combine_chunks()
     names = pc.fill_null(table["collection"], "").combine_chunks()
     known = sorted(set(names.unique().to_pylist()))
@@ -140,7 +140,7 @@ def open_index(
         latent_family=latent_family,
         text_family=text_family,
         clip_ids=kept.to_pylist(),
-        held_out=held_out(unit_names(table).to_pylist(), table["split"].to_pylist(), validation_share),
+        held_out=held_out(split_group_names(table).to_pylist(), table["split"].to_pylist(), validation_share),
         collections=known,
         collection=pc.index_in(names, value_set=pa.array(known, pa.string())).to_numpy(zero_copy_only=False),
         latents={name: _extents(corpus, latent_group(latent_family, name), kept, 4) for name in modalities},
@@ -163,7 +163,7 @@ def choose_family(kind: str, families: dict[str, dict[str, Any]], wanted: str) -
     )
 
 
-def _without_tests(clips: pa.Table) -> pa.Table:
+def _drop_test_split(clips: pa.Table) -> pa.Table:
     """Where some clips are for validation, those of the split "test" are for neither training nor validation."""
     splits = pc.fill_null(clips["split"], "")
     if not pc.any(pc.equal(splits, "validation")).as_py():

@@ -22,7 +22,7 @@ class Sample:
     task: Task
 
 
-class Steps(Protocol):
+class StepSchedule(Protocol):
     """What says the samples of every step, as a pure function of it: a plan, or several in turn."""
 
     def step(self, step: int) -> list[Sample]:
@@ -54,7 +54,7 @@ class Plan:
         wanted = np.ones(len(index.clip_ids), dtype=bool) if clips is None else clips
         usable = usable_clips(index, mix) & wanted & ~index.held_out
         if not usable.any():
-            raise OpenUniError(_why_none(index, mix, wanted))
+            raise OpenUniError(_no_clips_reason(index, mix, wanted))
         shapes, present = index.shapes, index.present
         numbers = np.flatnonzero(usable)
         _, bucket = np.unique(shapes[numbers], axis=0, return_inverse=True)
@@ -106,7 +106,7 @@ class Plan:
 def usable_clips(index: Index, mix: TaskMix) -> np.ndarray:
     """bool [N]: clips with the streams of at least one task."""
     present = index.present
-    good = [bits for bits in np.unique(present) if mix.possible(index.streams(int(bits)))]
+    good = [bits for bits in np.unique(present) if mix.available_tasks(index.streams(int(bits)))]
     return np.isin(present, np.array(good, dtype=np.uint64))
 
 
@@ -115,12 +115,12 @@ def clips_by_task(index: Index, mix: TaskMix, clips: np.ndarray | None = None) -
     counts = dict.fromkeys(map(str, mix.tasks), 0)
     wanted = ~index.held_out if clips is None else ~index.held_out & clips
     for bits, count in zip(*np.unique(index.present[wanted], return_counts=True), strict=True):
-        for task, _ in mix.possible(index.streams(int(bits))):
+        for task, _ in mix.available_tasks(index.streams(int(bits))):
             counts[str(task)] += int(count)
     return counts
 
 
-def _why_none(index: Index, mix: TaskMix, wanted: np.ndarray) -> str:
+def _no_clips_reason(index: Index, mix: TaskMix, wanted: np.ndarray) -> str:
     counts = ", ".join(f"{name}: {int((extents.present & wanted).sum())}" for name, extents in index.latents.items())
     both = np.logical_and.reduce([wanted, *(extents.present for extents in index.latents.values())])
     held_out = int((index.held_out & wanted).sum())

@@ -13,7 +13,7 @@ import xxhash
 
 from openuni.manifests.contracts.checkpoint import hub_or_path
 from openuni.manifests.errors import OpenUniError
-from openuni.training.recipe import TextStream
+from openuni.training.recipe import TextStreamOptions
 
 
 class Tokenizer(Protocol):
@@ -149,12 +149,12 @@ class Umt5Tokenizer:
         return xxhash.xxh3_64_hexdigest(repr((pieces, self.end)).encode())
 
 
-def tokenizer_of(options: TextStream) -> Tokenizer:
+def make_tokenizer(options: TextStreamOptions) -> Tokenizer:
     """The tokenizer that a recipe names."""
     return ByteTokenizer() if options.tokenizer == "bytes" else Umt5Tokenizer(options.checkpoint)
 
 
-def identity(tokenizer: Tokenizer) -> dict[str, int | str]:
+def tokenizer_identity(tokenizer: Tokenizer) -> dict[str, int | str]:
     """What a run records of its tokenizer, to know it again."""
     return {"vocabulary": tokenizer.vocabulary, "digest": tokenizer.digest()}
 

@@ -14,15 +14,15 @@ from openuni.manifests.contracts.modality import find_modality
 from openuni.manifests.corpus.store import Store
 from openuni.manifests.errors import OpenUniError
 from openuni.training.data.captions import Captions, open_captions
-from openuni.training.data.curriculum import Curriculum, all_collections, stages_of
+from openuni.training.data.curriculum import Curriculum, all_collections, curriculum_stages
+from openuni.training.data.fixed_texts import EMPTY, FixedTexts, fixed_rows
 from openuni.training.data.index import Index, choose_family, open_index
 from openuni.training.data.plan import clips_by_task, usable_clips
-from openuni.training.data.texts import EMPTY, Texts, fixed_rows
-from openuni.training.data.tokenizer import Tokenizer, identity, tokenizer_of
-from openuni.training.loop.checkpoint import checkpoints
+from openuni.training.data.tokenizer import Tokenizer, make_tokenizer, tokenizer_identity
+from openuni.training.loop.training_checkpoint import list_checkpoints
 from openuni.training.model import Model
 from openuni.training.options import build
-from openuni.training.recipe import Recipe, TextStream
+from openuni.training.recipe import TextStreamOptions, TrainingRecipe
 from openuni.training.run import FORMAT, RUN_FILE, TEXTS_FILE, read_record
 from openuni.training.tasks import TaskMix
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from openuni.manifests.corpus.corpus import Corpus
 
 # What may differ when a run goes on: it changes nothing of the steps already done.
-FREE_TO_CHANGE = (
+RESUME_MUTABLE = (
     *("checkpoints.", "validation.", "optimizer.accumulate"),
     *("model.attention", "model.compile", "model.gradient_checkpointing"),
 )
@@ -40,18 +40,18 @@ FREE_TO_CHANGE = (
 class Setup:
     """All that a trainer needs, checked."""
 
-    recipe: Recipe
+    recipe: TrainingRecipe
     corpus: "Corpus"
     model: Model
     mix: TaskMix  # of all stages together
     plan: Curriculum
     index: Index
-    texts: Texts
+    texts: FixedTexts
     record: dict[str, Any]  # run.json
     tokenizer: Tokenizer | None = None  # for models that make text
 
 
-def prepare(recipe: Recipe, corpus: "Corpus", folder: Path) -> Setup:
+def prepare(recipe: TrainingRecipe, corpus: "Corpus", folder: Path) -> Setup:
     """Check, and write run.json; raises `OpenUniError` with the reason and what to do."""
     latents = _family("latent", corpus.families(), recipe.data.latents)
     text = _family("text", corpus.text_families(), recipe.data.text)
@@ -59,8 +59,8 @@ def prepare(recipe: Recipe, corpus: "Corpus", folder: Path) -> Setup:
     kind = find_component("models", base, recipe.model["name"], imports=True)
     options = {key: value for key, value in recipe.model.items() if key != "name"}
     modalities = _modalities(options.get("modalities"), kind, latents)
-    stages = stages_of(recipe, modalities)
-    mix = TaskMix.together([stage.mix for stage in stages])
+    stages = curriculum_stages(recipe, modalities)
+    mix = TaskMix.averaged([stage.mix for stage in stages])
     tokenizer = _tokenizer(kind, recipe, mix)
     data = recipe.data
     index = open_index(corpus, modalities, data.latents, data.text, data.validation_share, all_collections(stages))
@@ -69,7 +69,7 @@ def prepare(recipe: Recipe, corpus: "Corpus", folder: Path) -> Setup:
         _check_texts(captions, mix, recipe.text)
         index = dataclasses.replace(index, captions=captions)
     plan = Curriculum.build(index, stages, recipe.seed, recipe.optimizer.batch_size)  # refuses: nothing to train on
-    shape = _commonest_shape(index, mix)
+    shape = _most_common_shape(index, mix)
     folder.mkdir(parents=True, exist_ok=True)
     rows = fixed_rows(text, modalities, folder / TEXTS_FILE)
     model = _model(kind, options, modalities, shape[0], rows[EMPTY].shape[1], tokenizer)
@@ -77,7 +77,7 @@ def prepare(recipe: Recipe, corpus: "Corpus", folder: Path) -> Setup:
     record: dict[str, Any] = {
         "format": FORMAT,
         "recipe": recipe.to_dict(),
-        "model": {"name": kind.name(), "options": model.resolved().portable().options_dict()},
+        "model": {"name": kind.name(), "options": model.resolved().machine_independent().options_dict()},
         "latents": latents,
         "text": text,
         "text_length": _text_length(recipe, index, rows),
@@ -91,24 +91,24 @@ def prepare(recipe: Recipe, corpus: "Corpus", folder: Path) -> Setup:
         | ({"stages": plan.summary(index)} if len(stages) > 1 else {}),
     }
     if tokenizer is not None and index.captions is not None:
-        record["tokens"] = identity(tokenizer)
+        record["tokens"] = tokenizer_identity(tokenizer)
         record["data"]["captions"] = index.captions.counts
     record = json.loads(json.dumps(record))
     _check_resume(record, folder)
     Store(str(folder)).put(RUN_FILE, json.dumps(record, indent=2).encode())
-    return Setup(recipe, corpus, model, mix, plan, index, Texts(rows, record["text_length"]), record, tokenizer)
+    return Setup(recipe, corpus, model, mix, plan, index, FixedTexts(rows, record["text_length"]), record, tokenizer)
 
 
-def _tokenizer(kind: type[Model], recipe: Recipe, mix: TaskMix) -> Tokenizer | None:
+def _tokenizer(kind: type[Model], recipe: TrainingRecipe, mix: TaskMix) -> Tokenizer | None:
     """The recipe's tokenizer, where the model makes text; raises where it does not and the recipe thinks it does."""
-    if kind.makes_text:
-        return tokenizer_of(recipe.text)
-    if textual := [str(task) for task in mix.tasks if task.makes_text]:
+    if kind.generates_text:
+        return make_tokenizer(recipe.text)
+    if textual := [str(task) for task in mix.tasks if task.generates_text]:
         raise OpenUniError(
             f"tasks {', '.join(textual)} make text, which {kind.name()} cannot. Choose other tasks, or a model that "
             'can, such as model.name = "univigu"'
         )
-    if recipe.text != TextStream():
+    if recipe.text != TextStreamOptions():
         raise OpenUniError(f"the recipe has a [text] section, but {kind.name()} makes no text: leave the section out")
     return None
 
@@ -121,7 +121,7 @@ def _family(kind: str, families: dict[str, dict[str, Any]], wanted: str) -> dict
 def _modalities(given: Any, kind: type[Model], latents: dict[str, Any]) -> tuple[str, ...]:
     """The recipe's, the model's own, or those of the corpus."""
     if given is None:
-        return kind.only_modalities or tuple(sorted(latents["modalities"], key=lambda name: (name != "rgb", name)))
+        return kind.supported_modalities or tuple(sorted(latents["modalities"], key=lambda name: (name != "rgb", name)))
     if not isinstance(given, list | tuple) or not given:
         raise OpenUniError(f'recipe: model.modalities must be a list of names such as ["rgb", "depth"], got {given!r}')
     for name in given:
@@ -129,15 +129,15 @@ def _modalities(given: Any, kind: type[Model], latents: dict[str, Any]) -> tuple
     return tuple(given)
 
 
-def _commonest_shape(index: Index, mix: TaskMix) -> list[int]:
+def _most_common_shape(index: Index, mix: TaskMix) -> list[int]:
     """[C, T, H, W] that most clips have."""
     shapes, counts = np.unique(index.shapes[usable_clips(index, mix)], axis=0, return_counts=True)
     return shapes[counts.argmax()].tolist()
 
 
-def _check_texts(captions: Captions, mix: TaskMix, options: TextStream) -> None:
+def _check_texts(captions: Captions, mix: TaskMix, options: TextStreamOptions) -> None:
     """Raises when text is to be made, and no clip has one that can be."""
-    textual = [str(task) for task in mix.tasks if task.makes_text]
+    textual = [str(task) for task in mix.tasks if task.generates_text]
     if captions.fits.any() or not textual:
         return
     wanted = f"at most {options.length - 1}"
@@ -194,7 +194,7 @@ def _check_fit(model: Model, index: Index, mix: TaskMix, codec: str) -> None:
         )
 
 
-def _text_length(recipe: Recipe, index: Index, rows: dict[str, Any]) -> int:
+def _text_length(recipe: TrainingRecipe, index: Index, rows: dict[str, Any]) -> int:
     longest = max([int(index.text.shape[:, 0].max(initial=0)), *(len(row) for row in rows.values())])
     if recipe.data.text_length and recipe.data.text_length < longest:
         raise OpenUniError(
@@ -206,15 +206,17 @@ def _text_length(recipe: Recipe, index: Index, rows: dict[str, Any]) -> int:
 
 def _check_resume(record: dict[str, Any], folder: Path) -> None:
     """Refuse to go on with something else than what was begun: it would be neither run."""
-    if not checkpoints(folder):
+    if not list_checkpoints(folder):
         return
     before = read_record(folder)
-    before["recipe"] = json.loads(json.dumps(Recipe.from_dict(before["recipe"], RUN_FILE).to_dict()))  # new options
+    before["recipe"] = json.loads(
+        json.dumps(TrainingRecipe.from_dict(before["recipe"], RUN_FILE).to_dict())
+    )  # new options
     steps_matter = record["recipe"]["optimizer"]["decay_steps"] > 0
     changes = [
         f"{name}: {old!r} -> {new!r}"
         for name, old, new in _differences(before, record)
-        if not name.removeprefix("recipe.").startswith(FREE_TO_CHANGE)
+        if not name.removeprefix("recipe.").startswith(RESUME_MUTABLE)
         and not (name == "recipe.optimizer.steps" and not steps_matter)
     ]
     if changes:

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from openuni.manifests.errors import OpenUniError
-from openuni.manifests.interrupt import interruptible
-from openuni.training.data.batches import Batch, Loader, prefetched
-from openuni.training.loop.checkpoint import (
+from openuni.manifests.graceful_shutdown import graceful_shutdown
+from openuni.training.data.batches import Loader, TrainingBatch, prefetched
+from openuni.training.loop.log import RunLog
+from openuni.training.loop.setup import Setup, prepare
+from openuni.training.loop.training_checkpoint import (
     check_sizes,
-    checkpoints,
+    list_checkpoints,
     load_model,
     load_optimizer,
     model_tensors,
@@ -23,12 +25,10 @@ from openuni.training.loop.checkpoint import (
     save,
     unsaved,
 )
-from openuni.training.loop.log import RunLog
-from openuni.training.loop.setup import Setup, prepare
 from openuni.training.loop.validation import Validator
-from openuni.training.objectives.losses import Losses, losses_of
+from openuni.training.objectives.losses import Losses, compute_losses
 from openuni.training.randomness import named_seed
-from openuni.training.recipe import Optimizer, Recipe
+from openuni.training.recipe import OptimizerOptions, TrainingRecipe
 from openuni.training.run import Run, autocast, pick_device
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ Progress = Callable[[dict[str, Any]], None]
 
 
 def train(
-    recipe: str | Path | Recipe,
+    recipe: str | Path | TrainingRecipe,
     corpus: "str | Path | Corpus",
     out: str | Path,
     progress: Progress | None = None,
@@ -46,13 +46,13 @@ def train(
 ) -> Run:
     """Train, or go on where the run in `out` stopped. Returns the run.
 
-    `recipe`: a name, a path or a `Recipe`. `progress` is called with every row of the log. Ctrl-C finishes the step,
-    saves and raises KeyboardInterrupt. Raises `OpenUniError` before the first step when recipe, corpus and run in
+    `recipe`: a name, a path or a `TrainingRecipe`. `progress` is called with every row of the log. Ctrl-C finishes the
+    step, saves and raises KeyboardInterrupt. Raises `OpenUniError` before the first step when recipe, corpus and run in
     `out` do not fit together.
     """
     from openuni.manifests.corpus.corpus import Corpus
 
-    recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
+    recipe = recipe if isinstance(recipe, TrainingRecipe) else TrainingRecipe.load(recipe)
     corpus = corpus if isinstance(corpus, Corpus) else Corpus.open(str(corpus))
     folder = Path(out)
     setup = prepare(recipe, corpus, folder)
@@ -72,10 +72,10 @@ class Trainer:
         self.plan = setup.plan
         with torch.random.fork_rng():
             torch.manual_seed(named_seed(self.recipe.seed, "weights"))
-            resuming = bool(checkpoints(folder))  # then the weights are overwritten: none need be read first
+            resuming = bool(list_checkpoints(folder))  # then the weights are overwritten: none need be read first
             self.model = (setup.model.resolved() if resuming else setup.model).load(device)
         self._start_from()
-        self.average = averaged_copy(self.model)
+        self.ema_model = ema_copy(self.model)
         self.optimizer = build_optimizer(self.model, self.recipe.optimizer)
         self.step = self._resume()
 
@@ -90,7 +90,7 @@ class Trainer:
             self._validate(log, validator)  # where it was due, a Ctrl-C came before it
         try:
             with (
-                interruptible("this step") as interrupted,
+                graceful_shutdown("this step") as interrupted,
                 closing(prefetched(self.loader, self.plan, steps)) as batches,
             ):
                 for _ in steps:
@@ -101,11 +101,11 @@ class Trainer:
         finally:
             log.close()
 
-    def _one_step(self, batches: Iterator[list[list[Batch]]]) -> dict[str, Any]:
+    def _one_step(self, batches: Iterator[list[list[TrainingBatch]]]) -> dict[str, Any]:
         began = time.perf_counter()
         parts = next(batches)
         waited = time.perf_counter() - began
-        rate = self._set_rate()
+        rate = self._set_learning_rate()
         by_task: dict[str, list[float]] = defaultdict(list)
         apart: dict[str, list[float]] = defaultdict(list)
         for part in parts:
@@ -114,14 +114,14 @@ class Trainer:
                 (losses.total.sum() / self.recipe.optimizer.batch_size).backward()
                 for task, loss in zip(batch.tasks, losses.total.tolist(), strict=True):
                     by_task[str(task)].append(loss)
-                for name, values in losses.apart(batch.tasks).items():
+                for name, values in losses.split_by_target(batch.tasks).items():
                     apart[name] += values
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optimizer.clip_norm)
         losses_seen = [loss for task_losses in by_task.values() for loss in task_losses]
         self._check_finite(float(norm), parts)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self._update_average()
+        self._update_ema()
         self.step += 1
         took = time.perf_counter() - began
         return {
@@ -135,10 +135,10 @@ class Trainer:
             "data_wait_share": waited / took,
         }
 
-    def _losses(self, batch: Batch) -> Losses:
-        return losses_of(self.model, batch, self.recipe, autocast(self.recipe, self.device))
+    def _losses(self, batch: TrainingBatch) -> Losses:
+        return compute_losses(self.model, batch, self.recipe, autocast(self.recipe, self.device))
 
-    def _check_finite(self, norm: float, parts: list[list[Batch]]) -> None:
+    def _check_finite(self, norm: float, parts: list[list[TrainingBatch]]) -> None:
         if norm < float("inf"):
             return
         clips = [self.setup.index.clip_ids[clip] for part in parts for batch in part for clip in batch.clips]
@@ -147,16 +147,16 @@ class Trainer:
             "optimizer.learning_rate, or look at these clips' latents; the last checkpoint is whole."
         )
 
-    def _set_rate(self) -> float:
-        factor = rate_factor(self.recipe.optimizer, self.step)
+    def _set_learning_rate(self) -> float:
+        factor = lr_factor(self.recipe.optimizer, self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = group["full_rate"] * factor
         return self.recipe.optimizer.learning_rate * factor
 
     @torch.no_grad()
-    def _update_average(self) -> None:
+    def _update_ema(self) -> None:
         decay = min(self.recipe.ema.decay, (1 + self.step) / (10 + self.step))
-        for average, current in zip(self.average.parameters(), self.model.parameters(), strict=True):
+        for average, current in zip(self.ema_model.parameters(), self.model.parameters(), strict=True):
             if average is not current:
                 average.lerp_(current, 1.0 - decay)
 
@@ -176,31 +176,31 @@ class Trainer:
         """Where it is due at this step."""
         every, last = self.recipe.validation.every_steps, self.step == self.recipe.optimizer.steps
         if len(validator.clips) and every and (self.step % every == 0 or last):
-            losses = validator.losses(self.average, self.device, autocast(self.recipe, self.device))
+            losses = validator.losses(self.ema_model, self.device, autocast(self.recipe, self.device))
             self._report(log, {"step": self.step, "validation_loss": losses})
 
     def _save(self) -> None:
         tensors = {
             "model": model_tensors(self.model),
-            "ema": model_tensors(self.average),
+            "ema": model_tensors(self.ema_model),
             "optimizer": optimizer_tensors(self.optimizer, self.model),
         }
         state = {"data": self.setup.record["data"], "torch": torch.__version__}
         save(self.folder, self.step, tensors, state, self.recipe.checkpoints.keep)
 
     def _resume(self) -> int:
-        found = checkpoints(self.folder)
+        found = list_checkpoints(self.folder)
         if not found:
             return 0
         latest = found[-1]
         load_model(self.model, latest.tensors("model"), latest.path)
-        load_model(self.average, latest.tensors("ema"), latest.path)
+        load_model(self.ema_model, latest.tensors("ema"), latest.path)
         load_optimizer(self.optimizer, self.model, latest.tensors("optimizer"))
         return latest.step
 
     def _start_from(self) -> None:
         """Take over the averaged weights of an earlier run; what that run did not have keeps its initial weights."""
-        if not self.recipe.start_from or checkpoints(self.folder):
+        if not self.recipe.start_from or list_checkpoints(self.folder):
             return
         run = Run.open(self.recipe.start_from)
         earlier = run.checkpoint
@@ -228,13 +228,13 @@ class Trainer:
             )
 
 
-def averaged_copy(model: Any) -> Any:
+def ema_copy(model: Any) -> Any:
     """Where the average of the weights is kept. Frozen parameters are the model's own: there is nothing to average."""
     frozen = {id(parameter): parameter for parameter in model.parameters() if not parameter.requires_grad}
     return copy.deepcopy(model, frozen).eval().requires_grad_(False)
 
 
-def build_optimizer(model: Any, options: Optimizer) -> torch.optim.AdamW:
+def build_optimizer(model: Any, options: OptimizerOptions) -> torch.optim.AdamW:
     """AdamW over what is trained, in four groups: base and added parameters, matrices (decayed) and the rest."""
     added = set(model.added_parameters())
     groups: dict[tuple[bool, bool], list[torch.Tensor]] = defaultdict(list)
@@ -254,7 +254,7 @@ def build_optimizer(model: Any, options: Optimizer) -> torch.optim.AdamW:
     )
 
 
-def rate_factor(options: Optimizer, step: int) -> float:
+def lr_factor(options: OptimizerOptions, step: int) -> float:
     """Share of the full learning rate at `step` (from 0): up over `warmup_steps`, flat, down over `decay_steps`."""
     up = min(1.0, (step + 1) / options.warmup_steps) if options.warmup_steps else 1.0
     down = min(1.0, (options.steps - step) / options.decay_steps) if options.decay_steps else 1.0

@@ -9,7 +9,7 @@ from openuni.training.data.batches import Loader
 from openuni.training.data.plan import Sample, usable_clips
 from openuni.training.model import VideoModel
 from openuni.training.objectives.flow_matching import sigma_at
-from openuni.training.objectives.losses import losses_of
+from openuni.training.objectives.losses import compute_losses
 from openuni.training.tasks import TEXT, Task, TaskMix
 
 
@@ -24,7 +24,7 @@ class Validator:
         quantiles = (torch.arange(validation.quantiles) + 0.5) / validation.quantiles
         flow, text = loader.recipe.flow, loader.recipe.text
         drawn = sigma_at(quantiles, flow.density, flow.shift).tolist()
-        self.sigmas = [max(sigma, loader.least_sigma) for sigma in drawn]
+        self.sigmas = [max(sigma, loader.min_target_sigma) for sigma in drawn]
         self.text_sigmas = sigma_at(quantiles, text.density, text.shift).tolist()
 
     @torch.no_grad()
@@ -37,27 +37,27 @@ class Validator:
         found: dict[str, list[float]] = defaultdict(list)
         present = self.loader.index.present
         for clip in self.clips.tolist():
-            for task, _ in self.mix.possible(self.loader.index.streams(int(present[clip]))):
+            for task, _ in self.mix.available_tasks(self.loader.index.streams(int(present[clip]))):
                 name = ("validation", self.loader.index.clip_ids[clip])
                 levels = self._levels(task)
                 samples = [Sample(clip, task)] * len(levels)
                 batch = self.loader.batch(samples, levels, [name] * len(levels)).to(device)
-                losses = losses_of(model, batch, self.loader.recipe, autocast, weighted=False)
+                losses = compute_losses(model, batch, self.loader.recipe, autocast, weighted=False)
                 found[str(task)] += losses.total.tolist()
                 for level, loss in zip(levels, losses.total.tolist(), strict=True):
                     found[f"{task} at {next(iter(level.values())):.2f}"].append(loss)
-                if task.makes_text and batch.words and losses.logits is not None and self.loader.tokenizer:
-                    accuracy = batch.words.accuracy(losses.logits, self.loader.tokenizer.end)
+                if task.generates_text and batch.text_stream and losses.logits is not None and self.loader.tokenizer:
+                    accuracy = batch.text_stream.accuracy(losses.logits, self.loader.tokenizer.end)
                     found[f"{task} token accuracy"] += accuracy.tolist()
-                    for part, values in losses.apart(batch.tasks).items():
+                    for part, values in losses.split_by_target(batch.tasks).items():
                         found[f"{task} {part}"] += values
         return {name: sum(losses) / len(losses) for name, losses in found.items()}
 
     def _levels(self, task: Task) -> list[dict[str, float]]:
         """The sigmas of what is made, video first; in joint tasks video and text have one quantile."""
-        levels = [dict.fromkeys(task.made, sigma) for sigma in self.sigmas]
-        if not task.makes_text:
+        levels = [dict.fromkeys(task.targets, sigma) for sigma in self.sigmas]
+        if not task.generates_text:
             return levels
-        shared = bool(task.made) and self.loader.recipe.flow.shared_sigma
+        shared = bool(task.targets) and self.loader.recipe.flow.shared_sigma
         text_sigmas = self.sigmas if shared else self.text_sigmas
         return [level | {TEXT: sigma} for level, sigma in zip(levels, text_sigmas, strict=True)]

@@ -8,7 +8,7 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import nn
 
 from openuni.training.backbone.attention import rotated
-from openuni.training.backbone.lora import GatedLinear, Rows
+from openuni.training.backbone.lora import GatedLinear, LoraRouting
 from openuni.training.backbone.wan import WanBlock
 
 SHARED = "shared"  # name of the one LoRA of the ablation
@@ -32,7 +32,7 @@ class CrossModalProcessor:
         encoder_hidden_states: None = None,
         attention_mask: None = None,
         rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
-        rows: Rows | None = None,
+        rows: LoraRouting | None = None,
         joint: int = 1,
     ) -> torch.Tensor:
         """`hidden_states` [B M, S, D] -> the same; `joint`: how many rows, one after another, attend to each other."""
@@ -78,7 +78,7 @@ class UniVidXBlock(WanBlock):
         tokens: torch.Tensor,
         text: torch.Tensor,
         table: torch.Tensor,
-        rows: Rows,
+        rows: LoraRouting,
         joint: int,
         *rotary: torch.Tensor,
     ) -> torch.Tensor:
@@ -95,7 +95,7 @@ class UniVidXBlock(WanBlock):
         normed = (self.norm3(tokens.float()) * (1 + scale_2) + shift_2).type_as(tokens)
         return (tokens.float() + self.feed_forward(normed, rows).float() * gate_2).type_as(tokens)
 
-    def feed_forward(self, tokens: torch.Tensor, rows: Rows) -> torch.Tensor:
+    def feed_forward(self, tokens: torch.Tensor, rows: LoraRouting) -> torch.Tensor:
         """[B M, S, D] -> the same, gated per row as attention is."""
         widen, dropout, narrow = self.ffn.net
         out: torch.Tensor = narrow(dropout(widen.gelu(widen.proj(tokens, rows))), rows)

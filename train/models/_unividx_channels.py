@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from openuni.training.backbone.lora import Rows
+from openuni.training.backbone.lora import LoraRouting
 from openuni.training.backbone.wan import WanStreams
 from openuni.training.model import Streams
 from openuni.training.models._unividx_blocks import SHARED, UniVidXBlock
@@ -56,21 +56,21 @@ class ChannelsTransformer(WanStreams):
         The one sequence has one modulation, of the highest sigma among the streams of a sample (that of all made ones
         where they share it), and attends to one text: that of the first stream, as UniVidX tells all the same.
         """
-        names = self.checked(streams)
+        names = self.check_streams(streams)
         grid = self.grid(streams[names[0]])
         highest = torch.stack([sigmas[name] for name in names]).amax(dim=0)
-        told = self.told([highest], [text[names[0]]])
+        told = self.embed_conditioning([highest], [text[names[0]]])
         tokens = self.through_blocks(
-            self.together(streams, sigmas, names),
+            self.joint_tokens(streams, sigmas, names),
             told.text,
             told.table[:, 0],
-            Rows((SHARED,), None),
+            LoraRouting((SHARED,), None),
             1,
             *self.rotary(grid),
         )
         return {name: self.unembed(tokens, told.time[:, 0], grid, self.output(name)) for name in names}
 
-    def together(self, streams: Streams, sigmas: dict[str, torch.Tensor], names: Sequence[str]) -> torch.Tensor:
+    def joint_tokens(self, streams: Streams, sigmas: dict[str, torch.Tensor], names: Sequence[str]) -> torch.Tensor:
         """Tokens [B, S, D] of all streams: one input layer over their concatenated channels, part by part.
 
         Absent streams are zeros in the concatenation, so their parts are left out.

@@ -9,7 +9,7 @@ import torch
 from annotated_types import Ge
 from torch import nn
 
-from openuni.training.backbone.wan import WanBlock, WanModel, WanStreams, loaded
+from openuni.training.backbone.wan import WanBlock, WanModel, WanStreams, build_module
 from openuni.training.model import Streams
 
 Rope = Literal["continued", "per_segment"]
@@ -35,9 +35,9 @@ class UnityVideo(WanModel):
     switcher_dim: Annotated[int, "hidden width of each block's switcher", Ge(1)] = 256
     rope: Annotated[Rope, "width positions run on from stream to stream, or start anew in each"] = "continued"
 
-    def largest_latents(self, streams: int, beside: int = 1) -> tuple[int, int, int]:
-        """See `Model.largest_latents`."""
-        return super().largest_latents(streams, streams if self.rope == "continued" else beside)
+    def max_latent_shape(self, streams: int, beside: int = 1) -> tuple[int, int, int]:
+        """See `Model.max_latent_shape`."""
+        return super().max_latent_shape(streams, streams if self.rope == "continued" else beside)
 
     def load(self, device: str) -> "UnityVideoTransformer":
         """The model on `device` in float32, in training mode."""
@@ -47,7 +47,7 @@ class UnityVideo(WanModel):
                 self.modalities, self.switcher_dim, self.rope, switcher=self.switcher, **self.base_options()
             )
 
-        module: UnityVideoTransformer = loaded(build, self, device)
+        module: UnityVideoTransformer = build_module(build, self, device)
         return module
 
 
@@ -76,7 +76,7 @@ class UnityVideoBlock(WanBlock):
         switch: torch.Tensor | None,
         *rotary: torch.Tensor,
     ) -> torch.Tensor:
-        """`tokens` [B, M, S, D] -> the same shape; `text` and `time` as in `openuni.training.backbone.wan.Told`.
+        """`tokens` [B, M, S, D] -> the same shape; `text` and `time` as in `SegmentConditioning` of backbone.wan.
 
         `switch`: [B, M, D], modality and time embedding, for the switcher. `rotary`: of all M S tokens.
         """
@@ -165,12 +165,12 @@ class UnityVideoTransformer(WanStreams):
 
     def forward(self, streams: Streams, sigmas: dict[str, torch.Tensor], text: dict[str, torch.Tensor]) -> Streams:
         """Velocities of all streams, [B, C, T, H, W] by modality; see `openuni.training.model.VideoModel`."""
-        names = self.checked(streams)
+        names = self.check_streams(streams)
         grid = self.grid(streams[names[0]])
         layers: Any = self.input_experts
         experts: Any = self.output_experts
         embedded = [self.embed(streams[name], None if name == "rgb" else layers[name]) for name in names]
-        told = self.told([sigmas[name] for name in names], [text[name] for name in names])
+        told = self.embed_conditioning([sigmas[name] for name in names], [text[name] for name in names])
         if self.config.switcher == "released":
             embedded = [
                 tokens if name == "rgb" else tokens + self.modality_embeddings[name].type_as(tokens)

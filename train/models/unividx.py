@@ -9,9 +9,9 @@ from annotated_types import Ge, Interval
 from torch import nn
 
 from openuni.manifests.errors import OpenUniError
-from openuni.training.backbone.lora import Rows
-from openuni.training.backbone.wan import WanModel, WanStreams, loaded
-from openuni.training.model import Streams, Told
+from openuni.training.backbone.lora import LoraRouting
+from openuni.training.backbone.wan import WanModel, WanStreams, build_module
+from openuni.training.model import Streams, TextCondition
 from openuni.training.models._unividx_blocks import SHARED, UniVidXBlock
 from openuni.training.models._unividx_channels import ChannelsTransformer
 from openuni.training.tasks import Task
@@ -56,19 +56,19 @@ class UniVidX(WanModel):
             raise OpenUniError("unividx: frozen_precision is of a frozen base, and train_base = true trains it")
 
     @property
-    def given_sigma(self) -> float:
-        """See `Model.given_sigma`."""
+    def condition_sigma(self) -> float:
+        """See `Model.condition_sigma`."""
         return self.condition_noise
 
-    def text_of(self, task: Task, stream: str) -> Told:
+    def text_condition(self, task: Task, stream: str) -> TextCondition:
         """The caption for every stream, in tasks that make RGB out of less than what determines it; else nothing.
 
         So the caption is told in the published Text->X and Text&X->X tasks and in no X->X one. For other sets of
         modalities the rule is the same: any task that makes rgb is told the caption, unless all of `DETERMINES_RGB`
         of one family is given.
         """
-        determined = any(needed <= set(task.given) for needed in DETERMINES_RGB)
-        return "caption" if "rgb" in task.made and not determined else "nothing"
+        determined = any(needed <= set(task.conditions) for needed in DETERMINES_RGB)
+        return "caption" if "rgb" in task.targets and not determined else "nothing"
 
     def resolved(self) -> Self:
         """See `Model.resolved`. With a frozen base, `pretrained` stays: its weights are not saved with the run's."""
@@ -86,8 +86,8 @@ class UniVidX(WanModel):
                 self.modalities, adapters, self.rank, self.gated, self.cross_modal, **self.base_options()
             )
 
-        module = loaded(build, self, device, getattr(torch, self.frozen_precision))
-        module.given_sigma = self.condition_noise
+        module = build_module(build, self, device, getattr(torch, self.frozen_precision))
+        module.condition_sigma = self.condition_noise
         if not self.train_base:
             base = set(module.base_tensors())
             for name, parameter in module.named_parameters():
@@ -101,8 +101,8 @@ class UniVidXTransformer(WanStreams):
 
     Additions: `blocks.*.lora_A.MODALITY` and `blocks.*.lora_B.MODALITY`.
 
-    A stream counts as given in a sample where its sigma is at most `given_sigma` (0 unless conditions get noise), and
-    as made above that; loader and sampler keep the sigmas of made streams above it.
+    A stream counts as given in a sample where its sigma is at most `condition_sigma` (0 unless conditions get noise),
+    and as made above that; loader and sampler keep the sigmas of made streams above it.
     """
 
     _no_split_modules: ClassVar[list[str]] = ["UniVidXBlock"]
@@ -131,10 +131,10 @@ class UniVidXTransformer(WanStreams):
 
     def forward(self, streams: Streams, sigmas: dict[str, torch.Tensor], text: dict[str, torch.Tensor]) -> Streams:
         """Velocities of all streams, [B, C, T, H, W] by modality; see `openuni.training.model.VideoModel`."""
-        names = self.checked(streams)
+        names = self.check_streams(streams)
         stacked = torch.stack([streams[name] for name in names], dim=1)
         grid = self.grid(streams[names[0]])
-        told = self.told([sigmas[name] for name in names], [text[name] for name in names])
+        told = self.embed_conditioning([sigmas[name] for name in names], [text[name] for name in names])
         joint = len(names) if self.config.cross_modal else 1
         tokens = self.through_blocks(
             self.embed(stacked.flatten(0, 1)),
@@ -147,11 +147,11 @@ class UniVidXTransformer(WanStreams):
         velocities = self.unembed(tokens, told.time.flatten(0, 1), grid).unflatten(0, (-1, len(names)))
         return dict(zip(names, velocities.unbind(1), strict=True))
 
-    def rows(self, names: Sequence[str], sigmas: dict[str, torch.Tensor]) -> Rows:
+    def rows(self, names: Sequence[str], sigmas: dict[str, torch.Tensor]) -> LoraRouting:
         """Which LoRAs are at work on the rows of these streams."""
         adapters = tuple(self.config.adapters)
         own = tuple(names) if adapters != (SHARED,) else adapters
         if not self.config.gated:
-            return Rows(own, None)
-        made = torch.stack([sigmas[name] for name in names], dim=1).flatten() > self.given_sigma
-        return Rows(own, made.float()[:, None, None])
+            return LoraRouting(own, None)
+        made = torch.stack([sigmas[name] for name in names], dim=1).flatten() > self.condition_sigma
+        return LoraRouting(own, made.float()[:, None, None])

@@ -10,8 +10,8 @@ from annotated_types import Ge
 from torch import nn
 
 from openuni.manifests.errors import OpenUniError
-from openuni.training.backbone.wan import Rotary, WanBlock, WanModel, WanStreams, loaded
-from openuni.training.model import Streams, Told
+from openuni.training.backbone.wan import Rotary, WanBlock, WanModel, WanStreams, build_module
+from openuni.training.model import Streams, TextCondition
 from openuni.training.tasks import TEXT, Task
 
 TextFlow = Literal["tokens", "embeddings"]
@@ -29,8 +29,8 @@ class UniVigu(WanModel):
     """
 
     origin: ClassVar[str] = "Uni-ViGU (arXiv 2604.08121)"
-    makes_text: ClassVar[bool] = True
-    only_modalities: ClassVar[tuple[str, ...]] = ("rgb",)
+    generates_text: ClassVar[bool] = True
+    supported_modalities: ClassVar[tuple[str, ...]] = ("rgb",)
 
     modalities: Annotated[tuple[str, ...], "only rgb"] = ("rgb",)
     vocabulary: Annotated[int, "token values, the mask included: those of the tokenizer", Ge(2)] = 258
@@ -54,16 +54,16 @@ class UniVigu(WanModel):
         def build() -> UniViguTransformer:
             return UniViguTransformer(self.modalities, self.vocabulary, self.text_flow, **self.base_options())
 
-        module: UniViguTransformer = loaded(build, self, device)
+        module: UniViguTransformer = build_module(build, self, device)
         return module
 
-    def text_of(self, task: Task, stream: str) -> Told:
+    def text_condition(self, task: Task, stream: str) -> TextCondition:
         """The condition of both segments: the caption, but nothing where a given video is to be described."""
-        return "nothing" if task.makes_text and task.given else "caption"
+        return "nothing" if task.generates_text and task.conditions else "caption"
 
     def has_text_stream(self, task: Task) -> bool:
         """Where text is made; and where it is given, with `given_text`."""
-        return task.makes_text or self.given_text
+        return task.generates_text or self.given_text
 
     @property
     def text_width(self) -> int:
@@ -191,9 +191,9 @@ class UniViguTransformer(WanStreams):
         video = {name: tensor for name, tensor in streams.items() if name != TEXT}
         if not video:
             raise OpenUniError(f"univigu: streams must have rgb, got {sorted(streams)}")
-        self.checked(video)
+        self.check_streams(video)
         grid = self.grid(video["rgb"])
-        told = self.told([sigmas["rgb"]], [text["rgb"]])
+        told = self.embed_conditioning([sigmas["rgb"]], [text["rgb"]])
         segments: Tokens = (self.embed(video["rgb"]),)
         tables: Tokens = (told.table[:, 0],)
         rotary = self.rotary(grid)
@@ -220,7 +220,7 @@ class UniViguTransformer(WanStreams):
 
     def _text_time(self, sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """[B] -> the embedding of the text's sigma [B, D] and the modulation from it [B, 6, D]."""
-        return self.timed(sigma, self.text_time_embedder)
+        return self.embed_time(sigma, self.text_time_embedder)
 
     def _text_tokens(self, given: torch.Tensor) -> torch.Tensor:
         """What stands in the sequence for the text, [B, L, D]."""

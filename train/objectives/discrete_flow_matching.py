@@ -16,7 +16,7 @@ from torch.nn import functional
 from openuni.training.randomness import Name, named_seed, uniforms
 
 Source = Literal["uniform", "mask"]
-LEAST_SIGMA = 1e-3  # the rate grows without bound towards sigma 0; in the loss it is taken as it is here
+MIN_SIGMA = 1e-3  # the rate grows without bound towards sigma 0; in the loss it is taken as it is here
 
 
 def kappa(sigma: torch.Tensor, degree: float) -> torch.Tensor:
@@ -40,7 +40,7 @@ def source_tokens(
     return torch.randint(vocabulary, tuple(shape), generator=generator)
 
 
-def noised_tokens(
+def add_token_noise(
     clean: torch.Tensor, source: torch.Tensor, draws: torch.Tensor, sigma: torch.Tensor, degree: float = 1.0
 ) -> torch.Tensor:
     """Tokens at `sigma` [B]: clean where the draw is below kappa, else of the source. All int64 [B, L].
@@ -62,13 +62,13 @@ def generalised_kl(
     """Bregman divergence of the conditional jump rates and the model's, at every position, float32 [B, L].
 
     `rate (clean = noisy ? 1 - p(noisy) : -log p(clean) - p(noisy))`: never negative, 0 where the model is certain of
-    the clean token, in expectation least at the true posterior. The rate is taken at `LEAST_SIGMA` at the least.
+    the clean token, in expectation least at the true posterior. The rate is taken at `MIN_SIGMA` at the least.
     """
     log_p = logits.float().log_softmax(-1)
     at_noisy = log_p.gather(-1, noisy[..., None])[..., 0].exp()
     at_clean = log_p.gather(-1, clean[..., None])[..., 0]
     divergence = torch.where(clean == noisy, 1 - at_noisy, -at_clean - at_noisy)
-    return rate(sigma.float().clamp(min=LEAST_SIGMA), degree)[:, None] * divergence
+    return rate(sigma.float().clamp(min=MIN_SIGMA), degree)[:, None] * divergence
 
 
 def discrete_euler_step(
@@ -89,7 +89,7 @@ def discrete_euler_step(
     before = kappa(torch.as_tensor(sigma, dtype=torch.float64, device=noisy.device), degree)
     after = kappa(torch.as_tensor(next_sigma, dtype=torch.float64, device=noisy.device), degree)
     jumps = draws[0] < ((after - before) / (1 - before)).to(draws)
-    return torch.where(jumps, drawn_tokens(probabilities, draws[1]), noisy)
+    return torch.where(jumps, sample_tokens(probabilities, draws[1]), noisy)
 
 
 def named_step(
@@ -110,7 +110,7 @@ def named_step(
     return discrete_euler_step(tokens, logits.double().softmax(-1), *sigmas, draws, degree)
 
 
-def drawn_tokens(probabilities: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+def sample_tokens(probabilities: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
     """A token per position by the inverse of the distribution function: [B, L, V] and uniform [B, L] -> int64 [B, L].
 
     Never a token of probability 0, whatever the draw.

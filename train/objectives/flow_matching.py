@@ -11,10 +11,10 @@ SigmaDensity = Literal["uniform", "logit_normal"]
 Weighting = Literal["none", "gaussian"]
 Solver = Literal["euler", "heun", "adams_bashforth"]
 Streams = dict[str, torch.Tensor]  # by modality: latents [B, C, T, H, W]; "text": tokens [B, L], embeddings [B, L, D]
-Jump = Callable[[torch.Tensor, torch.Tensor, float, float, int], torch.Tensor]
+TokenStep = Callable[[torch.Tensor, torch.Tensor, float, float, int], torch.Tensor]
 
 
-def noised(clean: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+def add_noise(clean: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
     """`x_sigma = (1 - sigma) x + sigma eps`. `clean`, `noise`: [B, C, T, H, W]; `sigma`: [B] in 0..1.
 
     Exact at both ends: sigma 0 returns the clean latents bit for bit.
@@ -28,7 +28,7 @@ def velocity(clean: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     return noise - clean
 
 
-def shifted(sigma: torch.Tensor, shift: float) -> torch.Tensor:
+def shift_sigma(sigma: torch.Tensor, shift: float) -> torch.Tensor:
     """Wan's timestep shift `s sigma / (1 + (s - 1) sigma)`: above 1 it moves mass towards noise; keeps 0 and 1."""
     return shift * sigma / (1 + (shift - 1) * sigma)
 
@@ -41,7 +41,7 @@ def sigma_at(quantile: torch.Tensor, density: SigmaDensity, shift: float) -> tor
     if density == "logit_normal":
         inside = quantile.double().clamp(1e-7, 1 - 1e-7)
         quantile = torch.sigmoid(torch.special.ndtri(inside)).to(quantile.dtype)
-    return shifted(quantile, shift)
+    return shift_sigma(quantile, shift)
 
 
 def loss_weight(sigma: torch.Tensor, weighting: Weighting) -> torch.Tensor:
@@ -78,7 +78,7 @@ def stream_losses(
 
 def sampling_sigmas(steps: int, shift: float) -> torch.Tensor:
     """float32 [steps + 1] from 1 down to exactly 0, evenly spaced before the shift."""
-    return shifted(torch.linspace(1.0, 0.0, steps + 1), shift)
+    return shift_sigma(torch.linspace(1.0, 0.0, steps + 1), shift)
 
 
 def euler_step(
@@ -110,7 +110,7 @@ def solve(
     noisy: Streams,
     sigmas: torch.Tensor,
     solver: Solver,
-    jump: Jump | None = None,
+    jump: TokenStep | None = None,
 ) -> Streams:
     """Follow the velocity `field(streams, sigma)` along `sigmas`, float32 [steps + 1], from first to last.
 
@@ -143,7 +143,7 @@ def solve(
     return noisy
 
 
-class GuidanceShares(NamedTuple):
+class GuidanceWeights(NamedTuple):
     """What each prediction counts in a guided one; they sum to 1."""
 
     full: float  # with the text and the given streams
@@ -151,14 +151,14 @@ class GuidanceShares(NamedTuple):
     without_both: float
 
 
-def guidance_shares(text_scale: float, given_scale: float) -> GuidanceShares:
+def guidance_weights(text_scale: float, condition_scale: float) -> GuidanceWeights:
     """Guidance towards the text and towards the given streams, each with a scale of its own, as a weighted sum.
 
-    It is `without_both + given_scale (without_text - without_both) + text_scale (full - without_text)`: the text's
+    It is `without_both + condition_scale (without_text - without_both) + text_scale (full - without_text)`: the text's
     share is what it adds to the given streams. Both scales 1: the full prediction alone; a share of 0: a prediction
     that is not needed. As in InstructPix2Pix (Brooks et al., 2023).
     """
-    return GuidanceShares(text_scale, given_scale - text_scale, 1.0 - given_scale)
+    return GuidanceWeights(text_scale, condition_scale - text_scale, 1.0 - condition_scale)
 
 
 def _per_sample(sigma: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from openuni.training.data.batches import Batch
+from openuni.training.data.batches import TrainingBatch
 from openuni.training.objectives.flow_matching import loss_weight, stream_losses, velocity
 from openuni.training.objectives.text_flow_matching import text_weight
-from openuni.training.recipe import Recipe
+from openuni.training.recipe import TrainingRecipe
 from openuni.training.tasks import Task
 
 
@@ -21,19 +21,21 @@ class Losses(NamedTuple):
     text: torch.Tensor | None  # per token; 0 where it is given; None without a text stream
     logits: torch.Tensor | None  # [B, L, vocabulary], of the text
 
-    def apart(self, tasks: Sequence[Task]) -> dict[str, list[float]]:
+    def split_by_target(self, tasks: Sequence[Task]) -> dict[str, list[float]]:
         """By "video" and "text" the losses of the samples that make it; nothing where there is no text stream."""
         if self.text is None:
             return {}
-        video = [loss for loss, task in zip(self.video.tolist(), tasks, strict=True) if task.made]
-        text = [loss for loss, task in zip(self.text.tolist(), tasks, strict=True) if task.makes_text]
+        video = [loss for loss, task in zip(self.video.tolist(), tasks, strict=True) if task.targets]
+        text = [loss for loss, task in zip(self.text.tolist(), tasks, strict=True) if task.generates_text]
         return {name: losses for name, losses in (("video", video), ("text", text)) if losses}
 
 
-def losses_of(model: Any, batch: Batch, recipe: Recipe, autocast: torch.autocast, *, weighted: bool = True) -> Losses:
+def compute_losses(
+    model: Any, batch: TrainingBatch, recipe: TrainingRecipe, autocast: torch.autocast, *, weighted: bool = True
+) -> Losses:
     """One forward pass. `weighted`: by noise level, as `flow.weighting` says; the text never is."""
     target = {name: velocity(batch.clean[name], batch.noise[name]) for name in batch.clean}
-    streams, sigmas, words = batch.noisy(), batch.sigmas, batch.words
+    streams, sigmas, words = batch.noisy(), batch.sigmas, batch.text_stream
     embedded = None
     with autocast:
         if words is not None:
@@ -43,7 +45,7 @@ def losses_of(model: Any, batch: Batch, recipe: Recipe, autocast: torch.autocast
     weights = None
     if weighted:
         weights = {name: loss_weight(sigma, recipe.flow.weighting) for name, sigma in batch.sigmas.items()}
-    video = stream_losses(predicted, target, batch.made, weights)
+    video = stream_losses(predicted, target, batch.targets, weights)
     if words is None:
         return Losses(video, video, None, None)
     text = words.losses(predicted, streams["text"], embedded, recipe.text)
@@ -51,7 +53,7 @@ def losses_of(model: Any, batch: Batch, recipe: Recipe, autocast: torch.autocast
     return Losses(video + ratio * text, video, text, predicted["text"])
 
 
-def _video_tokens(model: Any, batch: Batch) -> int:
+def _video_tokens(model: Any, batch: TrainingBatch) -> int:
     """Tokens of a sample's streams of latents, all together."""
     shape = next(iter(batch.clean.values())).shape[2:]
     return len(batch.clean) * math.prod(size // part for size, part in zip(shape, model.patch, strict=True))

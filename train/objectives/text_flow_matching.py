@@ -14,31 +14,31 @@ import torch
 from openuni.manifests.errors import OpenUniError
 from openuni.training.data.tokenizer import Tokenizer
 from openuni.training.objectives.discrete_flow_matching import (
+    add_token_noise,
     cross_entropy,
     generalised_kl,
-    noised_tokens,
     source_tokens,
 )
-from openuni.training.objectives.flow_matching import noised
+from openuni.training.objectives.flow_matching import add_noise
 from openuni.training.randomness import Name, normal, uniforms
-from openuni.training.recipe import TextStream
+from openuni.training.recipe import TextStreamOptions
 
 TextLoss = Literal["cross_entropy", "generalised_kl"]
 
 
 @dataclass(frozen=True, eq=False)
-class Words:
+class TextBatch:
     """The text stream of B samples. L: length of the texts, D: width of the embeddings."""
 
     clean: torch.Tensor  # int64 [B, L]
     start: torch.Tensor  # at sigma 1: source tokens int64 [B, L], or noise float32 [B, L, D] where embeddings flow
     draws: torch.Tensor  # float32 [B, L] in [0, 1): a token is clean while its draw is below kappa
     sigma: torch.Tensor  # float32 [B]; 0 exactly where the text is given
-    made: torch.Tensor  # bool [B]
+    is_target: torch.Tensor  # bool [B]
 
-    def to(self, device: torch.device) -> "Words":
+    def to(self, device: torch.device) -> "TextBatch":
         """The same on another device."""
-        return Words(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
+        return TextBatch(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
 
     def noisy(self, model: Any, degree: float) -> tuple[torch.Tensor, torch.Tensor | None]:
         """What a `TextModel` sees, tokens int64 [B, L] or embeddings [B, L, D]; and the clean embeddings.
@@ -46,23 +46,23 @@ class Words:
         Without a flow of embeddings the second is None.
         """
         if model.text_flow == "tokens":
-            return noised_tokens(self.clean, self.start, self.draws, self.sigma, degree), None
+            return add_token_noise(self.clean, self.start, self.draws, self.sigma, degree), None
         embedded = model.embedded(self.clean)
-        return noised(embedded, self.start, self.sigma), embedded
+        return add_noise(embedded, self.start, self.sigma), embedded
 
     def losses(
         self,
         predicted: Mapping[str, torch.Tensor],
         seen: torch.Tensor,
         embedded: torch.Tensor | None,
-        options: TextStream,
+        options: TextStreamOptions,
     ) -> torch.Tensor:
         """float32 [B], per token; 0 where the text is given. `seen`, `embedded`: as from `noisy`."""
         if embedded is not None:
             losses = embedding_losses(predicted, embedded, self.start, self.clean)
         else:
             losses = token_losses(predicted["text"], seen, self.clean, self.sigma, options.loss, options.degree)
-        return torch.where(self.made, losses, 0.0)
+        return torch.where(self.is_target, losses, 0.0)
 
     def accuracy(self, logits: torch.Tensor, end: int) -> torch.Tensor:
         """float32 [B]: share of a text's tokens, its first end among them, of which the likeliest value is right."""
@@ -72,11 +72,11 @@ class Words:
 
 
 @dataclass(frozen=True)
-class TextDraws:
+class TextSampler:
     """Makes text streams; all that is drawn is a function of the seed and of the sample's name."""
 
     tokenizer: Tokenizer
-    options: TextStream
+    options: TextStreamOptions
     width: int  # of the embeddings that flow; 0 where tokens do
     seed: int
 
@@ -90,17 +90,17 @@ class TextDraws:
         mask = self.tokenizer.vocabulary - 1
         return source_tokens((self.options.length,), self.options.source, mask, mask, self.seed, *name)
 
-    def words(
+    def draw_batch(
         self, texts: Sequence[str], sigmas: Sequence[float], made: Sequence[bool], names: Sequence[tuple[Name, ...]]
-    ) -> Words:
+    ) -> TextBatch:
         """The text stream of samples called `names`; row i depends on its own text, sigma and name only."""
         length = self.options.length
-        return Words(
+        return TextBatch(
             clean=torch.stack([self.tokenizer.encode(text, length) for text in texts]),
             start=torch.stack([self.start(*name) for name in names]),
             draws=torch.stack([uniforms((length,), self.seed, "kept", *name) for name in names]),
             sigma=torch.tensor(list(sigmas), dtype=torch.float32),
-            made=torch.tensor(list(made)),
+            is_target=torch.tensor(list(made)),
         )
 
 

@@ -16,17 +16,17 @@ from safetensors.torch import load_file, save_file
 
 from openuni.manifests.errors import OpenUniError
 from openuni.training.backbone.lora import gated_layers, load_adapter, save_adapter
-from openuni.training.backbone.pretrained import base_to_come, weight_shards
+from openuni.training.backbone.pretrained import defer_base_weights, weight_shards
 from openuni.training.backbone.wan import WanModel
-from openuni.training.loop.checkpoint import load_model, model_tensors
+from openuni.training.loop.training_checkpoint import load_model, model_tensors
 from openuni.training.model import Streams
 from openuni.training.models.unityvideo import UnityVideoTransformer
 from openuni.training.models.unividx import UniVidXTransformer
 from openuni.training.parity.subject import (
-    CLOSE,
     SHAPES,
-    DoesNotApply,
-    Measured,
+    TOLERANCES,
+    Measurement,
+    NotApplicable,
     Subject,
     build_subject,
     checkpointing_of,
@@ -40,20 +40,22 @@ from openuni.training.parity.subject import (
     with_config,
 )
 
-Verdict = Literal["passed", "failed", "does not apply", "not run"]
+ParityStatus = Literal["passed", "failed", "does not apply", "not run"]
 
 
-class Rung(NamedTuple):
+class ParityResult(NamedTuple):
     """One rung's outcome."""
 
     name: str
-    verdict: Verdict
+    verdict: ParityStatus
     figure: float | None  # what was measured, in the unit that `what` says
     tolerance: float | None  # the largest figure that passes
     what: str  # what the figure is, or why there is none
 
 
-def ladder(component: WanModel, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Iterator[Rung]:
+def run_parity_checks(
+    component: WanModel, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> Iterator[ParityResult]:
     """All rungs in order, each when it is done. `dtype` is that of the arithmetic: float32, or bfloat16 by autocast.
 
     Raises `OpenUniError` when there is no model to look at. A rung that meets an error has failed.
@@ -61,31 +63,31 @@ def ladder(component: WanModel, device: str = "cpu", dtype: torch.dtype = torch.
     if not component.pretrained:
         raise OpenUniError("parity needs a pretrained model: give its folder or hub name")
     component.base_options()
-    names = iter(RUNGS.items())
+    names = iter(PARITY_CHECKS.items())
     try:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             subject = build_subject(component, torch.device(device), dtype)
     except (OpenUniError, RuntimeError) as error:
-        yield Rung(next(names)[0], "failed", None, 0.0, _line(error))
-        yield from (Rung(name, "not run", None, None, "the model could not be built") for name, _ in names)
+        yield ParityResult(next(names)[0], "failed", None, 0.0, _line(error))
+        yield from (ParityResult(name, "not run", None, None, "the model could not be built") for name, _ in names)
         return
     for name, measure in names:
         yield _outcome(name, measure, subject)
 
 
-def _outcome(name: str, measure: Callable[[Subject], Measured], subject: Subject) -> Rung:
+def _outcome(name: str, measure: Callable[[Subject], Measurement], subject: Subject) -> ParityResult:
     try:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             found = measure(subject)
-    except DoesNotApply as reason:
-        return Rung(name, "does not apply", None, None, str(reason))
+    except NotApplicable as reason:
+        return ParityResult(name, "does not apply", None, None, str(reason))
     except (OpenUniError, RuntimeError) as error:
-        return Rung(name, "failed", None, None, _line(error))
+        return ParityResult(name, "failed", None, None, _line(error))
     finally:
         subject.model.zero_grad(set_to_none=True)
-    return Rung(name, "passed" if found.figure <= found.tolerance else "failed", *found)
+    return ParityResult(name, "passed" if found.figure <= found.tolerance else "failed", *found)
 
 
 def _line(error: Exception) -> str:
@@ -95,7 +97,7 @@ def _line(error: Exception) -> str:
 # ---------------------------------------------------------------- the rungs
 
 
-def keys(subject: Subject) -> Measured:
+def keys(subject: Subject) -> Measurement:
     """Every tensor of the files is in the model under its name, with its shape and values."""
     base = subject.model.base_tensors()
     odd, seen = set(base) ^ set(subject.plain.state_dict()), set()
@@ -107,25 +109,25 @@ def keys(subject: Subject) -> Measured:
     odd |= set(base) - seen
     added = len(subject.model.added_parameters())
     what = f"tensors of {len(base)} that differ from the files or are not finite{_named(odd)}; {added} are added"
-    return Measured(len(odd), 0, what)
+    return Measurement(len(odd), 0, what)
 
 
 @torch.no_grad()
-def bitwise(subject: Subject) -> Measured:
+def bitwise(subject: Subject) -> Measurement:
     """One stream alone is what the plain model makes of it, with and without checkpointing."""
     figure, runs = 0.0, 0
     for size in SHAPES:
         for name in subject.model.streams:
             inputs = subject.inputs((name,), size)
-            expected = subject.plainly(name, inputs)
+            expected = subject.run_reference(name, inputs)
             for checkpointing in (False, True):
                 with torch.set_grad_enabled(checkpointing), checkpointing_of(subject.model, checkpointing):
-                    ours = subject.called(subject.model, *inputs)[name].detach()
+                    ours = subject.run_model(subject.model, *inputs)[name].detach()
                 figure, runs = max(figure, difference(ours, expected)), runs + 1
-    return Measured(figure, 0.0, f"largest difference from diffusers' model, one stream alone, {runs} runs")
+    return Measurement(figure, 0.0, f"largest difference from diffusers' model, one stream alone, {runs} runs")
 
 
-def perturbed(subject: Subject) -> Measured:
+def perturbed(subject: Subject) -> Measurement:
     """Zero-initialised tensors have a gradient at the start; off zero, they move the output and all additions learn.
 
     So none is cut off, and none waits behind a second zero.
@@ -143,7 +145,7 @@ def perturbed(subject: Subject) -> Measured:
             after = _backward(subject, inputs)
             dead |= {name for name, parameter in added.items() if not has_gradient(parameter)}
     moved = max(difference(value, before[name]) for name, value in after.items())
-    return Measured(
+    return Measurement(
         len(dead) + (not 0 < moved < math.inf),
         0,
         f"additions without a finite gradient, of {len(added)} ({len(zero)} zero at the start){_named(dead)}"
@@ -153,61 +155,61 @@ def perturbed(subject: Subject) -> Measured:
 
 
 @torch.no_grad()
-def layouts(subject: Subject) -> Measured:
+def layouts(subject: Subject) -> Measurement:
     """Rows seen as one sequence are streams side by side; without joint attention each row is the plain model."""
     model = subject.model
     if not isinstance(model, UnityVideoTransformer | UniVidXTransformer):
-        raise DoesNotApply("one stream of latents, so there are no two ways to lay streams out")
+        raise NotApplicable("one stream of latents, so there are no two ways to lay streams out")
     if len(model.streams) < 2:
-        raise DoesNotApply("the model has one stream; give it more modalities")
+        raise NotApplicable("the model has one stream; give it more modalities")
     inputs = subject.inputs(model.streams)
     base, options = model.base_tensors(), subject.component.base_options()
-    with base_to_come():
+    with defer_base_weights():
         side = UnityVideoTransformer(model.streams, 8, "per_segment", **options)
         rows = UniVidXTransformer(model.streams, model.streams, 1, **options)
     for other in (side, rows):
         other.load_base([base], str(subject.device), share=True)
         other.to(subject.device)
-    expected = subject.called(rows, *inputs)
+    expected = subject.run_model(rows, *inputs)
     if isinstance(model, UniVidXTransformer):
-        pairs = [(subject.called(side, *inputs), subject.called(model, *inputs))]
+        pairs = [(subject.run_model(side, *inputs), subject.run_model(model, *inputs))]
     else:
         with with_config(model, rope_layout="per_segment"):
-            pairs = [(subject.called(model, *inputs), expected)]
+            pairs = [(subject.run_model(model, *inputs), expected)]
     with with_config(rows, cross_modal=False):
-        alone = subject.called(rows, *inputs)
-    pairs.append((alone, {name: subject.plainly(name, inputs) for name in model.streams}))
+        alone = subject.run_model(rows, *inputs)
+    pairs.append((alone, {name: subject.run_reference(name, inputs) for name in model.streams}))
     figure = max(relative_difference(ours[name], theirs[name]) for ours, theirs in pairs for name in theirs)
     what = f"largest relative difference: {len(model.streams)} streams side by side and as rows; rows alone and plain"
-    return Measured(figure, CLOSE[subject.dtype], what)
+    return Measurement(figure, TOLERANCES[subject.dtype], what)
 
 
-def gradients(subject: Subject) -> Measured:
+def gradients(subject: Subject) -> Measurement:
     """The base's parameters get the gradients that they get in the plain model."""
     model, plain = subject.model, subject.plain
     name = model.streams[0]
     if isinstance(model, UnityVideoTransformer) and name != "rgb":
-        raise DoesNotApply(
+        raise NotApplicable(
             "no rgb among the streams, and only rgb goes through the base's input and output layers; give rgb"
         )
     inputs = subject.inputs((name,))
     parameters = {key: model.get_parameter(key) for key in plain.state_dict()}
     with requiring_gradients(parameters.values()), requiring_gradients(plain.parameters()):
-        subject.called(model, *inputs)[name].float().square().mean().backward()
-        subject.plainly(name, inputs).float().square().mean().backward()
+        subject.run_model(model, *inputs)[name].float().square().mean().backward()
+        subject.run_reference(name, inputs).float().square().mean().backward()
     figure = 0.0
     for key, theirs in plain.named_parameters():
         if parameters[key].grad is None or theirs.grad is None:
             raise OpenUniError(f"{key} has no gradient")
         figure = max(figure, relative_difference(parameters[key].grad, theirs.grad))
         parameters[key].grad = theirs.grad = None
-    return Measured(
-        figure, CLOSE[subject.dtype], f"largest relative difference of {len(parameters)} tensors' gradients"
+    return Measurement(
+        figure, TOLERANCES[subject.dtype], f"largest relative difference of {len(parameters)} tensors' gradients"
     )
 
 
 @torch.no_grad()
-def round_trip(subject: Subject) -> Measured:
+def round_trip(subject: Subject) -> Measurement:
     """The base goes back to a folder that diffusers loads; trained additions go through a checkpoint, LoRAs a file."""
     model, name = subject.model, subject.model.streams[0]
     inputs = subject.inputs(subject.names)
@@ -216,24 +218,24 @@ def round_trip(subject: Subject) -> Measured:
         folder = Path(temporary)
         subject.plain.save_pretrained(folder / "base", max_shard_size="5GB")
         again = time_in_float32(plain_model(folder / "base").to(subject.device))
-        figure = relative_difference(subject.plainly(name, inputs, again), subject.plainly(name, inputs))
+        figure = relative_difference(subject.run_reference(name, inputs, again), subject.run_reference(name, inputs))
         del again
         added = [model.get_parameter(key) for key in model.added_parameters()]
         with perturbing(added):
-            expected = subject.called(model, *inputs)
+            expected = subject.run_model(model, *inputs)
             save_file({key: t.contiguous() for key, t in model_tensors(model).items()}, folder / "model.safetensors")
             component = subject.component
             read = (component if model.unsaved else component.resolved()).load(str(subject.device))
             load_model(read, load_file(folder / "model.safetensors"), folder)
-            outputs = [subject.called(read, *inputs)]
+            outputs = [subject.run_model(read, *inputs)]
             if gated_layers(model):
                 outputs.append(_through_adapters(subject, read, folder, inputs))
         figure = max(figure, *(relative_difference(found[key], expected[key]) for found in outputs for key in expected))
     loader = "diffusers' from_pretrained" if find_spec("accelerate") else "diffusers' class and safetensors"
-    return Measured(figure, 0.0, f"largest relative difference after saving and loading (base by {loader})")
+    return Measurement(figure, 0.0, f"largest relative difference after saving and loading (base by {loader})")
 
 
-RUNGS: dict[str, Callable[[Subject], Measured]] = {
+PARITY_CHECKS: dict[str, Callable[[Subject], Measurement]] = {
     "keys": keys,
     "bitwise": bitwise,
     "perturbed": perturbed,
@@ -250,12 +252,12 @@ def _through_adapters(subject: Subject, model: Any, folder: Path, inputs: Any) -
         for layer in gated_layers(model).values():
             layer.lora_B[adapter].zero_()
         load_adapter(model, adapter, folder / f"{adapter}.safetensors")
-    return subject.called(model, *inputs)
+    return subject.run_model(model, *inputs)
 
 
 def _backward(subject: Subject, inputs: tuple[Streams, Streams, Streams]) -> Streams:
     """Outputs, detached; gradients of a loss on all of them are on the parameters."""
-    out = subject.called(subject.model, *inputs)
+    out = subject.run_model(subject.model, *inputs)
     generator = torch.Generator().manual_seed(6)
     losses = [
         (value.float() - torch.randn(value.shape, generator=generator).to(value.device)).square().mean()

@@ -18,12 +18,12 @@ from openuni.training.tasks import TEXT
 
 _Transformer: Any = WanTransformer3DModel
 SHAPES = ((1, 1, 2, 3), (2, 3, 2, 2))  # samples; frames, rows and columns in patches
-WORDS = 6  # tokens of text as a stream
+TEXT_ROWS = 6  # tokens of text as a stream
 # How far results may lie apart that are equal on paper, relative to their largest value
-CLOSE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
+TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 
 
-class Measured(NamedTuple):
+class Measurement(NamedTuple):
     """What a rung found."""
 
     figure: float
@@ -31,7 +31,7 @@ class Measured(NamedTuple):
     what: str
 
 
-class DoesNotApply(Exception):
+class NotApplicable(Exception):
     """This rung means nothing for this model; the text says why."""
 
 
@@ -53,7 +53,7 @@ class Subject:
         streams, sigmas, text = {}, {}, {}
         for name in names:
             if name == TEXT:
-                streams[name] = torch.randint(self.model.vocabulary, (batch, WORDS), generator=generator)
+                streams[name] = torch.randint(self.model.vocabulary, (batch, TEXT_ROWS), generator=generator)
             else:
                 streams[name] = torch.randn(batch, *latent, generator=generator)
                 text[name] = torch.randn(batch, 7, self.model.text_dim, generator=generator).to(self.device)
@@ -66,15 +66,15 @@ class Subject:
         """All streams of the model, text among them where it makes text."""
         return (*self.model.streams, TEXT) if hasattr(self.model, "vocabulary") else self.model.streams
 
-    def called(self, model: Any, *arguments: Any) -> Any:
+    def run_model(self, model: Any, *arguments: Any) -> Any:
         """The model's output in the arithmetic of the ladder."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             return model(*arguments)
 
-    def plainly(self, name: str, inputs: tuple[Streams, Streams, Streams], model: Any = None) -> torch.Tensor:
+    def run_reference(self, name: str, inputs: tuple[Streams, Streams, Streams], model: Any = None) -> torch.Tensor:
         """What diffusers' model makes of one stream."""
         streams, sigmas, text = (group[name] for group in inputs)
-        out: torch.Tensor = self.called(model or self.plain, streams, sigmas * 1000.0, text).sample
+        out: torch.Tensor = self.run_model(model or self.plain, streams, sigmas * 1000.0, text).sample
         return out
 
 

@@ -4,18 +4,18 @@ from collections.abc import Callable
 
 import numpy as np
 
-from openuni.dedup.deduplicator import Verdicts
+from openuni.dedup.deduplicator import DuplicateAssignments
 
 Compare = Callable[[int, np.ndarray], np.ndarray]  # one clip and others -> similarities; NaN where they are not alike
 
 
-class Groups:
+class UnionFind:
     """Sets of clips that are linked by pairs, directly or through others (union-find)."""
 
     def __init__(self, count: int) -> None:
         self.root = np.arange(count, dtype=np.int64)
 
-    def apart(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    def unlinked(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """Which pairs (int64 [n] each) are not linked yet, bool [n]."""
         self._flatten(np.concatenate([left, right]))
         different: np.ndarray = self.root[left] != self.root[right]
@@ -47,7 +47,7 @@ class Groups:
         self.root[clips] = roots
 
 
-def verdicts(groups: Groups, alike: Compare) -> Verdicts:
+def assign_representatives(groups: UnionFind, alike: Compare) -> DuplicateAssignments:
     """Who represents whom.
 
     Within a set, clips are taken by rank: one that is like a clip kept before it joins the most similar such clip;
@@ -69,4 +69,4 @@ def verdicts(groups: Groups, alike: Compare) -> Verdicts:
             representative[later[better]] = clip
             similarity[later[better]] = found[better]
             best[place + 1 :][better] = found[better]
-    return Verdicts(representative, similarity)
+    return DuplicateAssignments(representative, similarity)

@@ -10,19 +10,19 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 from annotated_types import Interval
 
-from openuni.dedup.deduplicator import Clips, Finder, Verdicts
-from openuni.dedup.deduplicators._clusters import Groups, verdicts
-from openuni.dedup.deduplicators._hamming import MAX_DISTANCE, distances, near_pairs
+from openuni.dedup.deduplicator import Deduplicator, DuplicateAssignments, RankedClips
+from openuni.dedup.deduplicators._clusters import UnionFind, assign_representatives
+from openuni.dedup.deduplicators._hash_search import MAX_DISTANCE, distances, near_pairs
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.corpus.layout import filter_group
 
-MAX_SHARING = 16  # clips with one and the same frame that are each compared with all others of them
+MAX_CLIPS_PER_HASH = 16  # clips with one and the same frame that are each compared with all others of them
 PAIRS_AT_ONCE = 16 * 1024
 FRAMES_AT_ONCE = 4 * 1024  # pairs of frames, each of which may stand for 16 x 16 pairs of clips
 
 
 @dataclass(frozen=True)
-class Duplicates(Finder):
+class Duplicates(Deduplicator):
     """Copies by perceptual hash: clips that have most of their sampled frames in common.
 
     Two clips are copies when `min_share` of the frames of the one with fewer frames have a counterpart in the other,
@@ -39,22 +39,24 @@ class Duplicates(Finder):
     ] = 0.6
 
     by: ClassVar[str] = "hash"
-    reads: ClassVar[str] = "perceptual_hash"
+    source_filter: ClassVar[str] = "perceptual_hash"
     column: ClassVar[str] = "hashes"
     origin: ClassVar[str] = "multi-index hashing, Norouzi et al. 2012 (CVPR)"
 
-    def find(self, corpus: Corpus, clips: Clips) -> Verdicts:
+    def find(self, corpus: Corpus, clips: RankedClips) -> DuplicateAssignments:
         """See `Finder.find`. The similarity is 1 less the share of bits in which matching frames differ."""
         frames = FrameHashes.read(corpus, self, clips)
-        groups = Groups(len(clips.ids))
+        groups = UnionFind(len(clips.ids))
         for left, right in frames.candidates(self.max_distance):
             for start in range(0, len(left), PAIRS_AT_ONCE):
                 one, other = left[start : start + PAIRS_AT_ONCE], right[start : start + PAIRS_AT_ONCE]
-                apart = groups.apart(one, other)
+                apart = groups.unlinked(one, other)
                 one, other = one[apart], other[apart]
                 alike = np.isfinite(self._similarities(frames, one, other))
                 groups.link(one[alike], other[alike])
-        return verdicts(groups, lambda clip, others: self._similarities(frames, np.full_like(others, clip), others))
+        return assign_representatives(
+            groups, lambda clip, others: self._similarities(frames, np.full_like(others, clip), others)
+        )
 
     def _similarities(self, frames: "FrameHashes", one: np.ndarray, other: np.ndarray) -> np.ndarray:
         """Of pairs of clips (int64 [n] each), float64 [n]; NaN where they are no copies."""
@@ -76,10 +78,10 @@ class FrameHashes:
         self.hashes, self.starts = hashes, starts  # uint64 [F], int64 [N + 1]
 
     @classmethod
-    def read(cls, corpus: Corpus, finder: Finder, clips: Clips) -> "FrameHashes":
+    def read(cls, corpus: Corpus, finder: Deduplicator, clips: RankedClips) -> "FrameHashes":
         """From the filter's column group, in order of rank."""
-        columns = {"clip_id": pads.field("clip_id"), "hashes": pads.field(finder.reads, finder.column)}
-        table = corpus.table(filter_group(finder.reads), columns)
+        columns = {"clip_id": pads.field("clip_id"), "hashes": pads.field(finder.source_filter, finder.column)}
+        table = corpus.table(filter_group(finder.source_filter), columns)
         places = pc.index_in(clips.ids, value_set=table["clip_id"].combine_chunks())
         lists = table["hashes"].combine_chunks().take(places.filter(pa.array(clips.known)))
         counts = np.zeros(len(clips.ids), np.int64)
@@ -96,10 +98,10 @@ class FrameHashes:
         order = np.lexsort((owners, self._next_hashes(), self.hashes))  # copies of one clip stand side by side
         owners = owners[order]
         values, begins, counts = np.unique(self.hashes[order], return_index=True, return_counts=True)
-        for step in range(1, min(MAX_SHARING, counts.max(initial=1) - 1) + 1):  # the same frame
+        for step in range(1, min(MAX_CLIPS_PER_HASH, counts.max(initial=1) - 1) + 1):  # the same frame
             same = np.flatnonzero(self.hashes[order[:-step]] == self.hashes[order[step:]])
             yield _different(owners[same], owners[same + step])
-        counts = np.minimum(counts, MAX_SHARING)
+        counts = np.minimum(counts, MAX_CLIPS_PER_HASH)
         for near in near_pairs(values, max_distance):  # frames that are nearly the same
             for start in range(0, len(near[0]), FRAMES_AT_ONCE):
                 left, right = (values_of[start : start + FRAMES_AT_ONCE] for values_of in near)

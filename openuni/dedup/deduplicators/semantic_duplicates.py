@@ -6,14 +6,14 @@ from typing import Annotated, ClassVar
 import numpy as np
 from annotated_types import Interval
 
-from openuni.dedup.deduplicator import Clips, Finder, Verdicts
-from openuni.dedup.deduplicators._clusters import Groups, verdicts
-from openuni.dedup.deduplicators._nearest import vectors_of
+from openuni.dedup.deduplicator import Deduplicator, DuplicateAssignments, RankedClips
+from openuni.dedup.deduplicators._clusters import UnionFind, assign_representatives
+from openuni.dedup.deduplicators._embedding_search import open_embeddings
 from openuni.manifests.corpus.corpus import Corpus
 
 
 @dataclass(frozen=True)
-class SemanticDuplicates(Finder):
+class SemanticDuplicates(Deduplicator):
     """Semantic duplicates: clips whose mean CLIP embeddings point in almost the same direction.
 
     Up to 20,000 clips all pairs are compared; of more, each clip is compared with its nearest ones in an index (faiss:
@@ -24,20 +24,20 @@ class SemanticDuplicates(Finder):
     min_similarity: Annotated[float, "cosine from which two clips show the same", Interval(gt=0, le=1)] = 0.95
 
     by: ClassVar[str] = "embedding"
-    reads: ClassVar[str] = "embedding"
+    source_filter: ClassVar[str] = "embedding"
     column: ClassVar[str] = "vector"
     origin: ClassVar[str] = "SemDeDup, Abbas et al. 2023 (arXiv:2303.09540); faiss"
 
-    def find(self, corpus: Corpus, clips: Clips) -> Verdicts:
+    def find(self, corpus: Corpus, clips: RankedClips) -> DuplicateAssignments:
         """See `Finder.find`. The similarity is the cosine."""
-        vectors = vectors_of(corpus, self, clips)
-        groups = Groups(len(clips.ids))
-        for left, right in vectors.alike(self.min_similarity):
-            apart = groups.apart(left, right)
+        vectors = open_embeddings(corpus, self, clips)
+        groups = UnionFind(len(clips.ids))
+        for left, right in vectors.similar_pairs(self.min_similarity):
+            apart = groups.unlinked(left, right)
             groups.link(left[apart], right[apart])
 
         def compare(clip: int, others: np.ndarray) -> np.ndarray:
             cosines = vectors.rows(others) @ vectors.rows(np.array([clip]))[0]
             return np.where(cosines >= self.min_similarity, cosines, np.nan)
 
-        return verdicts(groups, compare)
+        return assign_representatives(groups, compare)

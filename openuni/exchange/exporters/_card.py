@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from openuni.config.recipe import build
-from openuni.exchange.exporter import Contents, ExportClip
+from openuni.exchange.exporter import ExportClip, ExportContext
 from openuni.exchange.importer import find_importer
 from openuni.manifests.contracts.component import Component
 from openuni.manifests.contracts.modality import find_modality
@@ -44,7 +44,12 @@ class Tally:
 
 
 def card(
-    clips: Iterable[ExportClip], contents: Contents, *, title: str, licence: str, split_of: Callable[[ExportClip], str]
+    clips: Iterable[ExportClip],
+    contents: ExportContext,
+    *,
+    title: str,
+    licence: str,
+    split_of: Callable[[ExportClip], str],
 ) -> str:
     """README.md of the set: a YAML header as the Hub reads it, and the same for people."""
     tally = Tally()
@@ -102,7 +107,7 @@ def _coverage(tally: Tally, names: Sequence[str]) -> str:
     return _table(["collection", "clips", "hours", *names], rows)
 
 
-def _makers(contents: Contents) -> list[list[str]]:
+def _makers(contents: ExportContext) -> list[list[str]]:
     made = recorded_options(contents.corpus)
     rows = []
     for modality, name in contents.annotators.items():
@@ -114,7 +119,7 @@ def _makers(contents: Contents) -> list[list[str]]:
     return rows
 
 
-def _weights(contents: Contents) -> str:
+def _weights(contents: ExportContext) -> str:
     """The checkpoints behind the annotators and their licences; empty where there are none."""
     made, rows = recorded_options(contents.corpus), []
     for name in sorted(set(contents.annotators.values())):
@@ -130,7 +135,7 @@ def _weights(contents: Contents) -> str:
     return _table(["annotator", "weights", "licence of the weights"], rows) if rows else ""
 
 
-def _columns(contents: Contents) -> str:
+def _columns(contents: ExportContext) -> str:
     rows = [["clip_id", "the clip's id"], ["video", "the clip, H.264"]]
     for name in contents.annotators:
         meaning = (find_modality(name).__doc__ or "").strip().split("\n")[0]

@@ -10,11 +10,11 @@ from typing import Annotated, Literal
 import numpy as np
 from annotated_types import Ge, Interval
 
-from openuni.exchange.exporter import Batch, Contents, ExportClip, Exporter, Failure, json_line
+from openuni.exchange.exporter import ExportBatch, ExportClip, ExportContext, Exporter, ExportFailure, json_line
 from openuni.manifests.contracts.modality import Modality
 from openuni.manifests.errors import ClipError, OpenUniError
 from openuni.manifests.video.encode import write_video
-from openuni.manifests.video.reader import frames_of, working_size
+from openuni.manifests.video.reader import iter_frames, working_size
 
 RGB = "rgb"  # the clip's own pixels, among the streams
 CLIPS = "clips.jsonl"
@@ -47,7 +47,7 @@ class Rendered(Exporter):
         height_px, width_px = self.size_px(clip)
         if not height_px or not width_px:
             raise ClipError(f"a video of {clip.clip.width_px}x{clip.clip.height_px} is too small for H.264")
-        frames = frames_of(clip.clip, self.short_side_px) if stream == RGB else self._rendering(clip, stream)
+        frames = iter_frames(clip.clip, self.short_side_px) if stream == RGB else self._rendering(clip, stream)
         cut = (frame[:height_px, :width_px] for frame in frames)
         write_video(path, cut, clip.clip.fps, self.crf, pixels="yuv420p" if stream == RGB else self.pixels, threads=1)
 
@@ -84,12 +84,12 @@ class ClipFiles(Rendered):
         """The clip's text files: name, relative to the export -> content. `out`: the export's folder."""
         return {}
 
-    def files(self, batch: Batch) -> list[str]:
+    def files(self, batch: ExportBatch) -> list[str]:
         """See `Exporter.files`."""
         clip = batch.clips[0]
         return [*self.streams(clip).values(), *self.texts(clip, Path())]
 
-    def write(self, batch: Batch, folder: Path, contents: Contents) -> list[Failure]:
+    def write(self, batch: ExportBatch, folder: Path, contents: ExportContext) -> list[ExportFailure]:
         """See `Exporter.write`: all files of one clip, or none."""
         clip = batch.clips[0]
         for name in self.files(batch):
@@ -100,7 +100,7 @@ class ClipFiles(Rendered):
         except ClipError as error:
             for name in self.streams(clip).values():
                 (folder / name).unlink(missing_ok=True)
-            return [Failure(clip.clip_id, clip.clip.source, str(error))]
+            return [ExportFailure(clip.clip_id, clip.clip.source, str(error))]
         for name, text in self.texts(clip, contents.out).items():
             (folder / name).write_text(text, encoding="utf-8", newline="\n")
         return []

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from openuni.exchange.exporter import Contents, ExportClip, json_line, write_lines
+from openuni.exchange.exporter import ExportClip, ExportContext, json_line, write_lines
 from openuni.exchange.exporters._rendered import CLIPS, RGB, ClipFiles, write_csv
 
 CONTROLS = ("control_video", "vace_video")  # what its pipelines call a video that steers another
@@ -22,7 +22,7 @@ class DiffSynth(ClipFiles):
         folders = {RGB: "video"} | {name: name for name in clip.maps}
         return {stream: f"{folder}/{clip.clip_id}.mp4" for stream, folder in folders.items()}
 
-    def finish(self, clips: Iterable[ExportClip], folder: Path, contents: Contents) -> None:
+    def finish(self, clips: Iterable[ExportClip], folder: Path, contents: ExportContext) -> None:
         """metadata.csv, metadata.jsonl, metadata-MODALITY.csv and clips.jsonl."""
         rows, lines = [], []
         for clip in clips:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from annotated_types import Gt
 
-from openuni.exchange.exporter import Batch, Contents, ExportClip, Failure, finite, json_line
+from openuni.exchange.exporter import ExportBatch, ExportClip, ExportContext, ExportFailure, finite, json_line
 from openuni.exchange.exporters._card import card
 from openuni.exchange.exporters._rendered import RGB, Rendered
 from openuni.manifests.errors import ClipError, OpenUniError
@@ -40,7 +40,7 @@ class HuggingFace(Rendered):
                 f'clips_licence = "{self.clips_licence}": give a name of the Hub, such as cc-by-4.0 or other'
             )
 
-    def shelf(self, clip: ExportClip) -> str:
+    def group_key(self, clip: ExportClip) -> str:
         """The clip's split, by a name that `datasets` allows."""
         name = re.sub(r"\W", "_", clip.clip.split or "train")
         return f"{name}_" if name in SPLIT_KEYWORDS else name
@@ -54,16 +54,16 @@ class HuggingFace(Rendered):
         stored = sum(found.row["nbytes"] for found in clip.maps.values()) if self.stored else 0
         return self.guess_nbytes(clip) + stored
 
-    def files(self, batch: Batch) -> list[str]:
+    def files(self, batch: ExportBatch) -> list[str]:
         """See `Exporter.files`."""
-        return [f"data/{batch.shelf}-{batch.number:05}-of-{batch.total:05}.parquet"]
+        return [f"data/{batch.group_key}-{batch.number:05}-of-{batch.total:05}.parquet"]
 
-    def write(self, batch: Batch, folder: Path, contents: Contents) -> list[Failure]:
+    def write(self, batch: ExportBatch, folder: Path, contents: ExportContext) -> list[ExportFailure]:
         """See `Exporter.write`: one Parquet file, a group of rows at a time."""
         schema = self.schema(contents)
         path = folder / self.files(batch)[0]
         path.parent.mkdir(parents=True)
-        failures: list[Failure] = []
+        failures: list[ExportFailure] = []
         rows: list[dict[str, Any]] = []
         held = 0
         with pq.ParquetWriter(path, schema) as writer:
@@ -71,7 +71,7 @@ class HuggingFace(Rendered):
                 try:
                     rows.append(self._row(clip, folder))
                 except ClipError as error:
-                    failures.append(Failure(clip.clip_id, clip.clip.source, str(error)))
+                    failures.append(ExportFailure(clip.clip_id, clip.clip.source, str(error)))
                     continue
                 held += _nbytes(rows[-1])
                 if held > ROW_GROUP_BYTES:
@@ -80,12 +80,12 @@ class HuggingFace(Rendered):
             writer.write_table(pa.Table.from_pylist(rows, schema))
         return failures
 
-    def finish(self, clips: Iterable[ExportClip], folder: Path, contents: Contents) -> None:
+    def finish(self, clips: Iterable[ExportClip], folder: Path, contents: ExportContext) -> None:
         """README.md."""
-        text = card(clips, contents, title=self.title, licence=self.clips_licence, split_of=self.shelf)
+        text = card(clips, contents, title=self.title, licence=self.clips_licence, split_of=self.group_key)
         (folder / "README.md").write_text(text, encoding="utf-8", newline="\n")
 
-    def schema(self, contents: Contents) -> pa.Schema:
+    def schema(self, contents: ExportContext) -> pa.Schema:
         """The columns, with the features of `datasets` in the metadata: what makes a struct a video."""
         videos = ["video", *contents.annotators]
         fields = [pa.field("clip_id", pa.string()), *(pa.field(name, VIDEO) for name in videos)]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from openuni.exchange.exporter import Contents, ExportClip, write_lines
+from openuni.exchange.exporter import ExportClip, ExportContext, write_lines
 from openuni.exchange.exporters._rendered import CLIPS, RGB, ClipFiles, write_csv
 
 
@@ -27,7 +27,7 @@ class OpenUniCSV(ClipFiles):
         folders = {RGB: "video"} | {name: self.names[name] for name in clip.maps}
         return {stream: f"{folder}/{clip.clip_id}.mp4" for stream, folder in folders.items()}
 
-    def finish(self, clips: Iterable[ExportClip], folder: Path, contents: Contents) -> None:
+    def finish(self, clips: Iterable[ExportClip], folder: Path, contents: ExportContext) -> None:
         """metadata.csv, one more per modality with the rows that have it, and clips.jsonl."""
         columns = ["video", "prompt", *self.names.values()]
         rows, lines = [], []

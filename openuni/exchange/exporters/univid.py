@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from openuni.exchange.exporter import Contents, ExportClip, write_lines
+from openuni.exchange.exporter import ExportClip, ExportContext, write_lines
 from openuni.exchange.exporters._rendered import CLIPS, RGB, ClipFiles
 from openuni.manifests.errors import OpenUniError
 
@@ -66,7 +66,7 @@ class UniVid(ClipFiles):
                 texts[f"{clip.clip_id}/{kind}.yaml"] = yaml_text(values)
         return texts
 
-    def finish(self, clips: Iterable[ExportClip], folder: Path, contents: Contents) -> None:
+    def finish(self, clips: Iterable[ExportClip], folder: Path, contents: ExportContext) -> None:
         """clips.jsonl."""
         write_lines(folder / CLIPS, (self.describe(clip) for clip in clips))
 

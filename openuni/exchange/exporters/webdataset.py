@@ -8,14 +8,14 @@ from typing import Annotated, ClassVar
 from annotated_types import Gt, Interval
 
 from openuni.annotators.supplied import FORMAT
-from openuni.exchange.exporter import Batch, Contents, ExportClip, Exporter, Failure, json_line
+from openuni.exchange.exporter import ExportBatch, ExportClip, ExportContext, Exporter, ExportFailure, json_line
 from openuni.manifests.contracts.modality import find_modality
 from openuni.manifests.corpus.shards import TarShard
 from openuni.manifests.errors import ClipError
-from openuni.manifests.video.encode import Pixels, write_video
+from openuni.manifests.video.encode import PixelFormat, write_video
 from openuni.manifests.video.passthrough import suffix_of
-from openuni.manifests.video.probe import whole_mp4
-from openuni.manifests.video.reader import frames_of
+from openuni.manifests.video.probe import matching_mp4_bytes
+from openuni.manifests.video.reader import iter_frames
 
 BITS_PER_PIXEL = {"encoded": 0.15, "lossless": 8.0}  # of H.264, to guess how large a video will be
 EVEN = 2  # both sides of a 4:2:0 video are multiples of this
@@ -42,11 +42,11 @@ class WebDataset(Exporter):
         bits = BITS_PER_PIXEL["lossless" if self.lossless else "encoded"]
         return int(pixels * bits / 8) + sum(found.row["nbytes"] for found in clip.maps.values())
 
-    def files(self, batch: Batch) -> list[str]:
+    def files(self, batch: ExportBatch) -> list[str]:
         """See `Exporter.files`."""
         return [f"shard-{batch.number:06}.tar"]
 
-    def write(self, batch: Batch, folder: Path, contents: Contents) -> list[Failure]:
+    def write(self, batch: ExportBatch, folder: Path, contents: ExportContext) -> list[ExportFailure]:
         """See `Exporter.write`: one shard. Each clip is read as a whole before any of it goes in."""
         failures = []
         shard = TarShard(folder / self.files(batch)[0])
@@ -54,7 +54,7 @@ class WebDataset(Exporter):
             try:
                 members = self._members(clip, folder)
             except ClipError as error:
-                failures.append(Failure(clip.clip_id, clip.clip.source, str(error)))
+                failures.append(ExportFailure(clip.clip_id, clip.clip.source, str(error)))
                 continue
             for name, data in members.items():
                 shard.put(name, data)
@@ -63,7 +63,7 @@ class WebDataset(Exporter):
             shard.path.unlink()  # a shard without clips is none
         return failures
 
-    def finish(self, clips: Iterable[ExportClip], folder: Path, contents: Contents) -> None:
+    def finish(self, clips: Iterable[ExportClip], folder: Path, contents: ExportContext) -> None:
         """Nothing: shards are listed by their names."""
 
     def _members(self, clip: ExportClip, folder: Path) -> dict[str, bytes]:
@@ -82,14 +82,14 @@ class WebDataset(Exporter):
 
     def _video(self, clip: ExportClip, folder: Path) -> tuple[bytes, str]:
         """The clip's mp4, and whether it was copied, encoded, or encoded without loss."""
-        copied = whole_mp4(clip.clip)
+        copied = matching_mp4_bytes(clip.clip)
         if copied is not None:
             return copied, "copied"
         draft = folder / f"{clip.clip_id}.mp4"
         odd = clip.clip.width_px % EVEN or clip.clip.height_px % EVEN
         crf = 0 if self.lossless else self.crf
-        pixels: Pixels = "rgb" if self.lossless else "yuv444p" if odd else "yuv420p"  # no pixel is left out
-        write_video(draft, frames_of(clip.clip), clip.clip.fps, crf, pixels=pixels, threads=1)
+        pixels: PixelFormat = "rgb" if self.lossless else "yuv444p" if odd else "yuv420p"  # no pixel is left out
+        write_video(draft, iter_frames(clip.clip), clip.clip.fps, crf, pixels=pixels, threads=1)
         data = draft.read_bytes()
         draft.unlink()
         return data, "lossless" if self.lossless else "encoded"

@@ -15,14 +15,14 @@ import numpy as np
 
 from openuni.manifests.errors import ClipError
 
-REACH = 3  # frames
+MAX_SHIFT_FRAMES = 3  # frames
 SHORT_SIDE_PX = 96  # of the pictures that are compared
 VALUES_ABOVE = 0.5  # of the gain that a truly shifted stream has; above that it is refused
 STRUCTURE_ABOVE = 0.5  # the same where the gain is only estimated
 SURE_SHARE = 0.5  # of that limit: what an aligned stream must lose at both neighbours
 AGREEING = 0.75  # of the frames
-FEWEST_BY_VALUES = 2  # frames to judge by
-FEWEST_BY_STRUCTURE = 7
+MIN_FRAMES_BY_VALUES = 2  # frames to judge by
+MIN_FRAMES_BY_STRUCTURE = 7
 MIN_HALF = 6  # frames of a half that is judged by itself
 STILL = 1e-4  # change by itself, as a share of the variance, below which nothing can be told
 SLOW = 0.03  # the same of what the picture explains of a map: less is within its own noise
@@ -31,7 +31,7 @@ BLOCK_PX = 8
 RIDGE = 1e-4  # of the variance: blocks without any structure explain nothing
 
 
-class Verdict(NamedTuple):
+class AlignmentResult(NamedTuple):
     """`shift`: frames that the stream runs behind (ahead where negative), 0 when in step. `sure`: motion proves it."""
 
     shift: int
@@ -51,7 +51,7 @@ def thumbnails(array: np.ndarray) -> np.ndarray:
     return out
 
 
-def by_structure(stream: np.ndarray, reference: np.ndarray) -> Verdict:
+def align_by_structure(stream: np.ndarray, reference: np.ndarray) -> AlignmentResult:
     """Whether `reference` explains `stream` best when nothing is shifted.
 
     Both float [T, h, w, C] of one size, of any meaning: thumbnails. In small blocks of every frame the stream is taken
@@ -60,7 +60,7 @@ def by_structure(stream: np.ndarray, reference: np.ndarray) -> Verdict:
     """
     target, given = _blocks(stream), _blocks(reference)
     frames = target.shape[1]
-    reach = _reach(frames, FEWEST_BY_STRUCTURE)
+    reach = _reach(frames, MIN_FRAMES_BY_STRUCTURE)
     basis, own_basis = _whitened(given), _whitened(target)
     energy = np.square(target).sum(axis=(0, 2, 3), dtype=np.float64)
     shares, kept = np.zeros((2, frames - 2 * reach, 2 * reach + 1))  # by frame and shift, from -reach on
@@ -77,26 +77,26 @@ def by_structure(stream: np.ndarray, reference: np.ndarray) -> Verdict:
         whole = ((1 - kept[:, reach + shift]) * np.maximum(shares[:, reach + shift], shares[:, reach]))[span]
         return float(whole.mean()) if len(whole) and float(whole.mean()) > SLOW else 0.0
 
-    return _judged(_Margin(len(shares), reach, STRUCTURE_ABOVE), gain, full)
+    return _judged(_AlignmentLimits(len(shares), reach, STRUCTURE_ABOVE), gain, full)
 
 
 def check_structure(stream: np.ndarray, picture: np.ndarray, where: Path) -> bool:
     """Hold a map against the picture, both as `thumbnails`; True where motion proves them in step."""
-    verdict = by_structure(stream, picture)
+    verdict = align_by_structure(stream, picture)
     if verdict.shift:
-        text = f"{where} is {steps(verdict.shift)}, by where its surfaces and those of rgb meet"
+        text = f"{where} is {format_shift(verdict.shift)}, by where its surfaces and those of rgb meet"
         raise ClipError(f"{text}. Mend the order of its frames.")
     return verdict.sure
 
 
-def by_values(predict: Callable[[int], np.ndarray], truth: np.ndarray) -> Verdict:
+def align_by_values(predict: Callable[[int], np.ndarray], truth: np.ndarray) -> AlignmentResult:
     """Whether a prediction fits `truth` (float [T, h, w, C]) best when nothing is shifted.
 
     `predict(s)`: the same shape, what the stream gives for frame t when it is read s frames later; at the ends any
     frame will do.
     """
     count = len(truth)
-    reach = _reach(count, FEWEST_BY_VALUES)
+    reach = _reach(count, MIN_FRAMES_BY_VALUES)
     variance = float(truth.var()) or 1.0
     inner = slice(reach, count - reach)
     aligned = predict(0)[inner]
@@ -112,7 +112,7 @@ def by_values(predict: Callable[[int], np.ndarray], truth: np.ndarray) -> Verdic
         change = float(changes[shift][span].mean())
         return change if change > STILL * variance else 0.0
 
-    return _judged(_Margin(count - 2 * reach, reach, VALUES_ABOVE), gain, full)
+    return _judged(_AlignmentLimits(count - 2 * reach, reach, VALUES_ABOVE), gain, full)
 
 
 def _squared(one: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -127,13 +127,13 @@ def shifted(array: np.ndarray, frames: int) -> np.ndarray:
     return array[np.clip(np.arange(len(array)) + frames, 0, len(array) - 1)]
 
 
-def steps(frames: int) -> str:
+def format_shift(frames: int) -> str:
     """A shift in words."""
     count = abs(frames)
     return f"out of step: {count} frame{'s' * (count > 1)} {'behind' if frames > 0 else 'ahead'}"
 
 
-class _Margin(NamedTuple):
+class _AlignmentLimits(NamedTuple):
     """What is judged."""
 
     frames: int
@@ -141,7 +141,9 @@ class _Margin(NamedTuple):
     above: float  # the share of a true shift's gain that is refused
 
 
-def _judged(margin: _Margin, gain: Callable[[int, slice], np.ndarray], full: Callable[[int, slice], float]) -> Verdict:
+def _judged(
+    margin: _AlignmentLimits, gain: Callable[[int, slice], np.ndarray], full: Callable[[int, slice], float]
+) -> AlignmentResult:
     """The verdict over the whole clip and, where that finds nothing, over its halves."""
     sure = False
     for span in _spans(margin.frames):
@@ -156,9 +158,9 @@ def _judged(margin: _Margin, gain: Callable[[int, slice], np.ndarray], full: Cal
             if abs(shift) == 1:
                 losses.append(-share)
         if gains:
-            return Verdict(max(gains, key=gains.__getitem__), True)
+            return AlignmentResult(max(gains, key=gains.__getitem__), True)
         sure = sure or (bool(losses) and min(losses) > SURE_SHARE * margin.above)
-    return Verdict(0, sure)
+    return AlignmentResult(0, sure)
 
 
 def _spans(count: int) -> Iterator[slice]:
@@ -170,7 +172,7 @@ def _spans(count: int) -> Iterator[slice]:
 
 def _reach(count: int, fewest: int) -> int:
     """Frames of the largest shift that leaves `fewest` frames to judge by."""
-    return max(0, min(REACH, (count - fewest) // 2))
+    return max(0, min(MAX_SHIFT_FRAMES, (count - fewest) // 2))
 
 
 def _shifts(reach: int) -> list[int]:

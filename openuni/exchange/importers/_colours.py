@@ -16,7 +16,7 @@ from openuni.manifests.modalities.segmentation import Segmentation, Segmentation
 DepthColours = Literal["grey", "spectral", "inferno"]
 FRAMES_AT_ONCE = 8
 COLOURS_AT_ONCE = 1 << 16
-LOOKED_AT = 8  # frames, to judge the colours
+SAMPLED_FRAMES = 8  # frames, to judge the colours
 GREY_SPREAD = 8.0  # levels between the channels, on average, that coding alone may make
 NEAR_LEVELS = 16.0  # mean distance to the nearest colour of a scale that coding alone may make
 WHEEL_LEVELS = 24.0  # mean distance of the brightest channel from white: the flow's wheel has none darker
@@ -29,7 +29,7 @@ ALIKE_LEVELS = 48.0  # colours nearer than that are one instance
 SPECTRAL = "9e0142 d53e4f f46d43 fdae61 fee08b ffffbf e6f598 abdda4 66c2a5 3288bd 5e4fa2"
 
 
-def depth_of(frames: np.ndarray, colours: DepthColours, given: DepthConstants | None, where: str) -> Depth:
+def depth_from_colours(frames: np.ndarray, colours: DepthColours, given: DepthConstants | None, where: str) -> Depth:
     """uint8 [T, H, W, 3] -> depth by `given`; without, disparity 0..1 of no unit."""
     sample = _sample(frames)
     if colours == "grey":
@@ -52,7 +52,7 @@ def depth_of(frames: np.ndarray, colours: DepthColours, given: DepthConstants | 
     return _rejoined(parts)
 
 
-def flow_of(frames: np.ndarray, given: Any, where: str) -> Flow:
+def flow_from_colours(frames: np.ndarray, given: Any, where: str) -> Flow:
     """uint8 [T, H, W, 3] -> flow by the divisor of `given`, else by the modality's default."""
     darkness = float((255 - _sample(frames).max(axis=-1)).mean())
     if darkness > WHEEL_LEVELS:
@@ -63,13 +63,13 @@ def flow_of(frames: np.ndarray, given: Any, where: str) -> Flow:
     return _rejoined([Flow.from_rgb(part, given) for part in _parts(frames)])
 
 
-def densepose_of(frames: np.ndarray, where: str) -> DensePose:
+def densepose_from_colours(frames: np.ndarray, where: str) -> DensePose:
     """uint8 [T, H, W, 3] -> parts; U and V are 0."""
     _check_near(_sample(frames), part_colours() * np.float32(255), where, "DensePose parts in viridis")
     return _rejoined([DensePose.from_rgb(part) for part in _parts(frames)])
 
 
-def ids_of(frames: np.ndarray, given: SegmentationConstants | None, where: str) -> Segmentation:
+def ids_from_palette(frames: np.ndarray, given: SegmentationConstants | None, where: str) -> Segmentation:
     """uint8 [T, H, W, 3] -> ids by the palette: those of `given`; without, those whose colours cover some of the clip.
 
     Video coding makes colours between two instances' at their borders; without the second look each would be an id.
@@ -118,7 +118,7 @@ def _inner_share(covered: np.ndarray) -> float:
     return inner / max(1, int(np.count_nonzero(covered)))
 
 
-def segmentation_of(frames: np.ndarray, where: str) -> tuple[Segmentation, list[str]]:
+def segmentation_from_colours(frames: np.ndarray, where: str) -> tuple[Segmentation, list[str]]:
     """uint8 [T, H, W, 3] -> ids by colour, whichever these are, and the ids' colours as #rrggbb.
 
     Black is 0; the others are 1, 2, ... by the share of the clip they cover. Two instances of one colour are one.
@@ -144,7 +144,7 @@ def segmentation_of(frames: np.ndarray, where: str) -> tuple[Segmentation, list[
 
 
 def _sample(frames: np.ndarray) -> np.ndarray:
-    chosen = np.unique(np.linspace(0, len(frames) - 1, LOOKED_AT).astype(int))
+    chosen = np.unique(np.linspace(0, len(frames) - 1, SAMPLED_FRAMES).astype(int))
     return frames[chosen]
 
 

@@ -6,13 +6,13 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from openuni.exchange.importers._alignment import by_values, shifted, steps
-from openuni.exchange.importers._looks import Look
-from openuni.manifests.arrays.srgb import linear_of, srgb_of
-from openuni.manifests.arrays.vectors import lengths
+from openuni.exchange.importers._alignment import align_by_values, format_shift, shifted
+from openuni.exchange.importers._stream_scan import StreamScan
+from openuni.manifests.arrays.srgb import linear_to_srgb, srgb_to_linear
+from openuni.manifests.arrays.vectors import vector_lengths
 from openuni.manifests.errors import ClipError
-from openuni.manifests.modalities.irradiance import LARGEST, white_of
-from openuni.manifests.video.passthrough import NO_SURFACE, Reading
+from openuni.manifests.modalities.irradiance import MAX_VALUE, white_point
+from openuni.manifests.video.passthrough import MIN_NORMAL_LENGTH, PixelDecoding
 
 ALBEDO_TOLERANCE = 0.02  # beyond 0..1: filters of renderers ring; what is within is clipped
 IRRADIANCE_TOLERANCE = 0.001  # below 0, of the clip's largest value
@@ -25,11 +25,11 @@ GAINS = (0.8, 1.25)  # of linear rgb over albedo x irradiance
 DARK = 0.02  # linear light below which no ratio is taken
 WHITE = 0.95  # linear light from which no ratio is taken either
 OVEREXPOSED_SHARE = 0.9  # of the picture's values that lie above that: nothing else is left to hold against it
-FEWEST_SHARE = 0.01  # of its values that a ratio must be taken of, then
+MIN_PIXEL_SHARE = 0.01  # of its values that a ratio must be taken of, then
 FLAT = 1e-3  # spread of sRGB values below which there is nothing to correlate
 
 
-class Fit(NamedTuple):
+class ProductFit(NamedTuple):
     """How albedo x irradiance explains the picture."""
 
     correlation: float | None  # None: the picture is flat
@@ -40,25 +40,25 @@ class Fit(NamedTuple):
 Coding = Literal["linear", "srgb"]
 
 
-def albedo_reading(dtype: np.dtype, channels: int, where: Path, coding: Coding) -> Reading:
+def albedo_decoding(dtype: np.dtype, channels: int, where: Path, coding: Coding) -> PixelDecoding:
     """Linear reflectance, clipped to 0..1. `coding`: of levels; floats are linear."""
     check_channels(channels, (3,), where)
-    return Reading(_coded(dtype, coding), lowest=0.0, highest=1.0)
+    return PixelDecoding(_coded(dtype, coding), lowest=0.0, highest=1.0)
 
 
-def irradiance_reading(dtype: np.dtype, channels: int, where: Path, coding: Coding, scale: float) -> Reading:
+def irradiance_decoding(dtype: np.dtype, channels: int, where: Path, coding: Coding, scale: float) -> PixelDecoding:
     """Linear light, times `scale`, of three channels."""
     check_channels(channels, (1, 3), where)
-    return Reading(_coded(dtype, coding), scale=scale, lowest=0.0, channels=3 if channels == 1 else 0)
+    return PixelDecoding(_coded(dtype, coding), scale=scale, lowest=0.0, channels=3 if channels == 1 else 0)
 
 
-def normal_reading(
+def normal_decoding(
     dtype: np.dtype,
     channels: int,
     where: Path,
     frame: Literal["opengl", "opencv"],
     coding: Literal["auto", "signed", "unit"],
-) -> Reading:
+) -> PixelDecoding:
     """Vectors of unit length, y up, z to the viewer."""
     check_channels(channels, (3,), where)
     signed = coding == "signed" or (coding == "auto" and dtype.kind == "f")
@@ -66,13 +66,13 @@ def normal_reading(
         raise ClipError(f'{where} has no negative values: normal_coding = "signed" is for EXR')
     signs = () if frame == "opengl" else (1, -1, -1)
     return (
-        Reading(unit_length=True, signs=signs)
+        PixelDecoding(unit_length=True, signs=signs)
         if signed
-        else Reading(scale=2.0, offset=-1.0, unit_length=True, signs=signs)
+        else PixelDecoding(scale=2.0, offset=-1.0, unit_length=True, signs=signs)
     )
 
 
-def check_albedo(seen: Look) -> None:
+def check_albedo(seen: StreamScan) -> None:
     """See `check_albedo_range`."""
     check_albedo_range(*seen.value_range(), seen.where)
 
@@ -84,7 +84,7 @@ def check_albedo_range(lo: float, hi: float, where: Path) -> None:
         raise ClipError(f"{where}: {text}")
 
 
-def check_irradiance(seen: Look) -> None:
+def check_irradiance(seen: StreamScan) -> None:
     """See `check_irradiance_range`."""
     check_irradiance_range(*seen.value_range(), seen.reading.scale, seen.where)
 
@@ -96,12 +96,12 @@ def check_irradiance_range(lo: float, hi: float, scale: float, where: Path) -> N
     """
     if lo < -IRRADIANCE_TOLERANCE * max(hi, scale):
         raise ClipError(f"{where}: irradiance must be >= 0, smallest value is {lo / scale:g}")
-    if hi > LARGEST:
-        text = f"irradiance reaches {hi:g} after scaling by {scale:g}; storage ends at {LARGEST:g}"
+    if hi > MAX_VALUE:
+        text = f"irradiance reaches {hi:g} after scaling by {scale:g}; storage ends at {MAX_VALUE:g}"
         raise ClipError(f"{where}: {text}: rescale it")
 
 
-class Whites:
+class WhitePointTracker:
     """Watches irradiance: by what it is rendered as white, see `Irradiance`."""
 
     def __init__(self) -> None:
@@ -116,15 +116,15 @@ class Whites:
 
     def white(self) -> float:
         """Of the clip."""
-        return white_of(np.stack(self.brightest))
+        return white_point(np.stack(self.brightest))
 
 
-def length_tolerance(seen: Look) -> float:
+def length_tolerance(seen: StreamScan) -> float:
     """What rounding and compression do to the length of a normal: in EXR and 16 bits, in 8 bits, in videos."""
     return 0.15 if seen.video is not None else 0.02 if seen.dtype == np.uint8 else LENGTH_TOLERANCE
 
 
-class Directions:
+class NormalStatistics:
     """Watches normals: how many there are, of a wrong length, and that face away from the camera."""
 
     def __init__(self, frame: Literal["opengl", "opencv"]) -> None:
@@ -134,22 +134,22 @@ class Directions:
 
     def __call__(self, values: np.ndarray) -> None:
         """See `look`."""
-        self.lengths.append(lengths(values))
+        self.lengths.append(vector_lengths(values))
         depthward = values[..., 2]
         # of vectors of any length, whose direction counts
         limit = AWAY * self.lengths[-1]
         behind = depthward < limit if self.frame == "opengl" else -depthward < limit
-        self.away += int(np.count_nonzero(behind & (self.lengths[-1] >= NO_SURFACE)))
+        self.away += int(np.count_nonzero(behind & (self.lengths[-1] >= MIN_NORMAL_LENGTH)))
 
     def check(self, where: Path, tolerance: float, hint: str = "Normalise them.") -> float:
         """The share of the surface's pixels whose normals had another length than 1; raises `ClipError` if many have,
         or many face away. `tolerance`: of lengths; `hint`: what to do about them.
         """
         length = np.stack(self.lengths)
-        surface = int(np.count_nonzero(length >= NO_SURFACE))
-        bent = int(np.count_nonzero((length >= NO_SURFACE) & (np.abs(length - 1) > tolerance)))
+        surface = int(np.count_nonzero(length >= MIN_NORMAL_LENGTH))
+        bent = int(np.count_nonzero((length >= MIN_NORMAL_LENGTH) & (np.abs(length - 1) > tolerance)))
         if not surface:
-            raise ClipError(f"{where}: no pixel has a normal; all vectors are shorter than {NO_SURFACE}")
+            raise ClipError(f"{where}: no pixel has a normal; all vectors are shorter than {MIN_NORMAL_LENGTH}")
         if bent > BENT_SHARE * surface:
             text = f"{bent / surface:.0%} of the normals are not of length 1 within {tolerance}"
             raise ClipError(f"{where}: {text}. Allowed: {BENT_SHARE:.0%}. {hint}")
@@ -173,25 +173,25 @@ def _coded(dtype: np.dtype, coding: Coding) -> Coding:
     return "linear" if dtype.kind == "f" else coding
 
 
-def check_product(picture: np.ndarray, colour: np.ndarray, light: np.ndarray, where: Path) -> Fit:
+def check_product(picture: np.ndarray, colour: np.ndarray, light: np.ndarray, where: Path) -> ProductFit:
     """Hold albedo x irradiance (`colour`, `light`: linear) against the picture (sRGB, 0..255), and them in step.
 
     All float32 [T, h, w, 3], as `thumbnails` gives them. Highlights, glass and lamps are in the picture alone, so the
     two need only resemble.
     """
     shown = picture / np.float32(255)
-    given = linear_of(shown)
+    given = srgb_to_linear(shown)
     linear = colour * light
     fair = (linear > DARK) & (given > DARK) & (given < WHITE)
     over = float((given >= WHITE).mean())
-    if over > OVEREXPOSED_SHARE and float(fair.mean()) < FEWEST_SHARE:
+    if over > OVEREXPOSED_SHARE and float(fair.mean()) < MIN_PIXEL_SHARE:
         raise ClipError(
             f"{where} is white in {over:.0%} of its values: albedo x irradiance cannot be held against it. Set "
             "exposure lower (0 finds one for EXR), or render less light; check_product = false takes the clip as it is."
         )
     # roots stand in for sRGB: they tell dark from bright as evenly, and the root of a product is one of roots
     sure = _check_steps(np.sqrt(colour), np.sqrt(light), np.sqrt(given), where)
-    predicted = srgb_of(np.clip(linear, 0, 1))
+    predicted = linear_to_srgb(np.clip(linear, 0, 1))
     correlation = _correlation(predicted, shown)
     if correlation is not None and correlation < SMALLEST_CORRELATION:
         raise ClipError(
@@ -205,7 +205,7 @@ def check_product(picture: np.ndarray, colour: np.ndarray, light: np.ndarray, wh
             f"{where.parent}: rgb is {gain:.3g} times albedo x irradiance in the median. Allowed: {GAINS[0]} to "
             f"{GAINS[1]}. Set irradiance_scale to {gain:.3g} times what it is."
         )
-    return Fit(correlation, gain, sure)
+    return ProductFit(correlation, gain, sure)
 
 
 def _check_steps(albedo: np.ndarray, irradiance: np.ndarray, shown: np.ndarray, where: Path) -> bool:
@@ -216,7 +216,7 @@ def _check_steps(albedo: np.ndarray, irradiance: np.ndarray, shown: np.ndarray, 
         "irradiance": lambda frames: _product(shifted(irradiance, frames), albedo),
         "rgb": lambda frames: shifted(aligned, frames),
     }
-    verdicts = {who: by_values(predict, shown) for who, predict in read_later.items()}
+    verdicts = {who: align_by_values(predict, shown) for who, predict in read_later.items()}
     errors = {
         who: float(np.abs(read_later[who](verdict.shift) - shown).mean())
         for who, verdict in verdicts.items()
@@ -226,7 +226,7 @@ def _check_steps(albedo: np.ndarray, irradiance: np.ndarray, shown: np.ndarray, 
         who = min(errors, key=errors.__getitem__)
         frames = verdicts[who].shift * (-1 if who == "rgb" else 1)
         raise ClipError(
-            f"{where.parent}: {who} is {steps(frames)}: albedo x irradiance then explains rgb clearly better. "
+            f"{where.parent}: {who} is {format_shift(frames)}: albedo x irradiance then explains rgb clearly better. "
             "Mend the order of its frames."
         )
     return all(verdict.sure for verdict in verdicts.values())

@@ -7,13 +7,13 @@ from typing import NamedTuple
 import numpy as np
 import xxhash
 
-from openuni.exchange.importers._alignment import by_values, shifted, steps, thumbnails
-from openuni.exchange.importers._sequences import VIDEOS, Stream, read_stream
-from openuni.exchange.importers._sets import SPLITS
+from openuni.exchange.importers._alignment import align_by_values, format_shift, shifted, thumbnails
+from openuni.exchange.importers._dataset_layout import SPLITS
+from openuni.exchange.importers._sequences import VIDEOS, StreamFiles, read_stream
 from openuni.manifests.contracts.decoded_clip import decode
 from openuni.manifests.errors import ClipError, OpenUniError
 from openuni.manifests.modalities.background import Background
-from openuni.manifests.video.probe import clip_of, probe
+from openuni.manifests.video.probe import make_clip, probe
 
 STILLS = (".jpg", ".jpeg", ".png")
 GENERATED = "generated"
@@ -21,7 +21,7 @@ WHOLE_LEVEL = 1e-3  # what float32 may make of a level of 255
 SOFT = (0.1, 0.9)  # coverage of edges, where straight and premultiplied differ
 OPAQUE = 0.98
 TESTED_FRAMES = 8
-FEWEST_PIXELS = 64  # with soft coverage and an interior nearby, to tell anything
+MIN_PIXELS = 64  # with soft coverage and an interior nearby, to tell anything
 CLEAR_LEVELS = 4.0  # mean difference that the two forms must have, to tell anything
 CLEARLY = 0.6  # ratio of the errors of the two forms
 ROUNDING_LEVELS = 8.0  # that a premultiplied colour may lie above its coverage: coding of 8-bit videos
@@ -70,7 +70,7 @@ def _composite_of_levels(target: np.ndarray, cover: np.ndarray, front: np.ndarra
     target[:] = mixed
 
 
-def form_of(foreground: np.ndarray, alpha: np.ndarray) -> str:
+def classify_foreground(foreground: np.ndarray, alpha: np.ndarray) -> str:
     """ "straight", "premultiplied" or "cannot tell", by the soft edges.
 
     There a straight foreground has the colours of the opaque parts beside it, a premultiplied one those times the
@@ -89,14 +89,14 @@ def form_of(foreground: np.ndarray, alpha: np.ndarray) -> str:
         difference += float(((1 - share) * inner).sum())
         over += int((colour > 255 * share + ROUNDING_LEVELS).any(axis=-1).sum())
         pixels += int(soft.sum())
-    if pixels < FEWEST_PIXELS or difference < CLEAR_LEVELS * 3 * pixels:
+    if pixels < MIN_PIXELS or difference < CLEAR_LEVELS * 3 * pixels:
         return "cannot tell"
     if premultiplied < CLEARLY * straight and over <= OVER_SHARE * pixels:
         return "premultiplied"
     return "straight" if straight < premultiplied or over > OVER_SHARE * pixels else "cannot tell"
 
 
-def straightened(foreground: np.ndarray, alpha: np.ndarray, where: Path) -> np.ndarray:
+def unpremultiply(foreground: np.ndarray, alpha: np.ndarray, where: Path) -> np.ndarray:
     """uint8 [T, H, W, 3]: a premultiplied foreground divided by its coverage; black where there is none.
 
     Raises `ClipError` where colours are brighter than a premultiplied foreground can be.
@@ -131,9 +131,9 @@ def check_support(alpha: np.ndarray, foreground: np.ndarray, where: Path) -> boo
     if not outside or not within or lit_outside > 0.2 * outside or lit_within < 0.5 * within:
         return False
     shown, cover = thumbnails(front), thumbnails(covered)
-    verdict = by_values(lambda frames: shifted(cover, frames), shown)
+    verdict = align_by_values(lambda frames: shifted(cover, frames), shown)
     if verdict.shift:
-        text = f"{where} is {steps(verdict.shift)}: it then covers the foreground clearly better"
+        text = f"{where} is {format_shift(verdict.shift)}: it then covers the foreground clearly better"
         raise ClipError(f"{text}. Mend the order of its frames.")
     return verdict.sure
 
@@ -151,7 +151,7 @@ def backdrop(folder: str, name: str, split: str | None, seed: int, shape: tuple[
     held = [path for path in listed if split is not None and SPLITS.get(path.split("/")[0].lower()) == split]
     # of all files the one with the largest hash: adding others changes few choices
     chosen = max(held or listed, key=lambda path: xxhash.xxh3_64_intdigest(f"{seed}\0{name}\0{path}".encode()))
-    return Backdrop(_played(Path(folder) / chosen, *shape), chosen)
+    return Backdrop(_load_backdrop(Path(folder) / chosen, *shape), chosen)
 
 
 def generated(name: str, seed: int, shape: tuple[int, int, int]) -> np.ndarray:
@@ -184,15 +184,15 @@ def _listed(folder: str) -> tuple[str, ...]:
     return listed
 
 
-def _played(path: Path, frames: int, height_px: int, width_px: int) -> np.ndarray:
+def _load_backdrop(path: Path, frames: int, height_px: int, width_px: int) -> np.ndarray:
     """uint8 [T, H, W, 3]: a picture or video that covers the frame, cut at its sides."""
     if path.suffix.lower() in VIDEOS:
         info = probe(str(path))
-        clip = clip_of(str(path), info, 0, min(frames, len(info.pts)))
+        clip = make_clip(str(path), info, 0, min(frames, len(info.pts)))
         scale = max(height_px / info.height_px, width_px / info.width_px)
         shown = decode(clip, short_side_px=int(np.ceil(min(info.height_px, info.width_px) * scale))).frames
     else:
-        shown = read_stream(Stream(path.name, "png" if path.suffix.lower() == ".png" else "jpg", (path,)))
+        shown = read_stream(StreamFiles(path.name, "png" if path.suffix.lower() == ".png" else "jpg", (path,)))
         if shown.dtype != np.uint8:
             shown = np.rint(shown / 257).astype(np.uint8)
         shown = np.repeat(shown, 3, axis=-1) if shown.shape[-1] == 1 else shown

@@ -9,14 +9,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from openuni.exchange.importers._sets import inside
+from openuni.exchange.importers._dataset_layout import resolve_inside
 from openuni.manifests.errors import ClipError
 from openuni.manifests.video.clip import Clip
 from openuni.manifests.video.container import Limits
 from openuni.manifests.video.images import image_size, read_image
 from openuni.manifests.video.passthrough import VIDEO_KINDS
-from openuni.manifests.video.probe import whole_clip
-from openuni.manifests.video.reader import decode_deep
+from openuni.manifests.video.probe import probe_clip
+from openuni.manifests.video.reader import decode_full_depth
 from openuni.pipeline.phases import decoder_threads
 
 IMAGES = (".exr", ".png", ".jpg", ".jpeg")
@@ -26,7 +26,7 @@ GREY_STRETCH = {2: 85, 4: 17}  # what Pillow multiplies grey levels of so many b
 LAST_NUMBER = re.compile(r"(\d+)(?!.*\d)")
 
 
-class Stream(NamedTuple):
+class StreamFiles(NamedTuple):
     """One modality's files, not opened yet."""
 
     name: str  # for errors: what the set calls it
@@ -40,7 +40,7 @@ class Stream(NamedTuple):
         return self.files[0] if self.kind == "video" else self.files[0].parent
 
 
-def find_stream(folder: Path, name: str, root: str | Path) -> Stream | None:
+def find_stream(folder: Path, name: str, root: str | Path) -> StreamFiles | None:
     """The sequence `folder/name/` or the video `folder/name.mp4` (.mkv, .MP4, ...); None when there is neither.
 
     Raises `ClipError` when there are both, when numbers are missing from a sequence, and when a link leaves `root`.
@@ -56,11 +56,11 @@ def find_stream(folder: Path, name: str, root: str | Path) -> Stream | None:
     if not found:
         return None
     if videos:
-        return Stream(name, "video", (inside(videos[0], root),))
+        return StreamFiles(name, "video", (resolve_inside(videos[0], root),))
     return sequence_of(sequence, name, root)
 
 
-def sequence_of(folder: Path, name: str, root: str | Path) -> Stream:
+def sequence_of(folder: Path, name: str, root: str | Path) -> StreamFiles:
     """The numbered images of a folder. The last digits of a file's name are its number; they count up by one."""
     files = [path for path in folder.iterdir() if path.suffix.lower() in IMAGES and not path.name.startswith(".")]
     if not files:
@@ -79,7 +79,7 @@ def sequence_of(folder: Path, name: str, root: str | Path) -> Stream:
         number = int(digits[1])
         if number in numbers:
             raise ClipError(f"{folder}: {numbers[number].name} and {path.name} have the same number {number}")
-        numbers[number] = inside(path, root)
+        numbers[number] = resolve_inside(path, root)
     ordered = sorted(numbers)
     lost = ordered[-1] - ordered[0] + 1 - len(ordered)
     if lost:
@@ -87,22 +87,22 @@ def sequence_of(folder: Path, name: str, root: str | Path) -> Stream:
         text = f"{lost} of the frames {ordered[0]} to {ordered[-1]} are missing, the first is {gap}"
         raise ClipError(f"{folder}: {text}. Fetch or render them again.")
     kind = next(iter(kinds)).removeprefix(".").replace("jpeg", "jpg")
-    return Stream(name, kind, tuple(numbers[number] for number in ordered), ordered[0])
+    return StreamFiles(name, kind, tuple(numbers[number] for number in ordered), ordered[0])
 
 
-class Film:
+class StreamReader:
     """A stream's pictures one by one, within the limits; `data` holds the files that have been read so far.
 
     Raises `ClipError` naming the file that is damaged, of another size, or over the limits.
     """
 
-    def __init__(self, stream: Stream, limits: Limits = Limits()) -> None:
+    def __init__(self, stream: StreamFiles, limits: Limits = Limits()) -> None:
         self.stream, self.limits = stream, limits
         self.data: list[bytes] = []
         self.frames: np.ndarray | None = None  # of a video, once its images are asked for
         self.video: Clip | None = None  # None: a sequence of images, which does not tell its rate
         if stream.kind == "video":
-            self.video = whole_clip(str(stream.files[0]), limits)
+            self.video = probe_clip(str(stream.files[0]), limits)
             self.count, self.size_px = self.video.frame_count, (self.video.height_px, self.video.width_px)
             return
         self.count = len(stream.files)
@@ -125,7 +125,7 @@ class Film:
             if keep:
                 self.data.append(self.stream.files[0].read_bytes())
             # one thread: the streams of a clip are read at once, and so are clips
-            self.frames = decode_deep(self.video, self.limits, self.data[0] if keep else None, threads=1)
+            self.frames = decode_full_depth(self.video, self.limits, self.data[0] if keep else None, threads=1)
             yield from self.frames
             return
         kind: tuple[np.dtype, tuple[int, ...]] | None = None
@@ -150,14 +150,14 @@ class Film:
             raise ClipError(f"{path} is {sizes}")
 
 
-def read_stream(stream: Stream, limits: Limits = Limits()) -> np.ndarray:
+def read_stream(stream: StreamFiles, limits: Limits = Limits()) -> np.ndarray:
     """All pictures at once: [T, H, W, 1 or 3], uint8, uint16, or float16 or float32 (EXR alone, as there).
 
-    Raises `ClipError` as `Film` does.
+    Raises `ClipError` as `StreamReader` does.
     """
-    film = Film(stream, limits)
+    film = StreamReader(stream, limits)
     if film.video is not None:
-        return decode_deep(film.video, limits, None, decoder_threads())
+        return decode_full_depth(film.video, limits, None, decoder_threads())
     array = None
     for number, image in enumerate(film.images()):
         if array is None:
@@ -179,7 +179,7 @@ def check_same(sizes: dict[str, tuple[Path, tuple[int, ...]]], first: str) -> No
             raise ClipError(f"{where} is {shapes}: all streams of a clip need one size")
 
 
-def check_numbers(streams: Iterable[Stream]) -> None:
+def check_numbers(streams: Iterable[StreamFiles]) -> None:
     """Raise `ClipError` unless all image sequences begin with the same number: frames are paired by their order."""
     sequences = [stream for stream in streams if stream.kind != "video"]
     for stream in sequences:
@@ -188,7 +188,7 @@ def check_numbers(streams: Iterable[Stream]) -> None:
             raise ClipError(f"{stream.where} {text}: which belong together is not known. Number all streams alike.")
 
 
-def read_indices(stream: Stream, limits: Limits = Limits()) -> np.ndarray:
+def read_indices(stream: StreamFiles, limits: Limits = Limits()) -> np.ndarray:
     """uint16 [T, H, W, 1]: the palette's indices, or the grey levels as stored, of a PNG sequence."""
     from PIL import Image
 

@@ -5,10 +5,10 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
-from openuni.exchange.importers._alignment import SHORT_SIDE_PX, by_structure, steps, thumbnails
+from openuni.exchange.importers._alignment import SHORT_SIDE_PX, align_by_structure, format_shift, thumbnails
 from openuni.manifests.contracts.decoded_clip import decode
 from openuni.manifests.contracts.modality import Modality, Payload, find_modality, modality_names
-from openuni.manifests.contracts.payloads import constants_of, entry_of, restore
+from openuni.manifests.contracts.payloads import decode_payload, parse_constants, parse_entry
 from openuni.manifests.errors import ClipError, unknown_name
 from openuni.manifests.modalities.albedo import Albedo
 from openuni.manifests.modalities.alpha import Alpha
@@ -25,7 +25,7 @@ from openuni.manifests.modalities.skeleton import Skeleton
 from openuni.manifests.video.clip import Clip
 from openuni.manifests.video.passthrough import suffix_of
 
-LARGEST_MB = 2000  # of a stored map
+MAX_FILE_MB = 2000  # of a stored map
 UNCHECKED = ("rgb", "flow", "skeleton")  # steady motion has the same flow in every frame; key points have no pixels
 
 
@@ -47,7 +47,7 @@ class AllMaps(NamedTuple):
     aligned_by_motion: Annotated[list[str], "maps that motion proves in step with the video; others cannot tell"]
 
 
-class Entry(NamedTuple):
+class SidecarEntry(NamedTuple):
     """A stored map that a sidecar names."""
 
     modality: type[Modality]
@@ -55,7 +55,7 @@ class Entry(NamedTuple):
     constants: Any  # JSON values, not checked yet
 
 
-def entries_of(sidecar: Mapping[str, Any], where: str, frames: int) -> list[Entry]:
+def parse_entries(sidecar: Mapping[str, Any], where: str, frames: int) -> list[SidecarEntry]:
     """The maps in a sidecar's "modalities" (`{name: {"file": ..., "constants": {...}}}`), none when there is no such.
 
     Raises `ClipError` for unknown modalities, files that are no plain names, and another number of frames.
@@ -70,12 +70,12 @@ def entries_of(sidecar: Mapping[str, Any], where: str, frames: int) -> list[Entr
         if name not in modality_names():
             raise ClipError(f"{where}: {unknown_name('modality', name, modality_names())}")
         modality = find_modality(name)
-        entries.append(Entry(modality, *entry_of(entry, modality, f"{where}, modality {name}")))
+        entries.append(SidecarEntry(modality, *parse_entry(entry, modality, f"{where}, modality {name}")))
     return entries
 
 
-def restored(
-    entries: list[Entry], data_of: Callable[[str], bytes], size: tuple[int, int, int], where: str
+def decode_maps(
+    entries: list[SidecarEntry], data_of: Callable[[str], bytes], size: tuple[int, int, int], where: str
 ) -> tuple[dict[str, Modality], dict[str, Payload]]:
     """The maps by name, exactly as they were stored, and what they were stored as: coding them again is needless.
 
@@ -85,8 +85,10 @@ def restored(
     maps, payloads = {}, {}
     for modality, file, given in entries:
         data, name = data_of(file), f"{where}/{file}"
-        maps[modality.name] = restore(modality, data, given, name, frames, (height_px, width_px))
-        payloads[modality.name] = Payload(data, suffix_of(data, modality.suffix), constants_of(modality, given, name))
+        maps[modality.name] = decode_payload(modality, data, given, name, frames, (height_px, width_px))
+        payloads[modality.name] = Payload(
+            data, suffix_of(data, modality.suffix), parse_constants(modality, given, name)
+        )
     return maps, payloads
 
 
@@ -98,12 +100,12 @@ def text_of(sidecar: Mapping[str, Any], key: str, where: str) -> str | None:
     return value or None
 
 
-def small(video: Clip) -> np.ndarray:
+def thumbnails_of(video: Clip) -> np.ndarray:
     """uint8 [T, h, w, 3]: all frames of a video, small enough to compare."""
     return decode(video, short_side_px=SHORT_SIDE_PX).frames
 
 
-def in_step(maps: Mapping[str, Modality], frames: np.ndarray, where: str) -> list[str]:
+def aligned_maps(maps: Mapping[str, Modality], frames: np.ndarray, where: str) -> list[str]:
     """Names of the maps that move as the video (uint8 [T, H, W, 3]) does, which `where` names.
 
     Raises `ClipError` for one that is frames ahead or behind.
@@ -114,9 +116,9 @@ def in_step(maps: Mapping[str, Modality], frames: np.ndarray, where: str) -> lis
     shown = thumbnails(frames) if dense else frames
     proved = []
     for name, signal in dense.items():
-        verdict = by_structure(resize_smooth(_pictures(signal), shown.shape[1], shown.shape[2]), shown)
+        verdict = align_by_structure(resize_smooth(_pictures(signal), shown.shape[1], shown.shape[2]), shown)
         if verdict.shift:
-            raise ClipError(f"{where}: {name} is {steps(verdict.shift)}: it then fits the video clearly better")
+            raise ClipError(f"{where}: {name} is {format_shift(verdict.shift)}: it then fits the video clearly better")
         if verdict.sure:
             proved.append(name)
     return proved

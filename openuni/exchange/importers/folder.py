@@ -8,16 +8,24 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 import numpy as np
 from annotated_types import Gt
 
-from openuni.exchange.importer import Found, Imported, Importer
-from openuni.exchange.importers._plain import Given, check_all_read, plain_maps
-from openuni.exchange.importers._sequences import IMAGES, VIDEOS, Stream, find_stream, read_stream
-from openuni.exchange.importers._sets import Place, clip_folders, inside, read_json, read_text
-from openuni.exchange.importers._supplied import LARGEST_MB, AllMaps, entries_of, in_step, restored, small, text_of
-from openuni.manifests.contracts.payloads import check_fit
+from openuni.exchange.importer import FoundClip, ImportedClip, Importer
+from openuni.exchange.importers._dataset_layout import ClipLocation, clip_folders, read_json, read_text, resolve_inside
+from openuni.exchange.importers._plain_maps import PlainMapInputs, check_all_read, plain_maps
+from openuni.exchange.importers._sequences import IMAGES, VIDEOS, StreamFiles, find_stream, read_stream
+from openuni.exchange.importers._supplied import (
+    MAX_FILE_MB,
+    AllMaps,
+    aligned_maps,
+    decode_maps,
+    parse_entries,
+    text_of,
+    thumbnails_of,
+)
+from openuni.manifests.contracts.payloads import check_shape
 from openuni.manifests.errors import ClipError, OpenUniError
 from openuni.manifests.modalities.rgb import RGB
 from openuni.manifests.video.clip import Clip
-from openuni.manifests.video.probe import whole_clip
+from openuni.manifests.video.probe import probe_clip
 
 SIDECAR = "clip.json"
 PICTURES = ("rgb", "video")  # names of the picture, the first that is there
@@ -26,7 +34,7 @@ PICTURES = ("rgb", "video")  # names of the picture, the first that is there
 class Picture(NamedTuple):
     """The clip's own pixels: all frames of a video in the set, or an image sequence."""
 
-    stream: Stream
+    stream: StreamFiles
     pixels: Clip | np.ndarray  # a sequence is uint8 [T, H, W, 3]
 
     @property
@@ -48,7 +56,7 @@ class Picture(NamedTuple):
 
     def shown(self) -> np.ndarray:
         """uint8 [T, h, w, 3]: what maps are held against; small where a video is decoded for it."""
-        return small(self.pixels) if isinstance(self.pixels, Clip) else self.pixels
+        return thumbnails_of(self.pixels) if isinstance(self.pixels, Clip) else self.pixels
 
 
 @dataclass(frozen=True)
@@ -73,41 +81,41 @@ class Folder(Importer):
     revision: ClassVar[int] = 2
     origin: ClassVar[str] = "folders of one's own; the supplied layout"
 
-    def find(self, folder: Path) -> Iterator[Found]:
+    def find(self, folder: Path) -> Iterator[FoundClip]:
         """Folders that hold a picture, by name."""
         none = True
         for key, place in clip_folders(folder, _is_clip):
             none = False
-            yield Found(key, place)
+            yield FoundClip(key, place)
         if none:
             videos = ", ".join(VIDEOS)
             raise OpenUniError(f"{folder}: no folder in it holds rgb or video ({videos}) or a folder rgb with images")
 
-    def read(self, found: Found) -> Imported[AllMaps]:
+    def read(self, found: FoundClip) -> ImportedClip[AllMaps]:
         """One clip; its picture, then each map held against it."""
-        place: Place = found.place
+        place: ClipLocation = found.location
         folder = Path(place.folder)
         picture = self._picture(place)
         sidecar = read_json(folder / SIDECAR, place.root) if (folder / SIDECAR).exists() else {}
-        entries = entries_of(sidecar, str(folder / SIDECAR), picture.frames)
+        entries = parse_entries(sidecar, str(folder / SIDECAR), picture.frames)
         stored = {entry.file for entry in entries}
         check_all_read(folder, stored)
         size = picture.frames, *picture.size_px
-        maps, payloads = restored(entries, lambda file: _bytes(folder / file, place.root), size, str(folder))
-        given = Given(place, picture.stream, size, self.depth_unit, self.depth_per_level, self.normal_frame)
+        maps, payloads = decode_maps(entries, lambda file: _bytes(folder / file, place.root), size, str(folder))
+        given = PlainMapInputs(place, picture.stream, size, self.depth_unit, self.depth_per_level, self.normal_frame)
         for name, signal in plain_maps(given, stored):
             if name in maps:
                 raise ClipError(f"{folder}: {name} is named by {SIDECAR} and is there as a plain map too: remove one")
-            check_fit(signal, f"{folder / name}", picture.frames, picture.size_px)
+            check_shape(signal, f"{folder / name}", picture.frames, picture.size_px)
             maps[name] = signal
         proved = []
         if not isinstance(picture.pixels, Clip):
             maps["rgb"] = RGB(picture.pixels)
             payloads.pop("rgb", None)
         if self.check_alignment:
-            proved = in_step(maps, picture.shown(), str(folder))
+            proved = aligned_maps(maps, picture.shown(), str(folder))
         row: dict[str, Any] = dict.fromkeys(AllMaps._fields) | maps | {"aligned_by_motion": proved}
-        return Imported(
+        return ImportedClip(
             AllMaps(**row),
             fps=self.fps,
             video=picture.video,
@@ -117,7 +125,7 @@ class Folder(Importer):
             payloads=payloads,
         )
 
-    def _picture(self, place: Place) -> Picture:
+    def _picture(self, place: ClipLocation) -> Picture:
         folder = Path(place.folder)
         streams = [stream for name in PICTURES if (stream := find_stream(folder, name, place.root)) is not None]
         if not streams:
@@ -126,7 +134,7 @@ class Folder(Importer):
             raise ClipError(f"{folder} has both {' and '.join(PICTURES)}: one is needed, remove the other")
         stream = streams[0]
         if stream.kind == "video":
-            return Picture(stream, whole_clip(str(stream.files[0])))
+            return Picture(stream, probe_clip(str(stream.files[0])))
         array = read_stream(stream)
         if array.dtype != np.uint8 or array.shape[-1] != 3:
             raise ClipError(f"{stream.where}: rgb must be 8-bit colour images, found {array.dtype} {array.shape}")
@@ -143,9 +151,9 @@ def _is_clip(folder: Path) -> bool:
 
 
 def _bytes(path: Path, root: str) -> bytes:
-    real = inside(path, root)
+    real = resolve_inside(path, root)
     if not real.is_file():
         raise ClipError(f"{path} is not there, {SIDECAR} names it")
-    if real.stat().st_size > LARGEST_MB * 10**6:
-        raise ClipError(f"{path} has {real.stat().st_size:,} bytes; at most {LARGEST_MB:,} MB are read")
+    if real.stat().st_size > MAX_FILE_MB * 10**6:
+        raise ClipError(f"{path} has {real.stat().st_size:,} bytes; at most {MAX_FILE_MB:,} MB are read")
     return real.read_bytes()

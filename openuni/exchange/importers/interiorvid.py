@@ -10,26 +10,34 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 import numpy as np
 from annotated_types import Ge, Gt
 
-from openuni.exchange.importer import Found, Imported, Importer
+from openuni.exchange.importer import FoundClip, ImportedClip, Importer
 from openuni.exchange.importers._alignment import check_structure
+from openuni.exchange.importers._dataset_layout import ClipLocation, clip_folders, one_group, read_text
 from openuni.exchange.importers._intrinsics import (
     Coding,
-    Directions,
-    Fit,
-    Whites,
-    albedo_reading,
+    NormalStatistics,
+    ProductFit,
+    WhitePointTracker,
+    albedo_decoding,
     check_albedo,
     check_channels,
     check_irradiance,
     check_product,
-    irradiance_reading,
+    irradiance_decoding,
     length_tolerance,
-    normal_reading,
+    normal_decoding,
 )
-from openuni.exchange.importers._looks import Look, all_at_once, look, range_of, sampled
-from openuni.exchange.importers._sequences import IMAGES, VIDEOS, Film, Stream, check_numbers, check_same, find_stream
-from openuni.exchange.importers._sets import Place, clip_folders, one_group, read_text
-from openuni.manifests.arrays.srgb import srgb_of
+from openuni.exchange.importers._sequences import (
+    IMAGES,
+    VIDEOS,
+    StreamFiles,
+    StreamReader,
+    check_numbers,
+    check_same,
+    find_stream,
+)
+from openuni.exchange.importers._stream_scan import StreamScan, map_in_threads, range_of, sampled, scan_stream
+from openuni.manifests.arrays.srgb import linear_to_srgb
 from openuni.manifests.contracts.modality import Modality, Payload
 from openuni.manifests.errors import ClipError, OpenUniError
 from openuni.manifests.modalities.albedo import Albedo, AlbedoConstants
@@ -37,13 +45,13 @@ from openuni.manifests.modalities.irradiance import Irradiance, IrradianceConsta
 from openuni.manifests.modalities.normal import Normal, NormalConstants
 from openuni.manifests.modalities.rgb import RGB
 from openuni.manifests.video.clip import Clip
-from openuni.manifests.video.images import ByValue
+from openuni.manifests.video.images import ValueLookup
 
 MAPS = ("albedo", "irradiance", "normal")
 AUTO_WHITE_PERCENTILE = 99.0
 
 
-class Shown(NamedTuple):
+class PictureScan(NamedTuple):
     """The picture."""
 
     picture: np.ndarray  # uint8 [T, H, W, 3], sRGB
@@ -52,10 +60,10 @@ class Shown(NamedTuple):
     overexposed: float  # share of values above white
 
 
-class Seen(NamedTuple):
+class MapScan(NamedTuple):
     """A map: as a signal, or as the files it came in."""
 
-    seen: Look
+    seen: StreamScan
     signal: Any  # a modality, None where there is a payload
     payload: Payload | None
     bent: float | None = None  # share of normals of another length than 1
@@ -120,12 +128,12 @@ class InteriorVid(Importer):
         if wrong:
             raise OpenUniError(f'interiorvid: modality "{wrong[0]}" is not known. Known: {", ".join(MAPS)}.')
 
-    def find(self, folder: Path) -> Iterator[Found]:
+    def find(self, folder: Path) -> Iterator[FoundClip]:
         """Folders that hold the picture and another map, by name."""
         none = True
         for key, place in clip_folders(folder, self._is_clip):
             none = False
-            yield Found(key, place)
+            yield FoundClip(key, place)
         if none:
             names = ", ".join(getattr(self, name) for name in ("rgb", *self.modalities))
             raise OpenUniError(
@@ -133,20 +141,20 @@ class InteriorVid(Importer):
                 f"({', '.join(IMAGES)}) or videos ({', '.join(VIDEOS)}). The options rgb, albedo, ... set the names."
             )
 
-    def read(self, found: Found) -> Imported[InteriorMaps]:
+    def read(self, found: FoundClip) -> ImportedClip[InteriorMaps]:
         """One clip: counts, sizes, ranges, units and alignment checked."""
-        place: Place = found.place
+        place: ClipLocation = found.location
         streams = self._streams(place)
         exposure = self._exposure(streams["rgb"])
-        looks: dict[str, Any] = all_at_once(lambda name: self._look(name, streams[name], exposure), list(streams))
-        shown: Shown = looks.pop("rgb")
+        looks: dict[str, Any] = map_in_threads(lambda name: self._look(name, streams[name], exposure), list(streams))
+        shown: PictureScan = looks.pop("rgb")
         check_same(
             {"rgb": (streams["rgb"].where, shown.picture.shape[:3])}
             | {name: (map_look.seen.where, map_look.seen.shape[:3]) for name, map_look in looks.items()},
             "rgb",
         )
         small = {name: map_look.seen.small for name, map_look in looks.items()}
-        fit = Fit(None, None, sure=True)
+        fit = ProductFit(None, None, sure=True)
         edged = list(looks)
         if self.check_product and {"albedo", "irradiance"} <= looks.keys():
             fit = check_product(shown.small, small["albedo"], small["irradiance"], streams["rgb"].where)
@@ -166,7 +174,7 @@ class InteriorVid(Importer):
             renormalised_share=looks["normal"].bent if "normal" in looks else None,
             aligned_by_motion=bool(looks) and fit.sure and all(sure),
         )
-        return Imported(
+        return ImportedClip(
             row,
             fps=self.fps,
             video=shown.video,
@@ -181,7 +189,7 @@ class InteriorVid(Importer):
         held = {path.name if path.is_dir() else path.stem for path in folder.iterdir() if _can_be(path)}
         return len(names & held) >= min(2, len(names))
 
-    def _streams(self, place: Place) -> dict[str, Any]:
+    def _streams(self, place: ClipLocation) -> dict[str, Any]:
         folder = Path(place.folder)
         streams = {
             name: find_stream(folder, getattr(self, name), place.root)
@@ -193,42 +201,42 @@ class InteriorVid(Importer):
         check_numbers(stream for stream in streams.values() if stream is not None)
         return streams
 
-    def _exposure(self, rgb: Stream) -> float:
+    def _exposure(self, rgb: StreamFiles) -> float:
         """The option's, or by the clip's brightest pixels; 1 where the picture is not linear."""
         if self.exposure > 0 or rgb.kind != "exr":
             return self.exposure or 1.0
-        brightest = np.stack([image.max(axis=-1).astype(np.float32) for image in Film(rgb).images()])
+        brightest = np.stack([image.max(axis=-1).astype(np.float32) for image in StreamReader(rgb).images()])
         bright = float(np.percentile(brightest, AUTO_WHITE_PERCENTILE))
         return 1.0 / bright if 0 < bright < math.inf else 1.0
 
-    def _look(self, name: str, stream: Stream, exposure: float) -> "Shown | Seen":
+    def _look(self, name: str, stream: StreamFiles, exposure: float) -> "PictureScan | MapScan":
         """A stream, looked at and checked by itself."""
         where = stream.where
         if name == "rgb":
             return self._picture(stream, exposure)
         if name == "albedo":
-            seen = look(
+            seen = scan_stream(
                 stream,
-                lambda dtype, channels: albedo_reading(dtype, channels, where, self.albedo_coding),
+                lambda dtype, channels: albedo_decoding(dtype, channels, where, self.albedo_coding),
                 self.keep_files,
             )
             check_albedo(seen)
             return seen_as(Albedo, seen, AlbedoConstants())
         if name == "irradiance":
             scale = self.irradiance_scale * exposure
-            whites = Whites()
-            seen = look(
+            whites = WhitePointTracker()
+            seen = scan_stream(
                 stream,
-                lambda dtype, channels: irradiance_reading(dtype, channels, where, self.irradiance_coding, scale),
+                lambda dtype, channels: irradiance_decoding(dtype, channels, where, self.irradiance_coding, scale),
                 self.keep_files,
                 whites,
             )
             check_irradiance(seen)
             return seen_as(Irradiance, seen, IrradianceConstants(whites.white()))
-        directions = Directions(self.normal_frame)
-        seen = look(
+        directions = NormalStatistics(self.normal_frame)
+        seen = scan_stream(
             stream,
-            lambda dtype, channels: normal_reading(dtype, channels, where, self.normal_frame, self.normal_coding),
+            lambda dtype, channels: normal_decoding(dtype, channels, where, self.normal_frame, self.normal_coding),
             self.keep_files,
             directions,
         )
@@ -236,11 +244,11 @@ class InteriorVid(Importer):
         bent = directions.check(seen.where, length_tolerance(seen), hint)
         return seen_as(Normal, seen, NormalConstants())._replace(bent=bent)
 
-    def _picture(self, stream: Stream, exposure: float) -> "Shown":
+    def _picture(self, stream: StreamFiles, exposure: float) -> "PictureScan":
         """The picture, sRGB of 8 bits."""
-        film, where = Film(stream), stream.where
+        film, where = StreamReader(stream), stream.where
         picture = np.empty((film.count, *film.size_px, 3), np.uint8)
-        convert: ByValue | None = None
+        convert: ValueLookup | None = None
         lo, over = 0.0, 0
         for target, image in zip(picture, film.images(), strict=True):
             if convert is None:
@@ -249,7 +257,7 @@ class InteriorVid(Importer):
                 if not linear and self.exposure != 1.0:
                     text = f"exposure = {self.exposure:g} can be set for linear rgb only"
                     raise ClipError(f"{where} is sRGB already: {text}")
-                convert = ByValue(partial(_displayed, np.float32(exposure)) if linear else _rounded, image.dtype)
+                convert = ValueLookup(partial(_displayed, np.float32(exposure)) if linear else _rounded, image.dtype)
             low, high = range_of(image)
             if not (math.isfinite(low) and math.isfinite(high)):
                 raise ClipError(f"{where}: values of the linear picture are NaN or infinite")
@@ -258,7 +266,7 @@ class InteriorVid(Importer):
             target[:] = image if image.dtype == np.uint8 and not linear else convert(image)
         if lo < -0.01:
             raise ClipError(f"{where}: linear light must be >= 0, smallest value is {lo:g}")
-        return Shown(picture, sampled(picture), film.video, over / picture.size)
+        return PictureScan(picture, sampled(picture), film.video, over / picture.size)
 
     def _scene(self, key: str) -> str | None:
         pattern = one_group(self.scene, "interiorvid: scene")
@@ -274,7 +282,7 @@ def _can_be(path: Path) -> bool:
     return path.is_dir() or path.suffix.lower() in VIDEOS
 
 
-def _caption(place: Place) -> str | None:
+def _caption(place: ClipLocation) -> str | None:
     folder = Path(place.folder)
     return read_text(folder / "caption.txt", place.root) or read_text(
         folder.with_name(f"{folder.name}.txt"), place.root
@@ -283,7 +291,7 @@ def _caption(place: Place) -> str | None:
 
 def _displayed(exposure: np.float32, light: np.ndarray) -> np.ndarray:
     """Linear light as sRGB levels."""
-    return _rounded(srgb_of(np.clip(light * exposure, 0, 1)))
+    return _rounded(linear_to_srgb(np.clip(light * exposure, 0, 1)))
 
 
 def _rounded(unit: np.ndarray) -> np.ndarray:
@@ -300,7 +308,7 @@ def _count_above(image: np.ndarray, limit: float) -> int:
     return int(np.count_nonzero(image.view(np.int16) > highest_below.view(np.int16)))
 
 
-def seen_as(modality: type[Modality], seen: Look, constants: Any) -> "Seen":
+def seen_as(modality: type[Modality], seen: StreamScan, constants: Any) -> "MapScan":
     """A look's values as the modality, or as the payload of the files that are kept."""
-    signal = None if seen.array is None else modality.of_kept(seen.array, constants)
-    return Seen(seen, signal, seen.payload(constants))
+    signal = None if seen.array is None else modality.from_passthrough(seen.array, constants)
+    return MapScan(seen, signal, seen.payload(constants))

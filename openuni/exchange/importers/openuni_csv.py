@@ -9,24 +9,37 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 import numpy as np
 from annotated_types import Ge
 
-from openuni.exchange.importer import Found, Imported, Importer
-from openuni.exchange.importers._colours import DepthColours, densepose_of, depth_of, flow_of, ids_of, segmentation_of
-from openuni.exchange.importers._looks import MOST_BYTES, all_at_once, is_named_as_video, kept_payload, thinned
-from openuni.exchange.importers._sets import check_finished, inside, split_of, visible_files
-from openuni.exchange.importers._supplied import in_step, small, text_of
-from openuni.exchange.importers._tables import Columns, Facts, header, joined
+from openuni.exchange.importer import FoundClip, ImportedClip, Importer
+from openuni.exchange.importers._colours import (
+    DepthColours,
+    densepose_from_colours,
+    depth_from_colours,
+    flow_from_colours,
+    ids_from_palette,
+    segmentation_from_colours,
+)
+from openuni.exchange.importers._csv_tables import ClipRecords, CsvColumns, header, joined
+from openuni.exchange.importers._dataset_layout import check_finished, resolve_inside, split_of, visible_files
+from openuni.exchange.importers._stream_scan import (
+    MAX_BYTES,
+    is_named_as_video,
+    map_in_threads,
+    passthrough_payload,
+    subsample_frames,
+)
+from openuni.exchange.importers._supplied import aligned_maps, text_of, thumbnails_of
 from openuni.manifests.contracts.decoded_clip import decode
 from openuni.manifests.contracts.modality import Payload, find_modality
-from openuni.manifests.contracts.payloads import check_size, constants_of
+from openuni.manifests.contracts.payloads import check_size, parse_constants
 from openuni.manifests.errors import ClipError, OpenUniError
 from openuni.manifests.modalities.densepose import DensePose
 from openuni.manifests.modalities.depth import Depth
 from openuni.manifests.modalities.flow import DEFAULT_DIVISOR_SHARE, STEP_PX, Flow, FlowConstants
 from openuni.manifests.modalities.segmentation import Segmentation
 from openuni.manifests.video.clip import Clip
-from openuni.manifests.video.passthrough import Conversion, Reading
-from openuni.manifests.video.probe import whole_clip
-from openuni.manifests.video.reader import decode_deep
+from openuni.manifests.video.passthrough import PixelDecoder, PixelDecoding
+from openuni.manifests.video.probe import probe_clip
+from openuni.manifests.video.reader import decode_full_depth
 from openuni.pipeline.phases import decoder_threads
 
 VIDEO, PROMPT = "video", "prompt"
@@ -36,7 +49,7 @@ MAPS = {
     "raft": "flow",
     "segmentation": "segmentation",
 }  # column -> modality
-UNREAD = ("skeleton",)  # a drawing cannot be read back
+UNSUPPORTED_COLUMNS = ("skeleton",)  # a drawing cannot be read back
 FACTS = "clips.jsonl"  # of openuni export
 
 
@@ -53,7 +66,7 @@ class CSVMaps(NamedTuple):
     aligned_by_motion: Annotated[list[str], "maps that motion proves in step with the video; others cannot tell"]
 
 
-class CSVPlace(NamedTuple):
+class CsvLocation(NamedTuple):
     """One video and what the CSVs say of it."""
 
     root: str
@@ -63,7 +76,7 @@ class CSVPlace(NamedTuple):
     facts: tuple[int, int] | None  # the line of clips.jsonl
 
 
-class FromColours(NamedTuple):
+class DecodedMap(NamedTuple):
     """A map of a clip."""
 
     signal: Any  # the modality; of every n-th row and column where there is a payload
@@ -105,7 +118,7 @@ class OpenUniCSV(Importer):
         if not self.csv or Path(self.csv).is_absolute() or ".." in self.csv:
             raise OpenUniError(f'openuni_csv: csv = "{self.csv}". Allowed: a pattern within the set, as *.csv')
 
-    def find(self, folder: Path) -> Iterator[Found]:
+    def find(self, folder: Path) -> Iterator[FoundClip]:
         """The videos that the CSVs name, by path; those below the folder are called by where they lie in it."""
         files = {path: header(path) for path in visible_files(folder, self.csv)}
         found = {path: columns for path, columns in files.items() if VIDEO in columns}
@@ -113,31 +126,34 @@ class OpenUniCSV(Importer):
         if not found:
             seen = "; ".join(f"{path.name}: {', '.join(columns)}" for path, columns in files.items()) or "no such file"
             raise OpenUniError(f'{folder}: no CSV ({self.csv}) has the column "{VIDEO}". Found: {seen[:300]}.')
-        facts = Facts(folder / FACTS)
-        for row in joined(found, Columns(VIDEO, PROMPT, (*MAPS, *UNREAD))):
+        facts = ClipRecords(folder / FACTS)
+        for row in joined(found, CsvColumns(VIDEO, PROMPT, (*MAPS, *UNSUPPORTED_COLUMNS))):
             key = row.video.removeprefix(f"{folder}/")
-            yield Found(
-                key, CSVPlace(str(folder), row.video, row.cells, row.fault, facts.places.get(Path(row.video).stem))
+            yield FoundClip(
+                key, CsvLocation(str(folder), row.video, row.cells, row.fault, facts.places.get(Path(row.video).stem))
             )
 
-    def read(self, found: Found) -> Imported[CSVMaps]:
+    def read(self, found: FoundClip) -> ImportedClip[CSVMaps]:
         """One clip: its video probed, its maps decoded, held against it and read back from their colours."""
-        place: CSVPlace = found.place
+        place: CsvLocation = found.location
         if place.fault:
             raise ClipError(place.fault)
-        video = whole_clip(self._path(place.video, place.root))
-        facts = Facts.read(Path(place.root) / FACTS, place.facts) if place.facts else {}
+        video = probe_clip(self._path(place.video, place.root))
+        facts = ClipRecords.read(Path(place.root) / FACTS, place.facts) if place.facts else {}
         cells = {column: cell for column, cell in place.cells.items() if column in MAPS}
-        looks = all_at_once(lambda column: self._map(column, cells[column], place.root, video, facts), list(cells))
+        looks = map_in_threads(lambda column: self._map(column, cells[column], place.root, video, facts), list(cells))
         maps = {MAPS[column]: found.signal for column, found in looks.items()}
         payloads = {MAPS[column]: found.payload for column, found in looks.items() if found.payload is not None}
         colours = next((found.colours for found in looks.values() if found.colours), None)
-        proved = in_step(maps, small(video), found.key) if self.check_alignment and maps else []
+        proved = aligned_maps(maps, thumbnails_of(video), found.key) if self.check_alignment and maps else []
         stored = {name: None if name in payloads else signal for name, signal in maps.items()}
         row: dict[str, Any] = dict.fromkeys(CSVMaps._fields) | stored
         row |= {"constants_from": self._constants_from(facts), "instance_colours": colours}
-        row |= {"unread": [column for column in UNREAD if column in place.cells], "aligned_by_motion": proved}
-        return Imported(
+        row |= {
+            "unread": [column for column in UNSUPPORTED_COLUMNS if column in place.cells],
+            "aligned_by_motion": proved,
+        }
+        return ImportedClip(
             CSVMaps(**row),
             fps=video.fps,
             video=video,
@@ -149,15 +165,15 @@ class OpenUniCSV(Importer):
 
     def _path(self, given: str, root: str) -> str:
         path = Path(given)
-        real = path.resolve() if self.allow_outside else inside(path, root)
+        real = path.resolve() if self.allow_outside else resolve_inside(path, root)
         if not real.is_file():
             raise ClipError(f"{given} is not there, the CSV names it")
         return str(real)
 
-    def _map(self, column: str, cell: str, root: str, video: Clip, facts: dict[str, Any]) -> "FromColours":
+    def _map(self, column: str, cell: str, root: str, video: Clip, facts: dict[str, Any]) -> "DecodedMap":
         """A map's video, held against the clip's: as what it shows, or kept as it is."""
         name, path = MAPS[column], self._path(cell, root)
-        map_video = whole_clip(path)
+        map_video = probe_clip(path)
         wanted = video.frame_count, video.height_px, video.width_px
         if map_video.frame_count != video.frame_count:
             text = f"{map_video.frame_count} frames as {column}, the video has {video.frame_count}"
@@ -170,33 +186,33 @@ class OpenUniCSV(Importer):
         in_other_colours = (name == "depth" and self.depth_colours != "grey") or (
             name == "segmentation" and self.segmentation_colours == "any"
         )
-        can_be_kept = is_named_as_video(Path(path)) and Path(path).stat().st_size <= MOST_BYTES
+        can_be_kept = is_named_as_video(Path(path)) and Path(path).stat().st_size <= MAX_BYTES
         if not self.keep_files or (in_other_colours and given is None) or not can_be_kept:
-            return FromColours(
+            return DecodedMap(
                 *self._from_colours(name, decode(map_video, threads=decoder_threads()).frames, given, cell)
             )
         data = Path(path).read_bytes()
-        frames = decode_deep(map_video, data=data, threads=1)
-        reading = Reading("rendering", levels=True)
-        convert = Conversion(reading, frames.dtype)
-        small = np.stack([convert(image) for image in thinned(frames)])
-        signal, colours = self._from_colours(name, small, given, cell)
+        frames = decode_full_depth(map_video, data=data, threads=1)
+        reading = PixelDecoding("rendering", levels=True)
+        convert = PixelDecoder(reading, frames.dtype)
+        thumbnails_of = np.stack([convert(image) for image in subsample_frames(frames)])
+        signal, colours = self._from_colours(name, thumbnails_of, given, cell)
         constants = given if given is not None and name != "flow" else signal.constants()
         kind = Path(path).suffix[1:].lower()
         size_px = (map_video.height_px, map_video.width_px)
-        payload = kept_payload(kind, [data], reading, constants, size_px, map_video.frame_count)
-        return FromColours(signal, colours, payload)
+        payload = passthrough_payload(kind, [data], reading, constants, size_px, map_video.frame_count)
+        return DecodedMap(signal, colours, payload)
 
     def _from_colours(self, name: str, frames: Any, given: Any, where: str) -> tuple[Any, list[str] | None]:
         if name == "depth":
-            return depth_of(frames, "grey" if given else self.depth_colours, given, where), None
+            return depth_from_colours(frames, "grey" if given else self.depth_colours, given, where), None
         if name == "flow":
-            return flow_of(frames, given, where), None
+            return flow_from_colours(frames, given, where), None
         if name == "densepose":
-            return densepose_of(frames, where), None
+            return densepose_from_colours(frames, where), None
         if given is None and self.segmentation_colours == "any":
-            return segmentation_of(frames, where)
-        return ids_of(frames, given, where), None
+            return segmentation_from_colours(frames, where)
+        return ids_from_palette(frames, given, where), None
 
     def _constants_from(self, facts: dict[str, Any]) -> str:
         return FACTS if facts else "options" if self.flow_divisor_px else "assumed"
@@ -210,4 +226,4 @@ def _constants(facts: dict[str, Any], name: str, where: str) -> Any | None:
         return None
     if not isinstance(entry, dict):
         raise ClipError(f"{where}: {name} must be a table, found {entry!r}")
-    return constants_of(find_modality(name), entry.get("constants"), where)
+    return parse_constants(find_modality(name), entry.get("constants"), where)

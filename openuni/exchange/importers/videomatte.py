@@ -8,19 +8,19 @@ from typing import Annotated, ClassVar, NamedTuple
 import numpy as np
 from annotated_types import Ge, Gt
 
-from openuni.exchange.importer import Found, Imported, Importer
-from openuni.exchange.importers._alignment import by_values, check_structure, shifted, steps, thumbnails
-from openuni.exchange.importers._looks import Look, all_at_once, look, thinned
-from openuni.exchange.importers._mattes import backdrop, check_support, composite, form_of, straightened
-from openuni.exchange.importers._sequences import VIDEOS, Stream, check_numbers, check_same, find_stream
-from openuni.exchange.importers._sets import MAX_DEPTH, Place, read_text, split_of, subfolders
+from openuni.exchange.importer import FoundClip, ImportedClip, Importer
+from openuni.exchange.importers._alignment import align_by_values, check_structure, format_shift, shifted, thumbnails
+from openuni.exchange.importers._dataset_layout import MAX_DEPTH, ClipLocation, read_text, split_of, subfolders
+from openuni.exchange.importers._mattes import backdrop, check_support, classify_foreground, composite, unpremultiply
+from openuni.exchange.importers._sequences import VIDEOS, StreamFiles, check_numbers, check_same, find_stream
+from openuni.exchange.importers._stream_scan import StreamScan, map_in_threads, scan_stream, subsample_frames
 from openuni.manifests.contracts.modality import Payload
 from openuni.manifests.errors import ClipError, OpenUniError
 from openuni.manifests.modalities.alpha import Alpha, AlphaConstants
 from openuni.manifests.modalities.background import Background
 from openuni.manifests.modalities.foreground import Foreground
 from openuni.manifests.modalities.rgb import RGB, RGBConstants
-from openuni.manifests.video.passthrough import Reading
+from openuni.manifests.video.passthrough import PixelDecoding
 
 CHECKED_PERCENTILE = 99.0  # of the differences between a composite that came along and its layers'
 
@@ -41,10 +41,10 @@ class MatteMaps(NamedTuple):
     aligned_by_motion: Annotated[bool, "whether motion proves the streams in step; false: the clip cannot tell"]
 
 
-class MattePlace(NamedTuple):
+class MatteLocation(NamedTuple):
     """A clip's folders hold clips each."""
 
-    place: Place  # of the folder that holds fgr, pha, ...
+    location: ClipLocation  # of the folder that holds fgr, pha, ...
     clip: str
 
 
@@ -58,9 +58,9 @@ class Layers(NamedTuple):
 
     def thin(self) -> "Layers":
         """As many rows and columns as checks look at."""
-        background = None if self.background is None else thinned(self.background)
-        picture = None if self.picture is None else thinned(self.picture)
-        return Layers(thinned(self.alpha), thinned(self.foreground), background, picture)
+        background = None if self.background is None else subsample_frames(self.background)
+        picture = None if self.picture is None else subsample_frames(self.picture)
+        return Layers(subsample_frames(self.alpha), subsample_frames(self.foreground), background, picture)
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class VideoMatte(Importer):
         if self.backgrounds and not Path(self.backgrounds).is_dir():
             raise OpenUniError(f"videomatte: backgrounds = {self.backgrounds!r} is no folder")
 
-    def find(self, folder: Path) -> Iterator[Found]:
+    def find(self, folder: Path) -> Iterator[FoundClip]:
         """The names in the folders of foregrounds and mattes."""
         none = True
         for base in self._bases(folder, MAX_DEPTH):
@@ -103,18 +103,18 @@ class VideoMatte(Importer):
             for name in sorted(names):
                 none = False
                 key = name if within == "." else f"{within}/{name}"
-                yield Found(key, MattePlace(Place(str(folder), str(base), split_of(key)), name))
+                yield FoundClip(key, MatteLocation(ClipLocation(str(folder), str(base), split_of(key)), name))
         if none:
             raise OpenUniError(
                 f"{folder}: no folder in it holds {self.foreground} and {self.alpha} with clips, as folders of images "
                 f"or videos ({', '.join(VIDEOS)}). The options foreground and alpha set the names."
             )
 
-    def read(self, found: Found) -> Imported[MatteMaps]:
+    def read(self, found: FoundClip) -> ImportedClip[MatteMaps]:
         """One clip: counts, sizes, form of the foreground, alignment and composite checked."""
-        place, clip = found.place.place, found.place.clip
-        streams = self._streams(found.place)
-        looks = all_at_once(lambda name: self._look(name, streams[name]), list(streams))
+        place, clip = found.location.location, found.location.clip
+        streams = self._streams(found.location)
+        looks = map_in_threads(lambda name: self._look(name, streams[name]), list(streams))
         check_same({name: (seen.where, seen.shape[:3]) for name, seen in looks.items()}, "foreground")
         layers, form = self._layers(looks)
         where = streams["alpha"].where
@@ -122,7 +122,7 @@ class VideoMatte(Importer):
         if layers.picture is not None:
             difference, sure = self._check_composite(layers.thin(), streams["composite"].where)
         else:
-            sure = check_support(thinned(layers.alpha), thinned(layers.foreground), where)
+            sure = check_support(subsample_frames(layers.alpha), subsample_frames(layers.foreground), where)
         if background is not None:
             file = str(streams["background"].where.relative_to(Path(place.root).resolve()))
         elif layers.picture is None:
@@ -147,7 +147,7 @@ class VideoMatte(Importer):
         )
         caption = read_text(Path(place.folder) / f"{clip}.txt", place.root)
         payloads = _payloads(looks, form)
-        return Imported(row, fps=fps, video=video, caption=caption, split=place.split, payloads=payloads)
+        return ImportedClip(row, fps=fps, video=video, caption=caption, split=place.split, payloads=payloads)
 
     def _bases(self, folder: Path, depth: int) -> Iterator[Path]:
         if (folder / self.foreground).is_dir() and (folder / self.alpha).is_dir():
@@ -156,11 +156,11 @@ class VideoMatte(Importer):
             for inner in subfolders(folder):
                 yield from self._bases(inner, depth - 1)
 
-    def _streams(self, at: MattePlace) -> dict[str, Stream]:
-        base, streams = Path(at.place.folder), {}
+    def _streams(self, at: MatteLocation) -> dict[str, StreamFiles]:
+        base, streams = Path(at.location.folder), {}
         for name in ("foreground", "alpha", "background", "composite"):
             folder = base / getattr(self, name)
-            stream = find_stream(folder, at.clip, at.place.root) if folder.is_dir() else None
+            stream = find_stream(folder, at.clip, at.location.root) if folder.is_dir() else None
             if stream is not None:
                 streams[name] = stream
             elif folder.is_dir() or name in ("foreground", "alpha"):
@@ -168,19 +168,19 @@ class VideoMatte(Importer):
         check_numbers(streams.values())
         return streams
 
-    def _look(self, name: str, stream: Stream) -> Look:
+    def _look(self, name: str, stream: StreamFiles) -> StreamScan:
         """A layer: its values, and its files where they are kept."""
         if name == "alpha":
-            return look(stream, lambda dtype, channels: Reading(channels=1), self.keep_files, whole=True)
+            return scan_stream(stream, lambda dtype, channels: PixelDecoding(channels=1), self.keep_files, whole=True)
 
-        def reading(dtype: np.dtype, channels: int) -> Reading:
+        def reading(dtype: np.dtype, channels: int) -> PixelDecoding:
             if channels != 3 or dtype.kind == "f":
                 raise ClipError(f"{stream.where} must have three channels of 8 or 16 bits; found {dtype}")
-            return Reading(levels=True)
+            return PixelDecoding(levels=True)
 
-        return look(stream, reading, self.keep_files and name != "composite", whole=True)
+        return scan_stream(stream, reading, self.keep_files and name != "composite", whole=True)
 
-    def _layers(self, looks: Mapping[str, Look]) -> tuple[Layers, str]:
+    def _layers(self, looks: Mapping[str, StreamScan]) -> tuple[Layers, str]:
         """The set's layers, the foreground straight, and its form."""
         arrays = {name: seen.array for name, seen in looks.items()}
         alpha, foreground = arrays["alpha"], arrays["foreground"]
@@ -190,7 +190,7 @@ class VideoMatte(Importer):
             raise ClipError(f"{looks['alpha'].where}: alpha ranges from {lo:g} to {hi:g}. Allowed: 0 to 1.")
         if hi == 0:
             raise ClipError(f"{looks['alpha'].where}: alpha is 0 everywhere, there is no foreground")
-        form = form_of(thinned(foreground), thinned(alpha))
+        form = classify_foreground(subsample_frames(foreground), subsample_frames(alpha))
         if form == "premultiplied" and not self.premultiplied:
             raise ClipError(
                 f"{where} is premultiplied: at soft edges it is as dark as alpha is low. Set premultiplied = true to "
@@ -200,7 +200,7 @@ class VideoMatte(Importer):
             if form == "straight":
                 text = f"{where} is straight: its soft edges have the colours of the opaque parts beside them"
                 raise ClipError(f"{text}. Leave out premultiplied = true.")
-            foreground, form = straightened(foreground, alpha, where), "unpremultiplied"
+            foreground, form = unpremultiply(foreground, alpha, where), "unpremultiplied"
         return Layers(alpha, foreground, arrays.get("background"), arrays.get("composite")), form
 
     def _check_composite(self, layers: Layers, where: Path) -> tuple[float, bool]:
@@ -221,10 +221,10 @@ class VideoMatte(Importer):
                 late = shifted(cover, frames)
                 return late * front + (1 - late) * rear
 
-            verdict = by_values(composed, shown)
+            verdict = align_by_values(composed, shown)
             apart, then = (float(np.abs(composed(frames) - shown).mean()) for frames in (0, verdict.shift))
             if verdict.shift and then < apart / 2:  # else it is another clip's, which no shift mends
-                text = f"alpha of {where.name} is {steps(verdict.shift)}"
+                text = f"alpha of {where.name} is {format_shift(verdict.shift)}"
                 raise ClipError(f"{where.parent}: {text}: it then fits clearly better. Mend the order of its frames.")
             sure = verdict.sure
             whole = composite(alpha, layers.foreground, layers.background).astype(np.int16)
@@ -246,7 +246,7 @@ def _names(folder: Path) -> Iterator[str]:
                 yield path.stem
 
 
-def _payloads(looks: Mapping[str, Look], form: str) -> dict[str, Payload]:
+def _payloads(looks: Mapping[str, StreamScan], form: str) -> dict[str, Payload]:
     """The layers whose files are kept, by modality."""
     constants = {"alpha": AlphaConstants(), "foreground": RGBConstants(), "background": RGBConstants()}
     if form == "unpremultiplied":

@@ -7,26 +7,34 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple
 
-from openuni.exchange.importer import Found, Imported, Importer
-from openuni.exchange.importers._sequences import VIDEOS
-from openuni.exchange.importers._sets import (
+from openuni.exchange.importer import FoundClip, ImportedClip, Importer
+from openuni.exchange.importers._dataset_layout import (
     MAX_CAPTION_BYTES,
     MAX_JSON_BYTES,
     check_finished,
-    inside,
     parse_json,
+    resolve_inside,
     split_of,
     visible_files,
 )
-from openuni.exchange.importers._supplied import LARGEST_MB, AllMaps, entries_of, in_step, restored, small, text_of
+from openuni.exchange.importers._sequences import VIDEOS
+from openuni.exchange.importers._supplied import (
+    MAX_FILE_MB,
+    AllMaps,
+    aligned_maps,
+    decode_maps,
+    parse_entries,
+    text_of,
+    thumbnails_of,
+)
 from openuni.manifests.errors import ClipError, OpenUniError
 from openuni.manifests.video.clip import Clip
-from openuni.manifests.video.probe import whole_clip
+from openuni.manifests.video.probe import probe_clip
 
 LOSSLESS = "rgb.mkv"  # pixels that a corpus held itself
 CAPTIONS = ("txt", "caption")
 FORGET_MEMBERS = 10_000  # tarfile remembers all it has seen
-ROUNDED_S = 0.002  # that a clip's length in a container of milliseconds may be off
+ROUNDING_TOLERANCE_S = 0.002  # that a clip's length in a container of milliseconds may be off
 ROUNDED_SHARE = 0.01  # and of that length
 
 
@@ -38,7 +46,7 @@ class Member(NamedTuple):
     nbytes: int
 
 
-class TarPlace(NamedTuple):
+class TarLocation(NamedTuple):
     """A clip's files in a shard."""
 
     root: str
@@ -70,7 +78,7 @@ class WebDataset(Importer):
         if not self.shards or Path(self.shards).is_absolute() or ".." in self.shards:
             raise OpenUniError(f'webdataset: shards = "{self.shards}". Allowed: a pattern within the set, as **/*.tar')
 
-    def find(self, folder: Path) -> Iterator[Found]:
+    def find(self, folder: Path) -> Iterator[FoundClip]:
         """The keys of all shards, by the shards' names; only headers are read."""
         shards = visible_files(folder, self.shards)
         check_finished(folder, shards)
@@ -81,34 +89,34 @@ class WebDataset(Importer):
         for shard in shards:
             within = shard.relative_to(folder).with_suffix("").as_posix()
             for place in _clips_in(shard, folder):
-                yield Found(f"{within}/{place.key}", place)
+                yield FoundClip(f"{within}/{place.key}", place)
 
-    def read(self, found: Found) -> Imported[AllMaps]:
+    def read(self, found: FoundClip) -> ImportedClip[AllMaps]:
         """One clip: the video probed, the maps restored and held against it."""
-        place: TarPlace = found.place
-        shard = inside(Path(place.shard), place.root)
+        place: TarLocation = found.location
+        shard = resolve_inside(Path(place.shard), place.root)
         _check_whole(place, shard)
         where = f"{shard}, {place.key}"
         by_suffix = _by_suffix(place.members, where)
-        video = whole_clip(_source(by_suffix, shard, where))
+        video = probe_clip(_source(by_suffix, shard, where))
         frames = video.frame_count
         sidecar: dict[str, Any] = {}
         if "json" in by_suffix:
             sidecar = parse_json(_bytes(shard, by_suffix["json"], MAX_JSON_BYTES), f"{where}.json")
         if LOSSLESS in by_suffix and sidecar.get("fps") is not None:
             video = replace(video, fps=_stated_fps(sidecar["fps"], video, f"{where}.json"))
-        entries = [entry for entry in entries_of(sidecar, f"{where}.json", frames) if entry.modality.name != "rgb"]
+        entries = [entry for entry in parse_entries(sidecar, f"{where}.json", frames) if entry.modality.name != "rgb"]
 
         def data_of(file: str) -> bytes:
             member = by_suffix.get(file.removeprefix(f"{place.key.rpartition('/')[2]}.").lower())
             if member is None:
                 raise ClipError(f"{where}: {file} is not in the shard, the .json names it")
-            return _bytes(shard, member, LARGEST_MB * 10**6)
+            return _bytes(shard, member, MAX_FILE_MB * 10**6)
 
-        maps, payloads = restored(entries, data_of, (frames, video.height_px, video.width_px), where)
-        proved = in_step(maps, small(video), where) if self.check_alignment and maps else []
+        maps, payloads = decode_maps(entries, data_of, (frames, video.height_px, video.width_px), where)
+        proved = aligned_maps(maps, thumbnails_of(video), where) if self.check_alignment and maps else []
         row: dict[str, Any] = dict.fromkeys(AllMaps._fields) | maps | {"aligned_by_motion": proved}
-        return Imported(
+        return ImportedClip(
             AllMaps(**row),
             fps=video.fps,
             video=video,
@@ -128,7 +136,7 @@ class WebDataset(Importer):
         return text_of(sidecar, self.caption, f"{where}.json")
 
 
-def _clips_in(shard: Path, root: Path) -> Iterator[TarPlace]:
+def _clips_in(shard: Path, root: Path) -> Iterator[TarLocation]:
     """The clips of one shard: neighbours whose names are equal up to the first dot, as WebDataset has it."""
     key: str | None = None
     members: list[Member] = []
@@ -142,13 +150,13 @@ def _clips_in(shard: Path, root: Path) -> Iterator[TarPlace]:
             stem, _, suffix = name.partition(".")
             if f"{folder}{slash}{stem}" != key:
                 if key is not None:
-                    yield TarPlace(str(root), str(shard), key, tuple(members))
+                    yield TarLocation(str(root), str(shard), key, tuple(members))
                 key, members = f"{folder}{slash}{stem}", []
             members.append(member._replace(suffix=suffix))
     if key is not None:
-        yield TarPlace(str(root), str(shard), key, tuple(members))
+        yield TarLocation(str(root), str(shard), key, tuple(members))
     if fault:
-        yield TarPlace(str(root), str(shard), "(damaged)", (), fault)
+        yield TarLocation(str(root), str(shard), "(damaged)", (), fault)
 
 
 def _members(file: Any) -> Iterator[tuple[str, Member | None]]:
@@ -174,7 +182,7 @@ def _members(file: Any) -> Iterator[tuple[str, Member | None]]:
         yield f"the tar is damaged at byte {end}: neither a file's header nor the end", None
 
 
-def _check_whole(place: TarPlace, shard: Path) -> None:
+def _check_whole(place: TarLocation, shard: Path) -> None:
     if place.fault:
         raise ClipError(f"{shard}: {place.fault}. Fetch it again; clips before that are imported.")
     size = shard.stat().st_size
@@ -199,7 +207,7 @@ def _stated_fps(stated: Any, video: Clip, where: str) -> float:
     if not (number and 0 < stated < math.inf):
         raise ClipError(f'{where}: "fps" must be a number above 0, found {stated!r}')
     off_s = abs(video.frame_count / stated - video.duration_s)
-    if off_s > ROUNDED_S + ROUNDED_SHARE * video.duration_s:
+    if off_s > ROUNDING_TOLERANCE_S + ROUNDED_SHARE * video.duration_s:
         raise ClipError(f'{where}: "fps" is {stated:g}, {LOSSLESS} has {video.fps:g}: they must agree; mend the .json')
     return float(stated)
 

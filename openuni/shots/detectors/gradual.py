@@ -8,8 +8,8 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 import numpy as np
 from annotated_types import Interval
 
-from openuni.shots.detectors._runs import runs
-from openuni.shots.shot_detector import Kind, ShotDetector, Timeline, Transition
+from openuni.shots.detectors._true_runs import true_runs
+from openuni.shots.shot_detector import ShotDetector, Timeline, Transition, TransitionKind
 
 HEIGHT_PX, WIDTH_PX = 36, 64
 # frames from the last of the old shot to the first of the new one that are tried
@@ -67,14 +67,14 @@ class Gradual(ShotDetector):
     def transitions(self, model: Any, frames: Iterable[np.ndarray], timeline: Timeline) -> list[Transition]:
         """See `ShotDetector.transitions`. Keeps about 180 bytes per frame."""
         signal = measure(frames)
-        plain = [_Found(0.0, start, stop, "plain") for start, stop in runs(signal.products[:, 0] < FLAT)]
+        plain = [_Candidate(0.0, start, stop, "plain") for start, stop in true_runs(signal.products[:, 0] < FLAT)]
         fades = _joined(sorted([*_best(self._fades(signal)), *plain], key=lambda one: one.start))
         left = (one for one in self._dissolves(signal) if all(_apart(one, fade) for fade in fades))
         dissolves = [_transition([one], "dissolve") for one in _best(left)]
         soft = sorted([*fades, *dissolves])
         return sorted([*soft, *self._hard_cuts(signal, soft)], key=lambda one: one.start)
 
-    def _dissolves(self, signal: "Signal") -> Iterator["_Found"]:
+    def _dissolves(self, signal: "Signal") -> Iterator["_Candidate"]:
         for span in DISSOLVE_SPANS:
             for fit in _fits(signal, span):
                 detail = np.minimum(fit.detail_a, fit.detail_b)
@@ -83,9 +83,9 @@ class Gradual(ShotDetector):
                 fits &= (fit.left_detail < MAX_LEFT_DETAIL) & (fit.explained > MIN_EXPLAINED)
                 for place in np.flatnonzero(fits).tolist():
                     first, cost = fit.first + place, float(misfit[place]) / self.dissolve_misfit
-                    yield _Found(cost, first + 1, first + span, "both")
+                    yield _Candidate(cost, first + 1, first + span, "both")
 
-    def _fades(self, signal: "Signal") -> Iterator["_Found"]:
+    def _fades(self, signal: "Signal") -> Iterator["_Candidate"]:
         for span in FADE_SPANS:
             for fit in _fits(signal, span):
                 good = (fit.fade_misfit < self.fade_misfit) & (fit.explained > MIN_FADE_EXPLAINED)
@@ -96,7 +96,7 @@ class Gradual(ShotDetector):
                     for place in np.flatnonzero(good & sinks & (bright[0] > MIN_FADED_DETAIL)).tolist():
                         first = fit.first + place + (half == "out")  # the dark end's frame is part of the fade
                         cost = float(fit.fade_misfit[place]) - LENGTH_WEIGHT * span
-                        yield _Found(cost / self.fade_misfit, first, first + span, half)
+                        yield _Candidate(cost / self.fade_misfit, first, first + span, half)
 
     def _hard_cuts(self, signal: "Signal", soft: Sequence[Transition]) -> Iterator[Transition]:
         near, count = signal.alike(1), len(signal.detail)
@@ -152,7 +152,7 @@ def measure(frames: Iterable[np.ndarray]) -> Signal:
     return Signal(np.frombuffer(products, np.float32).reshape(shape), np.frombuffer(detail, np.float32))
 
 
-class _Found(NamedTuple):
+class _Candidate(NamedTuple):
     """A stretch that may be a transition."""
 
     cost: float  # misfit relative to what is allowed
@@ -226,25 +226,25 @@ def _around(change: np.ndarray) -> np.ndarray:
     return np.maximum(windows[:, :3].max(axis=1), windows[:, 4:].max(axis=1))
 
 
-def _best(found: Iterable[_Found]) -> list[_Found]:
+def _best(found: Iterable[_Candidate]) -> list[_Candidate]:
     """Of stretches that overlap the one that fits best."""
-    chosen: list[_Found] = []
+    chosen: list[_Candidate] = []
     for one in sorted(found):
         if all(_apart(one, other) for other in chosen):
             chosen.append(one)
     return chosen
 
 
-def _apart(one: _Found, other: _Found | Transition) -> bool:
+def _apart(one: _Candidate, other: _Candidate | Transition) -> bool:
     return one.stop <= other.start or one.start >= other.stop
 
 
-def _joined(found: Sequence[_Found]) -> list[Transition]:
+def _joined(found: Sequence[_Candidate]) -> list[Transition]:
     """A fade's halves and plain frames as one transition. `found`: in order of their first frames.
 
     A half alone that ends in no plain frame is none: the light of a scene may change as well.
     """
-    groups: list[list[_Found]] = []
+    groups: list[list[_Candidate]] = []
     for one in found:
         if groups and _belong(groups[-1][-1], one):
             groups[-1].append(one)
@@ -253,15 +253,15 @@ def _joined(found: Sequence[_Found]) -> list[Transition]:
     return [_transition(group, "fade") for group in groups if len(group) > 1 or _is_plain_stretch(group[0])]
 
 
-def _is_plain_stretch(one: _Found) -> bool:
+def _is_plain_stretch(one: _Candidate) -> bool:
     return one.part == "plain" and one.stop - one.start >= MIN_PLAIN_FRAMES
 
 
-def _belong(before: _Found, after: _Found) -> bool:
+def _belong(before: _Candidate, after: _Candidate) -> bool:
     """Whether two parts of fades are of the same: nothing bright lies between them."""
     return before.part != "in" and after.part != "out" and after.start - before.stop <= JOIN_FRAMES
 
 
-def _transition(parts: Sequence[_Found], kind: Kind) -> Transition:
+def _transition(parts: Sequence[_Candidate], kind: TransitionKind) -> Transition:
     worst = min(1.0, max(0.0, max(part.cost for part in parts)))
     return Transition(parts[0].start, max(part.stop for part in parts), kind, 1 - worst / 2)

@@ -10,7 +10,7 @@ from openuni.shots.shot_detector import ShotDetector, Timeline, Transition
 
 
 @dataclass(frozen=True)
-class Whole(ShotDetector):
+class NoCut(ShotDetector):
     """The file as it is; nothing is decoded."""
 
     def transitions(self, model: Any, frames: Iterable[np.ndarray], timeline: Timeline) -> list[Transition]:

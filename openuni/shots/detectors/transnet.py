@@ -11,11 +11,11 @@ from annotated_types import Ge, Interval
 from openuni.manifests.contracts.checkpoint import Checkpoint, published_or_path
 from openuni.manifests.contracts.weights import read_weights
 from openuni.manifests.errors import OpenUniError
-from openuni.shots.detectors._runs import runs
+from openuni.shots.detectors._true_runs import true_runs
 from openuni.shots.shot_detector import ShotDetector, Timeline, Transition
 
 WINDOW_FRAMES = 100
-KEPT_FRAMES = 50  # in the middle of a window; the 25 on either side are only looked at
+CENTRE_FRAMES = 50  # in the middle of a window; the 25 on either side are only looked at
 HARD_FRAMES = 2  # a transition that the network sees in at most so many frames is a hard cut: one beside each shot
 HEIGHT_PX, WIDTH_PX = 27, 48
 
@@ -97,13 +97,13 @@ def probabilities(
     """Both probabilities of every frame, two float32 [T]; `model`: see `TransNet.transitions`."""
     found: list[tuple[np.ndarray, np.ndarray]] = []
     batch: list[np.ndarray] = []
-    counted = _Counted(frames)
-    edge = (WINDOW_FRAMES - KEPT_FRAMES) // 2
+    counted = _CountingIterator(frames)
+    edge = (WINDOW_FRAMES - CENTRE_FRAMES) // 2
 
     def flush() -> None:
         if batch:
             ends, mixed = model(np.stack(batch))
-            kept = slice(edge, edge + KEPT_FRAMES)
+            kept = slice(edge, edge + CENTRE_FRAMES)
             found.append((ends[:, kept].ravel(), mixed[:, kept].ravel()))
             batch.clear()
 
@@ -118,7 +118,7 @@ def probabilities(
     return ends, mixed
 
 
-class _Counted:
+class _CountingIterator:
     """Passes frames on and counts them."""
 
     def __init__(self, frames: Iterable[np.ndarray]) -> None:
@@ -130,7 +130,7 @@ class _Counted:
             yield frame
 
 
-def _windows(frames: _Counted, edge: int) -> Iterator[np.ndarray]:
+def _windows(frames: _CountingIterator, edge: int) -> Iterator[np.ndarray]:
     """[100, H, W, 3] every 50 frames; the film's first and last frame stand in for what lies outside of it."""
     held: list[np.ndarray] = []
     for frame in frames:
@@ -138,10 +138,10 @@ def _windows(frames: _Counted, edge: int) -> Iterator[np.ndarray]:
         held.append(frame)
         if len(held) == WINDOW_FRAMES:
             yield np.stack(held)
-            held = held[KEPT_FRAMES:]
-    short = -frames.count % KEPT_FRAMES  # so that the last window's middle part is whole
+            held = held[CENTRE_FRAMES:]
+    short = -frames.count % CENTRE_FRAMES  # so that the last window's middle part is whole
     held += held[-1:] * (edge + short)
-    for start in range(0, len(held) - WINDOW_FRAMES + 1, KEPT_FRAMES):
+    for start in range(0, len(held) - WINDOW_FRAMES + 1, CENTRE_FRAMES):
         yield np.stack(held[start : start + WINDOW_FRAMES])
 
 
@@ -149,11 +149,11 @@ def transitions_of(ends: np.ndarray, mixed: np.ndarray, threshold: float) -> lis
     """Transitions by the authors' rule: a shot ends with the first frame above the threshold, the next begins behind
     the last; where the second head marks more frames around them than a hard cut has, those belong to neither.
     """
-    reach = runs(mixed > threshold)
+    reach = true_runs(mixed > threshold)
     found: list[Transition] = []
     if (ends > threshold).all():
         return []  # nothing stands out: one shot
-    for first, stop in runs(ends > threshold):
+    for first, stop in true_runs(ends > threshold):
         start = first + 1 if first else 0  # a film that begins amid a transition begins with no shot
         kind = "hard" if start == stop else "gradual"
         for low, high in reach:

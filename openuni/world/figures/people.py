@@ -10,11 +10,11 @@ from openuni.world.figures.gait import Walk
 from openuni.world.furniture import article
 from openuni.world.placement import Track, Watch, is_clear
 from openuni.world.rendering.pose import Vector
-from openuni.world.scene import Material, Pattern, Solid, Thing
+from openuni.world.scene import CaptionedObject, Material, Pattern, Solid
 
 BOUND_M = 0.55  # from the middle of a walker to the farthest toe or hand, seen from above
 INSTANTS_PER_S = 6.0
-PLACES = 60  # tried for one walk
+PLACEMENT_ATTEMPTS = 60  # tried for one walk
 SHIRTS = ("red", "orange", "yellow", "green", "teal", "blue", "purple", "pink", "white", "maroon", "navy")
 TROUSERS = ("denim", "navy", "khaki", "charcoal", "black", "olive", "brown", "grey")
 SHOES = ("black", "brown", "white", "charcoal", "red")
@@ -29,7 +29,7 @@ class Walker(NamedTuple):
 
     body: Body
     solids: list[Solid]
-    thing: Thing
+    thing: CaptionedObject
     track: Track
 
 
@@ -40,7 +40,7 @@ def draw_people(rng: np.random.Generator, count: int, watch: Watch, room_m: Vect
     for number, shirt in enumerate(shirts.tolist(), start=first):
         height_m, build = rng.uniform(1.52, 1.92), rng.uniform(0.88, 1.18)
         stands = bool(rng.random() < STANDING_SHARE)
-        for _ in range(PLACES):
+        for _ in range(PLACEMENT_ATTEMPTS):
             body = Body(number, height_m, build, draw_walk(rng, watch, room_m, height_m, stands=stands))
             track = track_of(body, watch)
             if is_clear(track, [walker.track for walker in found], room_m):
@@ -71,7 +71,7 @@ def draw_walk(rng: np.random.Generator, watch: Watch, room_m: Vector, height_m: 
     return Walk(start, heading, speed, bend, stride_m, rng.uniform(0.0, 1.0))
 
 
-def dress(rng: np.random.Generator, body: Body, shirt: str) -> tuple[list[Solid], Thing]:
+def dress(rng: np.random.Generator, body: Body, shirt: str) -> tuple[list[Solid], CaptionedObject]:
     """The body's solids in `PARTS`' order, in clothes, and how to tell who it is."""
     trousers, shoes = (str(rng.choice(names)) for names in (TROUSERS, SHOES))
     hair, skin = HAIR[rng.integers(len(HAIR))], SKIN[rng.integers(len(SKIN))]
@@ -96,7 +96,7 @@ def dress(rng: np.random.Generator, body: Body, shirt: str) -> tuple[list[Solid]
     figured = "" if pattern == "mottled" else f"{pattern} "
     above = f"{hair[0]} hair in {article(shirt)} {shirt} {figured}shirt"
     who = f"a person with {above}, {trousers} trousers and {shoes} shoes"
-    return solids, Thing(body.instance, f"a person in {article(shirt)} {shirt} shirt", who)
+    return solids, CaptionedObject(body.instance, f"a person in {article(shirt)} {shirt} shirt", who)
 
 
 def darker(colour: str) -> str:

@@ -74,7 +74,7 @@ class Camera(Protocol):
 
 
 @dataclass(frozen=True)
-class Wander:
+class HandheldCamera:
     """A camera that somebody carries about: eye and target follow random walks, smoothly, upright at all times.
 
     Both are uniform cubic B-splines of their knots, `step_s` apart: acceleration has no jumps, and the way never leaves

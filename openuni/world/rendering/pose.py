@@ -17,7 +17,7 @@ Vector = tuple[float, float, float]
 Components = np.ndarray | Sequence[np.ndarray]
 
 UP: Vector = (0.0, 1.0, 0.0)
-NOWHERE: Vector = (0.0, 0.0, 0.0)
+ORIGIN: Vector = (0.0, 0.0, 0.0)
 
 MotionKind = Literal["rests", "rolls", "slides", "spins", "bobs", "tumbles"]
 
@@ -48,10 +48,10 @@ class Motion:
 
     kind: MotionKind
     start_m: Vector
-    velocity_m_per_s: Vector = NOWHERE
+    velocity_m_per_s: Vector = ORIGIN
     spin_axis: Vector = UP
     spin_rad_per_s: float = 0.0
-    orientation_rad: Vector = NOWHERE
+    orientation_rad: Vector = ORIGIN
     bob_m: float = 0.0
     bob_hz: float = 0.0
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from openuni.manifests.arrays.srgb import srgb_of
+from openuni.manifests.arrays.srgb import linear_to_srgb
 from openuni.world.rendering.camera import Lens
 from openuni.world.rendering.pose import Components, dot, transform
 from openuni.world.rendering.rays import Chunks, cast, lit, segments, tile_order
@@ -178,7 +178,7 @@ def shrink(light: np.ndarray, samples: int) -> np.ndarray:
 
 
 TABLE_STEPS = 16383  # of the table: linear light is rounded to this many steps, at most 0.1 of an 8-bit level
-SRGB_OF_STEP = np.round(255.0 * srgb_of(np.arange(TABLE_STEPS + 1) / TABLE_STEPS)).astype(np.uint8)
+SRGB_OF_STEP = np.round(255.0 * linear_to_srgb(np.arange(TABLE_STEPS + 1) / TABLE_STEPS)).astype(np.uint8)
 
 
 def to_srgb(light: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from openuni.manifests.arrays.srgb import linear_of
+from openuni.manifests.arrays.srgb import srgb_to_linear
 from openuni.world.rendering.shapes import Shape
 from openuni.world.scene import COLOURS, Material, Pattern
 
@@ -128,5 +128,5 @@ def bilinear(tile: np.ndarray, size: int, u: np.ndarray, v: np.ndarray) -> np.nd
 @lru_cache(maxsize=64)
 def linear_colour(name: str) -> tuple[float, float, float]:
     """A colour of `COLOURS` as linear light, 0..1."""
-    red, green, blue = linear_of(np.array(COLOURS[name]) / 255.0).tolist()
+    red, green, blue = srgb_to_linear(np.array(COLOURS[name]) / 255.0).tolist()
     return red, green, blue

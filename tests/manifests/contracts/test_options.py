@@ -8,7 +8,7 @@ import pytest
 from annotated_types import Ge, Gt, Interval, Le, Lt, MinLen, MultipleOf
 
 from openuni.manifests.contracts.component import Component
-from openuni.manifests.contracts.options import SHARE, bounds_of, bounds_text
+from openuni.manifests.contracts.options import UNIT_INTERVAL, bounds_of, bounds_text
 from openuni.manifests.errors import OpenUniError
 
 
@@ -18,7 +18,7 @@ class Everything(Component):
 
     count: Annotated[int, "things", Ge(1)] = 1
     rate_per_s: Annotated[float, "how often", Gt(0)] = 1.0
-    share: Annotated[float, "part", SHARE] = 0.0
+    share: Annotated[float, "part", UNIT_INTERVAL] = 0.0
     angle_deg: Annotated[float, "corner", Interval(gt=0, lt=180)] = 90.0
     side_px: Annotated[int, "side", Ge(14), MultipleOf(14)] = 14
     most: Annotated[int | None, "or no limit", Le(3)] = None

@@ -72,7 +72,7 @@ def test_an_empty_corpus_has_no_clips(tmp_path):
 
 def test_a_changed_list_is_noticed_and_refreshed(corpus):
     assert len(corpus) == 6
-    Corpus.open(corpus.store.url).forget("clips", ["failed"])  # by another process
+    Corpus.open(corpus.store.url).delete_by_status("clips", ["failed"])  # by another process
     with pytest.raises(OpenUniError, match=r"call refresh\(\)"):
         corpus[0]  # another clip stands there now
     corpus.refresh()

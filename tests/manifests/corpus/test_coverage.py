@@ -6,7 +6,13 @@ import pyarrow as pa
 import pytest
 
 from openuni.manifests.corpus.corpus import Corpus
-from openuni.manifests.corpus.coverage import NO_COLLECTION, coverage, holders, presence, stored_sizes
+from openuni.manifests.corpus.coverage import (
+    NO_COLLECTION,
+    clip_ids_with_modality,
+    coverage,
+    modality_availability,
+    stored_sizes,
+)
 from openuni.manifests.errors import OpenUniError
 from tests.bare_corpora import bare_corpus
 
@@ -45,19 +51,19 @@ def test_an_empty_corpus_covers_nothing(tmp_path: Path) -> None:
 
 
 def test_presence_follows_the_order_of_the_clips(corpus: Corpus) -> None:
-    masks = presence(corpus, pa.array(["e", "d", "b", "a"]))
+    masks = modality_availability(corpus, pa.array(["e", "d", "b", "a"]))
     assert masks["depth"].to_pylist() == [True, False, False, True]
     assert masks["flow"].to_pylist() == [False, False, True, True]
 
 
 def test_holders_of_what_nobody_made_are_none(corpus: Corpus) -> None:
-    assert len(holders(corpus, "supplied", "no_such")) == 0
+    assert len(clip_ids_with_modality(corpus, "supplied", "no_such")) == 0
 
 
 def test_select_by_modality(corpus: Corpus) -> None:
-    assert corpus.kept("has.flow") == ["a", "b"]
-    assert corpus.kept("has.flow and has.depth") == ["a"]
-    assert corpus.kept("has.depth and not has.flow") == ["e"]
-    assert corpus.kept("has.depth and collection is null") == ["e"]
+    assert corpus.kept_clip_ids("has.flow") == ["a", "b"]
+    assert corpus.kept_clip_ids("has.flow and has.depth") == ["a"]
+    assert corpus.kept_clip_ids("has.depth and not has.flow") == ["e"]
+    assert corpus.kept_clip_ids("has.depth and collection is null") == ["e"]
     with pytest.raises(OpenUniError, match=r'"has" has no column "dept". Did you mean "depth"'):
-        corpus.kept("has.dept")
+        corpus.kept_clip_ids("has.dept")

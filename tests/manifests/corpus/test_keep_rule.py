@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pytest
 
-from openuni.manifests.corpus import keep_rule as select
+from openuni.manifests.corpus import keep_rule
 from openuni.manifests.errors import OpenUniError
 
 SCHEMAS = {
@@ -26,11 +26,11 @@ ROWS = pa.table(
 
 
 def passing(keep: str) -> list[str]:
-    rules = select.parse(keep)
-    select.check(rules, SCHEMAS)
-    connection = select.connect()
+    rules = keep_rule.parse(keep)
+    keep_rule.check(rules, SCHEMAS)
+    connection = keep_rule.connect()
     connection.register("rows", ROWS)
-    query = f"SELECT clip_id FROM rows WHERE {select.condition_sql(rules)}"
+    query = f"SELECT clip_id FROM rows WHERE {keep_rule.condition_sql(rules)}"
     return sorted(row[0] for row in connection.execute(query).fetchall())
 
 
@@ -52,12 +52,12 @@ def test_what_passes(keep, expected):
 
 
 def test_and_joins_rules_or_does_not():
-    assert [rule.text for rule in select.parse("a > 1 and (b < 2 or c = 3) and d")] == [
+    assert [rule.text for rule in keep_rule.parse("a > 1 and (b < 2 or c = 3) and d")] == [
         "a > 1",
         "(b < 2) OR (c = 3)",
         "d",
     ]
-    assert [rule.text for rule in select.parse("(a > 1) or (b > 2)")] == ["(a > 1) OR (b > 2)"]
+    assert [rule.text for rule in keep_rule.parse("(a > 1) or (b > 2)")] == ["(a > 1) OR (b > 2)"]
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_mistakes_are_explained(keep, message):
 
 def test_an_expression_reaches_no_file(tmp_path):
     (tmp_path / "secret.csv").write_text("a\n1\n")
-    connection = select.connect()
+    connection = keep_rule.connect()
     for query in (f"SELECT * FROM '{tmp_path}/secret.csv'", f"COPY (SELECT 1) TO '{tmp_path}/out.csv'"):
         with pytest.raises(Exception, match=r"disabled by configuration|Permission"):
             connection.execute(query)

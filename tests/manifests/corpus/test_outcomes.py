@@ -77,7 +77,7 @@ def corpus(tmp_path_factory):
     ],
 )
 def test_clips_that_pass_come_in_order_of_ingest(corpus, keep, expected):
-    assert corpus.kept(keep) == [IDS[number] for number in expected]
+    assert corpus.kept_clip_ids(keep) == [IDS[number] for number in expected]
 
 
 def test_every_clip_has_one_fate(corpus):
@@ -113,8 +113,8 @@ def test_what_is_unavailable_is_no_failure(tmp_path, corpus):
     assert [tuple(absence) for absence in summary.unavailable] == [("motion", 1), ("dis", 1)]
     made.save_record(keep="motion.speed >= 0", filters=["motion"], annotators=["dis"])
     assert made.summary().dropped[0].clips == 1
-    assert made.kept("motion.speed >= 0") == IDS[2:6]
-    assert made.kept("not motion.speed < 0") == IDS[2:6]  # null passes neither a rule nor its opposite
+    assert made.kept_clip_ids("motion.speed >= 0") == IDS[2:6]
+    assert made.kept_clip_ids("not motion.speed < 0") == IDS[2:6]  # null passes neither a rule nor its opposite
 
 
 def test_of_clips_that_failed_alike_the_first_by_id_is_shown(tmp_path, corpus):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from openuni.manifests.arrays.srgb import linear_of
+from openuni.manifests.arrays.srgb import srgb_to_linear
 from openuni.manifests.errors import ClipError
 from openuni.manifests.modalities.albedo import Albedo, AlbedoConstants
 from openuni.manifests.video.encode import encode_lossless
@@ -27,7 +27,7 @@ def test_stored_reflectance_errs_by_half_a_step_at_most() -> None:
 
 def test_8_bit_pictures_survive_storage() -> None:
     levels = np.arange(256, dtype=np.float32) / 255
-    payload = Albedo(linear_of(levels)[None, None, :, None].repeat(3, axis=-1)).encode(25)
+    payload = Albedo(srgb_to_linear(levels)[None, None, :, None].repeat(3, axis=-1)).encode(25)
     back = Albedo.decode(payload.data, payload.constants).to_rgb()[0, 0, :, 0]
     np.testing.assert_array_equal(np.rint(back * 255), np.arange(256))
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from openuni.manifests.errors import ClipError
-from openuni.manifests.modalities.normal import SHORTEST, Normal, NormalConstants
+from openuni.manifests.modalities.normal import MIN_LENGTH, Normal, NormalConstants
 
 
 def directions() -> np.ndarray:
@@ -86,7 +86,7 @@ def test_what_is_near_mid_grey_is_nothing(distance: float, surface: bool) -> Non
     assert (back.any(axis=-1) == surface).all()
     if surface:
         assert degrees(back, directions()).max() < 1e-3
-    assert SHORTEST == 2 * 0.125  # as documented
+    assert MIN_LENGTH == 2 * 0.125  # as documented
 
 
 def test_opencvs_frame_has_y_and_z_turned() -> None:

@@ -16,13 +16,20 @@ from openuni.manifests.contracts.decoded_clip import decode
 from openuni.manifests.errors import ClipError
 from openuni.manifests.video.container import Limits
 from openuni.manifests.video.encode import write_video
-from openuni.manifests.video.probe import clip_of, probe
-from openuni.manifests.video.video_errors import NotAVideo, OverLimit, Refused, SourceChanged, Undecodable, VideoError
+from openuni.manifests.video.probe import make_clip, probe
+from openuni.manifests.video.video_errors import (
+    CorruptVideo,
+    LimitExceeded,
+    NotAVideo,
+    SourceChanged,
+    UnsafeSource,
+    VideoError,
+)
 from tests.coded_clips import encode, numbers, write_tone
 
 
 def test_every_failure_is_a_clip_error() -> None:
-    for kind in (NotAVideo, Undecodable, OverLimit, Refused, SourceChanged):
+    for kind in (NotAVideo, CorruptVideo, LimitExceeded, UnsafeSource, SourceChanged):
         assert issubclass(kind, VideoError)
         assert issubclass(kind, ClipError)
 
@@ -65,28 +72,28 @@ def test_cover_art_is_not_a_video(tmp_path: Path) -> None:
 def test_truncated_files_are_reported(tmp_path: Path, name: str) -> None:
     path = encode(tmp_path / name, "mpeg4" if name.endswith("avi") else "libx264")
     if name == "front.mp4":  # index in front: the file opens and only its frames are missing
-        clip = clip_of(str(path), probe(str(path)))
+        clip = make_clip(str(path), probe(str(path)))
         write_video(path, decode(clip).frames, 25)
     whole = path.read_bytes()
     probe(str(path))
     path.write_bytes(whole[: int(len(whole) * (0.95 if name == "front.mp4" else 0.5))])
-    kind = NotAVideo if name == "cut.mp4" else Undecodable
+    kind = NotAVideo if name == "cut.mp4" else CorruptVideo
     with pytest.raises(kind, match="cut short" if name == "cut.mp4" else "is truncated: "):
         probe(str(path))
 
 
 def test_a_damaged_frame_is_named_and_never_replaced(tmp_path: Path) -> None:
     path = encode(tmp_path / "a.mp4", options={"bf": "0", "g": "10", "sc_threshold": "0"})
-    clip = clip_of(str(path), probe(str(path)))
+    clip = make_clip(str(path), probe(str(path)))
     with av.open(str(path)) as container:
         packet = [packet for packet in container.demux(video=0) if packet.size][25]
     damaged = bytearray(path.read_bytes())
     damaged[packet.pos + 8 : packet.pos + packet.size] = b"\xff" * (packet.size - 8)
     path.write_bytes(damaged)
     for threads in (1, 4):
-        with pytest.raises(Undecodable, match=r"frame 25 of 40 .*cannot be decoded"):
+        with pytest.raises(CorruptVideo, match=r"frame 25 of 40 .*cannot be decoded"):
             decode(clip, threads=threads)
-        with pytest.raises(Undecodable, match="frame 1 of 2"):  # frame 27 builds on 25
+        with pytest.raises(CorruptVideo, match="frame 1 of 2"):  # frame 27 builds on 25
             decode(clip, np.array([3, 27]), threads=threads)
         intact = decode(clip, np.array([0, 24, 30, 39]), threads=threads)
         assert numbers(intact.frames) == [0, 24, 30, 39]
@@ -106,10 +113,10 @@ def test_a_frame_the_decoder_would_paint_over_is_an_error(tmp_path: Path, thread
     path.write_bytes(damaged)
     with av.open(str(path)) as container:
         assert len(list(container.decode(video=0))) == 20  # FFmpeg conceals the damage
-    clip = clip_of(str(path), probe(str(path)))
-    with pytest.raises(Undecodable, match="frame 12 of 20"):
+    clip = make_clip(str(path), probe(str(path)))
+    with pytest.raises(CorruptVideo, match="frame 12 of 20"):
         decode(clip, threads=threads)
-    with pytest.raises(Undecodable, match="frame 0 of 1"):
+    with pytest.raises(CorruptVideo, match="frame 0 of 1"):
         decode(clip, np.array([15]), threads=threads)
     assert len(decode(clip, np.arange(12), threads=threads).frames) == 12
 
@@ -124,10 +131,10 @@ def test_a_frame_that_is_gone_is_not_replaced_by_the_next(tmp_path: Path, thread
     path.write_bytes(whole.replace(hidden, bytes([hidden[0] & ~0x02]) + hidden[1:]))  # VP9's show_frame
     with av.open(str(path)) as container:
         assert len(list(container.decode(video=0))) == 39  # FFmpeg says nothing
-    clip = clip_of(str(path), probe(str(path)))
-    with pytest.raises(Undecodable, match="frame 17 of 40"):
+    clip = make_clip(str(path), probe(str(path)))
+    with pytest.raises(CorruptVideo, match="frame 17 of 40"):
         decode(clip, threads=threads)
-    with pytest.raises(Undecodable, match="frame 1 of 3"):
+    with pytest.raises(CorruptVideo, match="frame 1 of 3"):
         decode(clip, np.array([1, 17, 39]), threads=threads)
     assert numbers(decode(clip, np.arange(17), threads=threads).frames) == list(range(17))
 
@@ -145,7 +152,7 @@ def test_a_playlist_cannot_reach_other_files(tmp_path: Path) -> None:
         assert len(list(container.decode(video=0))) == 5  # unguarded, the canary is read
     for name, script in scripts.items():
         path = _written(tmp_path / name, script)
-        with pytest.raises(Refused, match="playlist"):
+        with pytest.raises(UnsafeSource, match="playlist"):
             probe(str(path))
 
 
@@ -153,7 +160,7 @@ def test_a_playlist_is_refused_by_the_demuxer_too(tmp_path: Path, monkeypatch: p
     canary = encode(tmp_path / "canary.ts", times=range(5))
     monkeypatch.setattr("openuni.manifests.video.container.check_head", lambda source, file: None)
     path = _written(tmp_path / "a.ffconcat", f"ffconcat version 1.0\nfile {canary.name}\n")
-    with pytest.raises(Refused, match="format that is not opened"):
+    with pytest.raises(UnsafeSource, match="format that is not opened"):
         probe(str(path))
     path = _written(tmp_path / "a.m3u8", f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{canary}\n#EXT-X-ENDLIST\n")
     with pytest.raises(VideoError):
@@ -175,7 +182,7 @@ def test_a_playlist_cannot_reach_the_network(tmp_path: Path) -> None:
     "source", ["rtsp://127.0.0.1/x", "ftp://127.0.0.1/x.mp4", "simplecache::http://127.0.0.1/x.mp4"]
 )
 def test_other_protocols_are_refused(source: str) -> None:
-    with pytest.raises(Refused, match=r"Allowed: .*https"):
+    with pytest.raises(UnsafeSource, match=r"Allowed: .*https"):
         probe(source)
 
 
@@ -191,16 +198,16 @@ def test_a_path_that_looks_like_a_protocol_is_a_path(tmp_path: Path, monkeypatch
 
 def test_limits_hold(tmp_path: Path) -> None:
     path = str(encode(tmp_path / "a.mp4"))
-    clip = clip_of(path, probe(path))
+    clip = make_clip(path, probe(path))
     for limits, name in (
         (Limits(max_pixels=64 * 48 - 1), "max_pixels"),
         (Limits(max_duration_s=1.5), "max_duration_s"),
         (Limits(max_frame_count=39), "max_frame_count"),
         (Limits(max_probe_s=1e-9), "max_probe_s"),
     ):
-        with pytest.raises(OverLimit, match=name):
+        with pytest.raises(LimitExceeded, match=name):
             probe(path, limits)
-    with pytest.raises(OverLimit, match="max_decoded_bytes"):
+    with pytest.raises(LimitExceeded, match="max_decoded_bytes"):
         decode(clip, limits=Limits(max_decoded_bytes=40 * 64 * 48 * 3 - 1))
     decode(clip, short_side_px=24, limits=Limits(max_decoded_bytes=40 * 32 * 24 * 3))
     probe(path, Limits(max_pixels=64 * 48, max_duration_s=1.6, max_frame_count=40))
@@ -221,7 +228,7 @@ def test_frames_before_the_first_key_frame_do_not_count(tmp_path: Path) -> None:
         packets = [packet for packet in container.demux(video=0) if packet.size]
     assert not packets[0].is_keyframe
     info = probe(str(cut))
-    assert numbers(decode(clip_of(str(cut), info)).frames) == list(range(10, 40))
+    assert numbers(decode(make_clip(str(cut), info)).frames) == list(range(10, 40))
 
 
 def test_frames_that_an_edit_list_hides_do_not_count(tmp_path: Path) -> None:
@@ -237,7 +244,7 @@ def test_frames_that_an_edit_list_hides_do_not_count(tmp_path: Path) -> None:
                 target.mux(packet)
     with av.open(str(cut)) as container:
         assert [packet.is_discard for packet in container.demux(video=0) if packet.size][:8] == [True] * 7 + [False]
-    clip = clip_of(str(cut), probe(str(cut)))
+    clip = make_clip(str(cut), probe(str(cut)))
     assert numbers(decode(clip).frames) == list(range(7, 40))
     assert numbers(decode(clip, np.array([0, 20])).frames) == [7, 27]
 
@@ -249,7 +256,7 @@ def test_hidden_vp8_frames_do_not_count(tmp_path: Path) -> None:
     whole = path.read_bytes()
     assert whole.count(shown) == 1
     path.write_bytes(whole.replace(shown, bytes([shown[0] & ~0x10]) + shown[1:]))  # VP8's show_frame
-    clip = clip_of(str(path), probe(str(path)))
+    clip = make_clip(str(path), probe(str(path)))
     assert numbers(decode(clip).frames) == [*range(17), *range(18, 40)]
 
 
@@ -267,7 +274,7 @@ def test_frames_that_lead_a_first_open_key_frame_do_not_count(tmp_path: Path) ->
         for packet in packets[second:]:
             packet.stream = stream
             target.mux(packet)
-    clip = clip_of(str(cut), probe(str(cut)))
+    clip = make_clip(str(cut), probe(str(cut)))
     shown = numbers(decode(clip).frames)
     assert shown == list(range(shown[0], 40))
     assert shown[0] == sorted(packet.pts for packet in packets).index(first_pts)
@@ -312,7 +319,7 @@ def test_remote_sources_give_the_same_frames(tmp_path: Path, server: str) -> Non
     for url in (f"{server}/a.mp4", "memory://clips/a.mp4"):
         info = probe(url)
         np.testing.assert_array_equal(info.pts, local.pts)
-        decoded = decode(clip_of(url, info, 15, 30), np.array([0, 7, 14]))
+        decoded = decode(make_clip(url, info, 15, 30), np.array([0, 7, 14]))
         assert numbers(decoded.frames) == [15, 22, 29]
 
 
@@ -321,7 +328,7 @@ def test_remote_failures_are_video_errors(tmp_path: Path, server: str) -> None:
     (tmp_path / "empty.mp4").write_bytes(b"")
     with pytest.raises(VideoError, match=r"none\.mp4"):
         probe(f"{server}/none.mp4")
-    with pytest.raises(Refused, match="playlist"):
+    with pytest.raises(UnsafeSource, match="playlist"):
         probe(f"{server}/list.mp4")
     with pytest.raises(NotAVideo, match="0 bytes"):
         probe(f"{server}/empty.mp4")

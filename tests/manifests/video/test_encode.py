@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from openuni.manifests.contracts.decoded_clip import decode
-from openuni.manifests.video.encode import Pixels, decode_lossless, encode_lossless, frame_rate, write_video
-from openuni.manifests.video.probe import clip_of, probe
-from openuni.manifests.video.video_errors import Undecodable, VideoError
+from openuni.manifests.video.encode import PixelFormat, decode_lossless, encode_lossless, frame_rate, write_video
+from openuni.manifests.video.probe import make_clip, probe
+from openuni.manifests.video.video_errors import CorruptVideo, VideoError
 
 KINDS = [("uint8", 1), ("uint16", 1), ("uint8", 3), ("uint16", 3)]
 SIZES = [
@@ -61,7 +61,7 @@ def test_any_flipped_byte_is_found_or_harmless(kind: tuple[str, int]) -> None:
         damaged[place] ^= 0x10
         try:
             np.testing.assert_array_equal(decode_lossless(bytes(damaged)), planes)
-        except Undecodable:
+        except CorruptVideo:
             found += 1
     assert found > len(data) / 7 / 2  # the rest lies in fields that only players read
 
@@ -75,14 +75,14 @@ def test_a_flipped_pixel_is_found_where_the_decoder_would_hide_it() -> None:
     assert len(frames) == 4  # FFmpeg hands out all frames,
     assert not any(frame.is_corrupt for frame in frames)  # marks none,
     assert any((frame.to_ndarray() != plane[..., 0]).any() for frame, plane in zip(frames, planes, strict=True))
-    with pytest.raises(Undecodable, match="damaged"):
+    with pytest.raises(CorruptVideo, match="damaged"):
         decode_lossless(bytes(data))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.8, 0.99])
 def test_truncated_planes_are_an_error(share: float) -> None:
     data = encode_lossless(noise(("uint8", 3), (5, 20, 30)), 25)
-    with pytest.raises(Undecodable):
+    with pytest.raises(CorruptVideo):
         decode_lossless(data[: int(len(data) * share)])
 
 
@@ -92,7 +92,7 @@ def test_planes_written_by_others_are_not_taken_for_ours() -> None:
         stream = container.add_stream("ffv1", rate=25)
         stream.width, stream.height, stream.pix_fmt = 8, 8, "gray"
         container.mux([*stream.encode(av.VideoFrame(8, 8, "gray")), *stream.encode(None)])
-    with pytest.raises(Undecodable, match="written as unknown"):
+    with pytest.raises(CorruptVideo, match="written as unknown"):
         decode_lossless(target.getvalue())
 
 
@@ -136,13 +136,13 @@ def test_written_video_is_what_browsers_play(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("pixels", "crf", "worst"), [("yuv420p", 1, 40), ("yuv444p", 1, 4), ("rgb", 0, 0)])
-def test_colour_is_kept_as_the_pixel_format_says(tmp_path: Path, pixels: Pixels, crf: int, worst: int) -> None:
+def test_colour_is_kept_as_the_pixel_format_says(tmp_path: Path, pixels: PixelFormat, crf: int, worst: int) -> None:
     frames = np.zeros((3, 33, 47, 3) if pixels != "yuv420p" else (3, 32, 48, 3), np.uint8)
     frames[:, :, ::2] = (255, 0, 0)  # columns one pixel wide: 4:2:0 has no room for their colours
     frames[:, :, 1::2] = (0, 0, 255)
     path = tmp_path / "a.mp4"
     write_video(path, iter(frames), 25, crf, pixels=pixels)
-    back = decode(clip_of(str(path), probe(str(path)))).frames
+    back = decode(make_clip(str(path), probe(str(path)))).frames
     error = np.abs(back.astype(int) - frames).max()
     assert error <= worst if pixels != "yuv420p" else error > worst
 

@@ -10,8 +10,8 @@ import pytest
 
 from openuni.manifests.contracts.decoded_clip import decode
 from openuni.manifests.video.encode import write_video
-from openuni.manifests.video.frames import turned
-from openuni.manifests.video.probe import clip_of, probe, whole_clip
+from openuni.manifests.video.frames import apply_orientation
+from openuni.manifests.video.probe import make_clip, probe, probe_clip
 from tests.coded_clips import encode
 
 KR_KB = {1: (0.2126, 0.0722), 5: (0.299, 0.114), 6: (0.299, 0.114), 9: (0.2627, 0.0593)}  # H.273 matrix codes
@@ -55,7 +55,7 @@ def test_the_stated_matrix_and_range_are_used(
 ) -> None:
     path = tmp_path / "a.mkv"
     write_flat(path, stated, full, height_px)
-    clip = clip_of(str(path), probe(str(path)))
+    clip = make_clip(str(path), probe(str(path)))
     frames = decode(clip, short_side_px=short_side_px).frames
     for frame, yuv in zip(frames, YUV, strict=True):
         wanted = expected_rgb(yuv, meant, full)
@@ -91,7 +91,7 @@ def test_matrix_and_range_are_kept_in_every_codec(
             frame.pts, frame.time_base = number, Fraction(1, 25)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    for frame, yuv in zip(decode(whole_clip(str(tmp_path / name))).frames, YUV, strict=True):
+    for frame, yuv in zip(decode(probe_clip(str(tmp_path / name))).frames, YUV, strict=True):
         wanted = expected_rgb(yuv, matrix, full)
         assert np.abs(frame[32, 32].astype(int) - wanted).max() <= 5, (yuv, frame[32, 32], wanted)
 
@@ -101,7 +101,7 @@ def test_written_video_decodes_to_the_colours_given(tmp_path: Path) -> None:
     frames = np.broadcast_to(colours[:, None, None], (len(colours), 48, 64, 3)).copy()
     path = tmp_path / "a.mp4"
     write_video(path, frames, 25, crf=1)
-    decoded = decode(clip_of(str(path), probe(str(path)))).frames
+    decoded = decode(make_clip(str(path), probe(str(path)))).frames
     assert np.abs(decoded.astype(int) - frames).max() <= 3
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
@@ -120,7 +120,7 @@ def test_rotation_is_applied_as_another_decoder_does(tmp_path: Path, degrees: in
     path = encode(tmp_path / "a.mp4", times=range(3), rotation=(degrees, False, False), pictures=[corners()] * 3)
     info = probe(str(path))
     assert (info.width_px, info.height_px) == ((48, 80) if degrees % 180 else (80, 48))
-    clip = clip_of(str(path), info)
+    clip = make_clip(str(path), info)
     other = cv2.VideoCapture(str(path))
     theirs = cv2.cvtColor(other.read()[1], cv2.COLOR_BGR2RGB)
     other.release()
@@ -149,7 +149,7 @@ def test_mirrors_are_applied(tmp_path: Path, matrix: tuple[int, int, int, int], 
         stream.set_display_matrix((a, b, 0, c, d, 0, 0, 0, 1 << 30))
         container.mux(stream.encode(av.VideoFrame.from_ndarray(corners(), format="rgb24")))
         container.mux(stream.encode(None))
-    frames = decode(clip_of(str(path), probe(str(path)))).frames
+    frames = decode(make_clip(str(path), probe(str(path)))).frames
     assert np.abs(frames[0].astype(int) - shown(corners())).mean() < 4
 
 
@@ -162,4 +162,4 @@ def test_turned_follows_the_display_matrix_pixel_by_pixel() -> None:
                 places[a * x + c * y, b * x + d * y] = image[y, x, 0]
         columns, rows = (sorted({place[axis] for place in places}) for axis in (0, 1))
         expected = [[places[column, row] for column in columns] for row in rows]
-        np.testing.assert_array_equal(turned(image, (a, b, c, d))[..., 0], expected)
+        np.testing.assert_array_equal(apply_orientation(image, (a, b, c, d))[..., 0], expected)

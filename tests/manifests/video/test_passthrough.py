@@ -12,18 +12,25 @@ import cv2
 import numpy as np
 import pytest
 
-from openuni.manifests.arrays.srgb import linear_of
-from openuni.manifests.contracts.payloads import restore
+from openuni.manifests.arrays.srgb import srgb_to_linear
+from openuni.manifests.contracts.payloads import decode_payload
 from openuni.manifests.errors import ClipError
 from openuni.manifests.modalities.albedo import Albedo, AlbedoConstants
 from openuni.manifests.modalities.irradiance import Irradiance, IrradianceConstants
 from openuni.manifests.modalities.normal import Normal, NormalConstants
 from openuni.manifests.modalities.rgb import RGB, RGBConstants
 from openuni.manifests.video.encode import decode_lossless, encode_lossless
-from openuni.manifests.video.passthrough import SHEET, Kept, Reading, is_kept, packed, suffix_of
+from openuni.manifests.video.passthrough import (
+    MANIFEST_NAME,
+    PassthroughFiles,
+    PixelDecoding,
+    is_passthrough,
+    pack_files,
+    suffix_of,
+)
 
 FRAMES, HEIGHT_PX, WIDTH_PX = 5, 12, 20
-PLAIN = Reading()
+PLAIN = PixelDecoding()
 
 
 def noise(dtype: type, channels: int = 3) -> np.ndarray:
@@ -44,9 +51,9 @@ def png(image: np.ndarray) -> bytes:
     return cv2.imencode(".png", image[..., ::-1] if image.shape[-1] == 3 else image)[1].tobytes()
 
 
-def kept(array: np.ndarray, reading: Reading = PLAIN) -> bytes:
+def kept(array: np.ndarray, reading: PixelDecoding = PLAIN) -> bytes:
     kind, write = ("exr", exr) if array.dtype.kind == "f" else ("png", png)
-    return packed(kind, len(array), [write(image) for image in array], reading)
+    return pack_files(kind, len(array), [write(image) for image in array], reading)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.uint16, np.uint8])
@@ -54,53 +61,57 @@ def test_values_are_the_files_own(dtype: type) -> None:
     array = noise(dtype)
     data = kept(array)
     most = 1 if array.dtype.kind == "f" else np.float32(np.iinfo(dtype).max)
-    np.testing.assert_array_equal(Kept(data, "x").values(), array.astype(np.float32) / most)
-    assert kept(array) == data and is_kept(data)
+    np.testing.assert_array_equal(PassthroughFiles(data, "x").values(), array.astype(np.float32) / most)
+    assert kept(array) == data and is_passthrough(data)
     assert suffix_of(data, "mkv") == ("exr.zip" if array.dtype.kind == "f" else "png.zip")
     with zipfile.ZipFile(io.BytesIO(data)) as archive:  # as anyone opens it
-        assert archive.testzip() is None and archive.namelist()[0] == SHEET
+        assert archive.testzip() is None and archive.namelist()[0] == MANIFEST_NAME
         assert len(archive.namelist()) == FRAMES + 1
 
 
 def test_steps_of_a_reading() -> None:
     array = noise(np.uint16)
     unit = array.astype(np.float32) / np.float32(65535)
-    found = Kept(kept(array, Reading("srgb", scale=4.0, offset=-0.5, lowest=0.0, highest=2.0)), "x").values()
-    np.testing.assert_array_equal(found, np.clip(linear_of(unit) * np.float32(4) - np.float32(0.5), 0, 2))
-    np.testing.assert_allclose(Kept(kept(array, Reading(channels=1)), "x").values()[..., 0], unit.mean(-1), rtol=1e-6)
-    levels = Kept(kept(array, Reading(levels=True)), "x").values()
+    found = PassthroughFiles(
+        kept(array, PixelDecoding("srgb", scale=4.0, offset=-0.5, lowest=0.0, highest=2.0)), "x"
+    ).values()
+    np.testing.assert_array_equal(found, np.clip(srgb_to_linear(unit) * np.float32(4) - np.float32(0.5), 0, 2))
+    np.testing.assert_allclose(
+        PassthroughFiles(kept(array, PixelDecoding(channels=1)), "x").values()[..., 0], unit.mean(-1), rtol=1e-6
+    )
+    levels = PassthroughFiles(kept(array, PixelDecoding(levels=True)), "x").values()
     assert levels.dtype == np.uint8
     np.testing.assert_array_equal(levels, np.rint(array / 257))
-    grey = Kept(kept(noise(np.uint16, 1), Reading(channels=3)), "x").values()
+    grey = PassthroughFiles(kept(noise(np.uint16, 1), PixelDecoding(channels=3)), "x").values()
     np.testing.assert_array_equal(grey, np.repeat(noise(np.uint16, 1) / np.float32(65535), 3, axis=-1))
 
 
 def test_modalities_of_kept_files() -> None:
     halves = noise(np.float16)
-    albedo = Albedo.read(kept(halves, Reading(lowest=0.0, highest=1.0)), AlbedoConstants())
+    albedo = Albedo.read(kept(halves, PixelDecoding(lowest=0.0, highest=1.0)), AlbedoConstants())
     np.testing.assert_array_equal(albedo.array, halves.astype(np.float32))
-    light = Irradiance.read(kept(halves, Reading(scale=2.0)), IrradianceConstants(1.5))
+    light = Irradiance.read(kept(halves, PixelDecoding(scale=2.0)), IrradianceConstants(1.5))
     np.testing.assert_array_equal(light.array, halves.astype(np.float32) * 2)
     assert light.constants().white == 1.5
-    away = Reading(scale=2.0, offset=-1.0, unit_length=True, signs=(1, -1, -1))
+    away = PixelDecoding(scale=2.0, offset=-1.0, unit_length=True, signs=(1, -1, -1))
     normal = Normal.read(kept(noise(np.uint16), away), NormalConstants())
     given = (noise(np.uint16) / 65535 * 2 - 1) * [1, -1, -1]
     length = np.linalg.norm(given, axis=-1, keepdims=True)
     wanted = np.where(length < 0.25, 0, given / length)
     np.testing.assert_allclose(normal.array, wanted, atol=1e-6)
     with pytest.raises(ClipError, match=r"albedo: reflectance must be within 0\.\.1"):
-        Albedo.read(kept(halves, Reading(scale=2.0)), AlbedoConstants())
+        Albedo.read(kept(halves, PixelDecoding(scale=2.0)), AlbedoConstants())
 
 
 def test_videos_and_their_renderings() -> None:
     planes = noise(np.uint8)
-    data = packed("mkv", FRAMES, [encode_lossless(planes, 12)], Reading("rendering", levels=True))
+    data = pack_files("mkv", FRAMES, [encode_lossless(planes, 12)], PixelDecoding("rendering", levels=True))
     np.testing.assert_array_equal(RGB.read(data, RGBConstants()).array, planes)
-    assert suffix_of(data, "mkv") == "mkv.zip" and Kept(data, "x").size_px() == (HEIGHT_PX, WIDTH_PX)
-    deep = packed("mkv", FRAMES, [encode_lossless(noise(np.uint16), 12)], Reading())
-    np.testing.assert_array_equal(Kept(deep, "x").values(), noise(np.uint16) / np.float32(65535))
+    assert suffix_of(data, "mkv") == "mkv.zip" and PassthroughFiles(data, "x").size_px() == (HEIGHT_PX, WIDTH_PX)
+    deep = pack_files("mkv", FRAMES, [encode_lossless(noise(np.uint16), 12)], PixelDecoding())
+    np.testing.assert_array_equal(PassthroughFiles(deep, "x").values(), noise(np.uint16) / np.float32(65535))
     with pytest.raises(ClipError, match=r"the video has 5 frames, kept\.json says 4"):
-        Kept(packed("mkv", 4, [encode_lossless(planes, 12)], Reading()), "x").values()
+        PassthroughFiles(pack_files("mkv", 4, [encode_lossless(planes, 12)], PixelDecoding()), "x").values()
 
 
 def test_pictures_coded_by_earlier_versions_are_read() -> None:
@@ -127,7 +138,7 @@ def rezipped(data: bytes, change: Callable[[list[tuple[str, bytes]]], None], **h
 
 def sheet_with(**facts: object) -> Callable[[list[tuple[str, bytes]]], None]:
     def change(entries: list[tuple[str, bytes]]) -> None:
-        entries[0] = (SHEET, json.dumps(json.loads(entries[0][1]) | facts).encode())
+        entries[0] = (MANIFEST_NAME, json.dumps(json.loads(entries[0][1]) | facts).encode())
 
     return change
 
@@ -184,10 +195,13 @@ HOSTILE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "one twice": (lambda data: rezipped(data, lambda entries: entries.append(entries[1])), r"the files are"),
     "no sheet": (lambda data: rezipped(data, lambda entries: entries.pop(0)), r"must be kept\.json"),
     "a vast sheet": (
-        lambda data: rezipped(data, lambda entries: entries.__setitem__(0, (SHEET, b" " * 70_000))),
+        lambda data: rezipped(data, lambda entries: entries.__setitem__(0, (MANIFEST_NAME, b" " * 70_000))),
         r"must be kept\.json",
     ),
-    "no JSON": (lambda data: rezipped(data, lambda entries: entries.__setitem__(0, (SHEET, b"{"))), "does not say"),
+    "no JSON": (
+        lambda data: rezipped(data, lambda entries: entries.__setitem__(0, (MANIFEST_NAME, b"{"))),
+        "does not say",
+    ),
     "another format": (lambda data: rezipped(data, sheet_with(format="x")), "does not say"),
     "another step": (lambda data: rezipped(data, sheet_with(reading={"coding": "exec"})), "does not say"),
     "an unknown step": (lambda data: rezipped(data, sheet_with(reading={"run": "ls"})), "does not say"),
@@ -198,29 +212,29 @@ HOSTILE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "a file that ends late": (lambda data: with_last_longer(data, 450), "damaged"),
     "bits": (lambda data: patched(data, 700, bytes([data[700] ^ 1])), "damaged"),
     "vast pictures": (
-        lambda data: packed("png", 1, [vast_png()], Reading()),
+        lambda data: pack_files("png", 1, [vast_png()], PixelDecoding()),
         r"100000 x 100000 are too many at once",
     ),
     "unequal sizes": (
-        lambda data: packed("png", 2, [png(noise(np.uint8)[0]), png(noise(np.uint8)[0, 1:])], Reading()),
+        lambda data: pack_files("png", 2, [png(noise(np.uint8)[0]), png(noise(np.uint8)[0, 1:])], PixelDecoding()),
         r"000001\.png is not 20 x 12",
     ),
     "unequal depth": (
-        lambda data: packed("png", 2, [png(noise(np.uint8)[0]), png(noise(np.uint16)[0])], Reading()),
+        lambda data: pack_files("png", 2, [png(noise(np.uint8)[0]), png(noise(np.uint16)[0])], PixelDecoding()),
         r"uint16 .*, the first is uint8",
     ),
     "a playlist": (
         lambda data: rezipped(
-            packed("mkv", 3, [b"#EXTM3U\nfile:///etc/passwd"], Reading()),
+            pack_files("mkv", 3, [b"#EXTM3U\nfile:///etc/passwd"], PixelDecoding()),
             lambda entries: entries.__setitem__(
                 slice(None),
-                [(SHEET, entries[0][1].replace(b'"mkv"', b'"m3u8"')), ("video.m3u8", entries[1][1])],
+                [(MANIFEST_NAME, entries[0][1].replace(b'"mkv"', b'"m3u8"')), ("video.m3u8", entries[1][1])],
             ),
         ),
         "is a playlist",
     ),
-    "no video": (lambda data: packed("mp4", 3, [b"\0" * 500], Reading()), "x"),
-    "no EXR": (lambda data: packed("exr", 1, [b"v/1\x01" + b"\0" * 50], Reading()), "no EXR file"),
+    "no video": (lambda data: pack_files("mp4", 3, [b"\0" * 500], PixelDecoding()), "x"),
+    "no EXR": (lambda data: pack_files("exr", 1, [b"v/1\x01" + b"\0" * 50], PixelDecoding()), "no EXR file"),
 }
 
 
@@ -229,10 +243,10 @@ HOSTILE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
 def test_hostile_files_are_refused_at_once(name: str) -> None:
     make, reason = HOSTILE[name]
     data = make(SOUND)
-    assert is_kept(data)
+    assert is_passthrough(data)
     began = time.process_time()
     with pytest.raises(ClipError, match=reason):
-        Kept(data, "x").values()
+        PassthroughFiles(data, "x").values()
     assert time.process_time() - began < 2
 
 
@@ -240,39 +254,45 @@ def test_a_directory_of_millions_is_not_parsed() -> None:
     crowd = b"PK\x03\x04" + b"PK\x01\x02" + b"\0" * 50_000_000
     end = struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, 6, 6, len(crowd) - 4, 4, 0)
     with pytest.raises(ClipError, match="plain ZIP"):
-        Kept(crowd + end, "x").values()
+        PassthroughFiles(crowd + end, "x").values()
 
 
 def test_stored_maps_from_elsewhere_are_measured_before_they_are_decoded(tmp_path: Path) -> None:
     data = kept(noise(np.uint16))
     size_px = (HEIGHT_PX, WIDTH_PX)
-    found = restore(Albedo, data, {"transfer": "linear"}, "x", FRAMES, size_px)
+    found = decode_payload(Albedo, data, {"transfer": "linear"}, "x", FRAMES, size_px)
     np.testing.assert_array_equal(found.array, noise(np.uint16) / np.float32(65535))
     for frames, size in ((FRAMES + 1, size_px), (FRAMES, (6, 10))):
         with pytest.raises(ClipError, match="the file holds 5 maps of 20 x 12"):
-            restore(Albedo, data, {"transfer": "linear"}, "x", frames, size)
+            decode_payload(Albedo, data, {"transfer": "linear"}, "x", frames, size)
 
 
 def test_only_what_can_be_read_is_packed() -> None:
     for kind, reason in {"": r"kind ''", "m-p4": "kind 'm-p4'", "PNG": "kind 'PNG'"}.items():
         with pytest.raises(ClipError, match=rf"files of the {reason} cannot be kept\. Allowed: exr, png, jpg, mp4"):
-            packed(kind, 1, [b"x"], PLAIN)
+            pack_files(kind, 1, [b"x"], PLAIN)
     with pytest.raises(ClipError, match="1 files of the kind png cannot be kept as 9 frames: 9 needed"):
-        packed("png", 9, [b"x"], PLAIN)
+        pack_files("png", 9, [b"x"], PLAIN)
 
 
 @pytest.mark.parametrize(
     ("array", "reading", "reason"),
     [
-        (noise(np.uint16), Reading(signs=(1, -1)), r"signs are 1 or -1 for each of 3 channels, found \[1, -1\]"),
-        (noise(np.uint16), Reading(signs=(1, 2, 1)), r"signs are 1 or -1"),
-        (noise(np.uint8), Reading(levels=True, signs=(1, -1, -1)), "levels have no mean, no length and no signs"),
-        (noise(np.uint16, 1), Reading(unit_length=True), "only vectors of 3 channels have a length, these have 1"),
-        (noise(np.uint16), Reading(channels=1, unit_length=True), "only vectors of 3 channels"),
-        (noise(np.float16), Reading(scale=1e39), r"its numbers reach 1e\+39"),
-        (noise(np.float16), Reading(lowest=1.0, highest=0.0), "lowest = 1 is above highest = 0"),
+        (noise(np.uint16), PixelDecoding(signs=(1, -1)), r"signs are 1 or -1 for each of 3 channels, found \[1, -1\]"),
+        (noise(np.uint16), PixelDecoding(signs=(1, 2, 1)), r"signs are 1 or -1"),
+        (noise(np.uint8), PixelDecoding(levels=True, signs=(1, -1, -1)), "levels have no mean, no length and no signs"),
+        (
+            noise(np.uint16, 1),
+            PixelDecoding(unit_length=True),
+            "only vectors of 3 channels have a length, these have 1",
+        ),
+        (noise(np.uint16), PixelDecoding(channels=1, unit_length=True), "only vectors of 3 channels"),
+        (noise(np.float16), PixelDecoding(scale=1e39), r"its numbers reach 1e\+39"),
+        (noise(np.float16), PixelDecoding(lowest=1.0, highest=0.0), "lowest = 1 is above highest = 0"),
     ],
 )
-def test_steps_that_the_pictures_cannot_take_are_refused(array: np.ndarray, reading: Reading, reason: str) -> None:
+def test_steps_that_the_pictures_cannot_take_are_refused(
+    array: np.ndarray, reading: PixelDecoding, reason: str
+) -> None:
     with pytest.raises(ClipError, match=f"x: the files cannot be read as kept.json says: .*{reason}"):
-        Kept(kept(array, reading), "x").values()
+        PassthroughFiles(kept(array, reading), "x").values()

@@ -11,7 +11,7 @@ import pytest
 import openuni
 from openuni.console.progress import Reporter
 from openuni.manifests.corpus.lock import lock
-from openuni.pipeline.pipeline import Scope
+from openuni.pipeline.pipeline import RunScope
 from tests.coded_clips import write_tone
 from tests.raw_clips import contents, write_clips
 
@@ -44,7 +44,7 @@ def cli(*arguments, **options) -> subprocess.CompletedProcess:
 
 
 def run(recipe, raw, out, **scope):
-    return openuni.run(recipe, raw, out=out, scope=Scope(**scope), reporter=Reporter(quiet=True))
+    return openuni.run(recipe, raw, out=out, scope=RunScope(**scope), reporter=Reporter(quiet=True))
 
 
 def test_damaged_files_are_failed_rows_and_the_rest_is_done(recipe, raw, tmp_path):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from openuni.config.recipe import Recipe
-from openuni.config.template import page, recipe_text
+from openuni.config.recipe import CorpusRecipe
+from openuni.config.template import component_page, recipe_template
 from openuni.manifests.contracts.discovery import all_component_names
 
 COMMANDS = ("list", "show", "init", "doctor", "run", "summary", "select", "train", "generate", "parity", "demo")
@@ -52,13 +52,13 @@ def test_list_is_complete_and_imports_nothing_heavy():
 
 @pytest.mark.parametrize("name", [name for names in all_component_names().values() for name in names])
 def test_every_part_has_a_page(name):
-    text = page(name)
+    text = component_page(name)
     assert (text.startswith(f"{name}: ") and "licence" in text) or "manifests/modalities" in text
 
 
 def test_the_recipe_that_init_writes_is_valid_and_complete(tmp_path):
-    text = recipe_text("corpus.toml")
-    recipe = Recipe.parse(tomllib.loads(text))
+    text = recipe_template("corpus.toml")
+    recipe = CorpusRecipe.parse(tomllib.loads(text))
     assert recipe.filters and recipe.annotators and recipe.encode
     every = text.replace("# [", "[")
     for line in text.splitlines():
@@ -77,9 +77,9 @@ def test_the_recipe_that_init_writes_is_valid_and_complete(tmp_path):
     for name in detectors:
         opened["ingest"].pop(name)
     for name, table in detectors.items():
-        cut = Recipe.parse({"ingest": opened["ingest"] | {"shots": name, name: table}}).shot_detector
+        cut = CorpusRecipe.parse({"ingest": opened["ingest"] | {"shots": name, name: table}}).shot_detector
         assert cut == type(cut)() and cut.name() == name, f"{name}: init shows other values than the defaults"
-    whole = Recipe.parse(opened)
+    whole = CorpusRecipe.parse(opened)
     for kind in ("filters", "annotators"):
         for name, operator in getattr(whole, kind).items():
             assert operator == type(operator)(), f"{name}: init shows other values than the defaults"
@@ -133,7 +133,7 @@ def test_ready_recipes_are_valid_and_name_their_source(name, tmp_path):
     file = tmp_path / "corpus.toml"
     done = cli("init", file, "--like", name)
     assert done.returncode == 0, done.stderr
-    recipe = Recipe.load(file)
+    recipe = CorpusRecipe.load(file)
     assert recipe.keep and recipe.filters and recipe.ingest.shots != "none"
     assert "# Source:" in file.read_text()
     assert name in cli("init", "--help").stdout

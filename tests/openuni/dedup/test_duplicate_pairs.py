@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from openuni import api
-from openuni.dedup.deduplicators.duplicates import MAX_SHARING
+from openuni.dedup.deduplicators.duplicates import MAX_CLIPS_PER_HASH
 from openuni.manifests.errors import OpenUniError
 from tests.openuni.dedup.scored import clip, clusters_of, random_hashes, scored_corpus, turned, write_scores
 
@@ -50,7 +50,7 @@ def test_the_similarity_is_one_less_the_share_of_bits(tmp_path):
     rows = {row["clip_id"]: row["duplicates"] for row in corpus.table("filters/duplicates").to_pylist()}
     assert rows["b"] == rows["b"] | {"cluster": "a", "is_representative": False, "clips": 2, "similarity": 1 - 4 / 64}
     assert rows["a"] == rows["a"] | {"cluster": "a", "is_representative": True, "clips": 2, "similarity": None}
-    assert (report.compared, report.kept, report.largest, report.computed) == (2, 1, 2, True)
+    assert (report.compared, report.representative_count, report.largest, report.computed) == (2, 1, 2, True)
     assert "1 kept, 1 show the same" in str(report) and 'keep = "duplicates.is_representative"' in str(report)
 
 
@@ -91,7 +91,9 @@ def test_order_and_parts_change_nothing(tmp_path):
 def test_many_copies_are_one_cluster_and_a_logo_is_no_evidence(tmp_path):
     film, logo = random_hashes(5, seed=1), random_hashes(1, seed=2)
     scores = {f"copy-{number:03}": film if number % 2 else turned(film, 3, seed=number) for number in range(70)}
-    scores |= {f"logo-{number:03}": logo + random_hashes(3, seed=10 + number) for number in range(3 * MAX_SHARING)}
+    scores |= {
+        f"logo-{number:03}": logo + random_hashes(3, seed=10 + number) for number in range(3 * MAX_CLIPS_PER_HASH)
+    }
     twin = "logo-000"
     scores["logo-twin"] = turned(scores[twin], 2)
     found = clusters(tmp_path / "corpus", scores)
@@ -105,7 +107,7 @@ def test_clips_without_contrast_are_nobodys_copies(tmp_path):
     corpus = scored_corpus(tmp_path, [clip(name) for name in scores], scores)
     report = api.duplicates(corpus)
     assert clusters_of(corpus) == {"black": "black", "dark": "dark", "a": "a", "failed": None}
-    assert (report.clips, report.compared, report.kept) == (4, 3, 3)
+    assert (report.clips, report.compared, report.representative_count) == (4, 3, 3)
 
 
 def test_it_needs_the_filter(tmp_path):

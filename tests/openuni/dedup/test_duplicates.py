@@ -138,7 +138,7 @@ def test_clips_that_came_later_are_pending_and_named(corpus, raw, checkpoint, tm
         rules,
         tmp_path / "new",
         out=corpus.store.url,
-        scope=openuni.pipeline.pipeline.Scope(add=True),
+        scope=openuni.pipeline.pipeline.RunScope(add=True),
         reporter=reporter,
     )
     assert "1 clips are not in duplicates yet" in "".join(capsys.readouterr())

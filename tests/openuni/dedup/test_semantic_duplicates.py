@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from openuni import api
-from openuni.dedup.deduplicator import finder_by
-from openuni.dedup.deduplicators import _nearest
+from openuni.dedup.deduplicator import deduplicator_by
+from openuni.dedup.deduplicators import _embedding_search
 from openuni.manifests.errors import OpenUniError
 from tests.openuni.dedup.scored import clip, clusters_of, scored_corpus
 
@@ -39,13 +39,13 @@ def expected(names):
 
 @pytest.mark.parametrize("max_exact", [20_000, 100], ids=["all pairs", "index"])
 def test_planted_copies_are_found_and_nothing_else(tmp_path, monkeypatch, max_exact):
-    monkeypatch.setattr(_nearest, "MAX_EXACT", max_exact)
-    monkeypatch.setattr(_nearest, "BATCH_ROWS", 64)  # several batches
+    monkeypatch.setattr(_embedding_search, "MAX_EXACT", max_exact)
+    monkeypatch.setattr(_embedding_search, "BATCH_ROWS", 64)  # several batches
     vectors = planted(400)
     corpus = scored_corpus(tmp_path / "corpus", [clip(name) for name in vectors], vectors, part_rows=170)
     report = api.duplicates(corpus, by="embedding")
     assert clusters_of(corpus, "semantic_duplicates") == expected(vectors)
-    assert (report.clips, report.compared, report.kept, report.largest) == (560, 560, 400, 3)
+    assert (report.clips, report.compared, report.representative_count, report.largest) == (560, 560, 400, 3)
     row = corpus.find("filters/semantic_duplicates", "x0-of-0005")["semantic_duplicates"]
     assert row["similarity"] == pytest.approx(0.99, abs=2e-3)
     assert (row["is_representative"], row["clips"], row["status"]) == (False, 3, "ok")
@@ -53,10 +53,10 @@ def test_planted_copies_are_found_and_nothing_else(tmp_path, monkeypatch, max_ex
 
 @pytest.mark.parametrize("max_exact", [20_000, 5], ids=["all pairs", "index"])
 def test_more_copies_than_neighbours_are_one_cluster(tmp_path, monkeypatch, max_exact):
-    monkeypatch.setattr(_nearest, "MAX_EXACT", max_exact)
+    monkeypatch.setattr(_embedding_search, "MAX_EXACT", max_exact)
     rng = np.random.default_rng(0)
     vector = unit(rng.normal(size=WIDTH))
-    vectors = {f"{number:03}": near(vector, 0.999, rng) for number in range(5 * _nearest.NEIGHBOURS)}
+    vectors = {f"{number:03}": near(vector, 0.999, rng) for number in range(5 * _embedding_search.NEIGHBOURS)}
     corpus = scored_corpus(tmp_path / "corpus", [clip(name) for name in vectors], vectors)
     assert set(clusters_of_after(corpus).values()) == {"000"}
 
@@ -95,4 +95,4 @@ def test_vectors_of_two_networks_are_refused(tmp_path):
 
 def test_what_duplicates_go_by_is_named():
     with pytest.raises(OpenUniError, match=r'duplicates by "embeding" is not known\. Did you mean "embedding"'):
-        finder_by("embeding")
+        deduplicator_by("embeding")

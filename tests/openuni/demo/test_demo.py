@@ -9,15 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from openuni.config.recipe import Recipe
+from openuni.config.recipe import CorpusRecipe
 from openuni.console.progress import Reporter
-from openuni.demo import demo
-from openuni.demo import results as demo_results
+from openuni.demo import demo, results
 from openuni.demo.demo import FULL, QUICK, Demo, run_demo
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.errors import OpenUniError
 from openuni.manifests.modalities.depth import Depth
-from openuni.training.recipe import Recipe as TrainRecipe
+from openuni.training.recipe import TrainingRecipe
 from openuni.world import make_clip
 
 TINY = dataclasses.replace(
@@ -56,7 +55,7 @@ def true_clips(made):
     """By clip_id of the kept clips: the world clip they were written from."""
     corpus = Corpus.open(str(made.parent / "corpus"))
     found = {}
-    for clip_id in corpus.kept():
+    for clip_id in corpus.kept_clip_ids():
         preset, _, seed = Path(corpus[clip_id].clip.source).stem.rpartition("-")
         found[clip_id] = make_clip(int(seed), preset=preset, **SIZE)
     return found
@@ -113,7 +112,7 @@ def test_held_out_clips_were_never_trained_on(made, numbers):
     from openuni import api
 
     run = api.open_run(made.parent / "run")
-    held_out, trained = demo_results.held_out_clips(run, Corpus.open(str(made.parent / "corpus")))
+    held_out, trained = results.held_out_clips(run, Corpus.open(str(made.parent / "corpus")))
     assert set(held_out) | set(trained) == set(true_clips(made)) and not set(held_out) & set(trained)
     assert len(held_out) == run.record["data"]["held_out"] == numbers["depth"]["clips"]
     assert numbers["training"]["clips"] == len(trained)
@@ -143,7 +142,7 @@ def test_the_page_shows_what_was_measured(made, numbers):
 
 def test_the_recipe_can_be_run_by_hand_and_nothing_is_left_to_do(made):
     folder = made.parent
-    assert list(Recipe.load(folder / "corpus.toml").annotators) == ["dis", "supplied"]
+    assert list(CorpusRecipe.load(folder / "corpus.toml").annotators) == ["dis", "supplied"]
     before = stamps(folder)
     command = ["run", folder / "corpus.toml", folder / "raw" / "*.mp4", "--out", folder / "corpus", "--workers", "0"]
     done = subprocess.run(
@@ -196,13 +195,13 @@ def test_the_command_line_reports_it_without_a_traceback(tmp_path):
 
 def test_disparity_of_both_units():
     metres = np.full((1, 2, 2, 1), 4.0, np.float32)
-    assert demo_results.disparity(Depth(metres, unit="metres")).max() == 0.25
-    assert demo_results.disparity(Depth(metres)).max() == 4.0
+    assert results.disparity(Depth(metres, unit="metres")).max() == 0.25
+    assert results.disparity(Depth(metres)).max() == 4.0
 
 
 def test_detail_counts_edges():
     checks = (np.indices((8, 8)).sum(axis=0) % 2).astype(np.float32)[None, ..., None]
-    assert demo_results.detail(checks) == 2.0 and demo_results.detail(np.zeros((1, 8, 8, 1))) == 0.0
+    assert results.detail(checks) == 2.0 and results.detail(np.zeros((1, 8, 8, 1))) == 0.0
 
 
 @pytest.mark.slow
@@ -225,8 +224,8 @@ def test_the_quick_demo_as_a_user_runs_it(tmp_path):
 def test_the_training_recipe_is_written_as_it_is(plan, tmp_path):
     recipe = demo.training_recipe(plan)
     (tmp_path / "train.toml").write_text(demo.toml_text(recipe.to_dict()))
-    assert TrainRecipe.load(tmp_path / "train.toml") == recipe
-    shipped = TrainRecipe.load(plan.train_recipe)
+    assert TrainingRecipe.load(tmp_path / "train.toml") == recipe
+    shipped = TrainingRecipe.load(plan.train_recipe)
     assert (recipe.optimizer, recipe.model, recipe.tasks) == (shipped.optimizer, shipped.model, shipped.tasks)
     assert (
         recipe.data.validation_share == 0.2

@@ -9,14 +9,14 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from openuni.demo import verdicts
-from openuni.demo.charts import Line, line_chart, smoothed, ticks
+from openuni.demo import statements
+from openuni.demo.charts import ChartLine, line_chart, smoothed, ticks
 from openuni.demo.page import demo_page
-from openuni.demo.preview_videos import Row, make_film
-from openuni.demo.verdicts import look_up
+from openuni.demo.preview_videos import VideoRow, make_page_video
+from openuni.demo.statements import look_up
 from openuni.manifests.contracts.decoded_clip import decode
 from openuni.manifests.errors import OpenUniError
-from openuni.manifests.video.probe import clip_of, probe
+from openuni.manifests.video.probe import make_clip, probe
 
 
 def errors(abs_rel, delta1=0.5):
@@ -97,8 +97,8 @@ def pictures(frames=5, height_px=32, width_px=48):
 
 @pytest.fixture(scope="module")
 def rows():
-    film = make_film("RGB <given>", pictures(), 16.0)
-    row = Row([film, film], "A <script>alert(1)</script> ball & a box")
+    film = make_page_video("RGB <given>", pictures(), 16.0)
+    row = VideoRow([film, film], "A <script>alert(1)</script> ball & a box")
     return {"corpus": [row], "flow": [row], "depth": [row, row], "joint": [row]}
 
 
@@ -177,7 +177,7 @@ def test_films_play_and_have_a_still(page, tmp_path):
     path = tmp_path / "film.mp4"
     path.write_bytes(base64.b64decode(data))
     info = probe(str(path))
-    clip = clip_of(str(path), info)
+    clip = make_clip(str(path), info)
     assert (clip.codec, clip.frame_count, clip.width_px, clip.height_px) == ("h264", 5, 240, 160)
     seen = decode(clip).frames[:, 2::5, 2::5]  # the middle of every enlarged pixel
     assert np.abs(seen.astype(int) - pictures()).mean() < 12
@@ -191,7 +191,7 @@ def test_films_play_and_have_a_still(page, tmp_path):
 
 
 def test_floats_are_films_too():
-    film = make_film("depth", np.linspace(-0.5, 1.5, 3 * 200 * 170 * 3).reshape(3, 200, 170, 3), 16.0)
+    film = make_page_video("depth", np.linspace(-0.5, 1.5, 3 * 200 * 170 * 3).reshape(3, 200, 170, 3), 16.0)
     assert (film.height_px, film.width_px) == (200, 170)
 
 
@@ -221,21 +221,21 @@ def test_it_says_when_the_clips_are_too_few_to_tell(clips, standard_error, rows)
 
 def test_the_words_follow_the_numbers():
     def said(verdict, numbers):
-        return verdicts.fill(verdict(numbers), numbers)
+        return statements.fill(verdict(numbers), numbers)
 
-    assert "worse than the best constant map (0.375)" in said(verdicts.depth, with_depth(estimate=0.4))
+    assert "worse than the best constant map (0.375)" in said(statements.depth, with_depth(estimate=0.4))
     assert "not better than the mean map of the training clips (0.250)" in said(
-        verdicts.depth, with_depth(estimate=0.3)
+        statements.depth, with_depth(estimate=0.3)
     )
-    good = said(verdicts.depth, NUMBERS)
+    good = said(statements.depth, NUMBERS)
     assert "reads depth from the picture" in good and "57% of the way" in good and "on 2 of the 3 clips" in good
     assert "has begun to read depth from the picture" in said(
-        verdicts.depth, with_depth(estimate=0.24, standard_error=0.001)
+        statements.depth, with_depth(estimate=0.24, standard_error=0.001)
     )
-    assert "explains 75% of the true motion" in said(verdicts.flow, NUMBERS)
+    assert "explains 75% of the true motion" in said(statements.flow, NUMBERS)
     worse = NUMBERS | {"flow": {"dis": {"epe_px": 2.0}, "zero": {"epe_px": 1.0}}}
-    assert "worse than saying that nothing moves" in said(verdicts.flow, worse)
-    assert "kept 19, dropped 5 by rule and lost 1 to errors" in said(verdicts.ledger, NUMBERS)
+    assert "worse than saying that nothing moves" in said(statements.flow, worse)
+    assert "kept 19, dropped 5 by rule and lost 1 to errors" in said(statements.ledger, NUMBERS)
 
 
 @pytest.mark.parametrize(("end", "held_out", "words"), [
@@ -247,21 +247,21 @@ def test_the_words_follow_the_numbers():
 def test_the_words_about_training(end, held_out, words):
     training = NUMBERS["training"] | {"estimate_loss_end": end, "estimate_loss_held_out": held_out}
     numbers = NUMBERS | {"training": training}
-    assert words in verdicts.fill(verdicts.training(numbers), numbers)
+    assert words in statements.fill(statements.training(numbers), numbers)
 
 
 @pytest.mark.parametrize(("share", "words"), [(0.25, "blurred"), (1.0, "Judge by eye"), (2.0, "noise")])
 def test_the_words_about_generated_pictures(share, words):
-    assert words in verdicts.joint({"joint": {"detail_share": share}})
+    assert words in statements.joint({"joint": {"detail_share": share}})
 
 
 def test_a_number_that_is_not_there_is_an_error():
     with pytest.raises(OpenUniError, match=r"no depth\.estimate\.rmse"):
-        verdicts.fill("{depth.estimate.rmse:.3f}", NUMBERS)
+        statements.fill("{depth.estimate.rmse:.3f}", NUMBERS)
 
 
 def test_a_chart_places_its_points():
-    chart = line_chart([Line("a <b>", "one", [(0, 0.0), (50, 1.0), (100, 2.0)], dots=True)], "step", "loss & more")
+    chart = line_chart([ChartLine("a <b>", "one", [(0, 0.0), (50, 1.0), (100, 2.0)], dots=True)], "step", "loss & more")
     (path,) = re.findall(r'class="line one" d="M([^"]*)"', chart)
     points = [tuple(map(float, point.split())) for point in path.split("L")]
     (left, low), (middle, _), (right, high) = points

@@ -12,19 +12,19 @@ import torch
 from typer.testing import CliRunner
 
 from openuni.cli.main import app
-from openuni.inference.generate import Request, make_files
+from openuni.inference.generate import GenerateRequest, generate_files
 from openuni.manifests.contracts.modality import Modality
 from openuni.manifests.errors import OpenUniError
 from openuni.manifests.modalities.skeleton import Skeleton
 from openuni.training.loop.trainer import train
-from openuni.training.recipe import Recipe
+from openuni.training.recipe import TrainingRecipe
 from openuni.training.run import Run
-from openuni.training.sampler import Sampling
+from openuni.training.sampler import SamplingOptions
 from tests.manifests.modalities.people import standing
 from tests.train.corpora import random_clips, write_corpus
 
 TINY = {"name": "unityvideo", "num_layers": 1, "heads": 2, "head_dim": 12, "ffn_dim": 48, "freq_dim": 16}
-QUICK = Sampling(steps=1, shift=1.0)
+QUICK = SamplingOptions(steps=1, shift=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("generate")
     corpus = write_corpus(folder / "corpus", random_clips(4, ("rgb", "skeleton", "normal")))
     settings = {"model": TINY | {"switcher_dim": 8}, "optimizer": {"steps": 1, "batch_size": 2}}
-    return train(Recipe.from_dict(settings), corpus, folder / "run")
+    return train(TrainingRecipe.from_dict(settings), corpus, folder / "run")
 
 
 def skeleton() -> Skeleton:
@@ -63,22 +63,24 @@ def test_a_skeleton_is_given_as_points_or_as_its_drawing(run: Run) -> None:
 
 def test_files_of_a_skeleton_are_written_and_read(run: Run, tmp_path: Path) -> None:
     given = tmp_path / "given"
-    written = make_files(run.folder, Request(("rgb", "skeleton"), "a walk", steps=1), given)
+    written = generate_files(run.folder, GenerateRequest(("rgb", "skeleton"), "a walk", steps=1), given)
     assert sorted(path.name for path in written) == ["rgb.mp4", "rgb.npy", "skeleton.mp4", "skeleton.npy"]
     assert np.load(given / "skeleton.npy").shape == (5, 16, 16, 3)
     for name, pixels in (("rgb", "yuv420p"), ("skeleton", "yuv444p")):  # colours of a map are values
         with av.open(str(given / f"{name}.mp4")) as container:
             assert container.streams.video[0].pix_fmt == pixels
-    again = make_files(run.folder, Request(("rgb",), given=(f"skeleton={given / 'skeleton.mp4'}",), steps=1), tmp_path)
+    again = generate_files(
+        run.folder, GenerateRequest(("rgb",), given=(f"skeleton={given / 'skeleton.mp4'}",), steps=1), tmp_path
+    )
     assert [path.name for path in again] == ["rgb.mp4", "rgb.npy"]
     assert np.load(tmp_path / "rgb.npy").shape == (5, 16, 16, 3)
 
 
 def test_guidance_of_given_streams_reaches_the_run(run: Run, tmp_path: Path) -> None:
-    make_files(run.folder, Request(("rgb", "skeleton"), "a walk", steps=1), tmp_path)
+    generate_files(run.folder, GenerateRequest(("rgb", "skeleton"), "a walk", steps=1), tmp_path)
     given = (f"skeleton={tmp_path / 'skeleton.mp4'}",)
     with pytest.raises(OpenUniError, match=r"given_guidance 2 needs a run that has learnt \"skeleton->rgb\""):
-        make_files(run.folder, Request(("rgb",), given=given, steps=1, given_guidance=2.0), tmp_path)
+        generate_files(run.folder, GenerateRequest(("rgb",), given=given, steps=1, given_guidance=2.0), tmp_path)
 
 
 # ---------------------------------------------------------------- wrong input
@@ -123,11 +125,11 @@ def test_captions_that_cannot_be_are_refused(run: Run, captions: Any) -> None:
 
 def test_positions_end_where_the_models_tables_end(run: Run) -> None:
     channels = run.record["latent_shape"][0]
-    frames, rows, columns = run.architecture.largest_latents(2)
+    frames, rows, columns = run.architecture.max_latent_shape(2)
     table = run.model.rope.freqs_cos.shape[0]
     assert (frames, rows, columns) == (table, table * 2, table)  # patches are 1 x 2 x 2, two streams share the width
-    assert run.architecture.largest_latents(1)[2] == table * 2
-    assert dataclasses.replace(run.architecture, rope="per_segment").largest_latents(2)[2] == table * 2
+    assert run.architecture.max_latent_shape(1)[2] == table * 2
+    assert dataclasses.replace(run.architecture, rope="per_segment").max_latent_shape(2)[2] == table * 2
     task = "text->rgb+skeleton"
     widest = run.sample(task, {}, ["a walk"], (channels, 1, 2, columns), QUICK)
     assert widest["rgb"].shape == (1, channels, 1, 2, columns)
@@ -176,8 +178,8 @@ def test_text_is_written_and_printed(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "text": {"length": 12, "shift": 2.0},
         "optimizer": {"steps": 1, "batch_size": 2},
     }
-    run = train(Recipe.from_dict(settings), corpus, tmp_path / "run")
-    asked: list[Sampling] = []
+    run = train(TrainingRecipe.from_dict(settings), corpus, tmp_path / "run")
+    asked: list[SamplingOptions] = []
     generate = Run.generate
 
     def watched(self: Run, *arguments: Any) -> dict[str, Any]:
@@ -185,7 +187,7 @@ def test_text_is_written_and_printed(tmp_path: Path, monkeypatch: pytest.MonkeyP
         return generate(self, *arguments)
 
     monkeypatch.setattr(Run, "generate", watched)
-    both = make_files(run.folder, Request(("rgb", "text"), "a walk", steps=1), tmp_path / "both")
+    both = generate_files(run.folder, GenerateRequest(("rgb", "text"), "a walk", steps=1), tmp_path / "both")
     assert [path.name for path in both] == ["rgb.mp4", "rgb.npy", "text.txt"]
     given, out = f"rgb={tmp_path / 'both' / 'rgb.mp4'}", tmp_path / "out"
     command = ["generate", str(run.folder), "--make", "text", "--given", given, "--steps", "2", "--out", str(out)]

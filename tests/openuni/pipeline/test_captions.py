@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 import openuni
-from openuni.config.recipe import Recipe
+from openuni.config.recipe import CorpusRecipe
 from openuni.console.progress import Reporter
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.errors import OpenUniError
-from openuni.pipeline.pipeline import Scope
+from openuni.pipeline.pipeline import RunScope
 from openuni.report import doctor
 from openuni.training.codecs.bytes import Bytes
 from tests.annotators.test_caption import tiny_checkpoint
@@ -26,7 +26,7 @@ def recipe(caption="", annotators=None, **more):
 
 
 def run(raw, out, tables, **scope):
-    return openuni.run(tables, raw, out=out, scope=Scope(**scope), reporter=Reporter(quiet=True))
+    return openuni.run(tables, raw, out=out, scope=RunScope(**scope), reporter=Reporter(quiet=True))
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def embedded(corpus: Corpus) -> dict[str, str]:
 
 
 def as_bfloat16(array: np.ndarray) -> bytes:
-    from openuni.pipeline.encode import to_bytes
+    from openuni.pipeline.encode_phase import to_bytes
 
     return to_bytes(array, "bfloat16")
 
@@ -146,7 +146,7 @@ def test_clips_without_a_text_have_no_embedding_until_they_get_one(raw, tmp_path
 )
 def test_a_column_that_is_none_is_refused_when_the_recipe_is_read(caption, message):
     with pytest.raises(OpenUniError, match=message):
-        Recipe.parse(recipe(caption, {"template_caption": {}, "dis": {}}))
+        CorpusRecipe.parse(recipe(caption, {"template_caption": {}, "dis": {}}))
 
 
 def test_an_annotator_that_is_nowhere_is_refused_before_the_work(raw, tmp_path):
@@ -154,18 +154,18 @@ def test_an_annotator_that_is_nowhere_is_refused_before_the_work(raw, tmp_path):
     with pytest.raises(OpenUniError, match=r'neither this recipe nor the corpus has an annotator "caption".*ANNOTATOR'):
         run(raw, tmp_path / "corpus", tables)
     assert not Corpus.open(str(tmp_path / "corpus")).parts("clips")
-    notes = [finding.text for finding in doctor.examine(Recipe.parse(tables)) if finding.what == "encode"]
+    notes = [finding.text for finding in doctor.run_checks(CorpusRecipe.parse(tables)) if finding.what == "encode"]
     assert notes == ["captions come from caption.detailed, which the corpus must hold already"]
-    known = [finding for finding in doctor.examine(Recipe.parse(recipe("template_caption.brief")))]
+    known = [finding for finding in doctor.run_checks(CorpusRecipe.parse(recipe("template_caption.brief")))]
     assert [finding.level for finding in known if "captions come from" in finding.text] == ["ok"]
 
 
 def test_the_text_of_an_older_annotator_without_that_column_is_no_text(raw, tmp_path):
     corpus = run(raw, tmp_path / "corpus", {key: value for key, value in TOLD.items()})
-    from openuni.config.captions import CaptionColumn, captioned, captions
+    from openuni.config.captions import CaptionColumn, captions, clip_ids_with_caption
 
-    assert len(captioned(corpus, CaptionColumn("template_caption", "tags"))) == 0
-    assert len(captioned(corpus, CaptionColumn("nobody", "tags"))) == 0
-    ids = captioned(corpus, CaptionColumn("template_caption", "brief"))
+    assert len(clip_ids_with_caption(corpus, CaptionColumn("template_caption", "tags"))) == 0
+    assert len(clip_ids_with_caption(corpus, CaptionColumn("nobody", "tags"))) == 0
+    ids = clip_ids_with_caption(corpus, CaptionColumn("template_caption", "brief"))
     assert len(ids) == 3 and all(captions(corpus, CaptionColumn("template_caption", "brief"), ids))
     assert dataclasses.is_dataclass(corpus[0].clip)

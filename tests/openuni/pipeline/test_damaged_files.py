@@ -13,7 +13,7 @@ import pytest
 import openuni
 from openuni.manifests.contracts.decoded_clip import decode
 from openuni.manifests.video.container import Limits
-from openuni.manifests.video.probe import clip_of, probe
+from openuni.manifests.video.probe import make_clip, probe
 from openuni.manifests.video.video_errors import VideoError
 from openuni.pipeline.runner import Resources
 from tests.coded_clips import encode
@@ -126,7 +126,7 @@ def test_every_damaged_file_is_a_clip_or_a_failed_row(whole: dict[str, bytes], t
     assert time.monotonic() - started < MAX_S_PER_FILE * 10
     ledger = corpus.summary()
     assert ledger.clips == len(paths) + len(whole)
-    assert ledger.balances and ledger.pending == 0
+    assert ledger.is_consistent and ledger.pending == 0
     failed = {(failure.operator, failure.reason): failure.clips for failure in ledger.failed}
     assert 40 < sum(failed.values()) < FILES  # most damage is found, some is harmless
     known = {"NotAVideo", "Undecodable", "OverLimit", "Refused", "VideoError", "WorkerDied"}
@@ -153,7 +153,7 @@ def test_memory_stays_flat_over_many_opens(whole: dict[str, bytes], tmp_path: Pa
             with suppress(VideoError):
                 info = probe(path, limits)
                 if number % 10 == 0:
-                    decode(clip_of(path, info), limits=limits, threads=1)
+                    decode(make_clip(path, info), limits=limits, threads=1)
 
     open_all(OPENS // 5)  # caches of the libraries fill
     before = process.memory_info().rss

@@ -69,7 +69,7 @@ def corpus(tmp_path_factory):
         return openuni.run(recipe, folder / "raw", out=out, reporter=Reporter(quiet=True))
     cut = {"ingest": {"shots": "fixed", "max_s": 0.4, "split": "windows"}}
     corpus = openuni.run(cut, os.environ["OPENUNI_CLIPS"], out=out, reporter=Reporter(quiet=True))
-    corpus.remove("clips", lambda rows: pc.not_equal(rows["start_cut"], "file"))  # of each file its beginning
+    corpus.delete_rows("clips", lambda rows: pc.not_equal(rows["start_cut"], "file"))  # of each file its beginning
     return openuni.run(recipe, out=out, reporter=Reporter(quiet=True))
 
 

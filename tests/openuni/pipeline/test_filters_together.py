@@ -10,7 +10,7 @@ from openuni.console.progress import Reporter
 from openuni.manifests.contracts.operator import operator_names
 from openuni.manifests.contracts.schema import OUTCOME_FIELDS
 from openuni.manifests.video import probe, reader
-from openuni.pipeline.pipeline import Scope
+from openuni.pipeline.pipeline import RunScope
 from openuni.pipeline.runner import Resources
 from tests.coded_clips import encode
 from tests.moving_pictures import panned
@@ -31,7 +31,7 @@ def raw(tmp_path_factory):
 
 def run(raw, out, keep="", **scope):
     recipe = {"keep": keep, "filters": {name: {} for name in FILTERS}}
-    how = {"scope": Scope(**scope), "reporter": Reporter(quiet=True), "resources": Resources(workers=0)}
+    how = {"scope": RunScope(**scope), "reporter": Reporter(quiet=True), "resources": Resources(workers=0)}
     return openuni.run(recipe, raw, out=out, **how)
 
 

@@ -77,7 +77,7 @@ def test_twenty_kills_change_nothing(tmp_path):
     recipe = write_recipe(tmp_path / "corpus.toml", tmp_path / "log", 0.15)
     whole = openuni.run(recipe, raw, out=tmp_path / "whole", reporter=Reporter(quiet=True))
     expected = contents(whole)
-    wanted = len(whole.kept())
+    wanted = len(whole.kept_clip_ids())
 
     kills = {"worker": 0, "driver": 0}
     rounds = 0
@@ -153,7 +153,7 @@ def test_a_killed_driver_resumes(tmp_path):
     )
     resumed = openuni.run(recipe, raw, out=tmp_path / "corpus", reporter=Reporter(quiet=True))
     # only the clip in hand, and at worst the one being written, were done twice
-    assert len(log.read_text().splitlines()) <= len(resumed.kept()) + 2
+    assert len(log.read_text().splitlines()) <= len(resumed.kept_clip_ids()) + 2
     whole = openuni.run(recipe, raw, out=tmp_path / "whole", reporter=Reporter(quiet=True))
     assert contents(resumed) == contents(whole)
 
@@ -207,5 +207,5 @@ def test_ctrl_c_says_what_is_kept_and_how_to_go_on(tmp_path, workers):
     done = len(log.read_text().splitlines())
     resumed = openuni.run(recipe, raw, out=tmp_path / "corpus", reporter=Reporter(quiet=True))
     assert resumed.summary().pending == 0
-    again = len(log.read_text().splitlines()) - (len(resumed.kept()) - done)
+    again = len(log.read_text().splitlines()) - (len(resumed.kept_clip_ids()) - done)
     assert done <= again <= done + 2 * max(1, workers)  # only what was in hand

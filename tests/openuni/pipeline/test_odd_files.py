@@ -96,7 +96,7 @@ def test_every_file_has_its_rows_and_filters_see_all_clips(corpus) -> None:
         assert words in errors[name], errors[name]
     assert len(rows) == 12 and "only_a_pipe.mp4" not in rows
     summary = corpus.summary()
-    assert summary.balances and summary.pending == 0 and sum(failure.clips for failure in summary.failed) == 5
+    assert summary.is_consistent and summary.pending == 0 and sum(failure.clips for failure in summary.failed) == 5
 
 
 def test_what_became_a_clip_is_exact_to_the_frame(corpus) -> None:

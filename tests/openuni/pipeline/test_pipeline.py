@@ -10,7 +10,7 @@ import pytest
 import openuni
 from openuni.console.progress import Reporter
 from openuni.manifests.corpus.corpus import Corpus
-from openuni.pipeline.pipeline import Scope
+from openuni.pipeline.pipeline import RunScope
 from tests.raw_clips import contents, write_clips, write_still
 
 RECIPE = {
@@ -23,7 +23,7 @@ RECIPE = {
 
 
 def run(raw, out, recipe=None, **scope):
-    return openuni.run(recipe or RECIPE, raw, out=out, scope=Scope(**scope), reporter=Reporter(quiet=True))
+    return openuni.run(recipe or RECIPE, raw, out=out, scope=RunScope(**scope), reporter=Reporter(quiet=True))
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_every_clip_is_accounted_for(corpus):
 
 
 def test_only_kept_clips_are_annotated_and_encoded(corpus):
-    kept = set(corpus.kept())
+    kept = set(corpus.kept_clip_ids())
     assert len(kept) == 4
     for group in corpus.groups():
         ids = corpus.table(group, ["clip_id"]).column("clip_id").to_pylist()
@@ -140,7 +140,7 @@ def test_only_leaves_the_others_pending_until_they_run(raw, tmp_path):
 
 def test_select_shares_payloads_and_keeps_only_what_passes(raw, corpus, tmp_path):
     chosen = openuni.select(corpus, "motion.speed_diag_per_s > 0.5", out=tmp_path / "few")
-    expected = [clip for clip in corpus.kept() if corpus[clip].row("motion")["speed_diag_per_s"] > 0.5]
+    expected = [clip for clip in corpus.kept_clip_ids() if corpus[clip].row("motion")["speed_diag_per_s"] > 0.5]
     assert 0 < len(expected) < 4
     assert [clip.clip_id for clip in chosen] == expected
     assert (chosen[0].flow == corpus[chosen[0].clip_id].flow).all()

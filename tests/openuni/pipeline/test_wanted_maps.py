@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 import openuni
-from openuni.config.recipe import Recipe
+from openuni.config.recipe import CorpusRecipe
 from openuni.console.progress import Reporter
 from openuni.manifests.errors import OpenUniError
-from openuni.pipeline.map_sources import MapSource, wanted_maps
-from openuni.pipeline.pipeline import Scope
+from openuni.pipeline.map_sources import MapSource, required_maps
+from openuni.pipeline.pipeline import RunScope
 from tests.raw_clips import write_clips
 
 MOVING = "tests.operators.moving"
@@ -19,7 +19,7 @@ DIS = {"preset": "ultrafast"}
 
 def run(raw, out, annotators, short_side_px=32, **scope):
     recipe = {"work": {"short_side_px": short_side_px}, "annotators": annotators}
-    return openuni.run(recipe, raw, out=out, scope=Scope(**scope), reporter=Reporter(quiet=True))
+    return openuni.run(recipe, raw, out=out, scope=RunScope(**scope), reporter=Reporter(quiet=True))
 
 
 def rows(corpus, name=MOVING):
@@ -125,17 +125,17 @@ def test_a_damaged_flow_is_the_reason_of_that_clip_alone(raw, tmp_path):
 )
 def test_what_cannot_be_made_is_an_error_before_anything_runs(annotators, message):
     with pytest.raises(OpenUniError, match=message):
-        wanted_maps(Recipe.parse({"annotators": annotators}))
+        required_maps(CorpusRecipe.parse({"annotators": annotators}))
 
 
 def test_one_of_several_is_named():
     supplied = {"modalities": ["depth", "flow"]}
-    recipe = Recipe.parse({"annotators": {MOVING: {"of": "dis.flow"}, "dis": {}, "supplied": supplied}})
-    wanted = wanted_maps(recipe)
+    recipe = CorpusRecipe.parse({"annotators": {MOVING: {"of": "dis.flow"}, "dis": {}, "supplied": supplied}})
+    wanted = required_maps(recipe)
     assert wanted[MOVING] == {"flow": MapSource("dis", "flow")}
     assert list(wanted).index("dis") < list(wanted).index(MOVING)
 
 
 def test_what_an_annotator_could_make_but_is_not_asked_for_does_not_count():
-    recipe = Recipe.parse({"annotators": {MOVING: {}, "dis": {}, "supplied": {"modalities": ["depth"]}}})
-    assert wanted_maps(recipe)[MOVING] == {"flow": MapSource("dis", "flow")}
+    recipe = CorpusRecipe.parse({"annotators": {MOVING: {}, "dis": {}, "supplied": {"modalities": ["depth"]}}})
+    assert required_maps(recipe)[MOVING] == {"flow": MapSource("dis", "flow")}

@@ -10,7 +10,7 @@ import pytest
 
 from openuni.manifests.errors import OpenUniError
 from openuni.pipeline.runner import InProcessRunner
-from openuni.pipeline.worker import Loop, Outcome, Spec, Worker
+from openuni.pipeline.worker import ItemOutcome, Spec, Worker, WorkerLoop
 
 PATIENCE_S = 10.0
 
@@ -29,14 +29,14 @@ class Recorder(Worker):
     def compute(self, item: str, prepared: str) -> str:
         return self._do("compute", item)
 
-    def store(self, item: str, computed: str) -> Outcome:
+    def store(self, item: str, computed: str) -> ItemOutcome:
         assert self.let_write.wait(PATIENCE_S)
         self._do("store", item)
-        return Outcome(item, "ok")
+        return ItemOutcome(item, "ok")
 
-    def fail(self, item: str, error: str) -> Outcome:
+    def fail(self, item: str, error: str) -> ItemOutcome:
         self.events.append(("fail", item))
-        return Outcome(item, "failed", error)
+        return ItemOutcome(item, "failed", error)
 
     def finish(self) -> None:
         self.events.append(("finish", ""))
@@ -50,19 +50,19 @@ class Recorder(Worker):
         return item
 
 
-def drive(*items: str) -> tuple[Recorder, list[Outcome]]:
+def drive(*items: str) -> tuple[Recorder, list[ItemOutcome]]:
     worker = Recorder()
-    loop = Loop(worker)
+    loop = WorkerLoop(worker)
     outcomes = [loop.step(item, following) for item, following in zip(items, [*items[1:], None], strict=True)]
-    outcomes.append(loop.settle())
+    outcomes.append(loop.flush())
     loop.finish()
-    assert outcomes[0] is None and loop.settle() is None
+    assert outcomes[0] is None and loop.flush() is None
     return worker, [outcome for outcome in outcomes if outcome is not None]
 
 
 def test_every_item_is_reported_once_in_order_and_finish_comes_last():
     worker, outcomes = drive("a", "b", "c")
-    assert outcomes == [Outcome("a", "ok"), Outcome("b", "ok"), Outcome("c", "ok")]
+    assert outcomes == [ItemOutcome("a", "ok"), ItemOutcome("b", "ok"), ItemOutcome("c", "ok")]
     for stage in ("prepare", "compute", "store"):
         assert [item for what, item in worker.events if what == stage] == ["a", "b", "c"]
     assert worker.events[-1] == ("finish", "")
@@ -80,7 +80,7 @@ def test_an_error_in_any_stage_fails_that_item_only(stage):
 def test_the_next_is_computed_while_the_one_before_is_written_but_no_further():
     worker = Recorder()
     worker.let_write.clear()
-    loop = Loop(worker)
+    loop = WorkerLoop(worker)
     assert loop.step("a", "b") is None
     second = threading.Thread(target=loop.step, args=("b", None))
     second.start()
@@ -89,12 +89,12 @@ def test_the_next_is_computed_while_the_one_before_is_written_but_no_further():
     assert ("compute", "b") in worker.events and ("store", "a") not in worker.events
     worker.let_write.set()
     second.join(PATIENCE_S)
-    assert loop.settle() == Outcome("b", "ok")
+    assert loop.flush() == ItemOutcome("b", "ok")
     loop.finish()
 
 
 def test_what_ends_the_run_is_raised_from_the_thread_that_writes():
-    loop = Loop(Recorder())
+    loop = WorkerLoop(Recorder())
     loop.step("fatal in store", None)
     with pytest.raises(OpenUniError, match="no space left"):
         loop.step("b", None)
@@ -104,7 +104,7 @@ def test_what_ends_the_run_is_raised_from_the_thread_that_writes():
 def test_what_is_being_written_is_written_before_the_worker_is_finished():
     worker = Recorder()
     worker.let_write.clear()
-    loop = Loop(worker)
+    loop = WorkerLoop(worker)
     loop.step("a", None)
     threading.Timer(0.2, worker.let_write.set).start()
     loop.finish()

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from openuni.config.recipe import Recipe
+from openuni.config.recipe import CorpusRecipe
 from openuni.manifests.contracts.checkpoint import Checkpoint, terms_of
-from openuni.manifests.errors import MissingPart, OpenUniError
-from openuni.report.checkpoints import chosen, published, table
-from openuni.report.doctor import examine, require
+from openuni.manifests.errors import MissingRequirement, OpenUniError
+from openuni.report.checkpoints import published, select_checkpoints, table
+from openuni.report.doctor import require_all, run_checks
 from openuni.report.download import CHUNK_BYTES, download
 from tests.file_server import Served, file_server, hub_files
 
@@ -92,16 +92,18 @@ def test_only_the_files_named_count(tmp_path: Path) -> None:
 
 
 def test_names_parts_and_recipes_choose(tmp_path: Path) -> None:
-    assert [one.ref for one in chosen(["depth_anything"], None)] == ["depth-anything/Depth-Anything-V2-Small-hf"]
-    assert chosen([LARGE], None)[0].licence == "CC-BY-NC-4.0"
-    assert chosen(["someone/model"], None)[0].store == "hub"
+    assert [one.ref for one in select_checkpoints(["depth_anything"], None)] == [
+        "depth-anything/Depth-Anything-V2-Small-hf"
+    ]
+    assert select_checkpoints([LARGE], None)[0].licence == "CC-BY-NC-4.0"
+    assert select_checkpoints(["someone/model"], None)[0].store == "hub"
     recipe = tmp_path / "corpus.toml"
     recipe.write_text(f'accept = ["{LARGE}"]\n[annotators.raft]\n[annotators.depth_anything]\ncheckpoint = "{LARGE}"\n')
-    assert {one.store for one in chosen([], recipe)} == {"hub", "torchvision"}
+    assert {one.store for one in select_checkpoints([], recipe)} == {"hub", "torchvision"}
     with pytest.raises(OpenUniError, match="Did you mean"):
-        chosen(["depth_anythin"], None)
+        select_checkpoints(["depth_anythin"], None)
     with pytest.raises(OpenUniError, match="--recipe"):
-        chosen([], None)
+        select_checkpoints([], None)
 
 
 def test_the_hub_is_asked_only_by_get_and_its_files_are_verified(tmp_path: Path) -> None:
@@ -144,7 +146,7 @@ def test_a_mirror_serves_names_without_a_network(tmp_path: Path, monkeypatch: py
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(WEIGHTS)
     wanted = Checkpoint("owner/model", "hub", "MIT")
-    with pytest.raises(MissingPart, match="openuni checkpoints get owner/model"):
+    with pytest.raises(MissingRequirement, match="openuni checkpoints get owner/model"):
         wanted.resolve()
     monkeypatch.setenv("OPENUNI_CHECKPOINTS", str(tmp_path))
     assert wanted.resolve() == folder
@@ -155,15 +157,15 @@ def test_a_mirror_serves_names_without_a_network(tmp_path: Path, monkeypatch: py
 
 def test_preflight_names_what_is_unavailable_and_asks_for_consent() -> None:
     tables = {"annotators": {"depth_anything": {"checkpoint": LARGE}}}
-    found = {finding.level: finding.text for finding in examine(Recipe.parse(tables))}
+    found = {finding.level: finding.text for finding in run_checks(CorpusRecipe.parse(tables))}
     assert f"openuni checkpoints get {LARGE}" in found["unavailable"]
     assert f'accept = ["{LARGE}"]' in found["missing"] and "non-commercial" in found["missing"]
-    agreed = Recipe.parse(tables | {"accept": [LARGE]})
-    assert "missing" not in {finding.level for finding in examine(agreed)}
-    with pytest.raises(MissingPart, match="is not on this machine"):
-        require(agreed, None, 0)
+    agreed = CorpusRecipe.parse(tables | {"accept": [LARGE]})
+    assert "missing" not in {finding.level for finding in run_checks(agreed)}
+    with pytest.raises(MissingRequirement, match="is not on this machine"):
+        require_all(agreed, None, 0)
     with pytest.raises(OpenUniError, match="accept must be a list"):
-        Recipe.parse({"accept": LARGE})
+        CorpusRecipe.parse({"accept": LARGE})
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from openuni.cli.main import app
 from openuni.manifests.errors import OpenUniError
 from openuni.training.models.unityvideo import UnityVideo, UnityVideoTransformer
-from openuni.training.parity.ladder import RUNGS
+from openuni.training.parity.ladder import PARITY_CHECKS
 from tests.train.backbone.tiny_wan import BASE
 
 
@@ -33,7 +33,7 @@ def test_all_models_on_wan_are_climbed(pipeline: Path) -> None:
     rows = json.loads(done.stdout)
     models = list(dict.fromkeys(row["model"] for row in rows))
     assert {"unityvideo", "unividx"} <= set(models)
-    assert [row["name"] for row in rows] == list(RUNGS) * len(models)
+    assert [row["name"] for row in rows] == list(PARITY_CHECKS) * len(models)
     assert {row["verdict"] for row in rows} <= {"passed", "does not apply"}
     assert all(row["figure"] <= row["tolerance"] for row in rows if row["verdict"] == "passed")
 
@@ -43,7 +43,7 @@ def test_one_model_as_a_table(pipeline: Path) -> None:
     assert done.exit_code == 0
     header, *lines = done.stdout.splitlines()
     assert header.split()[:4] == ["model", "rung", "verdict", "figure"]
-    assert [line.split()[:2] for line in lines] == [["unividx", name] for name in RUNGS]
+    assert [line.split()[:2] for line in lines] == [["unividx", name] for name in PARITY_CHECKS]
     assert "does not apply" in lines[3] and "give it more modalities" in lines[3]
 
 

@@ -7,8 +7,8 @@ import scenedetect
 from scenedetect.detectors import AdaptiveDetector, ContentDetector
 
 from openuni.manifests.errors import OpenUniError
-from openuni.manifests.video.probe import clip_of, probe
-from openuni.manifests.video.reader import frames_of
+from openuni.manifests.video.probe import make_clip, probe
+from openuni.manifests.video.reader import iter_frames
 from openuni.shots.detectors.adaptive import Adaptive
 from openuni.shots.detectors.content import Content
 from tests.coded_clips import encode
@@ -36,7 +36,7 @@ def frames():
 def test_hard_cuts_are_exact_and_those_that_the_library_finds(ours, theirs, frames, tmp_path):
     path = encode(tmp_path / "a.mp4", pictures=frames, times=range(len(frames)), options={"crf": "18"})
     info = probe(str(path))
-    decoded = frames_of(clip_of(str(path), info), size_px=ours.size_px(72, 128))
+    decoded = iter_frames(make_clip(str(path), info), size_px=ours.size_px(72, 128))
     found = ours.transitions(None, decoded, even(len(frames)))
     assert [(one.start, one.stop, one.kind) for one in found] == [(cut, cut, "hard") for cut in CUTS]
     for start_in_scene in (True, False):  # which matters only where no cut is found

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from openuni.config.recipe import Recipe
-from openuni.manifests.errors import MissingPart, OpenUniError
+from openuni.config.recipe import CorpusRecipe
+from openuni.manifests.errors import MissingRequirement, OpenUniError
 from openuni.shots.detectors._transnet_network import TransNetV2
 from openuni.shots.detectors.transnet import TransNet, probabilities, transitions_of
 from tests.openuni.shots.edited_films import even
@@ -149,14 +149,14 @@ def test_other_files_are_refused_by_name(tmp_path):
 
 
 def test_missing_weights_are_named_with_the_command_before_anything_starts(tmp_path, monkeypatch):
-    from openuni.report.doctor import examine
+    from openuni.report.doctor import run_checks
 
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    recipe = Recipe.parse({"ingest": {"shots": "transnet"}})
-    (gap,) = [finding for finding in examine(recipe) if finding.is_gap]
+    recipe = CorpusRecipe.parse({"ingest": {"shots": "transnet"}})
+    (gap,) = [finding for finding in run_checks(recipe) if finding.is_blocking]
     assert gap.what == "transnet" and "openuni checkpoints get Sn4kehead/TransNetV2" in gap.text
-    with pytest.raises(MissingPart, match="openuni checkpoints get"):
+    with pytest.raises(MissingRequirement, match="openuni checkpoints get"):
         recipe.shot_detector.load("cpu")
 
 

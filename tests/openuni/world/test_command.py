@@ -14,12 +14,12 @@ from openuni.cli.main import app
 from openuni.console.progress import Reporter
 from openuni.manifests.errors import OpenUniError
 from openuni.world import PRESETS, make_clip
-from openuni.world.command import Request, make_world, read_size
+from openuni.world.command import WorldRequest, make_world, read_size
 
 
-def request(out: Path, **changes) -> Request:
+def request(out: Path, **changes) -> WorldRequest:
     given = {"preset": "person", "clips": 2, "out": out, "frames": 3, "size": "32x48", "fps": 8.0, "seed": 5}
-    return Request(**(given | {"modalities": "", "workers": 1} | changes))
+    return WorldRequest(**(given | {"modalities": "", "workers": 1} | changes))
 
 
 def make(out: Path, **changes) -> str:

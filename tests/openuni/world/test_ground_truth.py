@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from openuni.manifests.arrays.srgb import linear_of, srgb_of
+from openuni.manifests.arrays.srgb import linear_to_srgb, srgb_to_linear
 from openuni.world import WorldClip, make_clip, render_clip
 from openuni.world.figures.body import PARTS
 from openuni.world.figures.keypoints import key_points, surface_codes
@@ -200,7 +200,7 @@ def test_the_sky_has_no_normal_and_a_finite_depth() -> None:
 def light_error(rgb: np.ndarray, albedo: np.ndarray, irradiance: np.ndarray) -> float:
     """Largest difference in 8-bit levels between the picture and albedo times irradiance, clipped at white."""
     linear = np.clip(albedo.astype(float) * irradiance, 0.0, 1.0)
-    return float(np.abs(255.0 * srgb_of(linear) - rgb).max())
+    return float(np.abs(255.0 * linear_to_srgb(linear) - rgb).max())
 
 
 @pytest.mark.parametrize(("preset", "seed"), [("interiors", 0), ("interiors", 1), ("person", 3), ("scenes", 1)])
@@ -211,9 +211,9 @@ def test_albedo_times_irradiance_is_the_picture(preset: str, seed: int) -> None:
     assert light_error(known["rgb"], parts[0], parts[1] * np.float32(1.02)) > 1.0
     assert light_error(known["rgb"], np.roll(parts[0], 1, axis=2), parts[1]) > 10.0
     # and the other way, before rounding to 8 bits and away from white: within one level
-    linear = linear_of(known["rgb"] / 255.0)
+    linear = srgb_to_linear(known["rgb"] / 255.0)
     unclipped = known["rgb"] < 255
-    slope = 255.0 * (srgb_of(linear + 1e-4) - srgb_of(linear))
+    slope = 255.0 * (linear_to_srgb(linear + 1e-4) - linear_to_srgb(linear))
     found = (parts[0].astype(float) * parts[1] - linear)[unclipped] / 1e-4 * slope[unclipped]
     assert np.abs(found).max() < 1.0
 

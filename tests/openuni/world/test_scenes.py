@@ -14,7 +14,7 @@ from openuni.world.figures.people import SHIRTS
 from openuni.world.furniture import CLOTHS
 from openuni.world.places import draw_room
 from openuni.world.presets import PRESETS, random_scene
-from openuni.world.rendering.camera import CameraPath, Lens, Wander
+from openuni.world.rendering.camera import CameraPath, HandheldCamera, Lens
 from openuni.world.rendering.rays import cast
 from openuni.world.rendering.shading import render
 from openuni.world.scene import COLOURS, Scene
@@ -124,7 +124,7 @@ def test_cameras_stand_in_no_thing_and_see_some(preset: str) -> None:
 def test_a_wandering_camera_is_smooth_and_stays_within_its_knots() -> None:
     rng = np.random.default_rng(0)
     eyes, targets = (tuple(map(tuple, rng.uniform(low, low + 2.0, (9, 3)).tolist())) for low in (0.0, 5.0))
-    camera = Wander(eyes, targets, 0.5, 50.0)
+    camera = HandheldCamera(eyes, targets, 0.5, 50.0)
     times_s = np.arange(0.0, 3.0, 0.001)
     way = np.stack([camera.view(time_s).eye_m for time_s in times_s])
     assert (way >= np.min(eyes, axis=0)).all() and (way <= np.max(eyes, axis=0)).all()
@@ -140,7 +140,7 @@ def test_focal_lengths_lamps_and_places_vary() -> None:
     assert min(views) < 60.0 and max(views) > 74.0
     lamps = [len(scene.lights) for scene in scenes]
     assert min(lamps) >= 2 and max(lamps) > min(lamps)
-    assert all(isinstance(scene.camera, Wander) and not scene.bodies and scene.matt for scene in scenes)
+    assert all(isinstance(scene.camera, HandheldCamera) and not scene.bodies and scene.matt for scene in scenes)
     people = [random_scene(seed, 1.3, "persons") for seed in range(12)]
     assert {scene.place.split()[-1] for scene in people} >= {"sky", "room"}
     assert any(isinstance(scene.camera, CameraPath) for scene in people)
@@ -168,7 +168,7 @@ def test_captions_tell_what_is_in_the_picture(preset: str) -> None:
         assert made.caption.endswith(".") and "\n" not in made.caption
         for article, word in re.findall(r"\b(an?) (\w+)", made.caption.lower()):
             assert (article == "an") == (word[0] in "aeiou"), made.caption
-        assert ("by hand" in made.caption) == isinstance(made.scene.camera, Wander)
+        assert ("by hand" in made.caption) == isinstance(made.scene.camera, HandheldCamera)
 
 
 def test_a_person_walks_where_the_caption_says() -> None:

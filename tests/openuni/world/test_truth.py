@@ -9,7 +9,7 @@ from openuni.world import truth
 from openuni.world.clips import render_arrays
 from openuni.world.presets import random_scene
 from openuni.world.rendering.camera import CameraPath, Lens, View, look_at
-from openuni.world.rendering.pose import NOWHERE, Motion, Vector, rotation_about
+from openuni.world.rendering.pose import ORIGIN, Motion, Vector, rotation_about
 from openuni.world.rendering.shapes import Box, Shape, Sphere
 from openuni.world.sample import draw_room
 from openuni.world.scene import Light, Material, Moment, Scene, Solid
@@ -20,7 +20,7 @@ BACK_WALL_M = 7.2
 CLOTH = Material("red", "white", "checkered")
 
 
-def placed(shape: Shape, place: Vector, velocity: Vector = NOWHERE, instance: int = 1) -> Solid:
+def placed(shape: Shape, place: Vector, velocity: Vector = ORIGIN, instance: int = 1) -> Solid:
     return Solid(shape, CLOTH, Motion("slides", place, velocity), instance)
 
 

@@ -72,9 +72,9 @@ def test_the_video_shows_the_frames(tmp_path: Path) -> None:
 
 
 def decode_frames(video: Path) -> np.ndarray:
-    from openuni.manifests.video.probe import clip_of
+    from openuni.manifests.video.probe import make_clip
 
-    return decode(clip_of(str(video), probe(str(video)))).frames
+    return decode(make_clip(str(video), probe(str(video)))).frames
 
 
 def test_writing_again_replaces_the_clip(tmp_path: Path) -> None:

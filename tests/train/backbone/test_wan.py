@@ -12,19 +12,19 @@ import torch
 from diffusers import WanTransformer3DModel
 from safetensors.torch import save_file
 
-from openuni.manifests.errors import MissingPart, OpenUniError
+from openuni.manifests.errors import MissingRequirement, OpenUniError
 from openuni.training.backbone import attention
 from openuni.training.backbone.attention import CastingProcessor, check_attention, use_attention
 from openuni.training.backbone.lora import gated_layers
 from openuni.training.backbone.pretrained import WEIGHTS, weight_shards
 from openuni.training.backbone.wan import Compiler
-from openuni.training.loop.checkpoint import load_model, model_tensors
-from openuni.training.loop.trainer import averaged_copy, build_optimizer
+from openuni.training.loop.trainer import build_optimizer, ema_copy
+from openuni.training.loop.training_checkpoint import load_model, model_tensors
 from openuni.training.models.unityvideo import UnityVideo, UnityVideoTransformer
 from openuni.training.models.unividx import UniVidX, UniVidXTransformer
 from openuni.training.options import build
 from openuni.training.parity.subject import plain_model
-from openuni.training.recipe import RECIPES_DIR, Recipe
+from openuni.training.recipe import RECIPES_DIR, TrainingRecipe
 from tests.train.backbone.tiny_wan import BASE
 from tests.train.backbone.tiny_wan import inputs as rows
 from tests.train.models.tiny_unividx import trained
@@ -256,7 +256,7 @@ def test_published_sizes(name: str, tmp_path: Path) -> None:
 
 
 def test_recipes_name_published_sizes() -> None:
-    named = {path.stem: Recipe.load(path).model.get("pretrained") for path in RECIPES_DIR.glob("*_wan*.toml")}
+    named = {path.stem: TrainingRecipe.load(path).model.get("pretrained") for path in RECIPES_DIR.glob("*_wan*.toml")}
     assert set(named.values()) == set(PUBLISHED)
     assert named["unityvideo_wan2_2_5b"] == "Wan-AI/Wan2.2-TI2V-5B-Diffusers"
 
@@ -326,7 +326,7 @@ def test_rope_modulation_norms_and_additions_stay_float32(folder: Path) -> None:
 def test_a_bfloat16_base_goes_through_average_and_checkpoint(folder: Path, tmp_path: Path) -> None:
     component = UniVidX(modalities=NAMES, rank=3, pretrained=str(folder), frozen_precision="bfloat16")
     model = component.load("cpu")
-    average = averaged_copy(model)
+    average = ema_copy(model)
     streams, sigmas, text = rows(NAMES)
     expected = model(streams, sigmas, text)
     assert all(torch.equal(value, expected[name]) for name, value in average(streams, sigmas, text).items())
@@ -336,7 +336,7 @@ def test_a_bfloat16_base_goes_through_average_and_checkpoint(folder: Path, tmp_p
     again = component.resolved().load("cpu")
     load_model(again, saved, tmp_path)
     assert all(torch.equal(value, expected[name]) for name, value in again(streams, sigmas, text).items())
-    groups = build_optimizer(model, Recipe().optimizer).param_groups
+    groups = build_optimizer(model, TrainingRecipe().optimizer).param_groups
     assert {p.dtype for group in groups for p in group["params"]} == {torch.float32}
     random = UniVidX(modalities=NAMES, rank=3, frozen_precision="bfloat16", **SMALL).load("cpu")
     whole = model_tensors(random)  # a frozen base that is in no file is saved, as it is
@@ -394,7 +394,7 @@ def test_attention_that_cannot_run_is_refused_before_loading() -> None:
         UnityVideo(attention="flsh")
     with pytest.raises(OpenUniError, match='"sdpa_cudnn" runs on CUDA alone, and the device is cpu'):
         UnityVideo(attention="sdpa_cudnn", **SMALL).load("cpu")
-    with pytest.raises(MissingPart, match="pip install flash-attn"):
+    with pytest.raises(MissingRequirement, match="pip install flash-attn"):
         check_attention("flash", "cuda")
     with pytest.raises(OpenUniError, match="attention must be 'auto' or"):
         build(UnityVideo, {"attention": "sage"})
@@ -406,7 +406,7 @@ def test_attention_that_cannot_run_is_refused_before_loading() -> None:
 
 def test_a_run_does_not_record_what_is_of_the_machine() -> None:
     component = UniVidX(attention="flash", compile="inductor", gradient_checkpointing=True, rank=5)
-    assert component.portable() == UniVidX(rank=5)
+    assert component.machine_independent() == UniVidX(rank=5)
 
 
 # ---------------------------------------------------------------- compiled blocks
@@ -445,7 +445,7 @@ def test_compiled_blocks_are_the_same_function(folder: Path, name: str, checkpoi
     expected = plain(*inputs(name))
     for key, value in model(*inputs(name)).items():
         torch.testing.assert_close(value, expected[key], atol=1e-5, rtol=1e-5)
-    average = averaged_copy(model)  # has weights of its own, not those that the compiled blocks were made with
+    average = ema_copy(model)  # has weights of its own, not those that the compiled blocks were made with
     with torch.no_grad():
         for parameter in average.parameters():
             if not any(parameter is other for other in model.parameters()):

@@ -10,8 +10,8 @@ from openuni.console.progress import Reporter
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.errors import OpenUniError
 from openuni.training.data.captions import Captions, open_captions
-from openuni.training.data.tokenizer import ByteTokenizer, Umt5Tokenizer, tokenizer_of
-from openuni.training.recipe import TextStream
+from openuni.training.data.tokenizer import ByteTokenizer, Umt5Tokenizer, make_tokenizer
+from openuni.training.recipe import TextStreamOptions
 from tests.raw_clips import write_clips
 from tests.train.corpora import random_clips, write_corpus
 from tests.train.test_codecs import umt5_folder as umt5_folder
@@ -41,11 +41,11 @@ def described(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 
 def recalled(corpus: Corpus, length: int = 256) -> Captions:
-    return open_captions(corpus, sorted(corpus.kept()), "", TextStream(length=length), BYTES)
+    return open_captions(corpus, sorted(corpus.kept_clip_ids()), "", TextStreamOptions(length=length), BYTES)
 
 
 def test_recall_makes_the_prompts_of_those_that_have_one(plain: Corpus) -> None:
-    ids = sorted(plain.kept())
+    ids = sorted(plain.kept_clip_ids())
     said = {clip.clip_id: clip.caption for clip in plain}
     captions = recalled(plain)
     assert [captions.prompt(number) for number in range(6)] == [said[clip] or "" for clip in ids]
@@ -70,9 +70,9 @@ def test_digest_knows_texts_and_limits(plain: Corpus, tmp_path: Path) -> None:
 def test_refinement_makes_detailed_captions_from_brief_ones(described: Corpus) -> None:
     (family,) = described.text_families().values()
     assert family["caption"] == "template_caption.brief"
-    ids = sorted(described.kept())
+    ids = sorted(described.kept_clip_ids())
     rows = {clip.clip_id: clip.row("template_caption") for clip in described}
-    options = TextStream(
+    options = TextStreamOptions(
         stage="refinement",
         detailed="template_caption.detailed",
         length=512,
@@ -86,13 +86,13 @@ def test_refinement_makes_detailed_captions_from_brief_ones(described: Corpus) -
 
 
 def test_refinement_keeps_to_its_lengths(described: Corpus) -> None:
-    ids = sorted(described.kept())
+    ids = sorted(described.kept_clip_ids())
     rows = {clip.clip_id: clip.row("template_caption") for clip in described}
     brief, detailed = ([len(rows[clip][name].encode()) for clip in ids] for name in ("brief", "detailed"))
 
     def fits(**limits: object) -> list[bool]:
         wide = {"length": 9999, "brief_tokens": (0, 9999), "detailed_tokens": (0, 9998)}
-        options = TextStream(stage="refinement", detailed="template_caption.detailed", **(wide | limits))  # type: ignore[arg-type]
+        options = TextStreamOptions(stage="refinement", detailed="template_caption.detailed", **(wide | limits))  # type: ignore[arg-type]
         found: list[bool] = open_captions(described, ids, "template_caption.brief", options, BYTES).fits.tolist()
         return found
 
@@ -105,10 +105,10 @@ def test_refinement_keeps_to_its_lengths(described: Corpus) -> None:
 
 
 def test_columns_that_are_not_there_are_named(described: Corpus) -> None:
-    ids = sorted(described.kept())
+    ids = sorted(described.kept_clip_ids())
 
     def opened(detailed: str, embedded: str = "template_caption.brief") -> Captions:
-        return open_captions(described, ids, embedded, TextStream(stage="refinement", detailed=detailed), BYTES)
+        return open_captions(described, ids, embedded, TextStreamOptions(stage="refinement", detailed=detailed), BYTES)
 
     with pytest.raises(OpenUniError, match=r'no rows of an annotator "caption".*there: template_caption'):
         opened("caption.detailed")
@@ -131,7 +131,7 @@ def test_columns_that_are_not_there_are_named(described: Corpus) -> None:
 )
 def test_options_that_cannot_be_are_refused(options: dict, message: str) -> None:
     with pytest.raises(OpenUniError, match=message):
-        TextStream(**options)
+        TextStreamOptions(**options)
 
 
 def test_tokenizers_count_and_have_digests(umt5_folder: str) -> None:
@@ -141,6 +141,6 @@ def test_tokenizers_count_and_have_digests(umt5_folder: str) -> None:
     long = [pieces.encode(text, 64) for text in texts]
     assert pieces.lengths(texts).tolist() == [int((row != pieces.end).sum()) for row in long]
     assert pieces.lengths([]).dtype == np.int64 and len(pieces.lengths([])) == 0
-    assert tokenizer_of(TextStream()) == BYTES
-    named = tokenizer_of(TextStream(tokenizer="umt5", checkpoint=umt5_folder))
+    assert make_tokenizer(TextStreamOptions()) == BYTES
+    named = make_tokenizer(TextStreamOptions(tokenizer="umt5", checkpoint=umt5_folder))
     assert named.digest() == pieces.digest() != BYTES.digest()

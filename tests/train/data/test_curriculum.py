@@ -9,13 +9,13 @@ import torch
 
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.errors import OpenUniError
-from openuni.training.data.curriculum import Curriculum, stages_of, trained_tasks
+from openuni.training.data.curriculum import Curriculum, curriculum_stages, trained_tasks
 from openuni.training.data.index import Index, open_index
 from openuni.training.data.plan import Plan
-from openuni.training.loop.checkpoint import checkpoints
 from openuni.training.loop.setup import prepare
 from openuni.training.loop.trainer import train
-from openuni.training.recipe import Recipe
+from openuni.training.loop.training_checkpoint import list_checkpoints
+from openuni.training.recipe import TrainingRecipe
 from openuni.training.run import Run
 from openuni.training.tasks import Task, TaskMix
 from tests.train.corpora import random_clips, write_corpus
@@ -29,8 +29,8 @@ STAGES = [
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def recipe(curriculum: list[dict[str, Any]] = STAGES, **changes: Any) -> Recipe:
-    return Recipe.from_dict(
+def recipe(curriculum: list[dict[str, Any]] = STAGES, **changes: Any) -> TrainingRecipe:
+    return TrainingRecipe.from_dict(
         {
             "tasks": {"joint": 1.0},
             "modality_weights": {"skeleton": 0.0},
@@ -74,8 +74,8 @@ def index(corpus: Corpus) -> Index:
     return open_index(corpus, THREE, "", "", 0.0)
 
 
-def curriculum_of(index: Index, settings: Recipe) -> Curriculum:
-    stages = stages_of(settings, THREE)
+def curriculum_of(index: Index, settings: TrainingRecipe) -> Curriculum:
+    stages = curriculum_stages(settings, THREE)
     return Curriculum.build(index, stages, settings.seed, settings.optimizer.batch_size)
 
 
@@ -119,8 +119,8 @@ def test_a_stage_is_a_pure_function_of_the_step_with_a_seed_of_its_own(index: In
 
 
 def test_the_mix_of_all_stages_is_what_is_validated_and_known(index: Index) -> None:
-    mixes = [stage.mix for stage in stages_of(recipe(), THREE)]
-    together = TaskMix.together(mixes)
+    mixes = [stage.mix for stage in curriculum_stages(recipe(), THREE)]
+    together = TaskMix.averaged(mixes)
     assert sum(weight for _, weight in together.weights) == pytest.approx(1.0)
     assert {str(task) for task in together.tasks} == {
         "text->rgb+depth",
@@ -128,7 +128,7 @@ def test_the_mix_of_all_stages_is_what_is_validated_and_known(index: Index) -> N
         "rgb->skeleton",
         "text->rgb+depth+skeleton",
     }
-    assert TaskMix.together(mixes[:1]) == mixes[0]
+    assert TaskMix.averaged(mixes[:1]) == mixes[0]
 
 
 def test_a_stage_may_keep_to_collections(corpus: Corpus, index: Index) -> None:
@@ -166,7 +166,9 @@ def test_training_crosses_borders_and_resumes_at_them(corpus: Corpus, tmp_path: 
         optimizer = recipe().to_dict()["optimizer"]
         train(recipe(optimizer=optimizer | {"steps": stop}), corpus, tmp_path / f"{stop}")
         train(recipe(), corpus, tmp_path / f"{stop}")
-        ours, theirs = (checkpoints(run)[-1].tensors("model") for run in (tmp_path / f"{stop}", tmp_path / "whole"))
+        ours, theirs = (
+            list_checkpoints(run)[-1].tensors("model") for run in (tmp_path / f"{stop}", tmp_path / "whole")
+        )
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     stages = whole.record["data"]["stages"]
     assert [(stage["from_step"], stage["clips"]) for stage in stages] == [(0, 8), (6, 12), (9, 8)]

@@ -11,16 +11,16 @@ from safetensors.torch import load_file, save_file
 
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.errors import OpenUniError
-from openuni.training.loop.checkpoint import checkpoints
 from openuni.training.loop.trainer import train
-from openuni.training.recipe import Recipe
+from openuni.training.loop.training_checkpoint import list_checkpoints
+from openuni.training.recipe import TrainingRecipe
 from openuni.training.run import Run
 from tests.train.corpora import random_clips, write_corpus
 from tests.train.loop.test_trainer import MODEL
 from tests.train.small_runs import small_recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-RECIPE: Recipe = small_recipe({"model": MODEL})
+RECIPE: TrainingRecipe = small_recipe({"model": MODEL})
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def half(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     with pytest.raises(RuntimeError, match="power cut"):
         train(RECIPE, corpus, folder, crash)
-    assert [checkpoint.step for checkpoint in checkpoints(folder)] == [3]
+    assert [checkpoint.step for checkpoint in list_checkpoints(folder)] == [3]
     return folder
 
 

@@ -16,8 +16,8 @@ from openuni.training.loop.trainer import train
 from openuni.training.models.unityvideo import UnityVideo
 from openuni.training.models.unividx import UniVidX
 from openuni.training.randomness import normal
-from openuni.training.recipe import Recipe
-from openuni.training.sampler import Conditions, Sampling, sample
+from openuni.training.recipe import TrainingRecipe
+from openuni.training.sampler import SamplerInputs, SamplingOptions, sample
 from openuni.training.tasks import Task
 from tests.train.corpora import random_clips, write_corpus
 
@@ -36,19 +36,21 @@ def model() -> Iterator[Any]:
     yield UnityVideo(modalities=("rgb", "depth"), channels=4, text_dim=8, switcher_dim=8, **SIZES).load("cpu").eval()
 
 
-def conditions_of(task: Task, captioned: tuple[str, ...] = ("rgb",)) -> Conditions:
+def conditions_of(task: Task, captioned: tuple[str, ...] = ("rgb",)) -> SamplerInputs:
     generator = torch.Generator().manual_seed(1)
-    given = {name: torch.randn(SHAPE, generator=generator) for name in task.given}
+    given = {name: torch.randn(SHAPE, generator=generator) for name in task.conditions}
     text = {name: torch.randn(SHAPE[0], 5, 8, generator=generator) for name in task.streams}
-    return Conditions(given, text, torch.zeros(5, 8), captioned)
+    return SamplerInputs(given, text, torch.zeros(5, 8), captioned)
 
 
-def calls_of(model: Any, task: Task, conditions: Conditions, sampling: Sampling) -> list[tuple[dict, dict, dict]]:
+def calls_of(
+    model: Any, task: Task, conditions: SamplerInputs, sampling: SamplingOptions
+) -> list[tuple[dict, dict, dict]]:
     """The arguments of every forward pass of one sampling."""
     calls: list[tuple[dict, dict, dict]] = []
     handle = model.register_forward_pre_hook(lambda _, arguments: calls.append(arguments))
     sample(model, task, conditions, SHAPE, sampling)
-    handle.remove()
+    handle.delete_rows()
     return calls
 
 
@@ -70,7 +72,7 @@ def calls_of(model: Any, task: Task, conditions: Conditions, sampling: Sampling)
 def test_no_pass_without_need(
     model: Any, task: str, captioned: tuple[str, ...], text_scale: float, given_scale: float, passes: int
 ) -> None:
-    sampling = Sampling(1, 1.0, guidance=text_scale, given_guidance=given_scale)
+    sampling = SamplingOptions(1, 1.0, guidance=text_scale, given_guidance=given_scale)
     calls = calls_of(model, Task.parse(task), conditions_of(Task.parse(task), captioned), sampling)
     assert len(calls) == passes
 
@@ -78,7 +80,7 @@ def test_no_pass_without_need(
 def test_a_step_is_the_published_formula(model: Any) -> None:
     task = Task.parse("rgb->depth")
     conditions = conditions_of(task)
-    made = sample(model, task, conditions, SHAPE, Sampling(1, 1.0, guidance=3.0, given_guidance=2.0, seed=4))
+    made = sample(model, task, conditions, SHAPE, SamplingOptions(1, 1.0, guidance=3.0, given_guidance=2.0, seed=4))
 
     def noise(purpose: str, name: str) -> torch.Tensor:
         return torch.stack([normal(SHAPE[1:], 4, purpose, name, item) for item in range(SHAPE[0])])
@@ -91,8 +93,8 @@ def test_a_step_is_the_published_formula(model: Any) -> None:
         predicted: torch.Tensor = model(streams, {"rgb": sigma, "depth": ones}, text)["depth"]
         return predicted.detach()
 
-    full = depth(conditions.given["rgb"], zeros, conditions.text)
-    without_text = depth(conditions.given["rgb"], zeros, empty)
+    full = depth(conditions.conditions["rgb"], zeros, conditions.text)
+    without_text = depth(conditions.conditions["rgb"], zeros, empty)
     without_both = depth(noise("dropped", "rgb"), ones, empty)
     expected = start - (without_both + 2.0 * (without_text - without_both) + 3.0 * (full - without_text))
     torch.testing.assert_close(made["depth"], expected, atol=1e-6, rtol=1e-5)
@@ -101,11 +103,11 @@ def test_a_step_is_the_published_formula(model: Any) -> None:
 def test_given_streams_are_clean_or_the_same_noise_in_every_step(model: Any) -> None:
     task = Task.parse("rgb->depth")
     conditions = conditions_of(task)
-    calls = calls_of(model, task, conditions, Sampling(3, 1.0, guidance=3.0, given_guidance=2.0))
+    calls = calls_of(model, task, conditions, SamplingOptions(3, 1.0, guidance=3.0, given_guidance=2.0))
     assert len(calls) == 9
     for streams, sigmas, text in calls:
         dropped = bool(sigmas["rgb"].eq(1).all())
-        assert dropped or (sigmas["rgb"].eq(0).all() and torch.equal(streams["rgb"], conditions.given["rgb"]))
+        assert dropped or (sigmas["rgb"].eq(0).all() and torch.equal(streams["rgb"], conditions.conditions["rgb"]))
         assert not dropped or not text["rgb"].any(), "where the given streams are taken away, so is the caption"
         assert torch.equal(text["depth"], conditions.text["depth"]), "the modality's prompt stays"
     noises = [streams["rgb"] for streams, sigmas, _ in calls if sigmas["rgb"].eq(1).all()]
@@ -115,10 +117,12 @@ def test_given_streams_are_clean_or_the_same_noise_in_every_step(model: Any) -> 
 def test_what_is_made_without_the_given_streams_does_not_know_them(model: Any) -> None:
     task = Task.parse("rgb->depth")
     first = conditions_of(task)
-    second = first._replace(given={"rgb": first.given["rgb"] + 1})
+    second = first._replace(given={"rgb": first.conditions["rgb"] + 1})
 
-    def made(conditions: Conditions, scale: float) -> torch.Tensor:
-        return sample(model, task, conditions, SHAPE, Sampling(2, 1.0, guidance=scale, given_guidance=scale))["depth"]
+    def made(conditions: SamplerInputs, scale: float) -> torch.Tensor:
+        return sample(model, task, conditions, SHAPE, SamplingOptions(2, 1.0, guidance=scale, given_guidance=scale))[
+            "depth"
+        ]
 
     assert torch.equal(made(first, 0.0), made(second, 0.0))
     assert not torch.equal(made(first, 1.0), made(second, 1.0))
@@ -132,7 +136,7 @@ def test_rows_of_dropped_streams_count_as_made(condition_noise: float) -> None:
         modalities=("rgb", "normal"), rank=2, condition_noise=condition_noise, channels=4, text_dim=8, **SIZES
     ).load("cpu")
     task = Task.parse("rgb->normal")
-    calls = calls_of(model, task, conditions_of(task, ()), Sampling(1, 1.0, given_guidance=2.0))
+    calls = calls_of(model, task, conditions_of(task, ()), SamplingOptions(1, 1.0, given_guidance=2.0))
     gates = [model.rows(("rgb", "normal"), sigmas).gate.flatten().tolist() for _, sigmas, _ in calls]
     assert gates == [[0, 1, 0, 1], [1, 1, 1, 1]]
 
@@ -140,8 +144,8 @@ def test_rows_of_dropped_streams_count_as_made(condition_noise: float) -> None:
 # ---------------------------------------------------------------- training what guidance asks for
 
 
-def recipe(**data: Any) -> Recipe:
-    return Recipe.from_dict(
+def recipe(**data: Any) -> TrainingRecipe:
+    return TrainingRecipe.from_dict(
         {
             "model": {"name": "unityvideo", "switcher_dim": 8, **SIZES},
             "data": {"text_length": 0, "validation_share": 0.0, **data},
@@ -150,7 +154,7 @@ def recipe(**data: Any) -> Recipe:
     )
 
 
-def loader_of(settings: Recipe, corpus: Corpus, folder: Path) -> tuple[Loader, Plan]:
+def loader_of(settings: TrainingRecipe, corpus: Corpus, folder: Path) -> tuple[Loader, Plan]:
     setup = prepare(settings, corpus, folder)
     plan = Plan.build(setup.index, setup.mix, settings.seed, settings.optimizer.batch_size)
     return Loader(corpus, setup.index, setup.texts, settings, setup.model), plan
@@ -164,15 +168,15 @@ def test_dropped_samples_are_told_nothing(corpus: Corpus, tmp_path: Path) -> Non
         pairs = zip(loader.step(plan, step)[0], plain.step(plan, step)[0], strict=True)
         for batch, before in pairs:
             noisy = batch.noisy()
-            assert all(torch.equal(batch.made[name], before.made[name]) for name in batch.made)
+            assert all(torch.equal(batch.targets[name], before.targets[name]) for name in batch.targets)
             for slot, task in enumerate(batch.tasks):
-                for name in task.made:
+                for name in task.targets:
                     assert batch.sigmas[name][slot] == before.sigmas[name][slot]
-                given += bool(task.given)
-                levels = {float(batch.sigmas[name][slot]) for name in task.given}
+                given += bool(task.conditions)
+                levels = {float(batch.sigmas[name][slot]) for name in task.conditions}
                 if levels == {1.0}:
                     dropped += 1
-                    assert all(torch.equal(noisy[name][slot], batch.noise[name][slot]) for name in task.given)
+                    assert all(torch.equal(noisy[name][slot], batch.noise[name][slot]) for name in task.conditions)
                     assert torch.equal(batch.text["rgb"][slot], loader.texts.empty)
                 else:
                     assert levels <= {0.0} and not torch.equal(batch.text["rgb"][slot], loader.texts.empty)
@@ -187,18 +191,18 @@ def test_validation_drops_nothing(corpus: Corpus, tmp_path: Path) -> None:
 
 def test_runs_that_have_not_learnt_it_refuse(corpus: Corpus, tmp_path: Path) -> None:
     given = {"rgb": torch.randn(1, *SHAPE[1:])}
-    guided = Sampling(1, 1.0, given_guidance=2.0)
+    guided = SamplingOptions(1, 1.0, given_guidance=2.0)
     plain = train(recipe(), corpus, tmp_path / "plain")
     with pytest.raises(OpenUniError, match=r'learnt "rgb->depth" with noise.*data\.given_dropout = 0\.1'):
         plain.sample("rgb->depth", given, ["a cube"], sampling=guided)
     plain.sample("->rgb+depth", {}, ["a cube"], SHAPE[1:], sampling=guided)  # nothing given, nothing to guide by
     learnt = train(recipe(given_dropout=0.5), corpus, tmp_path / "learnt")
     one, two = (
-        learnt.sample("rgb->depth", given, ["a cube"], sampling=Sampling(1, 1.0, given_guidance=scale))["depth"]
+        learnt.sample("rgb->depth", given, ["a cube"], sampling=SamplingOptions(1, 1.0, given_guidance=scale))["depth"]
         for scale in (1.0, 2.0)
     )
     assert not torch.equal(one, two)
-    apart = Recipe.from_dict(recipe().to_dict() | {"flow": {"shared_sigma": False}})
+    apart = TrainingRecipe.from_dict(recipe().to_dict() | {"flow": {"shared_sigma": False}})
     train(apart, corpus, tmp_path / "apart").sample("rgb->depth", given, ["a cube"], sampling=guided)
 
 

@@ -11,15 +11,15 @@ import torch
 
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.errors import OpenUniError
-from openuni.training.data.batches import Batch, Loader
+from openuni.training.data.batches import Loader, TrainingBatch
 from openuni.training.data.plan import Plan, Sample
 from openuni.training.data.tokenizer import ByteTokenizer
 from openuni.training.loop.setup import Setup, prepare
 from openuni.training.loop.trainer import train
-from openuni.training.objectives.losses import losses_of
-from openuni.training.recipe import Recipe
+from openuni.training.objectives.losses import compute_losses
+from openuni.training.recipe import TrainingRecipe
 from openuni.training.run import Run, autocast
-from openuni.training.sampler import Sampling
+from openuni.training.sampler import SamplingOptions
 from openuni.training.tasks import Task
 from tests.train.corpora import random_clips, write_corpus
 from tests.train.data.test_captions import described as described
@@ -39,7 +39,7 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def recipe(**changes: Any) -> Recipe:
+def recipe(**changes: Any) -> TrainingRecipe:
     """`SETTINGS` with tables merged."""
     return small_recipe(SETTINGS, changes)
 
@@ -65,7 +65,7 @@ def set_up(corpus: Corpus, folder: Path, **changes: Any) -> tuple[Setup, Loader]
     return setup, Loader(corpus, setup.index, setup.texts, setup.recipe, setup.model, setup.tokenizer)
 
 
-def drawn(corpus: Corpus, folder: Path, steps: int, **changes: Any) -> list[Batch]:
+def drawn(corpus: Corpus, folder: Path, steps: int, **changes: Any) -> list[TrainingBatch]:
     setup, loader = set_up(corpus, folder, **changes)
     plan = Plan.build(setup.index, setup.mix, setup.recipe.seed, setup.recipe.optimizer.batch_size)
     return [batch for step in range(steps) for part in loader.step(plan, step) for batch in part]
@@ -76,18 +76,18 @@ def drawn(corpus: Corpus, folder: Path, steps: int, **changes: Any) -> list[Batc
 
 def test_a_batch_has_what_is_made_and_what_is_given(corpus: Corpus, tmp_path: Path) -> None:
     said = {clip.clip_id: clip.caption for clip in corpus}
-    ids = sorted(corpus.kept())
+    ids = sorted(corpus.kept_clip_ids())
     seen = set()
     for batch in drawn(corpus, tmp_path, 4):
-        words = batch.words
+        words = batch.text_stream
         assert words is not None and len(words.clean) == len(batch.tasks) == 6  # all three tasks in one pass
         for row, task in enumerate(batch.tasks):
             seen.add(task)
             text = BYTES.decode(words.clean[row])
-            assert bool(words.made[row]) == task.makes_text
-            assert (float(words.sigma[row]) > 0) == task.makes_text
-            assert text == said[ids[batch.clips[row]]] or (not task.makes_text and text == "")
-            assert bool(batch.made["rgb"][row]) == (task != V2T)
+            assert bool(words.targets[row]) == task.generates_text
+            assert (float(words.sigma[row]) > 0) == task.generates_text
+            assert text == said[ids[batch.clips[row]]] or (not task.generates_text and text == "")
+            assert bool(batch.targets["rgb"][row]) == (task != V2T)
             if task == V2T:
                 assert float(batch.sigmas["rgb"][row]) == 0.0
     assert seen == {V2T, T2V, T2VT}
@@ -98,11 +98,11 @@ def test_a_dropped_caption_is_dropped_from_both_places(corpus: Corpus, tmp_path:
     _, loader = set_up(corpus, tmp_path)
     dropped = 0
     for batch in drawn(corpus, tmp_path, 6):
-        assert batch.words is not None
+        assert batch.text_stream is not None
         for row, task in enumerate(batch.tasks):
             told = not torch.equal(batch.text["rgb"][row], loader.texts.empty)
             if task == T2V:
-                assert told == (BYTES.decode(batch.words.clean[row]) != "")
+                assert told == (BYTES.decode(batch.text_stream.clean[row]) != "")
                 dropped += not told
             assert not (told and task == V2T)
     assert dropped > 0
@@ -113,9 +113,9 @@ def test_noise_is_by_name_not_by_company(corpus: Corpus, tmp_path: Path, flow: s
     samples = [Sample(0, V2T), Sample(3, T2VT), Sample(1, T2V)]
     sigmas = [{"text": 0.5}, {"rgb": 0.4, "text": 0.7}, {"rgb": 0.2}]
     names: list[tuple[int | str, ...]] = [(4, 0), (4, 1), (4, 2)]
-    whole = loader.batch(samples, sigmas, names).words
-    backwards = loader.batch(samples[::-1], sigmas[::-1], names[::-1]).words
-    alone = loader.batch(samples[1:2], sigmas[1:2], names[1:2]).words
+    whole = loader.batch(samples, sigmas, names).text_stream
+    backwards = loader.batch(samples[::-1], sigmas[::-1], names[::-1]).text_stream
+    alone = loader.batch(samples[1:2], sigmas[1:2], names[1:2]).text_stream
     assert whole and backwards and alone
     for field in dataclasses.fields(whole):
         assert torch.equal(getattr(whole, field.name).flip(0), getattr(backwards, field.name))
@@ -131,7 +131,7 @@ def test_sigmas_are_shared_or_apart(corpus: Corpus, tmp_path: Path) -> None:
         return [
             (float(video), float(text))
             for batch in batches
-            for video, text in zip(batch.sigmas["rgb"], batch.words.sigma, strict=True)  # type: ignore[union-attr]
+            for video, text in zip(batch.sigmas["rgb"], batch.text_stream.sigma, strict=True)  # type: ignore[union-attr]
         ]
 
     assert all(video == text for video, text in pairs(True))
@@ -142,9 +142,9 @@ def test_sigmas_are_shared_or_apart(corpus: Corpus, tmp_path: Path) -> None:
     assert len(set(alone)) == 12 and all(0 < sigma < 1 for sigma in alone)
 
 
-def _sigma(batch: Batch) -> torch.Tensor:
-    assert batch.words is not None
-    return batch.words.sigma
+def _sigma(batch: TrainingBatch) -> torch.Tensor:
+    assert batch.text_stream is not None
+    return batch.text_stream.sigma
 
 
 def test_clips_without_a_text_that_fits_make_video_only(tmp_path: Path) -> None:
@@ -152,8 +152,8 @@ def test_clips_without_a_text_that_fits_make_video_only(tmp_path: Path) -> None:
     clips = [clip | {"caption": text} for clip, text in zip(random_clips(4, ("rgb",)), said, strict=True)]
     corpus = write_corpus(tmp_path / "corpus", clips)
     batches = drawn(corpus, tmp_path, 8, data={"validation_share": 0.0})
-    ids = sorted(corpus.kept())
-    made = {corpus[ids[clip]].caption for batch in batches for clip, task in _pairs(batch) if task.makes_text}
+    ids = sorted(corpus.kept_clip_ids())
+    made = {corpus[ids[clip]].caption for batch in batches for clip, task in _pairs(batch) if task.generates_text}
     every = {corpus[ids[clip]].caption for batch in batches for clip, _ in _pairs(batch)}
     assert made == {"a cube", "a ball"} and every == set(said)
     record = json.loads((tmp_path / "run.json").read_text())
@@ -161,15 +161,15 @@ def test_clips_without_a_text_that_fits_make_video_only(tmp_path: Path) -> None:
     assert record["data"]["clips_by_task"] == {"text->rgb": 4, "rgb->text": 2, "->rgb+text": 2}
 
 
-def _pairs(batch: Batch) -> list[tuple[int, Task]]:
+def _pairs(batch: TrainingBatch) -> list[tuple[int, Task]]:
     return list(zip(batch.clips, batch.tasks, strict=True))
 
 
 def test_without_given_text_video_is_made_as_by_the_base(corpus: Corpus, tmp_path: Path) -> None:
     batches = drawn(corpus, tmp_path, 3, model={"given_text": False})
     for batch in batches:
-        assert (batch.words is None) == (batch.tasks[0] == T2V)
-        assert len({task.makes_text for task in batch.tasks}) == 1  # one pass each
+        assert (batch.text_stream is None) == (batch.tasks[0] == T2V)
+        assert len({task.generates_text for task in batch.tasks}) == 1  # one pass each
 
 
 # ---------------------------------------------------------------- losses
@@ -185,7 +185,7 @@ def test_the_loss_is_videos_and_texts_by_their_tokens(corpus: Corpus, tmp_path: 
 
     def losses(**text: Any) -> Any:
         changed = dataclasses.replace(setup.recipe, text=dataclasses.replace(setup.recipe.text, **text))
-        return losses_of(model, batch, changed, autocast(changed, torch.device("cpu")))
+        return compute_losses(model, batch, changed, autocast(changed, torch.device("cpu")))
 
     found = losses()
     assert (found.video == 0).tolist() == [True, False, False]
@@ -193,7 +193,7 @@ def test_the_loss_is_videos_and_texts_by_their_tokens(corpus: Corpus, tmp_path: 
     tokens = 2 * 1 * 1  # latents of 2 x 2 x 2 in patches of 1 x 2 x 2
     torch.testing.assert_close(found.total, found.video + tokens / 16 * found.text)
     torch.testing.assert_close(losses(weight=3.0).total, found.video + 3.0 * found.text)
-    assert {name: len(values) for name, values in found.apart(batch.tasks).items()} == {"video": 2, "text": 2}
+    assert {name: len(values) for name, values in found.split_by_target(batch.tasks).items()} == {"video": 2, "text": 2}
     if flow == "tokens":  # the head is 0 at the start: every token is as likely as any other
         torch.testing.assert_close(found.text[0], torch.tensor(258.0).log())
         assert not torch.allclose(losses(loss="generalised_kl").text[0], found.text[0])
@@ -202,7 +202,7 @@ def test_the_loss_is_videos_and_texts_by_their_tokens(corpus: Corpus, tmp_path: 
 def test_accuracy_counts_the_text_and_one_end(corpus: Corpus, tmp_path: Path) -> None:
     _, loader = set_up(corpus, tmp_path)
     number = next(number for number in range(8) if loader.index.captions.target(number) == "a cube")  # type: ignore[union-attr]
-    words = loader.batch([Sample(number, V2T)], [{"text": 0.5}], [(0, 0)]).words
+    words = loader.batch([Sample(number, V2T)], [{"text": 0.5}], [(0, 0)]).text_stream
     assert words is not None
     logits = torch.nn.functional.one_hot(words.clean, 258).float()
     assert words.accuracy(logits, BYTES.end).tolist() == [1.0]
@@ -289,14 +289,14 @@ def test_recall_then_refinement(described: Corpus, tmp_path: Path) -> None:
     text |= {"brief_tokens": (0, 319), "detailed_tokens": (0, 319)}
     second = settings | {"start_from": str(recall.folder)}
     for batch in drawn(described, tmp_path / "batches", 2, text=text, **second):
-        assert batch.words is not None
+        assert batch.text_stream is not None
         for row, (clip, task) in enumerate(zip(batch.clips, batch.tasks, strict=True)):
-            name = "detailed" if task.makes_text else "brief"
-            assert BYTES.decode(batch.words.clean[row]) == rows[sorted(described.kept())[clip]][name]
+            name = "detailed" if task.generates_text else "brief"
+            assert BYTES.decode(batch.text_stream.clean[row]) == rows[sorted(described.kept_clip_ids())[clip]][name]
     refined = train(recipe(text=text, **second), described, tmp_path / "refined")
     losses = [row["text_loss"] for row in refined.log if row.get("text_loss")]
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
-    made = refined.sample("t2vt", {}, [next(iter(rows.values()))["brief"]], sampling=Sampling(steps=3))
+    made = refined.sample("t2vt", {}, [next(iter(rows.values()))["brief"]], sampling=SamplingOptions(steps=3))
     assert made["text"].shape == (1, 320) and made["rgb"].isfinite().all()
 
 

@@ -16,11 +16,11 @@ import torch
 from openuni.cli.models import _generating
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.errors import OpenUniError
-from openuni.training.loop.checkpoint import checkpoints, save
-from openuni.training.loop.trainer import rate_factor, train
-from openuni.training.recipe import Recipe
+from openuni.training.loop.trainer import lr_factor, train
+from openuni.training.loop.training_checkpoint import list_checkpoints, save
+from openuni.training.recipe import TrainingRecipe
 from openuni.training.run import Run
-from openuni.training.sampler import Sampling
+from openuni.training.sampler import SamplingOptions
 from tests.train.corpora import random_clips, write_corpus
 from tests.train.small_runs import small_recipe
 
@@ -36,7 +36,7 @@ MODEL: dict[str, Any] = {
 }
 
 
-def recipe(**changes: Any) -> Recipe:
+def recipe(**changes: Any) -> TrainingRecipe:
     """A small one with tables merged: recipe(optimizer={"steps": 3})."""
     return small_recipe({"model": MODEL}, changes)
 
@@ -60,7 +60,7 @@ def run(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def state(run: Path) -> dict[str, torch.Tensor]:
-    latest = checkpoints(run)[-1]
+    latest = list_checkpoints(run)[-1]
     parts = {name: latest.tensors(name) for name in ("model", "ema", "optimizer")}
     return {f"{name}/{key}": tensor for name, part in parts.items() for key, tensor in part.items()}
 
@@ -74,7 +74,7 @@ def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -
 
 
 def test_a_run_is_logged_and_saved(run: Run) -> None:
-    assert [checkpoint.step for checkpoint in checkpoints(run.folder)] == [3, 6]
+    assert [checkpoint.step for checkpoint in list_checkpoints(run.folder)] == [3, 6]
     steps = [row for row in run.log if "loss" in row]
     assert [row["step"] for row in steps] == [1, 2, 3, 4, 5, 6]
     assert {"task_loss", "grad_norm", "learning_rate", "samples_per_s", "data_wait_share"} <= set(steps[0])
@@ -102,7 +102,7 @@ def test_it_learns_a_linear_map(corpus: Corpus, tmp_path: Path) -> None:
 
 def test_resuming_is_bitwise_the_same(corpus: Corpus, tmp_path: Path, run: Run) -> None:
     train(recipe(optimizer={"steps": 3}), corpus, tmp_path)
-    assert checkpoints(tmp_path)[-1].step == 3
+    assert list_checkpoints(tmp_path)[-1].step == 3
     train(recipe(), corpus, tmp_path)
     assert_same(state(tmp_path), state(run.folder))
     values = [{k: v for k, v in row.items() if k in ("step", "loss", "grad_norm")} for row in Run.open(tmp_path).log]
@@ -139,7 +139,7 @@ def test_ctrl_c_saves_and_the_run_goes_on(corpus: Corpus, tmp_path: Path, run: R
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
-    assert checkpoints(tmp_path)[-1].step == 2
+    assert list_checkpoints(tmp_path)[-1].step == 2
     train(recipe(), corpus, tmp_path)
     assert_same(state(tmp_path), state(run.folder))
 
@@ -170,7 +170,7 @@ def test_a_crashed_run_goes_on_from_its_last_checkpoint(corpus: Corpus, tmp_path
 
     with pytest.raises(RuntimeError, match="power cut"):
         train(recipe(), corpus, tmp_path, crash)
-    assert checkpoints(tmp_path)[-1].step == 3
+    assert list_checkpoints(tmp_path)[-1].step == 3
     train(recipe(), corpus, tmp_path)
     assert_same(state(tmp_path), state(run.folder))
     assert [row["step"] for row in Run.open(tmp_path).log if "loss" in row] == [1, 2, 3, 4, 5, 6]
@@ -188,7 +188,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(corpus: Corpus, tmp_path:
     arguments = [str(tmp_path / "recipe.json"), str(corpus.store.local("")), str(tmp_path / "run")]
     killed = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, timeout=280)
     assert killed.returncode == -9, killed.stderr.decode()
-    assert checkpoints(tmp_path / "run")[-1].step == 3
+    assert list_checkpoints(tmp_path / "run")[-1].step == 3
     train(recipe(), corpus, tmp_path / "run")
     assert_same(state(tmp_path / "run"), state(run.folder))
     assert [row["step"] for row in Run.open(tmp_path / "run").log if "loss" in row] == [1, 2, 3, 4, 5, 6]
@@ -202,7 +202,7 @@ def test_validation_does_not_touch_training(corpus: Corpus, tmp_path: Path, run:
 def test_start_from_takes_the_averaged_weights(corpus: Corpus, tmp_path: Path, run: Run) -> None:
     settings = recipe(start_from=str(run.folder), optimizer={"steps": 1, "learning_rate": 0.0, "weight_decay": 0.0})
     train(settings, corpus, tmp_path)
-    ours, theirs = checkpoints(tmp_path)[-1].tensors("model"), checkpoints(run.folder)[-1].tensors("ema")
+    ours, theirs = list_checkpoints(tmp_path)[-1].tensors("model"), list_checkpoints(run.folder)[-1].tensors("ema")
     assert_same(ours, theirs)
     with pytest.raises(OpenUniError, match="of another model"):
         train(recipe(start_from=str(run.folder), model={"num_layers": 2}), corpus, tmp_path / "other")
@@ -210,7 +210,7 @@ def test_start_from_takes_the_averaged_weights(corpus: Corpus, tmp_path: Path, r
 
 def test_rate() -> None:
     options = dataclasses.replace(recipe().optimizer, steps=10, warmup_steps=4, decay_steps=2)
-    assert [rate_factor(options, step) for step in (0, 3, 7, 8, 9)] == [0.25, 1.0, 1.0, 1.0, 0.5]
+    assert [lr_factor(options, step) for step in (0, 3, 7, 8, 9)] == [0.25, 1.0, 1.0, 1.0, 0.5]
 
 
 # ---------------------------------------------------------------- refusals
@@ -273,9 +273,9 @@ def test_checkpoints_are_whole_or_absent(tmp_path: Path) -> None:
     save(tmp_path, 1, {"model": {"a": torch.ones(2)}}, {}, keep=1)
     (tmp_path / "step-000002").mkdir()  # no state.json: not a checkpoint
     (tmp_path / ".step-000003.tmp").mkdir()
-    assert [checkpoint.step for checkpoint in checkpoints(tmp_path)] == [1]
+    assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path)] == [1]
     save(tmp_path, 4, {"model": {"a": torch.zeros(2)}}, {}, keep=1)
-    assert [checkpoint.step for checkpoint in checkpoints(tmp_path)] == [4]
+    assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path)] == [4]
     assert not list(tmp_path.glob(".step-*"))
 
 
@@ -284,7 +284,7 @@ def test_checkpoints_are_whole_or_absent(tmp_path: Path) -> None:
 
 def test_sample_shapes_seeds_and_given_streams(run: Run) -> None:
     given = {"rgb": torch.randn(2, 4, 2, 2, 2)}
-    quick = Sampling(steps=2, shift=1.0)
+    quick = SamplingOptions(steps=2, shift=1.0)
     made = run.sample("rgb->depth", given, ["a cube", "a ball"], sampling=quick)
     assert set(made) == {"depth"} and made["depth"].shape == (2, 4, 2, 2, 2)
     again = run.sample("rgb->depth", given, ["a cube", "a ball"], sampling=quick)
@@ -297,7 +297,9 @@ def test_sample_shapes_seeds_and_given_streams(run: Run) -> None:
 
 def test_guidance_of_one_and_more(run: Run) -> None:
     def made(scale: float, caption: str = "a cube") -> torch.Tensor:
-        return run.sample("->rgb+depth", {}, [caption], sampling=Sampling(steps=2, shift=1.0, guidance=scale))["rgb"]
+        return run.sample("->rgb+depth", {}, [caption], sampling=SamplingOptions(steps=2, shift=1.0, guidance=scale))[
+            "rgb"
+        ]
 
     assert not torch.equal(made(1.0), made(4.0))
     torch.testing.assert_close(made(4.0, ""), made(1.0, ""))  # nothing to guide towards
@@ -305,7 +307,7 @@ def test_guidance_of_one_and_more(run: Run) -> None:
 
 def test_generate_gives_modalities(run: Run) -> None:
     video = np.random.default_rng(0).integers(0, 255, (5, 16, 16, 3), dtype=np.uint8)
-    quick = Sampling(steps=2, shift=1.0)
+    quick = SamplingOptions(steps=2, shift=1.0)
     made = run.generate("a cube", ["depth"], {"rgb": video}, sampling=quick)
     assert made["depth"].name == "depth" and made["depth"].array.shape == (5, 16, 16, 1)
     both = run.generate("a cube", ["rgb", "depth"], size=(9, 32, 16), sampling=quick)

@@ -106,7 +106,7 @@ def test_blocks_are_the_same_on_rows(base: Any, names: tuple) -> None:
     generator = torch.Generator().manual_seed(4)
     tokens = torch.randn(batch, count, length, 24, generator=generator)
     sigmas = [torch.rand(batch, generator=generator) for _ in names]
-    told = model.told(sigmas, [torch.randn(batch, 5, 8, generator=generator) for _ in names])
+    told = model.embed_conditioning(sigmas, [torch.randn(batch, 5, 8, generator=generator) for _ in names])
     switch = torch.randn(batch, count, 24, generator=generator)
     ours = block(tokens, told.text, told.table, switch, *model.rotary((3, 2, 2), count))
 
@@ -220,7 +220,7 @@ def test_given_tokens_are_clean_whatever_the_noise_of_the_others(base: Any, swit
     model.blocks[0].register_forward_pre_hook(lambda _, arguments: seen.append(arguments))
     for level in (0.1, 0.9):
         model(streams, sigmas | {"flow": torch.full((2,), level)}, text)
-    clean = model.told([torch.zeros(2)] * 3, [text[name] for name in names])
+    clean = model.embed_conditioning([torch.zeros(2)] * 3, [text[name] for name in names])
     for place in range(2):  # rgb and depth
         for tokens, _, table, switch, *_ in seen:
             assert torch.equal(tokens[:, place], seen[0][0][:, place])

@@ -8,11 +8,11 @@ import torch
 
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.errors import OpenUniError
-from openuni.training.loop.checkpoint import checkpoints, load_model
 from openuni.training.loop.trainer import train
-from openuni.training.recipe import Recipe
+from openuni.training.loop.training_checkpoint import list_checkpoints, load_model
+from openuni.training.recipe import TrainingRecipe
 from openuni.training.run import Run
-from openuni.training.sampler import Sampling
+from openuni.training.sampler import SamplingOptions
 from openuni.training.tasks import Task
 from tests.train.corpora import random_clips, write_corpus
 
@@ -25,15 +25,15 @@ TASKS = {
     "depth+skeleton->rgb+flow": 1.0,
 }
 SHAPE = (4, 2, 2, 2)
-QUICK = Sampling(steps=2, shift=1.0)
+QUICK = SamplingOptions(steps=2, shift=1.0)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def recipe(tasks: dict[str, float] = TASKS, model: dict[str, Any] | None = None, **changes: Any) -> Recipe:
+def recipe(tasks: dict[str, float] = TASKS, model: dict[str, Any] | None = None, **changes: Any) -> TrainingRecipe:
     sizes = {"num_layers": 1, "heads": 2, "head_dim": 12, "ffn_dim": 24, "freq_dim": 16, "switcher_dim": 8}
     optimizer = {"steps": 6, "batch_size": 6, "warmup_steps": 0, "learning_rate": 3e-3, "added_rate_factor": 1.0}
-    return Recipe.from_dict(
+    return TrainingRecipe.from_dict(
         {
             "tasks": tasks,
             "model": {"name": "unityvideo", **sizes, **(model or {})},
@@ -58,7 +58,7 @@ def run(request: pytest.FixtureRequest, corpus: Corpus, tmp_path_factory: pytest
 def test_all_tasks_are_trained_and_every_addition_learns(run: Run) -> None:
     seen = {task for row in run.log for task in row.get("task_loss", {})}
     assert seen == {str(task) for task in run.tasks} and len(seen) == 3 + 4
-    state = checkpoints(run.folder)[-1].tensors("optimizer")
+    state = list_checkpoints(run.folder)[-1].tensors("optimizer")
     still = [name for name in run.model.added_parameters() if not state[f"exp_avg_sq/{name}"].any()]
     assert still == []
     released = run.record["model"]["options"]["switcher"] == "released"
@@ -68,21 +68,21 @@ def test_all_tasks_are_trained_and_every_addition_learns(run: Run) -> None:
 @pytest.mark.parametrize("task", list(TASKS)[1:])
 def test_any_streams_make_any_others(run: Run, task: str) -> None:
     parsed = Task.parse(task)
-    given = {name: torch.randn(2, *SHAPE) for name in parsed.given}
+    given = {name: torch.randn(2, *SHAPE) for name in parsed.conditions}
     kept = {name: latents.clone() for name, latents in given.items()}
     seen: list[tuple] = []
     handle = run.model.register_forward_pre_hook(lambda _, arguments: seen.append(arguments))
     made = run.sample(task, given, ["a cube", "a ball"], SHAPE, QUICK)
-    handle.remove()
-    assert set(made) == set(parsed.made) and all(latents.shape == (2, *SHAPE) for latents in made.values())
+    handle.delete_rows()
+    assert set(made) == set(parsed.targets) and all(latents.shape == (2, *SHAPE) for latents in made.values())
     assert len(seen) == 2
     for streams, sigmas, _ in seen:
         assert set(streams) == set(parsed.streams)
-        for name in parsed.given:  # what goes in is what was given, bit for bit and at noise 0, in every step
+        for name in parsed.conditions:  # what goes in is what was given, bit for bit and at noise 0, in every step
             assert torch.equal(streams[name], kept[name]) and not sigmas[name].any()
             assert torch.equal(given[name], kept[name])
-        assert all(bool((sigmas[name] > 0).all()) for name in parsed.made)
-    for name in parsed.given:
+        assert all(bool((sigmas[name] > 0).all()) for name in parsed.targets)
+    for name in parsed.conditions:
         other = run.sample(task, given | {name: given[name] + 1}, ["a cube", "a ball"], SHAPE, QUICK)
         assert all(not torch.equal(other[stream], made[stream]) for stream in made), name
     alone = run.sample(task, {name: one[:1] for name, one in given.items()}, ["a cube"], SHAPE, QUICK)
@@ -94,7 +94,7 @@ def test_the_order_of_modalities_and_tasks_in_a_recipe_does_not_matter(corpus: C
     one = train(recipe(model={"modalities": list(FOUR)}), corpus, tmp_path / "one")
     turned = dict(reversed(TASKS.items()))
     two = train(recipe(turned, model={"modalities": list(FOUR[::-1])}), corpus, tmp_path / "two")
-    ours, theirs = (checkpoints(run.folder)[-1].tensors("model") for run in (one, two))
+    ours, theirs = (list_checkpoints(run.folder)[-1].tensors("model") for run in (one, two))
     assert list(ours) == list(theirs) and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 

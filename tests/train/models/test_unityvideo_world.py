@@ -15,15 +15,15 @@ from openuni.manifests.corpus.corpus import Corpus
 from openuni.training.data.index import open_index
 from openuni.training.loop.trainer import train
 from openuni.training.metrics.depth import constant_errors, depth_errors
-from openuni.training.recipe import Recipe
+from openuni.training.recipe import TrainingRecipe
 from openuni.training.run import Run
-from openuni.training.sampler import Sampling
+from openuni.training.sampler import SamplingOptions
 from tests.train.world_corpora import CLIPS, world_corpus
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.usefixtures("one_thread")]
 
 STEPS = 600
-SAMPLING = Sampling(10, 3.0)
+SAMPLING = SamplingOptions(10, 3.0)
 
 
 class Learnt(NamedTuple):
@@ -40,7 +40,7 @@ class Learnt(NamedTuple):
 def learnt(tmp_path_factory: pytest.TempPathFactory) -> Learnt:
     folder = tmp_path_factory.mktemp("unityvideo")
     corpus = world_corpus(folder, "solids", ("rgb", "depth"))
-    recipe = Recipe.from_dict(
+    recipe = TrainingRecipe.from_dict(
         {
             "tasks": {"joint": 0.4, "estimate": 0.4, "control": 0.2},
             "model": {

@@ -9,11 +9,11 @@ from diffusers import WanTransformer3DModel
 from torch.nn import functional
 
 from openuni.manifests.errors import OpenUniError
-from openuni.training.backbone.lora import GatedLinear, Rows, gated_layers
-from openuni.training.loop.trainer import averaged_copy, build_optimizer
+from openuni.training.backbone.lora import GatedLinear, LoraRouting, gated_layers
+from openuni.training.loop.trainer import build_optimizer, ema_copy
 from openuni.training.models.unityvideo import UnityVideo
 from openuni.training.models.unividx import UniVidX, UniVidXTransformer
-from openuni.training.recipe import Recipe
+from openuni.training.recipe import TrainingRecipe
 from openuni.training.tasks import Task, partitions
 from tests.train.backbone.tiny_wan import BASE, SIZES, check_checkpointing, check_keys, inputs, tiny_base
 from tests.train.models.tiny_unividx import INTRINSIC, built, trained
@@ -89,7 +89,7 @@ def test_cross_modal_attention_is_attention_over_concatenated_keys(base: Any) ->
     model = trained(base)
     attention = model.blocks[0].attn1
     batch, count, length = 2, 3, 12
-    rows = Rows(("rgb", "albedo", "normal"), torch.tensor([1.0, 0, 1, 0, 1, 1])[:, None, None])
+    rows = LoraRouting(("rgb", "albedo", "normal"), torch.tensor([1.0, 0, 1, 0, 1, 1])[:, None, None])
     tokens = torch.randn(batch * count, length, 24, generator=torch.Generator().manual_seed(5))
     rotary = model.rotary((3, 2, 2))
     ours = attention(tokens, None, None, rotary, rows=rows, joint=count)
@@ -142,14 +142,14 @@ def test_gated_lora_is_the_merged_weights_of_each_row() -> None:
         torch.nn.init.normal_(up)
     tokens = torch.randn(8, 7, 6)
     gate = torch.tensor([1.0, 1, 0, 1, 0, 1, 1, 0])
-    ours = layer(tokens, Rows(INTRINSIC, gate[:, None, None]))
+    ours = layer(tokens, LoraRouting(INTRINSIC, gate[:, None, None]))
     for row in range(8):
         name = INTRINSIC[row % 4]
         merged = layer.weight + gate[row] * layer.lora_B[name] @ layer.lora_A[name]
         torch.testing.assert_close(ours[row], functional.linear(tokens[row], merged, layer.bias), atol=1e-5, rtol=1e-5)
         if not gate[row]:
             assert torch.equal(ours[row], layer(tokens)[row])
-    alone = layer(tokens[:2], Rows(("albedo",), gate[:2, None, None]))
+    alone = layer(tokens[:2], LoraRouting(("albedo",), gate[:2, None, None]))
     merged = layer.weight + layer.lora_B["albedo"] @ layer.lora_A["albedo"]
     torch.testing.assert_close(alone, functional.linear(tokens[:2], merged, layer.bias), atol=1e-5, rtol=1e-5)
 
@@ -233,13 +233,13 @@ def test_gradient_checkpointing_changes_no_gradient(base: Any) -> None:
 
 def test_only_what_is_trained_is_optimised(base: Any) -> None:
     def optimised(model: UniVidXTransformer) -> int:
-        groups = build_optimizer(model, Recipe().optimizer).param_groups
+        groups = build_optimizer(model, TrainingRecipe().optimizer).param_groups
         return sum(p.numel() for group in groups for p in group["params"])
 
     frozen, whole = built(base), built(base, train_base=True)
     assert optimised(frozen) == sum(dict(frozen.named_parameters())[name].numel() for name in frozen.added_parameters())
     assert optimised(whole) == sum(p.numel() for p in whole.parameters())
-    average = dict(averaged_copy(frozen).named_parameters())
+    average = dict(ema_copy(frozen).named_parameters())
     shared = {name for name, p in frozen.named_parameters() if average[name] is p}
     assert shared == set(average) - set(frozen.added_parameters())
 
@@ -253,9 +253,9 @@ def test_text_of_the_published_tasks() -> None:
     captioned |= {"t2RPFB", "P2RFB", "F2RPB", "B2RPF", "PF2RB", "PB2RF"}
     for family in (INTRINSIC, ("rgb", "alpha", "foreground", "background")):
         for task in partitions(family):
-            told = {model.text_of(task, stream) for stream in task.streams}
+            told = {model.text_condition(task, stream) for stream in task.streams}
             assert told == {"caption" if task.published in captioned else "nothing"}, task.published
-    assert model.text_of(Task.parse("depth->rgb+normal"), "depth") == "caption"
+    assert model.text_condition(Task.parse("depth->rgb+normal"), "depth") == "caption"
 
 
 def test_wrong_options_and_input_are_named(base: Any) -> None:

@@ -11,9 +11,9 @@ from torch.nn import functional
 
 from openuni.manifests.errors import OpenUniError
 from openuni.training.loop.trainer import train
-from openuni.training.recipe import Recipe
+from openuni.training.recipe import TrainingRecipe
 from openuni.training.run import Run
-from openuni.training.sampler import Sampling
+from openuni.training.sampler import SamplingOptions
 from tests.train.backbone.tiny_wan import SIZES, check_keys, inputs, tiny_base
 from tests.train.corpora import random_clips, write_corpus
 from tests.train.models.tiny_unividx import INTRINSIC, built
@@ -77,7 +77,7 @@ def test_input_and_output_are_one_layer_over_concatenated_channels(base: Any) ->
     weights += [model.signal[name][:, None, None, None, None].expand(-1, 1, 1, 2, 2) / per_pixel for name in names]
     together = torch.cat([*streams.values(), *shares.values()], dim=1)
     expected = functional.conv3d(together, torch.cat(weights, dim=1), model.patch_embedding.bias, stride=model.patch)
-    tokens = model.together(streams, sigmas, names)
+    tokens = model.joint_tokens(streams, sigmas, names)
     torch.testing.assert_close(tokens, expected.flatten(2).transpose(1, 2), atol=1e-5, rtol=1e-5)
     assert tokens.shape == (2, 3 * 2 * 3, 24)  # as many as of one stream
 
@@ -85,7 +85,7 @@ def test_input_and_output_are_one_layer_over_concatenated_channels(base: Any) ->
     hooks = [layer.register_forward_pre_hook(lambda _, given: seen.append(given[0])) for layer in _heads(model, names)]
     out = model(streams, sigmas, text)
     for hook in hooks:
-        hook.remove()
+        hook.delete_rows()
     assert torch.equal(seen[0], seen[1]) and torch.equal(seen[0], seen[2])  # the same normed tokens
     layers = _heads(model, names)
     wide = functional.linear(seen[0], torch.cat([x.weight for x in layers]), torch.cat([x.bias for x in layers]))
@@ -167,10 +167,10 @@ def test_wrong_input_is_named(base: Any) -> None:
 # ---------------------------------------------------------------- training and sampling
 
 
-def recipe(steps: int, **model: Any) -> Recipe:
+def recipe(steps: int, **model: Any) -> TrainingRecipe:
     names = ["rgb", "albedo", "normal"]
     options = {name: value for name, value in SIZES.items() if name not in ("channels", "text_dim")}
-    return Recipe.from_dict(
+    return TrainingRecipe.from_dict(
         {
             "model": {"name": "unividx", "layout": "channels", "modalities": names, "rank": 4} | options | model,
             "tasks": {"partitions": 1.0},
@@ -211,5 +211,5 @@ def test_a_run_on_a_frozen_base_saves_the_additions_alone(base: Any, corpus: Any
     assert opened.model.config["rank"] == 4 and type(opened.model).__name__ == "ChannelsTransformer"
     assert all(torch.equal(opened.model.state_dict()[name], tensor) for name, tensor in base.state_dict().items())
     given = torch.randn(2, 4, 2, 2, 2)
-    made = opened.sample("rgb->albedo+normal", {"rgb": given}, ["", ""], sampling=Sampling(2, 3.0))
+    made = opened.sample("rgb->albedo+normal", {"rgb": given}, ["", ""], sampling=SamplingOptions(2, 3.0))
     assert set(made) == {"albedo", "normal"} and made["albedo"].shape == given.shape

@@ -13,14 +13,14 @@ from openuni.manifests.errors import OpenUniError
 from openuni.training.backbone.lora import gated_layers
 from openuni.training.data.batches import Loader
 from openuni.training.data.plan import Plan
-from openuni.training.loop.checkpoint import checkpoints
 from openuni.training.loop.setup import prepare
 from openuni.training.loop.trainer import train
+from openuni.training.loop.training_checkpoint import list_checkpoints
 from openuni.training.loop.validation import Validator
 from openuni.training.models.unividx import UniVidX
-from openuni.training.recipe import Recipe
+from openuni.training.recipe import TrainingRecipe
 from openuni.training.run import Run
-from openuni.training.sampler import Conditions, Sampling, sample
+from openuni.training.sampler import SamplerInputs, SamplingOptions, sample
 from openuni.training.tasks import Task, TaskMix, partitions
 from tests.train.backbone.tiny_wan import SIZES, inputs, tiny_base
 from tests.train.corpora import random_clips, write_corpus
@@ -32,8 +32,8 @@ def base() -> WanTransformer3DModel:
     return tiny_base()
 
 
-def recipe(**model: Any) -> Recipe:
-    return Recipe.from_dict(
+def recipe(**model: Any) -> TrainingRecipe:
+    return TrainingRecipe.from_dict(
         {
             "model": {"name": "unividx", "modalities": ["rgb", "albedo", "normal"], "rank": 4} | model,
             "tasks": {"partitions": 1.0},
@@ -81,12 +81,12 @@ def test_a_run_saves_the_loras_alone_and_resumes_bitwise(base: Any, corpus: Any,
     assert torch.equal(
         opened.blocks[0].ffn.net[2].lora_B["albedo"], theirs_ema(run)["blocks.0.ffn.net.2.lora_B.albedo"]
     )
-    made = run.sample("rgb->albedo+normal", {"rgb": torch.randn(1, 4, 2, 2, 2)}, [""], sampling=Sampling(2, 1.0))
+    made = run.sample("rgb->albedo+normal", {"rgb": torch.randn(1, 4, 2, 2, 2)}, [""], sampling=SamplingOptions(2, 1.0))
     assert set(made) == {"albedo", "normal"}
 
 
 def theirs_ema(run: Run) -> dict[str, torch.Tensor]:
-    return checkpoints(run.folder)[-1].tensors("ema")
+    return list_checkpoints(run.folder)[-1].tensors("ema")
 
 
 def test_second_stage_starts_from_the_loras_of_the_first(base: Any, corpus: Any, tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_second_stage_starts_from_the_loras_of_the_first(base: Any, corpus: Any,
     first = train(recipe(pretrained=str(tmp_path / "wan")), corpus, tmp_path / "first")
     settings = recipe(pretrained=str(tmp_path / "wan")).to_dict() | {"start_from": str(first.folder)}
     settings["optimizer"] |= {"steps": 1, "learning_rate": 0.0}
-    second = train(Recipe.from_dict(settings), corpus, tmp_path / "second")
+    second = train(TrainingRecipe.from_dict(settings), corpus, tmp_path / "second")
     ours, theirs = second.checkpoint.tensors("model"), first.checkpoint.tensors("ema")
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
@@ -107,7 +107,7 @@ def test_a_trained_base_is_not_lost_in_a_run_that_keeps_its_own(base: Any, corpu
     with pytest.raises(
         OpenUniError, match=r"first trained its base, and this run keeps one frozen .*train_base = true"
     ):
-        train(Recipe.from_dict(settings), corpus, tmp_path / "second")
+        train(TrainingRecipe.from_dict(settings), corpus, tmp_path / "second")
 
 
 @pytest.mark.slow
@@ -115,7 +115,7 @@ def test_it_learns_all_partitions_of_random_clips(corpus: Any, tmp_path: Path) -
     settings = recipe(**SMALL | {"heads": 4, "train_base": True}).to_dict()
     settings["optimizer"] |= {"steps": 150, "batch_size": 8, "learning_rate": 5e-3}
     settings["checkpoints"] |= {"every_steps": 150}
-    losses = [row["loss"] for row in train(Recipe.from_dict(settings), corpus, tmp_path).log if "loss" in row]
+    losses = [row["loss"] for row in train(TrainingRecipe.from_dict(settings), corpus, tmp_path).log if "loss" in row]
     assert np.mean(losses[-20:]) < 0.6 * np.mean(losses[:10])
 
 
@@ -133,7 +133,7 @@ def test_both_families_in_one_model() -> None:
     assert len(mix.tasks) == 30
     model = UniVidX(modalities=EVERY, rank=2, **SIZES).load("cpu")
     for task in mix.tasks:
-        made = model(*inputs(task.streams, batch=1, given=task.given))
+        made = model(*inputs(task.streams, batch=1, given=task.conditions))
         assert set(made) == set(task.streams)
 
 
@@ -149,9 +149,9 @@ def test_both_families_are_trained_on_clips_of_both_kinds(tmp_path: Path, layout
     settings |= {"tasks": {"intrinsic": 0.5, "alpha": 0.5}, "checkpoints": {"every_steps": 60}}
     settings["optimizer"] |= {"steps": 60, "batch_size": 8}
     begun = train(
-        Recipe.from_dict(settings | {"optimizer": settings["optimizer"] | {"steps": 1}}), corpus, tmp_path / "1"
+        TrainingRecipe.from_dict(settings | {"optimizer": settings["optimizer"] | {"steps": 1}}), corpus, tmp_path / "1"
     )
-    run = train(Recipe.from_dict(settings), corpus, tmp_path / "run")
+    run = train(TrainingRecipe.from_dict(settings), corpus, tmp_path / "run")
     assert len(run.tasks) == 30 and run.record["data"]["clips_by_task"] == dict.fromkeys(map(str, run.tasks), 4)
     rows = [row for row in run.log if "task_loss" in row]
     for family in (INTRINSIC, ("rgb", *EVERY[4:])):
@@ -167,8 +167,8 @@ def test_both_families_are_trained_on_clips_of_both_kinds(tmp_path: Path, layout
     )
     for task in ("R2AIN", "R2PFB", "t2RAIN", "PF2RB"):
         parsed = Task.parse(task)
-        given = {name: torch.randn(2, 4, 2, 2, 2) for name in parsed.given}
-        assert set(run.sample(task, given, ["a", "b"], sampling=Sampling(2, 1.0))) == set(parsed.made)
+        given = {name: torch.randn(2, 4, 2, 2, 2) for name in parsed.conditions}
+        assert set(run.sample(task, given, ["a", "b"], sampling=SamplingOptions(2, 1.0))) == set(parsed.targets)
 
 
 def test_given_latents_go_in_clean_at_every_step(corpus: Any, tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_given_latents_go_in_clean_at_every_step(corpus: Any, tmp_path: Path) ->
     given = torch.randn(2, 4, 2, 2, 2, generator=torch.Generator().manual_seed(0))
     kept, seen = given.clone(), []
     run.model.register_forward_pre_hook(lambda module, arguments: seen.append(arguments))
-    made = run.sample("rgb->albedo+normal", {"rgb": given}, ["", ""], sampling=Sampling(4, 3.0, solver="heun"))
+    made = run.sample("rgb->albedo+normal", {"rgb": given}, ["", ""], sampling=SamplingOptions(4, 3.0, solver="heun"))
     assert len(seen) == 7 and set(made) == {"albedo", "normal"} and torch.equal(given, kept)
     for streams, sigmas, _ in seen:
         assert torch.equal(streams["rgb"], kept) and not sigmas["rgb"].any()  # bit for bit, at sigma 0 exactly
@@ -188,22 +188,24 @@ def test_sampling_knows_neither_order_nor_company(corpus: Any, tmp_path: Path) -
     drawn = torch.randn(2, 3, 4, 2, 2, 2, generator=torch.Generator().manual_seed(0))
     given = {"albedo": drawn[0], "normal": drawn[1]}
     captions = ["a cube", "two balls", ""]
-    whole = run.sample("albedo+normal->rgb", given, captions, sampling=Sampling(3, 3.0))["rgb"]
+    whole = run.sample("albedo+normal->rgb", given, captions, sampling=SamplingOptions(3, 3.0))["rgb"]
     turned = dict(reversed(list(given.items())))
-    assert torch.equal(run.sample("normal+albedo->rgb", turned, captions, sampling=Sampling(3, 3.0))["rgb"], whole)
+    assert torch.equal(
+        run.sample("normal+albedo->rgb", turned, captions, sampling=SamplingOptions(3, 3.0))["rgb"], whole
+    )
     first = {name: latents[:1] for name, latents in given.items()}
-    alone = run.sample("albedo+normal->rgb", first, captions[:1], sampling=Sampling(3, 3.0))["rgb"]
+    alone = run.sample("albedo+normal->rgb", first, captions[:1], sampling=SamplingOptions(3, 3.0))["rgb"]
     torch.testing.assert_close(alone, whole[:1], atol=1e-5, rtol=1e-5)
 
 
 def test_wrong_use_of_a_run_is_named(base: Any, corpus: Any, tmp_path: Path) -> None:
     settings = recipe(**SMALL).to_dict() | {"tasks": {"rgb->albedo": 1.0}}
-    run = train(Recipe.from_dict(settings), corpus, tmp_path / "run")
+    run = train(TrainingRecipe.from_dict(settings), corpus, tmp_path / "run")
     given = torch.randn(1, 4, 2, 2, 2)
     with pytest.raises(OpenUniError, match=r'not trained for "rgb->normal"; it was trained for: rgb->albedo'):
         run.sample("rgb->normal", {"rgb": given}, [""])
     with pytest.raises(OpenUniError, match="needs depth; the model has rgb, albedo, normal"):
-        train(Recipe.from_dict(settings | {"tasks": {"rgb->depth": 1.0}}), corpus, tmp_path / "no")
+        train(TrainingRecipe.from_dict(settings | {"tasks": {"rgb->depth": 1.0}}), corpus, tmp_path / "no")
     with pytest.raises(OpenUniError, match=r"frames must be 4k \+ 1"):
         run.generate("", ["albedo"], {"rgb": np.zeros((6, 16, 16, 3), np.uint8)}, (6, 16, 16))
     with pytest.raises(OpenUniError, match=r"given latents must be \[1, 4, 2, 2, 2\] for 1 captions, got"):
@@ -211,13 +213,13 @@ def test_wrong_use_of_a_run_is_named(base: Any, corpus: Any, tmp_path: Path) -> 
     with pytest.raises(OpenUniError, match=r'task "rgb->albedo" reads no prompt, got "a cube"'):
         run.generate("a cube", ["albedo"], {"rgb": np.zeros((5, 16, 16, 3), np.uint8)})
     with pytest.raises(OpenUniError, match=r'guidance 7 is on a caption, and task "rgb->albedo" reads none'):
-        run.sample("rgb->albedo", {"rgb": given}, [""], sampling=Sampling(2, guidance=7.0))
+        run.sample("rgb->albedo", {"rgb": given}, [""], sampling=SamplingOptions(2, guidance=7.0))
     other = recipe(**SMALL | {"ffn_dim": 48}).to_dict() | {"start_from": str(run.folder)}
     with pytest.raises(OpenUniError, match=r"of another size: blocks\.0\.ffn.*32.*48"):
-        train(Recipe.from_dict(other), corpus, tmp_path / "other")
+        train(TrainingRecipe.from_dict(other), corpus, tmp_path / "other")
     shared = recipe(**SMALL, lora="shared").to_dict() | {"start_from": str(run.folder)}
     with pytest.raises(OpenUniError, match=r"is of another model; differing keys: .*lora_A\.albedo"):
-        train(Recipe.from_dict(shared), corpus, tmp_path / "shared")
+        train(TrainingRecipe.from_dict(shared), corpus, tmp_path / "shared")
 
 
 @pytest.mark.parametrize("change", ["missing", "unknown", "size"])
@@ -238,7 +240,7 @@ def test_checkpoints_with_other_keys_are_refused(corpus: Any, tmp_path: Path, ch
 def test_noise_on_given_streams(base: Any, corpus: Any, tmp_path: Path) -> None:
     """The published option: given streams at a small sigma, in training and in sampling, and still known as given."""
     model = trained(base, condition_noise=0.005)
-    assert model.given_sigma == 0.005
+    assert model.condition_sigma == 0.005
     streams, sigmas, text = inputs(("rgb", "normal"))
     sigmas["rgb"] = torch.full((2,), 0.005)
     before = model(streams, sigmas, text)
@@ -249,13 +251,13 @@ def test_noise_on_given_streams(base: Any, corpus: Any, tmp_path: Path) -> None:
     seen = []
     model.register_forward_pre_hook(lambda module, arguments: seen.append(arguments))
     clean = {"rgb": streams["rgb"]}
-    conditions = Conditions(clean, text, None)
-    sample(model, Task.parse("rgb->normal"), conditions, streams["rgb"].shape, Sampling(2, 1.0))
+    conditions = SamplerInputs(clean, text, None)
+    sample(model, Task.parse("rgb->normal"), conditions, streams["rgb"].shape, SamplingOptions(2, 1.0))
     assert all(torch.equal(told["rgb"], torch.full((2,), 0.005)) for _, told, _ in seen)
     assert all(torch.equal(noisy["rgb"], seen[0][0]["rgb"]) for noisy, _, _ in seen)
     assert 0 < (seen[0][0]["rgb"] - clean["rgb"]).std() < 0.02
     with pytest.raises(OpenUniError, match="not above that of given streams"):
-        sample(model, Task.parse("rgb->normal"), conditions, streams["rgb"].shape, Sampling(400, 1.0))
+        sample(model, Task.parse("rgb->normal"), conditions, streams["rgb"].shape, SamplingOptions(400, 1.0))
 
 
 def test_loader_gives_given_streams_their_sigma_and_made_ones_more(corpus: Any, tmp_path: Path) -> None:
@@ -266,13 +268,15 @@ def test_loader_gives_given_streams_their_sigma_and_made_ones_more(corpus: Any, 
     plan = Plan.build(setup.index, setup.mix, settings.seed, settings.optimizer.batch_size)
     levels = []
     for batch in (batch for step in range(8) for part in loader.step(plan, step) for batch in part):
-        for name, made in batch.made.items():
+        for name, made in batch.targets.items():
             assert torch.equal(batch.sigmas[name][~made], torch.full_like(batch.sigmas[name], 0.4)[~made])
             levels += batch.sigmas[name][made].tolist()
     assert min(levels) > torch.tensor(0.4).item()  # as drawn, four in ten would lie below
-    assert setup.model.given_sigma == 0.4 and run.model.given_sigma == 0.4
+    assert setup.model.condition_sigma == 0.4 and run.model.condition_sigma == 0.4
     validator = Validator(loader, setup.mix)
-    assert min(validator.sigmas) == loader.least_sigma > torch.tensor(0.4).item()  # as spread, one would lie at 0.125
+    assert (
+        min(validator.sigmas) == loader.min_target_sigma > torch.tensor(0.4).item()
+    )  # as spread, one would lie at 0.125
     assert max(validator.sigmas) == 0.875
 
 
@@ -281,6 +285,8 @@ def test_guidance_takes_the_caption_from_all_streams(base: Any) -> None:
     streams, _, text = inputs(("rgb", "normal"), batch=1)
     seen = []
     model.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[2]))
-    conditions = Conditions({}, text, torch.zeros(5, 8), captioned=("rgb", "normal"))
-    sample(model, Task.parse("text->rgb+normal"), conditions, streams["rgb"].shape, Sampling(1, 1.0, guidance=2.0))
+    conditions = SamplerInputs({}, text, torch.zeros(5, 8), captioned=("rgb", "normal"))
+    sample(
+        model, Task.parse("text->rgb+normal"), conditions, streams["rgb"].shape, SamplingOptions(1, 1.0, guidance=2.0)
+    )
     assert [bool(told[name].any()) for told in seen for name in ("rgb", "normal")] == [True, True, False, False]

@@ -15,10 +15,10 @@ from openuni.manifests.contracts.modality import Modality, read_rendering
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.training.data.index import Index, open_index
 from openuni.training.loop.trainer import train
-from openuni.training.recipe import Recipe
+from openuni.training.recipe import TrainingRecipe
 from openuni.training.run import Run
-from openuni.training.sampler import Sampling
-from openuni.training.tasks import FAMILIES, Task, partitions
+from openuni.training.sampler import SamplingOptions
+from openuni.training.tasks import UNIVIDX_FAMILIES, Task, partitions
 from tests.train.world_corpora import CLIPS, world_corpus
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500), pytest.mark.usefixtures("one_thread")]
@@ -51,16 +51,16 @@ ALPHA = Family(
     psnr_db={"alpha": 24.0, "foreground": 29.5, "background": 25.8},
     units={"alpha": 0.026},
 )
-SAMPLING = Sampling(10, 5.0)
+SAMPLING = SamplingOptions(10, 5.0)
 
 
-def recipe(family: Family) -> Recipe:
+def recipe(family: Family) -> TrainingRecipe:
     model = {"heads": 4, "head_dim": 32, "ffn_dim": 384, "freq_dim": 64, "num_layers": 3}
-    return Recipe.from_dict(
+    return TrainingRecipe.from_dict(
         {
             "model": {
                 "name": "unividx",
-                "modalities": list(FAMILIES[family.name]),
+                "modalities": list(UNIVIDX_FAMILIES[family.name]),
                 "rank": 8,
                 "train_base": True,
             }
@@ -97,7 +97,7 @@ def learnt(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     family = request.param
     folder = tmp_path_factory.mktemp(family.name)
     # the first 48 bytes of the captions tell the clips apart
-    corpus = world_corpus(folder, family.preset, FAMILIES[family.name], text_bytes=47)
+    corpus = world_corpus(folder, family.preset, UNIVIDX_FAMILIES[family.name], text_bytes=47)
     return Learnt(family, corpus, train(recipe(family), corpus, folder / "run"))
 
 
@@ -107,7 +107,7 @@ def test_the_loss_of_every_task_falls(learnt: Learnt) -> None:
     for row in learnt.run.log:
         for task, loss in row.get("task_loss", {}).items():
             seen[task].append(loss)
-    assert set(seen) == {str(task) for task in partitions(FAMILIES[learnt.family.name])}
+    assert set(seen) == {str(task) for task in partitions(UNIVIDX_FAMILIES[learnt.family.name])}
     left = {task: np.mean(losses[-12:]) / np.mean(losses[:3]) for task, losses in seen.items()}
     assert max(left.values()) < 1 / 6, left
     assert np.mean(list(left.values())) < 1 / 16, left
@@ -119,7 +119,7 @@ def test_latents_are_those_of_the_training_clips(learnt: Learnt) -> None:
     task, index = Task.parse(family.task), index_of(learnt)
     true = {name: latents_of(corpus, index, name) for name in task.streams}
     made = run.sample(task, {"rgb": true["rgb"]}, [""] * CLIPS, sampling=SAMPLING)
-    for name in task.made:
+    for name in task.targets:
         error, mean_error = (
             float((latents - true[name]).square().mean() / true[name].var())
             for latents in (made[name], true[name].mean(0))
@@ -133,7 +133,7 @@ def test_maps_are_those_of_the_training_clips(learnt: Learnt) -> None:
     task, index = Task.parse(family.task), index_of(learnt)
     codec, rgb = run.latent_codec[0], latents_of(corpus, index, "rgb")
     made = run.sample(task, {"rgb": rgb}, [""] * CLIPS, sampling=SAMPLING)
-    for name in task.made:
+    for name in task.targets:
         exact = [corpus[clip].modality(name) for clip in index.clip_ids]
         held = [codec.decode(None, latents.numpy()) for latents in latents_of(corpus, index, name)]
         renderings = [codec.decode(None, latents.numpy()) for latents in made[name]]
@@ -152,8 +152,8 @@ def test_one_clip_by_the_public_way(learnt: Learnt) -> None:
     """`generate` from the decoded video: the maps of that clip, not those of another."""
     family, corpus, run = learnt
     task, clip = Task.parse(family.task), corpus[3]
-    made = run.generate("", task.made, {"rgb": clip.rgb}, sampling=SAMPLING)
-    for name in task.made:
+    made = run.generate("", task.targets, {"rgb": clip.rgb}, sampling=SAMPLING)
+    for name in task.targets:
         distances = [np.abs(made[name].to_rgb() - other.modality(name).to_rgb()).mean() for other in corpus]
         assert np.argmin(distances) == 3 and distances[3] < 0.5 * np.median(distances), (name, distances)
 
@@ -177,7 +177,7 @@ def errors(name: str, renderings: list[np.ndarray], exact: list[Modality]) -> Er
 
 
 def index_of(learnt: Learnt) -> Index:
-    return open_index(learnt.corpus, FAMILIES[learnt.family.name], "", "", 0.0)
+    return open_index(learnt.corpus, UNIVIDX_FAMILIES[learnt.family.name], "", "", 0.0)
 
 
 def latents_of(corpus: Corpus, index: Index, name: str) -> torch.Tensor:

@@ -186,9 +186,9 @@ def test_embeddings_are_of_one_scale_and_follow_the_flow(base: WanTransformer3DM
 
 
 def test_condition_is_the_caption_unless_a_video_is_described() -> None:
-    assert TINY.text_of(Task.parse("t2v"), "rgb") == "caption"
-    assert TINY.text_of(Task.parse("v2t"), "rgb") == "nothing"
-    assert TINY.text_of(Task.parse("t2vt"), "rgb") == "caption"
+    assert TINY.text_condition(Task.parse("t2v"), "rgb") == "caption"
+    assert TINY.text_condition(Task.parse("v2t"), "rgb") == "nothing"
+    assert TINY.text_condition(Task.parse("t2vt"), "rgb") == "caption"
 
 
 def test_pretrained_folder_gives_sizes_and_weights(base: WanTransformer3DModel, tmp_path: Path) -> None:

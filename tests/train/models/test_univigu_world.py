@@ -16,9 +16,9 @@ import torch
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.training.data.index import open_index
 from openuni.training.loop.trainer import train
-from openuni.training.recipe import Recipe
+from openuni.training.recipe import TrainingRecipe
 from openuni.training.run import Run
-from openuni.training.sampler import Sampling
+from openuni.training.sampler import SamplingOptions
 from tests.train.world_corpora import CLIPS, world_corpus
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500), pytest.mark.usefixtures("one_thread")]
@@ -32,7 +32,7 @@ class Flow(NamedTuple):
     name: str
     shift: float  # of the text, in training
     steps: tuple[int, int]  # of all tasks together, then of describing alone
-    sampling: Sampling
+    sampling: SamplingOptions
     left: dict[str, float]  # of the first losses, at most
 
 
@@ -41,14 +41,14 @@ FLOWS = (
         name="tokens",
         shift=4.0,
         steps=(500, 400),
-        sampling=Sampling(steps=16, shift=1.0, temperature=0.0),
+        sampling=SamplingOptions(steps=16, shift=1.0, temperature=0.0),
         left={"rgb->text": 0.02, "text->rgb": 0.3, "->rgb+text": 0.25},
     ),
     Flow(
         name="embeddings",
         shift=30.0,
         steps=(400, 700),
-        sampling=Sampling(steps=8, shift=30.0, temperature=0.0),
+        sampling=SamplingOptions(steps=8, shift=30.0, temperature=0.0),
         left={"rgb->text": 0.25, "text->rgb": 0.3, "->rgb+text": 0.25},
     ),
 )
@@ -76,7 +76,7 @@ def together(request: pytest.FixtureRequest, corpus: Corpus, tmp_path_factory: p
 
 def recipe(
     flow: Flow, tasks: dict[str, float], steps: int, *, rate: float, decay: float, start_from: str = ""
-) -> Recipe:
+) -> TrainingRecipe:
     """`decay`: share of the steps over which the rate falls."""
     settings: dict[str, Any] = {
         "model": MODEL | {"text_flow": flow.name},
@@ -97,7 +97,7 @@ def recipe(
         "ema": {"decay": 0.98},
         "checkpoints": {"every_steps": steps},
     }
-    return Recipe.from_dict(settings)
+    return TrainingRecipe.from_dict(settings)
 
 
 def test_the_loss_of_every_task_falls(together: Learnt) -> None:

@@ -7,13 +7,13 @@ import torch
 
 from openuni.training.objectives.discrete_flow_matching import (
     Source,
+    add_token_noise,
     cross_entropy,
     discrete_euler_step,
-    drawn_tokens,
     generalised_kl,
     kappa,
-    noised_tokens,
     rate,
+    sample_tokens,
     source_tokens,
 )
 from openuni.training.randomness import uniforms
@@ -29,7 +29,7 @@ def test_ends_are_exact_and_marginals_are_the_schedulers(kind: Source, degree: f
     clean = torch.full(shape, 3)
     source = source_tokens(shape, kind, VOCABULARY, MASK, 0, "a")
     sigma = torch.tensor([0.0, 1.0, 0.2, 0.5, 0.9])
-    noisy = noised_tokens(clean, source, uniforms(shape, 0, "b"), sigma, degree)
+    noisy = add_token_noise(clean, source, uniforms(shape, 0, "b"), sigma, degree)
     assert torch.equal(noisy[0], clean[0]) and torch.equal(noisy[1], source[1])
     by_chance = 0.0 if kind == "mask" else 1 / VOCABULARY
     expected = kappa(sigma, degree) + (1 - kappa(sigma, degree)) * by_chance
@@ -57,10 +57,10 @@ def posterior(prior: torch.Tensor, noisy: torch.Tensor, sigma: float, degree: fl
 def test_losses_are_least_at_the_true_posterior(loss: str) -> None:
     prior = torch.tensor([0.5, 0.3, 0.15, 0.05])
     count, sigma, degree = 200_000, 0.6, 2.0
-    clean = drawn_tokens(prior.expand(count, 1, 4), uniforms((count, 1), 0, "clean"))
+    clean = sample_tokens(prior.expand(count, 1, 4), uniforms((count, 1), 0, "clean"))
     source = source_tokens((count, 1), "uniform", 4, 4, 1)
     sigmas = torch.full((count,), sigma)
-    noisy = noised_tokens(clean, source, uniforms((count, 1), 2), sigmas, degree)
+    noisy = add_token_noise(clean, source, uniforms((count, 1), 2), sigmas, degree)
     truth = posterior(prior, torch.arange(4)[:, None], sigma, degree)[:, 0].log()  # [noisy, V]
 
     def mean(table: torch.Tensor) -> torch.Tensor:
@@ -146,4 +146,4 @@ def test_solver_finds_a_point_mass_exactly(steps: int) -> None:
 def test_tokens_of_no_probability_are_never_drawn() -> None:
     probabilities = torch.tensor([0.0, 0.5, 0.0, 0.5, 0.0]).expand(1, 4, 5)
     draws = torch.tensor([[0.0, 0.4999, 0.5, 1 - 2**-24]])
-    assert drawn_tokens(probabilities, draws).tolist() == [[1, 1, 3, 3]]
+    assert sample_tokens(probabilities, draws).tolist() == [[1, 1, 3, 3]]

@@ -8,18 +8,18 @@ import torch
 from openuni.manifests.errors import OpenUniError
 from openuni.training.objectives.flow_matching import (
     Solver,
+    add_noise,
     euler_step,
-    guidance_shares,
+    guidance_weights,
     loss_weight,
-    noised,
     sampling_sigmas,
-    shifted,
+    shift_sigma,
     sigma_at,
     solve,
     stream_losses,
     velocity,
 )
-from openuni.training.sampler import Sampling
+from openuni.training.sampler import SamplingOptions
 
 SHAPE = (3, 4, 2, 2, 2)
 
@@ -32,7 +32,7 @@ def pair() -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_ends_are_exact(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
     clean, noise = pair
-    mixed = noised(clean, noise, torch.tensor([0.0, 1.0, 0.25]))
+    mixed = add_noise(clean, noise, torch.tensor([0.0, 1.0, 0.25]))
     assert torch.equal(mixed[0], clean[0]) and torch.equal(mixed[1], noise[1])
     torch.testing.assert_close(mixed[2], 0.75 * clean[2] + 0.25 * noise[2])
 
@@ -40,7 +40,7 @@ def test_ends_are_exact(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
 def test_velocity_is_the_derivative_and_euler_follows_it_home(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
     clean, noise = pair
     low, high = torch.full((3,), 0.3), torch.full((3,), 0.7)
-    slope = (noised(clean, noise, high) - noised(clean, noise, low)) / 0.4
+    slope = (add_noise(clean, noise, high) - add_noise(clean, noise, low)) / 0.4
     torch.testing.assert_close(slope, velocity(clean, noise))
     x = noise
     sigmas = sampling_sigmas(7, 3.0)
@@ -51,10 +51,10 @@ def test_velocity_is_the_derivative_and_euler_follows_it_home(pair: tuple[torch.
 
 def test_shift_keeps_the_ends_and_order() -> None:
     sigma = torch.linspace(0, 1, 101)
-    moved = shifted(sigma, 5.0)
+    moved = shift_sigma(sigma, 5.0)
     assert moved[0] == 0 and moved[-1] == 1 and (moved.diff() > 0).all()
     assert moved[50] == pytest.approx(5 / 6)
-    torch.testing.assert_close(shifted(sigma, 1.0), sigma)
+    torch.testing.assert_close(shift_sigma(sigma, 1.0), sigma)
 
 
 def test_densities() -> None:
@@ -79,14 +79,14 @@ def test_guidance_with_two_scales(pair: tuple[torch.Tensor, torch.Tensor]) -> No
     without_both = full * without_text
 
     def guided_twice(text_scale: float, given_scale: float) -> torch.Tensor:
-        shares = guidance_shares(text_scale, given_scale)
+        shares = guidance_weights(text_scale, given_scale)
         assert sum(shares) == pytest.approx(1.0)
         return shares.full * full + shares.without_text * without_text + shares.without_both * without_both
 
-    assert guidance_shares(1.0, 1.0) == (1.0, 0.0, 0.0)
-    assert guidance_shares(0.0, 1.0) == (0.0, 1.0, 0.0)
-    assert guidance_shares(0.0, 0.0) == (0.0, 0.0, 1.0)
-    assert guidance_shares(3.0, 3.0).without_text == guidance_shares(3.0, 1.0).without_both == 0.0
+    assert guidance_weights(1.0, 1.0) == (1.0, 0.0, 0.0)
+    assert guidance_weights(0.0, 1.0) == (0.0, 1.0, 0.0)
+    assert guidance_weights(0.0, 0.0) == (0.0, 0.0, 1.0)
+    assert guidance_weights(3.0, 3.0).without_text == guidance_weights(3.0, 1.0).without_both == 0.0
     expected = without_both + 4.0 * (without_text - without_both) + 2.5 * (full - without_text)
     torch.testing.assert_close(guided_twice(2.5, 4.0), expected)
     torch.testing.assert_close(guided_twice(3.0, 1.0), without_text + 3.0 * (full - without_text))
@@ -119,7 +119,7 @@ def test_solvers_converge_with_their_order(solver: Solver, order: int, shift: fl
         return {"x": 1j * (1 + 2 * sigma) * x["x"]}
 
     def error(steps: int) -> float:
-        sigmas = shifted(torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64), shift)
+        sigmas = shift_sigma(torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64), shift)
         found = solve(field, {"x": torch.ones(1, dtype=torch.complex128)}, sigmas, solver)["x"]
         return float((found - torch.exp(torch.tensor(-2j))).abs())
 
@@ -148,4 +148,4 @@ def test_heun_never_evaluates_at_sigma_zero() -> None:
 
 def test_unknown_solver_is_named() -> None:
     with pytest.raises(OpenUniError, match=r'solver = "hein"\. Did you mean "heun"\? Allowed: euler, heun'):
-        Sampling(solver="hein")  # type: ignore[arg-type]
+        SamplingOptions(solver="hein")  # type: ignore[arg-type]

@@ -12,8 +12,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Tokenizer
 
 from openuni.manifests.errors import OpenUniError
 from openuni.training.data.tokenizer import ByteTokenizer, Tokenizer, Umt5Tokenizer
-from openuni.training.objectives.discrete_flow_matching import Source, named_step, noised_tokens, source_tokens
-from openuni.training.objectives.flow_matching import noised
+from openuni.training.objectives.discrete_flow_matching import Source, add_token_noise, named_step, source_tokens
+from openuni.training.objectives.flow_matching import add_noise
 from openuni.training.objectives.text_flow_matching import embedding_losses, text_weight, token_losses
 from openuni.training.randomness import uniforms
 from tests.train.models.test_univigu import TINY
@@ -42,7 +42,7 @@ def test_embedding_loss_trains_the_embeddings_through_the_logits_alone() -> None
     clean = torch.randint(11, (2, 5), generator=torch.Generator().manual_seed(0))
     embedded = model.embedded(clean)
     noise, sigma = torch.randn(2, 5, 24, generator=torch.Generator().manual_seed(1)), torch.tensor([0.3, 0.8])
-    streams = {"rgb": torch.zeros(2, 4, 1, 2, 2), "text": noised(embedded, noise, sigma)}
+    streams = {"rgb": torch.zeros(2, 4, 1, 2, 2), "text": add_noise(embedded, noise, sigma)}
     predicted = model(streams, {"rgb": torch.zeros(2), "text": sigma}, {"rgb": torch.zeros(2, 3, 8)})
     loss = embedding_losses(predicted, embedded, noise, clean)
     expected = (noise - embedded).square().mean((1, 2)) + torch.tensor(11.0).log()  # both heads are 0
@@ -132,7 +132,7 @@ def test_a_model_learns_to_describe_videos_word_for_word(source: Source) -> None
     kind = (source, 257, 257)
     for step in range(250):
         sigma = uniforms((4,), 0, "sigma", step)
-        noisy = noised_tokens(
+        noisy = add_token_noise(
             clean, source_tokens(clean.shape, *kind, 0, step), uniforms(clean.shape, 0, "kept", step), sigma
         )
         out = model({"rgb": video, "text": noisy}, {"rgb": still, "text": sigma}, told)

@@ -9,7 +9,7 @@ import pytest
 
 import openuni
 from openuni.manifests.contracts.decoded_clip import decode
-from openuni.manifests.video.probe import clip_of, probe
+from openuni.manifests.video.probe import make_clip, probe
 from tests.openuni.exchange.exporters.rooms import CAPTION, MODALITIES, QUIET
 
 
@@ -34,7 +34,7 @@ def load(base: Path, row: dict[str, Any], file_keys: list[str]) -> dict[str, Any
         if not isinstance(row[key], str):
             raise ValueError(f"unsupported data: {row[key]}")
         path = str(base / row[key])
-        found[key] = decode(clip_of(path, probe(path))).frames
+        found[key] = decode(make_clip(path, probe(path))).frames
     return found
 
 

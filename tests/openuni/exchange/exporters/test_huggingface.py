@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 import openuni
-from openuni.exchange.exporter import Contents
+from openuni.exchange.exporter import ExportContext
 from openuni.exchange.exporters._card import card
 from openuni.manifests.corpus.corpus_clip import EXTENT
 from tests.openuni.exchange.exporters.rooms import CAPTION, MODALITIES, QUIET, ids_by_name, make_corpus
@@ -58,7 +58,7 @@ def frames_of(cell: dict) -> np.ndarray:
 
 
 def test_it_opens_with_video_columns_and_the_corpus_s_splits(loaded, parted, rows):
-    kept = set(parted.kept())
+    kept = set(parted.kept_clip_ids())
     splits = {clip.clip_id: clip.clip.split for clip in parted if clip.clip_id in kept}
     assert {clip: row["split"] for clip, row in rows.items()} == {
         clip: name.replace("-", "_") for clip, name in splits.items()
@@ -132,8 +132,8 @@ def test_the_card_names_weights_and_their_licence(parted, tmp_path):
     shutil.copytree(parted.store.root, tmp_path / "corpus")
     corpus = openuni.open_corpus(tmp_path / "corpus")
     made = {"raft": {"checkpoint": "/x/mine.pth"}, "depth_anything": {}, "dis": {"no_longer": 1}}
-    corpus.put_json("runs/99999999T000000-aaaaaa.json", {"recipe": {"annotators": made}})
-    contents = Contents(corpus, {"flow": "raft", "depth": "depth_anything", "alpha": "dis"}, {}, tmp_path)
+    corpus.write_json("runs/99999999T000000-aaaaaa.json", {"recipe": {"annotators": made}})
+    contents = ExportContext(corpus, {"flow": "raft", "depth": "depth_anything", "alpha": "dis"}, {}, tmp_path)
     text = card([], contents, title="t", licence="other", split_of=lambda clip: "train")
     assert text[text.index("| annotator | weights") :].splitlines()[2:5] == [
         "| depth_anything | depth-anything/Depth-Anything-V2-Small-hf | Apache-2.0 |",

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import openuni
-from openuni.exchange.selection import Choice
+from openuni.exchange.export_selection import ExportOptions
 from openuni.manifests.contracts.decoded_clip import decode
 from openuni.manifests.contracts.modality import find_modality
-from openuni.manifests.video.probe import clip_of, probe
+from openuni.manifests.video.probe import make_clip, probe
 from tests.openuni.exchange.exporters.rooms import CAPTION, QUIET, tree
 
 COLUMNS = ["video", "prompt", "depth", "densepose", "raft", "segmentation", "skeleton"]
@@ -110,7 +110,7 @@ def test_constants_read_a_rendering_back(out, corpus, ids):
     entry = record["modalities"]["depth"]
     kind = find_modality("depth")
     path = str(out / entry["file"])
-    rgb = decode(clip_of(path, probe(path))).frames / np.float32(255)
+    rgb = decode(make_clip(path, probe(path))).frames / np.float32(255)
     depth = kind.from_rgb(rgb, kind.constants_type(**entry["constants"])).resize(entry["height_px"], entry["width_px"])
     truth = corpus[ids["all"]].depth
     assert depth.array.shape == truth.shape
@@ -118,9 +118,15 @@ def test_constants_read_a_rendering_back(out, corpus, ids):
 
 
 def test_options_choose_size_and_pixels(corpus, ids, tmp_path):
-    choice = Choice(("segmentation",), limit=1)
+    choice = ExportOptions(("segmentation",), limit=1)
     openuni.export(
-        corpus, "openuni-csv", out=tmp_path / "a", choice=choice, reporter=QUIET, short_side_px=24, pixels="yuv420p"
+        corpus,
+        "openuni-csv",
+        out=tmp_path / "a",
+        export_options=choice,
+        reporter=QUIET,
+        short_side_px=24,
+        pixels="yuv420p",
     )
     for folder in ("video", "segmentation"):
         with av.open(str(tmp_path / "a" / folder / f"{ids['all']}.mp4")) as container:
@@ -138,8 +144,10 @@ def test_clips_of_the_same_colours_are_sharper_in_444(corpus, ids, tmp_path):
     errors = {}
     truth = corpus[ids["all"]].modality("segmentation").to_rgb() * 255
     for pixels in ("yuv444p", "yuv420p"):
-        choice = Choice(("segmentation",), limit=1)
-        openuni.export(corpus, "openuni-csv", out=tmp_path / pixels, choice=choice, reporter=QUIET, pixels=pixels)
+        choice = ExportOptions(("segmentation",), limit=1)
+        openuni.export(
+            corpus, "openuni-csv", out=tmp_path / pixels, export_options=choice, reporter=QUIET, pixels=pixels
+        )
         frames = frames_of(tmp_path / pixels / "segmentation" / f"{ids['all']}.mp4")
         errors[pixels] = np.abs(frames - truth).mean()
     assert errors["yuv444p"] < 0.6 * errors["yuv420p"]

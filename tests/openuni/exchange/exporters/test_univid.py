@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 import openuni
-from openuni.exchange.selection import Choice
-from openuni.manifests.arrays.srgb import srgb_of
+from openuni.exchange.export_selection import ExportOptions
+from openuni.manifests.arrays.srgb import linear_to_srgb
 from tests.openuni.exchange.exporters.rooms import CAPTION, QUIET, every_map, tree
 
 INTRINSIC, ALPHA = ("rgb", "albedo", "irradiance", "normal"), ("rgb", "pha", "fgr", "bgr")
@@ -77,8 +77,8 @@ def test_pictures_are_display_values(out, ids):
     white = record["modalities"]["irradiance"]["constants"]["white"]
     assert white == pytest.approx(7, rel=0.01)
     expected = {
-        "albedo": srgb_of(maps["albedo"].array),
-        "irradiance": srgb_of(np.minimum(maps["irradiance"].array / white, 1)),
+        "albedo": linear_to_srgb(maps["albedo"].array),
+        "irradiance": linear_to_srgb(np.minimum(maps["irradiance"].array / white, 1)),
         "normal": (maps["normal"].array + 1) / 2,
         "pha": np.repeat(maps["alpha"].array, 3, axis=-1),
         "fgr": maps["foreground"].array / 255,
@@ -91,8 +91,8 @@ def test_pictures_are_display_values(out, ids):
 
 
 def test_the_format_s_own_names_choose_modalities(corpus, ids, tmp_path):
-    choice = Choice(("pha", "supplied.fgr"), limit=1)
-    openuni.export(corpus, "univid", out=tmp_path / "a", choice=choice, reporter=QUIET)
+    choice = ExportOptions(("pha", "supplied.fgr"), limit=1)
+    openuni.export(corpus, "univid", out=tmp_path / "a", export_options=choice, reporter=QUIET)
     assert sorted(path.stem for path in (tmp_path / "a" / ids["all"]).glob("*.mp4")) == ["fgr", "pha", "rgb"]
 
 

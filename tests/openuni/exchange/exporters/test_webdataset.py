@@ -13,7 +13,7 @@ import openuni
 from openuni.manifests.contracts.decoded_clip import decode
 from openuni.manifests.contracts.modality import find_modality
 from openuni.manifests.corpus.corpus_clip import EXTENT
-from openuni.manifests.video.probe import clip_of, probe
+from openuni.manifests.video.probe import make_clip, probe
 from tests.openuni.exchange.exporters.rooms import CAPTION, MODALITIES, QUIET, RECIPE
 
 
@@ -51,7 +51,7 @@ def found(out, ids):
 
 def frames_of(data: bytes, path: Path) -> np.ndarray:
     path.write_bytes(data)
-    return decode(clip_of(str(path), probe(str(path)))).frames
+    return decode(make_clip(str(path), probe(str(path)))).frames
 
 
 def test_a_shard_holds_each_kept_clip_once_and_only_what_it_has(out, found):

@@ -7,7 +7,7 @@ import numpy as np
 
 import openuni
 from openuni.console.progress import Reporter
-from openuni.exchange.importing import Choice
+from openuni.exchange.import_job import ImportOptions
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.corpus.corpus_clip import CorpusClip
 from openuni.manifests.video.clip import clip_id
@@ -55,7 +55,7 @@ def bring_in(
         out=out,
         options=options,
         resources=Resources(workers),
-        choice=Choice("set", retry_failed=retry_failed),
+        import_options=ImportOptions("set", retry_failed=retry_failed),
         reporter=Reporter(quiet=True),
     )
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from openuni.manifests.arrays.srgb import srgb_of
+from openuni.manifests.arrays.srgb import linear_to_srgb
 
 ROOM = np.array([2.0, 1.5, 3.0])  # half sides
 BALLS = (((-0.7, -0.9, 0.6), 0.6), ((0.8, -0.6, 1.2), 0.9))
@@ -36,7 +36,7 @@ def geometry(frames: int = 12, height_px: int = 48, width_px: int = 64) -> tuple
 
 def pictures(room: Room) -> np.ndarray:
     """uint8 [T, H, W, 3]: the rgb as sRGB."""
-    return np.rint(np.clip(srgb_of(np.clip(room.rgb, 0, 1)), 0, 1) * 255).astype(np.uint8)
+    return np.rint(np.clip(linear_to_srgb(np.clip(room.rgb, 0, 1)), 0, 1) * 255).astype(np.uint8)
 
 
 def _frame(time: float, height_px: int, width_px: int) -> tuple[np.ndarray, ...]:

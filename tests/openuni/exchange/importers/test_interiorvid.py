@@ -10,7 +10,7 @@ import pytest
 
 import openuni
 from openuni.console.progress import Reporter
-from openuni.manifests.arrays.srgb import srgb_of
+from openuni.manifests.arrays.srgb import linear_to_srgb
 from openuni.manifests.errors import OpenUniError
 from openuni.manifests.video.encode import write_video
 from tests.openuni.exchange.importers.made_sets import (
@@ -48,7 +48,7 @@ def degrees_apart(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def shown(room: Room) -> np.ndarray:
-    return np.rint(np.clip(srgb_of(np.clip(room.rgb.astype(np.float16).astype(np.float32), 0, 1)), 0, 1) * 255)
+    return np.rint(np.clip(linear_to_srgb(np.clip(room.rgb.astype(np.float16).astype(np.float32), 0, 1)), 0, 1) * 255)
 
 
 def test_exr_clips_come_in_within_half_a_level(tmp_path, room):
@@ -94,13 +94,13 @@ def test_png_and_video_clips(tmp_path, room):
     opencv = room.normal * [1, -1, -1]
     folder = tmp_path / "set/png"
     write_png(folder / "rgb", pictures)
-    write_png(folder / "albedo", levels16(srgb_of(room.albedo)))
+    write_png(folder / "albedo", levels16(linear_to_srgb(room.albedo)))
     write_png(folder / "irradiance", levels16(room.irradiance / 4))
     write_png(folder / "normal", levels16((opencv + 1) / 2))
     folder = tmp_path / "set/video"
     folder.mkdir()
     write_video(folder / "rgb.mp4", pictures, 24.0, crf=10)
-    write_planes(folder / "albedo.mkv", levels16(srgb_of(room.albedo)), 24.0)
+    write_planes(folder / "albedo.mkv", levels16(linear_to_srgb(room.albedo)), 24.0)
     write_planes(folder / "irradiance.mkv", levels16(room.irradiance / 4), 24.0)
     write_video(folder / "normal.mp4", np.rint((opencv + 1) / 2 * 255).astype(np.uint8), 24.0, crf=4, pixels="yuv444p")
     corpus = bring_in(
@@ -189,7 +189,7 @@ def test_each_fault_is_named_and_the_rest_comes_in(faulty, tmp_path):
     for name, (_, reason) in FAULTS.items():
         assert found[name].startswith("ClipError: ")
         assert re.search(reason, found[name]), f"{name}: {found[name]}"
-    assert corpus.kept() == [imported(corpus, "interiorvid", "sound").clip_id]
+    assert corpus.kept_clip_ids() == [imported(corpus, "interiorvid", "sound").clip_id]
 
     before = results(corpus)
     parts = {path: path.stat().st_mtime_ns for path in (tmp_path / "corpus").rglob("part-*")}
@@ -302,7 +302,7 @@ def test_kept_files_go_out_and_come_back_byte_by_byte(tmp_path, room):
     assert f"{before.clip_id}.albedo.exr.zip" in names
     second = bring_in("webdataset", tmp_path / "export", tmp_path / "second")
     assert reasons(second) == {}
-    after = second[second.kept()[0]]
+    after = second[second.kept_clip_ids()[0]]
     for name in ("albedo", "irradiance", "normal"):
         assert np.array_equal(getattr(after, name), getattr(before, name))
         assert after.row("webdataset")[name]["xxh3"] == before.row("interiorvid")[name]["xxh3"]
@@ -315,7 +315,7 @@ def test_kept_files_go_out_and_come_back_byte_by_byte(tmp_path, room):
         reporter=Reporter(quiet=True),
     )
     assert (
-        np.abs(loose[loose.kept()[0]].albedo - before.albedo).max() <= 1 / 131070 + 1e-7
+        np.abs(loose[loose.kept_clip_ids()[0]].albedo - before.albedo).max() <= 1 / 131070 + 1e-7
     )  # annotators' maps are coded
 
 

@@ -10,7 +10,14 @@ import pytest
 
 import openuni
 from openuni.console.progress import Reporter
-from openuni.exchange.importers._colours import _depth_scale, densepose_of, depth_of, flow_of, ids_of, segmentation_of
+from openuni.exchange.importers._colours import (
+    _depth_scale,
+    densepose_from_colours,
+    depth_from_colours,
+    flow_from_colours,
+    ids_from_palette,
+    segmentation_from_colours,
+)
 from openuni.manifests.contracts.decoded_clip import decode
 from openuni.manifests.errors import ClipError, OpenUniError
 from openuni.manifests.modalities.densepose import DensePose
@@ -18,7 +25,7 @@ from openuni.manifests.modalities.depth import Depth
 from openuni.manifests.modalities.flow import Flow
 from openuni.manifests.modalities.segmentation import Segmentation
 from openuni.manifests.video.encode import write_video
-from openuni.manifests.video.probe import whole_clip
+from openuni.manifests.video.probe import probe_clip
 from tests.openuni.exchange.importers.made_sets import bring_in, clips_by_key, imported, reasons, results
 from tests.openuni.exchange.importers.rooms import geometry, pictures, render
 from tests.openuni.exchange.importers.test_folder import stored_maps, write_stored
@@ -110,7 +117,7 @@ def test_a_csv_per_modality_is_joined(tmp_path, made):
     write_csv(tmp_path / "set/raft.csv", [row | {"video": f"./{row['video']}"} for row in rows[:1]], ["video", "raft"])
     (tmp_path / "set/failed.csv").write_text("clip_id,source,error\n")
     corpus = bring_in("openuni_csv", tmp_path / "set", tmp_path / "corpus")
-    assert len(corpus.kept()) == 2
+    assert len(corpus.kept_clip_ids()) == 2
     first, second = (imported(corpus, "openuni_csv", f"video/{name}.mp4").row("openuni_csv") for name in "ab")
     assert first["depth"]["frames"] == first["flow"]["frames"] == FRAMES
     assert first["flow"]["divisor_px"] == pytest.approx(0.02 * np.hypot(48, 64))
@@ -142,11 +149,11 @@ def test_depth_in_colours():
     for colours in ("spectral", "inferno"):
         scale = _depth_scale(colours)
         coloured = np.rint(scale[np.rint(truth[..., 0] * 255).astype(int)]).astype(np.uint8)
-        assert np.abs(depth_of(coloured, colours, None, "x").array - truth).max() < 1.1 / 255
+        assert np.abs(depth_from_colours(coloured, colours, None, "x").array - truth).max() < 1.1 / 255
         with pytest.raises(ClipError, match=r'depth is coloured .* Set "spectral" or "inferno"'):
-            depth_of(coloured, "grey", None, "x")
+            depth_from_colours(coloured, "grey", None, "x")
         with pytest.raises(ClipError, match="not the colours of depth_colours"):
-            depth_of(coloured, "inferno" if colours == "spectral" else "spectral", None, "x")
+            depth_from_colours(coloured, "inferno" if colours == "spectral" else "spectral", None, "x")
     red, blue = _depth_scale("spectral")[[255, 0]]
     assert red[0] > 150 > red[2] and blue[2] > 150 > blue[0]  # near is red
 
@@ -154,22 +161,22 @@ def test_depth_in_colours():
 def test_colours_that_are_not_what_they_are_taken_for():
     grey = np.repeat(levels(ROOM.normal[..., 2:]), 3, axis=-1)
     with pytest.raises(ClipError, match="no colours of the flow's wheel"):
-        flow_of(grey // 2, None, "x")
+        flow_from_colours(grey // 2, None, "x")
     with pytest.raises(ClipError, match="not the colours of DensePose"):
-        densepose_of(255 - grey // 4, "x")
+        densepose_from_colours(255 - grey // 4, "x")
     orange, green = np.array([230, 150, 40]), np.array([60, 180, 75])
     drawn = np.where(IDS == 1, orange, np.where(IDS == 2, green, 0)).astype(np.uint8)
     with pytest.raises(ClipError, match=r'colours are not the palette.*segmentation_colours = "any"'):
-        ids_of(drawn, None, "x")
+        ids_from_palette(drawn, None, "x")
     noisy = np.clip(drawn + np.random.default_rng(0).normal(0, 6, drawn.shape), 0, 255).astype(np.uint8)
-    found, names = segmentation_of(noisy, "x")
+    found, names = segmentation_from_colours(noisy, "x")
     order = [0, *(1 + np.argsort([-(IDS == 1).sum(), -(IDS == 2).sum()]))]
     assert (found.array == np.argsort(order)[IDS]).mean() > 0.999
     assert names[0] == "#000000" and len(names) == 3
     ball = [name for name in names[1:] if int(name[1:3], 16) > 200]
     assert len(ball) == 1 and abs(int(ball[0][3:5], 16) - 150) < 8
     with pytest.raises(ClipError, match="no colour but black"):
-        segmentation_of(drawn * 0, "x")
+        segmentation_from_colours(drawn * 0, "x")
 
 
 def late(path: Path, frames: np.ndarray) -> None:
@@ -221,12 +228,12 @@ def test_each_fault_is_named_and_the_rest_comes_in(tmp_path, made):
     assert set(found) == set(reason)
     for key, text in reason.items():
         assert re.search(text, found[key]), f"{key}: {found[key]}"
-    assert len(corpus.kept()) == 1
+    assert len(corpus.kept_clip_ids()) == 1
     before = results(corpus)
     assert results(bring_in("openuni_csv", base, tmp_path / "corpus")) == before
     write(base / "depth/short.mp4", depth)
     again = bring_in("openuni_csv", base, tmp_path / "corpus", retry_failed=True)
-    assert "video/short.mp4" not in reasons(again) and len(again.kept()) == 2
+    assert "video/short.mp4" not in reasons(again) and len(again.kept_clip_ids()) == 2
     assert results(again) == results(bring_in("openuni_csv", base, tmp_path / "shared", workers=2))
     free = bring_in("openuni_csv", base, tmp_path / "free", allow_outside=True)
     allowed = {"video/climbing.mp4", "video/linked.mp4", outside}
@@ -244,7 +251,7 @@ def test_many_rows_are_joined_in_order(tmp_path):
     write_csv(tmp_path / "set/b.csv", rows[::2], ["video", "depth"])
     found = list(OpenUniCSV().find(tmp_path / "set"))
     assert [clip.key for clip in found] == [f"v/{number:05}.mp4" for number in range(count)]
-    assert sum("depth" in clip.place.cells for clip in found) == count // 2
+    assert sum("depth" in clip.location.cells for clip in found) == count // 2
 
 
 def test_what_is_no_such_set(tmp_path):
@@ -265,7 +272,7 @@ def test_maps_of_any_name_can_be_read_again(tmp_path, made):
         row["depth"] = f"depth/{name}"
     write_csv(tmp_path / "set/all.csv", rows, ["video", "depth"])
     corpus = bring_in("openuni_csv", tmp_path / "set", tmp_path / "corpus")
-    assert reasons(corpus) == {} and len(corpus.kept()) == 3
+    assert reasons(corpus) == {} and len(corpus.kept_clip_ids()) == 3
     first, *others = [clip.depth for clip in corpus]
     assert first.shape == (FRAMES, HEIGHT_PX, WIDTH_PX, 1)
     assert all(np.array_equal(first, other) for other in others)
@@ -275,7 +282,7 @@ def test_maps_of_any_name_can_be_read_again(tmp_path, made):
 def test_colours_between_instances_are_none(tmp_path, ids):
     truth = np.array([0, *ids], np.uint16)[geometry(3, 240, 320)[1]]
     write_video(tmp_path / "a.mp4", levels(Segmentation(truth).to_rgb()), 24.0, crf=18, pixels="yuv420p")
-    found = ids_of(decode(whole_clip(str(tmp_path / "a.mp4"))).frames, None, "x").array
+    found = ids_from_palette(decode(probe_clip(str(tmp_path / "a.mp4"))).frames, None, "x").array
     assert np.array_equal(np.unique(found), [0, *ids])
     assert (found == truth).mean() > 0.998
 
@@ -286,14 +293,17 @@ def test_a_path_that_no_file_can_have_is_named(tmp_path, made):
     write_csv(tmp_path / "set/all.csv", rows, ["video", "depth"])
     corpus = bring_in("openuni_csv", tmp_path / "set", tmp_path / "corpus")
     (reason,) = reasons(corpus).values()
-    assert re.search(r"ClipError: all\.csv, line 2: a path has a NUL character", reason) and len(corpus.kept()) == 1
+    assert (
+        re.search(r"ClipError: all\.csv, line 2: a path has a NUL character", reason)
+        and len(corpus.kept_clip_ids()) == 1
+    )
 
 
 def test_a_stopped_export_is_refused_and_hidden_tables_are_none(tmp_path, made):
     rows = write_set(tmp_path / "set", made, ["a", "b"])
     write_csv(tmp_path / "set/all.csv", rows[:1], ["video"])
     write_csv(tmp_path / "set/.draft.csv", rows, ["video"])
-    assert len(bring_in("openuni_csv", tmp_path / "set", tmp_path / "corpus").kept()) == 1
+    assert len(bring_in("openuni_csv", tmp_path / "set", tmp_path / "corpus").kept_clip_ids()) == 1
     (tmp_path / "set/export.json").write_text('{"finished": false, "made_from": {}}')
     with pytest.raises(OpenUniError, match="is an export that was stopped"):
         bring_in("openuni_csv", tmp_path / "set", tmp_path / "corpus")

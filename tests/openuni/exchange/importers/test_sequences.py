@@ -9,10 +9,10 @@ import pytest
 
 from openuni.exchange.importers._mattes import composite
 from openuni.exchange.importers._sequences import find_stream, read_indices, read_stream, sequence_of
-from openuni.manifests.arrays.srgb import srgb_of
+from openuni.manifests.arrays.srgb import linear_to_srgb
 from openuni.manifests.errors import ClipError
-from openuni.manifests.video.images import ByValue
-from openuni.manifests.video.passthrough import Conversion, Reading
+from openuni.manifests.video.images import ValueLookup
+from openuni.manifests.video.passthrough import PixelDecoder, PixelDecoding
 from tests.openuni.exchange.importers.made_sets import write_png
 
 
@@ -55,18 +55,18 @@ def test_values_are_the_same_by_table_and_one_by_one(dtype: type, channels: int)
     plain = given.astype(np.float32)
     if given.dtype.kind == "u":
         plain /= np.iinfo(dtype).max
-    unit = ByValue(np.float32, given.dtype)
+    unit = ValueLookup(np.float32, given.dtype)
     found = np.stack([unit(image) for image in given])
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, plain)
     with np.errstate(invalid="ignore"):
-        convert = Conversion(Reading(channels=1), given.dtype)
+        convert = PixelDecoder(PixelDecoding(channels=1), given.dtype)
         grey = np.stack([convert(image) for image in given])[..., 0]
     finite = np.isfinite(plain).all(axis=-1)
     np.testing.assert_allclose(grey[finite], plain.mean(axis=-1, dtype=np.float64)[finite], rtol=1e-5, atol=1e-2)
-    curve = ByValue(lambda values: srgb_of(np.clip(values, 0, 1)), given.dtype)
+    curve = ValueLookup(lambda values: linear_to_srgb(np.clip(values, 0, 1)), given.dtype)
     curved = np.stack([curve(image) for image in given])
-    np.testing.assert_allclose(curved, srgb_of(np.clip(plain, 0, 1)), rtol=1e-6)
+    np.testing.assert_allclose(curved, linear_to_srgb(np.clip(plain, 0, 1)), rtol=1e-6)
 
 
 def test_composites_are_rounded_from_the_formula() -> None:

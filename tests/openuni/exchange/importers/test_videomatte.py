@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from openuni.exchange.importers._mattes import form_of, generated
+from openuni.exchange.importers._mattes import classify_foreground, generated
 from openuni.manifests.errors import OpenUniError
 from openuni.manifests.video.encode import write_video
 from tests.moving_pictures import panned, texture
@@ -142,10 +142,10 @@ def test_form_of_bright_and_dark_foregrounds(shade):
     for number in range(3):
         front, alpha = matte(number)
         dark, cover = (front * shade).astype(np.uint8), (alpha / 255).astype(np.float32)
-        assert form_of(dark, cover) == "straight"
-        assert form_of(np.rint(dark * cover).astype(np.uint8), cover) == "premultiplied"
-    assert form_of(front // 60, cover) == "cannot tell"
-    assert form_of(front, (cover > 0.5).astype(np.float32)) == "cannot tell"
+        assert classify_foreground(dark, cover) == "straight"
+        assert classify_foreground(np.rint(dark * cover).astype(np.uint8), cover) == "premultiplied"
+    assert classify_foreground(front // 60, cover) == "cannot tell"
+    assert classify_foreground(front, (cover > 0.5).astype(np.float32)) == "cannot tell"
 
 
 def test_composites_that_came_along_are_held_against_their_layers(tmp_path):

@@ -171,11 +171,11 @@ def test_damaged_shards_give_what_lies_before(tmp_path, mp4):
     assert set(found) == {"cut/2", "cut/(damaged)", "hole/(damaged)"}
     assert "ends at byte" in found["cut/2"]
     assert f"the tar is damaged at byte {third.offset}" in found["hole/(damaged)"]
-    assert len(corpus.kept()) == 4
+    assert len(corpus.kept_clip_ids()) == 4
     for name in ("cut", "hole"):
         (tmp_path / f"set/{name}.tar").write_bytes(data)
     again = bring_in("webdataset", tmp_path / "set", tmp_path / "corpus", retry_failed=True)
-    assert len(again.kept()) == 8
+    assert len(again.kept_clip_ids()) == 8
     assert set(reasons(again)) <= {"cut/(damaged)", "hole/(damaged)"}  # rows of keys that are gone stay
 
 
@@ -199,9 +199,9 @@ def test_a_stopped_export_is_refused_and_its_drafts_are_no_clips(tmp_path, mp4):
         bring_in("webdataset", tmp_path / "sets", tmp_path / "corpus")
     record.write_text(json.dumps({"finished": True, "made_from": {}}))
     corpus = bring_in("webdataset", tmp_path / "sets/one", tmp_path / "corpus")
-    assert reasons(corpus) == {} and len(corpus.kept()) == 1
+    assert reasons(corpus) == {} and len(corpus.kept_clip_ids()) == 1
     record.write_text(json.dumps({"finished": False}))  # somebody else's file of that name
-    assert len(bring_in("webdataset", tmp_path / "sets/one", tmp_path / "other").kept()) == 1
+    assert len(bring_in("webdataset", tmp_path / "sets/one", tmp_path / "other").kept_clip_ids()) == 1
 
 
 def test_the_rate_of_image_sequences_comes_back_exactly(tmp_path):

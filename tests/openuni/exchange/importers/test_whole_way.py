@@ -40,7 +40,7 @@ def test_an_interior_set_is_trained_on(tmp_path):
     streams = ["rgb", "albedo", "irradiance", "normal", "dis.flow"]
     corpus = annotated_and_encoded(corpus, streams)
     assert reasons(corpus) == {} and corpus.summary().ok == 4 and corpus.summary().pending == 0
-    clip = corpus[corpus.kept()[0]]
+    clip = corpus[corpus.kept_clip_ids()[0]]
     assert clip.row("dis")["status"] == "ok" and clip.flow.shape == (*clip.normal.shape[:3], 2)
     (family,) = corpus.families()
     for name in ("rgb", "albedo", "irradiance", "normal", "flow"):

@@ -12,31 +12,31 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from openuni.exchange.importers._alignment import SHORT_SIDE_PX, thumbnails
-from openuni.exchange.importers._sequences import VIDEOS, Film, Stream
+from openuni.exchange.importers._sequences import VIDEOS, StreamFiles, StreamReader
 from openuni.manifests.contracts.modality import Payload
 from openuni.manifests.errors import ClipError
 from openuni.manifests.video.clip import Clip
-from openuni.manifests.video.passthrough import MAX_FRAMES, Conversion, Reading, packed
+from openuni.manifests.video.passthrough import MAX_FRAMES, PixelDecoder, PixelDecoding, pack_files
 from openuni.pipeline.phases import decoder_threads
 
-MOST_BYTES_PER_PX = 8.0  # of files that are kept: 16 bits of three channels take 6, without any compression
-MOST_BYTES = 10**9
+MAX_BYTES_PER_PX = 8.0  # of files that are kept: 16 bits of three channels take 6, without any compression
+MAX_BYTES = 10**9
 LARGEST_HALF = np.uint16(0x7BFF)  # as a pattern
 SIGN = np.uint16(0x8000)
 
 T = TypeVar("T")
 
 
-class Look(NamedTuple):
+class StreamScan(NamedTuple):
     """What a look at a stream found."""
 
-    stream: Stream
+    stream: StreamFiles
     video: Clip | None  # None: a sequence of images
     shape: tuple[int, int, int, int]  # T, H, W, C of the pictures
     lo: float  # of all values as they are: levels as 0..1, EXR as it is
     hi: float
     small: np.ndarray  # float32 [T, h, w, C]: `thumbnails` of the values read
-    reading: Reading
+    reading: PixelDecoding
     array: np.ndarray | None  # the values read [T, H, W, C]; None where files are kept and no array was asked for
     files: list[bytes]  # that are kept; none: they are not
     dtype: np.dtype  # of the pictures
@@ -48,8 +48,8 @@ class Look(NamedTuple):
 
     def value_range(self) -> tuple[float, float]:
         """Smallest and largest of the values read, before they are clipped. For readings that keep the order."""
-        free = Conversion(self.reading._replace(lowest=None, highest=None, levels=False), np.dtype(np.float32))
-        lo, hi = free.of_values(np.array([self.lo, self.hi], np.float32)).tolist()
+        free = PixelDecoder(self.reading._replace(lowest=None, highest=None, levels=False), np.dtype(np.float32))
+        lo, hi = free.decode_values(np.array([self.lo, self.hi], np.float32)).tolist()
         return lo, hi
 
     def payload(self, constants: Any) -> Payload | None:
@@ -57,14 +57,14 @@ class Look(NamedTuple):
         if not self.files:
             return None
         kind = self.stream.files[0].suffix[1:].lower() if self.video is not None else self.stream.kind
-        return kept_payload(kind, self.files, self.reading, constants, self.shape[1:3], self.shape[0])
+        return passthrough_payload(kind, self.files, self.reading, constants, self.shape[1:3], self.shape[0])
 
 
-def kept_payload(
-    kind: str, files: list[bytes], reading: Reading, constants: Any, size_px: tuple[int, int], frames: int
+def passthrough_payload(
+    kind: str, files: list[bytes], reading: PixelDecoding, constants: Any, size_px: tuple[int, int], frames: int
 ) -> Payload:
     """Files as a map's storage. `kind`: their suffix without the dot; `constants`: of the map's modality."""
-    return Payload(packed(kind, frames, files, reading), f"{kind}.zip", constants, size_px, frames)
+    return Payload(pack_files(kind, frames, files, reading), f"{kind}.zip", constants, size_px, frames)
 
 
 def is_named_as_video(path: Path) -> bool:
@@ -72,35 +72,35 @@ def is_named_as_video(path: Path) -> bool:
     return path.suffix.lower() in VIDEOS
 
 
-def look(
-    stream: Stream,
-    reading: Callable[[np.dtype, int], Reading],
+def scan_stream(
+    stream: StreamFiles,
+    reading: Callable[[np.dtype, int], PixelDecoding],
     keep: bool,
     watch: Callable[[np.ndarray], None] = lambda values: None,
     *,
     whole: bool = False,
-) -> Look:
+) -> StreamScan:
     """Look at all pictures. Raises `ClipError` for damage, for NaN and infinities.
 
     `reading`: how values are read from pictures of a dtype and so many channels; may raise `ClipError`. `keep`: the
     files, unless they are larger than what coding anew would make of them at worst. `watch`: is given samples
     [h, w, C] of every picture's values, before channels are put together. `whole`: the array is wanted too.
     """
-    film = Film(stream)
+    film = StreamReader(stream)
     height_px, width_px = film.size_px
-    kept = keep and film.nbytes() <= min(MOST_BYTES, MOST_BYTES_PER_PX * film.count * height_px * width_px)
+    kept = keep and film.nbytes() <= min(MAX_BYTES, MAX_BYTES_PER_PX * film.count * height_px * width_px)
     kept = kept and film.count <= MAX_FRAMES and (stream.kind != "video" or is_named_as_video(stream.files[0]))
     convert, small, array, stored = None, [], None, np.empty((0, 0, 0), np.uint8)
     ranges: list[tuple[float, float]] = []
     for number, image in enumerate(film.images(keep=kept)):
         if convert is None:
             stored = image  # its size may be another than a video's as displayed
-            convert = Conversion(reading(image.dtype, image.shape[-1]), image.dtype)
+            convert = PixelDecoder(reading(image.dtype, image.shape[-1]), image.dtype)
         ranges.append(range_of(image))
         if not np.isfinite(ranges[-1]).all():
             wrong = int(np.count_nonzero(~np.isfinite(image)))
             raise ClipError(f"{stream.where}: picture {number} has {wrong} values that are NaN or infinite")
-        values = convert.values(thin(image))
+        values = convert.values(subsample(image))
         watch(values)
         small.append(thumbnails(convert.joined(values)[None])[0])
         if convert.is_plain and film.frames is not None:
@@ -112,20 +112,22 @@ def look(
     assert convert is not None  # a stream has a picture
     lo, hi = min(low for low, _ in ranges), max(high for _, high in ranges)
     shape = (film.count, *stored.shape)
-    return Look(stream, film.video, shape, lo, hi, np.stack(small), convert.reading, array, film.data, stored.dtype)
+    return StreamScan(
+        stream, film.video, shape, lo, hi, np.stack(small), convert.reading, array, film.data, stored.dtype
+    )
 
 
 def sampled(frames: np.ndarray) -> np.ndarray:
     """float32 [T, h, w, C]: small pictures of [T, H, W, C], as a look takes them."""
-    return thumbnails(thinned(frames))
+    return thumbnails(subsample_frames(frames))
 
 
-def thinned(frames: np.ndarray) -> np.ndarray:
+def subsample_frames(frames: np.ndarray) -> np.ndarray:
     """The rows and columns of [T, H, W, C] that a look's samples have."""
-    return np.stack([thin(image) for image in frames])
+    return np.stack([subsample(image) for image in frames])
 
 
-def thin(image: np.ndarray) -> np.ndarray:
+def subsample(image: np.ndarray) -> np.ndarray:
     """[h, w, C] of [H, W, C]: every n-th row and column, the shorter side still at least two small pictures'."""
     import cv2
 
@@ -159,7 +161,7 @@ def _range_of_halves(image: np.ndarray) -> tuple[float, float]:
     return float(lo.view(np.float16)), float(hi.view(np.float16))
 
 
-def all_at_once(work: Callable[[str], T], names: list[str]) -> dict[str, T]:
+def map_in_threads(work: Callable[[str], T], names: list[str]) -> dict[str, T]:
     """`work` of each name, in as many threads as this process has cores for; of several errors the first name's."""
     threads = decoder_threads()
     if threads == 1 or len(names) == 1:

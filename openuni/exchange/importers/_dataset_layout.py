@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from openuni.exchange.exporting import RECORD
+from openuni.exchange.export_job import RECORD
 from openuni.manifests.errors import ClipError, OpenUniError
 
 # folders that name a split, and how the corpus calls it
@@ -17,7 +17,7 @@ MAX_CAPTION_BYTES = 64 * 1024
 MAX_JSON_BYTES = 1 << 20
 
 
-class Place(NamedTuple):
+class ClipLocation(NamedTuple):
     """Where a clip lies."""
 
     root: str  # the set's folder; nothing outside it is read
@@ -25,14 +25,14 @@ class Place(NamedTuple):
     split: str | None
 
 
-def clip_folders(root: Path, is_clip: Callable[[Path], bool]) -> Iterator[tuple[str, Place]]:
+def clip_folders(root: Path, is_clip: Callable[[Path], bool]) -> Iterator[tuple[str, ClipLocation]]:
     """Key and place of every folder below `root` that is a clip, in the order of their names.
 
     Hidden folders and links are passed over; nothing is looked for within a clip.
     """
     for folder in _folders(root, is_clip, MAX_DEPTH):
         key = folder.relative_to(root).as_posix()
-        yield key, Place(str(root), str(folder), split_of(key))
+        yield key, ClipLocation(str(root), str(folder), split_of(key))
 
 
 def _folders(folder: Path, is_clip: Callable[[Path], bool], depth: int) -> Iterator[Path]:
@@ -84,7 +84,7 @@ def split_of(key: str) -> str | None:
     return next(named, None)
 
 
-def inside(path: Path, root: str | Path) -> Path:
+def resolve_inside(path: Path, root: str | Path) -> Path:
     """The path with its links followed; raises `ClipError` where that leads out of the set's folder."""
     real = path.resolve()
     if not real.is_relative_to(Path(root).resolve()):
@@ -120,7 +120,7 @@ def parse_json(data: bytes, where: str) -> dict[str, Any]:
 
 
 def _small(path: Path, root: str | Path, max_bytes: int) -> bytes:
-    real = inside(path, root)
+    real = resolve_inside(path, root)
     try:
         size = real.stat().st_size
         if size > max_bytes:

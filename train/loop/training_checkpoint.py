@@ -17,7 +17,7 @@ from openuni.manifests.errors import OpenUniError
 NAME = re.compile(r"step-(\d{6,})")
 
 
-class Checkpoint(NamedTuple):
+class TrainingCheckpoint(NamedTuple):
     """One saved state of a run."""
 
     step: int  # optimiser steps done
@@ -35,10 +35,10 @@ class Checkpoint(NamedTuple):
             ) from error
 
 
-def checkpoints(run: Path) -> list[Checkpoint]:
+def list_checkpoints(run: Path) -> list[TrainingCheckpoint]:
     """All whole checkpoints of a run, oldest first."""
     found = [(NAME.fullmatch(path.name), path) for path in run.glob("step-*") if (path / "state.json").is_file()]
-    return sorted(Checkpoint(int(match.group(1)), path) for match, path in found if match)
+    return sorted(TrainingCheckpoint(int(match.group(1)), path) for match, path in found if match)
 
 
 def save(run: Path, step: int, tensors: dict[str, dict[str, torch.Tensor]], state: dict[str, Any], keep: int) -> Path:
@@ -60,7 +60,7 @@ def save(run: Path, step: int, tensors: dict[str, dict[str, torch.Tensor]], stat
         shutil.rmtree(final)
     temporary.rename(final)
     _sync(run)
-    for old in checkpoints(run)[:-keep]:
+    for old in list_checkpoints(run)[:-keep]:
         shutil.rmtree(old.path)
     return final
 

@@ -10,8 +10,8 @@ import pyarrow.compute as pc
 import pytest
 
 import openuni
-from openuni.exchange.importer import Found
-from openuni.exchange.importing import Choice, Listing
+from openuni.exchange.import_job import ClipListing, ImportOptions
+from openuni.exchange.importer import FoundClip
 from openuni.manifests.contracts.decoded_clip import decode
 from openuni.manifests.corpus.coverage import coverage
 from openuni.manifests.errors import OpenUniError
@@ -73,7 +73,9 @@ def test_frames_come_from_the_shard_wherever_the_corpus_lies(some: Path, tmp_pat
 def test_doing_it_again_does_nothing_again(some: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     options = {"log": str(log)}
-    one = contents(openuni.import_set(FORMAT, some, out=tmp_path / "c", options=options, choice=Choice(limit=2)))
+    one = contents(
+        openuni.import_set(FORMAT, some, out=tmp_path / "c", options=options, import_options=ImportOptions(limit=2))
+    )
     assert log.read_text().split() == ["bad", "clip09"]
     both = openuni.import_set(FORMAT, some, out=tmp_path / "c", options=options)
     assert sorted(log.read_text().split()) == ["bad", "clip09", "clip10", "clip11", "clip12"]
@@ -81,14 +83,16 @@ def test_doing_it_again_does_nothing_again(some: Path, tmp_path: Path) -> None:
     openuni.import_set(FORMAT, some, out=tmp_path / "c", options=options)
     assert len(log.read_text().split()) == 5
     write_set(some, {"bad": "40"})
-    mended = openuni.import_set(FORMAT, some, out=tmp_path / "c", options=options, choice=Choice(retry_failed=True))
+    mended = openuni.import_set(
+        FORMAT, some, out=tmp_path / "c", options=options, import_options=ImportOptions(retry_failed=True)
+    )
     assert log.read_text().split()[5:] == ["bad"]
     assert mended.summary().ok == 5
 
 
 def test_a_set_is_listed_once_whatever_is_left_of_it() -> None:
-    found = [Found(f"clip{number}", (number, "place")) for number in range(5)]
-    with Listing() as listing:
+    found = [FoundClip(f"clip{number}", (number, "place")) for number in range(5)]
+    with ClipListing() as listing:
         ids = listing.fill(iter(found), lambda one: f"id of {one.key}")
         assert ids.to_pylist() == [f"id of clip{number}" for number in range(5)]
         for wanted in ([True] * 5, [False, True, False, False, True], [False] * 5):
@@ -100,7 +104,7 @@ def test_a_set_is_listed_once_whatever_is_left_of_it() -> None:
 def test_another_set_joins_under_its_own_name(some: Path, tmp_path: Path) -> None:
     openuni.import_set(FORMAT, some, out=tmp_path / "c")
     other = write_set(tmp_path / "second", {"clip09": "9"})  # the same name and pixels in another set
-    corpus = openuni.import_set(FORMAT, other, out=tmp_path / "c", choice=Choice("more"))
+    corpus = openuni.import_set(FORMAT, other, out=tmp_path / "c", import_options=ImportOptions("more"))
     assert {row["collection"]: row["clips"] for row in coverage(corpus)} == {"drawn": 4, "more": 1}
 
 
@@ -122,7 +126,7 @@ def test_what_a_kill_left_between_the_two_rows_is_done_again(some: Path, tmp_pat
     corpus = openuni.import_set(FORMAT, some, out=tmp_path / "c")
     whole = contents(corpus)
     lost = corpus[2].clip_id
-    corpus.remove("clips", lambda rows: pc.equal(rows["clip_id"], lost))  # as if killed before the clip's row
+    corpus.delete_rows("clips", lambda rows: pc.equal(rows["clip_id"], lost))  # as if killed before the clip's row
     again = contents(openuni.import_set(FORMAT, some, out=tmp_path / "c"))
     assert again[f"annotations/{FORMAT}"] == whole[f"annotations/{FORMAT}"]
     assert [row["clip_id"] for row in again["clips"]] == [row["clip_id"] for row in whole["clips"]]
@@ -165,7 +169,7 @@ def test_the_same_name_of_another_folder_is_not_taken_for_the_same_set(tmp_path:
     openuni.import_set(FORMAT, one, out=tmp_path / "c")
     with pytest.raises(OpenUniError, match=r'a/train as the collection "train", and .*b/train would.*--collection'):
         openuni.import_set(FORMAT, two, out=tmp_path / "c")
-    corpus = openuni.import_set(FORMAT, two, out=tmp_path / "c", choice=Choice("second"))
+    corpus = openuni.import_set(FORMAT, two, out=tmp_path / "c", import_options=ImportOptions("second"))
     assert corpus.summary().ok == 2
     one.rename(tmp_path / "a" / "elsewhere")
     (tmp_path / "d").mkdir()

@@ -9,11 +9,11 @@ from typing import Any
 
 
 @contextmanager
-def interruptible(in_hand: str) -> Iterator[threading.Event]:
+def graceful_shutdown(current_item: str) -> Iterator[threading.Event]:
     """Within it, a first Ctrl-C only sets the event and says so; a second stops at once.
 
-    `in_hand`: what is finished first, for the message. An exception out of nowhere would be lost, or damage what is
-    read, inside libraries that call back into Python, such as decoders.
+    `current_item`: what is finished first, for the message. An exception out of nowhere would be lost, or damage what
+    is read, inside libraries that call back into Python, such as decoders.
     """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -24,7 +24,7 @@ def interruptible(in_hand: str) -> Iterator[threading.Event]:
     def on_interrupt(number: int, frame: Any) -> None:
         event.set()
         signal.signal(signal.SIGINT, before)
-        os.write(2, f"\nstopping when {in_hand} is done; Ctrl-C again stops at once\n".encode())
+        os.write(2, f"\nstopping when {current_item} is done; Ctrl-C again stops at once\n".encode())
 
     signal.signal(signal.SIGINT, on_interrupt)
     try:

@@ -13,26 +13,28 @@ from typing import NamedTuple
 
 import numpy as np
 
-from openuni.annotators._guide_flow import carried, guide_flow
+from openuni.annotators._guide_flow import guide_flow, warp
 from openuni.manifests.arrays.resample import resize_smooth
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 
 MIN_FOLLOWED_SHARE = 0.05  # of a frame's pixels: on fewer no line is drawn
 MAX_SAMPLES = 20_000  # pixels of a pair that the line is drawn through
 MIN_CORRELATION = 0.7  # under this the two frames do not show the same depth
-TURNS = 10  # of reweighting
+MAX_ITERATIONS = 10  # of reweighting
 TUKEY = 4.685  # Tukey's biweight: 95 % efficient on normal errors
 MAD_TO_STD = 1.4826
 
 
-class Line(NamedTuple):
+class ScaleShift(NamedTuple):
     """value -> scale * value + shift."""
 
     scale: float
     shift: float
 
 
-def steadied(clip: DecodedClip, depth: np.ndarray, frames_std: float, *, scale_only: bool) -> tuple[np.ndarray, float]:
+def stabilize_depth(
+    clip: DecodedClip, depth: np.ndarray, frames_std: float, *, scale_only: bool
+) -> tuple[np.ndarray, float]:
     """Depth without fast changes of scale and shift, and the share of adjacent frames between which both were found.
 
     `depth`: float32 [T, H, W], disparity, or metres with `scale_only`; what returns has the same shape and is >= 0.
@@ -56,28 +58,28 @@ def steadied(clip: DecodedClip, depth: np.ndarray, frames_std: float, *, scale_o
     return np.maximum(out, 0), found
 
 
-def _pair_lines(clip: DecodedClip, depth: np.ndarray, scale_only: bool) -> list[Line | None]:
+def _pair_lines(clip: DecodedClip, depth: np.ndarray, scale_only: bool) -> list[ScaleShift | None]:
     """From the values of every frame to those of the next, T - 1 of them; None where none was found."""
     flow = guide_flow(clip)
     small = resize_smooth(depth[..., None], *flow.size_px)[..., 0]
-    lines: list[Line | None] = []
+    lines: list[ScaleShift | None] = []
     for now, after, forward, valid in zip(small, small[1:], flow.forward, flow.forward_valid, strict=False):
         if valid.mean() < MIN_FOLLOWED_SHARE:
             lines.append(None)
             continue
         every = max(1, int(valid.sum()) // MAX_SAMPLES)
-        here, there = now[valid][::every], carried(after, forward)[valid][::every]
+        here, there = now[valid][::every], warp(after, forward)[valid][::every]
         lines.append(_robust_scale(here, there) if scale_only else robust_line(here, there))
     return lines
 
 
-def _robust_scale(here: np.ndarray, there: np.ndarray) -> Line | None:
+def _robust_scale(here: np.ndarray, there: np.ndarray) -> ScaleShift | None:
     """Median of the ratios: float [n] twice, above 0."""
     seen = (here > 0) & (there > 0)
-    return Line(float(np.median(there[seen] / here[seen])), 0.0) if seen.any() else None
+    return ScaleShift(float(np.median(there[seen] / here[seen])), 0.0) if seen.any() else None
 
 
-def robust_line(here: np.ndarray, there: np.ndarray) -> Line | None:
+def robust_line(here: np.ndarray, there: np.ndarray) -> ScaleShift | None:
     """The line there = scale * here + shift through most of the points, float [n] twice; None where there is none.
 
     Symmetric in both (reduced major axis: errors lie on both sides, and one-sided least squares would shrink the scale
@@ -88,8 +90,8 @@ def robust_line(here: np.ndarray, there: np.ndarray) -> Line | None:
     if spread == 0:
         return None
     scale = float(np.median(np.abs(y - np.median(y)))) / spread
-    line, weight = Line(scale, float(np.median(y) - scale * np.median(x))), np.ones_like(x)
-    for _ in range(TURNS):
+    line, weight = ScaleShift(scale, float(np.median(y) - scale * np.median(x))), np.ones_like(x)
+    for _ in range(MAX_ITERATIONS):
         error = np.abs(y - line.scale * x - line.shift)
         reach = TUKEY * MAD_TO_STD * float(np.median(error))
         if reach > 0:
@@ -103,17 +105,17 @@ def robust_line(here: np.ndarray, there: np.ndarray) -> Line | None:
         if not (both > 0 and both**2 >= MIN_CORRELATION**2 * var_x * var_y):
             return None
         scale = float(np.sqrt(var_y / var_x))
-        line = Line(scale, mean_y - scale * mean_x)
+        line = ScaleShift(scale, mean_y - scale * mean_x)
         if reach == 0:
             break
     return line
 
 
-def _chained(lines: list[Line]) -> list[Line]:
+def _chained(lines: list[ScaleShift]) -> list[ScaleShift]:
     """From the first frame's values to those of each frame."""
-    chain = [Line(1.0, 0.0)]
+    chain = [ScaleShift(1.0, 0.0)]
     for scale, shift in lines:
-        chain.append(Line(scale * chain[-1].scale, scale * chain[-1].shift + shift))
+        chain.append(ScaleShift(scale * chain[-1].scale, scale * chain[-1].shift + shift))
     return chain
 
 

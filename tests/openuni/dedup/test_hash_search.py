@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from openuni.dedup.deduplicators import _hamming
-from openuni.dedup.deduplicators._hamming import distances, near_pairs
+from openuni.dedup.deduplicators import _hash_search
+from openuni.dedup.deduplicators._hash_search import distances, near_pairs
 
 
 def planted(count, seed=0):
@@ -35,9 +35,9 @@ def test_all_near_pairs_are_found_and_no_other(max_distance):
 def test_batches_change_nothing(monkeypatch):
     hashes = planted(300)
     whole = pairs_of(hashes, 7)
-    monkeypatch.setattr(_hamming, "BATCH_COMPARISONS", 10)
-    monkeypatch.setattr(_hamming, "BATCH_PAIRS", 3)
-    monkeypatch.setattr(_hamming, "SPREAD_BLOCK", 7)
+    monkeypatch.setattr(_hash_search, "BATCH_COMPARISONS", 10)
+    monkeypatch.setattr(_hash_search, "BATCH_PAIRS", 3)
+    monkeypatch.setattr(_hash_search, "SPREAD_BLOCK", 7)
     assert pairs_of(hashes, 7) == whole
     assert len(whole) > 50
     assert len(list(near_pairs(hashes, 7))) > 10

@@ -22,8 +22,8 @@ import numpy as np
 import xxhash
 
 from openuni.console.progress import Reporter
-from openuni.exchange.exporter import Batch, Contents, ExportClip, Exporter, Failure, json_line
-from openuni.exchange.selection import Choice, Selection
+from openuni.exchange.export_selection import ExportOptions, Selection
+from openuni.exchange.exporter import ExportBatch, ExportClip, ExportContext, Exporter, ExportFailure, json_line
 from openuni.manifests.contracts.component import fingerprint
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.errors import OpenUniError
@@ -32,56 +32,56 @@ RECORD, FAILED, UNFINISHED = "export.json", "failed.csv", ".unfinished"
 WAITING_PER_WORKER = 2  # batches handed out ahead of the one that is waited for
 
 
-class Report(NamedTuple):
+class ExportReport(NamedTuple):
     """What became of the clips of an export; `clips` equals written + kept + failed."""
 
     clips: int
     written: int
-    kept: int  # were there from a run before
-    failed: list[Failure]
+    already_present: int  # were there from a run before
+    failed: list[ExportFailure]
 
     def __str__(self) -> str:
-        done = f"{self.written:,} written + {self.kept:,} there before + {len(self.failed):,} failed"
+        done = f"{self.written:,} written + {self.already_present:,} there before + {len(self.failed):,} failed"
         lines = [f"{self.clips:,} clips = {done}"]
         return "\n".join([*lines, *(f"  failed  {failure.clip_id}: {failure.error}" for failure in self.failed[:20])])
 
 
-class Slot(NamedTuple):
+class BatchPlan(NamedTuple):
     """A batch of the plan: its place, and which clips of the selection it has."""
 
-    shelf: str
+    group_key: str
     number: int
     total: int
     positions: np.ndarray
 
 
-class Pending(NamedTuple):
+class PendingBatch(NamedTuple):
     """A batch handed out: where it is written, and what will come of it; no future where it was there before."""
 
-    batch: Batch
+    batch: ExportBatch
     folder: Path
-    future: "Future[list[Failure]] | None"
+    future: "Future[list[ExportFailure]] | None"
 
 
 @dataclass(frozen=True)
-class Export:
+class ExportJob:
     """One export into one folder. Done again, it goes on where it stopped."""
 
     exporter: Exporter
     corpus: Corpus
     out: Path
-    choice: Choice
+    export_options: ExportOptions
 
-    def run(self, workers: int, reporter: Reporter) -> Report:
+    def run(self, workers: int, reporter: Reporter) -> ExportReport:
         """Write what is not there yet. Raises `OpenUniError` when the folder holds another export."""
-        selection = Selection(self.corpus, self.exporter, self.choice, self.out)
-        with self._claimed():
+        selection = Selection(self.corpus, self.exporter, self.export_options, self.out)
+        with self._folder_lock():
             shutil.rmtree(self.out / UNFINISHED, ignore_errors=True)
             slots, facts = self._plan(selection)
             self._check_record(facts)
             before = {failure.clip_id for failure in self._failures()}
             self._put_record(facts, finished=False)
-            failed: list[Failure] = []
+            failed: list[ExportFailure] = []
             written = 0
             with reporter.phase(f"export {self.exporter.name()}", len(selection)) as counter:
                 for clips, failures, fresh in self._write_all(selection, slots, before, workers):
@@ -91,11 +91,11 @@ class Export:
                         counter.add(status)
             self._finish(selection, failed)
             self._put_record(facts, finished=True)
-        return Report(len(selection), written, len(selection) - written - len(failed), failed)
+        return ExportReport(len(selection), written, len(selection) - written - len(failed), failed)
 
     # ------------------------------------------------------------------ plan
 
-    def _plan(self, selection: Selection) -> tuple[list[Slot], dict[str, Any]]:
+    def _plan(self, selection: Selection) -> tuple[list[BatchPlan], dict[str, Any]]:
         """The batches, and what this export is made from: hashes of the clips' facts and of each modality's maps."""
         clips, maps = xxhash.xxh3_128(), {name: xxhash.xxh3_128() for name in selection.contents.annotators}
         shelves: dict[str, list[list[int]]] = {}
@@ -106,7 +106,7 @@ class Export:
             for name, facts in record.pop("modalities").items():
                 maps[name].update(f"{clip.clip_id} {clip.maps[name].row['xxh3']} {json_line(facts)}\n".encode())
             clips.update(f"{json_line(record)} {clip.clip.pts_hash}\n".encode())
-            shelf, nbytes = self.exporter.shelf(clip), self.exporter.estimate(clip)
+            shelf, nbytes = self.exporter.group_key(clip), self.exporter.estimate(clip)
             batches = shelves.setdefault(shelf, [])
             if not batches or not bound or filled[shelf] + nbytes > bound:
                 batches.append([])
@@ -114,7 +114,7 @@ class Export:
             batches[-1].append(position)
             filled[shelf] += nbytes
         slots = [
-            Slot(shelf, number, len(batches), np.array(positions))
+            BatchPlan(shelf, number, len(batches), np.array(positions))
             for shelf, batches in shelves.items()
             for number, positions in enumerate(batches)
         ]
@@ -126,38 +126,38 @@ class Export:
     # ------------------------------------------------------------------ writing
 
     def _write_all(
-        self, selection: Selection, slots: Sequence[Slot], before: set[str], workers: int
-    ) -> Iterator[tuple[int, list[Failure], bool]]:
+        self, selection: Selection, slots: Sequence[BatchPlan], before: set[str], workers: int
+    ) -> Iterator[tuple[int, list[ExportFailure], bool]]:
         """Per batch, in order: how many clips, which failed, and whether it was written now."""
-        waiting: deque[Pending] = deque()
+        waiting: deque[PendingBatch] = deque()
         with ThreadPoolExecutor(workers) as pool:
             try:
                 for number, batch in enumerate(self._batches(selection, slots)):
                     if len(waiting) >= WAITING_PER_WORKER * workers:
-                        yield self._settle(waiting.popleft())
+                        yield self._finalize(waiting.popleft())
                     again = any(clip.clip_id in before for clip in batch.clips)
                     done = not again and all((self.out / name).is_file() for name in self.exporter.files(batch))
                     folder = self.out / UNFINISHED / f"{number:08}"
                     future = None if done else pool.submit(self._write, batch, folder, selection.contents)
-                    waiting.append(Pending(batch, folder, future))
+                    waiting.append(PendingBatch(batch, folder, future))
                 while waiting:
-                    yield self._settle(waiting.popleft())
+                    yield self._finalize(waiting.popleft())
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _batches(self, selection: Selection, slots: Sequence[Slot]) -> Iterator[Batch]:
+    def _batches(self, selection: Selection, slots: Sequence[BatchPlan]) -> Iterator[ExportBatch]:
         if not self.exporter.batch_bytes():  # one clip each: read by the window, not one by one
             for clip in selection.clips():
-                yield Batch([clip])
+                yield ExportBatch([clip])
             return
         for slot in slots:
-            yield Batch(list(selection.clips(slot.positions)), slot.shelf, slot.number, slot.total)
+            yield ExportBatch(list(selection.clips(slot.positions)), slot.group_key, slot.number, slot.total)
 
-    def _write(self, batch: Batch, folder: Path, contents: Contents) -> list[Failure]:
+    def _write(self, batch: ExportBatch, folder: Path, contents: ExportContext) -> list[ExportFailure]:
         folder.mkdir(parents=True)
         return self.exporter.write(batch, folder, contents)
 
-    def _settle(self, pending: "Pending") -> tuple[int, list[Failure], bool]:
+    def _finalize(self, pending: "PendingBatch") -> tuple[int, list[ExportFailure], bool]:
         """Move a written batch into place; what it could not export is in the ledger before that."""
         batch, folder, future = pending
         if future is None:
@@ -173,7 +173,7 @@ class Export:
         shutil.rmtree(folder)
         return len(batch.clips), failures, True
 
-    def _finish(self, selection: Selection, failed: list[Failure]) -> None:
+    def _finish(self, selection: Selection, failed: list[ExportFailure]) -> None:
         folder = self.out / UNFINISHED / "lists"
         folder.mkdir(parents=True)
         lost = {failure.clip_id for failure in failed}
@@ -192,7 +192,7 @@ class Export:
     # ------------------------------------------------------------------ the folder
 
     @contextmanager
-    def _claimed(self) -> Iterator[None]:
+    def _folder_lock(self) -> Iterator[None]:
         """Hold the folder, so that no two exports write to it at once."""
         if self.out.exists() and not self.out.is_dir():
             raise OpenUniError(f"{self.out} is a file. Give a new or empty folder with --out.")
@@ -239,19 +239,21 @@ class Export:
         draft.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         draft.replace(self.out / RECORD)
 
-    def _failures(self) -> list[Failure]:
+    def _failures(self) -> list[ExportFailure]:
         path = self.out / FAILED
         if not path.is_file():
             return []
         with path.open(encoding="utf-8", newline="") as file:
-            return [Failure(*row) for row in csv.reader(file) if len(row) == 3 and tuple(row) != Failure._fields]
+            return [
+                ExportFailure(*row) for row in csv.reader(file) if len(row) == 3 and tuple(row) != ExportFailure._fields
+            ]
 
 
-def write_failures(path: Path, failures: Sequence[Failure], mode: str) -> None:
+def write_failures(path: Path, failures: Sequence[ExportFailure], mode: str) -> None:
     """Write or append to the ledger of failures."""
     with path.open(mode, encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerows([*([] if file.tell() else [Failure._fields]), *failures])
+        writer.writerows([*([] if file.tell() else [ExportFailure._fields]), *failures])
 
 
 def move(path: Path, target: Path) -> None:

@@ -4,23 +4,23 @@ from typing import NamedTuple
 
 import numpy as np
 
-from openuni.annotators._guide_flow import GuideFlow, carried
-from openuni.annotators._instances import Found, iou_of, joint
+from openuni.annotators._guide_flow import GuideFlow, warp
+from openuni.annotators._instances import FrameInstances, iou_of, joint
 
 FOLLOWED_SHARE = 0.2  # of an instance's area
 
 
-class FlowStretch:
+class FlowInterval:
     """The way from one key frame to the next along the optical flow, there and back; see `Stretch`."""
 
     def __init__(self, labels: np.ndarray, flow: GuideFlow, first: int, last: int) -> None:
         self.labels, self.flow, self.first, self.last = labels, flow, first, last
-        self.there = carry(labels, flow, first, last)
+        self.there = propagate_labels(labels, flow, first, last)
         self.carried = np.where(self.there.sure[-1], self.there.labels[-1], 0).astype(np.uint16)
 
-    def affinity(self, found: Found, known: int) -> np.ndarray:
+    def affinity(self, found: FrameInstances, known: int) -> np.ndarray:
         """IoU of pixels whose motion is sure, of both key frames together: the masks found are carried back, too."""
-        self.found, self.back = found, carry(found.labels, self.flow, self.last, self.first)
+        self.found, self.back = found, propagate_labels(found.labels, self.flow, self.last, self.first)
         shape = found.total + 1, known + 1
         here = joint(found.labels, self.there.labels[-1], shape, self.there.sure[-1])
         before = joint(self.back.labels[-1], self.labels, shape, self.back.sure[-1])
@@ -35,18 +35,18 @@ class FlowStretch:
         in_both[np.intersect1d(number[1:], self.labels)] = True
         if self.last - self.first < 2:
             return np.empty((0, *last.shape), np.uint16)
-        back = Carried(number[self.back.labels[-2::-1]], self.back.sure[-2::-1])
-        return between(Carried(self.there.labels[:-1], self.there.sure[:-1]), back, in_both)
+        back = PropagatedLabels(number[self.back.labels[-2::-1]], self.back.sure[-2::-1])
+        return between(PropagatedLabels(self.there.labels[:-1], self.there.sure[:-1]), back, in_both)
 
 
-class Carried(NamedTuple):
+class PropagatedLabels(NamedTuple):
     """A map of labels moved from its frame to others, in the order of the way."""
 
     labels: np.ndarray  # uint16 [n, H, W]
     sure: np.ndarray  # bool [n, H, W]: where the motion could be followed all the way
 
 
-def carry(labels: np.ndarray, flow: GuideFlow, start: int, stop: int) -> Carried:
+def propagate_labels(labels: np.ndarray, flow: GuideFlow, start: int, stop: int) -> PropagatedLabels:
     """`labels`, uint16 [H, W], of frame `start` at the frames after it up to `stop`, which may lie before `start`.
 
     The motion is summed up from frame to frame before anything is rounded to pixels: what moves less than half a pixel
@@ -69,17 +69,17 @@ def carry(labels: np.ndarray, flow: GuideFlow, start: int, stop: int) -> Carried
             if step > 0
             else (flow.forward[pair], flow.forward_valid[pair])
         )
-        way = back + carried(way, back)
-        sure = carried(sure, back, nearest=True) * trusted
+        way = back + warp(way, back)
+        sure = warp(sure, back, nearest=True) * trusted
         whole = cv2.resize(way, (width_px, height_px)) * np.array(
             [width_px / small[1], height_px / small[0]], np.float32
         )
         found[row] = cv2.remap(labels, x + whole[..., 0], y + whole[..., 1], cv2.INTER_NEAREST)
         certain[row] = cv2.resize(sure, (width_px, height_px), interpolation=cv2.INTER_NEAREST) > 0
-    return Carried(found, certain)
+    return PropagatedLabels(found, certain)
 
 
-def between(before: Carried, after: Carried, in_both: np.ndarray) -> np.ndarray:
+def between(before: PropagatedLabels, after: PropagatedLabels, in_both: np.ndarray) -> np.ndarray:
     """The maps between two key frames, uint16 [n, H, W], from those carried there from the first and from the second.
 
     Both in the clip's order. `in_both`: bool [1 + largest number], which instances both key frames have. Where the two
@@ -88,7 +88,10 @@ def between(before: Carried, after: Carried, in_both: np.ndarray) -> np.ndarray:
     """
     count = len(before.labels)
     result = np.empty_like(before.labels)
-    followed = _followed(before, len(in_both)), _followed(Carried(*(part[::-1] for part in after)), len(in_both))[::-1]
+    followed = (
+        _followed(before, len(in_both)),
+        _followed(PropagatedLabels(*(part[::-1] for part in after)), len(in_both))[::-1],
+    )
     for row in range(count):
         ways = [(before, followed[0]), (after, followed[1])]
         (near, _), (far, _) = ways = ways if 2 * (row + 1) <= count + 1 else ways[::-1]
@@ -101,7 +104,7 @@ def between(before: Carried, after: Carried, in_both: np.ndarray) -> np.ndarray:
     return result
 
 
-def _followed(way: Carried, numbers: int) -> np.ndarray:
+def _followed(way: PropagatedLabels, numbers: int) -> np.ndarray:
     """bool [n, numbers]: how far from its key frame enough of an instance is carried for sure to say that it is there.
 
     Behind that are the stray pixels of what has just come in, or is about to go.

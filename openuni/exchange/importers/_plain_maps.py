@@ -7,16 +7,23 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from openuni.exchange.importers._dataset_layout import ClipLocation, resolve_inside
 from openuni.exchange.importers._intrinsics import (
     LENGTH_TOLERANCE,
-    Directions,
+    NormalStatistics,
     check_albedo_range,
     check_irradiance_range,
 )
-from openuni.exchange.importers._looks import thin
-from openuni.exchange.importers._sequences import VIDEOS, Stream, check_numbers, find_stream, read_indices, read_stream
-from openuni.exchange.importers._sets import Place, inside
-from openuni.manifests.arrays.vectors import lengths, scaled
+from openuni.exchange.importers._sequences import (
+    VIDEOS,
+    StreamFiles,
+    check_numbers,
+    find_stream,
+    read_indices,
+    read_stream,
+)
+from openuni.exchange.importers._stream_scan import subsample
+from openuni.manifests.arrays.vectors import rescale_vectors, vector_lengths
 from openuni.manifests.contracts.modality import Modality, find_modality, modality_names
 from openuni.manifests.errors import ClipError
 from openuni.manifests.modalities.albedo import Albedo
@@ -27,7 +34,7 @@ from openuni.manifests.modalities.irradiance import Irradiance
 from openuni.manifests.modalities.normal import Normal
 from openuni.manifests.modalities.segmentation import Segmentation
 from openuni.manifests.video.container import Limits
-from openuni.manifests.video.passthrough import NO_SURFACE
+from openuni.manifests.video.passthrough import MIN_NORMAL_LENGTH
 
 ARRAY, IMAGES, VIDEO = ".npy", "folder", "video"
 FORMS = {ARRAY: "NAME.npy", IMAGES: "images in NAME/", VIDEO: "NAME.mp4 or another video"}
@@ -41,11 +48,11 @@ READ: dict[str, tuple[str, ...]] = {
 IDS = ("masks", "segmentation", "segmentation.npy")
 
 
-class Given(NamedTuple):
+class PlainMapInputs(NamedTuple):
     """What is known of a clip's plain maps."""
 
-    place: Place
-    picture: Stream
+    location: ClipLocation
+    picture: StreamFiles
     size: tuple[int, int, int]  # the picture's frames, height_px and width_px
     depth_unit: Literal["metres", "disparity"]
     depth_per_level: float  # of images
@@ -54,7 +61,7 @@ class Given(NamedTuple):
     @property
     def folder(self) -> Path:
         """The clip's."""
-        return Path(self.place.folder)
+        return Path(self.location.folder)
 
 
 def check_all_read(folder: Path, stored: Collection[str]) -> None:
@@ -73,7 +80,7 @@ def check_all_read(folder: Path, stored: Collection[str]) -> None:
             )
 
 
-def plain_maps(given: Given, stored: Collection[str]) -> Iterator[tuple[str, Modality]]:
+def plain_maps(given: PlainMapInputs, stored: Collection[str]) -> Iterator[tuple[str, Modality]]:
     """The maps by name; raises `ClipError` for values that are not a map's, and for maps that are there twice.
 
     `stored`: files in the clip's folder that hold other maps.
@@ -99,7 +106,7 @@ def plain_maps(given: Given, stored: Collection[str]) -> Iterator[tuple[str, Mod
             yield name, _checked(name, values, folder / f"{name}{ARRAY}", given.normal_frame)
     taken = {(folder / file).resolve() for file in stored}
     for name in ("foreground", "background"):
-        stream = find_stream(folder, name, given.place.root)
+        stream = find_stream(folder, name, given.location.root)
         if stream is not None and stream.files[0] not in taken:
             check_numbers((given.picture, stream))
             yield name, find_modality(name)(read_stream(stream))
@@ -111,17 +118,17 @@ def _check_one(folder: Path, names: tuple[str, ...]) -> None:
         raise ClipError(f"{folder} has {' and '.join(found)}: one is needed, remove the other{'s' * (len(found) > 2)}")
 
 
-def _sequence(given: Given, name: str) -> Stream | None:
+def _sequence(given: PlainMapInputs, name: str) -> StreamFiles | None:
     """The images in a folder, numbered as the picture's."""
     if not (given.folder / name).is_dir():
         return None
-    stream = find_stream(given.folder, name, given.place.root)
+    stream = find_stream(given.folder, name, given.location.root)
     if stream is not None:
         check_numbers((given.picture, stream))
     return stream
 
 
-def _depth(given: Given) -> np.ndarray | None:
+def _depth(given: PlainMapInputs) -> np.ndarray | None:
     """float32 [T, H, W, 1]."""
     levels = _sequence(given, "depth")
     if levels is None:
@@ -146,22 +153,22 @@ def _checked(name: str, values: np.ndarray, where: Path, frame: Literal["opengl"
         return Irradiance(np.maximum(values, 0))
     if name == "alpha":
         return Alpha(values)
-    directions = Directions(frame)
+    directions = NormalStatistics(frame)
     for image in values:
-        directions(thin(image))
+        directions(subsample(image))
     directions.check(where, LENGTH_TOLERANCE)
     for image in values:
-        image[:] = scaled(image, lengths(image), 1.0, NO_SURFACE)
+        image[:] = rescale_vectors(image, vector_lengths(image), 1.0, MIN_NORMAL_LENGTH)
     return Normal(values) if frame == "opengl" else Normal.from_opencv(values)
 
 
-def _array(given: Given, name: str) -> np.ndarray | None:
+def _array(given: PlainMapInputs, name: str) -> np.ndarray | None:
     """The array in a .npy file, its shape looked at before it is read; None when there is no file."""
     path = given.folder / f"{name}{ARRAY}"
     if not path.is_file():
         return None
     try:
-        mapped = np.load(inside(path, given.place.root), mmap_mode="r", allow_pickle=False)
+        mapped = np.load(resolve_inside(path, given.location.root), mmap_mode="r", allow_pickle=False)
     except (ValueError, TypeError, ArithmeticError, EOFError, OSError, tokenize.TokenError) as error:
         raise ClipError(f"{path} is no array file: {error}") from error
     frames, height_px, width_px = given.size

@@ -20,7 +20,7 @@ from openuni.manifests.video.reader import decode_count
 from openuni.pipeline.gpu_memory import VramMeter
 from openuni.pipeline.map_sources import MapSource
 from openuni.pipeline.phases import ClipItem, CorpusWorker, decoder_threads
-from openuni.pipeline.worker import Outcome, Spec, describe
+from openuni.pipeline.worker import ItemOutcome, Spec, format_error
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class OperatorSpec(Spec):
     operators: Mapping[str, Operator]
     versions: Mapping[str, str]
     short_side_px: int
-    wanted: Mapping[str, Mapping[str, MapSource]]  # operator -> modality -> the map it starts from
+    required_maps: Mapping[str, Mapping[str, MapSource]]  # operator -> modality -> the map it starts from
     compact: bool  # how maps are stored
 
     def start(self, device: str) -> "OperatorWorker":
@@ -40,7 +40,7 @@ class OperatorSpec(Spec):
         return (FilterWorker if kinds == {"filter"} else AnnotatorWorker)(self, device)
 
 
-class Result(NamedTuple):
+class OperatorResult(NamedTuple):
     """What one operator gave for one clip: a value, or the error instead."""
 
     value: Any
@@ -50,7 +50,7 @@ class Result(NamedTuple):
     coded: Mapping[str, Payload] = {}  # fields that are coded already
 
 
-class Frames(NamedTuple):
+class DecodedInputs(NamedTuple):
     """A clip's frames, and its stored maps that annotators start from; the reason instead of those not to be had."""
 
     decoded: DecodedClip
@@ -77,11 +77,11 @@ class OperatorWorker(CorpusWorker):
                 f"{folder}/{name}", schema.producer_schema(type(operator)), spec.versions[name], shard_type
             )
 
-    def compute(self, item: ClipItem, prepared: Any) -> dict[str, Result]:
+    def compute(self, item: ClipItem, prepared: Any) -> dict[str, OperatorResult]:
         """Run every operator that has not seen the clip."""
         return {name: self._run_one(name, item, prepared) for name in item.todo}
 
-    def store(self, item: ClipItem, computed: dict[str, Result]) -> Outcome:
+    def store(self, item: ClipItem, computed: dict[str, OperatorResult]) -> ItemOutcome:
         """Write every operator's row; each has a fate of its own."""
         errors = []
         for name in item.todo:
@@ -90,7 +90,7 @@ class OperatorWorker(CorpusWorker):
                 errors.append(f"{name}: {error}")
         return self._done(item, "failed" if errors else "ok", "; ".join(errors))
 
-    def fail(self, item: ClipItem, error: str) -> Outcome:
+    def fail(self, item: ClipItem, error: str) -> ItemOutcome:
         """The clip could not be decoded, or killed its workers: that is every operator's outcome."""
         for name in item.todo:
             self._commit(name, item, self._outcome(name, "failed", error, None))
@@ -100,16 +100,16 @@ class OperatorWorker(CorpusWorker):
         """What the named operator sees of what was decoded. Raises `Unavailable` when it lacks a map it starts from."""
         raise NotImplementedError
 
-    def field(self, key: str, value: Any, name: str, item: ClipItem, result: Result) -> Any:
+    def field(self, key: str, value: Any, name: str, item: ClipItem, result: OperatorResult) -> Any:
         """A result's field `key` as the row of the named operator holds it."""
         return schema.plain(value)
 
-    def _done(self, item: ClipItem, status: str, error: str) -> Outcome:
+    def _done(self, item: ClipItem, status: str, error: str) -> ItemOutcome:
         decodes = decode_count()
         new, self.decodes_reported = decodes - self.decodes_reported, decodes
-        return Outcome(item.key, status, error, new, self.vram.peaks_mb())
+        return ItemOutcome(item.key, status, error, new, self.vram.peaks_mb())
 
-    def _run_one(self, name: str, item: ClipItem, prepared: Any) -> Result:
+    def _run_one(self, name: str, item: ClipItem, prepared: Any) -> OperatorResult:
         started = time.perf_counter()
         try:
             with self.vram.running(name):
@@ -117,12 +117,12 @@ class OperatorWorker(CorpusWorker):
         except OpenUniError:
             raise  # a missing part: no clip's fault
         except Unavailable as error:
-            return Result(None, describe(error), None, "unavailable")
+            return OperatorResult(None, format_error(error), None, "unavailable")
         except Exception as error:  # an operator may fail in any way; the others still get their turn
-            return Result(None, describe(error), None, "failed")
-        return Result(value, None, (time.perf_counter() - started) * 1000)
+            return OperatorResult(None, format_error(error), None, "failed")
+        return OperatorResult(value, None, (time.perf_counter() - started) * 1000)
 
-    def _store_one(self, name: str, item: ClipItem, result: Result) -> str | None:
+    def _store_one(self, name: str, item: ClipItem, result: OperatorResult) -> str | None:
         """Write one row; returns the reason where it is a failure."""
         fields: dict[str, Any] = {}
         text, ms, status = result.error, result.ms, result.status
@@ -134,7 +134,7 @@ class OperatorWorker(CorpusWorker):
                 raise  # a full disk: no clip's fault
             except Exception as error:  # what it gave cannot be stored
                 self.writers[name].rollback()
-                fields, text, ms, status = {}, describe(error), None, "failed"
+                fields, text, ms, status = {}, format_error(error), None, "failed"
         self._commit(name, item, self._outcome(name, status, text, ms) | fields)
         return text if status == "failed" else None
 
@@ -143,7 +143,7 @@ class OperatorWorker(CorpusWorker):
         try:
             result = operator.run(self.models[name], clip)
         except RuntimeError as error:
-            smaller = halved(operator)
+            smaller = with_half_batch_size(operator)
             if type(error).__name__ != "OutOfMemoryError" or smaller is None:
                 raise
             self.operators[name] = smaller  # the GPU will not grow: stay with the smaller batch
@@ -170,7 +170,7 @@ class FilterWorker(OperatorWorker):
             wanted.update({name: self._sample(name, times_s) for name in item.todo})
             return np.unique(np.concatenate(list(wanted.values())))
 
-        vectors = any(getattr(self.operators[name], "wants_vectors", False) for name in item.todo)
+        vectors = any(getattr(self.operators[name], "requires_motion_vectors", False) for name in item.todo)
         decoded = decode(item.clip, choose, self.spec.short_side_px, threads=decoder_threads(), vectors=vectors)
         union = np.unique(np.concatenate(list(wanted.values())))
         return decoded, {name: np.searchsorted(union, indices) for name, indices in wanted.items()}
@@ -189,26 +189,26 @@ class FilterWorker(OperatorWorker):
 class AnnotatorWorker(OperatorWorker):
     """All frames, decoded once, for all annotators; those that start from maps of others come after these."""
 
-    def prepare(self, item: ClipItem) -> Frames:
+    def prepare(self, item: ClipItem) -> DecodedInputs:
         """Decode every frame at the working size, and read the stored maps."""
         maps: dict[MapSource, Modality | str] = {}
-        for source in {source for name in item.todo for source in self.spec.wanted[name].values()}:
+        for source in {source for name in item.todo for source in self.spec.required_maps[name].values()}:
             if source.annotator not in item.todo:
                 maps[source] = self._stored(source, item)
         decoded = decode(item.clip, None, self.spec.short_side_px, threads=decoder_threads())
-        return Frames(decoded, maps)
+        return DecodedInputs(decoded, maps)
 
-    def view(self, name: str, prepared: Frames) -> DecodedClip:
+    def view(self, name: str, prepared: DecodedInputs) -> DecodedClip:
         """See `OperatorWorker.view`."""
         maps = {}
-        for modality, source in self.spec.wanted[name].items():
+        for modality, source in self.spec.required_maps[name].items():
             found = prepared.maps[source]
             if isinstance(found, str):
                 raise Unavailable(f"it starts from {modality} of {source.annotator}, and {found}")
             maps[modality] = found
         return dataclasses.replace(prepared.decoded, maps=maps) if maps else prepared.decoded
 
-    def field(self, key: str, value: Any, name: str, item: ClipItem, result: Result) -> Any:
+    def field(self, key: str, value: Any, name: str, item: ClipItem, result: OperatorResult) -> Any:
         """Modalities go to the shard, and their extent and constants into the row."""
         if not isinstance(value, Modality):
             return schema.plain(value)
@@ -218,23 +218,23 @@ class AnnotatorWorker(OperatorWorker):
         size = {"frames": frames, "height_px": height_px, "width_px": width_px, "pts_hash": item.clip.pts_hash}
         return extent | size | schema.plain(payload.constants)
 
-    def _run_one(self, name: str, item: ClipItem, prepared: Frames) -> Result:
+    def _run_one(self, name: str, item: ClipItem, prepared: DecodedInputs) -> OperatorResult:
         """Also hands on the maps that others of this clip start from, as they will be stored: so a run that is
         resumed, and reads them back, gives the same.
         """
         result = super()._run_one(name, item, prepared)
-        waiting = {source for other in item.todo for source in self.spec.wanted[other].values()}
+        waiting = {source for other in item.todo for source in self.spec.required_maps[other].values()}
         coded = {}
         for source in waiting:
             if source.annotator != name:
                 continue
             try:
-                prepared.maps[source], coded[source.modality] = self._handed_on(result, source.modality, item)
+                prepared.maps[source], coded[source.modality] = self._pass_to_dependents(result, source.modality, item)
             except Exception as error:  # it cannot be stored: `store` will say so in its row, this in the others'
-                prepared.maps[source] = f"it failed: {describe(error)}"
+                prepared.maps[source] = f"it failed: {format_error(error)}"
         return result._replace(coded=coded)
 
-    def _handed_on(self, result: Result, modality: str, item: ClipItem) -> tuple[Modality, Payload]:
+    def _pass_to_dependents(self, result: OperatorResult, modality: str, item: ClipItem) -> tuple[Modality, Payload]:
         if result.status != "ok":
             raise ClipError(str(result.error))
         signal = getattr(result.value, modality)
@@ -256,13 +256,13 @@ class AnnotatorWorker(OperatorWorker):
         try:
             return read_modality(self.corpus, group, find_modality(source.modality), extent, item.clip)
         except (ClipError, OpenUniError) as error:  # damaged: the reason of these rows, not the end of the run
-            return describe(error)
+            return format_error(error)
 
 
-BATCHES = ("frames_per_batch", "points_per_batch")
+BATCH_SIZE_OPTIONS = ("frames_per_batch", "points_per_batch")
 
 
-def halved(operator: Operator) -> Operator | None:
-    """The operator with half its batch (the option is one of `BATCHES`), or None when it has no smaller one."""
-    smaller = {name: getattr(operator, name) // 2 for name in BATCHES if getattr(operator, name, 1) > 1}
+def with_half_batch_size(operator: Operator) -> Operator | None:
+    """The operator with half its batch size (an option in `BATCH_SIZE_OPTIONS`), or None when there is no smaller one."""
+    smaller = {name: getattr(operator, name) // 2 for name in BATCH_SIZE_OPTIONS if getattr(operator, name, 1) > 1}
     return dataclasses.replace(operator, **smaller) if smaller else None

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openuni.config.recipe import Ingest
-from openuni.pipeline.cutting import NoShot, cut
+from openuni.config.recipe import IngestOptions
+from openuni.pipeline.shot_splitting import NoUsableShot, split_into_clips
 from openuni.shots.shot_detector import Timeline, Transition
 from tests.openuni.shots.edited_films import even
 
@@ -17,11 +17,11 @@ HARD = Transition(100, 100, "hard", 0.7)
 
 
 def spans(transitions, timeline, **options):
-    return [(shot.start, shot.stop) for shot in cut(transitions, timeline, Ingest(**options))]
+    return [(shot.start, shot.stop) for shot in split_into_clips(transitions, timeline, IngestOptions(**options))]
 
 
 def test_frames_of_a_dissolve_are_in_no_clip():
-    shots = cut([DISSOLVE, HARD], even(150), Ingest())
+    shots = split_into_clips([DISSOLVE, HARD], even(150), IngestOptions())
     assert [(shot.start, shot.stop) for shot in shots] == [(0, 40), (52, 100), (100, 150)]
     assert [(shot.before.kind, shot.after.kind) for shot in shots] == [
         ("file", "dissolve"),
@@ -48,7 +48,7 @@ def test_what_is_too_short_after_all_else_is_left_out():
     assert spans([DISSOLVE, HARD], even(150), min_s=1.92) == [(52, 100), (100, 150)]  # 48 frames are 1.92 s
     assert spans([DISSOLVE, HARD], even(150), min_s=1.93) == [(100, 150)]
     assert spans([], even(110), max_s=2, split="windows", min_s=1) == [(0, 50), (50, 100)]
-    with pytest.raises(NoShot, match="nothing of its 3 shots is left as a clip by min_s = 9"):
+    with pytest.raises(NoUsableShot, match="nothing of its 3 shots is left as a clip by min_s = 9"):
         spans([DISSOLVE, HARD], even(150), min_s=9)
 
 
@@ -57,7 +57,7 @@ def test_long_shots_are_split_equally_into_windows_or_left_out():
     assert spans([], even(110), max_s=2, split="windows") == [(0, 50), (50, 100), (100, 110)]
     assert spans([HARD], even(130), max_s=2, split="drop") == [(100, 130)]
     assert spans([], even(100), max_s=2) == [(0, 50), (50, 100)]
-    parts = cut([HARD], even(200), Ingest(max_s=2))
+    parts = split_into_clips([HARD], even(200), IngestOptions(max_s=2))
     assert [(part.before.kind, part.after.kind) for part in parts[:2]] == [("file", "window"), ("window", "hard")]
 
 
@@ -78,7 +78,7 @@ def test_parts_keep_to_the_limit_and_lose_nothing_they_could_hold(durations, max
     most = Fraction(str(max_s)) * 90
     try:
         parts = spans([], timeline, max_s=max_s, split=split)
-    except NoShot:
+    except NoUsableShot:
         parts = []
     assert all(timeline.ticks_of(*part) <= most for part in parts)
     held = [frame for start, stop in parts for frame in range(start, stop)]

@@ -8,17 +8,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from openuni.config.recipe import Ingest
+from openuni.config.recipe import IngestOptions
 from openuni.manifests.contracts import schema
-from openuni.manifests.corpus.sidecars import beside, read_small
+from openuni.manifests.corpus.sidecars import read_bounded, sidecar_path
 from openuni.manifests.video.clip import Clip, clip_id
 from openuni.manifests.video.container import Limits
-from openuni.manifests.video.probe import VideoInfo, clip_of, probe
-from openuni.manifests.video.reader import frames_of
-from openuni.manifests.video.video_errors import Undecodable
-from openuni.pipeline import cutting
+from openuni.manifests.video.probe import VideoInfo, make_clip, probe
+from openuni.manifests.video.reader import iter_frames
+from openuni.manifests.video.video_errors import CorruptVideo
+from openuni.pipeline import shot_splitting
 from openuni.pipeline.phases import CorpusWorker, decoder_threads
-from openuni.pipeline.worker import Outcome, Spec
+from openuni.pipeline.worker import ItemOutcome, Spec
 from openuni.shots.shot_detector import ShotDetector, Timeline, Transition
 
 MAX_CAPTION_BYTES = 64 * 1024
@@ -41,7 +41,7 @@ class IngestSpec(Spec):
     """Probe sources, find their shots and write `clips/`."""
 
     corpus_url: str
-    options: Ingest
+    options: IngestOptions
     detector: ShotDetector
     version: str
 
@@ -50,7 +50,7 @@ class IngestSpec(Spec):
         return IngestWorker(self, device)
 
 
-class Film(NamedTuple):
+class ProbedSource(NamedTuple):
     """A source that was looked at."""
 
     info: VideoInfo
@@ -71,36 +71,36 @@ class IngestWorker(CorpusWorker):
         )
         self.writers["clips"] = self.corpus.writer("clips", schema.clip_schema(), spec.version)
 
-    def prepare(self, item: SourceItem) -> Film:
+    def prepare(self, item: SourceItem) -> ProbedSource:
         """Look at the file without decoding it."""
         info = probe(item.source, self.limits)
-        whole = clip_of(item.source, info, caption=self._caption(item.source))
-        return Film(info, dataclasses.replace(whole, collection=self.options.collection or None))
+        whole = make_clip(item.source, info, caption=self._caption(item.source))
+        return ProbedSource(info, dataclasses.replace(whole, collection=self.options.collection or None))
 
-    def compute(self, item: SourceItem, prepared: Film) -> list[Clip]:
+    def compute(self, item: SourceItem, prepared: ProbedSource) -> list[Clip]:
         """Find the shots; of detectors that look at no frame, without decoding."""
         try:
             transitions = self._transitions(prepared, decoder_threads())
-        except Undecodable:
+        except CorruptVideo:
             transitions = self._transitions(prepared, 1)  # slower, and only what harms a frame is an error
-        shots = cutting.cut(transitions, self._timeline(prepared.info), self.options)
+        shots = shot_splitting.split_into_clips(transitions, self._timeline(prepared.info), self.options)
         return [self._clip(prepared, shot, share=self.options.share_captions or len(shots) == 1) for shot in shots]
 
-    def store(self, item: SourceItem, computed: list[Clip]) -> Outcome:
+    def store(self, item: SourceItem, computed: list[Clip]) -> ItemOutcome:
         """Write the clips' rows: all of them or none, so that a source that has a row is done."""
         self.writers["clips"].commit(*(dataclasses.asdict(clip) | {"status": "ok", "error": None} for clip in computed))
-        return Outcome(item.key, "ok")
+        return ItemOutcome(item.key, "ok")
 
-    def fail(self, item: SourceItem, error: str) -> Outcome:
+    def fail(self, item: SourceItem, error: str) -> ItemOutcome:
         """Write the row of a source that is no usable video."""
         row: dict[str, Any] = dict.fromkeys(Clip.__dataclass_fields__)
         row |= {"clip_id": clip_id(item.source, 0, 0, ""), "source": item.source, "status": "failed", "error": error}
         self.writers["clips"].commit(row)
-        return Outcome(item.key, "failed", error)
+        return ItemOutcome(item.key, "failed", error)
 
-    def _transitions(self, film: Film, threads: int) -> list[Transition]:
+    def _transitions(self, film: ProbedSource, threads: int) -> list[Transition]:
         size_px = self.detector.size_px(film.whole.height_px, film.whole.width_px)
-        frames = frames_of(film.whole, limits=self.limits, size_px=size_px, threads=threads)
+        frames = iter_frames(film.whole, limits=self.limits, size_px=size_px, threads=threads)
         with contextlib.closing(frames):
             return self.detector.transitions(self.model, frames, self._timeline(film.info))
 
@@ -108,9 +108,9 @@ class IngestWorker(CorpusWorker):
         bounds = np.append(info.pts, info.end_pts)
         return Timeline(bounds, Fraction(info.time_base_num, info.time_base_den))
 
-    def _clip(self, film: Film, shot: cutting.Shot, *, share: bool) -> Clip:
+    def _clip(self, film: ProbedSource, shot: shot_splitting.Shot, *, share: bool) -> Clip:
         whole = film.whole
-        clip = clip_of(whole.source, film.info, shot.start, shot.stop, whole.caption if share else None)
+        clip = make_clip(whole.source, film.info, shot.start, shot.stop, whole.caption if share else None)
         return dataclasses.replace(
             clip,
             collection=whole.collection,
@@ -123,5 +123,5 @@ class IngestWorker(CorpusWorker):
     def _caption(self, source: str) -> str | None:
         if not self.options.captions:
             return None
-        text = read_small(beside(source, ".txt"), MAX_CAPTION_BYTES)
+        text = read_bounded(sidecar_path(source, ".txt"), MAX_CAPTION_BYTES)
         return text.decode("utf-8", "replace").strip() or None if text is not None else None

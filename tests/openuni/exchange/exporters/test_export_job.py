@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 import openuni
+from openuni.exchange.export_selection import ExportOptions
 from openuni.exchange.exporter import exporter_names
-from openuni.exchange.selection import Choice
 from openuni.manifests.contracts.decoded_clip import decode
 from openuni.manifests.corpus.corpus import Corpus
-from openuni.manifests.video.probe import clip_of, probe
+from openuni.manifests.video.probe import make_clip, probe
 from tests.coded_clips import encode, numbers
 from tests.openuni.exchange.exporters.rooms import MODALITIES, QUIET, RECIPE, ids_by_name, pictures, supply, tree
 from tests.raw_clips import write_clips
@@ -198,8 +198,8 @@ def test_another_export_in_the_folder_is_refused_and_told_what_differs(corpus, w
     before = tree(out)
     for given, words in (
         ({"crf": 20}, "option crf was 18, is 20"),
-        ({"choice": Choice(limit=2)}, "other clips, or their captions or scores"),
-        ({"choice": Choice(("depth",))}, "densepose is in it, flow is in it"),
+        ({"choice": ExportOptions(limit=2)}, "other clips, or their captions or scores"),
+        ({"choice": ExportOptions(("depth",))}, "densepose is in it, flow is in it"),
     ):
         with pytest.raises(openuni.OpenUniError, match=f"holds another export: .*{words}"):
             export(corpus, "openuni-csv", out, **given)
@@ -246,14 +246,14 @@ def test_two_exports_do_not_write_to_one_folder(corpus, tmp_path):
 def test_split_and_limit_choose_clips(copied, tmp_path):
     openuni.split(copied, {"held": 0.4})
     copied.refresh()
-    kept = set(copied.kept())
+    kept = set(copied.kept_clip_ids())
     held = [clip.clip_id for clip in copied if clip.clip.split == "held" and clip.clip_id in kept]
     assert 0 < len(held) < 4
-    export(copied, "openuni-csv", tmp_path / "held", choice=Choice(split="held"))
+    export(copied, "openuni-csv", tmp_path / "held", export_options=ExportOptions(split="held"))
     assert sorted(path.stem for path in (tmp_path / "held" / "video").iterdir()) == sorted(held)
-    assert export(copied, "openuni-csv", tmp_path / "two", choice=Choice(limit=2)).clips == 2
+    assert export(copied, "openuni-csv", tmp_path / "two", export_options=ExportOptions(limit=2)).clips == 2
     with pytest.raises(openuni.OpenUniError, match=r'split "hled" is not known\. Did you mean "held"'):
-        export(copied, "openuni-csv", tmp_path / "none", choice=Choice(split="hled"))
+        export(copied, "openuni-csv", tmp_path / "none", export_options=ExportOptions(split="hled"))
 
 
 @pytest.mark.parametrize("name", ["openuni-csv", "webdataset"])
@@ -267,7 +267,7 @@ def test_a_clip_cut_from_a_file_is_its_own_frames_alone(tmp_path, name):
     shown = {}
     for path in (tmp_path / "set").rglob("*.mp4"):
         info = probe(str(path))
-        shown[path.stem] = (numbers(decode(clip_of(str(path), info)).frames), round(info.fps))
+        shown[path.stem] = (numbers(decode(make_clip(str(path), info)).frames), round(info.fps))
     assert [shown[clip.clip_id] for clip in corpus] == [
         ([0, 1, 2, 3, 4], 25),
         ([5, 6, 7, 8, 9], 25),
@@ -285,8 +285,8 @@ def test_of_several_annotators_one_is_named(tmp_path):
     ):
         export(corpus, "openuni-csv", tmp_path / "set")
     with pytest.raises(openuni.OpenUniError, match='annotator of flow "raft" is not known'):
-        export(corpus, "openuni-csv", tmp_path / "set", choice=Choice(("raft.flow",)))
-    export(corpus, "openuni-csv", tmp_path / "set", choice=Choice(("depth", "dis.raft")))
+        export(corpus, "openuni-csv", tmp_path / "set", export_options=ExportOptions(("raft.flow",)))
+    export(corpus, "openuni-csv", tmp_path / "set", export_options=ExportOptions(("depth", "dis.raft")))
     record = json.loads((tmp_path / "set" / "clips.jsonl").read_text())
     assert {name: facts["annotator"] for name, facts in record["modalities"].items()} == {
         "depth": "supplied",
@@ -298,8 +298,8 @@ def test_wrong_choices_are_explained(corpus, tmp_path):
     out = tmp_path / "set"
     for name, given, words in (
         ("openuni-cvs", {}, 'exporter "openuni_cvs" is not known. Did you mean "openuni_csv"'),
-        ("univid", {"choice": Choice(("depth",))}, 'modality of the format univid "depth" is not known'),
-        ("diffsynth", {"choice": Choice(("dept",))}, 'Did you mean "depth"'),
+        ("univid", {"choice": ExportOptions(("depth",))}, 'modality of the format univid "depth" is not known'),
+        ("diffsynth", {"choice": ExportOptions(("dept",))}, 'Did you mean "depth"'),
         ("diffsynth", {"workers": 0}, "--workers 0: must be 1 or more"),
     ):
         with pytest.raises(openuni.OpenUniError) as error:
@@ -318,7 +318,7 @@ def test_the_command_line_takes_all_of_it(corpus, ids, tmp_path):
 
 
 def test_list_and_show_know_the_formats():
-    from openuni.config.template import page
+    from openuni.config.template import component_page
     from openuni.manifests.contracts.discovery import all_component_names
 
     assert (
@@ -327,5 +327,7 @@ def test_list_and_show_know_the_formats():
         == ["diffsynth", "huggingface", "openuni_csv", "univid", "webdataset"]
     )
     for name in FORMATS:
-        assert "openuni/exporters" in page(name) and page(name) == page(name.replace("_", "-"))
-    assert "crf" in page("openuni-csv") and "shard_mb" in page("webdataset")
+        assert "openuni/exporters" in component_page(name) and component_page(name) == component_page(
+            name.replace("_", "-")
+        )
+    assert "crf" in component_page("openuni-csv") and "shard_mb" in component_page("webdataset")

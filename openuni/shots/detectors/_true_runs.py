@@ -3,7 +3,7 @@
 import numpy as np
 
 
-def runs(marks: np.ndarray) -> list[tuple[int, int]]:
+def true_runs(marks: np.ndarray) -> list[tuple[int, int]]:
     """Half-open ranges in which `marks` (bool [T]) is true, in order."""
     steps = np.diff(np.concatenate([[False], marks, [False]]).astype(np.int8))
     return list(zip(np.flatnonzero(steps == 1).tolist(), np.flatnonzero(steps == -1).tolist(), strict=True))

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
-from openuni.dedup.deduplicator import Clips, Finder
+from openuni.dedup.deduplicator import Deduplicator, RankedClips
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.corpus.layout import filter_group
 from openuni.manifests.errors import OpenUniError
@@ -22,7 +22,7 @@ SAMPLES_PER_LIST = 40  # what k-means needs at least to place the centre of a li
 ROUNDING = 0.002  # of cosines between vectors of 16-bit floats
 
 
-class Vectors(ABC):
+class EmbeddingIndex(ABC):
     """One embedding per clip, by the clip's number."""
 
     @abstractmethod
@@ -30,11 +30,11 @@ class Vectors(ABC):
         """float32 [n, D] of length 1; zeros for clips without one."""
 
     @abstractmethod
-    def alike(self, min_similarity: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def similar_pairs(self, min_similarity: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Pairs of clips (int64 [n], int64 [n]) with at least this cosine, but for rounding."""
 
 
-class Exact(Vectors):
+class ExactIndex(EmbeddingIndex):
     """All pairs of a matrix in memory."""
 
     def __init__(self, batches: Iterator[tuple[np.ndarray, np.ndarray]], count: int) -> None:
@@ -47,8 +47,8 @@ class Exact(Vectors):
         """See `Vectors.rows`."""
         return _unit(self.matrix[clips].astype(np.float32))
 
-    def alike(self, min_similarity: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """See `Vectors.alike`."""
+    def similar_pairs(self, min_similarity: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """See `Vectors.similar_pairs`."""
         for start in range(0, len(self.matrix), BATCH_ROWS):
             first = self.rows(np.arange(start, min(start + BATCH_ROWS, len(self.matrix))))
             for other in range(start, len(self.matrix), BATCH_ROWS):
@@ -58,16 +58,16 @@ class Exact(Vectors):
                 yield left[left < right], right[left < right]
 
 
-class Indexed(Vectors):
+class IvfIndex(EmbeddingIndex):
     """An inverted-list index of 16-bit floats (faiss), which is the only copy: two bytes per number and clip."""
 
-    def __init__(self, corpus: Corpus, finder: Finder, clips: Clips) -> None:
+    def __init__(self, corpus: Corpus, finder: Deduplicator, clips: RankedClips) -> None:
         import faiss
 
         count = int(clips.known.sum())
         lists = max(1, int(2 * count**0.5))
         step = max(1, count // (lists * SAMPLES_PER_LIST))
-        sample = np.concatenate([vectors[::step].copy() for _, vectors in batches_of(corpus, finder, clips)])
+        sample = np.concatenate([vectors[::step].copy() for _, vectors in iter_embeddings(corpus, finder, clips)])
         width = sample.shape[1]
         self.quantizer = faiss.IndexFlatIP(width)  # held: the index only points to it
         kind = faiss.ScalarQuantizer.QT_fp16
@@ -79,7 +79,7 @@ class Indexed(Vectors):
         del sample
         self.clips = np.empty(count, np.int64)  # place in the index -> number
         self.places = np.full(len(clips.ids), -1, np.int64)
-        for numbers, vectors in batches_of(corpus, finder, clips):
+        for numbers, vectors in iter_embeddings(corpus, finder, clips):
             self.clips[self.index.ntotal : self.index.ntotal + len(numbers)] = numbers
             self.places[numbers] = np.arange(self.index.ntotal, self.index.ntotal + len(numbers))
             self.index.add(vectors)
@@ -93,8 +93,8 @@ class Indexed(Vectors):
         found[places < 0] = 0
         return _unit(found)
 
-    def alike(self, min_similarity: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """See `Vectors.alike`: of each clip the nearest ones, in the nearest lists."""
+    def similar_pairs(self, min_similarity: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """See `Vectors.similar_pairs`: of each clip the nearest ones, in the nearest lists."""
         for start in range(0, len(self.clips), BATCH_ROWS):
             numbers = self.clips[start : start + BATCH_ROWS]
             cosines, places = self.index.search(self.rows(numbers), NEIGHBOURS + 1)
@@ -104,20 +104,22 @@ class Indexed(Vectors):
             yield left[near & (left != right)], right[near & (left != right)]
 
 
-def vectors_of(corpus: Corpus, finder: Finder, clips: Clips) -> Vectors:
+def open_embeddings(corpus: Corpus, finder: Deduplicator, clips: RankedClips) -> EmbeddingIndex:
     """The embeddings of all clips, in the way that their number asks for."""
     if clips.known.sum() <= MAX_EXACT:
-        return Exact(batches_of(corpus, finder, clips), len(clips.ids))
-    return Indexed(corpus, finder, clips)
+        return ExactIndex(iter_embeddings(corpus, finder, clips), len(clips.ids))
+    return IvfIndex(corpus, finder, clips)
 
 
-def batches_of(corpus: Corpus, finder: Finder, clips: Clips) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def iter_embeddings(
+    corpus: Corpus, finder: Deduplicator, clips: RankedClips
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Numbers (int64 [n]) and embeddings (float32 [n, D], length 1) as they lie in the corpus, batch by batch.
 
     Raises `OpenUniError` when they are not all of one length D.
     """
-    columns = {"clip_id": pads.field("clip_id"), "vector": pads.field(finder.reads, finder.column)}
-    dataset = corpus.dataset(filter_group(finder.reads))
+    columns = {"clip_id": pads.field("clip_id"), "vector": pads.field(finder.source_filter, finder.column)}
+    dataset = corpus.dataset(filter_group(finder.source_filter))
     options: dict[str, Any] = {"batch_size": BATCH_ROWS, "batch_readahead": 1, "fragment_readahead": 1}
     known = clips.ids.filter(pa.array(clips.known))
     numbers_of_known = np.flatnonzero(clips.known)
@@ -133,7 +135,7 @@ def batches_of(corpus: Corpus, finder: Finder, clips: Clips) -> Iterator[tuple[n
         width = width or int(widths[0])
         if (widths != width).any():
             raise OpenUniError(
-                f"{finder.reads}.{finder.column} has vectors of different lengths; the corpus is damaged"
+                f"{finder.source_filter}.{finder.column} has vectors of different lengths; the corpus is damaged"
             )
         yield numbers_of_known[places.drop_null().to_numpy()], _unit(values.reshape(-1, width).astype(np.float32))
 

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from pydantic import TypeAdapter
 
 from openuni.console.progress import Reporter
-from openuni.exchange.importer import Found, Imported, Importer
+from openuni.exchange.importer import FoundClip, ImportedClip, Importer
 from openuni.manifests.contracts import schema
 from openuni.manifests.contracts.modality import Modality, Payload
 from openuni.manifests.corpus.clip_list import WITHIN
@@ -31,18 +31,18 @@ from openuni.manifests.corpus.layout import annotation_group
 from openuni.manifests.corpus.shards import TarShard
 from openuni.manifests.errors import ClipError, OpenUniError
 from openuni.manifests.video.clip import Clip, clip_id
-from openuni.manifests.video.probe import clip_of, probe
-from openuni.pipeline.ledger import recorded
+from openuni.manifests.video.probe import make_clip, probe
+from openuni.pipeline.ledger import run_ledger
 from openuni.pipeline.phases import CorpusWorker, decoder_threads
 from openuni.pipeline.runner import Runner
-from openuni.pipeline.worker import Outcome, Spec
+from openuni.pipeline.worker import ItemOutcome, Spec
 
 
 @dataclass(frozen=True)
 class ImportItem:
     """One clip to import."""
 
-    found: Found
+    found: FoundClip
     clip_id: str
 
     @property
@@ -65,7 +65,7 @@ class ImportSpec(Spec):
         return ImportWorker(self)
 
 
-class Stored(NamedTuple):
+class PreparedClip(NamedTuple):
     """One clip, ready to be written: nothing can be wrong with it any more."""
 
     clip: Clip  # with an empty source where the pixels go into the corpus
@@ -89,13 +89,13 @@ class ImportWorker(CorpusWorker):
 
         self.coders = ThreadPoolExecutor(decoder_threads() or os.cpu_count(), thread_name_prefix="code")
 
-    def prepare(self, item: ImportItem) -> Imported[Any]:
+    def prepare(self, item: ImportItem) -> ImportedClip[Any]:
         """Read the clip and check it."""
         if not _is_unicode(item.found.key):
             raise ClipError(f"the name {item.found.key!a} is not UTF-8: rename the file")
         return self.spec.importer.read(item.found)
 
-    def compute(self, item: ImportItem, prepared: Imported[Any]) -> Stored:
+    def compute(self, item: ImportItem, prepared: ImportedClip[Any]) -> PreparedClip:
         """Code the modalities as the corpus stores them, those that did not come so; several at once."""
         fields = prepared.maps._asdict()
         maps = {name: value for name, value in fields.items() if isinstance(value, Modality)}
@@ -110,7 +110,7 @@ class ImportWorker(CorpusWorker):
         if clip is None:
             if "rgb" not in maps:
                 raise ClipError(f"{self.name}: neither a video to refer to nor frames")
-            clip = clip_of("", probe(item.found.key, data=payloads["rgb"].data))
+            clip = make_clip("", probe(item.found.key, data=payloads["rgb"].data))
             clip = dataclasses.replace(clip, fps=prepared.fps)  # the file counts in milliseconds
         clip = dataclasses.replace(
             clip,
@@ -132,9 +132,9 @@ class ImportWorker(CorpusWorker):
             if sizes[name][0] != clip.frame_count:
                 raise ClipError(f"{name} has {sizes[name][0]} frames, the video has {clip.frame_count}")
         values = {name: schema.plain(value) for name, value in fields.items() if name not in payloads}
-        return Stored(clip, payloads, sizes, values)
+        return PreparedClip(clip, payloads, sizes, values)
 
-    def store(self, item: ImportItem, computed: Stored) -> Outcome:
+    def store(self, item: ImportItem, computed: PreparedClip) -> ItemOutcome:
         """Payloads and the importer's row, then the clip's."""
         row = {"status": "ok", "error": None, "version": self.spec.version, "ms": None, **computed.values}
         source = computed.clip.source
@@ -149,15 +149,15 @@ class ImportWorker(CorpusWorker):
         self.writers["maps"].commit({"clip_id": item.clip_id, self.name: row})
         clip = dataclasses.replace(computed.clip, source=source)
         self.writers["clips"].commit(dataclasses.asdict(clip) | {"status": "ok", "error": None})
-        return Outcome(item.key, "ok")
+        return ItemOutcome(item.key, "ok")
 
-    def fail(self, item: ImportItem, error: str) -> Outcome:
+    def fail(self, item: ImportItem, error: str) -> ItemOutcome:
         """The clip was refused, for this reason."""
         self.writers["maps"].rollback()
         row: dict[str, Any] = dict.fromkeys(Clip.__dataclass_fields__)
         row |= {"clip_id": item.clip_id, "source": item.found.key, "collection": self.spec.collection}
         self.writers["clips"].commit(row | {"status": "failed", "error": error})
-        return Outcome(item.key, "failed", error)
+        return ItemOutcome(item.key, "failed", error)
 
     def finish(self) -> None:
         """See `CorpusWorker.finish`."""
@@ -170,7 +170,7 @@ def _is_unicode(text: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Choice:
+class ImportOptions:
     """What of a set to import, and under which name."""
 
     collection: str = ""  # empty: the name of the set's folder
@@ -178,12 +178,12 @@ class Choice:
     retry_failed: bool = False  # read again what was refused before
 
 
-class Listing:
+class ClipListing:
     """The clips of a set, found once: ids in memory, all else on disk as JSON, since there may be millions."""
 
     def __init__(self) -> None:
         self.ids = pa.array([], pa.string())
-        self.kinds: list[TypeAdapter[Any]] = []  # of `Found` with each kind of place, which are few
+        self.kinds: list[TypeAdapter[Any]] = []  # of `FoundClip` with each kind of place, which are few
         self.file = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the listing
 
     def __enter__(self) -> Self:
@@ -192,13 +192,13 @@ class Listing:
     def __exit__(self, *_: object) -> None:
         self.file.close()
 
-    def fill(self, clips: Iterable[Found], id_of: Callable[[Found], str]) -> pa.Array:
+    def fill(self, clips: Iterable[FoundClip], id_of: Callable[[FoundClip], str]) -> pa.Array:
         """Keep the clips; returns their clip_ids (string array)."""
         numbers: dict[type, int] = {}
 
         def kept() -> Iterator[str]:
             for found in clips:
-                kind = type(found.place)
+                kind = type(found.location)
                 if kind not in numbers:
                     numbers[kind] = len(self.kinds)
                     self.kinds.append(TypeAdapter(tuple[str, kind]))  # type: ignore[valid-type]
@@ -216,16 +216,16 @@ class Listing:
         for line, name, chosen in zip(self.file, self.ids, wanted, strict=True):
             if chosen.as_py():
                 number, _, record = line.partition(b" ")
-                yield ImportItem(Found(*self.kinds[int(number)].validate_python(json.loads(record))), name.as_py())
+                yield ImportItem(FoundClip(*self.kinds[int(number)].validate_python(json.loads(record))), name.as_py())
 
 
 @dataclass(frozen=True)
-class Import:
+class ImportJob:
     """One import into one corpus, whose lock the caller holds. Done again, it goes on where it stopped."""
 
     importer: Importer
     corpus: Corpus
-    choice: Choice = Choice()
+    import_options: ImportOptions = ImportOptions()
 
     @property
     def group(self) -> str:
@@ -234,23 +234,23 @@ class Import:
 
     def run(self, folder: Path, runner: Runner, reporter: Reporter) -> None:
         """Import what is not there yet; clips that are refused are rows of the corpus."""
-        version, collection = self.importer.version(), self.choice.collection or folder.name
+        version, collection = self.importer.version(), self.import_options.collection or folder.name
         self._check_version(version)
         self._check_folder(folder, collection)
         saved = self.corpus.recover()
         if saved:
-            reporter.say(f"recovered {saved:,} finished rows of an import that was killed")
+            reporter.print_line(f"recovered {saved:,} finished rows of an import that was killed")
         asked = {
             "import": {"format": self.importer.name(), "folder": str(folder), "collection": collection},
             "options": dataclasses.asdict(self.importer),
         }
-        with recorded(self.corpus, reporter, asked), Listing() as listing:
-            found = itertools.islice(self.importer.find(folder), self.choice.limit)
+        with run_ledger(self.corpus, reporter, asked), ClipListing() as listing:
+            found = itertools.islice(self.importer.find(folder), self.import_options.limit)
             ids = listing.fill(found, partial(self._id, folder))
             self._check_ids(folder, listing)
-            if self.choice.retry_failed:
-                self.corpus.forget("clips", ["failed"], {"clip_id": ids})
-            self._remove_strays(None)
+            if self.import_options.retry_failed:
+                self.corpus.delete_by_status("clips", ["failed"], {"clip_id": ids})
+            self._remove_orphans(None)
             left = pc.invert(pc.is_in(ids, value_set=self.corpus.done("clips")))
             count = pc.sum(left).as_py()
             spec = ImportSpec(self.corpus.store.url, self.importer, version, collection)
@@ -269,7 +269,7 @@ class Import:
 
         Not so where the collection was named by the user: then the folders are meant to be one set.
         """
-        if self.choice.collection:
+        if self.import_options.collection:
             return
         for run in self.corpus.runs():
             before = run.get("import")
@@ -282,7 +282,7 @@ class Import:
                     "for the same: give it a name of its own with --collection"
                 )
 
-    def _check_ids(self, folder: Path, listing: Listing) -> None:
+    def _check_ids(self, folder: Path, listing: ClipListing) -> None:
         if not len(listing.ids):
             raise OpenUniError(f"{folder} holds no clip that the format {self.importer.name()} knows")
         counts = pc.value_counts(listing.ids)
@@ -291,8 +291,8 @@ class Import:
             key = next(listing.items(pc.equal(listing.ids, twice[0]))).found.key
             raise OpenUniError(f"{folder}: several clips are called {key}; their names must differ")
 
-    def _id(self, folder: Path, found: Found) -> str:
-        collection = self.choice.collection or folder.name
+    def _id(self, folder: Path, found: FoundClip) -> str:
+        collection = self.import_options.collection or folder.name
         return clip_id(f"{self.importer.name()}:{collection}:{found.key}", 0, 0, "")
 
     def _check_version(self, version: str) -> None:
@@ -303,18 +303,18 @@ class Import:
                 "another version of openuni). Use the same options, or give a new folder with --out."
             )
 
-    def _remove_strays(self, among: pa.Array | None) -> None:
+    def _remove_orphans(self, among: pa.Array | None) -> None:
         """Rows of the importer without a clip (of `among` alone, where other workers are still writing)."""
         rows = self.corpus.done(self.group)
         strays = rows.filter(pc.invert(pc.is_in(rows, value_set=self.corpus.done("clips"))))
         if among is not None:
             strays = strays.filter(pc.is_in(strays, value_set=among))
         if len(strays):  # seldom: only then all columns are read
-            self.corpus.remove(self.group, lambda rows: pc.is_in(rows["clip_id"], value_set=strays))
+            self.corpus.delete_rows(self.group, lambda rows: pc.is_in(rows["clip_id"], value_set=strays))
 
     def _unfinished(self, held: list[ImportItem]) -> list[ImportItem]:
         """After a worker's death: what its journals hold is done."""
         self.corpus.recover()
-        self._remove_strays(pa.array([item.clip_id for item in held], pa.string()))
+        self._remove_orphans(pa.array([item.clip_id for item in held], pa.string()))
         clips = self.corpus.done("clips")
         return [item for item in held if pc.index(clips, item.clip_id).as_py() < 0]

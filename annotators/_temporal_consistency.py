@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from openuni.annotators._guide_flow import carried, guide_flow
+from openuni.annotators._guide_flow import guide_flow, warp
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.contracts.modality import Modality
 from openuni.manifests.modalities.depth import Depth
@@ -18,7 +18,7 @@ MAX_SAMPLES = 1_000_000  # of a clip's values, for its percentiles
 Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
-def change_along_flow(clip: DecodedClip, maps: Modality, distance: Distance) -> float | None:
+def warped_change(clip: DecodedClip, maps: Modality, distance: Distance) -> float | None:
     """How much `maps` change along the motion: mean over adjacent frames of the median `distance` over pixels.
 
     A pixel counts where the guide flow of the clip can be trusted (forward and backward agree); it is compared with the
@@ -32,25 +32,25 @@ def change_along_flow(clip: DecodedClip, maps: Modality, distance: Distance) -> 
     changes = []
     for now, after, forward, valid in zip(array, array[1:], flow.forward, flow.forward_valid, strict=False):
         if valid.mean() >= MIN_FOLLOWED_SHARE:
-            there = carried(after, forward).reshape(after.shape)
+            there = warp(after, forward).reshape(after.shape)
             changes.append(float(np.median(distance(now[valid], there[valid]))))
     return float(np.mean(changes)) if changes else None
 
 
 def depth_change_share(clip: DecodedClip, depth: Depth) -> float | None:
-    """`change_along_flow` of the disparity (of metres: 1 / metres) as a share of the clip's range; None for a flat one.
+    """`warped_change` of the disparity (of metres: 1 / metres) as a share of the clip's range; None for a flat one.
 
     The range is from the 5th to the 95th percentile, so one scale and shift of a whole clip's disparity change nothing.
     """
     disparity = depth if depth.unit == "disparity" else Depth(1 / depth.array)
     step = max(1, disparity.array.size // MAX_SAMPLES)
     lo, hi = np.percentile(disparity.array.ravel()[::step], RANGE_PERCENTILES)
-    change = change_along_flow(clip, disparity, lambda now, there: np.abs(now - there)[:, 0])
+    change = warped_change(clip, disparity, lambda now, there: np.abs(now - there)[:, 0])
     return None if change is None or not hi > lo else float(change / (hi - lo))
 
 
 def normal_change_deg(clip: DecodedClip, normal: Normal) -> float | None:
-    """`change_along_flow` of the direction, degrees; a pixel that is no surface counts as one at right angles."""
+    """`warped_change` of the direction, degrees; a pixel that is no surface counts as one at right angles."""
 
     def angle_deg(now: np.ndarray, there: np.ndarray) -> np.ndarray:
         length = np.linalg.norm(there, axis=-1)
@@ -61,7 +61,7 @@ def normal_change_deg(clip: DecodedClip, normal: Normal) -> float | None:
         angles: np.ndarray = np.where(surface, np.degrees(2 * np.arcsin(chord / 2)), 90.0)
         return angles
 
-    return change_along_flow(clip, normal, angle_deg)
+    return warped_change(clip, normal, angle_deg)
 
 
 def mean_change(now: np.ndarray, there: np.ndarray) -> np.ndarray:

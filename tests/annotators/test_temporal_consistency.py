@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from openuni.annotators._along_flow import change_along_flow, depth_change_share, mean_change, normal_change_deg
+from openuni.annotators._temporal_consistency import depth_change_share, mean_change, normal_change_deg, warped_change
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.modalities.albedo import Albedo
 from openuni.manifests.modalities.depth import Depth
@@ -72,7 +72,7 @@ def test_colours_and_maps_smaller_than_the_frames():
     clip = DecodedClip.from_frames(np.repeat(texture(48, 64)[None], 3, axis=0))
     albedo = np.full((3, 24, 32, 3), 0.5, np.float32)
     albedo[1] = 0.2
-    assert change_along_flow(clip, Albedo(albedo), mean_change) == pytest.approx(0.3)
+    assert warped_change(clip, Albedo(albedo), mean_change) == pytest.approx(0.3)
 
 
 def test_nothing_to_follow_is_null():

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
-from openuni.exchange.exporter import Contents, ExportClip, Exporter, StoredMap
+from openuni.exchange.exporter import ExportClip, ExportContext, Exporter, StoredMap
 from openuni.manifests.contracts.modality import modality_names
 from openuni.manifests.contracts.schema import OUTCOME_FIELDS, clip_schema
 from openuni.manifests.corpus.corpus import Corpus
-from openuni.manifests.corpus.coverage import makers
+from openuni.manifests.corpus.coverage import annotators_by_modality
 from openuni.manifests.corpus.layout import annotation_group, filter_group
 from openuni.manifests.errors import OpenUniError, unknown_name
 
@@ -22,7 +22,7 @@ WINDOW_CLIPS = 1000  # whose rows are in memory as Python objects
 
 
 @dataclass(frozen=True)
-class Choice:
+class ExportOptions:
     """What of a corpus to export."""
 
     modalities: tuple[str, ...] = ()  # "depth", or "raft.flow" where several made it; empty: all the format can hold
@@ -33,17 +33,17 @@ class Choice:
 class Selection:
     """The chosen clips, in the corpus's order. `contents`: what is the same for all of them."""
 
-    def __init__(self, corpus: Corpus, exporter: Exporter, choice: Choice, out: Path) -> None:
+    def __init__(self, corpus: Corpus, exporter: Exporter, export_options: ExportOptions, out: Path) -> None:
         self.corpus = corpus
-        annotators = choose_maps(corpus, exporter, choice.modalities)
-        self.contents = Contents(corpus, annotators, score_types(corpus), out.resolve())
+        annotators = choose_maps(corpus, exporter, export_options.modalities)
+        self.contents = ExportContext(corpus, annotators, score_types(corpus), out.resolve())
         self.versions = {name: corpus.group_version(annotation_group(name)) for name in annotators.values()}
         listed = corpus.clip_list
-        mask = pc.is_in(listed.ids, value_set=corpus.kept_ids())
-        if choice.split is not None:
-            mask = pc.and_(mask, self._in_split(choice.split))
-        self.ids: pa.Array = listed.ids.filter(mask).slice(0, choice.limit)
-        self.rows: np.ndarray = listed.rows[mask.to_numpy(zero_copy_only=False)][: choice.limit]
+        mask = pc.is_in(listed.ids, value_set=corpus.kept_clip_id_array())
+        if export_options.split is not None:
+            mask = pc.and_(mask, self._in_split(export_options.split))
+        self.ids: pa.Array = listed.ids.filter(mask).slice(0, export_options.limit)
+        self.rows: np.ndarray = listed.rows[mask.to_numpy(zero_copy_only=False)][: export_options.limit]
         if not len(self.ids):
             raise OpenUniError(f"{corpus.store.url} keeps no clip to export. See: openuni summary {corpus.store.url}")
 
@@ -100,7 +100,7 @@ class Selection:
 
 def choose_maps(corpus: Corpus, exporter: Exporter, wanted: Sequence[str]) -> dict[str, str]:
     """Modality -> annotator, in the format's order. Raises `OpenUniError` for what is unknown or made by several."""
-    made = made_by(corpus)
+    made = current_annotators_by_modality(corpus)
     holds = list(exporter.names) if exporter.names is not None else modality_names()
     if not exporter.stores_rgb:
         holds = [name for name in holds if name != "rgb"]
@@ -115,14 +115,14 @@ def choose_maps(corpus: Corpus, exporter: Exporter, wanted: Sequence[str]) -> di
         if modality not in made:
             have = ", ".join(made) or "none"
             raise OpenUniError(f"no clip of {corpus.store.url} has {modality}. Modalities there: {have}.")
-        given[modality] = _maker(made[modality], modality, annotator)
+        given[modality] = _pick_annotator(made[modality], modality, annotator)
     return {name: given[name] for name in holds if name in given}
 
 
-def made_by(corpus: Corpus) -> dict[str, list[str]]:
+def current_annotators_by_modality(corpus: Corpus) -> dict[str, list[str]]:
     """Modality -> the annotators that stored it for any clip."""
     of_annotator: dict[str, list[str]] = {}
-    for modality, names in makers(corpus).items():
+    for modality, names in annotators_by_modality(corpus).items():
         for name in names:
             of_annotator.setdefault(name, []).append(modality)
     found: dict[str, list[str]] = {}
@@ -135,7 +135,7 @@ def made_by(corpus: Corpus) -> dict[str, list[str]]:
     return found
 
 
-def _maker(names: list[str], modality: str, annotator: str) -> str:
+def _pick_annotator(names: list[str], modality: str, annotator: str) -> str:
     if annotator and annotator not in names:
         raise OpenUniError(unknown_name(f"annotator of {modality}", annotator, names))
     if not annotator and len(names) > 1:

@@ -8,13 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 
 import openuni
-from openuni.config.recipe import Recipe
+from openuni.config.recipe import CorpusRecipe
 from openuni.console.progress import Reporter
 from openuni.manifests.contracts.decoded_clip import decode
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.video.probe import probe
-from openuni.pipeline.ingest import IngestSpec, SourceItem
-from openuni.pipeline.pipeline import Scope
+from openuni.pipeline.ingest_phase import IngestSpec, SourceItem
+from openuni.pipeline.pipeline import RunScope
 from tests.coded_clips import BITS, HEIGHT_PX, WIDTH_PX, encode, numbers
 
 CUTS = (20, 50)
@@ -47,8 +47,8 @@ def film(tmp_path_factory):
 def run(raw, out, *, said=None, scope=None, **ingest):
     reporter = Reporter(quiet=True)
     if said is not None:
-        reporter.say = said.append
-    return openuni.run({"ingest": ingest}, raw, out=out, scope=scope or Scope(), reporter=reporter)
+        reporter.print_line = said.append
+    return openuni.run({"ingest": ingest}, raw, out=out, scope=scope or RunScope(), reporter=reporter)
 
 
 def shown(corpus):
@@ -92,7 +92,7 @@ def test_a_rule_may_ask_for_the_confidence_of_cuts(film, tmp_path):
         out=tmp_path / "corpus",
         reporter=Reporter(quiet=True),
     )
-    assert len(corpus) == 3 and len(corpus.kept()) == 2
+    assert len(corpus) == 3 and len(corpus.kept_clip_ids()) == 2
     assert corpus.summary().dropped[0].clips == 1
 
 
@@ -101,7 +101,7 @@ def test_a_film_without_a_usable_shot_is_a_failed_row_that_can_be_done_again(fil
     summary = corpus.summary()
     assert (summary.clips, summary.ok) == (1, 0)
     assert [(failure.operator, failure.reason) for failure in summary.failed] == [("ingest", "NoShot")]
-    again = run(film, tmp_path / "corpus", shots="content", scope=Scope(retry_failed=True))
+    again = run(film, tmp_path / "corpus", shots="content", scope=RunScope(retry_failed=True))
     assert again.summary().ok == 3 and again.summary().failed == []
 
 
@@ -117,7 +117,7 @@ def test_a_kill_between_two_films_loses_neither_and_doubles_none(film, tmp_path)
     other = film.with_name("other.mp4")
     other.write_bytes(film.read_bytes())
     corpus = Corpus.create(tmp_path / "corpus")
-    recipe = Recipe.parse({"ingest": {"shots": "content"}})
+    recipe = CorpusRecipe.parse({"ingest": {"shots": "content"}})
     worker = IngestSpec(corpus.store.url, recipe.ingest, recipe.shot_detector, "1").start("cpu")
     item = SourceItem(str(film))
     worker.store(item, worker.compute(item, worker.prepare(item)))
@@ -168,4 +168,4 @@ def test_corpora_from_before_shots_are_read(film, tmp_path):
 )
 def test_mistakes_in_the_recipe_are_named(table, says):
     with pytest.raises(openuni.OpenUniError, match=says):
-        Recipe.parse({"ingest": table})
+        CorpusRecipe.parse({"ingest": table})

@@ -18,18 +18,18 @@ from openuni.training.options import find_and_build
 EMPTY = "empty caption"  # key of the text that stands in for a dropped caption
 
 
-def text_codec(record: dict[str, Any]) -> TextCodec:
+def open_text_codec(record: dict[str, Any]) -> TextCodec:
     """The codec of a text family, from its record in the corpus."""
     return find_and_build("codecs", TextCodec, record["codec"], record["options"])
 
 
-def latent_codec(record: dict[str, Any]) -> LatentCodec:
+def open_latent_codec(record: dict[str, Any]) -> LatentCodec:
     """The codec of a latent family, from its record in the corpus."""
     return find_and_build("codecs", LatentCodec, record["codec"], record["options"])
 
 
 @dataclass(frozen=True)
-class Texts:
+class FixedTexts:
     """Embeddings float32 [L, D] of the empty caption and every modality's prompt, and the rows texts are padded to."""
 
     rows: dict[str, torch.Tensor]
@@ -64,7 +64,7 @@ def fixed_rows(record: dict[str, Any], modalities: tuple[str, ...], cache: Path)
     stored = _stored(cache)
     if set(tensor_of.values()) <= set(stored):
         return {name: stored[key] for name, key in tensor_of.items()}
-    codec = text_codec(record)
+    codec = open_text_codec(record)
     model = codec.load("cpu")
     rows = {name: torch.from_numpy(codec.encode(model, text)) for name, text in wanted.items()}
     Store(str(cache.parent)).put(cache.name, save({tensor_of[name]: row.contiguous() for name, row in rows.items()}))

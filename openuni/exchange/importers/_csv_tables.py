@@ -9,14 +9,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from openuni.exchange.importers._sets import MAX_JSON_BYTES, parse_json
+from openuni.exchange.importers._dataset_layout import MAX_JSON_BYTES, parse_json
 from openuni.manifests.errors import ClipError
 
-ROWS_AT_ONCE = 10_000
+ROWS_PER_CHUNK = 10_000
 MEMORY = "1GB"  # that the join may take before it goes to the disk
 
 
-class Columns(NamedTuple):
+class CsvColumns(NamedTuple):
     """Which columns of the CSVs are read."""
 
     video: str  # path that rows are joined over
@@ -24,7 +24,7 @@ class Columns(NamedTuple):
     paths: tuple[str, ...]  # of other files, relative to their own CSV or absolute
 
 
-class Row(NamedTuple):
+class CsvRow(NamedTuple):
     """What all CSVs together say of one video."""
 
     video: str  # absolute path
@@ -32,7 +32,7 @@ class Row(NamedTuple):
     fault: str  # what is wrong with it, empty when nothing is
 
 
-def joined(files: Mapping[Path, list[str]], columns: Columns) -> Iterator[Row]:
+def joined(files: Mapping[Path, list[str]], columns: CsvColumns) -> Iterator[CsvRow]:
     """One row per video, in the order of their paths; before them those rows that name none, each with its fault.
 
     `files`: CSV -> its columns. Rows go through a database on disk, so that there may be millions.
@@ -47,9 +47,9 @@ def joined(files: Mapping[Path, list[str]], columns: Columns) -> Iterator[Row]:
         database.execute(f"CREATE TABLE gathered ({', '.join(f'{name} VARCHAR' for name in named)})")
         for file, listed in files.items():
             cells = _cells(file, listed, columns)
-            while rows := list(islice(cells, ROWS_AT_ONCE)):
-                yield from (row for row in rows if isinstance(row, Row))
-                sound = [row for row in rows if not isinstance(row, Row)]
+            while rows := list(islice(cells, ROWS_PER_CHUNK)):
+                yield from (row for row in rows if isinstance(row, CsvRow))
+                sound = [row for row in rows if not isinstance(row, CsvRow)]
                 batch = pa.table([list(column) for column in zip(*sound, strict=True)], schema) if sound else None
                 if batch is not None:
                     database.register("batch", batch)
@@ -57,7 +57,7 @@ def joined(files: Mapping[Path, list[str]], columns: Columns) -> Iterator[Row]:
                     database.unregister("batch")
         merged = ", ".join(f"min({name}), max({name})" for name in named[1:])
         found = database.execute(f"SELECT video, {merged} FROM gathered GROUP BY video ORDER BY video")
-        while rows_found := found.fetchmany(ROWS_AT_ONCE):
+        while rows_found := found.fetchmany(ROWS_PER_CHUNK):
             for values in rows_found:
                 yield _merged(values, columns)
 
@@ -71,7 +71,7 @@ def header(file: Path) -> list[str]:
         return []
 
 
-def _cells(file: Path, listed: list[str], columns: Columns) -> Iterator[tuple[str | None, ...] | Row]:
+def _cells(file: Path, listed: list[str], columns: CsvColumns) -> Iterator[tuple[str | None, ...] | CsvRow]:
     """Video, text and paths of each row, paths absolute; or a row with what is wrong with it."""
     places = {name: number for number, name in enumerate(listed)}
 
@@ -105,11 +105,11 @@ def _cells(file: Path, listed: list[str], columns: Columns) -> Iterator[tuple[st
                 yield video, text or None, *(absolute(row, name) for name in columns.paths)
 
 
-def _faulty(file: Path, line: int, what: str) -> Row:
-    return Row(f"{file}:{line}", {}, f"{file.name}, line {line}: {what}")
+def _faulty(file: Path, line: int, what: str) -> CsvRow:
+    return CsvRow(f"{file}:{line}", {}, f"{file.name}, line {line}: {what}")
 
 
-def _merged(values: tuple[Any, ...], columns: Columns) -> Row:
+def _merged(values: tuple[Any, ...], columns: CsvColumns) -> CsvRow:
     video, text, _, *rest = values
     cells = {columns.text: text} if text is not None else {}
     fault = ""
@@ -118,10 +118,10 @@ def _merged(values: tuple[Any, ...], columns: Columns) -> Row:
             cells[name] = one
         if one != other:
             fault = f"rows about this video name different files as {name}: {one} and {other}"
-    return Row(video, cells, fault)
+    return CsvRow(video, cells, fault)
 
 
-class Facts:
+class ClipRecords:
     """Lines of `clips.jsonl`, found by the clip they are about; only their places are held in memory."""
 
     def __init__(self, file: Path) -> None:

@@ -7,22 +7,22 @@ from typing import NamedTuple
 
 import numpy as np
 
-from openuni.config.recipe import Ingest
+from openuni.config.recipe import IngestOptions
 from openuni.manifests.contracts.component import fingerprint
 from openuni.manifests.errors import ClipError
-from openuni.shots.shot_detector import Kind, ShotDetector, Timeline, Transition
+from openuni.shots.shot_detector import ShotDetector, Timeline, Transition, TransitionKind
 
-UNCUT = "uncut"  # the version of files left whole
+NO_CUTTING = "uncut"  # the version of files left whole
 
 
-class NoShot(ClipError):
+class NoUsableShot(ClipError):
     """Nothing of a film lasts as long as a clip must."""
 
 
-class Border(NamedTuple):
+class ShotBoundary(NamedTuple):
     """What a clip begins after, or ends before."""
 
-    kind: Kind
+    kind: TransitionKind
     confidence: float | None = None
 
 
@@ -31,14 +31,14 @@ class Shot(NamedTuple):
 
     start: int
     stop: int
-    before: Border
-    after: Border
+    before: ShotBoundary
+    after: ShotBoundary
 
 
-def cut(transitions: Sequence[Transition], timeline: Timeline, options: Ingest) -> list[Shot]:
+def split_into_clips(transitions: Sequence[Transition], timeline: Timeline, options: IngestOptions) -> list[Shot]:
     """The clips of a film, in order: between transitions, trimmed, split where too long, left out where too short.
 
-    Frames of a dissolve or a fade are in no clip. Raises `NoShot` when nothing is left.
+    Frames of a dissolve or a fade are in no clip. Raises `NoUsableShot` when nothing is left.
     """
     shots = [_trimmed(shot, options.trim_frames) for shot in _between(transitions, timeline.frame_count)]
     if options.max_s:
@@ -48,21 +48,26 @@ def cut(transitions: Sequence[Transition], timeline: Timeline, options: Ingest) 
     if not clips:
         limits = f"min_s = {options.min_s:g}, max_s = {options.max_s:g}, trim_frames = {options.trim_frames}"
         shown = "shot" if len(transitions) == 0 else f"{len(transitions) + 1} shots"
-        raise NoShot(f"nothing of its {shown} is left as a clip by {limits}")
+        raise NoUsableShot(f"nothing of its {shown} is left as a clip by {limits}")
     return clips
 
 
-def version(detector: ShotDetector, options: Ingest) -> str:
-    """16 hex digits over all that decides where a film is cut; `UNCUT` where nothing is."""
+def version(detector: ShotDetector, options: IngestOptions) -> str:
+    """16 hex digits over all that decides where a film is cut; `NO_CUTTING` where nothing is."""
     rules = {name: getattr(options, name) for name in ("min_s", "max_s", "split", "trim_frames")}
-    if options.shots == Ingest.shots and all(value == getattr(Ingest, name) for name, value in rules.items()):
-        return UNCUT
+    if options.shots == IngestOptions.shots and all(
+        value == getattr(IngestOptions, name) for name, value in rules.items()
+    ):
+        return NO_CUTTING
     return fingerprint(detector=detector.version(), **rules)
 
 
 def _between(transitions: Sequence[Transition], count: int) -> list[Shot]:
-    starts = [(0, Border("file")), *((one.stop, Border(one.kind, one.confidence)) for one in transitions)]
-    stops = [*((one.start, Border(one.kind, one.confidence)) for one in transitions), (count, Border("file"))]
+    starts = [(0, ShotBoundary("file")), *((one.stop, ShotBoundary(one.kind, one.confidence)) for one in transitions)]
+    stops = [
+        *((one.start, ShotBoundary(one.kind, one.confidence)) for one in transitions),
+        (count, ShotBoundary("file")),
+    ]
     return [
         Shot(start, stop, before, after)
         for (start, before), (stop, after) in zip(starts, stops, strict=True)
@@ -76,7 +81,7 @@ def _trimmed(shot: Shot, frames: int) -> Shot:
     return shot._replace(start=start, stop=max(start, shot.stop - frames * (shot.after.kind != "window")))
 
 
-def _split(shot: Shot, timeline: Timeline, options: Ingest) -> list[Shot]:
+def _split(shot: Shot, timeline: Timeline, options: IngestOptions) -> list[Shot]:
     """The shot in parts of at most `max_s`; a single frame that is shown for longer is left out."""
     most = timeline.ticks(options.max_s)
     if timeline.ticks_of(shot.start, shot.stop) <= most:
@@ -88,7 +93,7 @@ def _split(shot: Shot, timeline: Timeline, options: Ingest) -> list[Shot]:
     for frame in np.flatnonzero(np.diff(timeline.bounds[shot.start : shot.stop + 1]) > most).tolist():
         places += [*way(places[-1], shot.start + frame, timeline, most), shot.start + frame + 1]
     places += way(places[-1], shot.stop, timeline, most)
-    borders = [shot.before, *(Border("window") for _ in places[1:-1]), shot.after]
+    borders = [shot.before, *(ShotBoundary("window") for _ in places[1:-1]), shot.after]
     parts = zip(places[:-1], places[1:], borders[:-1], borders[1:], strict=True)
     return [Shot(*part) for part in parts if part[0] < part[1] and timeline.ticks_of(part[0], part[1]) <= most]
 

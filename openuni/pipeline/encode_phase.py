@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from openuni.config.recipe import Encode
+from openuni.config.recipe import EncodeOptions
 from openuni.manifests.contracts import schema
 from openuni.manifests.contracts.component import fingerprint
 from openuni.manifests.contracts.decoded_clip import decode
@@ -20,7 +20,7 @@ from openuni.manifests.errors import ClipError, OpenUniError
 from openuni.manifests.video.clip import Clip
 from openuni.pipeline.map_sources import MapSource
 from openuni.pipeline.phases import ClipItem, CorpusWorker, decoder_threads
-from openuni.pipeline.worker import Outcome, Spec, describe
+from openuni.pipeline.worker import ItemOutcome, Spec, format_error
 from openuni.training.codec import LatentCodec, TextCodec
 
 RESIZE_POLICY = "cover and crop the centre; the first 4k + 1 frames"
@@ -28,7 +28,7 @@ TEXT = "text"  # stands for the caption among the streams to encode
 
 
 @dataclass(frozen=True)
-class Stream:
+class EncodeStream:
     """One thing to encode of every clip: a modality by one annotator, the source's pixels, or the caption."""
 
     modality: str  # or TEXT
@@ -42,17 +42,17 @@ class EncodeSpec(Spec):
     """Run codecs over clips."""
 
     corpus_url: str
-    options: Encode
+    options: EncodeOptions
     latent_codec: LatentCodec
     text_codec: TextCodec
-    streams: tuple[Stream, ...]
+    streams: tuple[EncodeStream, ...]
 
     def start(self, device: str) -> "EncodeWorker":
         """See `Spec.start`."""
         return EncodeWorker(self, device)
 
 
-def family_name(options: Encode, codec: LatentCodec) -> str:
+def family_name(options: EncodeOptions, codec: LatentCodec) -> str:
     """Name of the latent family: the codec and a fingerprint of all that shapes its latents."""
     digits = fingerprint(
         codec=codec.version(), size_px=options.size_px, frames=options.frames, policy=RESIZE_POLICY, revision=1
@@ -65,7 +65,7 @@ def text_family_name(codec: TextCodec) -> str:
     return f"{codec.name()}-{codec.version()[:8]}"
 
 
-class Encoded(NamedTuple):
+class EncodedStream(NamedTuple):
     """One stream of one clip."""
 
     array: np.ndarray  # float32: latents [C, T', H', W'], or embeddings [L, D]
@@ -91,7 +91,7 @@ class EncodeWorker(CorpusWorker):
     def prepare(self, item: ClipItem) -> dict[str, Modality | ClipError]:
         """Read and fit what is to be encoded; what cannot be read stands there as its error."""
         height_px, width_px = self.spec.options.size_px
-        count = window(item.clip.frame_count, self.spec.options.frames)
+        count = encoded_frame_count(item.clip.frame_count, self.spec.options.frames)
         found: dict[str, Modality | ClipError] = {}
         for name in item.todo:
             if name == TEXT:
@@ -104,9 +104,11 @@ class EncodeWorker(CorpusWorker):
                 found[name] = ClipError(str(error))
         return found
 
-    def compute(self, item: ClipItem, prepared: dict[str, Modality | ClipError]) -> dict[str, Encoded | ClipError]:
+    def compute(
+        self, item: ClipItem, prepared: dict[str, Modality | ClipError]
+    ) -> dict[str, EncodedStream | ClipError]:
         """Encode each stream that is not there yet; each has a fate of its own."""
-        found: dict[str, Encoded | ClipError] = {}
+        found: dict[str, EncodedStream | ClipError] = {}
         for name in item.todo:
             try:
                 found[name] = self._encode(item, prepared.get(name))
@@ -114,7 +116,7 @@ class EncodeWorker(CorpusWorker):
                 found[name] = error
         return found
 
-    def store(self, item: ClipItem, computed: dict[str, Encoded | ClipError]) -> Outcome:
+    def store(self, item: ClipItem, computed: dict[str, EncodedStream | ClipError]) -> ItemOutcome:
         """Write each stream's tensor and row."""
         errors = []
         for name in item.todo:
@@ -122,12 +124,12 @@ class EncodeWorker(CorpusWorker):
                 row = self._put(name, item, computed.pop(name))
             except ClipError as error:
                 self.writers[name].rollback()
-                errors.append(f"{name}: {describe(error)}")
-                row = {"status": "failed", "error": describe(error)}
+                errors.append(f"{name}: {format_error(error)}")
+                row = {"status": "failed", "error": format_error(error)}
             self._commit(name, item, row)
-        return Outcome(item.key, "failed" if errors else "ok", "; ".join(errors))
+        return ItemOutcome(item.key, "failed" if errors else "ok", "; ".join(errors))
 
-    def _encode(self, item: ClipItem, signal: Modality | ClipError | None) -> Encoded:
+    def _encode(self, item: ClipItem, signal: Modality | ClipError | None) -> EncodedStream:
         started = time.perf_counter()
         if isinstance(signal, ClipError):
             raise signal
@@ -140,13 +142,13 @@ class EncodeWorker(CorpusWorker):
         else:
             rgb = signal.to_rgb()
             array, dtype, frames = self.spec.latent_codec.encode(self.latent_model, rgb), "float16", len(rgb)
-        return Encoded(array, dtype, frames, (time.perf_counter() - started) * 1000)
+        return EncodedStream(array, dtype, frames, (time.perf_counter() - started) * 1000)
 
-    def fail(self, item: ClipItem, error: str) -> Outcome:
+    def fail(self, item: ClipItem, error: str) -> ItemOutcome:
         """Nothing of the clip could be read."""
         for name in item.todo:
             self._commit(name, item, {"status": "failed", "error": error})
-        return Outcome(item.key, "failed", error)
+        return ItemOutcome(item.key, "failed", error)
 
     def _read(self, name: str, item: ClipItem, count: int) -> Modality:
         stream = self.streams[name]
@@ -159,7 +161,7 @@ class EncodeWorker(CorpusWorker):
         signal = read_modality(self.corpus, annotation_group(stream.annotator), modality, extent, item.clip)
         return signal.take(0, count)
 
-    def _put(self, name: str, item: ClipItem, encoded: Encoded | ClipError) -> dict[str, Any]:
+    def _put(self, name: str, item: ClipItem, encoded: EncodedStream | ClipError) -> dict[str, Any]:
         if isinstance(encoded, ClipError):
             raise encoded
         array, dtype, frames, ms = encoded
@@ -174,7 +176,7 @@ class EncodeWorker(CorpusWorker):
         self.writers[name].commit({"clip_id": item.clip.clip_id, "version": self.streams[name].version} | row)
 
 
-def window(frame_count: int, frames: int) -> int:
+def encoded_frame_count(frame_count: int, frames: int) -> int:
     """How many frames of a clip are encoded: the largest 4k + 1 that it has, at most `frames`."""
     return (min(frame_count, frames) - 1) // 4 * 4 + 1
 
@@ -194,7 +196,7 @@ def to_bytes(array: np.ndarray, dtype: str) -> bytes:
     return torch.from_numpy(np.ascontiguousarray(array)).to(torch.bfloat16).view(torch.int16).numpy().tobytes()
 
 
-def family_record(options: Encode, codec: LatentCodec, streams: list[Stream]) -> dict[str, Any]:
+def family_record(options: EncodeOptions, codec: LatentCodec, streams: list[EncodeStream]) -> dict[str, Any]:
     """What `family.json` says, and the trainer needs to decode the latents again."""
     return {
         "codec": codec.name(),
