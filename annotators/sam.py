@@ -96,7 +96,7 @@ class SamPrompted:
         self.resize = ResizeLongestSide(network.image_encoder.img_size)
 
     def set_image(self, image: np.ndarray) -> None:
-        """See `PromptableNetwork`. Longest side to the network's (PIL, bilinear), normalised, padded right and below."""
+        """Resize the longest side (PIL, bilinear), normalise, pad right and below; see `PromptableNetwork`."""
         pixels = self.pixels(image)
         with inference(self.device.type, self.precision):
             self.embedding = self.network.image_encoder(pixels).float()

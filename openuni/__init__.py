@@ -7,6 +7,7 @@ Names load on first use, so that `import openuni` is instant.
 """
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -55,7 +56,13 @@ __all__ = [
 ]
 
 
+_RENAMED = {"Recipe": "CorpusRecipe"}
+
+
 def __getattr__(name: str) -> Any:
+    if name in _RENAMED:
+        warnings.warn(f"openuni.{name} is now openuni.{_RENAMED[name]}", DeprecationWarning, stacklevel=2)
+        name = _RENAMED[name]
     if name not in _LAZY_IMPORTS:
         raise AttributeError(f"openuni has no {name!r}. It has: {', '.join(sorted(_LAZY_IMPORTS))}.")
     return getattr(importlib.import_module(_LAZY_IMPORTS[name]), name)

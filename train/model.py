@@ -1,6 +1,5 @@
 """The model contract: what tasks, flow matching, sampler and trainer know of a model, and nothing more."""
 
-import dataclasses
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
@@ -8,6 +7,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 
 from openuni.manifests.contracts.component import Component
+from openuni.manifests.contracts.options import recorded
 from openuni.training.tasks import Task
 
 TextCondition = Literal[
@@ -101,4 +101,4 @@ class Model(Component):
 
     def options_dict(self) -> dict[str, Any]:
         """The options as JSON-able values."""
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(self).items()}
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in recorded(self).items()}

@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple, get_args, get_origin, g
 
 from openuni.manifests.contracts.checkpoint import Checkpoint
 from openuni.manifests.contracts.discovery import component_name
-from openuni.manifests.contracts.options import bounds_of, bounds_text, check_options
+from openuni.manifests.contracts.options import bounds_of, bounds_text, check_options, recorded
 
 
 class Option(NamedTuple):
@@ -79,7 +79,7 @@ class Component:
         return fingerprint(
             name=self.name(),
             revision=self.revision,
-            options=dataclasses.asdict(self),
+            options=recorded(self),
             weights=[checkpoint.digest() for checkpoint in self.checkpoints()],
         )
 

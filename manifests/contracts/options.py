@@ -7,6 +7,7 @@ Components check themselves by it when they are made, and `openuni show` and `op
 
 import math
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -15,6 +16,29 @@ from annotated_types import BaseMetadata, Ge, GroupedMetadata, Gt, Interval, Le,
 from openuni.manifests.errors import OpenUniError, did_you_mean
 
 UNIT_INTERVAL = Interval(ge=0, le=1)
+
+
+@dataclass(frozen=True)
+class Formerly:
+    """Beside an option's meaning: the name it had before. Recipes may still use it, and records and versions do."""
+
+    name: str
+
+
+def former_names(kind: Any) -> dict[str, str]:
+    """Field -> its former name, for the fields of a dataclass that were renamed."""
+    found = {}
+    for field, hint in get_type_hints(kind, include_extras=True).items():
+        for extra in get_args(hint)[1:] if get_origin(hint) is Annotated else ():
+            if isinstance(extra, Formerly):
+                found[field] = extra.name
+    return found
+
+
+def recorded(options: Any) -> dict[str, Any]:
+    """The fields of a dataclass as records and versions name them: those renamed since under their former names."""
+    former = former_names(type(options))
+    return {former.get(field, field): value for field, value in asdict(options).items()}
 
 
 def check_options(options: Any, name: str) -> None:

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ from openuni.console.progress import Reporter
 from openuni.exchange.export_selection import ExportOptions, Selection
 from openuni.exchange.exporter import ExportBatch, ExportClip, ExportContext, Exporter, ExportFailure, json_line
 from openuni.manifests.contracts.component import fingerprint
+from openuni.manifests.contracts.options import recorded
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.errors import OpenUniError
 
@@ -120,7 +121,7 @@ class ExportJob:
         ]
         made_from: dict[str, Any] = {"format": self.exporter.name(), "clips": clips.hexdigest()}
         made_from |= {f"modality {name}": digest.hexdigest() for name, digest in maps.items()}
-        options = asdict(self.exporter) | {"revision": self.exporter.revision}
+        options = recorded(self.exporter) | {"revision": self.exporter.revision}
         return slots, made_from | {f"option {name}": value for name, value in options.items()}
 
     # ------------------------------------------------------------------ writing

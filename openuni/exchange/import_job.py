@@ -25,6 +25,7 @@ from openuni.console.progress import Reporter
 from openuni.exchange.importer import FoundClip, ImportedClip, Importer
 from openuni.manifests.contracts import schema
 from openuni.manifests.contracts.modality import Modality, Payload
+from openuni.manifests.contracts.options import recorded
 from openuni.manifests.corpus.clip_list import WITHIN
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.corpus.layout import annotation_group
@@ -242,7 +243,7 @@ class ImportJob:
             reporter.print_line(f"recovered {saved:,} finished rows of an import that was killed")
         asked = {
             "import": {"format": self.importer.name(), "folder": str(folder), "collection": collection},
-            "options": dataclasses.asdict(self.importer),
+            "options": recorded(self.importer),
         }
         with run_ledger(self.corpus, reporter, asked), ClipListing() as listing:
             found = itertools.islice(self.importer.find(folder), self.import_options.limit)

@@ -1,6 +1,5 @@
 """The encode phase: latents of every modality and embeddings of every caption, in shards the trainer reads."""
 
-import dataclasses
 import math
 import time
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from openuni.manifests.contracts import schema
 from openuni.manifests.contracts.component import fingerprint
 from openuni.manifests.contracts.decoded_clip import decode
 from openuni.manifests.contracts.modality import Modality, find_modality
+from openuni.manifests.contracts.options import recorded
 from openuni.manifests.corpus.corpus_clip import read_modality
 from openuni.manifests.corpus.layout import annotation_group
 from openuni.manifests.corpus.shards import SafetensorsShard
@@ -200,7 +200,7 @@ def family_record(options: EncodeOptions, codec: LatentCodec, streams: list[Enco
     """What `family.json` says, and the trainer needs to decode the latents again."""
     return {
         "codec": codec.name(),
-        "options": dataclasses.asdict(codec),
+        "options": recorded(codec),
         "version": codec.version(),
         "size_px": list(options.size_px),
         "frames": options.frames,

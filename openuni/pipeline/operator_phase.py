@@ -263,6 +263,6 @@ BATCH_SIZE_OPTIONS = ("frames_per_batch", "points_per_batch")
 
 
 def with_half_batch_size(operator: Operator) -> Operator | None:
-    """The operator with half its batch size (an option in `BATCH_SIZE_OPTIONS`), or None when there is no smaller one."""
+    """The operator with half its batch size (one of `BATCH_SIZE_OPTIONS`), or None when there is no smaller one."""
     smaller = {name: getattr(operator, name) // 2 for name in BATCH_SIZE_OPTIONS if getattr(operator, name, 1) > 1}
     return dataclasses.replace(operator, **smaller) if smaller else None

@@ -21,6 +21,7 @@ from openuni.console.progress import Reporter
 from openuni.dedup.deduplicator import not_compared_reason
 from openuni.manifests.contracts.component import fingerprint
 from openuni.manifests.contracts.operator import Operator
+from openuni.manifests.contracts.options import recorded
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.corpus.coverage import clip_ids_with_modality
 from openuni.manifests.corpus.layout import (
@@ -367,7 +368,7 @@ class Pipeline:
         self.corpus.write_json(family_record(LATENTS, family), record)
         text_record = {
             "codec": text_codec.name(),
-            "options": dataclasses.asdict(text_codec),
+            "options": recorded(text_codec),
             "version": text_codec.version(),
             "caption": ".".join(self.captions or ()),  # which texts; empty: the clips' own captions
         }
