@@ -86,18 +86,23 @@ class ColumnGroups:
 
     def has_modality(self, annotator: str, modality: str) -> bool:
         """Whether an annotator's column group has a field for a modality."""
-        parts = self.parts(annotation_group(annotator))
-        if not parts:
-            return False
-        fields = pq.read_schema(self.store.path(parts[0]), filesystem=self.store.fs).field(annotator).type
+        fields = self.operator_fields(annotation_group(annotator))
         return any(field.name == modality and pa.types.is_struct(field.type) for field in fields)
+
+    def operator_fields(self, group: str) -> list[pa.Field]:
+        """The fields of the struct column of an operator's group; none while it is empty."""
+        parts = self.parts(group)[:1]  # all parts of a group share a schema
+        return [field for part in parts for field in self._operator_column(self._part_schema(part), group).type]
 
     def dataset(self, group: str, schema: pa.Schema | None = None) -> pads.Dataset:
         """The group as a pyarrow dataset: nothing is read until asked for. Empty groups need a schema."""
         parts = self.parts(group)
         if not parts:
             return pads.dataset((schema or pa.schema([pa.field("clip_id", pa.string())])).empty_table())
-        return self._dataset(parts, schema)
+        found = self._dataset(parts, schema)
+        if operator_of(group) is not None:
+            self._operator_column(found.schema, group)
+        return found
 
     def table(self, group: str, columns: Sequence[str] | Mapping[str, pads.Expression] | None = None) -> pa.Table:
         """The group in memory, one row per clip; `columns`: names, or name -> what to read, as pyarrow writes them."""
@@ -212,8 +217,20 @@ class ColumnGroups:
         return int(pq.read_metadata(self.store.path(part), filesystem=self.store.fs).num_rows)
 
     def _part_version(self, part: str) -> str:
-        metadata = pq.read_schema(self.store.path(part), filesystem=self.store.fs).metadata or {}
-        return metadata.get(VERSION_KEY, b"unknown").decode()
+        return (self._part_schema(part).metadata or {}).get(VERSION_KEY, b"unknown").decode()
+
+    def _part_schema(self, part: str) -> pa.Schema:
+        return pq.read_schema(self.store.path(part), filesystem=self.store.fs)
+
+    def _operator_column(self, schema: pa.Schema, group: str) -> pa.Field:
+        """The column that has the operator's name; raises `OpenUniError` for a folder that holds another's rows."""
+        operator = operator_of(group) or ""
+        if operator not in schema.names:
+            raise OpenUniError(
+                f"{self.store.url}/{group} holds rows of {', '.join(schema.names[1:])}, not of {operator}: was the "
+                "folder renamed? Give it back its name, or delete it and run again."
+            )
+        return schema.field(operator)
 
     def _move_part(self, part: str, folder: str) -> None:
         # the Parquet file goes last when a part appears and first when it disappears: never rows without payload

@@ -5,7 +5,6 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
-import pyarrow.parquet as pq
 
 from openuni.manifests.contracts.schema import clip_schema
 from openuni.manifests.corpus.column_groups import ColumnGroups
@@ -19,11 +18,9 @@ def annotators_by_modality(corpus: ColumnGroups) -> dict[str, list[str]]:
     """The annotators (and importers) that stored each modality of a corpus: modality -> their names, sorted."""
     found: dict[str, list[str]] = {}
     for name in corpus.operators("annotator"):
-        for part in corpus.parts(annotation_group(name))[:1]:  # all parts of a group share a schema
-            fields = pq.read_schema(corpus.store.path(part), filesystem=corpus.store.fs).field(name).type
-            for field in fields:
-                if pa.types.is_struct(field.type) and field.type.get_field_index("shard") >= 0:
-                    found.setdefault(field.name, []).append(name)
+        for field in corpus.operator_fields(annotation_group(name)):
+            if pa.types.is_struct(field.type) and field.type.get_field_index("shard") >= 0:
+                found.setdefault(field.name, []).append(name)
     return dict(sorted(found.items()))
 
 
