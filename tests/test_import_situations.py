@@ -1,7 +1,4 @@
-"""There is one import name, `openuni`, and nothing in the current folder is mistaken for a part of it, however it runs.
-
-Each situation is a process of its own in the folder of `user_folder.py`.
-"""
+"""One import name, `openuni`, and nothing of the current folder is mistaken for a part of it, however it runs."""
 
 import json
 import shutil
@@ -54,7 +51,7 @@ class Heat(RGB):
 """
 
 
-pytestmark = pytest.mark.slow  # every situation is a process of its own, or several
+pytestmark = pytest.mark.slow  # every situation is a process of its own
 
 
 @pytest.fixture(scope="module")
