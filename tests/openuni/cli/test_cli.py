@@ -53,7 +53,7 @@ def test_list_is_complete_and_imports_nothing_heavy():
 @pytest.mark.parametrize("name", [name for names in all_component_names().values() for name in names])
 def test_every_part_has_a_page(name):
     text = component_page(name)
-    assert (text.startswith(f"{name}: ") and "licence" in text) or "manifests/modalities" in text
+    assert (text.startswith(f"{name}: ") and "licence" in text) or "openuni.manifests.modalities" in text
 
 
 def test_the_recipe_that_init_writes_is_valid_and_complete(tmp_path):
