@@ -28,6 +28,8 @@ MAX_FPS = 1000  # players' own limit, and far from what time stamps can hold
 KEYFRAME_INTERVAL = 24  # of pictures, so that a frame is had without decoding the whole clip
 CHECKSUM_TAG = "PLANES"
 DAMAGED = "stored planes are damaged ({}): recompute this column group"
+# The AVX-512 code of x264 gives other bytes than its C code, and not the same ones each time
+X264_PARAMS = "cpu-independent=1"
 
 
 def check_fps(fps: float, what: str) -> None:
@@ -81,7 +83,8 @@ def write_video(
     codec = "libx264rgb" if pixels == "rgb" else "libx264"
     try:
         with av.open(str(unfinished), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-            stream: Any = container.add_stream(codec, rate=rate, options={"crf": str(crf), "preset": "medium"})
+            options = {"crf": str(crf), "preset": "medium", "x264-params": X264_PARAMS}
+            stream: Any = container.add_stream(codec, rate=rate, options=options)
             stream.width, stream.height = width_px, height_px
             stream.pix_fmt = "rgb24" if pixels == "rgb" else pixels
             stream.thread_count = threads
@@ -143,9 +146,9 @@ def encode_lossless(
         # FFmpeg insists on four slices from here on; smaller maps compress best in one.
         slices = "1" if width_px <= 352 and height_px <= 288 else "4"
         ffv1 = {"level": "3", "slicecrc": "1", "slices": slices}
-        h264 = (
-            {"qp": "0", "preset": "ultrafast", "g": str(KEYFRAME_INTERVAL)} if fast else {"qp": "0", "preset": "medium"}
-        )
+        h264 = {"qp": "0", "preset": "medium", "x264-params": X264_PARAMS}
+        if fast:
+            h264 |= {"preset": "ultrafast", "g": str(KEYFRAME_INTERVAL)}
         stream.options = ffv1 if codec == "ffv1" else h264
         stream.codec_context.thread_count = 1
         container.metadata[CHECKSUM_TAG] = _planes_checksum(planes)

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import av
@@ -16,6 +14,7 @@ import openuni
 from openuni.manifests.video.encode import write_video
 from tests.annotators.test_depth_anything import tiny_checkpoint
 from tests.coded_clips import encode
+from tests.command_line import cli
 from tests.moving_pictures import panned
 
 RECIPE = """
@@ -39,11 +38,6 @@ modalities = ["rgb", "depth", "raft.flow"]
 size_px = [32, 48]
 frames = 5
 """
-
-
-def cli(*arguments) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "openuni", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")

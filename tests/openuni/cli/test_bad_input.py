@@ -13,6 +13,7 @@ from openuni.console.progress import Reporter
 from openuni.manifests.corpus.lock import lock
 from openuni.pipeline.pipeline import RunScope
 from tests.coded_clips import write_tone
+from tests.command_line import cli
 from tests.raw_clips import contents, write_clips
 
 RECIPE = """
@@ -36,11 +37,6 @@ def recipe(tmp_path):
 def raw(tmp_path):
     write_clips(tmp_path / "raw", 2)
     return tmp_path / "raw"
-
-
-def cli(*arguments, **options) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "openuni", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, **options)
 
 
 def run(recipe, raw, out, **scope):
@@ -193,7 +189,8 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(recipe, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
     arguments = ("run", recipe, tmp_path / "raw", "--out", tmp_path / "corpus", "--workers", 0)
-    full = cli(*arguments, preexec_fn=shrink)
+    command = [sys.executable, "-m", "openuni", *map(str, arguments)]
+    full = subprocess.run(command, preexec_fn=shrink, capture_output=True, text=True)
     assert full.returncode == 2, full.stderr
     assert "no space left while writing" in full.stderr and "run the same command again" in full.stderr
     visible = openuni.open_corpus(tmp_path / "corpus")
