@@ -19,16 +19,12 @@ from openuni.config.template import component_page, recipe_template
 from openuni.manifests.contracts.discovery import all_component_names
 from openuni.training.recipe import recipe_names
 from tests.bare_corpora import bare_corpus
+from tests.command_line import cli
 
 COMMANDS = (
     *("list", "show", "init", "doctor", "run", "import", "export", "summary", "explain", "select", "duplicates"),
     *("split", "train", "generate", "parity", "world", "demo", "checkpoints"),
 )
-
-
-def cli(*arguments, **options) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "openuni", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, **options)
 
 
 def invoke(*arguments):
@@ -209,7 +205,9 @@ def test_operators_of_the_users_own_folder_are_found(tmp_path):
         "    def run(self, model: Any, clip: DecodedClip) -> Scores:\n"
         '        """Frames to a share."""\n        return Scores(0.5)\n'
     )
-    done = cli("show", "lab.edges", cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(Path.cwd())})
+    command = [sys.executable, "-m", "openuni", "show", "lab.edges"]
+    environment = os.environ | {"PYTHONPATH": str(Path.cwd())}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and "lab.edges.edges" in done.stdout, done.stderr
 
 
