@@ -144,7 +144,7 @@ def test_a_missing_checkpoint_is_found_before_anything_starts(raw, tmp_path):
     path.write_text(f'[annotators.raft]\ncheckpoint = "{tmp_path}/none.pth"')
     done = cli("run", path, raw, "--out", tmp_path / "corpus")
     assert done.returncode == 2
-    assert "this machine is not ready" in done.stderr and "none.pth" in done.stderr
+    assert "preflight checks failed" in done.stderr and "none.pth" in done.stderr
     assert not (tmp_path / "corpus").exists()
     path.write_text('[annotators.depth_anything]\ncheckpoint = "nobody/no-such-model"')
     done = cli("doctor", path)
