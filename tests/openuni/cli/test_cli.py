@@ -95,7 +95,7 @@ def test_mistakes_name_the_nearest_thing(tmp_path):
     done = cli("show", "motoin")
     assert done.returncode == 2 and 'Did you mean "motion"' in done.stderr
     done = cli("summary", tmp_path)
-    assert done.returncode == 2 and "there is no corpus at" in done.stderr
+    assert done.returncode == 2 and "no corpus at" in done.stderr
     done = cli("generate", tmp_path, "--make", "rgb", "--out", tmp_path / "made")
     assert done.returncode == 2 and "there is no run at" in done.stderr
     done = cli("train", "unityvideo_debgu", "--corpus", tmp_path, "--out", tmp_path / "run")
