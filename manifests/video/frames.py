@@ -213,7 +213,9 @@ def orientation(frame: "VideoFrame") -> tuple[int, int, int, int]:
     return (0, -1 if b < 0 else 1, -1 if c < 0 else 1, 0)
 
 
-def display_size(frame: "VideoFrame", display_matrix: tuple[int, int, int, int], pixel_aspect: Fraction) -> tuple[int, int]:
+def display_size(
+    frame: "VideoFrame", display_matrix: tuple[int, int, int, int], pixel_aspect: Fraction
+) -> tuple[int, int]:
     """Displayed width and height: square pixels by stretching the stored width, then rotation."""
     width_px = max(1, round(frame.width * pixel_aspect))
     return (frame.height, width_px) if is_transposed(display_matrix) else (width_px, frame.height)
