@@ -148,7 +148,7 @@ def test_a_changed_source_is_a_failure_and_exit_code_1(tmp_path):
     assert done.returncode == 1, done.stderr
     assert done.stdout.startswith("2 clips = 1 written + 0 there before + 1 failed")
     (row,) = failed_rows(tmp_path / "set")
-    assert row["clip_id"] == ids_by_name(corpus)["b"] and "is not the file it was" in row["error"]
+    assert row["clip_id"] == ids_by_name(corpus)["b"] and "changed after ingest" in row["error"]
     (tmp_path / "raw" / "a.mp4").unlink()
     gone = export_command(tmp_path / "corpus", "--format", "webdataset", "--out", tmp_path / "gone", "--workers", 1)
     assert gone.returncode == 1

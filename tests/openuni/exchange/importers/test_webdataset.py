@@ -140,11 +140,11 @@ def test_each_fault_is_named_and_the_rest_comes_in(tmp_path, mp4):
         "a/late": r"depth is out of step: 1 frame behind",
         "a/two": r"needed is one video .* found mkv, mp4",
         "a/none": r"needed is one video .* found txt",
-        "a/bad": r"is truncated|not a video|cut short",
+        "a/bad": r"is truncated|not a readable video",
         "a/empty": r"empty\.mp4 is empty",
         "a/latin": r"latin\.txt is not UTF-8",
         "a/list": r"must hold a JSON object, found list",
-        "a/climb": r"must be a plain name",
+        "a/climb": r"must be a plain file name",
     }
     corpus = bring_in("webdataset", tmp_path / "set", tmp_path / "corpus")
     found = reasons(corpus)
