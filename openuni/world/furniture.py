@@ -38,7 +38,7 @@ class Piece:
             placed.append(Solid(shape, material, path, instance, shades=not material.even_light))
         return placed
 
-    def thing(self, instance: int) -> CaptionedObject:
+    def captioned(self, instance: int) -> CaptionedObject:
         """What the caption says of it."""
         return CaptionedObject(
             instance, f"{article(self.noun)} {self.noun}", f"{article(self.detailed)} {self.detailed}"

@@ -46,13 +46,13 @@ ATTEMPTS = 12  # to find a place at the walls for one piece
 
 @dataclass(frozen=True)
 class Environment:
-    """What is there before anything moves. Instances 1.. are its `things`.
+    """What is there before anything moves. Instances 1.. are its `captioned`.
 
     `clear_m`: half width, height and half length of the space about the origin that holds nothing but carpets.
     """
 
     solids: tuple[Solid, ...]
-    things: tuple[CaptionedObject, ...]
+    captioned: tuple[CaptionedObject, ...]
     lights: tuple[Light, ...]
     ambient: float
     clear_m: Vector
@@ -74,19 +74,19 @@ def draw_room(rng: np.random.Generator, *, crowded: bool) -> Environment:
         layout.in_middle(rng)
     for make in (furniture.window, furniture.picture, furniture.picture, furniture.window)[: int(rng.integers(2, 5))]:
         layout.on_wall(rng, make(rng))
-    solids, things, lights = [*room_shell(rng, half, height)], [], []
+    solids, captioned, lights = [*room_shell(rng, half, height)], [], []
     for number, (piece, place, turn) in enumerate(layout.placed, start=1):
         solids += piece.solids(number, place, turn)
-        things.append(piece.thing(number))
+        captioned.append(piece.captioned(number))
         lights += own_light(piece, place, turn)
     lamps, hanging = ceiling_lamps(rng, half, height, len(layout.placed), 1 if lights else 2)
     solids += hanging
-    things += [CaptionedObject(solid.instance, "a ceiling lamp", "a round ceiling lamp") for solid in hanging]
+    captioned += [CaptionedObject(solid.instance, "a ceiling lamp", "a round ceiling lamp") for solid in hanging]
     nouns = {piece.noun for piece, _, _ in layout.placed}
     kind = next((words for noun, words in KINDS if noun in nouns), "room")
     clear = (half[0] - DEEPEST_M, height, half[1] - DEEPEST_M)
     return Environment(
-        tuple(solids), tuple(things), (*lamps, *lights[:2]), rng.uniform(0.16, 0.3), clear, f"in a {kind}"
+        tuple(solids), tuple(captioned), (*lamps, *lights[:2]), rng.uniform(0.16, 0.3), clear, f"in a {kind}"
     )
 
 
@@ -253,18 +253,18 @@ def draw_yard(rng: np.random.Generator) -> Environment:
         (half[0], 0.0, (0.25, tall, half[1])),
     ):
         solids.append(Solid(Box(size), on_sides, Motion("rests", (x, tall, z)), BACKGROUND))
-    things = []
+    captioned = []
     for number in range(1, int(rng.integers(2, 5))):
         side = (-1.0, 1.0)[number % 2]
         middle: Vector = (side * rng.uniform(4.6, half[0] - 0.9), 0.0, rng.uniform(-half[1] + 1.2, 0.0))
         solids += tree(rng, number, middle)
-        things.append(CaptionedObject(number, "a tree", "a tree with a round crown"))
+        captioned.append(CaptionedObject(number, "a tree", "a tree with a round crown"))
     sun = Light(
         (rng.choice([-1.0, 1.0]) * rng.uniform(8.0, 18.0), rng.uniform(18.0, 26.0), rng.uniform(4.0, 16.0)), 0.0
     )
     power = rng.uniform(0.75, 1.0) * sum(part * part for part in sun.position_m)
     light = Light(sun.position_m, power, (1.0, 0.95, 0.86))
-    return Environment(tuple(solids), tuple(things), (light,), 0.3, (3.2, 8.0, 4.6), "in a yard under a blue sky")
+    return Environment(tuple(solids), tuple(captioned), (light,), 0.3, (3.2, 8.0, 4.6), "in a yard under a blue sky")
 
 
 def tree(rng: np.random.Generator, instance: int, place: Vector) -> list[Solid]:

@@ -22,7 +22,7 @@ class Fixed(ShotDetector):
     window_s: Annotated[float, "duration of a window, seconds", Gt(0)] = 10.0
     remainder: Annotated[
         Literal["keep", "join", "drop"],
-        "the rest after the last window; keep: a separate clip (if at least min_s); join: part of the last window; drop",
+        "rest after the last window; keep: separate clip (if at least min_s); join: part of the last window; drop",
     ] = "keep"
 
     def transitions(self, model: Any, frames: Iterable[np.ndarray], timeline: Timeline) -> list[Transition]:

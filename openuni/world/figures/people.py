@@ -29,7 +29,7 @@ class Walker(NamedTuple):
 
     body: Body
     solids: list[Solid]
-    thing: CaptionedObject
+    captioned: CaptionedObject
     track: Track
 
 

@@ -190,7 +190,7 @@ FAULTS = {
     ),
     "frames": (lambda f: change(f, lambda j: j.update(frames=11)), r"states 11 frames, the video has 12"),
     "absent": (lambda f: (f / "flow.mkv").unlink(), r"flow\.mkv not found, but listed in clip\.json"),
-    "caption": (lambda f: change(f, lambda j: j.update(caption=7)), r'"caption" must be a text, found 7'),
+    "caption": (lambda f: change(f, lambda j: j.update(caption=7)), r'"caption" must be a string, got 7'),
     "nonsense": (lambda f: (f / "clip.json").write_text("{"), r"clip\.json is not JSON"),
     "twice": (lambda f: np.save(f / "depth.npy", METRES[..., 0]), r"depth is listed in clip\.json and also present as"),
     "short": (lambda f: np.save(f / "albedo.npy", ROOM.albedo[1:]), r"albedo: 11 maps, the video has 12 frames"),
@@ -249,7 +249,7 @@ def test_each_fault_is_named_and_the_rest_comes_in(tmp_path):
 def test_plain_depth_of_eight_bits_is_refused(tmp_path):
     write_png(tmp_path / "set/a/rgb", pictures(ROOM))
     write_png(tmp_path / "set/a/depth", (levels16(METRES / 10) >> 8).astype(np.uint8))
-    assert "16-bit grey images, found uint8" in reasons(bring_in("folder", tmp_path / "set", tmp_path / "corpus"))["a"]
+    assert "16-bit grey images, got uint8" in reasons(bring_in("folder", tmp_path / "set", tmp_path / "corpus"))["a"]
 
 
 def test_what_is_no_such_set(tmp_path):

@@ -231,7 +231,7 @@ def test_maps_that_are_not_asked_for_are_not_read(tmp_path, room):
     refused = bring_in("interiorvid", tmp_path / "late", tmp_path / "corpus", modalities=["albedo"])
     assert "ok" in {row["status"] for row in refused.table("clips").to_pylist()}  # the same clip: it is there already
     refused = bring_in("interiorvid", tmp_path / "late", tmp_path / "other", modalities=["albedo"])
-    assert "albedo is misaligned: 1 frame behind, by where its surfaces" in reasons(refused)["a"]
+    assert "albedo is misaligned: 1 frame behind, judged by its edges" in reasons(refused)["a"]
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,7 @@ def test_maps_that_are_not_asked_for_are_not_read(tmp_path, room):
     [
         ({"scene": "([a-z]+"}, "is not a valid regular expression"),
         ({"scene": "[a-z]+"}, "has 0 groups; expected one"),
-        ({"modalities": ["depth"]}, 'modality "depth" is not known'),
+        ({"modalities": ["depth"]}, 'unknown modality "depth"'),
         ({"fps": 0.0}, "fps = 0"),
         ({"exposure": -1.0}, "exposure = -1"),
         ({"rgb": "beauty", "albedo": "diffcol", "modalities": ["albedo"]}, "at least two of beauty, diffcol"),
@@ -322,7 +322,7 @@ def test_kept_files_go_out_and_come_back_byte_by_byte(tmp_path, room):
 def test_a_picture_that_is_white_nearly_everywhere_proves_nothing(tmp_path, room):
     write_clip(tmp_path / "set/a", room, rgb=room.rgb * 1000, irradiance=room.irradiance * 1000)
     white = bring_in("interiorvid", tmp_path / "set", tmp_path / "white")
-    assert re.search(r"rgb is white in \d+% of its values: .* Set exposure lower", reasons(white)["a"])
+    assert re.search(r"rgb is white in \d+% of its values: .* Set a lower exposure", reasons(white)["a"])
     assert reasons(bring_in("interiorvid", tmp_path / "set", tmp_path / "as is", check_product=False)) == {}
     assert reasons(bring_in("interiorvid", tmp_path / "set", tmp_path / "auto", exposure=0.0)) == {}
 
@@ -332,7 +332,7 @@ def test_streams_that_are_numbered_otherwise_are_refused(tmp_path, room):
     shutil.rmtree(folder / "normal")
     write_exr(folder / "normal", room.normal, first=1)
     found = reasons(bring_in("interiorvid", tmp_path / "set", tmp_path / "corpus"))
-    assert re.search(r"a/normal begins with frame 1, .*a/rgb with frame 0: .* Number all streams alike", found["a"])
+    assert re.search(r"a/normal starts at frame 1, .*a/rgb at frame 0: .* Number all streams the same way", found["a"])
 
 
 def test_videos_behind_links_of_any_name_are_coded_anew(tmp_path, room):

@@ -294,7 +294,7 @@ def test_a_path_that_no_file_can_have_is_named(tmp_path, made):
     corpus = bring_in("openuni_csv", tmp_path / "set", tmp_path / "corpus")
     (reason,) = reasons(corpus).values()
     assert (
-        re.search(r"ClipError: all\.csv, line 2: a path has a NUL character", reason)
+        re.search(r"ClipError: all\.csv, line 2: a path contains a NUL character", reason)
         and len(corpus.kept_clip_ids()) == 1
     )
 
