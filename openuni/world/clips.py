@@ -92,9 +92,8 @@ def preset_modalities(preset: str, requested: Collection[str] | None = None) -> 
     for name in requested or ():
         if name not in (*available, "rgb"):
             near = did_you_mean(name, available)
-            raise OpenUniError(
-                f'world: preset "{preset}" has no ground truth "{name}".{near} Available: {", ".join(sorted(available))}.'
-            )
+            names = ", ".join(sorted(available))
+            raise OpenUniError(f'world: preset "{preset}" has no ground truth "{name}".{near} Available: {names}.')
     return tuple(sorted(available if requested is None else set(requested) - {"rgb"}))
 
 

@@ -97,7 +97,7 @@ def _renamed(tally: Tally) -> str:
     """A sentence that lists the renamed splits; empty if there are none."""
     renamed = [f"`{name}` is {json.dumps(before, ensure_ascii=False)}" for name, before in sorted(tally.renamed)]
     return (
-        f"Splits whose names `datasets` rejects were renamed; in the corpus, {', '.join(renamed)}.\n" if renamed else ""
+        f"Splits whose names `datasets` rejects were renamed; in the corpus {', '.join(renamed)}.\n" if renamed else ""
     )
 
 

@@ -88,7 +88,7 @@ def test_what_is_there_is_kept_and_what_is_not_comes_back(corpus, ids, whole, na
     assert tree(out) == tree(whole / name)
     assert {path: path.stat().st_mtime_ns for path in times} == times
     lost = 4 if name in ("webdataset", "huggingface") else 1  # their one shard has all clips
-    assert (report.written, report.kept) == (lost, 4 - lost)
+    assert (report.written, report.already_present) == (lost, 4 - lost)
     assert export(corpus, name, out)[:3] == (4, 0, 4)
 
 
@@ -99,7 +99,7 @@ def test_a_damaged_map_is_one_failed_clip_in_no_file(copied, ids, whole, name, t
     out = tmp_path / "set"
     report = export(copied, name, out, workers=1)
     assert [failure.clip_id for failure in report.failed] == [ids["odd"]]
-    assert (report.clips, report.written, report.kept) == (4, 3, 0)
+    assert (report.clips, report.written, report.already_present) == (4, 3, 0)
     (row,) = failed_rows(out)
     assert row["clip_id"] == ids["odd"] and modality in row["error"] and row["source"].endswith("odd.mp4")
     others = {file: data for file, data in tree(out).items() if file != "failed.csv"}
@@ -186,7 +186,7 @@ def test_a_killed_export_goes_on_and_ends_the_same(tmp_path, name):
     stamps = {path: path.stat().st_mtime_ns for path in made}
     (tmp_path / "set" / ".unfinished" / "00000011").mkdir(parents=True, exist_ok=True)  # in the way of its successor
     report = export(corpus, name, tmp_path / "set", workers=1, **options)
-    assert report.kept >= 3 and report.written > 0
+    assert report.already_present >= 3 and report.written > 0
     assert {path: path.stat().st_mtime_ns for path in made} == stamps
     export(corpus, name, tmp_path / "fresh", workers=2, **options)
     assert tree(tmp_path / "set") == tree(tmp_path / "fresh")
@@ -198,8 +198,8 @@ def test_another_export_in_the_folder_is_refused_and_told_what_differs(corpus, w
     before = tree(out)
     for given, words in (
         ({"crf": 20}, "option crf was 18, is now 20"),
-        ({"choice": ExportOptions(limit=2)}, "the clips, or their captions or scores, have changed"),
-        ({"choice": ExportOptions(("depth",))}, "densepose is no longer selected, flow is no longer selected"),
+        ({"export_options": ExportOptions(limit=2)}, "the clips, or their captions or scores, have changed"),
+        ({"export_options": ExportOptions(("depth",))}, "densepose is no longer selected, flow is no longer selected"),
     ):
         with pytest.raises(openuni.OpenUniError, match=f"contains a different export: .*{words}"):
             export(corpus, "openuni-csv", out, **given)
@@ -298,8 +298,8 @@ def test_wrong_choices_are_explained(corpus, tmp_path):
     out = tmp_path / "set"
     for name, given, words in (
         ("openuni-cvs", {}, 'exporter "openuni_cvs" is not known. Did you mean "openuni_csv"'),
-        ("univid", {"choice": ExportOptions(("depth",))}, 'modality of the format univid "depth" is not known'),
-        ("diffsynth", {"choice": ExportOptions(("dept",))}, 'Did you mean "depth"'),
+        ("univid", {"export_options": ExportOptions(("depth",))}, 'modality of the format univid "depth" is not known'),
+        ("diffsynth", {"export_options": ExportOptions(("dept",))}, 'Did you mean "depth"'),
         ("diffsynth", {"workers": 0}, "--workers 0: must be 1 or more"),
     ):
         with pytest.raises(openuni.OpenUniError) as error:
