@@ -20,6 +20,7 @@ from openuni.manifests.contracts.decoded_clip import decode
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.video.probe import make_clip, probe
 from tests.coded_clips import encode, numbers
+from tests.command_line import cli
 from tests.openuni.exchange.exporters.rooms import MODALITIES, QUIET, RECIPE, ids_by_name, pictures, supply, tree
 from tests.raw_clips import write_clips
 
@@ -64,9 +65,8 @@ def failed_rows(out: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def cli(*arguments) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "openuni", "export", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
+def export_command(*arguments):
+    return cli("export", *arguments)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -144,13 +144,13 @@ def test_a_changed_source_is_a_failure_and_exit_code_1(tmp_path):
         supply(tmp_path / "raw" / f"{name}.mp4", pictures(frames, 48, 64), ["depth"], name)
     corpus = openuni.run(RECIPE, tmp_path / "raw" / "*.mp4", out=tmp_path / "corpus", reporter=QUIET)
     shutil.copy(tmp_path / "raw" / "a.mp4", tmp_path / "raw" / "b.mp4")
-    done = cli(tmp_path / "corpus", "--format", "openuni-csv", "--out", tmp_path / "set", "--workers", 1)
+    done = export_command(tmp_path / "corpus", "--format", "openuni-csv", "--out", tmp_path / "set", "--workers", 1)
     assert done.returncode == 1, done.stderr
     assert done.stdout.startswith("2 clips = 1 written + 0 already present + 1 failed")
     (row,) = failed_rows(tmp_path / "set")
     assert row["clip_id"] == ids_by_name(corpus)["b"] and "is not the file it was" in row["error"]
     (tmp_path / "raw" / "a.mp4").unlink()
-    gone = cli(tmp_path / "corpus", "--format", "webdataset", "--out", tmp_path / "gone", "--workers", 1)
+    gone = export_command(tmp_path / "corpus", "--format", "webdataset", "--out", tmp_path / "gone", "--workers", 1)
     assert gone.returncode == 1
     assert "cannot open" in failed_rows(tmp_path / "gone")[0]["error"]
     assert sorted(tree(tmp_path / "gone")) == ["export.json", "failed.csv"]  # a shard without clips is none
@@ -310,10 +310,12 @@ def test_wrong_choices_are_explained(corpus, tmp_path):
 
 def test_the_command_line_takes_all_of_it(corpus, ids, tmp_path):
     arguments = [corpus.store.root, "--format", "openuni-csv", "--out", tmp_path / "set", "--limit", 1]
-    done = cli(*arguments, "--modalities", "depth,raft", "--set", "crf=30", "--set", "pixels=yuv420p", "--workers", 1)
+    done = export_command(
+        *arguments, "--modalities", "depth,raft", "--set", "crf=30", "--set", "pixels=yuv420p", "--workers", 1
+    )
     assert (done.returncode, done.stdout) == (0, "1 clips = 1 written + 0 already present + 0 failed\n")
     assert sorted(path.name for path in (tmp_path / "set").iterdir() if path.is_dir()) == ["depth", "raft", "video"]
-    refused = cli(*arguments, "--set", "crf=high")
+    refused = export_command(*arguments, "--set", "crf=high")
     assert refused.returncode == 2 and "crf" in refused.stderr
 
 
@@ -327,7 +329,7 @@ def test_list_and_show_know_the_formats():
         == ["diffsynth", "huggingface", "openuni_csv", "univid", "webdataset"]
     )
     for name in FORMATS:
-        assert "openuni/exporters" in component_page(name) and component_page(name) == component_page(
+        assert "openuni.exchange.exporters" in component_page(name) and component_page(name) == component_page(
             name.replace("_", "-")
         )
     assert "crf" in component_page("openuni-csv") and "shard_mb" in component_page("webdataset")
