@@ -21,7 +21,7 @@ LEAVES = (("moss", "grass"), ("grass", "moss"), ("green", "moss"))
 
 @dataclass(frozen=True)
 class Piece:
-    """One piece of furniture: solids with their middles, and what it takes of the floor."""
+    """One piece of furniture: its parts with positions, and its footprint."""
 
     noun: str
     detailed: str

@@ -1,4 +1,4 @@
-"""Where scenes happen: furnished rooms and a yard, with their lights, and the space in them that is clear."""
+"""Places: furnished rooms and a yard, with lights and the free space in them."""
 
 import math
 from dataclasses import dataclass
@@ -39,16 +39,16 @@ HEDGES: tuple[tuple[str, str, Pattern], ...] = (
     ("moss", "olive", "marbled"),
 )
 WARM, COOL, PLAIN = (1.0, 0.83, 0.62), (0.78, 0.88, 1.0), (1.0, 0.95, 0.88)
-DEEPEST_M = 1.0  # furniture at walls reaches no farther than this into the room; beds do, and take the space from it
+DEEPEST_M = 1.0  # maximum depth of furniture at walls; beds are deeper and reduce the free space
 QUARTER = math.pi / 2.0
-ATTEMPTS = 12  # to find a place at the walls for one piece
+ATTEMPTS = 12  # attempts to place one piece at a wall
 
 
 @dataclass(frozen=True)
 class Environment:
-    """What is there before anything moves. Instances 1.. are its `captioned`.
+    """The static part of a scene. Instances 1.. are its `captioned` objects.
 
-    `clear_m`: half width, height and half length of the space about the origin that holds nothing but carpets.
+    `clear_m`: half width, height and half length of the space about the origin that contains only carpets.
     """
 
     solids: tuple[Solid, ...]
@@ -60,7 +60,7 @@ class Environment:
 
 
 def draw_room(rng: np.random.Generator, *, crowded: bool) -> Environment:
-    """A furnished room. `crowded`: furniture in its middle too; else the middle is left to what moves."""
+    """A furnished room. `crowded`: with furniture in the middle; otherwise the middle is free for moving objects."""
     half = (rng.uniform(2.1, 2.8), rng.uniform(2.5, 3.3)) if crowded else (rng.uniform(3.2, 3.8), rng.uniform(3.6, 4.3))
     height = rng.uniform(2.6, 3.0)
     layout = Layout(half)

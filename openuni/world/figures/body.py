@@ -1,8 +1,8 @@
-"""A person: proportions, a walk, and where every part and key point of the body is at a time.
+"""A person: proportions, a walk, and the positions of all parts and key points over time.
 
-The body is a tree of rigid parts (`PARTS`), each a `Limb` with axes of its own: y along the bone, z to the front of the
-body, x to its left. `posture` places them all, for many times at once. Lengths are shares of the body's height, after
-the averages of anthropometric tables.
+The body is a tree of rigid parts (`PARTS`), each a `Limb` with its own axes: y along the bone, z to the front of the
+body, x to its left. `posture` computes all of them for many times at once. Lengths are relative to the body height,
+after averages of anthropometric tables.
 """
 
 import math
@@ -17,7 +17,7 @@ from openuni.world.figures.limb import Limb
 from openuni.world.rendering.pose import Pose
 
 HIP_ASIDE, SHOULDER_ASIDE = 0.052, 0.107
-HIPS_M_PER_M = 0.512  # height of the hips while walking; the legs would reach a little farther
+HIPS_M_PER_M = 0.512  # height of the hips while walking, slightly less than the leg length
 THIGH, SHANK, FOOT = 0.245, 0.246, 0.152
 UPPER_ARM, FOREARM, HAND = 0.172, 0.148, 0.095
 CHEST_UP, NECK_UP, SHOULDER_UP, HEAD_UP = 0.10, 0.325, 0.288, 0.405  # above the hips, along the spine
@@ -90,7 +90,7 @@ class PartPath:
 Placed = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
-@lru_cache(maxsize=256)  # one instant is asked for part by part
+@lru_cache(maxsize=256)  # requested part by part for one instant
 def _posture_at(body: Body, time_s: float) -> Placed:
     return posture(body, np.array([time_s]))
 
@@ -102,7 +102,7 @@ def posture(body: Body, times_s: np.ndarray) -> Placed:
     cycle = 2.0 * math.pi * walk.cycle(times_s)
     idle = (
         0.05 * (1.0 - moves) * np.sin(1.3 * np.asarray(times_s) + walk.phase * 6.0)
-    )  # those who stand breathe and sway
+    )  # standing persons breathe and sway
     heading = turned(walk.heading(walk.travelled(times_s)), 1)
     hips = pelvis(walk, times_s, height, (HIPS_M_PER_M if moves else 0.536) * height)
     hip_frame = heading @ turned(-0.09 * moves * np.cos(cycle), 1)
@@ -169,7 +169,7 @@ def _place_leg(placed: Placed, body: Body, side: str, hip: np.ndarray, stand: tu
     length = np.linalg.norm(down, axis=-1, keepdims=True)
     reach = np.minimum(length, 0.9995 * (thigh + shank))
     down /= length
-    ankle = hip + down * reach  # a leg that is too short takes the foot along
+    ankle = hip + down * reach  # if the leg is too short, the foot follows
     left = foot_frame[..., 0]
     ahead = np.cross(left, -down)
     ahead /= np.linalg.norm(ahead, axis=-1, keepdims=True)

@@ -1,7 +1,7 @@
-"""How a person walks: the way along the floor, and where pelvis and feet are.
+"""Gait: the path along the floor, and the positions of pelvis and feet.
 
-Feet stand still on the floor while they carry, so nothing slides. All functions take times float64 [T]. The walker's
-own axes: x to the left, y up, z ahead.
+Feet do not move on the floor while they carry weight. All functions take times float64 [T]. The walker's axes: x to the
+left, y up, z ahead.
 """
 
 import math
@@ -18,10 +18,10 @@ ANKLE, BALL, HEEL = 0.047, 0.085, 0.032  # height of the ankle, ball of the foot
 
 @dataclass(frozen=True)
 class Walk:
-    """An even walk on an arc, or standing when the speed is 0.
+    """A uniform walk on an arc, or standing if the speed is 0.
 
-    `heading_rad` is 0 towards +z and quarter of a turn towards +x. `turn_rad_per_m` bends the way (positive: to the
-    left). `stride_m` is the length of two steps; `phase` (0..1) where in the cycle the walk begins.
+    `heading_rad` is 0 towards +z and a quarter turn towards +x. `turn_rad_per_m`: curvature (positive: to the left).
+    `stride_m`: length of two steps; `phase` (0..1): start within the cycle.
     """
 
     start_m: tuple[float, float]  # x and z

@@ -182,7 +182,10 @@ FAULTS = {
     "damaged": (damaged, r"depth\.mkv.*(damaged|cannot)"),
     "bomb": (bomb, r"12 maps of 640 x 480, the video has 12 frames of 64 x 48"),
     "pickled": (pickled, r"albedo\.npy is not a valid \.npy file: .*Python objects"),
-    "climbing": (lambda f: change(f, lambda j: j["modalities"]["depth"].update(file="../b.mkv")), r"plain name"),
+    "climbing": (
+        lambda f: change(f, lambda j: j["modalities"]["depth"].update(file="../b.mkv")),
+        r"must be a plain file name",
+    ),
     "unknown": (lambda f: change(f, lambda j: j["modalities"].update(depht={})), r'Did you mean "depth"'),
     "constants": (
         lambda f: change(f, lambda j: j["modalities"]["depth"]["constants"].update(lo="near")),

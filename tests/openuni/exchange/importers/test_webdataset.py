@@ -144,7 +144,7 @@ def test_each_fault_is_named_and_the_rest_comes_in(tmp_path, mp4):
         "a/empty": r"empty\.mp4 is empty",
         "a/latin": r"latin\.txt is not UTF-8",
         "a/list": r"must contain a JSON object, got list",
-        "a/climb": r"must be a plain name",
+        "a/climb": r"must be a plain file name",
     }
     corpus = bring_in("webdataset", tmp_path / "set", tmp_path / "corpus")
     found = reasons(corpus)
