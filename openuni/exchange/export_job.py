@@ -232,7 +232,7 @@ class ExportJob:
         if name.startswith("modality "):
             modality = name.removeprefix("modality ")
             if then is None or now is None:
-                return f"{modality} is no longer selected" if now is None else f"{modality} is not in it"
+                return f"{modality} is no longer selected" if now is None else f"{modality} was not exported"
             return f"the {modality} maps have changed"
         return f"{name} was {then}, is now {now}"
 

@@ -32,8 +32,8 @@ def caption(scene: Scene, seen: frozenset[int] | None = None) -> str:
         if movers and still
         else []
     )
-    told = [sentence(opening), *rest, sentence(f"the camera {camera_action(scene.camera)}")]
-    return " ".join(told)
+    sentences = [sentence(opening), *rest, sentence(f"the camera {camera_action(scene.camera)}")]
+    return " ".join(sentences)
 
 
 def brief_caption(scene: Scene, seen: frozenset[int] | None = None) -> str:
@@ -90,14 +90,14 @@ def standing(scene: Scene, seen: frozenset[int] | None) -> list[CaptionedObject]
 
 def moving_phrases(scene: Scene, seen: frozenset[int] | None, view: View, *, brief: bool) -> list[str]:
     """Phrases of visible persons and solids with their actions."""
-    told = {item.instance: item for item in scene.captioned}
+    sentences = {item.instance: item for item in scene.captioned}
     phrases = []
     for body in scene.bodies:
         if seen is None or body.instance in seen:
-            item = told[body.instance]
+            item = sentences[body.instance]
             phrases.append(f"{item.brief if brief else item.detailed} {walking(body.walk, view)}")
     for instance, solid in sorted(scene.objects.items()):
-        if instance not in told and (seen is None or instance in seen):
+        if instance not in sentences and (seen is None or instance in seen):
             phrases.append(f"{short(solid) if brief else subject(solid)} {action(solid, view)}")
     return phrases
 

@@ -105,14 +105,14 @@ class Layout:
         self.on_walls: list[Rectangle] = []
 
     def at_wall(self, rng: np.random.Generator, piece: Piece) -> None:
-        """Put a piece with its back to a wall; leave it out when no place is found."""
+        """Place a piece with its back to a wall, unless no position is found."""
         for _ in range(ATTEMPTS):
             place, turn = self.draw_place(rng, piece, gap_m=0.06)
             if self.put(piece, place, turn):
                 return
 
     def on_wall(self, rng: np.random.Generator, piece: Piece) -> None:
-        """Hang a piece, clear of others and of what is tall; a window, whose curtains are long, of all that stands."""
+        """Hang a piece, clear of others and of tall furniture; windows, with long curtains, clear of all furniture."""
         for _ in range(ATTEMPTS):
             place, turn = self.draw_place(rng, piece, gap_m=0.0)
             box = rectangle(piece, place, turn, 0.04)
@@ -138,7 +138,7 @@ class Layout:
         return places[wall]
 
     def put(self, piece: Piece, place: Vector, turn: float, around_m: float = 0.04) -> bool:
-        """Stand a piece there unless that is taken; says whether it was done."""
+        """Place a piece unless the position is taken; returns whether it was placed."""
         box = rectangle(piece, place, turn, around_m)
         if any(overlap(box, other) for other in self.on_floor):
             return False
@@ -149,7 +149,7 @@ class Layout:
         return True
 
     def in_middle(self, rng: np.random.Generator) -> None:
-        """A table with chairs, or a carpet with a low table."""
+        """Place a table with chairs, or a carpet with a low table."""
         middle: Vector = (rng.uniform(-0.3, 0.3), 0.0, rng.uniform(-0.5, 0.3))
         if rng.random() < 0.5:
             table, seat = furniture.table(rng), furniture.chair(rng)
@@ -159,7 +159,7 @@ class Layout:
                     self.placed.append((seat, place, math.pi if side > 0 else 0.0))
             return
         low = furniture.coffee_table(rng)
-        self.placed.append((furniture.rug(rng), middle, 0.0))  # under whatever stands there
+        self.placed.append((furniture.rug(rng), middle, 0.0))  # below other pieces
         self.put(low, (middle[0], 0.012, middle[2]), 0.0)
 
 

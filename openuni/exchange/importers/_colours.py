@@ -121,7 +121,7 @@ def _inner_share(covered: np.ndarray) -> float:
 
 
 def segmentation_from_colours(frames: np.ndarray, where: str) -> tuple[Segmentation, list[str]]:
-    """uint8 [T, H, W, 3] -> instance ids by colour, whatever the colours are, and the colours of the ids as #rrggbb.
+    """uint8 [T, H, W, 3] -> instance ids by colour, for any colours, and the colours of the ids as #rrggbb.
 
     Black is 0; the others are 1, 2, ... by decreasing share of the clip. Instances of the same colour are merged.
     """

@@ -130,7 +130,7 @@ def posture(body: Body, times_s: np.ndarray) -> Placed:
 
 
 def _place_head(placed: Placed, frame: np.ndarray, middle: np.ndarray, height_m: float) -> None:
-    """Head and what is on it; shares of the height, from the head's middle."""
+    """Place the head and its parts; relative to the body height, from the centre of the head."""
     for part, at in FEATURES.items():
         placed[part] = (frame, middle + apply(frame, np.array(at) * height_m))
 
@@ -149,7 +149,7 @@ FEATURES = {
 def _place_arm(
     placed: Placed, body: Body, side: str, shoulder: np.ndarray, frame: np.ndarray, back_rad: np.ndarray
 ) -> None:
-    """An arm that hangs from the shoulder; `back_rad`: how far it has swung back, which stretches the elbow."""
+    """Place an arm that hangs from the shoulder; `back_rad`: backward swing, which stretches the elbow."""
     height = body.height_m
     elbow = shoulder + apply(frame, np.array([0.0, -UPPER_ARM * height, 0.0]))
     bend = turned(-(ELBOW_RAD - 0.45 * back_rad * (1.0 if body.walk.speed_m_per_s else 0.0)), 0)
@@ -161,7 +161,7 @@ def _place_arm(
 
 
 def _place_leg(placed: Placed, body: Body, side: str, hip: np.ndarray, stand: tuple[np.ndarray, np.ndarray]) -> None:
-    """A leg of two bones from the hip to the ankle, its knee ahead."""
+    """Place a leg of two bones from hip to ankle, with the knee in front."""
     height = body.height_m
     ankle, foot_frame = stand
     thigh, shank = THIGH * height, SHANK * height
@@ -180,6 +180,6 @@ def _place_leg(placed: Placed, body: Body, side: str, hip: np.ndarray, stand: tu
         front = np.cross(left, up)
         front /= np.linalg.norm(front, axis=-1, keepdims=True)
         placed[part] = (np.stack([np.cross(up, front), up, front], axis=-1), (top + bottom) / 2.0)
-    # a foot's own y runs from the heel to the toes, its z down
+    # a foot's y axis runs from heel to toes, its z axis down
     middle = ankle + apply(foot_frame, np.array([0.0, -0.026, FOOT / 2.0 - 0.042]) * height)
     placed[f"{side}_foot"] = (foot_frame @ turned(np.full(len(hip), math.pi / 2.0), 0), middle)

@@ -300,7 +300,7 @@ def test_wrong_choices_are_explained(corpus, tmp_path):
         ("openuni-cvs", {}, 'exporter "openuni_cvs" is not known. Did you mean "openuni_csv"'),
         ("univid", {"export_options": ExportOptions(("depth",))}, 'modality of the format univid "depth" is not known'),
         ("diffsynth", {"export_options": ExportOptions(("dept",))}, 'Did you mean "depth"'),
-        ("diffsynth", {"workers": 0}, "--workers 0: must be 1 or more"),
+        ("diffsynth", {"workers": 0}, "--workers 0: must be at least 1"),
     ):
         with pytest.raises(openuni.OpenUniError) as error:
             export(corpus, name, out, **given)
