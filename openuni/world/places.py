@@ -164,7 +164,7 @@ class Layout:
 
 
 def rectangle(piece: Piece, place: Vector, turn: float, around_m: float) -> Rectangle:
-    """What a piece takes of the floor, turned by quarters, with `around_m` on every side."""
+    """Footprint of a piece, turned by quarter turns, enlarged by `around_m` on every side."""
     wide, deep = piece.half_m[::-1] if abs(math.sin(turn)) > 0.5 else piece.half_m
     wide, deep = wide + around_m, deep + around_m
     return place[0] - wide, place[0] + wide, place[2] - deep, place[2] + deep

@@ -99,7 +99,7 @@ def towards_half(from_light: Components, points: np.ndarray, eye_m: np.ndarray) 
 
 
 def render(moment: Moment, lens: Lens, samples: int = 2, *, intrinsics: bool = True) -> Picture:
-    """The mean light of `samples` x `samples` rays per pixel, with hard shadows, and optionally albedo and irradiance."""
+    """The mean light of `samples` x `samples` rays per pixel, with hard shadows; optionally albedo and irradiance."""
     x, y = (side.astype(np.float32) for side in lens.rays(samples))
     whole = (3, lens.height_px, lens.width_px) if intrinsics else (3, 0, 0)
     out = Picture(np.empty((3, lens.height_px, lens.width_px), np.float32), *np.empty((2, *whole), np.float32))
