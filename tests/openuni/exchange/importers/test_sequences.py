@@ -151,12 +151,12 @@ def test_videos_are_found_whatever_the_case_of_their_suffix(tmp_path: Path) -> N
     stream = find_stream(tmp_path, "rgb", tmp_path)
     assert stream is not None and stream.files == (tmp_path / "rgb.MP4",)
     (tmp_path / "rgb.mp4").write_bytes(b"x")
-    with pytest.raises(ClipError, match=r"has rgb\.MP4 and rgb\.mp4: one is needed"):
+    with pytest.raises(ClipError, match=r"has rgb\.MP4 and rgb\.mp4: expected one"):
         find_stream(tmp_path, "rgb", tmp_path)
 
 
 def test_what_is_no_file_is_named(tmp_path: Path) -> None:
     write_png(tmp_path / "a", np.zeros((2, 6, 8, 3), np.uint8))
     (tmp_path / "a/0002.png").mkdir()
-    with pytest.raises(ClipError, match=r"a/0002\.png is no file"):
+    with pytest.raises(ClipError, match=r"a/0002\.png is not a file"):
         sequence_of(tmp_path / "a", "a", tmp_path)
