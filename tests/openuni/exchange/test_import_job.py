@@ -191,10 +191,10 @@ def test_wrong_use_is_explained(some: Path, tmp_path: Path) -> None:
         openuni.import_set(FORMAT, some, out=tmp_path / "c", options={"frames": 6})
     with pytest.raises(OpenUniError, match='has no option "frame". Did you mean "frames"'.replace(".", r"\.")):
         openuni.import_set(FORMAT, some, out=tmp_path / "d", options={"frame": 6})
-    with pytest.raises(OpenUniError, match="lies in the set itself"):
+    with pytest.raises(OpenUniError, match="is inside the dataset folder"):
         openuni.import_set(FORMAT, some, out=some / "corpus")
     assert not (some / "corpus").exists()
-    with pytest.raises(OpenUniError, match="is no folder"):
+    with pytest.raises(OpenUniError, match="is not a folder"):
         openuni.import_set(FORMAT, tmp_path / "nowhere", out=tmp_path / "d")
     with pytest.raises(OpenUniError, match="holds no clip"):
         openuni.import_set(FORMAT, write_set(tmp_path / "empty", {}), out=tmp_path / "e")
