@@ -154,7 +154,7 @@ def test_keep_before_the_duplicates_were_found_says_what_to_do(raw, checkpoint, 
     api.duplicates(corpus)
     assert run(raw, tmp_path / "corpus", rules).summary().ok == 4
     with pytest.raises(openuni.OpenUniError, match='"duplicates" has no column "is_representativ"'):
-        openuni.recipe.Recipe.parse(recipe(checkpoint, "duplicates.is_representativ"))
+        openuni.CorpusRecipe.parse(recipe(checkpoint, "duplicates.is_representativ"))
 
 
 def test_the_command_reports_and_refuses(corpus, tmp_path):
@@ -163,7 +163,7 @@ def test_the_command_reports_and_refuses(corpus, tmp_path):
 
     done = duplicates("--max-distance", "5")
     assert done.returncode == 0, done.stderr
-    assert "7 clips compared: 4 kept, 3 show the same as one of these (largest cluster: 4 clips)" in done.stdout
+    assert "7 clips compared: 4 kept, 3 duplicates of these (largest cluster: 4 clips)" in done.stdout
     refused = duplicates("--by", "embedding", "--max-distance", "5")
     assert refused.returncode == 2
     assert 'has no option "max_distance"' in refused.stderr

@@ -162,7 +162,7 @@ def test_preflight_names_what_is_unavailable_and_asks_for_consent() -> None:
     assert f'accept = ["{LARGE}"]' in found["missing"] and "non-commercial" in found["missing"]
     agreed = CorpusRecipe.parse(tables | {"accept": [LARGE]})
     assert "missing" not in {finding.level for finding in run_checks(agreed)}
-    with pytest.raises(MissingRequirement, match="is not on this machine"):
+    with pytest.raises(MissingRequirement, match="not found locally"):
         require_all(agreed, None, 0)
     with pytest.raises(OpenUniError, match="accept must be a list"):
         CorpusRecipe.parse({"accept": LARGE})
