@@ -133,6 +133,8 @@ def test_an_unknown_name_is_answered_with_the_nearest_ones():
     error = str(invoke("show", "unityvideo_debgu").exception)
     assert error.startswith('"unityvideo_debgu" not found. Did you mean "unityvideo_debug"? Similar: unityvideo_demo, ')
     assert error.endswith(" List all names with: openuni list") and len(error) < 300
+    assert 'Did you mean "camera_share"?' in str(invoke("show", "camera_shar").exception)
+    assert 'Did you mean "motion.camera_share"?' in str(invoke("show", "motion.camera_shar").exception)
     assert str(invoke("show", "xyzzy").exception) == '"xyzzy" not found. List all names with: openuni list'
 
 
