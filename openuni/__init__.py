@@ -1,9 +1,9 @@
 """OpenUni: build multi-modal video corpora from raw clips, and train unified video models on them.
 
-    corpus = openuni.run("corpus.toml", "raw/*.mp4", out="corpus/")   # run again to resume
+    corpus = openuni.run("corpus.toml", "raw/*.mp4", out="corpus/")   # rerun to resume
     run = openuni.train("unityvideo_debug", corpus, out="run/")
 
-Names load on first use, so that `import openuni` is instant.
+Names are imported on first use, so `import openuni` is fast.
 """
 
 import importlib

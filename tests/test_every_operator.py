@@ -208,7 +208,7 @@ def test_the_example_of_the_readme_meets_the_contract_under_its_dotted_path(kind
     (tmp_path / f"lab_{kind}").mkdir()
     (tmp_path / f"lab_{kind}" / "example.py").write_text(code.split("\n# tests/")[0])
     monkeypatch.syspath_prepend(tmp_path)
-    operator_class = find_operator(kind, f"lab_{kind}.example")
+    operator_class = find_operator(kind, f"lab_{kind}.example", imports=True)
     contract.importing_is_light(f"lab_{kind}.example", tmp_path)
     for check in BOTH:
         getattr(contract, check)(operator_class(), DecodedClip.from_frames(MOVING))

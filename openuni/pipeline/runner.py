@@ -150,6 +150,7 @@ class RayRunner(Runner):
         import ray
 
         local = {
+            "address": "local",  # never a cluster that happens to run on this machine
             "num_cpus": self.resources.workers,
             "num_gpus": math.ceil(self.resources.gpus),
             "include_dashboard": False,

@@ -219,13 +219,13 @@ def test_ids_hold_across_windows_and_what_enters_in_one_is_followed_back(monkeyp
         lambda t: (70 - 2 * t, 40) if t >= 6 else None,
         lambda t: (40, 20) if t < 11 else None,
     )
-    monkeypatch.setattr(_sam2_memory, "follow", Tracker(truth))
+    monkeypatch.setattr(_sam2_memory, "propagate", Tracker(truth))
 
     class TrueSam2(Sam2):
         def promptable(self, model):
             return model
 
-        def stretch(self, model, clip, labels, first, last):
+        def keyframe_interval(self, model, clip, labels, first, last):
             return MemoryInterval(model, clip.frames, labels, (first, last), 0)
 
     operator = TrueSam2(keyframe_interval_s=0.5)

@@ -119,9 +119,9 @@ def run_facts(folder: Path) -> dict[str, Any]:
     run = openuni.open_run(folder)
     made: dict[str, Any] = {}
     for task in run.tasks:
-        prompt = "a person walks" if run.captioned(task) else ""
-        make = [*task.made, *(["text"] if task.makes_text else [])]
-        given = {name: gradient(run) for name in task.given}
+        prompt = "a person walks" if run.caption_streams(task) else ""
+        make = [*task.targets, *(["text"] if task.generates_text else [])]
+        given = {name: gradient(run) for name in task.conditions}
         made[str(task)] = {
             "kinds": {name: type(value).__name__ for name, value in run.generate(prompt, make, given).items()},
             "renderings": {name: spread(array) for name, array in run.render(prompt, make, given).items()},

@@ -51,7 +51,7 @@ def test_the_similarity_is_one_less_the_share_of_bits(tmp_path):
     assert rows["b"] == rows["b"] | {"cluster": "a", "is_representative": False, "clips": 2, "similarity": 1 - 4 / 64}
     assert rows["a"] == rows["a"] | {"cluster": "a", "is_representative": True, "clips": 2, "similarity": None}
     assert (report.compared, report.representative_count, report.largest, report.computed) == (2, 1, 2, True)
-    assert "1 kept, 1 show the same" in str(report) and 'keep = "duplicates.is_representative"' in str(report)
+    assert "1 kept, 1 duplicates of these" in str(report) and 'keep = "duplicates.is_representative"' in str(report)
 
 
 def test_the_largest_is_kept_then_the_longest_then_the_first_by_name(tmp_path):

@@ -1,9 +1,6 @@
 """Duplicates from videos to a corpus without them: filters, `openuni duplicates`, `keep`, and what came later."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -15,6 +12,7 @@ from openuni import api
 from openuni.console.progress import Reporter
 from openuni.manifests.corpus.corpus import Corpus
 from tests.coded_clips import encode
+from tests.command_line import cli
 from tests.moving_pictures import texture
 from tests.openuni.dedup.scored import clusters_of
 from tests.tiny_clip import tiny_clip, tiny_head
@@ -156,18 +154,17 @@ def test_keep_before_the_duplicates_were_found_says_what_to_do(raw, checkpoint, 
     api.duplicates(corpus)
     assert run(raw, tmp_path / "corpus", rules).summary().ok == 4
     with pytest.raises(openuni.OpenUniError, match='"duplicates" has no column "is_representativ"'):
-        openuni.recipe.Recipe.parse(recipe(checkpoint, "duplicates.is_representativ"))
+        openuni.CorpusRecipe.parse(recipe(checkpoint, "duplicates.is_representativ"))
 
 
 def test_the_command_reports_and_refuses(corpus, tmp_path):
-    def cli(*arguments):
-        command = [sys.executable, "-m", "openuni", "duplicates", corpus.store.url, *arguments]
-        return subprocess.run(command, env=dict(os.environ), capture_output=True, text=True, check=False)
+    def duplicates(*arguments):
+        return cli("duplicates", corpus.store.url, *arguments)
 
-    done = cli("--max-distance", "5")
+    done = duplicates("--max-distance", "5")
     assert done.returncode == 0, done.stderr
-    assert "7 clips compared: 4 kept, 3 show the same as one of these (largest cluster: 4 clips)" in done.stdout
-    refused = cli("--by", "embedding", "--max-distance", "5")
+    assert "7 clips compared: 4 kept, 3 duplicates of these (largest cluster: 4 clips)" in done.stdout
+    refused = duplicates("--by", "embedding", "--max-distance", "5")
     assert refused.returncode == 2
     assert 'has no option "max_distance"' in refused.stderr
 

@@ -80,7 +80,7 @@ def test_null_never_passes_and_the_ledger_says_why(corpus):
     assert (summary.clips, summary.ok, summary.failed, summary.pending) == (2, 1, [], 0)
     assert [tuple(drop) for drop in summary.dropped] == [(KEEP, 1)]
     assert [tuple(absence) for absence in summary.unavailable] == [("motion_vectors", 1)]
-    assert str(summary).endswith("motion_vectors is unavailable for 1 of all")
+    assert str(summary).endswith("motion_vectors is unavailable for 1 of 2 clips")
 
 
 def test_without_a_rule_about_it_the_clip_is_ok(raw, tmp_path, corpus):

@@ -50,7 +50,7 @@ def calls_of(
     calls: list[tuple[dict, dict, dict]] = []
     handle = model.register_forward_pre_hook(lambda _, arguments: calls.append(arguments))
     sample(model, task, conditions, SHAPE, sampling)
-    handle.delete_rows()
+    handle.remove()
     return calls
 
 
@@ -117,7 +117,7 @@ def test_given_streams_are_clean_or_the_same_noise_in_every_step(model: Any) -> 
 def test_what_is_made_without_the_given_streams_does_not_know_them(model: Any) -> None:
     task = Task.parse("rgb->depth")
     first = conditions_of(task)
-    second = first._replace(given={"rgb": first.conditions["rgb"] + 1})
+    second = first._replace(conditions={"rgb": first.conditions["rgb"] + 1})
 
     def made(conditions: SamplerInputs, scale: float) -> torch.Tensor:
         return sample(model, task, conditions, SHAPE, SamplingOptions(2, 1.0, guidance=scale, given_guidance=scale))[

@@ -237,7 +237,7 @@ def test_each_fault_is_named_and_the_rest_comes_in(tmp_path):
     assert set(found) == set(FAULTS)
     for name, (_, reason) in FAULTS.items():
         assert re.search(reason, found[name]), f"{name}: {found[name]}"
-        assert re.match("ClipError|Undecodable", found[name]), found[name]
+        assert re.match("ClipError|CorruptVideo", found[name]), found[name]
     before = results(corpus)
     assert results(bring_in("folder", base, tmp_path / "corpus")) == before
     write_stored(base / "damaged", stored_maps())
