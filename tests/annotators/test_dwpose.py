@@ -347,7 +347,9 @@ def test_cuda_is_asserted_and_never_replaced_in_silence(folder):
     onnxruntime = pytest.importorskip("onnxruntime")
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("onnxruntime has CUDA here")
-    with pytest.raises(MissingRequirement, match=r"CUDAExecutionProvider is not available.*onnxruntime-gpu.*provider = "):
+    with pytest.raises(
+        MissingRequirement, match=r"CUDAExecutionProvider is not available.*onnxruntime-gpu.*provider = "
+    ):
         Dwpose(checkpoint=str(folder)).load("cuda")
     assert Dwpose(checkpoint=str(folder), provider="cpu").load("cuda").pose.session.get_providers() == [
         "CPUExecutionProvider"
@@ -361,7 +363,7 @@ def test_a_session_that_went_to_the_cpu_by_itself_is_refused():
     _onnx.require_provider("CUDAExecutionProvider", ["CUDAExecutionProvider", "CPUExecutionProvider"], "")
     assert [name for name, _ in _onnx.providers_of("cuda:1")] == ["CUDAExecutionProvider", "CPUExecutionProvider"]
     assert _onnx.providers_of("cuda:1")[0][1]["device_id"] == "1"
-    with pytest.raises(OpenUniError, match='"mps" is not supported by onnxruntime. Allowed: "cpu", "cuda"'):
+    with pytest.raises(OpenUniError, match=r'"mps" is not supported by onnxruntime\. Allowed: "cpu", "cuda"'):
         _onnx.providers_of("mps")
 
 
@@ -419,7 +421,9 @@ def test_other_networks_are_refused_with_what_is_needed(tmp_path):
     write_pose(tmp_path / "body.onnx", points=17)
     with pytest.raises(OpenUniError, match=r"x and y of 133 points as two outputs.*Use such a file as pose_file"):
         Dwpose(checkpoint=str(tmp_path), pose_file="body.onnx").load("cpu")
-    with pytest.raises(OpenUniError, match=r"expected one output \[batch, 138, 85\] from a YOLOX export without built-in NMS"):
+    with pytest.raises(
+        OpenUniError, match=r"expected one output \[batch, 138, 85\] from a YOLOX export without built-in NMS"
+    ):
         Dwpose(checkpoint=str(tmp_path), detector_file=POSE_FILE, pose_file=DETECTOR_FILE).load("cpu")
     (tmp_path / "damaged.onnx").write_bytes((tmp_path / POSE_FILE).read_bytes()[:900])
     with pytest.raises(OpenUniError, match=r"damaged\.onnx cannot be loaded: damaged"):
@@ -434,7 +438,9 @@ def test_other_networks_are_refused_with_what_is_needed(tmp_path):
 
 def test_an_output_of_another_kind_is_refused_when_the_graph_did_not_say():
     for shape in ((100, 7), (420, 5), (420,)):
-        with pytest.raises(OpenUniError, match=r"the detector returned .*expected \(420, 85\) from YOLOX without built-in NMS"):
+        with pytest.raises(
+            OpenUniError, match=r"the detector returned .*expected \(420, 85\) from YOLOX without built-in NMS"
+        ):
             persons(np.zeros(shape, np.float32), (128, 160), 1.0, 0.3, 0.45)
     with pytest.raises(OpenUniError, match=r"expected two SimCC outputs \[points, bins\]"):
         peaks(np.zeros((133, 10)), np.zeros((17, 10)))

@@ -138,7 +138,7 @@ def test_people_are_the_instances_that_key_points_lie_in():
 @pytest.mark.parametrize("options", [{}, {"subject": "all"}, {"ids": (4,)}])
 def test_a_clip_without_a_subject_is_unavailable(checkpoint, options):
     operator = Matting(checkpoint=checkpoint, **options)
-    with pytest.raises(Unavailable, match="no subject: .* found in this clip"):
+    with pytest.raises(Unavailable, match=r"no subject: .* found in this clip"):
         operator.run(operator.load("cpu"), with_maps(noise(1, 32, 32), segmentation=Segmentation(square(1, 32, 32, 0))))
 
 
