@@ -1,7 +1,7 @@
-"""The contract over every operator file found: nothing to register here when one is added.
+"""The operator contract, checked for every operator file; new operators need no registration here.
 
-An operator with options that need files (a checkpoint) has `contract_case(folder, frames) -> (operator, clip)` in its
-own test file; all others run with their defaults.
+An operator that requires files (a checkpoint) defines `contract_case(folder, frames) -> (operator, clip)` in its test
+file; all others run with their defaults.
 """
 
 import dataclasses
@@ -146,7 +146,7 @@ def _with_changed(operator, options):
     return dataclasses.replace(operator, **{name: other(getattr(operator, name)) for name in options})
 
 
-# Each check is shown to fail on the fault it is there for, and to pass on an operator without a fault.
+# Every check fails for the fault that it detects, and passes for an operator without a fault.
 
 BOTH = {
     "input_is_untouched": [faulty.WritesInput, faulty.WritesTimes, faulty.UnlocksInput],
