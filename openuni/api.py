@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,10 @@ from openuni.manifests.corpus import splits
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.corpus.lock import lock
 from openuni.manifests.errors import OpenUniError
-from openuni.pipeline.pipeline import Pipeline, RunScope
-from openuni.pipeline.runner import Resources, open_runner
+from openuni.pipeline.pipeline import Pipeline
+from openuni.pipeline.resources import Resources
+from openuni.pipeline.runner import open_runner
+from openuni.pipeline.scope import RunScope
 from openuni.pipeline.sources import find_sources
 from openuni.report import doctor
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from openuni.training.run import Run
 
 MAX_DEFAULT_WORKERS = 16
+FEW_SOURCES = 10  # starting Ray for these takes longer than it saves
 
 
 def run(
@@ -35,7 +38,7 @@ def run(
     sources: str | Path | Sequence[str | Path] = (),
     *,
     out: str | Path,
-    resources: Resources | None = None,
+    resources: Resources | Callable[[int], Resources] | None = None,
     scope: RunScope = RunScope(),
     reporter: Reporter | None = None,
 ) -> Corpus:
@@ -43,12 +46,15 @@ def run(
 
     `recipe`: a TOML file, tables as `tomllib` returns them, or a `CorpusRecipe`. `sources`: files, folders, globs,
     `.txt` lists, URLs; none: process the clips that are already in the corpus, such as imported ones. `resources`:
-    default is in-process (no Ray). Raises `OpenUniError` for invalid input and missing requirements. A clip that fails
-    raises nothing: it is a row with status `failed`, see `corpus.summary()`.
+    default is in-process (no Ray); may be a function of the number of sources. Raises `OpenUniError` for invalid input
+    and missing requirements. A clip that fails raises nothing: it is a row with status `failed`, see
+    `corpus.summary()`; with `scope=RunScope(raise_errors=True)` the first one raises `ItemFailed`, whose cause is the
+    exception.
     """
     parsed = to_recipe(recipe)
     found = find_sources(sources)
-    resources = resources or Resources()
+    if not isinstance(resources, Resources):
+        resources = resources(len(found)) if resources is not None else Resources()
     doctor.require_all(parsed, str(out), resources.gpus)
     corpus = Corpus.create(str(out)) if found else Corpus.open(str(out))
     reporter = reporter or Reporter()
@@ -125,10 +131,17 @@ def to_recipe(recipe: str | Path | Mapping[str, Any] | CorpusRecipe) -> CorpusRe
     return CorpusRecipe.parse(recipe) if isinstance(recipe, Mapping) else CorpusRecipe.load(recipe)
 
 
-def default_resources(workers: int | None = None, gpus: float | None = None, address: str | None = None) -> Resources:
-    """Return the resources of a run. Default: one worker per GPU, else one per core; `workers` 0 runs in-process."""
+def default_resources(
+    workers: int | None = None, gpus: float | None = None, address: str | None = None, *, sources: int | None = None
+) -> Resources:
+    """Return the resources of a run. Default: one worker per GPU, else one per core; `workers` 0 runs in-process.
+
+    `sources`: their number, if known. Up to `FEW_SOURCES` without a GPU or cluster run in-process by default.
+    """
     if gpus is None:
         gpus = float(_visible_gpus()) if workers != 0 else 0.0
+    if workers is None and not gpus and address is None and sources is not None and 0 < sources <= FEW_SOURCES:
+        workers = 0
     if workers is None:
         workers = int(-(-gpus // 1)) if gpus else min(os.cpu_count() or 1, MAX_DEFAULT_WORKERS)
     if workers < 0 or gpus < 0:
