@@ -147,7 +147,7 @@ def test_a_part_of_a_longer_video_is_refused(tmp_path):
 
 def test_a_map_with_another_number_of_frames_than_its_sidecar_says_is_refused(tmp_path):
     supply(tmp_path, truth(2))
-    with pytest.raises(ClipError, match="holds 2 maps of 32 x 24, the video has 3 frames"):
+    with pytest.raises(ClipError, match="has 2 maps of 32 x 24, the video has 3 frames"):
         read(tmp_path)
     supply(tmp_path, truth(5))
     with pytest.raises(ClipError, match="has more than 3 frames"):  # known before anything is decoded
