@@ -2,7 +2,7 @@
 
 On a page, a block with a caption is a file, `console` blocks are commands and `python` blocks are code; all of them run
 in the order of the page, in one folder. A comment on the line before a block excepts it: `<!-- not run: REASON -->`.
-Its commands must still be ones that the command line parses.
+Its commands must still be ones that the command line parses, unless the comment is `<!-- after-merge -->`.
 """
 
 import contextlib
@@ -39,15 +39,18 @@ class Block(NamedTuple):
     language: str
     text: str
     file: str | None  # the file that a reader makes of it
-    is_run: bool
+    note: str  # the comment before it
+
+    @property
+    def is_run(self) -> bool:
+        return not self.note.startswith(("not run", "after-merge"))
 
 
 def blocks(page: Path) -> list[Block]:
     """All blocks of a page with a language, in order."""
     found = []
     for match in FENCE.finditer(page.read_text(encoding="utf-8")):
-        note = match["note"] or ""
-        found.append(Block(match["language"], match["text"], match["file"], not note.startswith(("not run", "after-"))))
+        found.append(Block(match["language"], match["text"], match["file"], match["note"] or ""))
     return found
 
 
@@ -77,7 +80,7 @@ class Reader:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(block.text, encoding="utf-8")
             elif block.language == "console":
-                for command in commands(block):
+                for command in commands(block) if block.note != "after-merge" else ():
                     self.run(command) if block.is_run else check_parses(command)
             elif block.language == "python" and block.is_run:
                 with contextlib.chdir(self.folder):
