@@ -6,7 +6,7 @@ Its commands must still be ones that the command line parses, unless the comment
 """
 
 import contextlib
-import importlib.metadata
+import importlib
 import json
 import re
 import shlex
@@ -135,7 +135,7 @@ def install(package: Path) -> None:
     ]
     (record / "entry_points.txt").write_text("\n".join(lines))
     sys.path.insert(0, str(package / "src"))
-    importlib.metadata.MetadataPathFinder.invalidate_caches()
+    importlib.invalidate_caches()
     discovery._entry_points.cache_clear()
 
 
