@@ -1,4 +1,4 @@
-"""`openuni parity`: the ladder of `openuni.training.parity.ladder` on the models that are built on Wan."""
+"""`openuni parity`: the checks of `openuni.training.parity.ladder` for the models that are built on Wan."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -12,13 +12,16 @@ if TYPE_CHECKING:
     from openuni.training.parity.ladder import ParityResult
 
 FAILING_STATUSES = ("failed", "not run")
-HEADER = f"{'model':<12} {'rung':<11} {'verdict':<14} {'figure':>9} {'at most':>9}  what the figure is"
+HEADER = f"{'model':<12} {'check':<11} {'verdict':<14} {'value':>9} {'tolerance':>9}  description"
 
 
 def run_parity(
     pretrained: str, models: Sequence[str], modalities: Sequence[str], device: str, dtype: str
 ) -> Iterator[tuple[str, "ParityResult"]]:
-    """Model and rung, each when it is done. Raises `OpenUniError` for what is asked for and not there."""
+    """Yield model name and result after every check.
+
+    Raises `OpenUniError` for unknown models, modalities and devices, and for models that are not built on Wan.
+    """
     import torch
 
     from openuni.training.parity.ladder import run_parity_checks
@@ -27,20 +30,20 @@ def run_parity(
     known = {name: _kind(name) for name in models or component_names("models")}
     for name in models:
         if known[name] is None:
-            raise OpenUniError(f'model "{name}" is not built on Wan, so there is nothing to compare it with')
+            raise OpenUniError(f'--model "{name}": not built on Wan, so diffusers has no counterpart to compare with')
     for name in modalities:
         find_modality(name)
-    place = pick_device(device)
+    torch_device = pick_device(device)
     for kind in filter(None, known.values()):
         options: dict[str, Any] = {"pretrained": pretrained}
-        if len(kind().modalities) > 1:  # else the model's streams are fixed
+        if len(kind().modalities) > 1:  # a model with one stream has fixed modalities
             options["modalities"] = tuple(dict.fromkeys(modalities))
-        for rung in run_parity_checks(kind(**options), place, getattr(torch, dtype)):
-            yield kind.name(), rung
+        for result in run_parity_checks(kind(**options), torch_device, getattr(torch, dtype)):
+            yield kind.name(), result
 
 
 def _kind(name: str) -> Any:
-    """The component, or None where it is not built on Wan."""
+    """Return the model component, or None if it is not built on Wan."""
     from openuni.training.backbone.wan import WanModel
     from openuni.training.model import Model
 
@@ -49,13 +52,13 @@ def _kind(name: str) -> Any:
     return kind if issubclass(kind, WanModel) else None
 
 
-def format_row(model: str, rung: "ParityResult") -> str:
-    """One line of the table."""
-    figure, tolerance = ("" if value is None else f"{value:.3g}" for value in (rung.figure, rung.tolerance))
-    return f"{model:<12} {rung.name:<11} {rung.verdict:<14} {figure:>9} {tolerance:>9}  {rung.what}"
+def format_row(model: str, result: "ParityResult") -> str:
+    """Return one line of the table."""
+    figure, tolerance = ("" if value is None else f"{value:.3g}" for value in (result.figure, result.tolerance))
+    return f"{model:<12} {result.name:<11} {result.verdict:<14} {figure:>9} {tolerance:>9}  {result.what}"
 
 
-def record(model: str, rung: "ParityResult") -> dict[str, Any]:
-    """The rung as JSON has it, which knows no infinity: null."""
-    finite = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in rung._asdict().items()}
+def record(model: str, result: "ParityResult") -> dict[str, Any]:
+    """Return the result for JSON. JSON has no infinity and no NaN: such values become null."""
+    finite = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in result._asdict().items()}
     return {"model": model, **finite}

@@ -118,7 +118,7 @@ def test_in_frames_without_the_person_there_is_nothing(folder):
     assert array[..., 2].any(axis=(1, 2)).tolist() == [True, True, False, True, False]
     assert not array[[2, 4]].any()
     assert (found.person_share, found.relink_count, found.identity_count) == (0.6, 1, 1)
-    apart = annotate(Dwpose(checkpoint=str(folder), longest_gap_s=0.0), [frame_with(*there) for there in cells])
+    apart = annotate(Dwpose(checkpoint=str(folder), max_gap_s=0.0), [frame_with(*there) for there in cells])
     assert (apart.skeleton.array.shape[1], apart.relink_count, apart.identity_count) == (2, 0, 2)
 
 
@@ -470,7 +470,7 @@ def test_the_version_follows_the_two_files_and_no_other(tmp_path):
     "wrong",
     [
         *({"channels": "gbr"}, {"provider": "gpu"}, {"max_persons": 0}, {"frames_per_batch": 0}),
-        *({"least_score": 1.5}, {"most_overlap": -0.1}, {"longest_gap_s": -1.0}, {"longest_gap_s": float("nan")}),
+        *({"min_score": 1.5}, {"nms_iou": -0.1}, {"max_gap_s": -1.0}, {"max_gap_s": float("nan")}),
     ],
 )
 def test_wrong_options_are_refused(wrong):

@@ -73,10 +73,10 @@ def test_shared_noise_takes_the_flicker_of_noise_away(folder):
 
 def test_an_ensemble_tells_its_spread(folder):
     assert annotate(tiny(folder), FRAMES[:1]).spread_deg is None
-    assert annotate(tiny(folder, ensemble=2), FRAMES[:1]).spread_deg is None
-    found = annotate(tiny(folder, ensemble=3), FRAMES)
+    assert annotate(tiny(folder, ensemble_size=2), FRAMES[:1]).spread_deg is None
+    found = annotate(tiny(folder, ensemble_size=3), FRAMES)
     assert 0 < found.spread_deg < 180
-    by_two = annotate(tiny(folder, ensemble=3, frames_per_batch=2), FRAMES)
+    by_two = annotate(tiny(folder, ensemble_size=3, frames_per_batch=2), FRAMES)
     assert np.abs(by_two.normal.array - found.normal.array).max() < 1e-4
     assert by_two.spread_deg == pytest.approx(found.spread_deg, rel=1e-4)
 
@@ -128,7 +128,7 @@ def test_a_pipeline_may_name_no_code(folder, tmp_path):
     "wrong",
     [
         {"steps": 0},
-        {"ensemble": 0},
+        {"ensemble_size": 0},
         {"processing_px": 100},
         {"frames_per_batch": 0},
         {"precision": "fp8"},

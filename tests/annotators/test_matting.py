@@ -158,7 +158,7 @@ def test_alpha_is_the_trimap_where_it_is_sure_and_the_networks_between(checkpoin
     operator = Matting(checkpoint=checkpoint)
     network, processor = operator.load("cpu")
     alpha = operator.run((network, processor), clip).alpha.array[..., 0]
-    trimap = trimaps(square(2, 70, 90)[..., 0] > 0, operator.band_share)
+    trimap = trimaps(square(2, 70, 90)[..., 0] > 0, operator.trimap_band_share)
 
     # by hand, from the definition: (x / 255 - 0.5) / 0.5, the trimap as it is, zeros to the right and below
     pixels = torch.zeros(2, 4, 96, 96)
@@ -207,8 +207,8 @@ def test_other_checkpoints_are_explained(tmp_path):
     [
         {"subject": "none"},
         {"precision": "fp8"},
-        {"band_share": 0.0},
-        {"band_share": 0.6},
+        {"trimap_band_share": 0.0},
+        {"trimap_band_share": 0.6},
         {"frames_per_batch": 0},
         {"downsample_ratio": 2.0},
         {"ids": (0,)},
@@ -297,7 +297,7 @@ def test_true_masks_are_sure_only_where_the_true_matte_is(world):
     truth = world.modalities["alpha"].array[..., 0]
     clip = with_maps(world.frames, segmentation=world.modalities["segmentation"])
     masks = subject_masks(clip, "largest", world.scene.foreground)
-    trimap = trimaps(masks, Matting().band_share)
+    trimap = trimaps(masks, Matting().trimap_band_share)
     band = trimap == UNKNOWN
     recovered = np.where(band, truth, trimap == FOREGROUND)  # a network that is right in the band
     assert (recovered == truth).mean() > 0.9995  # the rest: thinner than a pixel, so in no mask

@@ -212,7 +212,7 @@ def test_wrong_weights_are_explained(tmp_path):
     with pytest.raises(OpenUniError, match="try the other size"):
         Raft(size="large", checkpoint=saved(tmp_path, "small")).load("cpu")
     torch.save({"model": {"weight": torch.zeros(1)}, "epoch": 3}, tmp_path / "training.pth")
-    with pytest.raises(OpenUniError, match="not a plain table of tensors"):
+    with pytest.raises(OpenUniError, match="must be a mapping of names to tensors"):
         Raft(checkpoint=str(tmp_path / "training.pth")).load("cpu")
     with pytest.raises(MissingRequirement, match="existing file"):
         Raft(checkpoint=str(tmp_path / "nowhere.pth")).load("cpu")

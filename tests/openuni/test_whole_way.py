@@ -75,7 +75,7 @@ def test_raw_clips_to_generated_videos(raw, recipe, tmp_path):
     clip = corpus[corpus.kept_clip_ids()[0]]
     assert clip.depth.shape[:3] == clip.modality("flow", "raft").array.shape[:3]
     assert min(clip.depth.shape[1:3]) == 128 or clip.clip.height_px < 128
-    with pytest.raises(openuni.OpenUniError, match="several annotators made flow: dis, raft"):
+    with pytest.raises(openuni.OpenUniError, match="several annotators produced flow: dis, raft"):
         _ = clip.flow
 
     trained = cli("train", "unityvideo_debug", "--corpus", tmp_path / "corpus", "--out", tmp_path / "run")

@@ -89,9 +89,9 @@ def test_columns_follow_the_result_type():
 
 
 def test_what_no_column_holds_is_refused():
-    with pytest.raises(OpenUniError, match=r"things: a result of type <class 'dict'> cannot be stored. Allowed: float"):
+    with pytest.raises(OpenUniError, match=r"things: results of type <class 'dict'> cannot be stored. Allowed: float"):
         schema.producer_schema(WrongMaker)
-    with pytest.raises(OpenUniError, match='must not be called "status"'):
+    with pytest.raises(OpenUniError, match='result field "status" is a reserved name'):
         schema.producer_schema(TakenMaker)
 
 

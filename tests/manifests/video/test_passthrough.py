@@ -263,7 +263,7 @@ def test_stored_maps_from_elsewhere_are_measured_before_they_are_decoded(tmp_pat
     found = decode_payload(Albedo, data, {"transfer": "linear"}, "x", FRAMES, size_px)
     np.testing.assert_array_equal(found.array, noise(np.uint16) / np.float32(65535))
     for frames, size in ((FRAMES + 1, size_px), (FRAMES, (6, 10))):
-        with pytest.raises(ClipError, match="the file holds 5 maps of 20 x 12"):
+        with pytest.raises(ClipError, match="the file has 5 maps of 20 x 12"):
             decode_payload(Albedo, data, {"transfer": "linear"}, "x", frames, size)
 
 

@@ -10,7 +10,7 @@ from openuni.config.recipe import CorpusRecipe
 from openuni.console.progress import Reporter
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.errors import OpenUniError
-from openuni.pipeline.pipeline import RunScope
+from openuni.pipeline.scope import RunScope
 from openuni.report import doctor
 from openuni.training.codecs.bytes import Bytes
 from tests.annotators.test_caption import tiny_checkpoint

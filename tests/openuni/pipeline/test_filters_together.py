@@ -10,8 +10,8 @@ from openuni.console.progress import Reporter
 from openuni.manifests.contracts.operator import operator_names
 from openuni.manifests.contracts.schema import OUTCOME_FIELDS
 from openuni.manifests.video import probe, reader
-from openuni.pipeline.pipeline import RunScope
-from openuni.pipeline.runner import Resources
+from openuni.pipeline.resources import Resources
+from openuni.pipeline.scope import RunScope
 from tests.coded_clips import encode
 from tests.moving_pictures import panned
 
@@ -80,7 +80,7 @@ def test_null_never_passes_and_the_ledger_says_why(corpus):
     assert (summary.clips, summary.ok, summary.failed, summary.pending) == (2, 1, [], 0)
     assert [tuple(drop) for drop in summary.dropped] == [(KEEP, 1)]
     assert [tuple(absence) for absence in summary.unavailable] == [("motion_vectors", 1)]
-    assert str(summary).endswith("motion_vectors is unavailable for 1 of all")
+    assert str(summary).endswith("motion_vectors is unavailable for 1 of 2 clips")
 
 
 def test_without_a_rule_about_it_the_clip_is_ok(raw, tmp_path, corpus):

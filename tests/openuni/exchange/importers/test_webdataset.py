@@ -136,7 +136,7 @@ def test_each_fault_is_named_and_the_rest_comes_in(tmp_path, mp4):
     write_tar(tmp_path / "set/a.tar", members)
     reason = {
         "a/no-map": r"flow\.mkv is not in the shard, the \.json names it",
-        "a/wrong": r"the file holds 11 maps of 64 x 48, the video has 12",
+        "a/wrong": r"the file has 11 maps of 64 x 48, the video has 12",
         "a/late": r"depth is out of step: 1 frame behind",
         "a/two": r"needed is one video .* found mkv, mp4",
         "a/none": r"needed is one video .* found txt",
