@@ -2,7 +2,7 @@
 
 On a page, a block with a caption is a file, `console` blocks are commands and `python` blocks are code; all of them run
 in the order of the page, in one folder. A comment on the line before a block excepts it: `<!-- not run: REASON -->`.
-Its commands must still be ones that the command line parses, unless the comment is `<!-- after-merge -->`.
+Its commands must still be ones that the command line parses.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ class Block(NamedTuple):
 
     @property
     def is_run(self) -> bool:
-        return not self.note.startswith(("not run", "after-merge"))
+        return not self.note.startswith("not run")
 
 
 def blocks(page: Path) -> list[Block]:
@@ -80,7 +80,7 @@ class Reader:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(block.text, encoding="utf-8")
             elif block.language == "console":
-                for command in commands(block) if block.note != "after-merge" else ():
+                for command in commands(block):
                     self.run(command) if block.is_run else check_parses(command)
             elif block.language == "python" and block.is_run:
                 with contextlib.chdir(self.folder):

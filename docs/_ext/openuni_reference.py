@@ -237,15 +237,11 @@ def command_line_page() -> str:
     commands = list(commands_of(group, "openuni"))
     rows = [(f"[`{name}`](#{command_anchor(name)})", markdown(first_line_of(item.help))) for name, item in commands]
     lines += table(("command", "summary"), rows)
+    lines += ["", "Options before the command:", "", *parameters(group)]
     for name, command in commands:
         lines += ["", f"({command_anchor(name)})=", f"## {name}", "", *paragraphs(command.help or "")]
         lines += ["```text", f"{name} {usage(command)}".rstrip(), "```", ""]
-        rows = [
-            (code(parameter_name(item)), code(metavar(item)), default_text(item), markdown(one_line(item.help or "")))
-            for item in command.params
-            if "--help" not in item.opts
-        ]
-        lines += table(("argument or option", "value", "default", "meaning"), rows)
+        lines += parameters(command)
     return "\n".join(lines) + "\n"
 
 
@@ -281,6 +277,16 @@ def section(title: str, directive: str) -> list[str]:
     return [f"### {title}", "", "```{eval-rst}", directive, "```", ""]
 
 
+def parameters(command: Any) -> list[str]:
+    """A table of arguments and options."""
+    rows = [
+        (code(parameter_name(item)), code(metavar(item)), default_text(item), markdown(one_line(item.help or "")))
+        for item in command.params
+        if "--help" not in item.opts
+    ]
+    return table(("argument or option", "value", "default", "meaning"), rows)
+
+
 def commands_of(group: Any, prefix: str) -> Iterator[tuple[str, Any]]:
     """Full name and click command of every command, those of nested groups after their group."""
     for name, command in group.commands.items():
@@ -310,7 +316,11 @@ def metavar(item: Any) -> str:
     """What kind of value a parameter takes; empty for a flag."""
     if getattr(item, "is_flag", False):
         return ""
-    kind = getattr(item, "type", None)
+    if item.metavar and item.param_type_name == "option":
+        return str(item.metavar)
+    if getattr(item, "count", False):
+        return ""
+    kind = getattr(item, "param_type", getattr(item, "type", None))
     choices = getattr(kind, "choices", None)
     if choices:
         return " | ".join(str(choice) for choice in choices)
