@@ -300,10 +300,10 @@ def usage(command: Any) -> str:
     parts = []
     for item in command.params:
         if item.param_type_name == "argument":
-            name = item.name.upper() + ("..." if item.nargs == -1 or getattr(item, "multiple", False) else "")
+            name = item.name.upper() + ("..." if item.nargs == -1 else "")
             parts.append(name if item.required else f"[{name}]")
         elif item.required:
-            parts.append(f"{item.opts[0]} {metavar(item)}")
+            parts.append(f"{item.opts[0]} {item.metavar or item.name.upper()}")
     return " ".join([*parts, "[OPTIONS]" if any(item.param_type_name == "option" for item in command.params) else ""])
 
 
@@ -314,26 +314,23 @@ def parameter_name(item: Any) -> str:
 
 def metavar(item: Any) -> str:
     """What kind of value a parameter takes; empty for a flag."""
-    if getattr(item, "is_flag", False):
+    kind = item.type_descriptor.annotation
+    many = get_origin(kind) is list
+    kind = get_args(kind)[0] if many else kind
+    if kind is bool or getattr(item, "count", False):
         return ""
-    if item.metavar and item.param_type_name == "option":
-        return str(item.metavar)
-    if getattr(item, "count", False):
-        return ""
-    kind = getattr(item, "param_type", getattr(item, "type", None))
-    choices = getattr(kind, "choices", None)
-    if choices:
-        return " | ".join(str(choice) for choice in choices)
-    name = str(getattr(kind, "name", "text"))
-    repeated = getattr(item, "multiple", False) or getattr(item, "nargs", 1) == -1
-    return f"{name}, repeatable" if repeated else name
+    choices = get_args(kind) if get_origin(kind) is Literal else ()
+    name = item.metavar or " | ".join(map(str, choices)) or getattr(kind, "__name__", str(kind)).lower()
+    bounds = {(True, True): "{0.min} to {0.max}", (True, False): "{0.min} or more", (False, True): "{0.max} or less"}
+    bound = bounds.get((getattr(item, "min", None) is not None, getattr(item, "max", None) is not None), "")
+    return ", ".join(filter(None, [name, bound.format(item), "repeatable" if many else ""]))
 
 
 def default_text(item: Any) -> str:
     """A parameter's default; "required" without one."""
     if item.required:
         return "required"
-    if item.default is None or getattr(item, "is_flag", False) or str(item.default) == "":
+    if item.default is None or not metavar(item) or str(item.default) == "":
         return ""
     return code(str(getattr(item.default, "value", item.default)))
 
