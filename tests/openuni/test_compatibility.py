@@ -329,6 +329,16 @@ def test_a_changed_operator_alone_is_computed_and_the_old_rows_come_back(place: 
     assert sorted(map(len, phases)) == [0, 2]  # the annotator and the encoding of what it makes, then nothing
 
 
+def error_types(facts: Any) -> Any:
+    """The same with only the type of each error: the wording of messages may change between versions."""
+    if not isinstance(facts, dict):
+        return facts
+    return {
+        key: value.partition(":")[0] if key == "error" and isinstance(value, str) else error_types(value)
+        for key, value in facts.items()
+    }
+
+
 def test_a_corpus_made_anew_is_the_same(place: Path) -> None:
     """The same ids, versions, fates and scores; payloads may differ where another library codes them."""
     tables = tomllib.loads(Path("corpus.toml").read_text())
@@ -345,7 +355,7 @@ def test_a_corpus_made_anew_is_the_same(place: Path) -> None:
             assert len(shared) >= (1 if old == "annotated" else 3), group
             for clip_id in shared:
                 left_out = (*TIMINGS, *PLACES, *(UNSTEADY if group == "filters/motion_vectors" else ()))
-                found, wanted = (without(some[clip_id], left_out) for some in (rows, before))
+                found, wanted = (error_types(without(some[clip_id], left_out)) for some in (rows, before))
                 assert_near(found, wanted, f"{group} {clip_id}")
 
 
