@@ -7,6 +7,7 @@ Names are imported on first use, so `import openuni` is fast.
 """
 
 import importlib
+import logging
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -66,3 +67,6 @@ def __getattr__(name: str) -> Any:
     if name not in _LAZY_IMPORTS:
         raise AttributeError(f"openuni has no {name!r}. It has: {', '.join(sorted(_LAZY_IMPORTS))}.")
     return getattr(importlib.import_module(_LAZY_IMPORTS[name]), name)
+
+
+logging.getLogger("openuni").addHandler(logging.NullHandler())  # an application decides what is shown

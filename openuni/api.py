@@ -2,11 +2,11 @@
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from openuni.config.recipe import CorpusRecipe, build
+from openuni.config.recipe import CorpusRecipe
 from openuni.console.progress import Reporter
 from openuni.dedup import deduplicator as dedup
 from openuni.exchange import export_selection as selection
@@ -14,13 +14,16 @@ from openuni.exchange.export_job import ExportJob, ExportReport
 from openuni.exchange.exporter import find_exporter
 from openuni.exchange.import_job import ImportJob, ImportOptions
 from openuni.exchange.importer import find_importer
+from openuni.manifests.contracts.parsing import parse_options
 from openuni.manifests.corpus import keep_rule as rules
 from openuni.manifests.corpus import splits
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.corpus.lock import lock
 from openuni.manifests.errors import OpenUniError
-from openuni.pipeline.pipeline import Pipeline, RunScope
-from openuni.pipeline.runner import Resources, open_runner
+from openuni.pipeline.pipeline import Pipeline
+from openuni.pipeline.resources import Resources
+from openuni.pipeline.runner import open_runner
+from openuni.pipeline.scope import RunScope
 from openuni.pipeline.sources import find_sources
 from openuni.report import doctor
 
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from openuni.training.run import Run
 
 MAX_DEFAULT_WORKERS = 16
+FEW_SOURCES = 10  # starting Ray for these takes longer than it saves
 
 
 def run(
@@ -35,7 +39,7 @@ def run(
     sources: str | Path | Sequence[str | Path] = (),
     *,
     out: str | Path,
-    resources: Resources | None = None,
+    resources: Resources | Callable[[int], Resources] | None = None,
     scope: RunScope = RunScope(),
     reporter: Reporter | None = None,
 ) -> Corpus:
@@ -43,12 +47,15 @@ def run(
 
     `recipe`: a TOML file, tables as `tomllib` returns them, or a `CorpusRecipe`. `sources`: files, folders, globs,
     `.txt` lists, URLs; none: process the clips that are already in the corpus, such as imported ones. `resources`:
-    default is in-process (no Ray). Raises `OpenUniError` for invalid input and missing requirements. A clip that fails
-    raises nothing: it is a row with status `failed`, see `corpus.summary()`.
+    default is in-process (no Ray); may be a function of the number of sources. Raises `OpenUniError` for invalid input
+    and missing requirements. A clip that fails raises nothing: it is a row with status `failed`, see
+    `corpus.summary()`; with `scope=RunScope(raise_errors=True)` the first one raises `ItemFailed`, whose cause is the
+    exception.
     """
     parsed = to_recipe(recipe)
     found = find_sources(sources)
-    resources = resources or Resources()
+    if not isinstance(resources, Resources):
+        resources = resources(len(found)) if resources is not None else Resources()
     doctor.require_all(parsed, str(out), resources.gpus)
     corpus = Corpus.create(str(out)) if found else Corpus.open(str(out))
     reporter = reporter or Reporter()
@@ -74,7 +81,7 @@ def import_set(
     whether to retry rejected clips. Every clip is validated; the error of a rejected clip is stored in its row, see
     `corpus.summary()`. Raises `OpenUniError` if the folder does not contain a dataset of this format.
     """
-    importer = build(find_importer(format, imports=True), options or {}, f"import {format}")
+    importer = parse_options(find_importer(format, imports=True), options or {}, f"import {format}")
     place = Path(folder).expanduser().resolve()
     if not place.is_dir():
         raise OpenUniError(f'"{folder}" is not a folder. Pass the dataset folder.')
@@ -109,7 +116,7 @@ def export(
     report and in failed.csv. Raises `OpenUniError` for invalid options, and if `out` contains a different export.
     """
     opened = corpus if isinstance(corpus, Corpus) else Corpus.open(str(corpus))
-    exporter = build(find_exporter(format, imports=True), options, f"export {format}")
+    exporter = parse_options(find_exporter(format, imports=True), options, f"export {format}")
     if workers is not None and workers < 1:
         raise OpenUniError(f"--workers {workers}: must be at least 1")
     place = Path(out).expanduser().resolve()
@@ -125,10 +132,17 @@ def to_recipe(recipe: str | Path | Mapping[str, Any] | CorpusRecipe) -> CorpusRe
     return CorpusRecipe.parse(recipe) if isinstance(recipe, Mapping) else CorpusRecipe.load(recipe)
 
 
-def default_resources(workers: int | None = None, gpus: float | None = None, address: str | None = None) -> Resources:
-    """Return the resources of a run. Default: one worker per GPU, else one per core; `workers` 0 runs in-process."""
+def default_resources(
+    workers: int | None = None, gpus: float | None = None, address: str | None = None, *, sources: int | None = None
+) -> Resources:
+    """Return the resources of a run. Default: one worker per GPU, else one per core; `workers` 0 runs in-process.
+
+    `sources`: their number, if known. Up to `FEW_SOURCES` without a GPU or cluster run in-process by default.
+    """
     if gpus is None:
         gpus = float(_visible_gpus()) if workers != 0 else 0.0
+    if workers is None and not gpus and address is None and sources is not None and 0 < sources <= FEW_SOURCES:
+        workers = 0
     if workers is None:
         workers = int(-(-gpus // 1)) if gpus else min(os.cpu_count() or 1, MAX_DEFAULT_WORKERS)
     if workers < 0 or gpus < 0:
@@ -159,7 +173,7 @@ def duplicates(corpus: str | Path | Corpus, by: str = "hash", **options: Any) ->
     chosen = dedup.deduplicator_by(by)
     opened = corpus if isinstance(corpus, Corpus) else Corpus.open(str(corpus))
     with lock(opened.store):
-        return dedup.find_duplicates(build(chosen, options, f"duplicates by {by}"), opened)
+        return dedup.find_duplicates(parse_options(chosen, options, f"duplicates by {by}"), opened)
 
 
 def split(

@@ -3,7 +3,7 @@
 import atexit
 from functools import cache
 
-from openuni.pipeline.runner import Resources
+from openuni.pipeline.resources import Resources
 
 
 @cache

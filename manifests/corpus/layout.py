@@ -49,6 +49,16 @@ def run_record(name: str) -> str:
     return f"{RUNS}/{name}.json"
 
 
+def run_log(name: str) -> str:
+    """The log of a run of the pipeline."""
+    return f"{RUNS}/{name}.log"
+
+
+def run_failures(name: str) -> str:
+    """The failed items of a run with their tracebacks, one JSON object per line; absent if nothing failed."""
+    return f"{RUNS}/{name}.failures.jsonl"
+
+
 def superseded(group: str, version: str) -> str:
     """The folder for a group's parts of a superseded version."""
     return f"{group}/{SUPERSEDED}/{version}"

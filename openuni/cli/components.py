@@ -11,6 +11,7 @@ import typer
 from openuni import __version__
 from openuni.cli.app import RecipeArgument, app
 from openuni.cli.former_flags import accepts_former_flags
+from openuni.console.logs import show_logs
 from openuni.manifests.errors import OpenUniError
 
 
@@ -25,8 +26,12 @@ def openuni_(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
+    verbose: Annotated[
+        int, typer.Option("--verbose", "-v", count=True, help="Show log messages; -vv shows debug messages.")
+    ] = 0,
 ) -> None:
     """Options of `openuni` itself. The help text is that of the app."""
+    show_logs(verbose)
 
 
 @app.command("list")

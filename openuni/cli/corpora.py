@@ -20,19 +20,28 @@ class RunFlags:
     out: OutOption
     sources: Annotated[
         list[str] | None,
-        typer.Argument(help="Videos, folders, patterns, .txt lists, http(s) or s3 URLs. None: the clips in the corpus"),
+        typer.Argument(
+            help="Videos, folders, glob patterns, .txt lists, http(s) or s3 URLs. Default: the clips of the corpus"
+        ),
     ] = None
-    workers: Annotated[int | None, typer.Option(help="Ray workers; 0: this process. Default: one per GPU, or core")] = (
-        None
-    )
-    gpus: Annotated[float | None, typer.Option(help="GPUs to share among the workers. Default: all there are")] = None
-    address: Annotated[str | None, typer.Option(help="Of a running Ray cluster to join")] = None
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N sources (or clips)")] = None
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Number of Ray workers; 0 runs in-process. Default: one per GPU, else one per core, and 0 for up to "
+            "10 sources without a GPU"
+        ),
+    ] = None
+    gpus: Annotated[float | None, typer.Option(help="GPUs shared by the workers. Default: all available")] = None
+    address: Annotated[str | None, typer.Option(help="Address of a running Ray cluster")] = None
+    limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of sources (or clips)")] = None
     only: Annotated[
-        list[str] | None, typer.Option(help="Only this operator, or ingest, or encode; may be repeated")
+        list[str] | None, typer.Option(help="Run only this operator or phase (ingest, encode); repeatable")
     ] = None
-    add: Annotated[bool, typer.Option("--add", help="Add other sources to a corpus that holds some already")] = False
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Do again what failed before")] = False
+    add: Annotated[bool, typer.Option("--add", help="Add new sources to an existing corpus")] = False
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Retry failed items")] = False
+    raise_errors: Annotated[
+        bool, typer.Option("--raise-errors", help="Stop at the first failed item and show its traceback")
+    ] = False
 
 
 @app.command()
@@ -44,15 +53,19 @@ def run(given: RunFlags) -> None:
     """
     from openuni import api
     from openuni.config.recipe import CorpusRecipe
-    from openuni.pipeline.pipeline import RunScope
+    from openuni.pipeline.resources import Resources
+    from openuni.pipeline.scope import RunScope
 
     recipe = CorpusRecipe.load(given.recipe)
     known = {*recipe.filters, *recipe.annotators, "ingest", "encode"}
     for name in given.only or ():
         if name not in known:
             raise OpenUniError(f'--only "{name}" is not in {given.recipe}. It has: {", ".join(sorted(known))}.')
-    resources = api.default_resources(given.workers, given.gpus, given.address)
-    scope = RunScope(given.limit, tuple(given.only or ()), given.add, given.retry_failed)
+
+    def resources(sources: int) -> Resources:
+        return api.default_resources(given.workers, given.gpus, given.address, sources=sources)
+
+    scope = RunScope(given.limit, tuple(given.only or ()), given.add, given.retry_failed, given.raise_errors)
     corpus = api.run(recipe, list(given.sources or ()), out=given.out, resources=resources, scope=scope)
     ledger = corpus.summary()
     print(ledger)
@@ -79,6 +92,9 @@ class ImportFlags:
     ] = None
     limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of clips")] = None
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Retry rejected clips")] = False
+    raise_errors: Annotated[
+        bool, typer.Option("--raise-errors", help="Stop at the first rejected clip and show its traceback")
+    ] = False
 
 
 @app.command("import")
@@ -98,7 +114,7 @@ def import_(given: ImportFlags) -> None:
         out=given.out,
         options=parse_assignments(given.options or (), f"import {given.format}"),
         resources=api.default_resources(given.workers, 0.0),
-        import_options=ImportOptions(given.collection, given.limit, given.retry_failed),
+        import_options=ImportOptions(given.collection, given.limit, given.retry_failed, given.raise_errors),
     )
     ledger = corpus.summary()
     print(ledger)

@@ -35,7 +35,7 @@ from openuni.manifests.video.clip import Clip, clip_id
 from openuni.manifests.video.probe import make_clip, probe
 from openuni.pipeline.ledger import run_ledger
 from openuni.pipeline.phases import CorpusWorker, decoder_threads
-from openuni.pipeline.runner import Runner
+from openuni.pipeline.resources import Runner
 from openuni.pipeline.worker import ItemOutcome, Spec
 
 
@@ -177,6 +177,7 @@ class ImportOptions:
     collection: str = ""  # empty: name of the dataset's folder
     limit: int | None = None  # only the first N clips
     retry_failed: bool = False  # retry rejected clips
+    raise_errors: bool = False  # stop at the first rejected clip and raise its exception
 
 
 class ClipListing:
@@ -245,7 +246,7 @@ class ImportJob:
             "import": {"format": self.importer.name(), "folder": str(folder), "collection": collection},
             "options": recorded(self.importer),
         }
-        with run_ledger(self.corpus, reporter, asked), ClipListing() as listing:
+        with run_ledger(self.corpus, reporter, asked) as log, ClipListing() as listing:
             found = itertools.islice(self.importer.find(folder), self.import_options.limit)
             ids = listing.fill(found, partial(self._id, folder))
             self._check_ids(folder, listing)
@@ -257,8 +258,12 @@ class ImportJob:
             spec = ImportSpec(self.corpus.store.url, self.importer, version, collection)
             if count:
                 with reporter.phase(f"import {self.importer.name()}", count) as counter:
-                    items = listing.items(left)
-                    runner.run(spec, items, lambda outcome: counter.add(outcome.status), self._unfinished)
+
+                    def report(outcome: ItemOutcome) -> None:
+                        counter.add(outcome.status)
+                        log.outcome(outcome, "import", raise_errors=self.import_options.raise_errors)
+
+                    runner.run(spec, listing.items(left), report, self._unfinished)
                 self.corpus.recover()
             self.corpus.refresh()
             missing = pc.sum(pc.invert(pc.is_in(ids, value_set=self.corpus.done("clips")))).as_py()

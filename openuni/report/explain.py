@@ -13,6 +13,7 @@ from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.corpus.coverage import COLUMN, annotators_by_modality
 from openuni.manifests.corpus.layout import LATENTS, TEXT, annotation_group, filter_group
 from openuni.manifests.errors import OpenUniError, did_you_mean
+from openuni.pipeline.run_log import failures_of
 
 MAX_LISTED = 10
 MAX_COMPARED = 50_000  # sources that are searched for the nearest name; comparing more takes too long
@@ -38,6 +39,8 @@ def explain(corpus: Corpus, wanted: str) -> str:
     for name, row in annotations.items():
         lines += ["", f"annotator {name}: {_outcome(row)}", *_values(row)]
     lines += ["", *_encoded(corpus, clip["clip_id"])]
+    for failure in failures_of(corpus, {clip["clip_id"], clip["source"]}):
+        lines += ["", f"traceback of {failure['operator']}: {failure['error']}", *failure["traceback"].splitlines()]
     return "\n".join(lines).rstrip()
 
 

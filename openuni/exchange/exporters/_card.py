@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from openuni.config.recipe import build
 from openuni.exchange.exporter import ExportClip, ExportContext
 from openuni.exchange.importer import find_importer
 from openuni.manifests.contracts.component import Component
 from openuni.manifests.contracts.modality import find_modality
 from openuni.manifests.contracts.operator import find_operator
+from openuni.manifests.contracts.parsing import parse_options
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.corpus.layout import RUNS, annotation_group
 from openuni.manifests.errors import OpenUniError
@@ -129,7 +129,7 @@ def _weights(contents: ExportContext) -> str:
         if kind is None or name not in options_of:
             continue
         try:
-            checkpoints = build(kind, options_of[name], name).checkpoints()
+            checkpoints = parse_options(kind, options_of[name], name, quiet=True).checkpoints()
         except OpenUniError:  # options of another version of the annotator
             rows.append([name, "unknown", "unknown"])
             continue

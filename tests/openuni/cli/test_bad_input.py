@@ -11,7 +11,7 @@ import pytest
 import openuni
 from openuni.console.progress import Reporter
 from openuni.manifests.corpus.lock import lock
-from openuni.pipeline.pipeline import RunScope
+from openuni.pipeline.scope import RunScope
 from tests.coded_clips import write_tone
 from tests.command_line import cli
 from tests.raw_clips import contents, write_clips
@@ -57,7 +57,7 @@ def test_damaged_files_are_failed_rows_and_the_rest_is_done(recipe, raw, tmp_pat
         Path(row["source"]).name: row["error"] for row in corpus.table("clips").to_pylist() if row["status"] == "failed"
     }
     assert errors.keys() == {"empty.mp4", "prose.mp4", "truncated.mp4", "sound.mp4"}
-    assert "no video stream" in errors["sound.mp4"] and "holds audio" in errors["sound.mp4"]
+    assert "no video stream" in errors["sound.mp4"] and "contains audio" in errors["sound.mp4"]
     assert all(error.split(":")[0].isidentifier() for error in errors.values()), errors
     assert sum(failure.clips for failure in corpus.summary().failed) == 4
 

@@ -121,7 +121,7 @@ def test_recipes_and_presets_are_shown_as_toml(name):
 @pytest.mark.parametrize("name", ["camera_share", "motion.camera_share"])
 def test_columns_are_shown(name):
     done = invoke("show", name)
-    assert done.stdout.startswith("motion.camera_share (double): column of the filter motion\n  share of the speed")
+    assert done.stdout.startswith("motion.camera_share (double): column of the filter motion\n  fraction of the speed")
 
 
 def test_an_unknown_name_is_answered_with_the_nearest_ones():

@@ -14,7 +14,7 @@ from openuni.manifests.contracts.decoded_clip import decode
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.video.probe import probe
 from openuni.pipeline.ingest_phase import IngestSpec, SourceItem
-from openuni.pipeline.pipeline import RunScope
+from openuni.pipeline.scope import RunScope
 from tests.coded_clips import BITS, HEIGHT_PX, WIDTH_PX, encode, numbers
 
 CUTS = (20, 50)

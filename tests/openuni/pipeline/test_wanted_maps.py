@@ -10,7 +10,7 @@ from openuni.config.recipe import CorpusRecipe
 from openuni.console.progress import Reporter
 from openuni.manifests.errors import OpenUniError
 from openuni.pipeline.map_sources import MapSource, required_maps
-from openuni.pipeline.pipeline import RunScope
+from openuni.pipeline.scope import RunScope
 from tests.raw_clips import write_clips
 
 MOVING = "tests.operators.moving"
