@@ -177,7 +177,7 @@ class ImportOptions:
     collection: str = ""  # empty: name of the dataset's folder
     limit: int | None = None  # only the first N clips
     retry_failed: bool = False  # retry rejected clips
-    raise_errors: bool = False  # stop at the first rejected clip with its exception
+    raise_errors: bool = False  # stop at the first rejected clip and raise its exception
 
 
 class ClipListing:

@@ -324,7 +324,9 @@ def test_generate_gives_modalities(run: Run) -> None:
 
 
 def test_training_ends_with_a_command_that_works(run: Run) -> None:
-    assert _generate_command(run) == f"openuni generate {run.folder} --make rgb --make depth --prompt '...' --out FOLDER"
+    assert (
+        _generate_command(run) == f"openuni generate {run.folder} --make rgb --make depth --prompt '...' --out FOLDER"
+    )
 
 
 def test_opening_what_is_no_run(tmp_path: Path) -> None:
