@@ -118,10 +118,10 @@ class Segmenter(Annotator):
 
     def inspect_frame(self, model: Any, clip: DecodedClip, index: int) -> tuple[FrameInstances, list[Appearance]]:
         """Detected instances of one frame, and the appearance of each."""
-        found = self.find(model, clip.frames[index])
+        found = self.segment_frame(model, clip.frames[index])
         return found, appearances(found, clip.frames[index], motion(clip, index))
 
-    def find(self, model: Any, frame: np.ndarray) -> FrameInstances:
+    def segment_frame(self, model: Any, frame: np.ndarray) -> FrameInstances:
         """Detect the instances of one frame, uint8 [H, W, 3] RGB."""
         rules = MaskRules(
             self.points_per_side,

@@ -15,7 +15,7 @@ from openuni.manifests.modalities.depth import Depth
 from openuni.manifests.modalities.normal import Normal
 
 SAME_BEND = 3.0  # maximum curvature across a pixel relative to that of its flatter side, for a common surface
-LEAST_BEND = 1e-4  # curvature of 1 / depth that may come from 16-bit quantization
+BEND_TOLERANCE = 1e-4  # curvature of 1 / depth that may come from 16-bit quantization
 
 
 class NormalsOfDepth(NamedTuple):
@@ -140,6 +140,6 @@ def slopes(w: np.ndarray) -> np.ndarray:
     right = np.concatenate([around[:, 1:], nothing], axis=1)
     before, after = np.pad(step, ((0, 0), (1, 0)), mode="edge"), np.pad(step, ((0, 0), (0, 1)), mode="edge")
     one_sided = np.where(left < right, before, after)
-    central = around <= SAME_BEND * np.minimum(left, right) + LEAST_BEND * np.abs(w)
+    central = around <= SAME_BEND * np.minimum(left, right) + BEND_TOLERANCE * np.abs(w)
     found: np.ndarray = np.where(central, (before + after) / 2, one_sided)
     return found

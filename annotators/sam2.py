@@ -107,9 +107,9 @@ class Sam2(Segmenter):
         network, processor = model
         return Sam2Prompted(network, processor, self.precision)
 
-    def find(self, model: Any, frame: np.ndarray) -> FrameInstances:
+    def segment_frame(self, model: Any, frame: np.ndarray) -> FrameInstances:
         """Detect the largest instances of one frame, uint8 [H, W, 3] RGB."""
-        return largest(super().find(model, frame), self.instances_per_batch)
+        return largest(super().segment_frame(model, frame), self.instances_per_batch)
 
     def keyframe_interval(
         self, model: Any, clip: DecodedClip, labels: np.ndarray, first: int, last: int

@@ -63,7 +63,7 @@ class Supplied(Annotator):
     max_file_mb: Annotated[int, "maximum file size, MB (10^6 bytes)", Ge(1)] = 2000
 
     revision: ClassVar[int] = 2
-    origin: ClassVar[str] = "files beside the video, format openuni-supplied-1"
+    origin: ClassVar[str] = "sidecar files of the video, format openuni-supplied-1"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -76,7 +76,7 @@ class VideoDepth(FrameDepth):
     ] = "disparity"
 
     licence: ClassVar[str] = "Apache-2.0"
-    origin: ClassVar[str] = "windows: Chen et al. 2025, Video Depth Anything (arXiv:2501.12375); steadying: OpenUni"
+    origin: ClassVar[str] = "windows: Chen et al. 2025, Video Depth Anything (arXiv:2501.12375); stabilization: OpenUni"
 
     def checkpoints(self) -> Sequence[Checkpoint]:
         """The TorchScript file, or the checkpoint of the single-frame network."""

@@ -36,7 +36,7 @@ class Resolution(Filter):
     max_frames: Annotated[int, "maximum number of sampled frames per clip, evenly spaced", Ge(1)] = 8
     black_below: Annotated[float, "grey value below which a pixel is black", UNIT_INTERVAL] = 0.08
 
-    origin: ClassVar[str] = "facts of the file; bars as FFmpeg's cropdetect finds them"
+    origin: ClassVar[str] = "video metadata; detection of bars as in FFmpeg's cropdetect"
 
     def sample(self, times_s: np.ndarray) -> np.ndarray:
         """Evenly spaced frames, at most `max_frames`."""

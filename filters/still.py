@@ -41,7 +41,7 @@ class Still(Filter):
     black_below: Annotated[float, "grey value below which a pixel is black", UNIT_INTERVAL] = 0.1
     bright_share: Annotated[float, "maximum fraction of brighter pixels in a black frame", UNIT_INTERVAL] = 0.02
 
-    origin: ClassVar[str] = "thresholds for black as in FFmpeg's blackdetect; for frozen compare its freezedetect"
+    origin: ClassVar[str] = "thresholds for black as in FFmpeg's blackdetect; frozen frames similar to its freezedetect"
 
     def sample(self, times_s: np.ndarray) -> np.ndarray:
         """Pairs of adjacent frames: entries 2k and 2k + 1 are one pair. For a clip of one frame, that frame."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from openuni.config.recipe import CorpusRecipe, build
+from openuni.config.recipe import CorpusRecipe
 from openuni.console.progress import Reporter
 from openuni.dedup import deduplicator as dedup
 from openuni.exchange import export_selection as selection
@@ -14,6 +14,7 @@ from openuni.exchange.export_job import ExportJob, ExportReport
 from openuni.exchange.exporter import find_exporter
 from openuni.exchange.import_job import ImportJob, ImportOptions
 from openuni.exchange.importer import find_importer
+from openuni.manifests.contracts.parsing import parse_options
 from openuni.manifests.corpus import keep_rule as rules
 from openuni.manifests.corpus import splits
 from openuni.manifests.corpus.corpus import Corpus
@@ -80,7 +81,7 @@ def import_set(
     whether to retry rejected clips. Every clip is validated; the error of a rejected clip is stored in its row, see
     `corpus.summary()`. Raises `OpenUniError` if the folder does not contain a dataset of this format.
     """
-    importer = build(find_importer(format, imports=True), options or {}, f"import {format}")
+    importer = parse_options(find_importer(format, imports=True), options or {}, f"import {format}")
     place = Path(folder).expanduser().resolve()
     if not place.is_dir():
         raise OpenUniError(f'"{folder}" is not a folder. Pass the dataset folder.')
@@ -115,7 +116,7 @@ def export(
     report and in failed.csv. Raises `OpenUniError` for invalid options, and if `out` contains a different export.
     """
     opened = corpus if isinstance(corpus, Corpus) else Corpus.open(str(corpus))
-    exporter = build(find_exporter(format, imports=True), options, f"export {format}")
+    exporter = parse_options(find_exporter(format, imports=True), options, f"export {format}")
     if workers is not None and workers < 1:
         raise OpenUniError(f"--workers {workers}: must be at least 1")
     place = Path(out).expanduser().resolve()
@@ -172,7 +173,7 @@ def duplicates(corpus: str | Path | Corpus, by: str = "hash", **options: Any) ->
     chosen = dedup.deduplicator_by(by)
     opened = corpus if isinstance(corpus, Corpus) else Corpus.open(str(corpus))
     with lock(opened.store):
-        return dedup.find_duplicates(build(chosen, options, f"duplicates by {by}"), opened)
+        return dedup.find_duplicates(parse_options(chosen, options, f"duplicates by {by}"), opened)
 
 
 def split(

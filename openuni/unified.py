@@ -183,7 +183,9 @@ class Estimator:
         from openuni.training.sampler import SamplingOptions
 
         options = self.options
-        sampling = SamplingOptions(options.steps, self.run.recipe.flow.shift, options.guidance_scale, options.seed)
+        sampling = SamplingOptions(
+            options.steps, self.run.recipe.flow_matching.shift, options.guidance_scale, options.seed
+        )
         size = frames.shape[0], frames.shape[1], frames.shape[2]
         found: dict[str, np.ndarray] = {}
         for task in self.tasks:

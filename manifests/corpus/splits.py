@@ -97,7 +97,7 @@ def _split_groups(corpus: "Corpus", clips: pa.Table, names: pa.DictionaryArray, 
                 origin = names.dictionary[code].as_py().rpartition("\n")[2]  # without the collection
                 raise OpenUniError(
                     f'clips of origin "{origin}" have different splits, "{known[code]}" and "{split}". '
-                    "Correct the dataset, or reassign all clips with --anew."
+                    "Correct the dataset, or assign all splits again with --reassign."
                 )
             known[code] = split
     rows = zip(names.dictionary.to_pylist(), collections, bits.tolist(), sizes, known, strict=True)

@@ -27,7 +27,7 @@ ACROSS_FRAMES = {1: ("libx264", "gray"), 3: ("libx264rgb", "rgb24")}  # number o
 MAX_FPS = 1000  # limit of common players
 KEYFRAME_INTERVAL = 24  # frames; allows reading single frames without decoding the whole clip
 CHECKSUM_TAG = "PLANES"
-DAMAGED = "stored planes are damaged ({}): recompute this column group"
+DAMAGED = "stored planes are damaged ({}); recompute this column group"
 # The AVX-512 code of x264 gives other bytes than its C code, and not the same ones each time
 X264_PARAMS = "cpu-independent=1"
 

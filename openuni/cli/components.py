@@ -102,7 +102,7 @@ def doctor(
         raise typer.Exit(2)
 
 
-checkpoints = typer.Typer(help="List, download and verify checkpoints.", rich_markup_mode=None)
+checkpoints = typer.Typer(rich_markup_mode=None)
 
 
 app.add_typer(checkpoints, name="checkpoints")
@@ -124,7 +124,9 @@ def checkpoints_(context: typer.Context) -> None:
 
 CheckpointNames = Annotated[
     list[str] | None,
-    typer.Argument(help="Checkpoints that `openuni checkpoints` lists, or components (their default checkpoints)"),
+    typer.Argument(
+        metavar="NAME", help="Checkpoints (see `openuni checkpoints`), or components for their default checkpoints"
+    ),
 ]
 
 

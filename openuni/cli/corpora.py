@@ -254,7 +254,7 @@ def split(
     corpus: CorpusArgument,
     fraction: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=FRACTION", help="Fraction of a split other than train; repeatable"),
+        typer.Option(metavar="NAME=FRACTION", help="Fraction of the clips in a split other than train; repeatable"),
     ] = None,
     seed: Annotated[int, typer.Option(help="Random seed")] = 0,
     reassign: Annotated[bool, typer.Option("--reassign", help="Also reassign clips that already have a split")] = False,

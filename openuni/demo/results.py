@@ -243,7 +243,7 @@ def sampling(run: "Run", steps: int, seed: int = 0) -> Any:
     """Sampling options with the shift of the training."""
     from openuni.training.sampler import SamplingOptions
 
-    return SamplingOptions(steps=steps, shift=run.recipe.flow.shift, seed=seed)
+    return SamplingOptions(steps=steps, shift=run.recipe.flow_matching.shift, seed=seed)
 
 
 def disparity(depth: Depth) -> np.ndarray:

@@ -4,6 +4,7 @@ import difflib
 import textwrap
 from collections.abc import Iterator
 from importlib.resources import files
+from typing import NamedTuple
 
 from openuni.manifests.contracts.discovery import all_component_names, component_names, find_component
 from openuni.manifests.errors import OpenUniError, did_you_mean
@@ -46,12 +47,16 @@ def page(name: str) -> str:
     for kind in RECIPES:
         if plain in names[kind]:
             return _recipe_page(kind, plain)
-    columns = list(_columns(name))
-    if columns:
-        return "\n".join(columns)
+    columns = list(_columns())
+    found = [column for column in columns if name in (column.name, column.name.rpartition(".")[2])]
+    if found:
+        return "\n".join(f"{one.name} ({one.type}): column of {one.producer}\n  {one.doc}" for one in found)
+    if any(column.name.startswith(f"{name.partition('.')[0]}.") for column in columns):
+        raise OpenUniError(_not_found(name, sorted(column.name for column in columns)))
     if "." in name:
         return component_page(name)
-    raise OpenUniError(_not_found(name, sorted({known for listed in names.values() for known in listed})))
+    known = {known for listed in names.values() for known in listed}
+    raise OpenUniError(_not_found(name, sorted(known | {column.name.rpartition(".")[2] for column in columns})))
 
 
 def _recipe_names(kind: str) -> list[str]:
@@ -70,17 +75,24 @@ def _recipe_page(kind: str, name: str) -> str:
     return f"# {title} {name}. Use it with: {use}\n\n{text.rstrip()}"
 
 
-def _columns(name: str) -> Iterator[str]:
-    """One line per column of this name, such as `camera_share` or `motion.camera_share`."""
+class ListedColumn(NamedTuple):
+    """A column of a filter or annotator."""
+
+    name: str  # with its producer's, such as motion.camera_share
+    type: str
+    doc: str
+    producer: str  # kind and name
+
+
+def _columns() -> Iterator[ListedColumn]:
+    """The columns of all filters and annotators. Imports these components."""
     from openuni.manifests.contracts import schema
     from openuni.manifests.contracts.producer import Producer
 
     for kind in ("filters", "annotators"):
         for component in component_names(kind):
             for column in schema.columns(find_component(kind, Producer, component)):
-                if name in (column.name, column.name.rpartition(".")[2]):
-                    yield f"{column.name} ({column.type}): column of the {kind.removesuffix('s')} {component}"
-                    yield f"  {column.doc}"
+                yield ListedColumn(*column, f"the {kind.removesuffix('s')} {component}")
 
 
 def _not_found(name: str, known: list[str]) -> str:

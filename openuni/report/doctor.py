@@ -83,7 +83,7 @@ def _streams(recipe: CorpusRecipe) -> Iterator[CheckResult]:
     if recipe.encode is None:
         return
     if recipe.encode.caption:
-        text = f"captions from {recipe.encode.caption}"
+        text = f"captions come from {recipe.encode.caption}"
         if recipe.encode.caption.rpartition(".")[0] in recipe.annotators:
             yield CheckResult("ok", "encode", text)
         else:
@@ -94,7 +94,7 @@ def _streams(recipe: CorpusRecipe) -> Iterator[CheckResult]:
             continue
         try:
             producer = annotator_of(modality, "[encode] modalities", recipe)
-            yield CheckResult("ok", "encode", f"{modality} from {producer}")
+            yield CheckResult("ok", "encode", f"{modality} comes from {producer}")
         except OpenUniError as error:
             yield CheckResult("note", "encode", f"{error} (not needed if the corpus already contains it)")
 

@@ -76,7 +76,7 @@ def _facts(clip: Mapping[str, Any]) -> Iterator[str]:
     unit_s = clip["time_base_num"] / clip["time_base_den"]
     start_s, end_s = clip["start_pts"] * unit_s, clip["end_pts"] * unit_s
     yield f"  span        {start_s:.3f} s to {end_s:.3f} s, {clip['frame_count']} frames, {clip['fps']:.6g} fps"
-    yield f"  picture     {clip['width_px']} x {clip['height_px']}, {clip['codec']}"
+    yield f"  frame size  {clip['width_px']} x {clip['height_px']}, {clip['codec']}"
     rest = [name for name in clip if name not in (*KNOWN, "clip_id") and clip[name] is not None]
     for name in rest:
         yield f"  {name:<11} {clip[name]}"

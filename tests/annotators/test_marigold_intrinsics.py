@@ -123,7 +123,7 @@ def test_checkpoints_without_an_albedo_or_in_another_space_are_refused(folder):
 
     with pytest.raises(OpenUniError, match="Allowed: a model with an albedo"):
         loaded("appearance", {"target_names": ["material", "colour"]})
-    with pytest.raises(OpenUniError, match="in 3 maps"):
+    with pytest.raises(OpenUniError, match="predicts 3 maps with names:"):
         loaded("lighting", {"target_names": ["albedo"], "albedo": LIGHTING["albedo"]})
     with pytest.raises(OpenUniError, match="Allowed: linear, srgb"):
         loaded("appearance", APPEARANCE | {"albedo": {"prediction_space": "log"}})

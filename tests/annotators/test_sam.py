@@ -213,7 +213,7 @@ def test_wrong_weights_are_explained(tmp_path, monkeypatch):
     with pytest.raises(MissingRequirement, match="existing file"):
         Sam(checkpoint=str(tmp_path / "nowhere.pth")).load("cpu")
     torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(OpenUniError, match="does not hold the weights of Segment Anything"):
+    with pytest.raises(OpenUniError, match="does not contain weights of Segment Anything"):
         Sam(checkpoint=str(tmp_path / "other.pth")).load("cpu")
     weights = random_network().state_dict()
     del weights["mask_decoder.iou_token.weight"]

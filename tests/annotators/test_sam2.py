@@ -283,7 +283,7 @@ def test_wrong_checkpoints_are_explained(tmp_path, checkpoint):
     with pytest.raises(MissingRequirement, match="openuni checkpoints get somebody/no-such-sam2"):
         Sam2(checkpoint="somebody/no-such-sam2").load("cpu")
     (tmp_path / "config.json").write_text('{"model_type": "sam2"}')
-    with pytest.raises(OpenUniError, match='model_type "sam2", not "sam2_video"'):
+    with pytest.raises(OpenUniError, match='is "sam2", must be "sam2_video"'):
         Sam2(checkpoint=str(tmp_path)).load("cpu")
 
     from pathlib import Path

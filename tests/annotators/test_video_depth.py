@@ -140,7 +140,7 @@ def test_other_files_and_networks_are_explained(tmp_path):
     (tmp_path / "weights.pt").write_bytes(b"no program")
     with pytest.raises(OpenUniError, match="not a TorchScript file"):
         VideoDepth(window_network=str(tmp_path / "weights.pt")).load("cpu")
-    with pytest.raises(MissingRequirement, match="not on this machine"):
+    with pytest.raises(MissingRequirement, match="not found locally"):
         VideoDepth(window_network=str(tmp_path / "nothing.pt")).load("cpu")
     with pytest.raises(MissingRequirement, match="openuni checkpoints get somebody/no-such-depth"):
         VideoDepth(checkpoint="somebody/no-such-depth").load("cpu")

@@ -368,7 +368,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path):
     import torch
 
     torch.save({"weight": Evil()}, tmp_path / "evil.pth")
-    with pytest.raises(OpenUniError, match="never run"):
+    with pytest.raises(OpenUniError, match="never executed"):
         Ocr(backend="easyocr", checkpoint=str(tmp_path / "evil.pth")).load("cpu")
 
 

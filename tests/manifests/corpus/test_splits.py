@@ -119,7 +119,7 @@ def test_refused_clips_have_no_split(tmp_path: Path) -> None:
 def test_a_parted_origin_is_refused(tmp_path: Path) -> None:
     clips = clips_of(range(4))
     corpus = bare_corpus(tmp_path / "c", [clips[0] | {"split": "train"}, clips[1] | {"split": "test"}, *clips[2:]])
-    with pytest.raises(OpenUniError, match=r'origin "scene 0" have different splits, "train" and "test".*--anew'):
+    with pytest.raises(OpenUniError, match=r'origin "scene 0" have different splits, "train" and "test".*--reassign'):
         assign(corpus, SHARES)
     assert splits_of(corpus)["3-0"] is None
     assign(corpus, SHARES, anew=True)

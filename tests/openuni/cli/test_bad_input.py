@@ -57,7 +57,7 @@ def test_damaged_files_are_failed_rows_and_the_rest_is_done(recipe, raw, tmp_pat
         Path(row["source"]).name: row["error"] for row in corpus.table("clips").to_pylist() if row["status"] == "failed"
     }
     assert errors.keys() == {"empty.mp4", "prose.mp4", "truncated.mp4", "sound.mp4"}
-    assert "no video stream" in errors["sound.mp4"] and "holds audio" in errors["sound.mp4"]
+    assert "no video stream" in errors["sound.mp4"] and "contains audio" in errors["sound.mp4"]
     assert all(error.split(":")[0].isidentifier() for error in errors.values()), errors
     assert sum(failure.clips for failure in corpus.summary().failed) == 4
 
@@ -168,7 +168,7 @@ def test_an_output_that_holds_something_else(recipe, raw, tmp_path):
 
     record = json.loads((tmp_path / "corpus" / "corpus.json").read_text())
     (tmp_path / "corpus" / "corpus.json").write_text(json.dumps(record | {"format": 99}))
-    with pytest.raises(openuni.OpenUniError, match="corpus format 99; this version reads 1"):
+    with pytest.raises(openuni.OpenUniError, match="corpus format 99; this version reads format 1"):
         run(recipe, raw, tmp_path / "corpus")
 
 

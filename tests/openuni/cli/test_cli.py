@@ -16,7 +16,9 @@ from openuni.cli.former_flags import current_flags
 from openuni.cli.main import app
 from openuni.config.recipe import CorpusRecipe
 from openuni.config.template import component_page, recipe_template
+from openuni.manifests.contracts import schema
 from openuni.manifests.contracts.discovery import all_component_names
+from openuni.manifests.contracts.operator import find_operator
 from openuni.training.recipe import recipe_names
 from tests.bare_corpora import bare_corpus
 from tests.command_line import cli
@@ -86,6 +88,8 @@ def test_former_flags_of_split_reach_the_corpus(tmp_path):
     assert first.exit_code == 0 and "validation" in first.stdout, first.exception
     again = invoke("split", tmp_path / "corpus", "--share=test=0.5", "--anew")
     assert again.exit_code == 0 and "test" in again.stdout and "validation" not in again.stdout
+    with pytest.warns(DeprecationWarning, match="anew is now reassign"):
+        assert "validation" in openuni.split(tmp_path / "corpus", {"validation": 0.5}, anew=True)
 
 
 def test_list_is_complete_and_imports_nothing_heavy():
@@ -121,13 +125,16 @@ def test_recipes_and_presets_are_shown_as_toml(name):
 @pytest.mark.parametrize("name", ["camera_share", "motion.camera_share"])
 def test_columns_are_shown(name):
     done = invoke("show", name)
-    assert done.stdout.startswith("motion.camera_share (double): column of the filter motion\n  share of the speed")
+    (column,) = [one for one in schema.columns(find_operator("filter", "motion")) if "camera" in one.name]
+    assert done.stdout == f"motion.camera_share (double): column of the filter motion\n  {column.doc}\n"
 
 
 def test_an_unknown_name_is_answered_with_the_nearest_ones():
     error = str(invoke("show", "unityvideo_debgu").exception)
     assert error.startswith('"unityvideo_debgu" not found. Did you mean "unityvideo_debug"? Similar: unityvideo_demo, ')
     assert error.endswith(" List all names with: openuni list") and len(error) < 300
+    assert 'Did you mean "camera_share"?' in str(invoke("show", "camera_shar").exception)
+    assert 'Did you mean "motion.camera_share"?' in str(invoke("show", "motion.camera_shar").exception)
     assert str(invoke("show", "xyzzy").exception) == '"xyzzy" not found. List all names with: openuni list'
 
 

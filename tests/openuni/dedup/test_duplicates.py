@@ -139,7 +139,7 @@ def test_clips_that_came_later_are_pending_and_named(corpus, raw, checkpoint, tm
         scope=openuni.pipeline.pipeline.RunScope(add=True),
         reporter=reporter,
     )
-    assert "1 clips are not in duplicates yet" in "".join(capsys.readouterr())
+    assert "1 clips have no duplicates result yet" in "".join(capsys.readouterr())
     assert (grown.summary().ok, grown.summary().pending) == (4, 1)
     api.duplicates(grown)
     assert run(tmp_path / "new", corpus.store.url, rules).summary().ok == 5
@@ -147,7 +147,7 @@ def test_clips_that_came_later_are_pending_and_named(corpus, raw, checkpoint, tm
 
 def test_keep_before_the_duplicates_were_found_says_what_to_do(raw, checkpoint, tmp_path):
     rules = recipe(checkpoint, "duplicates.is_representative") | {"annotators": {"dis": {"preset": "ultrafast"}}}
-    with pytest.raises(openuni.OpenUniError, match=r"Make it with: openuni duplicates .* --by hash"):
+    with pytest.raises(openuni.OpenUniError, match=r"Run: openuni duplicates .* --by hash"):
         run(raw, tmp_path / "corpus", rules)
     corpus = Corpus.open(str(tmp_path / "corpus"))
     assert corpus.summary().pending == 7
@@ -163,7 +163,7 @@ def test_the_command_reports_and_refuses(corpus, tmp_path):
 
     done = duplicates("--max-distance", "5")
     assert done.returncode == 0, done.stderr
-    assert "7 clips compared: 4 kept, 3 duplicates of these (largest cluster: 4 clips)" in done.stdout
+    assert "7 clips compared: 4 representatives, 3 duplicates (largest cluster: 4 clips)" in done.stdout
     refused = duplicates("--by", "embedding", "--max-distance", "5")
     assert refused.returncode == 2
     assert 'has no option "max_distance"' in refused.stderr

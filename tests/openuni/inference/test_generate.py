@@ -166,7 +166,7 @@ def test_positions_end_where_the_models_tables_end(run: Run) -> None:
         (["--size", "5x٥x16"], "must be FRAMESxHEIGHTxWIDTH"),
         (["--size", "1x0x0"], "above 0"),
         (["--size", "5x16x100000"], "the largest for .* is 4093x16384x8192 frames, height, width"),
-        (["--fps", "inf"], "--fps inf: give 1 to 1000 frames per second"),
+        (["--fps", "inf"], "--fps inf: must be 1 to 1000 frames per second"),
         (["--prompt", "a\udcff"], r"'a\\udcff' is not valid Unicode from character 1 on"),
     ],
 )

@@ -65,7 +65,7 @@ def test_a_codec_without_vectors_gives_a_row_that_says_unavailable_with_null_sco
     found = rows(corpus, "motion_vectors")
     lacks = found["none.webm"]
     assert (lacks["status"], lacks["ms"]) == ("unavailable", None)
-    assert lacks["error"] == "Unavailable: motion vectors of vp9 cannot be read; motion measures any codec"
+    assert lacks["error"] == "Unavailable: motion vectors of vp9 cannot be read; `motion` supports any codec"
     assert {value for key, value in lacks.items() if key not in OUTCOME} == {None}
     assert found["vectors.mp4"]["status"] == "ok" and found["vectors.mp4"]["length_sides"] > 0.01
 

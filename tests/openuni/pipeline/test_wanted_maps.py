@@ -108,7 +108,7 @@ def test_a_damaged_flow_is_the_reason_of_that_clip_alone(raw, tmp_path):
     data[extent["offset"] + extent["nbytes"] // 2] ^= 255
     path.write_bytes(data)
     found = rows(run([], corpus.store.url, {MOVING: {}}))
-    assert found.pop(corpus[0].clip_id)["error"].count("checksum differs")
+    assert found.pop(corpus[0].clip_id)["error"].count("checksum mismatch")
     assert {row["status"] for row in found.values()} == {"ok"}
 
 

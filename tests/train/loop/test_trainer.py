@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from openuni.cli.models import _generating
+from openuni.cli.models import _generate_command
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.errors import OpenUniError
 from openuni.training.loop.trainer import lr_factor, train
@@ -324,7 +324,7 @@ def test_generate_gives_modalities(run: Run) -> None:
 
 
 def test_training_ends_with_a_command_that_works(run: Run) -> None:
-    assert _generating(run) == f"openuni generate {run.folder} --make rgb --make depth --prompt '...' --out FOLDER"
+    assert _generate_command(run) == f"openuni generate {run.folder} --make rgb --make depth --prompt '...' --out FOLDER"
 
 
 def test_opening_what_is_no_run(tmp_path: Path) -> None:

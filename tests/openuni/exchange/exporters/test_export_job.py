@@ -146,9 +146,9 @@ def test_a_changed_source_is_a_failure_and_exit_code_1(tmp_path):
     shutil.copy(tmp_path / "raw" / "a.mp4", tmp_path / "raw" / "b.mp4")
     done = export_command(tmp_path / "corpus", "--format", "openuni-csv", "--out", tmp_path / "set", "--workers", 1)
     assert done.returncode == 1, done.stderr
-    assert done.stdout.startswith("2 clips = 1 written + 0 there before + 1 failed")
+    assert done.stdout.startswith("2 clips = 1 written + 0 already present + 1 failed")
     (row,) = failed_rows(tmp_path / "set")
-    assert row["clip_id"] == ids_by_name(corpus)["b"] and "is not the file it was" in row["error"]
+    assert row["clip_id"] == ids_by_name(corpus)["b"] and "changed after ingest" in row["error"]
     (tmp_path / "raw" / "a.mp4").unlink()
     gone = export_command(tmp_path / "corpus", "--format", "webdataset", "--out", tmp_path / "gone", "--workers", 1)
     assert gone.returncode == 1
@@ -197,13 +197,13 @@ def test_another_export_in_the_folder_is_refused_and_told_what_differs(corpus, w
     shutil.copytree(whole / "openuni_csv", out)
     before = tree(out)
     for given, words in (
-        ({"crf": 20}, "option crf was 18, is 20"),
-        ({"export_options": ExportOptions(limit=2)}, "other clips, or their captions or scores"),
-        ({"export_options": ExportOptions(("depth",))}, "densepose is in it, flow is in it"),
+        ({"crf": 20}, "option crf was 18, is now 20"),
+        ({"export_options": ExportOptions(limit=2)}, "the clips, or their captions or scores, have changed"),
+        ({"export_options": ExportOptions(("depth",))}, "densepose is no longer selected, flow is no longer selected"),
     ):
-        with pytest.raises(openuni.OpenUniError, match=f"holds another export: .*{words}"):
+        with pytest.raises(openuni.OpenUniError, match=f"contains a different export: .*{words}"):
             export(corpus, "openuni-csv", out, **given)
-    with pytest.raises(openuni.OpenUniError, match="format was openuni_csv, is diffsynth"):
+    with pytest.raises(openuni.OpenUniError, match="format was openuni_csv, is now diffsynth"):
         export(corpus, "diffsynth", out)
     assert tree(out) == before
 
@@ -218,7 +218,7 @@ def test_maps_made_anew_are_another_export(tmp_path):
         if not size:
             export(corpus, "diffsynth", tmp_path / "set")
     with pytest.raises(
-        openuni.OpenUniError, match=r"holds another export: other depth maps\. Export into a new folder"
+        openuni.OpenUniError, match=r"contains a different export: the depth maps have changed\. Pass a new --out"
     ):
         export(corpus, "diffsynth", tmp_path / "set")
 
@@ -226,7 +226,7 @@ def test_maps_made_anew_are_another_export(tmp_path):
 def test_folders_of_others_are_left_alone(corpus, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
-    with pytest.raises(openuni.OpenUniError, match="is not empty and holds no export"):
+    with pytest.raises(openuni.OpenUniError, match="is not empty and is not an export"):
         export(corpus, "openuni-csv", tmp_path / "mine")
     with pytest.raises(openuni.OpenUniError, match=r"notes\.txt is a file"):
         export(corpus, "openuni-csv", tmp_path / "mine" / "notes.txt")
@@ -237,7 +237,7 @@ def test_two_exports_do_not_write_to_one_folder(corpus, tmp_path):
     (tmp_path / "set").mkdir()
     handle = os.open(tmp_path / "set", os.O_RDONLY)
     fcntl.flock(handle, fcntl.LOCK_EX)
-    with pytest.raises(openuni.OpenUniError, match="another export is writing"):
+    with pytest.raises(openuni.OpenUniError, match="is locked by another export"):
         export(corpus, "openuni-csv", tmp_path / "set")
     os.close(handle)
     assert export(corpus, "openuni-csv", tmp_path / "set").written == 4
@@ -281,7 +281,7 @@ def test_of_several_annotators_one_is_named(tmp_path):
     recipe = {"annotators": {"supplied": {"modalities": MODALITIES}, "dis": {"preset": "ultrafast"}}}
     corpus = openuni.run(recipe, tmp_path / "raw" / "*.mp4", out=tmp_path / "corpus", reporter=QUIET)
     with pytest.raises(
-        openuni.OpenUniError, match=r'made flow\. Name one with --modalities: "dis\.flow", "supplied\.flow"'
+        openuni.OpenUniError, match=r'have flow\. Select one with --modalities: "dis\.flow", "supplied\.flow"'
     ):
         export(corpus, "openuni-csv", tmp_path / "set")
     with pytest.raises(openuni.OpenUniError, match='annotator of flow "raft" is not known'):
@@ -300,7 +300,7 @@ def test_wrong_choices_are_explained(corpus, tmp_path):
         ("openuni-cvs", {}, 'exporter "openuni_cvs" is not known. Did you mean "openuni_csv"'),
         ("univid", {"export_options": ExportOptions(("depth",))}, 'modality of the format univid "depth" is not known'),
         ("diffsynth", {"export_options": ExportOptions(("dept",))}, 'Did you mean "depth"'),
-        ("diffsynth", {"workers": 0}, "--workers 0: must be 1 or more"),
+        ("diffsynth", {"workers": 0}, "--workers 0: must be at least 1"),
     ):
         with pytest.raises(openuni.OpenUniError) as error:
             export(corpus, name, out, **given)
@@ -313,7 +313,7 @@ def test_the_command_line_takes_all_of_it(corpus, ids, tmp_path):
     done = export_command(
         *arguments, "--modalities", "depth,raft", "--set", "crf=30", "--set", "pixels=yuv420p", "--workers", 1
     )
-    assert (done.returncode, done.stdout) == (0, "1 clips = 1 written + 0 there before + 0 failed\n")
+    assert (done.returncode, done.stdout) == (0, "1 clips = 1 written + 0 already present + 0 failed\n")
     assert sorted(path.name for path in (tmp_path / "set").iterdir() if path.is_dir()) == ["depth", "raft", "video"]
     refused = export_command(*arguments, "--set", "crf=high")
     assert refused.returncode == 2 and "crf" in refused.stderr
