@@ -23,6 +23,7 @@ source_suffix = {".md": "markdown"}
 exclude_patterns = ["_build"]
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
+smartquotes = False  # "--out" stays as it is
 copybutton_prompt_text = "$ "
 copybutton_only_copy_prompt_lines = True
 

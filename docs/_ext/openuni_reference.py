@@ -180,7 +180,7 @@ def corpus_recipe_page() -> str:
         ("[encode.NAME]", "codecs"),
     ):
         lines.append(f"- `{written}`: options of one of the [{kind}](#{kind}-reference)")
-    lines += ["", "## Presets", "", "`openuni init --like NAME` writes one of these:", ""]
+    lines += ["", "## Presets", "", "`openuni init --preset NAME` writes one of these:", ""]
     for path in sorted(RECIPES_DIR.glob("*.toml")):
         lines.append(f"- `{path.stem}`: {markdown(first_comment(path))}")
     return "\n".join(lines) + "\n"
