@@ -7,6 +7,7 @@ failed after `MAX_ATTEMPTS`. Ray itself may fail: starting it is retried, and a 
 import logging
 import math
 import os
+import socket
 import tempfile
 import time
 from collections import deque
@@ -27,6 +28,7 @@ from openuni.pipeline.worker import ItemOutcome, Spec
 MAX_ATTEMPTS = 3
 MAX_FAILED_STARTS = 10
 MAX_RAY_STARTS = 3
+CONNECT_TIMEOUT_S = 10.0  # of a cluster's address; Ray itself would wait for minutes
 POLL_S = 10.0  # how long to wait for a reply before asking whether Ray is alive
 LOST_AFTER_S = 60.0  # without a living node
 PLACEMENT_NOTICE_S = 60.0  # without a first reply of any worker
@@ -86,6 +88,7 @@ class RayRunner(Runner):
         # Ray puts the folder in which it is started first on its workers' path, before all installed packages: a
         # user's tensorflow.py there would be imported. A working_dir would prevent it too, and slow every start.
         self.empty_folder = tempfile.TemporaryDirectory(prefix="openuni-")
+        _check_reachable(self.resources.address)
         for attempt in range(1, MAX_RAY_STARTS + 1):
             try:
                 with chdir(self.empty_folder.name):
@@ -303,3 +306,18 @@ class RayRunner(Runner):
                 slot.actor = self._new_actor()  # the rows it had finished are recovered from its journal
             except self.ray.exceptions.RayTaskError as error:
                 raise error.cause if isinstance(error.cause, OpenUniError) else error from None
+
+
+def _check_reachable(address: str | None) -> None:
+    """Raise `OpenUniError` if nothing answers at the address `HOST:PORT` of a cluster; other forms are Ray's to check."""
+    host, _, port = (address or "").rpartition(":")
+    if not host or "/" in host or not port.isdigit():
+        return
+    try:
+        with socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S):
+            pass
+    except OSError as error:
+        raise OpenUniError(
+            f"cannot join the Ray cluster at {address}: {error}. Check the address and that `ray status` works there, "
+            "or leave --address out to start Ray on this machine."
+        ) from error
