@@ -21,8 +21,8 @@ from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.corpus.lock import lock
 from openuni.manifests.errors import OpenUniError
 from openuni.pipeline.pipeline import Pipeline
-from openuni.pipeline.resources import Resources
-from openuni.pipeline.runner import open_runner
+from openuni.pipeline.runners.resources import Resources
+from openuni.pipeline.runners.runner import open_runner
 from openuni.pipeline.scope import RunScope
 from openuni.pipeline.sources import find_sources
 from openuni.report import doctor

@@ -3,7 +3,7 @@
 import atexit
 from functools import cache
 
-from openuni.pipeline.resources import Resources
+from openuni.pipeline.runners.resources import Resources
 
 
 @cache

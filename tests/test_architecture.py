@@ -204,7 +204,7 @@ PLANTED = {
     ),
     "relative, out of the package": ("annotators/x.py", "from ..filters import motion"),
     "relative, all the way up": ("annotators/x.py", "from .. import filters"),
-    "by name": ("manifests/x.py", "import importlib\nimportlib.import_module('openuni.pipeline.runner')"),
+    "by name": ("manifests/x.py", "import importlib\nimportlib.import_module('openuni.pipeline.runners.runner')"),
     "by a name put together": (
         "filters/x.py",
         "from importlib import import_module\nimport_module(f'openuni.training.{1}')",
@@ -212,7 +212,7 @@ PLANTED = {
     "by __import__": ("filters/x.py", "__import__('openuni.training')"),
     "the tests": ("openuni/pipeline/x.py", "from tests.moving_pictures import texture"),
     "openuni from below": ("train/x.py", "from openuni.config.recipe import Recipe"),
-    "a room from below": ("openuni/config/x.py", "from openuni.pipeline.runner import Runner"),
+    "a room from below": ("openuni/config/x.py", "from openuni.pipeline.runners.runner import Runner"),
     "the old name of a folder": ("openuni/config/x.py", "from manifests.clip import Clip"),
 }
 

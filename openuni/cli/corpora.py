@@ -53,7 +53,7 @@ def run(given: RunFlags) -> None:
     """
     from openuni import api
     from openuni.config.recipe import CorpusRecipe
-    from openuni.pipeline.resources import Resources
+    from openuni.pipeline.runners.resources import Resources
     from openuni.pipeline.scope import RunScope
 
     recipe = CorpusRecipe.load(given.recipe)

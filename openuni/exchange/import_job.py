@@ -35,7 +35,7 @@ from openuni.manifests.video.clip import Clip, clip_id
 from openuni.manifests.video.probe import make_clip, probe
 from openuni.pipeline.ledger import run_ledger
 from openuni.pipeline.phases import CorpusWorker, decoder_threads
-from openuni.pipeline.resources import Runner
+from openuni.pipeline.runners.resources import Runner
 from openuni.pipeline.worker import ItemOutcome, Spec
 
 

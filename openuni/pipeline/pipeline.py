@@ -42,8 +42,8 @@ from openuni.pipeline.ledger import run_ledger
 from openuni.pipeline.map_sources import MapSource, annotator_of, extents, required_maps
 from openuni.pipeline.operator_phase import OperatorSpec
 from openuni.pipeline.phases import ClipItem
-from openuni.pipeline.resources import Runner
 from openuni.pipeline.run_log import RunLog
+from openuni.pipeline.runners.resources import Runner
 from openuni.pipeline.scope import RunScope
 from openuni.pipeline.worker import ItemOutcome, Spec
 

@@ -124,7 +124,7 @@ def pipeline(chosen: dict[str, Annotator], raw: Path, device_gpus: float) -> dic
     """The annotate phase's record in the ledger of a run into a new corpus."""
     import openuni
     from openuni.console.progress import Reporter
-    from openuni.pipeline.resources import Resources
+    from openuni.pipeline.runners.resources import Resources
     from openuni.pipeline.scope import RunScope
 
     tables = {

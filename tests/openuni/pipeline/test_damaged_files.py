@@ -15,7 +15,7 @@ from openuni.manifests.contracts.decoded_clip import decode
 from openuni.manifests.video.container import Limits
 from openuni.manifests.video.probe import make_clip, probe
 from openuni.manifests.video.video_errors import VideoError
-from openuni.pipeline.resources import Resources
+from openuni.pipeline.runners.resources import Resources
 from tests.coded_clips import encode
 
 FILES = 200

@@ -17,10 +17,10 @@ from openuni.console.logs import handler_at, openuni_logger
 from openuni.console.progress import Phase, Reporter, duration_text
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.errors import OpenUniError
-from openuni.pipeline import ray_runner
 from openuni.pipeline.failures import MAX_TRACEBACK_CHARS, ItemFailed, trimmed_traceback
-from openuni.pipeline.ray_runner import RayRunner
-from openuni.pipeline.resources import Resources
+from openuni.pipeline.runners import ray_runner
+from openuni.pipeline.runners.ray_runner import RayRunner
+from openuni.pipeline.runners.resources import Resources
 from openuni.pipeline.scope import RunScope
 from tests.command_line import cli
 from tests.raw_clips import write_clips

@@ -10,7 +10,7 @@ from openuni.console.progress import Reporter
 from openuni.manifests.contracts.operator import operator_names
 from openuni.manifests.contracts.schema import OUTCOME_FIELDS
 from openuni.manifests.video import probe, reader
-from openuni.pipeline.resources import Resources
+from openuni.pipeline.runners.resources import Resources
 from openuni.pipeline.scope import RunScope
 from tests.coded_clips import encode
 from tests.moving_pictures import panned

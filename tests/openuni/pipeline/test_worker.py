@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from openuni.manifests.errors import OpenUniError
-from openuni.pipeline.in_process_runner import InProcessRunner
+from openuni.pipeline.runners.in_process_runner import InProcessRunner
 from openuni.pipeline.worker import ItemOutcome, Spec, Worker, WorkerLoop
 
 PATIENCE_S = 10.0

@@ -21,8 +21,8 @@ from typing import Any
 from openuni.console.logs import verbosity
 from openuni.manifests.contracts.discovery import local_import_roots
 from openuni.manifests.errors import OpenUniError
-from openuni.pipeline.ray_worker import RayWorker, Reply, Setup, uninstalled_home
-from openuni.pipeline.resources import Resources, Runner
+from openuni.pipeline.runners.ray_worker import RayWorker, Reply, Setup, uninstalled_home
+from openuni.pipeline.runners.resources import Resources, Runner
 from openuni.pipeline.worker import ItemOutcome, Spec
 
 MAX_ATTEMPTS = 3
@@ -309,7 +309,7 @@ class RayRunner(Runner):
 
 
 def _check_reachable(address: str | None) -> None:
-    """Raise `OpenUniError` if nothing answers at the address `HOST:PORT` of a cluster; other forms are Ray's to check."""
+    """Raise `OpenUniError` if nothing answers at `HOST:PORT`; other forms of an address are Ray's to check."""
     host, _, port = (address or "").rpartition(":")
     if not host or "/" in host or not port.isdigit():
         return

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from openuni.pipeline.in_process_runner import InProcessRunner
-from openuni.pipeline.ray_runner import RayRunner
-from openuni.pipeline.resources import Resources, Runner
+from openuni.pipeline.runners.in_process_runner import InProcessRunner
+from openuni.pipeline.runners.ray_runner import RayRunner
+from openuni.pipeline.runners.resources import Resources, Runner
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from openuni.manifests.graceful_shutdown import graceful_shutdown
-from openuni.pipeline.resources import Runner
+from openuni.pipeline.runners.resources import Runner
 from openuni.pipeline.worker import ItemOutcome, Spec, WorkerLoop
 
 

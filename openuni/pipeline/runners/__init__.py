@@ -1,0 +1,1 @@
+"""Runners: phases in this process, or on Ray actors."""
