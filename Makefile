@@ -38,10 +38,10 @@ demo-quick: install
 
 # two processes, each test file whole in one of them, in the order of tests/conftest.py
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15
 
 test-slow: install
-	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile --durations=15
 
 lint: install
 	$(BIN)/ruff check

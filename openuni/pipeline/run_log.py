@@ -35,7 +35,7 @@ class RunLog:
     def failure(self, failure: Failure, phase: str) -> None:
         """Keep the traceback of a failed item."""
         where = failure.operator or phase
-        logger.error("%s: %s failed: %s\n%s", where, failure.key, failure.error, failure.traceback)
+        logger.info("%s: %s failed: %s\n%s", where, failure.key, failure.error, failure.traceback)
         record = {"key": failure.key, "operator": where, "error": failure.error, "traceback": failure.traceback}
         self._failures.write(json.dumps(record) + "\n")
         self._failures.flush()

@@ -95,7 +95,7 @@ def test_a_clip_whose_flow_failed_is_unavailable_with_the_reason(raw, tmp_path):
     assert {row["status"] for row in rows(corpus, "dis").values()} == {"failed"}
     found = list(rows(corpus).values())
     assert {row["status"] for row in found} == {"unavailable"}
-    assert all("starts from flow of dis" in row["error"] and "at least 8 px" in row["error"] for row in found)
+    assert all("starts from flow of dis" in row["error"] and "sides >= 8 px" in row["error"] for row in found)
     again = run(raw, tmp_path / "corpus", {"dis": DIS, MOVING: {}}, short_side_px=6)
     assert {row["status"] for row in rows(again).values()} == {"unavailable"}
 

@@ -206,9 +206,12 @@ def test_the_debug_curriculum_runs(corpus: Corpus, tmp_path: Path) -> None:
     [
         ([{"tasks": {"joint": 1.0}}], "curriculum: from_step = 0. Allowed: above 0"),
         ([{"from_step": 3}], "the stage from step 3 says no tasks"),
-        ([{"from_step": 3, "task": {}}], 'curriculum 1: key "task" is not known. Did you mean "tasks"'),
-        ([{"from_step": 3, "tasks": {"joint": "1"}}], "curriculum 1: tasks must be dict"),
-        ([3], "curriculum must be tables"),
+        ([{"from_step": 3, "task": {}}], 'curriculum 1 has no option "task". Did you mean "tasks"'),
+        (
+            [{"from_step": 3, "tasks": {"joint": "1"}}],
+            "curriculum 1: tasks = {'joint': '1'}: Input should be a valid number",
+        ),
+        ([3], "curriculum 1 must be a table of options, got 3"),
         ({"from_step": 3}, "curriculum must be tables"),
         ([STAGES[1], STAGES[0]], r"each stage must begin after the one before; from_step: \[9, 6\]"),
         ([STAGES[0], STAGES[0]], r"each stage must begin after the one before; from_step: \[6, 6\]"),

@@ -251,11 +251,12 @@ def test_model_that_does_not_fit_the_latents_is_refused(corpus: Corpus, tmp_path
         ("heads", 0, "1 and more"),
         ("head_dim", 13, "6 and more, multiples of 2"),
         ("patch", [0, 2, 2], "1 and more"),
-        ("patch", [2, 2], "frames, rows, columns"),
         ("freq_dim", 0, "2 and more, multiples of 2"),
     ):
         with pytest.raises(OpenUniError, match=rf"unityvideo: {option} = .*\. Allowed: {allowed}"):
             train(recipe(model={option: value}), corpus, tmp_path)
+    with pytest.raises(OpenUniError, match=r"patch = \[2, 2\]: .* Expected: latent frames, rows, columns per token"):
+        train(recipe(model={"patch": [2, 2]}), corpus, tmp_path)
     with pytest.raises(OpenUniError, match="needs flow; the model has rgb, depth"):
         train(recipe(tasks={"rgb->flow": 1.0}), corpus, tmp_path)
     assert not list(tmp_path.glob("run.json"))
