@@ -1,4 +1,4 @@
-"""`openuni parity`: the ladder of `openuni.training.parity.ladder` on the models that are built on Wan."""
+"""`openuni parity`: the parity checks of `openuni.training.parity.checks` on the models that are built on Wan."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -9,19 +9,19 @@ from openuni.manifests.contracts.modality import find_modality
 from openuni.manifests.errors import OpenUniError
 
 if TYPE_CHECKING:
-    from openuni.training.parity.ladder import ParityResult
+    from openuni.training.parity.checks import ParityResult
 
 FAILING_STATUSES = ("failed", "not run")
-HEADER = f"{'model':<12} {'rung':<11} {'verdict':<14} {'figure':>9} {'at most':>9}  what the figure is"
+HEADER = f"{'model':<12} {'check':<11} {'verdict':<14} {'figure':>9} {'maximum':>9}  description"
 
 
 def run_parity(
     pretrained: str, models: Sequence[str], modalities: Sequence[str], device: str, dtype: str
 ) -> Iterator[tuple[str, "ParityResult"]]:
-    """Model and rung, each when it is done. Raises `OpenUniError` for what is asked for and not there."""
+    """Model name and result of each parity check. Raises `OpenUniError` for an unknown model or modality."""
     import torch
 
-    from openuni.training.parity.ladder import run_parity_checks
+    from openuni.training.parity.checks import run_parity_checks
     from openuni.training.run import pick_device
 
     known = {name: _kind(name) for name in models or component_names("models")}
@@ -35,8 +35,8 @@ def run_parity(
         options: dict[str, Any] = {"pretrained": pretrained}
         if len(kind().modalities) > 1:  # else the model's streams are fixed
             options["modalities"] = tuple(dict.fromkeys(modalities))
-        for rung in run_parity_checks(kind(**options), place, getattr(torch, dtype)):
-            yield kind.name(), rung
+        for result in run_parity_checks(kind(**options), place, getattr(torch, dtype)):
+            yield kind.name(), result
 
 
 def _kind(name: str) -> Any:
@@ -49,13 +49,13 @@ def _kind(name: str) -> Any:
     return kind if issubclass(kind, WanModel) else None
 
 
-def format_row(model: str, rung: "ParityResult") -> str:
+def format_row(model: str, result: "ParityResult") -> str:
     """One line of the table."""
-    figure, tolerance = ("" if value is None else f"{value:.3g}" for value in (rung.figure, rung.tolerance))
-    return f"{model:<12} {rung.name:<11} {rung.verdict:<14} {figure:>9} {tolerance:>9}  {rung.what}"
+    figure, tolerance = ("" if value is None else f"{value:.3g}" for value in (result.figure, result.tolerance))
+    return f"{model:<12} {result.name:<11} {result.verdict:<14} {figure:>9} {tolerance:>9}  {result.what}"
 
 
-def record(model: str, rung: "ParityResult") -> dict[str, Any]:
-    """The rung as JSON has it, which knows no infinity: null."""
-    finite = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in rung._asdict().items()}
+def record(model: str, result: "ParityResult") -> dict[str, Any]:
+    """The result for JSON; infinite and NaN figures become null."""
+    finite = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in result._asdict().items()}
     return {"model": model, **finite}
