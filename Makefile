@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # without compiled files every worker and every command would compile torch, transformers and diffusers anew
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo demo-quick test test-slow lint types benchmarks clean
+.PHONY: help install demo demo-quick test test-slow lint types docs benchmarks clean
 
 help:
 	@echo "make demo        set up $(VENV) and run the whole job on home-made clips (5 to 7 minutes)"
@@ -16,6 +16,7 @@ help:
 	@echo "make test        set up $(VENV) and run the tests (about 10 minutes on 2 cores)"
 	@echo "make test-slow   the longer checks: kills, the quick demo, models that learn clips by heart (about 12 minutes)"
 	@echo "make lint types  ruff, and mypy"
+	@echo "make docs        the documentation, into docs/_build/html (about 30 seconds)"
 	@echo "make benchmarks  ratios against named alternatives; figures stand in tests/benchmarks/README.md"
 
 install: $(VENV)/.installed
@@ -26,7 +27,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 		|| { echo "OpenUni needs Python 3.11 or 3.12, found $$($(PYTHON) --version). Give one: make PYTHON=python3.11"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[test]'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[test,docs]'
 	touch $@
 
 demo: install
@@ -49,9 +50,14 @@ lint: install
 types: install
 	$(BIN)/mypy
 
+# every warning is an error; nothing is downloaded
+docs: install
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --builder html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
 benchmarks: install
 	$(BIN)/python -m tests.benchmarks.pipeline
 	$(BIN)/python -m tests.benchmarks.manifests
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info openuni-demo
+	rm -rf $(VENV) build dist *.egg-info openuni-demo docs/_build docs/reference/generated

@@ -1,1 +1,1 @@
-"""Annotators produce modalities for every frame of a clip, one file each."""
+"""Annotators: operators that produce modality maps or captions for every frame of a clip, one per file."""

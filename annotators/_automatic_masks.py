@@ -1,4 +1,4 @@
-"""Masks of everything in a picture, by asking a promptable network about a grid of points, as Segment Anything does."""
+"""Automatic mask generation: a promptable network is given a grid of point prompts, as in Segment Anything."""
 
 import math
 from collections.abc import Iterator
@@ -7,17 +7,17 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-EDGE_PX = 20  # a mask whose box comes so near to the edge of a crop is cut off there
-CROP_OVERLAP = 512 / 1500  # of the crops of the first layer, as a share of the picture's shorter side
+EDGE_PX = 20  # a mask whose box is at most this far from a crop edge is considered truncated
+CROP_OVERLAP = 512 / 1500  # overlap of first-layer crops, as a fraction of the image's shorter side
 
 
 class MaskRules(NamedTuple):
-    """What is asked and what is kept; the names of Segment Anything's generator stand behind."""
+    """Prompt grid and mask selection. The comments give the names used by Segment Anything's generator."""
 
     points_per_side: int = 32
     points_per_batch: int = 64
-    least_predicted_iou: float = 0.88  # pred_iou_thresh
-    least_stability: float = 0.95  # stability_score_thresh
+    min_predicted_iou: float = 0.88  # pred_iou_thresh
+    min_stability: float = 0.95  # stability_score_thresh
     stability_offset: float = 1.0  # stability_score_offset, in logits
     nms_iou: float = 0.7  # box_nms_thresh and crop_nms_thresh
     crop_layers: int = 0  # crop_n_layers
@@ -25,30 +25,30 @@ class MaskRules(NamedTuple):
 
 
 class Masks(NamedTuple):
-    """Masks of one picture, which may overlap, the most confident first."""
+    """Masks of one image, sorted by descending confidence. They may overlap."""
 
     masks: np.ndarray  # bool [N, H, W]
-    predicted_iou: np.ndarray  # float64 [N], about 0 to 1: what the network thinks of its mask
-    stability: np.ndarray  # float64 [N], 0..1: IoU of the masks cut a little above and a little below the threshold
-    boxes_px: np.ndarray  # int64 [N, 4]: first and last column and row, x0, y0, x1, y1; of a larger crop's mask
-    points_px: np.ndarray  # float64 [N, 2]: x, y of the point that was asked
+    predicted_iou: np.ndarray  # float64 [N], about 0 to 1: the network's own estimate of mask quality
+    stability: np.ndarray  # float64 [N], 0..1: IoU of the masks at a slightly higher and a slightly lower threshold
+    boxes_px: np.ndarray  # int64 [N, 4]: x0, y0, x1, y1, inclusive: first and last column and row, before clean-up
+    points_px: np.ndarray  # float64 [N, 2]: x, y of the point prompt
 
 
 class PromptableNetwork(Protocol):
-    """A network that is shown a picture once and then asked about points in it."""
+    """A network that embeds an image once and then predicts masks for point prompts."""
 
     def set_image(self, image: np.ndarray) -> None:
-        """Look at a picture, uint8 [h, w, 3] RGB."""
+        """Embed an image, uint8 [h, w, 3] RGB."""
 
     def predict_points(self, points_px: np.ndarray) -> tuple[Any, Any]:
-        """float64 [N, 2] x, y -> small logits, float32 [N, M, s, s], and predicted IoU, float32 [N, M]: tensors."""
+        """Tensors for points float64 [N, 2] (x, y): low-resolution logits float32 [N, M, s, s], IoU float32 [N, M]."""
 
     def upscale(self, logits: Any) -> Any:
-        """Small logits [K, s, s] -> float32 [K, h, w], at the picture's size."""
+        """Low-resolution logits [K, s, s] -> float32 [K, h, w], at image size."""
 
 
 class _Candidates(NamedTuple):
-    """Tensors of what is left of a crop; logits stay small until it is clear which masks are kept."""
+    """Tensors of one crop's candidate masks. Logits stay at low resolution until the masks are selected."""
 
     logits: Any  # float32 [K, s, s]
     predicted_iou: Any  # float32 [K]
@@ -61,10 +61,10 @@ class _Candidates(NamedTuple):
 
 
 def automatic_masks(network: PromptableNetwork, image: np.ndarray, rules: MaskRules) -> Masks:
-    """Masks of everything that `network` finds in `image`, uint8 [H, W, 3] RGB.
+    """Masks of all objects that `network` detects in `image`, uint8 [H, W, 3] RGB.
 
-    The same masks in the same order as Segment Anything's automatic generator with these settings gives (its
-    downscale of points per layer is 1). A mask without a pixel above the threshold has stability 0, not NaN.
+    Masks and their order equal those of Segment Anything's automatic generator with the same settings (and
+    crop_n_points_downscale_factor = 1). A mask without a pixel above the threshold has stability 0, not NaN.
     """
     height_px, width_px = image.shape[:2]
     grid = point_grid(rules.points_per_side)
@@ -75,7 +75,7 @@ def automatic_masks(network: PromptableNetwork, image: np.ndarray, rules: MaskRu
         found.append(crop)
         areas.append(np.full(len(crop.masks), float((x1 - x0) * (y1 - y0))))
     together = Masks(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
-    if len(found) > 1:  # masks of smaller crops are the finer ones
+    if len(found) > 1:  # prefer masks of smaller crops: they are more detailed
         together = _select(together, _nms(together.boxes_px, 1 / np.concatenate(areas), rules.nms_iou))
     if rules.min_region_px > 0:
         together = clean_masks(together, rules.min_region_px, rules.nms_iou)
@@ -83,14 +83,14 @@ def automatic_masks(network: PromptableNetwork, image: np.ndarray, rules: MaskRu
 
 
 def point_grid(points_per_side: int) -> np.ndarray:
-    """float64 [n * n, 2]: x, y in 0..1, the centres of n by n cells, row by row."""
+    """Cell centres of an n x n grid, row by row: float64 [n * n, 2], x and y in 0..1."""
     steps = np.linspace(1 / (2 * points_per_side), 1 - 1 / (2 * points_per_side), points_per_side)
     x, y = np.meshgrid(steps, steps)
     return np.stack([x.ravel(), y.ravel()], axis=1)
 
 
 def crop_boxes(height_px: int, width_px: int, layers: int) -> list[tuple[int, int, int, int]]:
-    """x0, y0, x1, y1 (half-open) of the whole picture and, for layer 1, 2, .., of 4, 16, .. overlapping parts."""
+    """Crops x0, y0, x1, y1 (half-open): the full image, then 4 overlapping crops for layer 1, 16 for layer 2, ..."""
     boxes = [(0, 0, width_px, height_px)]
     for layer in range(1, layers + 1):
         parts = 2**layer
@@ -105,7 +105,7 @@ def crop_boxes(height_px: int, width_px: int, layers: int) -> list[tuple[int, in
 def _masks_of_crop(
     network: PromptableNetwork, image: np.ndarray, box: tuple[int, int, int, int], grid: np.ndarray, rules: MaskRules
 ) -> Masks:
-    """The masks of one crop, in the coordinates of the whole picture."""
+    """Masks of one crop, in coordinates of the full image."""
     import torch
 
     x0, y0, x1, y1 = box
@@ -116,9 +116,9 @@ def _masks_of_crop(
         _candidates(network, points[start : start + rules.points_per_batch], rules)
         for start in range(0, len(points), rules.points_per_batch)
     ]
-    all_of_it = _Candidates(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
-    all_of_it = all_of_it.take(~_cut_off(all_of_it.boxes, box, (height_px, width_px)))
-    kept = all_of_it.take(_nms_indices(all_of_it.boxes, all_of_it.predicted_iou, rules.nms_iou))
+    candidates = _Candidates(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
+    candidates = candidates.take(~_truncated(candidates.boxes, box, (height_px, width_px)))
+    kept = candidates.take(_nms_indices(candidates.boxes, candidates.predicted_iou, rules.nms_iou))
     masks = np.zeros((len(kept.logits), height_px, width_px), bool)
     for part in _parts(len(masks), rules.points_per_batch):
         masks[part, y0:y1, x0:x1] = (network.upscale(kept.logits[part]) > 0).cpu().numpy()
@@ -132,30 +132,30 @@ def _masks_of_crop(
 
 
 def _candidates(network: PromptableNetwork, points_px: np.ndarray, rules: MaskRules) -> _Candidates:
-    """What the network says about some points, without what it doubts and what the threshold moves."""
+    """Masks for a batch of points that pass the predicted-IoU and stability thresholds."""
     import torch
 
     logits, predicted = network.predict_points(points_px)
     per_point = logits.shape[1]
     logits, predicted = logits.flatten(0, 1), predicted.flatten()
     points = torch.from_numpy(np.repeat(points_px, per_point, axis=0)).to(logits.device)
-    if rules.least_predicted_iou > 0:
-        sure = predicted > rules.least_predicted_iou
+    if rules.min_predicted_iou > 0:
+        sure = predicted > rules.min_predicted_iou
         logits, predicted, points = logits[sure], predicted[sure], points[sure]
     full = network.upscale(logits)
     inner = (full > rules.stability_offset).sum((-2, -1))
     outer = (full > -rules.stability_offset).sum((-2, -1))
     stability = inner / outer.clamp(min=1)
-    kept = stability >= rules.least_stability
+    kept = stability >= rules.min_stability
     return _Candidates(logits[kept], predicted[kept], stability[kept], _boxes(full[kept] > 0), points[kept])
 
 
 def _boxes(masks: Any) -> Any:
-    """bool [K, H, W] -> int64 [K, 4]: first and last column and row; zeros for an empty mask."""
+    """Inclusive boxes int64 [K, 4] (x0, y0, x1, y1) of masks bool [K, H, W]; zeros for an empty mask."""
     import torch
 
     sides = []
-    for axis in (-2, -1):  # which columns, then which rows, have a pixel
+    for axis in (-2, -1):  # non-empty columns, then non-empty rows
         there = masks.any(dim=axis)
         last = there.shape[-1] - 1
         count = torch.arange(there.shape[-1], device=masks.device)
@@ -165,8 +165,8 @@ def _boxes(masks: Any) -> Any:
     return boxes * masks.flatten(1).any(dim=1)[:, None]
 
 
-def _cut_off(boxes: Any, crop: tuple[int, int, int, int], size: tuple[int, int]) -> Any:
-    """bool [K]: whether a box comes near a side of the crop that is no side of the picture."""
+def _truncated(boxes: Any, crop: tuple[int, int, int, int], size: tuple[int, int]) -> Any:
+    """Whether each box is close to a crop edge that is not also an image edge: bool [K]."""
     import torch
 
     x0, y0, _, _ = crop
@@ -177,7 +177,7 @@ def _cut_off(boxes: Any, crop: tuple[int, int, int, int], size: tuple[int, int])
 
 
 def _nms_indices(boxes: Any, scores: Any, iou: float) -> Any:
-    """int64 indices, best score first, of the boxes that overlap no better one by more than `iou`."""
+    """Indices (int64, best score first) that survive non-maximum suppression at threshold `iou`."""
     from torchvision.ops import nms
 
     return nms(boxes.float(), scores, iou)
@@ -199,7 +199,7 @@ def _parts(count: int, size: int) -> Iterator[slice]:
 
 
 def clean_masks(masks: Masks, min_region_px: int, nms_iou: float) -> Masks:
-    """Without holes and islands smaller than `min_region_px`; of masks that thereby become alike, the untouched."""
+    """Remove holes and islands smaller than `min_region_px`, then duplicates; unchanged masks are preferred."""
     if not len(masks.masks):
         return masks
     clean = np.stack([remove_islands(fill_holes(mask, min_region_px), min_region_px) for mask in masks.masks])
@@ -210,26 +210,26 @@ def clean_masks(masks: Masks, min_region_px: int, nms_iou: float) -> Masks:
 
 
 def fill_holes(mask: np.ndarray, min_px: int) -> np.ndarray:
-    """bool [H, W] -> bool [H, W] with the holes of less than `min_px` pixels filled (8 neighbours)."""
+    """Fill holes with fewer than `min_px` pixels (8-connectivity): bool [H, W] -> bool [H, W]."""
     regions, areas = _regions(~mask)
     return mask | np.isin(regions, 1 + np.flatnonzero(areas < min_px))
 
 
 def remove_islands(mask: np.ndarray, min_px: int) -> np.ndarray:
-    """bool [H, W] -> bool [H, W] without its parts of less than `min_px` pixels; the largest part always stays."""
+    """Remove components with fewer than `min_px` pixels, except the largest: bool [H, W] -> bool [H, W]."""
     regions, areas = _regions(mask)
     small = np.flatnonzero(areas < min_px)
     return mask & ~np.isin(regions, 1 + small[small != np.argmax(areas)]) if len(small) else mask
 
 
 def box_of(mask: np.ndarray) -> np.ndarray:
-    """bool [H, W] -> int64 [4]: first and last column and row, x0, y0, x1, y1; zeros for an empty mask."""
+    """Inclusive box int64 [4] (x0, y0, x1, y1) of a mask bool [H, W]; zeros for an empty mask."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return np.array([columns[0], rows[0], columns[-1], rows[-1]] if len(rows) else [0] * 4, np.int64)
 
 
 def _regions(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Connected parts of a mask: int32 [H, W], 0 outside of it, and the areas of parts 1, 2, .., pixels."""
+    """Connected components of a mask: labels int32 [H, W] (0 outside) and areas of components 1, 2, ... in pixels."""
     import cv2
 
     _, regions, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)

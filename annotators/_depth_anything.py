@@ -1,4 +1,4 @@
-"""Depth Anything V2 on single frames, in transformers' implementation: for `depth_anything` and `video_depth`."""
+"""Depth Anything V2 on single frames (transformers), shared by `depth_anything` and `video_depth`."""
 
 import math
 from collections.abc import Sequence
@@ -23,28 +23,31 @@ DepthUnit = Literal["disparity", "metres"]
 
 @dataclass(frozen=True)
 class FrameDepth(Annotator):
-    """What the annotators that run Depth Anything share: checkpoint, resize rule, batches."""
+    """Base of the annotators that run Depth Anything: checkpoint, resizing, batching."""
 
-    checkpoint: Annotated[str, "Hugging Face name or path of a Depth Anything checkpoint in transformers' format"] = (
+    checkpoint: Annotated[str, "Depth Anything checkpoint in transformers format: Hugging Face name or folder"] = (
         "depth-anything/Depth-Anything-V2-Small-hf"
     )
-    resize: Annotated[Literal["transformers", "original"], "resize rule, see above"] = "transformers"
+    resize: Annotated[
+        Literal["transformers", "original"],
+        "resizing of the network input: as in transformers, or as in the authors' code",
+    ] = "transformers"
     input_size: Annotated[
-        int, "side of the network's input that the rule aims at, pixels", Ge(PATCH_PX), MultipleOf(PATCH_PX)
+        int, "target side length of the network input, pixels", Ge(PATCH_PX), MultipleOf(PATCH_PX)
     ] = 518
-    frames_per_batch: Annotated[int, "frames in one forward pass", Ge(1)] = 8
-    precision: Annotated[Precision, "fp32, or bf16 autocast"] = "fp32"
+    frames_per_batch: Annotated[int, "frames per forward pass", Ge(1)] = 8
+    precision: Annotated[Precision, "numerical precision: fp32, or bf16 autocast"] = "fp32"
 
     gpus: ClassVar[float] = 0.25
     licence: ClassVar[str] = "Apache-2.0"
 
     def checkpoints(self) -> Sequence[Checkpoint]:
-        """The one checkpoint."""
+        """The Depth Anything checkpoint."""
         return (published_or_path(self.checkpoint, self.published()),)
 
     @classmethod
     def published(cls) -> tuple[Checkpoint, ...]:
-        """The authors' models; only the small ones are free for commercial use."""
+        """The authors' models. Only the small ones permit commercial use."""
         kinds = ("", "Metric-Indoor-", "Metric-Outdoor-")
         return tuple(
             Checkpoint(
@@ -60,11 +63,14 @@ class FrameDepth(Annotator):
         )
 
     def load(self, device: str) -> Any:
-        """Network on `device` and its image processor. Raises `OpenUniError` for another kind of checkpoint."""
+        """Load the network on `device` and its image processor.
+
+        Raises `OpenUniError` if the folder is not a Depth Anything checkpoint.
+        """
         from transformers import AutoConfig, AutoImageProcessor, AutoModelForDepthEstimation
 
         folder = self.checkpoints()[0].resolve()
-        only_data = {"local_files_only": True, "trust_remote_code": False}  # no download, no code from the folder
+        only_data = {"local_files_only": True, "trust_remote_code": False}  # no downloads, no remote code
         try:
             kind = getattr(AutoConfig.from_pretrained(folder, **only_data), "depth_estimation_type", None)
             if kind not in ("relative", "metric"):
@@ -73,13 +79,13 @@ class FrameDepth(Annotator):
             network = AutoModelForDepthEstimation.from_pretrained(folder, **only_data)
         except (OSError, ValueError) as error:
             raise OpenUniError(
-                f"{folder} is not a Depth Anything checkpoint in transformers' format: {error}. Give one such as "
+                f"{folder} is not a Depth Anything checkpoint in transformers format: {error}. Use one such as "
                 "depth-anything/Depth-Anything-V2-Small-hf."
             ) from error
         return network.eval().to(device), processor
 
     def each_frame(self, model: Any, frames: np.ndarray) -> tuple[np.ndarray, DepthUnit]:
-        """uint8 [T, H, W, 3] -> raw depth float32 [T, H, W] of every frame on its own, and its unit."""
+        """Predict depth frame by frame: uint8 [T, H, W, 3] -> raw values float32 [T, H, W], and their unit."""
         network, processor = model
         step = self.frames_per_batch
         starts = range(0, len(frames), step)
@@ -95,23 +101,23 @@ class FrameDepth(Annotator):
         device = next(network.parameters()).device
         with inference(device.type, self.precision):
             raw = network(pixel_values=torch.from_numpy(pixels).to(device)).predicted_depth.float()
-            # bilinear, as the authors: the cubic of transformers' post-processing overshoots below 0 at edges
+            # bilinear as in the authors' code: transformers' bicubic post-processing overshoots below 0 at edges
             size = frames.shape[1:3]
             depth = torch.nn.functional.interpolate(raw[:, None], size, mode="bilinear", align_corners=original)
         result: np.ndarray = depth[:, 0].cpu().numpy()
         return result
 
     def _processed(self, processor: Any, frames: np.ndarray) -> np.ndarray:
-        """uint8 [B, H, W, 3] -> float32 [B, 3, h, w] by the checkpoint's own image processor."""
+        """uint8 [B, H, W, 3] -> float32 [B, 3, h, w], by the checkpoint's image processor."""
         size = {"height": self.input_size, "width": self.input_size}
-        # channels-last copies: the processor may not write to the clip, nor guess the layout
+        # copies protect the read-only clip; the explicit layout prevents the processor from guessing it
         images = processor(list(frames.copy()), size=size, input_data_format="channels_last", return_tensors="np")
         pixels: np.ndarray = images["pixel_values"]
         return pixels
 
 
 def original_size(height_px: int, width_px: int, input_size: int) -> tuple[int, int]:
-    """Height and width of the network's input by the authors' rule: both sides >= `input_size`, multiples of 14."""
+    """Height and width of the network input in the authors' code: both sides >= `input_size`, multiples of 14."""
     scale = max(input_size / height_px, input_size / width_px)
 
     def patches(side_px: int) -> int:
@@ -122,12 +128,12 @@ def original_size(height_px: int, width_px: int, input_size: int) -> tuple[int, 
 
 
 def original_pixels(frames: np.ndarray, input_size: int) -> np.ndarray:
-    """uint8 [B, H, W, 3] -> float32 [B, 3, h, w], resized and normalised as the authors do it."""
+    """uint8 [B, H, W, 3] -> float32 [B, 3, h, w], resized and normalized as in the authors' code."""
     import cv2
 
     height_px, width_px = original_size(frames.shape[1], frames.shape[2], input_size)
     scaled = [
         cv2.resize(frame / 255.0, (width_px, height_px), interpolation=cv2.INTER_CUBIC) for frame in frames
-    ]  # float64, as theirs until the very end
-    normalised = (np.stack(scaled) - IMAGENET_MEAN) / IMAGENET_STD
-    return np.ascontiguousarray(normalised.transpose(0, 3, 1, 2), dtype=np.float32)
+    ]  # float64 until the final cast, as in the authors' code
+    normalized = (np.stack(scaled) - IMAGENET_MEAN) / IMAGENET_STD
+    return np.ascontiguousarray(normalized.transpose(0, 3, 1, 2), dtype=np.float32)

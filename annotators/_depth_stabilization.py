@@ -1,12 +1,11 @@
-"""Takes the flicker of scale and shift out of depth that was computed frame by frame.
+"""Remove scale and shift flicker from depth that was predicted frame by frame.
 
-A network for single frames gives every frame a scale and a shift of its own. Between adjacent frames both are found
-along the motion: on the pixels that the guide flow can follow, by a robust line through (disparity here, disparity
-there). Chained, these lines say what the numbers of every frame mean in terms of the first one. A camera that moves
-forward changes them too, and nothing in the numbers tells that from flicker, except that it is smooth in time. So each
-frame is brought not to the first frame's scale but to what the frames around it have on average: fast changes go, slow
-ones stay as the network gave them. Errors of the chain grow slowly too, so they are not applied either, and need no
-anchor.
+A single-frame network predicts every frame with its own scale and shift. Both are estimated between adjacent frames by
+a robust line fit to pairs of disparities along the guide flow, where the flow is valid. Chaining these lines expresses
+every frame's values in terms of the first frame's. Forward camera motion changes scale and shift too; it differs from
+flicker only in being smooth over time. Each frame is therefore mapped to the local average of scale and shift, not to
+the first frame's: fast changes are removed, slow ones are left as predicted. Drift of the chain is slow as well, so it
+is not applied either, and no anchor frame is needed.
 """
 
 from typing import NamedTuple
@@ -17,11 +16,11 @@ from openuni.annotators._guide_flow import guide_flow, warp
 from openuni.manifests.arrays.resample import resize_smooth
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 
-MIN_FOLLOWED_SHARE = 0.05  # of a frame's pixels: on fewer no line is drawn
-MAX_SAMPLES = 20_000  # pixels of a pair that the line is drawn through
-MIN_CORRELATION = 0.7  # under this the two frames do not show the same depth
-MAX_ITERATIONS = 10  # of reweighting
-TUKEY = 4.685  # Tukey's biweight: 95 % efficient on normal errors
+MIN_FOLLOWED_SHARE = 0.05  # minimum fraction of pixels with valid flow for a line fit
+MAX_SAMPLES = 20_000  # maximum number of pixels per line fit
+MIN_CORRELATION = 0.7  # below this, two frames do not show the same depth
+MAX_ITERATIONS = 10  # of iteratively reweighted least squares
+TUKEY = 4.685  # Tukey's biweight constant: 95 % efficiency for normal errors
 MAD_TO_STD = 1.4826
 
 
@@ -35,12 +34,12 @@ class ScaleShift(NamedTuple):
 def stabilize_depth(
     clip: DecodedClip, depth: np.ndarray, frames_std: float, *, scale_only: bool
 ) -> tuple[np.ndarray, float]:
-    """Depth without fast changes of scale and shift, and the share of adjacent frames between which both were found.
+    """Depth without fast changes of scale and shift, and the fraction of adjacent frame pairs that could be aligned.
 
-    `depth`: float32 [T, H, W], disparity, or metres with `scale_only`; what returns has the same shape and is >= 0.
-    `frames_std`: standard deviation of the Gaussian over which frames are averaged (a local line, so that steady growth
-    is no change). Where two frames cannot be compared (a cut, too little to follow, depth without relief) the chain
-    ends, and begins anew behind it.
+    `depth`: float32 [T, H, W], disparity, or metres with `scale_only`. The result has the same shape and is >= 0.
+    `frames_std`: standard deviation of the Gaussian window, frames. The average is a local linear fit, so a linear
+    trend is preserved. The chain is interrupted between frames that cannot be compared (a cut, too few pixels with
+    valid flow, constant depth) and restarts after them.
     """
     lines = _pair_lines(clip, depth, scale_only)
     out = depth.copy()
@@ -59,7 +58,7 @@ def stabilize_depth(
 
 
 def _pair_lines(clip: DecodedClip, depth: np.ndarray, scale_only: bool) -> list[ScaleShift | None]:
-    """From the values of every frame to those of the next, T - 1 of them; None where none was found."""
+    """Line fits from every frame's values to the next frame's, T - 1 of them; None where the fit failed."""
     flow = guide_flow(clip)
     small = resize_smooth(depth[..., None], *flow.size_px)[..., 0]
     lines: list[ScaleShift | None] = []
@@ -74,16 +73,16 @@ def _pair_lines(clip: DecodedClip, depth: np.ndarray, scale_only: bool) -> list[
 
 
 def _robust_scale(here: np.ndarray, there: np.ndarray) -> ScaleShift | None:
-    """Median of the ratios: float [n] twice, above 0."""
+    """Median ratio of two arrays float [n], over the entries that are positive in both."""
     seen = (here > 0) & (there > 0)
     return ScaleShift(float(np.median(there[seen] / here[seen])), 0.0) if seen.any() else None
 
 
 def robust_line(here: np.ndarray, there: np.ndarray) -> ScaleShift | None:
-    """The line there = scale * here + shift through most of the points, float [n] twice; None where there is none.
+    """Robust fit of there = scale * here + shift to two arrays float [n]; None if they are not correlated.
 
-    Symmetric in both (reduced major axis: errors lie on both sides, and one-sided least squares would shrink the scale
-    a little at every step of a chain), and deaf to outliers (Tukey's biweight, begun at medians).
+    Reduced major axis regression: both arrays have errors, and ordinary least squares would shrink the scale at every
+    step of a chain. Outliers are rejected by Tukey's biweight, initialized with medians.
     """
     x, y = here.astype(np.float64), there.astype(np.float64)
     spread = float(np.median(np.abs(x - np.median(x))))
@@ -97,7 +96,7 @@ def robust_line(here: np.ndarray, there: np.ndarray) -> ScaleShift | None:
         if reach > 0:
             weight = np.square(np.maximum(0, 1 - np.square(error / reach)))
         else:
-            weight = (error == 0).astype(np.float64)  # most points lie on it
+            weight = (error == 0).astype(np.float64)  # exact fit for most points
         total = weight.sum()
         mean_x, mean_y = float(weight @ x / total), float(weight @ y / total)
         dx, dy = x - mean_x, y - mean_y
@@ -112,7 +111,7 @@ def robust_line(here: np.ndarray, there: np.ndarray) -> ScaleShift | None:
 
 
 def _chained(lines: list[ScaleShift]) -> list[ScaleShift]:
-    """From the first frame's values to those of each frame."""
+    """Compose line fits: from the first frame's values to those of each frame."""
     chain = [ScaleShift(1.0, 0.0)]
     for scale, shift in lines:
         chain.append(ScaleShift(scale * chain[-1].scale, scale * chain[-1].shift + shift))
@@ -120,11 +119,11 @@ def _chained(lines: list[ScaleShift]) -> list[ScaleShift]:
 
 
 def _local_lines(count: int, frames_std: float) -> np.ndarray:
-    """float64 [count, count]: rows of weights that give the value at t of a line fitted around t, Gaussian in time."""
+    """Weights of a local linear fit, Gaussian in time: float64 [count, count], row t gives the fitted value at t."""
     away = np.arange(count)[None, :] - np.arange(count)[:, None]
     weight = np.exp(-0.5 * np.square(away / frames_std))
     zeroth, first, second = (np.sum(weight * away**power, axis=1, keepdims=True) for power in (0, 1, 2))
     if count < 3:
-        return np.eye(count)  # a line goes through two points exactly
+        return np.eye(count)  # a line fits two points exactly
     rows: np.ndarray = weight * (second - first * away) / (zeroth * second - first**2)
     return rows

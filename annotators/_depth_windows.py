@@ -1,26 +1,25 @@
-"""Depth of a long clip from a network that sees 32 frames at once, as Video-Depth-Anything joins its windows.
+"""Depth of a long clip from a network with a window of 32 frames, stitched as in Video-Depth-Anything.
 
-Each window starts 22 frames after the one before it and is given ten frames of that one's input again: its first (so
-that every window but the first holds the clip's first frame), its 13th, and its last eight. The first two say by which
-scale and shift the new window's depth continues the old one; the eight are frames of both windows and are blended.
+Each window starts 22 frames after the previous one and repeats ten frames of its input: the first (so every later
+window contains the clip's first frame), the 13th, and the last eight. The first two align scale and shift with the
+previous window. The other eight overlap with it and are blended.
 """
 
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
-WINDOW = 32  # frames that the network sees at once
-STEP = 22  # frames that each window adds
-REFERENCE_SLOTS = np.array(
-    [0, 12, *range(24, 32)]
-)  # places in a window that the next one is given again, as its first ten
-ALIGNED = 2  # of these, so many align; the others are blended
+WINDOW = 32  # frames per window
+STEP = 22  # new frames per window
+# positions in a window that become the first ten frames of the next window
+REFERENCE_SLOTS = np.array([0, 12, *range(24, 32)])
+ALIGNED = 2  # number of reference frames used for alignment; the others are blended
 
 
 def windows_of(count: int) -> Iterator[np.ndarray]:
-    """Frame numbers, int64 [32], that each window of a clip of `count` frames sees; the last frame fills up the tail.
+    """Frame indices int64 [32] of each window of a clip of `count` frames, padded with the last frame.
 
-    The first window has all frames in order, each later one ten old frames and 22 in order.
+    The first window has 32 consecutive frames, each later one ten reference frames and 22 consecutive ones.
     """
     indices = np.minimum(np.arange(WINDOW), count - 1)
     for start in range(0, count, STEP):
@@ -33,10 +32,10 @@ def windows_of(count: int) -> Iterator[np.ndarray]:
 def stitch_depth(depth_of: Callable[[np.ndarray], np.ndarray], count: int, *, align: bool) -> np.ndarray:
     """Depth float32 [count, H, W], >= 0, of a clip of `count` frames.
 
-    `depth_of`: frame numbers int64 [32] -> float32 [32, H, W], each window on a scale and shift of its own.
-    `align`: bring them to the first window's; False for a network in metres, where they are the same already.
+    `depth_of`: frame indices int64 [32] -> float32 [32, H, W], each window with its own scale and shift.
+    `align`: map all windows to the first window's scale and shift; False for a metric network.
     """
-    parts: list[np.ndarray] = []  # frames that no later window changes
+    parts: list[np.ndarray] = []  # final frames
     known = tail = np.empty(0)
     for number, indices in enumerate(windows_of(count)):
         depth = depth_of(indices)
@@ -57,9 +56,9 @@ def stitch_depth(depth_of: Callable[[np.ndarray], np.ndarray], count: int, *, al
 
 
 def scale_and_shift(values: np.ndarray, wanted: np.ndarray) -> tuple[float, float]:
-    """Scale and shift that bring `values` nearest to `wanted` by least squares; equal shapes, float64 arithmetic.
+    """Least-squares scale and shift from `values` to `wanted` (equal shapes, float64 arithmetic).
 
-    Values that are all the same have no scale: then it is 1, and only the shift is found.
+    If all values are equal, the scale is 1 and only the shift is fitted.
     """
     given, target = values.astype(np.float64).ravel(), wanted.astype(np.float64).ravel()
     centred = given - given.mean()
@@ -69,7 +68,7 @@ def scale_and_shift(values: np.ndarray, wanted: np.ndarray) -> tuple[float, floa
 
 
 def _blended(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """[8, H, W] twice -> from all of the first to all of the second, linearly."""
+    """Linear cross-fade between two arrays [8, H, W]."""
     share = np.linspace(0, 1, len(before), dtype=np.float32)[:, None, None]
     mixed: np.ndarray = before * (1 - share) + after * share
     return mixed

@@ -1,4 +1,4 @@
-"""OpenCV's DIS optical flow between frames of a clip: for the annotator `dis`, and for the guide flow of the others."""
+"""OpenCV's DIS optical flow between frames of a clip, for the annotator `dis` and the guide flow."""
 
 import numpy as np
 
@@ -9,13 +9,13 @@ MIN_SIDE_PX = 8  # one DIS patch
 
 
 def dis_pair_flow(frames: np.ndarray, preset: str) -> PairFlow:
-    """What computes the flow between any two of `frames`, uint8 [T, H, W, 3] RGB with sides of at least 8 px."""
+    """A function that computes the optical flow between any two of `frames`, uint8 [T, H, W, 3] RGB, sides >= 8 px."""
     import cv2
 
     height_px, width_px = frames.shape[1:3]
     grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
     estimator = cv2.DISOpticalFlow.create(PRESETS[preset])
-    at_rest = np.zeros((height_px, width_px, 2), np.float32)  # where the search starts
+    at_rest = np.zeros((height_px, width_px, 2), np.float32)  # initial flow
 
     def pair_flow(first: np.ndarray, second: np.ndarray) -> np.ndarray:
         flow = np.empty((len(first), height_px, width_px, 2), np.float32)

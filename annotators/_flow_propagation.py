@@ -1,4 +1,4 @@
-"""Masks carried along the motion of a clip, and what lies between two key frames."""
+"""Propagation of instance masks along the optical flow between two keyframes."""
 
 from typing import NamedTuple
 
@@ -7,11 +7,11 @@ import numpy as np
 from openuni.annotators._guide_flow import GuideFlow, warp
 from openuni.annotators._instances import FrameInstances, iou_of, joint
 
-FOLLOWED_SHARE = 0.2  # of an instance's area
+FOLLOWED_SHARE = 0.2  # minimum fraction of an instance's area with valid flow
 
 
 class FlowInterval:
-    """The way from one key frame to the next along the optical flow, there and back; see `Stretch`."""
+    """Propagation along the optical flow between two keyframes, in both directions; see `KeyframeInterval`."""
 
     def __init__(self, labels: np.ndarray, flow: GuideFlow, first: int, last: int) -> None:
         self.labels, self.flow, self.first, self.last = labels, flow, first, last
@@ -19,7 +19,7 @@ class FlowInterval:
         self.carried = np.where(self.there.sure[-1], self.there.labels[-1], 0).astype(np.uint16)
 
     def affinity(self, found: FrameInstances, known: int) -> np.ndarray:
-        """IoU of pixels whose motion is sure, of both key frames together: the masks found are carried back, too."""
+        """IoU over pixels with valid flow in both keyframes; detected masks are also propagated backward."""
         self.found, self.back = found, propagate_labels(found.labels, self.flow, self.last, self.first)
         shape = found.total + 1, known + 1
         here = joint(found.labels, self.there.labels[-1], shape, self.there.sure[-1])
@@ -27,7 +27,7 @@ class FlowInterval:
         return iou_of(here + before)
 
     def between(self, last: np.ndarray) -> np.ndarray:
-        """See `between` below."""
+        """See `KeyframeInterval.between`."""
         number = np.zeros(self.found.total + 1, np.uint16)
         number[self.found.labels] = last
         number[0] = 0
@@ -40,30 +40,30 @@ class FlowInterval:
 
 
 class PropagatedLabels(NamedTuple):
-    """A map of labels moved from its frame to others, in the order of the way."""
+    """A label map propagated from one frame to others, in order of propagation."""
 
     labels: np.ndarray  # uint16 [n, H, W]
-    sure: np.ndarray  # bool [n, H, W]: where the motion could be followed all the way
+    sure: np.ndarray  # bool [n, H, W]: where the flow is valid along the whole path
 
 
 def propagate_labels(labels: np.ndarray, flow: GuideFlow, start: int, stop: int) -> PropagatedLabels:
-    """`labels`, uint16 [H, W], of frame `start` at the frames after it up to `stop`, which may lie before `start`.
+    """Propagate `labels`, uint16 [H, W], of frame `start` frame by frame to `stop`, which may be earlier.
 
-    The motion is summed up from frame to frame before anything is rounded to pixels: what moves less than half a pixel
-    per frame would otherwise stand still.
+    Flow is accumulated before labels are sampled: otherwise motion below half a pixel per frame would be lost to
+    rounding.
     """
     import cv2
 
     height_px, width_px = labels.shape
     small = flow.size_px
-    way = np.zeros((*small, 2), np.float32)  # from a pixel of the frame reached to its place in `start`
+    way = np.zeros((*small, 2), np.float32)  # from a pixel of the current frame to its position in `start`
     sure = np.ones(small, np.uint8)
     step = 1 if stop > start else -1
     found = np.zeros((abs(stop - start), height_px, width_px), np.uint16)
     certain = np.zeros(found.shape, bool)
     x, y = np.meshgrid(np.arange(width_px, dtype=np.float32), np.arange(height_px, dtype=np.float32))
     for row in range(len(found)):
-        pair = start + row if step > 0 else start - row - 1  # of frames `pair` and `pair` + 1
+        pair = start + row if step > 0 else start - row - 1  # frames `pair` and `pair` + 1
         back, trusted = (
             (flow.backward[pair], flow.backward_valid[pair])
             if step > 0
@@ -80,11 +80,11 @@ def propagate_labels(labels: np.ndarray, flow: GuideFlow, start: int, stop: int)
 
 
 def between(before: PropagatedLabels, after: PropagatedLabels, in_both: np.ndarray) -> np.ndarray:
-    """The maps between two key frames, uint16 [n, H, W], from those carried there from the first and from the second.
+    """Merge the maps propagated from the first and the second keyframe into the maps between them: uint16 [n, H, W].
 
-    Both in the clip's order. `in_both`: bool [1 + largest number], which instances both key frames have. Where the two
-    disagree, the one that is sure is right; of two that are, the nearer key frame's; but an instance that only one key
-    frame has is seen wherever it was carried for sure: the other did not find it, or it is hidden there.
+    Both inputs are in temporal order. `in_both`: bool [1 + largest track number], instances present in both keyframes.
+    Where the two disagree, the one with valid flow is used; if both are valid, that of the nearer keyframe. An instance
+    that only one keyframe has is shown wherever its flow is valid: in the other keyframe it was missed or occluded.
     """
     count = len(before.labels)
     result = np.empty_like(before.labels)
@@ -105,9 +105,9 @@ def between(before: PropagatedLabels, after: PropagatedLabels, in_both: np.ndarr
 
 
 def _followed(way: PropagatedLabels, numbers: int) -> np.ndarray:
-    """bool [n, numbers]: how far from its key frame enough of an instance is carried for sure to say that it is there.
+    """Frames up to which enough of an instance has valid flow, from its keyframe on: bool [n, numbers].
 
-    Behind that are the stray pixels of what has just come in, or is about to go.
+    Later frames contain only stray pixels of instances that enter or leave the picture.
     """
     areas = np.stack([np.bincount(row[sure], minlength=numbers) for row, sure in zip(*way, strict=True)])
     enough = areas >= FOLLOWED_SHARE * areas.max(axis=0)

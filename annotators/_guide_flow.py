@@ -1,6 +1,6 @@
-"""A flow that annotators may lean on: cheap, without weights, computed once per clip and shared by all who ask.
+"""Guide flow: fast optical flow without weights, computed once per clip and shared by annotators.
 
-It links masks, measures whether maps are steady along the motion, and is not itself an annotation.
+It is used to link masks over time and to measure temporal consistency. It is not stored.
 """
 
 from typing import NamedTuple
@@ -15,11 +15,11 @@ SHORT_SIDE_PX = 256
 
 
 class GuideFlow(NamedTuple):
-    """Motion between frames t and t + 1 of a clip, on its frames scaled down to [h, w].
+    """Optical flow between frames t and t + 1 of a clip, on frames downscaled to [h, w].
 
     `forward`, `backward`: float32 [T - 1, h, w, 2], pixels at this size, x to the right, y down; forward from t to
-    t + 1, backward from t + 1 to t. `forward_valid`, `backward_valid`: bool [T - 1, h, w], where going there and back
-    ends near the start (UnFlow's rule): not hidden, not out of view, and found with some certainty.
+    t + 1, backward from t + 1 to t. `forward_valid`, `backward_valid`: bool [T - 1, h, w], where the forward-backward
+    check (UnFlow's rule) passes: neither occluded nor out of view.
     """
 
     forward: np.ndarray
@@ -34,10 +34,10 @@ class GuideFlow(NamedTuple):
 
 
 def guide_flow(clip: DecodedClip, short_side_px: int = SHORT_SIDE_PX) -> GuideFlow:
-    """DIS flow (preset medium) both ways between adjacent frames whose shorter side is scaled to `short_side_px`.
+    """DIS flow (preset medium) in both directions between adjacent frames, downscaled to `short_side_px`.
 
-    Smaller frames stay as they are. A clip of one frame gives arrays of length 0; frames thinner than 8 px, which DIS
-    cannot match, give zero flow that is valid nowhere.
+    Smaller frames are not scaled. For a clip of one frame, the arrays have length 0. For frames with a side below
+    8 px, which DIS cannot process, the flow is zero and nowhere valid.
     """
     key = __name__, short_side_px
     if key not in clip.cache:
@@ -47,7 +47,7 @@ def guide_flow(clip: DecodedClip, short_side_px: int = SHORT_SIDE_PX) -> GuideFl
 
 
 def warp(values: np.ndarray, flow: np.ndarray, *, nearest: bool = False) -> np.ndarray:
-    """What `values` of the other frame are at the place where each pixel of this frame goes.
+    """Sample `values` of another frame at the position that `flow` maps each pixel of this frame to (backward warping).
 
     `values`: [h, w] or [h, w, C]; `flow`: float32 [h, w, 2] from this frame to that of `values`. Bilinear, or `nearest`
     for ids; 0 outside the frame.

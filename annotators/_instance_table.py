@@ -1,4 +1,4 @@
-"""What the segmentation annotators give: ids that mean one instance through the clip, their table, and scores."""
+"""Result of the segmentation annotators: temporally consistent ids, a table of instances, and scores."""
 
 from typing import Annotated, NamedTuple
 
@@ -13,50 +13,50 @@ from openuni.manifests.modalities.segmentation import Segmentation
 class Instance(NamedTuple):
     """One instance of a clip."""
 
-    id: Annotated[int, "its value in the map, from 1, the largest instance first"]
-    first_frame: Annotated[int, "index of the first frame that shows it"]
-    last_frame: Annotated[int, "index of the last frame that shows it"]
-    frames: Annotated[int, "how many frames show it"]
-    area_share: Annotated[float, "mean share of the frame that it covers, where it is shown, 0 to 1"]
-    predicted_iou: Annotated[float, "mean of the network's own estimate of its masks' IoU, about 0 to 1"]
-    largest_frame: Annotated[int, "index of the frame that shows most of it"]
-    box_px: Annotated[list[int], "there: left, top, width, height in pixels of the map"]
+    id: Annotated[int, "value in the map, from 1, sorted by descending area"]
+    first_frame: Annotated[int, "index of the first frame that contains the instance"]
+    last_frame: Annotated[int, "index of the last frame that contains the instance"]
+    frames: Annotated[int, "number of frames that contain the instance"]
+    area_share: Annotated[float, "mean fraction of the frame that it covers, over the frames that contain it, 0 to 1"]
+    predicted_iou: Annotated[float, "mean predicted IoU of the masks, about 0 to 1"]
+    largest_frame: Annotated[int, "index of the frame in which the instance is largest"]
+    box_px: Annotated[list[int], "bounding box in that frame: left, top, width, height in pixels of the map"]
 
 
 class InstancesOfClip(NamedTuple):
-    """Instance ids that stay the same through the clip, the table of the instances, and how steady they are."""
+    """Temporally consistent instance ids, the table of instances, and consistency scores."""
 
     segmentation: Segmentation
-    instances: Annotated[list[Instance], "one entry per id: when it is seen, how large, where, how sure the network is"]
-    instance_count: Annotated[int, "instances in the clip"]
-    covered_share: Annotated[float, "share of all pixels that belong to an instance, 0 to 1"]
+    instances: Annotated[list[Instance], "one entry per id: time span, area, position and predicted IoU"]
+    instance_count: Annotated[int, "number of instances in the clip"]
+    covered_share: Annotated[float, "fraction of all pixels that belong to an instance, 0 to 1"]
     link_iou: Annotated[
         float | None,
-        "mean IoU of masks found in key frames and the same instances' masks carried there, by area; null where "
-        "nothing was linked",
+        "mean IoU of masks detected in keyframes with the propagated masks that they were linked to, weighted by "
+        "area; null if nothing was linked",
     ]
     flow_iou: Annotated[
         float | None,
-        "mean IoU of every instance's masks in adjacent frames along the optical flow, by area; 1 is steady; null for "
-        "one frame, and where nothing is found",
+        "mean IoU of each instance's masks in adjacent frames, warped along the optical flow, weighted by area; 1 is "
+        "fully consistent; null for a clip of one frame or without instances",
     ]
-    predicted_iou: Annotated[float | None, "mean of the instances' predicted IoU; null where nothing is found"]
+    predicted_iou: Annotated[float | None, "mean predicted IoU of the instances; null without instances"]
     new_share: Annotated[
         float | None,
-        "share of what was found in key frames after the first that is no instance known before, by area: much of it "
-        "means ids that break; null where nothing was found there",
+        "area fraction of the masks detected in keyframes after the first that start a new id; high values indicate "
+        "fragmented ids; null if nothing was detected there",
     ]
-    relinked: Annotated[int, "how often an instance was taken up again after it had been out of sight"]
+    relinked: Annotated[int, "number of times an instance was re-identified after it had been out of sight"]
 
 
 def instances_of_clip(labels: np.ndarray, tracks: Tracks, flow: GuideFlow, max_instances: int) -> InstancesOfClip:
-    """Columns from maps of track numbers, uint16 [T, H, W]: the `max_instances` largest get the ids from 1 on."""
+    """Columns from maps of track numbers, uint16 [T, H, W]; the `max_instances` largest tracks get ids from 1."""
     areas = np.stack([np.bincount(frame.ravel(), minlength=len(tracks.known) + 1) for frame in labels])
     areas[:, 0] = 0
     total = areas.sum(axis=0)
     first = (areas > 0).argmax(axis=0)
     shown = [number for number in tracks.known if total[number]]
-    # of two equally large, the one that is seen first, then the one that is farther up: no matter how they were found
+    # ties: first frame, then position, so that the order of detection does not matter
     order = sorted(shown, key=lambda n: (-total[n], first[n], int(np.argmax(labels[first[n]] == n))))[:max_instances]
     ids = np.zeros(len(total), np.uint16)
     ids[order] = np.arange(1, len(order) + 1)
@@ -77,7 +77,7 @@ def instances_of_clip(labels: np.ndarray, tracks: Tracks, flow: GuideFlow, max_i
 
 
 def flow_iou(labels: np.ndarray, flow: GuideFlow) -> float | None:
-    """Mean IoU, by area, of every id of uint16 [T, H, W] and itself a frame later, where the flow can be followed."""
+    """Mean IoU (area-weighted) of each id in uint16 [T, H, W] with itself one frame later, over valid flow."""
     small = resize_nearest(labels[..., None], *flow.size_px)[..., 0]
     total, weight = 0.0, 0.0
     for pair in range(len(small) - 1):

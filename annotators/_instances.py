@@ -1,4 +1,4 @@
-"""Instances over time: from overlapping masks to maps of ids, and which instance of one frame is which of another."""
+"""Instances over time: merging overlapping masks into label maps, and linking instances between keyframes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,54 +13,54 @@ from openuni.manifests.arrays.resample import resize_nearest
 OverlapPriority = Literal["small", "large", "confident"]
 
 COLOUR_BINS = 16  # per channel
-MIN_SIMILARITY = 0.2  # of a lost instance and one that turns up, see `appearance_similarity`
-COASTING_SHARE = 0.5  # of its area must still be in sight, for an instance that the network misses to go on
-HIDDEN_SHARE = 0.5  # of its area: with less in sight, an instance is being hidden and its looks say little
-WHOLE_SHARE = 0.7  # of two areas: alike enough for the way between the centres to be a better motion than the flow's
-TIME_SLACK_S = 1e-6  # for sums of frame times
+MIN_SIMILARITY = 0.2  # minimum `appearance_similarity` for re-identification
+COASTING_SHARE = 0.5  # minimum visible fraction of the area for an undetected instance to persist
+HIDDEN_SHARE = 0.5  # below this fraction of its last area, an instance is occluded and its appearance is not updated
+WHOLE_SHARE = 0.7  # minimum area ratio for the displacement of the centres to be a better velocity than the flow
+TIME_SLACK_S = 1e-6  # rounding tolerance for frame times
 
 
 class FrameInstances(NamedTuple):
-    """The instances of one frame, none over another."""
+    """The instances of one frame, without overlap."""
 
-    labels: np.ndarray  # uint16 [H, W]: 0 is none, n is row n - 1 of `predicted_iou`
+    labels: np.ndarray  # uint16 [H, W]: 0 is background, n is row n - 1 of `predicted_iou`
     predicted_iou: np.ndarray  # float64 [N], about 0 to 1
 
     @property
     def total(self) -> int:
-        """How many there are."""
+        """Number of instances."""
         return len(self.predicted_iou)
 
 
 def keyframe_indices(times_s: np.ndarray, every_s: float) -> np.ndarray:
-    """Indices, int64, increasing: the first frame, the last, and so many between that none is farther apart than asked.
+    """Keyframe indices, int64, increasing: first and last frame, and enough in between for at most `every_s` seconds.
 
-    `times_s`: float64 [T], increasing. Evenly spread, so the last stretch is not shorter than the others.
+    `times_s`: float64 [T], increasing. Keyframes are evenly spaced: the last interval is not shorter than the others.
     """
     steps = int(np.ceil((times_s[-1] - times_s[0]) / every_s - 1e-9))
     wanted = np.linspace(times_s[0], times_s[-1], steps + 1) if steps else times_s[:1]
     return np.unique(np.abs(times_s[:, None] - wanted).argmin(axis=0)).astype(np.int64)
 
 
-def merge_masks(masks: Masks, on_top: OverlapPriority, least_share: float, most_share: float) -> FrameInstances:
-    """Overlapping masks as one map. Where two overlap, the `on_top` one is seen: the smaller, larger, more confident.
+def merge_masks(masks: Masks, overlap_priority: OverlapPriority, min_share: float, max_share: float) -> FrameInstances:
+    """Merge overlapping masks into one label map, by `overlap_priority`: small, large or confident masks on top.
 
-    Masks larger than `most_share` of the frame, and those of which less than `least_share` stays in sight, are left
-    out. The order in which masks come changes nothing.
+    Masks larger than `max_share` of the frame and masks with a visible area below `min_share` of it are discarded.
+    The result does not depend on the order of the masks.
     """
     size = masks.masks.shape[1:]
     areas = masks.masks.sum(axis=(1, 2))
-    rows = np.flatnonzero((areas > 0) & (areas <= most_share * size[0] * size[1]))
-    first = [int(np.argmax(masks.masks[row])) for row in rows]  # of two alike in all else, the upper one
-    rank = {"small": -areas[rows], "large": areas[rows], "confident": masks.predicted_iou[rows]}[on_top]
-    rows = rows[np.lexsort((-np.array(first, np.int64), masks.predicted_iou[rows], rank))]  # painted last: seen
+    rows = np.flatnonzero((areas > 0) & (areas <= max_share * size[0] * size[1]))
+    first = [int(np.argmax(masks.masks[row])) for row in rows]  # tie-break: the uppermost first
+    rank = {"small": -areas[rows], "large": areas[rows], "confident": masks.predicted_iou[rows]}[overlap_priority]
+    rows = rows[np.lexsort((-np.array(first, np.int64), masks.predicted_iou[rows], rank))]  # painted last is on top
     seen = np.bincount(_painted(masks.masks[rows], size).ravel(), minlength=len(rows) + 1)[1:]
-    rows = rows[seen >= max(1.0, least_share * size[0] * size[1])]
+    rows = rows[seen >= max(1.0, min_share * size[0] * size[1])]
     return FrameInstances(_painted(masks.masks[rows], size), masks.predicted_iou[rows])
 
 
 def largest(found: FrameInstances, count: int) -> FrameInstances:
-    """Only the `count` largest instances; of two equally large, the surer, then the one that is farther up."""
+    """Keep the `count` largest instances; ties are broken by predicted IoU, then by position (uppermost first)."""
     areas = np.bincount(found.labels.ravel(), minlength=found.total + 1)[1:]
     first = [int(np.argmax(found.labels == number)) for number in range(1, found.total + 1)]
     kept = np.lexsort((np.array(first, np.int64), -found.predicted_iou, -areas))[:count]
@@ -77,18 +77,18 @@ def _painted(masks: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
 
 
 def joint(one: np.ndarray, other: np.ndarray, shape: tuple[int, int], where: np.ndarray | None = None) -> np.ndarray:
-    """How many pixels have label a in `one` and b in `other`, both uint16 [H, W]: int64 `shape`.
+    """Joint histogram of the labels a of `one` and b of `other`, both uint16 [H, W]: pixel counts int64 `shape`.
 
-    `shape`: how many labels each may have, with 0. `where`: bool [H, W], the pixels that count; None for all.
+    `shape`: number of labels of each, including 0. `where`: bool [H, W], pixels to count; None for all.
     """
     a, b = (labels.ravel() if where is None else labels[where] for labels in (one, other))
     return np.bincount(a.astype(np.int64) * shape[1] + b, minlength=shape[0] * shape[1]).reshape(shape)
 
 
 def iou_of(counts: np.ndarray) -> np.ndarray:
-    """float64 [A, B], IoU of every pair of labels, from `joint`'s counts of one or (as a sum) several frames.
+    """IoU of every pair of labels, float64 [A, B], from a joint histogram (of one frame, or summed over several).
 
-    Row and column 0 (no instance) are 0.
+    Row and column 0 (background) are 0.
     """
     union = counts.sum(axis=1)[:, None] + counts.sum(axis=0)[None] - counts
     iou: np.ndarray = counts / np.maximum(union, 1)
@@ -97,18 +97,19 @@ def iou_of(counts: np.ndarray) -> np.ndarray:
 
 
 class Appearance(NamedTuple):
-    """Where an instance is in a frame, where it goes, and its colours."""
+    """Position, velocity and colour histogram of an instance in a frame."""
 
     area_px: int
     centre_px: np.ndarray  # float64 [2]: x, y
     motion_px_per_s: np.ndarray  # float64 [2]: x, y
-    colours: np.ndarray  # float64 [3, COLOUR_BINS]: per channel, the shares of its pixels
+    colours: np.ndarray  # float64 [3, COLOUR_BINS]: normalized histogram per channel
 
 
 def appearances(found: FrameInstances, frame: np.ndarray, motion_px_per_s: np.ndarray) -> list[Appearance]:
-    """Of every instance of a frame, uint8 [H, W, 3] RGB; `motion_px_per_s`: float32 [h, w, 2], of the frame's pixels.
+    """Appearance of every instance of a frame, uint8 [H, W, 3] RGB.
 
-    The motion of an instance is the median over its pixels, so that its edges do not count.
+    `motion_px_per_s`: float32 [h, w, 2], in pixels of the frame. An instance's velocity is the median over its pixels,
+    which is robust to errors at its edges.
     """
     height_px, width_px = found.labels.shape
     labels, count = found.labels.astype(np.int64), found.total
@@ -140,33 +141,33 @@ class Track:
     """One instance over the clip."""
 
     number: int
-    looks: Appearance  # when the network last found it, unless it was being hidden then
-    looks_s: float  # the instant of `looks`
-    found_s: float  # when the network last found it
-    seen_s: float  # when it was last in sight
+    looks: Appearance  # at the last detection without occlusion
+    looks_s: float  # time of `looks`
+    found_s: float  # time of the last detection
+    seen_s: float  # time at which it was last visible
     predicted_iou: list[float]
 
 
 class Tracks:
-    """The instances of a clip, told apart from key frame to key frame.
+    """The instances of a clip, linked from keyframe to keyframe.
 
-    An instance found in a key frame is the one whose mask, carried there, it overlaps best (`min_iou`, pairs chosen
-    together by the Hungarian method). What overlaps none is the one it is like in place (its motion continued), size
-    and colours, if that was in sight at most `max_gap_s` ago. All else is new. An instance that the network misses
-    though most of it is still in sight goes on as it was carried, for at most `max_gap_s`.
+    Detected masks are linked to propagated masks by IoU (at least `min_iou`, Hungarian assignment). Unlinked detections
+    are re-identified by position (extrapolated), size and colours among instances that were visible at most `max_gap_s`
+    ago. All others start a new instance. An instance that is not detected although most of it is still visible
+    persists with its propagated mask for at most `max_gap_s`.
     """
 
     def __init__(self, min_iou: float, max_gap_s: float) -> None:
         self.min_iou, self.max_gap_s = min_iou, max_gap_s
         self.known: dict[int, Track] = {}
         self.in_sight: set[int] = set()
-        self.relinked = 0  # instances taken up again that were out of sight at a key frame
-        self.link_iou: list[tuple[float, int]] = []  # of every link: the IoU, and the area in pixels
-        self.later_px = 0  # found in key frames after the first, pixels
-        self.unlinked_px = 0  # of these, what is no known instance
+        self.relinked = 0  # number of re-identified instances
+        self.link_iou: list[tuple[float, int]] = []  # IoU and area in pixels of every link
+        self.later_px = 0  # total area of detections in keyframes after the first
+        self.unlinked_px = 0  # part of it that started new instances
 
     def start(self, found: FrameInstances, looks: Sequence[Appearance], time_s: float) -> np.ndarray:
-        """The instances of the first key frame: all are new. Returns the map of track numbers, uint16 [H, W]."""
+        """Start a track for every instance of the first keyframe. Returns its map of track numbers, uint16 [H, W]."""
         numbers = [self._new(looks[row], found.predicted_iou[row], time_s) for row in range(found.total)]
         self.in_sight = set(numbers)
         return renamed(found.labels, numbers)
@@ -179,10 +180,10 @@ class Tracks:
         affinity: np.ndarray,
         time_s: float,
     ) -> np.ndarray:
-        """The next key frame. Returns its map of track numbers, uint16 [H, W].
+        """Link the instances of the next keyframe. Returns its map of track numbers, uint16 [H, W].
 
-        `carried`: uint16 [H, W], track numbers carried here from the key frame before, 0 where that is not sure.
-        `affinity`: float64 [1 + found, 1 + known], how well found label n overlaps track m.
+        `carried`: uint16 [H, W], track numbers propagated from the previous keyframe, 0 where the flow is not valid.
+        `affinity`: float64 [1 + found, 1 + known], overlap of detected label n with track m.
         """
         numbers = [0] * found.total
         self._link_by_overlap(numbers, looks, affinity)
@@ -209,7 +210,7 @@ class Tracks:
             self.link_iou.append((float(table[row, column]), looks[row].area_px))
 
     def _persisting(self, found: FrameInstances, carried: np.ndarray, unmatched: set[int], time_s: float) -> set[int]:
-        """Which instances that were not found go on: most of each is still in sight, and was found as nothing else."""
+        """Undetected tracks that persist: most of each is still visible and not covered by another detection."""
         left = np.bincount(carried[found.labels == 0], minlength=len(self.known) + 1)
         return {
             number
@@ -219,7 +220,7 @@ class Tracks:
         }
 
     def _link_by_looks(self, numbers: list[int], looks: Sequence[Appearance], time_s: float) -> None:
-        """What overlaps nothing: instances that are lost, and those whose masks were carried astray."""
+        """Re-identify detections without overlap: lost instances, and instances whose propagated masks drifted."""
         candidates = [
             track
             for track in self.known.values()
@@ -249,10 +250,10 @@ class Tracks:
 
 
 def appearance_similarity(looks: Appearance, track: Track, time_s: float) -> float:
-    """How much what turns up resembles a lost instance, 0 to 1: place, root of the ratio of areas, and colours.
+    """Similarity of a detection and a lost track, 0 to 1: position x square root of the area ratio x colour overlap.
 
-    Place is exp(-d^2 / (s^2 + (w / 2)^2)): d is the distance from where its motion would have brought it, s the root of
-    the larger area, w the way that it would have gone: the longer that is, the less certain is the place.
+    The position term is exp(-d^2 / (s^2 + (w / 2)^2)): d is the distance to the extrapolated position, s the root of
+    the larger area, w the extrapolated displacement, with which the uncertainty grows.
     """
     way_px = track.looks.motion_px_per_s * (time_s - track.looks_s)
     away = ((looks.centre_px - track.looks.centre_px - way_px) ** 2).sum()
@@ -263,5 +264,5 @@ def appearance_similarity(looks: Appearance, track: Track, time_s: float) -> flo
 
 
 def renamed(labels: np.ndarray, numbers: Sequence[int]) -> np.ndarray:
-    """Label n of uint16 [H, W] becomes the nth of `numbers`; 0 stays 0."""
+    """Relabel uint16 [H, W]: label n becomes the nth of `numbers`; 0 stays 0."""
     return np.array([0, *numbers], np.uint16)[labels]

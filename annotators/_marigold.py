@@ -1,4 +1,4 @@
-"""Marigold's pipelines in diffusers, run over the frames of a clip: for `marigold_normals`, `marigold_intrinsics`."""
+"""Marigold pipelines (diffusers) over the frames of a clip, for `marigold_normals` and `marigold_intrinsics`."""
 
 import json
 from abc import abstractmethod
@@ -13,10 +13,11 @@ from annotated_types import Ge, MultipleOf
 from openuni.manifests.contracts.checkpoint import Checkpoint, published_or_path
 from openuni.manifests.contracts.inference import Precision, inference
 from openuni.manifests.contracts.operator import Annotator
+from openuni.manifests.contracts.options import Formerly
 from openuni.manifests.errors import ClipError, OpenUniError
 
-MIN_ENSEMBLE_FOR_SPREAD = 3  # members that a spread can be told from
-PARTS = {  # of a pipeline: what may be loaded from its folder
+MIN_ENSEMBLE_FOR_SPREAD = 3  # minimum ensemble size for an uncertainty estimate
+PARTS = {  # allowed components of a pipeline
     "unet": ["diffusers", "UNet2DConditionModel"],
     "vae": ["diffusers", "AutoencoderKL"],
     "scheduler": ["diffusers", "DDIMScheduler"],
@@ -35,7 +36,7 @@ NEEDED_FILES = (
 
 
 class Predicted(NamedTuple):
-    """`maps`: float32 [T, targets, H, W, 3], as the pipeline gives them. `spread`: with 1 or 3 channels, or None."""
+    """Output of a pipeline. `maps`: float32 [T, targets, H, W, 3]. `spread`: with 1 or 3 channels, or None."""
 
     maps: np.ndarray
     spread: np.ndarray | None
@@ -43,31 +44,38 @@ class Predicted(NamedTuple):
 
 @dataclass(frozen=True)
 class Marigold(Annotator):
-    """What the annotators by Marigold share: checkpoint, denoising, noise."""
+    """Base of the Marigold annotators: checkpoint, denoising, noise."""
 
-    checkpoint: Annotated[str, "Hugging Face name or folder of the pipeline in diffusers' format (safetensors)"] = ""
-    steps: Annotated[int, "denoising steps", Ge(1)] = 4
-    processing_px: Annotated[int, "longer side that the network sees; 0: as the frames are", Ge(0), MultipleOf(8)] = 768
-    ensemble: Annotated[int, "predictions from different noise that are joined; 3 and more tell spread", Ge(1)] = 1
-    shared_noise: Annotated[bool, "every frame starts from the same noise, against flicker; else from its own"] = True
-    seed: Annotated[int, "of the noise", Ge(0)] = 0
-    frames_per_batch: Annotated[int, "frames in one forward pass", Ge(1)] = 1
-    precision: Annotated[Precision, "fp32, or bf16 autocast"] = "fp32"
+    checkpoint: Annotated[str, "pipeline in diffusers format (safetensors): Hugging Face name or folder"] = ""
+    steps: Annotated[int, "number of denoising steps", Ge(1)] = 4
+    processing_px: Annotated[
+        int, "longer side of the network input, pixels; 0: size of the frames", Ge(0), MultipleOf(8)
+    ] = 768
+    ensemble_size: Annotated[
+        int,
+        "number of predictions from different noise that are combined; 3 or more also give the spread",
+        Ge(1),
+        Formerly("ensemble"),
+    ] = 1
+    shared_noise: Annotated[bool, "use the same initial noise for all frames (reduces flicker)"] = True
+    seed: Annotated[int, "random seed of the noise", Ge(0)] = 0
+    frames_per_batch: Annotated[int, "frames per forward pass", Ge(1)] = 1
+    precision: Annotated[Precision, "numerical precision: fp32, or bf16 autocast"] = "fp32"
 
     gpus: ClassVar[float] = 0.5
-    licence: ClassVar[str] = "Apache-2.0 AND OpenRAIL++-M"  # code; weights, with restrictions of use
+    licence: ClassVar[str] = "Apache-2.0 AND OpenRAIL++-M"  # code AND weights; the latter with use restrictions
 
     @classmethod
     @abstractmethod
     def pipeline_name(cls) -> str:
-        """diffusers' class."""
+        """Name of the diffusers pipeline class."""
 
     def checkpoints(self) -> Sequence[Checkpoint]:
-        """The folder with the pipeline."""
+        """The pipeline's folder."""
         return (published_or_path(self.checkpoint, tuple(self.published())),)
 
     def load(self, device: str) -> Any:
-        """The pipeline on `device`. Raises `OpenUniError` for a folder with another one, or with other parts."""
+        """Load the pipeline on `device`. Raises `OpenUniError` for another pipeline class or unexpected components."""
         import diffusers
         import torch
 
@@ -79,7 +87,7 @@ class Marigold(Annotator):
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,
-                low_cpu_mem_usage=False,  # the quick way needs another package
+                low_cpu_mem_usage=False,  # True requires the package accelerate
             )
         except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
             raise OpenUniError(f"{folder} cannot be loaded as {self.pipeline_name()}: {error}") from error
@@ -87,7 +95,7 @@ class Marigold(Annotator):
         return pipeline.to(device, torch.float32)
 
     def predict(self, pipeline: Any, frames: np.ndarray) -> Predicted:
-        """What the pipeline makes of uint8 [T, H, W, 3] RGB frames, at their size. The same for every batch size."""
+        """Predict maps for frames uint8 [T, H, W, 3] RGB, at their size. Independent of the batch size."""
         step = self.frames_per_batch
         parts = [
             self._batch(pipeline, frames, range(i, min(i + step, len(frames)))) for i in range(0, len(frames), step)
@@ -97,11 +105,11 @@ class Marigold(Annotator):
 
     @property
     def has_spread(self) -> bool:
-        """Whether the ensemble is large enough to say how far its members are apart."""
-        return self.ensemble >= MIN_ENSEMBLE_FOR_SPREAD
+        """Whether the ensemble is large enough to estimate its spread."""
+        return self.ensemble_size >= MIN_ENSEMBLE_FOR_SPREAD
 
     def _batch(self, pipeline: Any, frames: np.ndarray, numbers: range) -> tuple[np.ndarray, np.ndarray | None]:
-        """float32 [B, targets, H, W, 3] and the spread [B, targets, H, W, C] of the frames of these numbers."""
+        """Maps float32 [B, targets, H, W, 3] and spread [B, targets, H, W, C] of the frames with these indices."""
         import torch
 
         device = pipeline.unet.device
@@ -111,7 +119,7 @@ class Marigold(Annotator):
             made = pipeline(
                 images.to(device),
                 num_inference_steps=self.steps,
-                ensemble_size=self.ensemble,
+                ensemble_size=self.ensemble_size,
                 processing_resolution=self.processing_px,
                 batch_size=len(numbers),
                 latents=noise.to(device),
@@ -125,7 +133,7 @@ class Marigold(Annotator):
         return per_frame(made.prediction), per_frame(made.uncertainty) if self.has_spread else None
 
     def _noise(self, pipeline: Any, size_px: tuple[int, int], number: int) -> Any:
-        """Where the denoising of a frame starts: float32 [ensemble, C, h, w], drawn on the CPU: alike everywhere."""
+        """Initial noise of a frame: float32 [ensemble_size, C, h, w], drawn on the CPU, so equal on all devices."""
         import torch
 
         height_px, width_px = size_px
@@ -133,26 +141,32 @@ class Marigold(Annotator):
             longer = max(size_px)
             height_px, width_px = (side * self.processing_px // longer for side in size_px)
             if min(height_px, width_px) < 1:
-                raise ClipError(f"{self.name()}: frames of {size_px[1]} x {size_px[0]} px are too narrow for it")
+                raise ClipError(
+                    f"{self.name()}: frames of {size_px[1]} x {size_px[0]} px are too narrow: at processing_px = "
+                    f"{self.processing_px} the shorter side would be below 1 px. Use a larger processing_px, or 0."
+                )
         scale = pipeline.vae_scale_factor
-        shape = self.ensemble, pipeline.unet.config.out_channels, -(-height_px // scale), -(-width_px // scale)
+        shape = self.ensemble_size, pipeline.unet.config.out_channels, -(-height_px // scale), -(-width_px // scale)
         seed = self.seed if self.shared_noise else self.seed + number
         return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def check_pipeline_class(folder: Path, name: str) -> None:
-    """Raise `OpenUniError` unless the folder's model_index.json names this pipeline and no other parts than its own."""
+    """Raise `OpenUniError` unless model_index.json names this pipeline class and only allowed components."""
     try:
         index = json.loads((folder / "model_index.json").read_text())
         found = index["_class_name"]
         parts = {key: value for key, value in index.items() if isinstance(value, list)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise OpenUniError(f"{folder} is no pipeline in diffusers' format: {type(error).__name__}: {error}") from error
+        raise OpenUniError(
+            f"{folder} is not a pipeline in diffusers format: {type(error).__name__}: {error}. Use a {name}."
+        ) from error
     if found != name:
-        raise OpenUniError(f'{folder} holds a "{found}". Allowed: {name}.')
+        raise OpenUniError(f'{folder}: pipeline class is "{found}". Allowed: {name}.')
     for part, kind in parts.items():
         if kind != PARTS.get(part):
             raise OpenUniError(
-                f"{folder}: {part} is {kind}. Allowed: {PARTS.get(part, 'no such part')}. Other schedulers draw noise "
-                "while they denoise, so that results could not be repeated; other parts could run code."
+                f"{folder}: component {part} is {kind}. Allowed: {PARTS.get(part, 'no such component')}. Other "
+                "schedulers may draw noise during denoising, so results would not be reproducible; other components "
+                "may execute code."
             )

@@ -1,4 +1,4 @@
-"""What the matting annotators share: columns, the colours of the two layers, and how sane a matte is."""
+"""Shared by the matting annotators: result columns, colour estimation for both layers, and quality scores."""
 
 from typing import Annotated, NamedTuple
 
@@ -11,41 +11,40 @@ from openuni.manifests.modalities.alpha import Alpha
 from openuni.manifests.modalities.background import Background
 from openuni.manifests.modalities.foreground import Foreground
 
-SOFT = 0.02  # alpha from here to 1 - here is neither layer alone
-PURITY = 32  # colours are first taken from pixels in the measure of their coverage to this power, so from pure ones
-LOOSE_PURITY = 4  # then, cleaned of the other layer, from more of them
-ALPHA_STEPS = 1023  # of alpha, for its slope
-PLATE_TRUST = 0.01  # of a known background; makes what alpha below 0.1 says of the foreground count little
-PLATE_LEVELS = 4.0  # of 255: noise and compression; more is a background that moves or changes
-SURE = 0.25  # a layer's own pixels decide where they are this share of a neighbourhood; below, wider ones help out
+SOFT = 0.02  # alpha in [SOFT, 1 - SOFT] is soft: the pixel belongs to both layers
+PURITY = 32  # exponent of coverage in the first colour estimate: only nearly pure pixels contribute
+LOOSE_PURITY = 4  # exponent in the second estimate, after the other layer's contribution is removed
+ALPHA_STEPS = 1023  # quantization of alpha for its gradient
+PLATE_TRUST = 0.01  # regularization with a known background: down-weights the foreground where alpha is below 0.1
+PLATE_LEVELS = 4.0  # of 255: tolerance for noise and compression; above it the background moves or changes
+SURE = 0.25  # minimum local coverage for a pyramid level to be used alone; below, coarser levels contribute
 
 
 class MatteOfClip(NamedTuple):
-    """The front layer of every frame, its own colours, what is known of the rear one, and how sane the matte is."""
+    """Alpha and foreground of every frame, the background if known, and quality scores of the matte."""
 
     alpha: Alpha
     foreground: Foreground
     background: Background | None
-    covered_share: Annotated[float, "mean of alpha: share of the picture that the foreground covers, 0 to 1"]
+    covered_share: Annotated[float, "mean alpha: fraction of the image that the foreground covers, 0 to 1"]
     soft_share: Annotated[
         float,
-        "share of pixels in both layers (alpha from 0.02 to 0.98), 0 to 1: fine hair has many, a hard cut none",
+        "fraction of soft pixels (alpha from 0.02 to 0.98), 0 to 1; high for fine hair, 0 for a binary mask",
     ]
     edge_rank: Annotated[
         float | None,
-        "how strong the picture's edges are where the matte has its own, as a rank among the frame's pixels: 1 the "
-        "strongest, 0.5 by chance; low where the matte misses the outline; null where alpha is the same everywhere",
+        "mean percentile rank of the image gradient at the edges of the matte: 1 is the strongest in the frame, 0.5 is "
+        "chance level; low if the matte misses the outline; null if alpha is constant",
     ]
     composite_residual: Annotated[
         float | None,
-        "mean difference between the picture and the composite of foreground and background (a guess where none is "
-        "known) at soft pixels, 0 to 1 of white: high where alpha asks for colours that do not exist; null without "
-        "such pixels",
+        "mean difference between the image and the composite of foreground and (known or estimated) background at "
+        "soft pixels, as a fraction of white, 0 to 1; high if no valid colours explain alpha; null without soft pixels",
     ]
     alpha_change: Annotated[
         float | None,
-        "mean change of alpha between adjacent frames along the motion, at pixels that are soft in one of the two, "
-        "0 to 1: flicker; null where there are no such pixels or no adjacent frame",
+        "flicker: mean change of alpha between adjacent frames along the optical flow, at pixels that are soft in "
+        "either frame, 0 to 1; null without such pixels or for a clip of one frame",
     ]
 
 
@@ -57,14 +56,14 @@ class LayerColours(NamedTuple):
 
 
 def layer_colours(image: np.ndarray, alpha: np.ndarray, plate: np.ndarray | None = None) -> LayerColours:
-    """Straight colours of both layers with image = alpha x foreground + (1 - alpha) x background.
+    """Straight (not premultiplied) colours of both layers: image = alpha x foreground + (1 - alpha) x background.
 
-    `image`: uint8 [H, W, 3]. `alpha`: float32 [H, W] in 0..1. `plate`: the background where it is known, uint8
-    [H, W, 3]. Where alpha is 1 the foreground is the image, where it is 0 the nearest colours of the foreground go on;
-    the background likewise. Between, both start from what surrounds them and are changed as little as possible (least
-    squares) until the composite is the image. That holds but for colours that would have to leave 0..255. With a plate
-    only the foreground is changed, and little where alpha is small: there the composite may be some levels off. Of the
-    kind of Forte and Pitie 2021 (arXiv:2006.14970): a smooth guess, then a correction.
+    `image`: uint8 [H, W, 3]. `alpha`: float32 [H, W] in 0..1. `plate`: the known background, uint8 [H, W, 3].
+    Where alpha is 1, the foreground equals the image; where alpha is 0, it is extrapolated smoothly. The same holds for
+    the background. In between, both are initialized from their surroundings and corrected by least squares such that
+    the composite equals the image, up to clipping to 0..255. With a plate only the foreground is corrected, regularized
+    where alpha is small: there the composite may be off by a few levels. Similar to Forte and Pitie 2021
+    (arXiv:2006.14970): a smooth initial estimate, then a correction.
     """
     import cv2
 
@@ -88,11 +87,11 @@ def layer_colours(image: np.ndarray, alpha: np.ndarray, plate: np.ndarray | None
 
 
 def clean_plate(frames: np.ndarray, alpha: np.ndarray) -> np.ndarray | None:
-    """The background of a camera at rest, uint8 [T, H, W, 3]; None where the clip does not show all of it.
+    """Background of a static camera, uint8 [T, H, W, 3]; None if the clip does not show all of it.
 
-    A pixel that the foreground leaves in some frames is known in all: the mean of those frames. They must agree, to
-    `PLATE_LEVELS` on average in every frame, and every pixel must be free at some time; else nothing is claimed. Where
-    a frame shows the background it is the frame itself. Shadows of the foreground are not in it.
+    Each pixel is the mean over the frames in which the foreground does not cover it. The result is None if a pixel is
+    covered in all frames, or if a frame deviates from the mean by more than `PLATE_LEVELS` on average. Where a frame
+    shows the background, that frame's pixels are used. Shadows of the foreground are not included.
     """
     free = alpha < SOFT
     counts = np.zeros(alpha.shape[1:], np.float32)
@@ -110,10 +109,10 @@ def clean_plate(frames: np.ndarray, alpha: np.ndarray) -> np.ndarray | None:
 
 
 def spread(colour: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Colours float32 [H, W, 3] where `weight` [H, W] is high, continued smoothly to where it is 0.
+    """Extrapolate colours float32 [H, W, 3] smoothly from where `weight` [H, W] is high to where it is 0.
 
-    From coarse to fine: each level of a pyramid takes its own weighted mean in the measure of its weight, and the
-    coarser level for the rest.
+    Pyramid-based, from coarse to fine: each level blends its own weighted mean with the next coarser level, according
+    to its weight.
     """
     import cv2
 
@@ -136,16 +135,16 @@ def spread(colour: np.ndarray, weight: np.ndarray) -> np.ndarray:
 def _corrected(
     picture: np.ndarray, share: np.ndarray, front: np.ndarray, rear: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest pair of colours whose composite is the picture, within 0..255."""
+    """The closest pair of colours within 0..255 whose composite equals the image."""
     lacking = (picture - share * front - (1 - share) * rear) / (share**2 + (1 - share) ** 2)
     return np.clip(front + share * lacking, 0, 255), np.clip(rear + (1 - share) * lacking, 0, 255)
 
 
 def matte_of_clip(clip: DecodedClip, alpha: np.ndarray, given: np.ndarray | None = None) -> MatteOfClip:
-    """The layers and scores of a clip from its alpha, float32 [T, H, W] in 0..1 at the size of the frames.
+    """Layers and scores of a clip from its alpha, float32 [T, H, W] in 0..1 at the size of the frames.
 
-    `given`: the foreground of a network that estimates one, uint8 [T, H, W, 3]; it is used where alpha is above 0, and
-    goes on beyond.
+    `given`: foreground estimated by a network, uint8 [T, H, W, 3]. It is used where alpha is above 0 and extrapolated
+    elsewhere.
     """
     foreground, plate = np.empty_like(clip.frames), clean_plate(clip.frames, alpha)
     residual, soft_count = 0.0, 0
@@ -175,9 +174,9 @@ def matte_of_clip(clip: DecodedClip, alpha: np.ndarray, given: np.ndarray | None
 
 
 def edge_rank(image: np.ndarray, alpha: np.ndarray) -> float | None:
-    """Mean rank of the picture's gradient among all pixels, weighted by the matte's; None where alpha has no edge.
+    """Mean percentile rank of the image gradient, weighted by the gradient of alpha; None if alpha has no edge.
 
-    `image`: uint8 [H, W, 3]; its gradient is that of the channel where it is largest. `alpha`: float32 [H, W].
+    `image`: uint8 [H, W, 3]; its gradient is the maximum over the channels. `alpha`: float32 [H, W].
     """
     steep = _squared_slope(np.rint(alpha * ALPHA_STEPS).astype(np.int16))
     at_edges = steep > 0
@@ -191,7 +190,7 @@ def edge_rank(image: np.ndarray, alpha: np.ndarray) -> float | None:
 
 
 def _squared_slope(plane: np.ndarray) -> np.ndarray:
-    """int64 [H, W]: squared length of Sobel's gradient of uint8 or int16 [H, W]; whole numbers, so ranks are exact."""
+    """Squared Sobel gradient magnitude int64 [H, W] of uint8 or int16 [H, W]; integers make ranks exact."""
     import cv2
 
     plane = np.ascontiguousarray(plane)
@@ -201,13 +200,13 @@ def _squared_slope(plane: np.ndarray) -> np.ndarray:
 
 
 def is_soft(alpha: np.ndarray) -> np.ndarray:
-    """Which pixels belong to both layers: bool, the shape of `alpha`."""
+    """Pixels that belong to both layers: bool, in the shape of `alpha`."""
     soft: np.ndarray = (alpha >= SOFT) & (alpha <= 1 - SOFT)
     return soft
 
 
 def alpha_change(alpha: np.ndarray, flow: GuideFlow) -> float | None:
-    """Mean |alpha(t + 1), fetched along the motion, - alpha(t)| at soft pixels; None where there is none.
+    """Mean |warped alpha(t + 1) - alpha(t)| at soft pixels; None if there are none.
 
     `alpha`: float32 [T, H, W]; compared at the size of the flow, where the flow is valid.
     """

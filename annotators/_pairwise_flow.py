@@ -1,4 +1,4 @@
-"""What the optical-flow annotators share: columns, the order of pairs, the forward-backward check."""
+"""Shared by the optical-flow annotators: result columns, frame pairs, the forward-backward check."""
 
 from collections.abc import Callable
 from typing import Annotated, NamedTuple
@@ -8,28 +8,28 @@ import numpy as np
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.modalities.flow import Flow
 
-UNFLOW_ALPHA = 0.01  # Meister et al. 2018 (arXiv:1711.07837): share of the two flows' lengths ...
-UNFLOW_BETA_PX = 0.5  # ... plus this many pixels may disagree
+UNFLOW_ALPHA = 0.01  # Meister et al. 2018 (arXiv:1711.07837): tolerance relative to the sum of both flow lengths ...
+UNFLOW_BETA_PX = 0.5  # ... plus an absolute tolerance
 
 # int [n] first frames, int [n] second frames -> float32 [n, H, W, 2], pixels from first to second
 PairFlow = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 class FlowOfClip(NamedTuple):
-    """Forward flow of every frame to the next, and how far the backward flow agrees with it."""
+    """Forward flow of every frame to the next, and its agreement with the backward flow."""
 
     flow: Flow
     speed_diag_per_s: Annotated[float, "mean length of the flow, frame diagonals per second; 0 for a clip of one frame"]
     inconsistent_share: Annotated[
-        float | None, "share of pixels whose forward and backward flow disagree, 0 to 1; null when not checked"
+        float | None, "fraction of pixels that fail the forward-backward check, 0 to 1; null without the check"
     ]
 
 
 def flow_of_clip(clip: DecodedClip, pair_flow: PairFlow, check: bool) -> FlowOfClip:
-    """Flow of all adjacent frames of `clip`; the last frame repeats the flow before it, so T stays the same.
+    """Flow between all adjacent frames of `clip`; the last frame repeats the previous flow, so the length stays T.
 
-    With `check`, the backward flow is computed too and `Flow.valid` says where both agree. A clip of one frame has
-    nothing to measure: its flow is zero.
+    With `check`, the backward flow is also computed and `Flow.valid` is true where both agree. The flow of a clip of
+    one frame is zero.
     """
     count, height_px, width_px = clip.frames.shape[:3]
     first, second = np.arange(count - 1), np.arange(1, count)
@@ -48,10 +48,10 @@ def flow_of_clip(clip: DecodedClip, pair_flow: PairFlow, check: bool) -> FlowOfC
 
 
 def consistent(forward: np.ndarray, backward: np.ndarray) -> np.ndarray:
-    """Where going there and back ends near the start: bool [H, W], by UnFlow's rule.
+    """Forward-backward check by UnFlow's rule: bool [H, W], true where both flows agree.
 
     `forward`, `backward`: float32 [H, W, 2], pixels. False where |f + b'| > 0.01 (|f| + |b'|) + 0.5 px, with b' the
-    backward flow read (bilinear) where the forward flow points to; outside the frame b' is zero.
+    backward flow sampled (bilinear) at the target of the forward flow; outside the frame b' is zero.
     """
     import cv2
 

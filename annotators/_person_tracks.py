@@ -1,4 +1,4 @@
-"""Who is who: persons found frame by frame, told apart through a clip by place and posture."""
+"""Tracking of persons: detections of single frames are linked through a clip by box and pose."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,15 +8,15 @@ import numpy as np
 
 from openuni.manifests.arrays.assignment import linear_assignment
 
-SURE = 0.3  # a point of less confidence tells nothing
-BODY = slice(0, 23)  # of the 133 points: body and feet; the many of face and hands would outvote them
+SURE = 0.3  # minimum confidence of a point
+BODY = slice(0, 23)  # of the 133 points: body and feet; the face and hands have many more points and would dominate
 MIN_POINTS = 3
-REACH = 0.1  # how far a point may be off, in shares of the person's size (square root of the box's area): one sigma
-LEAST_LIKENESS = 0.2  # 0..1, see `pose_similarity`
+REACH = 0.1  # standard deviation of point distances, relative to the person's size (square root of the box area)
+MIN_SIMILARITY = 0.2  # minimum `pose_similarity`
 
 
 class Persons(NamedTuple):
-    """Who was found in one frame: boxes float32 [n, 4], left top right bottom in pixels, and points [n, 133, 3]."""
+    """Detections of one frame: boxes float32 [n, 4] (left, top, right, bottom in pixels) and points [n, 133, 3]."""
 
     boxes: np.ndarray
     points: np.ndarray
@@ -24,22 +24,22 @@ class Persons(NamedTuple):
 
 @dataclass
 class _Track:
-    """One person so far."""
+    """State of one tracked person."""
 
     number: int
     box: np.ndarray
     points: np.ndarray
     time_s: float
-    speed_px: np.ndarray  # of the box's middle, x and y, pixels per second
+    speed_px: np.ndarray  # velocity of the box centre, x and y, pixels per second
 
     def follow(self, box: np.ndarray, points: np.ndarray, time_s: float) -> None:
-        """The person was found again; the speed is an even mean of the newest and those before."""
+        """Update the track with a new detection. The velocity is the mean of the new and the previous estimate."""
         moved = (box[:2] + box[2:] - self.box[:2] - self.box[2:]) / 2
         self.speed_px = (self.speed_px + moved / (time_s - self.time_s)) / 2
         self.box, self.points, self.time_s = box, points, time_s
 
     def likeness(self, box: np.ndarray, points: np.ndarray, time_s: float) -> float:
-        """To a person found at `time_s`: where this one was last, or would be by now at an even speed; the better."""
+        """Similarity to a detection at `time_s`: the higher of those at the last and at the extrapolated position."""
         shift = self.speed_px * (time_s - self.time_s)
         moved = self.points + np.array([*shift, 0])
         return max(
@@ -49,10 +49,10 @@ class _Track:
 
 
 def track_identities(found: Sequence[Persons], times_s: np.ndarray, max_gap_s: float) -> list[np.ndarray]:
-    """Per frame the number of each person found, int64 [n]; numbers count from 0 in the order of appearance.
+    """Track number of each detected person, int64 [n] per frame; numbers count from 0 in order of appearance.
 
-    The same number is the same person: those of the frame before are matched first, then those who were lost for at
-    most `max_gap_s` seconds; who is left is new. Among all ways to match, that of the greatest likeness in sum.
+    Detections are first matched to tracks of the previous frame, then to tracks that were lost for at most `max_gap_s`
+    seconds; the others start new tracks. Each matching maximizes the total similarity.
     `times_s`: float64 [T], increasing.
     """
     tracks: list[_Track] = []
@@ -65,7 +65,7 @@ def track_identities(found: Sequence[Persons], times_s: np.ndarray, max_gap_s: f
         for known in (there, lost):
             free = np.flatnonzero(mine < 0)
             alike = np.array([[track.likeness(*_one(persons, place), time_s) for place in free] for track in known])
-            for row, column in linear_assignment(alike.reshape(len(known), len(free)), LEAST_LIKENESS):
+            for row, column in linear_assignment(alike.reshape(len(known), len(free)), MIN_SIMILARITY):
                 known[row].follow(*_one(persons, free[column]), time_s)
                 mine[free[column]] = known[row].number
         for place in np.flatnonzero(mine < 0):
@@ -81,9 +81,9 @@ def _one(persons: Persons, place: np.integer) -> tuple[np.ndarray, np.ndarray]:
 
 
 def pose_similarity(box: np.ndarray, points: np.ndarray, other_box: np.ndarray, other_points: np.ndarray) -> float:
-    """0..1: how far two boxes overlap (intersection over union) and the body's points lie together, in even shares.
+    """Similarity of two persons, 0..1: the mean of the IoU of their boxes and the proximity of their body points.
 
-    Points count where both are sure of them; with fewer than three such points the boxes alone count.
+    Only points that are confident in both are used; with fewer than three, the similarity is the IoU alone.
     """
     overlap = box_overlap(box, other_box)
     sure = (points[BODY, 2] >= SURE) & (other_points[BODY, 2] >= SURE)

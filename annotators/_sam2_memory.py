@@ -1,4 +1,4 @@
-"""Instances followed by SAM 2's memory through a stretch of a clip, in bounded memory."""
+"""Mask propagation between keyframes with SAM 2's memory, in bounded RAM."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,25 +9,25 @@ from openuni.annotators._automatic_masks import fill_holes
 from openuni.annotators._instances import FrameInstances, iou_of, joint
 from openuni.manifests.contracts.inference import Precision, inference
 
-FILLED_LOGIT = 0.1  # of a filled hole, as the authors set it
+FILLED_LOGIT = 0.1  # logit of a filled hole, as in the authors' code
 
 
 class Sam2Prompted:
-    """The image side of the video network as `Prompted`: one picture is looked at, then points are asked about."""
+    """The image branch of the video network as a `PromptableNetwork`."""
 
     def __init__(self, network: Any, processor: Any, precision: Precision) -> None:
         self.network, self.processor, self.precision = network, processor, precision
         self.device = next(network.parameters()).device
 
     def pixels(self, image: np.ndarray) -> Any:
-        """uint8 [h, w, 3] RGB -> float32 [1, 3, S, S]: the square that the network sees, aspect not kept."""
+        """uint8 [h, w, 3] RGB -> network input float32 [1, 3, S, S]; the aspect ratio is not preserved."""
         prepared = self.processor.image_processor(
             images=np.array(image), input_data_format="channels_last", return_tensors="pt", device=self.device
         )
         return prepared["pixel_values"].to(self.device)
 
     def set_image(self, image: np.ndarray) -> None:
-        """See `Prompted.set_image`."""
+        """See `PromptableNetwork.set_image`."""
         self.size_px = image.shape[:2]
         pixels = self.pixels(image)
         self.side_px = pixels.shape[-1]
@@ -36,7 +36,7 @@ class Sam2Prompted:
             self.places = self.network.get_image_wide_positional_embeddings()
 
     def predict_points(self, points_px: np.ndarray) -> tuple[Any, Any]:
-        """See `Prompted.predict_points`: three masks per point."""
+        """See `PromptableNetwork.predict_points`; three masks per point."""
         import torch
 
         scale = self.side_px / np.array(self.size_px[::-1])
@@ -55,21 +55,21 @@ class Sam2Prompted:
         return logits[0].float(), predicted[0].float()
 
     def upscale(self, logits: Any) -> Any:
-        """See `Prompted.upscale`: bilinear, at once to the picture's size."""
+        """See `PromptableNetwork.upscale`; bilinear, in one step to the image size."""
         return enlarged(logits, self.size_px)
 
 
 def enlarged(logits: Any, size_px: tuple[int, ...]) -> Any:
-    """[K, s, s] -> [K, H, W], bilinear."""
+    """Bilinear upscaling, [K, s, s] -> [K, H, W]."""
     import torch
 
     return torch.nn.functional.interpolate(logits[:, None], size_px, mode="bilinear", align_corners=False)[:, 0]
 
 
 class MemoryInterval:
-    """The way from one key frame to the next by SAM 2's memory; see `Stretch`.
+    """Propagation from one keyframe to the next with SAM 2's memory; see `KeyframeInterval`.
 
-    What only the second key frame has is followed back from there, and seen where the way forward left nothing.
+    Instances that only the second keyframe has are propagated backward and fill pixels without an instance.
     """
 
     def __init__(
@@ -80,11 +80,11 @@ class MemoryInterval:
         self.carried = self.there[-1]
 
     def affinity(self, found: FrameInstances, known: int) -> np.ndarray:
-        """IoU of what is found in the second key frame with what was followed there."""
+        """IoU of the masks detected in the second keyframe with the masks propagated there."""
         return iou_of(joint(found.labels, self.carried, (found.total + 1, known + 1)))
 
     def between(self, last: np.ndarray) -> np.ndarray:
-        """See `Stretch.between`."""
+        """See `KeyframeInterval.between`."""
         fresh = np.where(np.isin(last, np.unique(self.labels)), 0, last).astype(np.uint16)
         back = self._follow(fresh, range(self.span[1], self.span[0], -1))[::-1]
         there = self.there[:-1]
@@ -97,10 +97,10 @@ class MemoryInterval:
 def propagate(
     seen: Sam2Prompted, frames: np.ndarray, labels: np.ndarray, order: Sequence[int], fill_holes_px: int
 ) -> np.ndarray:
-    """The instances of `labels`, uint16 [H, W], map of frame `order[0]`, in the other frames of `order`.
+    """Propagate the instances of `labels`, uint16 [H, W], map of frame `order[0]`, to the other frames of `order`.
 
-    Returns uint16 [len(order) - 1, H, W]. Where instances overlap, a pixel is that of the highest logit. A session of
-    its own starts with the given masks; frames go in one at a time, and what no later frame looks at is dropped.
+    Returns uint16 [len(order) - 1, H, W]. Where instances overlap, the highest logit wins. A separate session is
+    initialized with the masks. Frames are passed one at a time, and state that no later frame needs is dropped.
     """
     import torch
 
@@ -124,9 +124,9 @@ def propagate(
 
 
 def filled(logits: Any, fill_holes_px: int) -> Any:
-    """[K, s, s]: holes of at most so many (small) pixels get a logit just above 0.
+    """Set holes of at most `fill_holes_px` low-resolution pixels to a logit just above 0; [K, s, s].
 
-    On the CPU, everywhere: the authors' extension does the same where it was compiled, and nothing where it was not.
+    Computed on the CPU for equal results on all devices. The authors' CUDA extension does the same, if compiled.
     """
     import torch
 
@@ -138,9 +138,9 @@ def filled(logits: Any, fill_holes_px: int) -> Any:
 
 
 def prune_session(session: Any, index: int, config: Any) -> None:
-    """Drop what no frame after `index` looks at: pictures, large masks, memories out of reach.
+    """Drop session state that no frame after `index` needs: images, full-size masks, memories out of range.
 
-    The library keeps them all, 4 MB per instance and frame at full size.
+    The library keeps all of it, 4 MB per instance and frame at full size.
     """
     session.processed_frames.pop(index, None)
     for outputs in session.output_dict_per_obj.values():

@@ -1,4 +1,4 @@
-"""Matting networks that the user supplies as TorchScript files. Loading one runs the program that its author wrote."""
+"""User-supplied matting networks in TorchScript. Loading a TorchScript file executes code by its author."""
 
 import warnings
 from pathlib import Path
@@ -11,29 +11,29 @@ from openuni.manifests.errors import OpenUniError
 
 SUFFIXES = (".torchscript", ".ts", ".jit", ".pt", ".pth")
 STATES = ("r1", "r2", "r3", "r4")
-AUTO_SIDE_PX = 512  # longest side at which a recurrent network looks at the whole picture, as its authors advise
+AUTO_SIDE_PX = 512  # longer side of the downsampled image in a recurrent network, as its authors recommend
 
 
 class ScriptedMatte(NamedTuple):
-    """A network and how it is called."""
+    """A network and its calling convention."""
 
     module: Any
     kind: Literal["recurrent", "frame"]
-    takes_ratio: bool  # has a `downsample_ratio`
+    takes_ratio: bool  # accepts a `downsample_ratio`
     device: str
 
 
 class Estimate(NamedTuple):
-    """What a network gave for a clip."""
+    """A network's output for a clip."""
 
     alpha: np.ndarray  # float32 [T, H, W] in 0..1
-    foreground: np.ndarray | None  # uint8 [T, H, W, 3]; None where the network gives none
+    foreground: np.ndarray | None  # uint8 [T, H, W, 3]; None if the network does not estimate it
 
 
 def load_scripted(path: Path, device: str) -> ScriptedMatte:
-    """The network on `device`. Its own signature says how it is called.
+    """Load the network on `device`. The calling convention is derived from the signature of `forward`.
 
-    recurrent: (source [1, T, 3, H, W], r1, r2, r3, r4[, downsample_ratio]) -> foreground, alpha, r1, r2, r3, r4, as
+    recurrent: (source [1, T, 3, H, W], r1, r2, r3, r4[, downsample_ratio]) -> foreground, alpha, r1, r2, r3, r4, as in
     RobustVideoMatting's releases. frame: (source [B, 3, H, W]) -> alpha, or foreground and alpha. Raises `OpenUniError`
     for other files and signatures.
     """
@@ -41,13 +41,13 @@ def load_scripted(path: Path, device: str) -> ScriptedMatte:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # "use torch.export": these files are there already
+            warnings.simplefilter("ignore", FutureWarning)  # "use torch.export": does not apply to existing files
             module = torch.jit.load(str(path), map_location=device).eval()
-        arguments = module.forward.schema.arguments[1:]  # without self
+        arguments = module.forward.schema.arguments[1:]  # skip self
     except (RuntimeError, ValueError, AttributeError) as error:
         raise OpenUniError(
-            f"{path} is not a TorchScript program: {str(error).splitlines()[0]}. Save one with torch.jit.save; a "
-            "state_dict holds weights alone."
+            f"{path} is not a TorchScript file: {str(error).splitlines()[0]}. Save the network with torch.jit.save; "
+            "a state_dict contains only weights."
         ) from error
     names = [argument.name for argument in arguments]
     required = [argument.name for argument in arguments if not argument.has_default_value()]
@@ -56,18 +56,18 @@ def load_scripted(path: Path, device: str) -> ScriptedMatte:
     if len(required) == 1 or len(names) == 1:
         return ScriptedMatte(module, "frame", False, device)
     raise OpenUniError(
-        f"{path}: forward takes {', '.join(names)}. Allowed: a source with the states r1, r2, r3, r4 (and a "
-        "downsample_ratio), or one source alone. Wrap the network in a module with one of these signatures."
+        f"{path}: forward takes {', '.join(names)}. Allowed: (source, r1, r2, r3, r4[, downsample_ratio]) or (source). "
+        "Wrap the network in a module with one of these signatures."
     )
 
 
 def estimate(
     model: ScriptedMatte, frames: np.ndarray, step: int, downsample_ratio: float, precision: Precision
 ) -> Estimate:
-    """Alpha, and the foreground where the network gives one, of uint8 [T, H, W, 3], `step` frames at a time.
+    """Alpha, and foreground if the network estimates it, of frames uint8 [T, H, W, 3], in chunks of `step` frames.
 
-    The states of a recurrent network begin empty and go from one chunk to the next. `downsample_ratio`: 0 for the
-    authors' rule, 512 over the longer side and at most 1.
+    The states of a recurrent network start empty and are passed from chunk to chunk. `downsample_ratio`: 0 selects the
+    authors' rule, 512 / longer side, at most 1.
     """
     import torch
 
@@ -94,7 +94,7 @@ def estimate(
 
 
 def _sorted(parts: list[Any], source: Any) -> tuple[np.ndarray, np.ndarray | None]:
-    """Alpha float32 [T, H, W] and foreground uint8 [T, H, W, 3] or None, by their channels."""
+    """Identify outputs by their channels: alpha float32 [T, H, W], and foreground uint8 [T, H, W, 3] or None."""
     count, _, height_px, width_px = source.shape
     alpha, front = None, None
     for part in parts:
@@ -106,7 +106,7 @@ def _sorted(parts: list[Any], source: Any) -> tuple[np.ndarray, np.ndarray | Non
     if alpha is None or not np.isfinite(alpha).all():
         shapes = ", ".join(str(tuple(part.shape)) for part in parts)
         raise OpenUniError(
-            f"matting: the network gave {shapes} for frames {tuple(source.shape)}. It must give a finite alpha of one "
-            "channel, and may give a foreground with three, at the size of its source."
+            f"matting: the network returned {shapes} for frames {tuple(source.shape)}. It must return a finite alpha "
+            "with one channel, and may return a foreground with three, at the size of its source."
         )
     return alpha, front

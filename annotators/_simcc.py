@@ -1,4 +1,4 @@
-"""Key points by a network with SimCC outputs (RTMPose, DWPose): the crop before it, the decoding after it."""
+"""Keypoints by a network with SimCC outputs (RTMPose, DWPose): cropping of the input, decoding of the output."""
 
 from typing import NamedTuple
 
@@ -6,23 +6,23 @@ import numpy as np
 
 from openuni.manifests.errors import OpenUniError
 
-BOX_MARGIN = 1.25  # the crop is so much larger than the person's box
-MEAN = np.array([123.675, 116.28, 103.53])  # of the levels of red, green and blue
+BOX_MARGIN = 1.25  # size of the crop relative to the person's box
+MEAN = np.array([123.675, 116.28, 103.53])  # of 8-bit red, green and blue
 STD = np.array([58.395, 57.12, 57.375])
-BINS_PER_PX = 2  # the outputs count in half pixels of the crop
-NORMALISED = ((np.arange(256)[:, None] - MEAN) / STD).astype(np.float32)  # [level, channel]
-ALIGNED_PX = 0.5  # crops count from the centre of the corner's pixel, a `Skeleton` from its corner
+BINS_PER_PX = 2  # SimCC bins per crop pixel
+NORMALIZED = ((np.arange(256)[:, None] - MEAN) / STD).astype(np.float32)  # lookup table [level, channel]
+ALIGNED_PX = 0.5  # a crop has its origin at the centre of the first pixel, a `Skeleton` at its corner
 
 
 class CropWindow(NamedTuple):
-    """The part of the frame that a crop shows: middle x, y and extent x, y in pixels, the corner's pixel at 0, 0."""
+    """Region of the frame that a crop covers: centre and extent (x, y) in pixels; the first pixel's centre is 0, 0."""
 
     middle: np.ndarray
     extent: np.ndarray
 
 
 def window_of(box: np.ndarray, height_px: int, width_px: int) -> CropWindow:
-    """Around the box (left top right bottom), 1.25 times as large, then widened to the crop's shape."""
+    """Window around a box (left, top, right, bottom), enlarged 1.25 times, then extended to the crop's aspect ratio."""
     box = box.astype(np.float64)
     across, down = (box[2:] - box[:2]) * BOX_MARGIN
     shape = width_px / height_px
@@ -31,7 +31,7 @@ def window_of(box: np.ndarray, height_px: int, width_px: int) -> CropWindow:
 
 
 def crop(frame: np.ndarray, window: CropWindow, height_px: int, width_px: int) -> np.ndarray:
-    """uint8 [H, W, 3] -> uint8 [height, width, 3]: the window, bilinear; black where it leaves the frame."""
+    """Crop a window, bilinear, black outside the frame: uint8 [H, W, 3] -> uint8 [height, width, 3]."""
     import cv2
 
     there = _corner(window.middle, window.extent[0])
@@ -42,9 +42,9 @@ def crop(frame: np.ndarray, window: CropWindow, height_px: int, width_px: int) -
 
 
 def _corner(middle: np.ndarray, width: float) -> np.ndarray:
-    """Three points that fix the transform: the middle, half a width above it, and as far to the left of that.
+    """Three points, float32 [3, 2], that define the affine transform: centre, half a width above, and left of that.
 
-    Float32 [3, 2], and rounded in this order, as the authors do it: the crop's pixels depend on it.
+    The order of roundings follows the authors' code, because the crop's pixels depend on it.
     """
     centre, above = (np.array(place, np.float32) for place in (middle, middle - (0, width * 0.5)))
     down = centre - above
@@ -53,18 +53,21 @@ def _corner(middle: np.ndarray, width: float) -> np.ndarray:
 
 
 def as_input(picture: np.ndarray) -> np.ndarray:
-    """uint8 [h, w, 3] -> float32 [3, h, w], normalised channel by channel in the order that they have."""
-    return np.stack([NORMALISED[:, channel].take(picture[..., channel]) for channel in range(3)])
+    """Normalize each channel, without reordering: uint8 [h, w, 3] -> float32 [3, h, w]."""
+    return np.stack([NORMALIZED[:, channel].take(picture[..., channel]) for channel in range(3)])
 
 
 def peaks(across: np.ndarray, down: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where each point is likeliest, in bins, float32 [K, 2], and how likely it is there, float32 [K].
+    """Most likely position of each point in bins, float32 [K, 2], and its likelihood, float32 [K].
 
-    `across`, `down`: float32 [K, bins], one row per point. The likelihood is the lesser of the two maxima; where it is
-    0 or less, there is no such point: it lies at -1, -1.
+    `across`, `down`: float32 [K, bins], one row per point. The likelihood is the minimum of the two maxima. Points with
+    a likelihood of 0 or less are absent and have the position -1, -1. Raises `OpenUniError` for other shapes.
     """
     if across.ndim != 2 or down.ndim != 2 or len(across) != len(down):
-        raise OpenUniError(f"the pose network gave {across.shape} and {down.shape}; SimCC outputs are [points, bins]")
+        raise OpenUniError(
+            f"the pose network returned {across.shape} and {down.shape}; expected two SimCC outputs [points, bins]. "
+            "Use a network with SimCC outputs."
+        )
     places = np.stack([across.argmax(axis=1), down.argmax(axis=1)], axis=1).astype(np.float32)
     likely: np.ndarray = np.minimum(across.max(axis=1), down.max(axis=1))
     places[likely <= 0] = -1
@@ -72,7 +75,7 @@ def peaks(across: np.ndarray, down: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 def key_points(across: np.ndarray, down: np.ndarray, window: CropWindow, height_px: int, width_px: int) -> np.ndarray:
-    """float32 [K, 3] = x_px, y_px, confidence 0..1 in the frame, pixel centres at +0.5; zeros where there is none.
+    """Keypoints in the frame, float32 [K, 3] = x_px, y_px, confidence 0..1; pixel centres at +0.5; zeros if absent.
 
     `across`, `down`: the network's outputs for one crop of `height_px` x `width_px`.
     """

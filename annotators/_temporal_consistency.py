@@ -1,4 +1,4 @@
-"""Are maps steady along the motion of the picture? Scores of any dense map, by the flow that annotators share."""
+"""Temporal consistency scores of dense maps, measured along the guide flow."""
 
 from collections.abc import Callable
 
@@ -10,20 +10,20 @@ from openuni.manifests.contracts.modality import Modality
 from openuni.manifests.modalities.depth import Depth
 from openuni.manifests.modalities.normal import Normal
 
-MIN_FOLLOWED_SHARE = 0.01  # of a frame's pixels: with fewer, a pair of frames says nothing
+MIN_FOLLOWED_SHARE = 0.01  # minimum fraction of pixels with valid flow for a frame pair to be measured
 RANGE_PERCENTILES = (5.0, 95.0)
-MAX_SAMPLES = 1_000_000  # of a clip's values, for its percentiles
+MAX_SAMPLES = 1_000_000  # maximum number of values for the percentiles
 
-# float32 [n, C] values here, [n, C] values of the next frame there -> float [n]: how far apart they are
+# values float32 [n, C], warped values of the next frame float32 [n, C] -> distance float [n]
 Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def warped_change(clip: DecodedClip, maps: Modality, distance: Distance) -> float | None:
-    """How much `maps` change along the motion: mean over adjacent frames of the median `distance` over pixels.
+    """Change of `maps` along the guide flow: mean over adjacent frames of the median `distance` over pixels.
 
-    A pixel counts where the guide flow of the clip can be trusted (forward and backward agree); it is compared with the
-    place in the next frame that it goes to, bilinear, on maps scaled to the flow's size. Pairs of frames with less than
-    1 % of such pixels are left out; None when none is left.
+    Maps are resized to the flow's size. Pixels with valid flow (forward and backward agree) are compared with the next
+    frame, warped along the flow (bilinear). Frame pairs with less than 1 % of such pixels are skipped; None if no pair
+    remains.
     """
     flow = guide_flow(clip)
     if not len(flow.forward):
@@ -38,9 +38,9 @@ def warped_change(clip: DecodedClip, maps: Modality, distance: Distance) -> floa
 
 
 def depth_change_share(clip: DecodedClip, depth: Depth) -> float | None:
-    """`warped_change` of the disparity (of metres: 1 / metres) as a share of the clip's range; None for a flat one.
+    """`warped_change` of the disparity (1 / metres for metric depth), relative to the clip's range; None if constant.
 
-    The range is from the 5th to the 95th percentile, so one scale and shift of a whole clip's disparity change nothing.
+    The range is from the 5th to the 95th percentile, so the score is invariant to scale and shift of the disparity.
     """
     disparity = depth if depth.unit == "disparity" else Depth(1 / depth.array)
     step = max(1, disparity.array.size // MAX_SAMPLES)
@@ -50,12 +50,12 @@ def depth_change_share(clip: DecodedClip, depth: Depth) -> float | None:
 
 
 def normal_change_deg(clip: DecodedClip, normal: Normal) -> float | None:
-    """`warped_change` of the direction, degrees; a pixel that is no surface counts as one at right angles."""
+    """`warped_change` of the direction, degrees; a pixel without a surface counts as 90 degrees."""
 
     def angle_deg(now: np.ndarray, there: np.ndarray) -> np.ndarray:
         length = np.linalg.norm(there, axis=-1)
         unit = np.divide(there, length[:, None], out=np.zeros_like(there), where=length[:, None] > 0)
-        # of the chord, which is exact for small angles where the arc cosine is not
+        # from the chord length: accurate for small angles, unlike the arc cosine
         chord = np.linalg.norm(now - unit, axis=-1).clip(0, 2)
         surface = (np.linalg.norm(now, axis=-1) > 0) & (length > 0)
         angles: np.ndarray = np.where(surface, np.degrees(2 * np.arcsin(chord / 2)), 90.0)
@@ -65,6 +65,6 @@ def normal_change_deg(clip: DecodedClip, normal: Normal) -> float | None:
 
 
 def mean_change(now: np.ndarray, there: np.ndarray) -> np.ndarray:
-    """Mean absolute change over the channels: the distance for colours."""
+    """Mean absolute difference over the channels, the distance for colours."""
     change: np.ndarray = np.abs(now - there).mean(axis=-1)
     return change

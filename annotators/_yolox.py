@@ -1,6 +1,6 @@
-"""Persons in a frame by YOLOX: the letterbox before the network, the decoding after it.
+"""Person detection by YOLOX: letterboxing of the input, decoding of the output.
 
-The network's own conventions: blue green red, 0..255, the frame in the top left corner of a grey square.
+Input conventions of the network: BGR, 0..255, the frame in the top left corner of a grey square.
 """
 
 from functools import lru_cache
@@ -11,15 +11,15 @@ from openuni.manifests.errors import OpenUniError
 
 STRIDES_PX = (8, 16, 32)
 GREY = 114
-PERSON = 0  # of COCO's classes
-FIRST_CLASS = 5  # after x, y, width, height and whether there is anything
+PERSON = 0  # COCO class index
+FIRST_CLASS = 5  # index of the first class score, after x, y, width, height and objectness
 
 
 def letterbox(frame: np.ndarray, height_px: int, width_px: int) -> tuple[np.ndarray, float]:
-    """uint8 [H, W, 3] -> float32 [3, height, width], 0..255, and how many of its pixels one of the frame became.
+    """Resize and pad a frame: uint8 [H, W, 3] -> float32 [3, height, width], 0..255, and the scale factor.
 
-    Channels keep their order. Bilinear, without antialiasing; sides are cut to whole pixels; what is left to the right
-    and below is grey.
+    The channel order is kept. Bilinear, without antialiasing; sides are truncated to whole pixels; the padding to the
+    right and below is grey.
     """
     import cv2
 
@@ -31,13 +31,13 @@ def letterbox(frame: np.ndarray, height_px: int, width_px: int) -> tuple[np.ndar
 
 
 def anchor_count(height_px: int, width_px: int) -> int:
-    """How many cells the three grids have."""
+    """Number of cells in the three grids."""
     return sum((height_px // stride) * (width_px // stride) for stride in STRIDES_PX)
 
 
 @lru_cache(maxsize=8)
 def _grid(height_px: int, width_px: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of every cell of the three grids its corner x, y in cells, int64 [A, 2], and its side in pixels, [A, 1]."""
+    """Corner x, y of every cell of the three grids, in cells, int64 [A, 2], and its side in pixels, [A, 1]."""
     corners, cells = [], []
     for stride in STRIDES_PX:
         down, across = np.mgrid[: height_px // stride, : width_px // stride]
@@ -47,10 +47,10 @@ def _grid(height_px: int, width_px: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def boxes_of(raw: np.ndarray, height_px: int, width_px: int, wanted: np.ndarray | None = None) -> np.ndarray:
-    """The network's output, float32 [A, 5 + classes], as boxes in its input: float32 [A, 4], left top right bottom.
+    """Decode the output, float32 [A, 5 + classes], into boxes float32 [A, 4]: left, top, right, bottom in input pixels.
 
-    Each cell of each grid says how far from its corner the box's centre lies, in cells, and the logarithm of the
-    box's sides, in cells. `wanted`: bool [A], only of these cells.
+    Each cell predicts the offset of the box centre from its corner and the logarithm of the box's sides, both in cells.
+    `wanted`: bool [A], cells to decode; None for all.
     """
     corner, cell = _grid(height_px, width_px)
     if wanted is not None:
@@ -65,17 +65,17 @@ def boxes_of(raw: np.ndarray, height_px: int, width_px: int, wanted: np.ndarray 
 def persons(
     raw: np.ndarray, size_px: tuple[int, int], ratio: float, min_score: float, nms_iou: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes of persons in pixels of the frame, float32 [n, 4], and scores float32 [n]; the surest first.
+    """Person boxes in pixels of the frame, float32 [n, 4], and scores float32 [n], best first.
 
-    `raw`: the network's output for one frame; `size_px`: height and width of its input; `ratio`: of `letterbox`. A box
-    that overlaps a surer one by more than `nms_iou` (intersection over union) is the same person. Raises
-    `OpenUniError` for an output of another kind.
+    `raw`: the network's output for one frame; `size_px`: height and width of its input; `ratio`: scale factor from
+    `letterbox`. Detections need a score above `min_score`; duplicates are removed by non-maximum suppression with
+    threshold `nms_iou`. Raises `OpenUniError` for an output of another shape.
     """
     count = anchor_count(*size_px)
     if raw.ndim != 2 or raw.shape[0] != count or raw.shape[1] <= FIRST_CLASS:
         raise OpenUniError(
-            f"the detector gave {raw.shape} for an input of {size_px[0]} x {size_px[1]} px; of YOLOX without its own "
-            f"NMS it is ({count}, 85). Give such an export."
+            f"the detector returned {raw.shape} for an input of {size_px[0]} x {size_px[1]} px; expected ({count}, 85) "
+            "from YOLOX without built-in NMS. Use such an export."
         )
     scores = raw[:, FIRST_CLASS - 1] * raw[:, FIRST_CLASS + PERSON]
     sure = scores > min_score
@@ -87,9 +87,9 @@ def persons(
 
 
 def non_max_suppression(boxes: np.ndarray, scores: np.ndarray, nms_iou: float) -> list[int]:
-    """Places of the boxes that stay when each removes those less sure that overlap it too much; the surest first.
+    """Indices of the boxes that survive non-maximum suppression, best score first.
 
-    Sides count from pixel to pixel, both included, as YOLOX's authors do it.
+    Sides are inclusive pixel counts, as in the authors' code.
     """
     corner, sides = boxes[:, :2], boxes[:, 2:] - boxes[:, :2] + 1
     areas = sides.prod(axis=1)

@@ -1,4 +1,4 @@
-"""Body surface coordinates of persons by DensePose, from a TorchScript export: detectron2 is not needed."""
+"""Body surface coordinates of persons by DensePose, from a TorchScript export (without detectron2)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,48 +19,51 @@ from openuni.manifests.modalities.densepose import PART_COUNT, DensePose
 REPOSITORY = "LayerNorm/DensePose-TorchScript-with-hint-image"
 FILE = "densepose_r50_fpn_dl.torchscript"
 SHA256 = "4f7260daa498ce8d4b4679f0692ef2f1f426e39121a907181eab37b8b0585878"
-# the weights are CC-BY-SA 3.0 (detectron2's model zoo); the code that exported them has no licence
+# the weights are CC-BY-SA 3.0 (detectron2's model zoo); the export code has no licence
 LICENCE = "CC-BY-SA-3.0 AND LicenseRef-unlicensed-export-code"
 PUBLISHED = Checkpoint(REPOSITORY, "hub", LICENCE, sha256=SHA256, size_mb=265.0, only=(FILE,))
 
-MIN_SIDE_PX = 8  # a frame 3 px wide could be taken for one with its channels last
-LARGEST_BOX = 2  # sides of a box over the longer one of the frame; a network gives boxes within its padded input
+MIN_SIDE_PX = 8  # a frame with a width of 3 px could be mistaken for a channels-last image
+LARGEST_BOX = (
+    2  # maximum box side relative to the frame's longer side; a network predicts boxes within its padded input
+)
 KEYS = ("pred_boxes", "pred_densepose_coarse_segm", "pred_densepose_fine_segm", "pred_densepose_u", "pred_densepose_v")
 
 
 class DensePoseOfClip(NamedTuple):
-    """The body surface of every frame, and how far it can be relied on."""
+    """Body surface coordinates of every frame, and quality scores."""
 
     densepose: DensePose
-    covered_share: Annotated[float, "share of all pixels that show a body, 0 to 1"]
-    person_share: Annotated[float, "share of the frames with at least one person, 0 to 1"]
-    persons_max: Annotated[int, "most persons found in one frame"]
-    persons_mean: Annotated[float, "mean number of persons found in a frame"]
+    covered_share: Annotated[float, "fraction of all pixels that show a body, 0 to 1"]
+    person_share: Annotated[float, "fraction of frames with at least one person, 0 to 1"]
+    persons_max: Annotated[int, "maximum number of persons in a frame"]
+    persons_mean: Annotated[float, "mean number of persons per frame"]
     box_score_mean: Annotated[
-        float | None, "mean score of the persons' boxes, 0 to 1; null when nobody is there or the export tells none"
+        float | None, "mean detection score, 0 to 1; null without persons or if the export has no scores"
     ]
     part_stability: Annotated[
         float | None,
-        "share of the body's pixels that show the same part in the next frame where the guide flow leads, 0 to 1; null "
-        "when no body is seen in two adjacent frames where that flow holds",
+        "fraction of body pixels with the same part in the next frame, along the optical flow, 0 to 1; null if no body "
+        "pixel has valid flow",
     ]
 
 
 @dataclass(frozen=True)
 class Densepose(Annotator):
-    """Part of the body's surface (1 to 24) and place on it (U, V) for every pixel that shows a person.
+    """Body part (1 to 24) and surface coordinates (U, V) for every pixel that shows a person.
 
-    The network's maps are scaled to each person's box (corner and sides cut to whole pixels) bilinearly; a pixel's part
-    is the likeliest of 24 and background where the likeliest coarse label is a body, its U and V are that part's, held
-    within 0..1. Of persons who overlap, the one with the higher score lies on top; the exporter's own drawing paints in
-    the order of the network's output, which puts the least sure person on top. Boxes may leave the frame.
+    The network's maps are resized to each person's box (corner and sides truncated to whole pixels), bilinearly. Where
+    the most likely coarse label is a body, a pixel's part is the most likely of 24 parts and background; U and V are
+    those of that part, clipped to 0..1. Where persons overlap, the one with the higher score is on top. (The exporter's
+    own visualization draws in the order of the network's output, with the least confident person on top.) Boxes may
+    extend beyond the frame.
 
-    The checkpoint is a program: `torch.jit.load` runs code that the file's author chose, which may do more than
-    compute. So only the published file, held against its sha256, and files that you name by path are loaded. The
-    published weights are CC-BY-SA 3.0 (share alike), and the code that exported them has no licence at all.
+    A TorchScript checkpoint is executable: `torch.jit.load` runs code by the file's author. Only the published file
+    (verified by its SHA-256) and files given by path are loaded. The published weights are CC-BY-SA 3.0 (share alike);
+    the export code has no licence.
     """
 
-    checkpoint: Annotated[str, "the published export's name, or the path of a TorchScript file that you trust"] = (
+    checkpoint: Annotated[str, "name of the published export, or path of a TorchScript file that you trust"] = (
         REPOSITORY
     )
 
@@ -69,53 +72,57 @@ class Densepose(Annotator):
     origin: ClassVar[str] = "Gueler et al. 2018 (arXiv:1802.00434); detectron2's DensePose, dajes/DensePose-TorchScript"
 
     def checkpoints(self) -> Sequence[Checkpoint]:
-        """The published export or a file; no other name, since what is loaded is a program."""
+        """The published export, or a file. Other hub names are rejected, because the checkpoint is executable."""
         if self.checkpoint == REPOSITORY:
             return (PUBLISHED,)
         given = hub_or_path(self.checkpoint)
         if given.store != "path" and not Path(self.checkpoint).suffix:
             raise OpenUniError(
                 f'densepose: checkpoint = "{self.checkpoint}". Allowed: "{REPOSITORY}", or the path of a TorchScript '
-                "file. Such a file is a program, so it is never taken from the hub by another name: get it yourself, "
-                "and give its path if you trust its author."
+                "file. TorchScript is executable, so other files are not downloaded from the hub: download the file "
+                "yourself and pass its path if you trust its author."
             )
         return (Checkpoint(self.checkpoint, "path"),)
 
     @classmethod
     def published(cls) -> tuple[Checkpoint, ...]:
-        """The one export whose digest is known; share alike."""
+        """The only export with a known digest; share alike."""
         return (PUBLISHED,)
 
     def load(self, device: str) -> Any:
-        """The module on `device`. Raises `OpenUniError` for what is no TorchScript, or not the file published."""
+        """Load the module on `device`.
+
+        Raises `OpenUniError` for a file that is not TorchScript or does not match the published digest,
+        `MissingRequirement` for a missing file.
+        """
         import torch
-        import torchvision  # noqa: F401 - the module calls its operators, which importing it makes known
+        import torchvision  # noqa: F401 - registers the operators that the module calls
 
         (checkpoint,) = self.checkpoints()
         path = checkpoint.resolve()
-        checkpoint.verify()  # before any of it runs
+        checkpoint.verify()  # before executing it
         if path.is_dir():
             path = path / FILE
         if not path.is_file():
             raise MissingRequirement(
-                f"densepose: there is no {FILE} in {path.parent}. Give the path of a TorchScript file."
+                f"densepose: {FILE} not found in {path.parent}. Pass the path of a TorchScript file."
             )
         try:
             module = torch.jit.load(path, map_location=device)
         except RuntimeError as error:
             raise OpenUniError(
-                f"{path} is not a TorchScript file, or is damaged: {str(error).splitlines()[0]}. Give an export of "
-                "DensePose such as densepose_r50_fpn_dl.torchscript."
+                f"{path} is not a TorchScript file, or is damaged: {str(error).splitlines()[0]}. Use a DensePose "
+                "export such as densepose_r50_fpn_dl.torchscript."
             ) from error
         where = torch.device(device)
         module = module.eval()
-        return (module.float() if where.type == "cpu" else module), where  # exports in half precision need a GPU
+        return (module.float() if where.type == "cpu" else module), where  # half precision requires a GPU
 
     def run(self, model: Any, clip: DecodedClip) -> DensePoseOfClip:
-        """I, U and V at the size of the frames. Raises `ClipError` for frames thinner than 8 px."""
+        """I, U and V at the size of the frames. Raises `ClipError` for frames with a side below 8 px."""
         height_px, width_px = clip.frames.shape[1:3]
         if min(height_px, width_px) < MIN_SIDE_PX:
-            raise ClipError(f"densepose needs frames of at least {MIN_SIDE_PX} px a side, got {width_px} x {height_px}")
+            raise ClipError(f"densepose: frames must have sides >= {MIN_SIDE_PX} px, got {width_px} x {height_px}")
         module, device = model
         array = np.zeros(clip.frames.shape, np.uint8)
         counts: list[int] = []
@@ -138,7 +145,7 @@ class Densepose(Annotator):
 
 
 class DetectedPersons(NamedTuple):
-    """What the network says of one frame: n persons, the maps of each within its box."""
+    """The network's output for one frame: n persons, each with maps within its box."""
 
     boxes: np.ndarray  # int64 [n, 4]: left, top, width, height in pixels of the frame
     scores: np.ndarray | None  # float64 [n]
@@ -146,11 +153,12 @@ class DetectedPersons(NamedTuple):
 
 
 def _look(module: Any, device: Any, frame: np.ndarray) -> DetectedPersons:
-    """`frame`: uint8 [H, W, 3] RGB. Raises `OpenUniError` for a module that gives something else."""
+    """Run the network on a frame, uint8 [H, W, 3] RGB. Raises `OpenUniError` for unexpected outputs."""
     import torch
 
     blue_first = torch.from_numpy(np.ascontiguousarray(frame[..., ::-1].transpose(2, 0, 1))).to(device)
-    with inference(device.type, "fp32"), torch.jit.optimized_execution(False):  # the optimised one differs by the run
+    # the optimized executor is not deterministic
+    with inference(device.type, "fp32"), torch.jit.optimized_execution(False):
         given = module(blue_first)
     scores = None
     if isinstance(given, dict) and all(key in given for key in KEYS):
@@ -159,8 +167,8 @@ def _look(module: Any, device: Any, frame: np.ndarray) -> DetectedPersons:
     tensors = isinstance(given, tuple) and all(isinstance(one, torch.Tensor) for one in given)
     if not tensors or len(given) != len(KEYS):
         raise OpenUniError(
-            f"densepose: the module gives {type(given).__name__}; an export of DensePose gives boxes, coarse and fine "
-            f"segments, u and v as a tuple, or a table with {', '.join(KEYS)}. Give such a file."
+            f"densepose: the module returns {type(given).__name__}; expected a tuple (boxes, coarse, fine, u, v) or a "
+            f"dictionary with {', '.join(KEYS)}. Use a DensePose export."
         )
     boxes, *maps = given[0], *(one.float() for one in given[1:])
     parts, count = PART_COUNT + 1, len(boxes)
@@ -169,21 +177,23 @@ def _look(module: Any, device: Any, frame: np.ndarray) -> DetectedPersons:
     if boxes.shape[1:] != (4,) or not fits:
         shapes = ", ".join(str(tuple(one.shape)) for one in (boxes, *maps))
         allowed = f"[n, 4], [n, C, h, w] and three times [n, {parts}, h, w]"
-        raise OpenUniError(f"densepose: the module gives {shapes}; allowed: {allowed}. Give an export of DensePose.")
+        raise OpenUniError(f"densepose: the module returns {shapes}; expected {allowed}. Use a DensePose export.")
     sides = boxes[:, 2:] - boxes[:, :2]
     if not torch.isfinite(boxes).all() or (sides > LARGEST_BOX * max(frame.shape)).any():
-        raise ClipError(f"densepose gives boxes far larger than the frame: {boxes.tolist()}")
+        raise ClipError(
+            f"densepose: the network returned boxes that are not finite or far larger than the frame: {boxes.tolist()}"
+        )
     return DetectedPersons(
-        torch.cat([boxes[:, :2], sides], dim=1).long().cpu().numpy(),  # cut to whole pixels, each by itself
+        torch.cat([boxes[:, :2], sides], dim=1).long().cpu().numpy(),  # corner and sides are truncated separately
         None if scores is None else scores.double().cpu().numpy(),
         (maps[0], maps[1], maps[2], maps[3]),
     )
 
 
 def _paint(target: np.ndarray, found: DetectedPersons) -> None:
-    """Into one frame's I, U, V (uint8 [H, W, 3]): all persons, the surest on top; background covers nothing.
+    """Draw all persons into one frame's I, U, V (uint8 [H, W, 3]), most confident on top; background is transparent.
 
-    Without scores the network's order counts: it tells the surest first.
+    Without scores, the network's order is used (most confident first).
     """
     by_score = range(len(found.boxes)) if found.scores is None else np.argsort(-found.scores, kind="stable")
     for place in list(by_score)[::-1]:
@@ -197,9 +207,9 @@ def _paint(target: np.ndarray, found: DetectedPersons) -> None:
 
 
 def surface(coarse: Any, fine: Any, u: Any, v: Any, height_px: int, width_px: int) -> np.ndarray:
-    """I, U, V of one person, uint8 [height, width, 3], from the network's maps: tensors [C, h, w].
+    """I, U, V of one person, uint8 [height, width, 3], from the network's maps (tensors [C, h, w]).
 
-    U and V are 0..1 times 255, rounded; 0 on background.
+    U and V are scaled from 0..1 to 0..255 and rounded; 0 on background.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Optical flow without weights: DIS (dense inverse search) from OpenCV."""
+"""Optical flow by DIS (dense inverse search) from OpenCV, without weights."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
@@ -12,25 +12,26 @@ from openuni.manifests.errors import ClipError
 
 @dataclass(frozen=True)
 class Dis(Annotator):
-    """Forward optical flow between adjacent frames, on grey values, on the CPU.
+    """Forward optical flow between adjacent frames, on greyscale images, on the CPU.
 
-    A real method that needs no checkpoint: within 0.02 px on a textured shift, exactly zero on equal frames; weaker
-    than RAFT on large motion, thin objects and untextured areas, which the forward-backward check marks as not
-    valid. The last frame repeats the flow of the one before it.
+    Error below 0.02 px for a textured translation, exactly zero for equal frames. Less accurate than RAFT for large
+    motion, thin objects and untextured areas; the forward-backward check marks such pixels as invalid. The last frame
+    repeats the previous flow.
     """
 
     preset: Annotated[
-        Literal["ultrafast", "fast", "medium"], "medium is about 4 times as exact and 5 times as slow as the others"
+        Literal["ultrafast", "fast", "medium"],
+        "DIS preset; medium is about 4 times as accurate and 5 times as slow as the others",
     ] = "medium"
-    check: Annotated[bool, "also compute the backward flow (twice the time) to mark pixels that cannot be trusted"] = (
-        True
-    )
+    check: Annotated[
+        bool, "run the forward-backward check, which marks unreliable pixels as invalid (doubles the time)"
+    ] = True
 
     origin: ClassVar[str] = "Kroeger et al. 2016 (arXiv:1603.03590), as in OpenCV"
 
     def run(self, model: Any, clip: DecodedClip) -> FlowOfClip:
-        """Flow at the size of the frames. Raises `ClipError` when a side is shorter than 8 px."""
+        """Flow in pixels, at the size of the frames. Raises `ClipError` for frames with a side below 8 px."""
         height_px, width_px = clip.frames.shape[1:3]
         if min(height_px, width_px) < MIN_SIDE_PX:
-            raise ClipError(f"dis needs frames of at least {MIN_SIDE_PX} px a side, got {width_px} x {height_px}")
+            raise ClipError(f"dis: frames must have sides >= {MIN_SIDE_PX} px, got {width_px} x {height_px}")
         return flow_of_clip(clip, dis_pair_flow(clip.frames, self.preset), self.check)

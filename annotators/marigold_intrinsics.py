@@ -1,4 +1,4 @@
-"""Albedo and irradiance by Marigold, a diffusion model for single images."""
+"""Albedo and irradiance by Marigold, a single-image diffusion model."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, NamedTuple
@@ -15,52 +15,54 @@ from openuni.manifests.modalities.albedo import Albedo
 from openuni.manifests.modalities.irradiance import Irradiance
 
 LIGHTING, APPEARANCE = "prs-eth/marigold-iid-lighting-v1-1", "prs-eth/marigold-iid-appearance-v1-1"
-SATURATED = 250  # levels from here on may stand for more light than they say
+SATURATED = 250  # 8-bit values from here on may be clipped
 
 
 class Intrinsics(NamedTuple):
-    """Albedo and, from the lighting model, irradiance of every frame."""
+    """Albedo and (lighting model only) irradiance of every frame, and quality scores."""
 
     albedo: Albedo
     irradiance: Irradiance | None
     product_error: Annotated[
         float | None,
-        "mean absolute difference between the picture and albedo x irradiance + residual, linear light, 0 to 1, "
-        "saturated pixels left out; null without irradiance",
+        "mean absolute difference between the image and albedo x irradiance + residual in linear light, 0 to 1, "
+        "saturated pixels excluded; null without irradiance",
     ]
     residual_share: Annotated[
         float | None,
-        "share of the picture's light in the residual (gloss, lamps), which is not stored; null without irradiance",
+        "fraction of the image's light in the residual (specular highlights, light sources), which is not stored; null "
+        "without irradiance",
     ]
     flow_change: Annotated[
         float | None,
-        "change of the albedo along the motion, 0 to 1: median over the pixels that can be followed of the mean over "
-        "channels, mean over adjacent frames; 0 is steady; null where nothing can be followed",
+        "change of the albedo along the optical flow, 0 to 1: mean over channels, median over pixels with valid flow, "
+        "mean over adjacent frames; 0 is fully consistent; null without valid flow",
     ]
     spread: Annotated[
-        float | None, "median distance of the ensemble's albedos from their median, 0 to 1; null for fewer than 3"
+        float | None,
+        "spread of the ensemble: median distance of the albedos from their median, 0 to 1; null for fewer than 3 "
+        "predictions",
     ]
 
 
 @dataclass(frozen=True)
 class MarigoldIntrinsics(Marigold):
-    """Intrinsic decomposition of every frame by Marigold, at the size of the frames, linear light.
+    """Intrinsic decomposition of every frame by Marigold, at the size of the frames, in linear light.
 
-    Which checkpoint gives what: `prs-eth/marigold-iid-lighting-v1-1` albedo and irradiance, by linear rgb = albedo x
-    irradiance + residual; `prs-eth/marigold-iid-appearance-v1-1` albedo (of physically based materials, with roughness
-    and metallicity, which are no modalities here) and no irradiance. Whether an output is linear or sRGB stands in the
-    checkpoint; sRGB is taken to linear light.
+    Checkpoints: `prs-eth/marigold-iid-lighting-v1-1` predicts albedo and irradiance (linear RGB = albedo x irradiance +
+    residual); `prs-eth/marigold-iid-appearance-v1-1` predicts the albedo of physically based materials (its roughness
+    and metallicity are not stored) and no irradiance. The checkpoint states whether an output is linear or sRGB; sRGB
+    outputs are converted to linear light.
 
-    The network gives shading and residual on an arbitrary scale of each frame. Irradiance is shading times the factor
-    that brings albedo x shading + residual nearest to the frame's linear light (least squares, unsaturated pixels).
-    Frames go in as sRGB values with their longer side scaled to `processing_px`.
+    The network predicts shading and residual with an arbitrary scale per frame. Irradiance is shading times the factor
+    that minimizes the squared error of albedo x shading + residual to the frame's linear light, over unsaturated
+    pixels. Network input: sRGB, longer side resized to `processing_px`.
 
-    Each frame is an image of its own to the network. That all frames start from the same noise takes away the flicker
-    that comes from noise, not what comes from the picture. Deterministic; noise is drawn on the CPU, and batches do not
-    change it.
+    Frames are processed independently. Shared initial noise removes the flicker caused by noise, but not by the image.
+    Deterministic: noise is drawn on the CPU and does not depend on the batch size.
     """
 
-    checkpoint: Annotated[str, "Hugging Face name or folder of a MarigoldIntrinsicsPipeline (safetensors)"] = LIGHTING
+    checkpoint: Annotated[str, "MarigoldIntrinsicsPipeline (safetensors): Hugging Face name or folder"] = LIGHTING
 
     origin: ClassVar[str] = "Ke et al. 2025 (arXiv:2505.09358); diffusers.MarigoldIntrinsicsPipeline"
 
@@ -71,26 +73,28 @@ class MarigoldIntrinsics(Marigold):
 
     @classmethod
     def pipeline_name(cls) -> str:
-        """diffusers' class."""
+        """See `Marigold.pipeline_name`."""
         return "MarigoldIntrinsicsPipeline"
 
     def load(self, device: str) -> Any:
-        """The pipeline on `device`. Raises `OpenUniError` for one that makes no albedo, or says nothing of its maps."""
+        """Load the pipeline on `device`. Raises `OpenUniError` if it does not declare an albedo target."""
         pipeline = super().load(device)
         names = target_names(pipeline)
         known = {name: _space(pipeline, name) for name in ("albedo", "shading", "residual") if name in names}
         for name, space in known.items():
             if space not in ("linear", "srgb"):
-                raise OpenUniError(f'{self.checkpoint}: {name} is in "{space}". Allowed: linear, srgb.')
+                raise OpenUniError(
+                    f'{self.checkpoint}: prediction_space of {name} is "{space}". Allowed: linear, srgb.'
+                )
         if "albedo" not in names or len(names) != pipeline.n_targets:
             raise OpenUniError(
-                f"{self.checkpoint} makes {', '.join(names) or 'maps without names'} in {pipeline.n_targets} maps. "
+                f"{self.checkpoint} predicts {pipeline.n_targets} maps with names: {', '.join(names) or 'none'}. "
                 f"Allowed: a model with an albedo, such as {LIGHTING} or {APPEARANCE}."
             )
         return pipeline
 
     def run(self, model: Any, clip: DecodedClip) -> Intrinsics:
-        """Albedo and irradiance, float32 [T, H, W, 3] each, linear."""
+        """Predict albedo and irradiance, float32 [T, H, W, 3] each, linear."""
         maps, spread = self.predict(model, clip.frames)
         names = target_names(model)
 
@@ -110,7 +114,7 @@ class MarigoldIntrinsics(Marigold):
 
 
 def target_names(pipeline: Any) -> list[str]:
-    """What the pipeline makes, in order."""
+    """Names of the pipeline's targets, in order."""
     return list((pipeline.target_properties or {}).get("target_names", []))
 
 
@@ -121,11 +125,11 @@ def _space(pipeline: Any, name: str) -> str:
 def scaled_to(
     frames: np.ndarray, albedo: np.ndarray, shading: np.ndarray, residual: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, float | None, float | None]:
-    """Shading and residual times each frame's factor; the error that is left, and the residual's share of the light.
+    """Shading and residual, scaled per frame; the remaining error; and the residual's fraction of the light.
 
-    `frames`: uint8 [T, H, W, 3] sRGB; the others float32 of that shape, linear. The factor minimises the squares of
-    frame - factor (albedo shading + residual) over channels that are not saturated; where there is nothing to find it
-    from, it is 1. Error and share are None where all is saturated or black.
+    `frames`: uint8 [T, H, W, 3] sRGB; the others float32 of that shape, linear. The factor minimizes the squared error
+    of frame - factor (albedo shading + residual) over unsaturated channels; it is 1 if it is undetermined. Error and
+    fraction are None if all values are saturated or black.
     """
     light = srgb_to_linear(np.arange(256) / 255).astype(np.float32)[frames]
     shading, residual = shading.copy(), residual.copy()

@@ -1,4 +1,4 @@
-"""Surface normals by Marigold, a diffusion model for single images."""
+"""Surface normals by Marigold, a single-image diffusion model."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, NamedTuple
@@ -15,32 +15,33 @@ PUBLISHED = ("prs-eth/marigold-normals-v1-1",)
 
 
 class NormalsOfClip(NamedTuple):
-    """Normals of every frame, how steady and how sure they are."""
+    """Normals of every frame, their temporal consistency and uncertainty."""
 
     normal: Normal
     flow_change_deg: Annotated[
         float | None,
-        "change of the direction along the motion, degrees: median over the pixels that can be followed, mean over "
-        "adjacent frames; null where nothing can be followed",
+        "change of the direction along the optical flow, degrees: median over pixels with valid flow, mean over "
+        "adjacent frames; null without valid flow",
     ]
     spread_deg: Annotated[
-        float | None, "mean angle between the ensemble's members and their mean, degrees; null for fewer than 3 members"
+        float | None,
+        "spread of the ensemble: mean angle between the predictions and their mean, degrees; null for fewer than 3 "
+        "predictions",
     ]
 
 
 @dataclass(frozen=True)
 class MarigoldNormals(Marigold):
-    """Normals of every frame by Marigold, at the size of the frames: camera space, +x right, +y up, +z to the viewer.
+    """Normals of every frame by Marigold, at the size of the frames; camera space: +x right, +y up, +z to the viewer.
 
-    The network's frame of reference is ours, so nothing is flipped. Frames go in as sRGB values with their longer side
-    scaled to `processing_px`; normals come back bilinear and are brought to unit length.
+    The network uses the same axes. Network input: sRGB, longer side resized to `processing_px`. Normals are resized
+    back bilinearly and normalized to unit length.
 
-    Each frame is an image of its own to the network. That all frames start from the same noise takes away the flicker
-    that comes from noise, not what comes from the picture. Deterministic; noise is drawn on the CPU, and batches do not
-    change it.
+    Frames are processed independently. Shared initial noise removes the flicker caused by noise, but not by the image.
+    Deterministic: noise is drawn on the CPU and does not depend on the batch size.
     """
 
-    checkpoint: Annotated[str, "Hugging Face name or folder of a MarigoldNormalsPipeline (safetensors)"] = PUBLISHED[0]
+    checkpoint: Annotated[str, "MarigoldNormalsPipeline (safetensors): Hugging Face name or folder"] = PUBLISHED[0]
 
     origin: ClassVar[str] = "Ke et al. 2025 (arXiv:2505.09358); diffusers.MarigoldNormalsPipeline"
 
@@ -51,11 +52,11 @@ class MarigoldNormals(Marigold):
 
     @classmethod
     def pipeline_name(cls) -> str:
-        """diffusers' class."""
+        """See `Marigold.pipeline_name`."""
         return "MarigoldNormalsPipeline"
 
     def run(self, model: Any, clip: DecodedClip) -> NormalsOfClip:
-        """Normals float32 [T, H, W, 3]."""
+        """Predict normals, float32 [T, H, W, 3], unit length."""
         maps, spread = self.predict(model, clip.frames)
         normal = Normal(unit(maps[:, 0]))
         spread_deg = None if spread is None else float(spread.mean(dtype=np.float64) * 180)
@@ -63,7 +64,7 @@ class MarigoldNormals(Marigold):
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
-    """float32 [..., 3] of unit length; what has no direction faces the viewer."""
+    """Normalize vectors float32 [..., 3] to unit length; zero vectors become (0, 0, 1), facing the viewer."""
     length = np.linalg.norm(vectors, axis=-1, keepdims=True)
     found: np.ndarray = np.where(length > 1e-6, vectors / np.maximum(length, 1e-6), np.array([0, 0, 1]))
     return found.astype(np.float32)

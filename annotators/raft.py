@@ -1,4 +1,4 @@
-"""Optical flow by RAFT, in torchvision's implementation: to the bit the flow of the authors' network."""
+"""Optical flow by RAFT (torchvision), bit-identical to the authors' network."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -17,12 +17,12 @@ from openuni.manifests.contracts.operator import Annotator
 from openuni.manifests.contracts.weights import read_weights
 from openuni.manifests.errors import OpenUniError, unknown_name
 
-STRIDE_PX = 8  # the network's feature maps are 1/8 of its input
-MIN_SIDE_PX = 128  # under this the top of the correlation pyramid has less than two cells and gives NaN
+STRIDE_PX = 8  # of the feature maps
+MIN_SIDE_PX = 128  # below this, the top of the correlation pyramid has fewer than two cells and gives NaN
 
-# names in the authors' checkpoints -> torchvision's, applied in order
+# names in the authors' checkpoints -> names in torchvision, applied in order
 RENAMES = (
-    (r"^module\.", ""),  # left by DataParallel
+    (r"^module\.", ""),  # from DataParallel
     (r"^fnet\.", "feature_encoder."),
     (r"^cnet\.", "context_encoder."),
     (r"^(\w+_encoder)\.conv1\.", r"\1.convnormrelu.0."),
@@ -43,47 +43,49 @@ SHORTCUT_NORM = re.compile(r"layer\d\.\d\.norm[34]\.")  # a second name of the n
 
 @dataclass(frozen=True)
 class Raft(Annotator):
-    """Forward optical flow between adjacent frames, with the forward-backward check; the last frame repeats.
+    """Forward optical flow between adjacent frames, with a forward-backward check. The last frame repeats the flow.
 
-    Frames go in at their own size, padded to a multiple of 8 (and to at least 128 px) by repeating the border on
-    both sides, and the padding is cut off the flow. Memory per pair grows with the square of the frame's area: about
-    0.8 GB at 1280 x 720, 4.2 GB at 1920 x 1080.
+    Frames are processed at their size, padded by border replication on both sides to a multiple of 8 and at least
+    128 px; the flow is cropped accordingly. Memory per frame pair grows with the square of the area: about 0.8 GB at
+    1280 x 720, 4.2 GB at 1920 x 1080.
     """
 
-    size: Annotated[Literal["large", "small"], "large: 5.3 M parameters; small: 1.0 M, faster, less exact"] = "large"
+    size: Annotated[
+        Literal["large", "small"], "model size; large: 5.3 M parameters; small: 1.0 M, faster, less accurate"
+    ] = "large"
     checkpoint: Annotated[
-        str, "torchvision's name of the weights (C_T_SKHT_V2, ...), DEFAULT, or a path to a .pth or .safetensors file"
+        str, "torchvision weights name (C_T_SKHT_V2, ...), DEFAULT, or path of a .pth or .safetensors file"
     ] = "DEFAULT"
-    iterations: Annotated[int, "updates of the flow; 12 as torchvision evaluates, the authors' demo uses 20", Ge(1)] = (
-        12
-    )
-    frames_per_batch: Annotated[int, "pairs of frames in one forward pass", Ge(1)] = 4
-    precision: Annotated[Precision, "fp32, or bf16 autocast (correlation stays in fp32)"] = "fp32"
-    check: Annotated[bool, "also compute the backward flow (twice the time) to mark pixels that cannot be trusted"] = (
-        True
-    )
+    iterations: Annotated[
+        int, "number of flow updates; torchvision's evaluation uses 12, the authors' demo 20", Ge(1)
+    ] = 12
+    frames_per_batch: Annotated[int, "frame pairs per forward pass", Ge(1)] = 4
+    precision: Annotated[Precision, "numerical precision: fp32, or bf16 autocast (correlation in fp32)"] = "fp32"
+    check: Annotated[
+        bool, "run the forward-backward check, which marks unreliable pixels as invalid (doubles the time)"
+    ] = True
 
     gpus: ClassVar[float] = 0.25
     licence: ClassVar[str] = "BSD-3-Clause"
     origin: ClassVar[str] = "Teed and Deng 2020 (arXiv:2003.12039); torchvision.models.optical_flow"
 
     def checkpoints(self) -> Sequence[Checkpoint]:
-        """The one file with weights: a path as it is, a name as the file that torchvision keeps under that name."""
+        """The weights file: a path, or the file behind torchvision's weights name."""
         if Path(self.checkpoint).suffix in (".pth", ".pt", ".safetensors") or "/" in self.checkpoint:
             return (Checkpoint(self.checkpoint, "path", self.licence),)
         known = _torchvision_weights()[self.size].__members__
         if self.checkpoint not in known:
             what = f"weights of RAFT {self.size}"
-            raise OpenUniError(f"{unknown_name(what, self.checkpoint, known)} Or give the path of a file.")
+            raise OpenUniError(f"{unknown_name(what, self.checkpoint, known)} Or pass the path of a file.")
         return (_published(known[self.checkpoint]),)
 
     @classmethod
     def published(cls) -> tuple[Checkpoint, ...]:
-        """torchvision's weights of both sizes."""
+        """Torchvision's weights for both sizes."""
         return tuple(_published(member) for kind in _torchvision_weights().values() for member in kind)
 
     def load(self, device: str) -> Any:
-        """The network on `device`. Raises `OpenUniError` when the weights are not those of this size."""
+        """Load the network on `device`. Raises `OpenUniError` if the weights do not match `size`."""
         from torchvision.models import optical_flow
 
         path = self.checkpoints()[0].resolve()
@@ -95,13 +97,13 @@ class Raft(Annotator):
         except RuntimeError as error:
             text = str(error).splitlines()[:4]
             raise OpenUniError(
-                f"{path} does not hold the weights of RAFT {self.size}; try the other size, or weights of torchvision"
-                f" or of the authors. PyTorch says: {' '.join(text)}"
+                f"{path} does not contain weights of RAFT {self.size}. Try the other size, or use weights of "
+                f"torchvision or of the authors. PyTorch error: {' '.join(text)}"
             ) from error
         return network.eval().to(device)
 
     def run(self, model: Any, clip: DecodedClip) -> FlowOfClip:
-        """Flow at the size of the frames, in pixels of the frames."""
+        """Flow in pixels, at the size of the frames."""
 
         def pair_flow(first: np.ndarray, second: np.ndarray) -> np.ndarray:
             batches = [
@@ -113,7 +115,7 @@ class Raft(Annotator):
         return flow_of_clip(clip, pair_flow, self.check)
 
     def _batch(self, model: Any, before: np.ndarray, after: np.ndarray) -> np.ndarray:
-        """uint8 [B, H, W, 3] twice -> float32 [B, H, W, 2] pixels."""
+        """Flow float32 [B, H, W, 2] in pixels between two batches uint8 [B, H, W, 3]."""
         import torch
 
         device = next(model.parameters()).device
@@ -123,7 +125,7 @@ class Raft(Annotator):
 
         def as_input(frames: np.ndarray) -> torch.Tensor:
             images = torch.from_numpy(frames).to(device).permute(0, 3, 1, 2).float().contiguous()
-            images = images.div(255).sub(0.5).div(0.5)  # -1..1, in the order in which torchvision's transform rounds
+            images = images.div(255).sub(0.5).div(0.5)  # -1..1, rounded in the same order as torchvision's transform
             return torch.nn.functional.pad(images, (left, right, top, bottom), mode="replicate")
 
         with inference(device.type, self.precision):
@@ -134,14 +136,14 @@ class Raft(Annotator):
 
 
 def split_padding(side_px: int) -> tuple[int, int]:
-    """Pixels to add before and after a side: to a multiple of 8 and at least 128, the odd one after (as for Sintel)."""
+    """Padding before and after a side, to a multiple of 8 and at least 128 px; an odd pixel is added after."""
     padded_px = max(MIN_SIDE_PX, -(-side_px // STRIDE_PX) * STRIDE_PX)
     before = (padded_px - side_px) // 2
     return before, padded_px - side_px - before
 
 
 def torchvision_names(weights: Mapping[str, Any]) -> dict[str, Any]:
-    """The authors' checkpoint under torchvision's names; weights under torchvision's names come back as they are."""
+    """Rename the weights of the authors' checkpoints to torchvision's names; others are returned unchanged."""
     if not any(re.match(r"(module\.)?[fc]net\.", name) for name in weights):
         return dict(weights)
     renamed = {}
@@ -162,13 +164,13 @@ def _torchvision_weights() -> dict[str, Any]:
 
 def _published(weights: Any) -> Checkpoint:
     url = weights.url
-    # torchvision counts in 2^20 bytes
+    # torchvision's sizes are in MiB
     size_mb = round(weights.meta["_file_size"] * 2**20 / 1e6, 1)
     return Checkpoint(url.rpartition("/")[2], "torchvision", Raft.licence, url, size_mb=size_mb)
 
 
 def _correlation_in_fp32(radius: int) -> Any:
-    """torchvision's correlation block that stays in float32 under autocast: 16 bits are too few for it."""
+    """Torchvision's correlation block, kept in float32 under autocast: 16-bit precision is not sufficient."""
     import torch
     from torchvision.models.optical_flow.raft import CorrBlock
 

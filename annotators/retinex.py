@@ -1,4 +1,4 @@
-"""Albedo and irradiance that multiply to the picture, without a network: smooth light, and what is left."""
+"""Retinex decomposition into albedo and smooth irradiance whose product is the image, without a network."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,44 +14,44 @@ from openuni.manifests.contracts.operator import Annotator
 from openuni.manifests.modalities.albedo import Albedo
 from openuni.manifests.modalities.irradiance import Irradiance
 
-DARKEST = 0.5 / 255 / 12.92  # linear light that 8 bits round to black: what black counts as in the logarithm
-WHITE_SHARE = 0.995  # of the clip's pixels whose reflectance is within 0..1 before the light is raised
+DARKEST = 0.5 / 255 / 12.92  # largest linear light that 8 bits round to black: lower bound in the logarithm
+WHITE_SHARE = 0.995  # fraction of the clip's pixels with an albedo within 0..1 before irradiance is raised
 LINEAR_OF_LEVEL = srgb_to_linear(np.arange(256) / 255).astype(np.float32)
 
 
 class Decomposition(NamedTuple):
-    """Two maps whose product is the picture in linear light."""
+    """Albedo and irradiance, whose product is the image in linear light, and quality scores."""
 
     albedo: Albedo
     irradiance: Irradiance
     raised_share: Annotated[
-        float, "share of pixels where the smooth light was raised to the picture's own, 0 to 1: there albedo is white"
+        float, "fraction of pixels where irradiance was raised to the image's brightness (white albedo), 0 to 1"
     ]
     flow_change: Annotated[
         float | None,
-        "change of the albedo along the motion, 0 to 1: median over the pixels that can be followed of the mean over "
-        "channels, mean over adjacent frames; 0 is steady; null where nothing can be followed",
+        "change of the albedo along the optical flow, 0 to 1: mean over channels, median over pixels with valid flow, "
+        "mean over adjacent frames; 0 is fully consistent; null without valid flow",
     ]
 
 
 @dataclass(frozen=True)
 class Retinex(Annotator):
-    """A consistent decomposition by Retinex, not a physical one: shadows with sharp edges stay in the albedo.
+    """Retinex decomposition: self-consistent, but not physically accurate; hard shadows remain in the albedo.
 
-    In linear light (the inverse of the sRGB transfer function), with L the pixel's brightest channel: irradiance =
-    k exp(Gaussian(log L)), grey, averaged in the logarithm over the Gaussians given (multi-scale Retinex); albedo = rgb
-    / irradiance. k is one factor for the clip, such that 99.5 % of its pixels have an albedo of at most 1; where the
-    others would have more, the irradiance is raised to L. So albedo x irradiance is the picture, exactly in 32 bits and
-    within the bounds of storage (0.05 % + 1/131070 of the irradiance).
+    In linear light (inverse sRGB transfer function), with L the pixel's brightest channel: irradiance =
+    k exp(Gaussian(log L)), grey, averaged in the logarithm over all `scales` (multi-scale Retinex); albedo = RGB /
+    irradiance. k is one factor per clip, such that 99.5 % of the pixels have an albedo of at most 1. For the others,
+    irradiance is raised to L. Therefore albedo x irradiance equals the image, exactly in float32 and within the bounds
+    of storage (0.05 % + 1/131070 of the irradiance).
 
-    Only the product means something everywhere. Under even light the albedo is right up to one factor, as far as the
-    texture is finer than the Gaussians; the colour of the light is taken to be white. Gaussians and k are the same in
-    all frames, so what does not move does not flicker. At the size of the frames, linear.
+    Only the product is meaningful everywhere. Under even illumination, albedo is correct up to a factor for texture
+    finer than the Gaussians. The light is assumed to be white. Gaussians and k are the same in all frames, so static
+    content does not flicker. Maps are linear, at the size of the frames.
     """
 
     scales: Annotated[
         tuple[float, ...],
-        "standard deviations of the Gaussians as shares of the frame's shorter side",
+        "standard deviations of the Gaussians, as fractions of the frame's shorter side",
         MinLen(1),
         Interval(gt=0, le=4),
     ] = (0.15,)
@@ -75,7 +75,7 @@ class Retinex(Annotator):
 
 
 def smooth_light(brightest: np.ndarray, std_px: Sequence[float]) -> np.ndarray:
-    """exp(mean of Gaussians of log): float32 [H, W] linear light -> float32 [H, W] > 0; the border is mirrored."""
+    """exp(mean of Gaussians(log)), with mirrored borders: linear light float32 [H, W] -> float32 [H, W] > 0."""
     import cv2
 
     log = np.log(np.maximum(brightest, np.float32(DARKEST)))

@@ -1,4 +1,4 @@
-"""Instances by Segment Anything (SAM): automatic masks in key frames, followed along the optical flow."""
+"""Instance segmentation by Segment Anything (SAM): automatic masks in keyframes, propagated along the optical flow."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -26,41 +26,45 @@ PUBLISHED = {  # size in 10^6 bytes, sha256
     "sam_vit_b_01ec64.pth": (375.0, "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912"),
 }
 PATCH_PX = 16
-DECODER_HEADS = 8  # the same in all sizes; they leave no trace in the weights
-WINDOW_CELLS = 14  # side of the windows of local attention
+DECODER_HEADS = 8  # equal for all model sizes; cannot be inferred from the weights
+WINDOW_CELLS = 14  # window side of local attention
 
 
 @dataclass(frozen=True)
 class Sam(Segmenter):
-    """Instances from Segment Anything's automatic masks, with ids that stay through the clip.
+    """Instance segmentation by Segment Anything's automatic masks, with temporally consistent ids.
 
-    In key frames the network is asked about a grid of points, and what it is sure of is kept, by the rules and
-    defaults of the authors' generator. Between them masks go along the optical flow (DIS), from both sides; found
-    masks are linked with carried ones by IoU, and what was out of sight for a while is known again by place, size and
-    colours. Everything is segmented, walls and sky, too; `most_area_share` leaves large masks out.
+    In keyframes, masks are detected by a grid of point prompts, with the rules and defaults of the authors' generator.
+    Between keyframes they are propagated along the optical flow (DIS) in both directions. Detected masks are linked to
+    propagated masks by IoU. Instances that were out of sight are re-identified by position, size and colours.
+    Everything is segmented, including walls and sky; `max_area_share` excludes large masks.
     """
 
     checkpoint: Annotated[
-        str, "sam_vit_h_4b8939.pth, sam_vit_l_0b3195.pth, sam_vit_b_01ec64.pth, or a path to a .pth or .safetensors"
+        str,
+        "sam_vit_h_4b8939.pth, sam_vit_l_0b3195.pth, sam_vit_b_01ec64.pth, or path of a .pth or .safetensors file",
     ] = "sam_vit_h_4b8939.pth"
 
     origin: ClassVar[str] = "Kirillov et al. 2023 (arXiv:2304.02643); segment_anything 1.0"
 
     def checkpoints(self) -> Sequence[Checkpoint]:
-        """The one file with weights: by its published name, or a path."""
+        """The weights file: a published name, or a path."""
         if self.checkpoint in PUBLISHED:
             return (_published(self.checkpoint),)
         if "/" not in self.checkpoint and not Path(self.checkpoint).exists():
-            raise OpenUniError(f"{unknown_name('SAM', self.checkpoint, PUBLISHED)} Or give the path of a file.")
+            raise OpenUniError(f"{unknown_name('SAM', self.checkpoint, PUBLISHED)} Or pass the path of a file.")
         return (Checkpoint(self.checkpoint, "path", self.licence),)
 
     @classmethod
     def published(cls) -> Sequence[Checkpoint]:
-        """The authors' three sizes."""
+        """The authors' checkpoints in three sizes."""
         return tuple(_published(name) for name in PUBLISHED)
 
     def load(self, device: str) -> Any:
-        """The network on `device`, its size read from the weights. Raises `OpenUniError` for other weights."""
+        """Load the network on `device`, with the size inferred from the weights.
+
+        Raises `OpenUniError` for other weights.
+        """
         path = self.checkpoints()[0].resolve()
         weights = read_weights(path, f"with: openuni checkpoints get {path.name}")
         try:
@@ -69,7 +73,7 @@ class Sam(Segmenter):
         except (KeyError, RuntimeError, ValueError, ZeroDivisionError) as error:
             reason = " ".join(str(error).splitlines()[:3])
             raise OpenUniError(
-                f"{path} does not hold the weights of Segment Anything's first version ({reason}). Give one such as "
+                f"{path} does not contain weights of Segment Anything, version 1 ({reason}). Use a checkpoint such as "
                 "sam_vit_b_01ec64.pth."
             ) from error
         return network.eval().requires_grad_(False).to(device)
@@ -86,7 +90,7 @@ class Sam(Segmenter):
 
 
 class SamPrompted:
-    """The network as `PromptableNetwork`: one picture is looked at, then points are asked about."""
+    """The network as a `PromptableNetwork`."""
 
     def __init__(self, network: Any, precision: Precision) -> None:
         from segment_anything.utils.transforms import ResizeLongestSide
@@ -96,14 +100,14 @@ class SamPrompted:
         self.resize = ResizeLongestSide(network.image_encoder.img_size)
 
     def set_image(self, image: np.ndarray) -> None:
-        """Resize the longest side (PIL, bilinear), normalise, pad right and below; see `PromptableNetwork`."""
+        """See `PromptableNetwork.set_image`; longest side resized (PIL, bilinear), padded on the right and below."""
         pixels = self.pixels(image)
         with inference(self.device.type, self.precision):
             self.embedding = self.network.image_encoder(pixels).float()
             self.places = self.network.prompt_encoder.get_dense_pe()
 
     def pixels(self, image: np.ndarray) -> Any:
-        """uint8 [h, w, 3] RGB -> float32 [1, 3, S, S], what the network sees."""
+        """uint8 [h, w, 3] RGB -> network input float32 [1, 3, S, S]."""
         import torch
 
         self.size_px = image.shape[:2]
@@ -112,10 +116,10 @@ class SamPrompted:
         return self.network.preprocess(torch.from_numpy(scaled).to(self.device).permute(2, 0, 1)[None])
 
     def predict_points(self, points_px: np.ndarray) -> tuple[Any, Any]:
-        """See `Prompted.predict_points`: three masks per point."""
+        """See `PromptableNetwork.predict_points`; three masks per point."""
         import torch
 
-        # float64 until it is on the device: so the authors' generator rounds
+        # float64 until it is on the device, for the same rounding as in the authors' generator
         points = torch.from_numpy(self.resize.apply_coords(points_px, self.size_px)).to(self.device)
         labels = torch.ones(len(points), 1, dtype=torch.int, device=self.device)
         with inference(self.device.type, self.precision):
@@ -130,16 +134,16 @@ class SamPrompted:
         return logits.float(), predicted.float()
 
     def upscale(self, logits: Any) -> Any:
-        """See `Prompted.upscale`: to the network's side, without the padding, to the picture's size."""
+        """See `PromptableNetwork.upscale`: to the input size, crop the padding, then to the image size."""
         full = self.network.postprocess_masks(logits[:, None], self.scaled_px, self.size_px)
         return full[:, 0]
 
 
 def build(weights: Mapping[str, Any]) -> Any:
-    """The network that these weights are of; its sizes are those of the tensors.
+    """Build the network for these weights, with sizes inferred from the tensors.
 
-    Raises `KeyError` when a tensor that tells a size is missing. (`segment_anything`'s own builders know three sizes,
-    and read their file without `weights_only`.)
+    Raises `KeyError` if a tensor that determines a size is missing. (`segment_anything`'s builders support only three
+    sizes and load files without `weights_only`.)
     """
     import torch
     from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, TwoWayTransformer
@@ -189,7 +193,7 @@ def build(weights: Mapping[str, Any]) -> Any:
 
 
 def _count(weights: Mapping[str, Any], pattern: str) -> int:
-    """How many numbered parts there are: one more than the largest number in the names."""
+    """Number of numbered modules: one more than the largest number in the names."""
     return 1 + max((int(found[1]) for name in weights if (found := re.match(pattern, name))), default=-1)
 
 

@@ -1,4 +1,4 @@
-"""Instances by SAM 2: automatic masks in key frames, followed by the network's own memory."""
+"""Instance segmentation by SAM 2: automatic masks in keyframes, propagated by the network's memory."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from openuni.annotators._sam2_memory import MemoryInterval, Sam2Prompted
 from openuni.annotators._segmenter import Segmenter
 from openuni.manifests.contracts.checkpoint import Checkpoint, published_or_path
 from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.contracts.options import Formerly
 from openuni.manifests.errors import OpenUniError
 
 SIZES_MB = {"tiny": 156.0, "small": 184.4, "base-plus": 323.6, "large": 898.1}
@@ -20,35 +21,47 @@ SIZES_MB = {"tiny": 156.0, "small": 184.4, "base-plus": 323.6, "large": 898.1}
 
 @dataclass(frozen=True)
 class Sam2(Segmenter):
-    """Instances from SAM 2, in transformers' implementation, with ids that stay through the clip.
+    """Instance segmentation by SAM 2 (transformers), with temporally consistent ids.
 
-    In key frames its image side is asked about a grid of points, by the rules of the authors' automatic generator.
-    What is found there is followed to the next key frame by the network's memory, in a session of its own whose
-    memory is bounded; there it is linked, by IoU, with what is found anew, so that drift does not add up and what
-    came in gets an id, which is followed back to where it came in. What was out of sight for a while is known again
-    by place, size and colours. Where two instances overlap, a pixel is that of the higher logit. Time grows with the
-    number of instances: `instances_at_a_time` bounds it.
+    In keyframes, masks are detected by a grid of point prompts, with the rules of the authors' automatic generator.
+    They are propagated to the next keyframe by the network's memory, in a separate session with bounded RAM. There they
+    are linked by IoU to newly detected masks, so drift does not accumulate. New instances get an id and are propagated
+    backward to the frame in which they appear. Instances that were out of sight are re-identified by position, size and
+    colours. Where instances overlap, the higher logit wins. Time grows with the number of instances;
+    `instances_per_batch` bounds it.
     """
 
-    checkpoint: Annotated[str, "Hugging Face name or path of a SAM 2 video checkpoint in transformers' format"] = (
+    checkpoint: Annotated[str, "SAM 2 video checkpoint in transformers format: Hugging Face name or folder"] = (
         "facebook/sam2.1-hiera-small"
     )
-    key_every_s: Annotated[float, "seconds between frames in which masks are looked for, at most", Gt(0)] = 2.0
-    least_predicted_iou: Annotated[float, "masks count whose IoU the network itself puts above this, 0 to 1"] = 0.8
-    instances_at_a_time: Annotated[int, "the largest so many of a key frame are followed", Ge(1)] = 32
+    keyframe_interval_s: Annotated[
+        float, "maximum interval between keyframes, seconds", Gt(0), Formerly("key_every_s")
+    ] = 2.0
+    min_predicted_iou: Annotated[float, "minimum predicted IoU of a mask, 0 to 1", Formerly("least_predicted_iou")] = (
+        0.8
+    )
+    instances_per_batch: Annotated[
+        int,
+        "maximum number of instances propagated from a keyframe, largest first; the others are discarded",
+        Ge(1),
+        Formerly("instances_at_a_time"),
+    ] = 32
     fill_holes_px: Annotated[
-        int, "holes of followed masks up to so many pixels of a quarter of the network's side", Ge(0)
+        int,
+        "maximum size of holes to fill in propagated masks, in pixels at a quarter of the network's input side; 0 "
+        "disables",
+        Ge(0),
     ] = 8
 
     origin: ClassVar[str] = "Ravi et al. 2024 (arXiv:2408.00714); transformers.Sam2VideoModel"
 
     def checkpoints(self) -> Sequence[Checkpoint]:
-        """The one checkpoint."""
+        """The SAM 2 checkpoint."""
         return (published_or_path(self.checkpoint, tuple(self.published())),)
 
     @classmethod
     def published(cls) -> Sequence[Checkpoint]:
-        """The authors' four sizes of version 2.1."""
+        """The authors' checkpoints of version 2.1 in four sizes."""
         return tuple(
             Checkpoint(
                 f"facebook/sam2.1-hiera-{size}",
@@ -61,27 +74,30 @@ class Sam2(Segmenter):
         )
 
     def load(self, device: str) -> Any:
-        """Network on `device` and its processor. Raises `OpenUniError` for another kind of checkpoint."""
+        """Load the network on `device` and its processor.
+
+        Raises `OpenUniError` if the folder is not a complete SAM 2 video checkpoint.
+        """
         from transformers import AutoConfig, Sam2VideoModel, Sam2VideoProcessor
 
         folder = self.checkpoints()[0].resolve()
         only_data: dict[str, Any] = {
             "local_files_only": True,
             "trust_remote_code": False,
-        }  # no download, no code from the folder
+        }  # no downloads, no remote code
         try:
             kind = AutoConfig.from_pretrained(folder, **only_data).model_type
             if kind != "sam2_video":
-                raise ValueError(f'config.json says model_type "{kind}", not "sam2_video"')
+                raise ValueError(f'model_type in config.json is "{kind}", must be "sam2_video"')
             loaded: Any = Sam2VideoModel.from_pretrained(folder, output_loading_info=True, **only_data)
             network, report = loaded
             if report["missing_keys"] or report["mismatched_keys"]:
                 lacking = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
-                raise ValueError(f"{len(lacking)} tensors are missing or of another size, such as {lacking[0]}")
+                raise ValueError(f"{len(lacking)} tensors are missing or have another size, such as {lacking[0]}")
             processor = Sam2VideoProcessor.from_pretrained(folder, **only_data)
         except (OSError, ValueError, RuntimeError) as error:
             raise OpenUniError(
-                f"{folder} is not a SAM 2 video checkpoint in transformers' format: {error}. Give one such as "
+                f"{folder} is not a SAM 2 video checkpoint in transformers format: {error}. Use one such as "
                 "facebook/sam2.1-hiera-small."
             ) from error
         return network.eval().requires_grad_(False).to(device), processor
@@ -91,9 +107,9 @@ class Sam2(Segmenter):
         network, processor = model
         return Sam2Prompted(network, processor, self.precision)
 
-    def find(self, model: Any, frame: np.ndarray) -> FrameInstances:
-        """The largest instances of one frame, uint8 [H, W, 3] RGB."""
-        return largest(super().find(model, frame), self.instances_at_a_time)
+    def segment_frame(self, model: Any, frame: np.ndarray) -> FrameInstances:
+        """Detect the largest instances of one frame, uint8 [H, W, 3] RGB."""
+        return largest(super().segment_frame(model, frame), self.instances_per_batch)
 
     def keyframe_interval(
         self, model: Any, clip: DecodedClip, labels: np.ndarray, first: int, last: int

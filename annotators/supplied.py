@@ -1,4 +1,4 @@
-"""Modalities that came with the video: files beside it, taken over instead of being estimated."""
+"""Ground-truth modalities from sidecar files of the source video, imported as is."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ MAX_JSON_BYTES = 1 << 20
 
 
 class SuppliedMaps(NamedTuple):
-    """What lay beside the video; None for what was not asked for or not supplied for this clip."""
+    """Maps from the sidecar files; None for modalities that are not requested or not supplied for this clip."""
 
     depth: Depth | None
     flow: Flow | None
@@ -43,27 +43,27 @@ class SuppliedMaps(NamedTuple):
     alpha: Alpha | None
     foreground: Foreground | None
     background: Background | None
-    supplied_count: Annotated[int, "how many of the modalities asked for were there"]
+    supplied_count: Annotated[int, "number of requested modalities that are supplied"]
 
 
 @dataclass(frozen=True)
 class Supplied(Annotator):
-    """Reads the modalities that lie beside the source video, as `openuni world` writes them.
+    """Modality maps from sidecar files of the source video, as written by `openuni world`.
 
-    Beside NAME.mp4 lies NAME.json: {"format": "openuni-supplied-1", "frames": 48, "modalities": {"depth": {"file":
-    "NAME.depth.mkv", "constants": {...}}}}; the file holds what the modality's `encode` writes, the constants are the
-    fields of its `constants_type`. Any modality but rgb, which is the video itself, may be there. Maps cover the whole
-    video, one per frame, at most at its size. Maps larger than the frames (the recipe's working size) are scaled down
-    to them; smaller ones stay as they are. Local paths and fsspec URLs both work.
+    The sidecar file of NAME.mp4 is NAME.json: {"format": "openuni-supplied-1", "frames": 48, "modalities": {"depth":
+    {"file": "NAME.depth.mkv", "constants": {...}}}}. Each map file has the format of the modality's `encode`; the
+    constants are the fields of its `constants_type`. All modalities except rgb (the video itself) are supported. Maps
+    must cover the whole video, one per frame, at most at its size. Maps larger than the frames (the recipe's working
+    size) are downscaled to them; smaller ones are not resized. Local paths and fsspec URLs are supported.
     """
 
-    modalities: Annotated[tuple[str, ...], "which modalities to read: any but rgb, such as depth, normal, alpha"] = (
+    modalities: Annotated[tuple[str, ...], "modalities to read (all except rgb), such as depth, normal, alpha"] = (
         "depth",
     )
-    max_file_mb: Annotated[int, "largest file that is read, megabytes (10^6 bytes)", Ge(1)] = 2000
+    max_file_mb: Annotated[int, "maximum file size, MB (10^6 bytes)", Ge(1)] = 2000
 
     revision: ClassVar[int] = 2
-    origin: ClassVar[str] = "files beside the video, format openuni-supplied-1"
+    origin: ClassVar[str] = "sidecar files of the video, format openuni-supplied-1"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,11 +73,11 @@ class Supplied(Annotator):
                 raise OpenUniError(unknown_name("supplied: modality", name, known))
 
     def produces(self) -> Sequence[str]:
-        """What it is to read."""
+        """The modalities to read."""
         return self.modalities
 
     def run(self, model: Any, clip: DecodedClip) -> SuppliedMaps:
-        """The maps of this clip. Raises `ClipError` when there is no sidecar, or it does not fit the clip."""
+        """Read the maps of this clip. Raises `ClipError` for a missing sidecar file, or one that does not match it."""
         source = clip.clip.source
         sidecar = sidecar_path(source, ".json")
         entries = _read_sidecar(_read(sidecar, MAX_JSON_BYTES), sidecar, clip)
@@ -95,40 +95,40 @@ class Supplied(Annotator):
 
 
 def _read(location: str, max_bytes: int) -> bytes:
-    """The whole file (local path or fsspec URL); `ClipError` when it is not there or larger than allowed."""
+    """Content of a file (local path or fsspec URL). Raises `ClipError` if it is missing or too large."""
     try:
         data = read_bounded(location, max_bytes)
     except OSError as error:
         raise ClipError(f"cannot read {location}: {error}") from error
     if data is None:
         raise ClipError(
-            f"looked for {location} beside the video and found nothing. Supply it (format {FORMAT}), or leave the "
-            "annotator `supplied` out of the recipe for this source."
+            f"sidecar file {location} not found. Supply it (format {FORMAT}), or remove the annotator `supplied` from "
+            "the recipe of this source."
         )
     return data
 
 
 def _read_sidecar(data: bytes, where: str, clip: DecodedClip) -> Mapping[str, Any]:
-    """The sidecar's table of modalities, after checking format and frame count."""
+    """The modalities listed in the sidecar file, after validation of format and frame count."""
     try:
         sidecar = json.loads(data)
-    except (ValueError, RecursionError) as error:  # wrong bytes, wrong JSON, nested without end
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, nested too deeply
         raise ClipError(f"{where} is not JSON: {error}") from error
     if not isinstance(sidecar, dict) or sidecar.get("format") != FORMAT:
         given = sidecar.get("format") if isinstance(sidecar, dict) else type(sidecar).__name__
-        raise ClipError(f'{where}: format is {given!r}, allowed is "{FORMAT}". Convert the file or remove it.')
+        raise ClipError(f'{where}: format is {given!r}. Allowed: "{FORMAT}". Convert the file or remove it.')
     entries = sidecar.get("modalities")
     if not isinstance(entries, dict):
-        raise ClipError(f'{where}: "modalities" must be a table of {{name: {{"file": ..., "constants": ...}}}}')
+        raise ClipError(f'{where}: "modalities" must be an object {{name: {{"file": ..., "constants": ...}}}}')
     if sidecar.get("frames") != clip.clip.frame_count:
         raise ClipError(
             f"{where} describes {sidecar.get('frames')!r} frames, the clip has {clip.clip.frame_count}. Supplied maps "
-            'cover whole videos: set `shots = "none"` in [ingest] and a `max_s` over the video\'s length.'
+            'must cover the whole video: set `shots = "none"` and a `max_s` above the video\'s duration in [ingest].'
         )
     return entries
 
 
 def _at_most(maps: Modality, height_px: int, width_px: int) -> Modality:
-    """Scaled down to the frames where they are larger."""
+    """Downscale maps that are larger than the frames to their size."""
     larger = maps.size_px[0] > height_px or maps.size_px[1] > width_px
     return maps.resize(height_px, width_px) if larger else maps

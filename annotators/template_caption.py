@@ -1,4 +1,4 @@
-"""Captions without a network: sentences filled in with what can be measured, and labelled as such."""
+"""Template captions from measurements, without a network."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, NamedTuple
@@ -11,73 +11,76 @@ from openuni.manifests.contracts.operator import Annotator
 
 LUMA = np.array([0.2126, 0.7152, 0.0722], np.float32)  # Rec. 709
 DARK, BRIGHT = 0.2, 0.7  # mean luma, 0..1
-COLOURLESS = 0.02  # mean spread of the channels, 0..1
-FADE = 0.1  # change of mean luma from the first quarter to the last
+COLOURLESS = 0.02  # maximum mean channel range of a colourless clip, 0..1
+FADE = 0.1  # minimum change of mean luma from the first to the last quarter
 STILL, LITTLE, MUCH = 0.002, 0.02, 0.1  # mean speed, frame diagonals per second
 
-GRID_PX = 8  # points of the guide flow that the camera is fitted to are this far apart
-FIT_PX = 1.0  # and follow it when they are this near
+GRID_PX = 8  # grid spacing of the points for the camera fit, in guide-flow pixels
+FIT_PX = 1.0  # inlier distance of the camera fit
 MIN_POINTS = 12
-FOLLOWS = 0.6  # share of the points that must follow one motion for it to be called the camera's
-SHIFT = 0.05  # widths or heights that the view must move to be worth a word
-ZOOM = 0.05  # change of scale, likewise
-ROLL_DEG = 5.0
-ONE_WAY = 0.6  # net way over the way there and back, to be one direction
-AT_REST = 0.01  # widths or heights; less is a camera that stands
-OWN_PX = 2.0  # faster than this against the camera, in pixels of the guide flow, a pixel moves on its own
-OWN_SHARE = 0.02
+FOLLOWS = 0.6  # minimum fraction of inliers for a motion to be attributed to the camera
+SHIFT = 0.05  # minimum camera displacement to be mentioned, in frame widths or heights
+ZOOM = 0.05  # minimum log scale change to be mentioned
+ROLL_DEG = 5.0  # minimum roll to be mentioned
+ONE_WAY = 0.6  # minimum ratio of net displacement to path length for a consistent direction
+AT_REST = 0.01  # maximum path length of a static camera, in frame widths or heights
+OWN_PX = 2.0  # minimum residual motion of an independently moving point, in guide-flow pixels
+OWN_SHARE = 0.02  # minimum fraction of such points to be mentioned
 
 
 class TemplateCaptionOfClip(NamedTuple):
-    """What can be said of a clip by measuring alone, and the measurements."""
+    """Template captions of a clip, and the measurements that they are filled in with."""
 
-    brief: Annotated[str, "one sentence: length, format, brightness, amount of motion, camera"]
-    detailed: Annotated[str, "the same with figures, in several sentences"]
-    source: Annotated[str, 'always "template": true by measurement, and blind to what the clip shows']
+    brief: Annotated[str, "brief caption: duration, format, brightness, amount of motion, camera motion"]
+    detailed: Annotated[str, "detailed caption with the measured values, in several sentences"]
+    source: Annotated[str, 'always "template": filled in from measurements, without the content of the clip']
     brightness_mean: Annotated[float, "mean luma of the clip, 0 (black) to 1 (white)"]
     speed_diag_per_s: Annotated[
-        float | None, "mean speed of what moves in the picture, frame diagonals per second; null for one frame"
+        float | None, "mean length of the optical flow, frame diagonals per second; null for a clip of one frame"
     ]
     follow_share: Annotated[
-        float | None, "median share of the picture that follows one shift, zoom and roll, 0 to 1; null when unknown"
+        float | None,
+        "median fraction of points that follow the dominant shift, zoom and roll, 0 to 1; null without a fit",
     ]
     pan_right_widths: Annotated[
-        float | None, "how far the view moves right over the clip, frame widths; null unless 0.6 of the picture follows"
+        float | None, "camera displacement to the right over the clip, frame widths; null if follow_share is below 0.6"
     ]
-    tilt_up_heights: Annotated[float | None, "how far it moves up, frame heights; null likewise"]
-    zoom_ratio: Annotated[float | None, "how many times larger things get by it; null likewise"]
-    roll_clockwise_deg: Annotated[float | None, "how far it turns clockwise about its centre; null likewise"]
+    tilt_up_heights: Annotated[float | None, "camera displacement upward, frame heights; null as for pan_right_widths"]
+    zoom_ratio: Annotated[float | None, "scale change by zoom or approach; null as for pan_right_widths"]
+    roll_clockwise_deg: Annotated[float | None, "clockwise camera roll, degrees; null as for pan_right_widths"]
     own_motion_share: Annotated[
-        float | None, "share of the picture that moves against the camera, mean over the clip, 0 to 1; null likewise"
+        float | None,
+        "fraction of points that move independently of the camera, mean over the clip, 0 to 1; null as for "
+        "pan_right_widths",
     ]
 
 
 class CameraMotion(NamedTuple):
-    """Motion of the view over a clip: per pair of frames, float64 [T - 1]."""
+    """Camera motion over a clip, per pair of adjacent frames: float64 [T - 1]."""
 
     right: np.ndarray  # frame widths
     up: np.ndarray  # frame heights
-    zoom: np.ndarray  # natural logarithm of the change of scale
-    roll_deg: np.ndarray  # of the view, clockwise
+    zoom: np.ndarray  # natural logarithm of the scale change
+    roll_deg: np.ndarray  # camera roll, clockwise
     follow_share: np.ndarray  # 0..1
     own_share: np.ndarray  # 0..1
 
 
 @dataclass(frozen=True)
 class TemplateCaption(Annotator):
-    """Brief and detailed captions filled in from measurements, without a network; `source` says "template".
+    """Brief and detailed captions filled in from measurements, without a network; `source` is "template".
 
-    Format, length and brightness come from the frames. Motion comes from a flow (DIS at 256 px): its mean speed, and
-    the shift, zoom and roll that most of the picture follows, which is taken for the camera's. A view that pans looks
-    like one that travels, and a zoom like an approach, so the sentences leave that open; where less than 0.6 of the
-    picture follows one motion, nothing is said of the camera. What the clip shows, no template can tell: for that, use
-    `caption`.
+    Format, duration and brightness are measured from the frames. Motion is measured from optical flow (DIS at 256 px):
+    the mean speed, and the dominant shift, zoom and roll, which is attributed to the camera. Pans cannot be told from
+    lateral camera translation, nor zooms from approach, so the sentences do not distinguish them. If less than 0.6 of
+    the points follow one motion, the camera is not mentioned. The content of the clip is not described: use `caption`
+    for that.
     """
 
     origin: ClassVar[str] = "OpenUni; similarity fit to optical flow by RANSAC, as in OpenCV"
 
     def run(self, model: Any, clip: DecodedClip) -> TemplateCaptionOfClip:
-        """Both captions and the measurements behind them."""
+        """Both captions and the measurements."""
         luma = np.array([float((frame @ LUMA).mean()) for frame in clip.frames]) / 255
         spread = float(np.mean([np.ptp(frame, axis=-1).mean(dtype=np.float64) for frame in clip.frames])) / 255
         flow = guide_flow(clip)
@@ -107,7 +110,7 @@ class TemplateCaption(Annotator):
 
 
 def mean_speed(flow: GuideFlow, times_s: np.ndarray) -> float | None:
-    """Mean length of the flow where it is valid, frame diagonals per second; None where nothing is."""
+    """Mean length of the flow where it is valid, frame diagonals per second; None without valid flow."""
     if not flow.forward_valid.any():
         return None
     length_px = np.hypot(flow.forward[..., 0], flow.forward[..., 1])
@@ -118,7 +121,7 @@ def mean_speed(flow: GuideFlow, times_s: np.ndarray) -> float | None:
 
 
 def camera_motion(flow: GuideFlow) -> CameraMotion | None:
-    """Shift, zoom and roll that most points of the picture follow, pair by pair; None where too few are valid."""
+    """Dominant shift, zoom and roll of each pair of adjacent frames; None if too few points have valid flow."""
     import cv2
 
     height_px, width_px = flow.size_px
@@ -139,13 +142,13 @@ def camera_motion(flow: GuideFlow) -> CameraMotion | None:
         shift_x, shift_y = matrix[:, 2]
         scale, turn = np.hypot(matrix[0, 0], matrix[1, 0]), np.degrees(np.arctan2(matrix[1, 0], matrix[0, 0]))
         follow, own = float((off_px <= FIT_PX).mean()), float((off_px > OWN_PX).mean())
-        # the picture moves against the view: what goes left was passed on the way to the right
+        # image content moves opposite to the camera
         found.append((-shift_x / width_px, shift_y / height_px, float(np.log(scale)), -float(turn), follow, own))
     return CameraMotion(*np.array(found, np.float64).T) if found else None
 
 
 def camera_words(camera: CameraMotion) -> list[str]:
-    """What the view does, in words without figures; empty where it neither rests nor moves one way."""
+    """Camera motion in words, without numbers; empty if it is neither static nor in a consistent direction."""
     ways = (
         (camera.right, SHIFT, "moving right", "moving left"),
         (camera.up, SHIFT, "moving up", "moving down"),
@@ -185,7 +188,7 @@ def _camera_brief(way: list[str]) -> str:
 def _detailed(
     clip: DecodedClip, look: str, shape: str, luma: np.ndarray, speed: float | None, camera: CameraMotion | None
 ) -> str:
-    """The sentences with figures."""
+    """The detailed caption, with numbers."""
     facts = clip.clip
     told = [
         f"A {look} {shape} video clip of {facts.duration_s:.2f} seconds, "

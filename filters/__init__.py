@@ -1,1 +1,1 @@
-"""Filters score clips: numbers only, one file each. The recipe's `keep` decides."""
+"""Filters: operators that compute scores of clips, one per file. They drop nothing; the keep rule does."""

@@ -1,4 +1,4 @@
-"""Text detectors: a frame in, the quadrilaterals around its lines of text out."""
+"""Text detectors: from a frame to quadrilaterals around its text lines."""
 
 import importlib.util
 import os
@@ -14,24 +14,24 @@ from openuni.manifests.errors import MissingRequirement, OpenUniError
 
 Detector = Callable[[np.ndarray], list[np.ndarray]]  # uint8 [H, W, 3] RGB -> float32 [4, 2] each: x, y in pixels
 
-READ_MARGIN = 0.25  # of a line's height, so that its letters are whole
+READ_MARGIN = 0.25  # margin around a text line for recognition, relative to its height
 CRAFT_FILE = "craft_mlt_25k"
-# as EasyOCR states it; asking it would import torch, for a list
+# as in EasyOCR; copied, because importing it would import torch
 CRAFT_URL = f"https://github.com/JaidedAI/EasyOCR/releases/download/pre-v1.1.6/{CRAFT_FILE}.zip"
-MAX_CHECKPOINT_BYTES = 512 * 2**20  # of the file within a .zip; CRAFT has 83 MB
+MAX_CHECKPOINT_BYTES = 512 * 2**20  # unpacked; CRAFT has 83 MB
 
 
 class RapidOcrOptions(NamedTuple):
-    """How `rapidocr` finds text: see the options of the same names."""
+    """Settings of `rapidocr`; see the options of `ocr`."""
 
     long_side_px: int
     unclip: float
     min_score: float
-    min_read: float
+    min_recognition: float
 
 
 def rapidocr_weights(task: str) -> Path:
-    """A model shipped in the RapidOCR wheel: "det" detects text, "rec" reads it. Raises `MissingRequirement`."""
+    """A model in the RapidOCR wheel: "det" for detection, "rec" for recognition. Raises `MissingRequirement`."""
     spec = importlib.util.find_spec("rapidocr")
     places = spec.submodule_search_locations if spec is not None else None
     found = sorted((Path(next(iter(places))) / "models").glob(f"*_{task}_*.onnx")) if places else []
@@ -43,9 +43,9 @@ def rapidocr_weights(task: str) -> Path:
 
 
 def rapidocr_detector(find: Path, read: Path, how: RapidOcrOptions) -> Detector:
-    """PP-OCR (differentiable binarization, then reading) on the CPU; frames with a longer side are scaled down.
+    """PP-OCR (differentiable binarization, then recognition) on the CPU; larger frames are downscaled.
 
-    What is found is then read, for the finder alone also takes textures for text, at times half the frame.
+    Recognition verifies the detections, because detection alone also responds to textures, at times half the frame.
     """
     from rapidocr import RapidOCR
 
@@ -66,10 +66,10 @@ def rapidocr_detector(find: Path, read: Path, how: RapidOcrOptions) -> Detector:
     )
 
     def detect(frame: np.ndarray) -> list[np.ndarray]:
-        bgr = np.ascontiguousarray(frame[..., ::-1])  # what it takes arrays for
+        bgr = np.ascontiguousarray(frame[..., ::-1])  # expected channel order of arrays
         found = engine(bgr, use_det=True, use_cls=False, use_rec=False).boxes
         quads = [] if found is None else list(np.asarray(found, np.float32))
-        return [quad for quad in quads if how.min_read == 0 or confidence(bgr, quad) >= how.min_read]
+        return [quad for quad in quads if not how.min_recognition or confidence(bgr, quad) >= how.min_recognition]
 
     def confidence(bgr: np.ndarray, quad: np.ndarray) -> float:
         scores = engine(_line(bgr, quad), use_det=False, use_cls=False, use_rec=True).scores
@@ -79,7 +79,7 @@ def rapidocr_detector(find: Path, read: Path, how: RapidOcrOptions) -> Detector:
 
 
 def _line(image: np.ndarray, quad: np.ndarray) -> np.ndarray:
-    """The line of text within a quadrilateral and a margin around it, upright; a column of text is laid on its side."""
+    """Rectified crop of a text line with a margin; vertical text is rotated by 90 degrees."""
     import cv2
 
     right, down = quad[1] - quad[0], quad[3] - quad[0]
@@ -95,25 +95,27 @@ def _line(image: np.ndarray, quad: np.ndarray) -> np.ndarray:
 
 
 def craft_folder() -> Path:
-    """Where EasyOCR keeps its models on this machine."""
+    """EasyOCR's local model folder."""
     base = os.environ.get("EASYOCR_MODULE_PATH") or os.environ.get("MODULE_PATH") or "~/.EasyOCR"
     return Path(base).expanduser() / "model"
 
 
 def easyocr_detector(weights: Path, device: str, long_side_px: int) -> Detector:
-    """EasyOCR's CRAFT with its own thresholds and grouping into lines, given RGB as CRAFT was trained."""
+    """EasyOCR's CRAFT with its default thresholds and line grouping, on RGB input as in CRAFT's training."""
     import torch
     from easyocr.craft import CRAFT
     from easyocr.detection import get_textbox
     from easyocr.utils import diff, group_text_box
 
     tensors = _read_craft(weights)
-    with torch.device("meta"):  # no time for random weights
+    with torch.device("meta"):  # skip random initialization
         network = CRAFT(pretrained=False)
     try:
         network.load_state_dict(tensors, assign=True)
     except RuntimeError as error:
-        raise OpenUniError(f"{weights} does not hold the weights of CRAFT: {str(error)[:300]}") from error
+        raise OpenUniError(
+            f"{weights} does not contain the weights of CRAFT: {str(error)[:300]}. Use {CRAFT_FILE}.pth of EasyOCR."
+        ) from error
     network = network.eval().to(device)
 
     def detect(frame: np.ndarray) -> list[np.ndarray]:
@@ -140,7 +142,7 @@ def easyocr_detector(weights: Path, device: str, long_side_px: int) -> Detector:
 
 
 def _read_craft(path: Path) -> dict[str, Any]:
-    """Tensors by name, of a .pth, or of the .zip that EasyOCR publishes it in."""
+    """Tensors by name from a .pth, or from the .zip that EasyOCR publishes."""
     again = f"with: openuni checkpoints get {CRAFT_FILE}.zip"
     tensors = read_weights(path, again, _unpacked(path, again) if path.suffix == ".zip" else None)
     return {name.removeprefix("module."): value for name, value in tensors.items()}
@@ -151,9 +153,13 @@ def _unpacked(path: Path, again: str) -> bytes:
         with zipfile.ZipFile(path) as archive:
             entry = archive.getinfo(f"{CRAFT_FILE}.pth")
             if entry.file_size > MAX_CHECKPOINT_BYTES:
-                raise OpenUniError(f"{path}: {entry.filename} unpacks to {entry.file_size} bytes: no CRAFT is as large")
+                raise OpenUniError(
+                    f"{path}: {entry.filename} unpacks to {entry.file_size} bytes; at most {MAX_CHECKPOINT_BYTES} are "
+                    f"allowed. Download it again {again}"
+                )
             return archive.read(entry)
     except (zipfile.BadZipFile, KeyError, RuntimeError, EOFError, OSError) as error:
         raise OpenUniError(
-            f"{path} cannot be read as weights: no zip with {CRAFT_FILE}.pth in it ({error}). Get it again {again}"
+            f"{path} cannot be read as weights: not a zip that contains {CRAFT_FILE}.pth ({error}). Download it again "
+            f"{again}"
         ) from error

@@ -1,4 +1,4 @@
-"""Overlay or part of the scene: what text is, seen from what it does over time."""
+"""Classification of text as overlay or scene text, by its behaviour over time."""
 
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -6,46 +6,46 @@ from enum import IntEnum
 import numpy as np
 
 SAME_PLACE_IOU = 0.7
-SAME_LOOK = 0.5  # correlation of the grey values within a box
-CHANGED_LEVELS = 4.0  # of 255: what is left of a change that is more than noise, after a change of light
-CHANGED_PICTURE = 0.5  # share of blocks
+SAME_LOOK = 0.5  # minimum correlation of the grey values within a box
+CHANGED_LEVELS = 4.0  # of 255: change above noise, after compensation of brightness and contrast
+CHANGED_PICTURE = 0.5  # minimum fraction of changed blocks
 BLOCK_PX = 16
-MISSED_SAMPLES = 1  # that a detector may overlook between two sightings
+MISSED_SAMPLES = 1  # missed detections that a track may contain in a row
 
 
 class TextKind(IntEnum):
-    """What a box of text is."""
+    """Kind of a text box."""
 
-    SCENE = 0  # moves, or comes and goes
-    OVERLAY = 1  # stays where it is while the picture around it changes
-    UNDECIDED = 2  # stays where it is, as does all around it
+    SCENE = 0  # moves, or is visible only briefly
+    OVERLAY = 1  # static while the image around it changes
+    UNDECIDED = 2  # static in a static image
 
 
 @dataclass
 class _Track:
-    """One text that stays in its place."""
+    """A static text."""
 
     rect: tuple[int, int, int, int]
     first: int
     last: int
-    boxes: list[tuple[int, int]] = field(default_factory=list)  # frame, number within the frame
+    boxes: list[tuple[int, int]] = field(default_factory=list)  # frame index, box index within the frame
 
 
 def classify_text(
-    grey: list[np.ndarray], quads: list[list[np.ndarray]], times_s: np.ndarray, stays_s: float
+    grey: list[np.ndarray], quads: list[list[np.ndarray]], times_s: np.ndarray, min_overlay_s: float
 ) -> list[list[TextKind]]:
-    """The kind of each box of each frame.
+    """Classify each box of each frame.
 
-    `grey`: uint8 [H, W] each; `quads`: of each frame, float32 [4, 2] pixels each. Text is at rest when a box is seen at
-    one place with one look for `stays_s`, or for all of a shorter clip. Whatever moves with the scene takes the pixels
-    around it along; an overlay does not: so text at rest is an overlay where the pixels around it change (more than by
-    a change of light), or most of the picture does. One frame alone decides nothing.
+    `grey`: uint8 [H, W] per frame; `quads`: per frame, float32 [4, 2] each, pixels; `times_s`: float64 [T]. Text is
+    static if a box keeps its position and appearance for `min_overlay_s`, or for all of a shorter clip. Static text is
+    an overlay if the pixels around it change (beyond brightness and contrast), or most of the image does; otherwise it
+    is undecided. Text in a single frame is always undecided.
     """
     found = [[TextKind.SCENE] * len(of_frame) for of_frame in quads]
     if len(grey) < 2:
         return [[TextKind.UNDECIDED] * len(of_frame) for of_frame in quads]
     text = [union_mask(image.shape, of_frame) for image, of_frame in zip(grey, quads, strict=True)]
-    enough_s = min(stays_s, float(times_s[-1] - times_s[0]))
+    enough_s = min(min_overlay_s, float(times_s[-1] - times_s[0]))
     for track in _tracks(grey, quads):
         if track.first == track.last or times_s[track.last] - times_s[track.first] < enough_s - 1e-6:
             continue
@@ -57,7 +57,7 @@ def classify_text(
 
 
 def _tracks(grey: list[np.ndarray], quads: list[list[np.ndarray]]) -> list[_Track]:
-    """Every box is held against the first box of its track, so that what creeps does not stay."""
+    """Track boxes over frames. Boxes are compared with the first box of a track, so slow motion ends a track."""
     tracks: list[_Track] = []
     for index, of_frame in enumerate(quads):
         taken: set[int] = set()
@@ -88,7 +88,7 @@ def _appearance_matches(one: np.ndarray, other: np.ndarray, rect: tuple[int, int
 
 
 def _surroundings_change(grey: list[np.ndarray], text: list[np.ndarray], track: _Track, other: int) -> bool:
-    """Between the first frame of the track and another one, in pixels that are text in neither."""
+    """Whether non-text pixels change between the first frame of the track and another one."""
     left, top, right, bottom = track.rect
     reach = max(BLOCK_PX // 2, bottom - top)
     around = (slice(max(0, top - reach), bottom + reach), slice(max(0, left - reach), right + reach))
@@ -102,7 +102,7 @@ def _surroundings_change(grey: list[np.ndarray], text: list[np.ndarray], track: 
 
 
 def _compare(one: np.ndarray, other: np.ndarray) -> tuple[float, float]:
-    """Correlation of two sets of grey values, and the deviation (levels) that no change of light explains."""
+    """Correlation of two sets of grey values, and the residual deviation (levels) of a linear fit between them."""
     a, b = one.astype(np.float64).ravel(), other.astype(np.float64).ravel()
     a, b = a - a.mean(), b - b.mean()
     spread = float(np.sqrt((a * a).mean() * (b * b).mean()))
@@ -113,7 +113,7 @@ def _compare(one: np.ndarray, other: np.ndarray) -> tuple[float, float]:
 
 
 def _changed_share(one: np.ndarray, other: np.ndarray, plain: np.ndarray) -> float:
-    """Share of the blocks without text whose grey values change, after a change of light is taken out, 0 to 1."""
+    """Fraction of text-free blocks that change, after compensation of brightness and contrast, 0 to 1."""
     import cv2
 
     if not plain.any():
@@ -130,7 +130,7 @@ def _changed_share(one: np.ndarray, other: np.ndarray, plain: np.ndarray) -> flo
 
 
 def union_mask(shape: tuple[int, ...], quads: list[np.ndarray]) -> np.ndarray:
-    """bool [H, W]: the union of quadrilaterals."""
+    """Union of quadrilaterals as a mask, bool [H, W]."""
     import cv2
 
     mask = np.zeros(shape[:2], np.uint8)
@@ -140,7 +140,7 @@ def union_mask(shape: tuple[int, ...], quads: list[np.ndarray]) -> np.ndarray:
 
 
 def _rect(quad: np.ndarray, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom around a quadrilateral, within the picture and not empty."""
+    """Bounding box (left, top, right, bottom) of a quadrilateral, clipped to the image and not empty."""
     height_px, width_px = shape[:2]
     left, top = np.clip(np.floor(quad.min(axis=0)).astype(int), 0, (width_px - 1, height_px - 1))
     right, bottom = np.clip(np.ceil(quad.max(axis=0)).astype(int), (left + 1, top + 1), (width_px, height_px))

@@ -1,4 +1,4 @@
-"""How pleasing a clip looks, by LAION's aesthetic predictor."""
+"""Aesthetic quality by LAION's aesthetic predictor."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,27 +14,27 @@ from openuni.manifests.errors import OpenUniError
 
 HEAD = "ttj/sac-logos-ava1-l14-linearMSE"
 HEAD_WEIGHTS = "model.safetensors"
-WIDTHS = {0: (768, 1024), 2: (1024, 128), 4: (128, 64), 6: (64, 16), 7: (16, 1)}  # between them, dropouts in training
+WIDTHS = {0: (768, 1024), 2: (1024, 128), 4: (128, 64), 6: (64, 16), 7: (16, 1)}  # the other indices are dropout layers
 LENGTH_TOLERANCE = 1e-3
 
 
 class Scores(NamedTuple):
     """Aesthetic scores of the sampled frames."""
 
-    mean: Annotated[float | None, "mean score, about 1 (ugly) to 10 (beautiful); photographs lie around 5"]
-    min: Annotated[float | None, "score of the worst sampled frame, about 1 to 10"]
+    mean: Annotated[float | None, "mean score, about 1 (low) to 10 (high); photographs are around 5"]
+    min: Annotated[float | None, "minimum score over the sampled frames, about 1 to 10"]
 
 
 @dataclass(frozen=True)
 class Aesthetic(ClipFilter):
-    """LAION's improved aesthetic predictor: a linear head over CLIP ViT-L/14 embeddings of length 1.
+    """LAION's improved aesthetic predictor: a linear head over L2-normalized CLIP ViT-L/14 embeddings.
 
-    The scores are what people gave to photographs and generated pictures (SAC, LAION-Logos, AVA), 1 to 10. Curators
-    keep clips above 4 to 5. The head was trained on OpenAI's ViT-L/14 with its QuickGELU: with GELU in its place scores
-    shift by half a point, and with embeddings that are not of length 1 they mean nothing, so both are refused.
+    Trained on human ratings (1 to 10) of photographs and generated images (SAC, LAION-Logos, AVA). Typical thresholds
+    in curation pipelines are 4 to 5. The head was trained on OpenAI's ViT-L/14 with QuickGELU. With GELU, scores shift
+    by half a point, and without L2 normalization they are meaningless; both are rejected.
     """
 
-    head: Annotated[str, "Hugging Face name, folder or .safetensors file of the predictor's five linear layers"] = HEAD
+    head: Annotated[str, "the predictor's five linear layers: Hugging Face name, folder or .safetensors file"] = HEAD
 
     licence: ClassVar[str] = "Apache-2.0"
     origin: ClassVar[str] = "christophschuhmann/improved-aesthetic-predictor, sac+logos+ava1-l14-linearMSE; open_clip"
@@ -50,18 +50,18 @@ class Aesthetic(ClipFilter):
         return (*ClipFilter.checkpoints(self), published_or_path(self.head, tuple(self.published())))
 
     def load(self, device: str) -> tuple[Embedder, Any]:
-        """The shared network and the head. Raises `OpenUniError` for other kinds of either."""
+        """Load the shared CLIP network and the head. Raises `OpenUniError` for incompatible ones."""
         embedder = ClipFilter.load(self, device)
         if not embedder.quick_gelu or embedder.width != WIDTHS[0][0]:
-            found = f"{embedder.width} numbers per embedding, {'' if embedder.quick_gelu else 'no '}QuickGELU"
+            found = f"{embedder.width} dimensions, {'' if embedder.quick_gelu else 'no '}QuickGELU"
             raise OpenUniError(
-                f"aesthetic: {self.checkpoint} has {found}. Allowed: what the head was trained with, {WIDTHS[0][0]} "
-                "numbers and QuickGELU. Give OpenAI's ViT-L/14 (in open_clip: ViT-L-14-quickgelu)."
+                f"aesthetic: {self.checkpoint} has {found}. Allowed: {WIDTHS[0][0]} dimensions and QuickGELU, as in "
+                "the head's training. Use OpenAI's ViT-L/14 (in open_clip: ViT-L-14-quickgelu)."
             )
         return embedder, load_head(self.checkpoints()[1].resolve()).to(device)
 
     def run(self, model: Any, clip: DecodedClip) -> Scores:
-        """Mean and least score of the frames given; null where there are none."""
+        """Mean and minimum score of the frames; null without frames."""
         if not len(clip.frames):
             return Scores(None, None)
         embedder, head = model
@@ -70,9 +70,9 @@ class Aesthetic(ClipFilter):
 
 
 def score(head: Any, embeddings: np.ndarray) -> np.ndarray:
-    """Aesthetic scores, float64 [N], of float32 [N, 768] CLIP embeddings of length 1.
+    """Aesthetic scores float64 [N] of L2-normalized CLIP embeddings float32 [N, 768].
 
-    Raises `OpenUniError` for embeddings of any other length: the head would give them scores of 20 and more.
+    Raises `OpenUniError` for other lengths, for which the head would return scores of 20 and more.
     """
     import torch
 
@@ -80,8 +80,8 @@ def score(head: Any, embeddings: np.ndarray) -> np.ndarray:
     if not np.allclose(lengths, 1, rtol=0, atol=LENGTH_TOLERANCE):
         worst = lengths[np.argmax(np.abs(lengths - 1))]
         raise OpenUniError(
-            f"aesthetic: an embedding has length {worst:.4g}. Allowed: 1 within {LENGTH_TOLERANCE}. Divide embeddings "
-            "by their length (L2 norm) first."
+            f"aesthetic: an embedding has length {worst:.4g}. Allowed: 1 within {LENGTH_TOLERANCE}. Apply L2 "
+            "normalization first."
         )
     with torch.inference_mode():
         given = torch.from_numpy(embeddings).to(head[0].weight)
@@ -90,9 +90,9 @@ def score(head: Any, embeddings: np.ndarray) -> np.ndarray:
 
 
 def load_head(path: Path) -> Any:
-    """The predictor's layers in float32. Between them stands nothing: the published weights have no activations.
+    """Load the predictor's layers in float32. The published model has no activations between them.
 
-    Raises `OpenUniError` when the file has other layers.
+    Raises `OpenUniError` for a file with other layers.
     """
     import torch
     from safetensors import SafetensorError
@@ -105,11 +105,11 @@ def load_head(path: Path) -> Any:
     try:
         weights = load_file(file)
     except (OSError, SafetensorError) as error:
-        raise OpenUniError(f"{file} is not a safetensors file: {error}. Give one such as {HEAD}") from error
+        raise OpenUniError(f"{file} is not a safetensors file: {error}. Use a head such as {HEAD}") from error
     if {name: tuple(value.shape) for name, value in weights.items()} != shapes:
         raise OpenUniError(
-            f"{file} is not the aesthetic predictor for CLIP ViT-L/14: its layers are other than 768-1024-128-64-16-1. "
-            f"Give one such as {HEAD}"
+            f"{file} is not the aesthetic predictor for CLIP ViT-L/14: its layers are not 768-1024-128-64-16-1. Use a "
+            f"head such as {HEAD}"
         )
     head = torch.nn.Sequential(*(torch.nn.Linear(narrow, wide) for narrow, wide in WIDTHS.values()))
     for layer, place in zip(head, WIDTHS, strict=True):

@@ -1,4 +1,4 @@
-"""How well a clip shows what its caption says."""
+"""Agreement of a clip with its caption, by CLIP."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, NamedTuple
@@ -11,26 +11,27 @@ from openuni.manifests.errors import Unavailable
 
 
 class Scores(NamedTuple):
-    """Cosine of the caption's embedding with those of the sampled frames."""
+    """Cosine similarity of the caption's embedding to those of the sampled frames."""
 
-    mean: Annotated[float | None, "mean cosine of caption and frames, -1 to 1; 0.2 to 0.3 where they agree"]
-    min: Annotated[float | None, "cosine of the frame that fits the caption least, -1 to 1"]
-    truncated: Annotated[bool, "whether the caption is longer than the network reads, so that its end did not count"]
+    mean: Annotated[float | None, "mean cosine similarity of caption and frames, -1 to 1; 0.2 to 0.3 for a match"]
+    min: Annotated[float | None, "minimum cosine similarity over the frames, -1 to 1"]
+    truncated: Annotated[bool, "whether the caption exceeded CLIP's context length and was truncated"]
 
 
 @dataclass(frozen=True)
 class ClipText(ClipFilter):
-    """Cosine similarity of the clip's caption with its sampled frames, in CLIP's common space.
+    """Cosine similarity of the clip's caption to its sampled frames, in CLIP's joint embedding space.
 
-    CLIP reads 77 tokens, about 50 words: of longer captions the end is cut off, and `truncated` says so. Curators keep
-    clips above 0.2. A clip without a caption has no score: this filter is `unavailable` for it, and no clip fails.
+    CLIP's context length is 77 tokens, about 50 words. Longer captions are truncated, and `truncated` is true. A
+    typical threshold in curation pipelines is 0.2. The filter is `unavailable` for clips without a caption; they do not
+    fail.
     """
 
     licence: ClassVar[str] = "Apache-2.0"
     origin: ClassVar[str] = "CLIP, Radford et al. 2021 (arXiv:2103.00020), in open_clip; CLIPScore, Hessel et al. 2021"
 
     def run(self, model: Any, clip: DecodedClip) -> Scores:
-        """Cosines over the frames given. Raises `Unavailable` for a clip without a caption."""
+        """Scores over the frames. Raises `Unavailable` for a clip without a caption."""
         caption = (clip.clip.caption or "").strip()
         if not caption:
             raise Unavailable("the clip has no caption")

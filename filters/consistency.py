@@ -1,4 +1,4 @@
-"""How alike the sampled frames of a clip are: a hidden cut makes neighbours unlike."""
+"""Similarity of consecutive sampled frames, by CLIP; low values indicate a missed cut."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, NamedTuple
@@ -10,27 +10,27 @@ from openuni.manifests.contracts.decoded_clip import DecodedClip
 
 
 class Scores(NamedTuple):
-    """Cosine of CLIP embeddings of neighbouring samples."""
+    """Cosine similarity of CLIP embeddings of consecutive sampled frames."""
 
-    mean: Annotated[float | None, "mean cosine of neighbouring samples, -1 to 1; null where there is only one sample"]
-    min: Annotated[float | None, "least cosine of neighbouring samples, -1 to 1: low at a hidden cut; null as above"]
-    ends: Annotated[float | None, "cosine of the first and the last sample, -1 to 1; null as above"]
+    mean: Annotated[float | None, "mean cosine similarity of consecutive samples, -1 to 1; null for a single sample"]
+    min: Annotated[float | None, "minimum cosine similarity of consecutive samples, -1 to 1; null for a single sample"]
+    ends: Annotated[float | None, "cosine similarity of the first and last sample, -1 to 1; null for a single sample"]
 
 
 @dataclass(frozen=True)
 class Consistency(ClipFilter):
-    """Cosine similarity of CLIP embeddings of neighbouring sampled frames.
+    """Cosine similarity of CLIP embeddings of consecutive sampled frames.
 
-    High where a clip shows one thing throughout; `min` drops where the content changes from one sample to the next, as
-    at a cut that shot detection missed. Curators keep clips above 0.8. Depends on `frames_per_s`: samples further
-    apart are less alike.
+    High for clips with constant content; `min` is low if the content changes abruptly, as at a cut that shot detection
+    missed. A typical threshold in curation pipelines is 0.8. Scores depend on `frames_per_s`: the larger the interval
+    between samples, the lower the similarity.
     """
 
     licence: ClassVar[str] = "Apache-2.0"
     origin: ClassVar[str] = "CLIP, Radford et al. 2021 (arXiv:2103.00020), in open_clip; as in aigc-apps/VideoX-Fun"
 
     def run(self, model: Any, clip: DecodedClip) -> Scores:
-        """Cosines of the frames given, in their order."""
+        """Scores of the frames, in their order."""
         if len(clip.frames) < 2:
             return Scores(None, None, None)
         embeddings = self.embed(model, clip.frames).astype(np.float64)

@@ -1,4 +1,4 @@
-"""What a clip shows, as one vector: from it `openuni duplicates` finds clips that show the same."""
+"""The CLIP embedding of a clip, for semantic duplicate detection by `openuni duplicates`."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, NamedTuple
@@ -10,23 +10,23 @@ from openuni.manifests.contracts.decoded_clip import DecodedClip
 
 
 class Scores(NamedTuple):
-    """The clip's place in CLIP's space."""
+    """The clip's embedding."""
 
     vector: Annotated[
         list[np.float32] | None,
-        "mean of the frames' CLIP embeddings, scaled to length 1, in values that 16-bit floats hold; null if it is 0",
+        "mean CLIP embedding of the frames, L2-normalized, rounded to float16; null if the mean is 0",
     ]
 
 
 @dataclass(frozen=True)
 class Embedding(ClipFilter):
-    """The mean CLIP embedding of the sampled frames, 1.5 KB per clip, for the search of semantic duplicates."""
+    """Mean CLIP embedding of the sampled frames, 1.5 KB per clip, for the detection of semantic duplicates."""
 
     licence: ClassVar[str] = "Apache-2.0"
     origin: ClassVar[str] = "CLIP, Radford et al. 2021 (arXiv:2103.00020), in open_clip; SemDeDup, arXiv:2303.09540"
 
     def run(self, model: Any, clip: DecodedClip) -> Scores:
-        """The vector of the frames given; null where there are none."""
+        """The mean embedding of the frames; null without frames."""
         if not len(clip.frames):
             return Scores(None)
         mean = self.embed(model, clip.frames).mean(axis=0, dtype=np.float64)

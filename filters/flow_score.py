@@ -1,4 +1,4 @@
-"""Open-Sora's motion score: how far things move from a frame to the tenth after it, in pixels at one picture size."""
+"""Open-Sora's motion score: optical flow over ten frames, in pixels at a fixed image size."""
 
 import itertools
 from collections.abc import Callable
@@ -18,36 +18,36 @@ PRESETS = {"ultrafast": 0, "fast": 1, "medium": 2}  # OpenCV's numbers for the D
 
 
 class Scores(NamedTuple):
-    """Flow over all pixels and both directions, averaged over the pairs of frames."""
+    """Mean absolute flow over all pixels and both components, averaged over the frame pairs."""
 
     mean_abs_px: Annotated[
         float | None,
-        "mean of the absolute x and y of the flow, pixels at 320 x 576; null where the clip has one sampled frame only",
+        "mean absolute value of the flow's x and y components, pixels at 320 x 576; null for a single sampled frame",
     ]
 
 
 @dataclass(frozen=True)
 class FlowScore(Filter):
-    """Motion as Open-Sora counts it, to compare with thresholds that were published for it.
+    """Motion score as in Open-Sora, for use with its published thresholds.
 
-    Frames 0, 10, 20 and 30 of the clip are stretched to 320 x 576 whatever their shape, portraits transposed first, and
-    each is compared with the next. Open-Sora's report calls less than 0.5 very low and 20 or more extremely high.
-    The flow here is DIS's, the original's UniMatch's. The score depends on the frame rate and looks at the first second
-    only: `motion` measures without either.
+    Frames 0, 10, 20 and 30 of the clip are resized to 320 x 576 regardless of aspect ratio (portrait frames are
+    transposed first), and optical flow is computed between consecutive ones. Open-Sora's report calls scores below 0.5
+    very low and from 20 extremely high. The flow is computed by DIS instead of UniMatch. The score depends on the frame
+    rate and covers only the first second; `motion` has neither limitation.
     """
 
-    step_frames: Annotated[int, "frames from one that is looked at to the next", Ge(1)] = 10
-    max_frames: Annotated[int, "frames looked at, from the clip's first on", Ge(2)] = 4
-    preset: Annotated[Literal["ultrafast", "fast", "medium"], "DIS preset: medium is the most exact"] = "medium"
+    step_frames: Annotated[int, "interval between sampled frames, frames", Ge(1)] = 10
+    max_frames: Annotated[int, "maximum number of sampled frames, from the first frame of the clip", Ge(2)] = 4
+    preset: Annotated[Literal["ultrafast", "fast", "medium"], "DIS preset; medium is the most accurate"] = "medium"
 
     origin: ClassVar[str] = "Open-Sora 1.2 and 1.3, tools/scoring/optical_flow; DIS optical flow in place of UniMatch"
 
     def sample(self, times_s: np.ndarray) -> np.ndarray:
-        """Every tenth of the clip's first frames."""
+        """Every `step_frames`-th frame, at most `max_frames`."""
         return np.arange(0, len(times_s), self.step_frames, dtype=np.int64)[: self.max_frames]
 
     def load(self, device: str) -> Flow:
-        """DIS on the frames' brightness."""
+        """DIS on greyscale frames."""
         import cv2
 
         estimator = cv2.DISOpticalFlow.create(PRESETS[self.preset])
@@ -59,14 +59,14 @@ class FlowScore(Filter):
         return flow
 
     def run(self, model: Flow, clip: DecodedClip) -> Scores:
-        """Score of the frames given, each against the next."""
+        """Score over consecutive pairs of the frames."""
         frames = [resized(frame) for frame in clip.frames]
         means = [float(np.abs(model(*pair)).mean()) for pair in itertools.pairwise(frames)]
         return Scores(float(np.mean(means)) if means else None)
 
 
 def resized(frame: np.ndarray) -> np.ndarray:
-    """uint8 [H, W, 3] -> uint8 [320, 576, 3]: portraits transposed, then bilinear with the corners held in place."""
+    """uint8 [H, W, 3] -> uint8 [320, 576, 3]: portrait frames transposed, then bilinear with aligned corners."""
     if frame.shape[0] > frame.shape[1]:
         frame = frame.swapaxes(0, 1)
     for axis, side_px in ((0, HEIGHT_PX), (1, WIDTH_PX)):

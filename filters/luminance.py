@@ -1,4 +1,4 @@
-"""How bright a clip is and how much of it is lost in black or white."""
+"""Brightness, contrast, and fractions of dark and bright pixels."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, NamedTuple
@@ -10,29 +10,29 @@ from openuni.manifests.contracts.operator import Filter
 from openuni.manifests.contracts.options import UNIT_INTERVAL
 from openuni.manifests.errors import OpenUniError
 
-BT709_WEIGHTS = np.array([0.2126, 0.7152, 0.0722])  # of R, G, B; they sum to one
+BT709_WEIGHTS = np.array([0.2126, 0.7152, 0.0722])  # of R, G, B; sum 1
 
 
 class Scores(NamedTuple):
-    """Brightness of the sampled frames, averaged over them."""
+    """Luma statistics, averaged over the sampled frames."""
 
     mean: Annotated[float, "mean luma, 0 (black) to 1 (white)"]
     contrast: Annotated[float, "standard deviation of luma within a frame, 0 (flat) to 0.5 (half black, half white)"]
-    dark_share: Annotated[float, "share of pixels with luma below `dark_below`, 0 to 1"]
-    bright_share: Annotated[float, "share of pixels with luma above `bright_above`, 0 to 1"]
+    dark_share: Annotated[float, "fraction of pixels with luma below `dark_below`, 0 to 1"]
+    bright_share: Annotated[float, "fraction of pixels with luma above `bright_above`, 0 to 1"]
 
 
 @dataclass(frozen=True)
 class Luminance(Filter):
-    """Brightness, contrast and the shares of nearly black and nearly white pixels.
+    """Brightness, contrast, and fractions of nearly black and nearly white pixels.
 
-    Luma is 0.2126 R + 0.7152 G + 0.0722 B, the BT.709 weights on the sRGB values as they are stored (divided by
-    255, not linearised): the number that published luminance gates use, on 0..1 in place of 0..255. Contrast is taken
-    within each frame, so that a fade from black to white does not count as contrast.
+    Luma is 0.2126 R + 0.7152 G + 0.0722 B: BT.709 weights on stored sRGB values (divided by 255, not linearized).
+    Published luminance thresholds use the same definition, with 0..255 instead of 0..1. Contrast is measured within
+    each frame, so a fade from black to white does not contribute.
     """
 
-    dark_below: Annotated[float, "luma under which a pixel counts as dark", UNIT_INTERVAL] = 0.05
-    bright_above: Annotated[float, "luma over which a pixel counts as bright", UNIT_INTERVAL] = 0.95
+    dark_below: Annotated[float, "luma below which a pixel is dark", UNIT_INTERVAL] = 0.05
+    bright_above: Annotated[float, "luma above which a pixel is bright", UNIT_INTERVAL] = 0.95
 
     origin: ClassVar[str] = "ITU-R BT.709 luma coefficients"
 
@@ -43,7 +43,7 @@ class Luminance(Filter):
             raise OpenUniError(f"luminance: {given}. Allowed: 0 <= dark_below <= bright_above <= 1.")
 
     def run(self, model: Any, clip: DecodedClip) -> Scores:
-        """Scores of the frames given; every frame weighs the same."""
+        """Scores of the frames, with equal weight."""
         per_frame = np.array([self._measure(frame) for frame in clip.frames])
         return Scores(*per_frame.mean(axis=0).tolist())
 

@@ -1,4 +1,4 @@
-"""How much a clip moves, and how much of that is the camera."""
+"""Amount of motion in a clip, split into camera and object motion."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
@@ -12,55 +12,56 @@ from openuni.manifests.contracts.operator import Filter
 from openuni.manifests.errors import ClipError
 
 PRESETS = {"ultrafast": 0, "fast": 1, "medium": 2}  # OpenCV's numbers for the DIS presets
-MIN_SIDE_PX = 8  # DIS matches patches of 8 px
+MIN_SIDE_PX = 8  # patch size of DIS
 MOVING_PX = 0.5
-GRID_POINTS = 40  # of the camera fit, along the longer side
-FIT_TOLERANCE = 0.001  # inlier distance of the camera fit, in diagonals
+GRID_POINTS = 40  # points of the camera fit along the longer side
+FIT_TOLERANCE = 0.001  # inlier distance of the camera fit, in frame diagonals
 
 
 class Scores(NamedTuple):
-    """Motion between neighbouring frames, averaged over the sampled pairs. Diagonals make sizes comparable."""
+    """Motion between adjacent frames, averaged over the sampled pairs. Diagonals make frame sizes comparable."""
 
     speed_diag_per_s: Annotated[float, "mean length of the optical flow, frame diagonals per second"]
-    moving_share: Annotated[float, "share of pixels moving more than 0.5 px from a frame to the next, 0 to 1"]
+    moving_share: Annotated[float, "fraction of pixels that move more than 0.5 px between adjacent frames, 0 to 1"]
     camera_share: Annotated[
-        float | None, "share of the speed explained by pan, zoom and roll, 0 to 1; null where nothing moves"
+        float | None, "fraction of the speed explained by pan, zoom and roll, 0 to 1; null without motion"
     ]
-    residual_diag_per_s: Annotated[float, "mean speed left after removing the camera, frame diagonals per second"]
+    residual_diag_per_s: Annotated[float, "mean speed after removal of camera motion, frame diagonals per second"]
 
 
 @dataclass(frozen=True)
 class Motion(Filter):
-    """Speed of the picture from DIS optical flow, split into camera and objects.
+    """Speed of image motion from DIS optical flow, split into camera and objects.
 
-    Flow is measured between *adjacent* frames, at instants spread evenly over the clip, and divided by the pair's
-    own time step, so the speed does not depend on frame rate, frame size, or on frames being evenly spaced. The
-    camera is a similarity (shift, zoom, roll) fitted to the flow by RANSAC: an object that fills most of the picture
-    is taken for the camera. A clip of one frame does not move: speeds and shares are 0, `camera_share` is null.
+    Flow is computed between *adjacent* frames, at evenly spaced times, and divided by the time step of each pair.
+    Speeds are therefore independent of frame rate and frame size, also for variable frame rates. Camera motion is a
+    similarity transform (shift, zoom, roll) fitted to the flow by RANSAC; an object that fills most of the image is
+    mistaken for the camera. For a clip of one frame, speeds and fractions are 0 and `camera_share` is null.
     """
 
-    pairs_per_s: Annotated[float, "pairs of adjacent frames measured per second of the clip", Gt(0)] = 2.0
-    max_pairs: Annotated[int, "most pairs measured per clip, spread over its whole length", Ge(1)] = 32
+    pairs_per_s: Annotated[float, "pairs of adjacent frames per second of the clip", Gt(0)] = 2.0
+    max_pairs: Annotated[int, "maximum number of pairs per clip, evenly spaced", Ge(1)] = 32
     preset: Annotated[
-        Literal["ultrafast", "fast", "medium"], "DIS preset: medium is about 4 times as exact and 5 times as slow"
+        Literal["ultrafast", "fast", "medium"],
+        "DIS preset; medium is about 4 times as accurate and 5 times as slow as the others",
     ] = "fast"
 
     origin: ClassVar[str] = "DIS optical flow, Kroeger et al. 2016 (arXiv:1603.03590), as in OpenCV"
 
     def sample(self, times_s: np.ndarray) -> np.ndarray:
-        """Pairs of adjacent frames: entries 2k and 2k + 1 are one pair. A clip of one frame gives that frame."""
+        """Pairs of adjacent frames: entries 2k and 2k + 1 are one pair. For a clip of one frame, that frame."""
         return sample_pairs(times_s, self.pairs_per_s, self.max_pairs)
 
     def run(self, model: Any, clip: DecodedClip) -> Scores:
-        """Scores over the pairs (2k, 2k + 1) of the frames given, as `sample` orders them.
+        """Scores over the pairs (2k, 2k + 1) of the frames, in the order of `sample`.
 
-        Raises `ClipError` when a side is shorter than 8 px.
+        Raises `ClipError` for frames with a side below 8 px.
         """
         import cv2
 
         height_px, width_px = clip.frames.shape[1:3]
         if min(height_px, width_px) < MIN_SIDE_PX:
-            raise ClipError(f"motion needs frames of at least {MIN_SIDE_PX} px a side, got {width_px} x {height_px}")
+            raise ClipError(f"motion: frames must have sides >= {MIN_SIDE_PX} px, got {width_px} x {height_px}")
         if len(clip.frames) < 2:
             return Scores(speed_diag_per_s=0.0, moving_share=0.0, camera_share=None, residual_diag_per_s=0.0)
         estimator = cv2.DISOpticalFlow.create(PRESETS[self.preset])
@@ -83,7 +84,7 @@ class Motion(Filter):
 
 
 def _without_camera(flow: np.ndarray, diagonal_px: float) -> float:
-    """Mean length in pixels of what a global similarity does not explain of `flow`, float32 [H, W, 2] in pixels."""
+    """Mean residual length in pixels of `flow`, float32 [H, W, 2], after removal of a global similarity transform."""
     import cv2
 
     height_px, width_px = flow.shape[:2]
@@ -91,12 +92,12 @@ def _without_camera(flow: np.ndarray, diagonal_px: float) -> float:
     rows, columns = np.mgrid[step // 2 : height_px : step, step // 2 : width_px : step]
     points = np.stack([columns, rows], axis=-1).reshape(-1, 2).astype(np.float32)
     moved = points + flow[rows, columns].reshape(-1, 2)
-    cv2.setRNGSeed(0)  # OpenCV documents no fixed seed for RANSAC
+    cv2.setRNGSeed(0)  # OpenCV does not document a fixed seed for RANSAC
     tolerance_px = max(MOVING_PX, FIT_TOLERANCE * diagonal_px)
     matrix, _ = cv2.estimateAffinePartial2D(points, moved, method=cv2.RANSAC, ransacReprojThreshold=tolerance_px)
-    if matrix is None:  # no similarity agrees with two points: nothing of this pair is explained
+    if matrix is None:  # no fit: none of the motion is explained
         return float(_length(flow).mean())
-    (xx, xy, shift_x), (yx, yy, shift_y) = (matrix - np.eye(2, 3)).astype(np.float32)  # where to, less where from
+    (xx, xy, shift_x), (yx, yy, shift_y) = (matrix - np.eye(2, 3)).astype(np.float32)  # displacement = target - source
     x = np.arange(width_px, dtype=np.float32)
     y = np.arange(height_px, dtype=np.float32)[:, None]
     camera = np.stack([xx * x + xy * y + shift_x, yx * x + yy * y + shift_y], axis=-1)

@@ -1,4 +1,4 @@
-"""How much a clip moves by the motion vectors in its video file: a rank that costs next to nothing."""
+"""Amount of motion from the codec's motion vectors: a fast score for ranking."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, NamedTuple
@@ -13,51 +13,52 @@ from openuni.manifests.errors import Unavailable
 from openuni.manifests.video.motion_vectors import CODECS, MotionVectors
 
 PATCH_PX = 256
-CELL_PX = 4  # no block is smaller
+CELL_PX = 4  # minimum block size
 
 
 class Scores(NamedTuple):
-    """Length of the vectors over the picture, averaged over the sampled frames that have any."""
+    """Length of the motion vectors, averaged over the sampled frames that have any."""
 
     length_sides: Annotated[
         float | None,
-        "mean length of the vectors, in widths plus heights of the picture; null where no sampled frame is predicted",
+        "mean length of the motion vectors, in units of frame width + height; null if no sampled frame is predicted",
     ]
     least_patch_sides: Annotated[
-        float | None, "the same in that patch of about 256 x 256 px which moves least; null as above"
+        float | None,
+        "mean length in the patch (about 256 x 256 px) with the least motion, same unit; null as for length_sides",
     ]
-    predicted_share: Annotated[float, "share of the picture that has vectors, over all sampled frames, 0 to 1"]
+    predicted_share: Annotated[float, "fraction of the image area with motion vectors, over all sampled frames, 0 to 1"]
 
 
 @dataclass(frozen=True)
 class CodecMotion(Filter):
-    """Length of the codec's motion vectors, as stored in the file: to rank clips by, not to measure them.
+    """Length of the motion vectors stored in the video file; suited for ranking clips, not for measuring motion.
 
-    A vector leads to whatever frame the encoder predicted from, which may lie several frames off, and encoders choose
-    vectors that compress, not those that are true: compare clips of one encoder, or use `motion`. Areas without a
-    vector count as at rest. The unit is that of NVIDIA's curators, who drop clips under 0.00098 (`length_sides`) or
-    under 0.000001 (`least_patch_sides`, there by point samples in place of means). H.264, MPEG-4, MPEG-1, MPEG-2,
-    H.263, FLV1 and Windows Media files have vectors that can be read; for HEVC, VP9, AV1 and all others this filter is
-    `unavailable`: its scores are null, and no clip fails for it.
+    Vectors may refer to reference frames several frames away, and encoders select them for compression, not for
+    accuracy. Compare only clips of the same encoder, or use `motion`. Areas without vectors count as static. The unit
+    is that of NVIDIA's Cosmos Curate, which drops clips below 0.00098 (`length_sides`) or 0.000001
+    (`least_patch_sides`, there from point samples instead of means). Motion vectors can be read from H.264, MPEG-4,
+    MPEG-1, MPEG-2, H.263, FLV1 and Windows Media. For HEVC, VP9, AV1 and all others the filter is `unavailable`: its
+    scores are null and the clip does not fail.
     """
 
-    pairs_per_s: Annotated[float, "pairs of adjacent frames looked at per second of the clip", Gt(0)] = 2.0
-    max_pairs: Annotated[int, "most pairs looked at per clip, spread over its whole length", Ge(1)] = 32
+    pairs_per_s: Annotated[float, "pairs of adjacent frames per second of the clip", Gt(0)] = 2.0
+    max_pairs: Annotated[int, "maximum number of pairs per clip, evenly spaced", Ge(1)] = 32
 
     requires_motion_vectors: ClassVar[bool] = True
     origin: ClassVar[str] = "motion filter of nvidia-cosmos/cosmos-curate; vectors as FFmpeg exports them"
 
     def sample(self, times_s: np.ndarray) -> np.ndarray:
-        """Pairs, so that a key frame, which has no vectors, is always looked at together with one that has them.
+        """Pairs of adjacent frames, so that a keyframe (without vectors) is always paired with a predicted frame.
 
-        They are the frames that `motion` asks for with the same options: beside it nothing more is decoded.
+        With equal options, these are the same frames as those of `motion`, so no further frames are decoded.
         """
         return sample_pairs(times_s, self.pairs_per_s, self.max_pairs)
 
     def run(self, model: Any, clip: DecodedClip) -> Scores:
         """Scores of `clip.vectors`. Raises `Unavailable` where the codec's vectors cannot be read."""
         if clip.vectors is None or clip.clip.codec not in CODECS:
-            raise Unavailable(f"motion vectors of {clip.clip.codec} cannot be read; motion measures any codec")
+            raise Unavailable(f"motion vectors of {clip.clip.codec} cannot be read; `motion` supports any codec")
         painted = [lengths_sides(vectors) for vectors in clip.vectors if vectors is not None]
         if not painted:
             return Scores(length_sides=None, least_patch_sides=None, predicted_share=0.0)
@@ -71,9 +72,9 @@ class CodecMotion(Filter):
 
 
 def lengths_sides(vectors: MotionVectors) -> np.ndarray:
-    """Length of each cell's vector, float64 [H / 4, W / 4] in widths plus heights; NaN where there is none.
+    """Vector length per cell, float64 [H / 4, W / 4], in units of frame width + height; NaN without a vector.
 
-    A cell that is predicted from an earlier and a later frame has the mean of both.
+    Cells with several vectors (bidirectional prediction) have their mean.
     """
     rows, columns = -(-vectors.height_px // CELL_PX), -(-vectors.width_px // CELL_PX)
     total, count = np.zeros((rows, columns)), np.zeros((rows, columns))
@@ -92,7 +93,7 @@ def lengths_sides(vectors: MotionVectors) -> np.ndarray:
 
 
 def min_patch_motion(lengths: np.ndarray) -> float:
-    """The least mean over patches of about 256 px a side; one patch where the picture is smaller."""
+    """Minimum over patches of about 256 x 256 px of the mean length; a smaller image is one patch."""
     down, right = (max(1, round(side * CELL_PX / PATCH_PX)) for side in lengths.shape)
     rows = np.array_split(lengths, down, axis=0)
     return float(min(patch.mean() for row in rows for patch in np.array_split(row, right, axis=1)))

@@ -1,4 +1,4 @@
-"""How much text a clip shows, and whether it lies over the picture or belongs to the scene."""
+"""Area of text in a clip, classified as overlay or scene text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,64 +13,72 @@ from openuni.filters._text_kinds import TextKind, classify_text, union_mask
 from openuni.manifests.contracts.checkpoint import Checkpoint
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.contracts.operator import Filter, sample_evenly
-from openuni.manifests.contracts.options import UNIT_INTERVAL
+from openuni.manifests.contracts.options import UNIT_INTERVAL, Formerly
 
 
 class Scores(NamedTuple):
-    """Area of text in the sampled frames: parts of the frame, averaged over the frames unless said otherwise.
+    """Area of text in the sampled frames, as a fraction of the frame, averaged over the frames.
 
-    Overlay, scene and undecided add up to the whole.
+    Overlay, scene and undecided text add up to all text.
     """
 
-    text_area_share: Annotated[float, "area of all text over the frame's, 0 to 1; overlaps count once"]
-    max_text_area_share: Annotated[float, "the same of the frame with the most, 0 to 1"]
-    overlay_area_share: Annotated[float, "text that stays in its place while the picture changes, 0 to 1"]
-    scene_area_share: Annotated[float, "text that moves, or comes and goes within `stays_s`, 0 to 1"]
-    undecided_area_share: Annotated[float, "text at rest in a picture at rest, or in a single frame, 0 to 1"]
-    text_frame_share: Annotated[float, "share of the sampled frames that show text, 0 to 1"]
+    text_area_share: Annotated[float, "area fraction of all text, mean over frames, 0 to 1; overlaps count once"]
+    max_text_area_share: Annotated[float, "area fraction of all text, maximum over frames, 0 to 1"]
+    overlay_area_share: Annotated[float, "area fraction of static text in a changing image, 0 to 1"]
+    scene_area_share: Annotated[float, "area fraction of text that moves or is visible briefly, 0 to 1"]
+    undecided_area_share: Annotated[float, "area fraction of static text in a static image or single frame, 0 to 1"]
+    text_frame_share: Annotated[float, "fraction of the sampled frames that contain text, 0 to 1"]
 
 
 @dataclass(frozen=True)
 class Ocr(Filter):
-    """Area of text, split into overlays (titles, subtitles, logos) and text in the scene.
+    """Area of text, split into overlays (titles, subtitles, logos) and scene text.
 
-    An overlay is text that stays in its place with one look for `stays_s` while the picture around it changes; text of
-    the scene moves with the picture. A sign before a camera at rest and a logo over one look alike: such text is
-    undecided. A subtitle shown for less than `stays_s` counts as scene. Boxes follow lines of text, with the spaces
-    between words. `rapidocr` brings its models (PP-OCR, for Latin, Chinese and Japanese; it may overlook other
-    scripts) and runs on the CPU; it tries to read what it finds, for it finds text in textures too. `easyocr` (CRAFT)
-    needs a checkpoint (openuni checkpoints get craft_mlt_25k.zip); its boxes have the margin of the original.
+    An overlay keeps its position and appearance for `min_overlay_s` while the image around it changes; scene text moves
+    with the image. A sign in front of a static camera and a logo cannot be told apart: such text is undecided.
+    Subtitles visible for less than `min_overlay_s` count as scene text. Boxes cover text lines, including spaces.
+    `rapidocr` includes its models (PP-OCR for Latin, Chinese and Japanese; other scripts may be missed) and runs on the
+    CPU; text recognition verifies its detections, which also respond to textures. `easyocr` (CRAFT) requires a
+    checkpoint (openuni checkpoints get craft_mlt_25k.zip); its boxes have the margin of the original.
 
-    VideoX-Fun's number: backend = "easyocr", area = "videox_fun", max_frames = 1 (the middle) and long_side_px = 2560.
-    It adds up the boxes that EasyOCR calls level; a fault in its code leaves out all slanted ones.
+    For VideoX-Fun's score, set backend = "easyocr", area = "videox_fun", max_frames = 1 (the middle frame) and
+    long_side_px = 2560. It sums the areas of EasyOCR's axis-aligned boxes; a bug in its code ignores all slanted ones.
     """
 
-    backend: Annotated[Literal["rapidocr", "easyocr"], "rapidocr: needs no download; easyocr: CRAFT"] = "rapidocr"
-    frames_per_s: Annotated[float, "frames looked at per second of the clip", Gt(0)] = 1.0
-    max_frames: Annotated[int, "most frames looked at per clip, spread over its whole length", Ge(1)] = 16
-    long_side_px: Annotated[int, "frames are scaled down to this longer side for the detector", Ge(32)] = 960
-    min_score: Annotated[float, "confidence from which rapidocr's boxes count", UNIT_INTERVAL] = 0.5
-    min_read: Annotated[
+    backend: Annotated[
+        Literal["rapidocr", "easyocr"], "text detector: rapidocr (models included), or easyocr (CRAFT checkpoint)"
+    ] = "rapidocr"
+    frames_per_s: Annotated[float, "sampled frames per second of the clip", Gt(0)] = 1.0
+    max_frames: Annotated[int, "maximum number of sampled frames per clip, evenly spaced", Ge(1)] = 16
+    long_side_px: Annotated[int, "maximum longer side of the detector's input, pixels", Ge(32)] = 960
+    min_score: Annotated[float, "minimum detection score (rapidocr)", UNIT_INTERVAL] = 0.5
+    min_recognition_score: Annotated[
         float,
-        "confidence from which rapidocr counts as having read a box; lower for other scripts; 0: not read",
+        "minimum recognition score of a box (rapidocr); use less for other scripts; 0 disables recognition",
         UNIT_INTERVAL,
+        Formerly("min_read"),
     ] = 0.8
     unclip: Annotated[
-        float, "how far rapidocr's boxes grow: 0.8 fits the letters, 1.6 is its own for reading", Gt(0)
+        float, "expansion of boxes (rapidocr): 0.8 fits the letters, 1.6 is RapidOCR's default for recognition", Gt(0)
     ] = 0.8
-    stays_s: Annotated[float, "seconds for which an overlay stays at least; all of a shorter clip", Ge(0)] = 1.0
+    min_overlay_s: Annotated[
+        float, "minimum duration of an overlay, seconds; at most the clip's duration", Ge(0), Formerly("stays_s")
+    ] = 1.0
     area: Annotated[
         Literal["union", "sum", "videox_fun"],
-        "of the first two scores. sum: overlaps add up, as in data-juicer; videox_fun: and slanted boxes count nothing",
+        "area of the first two scores: union of boxes; sum of boxes, as in data-juicer; or sum of axis-aligned boxes",
     ] = "union"
     checkpoint: Annotated[
-        str, "path of other weights to find text (.onnx; .pth for easyocr); empty: the backend's own"
+        str, "path of other detector weights (.onnx; .pth for easyocr); empty: the backend's default"
     ] = ""
 
     origin: ClassVar[str] = "RapidOCR with PP-OCRv6; EasyOCR with CRAFT, Baek et al. 2019 (arXiv:1904.01941)"
 
     def checkpoints(self) -> Sequence[Checkpoint]:
-        """The detector's first: a path as it is, RapidOCR's from its wheel, CRAFT's from EasyOCR's folder or ours."""
+        """The detector's weights, then (rapidocr) the recognizer's.
+
+        By default, RapidOCR's models come from its wheel, CRAFT from EasyOCR's folder or the checkpoint folder.
+        """
         if self.backend == "rapidocr":
             of_wheel = [Checkpoint(str(boxes.rapidocr_weights(task)), "path", "Apache-2.0") for task in ("det", "rec")]
             return (Checkpoint(self.checkpoint, "path"), of_wheel[1]) if self.checkpoint else tuple(of_wheel)
@@ -81,28 +89,28 @@ class Ocr(Filter):
 
     @classmethod
     def published(cls) -> tuple[Checkpoint, ...]:
-        """CRAFT as EasyOCR publishes it."""
+        """CRAFT as published by EasyOCR."""
         return (Checkpoint(f"{boxes.CRAFT_FILE}.zip", "url", "Apache-2.0", boxes.CRAFT_URL, size_mb=77.0),)
 
     def sample(self, times_s: np.ndarray) -> np.ndarray:
-        """Evenly spread over the whole clip, at most `max_frames`."""
+        """Evenly spaced frames, at most `max_frames`."""
         return at_most(sample_evenly(times_s, self.frames_per_s), self.max_frames)
 
     def load(self, device: str) -> boxes.Detector:
-        """The detector. Raises `OpenUniError` for weights that are not its own."""
+        """Load the detector. Raises `OpenUniError` for other weights."""
         weights = [checkpoint.resolve() for checkpoint in self.checkpoints()]
         if self.backend == "easyocr":
             return boxes.easyocr_detector(weights[0], device, self.long_side_px)
-        how = boxes.RapidOcrOptions(self.long_side_px, self.unclip, self.min_score, self.min_read)
+        how = boxes.RapidOcrOptions(self.long_side_px, self.unclip, self.min_score, self.min_recognition_score)
         return boxes.rapidocr_detector(weights[0], weights[1], how)
 
     def run(self, model: boxes.Detector, clip: DecodedClip) -> Scores:
-        """Scores of the frames given."""
+        """Scores of the frames."""
         import cv2
 
         quads = [model(frame) for frame in clip.frames]
         grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in clip.frames]
-        kinds = classify_text(grey, quads, clip.times_s, self.stays_s)
+        kinds = classify_text(grey, quads, clip.times_s, self.min_overlay_s)
         parts = np.array(
             [_parts(image.shape, of_frame, kind) for image, of_frame, kind in zip(grey, quads, kinds, strict=True)]
         )
@@ -122,7 +130,7 @@ class Ocr(Filter):
 
 
 def _parts(shape: tuple[int, ...], quads: list[np.ndarray], kinds: list[TextKind]) -> list[float]:
-    """Share of the frame per `TextKind`; where boxes overlap, overlay goes before undecided, and that before scene."""
+    """Area fraction per `TextKind`. Precedence where boxes overlap: overlay, undecided, scene."""
     shares, taken = [0.0] * len(TextKind), np.zeros(shape[:2], bool)
     for kind in (TextKind.OVERLAY, TextKind.UNDECIDED, TextKind.SCENE):
         mask = union_mask(shape, [quad for quad, of_quad in zip(quads, kinds, strict=True) if of_quad == kind])
@@ -132,13 +140,13 @@ def _parts(shape: tuple[int, ...], quads: list[np.ndarray], kinds: list[TextKind
 
 
 def _is_level(quad: np.ndarray) -> bool:
-    """Whether the sides of float32 [4, 2] lie along those of the frame, as those of EasyOCR's level boxes do."""
+    """Whether a quadrilateral float32 [4, 2] is axis-aligned, as EasyOCR's horizontal boxes are."""
     (left, top), (right, other_top), (other_right, bottom), (other_left, other_bottom) = quad.tolist()
     return (left, top, right, bottom) == (other_left, other_top, other_right, other_bottom)
 
 
 def _sum(quads: list[np.ndarray]) -> float:
-    """Areas added up, square pixels."""
+    """Sum of areas, square pixels."""
     import cv2
 
     return float(sum(cv2.contourArea(quad) for quad in quads))

@@ -1,4 +1,4 @@
-"""What a clip looks like, in 64 bits per frame: from it `openuni duplicates` finds copies."""
+"""Perceptual hashes of sampled frames, for near-duplicate detection by `openuni duplicates`."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, NamedTuple
@@ -10,31 +10,31 @@ from openuni.filters._samples import at_most
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.contracts.operator import Filter, sample_evenly
 
-PICTURE_PX = 32  # side of the picture that is hashed
-FREQUENCIES = 8  # of it, so many lowest ones along each side
-MIN_CONTRAST = 2.0  # standard deviation of that picture, levels of 255
+PICTURE_PX = 32  # side of the hashed image
+FREQUENCIES = 8  # number of lowest frequencies along each axis
+MIN_CONTRAST = 2.0  # minimum standard deviation of the hashed image, of 255
 
 
 class Scores(NamedTuple):
     """Hashes of the sampled frames."""
 
     hashes: Annotated[
-        list[int], "64-bit hashes of the sampled frames in order, as signed numbers; flat frames are left out"
+        list[int], "64-bit hashes of the sampled frames in order, as signed integers; flat frames are skipped"
     ]
 
 
 @dataclass(frozen=True)
 class PerceptualHash(Filter):
-    """DCT hash of each sampled frame: copies differ in few of 64 bits, other pictures in about half.
+    """DCT hash of each sampled frame: near-duplicates differ in few of 64 bits, unrelated images in about half.
 
-    Each frame is reduced to 32 x 32 grey pixels; a bit says whether one of the 64 lowest frequencies (without the
-    mean) is above their median. Re-encoding, scaling and changes of brightness or contrast move 0 to 4 bits of most
-    pictures, a crop of 1 % at each side about 2, of 2 % about 6; mirroring, rotation and large crops make another
-    picture of it. Frames without contrast (black, a plain fade) have no hash: they would all be copies of each other.
+    Each frame is reduced to 32 x 32 grey pixels. A bit is set if one of the 64 lowest DCT coefficients (without the
+    mean) exceeds their median. For most images, re-encoding, scaling and changes of brightness or contrast flip 0 to 4
+    bits, cropping of 1 % per side about 2, of 2 % about 6. The hash is not robust to mirroring, rotation and large
+    crops. Frames without contrast (black, uniform fades) have no hash: they would all match each other.
     """
 
-    frames_per_s: Annotated[float, "frames hashed per second of the clip", Gt(0)] = 1.0
-    max_frames: Annotated[int, "most frames hashed per clip, spread over its whole length", Ge(1)] = 32
+    frames_per_s: Annotated[float, "hashed frames per second of the clip", Gt(0)] = 1.0
+    max_frames: Annotated[int, "maximum number of hashed frames per clip, evenly spaced", Ge(1)] = 32
 
     origin: ClassVar[str] = (
         "DCT image hash, Zauner 2010, Implementation and Benchmarking of Perceptual Image Hash Functions"
@@ -45,13 +45,13 @@ class PerceptualHash(Filter):
         return at_most(sample_evenly(times_s, self.frames_per_s), self.max_frames)
 
     def run(self, model: Any, clip: DecodedClip) -> Scores:
-        """Hashes of the frames given."""
+        """Hashes of the frames."""
         found = (frame_hash(frame) for frame in clip.frames)
         return Scores([value for value in found if value is not None])
 
 
 def frame_hash(frame: np.ndarray) -> int | None:
-    """The 64 bits of a frame (uint8 [H, W, 3]) as a signed number, None for a frame without contrast."""
+    """Hash of a frame (uint8 [H, W, 3]) as a signed 64-bit integer; None for a frame without contrast."""
     import cv2
 
     grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY).astype(np.float32)

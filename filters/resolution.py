@@ -1,4 +1,4 @@
-"""How large a clip's picture is, with and without black bars."""
+"""Size and aspect ratio of a clip, with and without black bars."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, NamedTuple
@@ -13,41 +13,41 @@ from openuni.manifests.contracts.options import UNIT_INTERVAL
 
 
 class Scores(NamedTuple):
-    """Sizes of the source as displayed, whatever the working size of the run."""
+    """Sizes of the source as displayed, independent of the working size."""
 
-    short_side_px: Annotated[int, "the shorter side of the frame, pixels"]
-    pixels: Annotated[int, "width times height of the frame"]
-    aspect_ratio: Annotated[float, "width over height of the frame"]
-    bars_share: Annotated[float, "share of the frame that is black bars at its edges, 0 to 1; 1: all of it is black"]
-    picture_short_side_px: Annotated[int, "the shorter side of what lies between the bars, pixels"]
-    picture_aspect_ratio: Annotated[float | None, "width over height of what lies between the bars; null: nothing"]
+    short_side_px: Annotated[int, "shorter side of the frame, pixels"]
+    pixels: Annotated[int, "frame width x height, pixels"]
+    aspect_ratio: Annotated[float, "frame width / height"]
+    bars_share: Annotated[float, "fraction of the frame covered by black bars at its edges, 0 to 1; 1: all black"]
+    picture_short_side_px: Annotated[int, "shorter side of the area between the bars, pixels"]
+    picture_aspect_ratio: Annotated[float | None, "width / height of the area between the bars; null if it is empty"]
 
 
 @dataclass(frozen=True)
 class Resolution(Filter):
-    """Size and aspect ratio of the frame, and of the picture in it where that is letterboxed or pillarboxed.
+    """Size and aspect ratio of the frame, and of the active area of letterboxed or pillarboxed video.
 
-    A bar is a run of rows or columns from an edge that are black in every sampled frame. A scene that is as black at
-    its edge all the time looks the same. How much detail the pixels hold is not told: a picture that was scaled up and
-    one that is soft by itself differ too little; `sharpness` says how blurred it is.
+    A bar is a run of rows or columns from an edge that are black in all sampled frames; scenes that stay black at an
+    edge cannot be told from bars. Upscaled video is not detected, because it can hardly be distinguished from soft
+    video; `sharpness` measures blur.
     """
 
-    frames_per_s: Annotated[float, "frames looked at per second of the clip", Gt(0)] = 1.0
-    max_frames: Annotated[int, "most frames looked at per clip, spread over its whole length", Ge(1)] = 8
-    black_below: Annotated[float, "grey value under which a pixel is black", UNIT_INTERVAL] = 0.08
+    frames_per_s: Annotated[float, "sampled frames per second of the clip", Gt(0)] = 1.0
+    max_frames: Annotated[int, "maximum number of sampled frames per clip, evenly spaced", Ge(1)] = 8
+    black_below: Annotated[float, "grey value below which a pixel is black", UNIT_INTERVAL] = 0.08
 
-    origin: ClassVar[str] = "facts of the file; bars as FFmpeg's cropdetect finds them"
+    origin: ClassVar[str] = "video metadata; detection of bars as in FFmpeg's cropdetect"
 
     def sample(self, times_s: np.ndarray) -> np.ndarray:
-        """Evenly spread over the whole clip, at most `max_frames`."""
+        """Evenly spaced frames, at most `max_frames`."""
         return at_most(sample_evenly(times_s, self.frames_per_s), self.max_frames)
 
     def run(self, model: Any, clip: DecodedClip) -> Scores:
-        """Sizes by the clip's row; bars by the frames given, which may be smaller, to one of their pixels."""
+        """Sizes from the clip's row; bars from the frames, which may be smaller, at their pixel accuracy."""
         width_px, height_px = clip.clip.width_px, clip.clip.height_px
         brightest = clip.frames.max(axis=(0, 3))
         lit = brightest >= self.black_below * 255
-        high, wide = (_extent(lit.mean(axis=axis) > 0.01) for axis in (1, 0))  # a stray pixel is no picture
+        high, wide = (_extent(lit.mean(axis=axis) > 0.01) for axis in (1, 0))  # ignore stray pixels
         picture_width_px, picture_height_px = round(wide * width_px), round(high * height_px)
         return Scores(
             short_side_px=min(width_px, height_px),
@@ -60,6 +60,6 @@ class Resolution(Filter):
 
 
 def _extent(lit: np.ndarray) -> float:
-    """From the first to the last true of bool [n], as a share of n."""
+    """Extent from the first to the last true value of bool [n], as a fraction of n."""
     places = np.flatnonzero(lit)
     return float(places[-1] - places[0] + 1) / len(lit) if len(places) else 0.0

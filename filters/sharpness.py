@@ -1,4 +1,4 @@
-"""How sharp a clip is."""
+"""Sharpness and blur of a clip."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, NamedTuple
@@ -9,40 +9,41 @@ from annotated_types import Gt
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.contracts.operator import Filter, sample_evenly
 
-BLUR_PX = 11  # length of the strong blur that a picture is held against
+BLUR_PX = 11  # length of the reference blur
 
 
 class Scores(NamedTuple):
     """Sharpness of the sampled frames."""
 
     blur: Annotated[
-        float | None, "0 (sharp) to 1 (no detail), the same for any contrast; mean over frames, null where all are flat"
+        float | None,
+        "blur, 0 (sharp) to 1 (no detail), independent of contrast, mean over frames; null if all frames are flat",
     ]
-    worst_blur: Annotated[float | None, "`blur` of the most blurred frame that is not flat; null where all are flat"]
+    worst_blur: Annotated[float | None, "maximum blur over the frames that are not flat; null if all frames are flat"]
     laplacian_variance: Annotated[float, "variance of the Laplacian of grey values 0..1, mean over frames; 0: flat"]
 
 
 @dataclass(frozen=True)
 class Sharpness(Filter):
-    """Blur by blurring again: what is blurred already hardly changes. And the variance of the Laplacian.
+    """Blur by the re-blurring method (a blurred image hardly changes when blurred again), and Laplacian variance.
 
-    `blur` compares how much neighbouring pixels differ before and after a strong blur along each axis, and takes the
-    worse axis, so motion blur shows. It does not depend on contrast or brightness. Both scores depend on size: a
-    picture scaled down is sharper. They are measured at the run's working size (`[work] short_side_px`), so sources of
-    that size and above compare; smaller ones are not scaled up and do not compare with them. Fine texture and noise
-    count as sharp, a shallow depth of field as blurred. `laplacian_variance` grows with the square of the contrast too.
+    `blur` compares differences of adjacent pixels before and after a strong blur along each axis and takes the worse
+    axis, so motion blur is measured. It is independent of contrast and brightness. Both scores depend on the image
+    size: downscaling sharpens. They are measured at the working size (`[work] short_side_px`), so sources of at least
+    that size are comparable; smaller sources are not upscaled and not comparable. Fine texture and noise count as
+    sharp, a shallow depth of field as blurred. `laplacian_variance` also grows with the square of the contrast.
     """
 
-    frames_per_s: Annotated[float, "frames measured per second of the clip", Gt(0)] = 2.0
+    frames_per_s: Annotated[float, "sampled frames per second of the clip", Gt(0)] = 2.0
 
     origin: ClassVar[str] = "Crete et al. 2007 (doi:10.1117/12.702790); Pech-Pacheco et al. 2000"
 
     def sample(self, times_s: np.ndarray) -> np.ndarray:
-        """Evenly spread."""
+        """Evenly spaced frames."""
         return sample_evenly(times_s, self.frames_per_s)
 
     def run(self, model: Any, clip: DecodedClip) -> Scores:
-        """Scores of the frames given; every frame weighs the same."""
+        """Scores of the frames, with equal weight."""
         import cv2
 
         grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255 for frame in clip.frames]
@@ -56,7 +57,7 @@ class Sharpness(Filter):
 
 
 def blur_of(grey: np.ndarray) -> float | None:
-    """0 to 1 of float32 [H, W]; None where neighbours along some axis never differ, or the picture is too small."""
+    """Blur of float32 [H, W], 0 to 1; None if adjacent pixels along an axis never differ, or the image is too small."""
     import cv2
 
     if min(grey.shape) < 3:

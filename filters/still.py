@@ -1,4 +1,4 @@
-"""Whether a clip stands still or is black, for how much of its time."""
+"""Frozen and black frames of a clip."""
 
 import itertools
 from dataclasses import dataclass
@@ -16,40 +16,39 @@ BLOCK_PX = 16
 
 
 class Scores(NamedTuple):
-    """Frozen and black frames among those sampled."""
+    """Frozen and black frames among the sampled frames."""
 
     frozen_share: Annotated[
-        float | None, "share of adjacent frames that show the same picture, 0 to 1; null for a clip of one frame"
+        float | None, "fraction of sampled pairs of adjacent frames that are equal, 0 to 1; null for a single frame"
     ]
-    longest_frozen_s: Annotated[float, "longest time over which all sampled frames show the same picture, seconds"]
-    black_share: Annotated[float, "share of black frames, 0 to 1"]
+    longest_frozen_s: Annotated[float, "maximum time over which all sampled frames are equal, seconds"]
+    black_share: Annotated[float, "fraction of black frames, 0 to 1"]
 
 
 @dataclass(frozen=True)
 class Still(Filter):
-    """Frozen pictures and black frames.
+    """Frozen and black frames.
 
-    Two frames show the same picture when no block of 16 x 16 pixels changes by more than `noise` in the mean: a small
-    thing that moves in a large picture at rest is seen, the noise of a camera or codec is not. A shot of things at rest
-    by a camera at rest is frozen too where its noise is that low. `longest_frozen_s` follows one picture over the
-    samples: a change and return between two of them is not seen. A frame is black when all but `bright_share` of its
-    pixels are darker than `black_below`.
+    Two frames are equal if no block of 16 x 16 pixels changes by more than `noise` on average. This detects small
+    moving objects in a static image, but ignores camera and codec noise. A static scene with a static camera also
+    counts as frozen if its noise is that low. `longest_frozen_s` compares sampled frames only: changes between two
+    samples that revert are missed. A frame is black if all but `bright_share` of its pixels are below `black_below`.
     """
 
-    pairs_per_s: Annotated[float, "pairs of adjacent frames compared per second of the clip", Gt(0)] = 2.0
-    max_pairs: Annotated[int, "most pairs compared per clip, spread over its whole length", Ge(1)] = 32
-    noise: Annotated[float, "mean change of a block's grey values that still counts as none", UNIT_INTERVAL] = 0.01
-    black_below: Annotated[float, "grey value under which a pixel is black", UNIT_INTERVAL] = 0.1
-    bright_share: Annotated[float, "share of pixels of a black frame that may be brighter", UNIT_INTERVAL] = 0.02
+    pairs_per_s: Annotated[float, "pairs of adjacent frames per second of the clip", Gt(0)] = 2.0
+    max_pairs: Annotated[int, "maximum number of pairs per clip, evenly spaced", Ge(1)] = 32
+    noise: Annotated[float, "maximum mean grey-value change of a block in equal frames", UNIT_INTERVAL] = 0.01
+    black_below: Annotated[float, "grey value below which a pixel is black", UNIT_INTERVAL] = 0.1
+    bright_share: Annotated[float, "maximum fraction of brighter pixels in a black frame", UNIT_INTERVAL] = 0.02
 
-    origin: ClassVar[str] = "thresholds for black as in FFmpeg's blackdetect; for frozen compare its freezedetect"
+    origin: ClassVar[str] = "thresholds for black as in FFmpeg's blackdetect; frozen frames similar to its freezedetect"
 
     def sample(self, times_s: np.ndarray) -> np.ndarray:
-        """Pairs of adjacent frames: entries 2k and 2k + 1 are one pair. A clip of one frame gives that frame."""
+        """Pairs of adjacent frames: entries 2k and 2k + 1 are one pair. For a clip of one frame, that frame."""
         return sample_pairs(times_s, self.pairs_per_s, self.max_pairs)
 
     def run(self, model: Any, clip: DecodedClip) -> Scores:
-        """Scores over the pairs (2k, 2k + 1) of the frames given, as `sample` orders them."""
+        """Scores over the pairs (2k, 2k + 1) of the frames, in the order of `sample`."""
         import cv2
 
         grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in clip.frames]
@@ -62,7 +61,7 @@ class Still(Filter):
         )
 
     def _same(self, one: np.ndarray, other: np.ndarray) -> bool:
-        """Whether two uint8 [H, W] show the same picture."""
+        """Whether two greyscale frames uint8 [H, W] are equal up to noise."""
         import cv2
 
         change = cv2.absdiff(one, other)
@@ -71,7 +70,7 @@ class Still(Filter):
         return bool(blocks.max() <= self.noise * 255)
 
     def _longest_s(self, grey: list[np.ndarray], times_s: np.ndarray) -> float:
-        """Each picture is compared with the first of its run, so that a slow change is a change."""
+        """Longest run of equal frames. Frames are compared with the first of the run, so slow changes are detected."""
         first, longest_s = 0, 0.0
         for index in range(1, len(grey)):
             if self._same(grey[first], grey[index]):

@@ -1,1 +1,1 @@
-"""The contract between the parts: clips, video I/O, modalities, operators, corpus storage."""
+"""Shared data layer: clips, video I/O, modalities, component contracts and corpus storage."""

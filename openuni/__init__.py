@@ -1,12 +1,13 @@
 """OpenUni: build multi-modal video corpora from raw clips, and train unified video models on them.
 
-    corpus = openuni.run("corpus.toml", "raw/*.mp4", out="corpus/")   # run again to resume
+    corpus = openuni.run("corpus.toml", "raw/*.mp4", out="corpus/")   # rerun to resume
     run = openuni.train("unityvideo_debug", corpus, out="run/")
 
-Names load on first use, so that `import openuni` is instant.
+Names are imported on first use, so `import openuni` is fast.
 """
 
 import importlib
+import logging
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -66,3 +67,6 @@ def __getattr__(name: str) -> Any:
     if name not in _LAZY_IMPORTS:
         raise AttributeError(f"openuni has no {name!r}. It has: {', '.join(sorted(_LAZY_IMPORTS))}.")
     return getattr(importlib.import_module(_LAZY_IMPORTS[name]), name)
+
+
+logging.getLogger("openuni").addHandler(logging.NullHandler())  # an application decides what is shown

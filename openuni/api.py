@@ -1,25 +1,29 @@
-"""The same jobs in Python as on the command line."""
+"""The Python API: the jobs of the command line as functions."""
 
 import os
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from openuni.config.recipe import CorpusRecipe, build
+from openuni.config.recipe import CorpusRecipe
 from openuni.console.progress import Reporter
-from openuni.dedup import deduplicator as finder
+from openuni.dedup import deduplicator as dedup
 from openuni.exchange import export_selection as selection
 from openuni.exchange.export_job import ExportJob, ExportReport
 from openuni.exchange.exporter import find_exporter
 from openuni.exchange.import_job import ImportJob, ImportOptions
 from openuni.exchange.importer import find_importer
+from openuni.manifests.contracts.parsing import parse_options
 from openuni.manifests.corpus import keep_rule as rules
 from openuni.manifests.corpus import splits
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.corpus.lock import lock
 from openuni.manifests.errors import OpenUniError
-from openuni.pipeline.pipeline import Pipeline, RunScope
-from openuni.pipeline.runner import Resources, open_runner
+from openuni.pipeline.pipeline import Pipeline
+from openuni.pipeline.resources import Resources
+from openuni.pipeline.runner import open_runner
+from openuni.pipeline.scope import RunScope
 from openuni.pipeline.sources import find_sources
 from openuni.report import doctor
 
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
     from openuni.training.run import Run
 
 MAX_DEFAULT_WORKERS = 16
+FEW_SOURCES = 10  # starting Ray for these takes longer than it saves
 
 
 def run(
@@ -34,20 +39,23 @@ def run(
     sources: str | Path | Sequence[str | Path] = (),
     *,
     out: str | Path,
-    resources: Resources | None = None,
+    resources: Resources | Callable[[int], Resources] | None = None,
     scope: RunScope = RunScope(),
     reporter: Reporter | None = None,
 ) -> Corpus:
-    """Build or extend a corpus; call it again to resume.
+    """Build or extend a corpus. Call again to resume.
 
-    `recipe`: a TOML file, tables as `tomllib` gives them, or a `CorpusRecipe`. `sources`: files, folders, globs, `.txt`
-    lists, URLs; none: the clips that the corpus holds already, such as imported ones. `resources`: default this
-    process (no Ray). Raises `OpenUniError` for wrong input and missing parts; clips that fail are rows of the corpus:
-    see `corpus.summary()`.
+    `recipe`: a TOML file, tables as `tomllib` returns them, or a `CorpusRecipe`. `sources`: files, folders, globs,
+    `.txt` lists, URLs; none: process the clips that are already in the corpus, such as imported ones. `resources`:
+    default is in-process (no Ray); may be a function of the number of sources. Raises `OpenUniError` for invalid input
+    and missing requirements. A clip that fails raises nothing: it is a row with status `failed`, see
+    `corpus.summary()`; with `scope=RunScope(raise_errors=True)` the first one raises `ItemFailed`, whose cause is the
+    exception.
     """
     parsed = to_recipe(recipe)
     found = find_sources(sources)
-    resources = resources or Resources()
+    if not isinstance(resources, Resources):
+        resources = resources(len(found)) if resources is not None else Resources()
     doctor.require_all(parsed, str(out), resources.gpus)
     corpus = Corpus.create(str(out)) if found else Corpus.open(str(out))
     reporter = reporter or Reporter()
@@ -67,18 +75,21 @@ def import_set(
     import_options: ImportOptions | None = None,
     reporter: Reporter | None = None,
 ) -> Corpus:
-    """Bring the clips of another project's set into a corpus; call it again to go on.
+    """Import a dataset into a corpus. Call again to resume.
 
-    `format`: a name of `openuni/importers`, with its `options`. `import_options`: which of its clips, and what the set
-    is called. Every clip is checked first; what is wrong with one is its row in the corpus: see `corpus.summary()`.
-    Raises `OpenUniError` where the folder holds no such set.
+    `format`: name of an importer, with its `options`. `import_options`: collection name, maximum number of clips,
+    whether to retry rejected clips. Every clip is validated; the error of a rejected clip is stored in its row, see
+    `corpus.summary()`. Raises `OpenUniError` if the folder does not contain a dataset of this format.
     """
-    importer = build(find_importer(format, imports=True), options or {}, f"import {format}")
+    importer = parse_options(find_importer(format, imports=True), options or {}, f"import {format}")
     place = Path(folder).expanduser().resolve()
     if not place.is_dir():
-        raise OpenUniError(f'"{folder}" is no folder. Give the folder that holds the set.')
+        raise OpenUniError(f'"{folder}" is not a folder. Pass the dataset folder.')
     if "://" not in str(out) and Path(out).expanduser().resolve().is_relative_to(place):
-        raise OpenUniError(f"--out {out} lies in the set itself, {place}: its files would be taken for clips")
+        raise OpenUniError(
+            f"--out {out} is inside the dataset folder {place}, so its files would be imported as clips. "
+            "Pass a different --out."
+        )
     corpus = Corpus.create(str(out))
     reporter = reporter or Reporter()
     job = ImportJob(importer, corpus, import_options or ImportOptions())
@@ -98,16 +109,16 @@ def export(
     reporter: Reporter | None = None,
     **options: Any,
 ) -> ExportReport:
-    """Write the kept clips of a corpus as another project reads them; call it again to go on.
+    """Export the kept clips of a corpus in another project's format. Call again to resume.
 
-    `format`: a name of `openuni/exporters`, with its `options`. `export_options`: which modalities, split and how many
-    clips; default all. `workers`: threads; default one per core. A clip that cannot be exported is in the report and in
-    failed.csv. Raises `OpenUniError` for wrong choices, and where the folder holds another export.
+    `format`: name of an exporter, with its `options`. `export_options`: modalities, split and maximum number of clips;
+    default all. `workers`: number of threads; default one per core. Clips that cannot be exported are listed in the
+    report and in failed.csv. Raises `OpenUniError` for invalid options, and if `out` contains a different export.
     """
     opened = corpus if isinstance(corpus, Corpus) else Corpus.open(str(corpus))
-    exporter = build(find_exporter(format, imports=True), options, f"export {format}")
+    exporter = parse_options(find_exporter(format, imports=True), options, f"export {format}")
     if workers is not None and workers < 1:
-        raise OpenUniError(f"--workers {workers}: must be 1 or more")
+        raise OpenUniError(f"--workers {workers}: must be at least 1")
     place = Path(out).expanduser().resolve()
     with reporter or Reporter() as shown:
         job = ExportJob(exporter, opened, place, export_options or selection.ExportOptions())
@@ -115,58 +126,78 @@ def export(
 
 
 def to_recipe(recipe: str | Path | Mapping[str, Any] | CorpusRecipe) -> CorpusRecipe:
-    """A recipe from any of its forms."""
+    """Return the recipe, parsed if it is a file or tables."""
     if isinstance(recipe, CorpusRecipe):
         return recipe
     return CorpusRecipe.parse(recipe) if isinstance(recipe, Mapping) else CorpusRecipe.load(recipe)
 
 
-def default_resources(workers: int | None = None, gpus: float | None = None, address: str | None = None) -> Resources:
-    """One worker per GPU where there are GPUs, else one per core; `workers` 0 is this process."""
+def default_resources(
+    workers: int | None = None, gpus: float | None = None, address: str | None = None, *, sources: int | None = None
+) -> Resources:
+    """Return the resources of a run. Default: one worker per GPU, else one per core; `workers` 0 runs in-process.
+
+    `sources`: their number, if known. Up to `FEW_SOURCES` without a GPU or cluster run in-process by default.
+    """
     if gpus is None:
         gpus = float(_visible_gpus()) if workers != 0 else 0.0
+    if workers is None and not gpus and address is None and sources is not None and 0 < sources <= FEW_SOURCES:
+        workers = 0
     if workers is None:
         workers = int(-(-gpus // 1)) if gpus else min(os.cpu_count() or 1, MAX_DEFAULT_WORKERS)
     if workers < 0 or gpus < 0:
-        raise OpenUniError(f"--workers {workers} --gpus {gpus}: both must be 0 or more")
+        raise OpenUniError(f"--workers {workers} --gpus {gpus}: both must be at least 0")
     return Resources(workers, gpus, address)
 
 
 def open_corpus(path: str | Path) -> Corpus:
-    """The corpus at a folder or URL."""
+    """Open the corpus at a folder or URL. Raises `OpenUniError` if there is none."""
     return Corpus.open(str(path))
 
 
 def select(corpus: str | Path | Corpus, keep: str, *, out: str | Path) -> Corpus:
-    """A new corpus with the clips that pass `keep`, in seconds: nothing is decoded, payload files are shared."""
+    """Create a corpus from the clips that pass `keep`. Takes seconds: nothing is decoded, payload files are shared."""
     source = corpus if isinstance(corpus, Corpus) else Corpus.open(str(corpus))
     rules.parse(keep)
     return source.select(keep, str(out))
 
 
-def duplicates(corpus: str | Path | Corpus, by: str = "hash", **options: Any) -> finder.DedupReport:
-    """Find clips that show the same, over the whole corpus; call it again when the corpus has grown.
+def duplicates(corpus: str | Path | Corpus, by: str = "hash", **options: Any) -> dedup.DedupReport:
+    """Find duplicates across a corpus and mark one representative per cluster. Call again after the corpus has grown.
 
-    `by`: "hash" (copies; needs the filter perceptual_hash) or "embedding" (the same content; needs the filter
-    embedding), with the `options` of that finder. What is found is the column group `filters/duplicates` or
-    `filters/semantic_duplicates`, which `keep` may read. Raises `OpenUniError` where the filter has not run.
+    `by`: "hash" (near-duplicates; requires the filter perceptual_hash) or "embedding" (semantic duplicates; requires
+    the filter embedding), with the `options` of that deduplicator. Results are written to the column group
+    `filters/duplicates` or `filters/semantic_duplicates`, which `keep` can refer to. Raises `OpenUniError` if the
+    filter has not run.
     """
-    chosen = finder.deduplicator_by(by)
+    chosen = dedup.deduplicator_by(by)
     opened = corpus if isinstance(corpus, Corpus) else Corpus.open(str(corpus))
     with lock(opened.store):
-        return finder.find_duplicates(build(chosen, options, f"duplicates by {by}"), opened)
+        return dedup.find_duplicates(parse_options(chosen, options, f"duplicates by {by}"), opened)
 
 
 def split(
-    corpus: str | Path | Corpus, shares: Mapping[str, float], *, seed: int = 0, anew: bool = False
+    corpus: str | Path | Corpus,
+    shares: Mapping[str, float],
+    *,
+    seed: int = 0,
+    reassign: bool = False,
+    anew: bool | None = None,
 ) -> dict[str, int]:
-    """Give every clip a split and return how many clips each has: see `openuni.manifests.corpus.splits.assign`."""
+    """Assign a split to every clip; return the number of clips by split.
+
+    `shares`: fraction of the clips by split, 0..1; train gets the rest. `reassign`: also clips that already have a
+    split (former name: `anew`). See `openuni.manifests.corpus.splits.assign`.
+    """
+    if anew is not None:
+        warnings.warn("openuni.split: anew is now reassign", DeprecationWarning, stacklevel=2)
+        reassign = anew
     opened = corpus if isinstance(corpus, Corpus) else Corpus.open(str(corpus))
     for name, share in shares.items():
         if isinstance(share, bool) or not isinstance(share, int | float):
-            raise OpenUniError(f"split {name} = {share!r}: give its share of the clips, such as {name}=0.05")
+            raise OpenUniError(f"split {name} = {share!r}: must be a fraction of the clips, such as {name}=0.05")
     with lock(opened.store):
-        counts = splits.assign(opened, shares, seed, anew=anew)
+        counts = splits.assign(opened, shares, seed, anew=reassign)
     opened.refresh()
     return counts
 
@@ -178,7 +209,11 @@ def train(
     out: str | Path,
     progress: Any = None,
 ) -> "Run":
-    """Train a model on a corpus's latents; call it again to resume. `recipe`: a name of train/recipes, or a file."""
+    """Train a model on the latents of a corpus. Call again to resume.
+
+    `recipe`: name of a training recipe (see `openuni list`), or a TOML file. `progress`: called with every row of the
+    training log.
+    """
     from openuni.training.loop.trainer import train as train_model
 
     opened = corpus if isinstance(corpus, Corpus) else Corpus.open(str(corpus))
@@ -186,7 +221,7 @@ def train(
 
 
 def open_run(path: str | Path) -> "Run":
-    """A training run, for sampling."""
+    """Open a training run, for sampling. Raises `OpenUniError` if the folder is not a training run."""
     from openuni.training.run import Run
 
     return Run.open(Path(path))

@@ -1,6 +1,6 @@
-"""A model trained by this project as an annotator: what it has learnt to estimate from RGB extends the corpus.
+"""Annotator that estimates modalities with a model trained by OpenUni.
 
-In a recipe it stands under its dotted name: [annotators."openuni.unified"].
+A recipe refers to it by its dotted name: [annotators."openuni.unified"].
 """
 
 import math
@@ -19,6 +19,7 @@ from openuni.manifests.contracts.checkpoint import Checkpoint
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.contracts.modality import find_modality
 from openuni.manifests.contracts.operator import Annotator
+from openuni.manifests.contracts.options import Formerly
 from openuni.manifests.errors import OpenUniError, unknown_name
 from openuni.manifests.modalities.albedo import Albedo
 from openuni.manifests.modalities.alpha import Alpha
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 
 class EstimatedMaps(NamedTuple):
-    """What the model made of the clip; None for what was not asked for."""
+    """The estimated maps; None for modalities that are not among the option `modalities`."""
 
     depth: Depth | None
     flow: Flow | None
@@ -51,29 +52,32 @@ class EstimatedMaps(NamedTuple):
     background: Background | None
     seam_error: Annotated[
         float | None,
-        "mean absolute difference of the renderings of overlapping windows, 0 to 1, all modalities together: how far "
-        "the model contradicts itself; null where one window covers the clip",
+        "mean absolute difference of the renderings of overlapping windows, 0 to 1, mean over all modalities: "
+        "measures how consistent the estimates are; null if one window covers the clip",
     ]
 
 
 @dataclass(frozen=True)
 class Unified(Annotator):
-    """Estimates modalities from a clip's RGB with a trained run, in the mode `rgb->MODALITY`.
+    """Estimates modalities from a clip's RGB with a training run: its tasks `rgb->MODALITY`.
 
-    The model sees windows of as many frames as it was trained with (of shorter clips all, the last one repeated up to
-    4k + 1), at the number of pixels it was trained with and the clip's own shape, and the clip's caption. Windows
-    overlap; their renderings are blended linearly there (those of coded colours, segmentation and densepose, switch in
-    the middle; ids are renamed to those of the window before). Depth of a window is first fitted to the one before by
-    scale and shift. Maps are read back from the renderings by the modality's default constants, as every generated
-    rendering is: depth is disparity in 0..1. They have the size at which the model works, at most that of the frames.
+    The inputs are the clip's caption and windows of as many frames as the model was trained with. A shorter clip is one
+    window; its last frame is repeated up to 4k + 1 frames. Frames are resized to the number of pixels of the training
+    data, with the clip's aspect ratio. Overlapping windows are stitched as described in `openuni.inference.windows`.
+    Maps are read from the renderings with the modality's default constants, as for every generated rendering; so depth
+    is disparity in 0..1. They have the size at which the model works, at most that of the frames.
     """
 
-    run_dir: Annotated[str, "folder of the training run; its latest checkpoint, averaged weights"] = ""
-    modalities: Annotated[tuple[str, ...], "what to estimate; the run must have been trained for it"] = ("depth",)
-    steps: Annotated[int, "steps of the sampler", Ge(1)] = 30
-    guidance: Annotated[float, "classifier-free guidance on the caption; 1: none"] = 1.0
-    seed: Annotated[int, "of the noise, the same for all clips and windows"] = 0
-    overlap_frames: Annotated[int, "frames that neighbouring windows share", Ge(1)] = 8
+    run_dir: Annotated[str, "training run (folder); the EMA weights of its latest checkpoint are used"] = ""
+    modalities: Annotated[tuple[str, ...], "modalities to estimate; the run must have been trained for them"] = (
+        "depth",
+    )
+    steps: Annotated[int, "number of solver steps", Ge(1)] = 30
+    guidance_scale: Annotated[
+        float, "classifier-free guidance scale for the caption; 1 disables guidance", Formerly("guidance")
+    ] = 1.0
+    seed: Annotated[int, "random seed of the noise, the same for all clips and windows"] = 0
+    overlap_frames: Annotated[int, "number of frames that adjacent windows share", Ge(1)] = 8
 
     gpus: ClassVar[float] = 1.0
     origin: ClassVar[str] = "a model trained by this project, see train/"
@@ -87,11 +91,11 @@ class Unified(Annotator):
                 raise OpenUniError(unknown_name("openuni.unified: modality", name, known))
 
     def produces(self) -> Sequence[str]:
-        """What it is to estimate."""
+        """The option `modalities`."""
         return self.modalities
 
     def checkpoints(self) -> Sequence[Checkpoint]:
-        """The run's record and averaged weights, and what its codecs need."""
+        """The run's record, its EMA weights, and the checkpoints of its codecs."""
         from openuni.training.data.fixed_texts import open_latent_codec, open_text_codec
 
         run = self._run("cpu")
@@ -101,20 +105,23 @@ class Unified(Annotator):
         return [*own, *(checkpoint for codec in codecs for checkpoint in codec.checkpoints())]
 
     def load(self, device: str) -> "Estimator":
-        """The run's model and codecs. Raises `OpenUniError` for what the run was not trained to estimate."""
+        """Load the run's model and codecs.
+
+        Raises `OpenUniError` if the run was not trained to estimate one of the modalities.
+        """
         estimator = Estimator(self._run(device), self)
         _ = estimator.tasks, estimator.run.model, estimator.run.latent_codec, estimator.run.text_codec
         return estimator
 
     def run(self, model: "Estimator", clip: DecodedClip) -> EstimatedMaps:
-        """One map per frame for each of `modalities`."""
+        """Estimate the maps of all modalities for every frame of the clip."""
         size_px = model.size_px(*clip.frames.shape[1:3])
         frames = resize_smooth(clip.frames.astype(np.float32) / 255, *size_px)
         missing = max(0, min(model.frames, -(-(len(frames) - 1) // 4) * 4 + 1) - len(frames))
         frames = np.concatenate([frames, np.repeat(frames[-1:], missing, axis=0)])
         windows = window_spans(len(frames), min(model.frames, len(frames)), self.overlap_frames)
-        made = [model.estimate(frames[start:stop], clip.clip.caption or "") for start, stop in windows]
-        joined = {name: stitch(name, [one[name] for one in made], windows) for name in self.modalities}
+        windowed = [model.estimate(frames[start:stop], clip.clip.caption or "") for start, stop in windows]
+        joined = {name: stitch(name, [one[name] for one in windowed], windows) for name in self.modalities}
         scale = min(1.0, math.sqrt(size_px[0] * size_px[1] / (clip.frames.shape[1] * clip.frames.shape[2])))
         target = max(1, round(clip.frames.shape[1] * scale)), max(1, round(clip.frames.shape[2] * scale))
         maps: dict[str, Any] = dict.fromkeys(EstimatedMaps._fields)
@@ -129,12 +136,12 @@ class Unified(Annotator):
         from openuni.training.run import Run
 
         if not self.run_dir:
-            raise OpenUniError('openuni.unified: run_dir is empty. Give the folder of a training run: run_dir = "run/"')
+            raise OpenUniError('openuni.unified: run_dir is empty. Set it to a training run: run_dir = "run/"')
         return Run.open(Path(self.run_dir).expanduser(), device)
 
 
 class Estimator:
-    """A loaded run, and how it is asked."""
+    """A loaded run and the options to sample from it."""
 
     def __init__(self, run: "Run", options: Unified) -> None:
         self.run, self.options = run, options
@@ -142,7 +149,7 @@ class Estimator:
 
     @cached_property
     def tasks(self) -> "list[Task]":
-        """The fewest tasks of the run, from RGB alone, that make all that is asked for."""
+        """The tasks, as few as possible, that estimate all modalities from RGB alone. Raises `OpenUniError`."""
         known = [task for task in self.run.tasks if task.conditions == ("rgb",)]
         chosen: list[Task] = []
         for name in self.options.modalities:
@@ -151,14 +158,14 @@ class Estimator:
             fit = [task for task in known if name in task.targets]
             if not fit:
                 trained = ", ".join(str(task) for task in self.run.tasks)
-                wanted = f'{self.run.folder} was not trained for "rgb->{name}"'
-                raise OpenUniError(f"openuni.unified: {wanted}; it was trained for: {trained}")
+                missing = f'{self.run.folder} was not trained for "rgb->{name}"'
+                raise OpenUniError(f"openuni.unified: {missing}; it was trained for: {trained}")
             asked = set(self.options.modalities)
             chosen.append(max(fit, key=lambda task: (len(asked & set(task.targets)), -len(task.targets))))
         return chosen
 
     def size_px(self, height_px: int, width_px: int) -> tuple[int, int]:
-        """Height and width near the frames' shape with the training's number of pixels, in whole tokens."""
+        """Height and width with about the training data's number of pixels and the frames' aspect ratio, in tokens."""
         trained = self.run.record["latents"]["size_px"]
         rows, columns = self.run.record["latent_shape"][2:]
         patch = self.run.model.patch[1:]
@@ -172,11 +179,13 @@ class Estimator:
         )
 
     def estimate(self, frames: np.ndarray, caption: str) -> dict[str, np.ndarray]:
-        """float32 [T, H, W, 3] RGB in 0..1 -> by modality its rendering, of the same shape and range."""
+        """RGB float32 [T, H, W, 3] in 0..1 -> renderings by modality, of the same shape and range."""
         from openuni.training.sampler import SamplingOptions
 
         options = self.options
-        sampling = SamplingOptions(options.steps, self.run.recipe.flow.shift, options.guidance, options.seed)
+        sampling = SamplingOptions(
+            options.steps, self.run.recipe.flow_matching.shift, options.guidance_scale, options.seed
+        )
         size = frames.shape[0], frames.shape[1], frames.shape[2]
         found: dict[str, np.ndarray] = {}
         for task in self.tasks:

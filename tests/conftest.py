@@ -9,7 +9,7 @@ import pytest
 
 from tests.coded_clips import ordinary_priority
 
-LONG = ("test_readme.py",)  # a minute and more in one file: begun last, it would run on alone
+LONG = ("test_readme.py", "test_docs.py")  # a minute and more in one file: begun last, it would run on alone
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

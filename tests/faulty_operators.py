@@ -1,4 +1,4 @@
-"""Operators with one fault each: what tests/test_every_operator.py must find."""
+"""Operators with one fault each, which tests/test_every_operator.py must detect."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, NamedTuple
@@ -28,7 +28,7 @@ class Maps(NamedTuple):
 
 @dataclass(frozen=True)
 class Good(Filter):
-    """Mean value of the frames: an operator without a fault, so that the checks are seen to pass too."""
+    """Mean value of the frames: an operator without a fault, to test that all checks pass."""
 
     gain: Annotated[float, "factor, above 0"] = 1.0
 
@@ -41,7 +41,7 @@ class Good(Filter):
 
 @dataclass(frozen=True)
 class WritesInput(Good):
-    """Draws a black line into the frames that all the others see too."""
+    """Draws a black line into the frames, which other operators share."""
 
     def run(self, model: Any, clip: DecodedClip) -> Scores:
         """The score."""
@@ -53,7 +53,7 @@ class WritesInput(Good):
 
 @dataclass(frozen=True)
 class WritesTimes(Good):
-    """Shifts the timestamps that all the others see too."""
+    """Shifts the timestamps, which other operators share."""
 
     def run(self, model: Any, clip: DecodedClip) -> Scores:
         """The score."""
@@ -64,7 +64,7 @@ class WritesTimes(Good):
 
 @dataclass(frozen=True)
 class UnlocksInput(Good):
-    """Takes the lock off the frames and leaves it off for the next one."""
+    """Makes the frames writeable and leaves them so for the next operator."""
 
     def run(self, model: Any, clip: DecodedClip) -> Scores:
         """The score."""
@@ -110,7 +110,7 @@ class ReturnsNan(Good):
 
 @dataclass(frozen=True)
 class ForgetsAFrame(Annotator):
-    """Gives one map less than there are frames."""
+    """Returns one map fewer than there are frames."""
 
     origin: ClassVar[str] = "made up for the tests"
 
@@ -122,7 +122,7 @@ class ForgetsAFrame(Annotator):
 
 @dataclass(frozen=True)
 class FilterWithMaps(Filter):
-    """Calls itself a filter but gives maps, which no filter group can hold."""
+    """A filter that returns maps, which the column group of a filter cannot hold."""
 
     origin: ClassVar[str] = "made up for the tests"
 
@@ -133,7 +133,7 @@ class FilterWithMaps(Filter):
 
 @dataclass(frozen=True)
 class Random(Good):
-    """Rolls dice on every run."""
+    """Returns a random score on every run."""
 
     def run(self, model: Any, clip: DecodedClip) -> Scores:
         """The score."""
@@ -142,7 +142,7 @@ class Random(Good):
 
 @dataclass(frozen=True)
 class RandomWeights(Good):
-    """Rolls dice on every load."""
+    """Loads random weights on every load."""
 
     def load(self, device: str) -> float:
         return float(np.random.default_rng().random())
@@ -154,7 +154,7 @@ class RandomWeights(Good):
 
 @dataclass(frozen=True)
 class NeedsTwoFrames(Good):
-    """Compares the second frame with the first, whether there is one or not."""
+    """Compares the second frame with the first, even for a clip of one frame."""
 
     def run(self, model: Any, clip: DecodedClip) -> Scores:
         """The score."""
@@ -173,7 +173,7 @@ class NeedsContrast(Good):
 
 @dataclass(frozen=True)
 class WritesMap(Annotator):
-    """Changes the map that it starts from, which is the one that others are given and that is stored."""
+    """Modifies its input map, which is shared with other operators and stored."""
 
     origin: ClassVar[str] = "made up for the tests"
 
@@ -194,14 +194,14 @@ class NoDocstring(Good):
 
 @dataclass(frozen=True)
 class SilentOption(Good):
-    """Has an option that nobody explains, and no more than that."""
+    """Has an option without a description, and no other fault."""
 
     threshold: float = 0.5
 
 
 @dataclass(frozen=True)
 class SilentScore(Good):
-    """Has a score that nobody explains, and no more than that."""
+    """Has a score without a description, and no other fault."""
 
     def run(self, model: Any, clip: DecodedClip) -> SilentScores:
         """The score."""
@@ -210,14 +210,14 @@ class SilentScore(Good):
 
 @dataclass(frozen=True)
 class NoOrigin(Good):
-    """Does not say which paper or project its method comes from."""
+    """Does not name the paper or project that its method comes from."""
 
     origin: ClassVar[str] = ""
 
 
 @dataclass
 class NotFrozen:
-    """Stands in for an operator whose options can be assigned after it was made."""
+    """An operator whose options can be assigned after construction."""
 
     gain: float = 1.0
 
@@ -239,14 +239,14 @@ class NotHashable(Good):
 
 @dataclass(frozen=True)
 class VersionPerProcess(Good):
-    """Has a set among its options: its order, and so the version, changes from process to process."""
+    """Has a set as an option: its order, and therefore the version, differs between processes."""
 
     labels: Annotated[frozenset[str], "names"] = frozenset("abcdefgh")
 
 
 @dataclass(frozen=True)
 class VersionForgetsOptions(Good):
-    """Has one version for all options, so a changed option would never recompute anything."""
+    """Has the same version for all options, so a changed option would not cause recomputation."""
 
     def version(self) -> str:
         return "0" * 16
@@ -254,7 +254,7 @@ class VersionForgetsOptions(Good):
 
 @dataclass(frozen=True)
 class SamplesBackwards(Good):
-    """Asks for the frames in the wrong order."""
+    """Samples frames in the wrong order."""
 
     def sample(self, times_s: np.ndarray) -> np.ndarray:
         return np.arange(len(times_s), dtype=np.int64)[::-1]
@@ -262,7 +262,7 @@ class SamplesBackwards(Good):
 
 @dataclass(frozen=True)
 class SamplesTooFar(Good):
-    """Asks for a frame after the last one."""
+    """Samples a frame after the last one."""
 
     def sample(self, times_s: np.ndarray) -> np.ndarray:
         return np.array([0, len(times_s)], dtype=np.int64)

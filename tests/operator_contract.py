@@ -1,4 +1,4 @@
-"""What every operator must do, one function per promise. Each raises `AssertionError` when it is broken."""
+"""The operator contract, one function per requirement. Each raises `AssertionError` if it is violated."""
 
 import dataclasses
 import hashlib
@@ -28,23 +28,23 @@ HEAVY += ("open_clip", "easyocr", "rapidocr", "onnxruntime", "segment_anything")
 
 
 def importing_is_light(module: str, folder: Path = ROOT) -> None:
-    """`openuni list` imports every operator: none may pull in a heavy library. Seen from a fresh process."""
+    """`openuni list` imports every operator: none may import a heavy library. Checked in a new process."""
     code = f"import sys, {module}; print(*[name for name in {HEAVY} if name in sys.modules])"
     loaded = _python(code, folder).decode().split()
     assert not loaded, f"{module} imports {', '.join(loaded)} at the top: move that inside the function that needs it"
 
 
 def input_is_untouched(operator: Operator, clip: DecodedClip) -> None:
-    """All operators of a phase see the same arrays."""
+    """All operators of a phase share the same arrays."""
     before = _digest(clip)
     operator.run(operator.load("cpu"), clip)
-    assert _digest(clip) == before, "run() changed the clip it was given"
+    assert _digest(clip) == before, "run() changed the clip passed to it"
     assert not clip.frames.flags.writeable, "run() made the frames writeable"
 
 
 def result_is_as_declared(operator: Operator, clip: DecodedClip) -> None:
     """The declared NamedTuple with values of the declared types; one map per frame; storable."""
-    producer_schema(type(operator))  # raises for types that no column can hold
+    producer_schema(type(operator))  # raises for types that a column cannot hold
     result = operator.run(operator.load("cpu"), clip)
     assert type(result) is operator.result_type(), f"declared {operator.result_type()}, returned {type(result)}"
     for name, hint in result_hints(type(operator)).items():
@@ -52,17 +52,17 @@ def result_is_as_declared(operator: Operator, clip: DecodedClip) -> None:
         kinds = _kinds(strip_annotation(hint))
         assert any(_is(value, kind) for kind in kinds), f"{name}: declared {hint}, returned {type(value)} {value!r:.80}"
         if isinstance(value, Modality):
-            assert not isinstance(operator, Filter), f"{name}: a filter gives numbers only"
+            assert not isinstance(operator, Filter), f"{name}: a filter must not return maps"
             frames, height_px, width_px = clip.frames.shape[:3]
             assert len(value.array) == frames, f"{name}: {len(value.array)} maps for {frames} frames"
             assert value.size_px[0] <= height_px and value.size_px[1] <= width_px, f"{name}: larger than frames"
             value.encode(clip.fps)  # can be stored
         if isinstance(value, float):
-            assert np.isfinite(value), f"{name} is {value}: what cannot be measured is None"
+            assert np.isfinite(value), f"{name} is {value}: must be None if it cannot be measured"
 
 
 def result_is_deterministic(operator: Operator, clip: DecodedClip) -> None:
-    """Equal inputs give equal outputs: with the same model, and with a model loaded anew."""
+    """Equal inputs give equal outputs, with the same model and with a reloaded model."""
     model = operator.load("cpu")
     first, again, anew = operator.run(model, clip), operator.run(model, clip), operator.run(operator.load("cpu"), clip)
     assert _equal(first, again), "two runs with one model differ"
@@ -70,23 +70,23 @@ def result_is_deterministic(operator: Operator, clip: DecodedClip) -> None:
 
 
 def samples_are_indices(operator: Operator, times_s: np.ndarray) -> None:
-    """A filter's sample: increasing indices of existing frames, at least one."""
+    """`sample` returns increasing indices of existing frames, at least one."""
     indices = operator.sample(times_s) if isinstance(operator, Filter) else np.array([0])
-    assert indices.dtype == np.int64 and indices.ndim == 1 and len(indices), f"sample() gave {indices!r}"
+    assert indices.dtype == np.int64 and indices.ndim == 1 and len(indices), f"sample() returned {indices!r}"
     assert (np.diff(indices) > 0).all(), "sample() is not strictly increasing"
-    assert indices[0] >= 0 and indices[-1] < len(times_s), "sample() names frames that do not exist"
+    assert indices[0] >= 0 and indices[-1] < len(times_s), "sample() returned indices of frames that do not exist"
 
 
 def docstring_is_written(operator: type[Operator]) -> None:
-    """A docstring by a person: `@dataclass` writes one of its own where there is none."""
+    """The docstring is written by hand: `@dataclass` generates one if it is missing."""
     text = inspect.cleandoc(operator.__dict__.get("__doc__") or "")
     assert text and not text.startswith(f"{operator.__name__}("), f"{operator.__name__} has no docstring"
-    assert len(text.split()) >= 8, f"the docstring of {operator.__name__} says too little: {text!r}"
+    assert len(text.split()) >= 8, f"the docstring of {operator.__name__} is too short: {text!r}"
     assert operator.run.__doc__, f"{operator.__name__}.run has no docstring"
 
 
 def everything_is_documented(operator: type[Operator]) -> None:
-    """Every option and every score has its `Annotated` text; source and licence are named."""
+    """Every option and every score has an `Annotated` text; origin and licence are set."""
     silent = [option.name for option in operator.options() if not option.doc]
     assert not silent, f"options without Annotated text: {silent}"
     for name, hint in result_hints(operator).items():
@@ -94,11 +94,11 @@ def everything_is_documented(operator: type[Operator]) -> None:
         assert is_map or annotation_text(hint), f"score {name} has no Annotated text with meaning and unit"
     assert operator.origin, "origin is empty: name the paper or project that defines the method"
     assert operator.licence, "licence is empty"
-    assert 0 <= operator.gpus <= 1, f"gpus is a share of one GPU, got {operator.gpus}"
+    assert 0 <= operator.gpus <= 1, f"gpus must be a fraction of one GPU, got {operator.gpus}"
 
 
 def operator_travels(operator: Operator) -> None:
-    """Frozen, hashable, and equal after pickling: it is sent to workers."""
+    """Frozen, hashable, and equal after pickling, because operators are sent to workers."""
     assert ForkingPickler.loads(ForkingPickler.dumps(operator)) == operator
     assert hash(operator) == hash(dataclasses.replace(operator))
     for option in operator.options():
@@ -110,14 +110,14 @@ def operator_travels(operator: Operator) -> None:
 
 
 def version_is_the_same_everywhere(operator: Operator, folder: Path = ROOT) -> None:
-    """Processes with other hash seeds agree on the version, else every run would recompute everything."""
+    """The version is equal in processes with other hash seeds; otherwise every run would recompute everything."""
     code = "import pickle, sys; print(pickle.load(sys.stdin.buffer).version())"
     versions = {_python(code, folder, pickle.dumps(operator), seed) for seed in ("1", "2")}
     assert versions == {f"{operator.version()}\n".encode()}, f"the version differs between processes: {versions}"
 
 
 def version_follows_the_options(operator: Operator) -> None:
-    """Every option that can take another value without other files changes the version."""
+    """Every option changes the version, if it can take another value without other files."""
     for name, value in vars(operator).items():
         for other in _others(next(option.type for option in operator.options() if option.name == name), value):
             try:
@@ -129,7 +129,7 @@ def version_follows_the_options(operator: Operator) -> None:
 
 
 def _others(hint: Any, value: Any) -> Iterator[Any]:
-    """Candidates for another value of an option."""
+    """Candidates for another value of an option, by its type."""
     if get_origin(hint) is Literal:
         yield from (choice for choice in get_args(hint) if choice != value)
     elif isinstance(value, bool):
@@ -145,7 +145,7 @@ def _kinds(hint: Any) -> tuple[Any, ...]:
 
 
 def _is(value: Any, kind: Any) -> bool:
-    """Exactly of that type: a NumPy scalar is no float. Containers are looked at from outside."""
+    """Whether a value has exactly that type: a NumPy scalar is not a float. Container entries are not checked."""
     bare = get_origin(kind) or strip_annotation(kind)
     return isinstance(value, bare) if isinstance(bare, type) and issubclass(bare, Modality) else type(value) is bare
 
@@ -166,7 +166,7 @@ def _digest(clip: DecodedClip) -> str:
 
 
 def _python(code: str, folder: Path, stdin: bytes = b"", seed: str = "0") -> bytes:
-    """Standard output of a fresh interpreter that sees `folder` and the project."""
+    """Standard output of a new interpreter with `folder` and the project on its path."""
     path = os.pathsep.join([str(folder), str(ROOT)])
     env = os.environ | {"PYTHONPATH": path, "PYTHONHASHSEED": seed}
     done = subprocess.run([sys.executable, "-c", code], input=stdin, capture_output=True, cwd=ROOT, env=env)

@@ -1,7 +1,7 @@
-"""The contract over every operator file found: nothing to register here when one is added.
+"""The operator contract, checked for every operator file; new operators need no registration here.
 
-An operator with options that need files (a checkpoint) has `contract_case(folder, frames) -> (operator, clip)` in its
-own test file; all others run with their defaults.
+An operator that requires files (a checkpoint) defines `contract_case(folder, frames) -> (operator, clip)` in its test
+file; all others run with their defaults.
 """
 
 import dataclasses
@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from openuni.manifests.contracts.component import fingerprint
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.contracts.operator import find_operator, operator_names
+from openuni.manifests.contracts.options import former_names, recorded
 from openuni.manifests.modalities.segmentation import Segmentation
 from tests import faulty_operators as faulty
 from tests import operator_contract as contract
@@ -99,7 +101,52 @@ def test_version_follows_the_options(case):
     contract.version_follows_the_options(case[1](MOVING)[0])
 
 
-# Each check is shown to fail on the fault it is there for, and to pass on an operator without a fault.
+# Options that were renamed: present name -> the name in versions and records.
+
+SEGMENTER = {
+    "keyframe_interval_s": "key_every_s",
+    "min_predicted_iou": "least_predicted_iou",
+    "min_stability": "least_stability",
+    "overlap_priority": "on_top",
+    "min_area_share": "least_area_share",
+    "max_area_share": "most_area_share",
+}
+RENAMED = {
+    ("annotator", "sam"): SEGMENTER,
+    ("annotator", "sam2"): SEGMENTER | {"instances_per_batch": "instances_at_a_time"},
+    ("annotator", "dwpose"): {"min_score": "least_score", "nms_iou": "most_overlap", "max_gap_s": "longest_gap_s"},
+    ("annotator", "marigold_normals"): {"ensemble_size": "ensemble"},
+    ("annotator", "marigold_intrinsics"): {"ensemble_size": "ensemble"},
+    ("annotator", "video_depth"): {"stabilization_frames": "steady_frames"},
+    ("annotator", "matting"): {"trimap_band_share": "band_share"},
+    ("filter", "ocr"): {"min_overlay_s": "stays_s", "min_recognition_score": "min_read"},
+}
+
+
+@pytest.mark.parametrize(("kind", "name"), OPERATORS)
+def test_renamed_options_keep_their_former_names_in_versions_and_records(kind, name, monkeypatch):
+    operator_class, former = find_operator(kind, name), RENAMED.get((kind, name), {})
+    assert former_names(operator_class) == former
+    monkeypatch.setattr(operator_class, "checkpoints", lambda self: ())  # versions without local weights
+    for operator in (operator_class(), _with_changed(operator_class(), former)):
+        before = {former.get(option, option): value for option, value in dataclasses.asdict(operator).items()}
+        assert recorded(operator) == before
+        facts = {"name": name, "revision": operator.revision, "options": before, "weights": []}
+        assert operator.version() == fingerprint(**facts)
+
+
+def _with_changed(operator, options):
+    """A copy with other values for `options`: half of a float, one more for an integer."""
+
+    def other(value):
+        if isinstance(value, str):
+            return "large"  # of overlap_priority, the only text
+        return value + 1 if isinstance(value, int) else value / 2
+
+    return dataclasses.replace(operator, **{name: other(getattr(operator, name)) for name in options})
+
+
+# Every check fails for the fault that it detects, and passes for an operator without a fault.
 
 BOTH = {
     "input_is_untouched": [faulty.WritesInput, faulty.WritesTimes, faulty.UnlocksInput],
@@ -208,7 +255,7 @@ def test_the_example_of_the_readme_meets_the_contract_under_its_dotted_path(kind
     (tmp_path / f"lab_{kind}").mkdir()
     (tmp_path / f"lab_{kind}" / "example.py").write_text(code.split("\n# tests/")[0])
     monkeypatch.syspath_prepend(tmp_path)
-    operator_class = find_operator(kind, f"lab_{kind}.example")
+    operator_class = find_operator(kind, f"lab_{kind}.example", imports=True)
     contract.importing_is_light(f"lab_{kind}.example", tmp_path)
     for check in BOTH:
         getattr(contract, check)(operator_class(), DecodedClip.from_frames(MOVING))

@@ -12,6 +12,7 @@ import pytest
 
 from openuni.config.recipe import CorpusRecipe
 from openuni.manifests.contracts.discovery import all_component_names
+from tests.command_line import cli
 from tests.docs import python_blocks
 from tests.raw_clips import write_clips
 
@@ -39,9 +40,7 @@ def test_every_command_works_in_the_order_given(folder):
             assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), command
             continue
         assert words[0] == "openuni"
-        run = [sys.executable, "-m", "openuni", *words[1:]]
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        done = subprocess.run(run, cwd=folder, env=environment, capture_output=True, text=True)
+        done = cli(*words[1:], cwd=folder)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
 
 

@@ -1,6 +1,5 @@
 """The training recipe: one TOML file, parsed strictly. Every default lives on its field."""
 
-import dataclasses
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,9 +7,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Lt
 
-from openuni.manifests.contracts.options import UNIT_INTERVAL, check_options
+from openuni.manifests.contracts.options import UNIT_INTERVAL, Formerly, check_options, recorded
+from openuni.manifests.contracts.parsing import parse_options
 from openuni.manifests.errors import OpenUniError, did_you_mean
-from openuni.training.options import from_dict_strict
 from openuni.training.tasks import RELEASED_WEIGHTS
 
 RECIPES_DIR = Path(__file__).parent / "recipes"
@@ -38,8 +37,11 @@ class DataOptions(RecipeTable):
     caption_dropout: Annotated[float, "share of samples whose caption is replaced by the empty one", UNIT_INTERVAL] = (
         0.1
     )
-    given_dropout: Annotated[
-        float, "share of samples told nothing: given streams noise, caption empty", UNIT_INTERVAL
+    condition_dropout: Annotated[
+        float,
+        "condition dropout probability: condition streams become noise and the caption empty",
+        UNIT_INTERVAL,
+        Formerly("given_dropout"),
     ] = 0.0
     validation_share: Annotated[
         float, "share of sources held out, where clips name no split themselves", UNIT_INTERVAL
@@ -50,7 +52,7 @@ class DataOptions(RecipeTable):
 class FlowMatchingOptions(RecipeTable):
     """Which noise levels are drawn in training."""
 
-    table: ClassVar[str] = "flow"
+    table: ClassVar[str] = "flow_matching"
     density: Annotated[Literal["logit_normal", "uniform"], "density of sigma before the shift"] = "logit_normal"
     shift: Annotated[float, "Wan's timestep shift, of training and sampling; 1 is none", Gt(0)] = 5.0
     shared_sigma: Annotated[bool, "all made streams of a sample get one sigma, else each its own"] = True
@@ -114,21 +116,30 @@ class OptimizerOptions(RecipeTable):
     table: ClassVar[str] = "optimizer"
     steps: Annotated[int, "optimiser steps of the whole run", Ge(1)] = 15000
     batch_size: Annotated[int, "samples per step", Ge(1)] = 8
-    accumulate: Annotated[int, "parts a batch is computed in, one after another, to save memory", Ge(1)] = 1
+    gradient_accumulation_steps: Annotated[
+        int, "gradient accumulation steps: micro-batches per optimizer step", Ge(1), Formerly("accumulate")
+    ] = 1
     learning_rate: Annotated[float, "of the base model's parameters", Ge(0)] = 1e-5
-    added_rate_factor: Annotated[float, "times that for parameters the base model does not have", Ge(0)] = 10.0
+    new_parameter_lr_scale: Annotated[
+        float,
+        "learning rate multiplier of parameters that the base model does not have",
+        Ge(0),
+        Formerly("added_rate_factor"),
+    ] = 10.0
     warmup_steps: Annotated[int, "steps over which the rate grows from 0", Ge(0)] = 200
     decay_steps: Annotated[int, "last steps, over which the rate falls linearly to 0; 0: none", Ge(0)] = 0
     weight_decay: Annotated[float, "AdamW's, on matrices only", Ge(0)] = 0.01
     beta2: Annotated[float, "AdamW's second moment; the first is 0.9", Ge(0), Lt(1)] = 0.95
-    clip_norm: Annotated[float, "gradients longer than this are scaled down to it", Gt(0)] = 1.5
+    max_grad_norm: Annotated[
+        float, "maximum gradient norm; larger gradients are clipped", Gt(0), Formerly("clip_norm")
+    ] = 1.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.batch_size % self.accumulate:
+        if self.batch_size % self.gradient_accumulation_steps:
             raise OpenUniError(
                 f"recipe: optimizer.batch_size ({self.batch_size}) must be a multiple of "
-                f"optimizer.accumulate ({self.accumulate})"
+                f"optimizer.gradient_accumulation_steps ({self.gradient_accumulation_steps})"
             )
 
 
@@ -175,9 +186,13 @@ class TrainingRecipe:
     curriculum: Annotated[tuple[CurriculumStage, ...], "later stages: `[[curriculum]]` with from_step, tasks, ..."] = ()
     seed: Annotated[int, "of everything drawn"] = 0
     precision: Annotated[Literal["auto", "float32", "bfloat16"], "auto: bfloat16 autocast on CUDA"] = "auto"
-    start_from: Annotated[str, "folder of a run whose weights this one starts from, such as a first stage"] = ""
+    init_from: Annotated[
+        str, "training run whose weights initialize this one, such as an earlier stage", Formerly("start_from")
+    ] = ""
     data: DataOptions = field(default_factory=DataOptions)
-    flow: FlowMatchingOptions = field(default_factory=FlowMatchingOptions)
+    flow_matching: Annotated[FlowMatchingOptions, "noise levels", Formerly("flow")] = field(
+        default_factory=FlowMatchingOptions
+    )
     text: TextStreamOptions = field(default_factory=TextStreamOptions)
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
     ema: EmaOptions = field(default_factory=EmaOptions)
@@ -212,13 +227,13 @@ class TrainingRecipe:
         return cls.from_dict(record, str(path))
 
     @classmethod
-    def from_dict(cls, record: dict[str, Any], where: str = "recipe") -> "TrainingRecipe":
-        """From nested dicts as TOML and JSON give them; strict about keys and types."""
-        return from_dict_strict(cls, record, where)
+    def from_dict(cls, record: dict[str, Any], where: str = "recipe", *, quiet: bool = False) -> "TrainingRecipe":
+        """Parse nested dicts, as TOML and JSON give them. `quiet`: no notes on former names, which records keep."""
+        return parse_options(cls, record, where, quiet=quiet)
 
     def to_dict(self) -> dict[str, Any]:
         """Nested JSON-able dicts, every default spelled out."""
-        return dataclasses.asdict(self)
+        return recorded(self)
 
 
 def recipe_names() -> list[str]:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from openuni.manifests.contracts.modality import Modality, read_rendering
+from openuni.manifests.contracts.parsing import find_and_parse
 from openuni.manifests.errors import OpenUniError
 from openuni.training import sampler
 from openuni.training.data.curriculum import trained_tasks
@@ -21,7 +22,6 @@ from openuni.training.loop.log import read_log
 from openuni.training.loop.training_checkpoint import TrainingCheckpoint, list_checkpoints, load_model
 from openuni.training.model import Model, Streams
 from openuni.training.objectives.text_flow_matching import TextSampler
-from openuni.training.options import find_and_build
 from openuni.training.recipe import TrainingRecipe
 from openuni.training.tasks import TEXT, Task
 
@@ -47,7 +47,7 @@ class Run:
     @cached_property
     def recipe(self) -> TrainingRecipe:
         """The recipe at the start of the run, with all defaults filled in."""
-        return TrainingRecipe.from_dict(self.record["recipe"], str(self.folder / RUN_FILE))
+        return TrainingRecipe.from_dict(self.record["recipe"], str(self.folder / RUN_FILE), quiet=True)
 
     @property
     def tasks(self) -> list[Task]:
@@ -210,7 +210,7 @@ class Run:
 
     def shift(self, task: Task) -> float:
         """Timestep shift of the training: that of video, or that of text if text is the only target."""
-        return self.recipe.flow.shift if task.targets else self.recipe.text.shift
+        return self.recipe.flow_matching.shift if task.targets else self.recipe.text.shift
 
     def require_trained_task(self, task: str | Task) -> Task:
         """Return the task. Raises `OpenUniError` with the trained tasks if the model was not trained for it."""
@@ -231,13 +231,13 @@ class Run:
             raise OpenUniError(
                 f'guidance {sampling.guidance:g} requires a caption, and task "{task}" uses none. Leave it at 1.'
             )
-        apart = not self.recipe.flow.shared_sigma and Task((), task.streams) in self.tasks
-        if sampling.given_guidance == 1.0 or not task.conditions or apart or self.recipe.data.given_dropout > 0:
+        apart = not self.recipe.flow_matching.shared_sigma and Task((), task.streams) in self.tasks
+        if sampling.given_guidance == 1.0 or not task.conditions or apart or self.recipe.data.condition_dropout > 0:
             return
         raise OpenUniError(
             f'given_guidance {sampling.given_guidance:g} requires a run trained on "{task}" with condition dropout, '
-            f"which this run was not. Train with data.given_dropout = 0.1 (or with flow.shared_sigma = false and the "
-            f'task "{Task((), task.streams)}"), or leave given_guidance at 1.'
+            "which this run was not. Train with data.condition_dropout = 0.1 (or with flow_matching.shared_sigma = "
+            f'false and the task "{Task((), task.streams)}"), or leave given_guidance at 1.'
         )
 
     def caption_streams(self, task: Task) -> tuple[str, ...]:
@@ -346,7 +346,7 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 def empty_model(record: dict[str, Any]) -> Model:
     """The architecture that run.json records. Only a frozen base requires a file of weights."""
-    return find_and_build("models", Model, record["model"]["name"], record["model"]["options"])
+    return find_and_parse("models", Model, record["model"]["name"], record["model"]["options"])
 
 
 def _check_captions(captions: Sequence[str]) -> None:

@@ -1,1 +1,1 @@
-"""Array helpers without a home of their own: resampling, sRGB, vectors, assignment."""
+"""Array helpers: resampling, sRGB transfer function, vector fields, linear assignment."""

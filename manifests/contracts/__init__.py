@@ -1,1 +1,1 @@
-"""The contracts: components, operators, modalities, checkpoints, schemas."""
+"""Contracts: components, operators, modalities, checkpoints and schemas."""

@@ -1,4 +1,4 @@
-"""Files with weights: found on this machine, or reported missing with the command for it. Never fetched silently."""
+"""Checkpoints: located locally, or reported missing with the command that downloads them. No implicit downloads."""
 
 import hashlib
 import os
@@ -12,40 +12,40 @@ from openuni.manifests.errors import MissingRequirement, OpenUniError
 
 MIRROR_VARIABLE = "OPENUNI_CHECKPOINTS"
 FULL_SHA256 = re.compile(r"[0-9a-f]{64}")
-WEIGHT_SUFFIXES = (".safetensors", ".onnx", ".torchscript")  # endings of files in repositories that hold weights
-SHORT_SHA256 = re.compile(r"-([0-9a-f]{8,64})\.\w+$")  # in the names that torchvision gives its files
+WEIGHT_SUFFIXES = (".safetensors", ".onnx", ".torchscript")  # suffixes of weight files in hub repositories
+SHORT_SHA256 = re.compile(r"-([0-9a-f]{8,64})\.\w+$")  # part of torchvision's file names
 
 LicenceTerms = Literal["permissive", "non-commercial", "copyleft", "use-restricted", "unclear"]
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One set of weights: a path, or a name whose file lies in its library's cache.
+    """Pretrained weights, given by path or by a name that is looked up in a local cache.
 
-    `ref`: what the user wrote. `store`: "path" for a file or folder; "hub" for a Hugging Face repository in the cache
-    of its library; "torchvision" for a file of torchvision's in torch's cache; "url" for any other single file, in the
-    folder `checkpoint_folder()`. Names of the last three are first looked for in the folder that the environment
-    variable OPENUNI_CHECKPOINTS names, as REF or REF/: a mirror for machines without a network.
+    `ref`: the path or name as the user wrote it. `store`: "path" for a file or folder; "hub" for a Hugging Face
+    repository in its library's cache; "torchvision" for a torchvision file in torch's cache; "url" for any other single
+    file, in `checkpoint_dir()`. Names of the last three kinds are first looked up as REF in the folder that the
+    environment variable OPENUNI_CHECKPOINTS names, which serves as a mirror for machines without network access.
     """
 
     ref: str
     store: Literal["path", "hub", "torchvision", "url"]
-    licence: str = ""  # SPDX name where there is one; empty: not known
-    url: str = ""  # where a "torchvision" or "url" file comes from
-    sha256: str = ""  # of the one file with weights: all 64 digits, or the first ones; empty: not known beforehand
-    size_mb: float = 0.0  # of the files with weights, 10^6 bytes; 0: not known before they are here
-    only: tuple[str, ...] = ()  # of a "hub" repository or a folder: the files that are needed, as patterns; empty: all
-    gated: bool = False  # its owner asks for agreement to terms before the download
+    licence: str = ""  # SPDX identifier if one exists; empty: unknown
+    url: str = ""  # download URL of a "torchvision" or "url" file
+    sha256: str = ""  # SHA-256 of the single weight file, all 64 digits or a prefix; empty: unknown before the download
+    size_mb: float = 0.0  # size of the weight files, 10^6 bytes; 0: unknown before the download
+    only: tuple[str, ...] = ()  # glob patterns of the required files in a "hub" repository or folder; empty: all
+    gated: bool = False  # the owner requires agreement to terms before the download
 
     def resolve(self) -> Path:
-        """The file or folder on this machine; raises `MissingRequirement` with the exact command that gets it."""
+        """The local file or folder. Raises `MissingRequirement` with the command that downloads it."""
         found = self.find()
         if found is None:
-            raise MissingRequirement(f'checkpoint "{self.ref}" is not on this machine. {self._download_hint()}')
+            raise MissingRequirement(f'checkpoint "{self.ref}" not found locally. {self._download_hint()}')
         return found
 
     def find(self) -> Path | None:
-        """The file or folder on this machine, None when it is not there."""
+        """The local file or folder, or None if it is missing."""
         if self.store == "path":
             path = Path(self.ref).expanduser()
             return path if path.exists() else None
@@ -58,13 +58,13 @@ class Checkpoint:
         return path if path.exists() else None
 
     def download_path(self) -> Path:
-        """Where a "torchvision" or "url" file is put when it is fetched."""
+        """Download target of a "torchvision" or "url" file."""
         return (_torch_cache() if self.store == "torchvision" else checkpoint_dir()) / self.ref
 
     def digest(self) -> str:
-        """sha256 over the names and bytes of the files, so that other weights under the same name are noticed.
+        """SHA-256 over names and contents of the files, which detects other weights under the same name.
 
-        Raises `OpenUniError` when a file is not what its publisher says it is.
+        Raises `OpenUniError` if a file does not match its published digest.
         """
         root = self.resolve()
         total = hashlib.sha256()
@@ -75,13 +75,16 @@ class Checkpoint:
         return total.hexdigest()
 
     def verify(self) -> bool:
-        """Whether there was a digest to hold the files against; raises `OpenUniError` when one differs."""
+        """Check the files against their published digests; return whether any digest is known.
+
+        Raises `OpenUniError` if a file does not match.
+        """
         files, found = self._files(self.resolve())
         return any([self._check_digest(path, digest) for path, digest in zip(files, found, strict=True)])
 
     @property
     def expected_sha256(self) -> str:
-        """Digits that are known before the file is here: all 64, the first ones, or none."""
+        """SHA-256 digits known before the download: all 64, a prefix, or none."""
         if self.sha256 or self.store != "torchvision":
             return self.sha256
         short = SHORT_SHA256.search(self.ref)
@@ -89,18 +92,18 @@ class Checkpoint:
 
     @property
     def nbytes(self) -> int:
-        """Size of the files that are here, bytes."""
+        """Size of the local files, bytes."""
         root = self.resolve()
         return sum(path.stat().st_size for path in self._files_of(root))
 
     @property
     def terms(self) -> LicenceTerms:
-        """What kind of licence it is; "unclear" where none is known."""
+        """Kind of the licence; "unclear" if the licence is unknown."""
         return terms_of(self.licence)
 
     @property
     def requires_acceptance(self) -> bool:
-        """Whether the user must say that the licence fits. Files given by path are the user's own business."""
+        """Whether the user must accept the licence before a download. Never for files given by path."""
         return self.store != "path" and (self.gated or self.terms in ("non-commercial", "copyleft", "use-restricted"))
 
     def _files_of(self, root: Path) -> list[Path]:
@@ -115,20 +118,21 @@ class Checkpoint:
         return files, [_sha256(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
 
     def _check_digest(self, path: Path, found: str) -> bool:
-        """Raise when `found` is not the digest that the publisher states; whether one is stated."""
-        stated = self._expected_digest(path)
-        if stated and not found.startswith(stated):
+        """Return whether a digest of the file is published. Raises `OpenUniError` if `found` differs from it."""
+        expected = self._expected_digest(path)
+        if expected and not found.startswith(expected):
             raise OpenUniError(
-                f'checkpoint "{self.ref}": {path} has sha256 {found}, its publisher states {stated}. It is damaged or '
-                f"another file. Delete it, then get it again with: openuni checkpoints get {self.ref}"
+                f'checkpoint "{self.ref}": {path} has SHA-256 {found}, but its publisher states {expected}. The file '
+                "is damaged or has other contents. Delete it, then download it with: "
+                f"openuni checkpoints get {self.ref}"
             )
-        return bool(stated)
+        return bool(expected)
 
     def _expected_digest(self, path: Path) -> str:
-        beside = self.store == "hub" and path.suffix not in WEIGHT_SUFFIXES  # configuration
-        if self.expected_sha256 and not beside:
-            return self.expected_sha256  # before what the hub said when it sent the file
-        if path.is_symlink():  # the hub's cache keeps large files under their sha256 and links to them
+        is_config = self.store == "hub" and path.suffix not in WEIGHT_SUFFIXES
+        if self.expected_sha256 and not is_config:
+            return self.expected_sha256  # takes precedence over the digest that the hub sent with the file
+        if path.is_symlink():  # the hub cache stores large files under their SHA-256 and links to them
             blob = path.resolve().name
             return blob if FULL_SHA256.fullmatch(blob) else ""
         return ""
@@ -142,27 +146,27 @@ class Checkpoint:
         except LocalEntryNotFoundError:
             return None
         names = [name for name in self.only if not set(name) & set("*?[")]
-        return found if all((found / name).exists() for name in names) else None  # another part of it may be here
+        return found if all((found / name).exists() for name in names) else None  # else only other files
 
     def _download_hint(self) -> str:
         if self.store == "path":
             return "Give the path of an existing file or folder."
-        return f"Get it with: openuni checkpoints get {self.ref}"
+        return f"Download it with: openuni checkpoints get {self.ref}"
 
 
 def hub_or_path(ref: str, licence: str = "") -> Checkpoint:
-    """A checkpoint given as a local path (it exists, or looks like one) or as a Hugging Face name `owner/name`."""
+    """Checkpoint of a local path (existing, or written like a path) or of a Hugging Face name `owner/name`."""
     looks_like_path = Path(ref).expanduser().exists() or ref.startswith((".", "/", "~")) or ref.count("/") != 1
     return Checkpoint(ref, "path" if looks_like_path else "hub", licence)
 
 
 def published_or_path(ref: str, published: tuple[Checkpoint, ...]) -> Checkpoint:
-    """The published checkpoint of that name, with its facts; else as `hub_or_path`."""
+    """The published checkpoint of that name, with its licence and digest; otherwise as `hub_or_path`."""
     return next((known for known in published if known.ref == ref), None) or hub_or_path(ref)
 
 
 def terms_of(licence: str) -> LicenceTerms:
-    """What an SPDX name (or an "A AND B" of them) lets one do; the strictest part decides."""
+    """Licence terms of an SPDX expression (one identifier, or several joined by "AND"); the strictest part decides."""
     name = licence.upper()
     if not name:
         return "unclear"
@@ -170,7 +174,7 @@ def terms_of(licence: str) -> LicenceTerms:
         return "non-commercial"
     if "GPL" in name or "-SA" in name:
         return "copyleft"
-    if "RAIL" in name:  # commercial use is allowed, a list of uses is not
+    if "RAIL" in name:  # commercial use is allowed, listed uses are prohibited
         return "use-restricted"
     permissive = ("APACHE-2.0", "MIT", "BSD-2-CLAUSE", "BSD-3-CLAUSE", "CC-BY-4.0", "CC0-1.0", "ISC", "UNLICENSE")
     parts = [part.strip() for part in name.split(" AND ")]
@@ -178,7 +182,7 @@ def terms_of(licence: str) -> LicenceTerms:
 
 
 def checkpoint_dir() -> Path:
-    """Where single files are kept: the mirror that OPENUNI_CHECKPOINTS names, else a folder in the user's cache."""
+    """Folder of single-file checkpoints: the mirror named by OPENUNI_CHECKPOINTS, else a folder in the user's cache."""
     mirror = os.environ.get(MIRROR_VARIABLE)
     return Path(mirror).expanduser() if mirror else Path.home() / ".cache" / "openuni" / "checkpoints"
 
@@ -191,6 +195,6 @@ def _torch_cache() -> Path:
 
 @lru_cache(maxsize=1024)
 def _sha256(path: str, nbytes: int, mtime_ns: int) -> str:
-    """Of a file's bytes; read once as long as size and time of change stay."""
+    """SHA-256 of a file; cached until its size or modification time changes."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

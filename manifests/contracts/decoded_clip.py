@@ -1,4 +1,4 @@
-"""What an operator sees: a clip's frames in memory, with the modality maps that it requires."""
+"""The input of operators: a clip's decoded frames, with the modality maps that the operator requires."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,14 +16,14 @@ from openuni.manifests.video.reader import decode_frames
 
 @dataclass(frozen=True, eq=False)
 class DecodedClip:
-    """What an operator sees: frames of a clip in memory, read-only.
+    """Input of operators: decoded frames of a clip, read-only.
 
     `frames`: uint8 [T, H, W, 3], RGB (sRGB, full range), at most the recipe's working size.
-    `times_s`: float64 [T], seconds since the clip's first frame; strictly increasing, not always evenly spaced.
-    `clip`: the row the frames come from; operators that need only pixels never look at it.
-    `vectors`: per frame the codec's motion vectors, or None for a frame without; None as a whole unless asked for.
-    `maps`: by name the modalities that the operator `wants`, one map per frame, as the corpus stores them.
-    `memo`: what was computed from the frames and serves several operators of the clip, by who computes it.
+    `times_s`: float64 [T], seconds since the clip's first frame; strictly increasing, not necessarily evenly spaced.
+    `clip`: the row that the frames come from.
+    `vectors`: motion vectors per frame, None for frames without; None as a whole unless requested.
+    `maps`: by name, the modalities that the annotator `requires`, one map per frame, as stored in the corpus.
+    `cache`: intermediate results that several operators of the clip share, keyed by the code that computes them.
     """
 
     clip: Clip
@@ -37,13 +37,16 @@ class DecodedClip:
         if self.frames.ndim != 4 or self.frames.shape[-1] != 3 or self.frames.dtype != np.uint8:
             raise ClipError(f"frames must be uint8 [T, H, W, 3], got {self.frames.dtype} {self.frames.shape}")
         if self.times_s.shape != self.frames.shape[:1]:
-            raise ClipError(f"{len(self.frames)} frames but times_s has shape {self.times_s.shape}")
+            raise ClipError(f"times_s must have shape ({len(self.frames)},), one per frame, got {self.times_s.shape}")
         self.frames.flags.writeable = False
         self.times_s.flags.writeable = False
 
     @classmethod
     def from_frames(cls, frames: np.ndarray, fps: float = 25.0, caption: str | None = None) -> "DecodedClip":
-        """A clip that has no file behind it: uint8 [T, H, W, 3] RGB at an even rate. For tests and notebooks."""
+        """Create a clip without a source file from uint8 [T, H, W, 3] RGB frames at a constant rate.
+
+        For tests and notebooks.
+        """
         count, height_px, width_px = frames.shape[:3]
         pts = np.arange(count, dtype=np.int64)
         digest = pts_hash(pts)
@@ -67,16 +70,16 @@ class DecodedClip:
 
     @property
     def fps(self) -> float:
-        """Mean frames per second of the clip (not of the frames sampled from it)."""
+        """Mean frame rate of the clip, frames per second (not of the sampled frames)."""
         return self.clip.fps
 
     @property
     def diagonal_px(self) -> float:
-        """Diagonal of the frames as given, in pixels: the unit that makes motion comparable between sizes."""
+        """Diagonal of the decoded frames, pixels: the unit that makes motion comparable across sizes."""
         return float(np.hypot(*self.frames.shape[1:3]))
 
     def take(self, indices: np.ndarray) -> "DecodedClip":
-        """The same clip with only the frames at `indices` (int [n], increasing); no maps, an empty memo."""
+        """The same clip with only the frames at `indices` (int [n], increasing), no maps and an empty cache."""
         vectors = tuple(self.vectors[index] for index in indices) if self.vectors is not None else None
         return DecodedClip(self.clip, self.frames[indices], self.times_s[indices], vectors)
 
@@ -89,5 +92,5 @@ def decode(
     threads: int = 0,
     vectors: bool = False,
 ) -> DecodedClip:
-    """The clip's frames, or those at `indices`: see `openuni.manifests.video.reader.decode_frames`."""
+    """Decode the clip, or its frames at `indices`; see `openuni.manifests.video.reader.decode_frames`."""
     return DecodedClip(clip, *decode_frames(clip, indices, short_side_px, limits, threads, vectors))

@@ -54,7 +54,7 @@ def component_name(component: type[Any]) -> str:
         return stem
     for kind in KINDS:
         for name, point in _entry_points(kind).items():
-            if point.module == component.__module__ and point.attr in ("", component.__qualname__):
+            if point.module == component.__module__ and point.attr in (None, component.__qualname__):
                 return name
     return component.__module__
 
@@ -68,10 +68,6 @@ def find_component(kind: str, base: Any, name: str, *, imports: bool = False) ->
     what = base.__name__.lower()
     points = _entry_points(kind)
     if name in _own_names(kind):
-        if name in points:
-            raise OpenUniError(
-                f'{what} "{name}" is ours, and {_package_of(points[name])} claims the name: rename that one'
-            )
         return _class_in(importlib.import_module(f"{KINDS[kind]}.{name}"), base)
     if name in points:
         return _loaded(points[name], base, what)
@@ -100,6 +96,11 @@ def _own_names(kind: str) -> frozenset[str]:
 def _entry_points(kind: str) -> dict[str, importlib.metadata.EntryPoint]:
     points: dict[str, importlib.metadata.EntryPoint] = {}
     for point in importlib.metadata.entry_points(group=f"openuni.{kind}"):
+        if point.name in _own_names(kind):
+            raise OpenUniError(
+                f'{_package_of(point)} has an entry point "{point.name}" in openuni.{kind}, a name that openuni has '
+                "itself: uninstall that package"
+            )
         other = points.setdefault(point.name, point)
         if other.value != point.value:
             packages = " and ".join(sorted([_package_of(other), _package_of(point)]))
@@ -128,6 +129,7 @@ def _loaded(point: importlib.metadata.EntryPoint, base: type[Any], what: str) ->
 def _module(name: str, what: str, imports: bool) -> ModuleType:
     """The module of a dotted name."""
     if name in sys.modules:
+        _note_root(name)
         return sys.modules[name]
     if not imports and not name.startswith("openuni."):
         raise OpenUniError(

@@ -1,4 +1,4 @@
-"""How operators with a network run it: no gradients, repeatable, and in the precision that was asked for."""
+"""Inference mode of operators with a network: no gradients, deterministic kernels, explicit precision."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,15 +9,14 @@ Precision = Literal["fp32", "bf16"]
 
 @contextmanager
 def inference(device: str, precision: Precision) -> Iterator[None]:
-    """Inside, networks run without gradients and with repeatable kernels.
+    """Context in which networks run without gradients and with deterministic kernels.
 
-    `fp32` means 32 bits: the shortened multiplication of tensor cores (TF32), on by default in PyTorch for
-    convolutions, is off.
-    `bf16` is autocast: matrix products and convolutions in bfloat16, the rest in float32.
+    `fp32`: full 32-bit precision; TF32, which PyTorch enables by default for convolutions, is disabled.
+    `bf16`: autocast; matrix products and convolutions in bfloat16, the rest in float32.
     """
     import torch
 
-    repeatable = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+    deterministic = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
     autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
-    with torch.inference_mode(), repeatable, autocast:
+    with torch.inference_mode(), deterministic, autocast:
         yield

@@ -1,7 +1,7 @@
-"""The modality contract: what a dense signal means, how it is stored, how it looks as RGB, and the way back.
+"""The modality contract: the meaning of a dense signal, its storage, its RGB rendering and the inverse.
 
-A modality is a value: an array with the facts that give it meaning. Its file in `manifests/modalities/` is its only
-definition; annotators, importers, viewer, latent encoder, trainer and metrics all use it.
+A modality is a value: an array with the metadata needed to interpret it. Its file in `manifests/modalities/` is its
+only definition, which annotators, importers, viewer, latent encoder, trainer and metrics share.
 """
 
 import math
@@ -18,27 +18,27 @@ from openuni.manifests.video.passthrough import PassthroughFiles, is_passthrough
 
 
 class Payload(NamedTuple):
-    """A stored signal: bytes of one file, its suffix, and the row's constants without which the bytes mean nothing."""
+    """An encoded map: the contents of one file, its suffix, and the constants required to decode it."""
 
     data: bytes
-    suffix: str  # of the entry in the shard, such as "mkv"
-    constants: tuple[Any, ...]  # the modality's own NamedTuple
-    size_px: tuple[int, int] | None = None  # height and width, where they are not those of the signal that was given
-    frames: int | None = None  # where no signal was given
+    suffix: str  # suffix of the shard entry, such as "mkv"
+    constants: tuple[Any, ...]  # an instance of the modality's `constants_type`
+    size_px: tuple[int, int] | None = None  # height and width if they differ from those of the encoded signal
+    frames: int | None = None  # number of frames if the payload was not encoded from a signal
 
 
 @dataclass(frozen=True, eq=False)
 class Modality(ABC):
-    """Base of all modalities. `array` is [T, H, W, C]; each subclass fixes dtype, range, unit and sign."""
+    """Base of all modalities. `array` is [T, H, W, C]; each subclass defines dtype, range, unit and sign."""
 
     array: np.ndarray
 
-    name: ClassVar[str]  # the file's name
-    prompt: ClassVar[str]  # modality-type text of the in-context learner
-    constants_type: ClassVar[type[tuple[Any, ...]]]  # NamedTuple: quantiser and rendering constants kept in the row
-    suffix: ClassVar[str] = "mkv"  # of the stored file: lossless video, unless the subclass says otherwise
-    invertible: ClassVar[bool] = True  # False: `from_rgb` raises, a rendering can only be looked at
-    is_picture: ClassVar[bool] = False  # whether its rendering is one for the eye, which halved colour (4:2:0) keeps
+    name: ClassVar[str]  # name of the file that defines it
+    prompt: ClassVar[str]  # modality-type prompt of the in-context learner
+    constants_type: ClassVar[type[tuple[Any, ...]]]  # NamedTuple of quantization and rendering constants, in the row
+    suffix: ClassVar[str] = "mkv"  # suffix of the stored file; default: lossless video
+    invertible: ClassVar[bool] = True  # False: `from_rgb` raises, since renderings cannot be converted back
+    is_picture: ClassVar[bool] = False  # True: a natural picture, which tolerates chroma subsampling (4:2:0)
 
     def __post_init__(self) -> None:
         if self.array.ndim != 4:
@@ -47,16 +47,17 @@ class Modality(ABC):
 
     @abstractmethod
     def check(self) -> None:
-        """Raise `ClipError` when dtype, channels, range or finiteness are not this modality's."""
+        """Raise `ClipError` if dtype, channels, range or finiteness violate this modality's definition."""
 
     def check_array(self, dtype: type[np.generic], channels: int) -> tuple[float, float]:
-        """Smallest and largest value, 0 of none; raises `ClipError` unless `array` has this dtype, so many channels,
-        and only finite values.
+        """Minimum and maximum of `array`, both 0 if it is empty.
+
+        Raises `ClipError` unless it has this dtype and number of channels, and only finite values.
         """
-        array, wanted = self.array, np.dtype(dtype)
-        if array.dtype != wanted or array.shape[-1] != channels:
+        array, expected = self.array, np.dtype(dtype)
+        if array.dtype != expected or array.shape[-1] != channels:
             got = f"{array.dtype} {array.shape}"
-            raise ClipError(f"{self.name}: array must be {wanted} [T, H, W, {channels}], got {got}")
+            raise ClipError(f"{self.name}: array must be {expected} [T, H, W, {channels}], got {got}")
         lo, hi = (float(array.min()), float(array.max())) if array.size else (0.0, 0.0)
         if not (math.isfinite(lo) and math.isfinite(hi)):
             raise ClipError(f"{self.name}: array has NaN or infinite values")
@@ -64,16 +65,16 @@ class Modality(ABC):
 
     @abstractmethod
     def constants(self) -> Any:
-        """This clip's `constants_type`: one set per clip, never per frame."""
+        """The clip's constants, an instance of `constants_type`: one per clip, never per frame."""
 
     @abstractmethod
     def encode(self, fps: float) -> Payload:
-        """Lossless or bounded-error bytes (the bound is in the subclass's docstring and tested)."""
+        """Encode without loss or with a bounded error, which the subclass's docstring states. `fps`: frame rate."""
 
     def encode_compact(self, fps: float) -> Payload:
-        """Like `encode`, in as few bits as the subclass states, at an error that its docstring and the row state.
+        """Encode for compact storage: within the bit budget and error bound that the subclass's docstring states.
 
-        The same as `encode` where a subclass says nothing.
+        Default: the same as `encode`.
         """
         return self.encode(fps)
 
@@ -84,56 +85,59 @@ class Modality(ABC):
 
     @classmethod
     def read(cls, data: bytes, constants: Any) -> Self:
-        """The signal of a payload, however it is stored: coded by `encode`, or kept in the files it came in.
+        """Decode a payload, whether written by `encode` or stored as passthrough files.
 
-        Raises `ClipError` for damaged bytes and for values that are not this modality's.
+        Raises `ClipError` for damaged data and for values outside this modality's definition.
         """
         if not is_passthrough(data):
             return cls.decode(data, constants)
-        kept = PassthroughFiles(data, cls.name)
-        if kept.manifest.reading.coding != "rendering":
-            return cls.from_passthrough(kept.values(), constants)
-        parts = [cls.from_rgb(rendering, constants) for rendering in kept.renderings()]
+        files = PassthroughFiles(data, cls.name)
+        if files.manifest.reading.coding != "rendering":
+            return cls.from_passthrough(files.values(), constants)
+        parts = [cls.from_rgb(rendering, constants) for rendering in files.renderings()]
         return replace(parts[0], array=np.concatenate([part.array for part in parts]))
 
     @classmethod
     def from_passthrough(cls, array: np.ndarray, constants: Any) -> Self:
-        """The signal whose array [T, H, W, C] was read from kept files. `constants`: of the row."""
+        """The signal of an array [T, H, W, C] that was read from passthrough files. `constants`: those of the row."""
         return cls(array)
 
     @classmethod
     def decode_planes(cls, data: bytes, dtype: type[np.generic], channels: int) -> np.ndarray:
-        """[T, H, W, C] of a stored lossless video; raises `ClipError` unless it has this dtype and so many channels."""
+        """Decode a stored lossless video to [T, H, W, C].
+
+        Raises `ClipError` unless it has this dtype and number of channels.
+        """
         planes = decode_lossless(data)
         if planes.dtype != np.dtype(dtype) or planes.shape[-1] != channels:
-            wanted = f"{np.dtype(dtype)} with {channels} channels"
-            raise ClipError(f"{cls.name}: stored planes must be {wanted}, got {planes.dtype} {planes.shape}")
+            expected = f"{np.dtype(dtype)} with {channels} channels"
+            raise ClipError(f"{cls.name}: stored planes must be {expected}, got {planes.dtype} {planes.shape}")
         return planes
 
     @abstractmethod
     def to_rgb(self) -> np.ndarray:
-        """float32 [T, H, W, 3] in 0..1: what the video VAE and people see. Uses the clip's constants."""
+        """Render as RGB for the video VAE and for viewing: float32 [T, H, W, 3] in 0..1. Uses the clip's constants."""
 
     @classmethod
     @abstractmethod
     def from_rgb(cls, rgb: np.ndarray, constants: Any | None = None) -> Self:
-        """Back from a rendering, float32 [T, H, W, 3] in 0..1, possibly perturbed.
+        """Convert a rendering back: float32 [T, H, W, 3] in 0..1, possibly perturbed.
 
-        Without `constants` (a generated rendering has none) the modality's documented default scale is used.
+        Without `constants` (generated renderings have none) the modality's documented default scale is used.
         """
 
     @abstractmethod
     def resize(self, height_px: int, width_px: int) -> Self:
-        """The same signal at another size, by the interpolation that keeps its meaning; pixel units are rescaled."""
+        """Resize with the interpolation that suits the modality; values in pixels are rescaled."""
 
     @property
     def size_px(self) -> tuple[int, int]:
-        """Height and width of the picture this signal describes."""
+        """Height and width of the picture that the signal describes."""
         height, width = self.array.shape[1:3]
         return height, width
 
     def crop(self, top_px: int, left_px: int, height_px: int, width_px: int) -> Self:
-        """A window of the same signal."""
+        """Crop to a window."""
         window = self.array[:, top_px : top_px + height_px, left_px : left_px + width_px]
         return replace(self, array=np.ascontiguousarray(window))
 
@@ -142,12 +146,15 @@ class Modality(ABC):
         return replace(self, array=self.array[start:stop:step])
 
     def fit(self, height_px: int, width_px: int) -> Self:
-        """Cover `height_px` x `width_px` keeping the aspect ratio, then crop the centre: latents are made of this."""
+        """Resize to cover `height_px` x `width_px` with the aspect ratio kept, then crop the centre.
+
+        Latents are encoded from the result.
+        """
         height, width = self.size_px
         scale = max(height_px / height, width_px / width)
-        tall, wide = max(height_px, round(height * scale)), max(width_px, round(width * scale))
-        scaled = self if (tall, wide) == (height, width) else self.resize(tall, wide)
-        return scaled.crop((tall - height_px) // 2, (wide - width_px) // 2, height_px, width_px)
+        cover_height, cover_width = max(height_px, round(height * scale)), max(width_px, round(width * scale))
+        resized = self if (cover_height, cover_width) == (height, width) else self.resize(cover_height, cover_width)
+        return resized.crop((cover_height - height_px) // 2, (cover_width - width_px) // 2, height_px, width_px)
 
 
 def modality_names() -> list[str]:
@@ -156,17 +163,17 @@ def modality_names() -> list[str]:
 
 
 def find_modality(name: str) -> type[Modality]:
-    """The modality of that name; raises `OpenUniError` when there is none."""
-    if name not in modality_names():  # never by a dotted path: a modality's name is a column's, and a file's suffix
+    """The modality of that name. Raises `OpenUniError` if it is unknown."""
+    if name not in modality_names():  # never a dotted path: the name is also a column name and part of file names
         raise OpenUniError(unknown_name("modality", name, modality_names()))
     found: type[Modality] = find_component("modalities", Modality, name)
     return found
 
 
 def read_rendering(name: str, rgb: np.ndarray) -> Modality:
-    """A rendering without constants, float32 [T, H, W, 3] in 0..1, as the modality it shows.
+    """Convert a rendering without constants, float32 [T, H, W, 3] in 0..1, to the modality `name`.
 
-    One that cannot be read back (`invertible` is False) stays what it is: a picture, the modality `rgb`.
+    Renderings of modalities with `invertible = False` are returned as `rgb`.
     """
     modality = find_modality(name)
     return (modality if modality.invertible else find_modality("rgb")).from_rgb(rgb)

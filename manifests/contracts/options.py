@@ -7,7 +7,7 @@ Components check themselves by it when they are made, and `openuni show` and `op
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -38,7 +38,15 @@ def former_names(kind: Any) -> dict[str, str]:
 def recorded(options: Any) -> dict[str, Any]:
     """The fields of a dataclass as records and versions name them: those renamed since under their former names."""
     former = former_names(type(options))
-    return {former.get(field, field): value for field, value in asdict(options).items()}
+    return {former.get(field.name, field.name): _recorded(getattr(options, field.name)) for field in fields(options)}
+
+
+def _recorded(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return recorded(value)
+    if isinstance(value, list | tuple):
+        return type(value)(_recorded(entry) for entry in value)
+    return {key: _recorded(entry) for key, entry in value.items()} if isinstance(value, dict) else value
 
 
 def check_options(options: Any, name: str) -> None:

@@ -1,4 +1,4 @@
-"""From Python types to Parquet columns: the return type of a producer is the schema of its column group."""
+"""Parquet schemas derived from Python types: the result type of a producer defines its column group."""
 
 import dataclasses
 import types
@@ -15,28 +15,28 @@ from openuni.manifests.video.clip import Clip
 
 SCALARS: dict[Any, pa.DataType] = {
     float: pa.float64(),
-    np.float32: pa.float32(),  # in long lists
+    np.float32: pa.float32(),  # for long lists
     int: pa.int64(),
     str: pa.string(),
     bool: pa.bool_(),
 }
 
-# columns that every producer's struct begins with
+# first fields of every producer's struct
 OUTCOME_FIELDS = [
     pa.field("status", pa.string()),  # ok, failed, unavailable
-    pa.field("error", pa.string()),  # reason, when not ok
-    pa.field("version", pa.string()),  # options + code + weights: see Component.version
-    pa.field("ms", pa.float64()),  # time `run` took
+    pa.field("error", pa.string()),  # reason, if not ok
+    pa.field("version", pa.string()),  # see Component.version
+    pa.field("ms", pa.float64()),  # duration of `run`, milliseconds
 ]
 
 OUTCOME = frozenset(field.name for field in OUTCOME_FIELDS)
 
-# columns that find a payload again
+# location of a payload
 EXTENT_FIELDS = [
-    pa.field("shard", pa.string()),  # file name beside the Parquet file
-    pa.field("offset", pa.int64()),  # of the payload's first byte
+    pa.field("shard", pa.string()),  # file name, in the folder of the Parquet file
+    pa.field("offset", pa.int64()),  # position of the payload's first byte
     pa.field("nbytes", pa.int64()),
-    pa.field("xxh3", pa.uint64()),
+    pa.field("xxh3", pa.uint64()),  # checksum
 ]
 
 MAP_FIELDS = [
@@ -44,7 +44,7 @@ MAP_FIELDS = [
     pa.field("frames", pa.int32()),
     pa.field("height_px", pa.int32()),
     pa.field("width_px", pa.int32()),
-    pa.field("pts_hash", pa.string()),  # equals the clip's: the same instants
+    pa.field("pts_hash", pa.string()),  # equals the clip's: the same timestamps
 ]
 
 LATENT_SCHEMA = pa.schema(
@@ -54,7 +54,7 @@ LATENT_SCHEMA = pa.schema(
         *EXTENT_FIELDS,
         pa.field("shape", pa.list_(pa.int32())),  # C, T', H', W' for latents; L, D for text
         pa.field("dtype", pa.string()),
-        pa.field("frames", pa.int32()),  # video frames behind the latents; null for text
+        pa.field("frames", pa.int32()),  # number of encoded video frames; null for text
         pa.field("absmax", pa.float64()),
         pa.field("std", pa.float64()),
     ]
@@ -62,7 +62,7 @@ LATENT_SCHEMA = pa.schema(
 
 
 class Column(NamedTuple):
-    """One column of a producer, as `openuni show` prints it."""
+    """One column of a producer, for `openuni show`."""
 
     name: str
     type: str
@@ -70,47 +70,47 @@ class Column(NamedTuple):
 
 
 def clip_schema() -> pa.Schema:
-    """Schema of `clips/`: the fields of `Clip`, and how ingest fared."""
+    """Schema of `clips/`: the fields of `Clip`, then `status` and `error` of ingest."""
     fields = []
     for field in dataclasses.fields(Clip):
-        bare, _ = _optional(get_type_hints(Clip)[field.name])
+        bare = _strip_optional(get_type_hints(Clip)[field.name])
         fields.append(pa.field(field.name, SCALARS[bare]))
     return pa.schema([*fields, pa.field("status", pa.string()), pa.field("error", pa.string())])
 
 
 def producer_schema(producer: type[Producer]) -> pa.Schema:
-    """Schema of a producer's column group: clip_id and one struct column named after it."""
+    """Schema of a producer's column group: `clip_id` and one struct column named after the producer."""
     fields = list(OUTCOME_FIELDS)
     for name, hint in result_hints(producer).items():
         if name in OUTCOME:
-            raise OpenUniError(f'{producer.name()}: a result must not be called "{name}"; rename that field')
+            raise OpenUniError(f'{producer.name()}: result field "{name}" is a reserved name. Rename the field.')
         fields.append(pa.field(name, arrow_type(hint, f"{producer.name()}.{name}")))
     return pa.schema([pa.field("clip_id", pa.string()), pa.field(producer.name(), pa.struct(fields))])
 
 
 def text_columns(fields: pa.StructType) -> list[str]:
-    """Names of the texts in a producer's struct, without those that say how it went."""
+    """Names of the text columns in a producer's struct, without `status`, `error` and `version`."""
     return [field.name for field in fields if pa.types.is_string(field.type) and field.name not in OUTCOME]
 
 
 def result_hints(producer: type[Producer]) -> dict[str, Any]:
-    """Field name -> annotated type of what the producer gives."""
+    """Field name -> annotated type of the producer's result."""
     return get_type_hints(producer.result_type(), include_extras=True)
 
 
 def modality_fields(producer: type[Producer]) -> dict[str, type[Modality]]:
-    """Field name -> modality class, for those fields of the result that are modalities."""
+    """Field name -> modality class, for the modalities in the producer's result."""
     found = {}
     for name, hint in result_hints(producer).items():
-        bare, _ = _optional(strip_annotation(hint))
+        bare = _strip_optional(strip_annotation(hint))
         if isinstance(bare, type) and issubclass(bare, Modality):
             found[name] = bare
     return found
 
 
 def arrow_type(hint: Any, where: str) -> pa.DataType:
-    """The Parquet type of a result's field; raises `OpenUniError` naming what is allowed."""
-    bare, _ = _optional(strip_annotation(hint))
+    """Arrow type of a result field. Raises `OpenUniError` that lists the allowed types; `where`: name of the field."""
+    bare = _strip_optional(strip_annotation(hint))
     if bare in SCALARS:
         return SCALARS[bare]
     if get_origin(bare) in (list, tuple):
@@ -119,16 +119,16 @@ def arrow_type(hint: Any, where: str) -> pa.DataType:
         return pa.struct([*MAP_FIELDS, *_tuple_fields(bare.constants_type, where)])
     if isinstance(bare, type) and hasattr(bare, "_fields"):
         return pa.struct(_tuple_fields(bare, where))
-    allowed = "float, int, str, bool, lists of them, NamedTuples, modalities, and any of these or None"
-    raise OpenUniError(f"{where}: a result of type {hint!r} cannot be stored. Allowed: {allowed}.")
+    allowed = "float, int, str, bool, lists and NamedTuples of them, modalities; each optionally | None"
+    raise OpenUniError(f"{where}: results of type {hint!r} cannot be stored. Allowed: {allowed}.")
 
 
 def columns(producer: type[Producer]) -> list[Column]:
-    """The columns a producer fills, with types and meanings."""
+    """The columns of a producer, with types and descriptions."""
     schema = producer_schema(producer).field(producer.name()).type
     listed = []
     for name, hint in result_hints(producer).items():
-        bare, _ = _optional(strip_annotation(hint))
+        bare = _strip_optional(strip_annotation(hint))
         is_map = isinstance(bare, type) and issubclass(bare, Modality)
         kind = f"modality {bare.name}" if is_map else str(schema.field(name).type)
         doc = annotation_text(hint) or (_first_line(bare.__doc__) if is_map else "")
@@ -137,7 +137,7 @@ def columns(producer: type[Producer]) -> list[Column]:
 
 
 def plain(value: Any) -> Any:
-    """A result's value as JSON and Arrow take it: NumPy scalars and arrays to Python, NamedTuples to dicts."""
+    """Convert a result to plain Python for JSON and Arrow: NumPy scalars and arrays, and NamedTuples to dicts."""
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray):
@@ -154,12 +154,12 @@ def _tuple_fields(kind: type[Any], where: str) -> list[pa.Field]:
     return [pa.field(name, arrow_type(hint, f"{where}.{name}")) for name, hint in hints.items()]
 
 
-def _optional(hint: Any) -> tuple[Any, bool]:
+def _strip_optional(hint: Any) -> Any:
     if get_origin(hint) in (Union, types.UnionType):
         rest = [arg for arg in get_args(hint) if arg is not type(None)]
         if len(rest) == 1:
-            return strip_annotation(rest[0]), True
-    return hint, False
+            return strip_annotation(rest[0])
+    return hint
 
 
 def _first_line(text: str | None) -> str:

@@ -1,4 +1,4 @@
-"""Reading files with weights, which come from anyone: tensors by name and nothing else, no code is ever run."""
+"""Safe reading of untrusted checkpoint files: named tensors only, no code execution."""
 
 import io
 import pickle
@@ -9,11 +9,12 @@ from typing import Any
 from openuni.manifests.errors import OpenUniError
 
 
-def read_weights(path: Path, again: str = "from its source", data: bytes | None = None) -> dict[str, Any]:
-    """Tensors by name from a .safetensors file, or from a PyTorch file read with `weights_only`.
+def read_weights(path: Path, source: str = "from its source", data: bytes | None = None) -> dict[str, Any]:
+    """Read named tensors from a .safetensors file, or from a PyTorch file with `weights_only`.
 
-    `again`: how to get the file anew, for errors. `data`: the bytes of a PyTorch file that is packed in `path`. Raises
-    `OpenUniError` for what is damaged or holds more than tensors.
+    `source`: how to download the file again, for error messages, such as "with: openuni checkpoints get NAME".
+    `data`: contents of a PyTorch file that is packed inside `path`.
+    Raises `OpenUniError` if the file is damaged or contains anything but tensors.
     """
     import torch
     from safetensors import SafetensorError
@@ -26,9 +27,9 @@ def read_weights(path: Path, again: str = "from its source", data: bytes | None 
             loaded = torch.load(path if data is None else io.BytesIO(data), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError) as error:
         raise OpenUniError(
-            f"{path} cannot be read as weights: it is damaged, or holds more than tensors, and code in a checkpoint is "
-            f"never run. Get it again {again}. ({type(error).__name__}: {str(error)[:200]})"
+            f"{path} cannot be read as weights: it is damaged, or contains objects other than tensors (code in a "
+            f"checkpoint is never executed). Download it again {source}. ({type(error).__name__}: {str(error)[:200]})"
         ) from error
     if not (isinstance(loaded, Mapping) and all(isinstance(value, torch.Tensor) for value in loaded.values())):
-        raise OpenUniError(f"{path} is not a plain table of tensors by name. Save the model's state_dict() alone.")
+        raise OpenUniError(f"{path} must be a mapping of names to tensors. Save only the model's state_dict().")
     return dict(loaded)

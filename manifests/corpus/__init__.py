@@ -1,1 +1,1 @@
-"""Corpus storage: column groups, parts, shards, outcomes, keep rules, splits."""
+"""Corpus storage: column groups, parts, shards, outcomes, keep rules and splits."""

@@ -1,8 +1,8 @@
-"""The column groups of a corpus: reading them, writing their parts, and keeping one version of each.
+"""The column groups of a corpus: reading, writing and versioning.
 
 Column groups: `clips`, `filters/NAME`, `annotations/NAME`, `latents/FAMILY/MODALITY`, `text/FAMILY`. Each is a folder
-of Parquet parts beside the payload files they point into. In every group a clip has at most one row, and all rows of
-a group have one version: parts of another version are set aside in the group's `superseded/` folder.
+of Parquet parts and the shards that they refer to. A clip has at most one row per group, and all rows of a group have
+the same version: parts of other versions are moved to the group's `superseded/` folder.
 """
 
 import json
@@ -35,19 +35,19 @@ from openuni.manifests.corpus.store import Store
 from openuni.manifests.corpus.writer import PartWriter, recover, spool_dir, table_bytes
 from openuni.manifests.errors import OpenUniError
 
-PARALLEL_PARTS = 8  # files worked on at once: an object store answers slowly, and many requests as fast as one
+PARALLEL_PARTS = 8  # files processed concurrently, to hide the latency of object stores
 VERSION_KEY = b"openuni.version"
 
 
 class ColumnGroups:
-    """A corpus as a store of column groups. `record` is its corpus.json."""
+    """A corpus as a collection of column groups. `record`: the contents of its corpus.json."""
 
     def __init__(self, store: Store, record: dict[str, Any]) -> None:
         self.store = store
         self.record = record
 
     def write_json(self, name: str, record: dict[str, Any]) -> None:
-        """Write a JSON file of the corpus, whole or not at all; a file that says the same is left alone."""
+        """Write a JSON file of the corpus atomically, unless its contents are the same."""
         data = json.dumps(record, indent=2, default=str).encode()
         if not self.store.exists(name) or self.store.read(name) != data:
             self.store.put(name, data)
@@ -55,19 +55,19 @@ class ColumnGroups:
     # ------------------------------------------------------------------ groups and parts
 
     def operators(self, kind: str) -> list[str]:
-        """Names of the operators that have a column group: kind is "filter" or "annotator"."""
+        """Names of the operators that have a column group; `kind`: "filter" or "annotator"."""
         return self.store.folders(OPERATOR_FOLDERS[kind])
 
     def families(self) -> dict[str, dict[str, Any]]:
-        """Latent families: name -> its record (codec, options, size_px, frames, modalities, fingerprint)."""
+        """Latent families: name -> record (codec, options, size_px, frames, modalities, fingerprint)."""
         return self._family_records(LATENTS)
 
     def text_families(self) -> dict[str, dict[str, Any]]:
-        """Text families: name -> its record (codec, options, fingerprint)."""
+        """Text families: name -> record (codec, options, fingerprint)."""
         return self._family_records(TEXT)
 
     def groups(self) -> list[str]:
-        """All column groups that exist, `clips` first."""
+        """All existing column groups, `clips` first."""
         found = [CLIPS] if self.parts(CLIPS) else []
         found += [filter_group(name) for name in self.operators("filter")]
         found += [annotation_group(name) for name in self.operators("annotator")]
@@ -76,46 +76,52 @@ class ColumnGroups:
         return found + [text_group(family) for family in self.store.folders(TEXT)]
 
     def parts(self, group: str) -> list[str]:
-        """Names of a group's visible Parquet files, in the order they were made."""
+        """Names of a group's visible Parquet files, in order of creation."""
         return self.store.names(group, ".parquet")
 
     def group_version(self, group: str) -> str:
-        """The version of a group's rows; "none" while it is empty."""
+        """The version of a group's rows; "none" if it is empty."""
         parts = self.parts(group)
         return self._part_version(parts[0]) if parts else "none"
 
     def has_modality(self, annotator: str, modality: str) -> bool:
         """Whether an annotator's column group has a field for a modality."""
-        parts = self.parts(annotation_group(annotator))
-        if not parts:
-            return False
-        fields = pq.read_schema(self.store.path(parts[0]), filesystem=self.store.fs).field(annotator).type
+        fields = self.operator_fields(annotation_group(annotator))
         return any(field.name == modality and pa.types.is_struct(field.type) for field in fields)
 
+    def operator_fields(self, group: str) -> list[pa.Field]:
+        """The fields of the struct column of an operator's group; none while it is empty."""
+        parts = self.parts(group)[:1]  # all parts of a group share a schema
+        return [field for part in parts for field in self._operator_column(self._part_schema(part), group).type]
+
     def dataset(self, group: str, schema: pa.Schema | None = None) -> pads.Dataset:
-        """The group as a pyarrow dataset: nothing is read until asked for. Empty groups need a schema."""
+        """The group as a lazy pyarrow dataset. `schema`: used for groups without parts; default: only `clip_id`."""
         parts = self.parts(group)
         if not parts:
             return pads.dataset((schema or pa.schema([pa.field("clip_id", pa.string())])).empty_table())
-        return self._dataset(parts, schema)
+        found = self._dataset(parts, schema)
+        if operator_of(group) is not None:
+            self._operator_column(found.schema, group)
+        return found
 
     def table(self, group: str, columns: Sequence[str] | Mapping[str, pads.Expression] | None = None) -> pa.Table:
-        """The group in memory, one row per clip; `columns`: names, or name -> what to read, as pyarrow writes them."""
-        wanted = list(columns) if isinstance(columns, Sequence) else columns
-        return self.dataset(group).to_table(columns=wanted)
+        """The group in memory, one row per clip. `columns`: names, or name -> pyarrow expression; default: all."""
+        selection = list(columns) if isinstance(columns, Sequence) else columns
+        return self.dataset(group).to_table(columns=selection)
 
     def look_up(self, group: str, ids: pa.Array, columns: Mapping[str, pads.Expression]) -> pa.StructArray:
-        """These columns of a group (name -> what to read) for each clip_id, in that order; null: it has no row.
+        """Columns of a group (name -> pyarrow expression) for each clip_id, in the order of `ids`; null without a row.
 
-        Still in Arrow: a hundred thousand rows are a few megabytes, and `array[i].as_py()` makes one of them a dict.
+        The result stays in Arrow, where a hundred thousand rows take a few megabytes; `array[i].as_py()` converts one
+        row to a dict.
         """
-        wanted = {"clip_id": pads.field("clip_id")} | dict(columns)
-        table = self.dataset(group).to_table(columns=wanted, filter=pads.field("clip_id").isin(ids))
-        places = pc.index_in(ids, value_set=table.column("clip_id").combine_chunks())
-        return table.drop_columns("clip_id").to_struct_array().combine_chunks().take(places)
+        selection = {"clip_id": pads.field("clip_id")} | dict(columns)
+        table = self.dataset(group).to_table(columns=selection, filter=pads.field("clip_id").isin(ids))
+        rows = pc.index_in(ids, value_set=table.column("clip_id").combine_chunks())
+        return table.drop_columns("clip_id").to_struct_array().combine_chunks().take(rows)
 
     def find(self, group: str, clip_id: str) -> dict[str, Any] | None:
-        """A clip's row in a group, None when it has none. Only ids are read to find it, then its part."""
+        """A clip's row in a group, or None. Reads only the ids to locate the row, then its part."""
         dataset = self.dataset(group)
         for tagged in dataset.scanner(columns=["clip_id"]).scan_batches():
             if pc.index(tagged.record_batch.column("clip_id"), clip_id).as_py() >= 0:
@@ -124,29 +130,32 @@ class ColumnGroups:
         return None
 
     def read(self, group: str, shard: str, offset: int, nbytes: int, xxh3: int) -> bytes:
-        """One payload by its extent; raises `OpenUniError` when its bytes are not those that were written."""
+        """Read one payload by its extent. Raises `OpenUniError` if its checksum differs."""
         if "/" in shard:
-            raise OpenUniError(f'{group}: "{shard}" is not a file beside its manifest; the manifest is damaged')
+            raise OpenUniError(f'{group}: shard "{shard}" must be a plain file name; the Parquet file is damaged')
         data = self.store.read_range(f"{group}/{shard}", offset, nbytes)
         if len(data) != nbytes or checksum(data) != xxh3:
             raise OpenUniError(
-                f"{self.store.url}/{group}/{shard}: the {nbytes} bytes at {offset} have changed since they were "
-                "written (checksum differs). Restore it, or delete its .parquet part and run again to recompute it."
+                f"{self.store.url}/{group}/{shard}: checksum mismatch of {nbytes} bytes at offset {offset}; the file "
+                "changed after it was written. Restore it, or delete its .parquet part and rerun to recompute it."
             )
         return data
 
     # ------------------------------------------------------------------ writing
 
     def writer(self, group: str, schema: pa.Schema, version: str, shard_type: type[Shard] | None = None) -> PartWriter:
-        """A writer of one group for one worker; rows become visible part by part."""
+        """A writer of one group, for one worker. Rows become visible when their part is sealed."""
         return PartWriter(self.store, group, schema.with_metadata({VERSION_KEY: version.encode()}), shard_type)
 
     def recover(self) -> int:
-        """Seal what dead workers left behind, in every group; returns the number of clips saved."""
+        """Seal open parts of dead workers in every column group; return the number of recovered rows."""
         return sum(recover(self.store, group) for group in self._groups_with_open_parts())
 
     def activate_version(self, group: str, version: str) -> None:
-        """Make `version` the group's only one: others are set aside, parts of this one set aside earlier come back."""
+        """Make `version` the only visible one.
+
+        Parts of other versions are moved to `superseded/`; earlier parts of this version are restored from there.
+        """
         parts = self.parts(group)
         with ThreadPoolExecutor(PARALLEL_PARTS) as pool:
             versions = list(pool.map(self._part_version, parts))
@@ -157,34 +166,34 @@ class ColumnGroups:
             self._move_part(part, group)
 
     def delete_by_status(self, group: str, statuses: Sequence[str], among: Mapping[str, pa.Array] | None = None) -> int:
-        """Remove the rows with these statuses so that the next run does them again; returns how many there were.
+        """Delete the rows with these statuses, so that the next run retries them; return their number.
 
-        `among`: column -> values; only rows that have one of them there. What another run failed at then stays.
+        `among`: column -> values; restricts the deletion to rows that have one of these values in the column.
         """
 
-        def chosen(rows: pa.Table) -> pa.ChunkedArray:
+        def should_delete(rows: pa.Table) -> pa.ChunkedArray:
             mask = pc.is_in(status_column(rows, group), pa.array(list(statuses)))
             for column, values in (among or {}).items():
                 mask = pc.and_(mask, pc.is_in(rows.column(column), value_set=values))
             return mask
 
-        return self.delete_rows(group, chosen)
+        return self.delete_rows(group, should_delete)
 
-    def delete_rows(self, group: str, chosen: Callable[[pa.Table], pa.ChunkedArray]) -> int:
-        """Remove the rows for which `chosen` (given a part's rows) says true; returns how many there were."""
-        removed = 0
+    def delete_rows(self, group: str, should_delete: Callable[[pa.Table], pa.ChunkedArray]) -> int:
+        """Delete the rows for which `should_delete` (rows of a part -> boolean mask) is true; return their number."""
+        deleted = 0
 
         def change(rows: pa.Table) -> pa.Table:
-            nonlocal removed
-            left = rows.filter(pc.invert(pc.fill_null(chosen(rows), False)))
-            removed += len(rows) - len(left)
-            return left
+            nonlocal deleted
+            remaining = rows.filter(pc.invert(pc.fill_null(should_delete(rows), False)))
+            deleted += len(rows) - len(remaining)
+            return remaining
 
         self.rewrite(group, change)
-        return removed
+        return deleted
 
     def rewrite(self, group: str, change: Callable[[pa.Table], pa.Table]) -> None:
-        """Put `change(rows)` in the place of each part's rows, part by part; equal rows are not written again."""
+        """Replace each part's rows with `change(rows)`; parts whose rows stay equal are not rewritten."""
         for part in self.parts(group):
             rows = pq.read_table(self.store.path(part), filesystem=self.store.fs)
             changed = change(rows)
@@ -212,11 +221,23 @@ class ColumnGroups:
         return int(pq.read_metadata(self.store.path(part), filesystem=self.store.fs).num_rows)
 
     def _part_version(self, part: str) -> str:
-        metadata = pq.read_schema(self.store.path(part), filesystem=self.store.fs).metadata or {}
-        return metadata.get(VERSION_KEY, b"unknown").decode()
+        return (self._part_schema(part).metadata or {}).get(VERSION_KEY, b"unknown").decode()
+
+    def _part_schema(self, part: str) -> pa.Schema:
+        return pq.read_schema(self.store.path(part), filesystem=self.store.fs)
+
+    def _operator_column(self, schema: pa.Schema, group: str) -> pa.Field:
+        """The column that has the operator's name; raises `OpenUniError` for a folder that holds another's rows."""
+        operator = operator_of(group) or ""
+        if operator not in schema.names:
+            raise OpenUniError(
+                f"{self.store.url}/{group} holds rows of {', '.join(schema.names[1:])}, not of {operator}: was the "
+                "folder renamed? Give it back its name, or delete it and run again."
+            )
+        return schema.field(operator)
 
     def _move_part(self, part: str, folder: str) -> None:
-        # the Parquet file goes last when a part appears and first when it disappears: never rows without payload
+        # move the Parquet file last to publish a part and first to retract it: rows must never lack their payloads
         name = part.rsplit("/", 1)[1].removesuffix(".parquet")
         source = part.rsplit("/", 1)[0]
         names = [f"{name}.parquet", f"{name}.tar", f"{name}.safetensors"]
@@ -236,6 +257,6 @@ class ColumnGroups:
 
 
 def status_column(table: pa.Table, group: str) -> pa.ChunkedArray:
-    """The status column of a group's table: flat, or inside the operator's struct."""
+    """The status column of a group's table, either top-level or in the operator's struct."""
     operator = operator_of(group)
     return table.column("status") if operator is None else pc.struct_field(table.column(operator), "status")

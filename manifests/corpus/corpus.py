@@ -1,4 +1,4 @@
-"""A corpus: the folder (or URL) of manifests and shards that passes between the pipeline and the trainer."""
+"""A corpus: the folder (or URL) of manifests and shards that the pipeline writes and the trainer reads."""
 
 import json
 from collections.abc import Iterator
@@ -26,32 +26,34 @@ FORMAT = 1
 
 
 class Corpus(ColumnGroups):
-    """Open one with `Corpus.open(url)`; `openuni.run` makes them. `corpus[i]` is a clip, by position or clip_id."""
+    """A corpus, opened with `Corpus.open(url)`, created by `openuni.run`. `corpus[key]`: a clip by index or clip_id."""
 
     # ------------------------------------------------------------------ opening
 
     @classmethod
     def open(cls, url: str) -> "Corpus":
-        """The corpus at a folder or URL; raises `OpenUniError` when there is none, or one of a newer format."""
+        """Open the corpus at a folder or URL. Raises `OpenUniError` if it is missing or has a newer format."""
         store = Store(str(url))
         if not store.exists(CORPUS_RECORD):
-            raise OpenUniError(f"there is no corpus at {store.url} (no corpus.json). Make one with: openuni run")
+            raise OpenUniError(f"no corpus at {store.url} (corpus.json not found). Create one with: openuni run")
         record = json.loads(store.read(CORPUS_RECORD))
         if record.get("format") != FORMAT:
             raise OpenUniError(
-                f"{store.url} has corpus format {record.get('format')!r}; this version reads {FORMAT}. Update openuni."
+                f"{store.url} has corpus format {record.get('format')!r}; this version reads format {FORMAT}. "
+                "Update OpenUni."
             )
         return cls(store, record)
 
     @classmethod
     def create(cls, url: str) -> "Corpus":
-        """Open the corpus at `url`, or make an empty one where there is nothing yet."""
+        """Open the corpus at `url`, or create an empty one if the folder is new or empty."""
         store = Store(str(url))
         if store.exists(CORPUS_RECORD):
             return cls.open(url)
         if not store.is_empty():
             raise OpenUniError(
-                f"{store.url} is not empty and holds no corpus (no corpus.json). Give a new or empty folder with --out."
+                f"{store.url} is not empty and not a corpus (corpus.json not found). "
+                "Pass a new or empty folder with --out."
             )
         record = {
             "format": FORMAT,
@@ -66,12 +68,12 @@ class Corpus(ColumnGroups):
         return corpus
 
     def save_record(self, **changes: Any) -> None:
-        """Change facts of corpus.json."""
+        """Update and write corpus.json."""
         self.record.update(changes)
         self.write_json(CORPUS_RECORD, self.record)
 
     def runs(self) -> Iterator[dict[str, Any]]:
-        """The ledgers of all runs, oldest first; one that cannot be read is passed over."""
+        """The ledgers of all runs, oldest first; unreadable ones are skipped."""
         for name in self.store.names(RUNS, ".json"):
             try:
                 record = json.loads(self.store.read(name))
@@ -81,15 +83,15 @@ class Corpus(ColumnGroups):
                 yield record
 
     def select(self, keep: str, out: str) -> "Corpus":
-        """A new corpus at `out` with the clips that pass `keep`: rows are filtered, payload files linked or copied."""
+        """Create a corpus at `out` with the clips that pass `keep`: rows are filtered, shards are linked or copied."""
         kept = self.kept_clip_id_array(keep)
         if not len(kept):
             raise OpenUniError(f"keep = {keep!r} passes none of {len(self):,} clips; nothing was written")
         target = Corpus.create(out)
         if target.parts("clips"):
-            raise OpenUniError(f"{target.store.url} already holds another corpus. Give a new folder with --out.")
+            raise OpenUniError(f"{target.store.url} already contains another corpus. Pass a different --out.")
         groups = self.groups()
-        for group in [*groups[1:], "clips"]:  # the clip list comes last: until then the new corpus is empty
+        for group in [*groups[1:], "clips"]:  # `clips` comes last: until then the new corpus is empty
             self._select_group(group, kept, target)
         records = [family_record(LATENTS, name) for name in self.families()]
         for record in [*records, *(family_record(TEXT, name) for name in self.text_families())]:
@@ -97,45 +99,45 @@ class Corpus(ColumnGroups):
         target.save_record(**{key: self.record[key] for key in ("filters", "annotators", "encoded")}, keep=keep)
         return target
 
-    # ------------------------------------------------------------------ questions
+    # ------------------------------------------------------------------ queries
 
     def kept_clip_ids(self, keep: str | None = None) -> list[str]:
-        """clip_ids that ingest accepted and that pass `keep` (default: the rule of the last run), in order."""
+        """clip_ids that ingest accepted and that pass `keep`, in order of ingest. Default: the rule of the last run."""
         return self.kept_clip_id_array(keep).to_pylist()
 
     def kept_clip_id_array(self, keep: str | None = None) -> pa.Array:
-        """The same as a string array, for millions of them."""
+        """`kept_clip_ids` as an Arrow string array, for millions of clips."""
         return outcomes.kept_clip_ids(self, self.record["keep"] if keep is None else keep)
 
     def summary(self) -> outcomes.Summary:
-        """What became of every clip: kept, dropped by which rule, failed for which reason, not done yet."""
+        """Clip outcomes: ok, dropped by rule, failed by error, pending."""
         return outcomes.summary(self)
 
     @property
     def clips(self) -> pa.Table:
-        """The clips that ingest accepted with all their columns, in order of ingest; read anew each time."""
+        """The clips that ingest accepted, with all columns, in order of ingest. Read from storage on each access."""
         table = self.dataset("clips", clip_schema()).to_table()
         return table.filter(pc.equal(table.column("status"), "ok"))
 
     @cached_property
     def clip_list(self) -> ClipList:
-        """The same by number, for millions of clips; as it was when first asked for, or at the last `refresh`."""
+        """The accepted clips by index, for millions of clips; a snapshot of the first access or the last `refresh`."""
         return ClipList(self)
 
     def refresh(self) -> None:
-        """Forget what was read of the clip list, after something wrote to the corpus."""
+        """Discard the cached clip list; call it after the corpus was written to."""
         self.__dict__.pop("clip_list", None)
 
     def __len__(self) -> int:
         return len(self.clip_list.ids)
 
     def __getitem__(self, key: int | str) -> CorpusClip:
-        """A clip by position or clip_id."""
+        """A clip by index or clip_id."""
         position = pc.index(self.clip_list.ids, key).as_py() if isinstance(key, str) else key
         if isinstance(key, str) and position < 0:
-            raise KeyError(f"{key} is no clip of {self.store.url}")
+            raise KeyError(f"clip {key} not found in {self.store.url}")
         if not -len(self) <= position < len(self):
-            raise IndexError(f"clip {position} of {len(self)}")
+            raise IndexError(f"clip {position} is out of range: the corpus has {len(self)} clips")
         return CorpusClip(self, self.clip_list.clip(position % len(self)))
 
     def __iter__(self) -> Iterator[CorpusClip]:
@@ -151,7 +153,7 @@ class Corpus(ColumnGroups):
         if not parts:
             return
         ids = self._dataset(parts).to_table(columns=["clip_id"]).column("clip_id")
-        mask = pc.is_in(ids, value_set=kept)  # once for all parts: it hashes all of `kept`
+        mask = pc.is_in(ids, value_set=kept)  # computed once for all parts, since it hashes all of `kept`
         payloads = {*self.store.names(group, ".tar"), *self.store.names(group, ".safetensors")}
 
         def copy(part: str, mask_of_part: pa.ChunkedArray) -> None:
@@ -165,4 +167,4 @@ class Corpus(ColumnGroups):
         with ThreadPoolExecutor(PARALLEL_PARTS) as pool:
             ends = accumulate(pool.map(self._row_count, parts), initial=0)
             masks = [mask.slice(start, end - start) for start, end in pairwise(ends)]
-            list(pool.map(copy, parts, masks))  # raises what any of them raised
+            list(pool.map(copy, parts, masks))  # raises the first error

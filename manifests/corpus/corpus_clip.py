@@ -1,4 +1,4 @@
-"""One clip of a corpus, as people and notebooks use it: pixels, modalities and rows by name."""
+"""One clip of a corpus for interactive use: frames, modalities and rows by name."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ EXTENT = ("shard", "offset", "nbytes", "xxh3")
 
 @dataclass(frozen=True, eq=False)
 class CorpusClip:
-    """`corpus[i]`. `clip.rgb`, `clip.depth`, `clip.flow`, ... are the arrays of its modalities."""
+    """A clip of a corpus, `corpus[i]`. `clip.rgb`, `clip.depth`, `clip.flow`, ...: the arrays of its modalities."""
 
     corpus: ColumnGroups
     clip: Clip
@@ -30,32 +30,41 @@ class CorpusClip:
 
     @property
     def caption(self) -> str | None:
-        """The clip's caption, where it has one."""
+        """The clip's caption, or None."""
         return self.clip.caption
 
     def row(self, operator: str) -> dict[str, Any]:
-        """The operator's row about this clip: status, error, version, ms and its scores and constants."""
+        """The operator's row of this clip: status, error, version, ms, scores and constants.
+
+        Raises `OpenUniError` if the operator is unknown or has no row for the clip.
+        """
         for kind in ("filter", "annotator"):
             if operator in self.corpus.operators(kind):
                 row = self.corpus.find(operator_group(kind, operator), self.clip_id)
                 if row is None:
-                    raise OpenUniError(f"{operator} has not seen clip {self.clip_id} (dropped, or not run yet)")
+                    raise OpenUniError(f"{operator} has no result for clip {self.clip_id} (dropped, or not run yet)")
                 return dict(row[operator])
         known = [*self.corpus.operators("filter"), *self.corpus.operators("annotator")]
         raise OpenUniError(unknown_name("operator of this corpus", operator, known))
 
     def modality(self, name: str, annotator: str | None = None) -> Modality:
-        """A modality with its facts. Where several annotators made it, name one."""
-        found = {who: row[field] for who, field, row in self._rows_with(name) if annotator in (None, who)}
-        if not found:
-            where = f" by {annotator}" if annotator else ""
-            raise OpenUniError(f"clip {self.clip_id} has no {name}{where}")
-        if len(found) > 1:
+        """A modality map of the clip. `annotator` is required if several annotators produced the modality.
+
+        Raises `OpenUniError` if the map is missing, ambiguous or damaged.
+        """
+        extents = {
+            producer: row[field] for producer, field, row in self._rows_with(name) if annotator in (None, producer)
+        }
+        if not extents:
+            suffix = f" from {annotator}" if annotator else ""
+            raise OpenUniError(f"clip {self.clip_id} has no {name} map{suffix}")
+        if len(extents) > 1:
             raise OpenUniError(
-                f'several annotators made {name}: {", ".join(sorted(found))}. Name one: modality("{name}", ...)'
+                f"several annotators produced {name}: {', '.join(sorted(extents))}. Select one: "
+                f'modality("{name}", "{min(extents)}")'
             )
-        who, extent = next(iter(found.items()))
-        return read_modality(self.corpus, annotation_group(who), find_modality(name), extent, self.clip)
+        producer, extent = next(iter(extents.items()))
+        return read_modality(self.corpus, annotation_group(producer), find_modality(name), extent, self.clip)
 
     @property
     def rgb(self) -> np.ndarray:
@@ -73,7 +82,7 @@ class CorpusClip:
             try:
                 row = self.row(operator)
             except OpenUniError:
-                continue  # this annotator has not seen the clip
+                continue  # no row of this annotator for the clip
             field = modality_column(row, modality)
             if field:
                 found.append((operator, field, row))
@@ -81,7 +90,7 @@ class CorpusClip:
 
 
 def modality_column(row: dict[str, Any], modality: str) -> str | None:
-    """The field of an annotator's row that holds a modality, when it is present."""
+    """Name of the field of an annotator's row that holds the modality, or None if the clip lacks it."""
     value = row.get(modality)
     return modality if isinstance(value, dict) and "shard" in value else None
 
@@ -89,16 +98,19 @@ def modality_column(row: dict[str, Any], modality: str) -> str | None:
 def read_modality(
     corpus: ColumnGroups, group: str, modality: type[Modality], extent: Mapping[str, Any], clip: Clip
 ) -> Modality:
-    """Decode a stored modality and check that it shows the clip's instants."""
+    """Decode a stored map and check that its timestamps are the clip's. Raises `OpenUniError` if they differ."""
     if extent["pts_hash"] != clip.pts_hash or extent["frames"] != clip.frame_count:
         raise OpenUniError(
-            f"{group}: {modality.name} of clip {clip.clip_id} has {extent['frames']} frames and other timestamps than "
-            f"the clip's {clip.frame_count}; run again to recompute it"
+            f"{group}: {modality.name} of clip {clip.clip_id} has {extent['frames']} frames with other timestamps than "
+            f"the clip's {clip.frame_count}; rerun to recompute it"
         )
     data = corpus.read(group, *(extent[key] for key in EXTENT))
-    kind: Any = modality.constants_type  # a row written before it had all of these fields goes by their defaults
-    given = {name: extent[name] for name in kind._fields if name in extent or name not in kind._field_defaults}
-    signal = modality.read(data, kind(**given))
+    kind: Any = modality.constants_type  # fields that older rows lack get their defaults
+    values = {name: extent[name] for name in kind._fields if name in extent or name not in kind._field_defaults}
+    signal = modality.read(data, kind(**values))
     if len(signal.array) != clip.frame_count:
-        raise OpenUniError(f"{group}: {modality.name} of {clip.clip_id} decodes to {len(signal.array)} frames")
+        raise OpenUniError(
+            f"{group}: {modality.name} of clip {clip.clip_id} decodes to {len(signal.array)} frames, expected "
+            f"{clip.frame_count}; delete its .parquet part and rerun to recompute it"
+        )
     return signal

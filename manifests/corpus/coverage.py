@@ -1,29 +1,26 @@
-"""Which clip has which modality: gaps are normal, and every count, join and split starts from here."""
+"""Modality coverage: the basis of all counts, joins and splits over clips that lack some modalities."""
 
 from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
-import pyarrow.parquet as pq
 
 from openuni.manifests.contracts.schema import clip_schema
 from openuni.manifests.corpus.column_groups import ColumnGroups
 from openuni.manifests.corpus.layout import annotation_group
 
-COLUMN = "has"  # the struct column of booleans that a `keep` may read, such as "has.depth and has.flow"
-NO_COLLECTION = "(none)"  # stands in tables for clips that came with no named set
+COLUMN = "has"  # struct column of booleans for keep rules, such as "has.depth and has.flow"
+NO_COLLECTION = "(none)"  # placeholder in tables for clips without a collection
 
 
 def annotators_by_modality(corpus: ColumnGroups) -> dict[str, list[str]]:
-    """The annotators (and importers) that stored each modality of a corpus: modality -> their names, sorted."""
+    """Modality -> names of the annotators and importers that stored it, sorted by modality."""
     found: dict[str, list[str]] = {}
     for name in corpus.operators("annotator"):
-        for part in corpus.parts(annotation_group(name))[:1]:  # all parts of a group share a schema
-            fields = pq.read_schema(corpus.store.path(part), filesystem=corpus.store.fs).field(name).type
-            for field in fields:
-                if pa.types.is_struct(field.type) and field.type.get_field_index("shard") >= 0:
-                    found.setdefault(field.name, []).append(name)
+        for field in corpus.operator_fields(annotation_group(name)):
+            if pa.types.is_struct(field.type) and field.type.get_field_index("shard") >= 0:
+                found.setdefault(field.name, []).append(name)
     return dict(sorted(found.items()))
 
 
@@ -42,11 +39,11 @@ def clip_ids_with_modality(corpus: ColumnGroups, annotator: str, modality: str) 
 
 
 def modality_availability(corpus: ColumnGroups, clips: pa.Array | pa.ChunkedArray) -> dict[str, pa.Array]:
-    """Per modality that any clip has besides its pixels: a boolean per clip, by whichever annotator."""
+    """Modality -> boolean per clip: whether any annotator or importer stored it. Without `rgb` (all clips)."""
     found = {}
     for modality, names in annotators_by_modality(corpus).items():
         if modality == "rgb":
-            continue  # every clip has its pixels, stored or not
+            continue  # every clip has its frames, whether stored as a map or not
         ids = [clip_ids_with_modality(corpus, name, modality) for name in names]
         mask = pc.is_in(clips, value_set=pa.concat_arrays(ids))
         found[modality] = mask.combine_chunks() if isinstance(mask, pa.ChunkedArray) else mask
@@ -54,9 +51,9 @@ def modality_availability(corpus: ColumnGroups, clips: pa.Array | pa.ChunkedArra
 
 
 def coverage(corpus: ColumnGroups) -> list[dict[str, str | int]]:
-    """Per collection: how many clips ingest accepted, and how many of them have a caption and each modality.
+    """Number of accepted clips per collection, and how many of them have a caption and each modality.
 
-    A row is {"collection": name, "clips": n, "caption": n, MODALITY: n, ...}, sorted by name.
+    Rows are {"collection": name, "clips": n, "caption": n, MODALITY: n, ...}, sorted by collection.
     """
     columns = {
         "clip_id": pads.field("clip_id"),
@@ -76,17 +73,17 @@ def coverage(corpus: ColumnGroups) -> list[dict[str, str | int]]:
 
 
 class StoredSize(NamedTuple):
-    """How much one annotator stored of one modality."""
+    """Storage size of one modality of one annotator."""
 
     modality: str
     annotator: str
     clips: int
-    nbytes: int  # of all of them
-    largest_nbytes: int
+    nbytes: int  # total
+    largest_nbytes: int  # maximum of a single map
 
 
 def stored_sizes(corpus: ColumnGroups) -> list[StoredSize]:
-    """What each modality takes in the shards, by modality and annotator; those that no clip has are left out."""
+    """Storage size of each modality in the shards, per annotator; modalities without maps are omitted."""
     found = []
     for modality, names in annotators_by_modality(corpus).items():
         for name in names:

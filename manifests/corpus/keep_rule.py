@@ -1,4 +1,4 @@
-"""`keep`: SQL over the manifest's struct columns, through DuckDB with external access off."""
+"""Keep rules: SQL conditions over the columns of a corpus, evaluated by DuckDB without external access."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,32 +13,35 @@ MEMORY_LIMIT = "1500MB"
 
 
 class KeepRule(NamedTuple):
-    """One of the conditions that `keep` joins by AND: a clip is dropped by the first one it does not pass."""
+    """One of the conditions that `keep` joins with AND. A clip is dropped by the first condition that it fails."""
 
     text: str  # one SQL condition
-    columns: frozenset[tuple[str, ...]]  # the columns it reads, such as ("motion", "speed_diag_per_s")
+    columns: frozenset[tuple[str, ...]]  # columns that it reads, such as ("motion", "speed_diag_per_s")
 
 
 def connect() -> duckdb.DuckDBPyConnection:
-    """A connection that can reach no file and no network, whatever an expression says."""
+    """A DuckDB connection without access to files or network, whatever the expression contains."""
     connection = duckdb.connect(config={"enable_external_access": "false", "memory_limit": MEMORY_LIMIT})
     connection.execute("SET lock_configuration = true")
     return connection
 
 
 def parse(keep: str) -> list[KeepRule]:
-    """The rules of a `keep` expression; an empty one has none. Raises `OpenUniError` for what is not one expression."""
+    """Split a `keep` expression into its conditions; an empty expression has none.
+
+    Raises `OpenUniError` unless it is a single SQL condition without subqueries.
+    """
     if not keep.strip():
         return []
     connection = connect()
-    # with brackets no clause can follow the condition, without them no bracket of its own can be closed too early
-    parses = [_parsed(connection, f"SELECT 1 WHERE {text}") for text in (keep, f"({keep}\n)")]
+    # with parentheses no clause can follow the condition; without them none can be closed too early
+    parses = [_parse_sql(connection, f"SELECT 1 WHERE {text}") for text in (keep, f"({keep}\n)")]
     parsed = parses[1]
-    broken = [parse for parse in parses if parse["error"] or len(parse["statements"]) != 1]
-    if broken or parsed["statements"][0]["node"]["type"] != "SELECT_NODE":
-        reason = broken[0].get("error_message") if broken else None
+    invalid = [parse for parse in parses if parse["error"] or len(parse["statements"]) != 1]
+    if invalid or parsed["statements"][0]["node"]["type"] != "SELECT_NODE":
+        reason = invalid[0].get("error_message") if invalid else None
         raise OpenUniError(
-            f"keep = {keep!r} is not a SQL condition: {reason or 'it is more than one'}. "
+            f"keep = {keep!r} is not a SQL condition: {reason or 'expected one expression, got several'}. "
             'Write conditions over columns, such as "motion.speed_diag_per_s > 0.02 and luminance.mean > 0.1".'
         )
     node = parsed["statements"][0]["node"]
@@ -47,14 +50,14 @@ def parse(keep: str) -> list[KeepRule]:
     conditions = where["children"] if where.get("type") == "CONJUNCTION_AND" else [where]
     rules = []
     for condition in conditions:
-        node["where_clause"] = condition  # DuckDB writes each condition back as SQL, in one canonical spelling
+        node["where_clause"] = condition  # DuckDB serializes each condition as canonical SQL
         text = connection.execute("SELECT json_deserialize_sql(?)", [json.dumps(parsed)]).fetchall()[0][0]
         rules.append(KeepRule(_strip_parentheses(text.removeprefix("SELECT 1 WHERE ")), frozenset(_columns(condition))))
     return rules
 
 
 def check(rules: Sequence[KeepRule], schemas: Mapping[str, pa.Schema]) -> None:
-    """Raise `OpenUniError` when a rule reads a column that is in none of the schemas (group name -> schema)."""
+    """Raise `OpenUniError` if a rule reads a column that none of the schemas has. `schemas`: group name -> schema."""
     known: dict[str, list[str]] = {}
     for schema in schemas.values():
         for field in schema:
@@ -64,34 +67,34 @@ def check(rules: Sequence[KeepRule], schemas: Mapping[str, pa.Schema]) -> None:
             top, *rest = column
             if top not in known:
                 raise OpenUniError(
-                    f'keep: "{".".join(column)}" is no column here.{did_you_mean(top, known)} '
-                    f"There are: {', '.join(sorted(known))}. Add the filter to the recipe or mend the name."
+                    f'keep: column "{".".join(column)}" not found.{did_you_mean(top, known)} '
+                    f"Available: {', '.join(sorted(known))}. Add the filter to the recipe, or correct the name."
                 )
             if rest and rest[0] not in known[top]:
                 raise OpenUniError(
                     f'keep: "{top}" has no column "{rest[0]}".{did_you_mean(rest[0], known[top])} '
-                    f"It has: {', '.join(known[top]) or 'no inner columns'}."
+                    f"Available: {', '.join(known[top]) or 'no inner columns'}."
                 )
 
 
 def condition_sql(rules: Sequence[KeepRule]) -> str:
-    """All rules as one condition; a null never passes."""
+    """All rules as one SQL condition in which null counts as false."""
     return " AND ".join(f"coalesce(({rule.text}\n), false)" for rule in rules) or "true"
 
 
-def _parsed(connection: duckdb.DuckDBPyConnection, statement: str) -> Any:
+def _parse_sql(connection: duckdb.DuckDBPyConnection, statement: str) -> Any:
     return json.loads(connection.execute("SELECT json_serialize_sql(?)", [statement]).fetchall()[0][0])
 
 
 def _strip_parentheses(text: str) -> str:
-    """Without the brackets that DuckDB puts around the whole condition."""
+    """Remove the parentheses that DuckDB puts around the whole condition."""
     if not (text.startswith("(") and text.endswith(")")):
         return text
     depth = 0
     for position, letter in enumerate(text):
         depth += (letter == "(") - (letter == ")")
         if depth == 0 and position < len(text) - 1:
-            return text  # the first bracket closes before the end: "(a) OR (b)"
+            return text  # the first parenthesis closes before the end: "(a) OR (b)"
     return text[1:-1]
 
 

@@ -1,17 +1,17 @@
-"""Where things lie in a corpus: the only place that builds paths inside one.
+"""The layout of a corpus: the only module that builds paths inside one.
 
 A column group's name is its folder: `clips`, `filters/NAME`, `annotations/NAME`, `latents/FAMILY/MODALITY`,
-`text/FAMILY`. Its Parquet parts and the shards they point into lie side by side in that folder.
+`text/FAMILY`. The folder contains the group's Parquet parts and their shards.
 """
 
 CORPUS_RECORD = "corpus.json"
 CLIPS = "clips"
 LATENTS = "latents"
 TEXT = "text"
-RUNS = "runs"  # one ledger per run, named by its time
+RUNS = "runs"  # one ledger per run, named by its start time
 OPERATOR_FOLDERS = {"filter": "filters", "annotator": "annotations"}
-SUPERSEDED = "superseded"  # folder within a group: parts of other versions, by version
-OPEN = ".open"  # folder within a group: parts that are being written
+SUPERSEDED = "superseded"  # folder in a group: parts of other versions, one folder per version
+OPEN = ".open"  # folder in a group: open parts
 
 
 def filter_group(name: str) -> str:
@@ -25,7 +25,7 @@ def annotation_group(name: str) -> str:
 
 
 def operator_group(kind: str, name: str) -> str:
-    """The column group of an operator of a kind: "filter" or "annotator"."""
+    """The column group of an operator; `kind`: "filter" or "annotator"."""
     return f"{OPERATOR_FOLDERS[kind]}/{name}"
 
 
@@ -40,21 +40,31 @@ def text_group(family: str) -> str:
 
 
 def family_record(kind: str, family: str) -> str:
-    """The file that says how a family was encoded; `kind`: LATENTS or TEXT."""
+    """The record of how a family was encoded; `kind`: LATENTS or TEXT."""
     return f"{kind}/{family}/family.json"
 
 
 def run_record(name: str) -> str:
-    """The ledger of a run of the pipeline."""
+    """The ledger of a pipeline run."""
     return f"{RUNS}/{name}.json"
 
 
+def run_log(name: str) -> str:
+    """The log of a run of the pipeline."""
+    return f"{RUNS}/{name}.log"
+
+
+def run_failures(name: str) -> str:
+    """The failed items of a run with their tracebacks, one JSON object per line; absent if nothing failed."""
+    return f"{RUNS}/{name}.failures.jsonl"
+
+
 def superseded(group: str, version: str) -> str:
-    """Where a group's parts of another version are set aside."""
+    """The folder for a group's parts of a superseded version."""
     return f"{group}/{SUPERSEDED}/{version}"
 
 
 def operator_of(group: str) -> str | None:
-    """The operator whose struct column a group holds; None for groups whose columns are flat."""
+    """The operator whose struct column a group holds; None for groups with top-level columns."""
     folder, _, name = group.partition("/")
     return name if folder in OPERATOR_FOLDERS.values() else None

@@ -1,4 +1,4 @@
-"""Locks of a corpus: one run writes at a time, and no run starts while a worker of a killed one might still write."""
+"""The lease of a corpus: one run writes at a time, and none starts while workers of a killed run may still write."""
 
 import fcntl
 import time
@@ -13,15 +13,18 @@ from openuni.manifests.errors import OpenUniError
 
 @contextmanager
 def lock(store: Store, wait_s: float = 30.0) -> Iterator[None]:
-    """Hold the corpus for one run. Waits for dying workers of a killed run; raises when another run is alive."""
+    """Hold the lease of a corpus for one run.
+
+    `wait_s`: maximum time to wait for workers of a killed run to exit. Raises `OpenUniError` if another run holds it.
+    """
     with _file_lock(_lock_path(store, "driver"), fcntl.LOCK_EX, 0.0, store.url):
         with _file_lock(_lock_path(store, "workers"), fcntl.LOCK_EX, wait_s, store.url):
-            store.delete_temp_files()  # no worker is alive: their locks end with their processes
+            store.delete_temp_files()  # safe: all workers have exited
         yield
 
 
 def worker_lock(store: Store) -> TextIO:
-    """Held by a worker for as long as it lives, so that no other run starts while it might still write."""
+    """Acquire a worker's shared lock, released when its process ends: no other run starts while it may still write."""
     file = _lock_path(store, "workers").open("a")
     fcntl.flock(file, fcntl.LOCK_SH)
     return file
@@ -43,6 +46,8 @@ def _file_lock(path: Any, kind: int, wait_s: float, url: str) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise OpenUniError(f"another run is writing to {url}. Wait for it, or stop it first.") from None
+                    raise OpenUniError(
+                        f"corpus {url} is locked by another run. Wait for it to finish, or stop it."
+                    ) from None
                 time.sleep(0.1)
         yield

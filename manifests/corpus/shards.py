@@ -1,4 +1,4 @@
-"""Payload files: many clips in one tar or safetensors file, each entry found by byte offset and proved by checksum."""
+"""Shards: tar or safetensors files with the payloads of many clips, addressed by byte offset, with checksums."""
 
 import io
 import json
@@ -17,7 +17,7 @@ class ShardEntry(NamedTuple):
     """One payload in a shard."""
 
     key: str  # tar member or tensor name
-    offset: int  # of the payload's first byte, from the start of the file
+    offset: int  # position of the payload's first byte in the file
     nbytes: int
     xxh3: int  # unsigned 64-bit xxh3 of the payload
     dtype: str = ""  # tensors only: "float32", "float16" or "bfloat16"
@@ -25,18 +25,18 @@ class ShardEntry(NamedTuple):
 
     @classmethod
     def from_json(cls, values: list[Any]) -> "ShardEntry":
-        """An entry as `json` gives it back."""
+        """Restore an entry from its JSON values."""
         key, offset, nbytes, xxh3, dtype, shape = values
         return cls(key, offset, nbytes, xxh3, dtype, tuple(shape))
 
 
 def checksum(data: bytes) -> int:
-    """xxh3-64 of a payload: 13 GB/s on one core, so that every read can be checked."""
+    """xxh3-64 of a payload; at 13 GB/s per core, fast enough to check every read."""
     return xxhash.xxh3_64_intdigest(data)
 
 
 class Shard:
-    """A payload file being appended to. Entries already in it survive a kill: `reopen` cuts what follows them."""
+    """A shard open for appending. After a kill, `reopen` restores the committed entries and truncates the rest."""
 
     suffix: ClassVar[str]
 
@@ -46,7 +46,7 @@ class Shard:
         self.file: BinaryIO = path.open("r+b" if path.exists() else "w+b")
 
     def reopen(self, entries: list[ShardEntry]) -> None:
-        """Continue a file whose first entries are known; everything behind the last of them is cut off."""
+        """Continue a file after these entries and truncate everything behind them."""
         self.entries = list(entries)
         self.file.seek(self._end_of(entries))
         self.file.truncate()
@@ -62,7 +62,7 @@ class Shard:
         return entry
 
     def is_intact(self, entry: ShardEntry) -> bool:
-        """Whether the entry's bytes are all there and have their checksum."""
+        """Whether the entry's bytes are complete and match their checksum."""
         self.file.seek(entry.offset)
         data = self.file.read(entry.nbytes)
         return len(data) == entry.nbytes and checksum(data) == entry.xxh3
@@ -74,11 +74,11 @@ class Shard:
 
     @property
     def is_full(self) -> bool:
-        """Whether another entry might not fit this kind of file."""
+        """Whether this kind of file might not hold another entry."""
         return False
 
     def close(self, *, finish: bool) -> None:
-        """Write what makes the file complete (`finish`), or leave it as it is for later."""
+        """Close the file; `finish`: write its header or end marker first, which completes it."""
         if finish:
             self._finish()
         self.file.close()
@@ -97,14 +97,14 @@ class Shard:
 
 
 class TarShard(Shard):
-    """A plain POSIX tar, as `tar`, WebDataset and Python's tarfile read it. Members are `CLIP_ID.MODALITY.SUFFIX`."""
+    """A POSIX tar file, readable by `tar`, WebDataset and Python's tarfile. Members: `CLIP_ID.MODALITY.SUFFIX`."""
 
     suffix = ".tar"
 
     def _begin(self, key: str, nbytes: int) -> int:
         start = self._end_of(self.entries)
         self.file.seek(start)
-        info = tarfile.TarInfo(key)  # time, owner and mode stay fixed: equal content gives equal bytes
+        info = tarfile.TarInfo(key)  # fixed time, owner and mode: equal contents give equal bytes
         info.size = nbytes
         header = info.tobuf(tarfile.PAX_FORMAT)
         self.file.write(header)
@@ -126,11 +126,11 @@ class TarShard(Shard):
 
 
 class SafetensorsShard(Shard):
-    """A safetensors file whose header space is reserved, so that offsets are known before the file is complete."""
+    """A safetensors file with reserved header space, so that offsets are known before the file is complete."""
 
     suffix = ".safetensors"
     header_bytes: ClassVar[int] = 256 * 1024  # room for about 2,000 entries; the format allows trailing spaces
-    entry_bytes: ClassVar[int] = 256  # no entry of ours needs more header text than this
+    entry_bytes: ClassVar[int] = 256  # upper bound of the header text of one entry
 
     @property
     def is_full(self) -> bool:
@@ -162,6 +162,9 @@ class SafetensorsShard(Shard):
         }
         text = json.dumps(header, separators=(",", ":")).encode()
         if len(text) > self.header_bytes:
-            raise OpenUniError(f"{self.path.name}: header of {len(text)} bytes exceeds {self.header_bytes}")
+            raise OpenUniError(
+                f"internal error: header of {self.path.name} has {len(text)} bytes, at most {self.header_bytes} are "
+                "reserved. Please report it with this message and the run's ledger file (runs/*.json)."
+            )
         self.file.seek(0, io.SEEK_SET)
         self.file.write(self.header_bytes.to_bytes(8, "little") + text.ljust(self.header_bytes))

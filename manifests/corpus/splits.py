@@ -1,9 +1,9 @@
-"""Splits: which clips train and which are held out, by origin, even over collections and modalities, and for good.
+"""Splits: assignment of clips to train and held-out sets, grouped by origin, stratified by collection and modality.
 
-Clips of one origin (a scene, a person; else the source they were cut from) are never in two splits. A clip that has a
-split keeps it: a corpus that grows gets splits for what is new and moves nothing. What is new is dealt out in an order
-that only the seed and the origins' names decide, each origin to the split that lacks most clips, both among clips of
-its own collection and modalities and in the corpus.
+Clips with the same origin (a scene, a person; default: their source) always get the same split. Clips that have a split
+keep it, so only new clips are assigned when a corpus grows. New origins are assigned in an order that depends only on
+the random seed and their names. Each goes to the split with the largest deficit of clips, summed over its stratum
+(collection and modalities) and the whole corpus.
 """
 
 from collections import defaultdict
@@ -26,108 +26,119 @@ TRAIN = "train"
 
 
 class SplitGroup(NamedTuple):
-    """Clips that must not be parted."""
+    """Clips that must get the same split."""
 
     name: str
-    stratum: tuple[str, int]  # collection, and the modalities that any of the clips has, as bits
-    clips: int
-    split: str | None  # that it has already
+    stratum: tuple[str, int]  # collection, and bit mask of the modalities that any of the clips has
+    clips: int  # number of clips
+    split: str | None  # existing split
 
 
 def assign(corpus: "Corpus", shares: Mapping[str, float], seed: int = 0, *, anew: bool = False) -> dict[str, int]:
-    """Give every clip that ingest accepted a split, and return the number of clips in each.
+    """Assign a split to every clip that ingest accepted; return the number of clips per split.
 
-    `shares`: of every split but "train", which gets the rest; such as {"validation": 0.05, "test": 0.05}. `anew`: also
-    move clips that have one. Raises `OpenUniError` for shares that are no shares, and when the clips of one origin
-    came with different splits.
+    `shares`: fractions of all splits other than "train", which gets the rest, such as {"validation": 0.05, "test":
+    0.05}. `seed`: random seed. `anew`: also reassign clips that already have a split.
+    Raises `OpenUniError` for invalid fractions, and if clips with one origin already have different splits.
     """
-    wanted = _checked(shares)
+    fractions = _with_train(shares)
     columns = ["clip_id", "source", "origin", "collection", "split", "status"]
     clips = corpus.dataset("clips", clip_schema()).to_table(columns=columns)
     clips = clips.filter(pc.equal(clips["status"], "ok"))
     if not len(clips):
-        raise OpenUniError(f"{corpus.store.url} holds no clips to split")
+        raise OpenUniError(f"{corpus.store.url} has no clips to assign splits to. Add some with: openuni run")
     names = split_group_names(clips)
-    units = _units(corpus, clips, names, anew=anew)
-    splits = _assign_groups(units, wanted, seed)
-    chosen = pa.DictionaryArray.from_arrays(names.indices, pa.array([splits[unit.name] for unit in units], pa.string()))
-    _write(corpus, clips["clip_id"], chosen.cast(pa.string()))
-    counts = {name: 0 for name in wanted}
-    for unit in units:
-        counts[splits[unit.name]] = counts.get(splits[unit.name], 0) + unit.clips
+    groups = _split_groups(corpus, clips, names, anew=anew)
+    splits = _assign_groups(groups, fractions, seed)
+    split_by_group = pa.array([splits[group.name] for group in groups], pa.string())
+    split_by_clip = pa.DictionaryArray.from_arrays(names.indices, split_by_group).cast(pa.string())
+    _write_splits(corpus, clips["clip_id"], split_by_clip)
+    counts = {name: 0 for name in fractions}
+    for group in groups:
+        counts[splits[group.name]] = counts.get(splits[group.name], 0) + group.clips
     return counts
 
 
 def split_group_names(clips: pa.Table) -> pa.DictionaryArray:
-    """What each clip must not be parted from, by name. `clips`: columns source, origin, collection."""
+    """Name of each clip's split group: its origin (within its collection), else its source.
+
+    `clips`: table with the columns source, origin and collection.
+    """
     origin = pc.binary_join_element_wise(pc.fill_null(clips["collection"], ""), clips["origin"], "\n")
     return pc.coalesce(origin, clips["source"]).combine_chunks().dictionary_encode()
 
 
-def _checked(shares: Mapping[str, float]) -> dict[str, float]:
-    wrong = [name for name, share in shares.items() if not 0 <= share < 1 or not name or name == TRAIN]
-    if wrong or sum(shares.values()) >= 1:
+def _with_train(shares: Mapping[str, float]) -> dict[str, float]:
+    invalid = [name for name, share in shares.items() if not 0 <= share < 1 or not name or name == TRAIN]
+    if invalid or sum(shares.values()) >= 1:
         given = ", ".join(f"{name} = {share:g}" for name, share in shares.items())
-        raise OpenUniError(f"splits: {given}. Allowed: shares from 0 that sum to less than 1; {TRAIN} gets the rest.")
+        raise OpenUniError(
+            f"splits: {given}. Allowed: fractions of at least 0 whose sum is below 1; {TRAIN} gets the rest."
+        )
     return {TRAIN: 1 - sum(shares.values()), **shares}
 
 
-def _units(corpus: "Corpus", clips: pa.Table, names: pa.DictionaryArray, *, anew: bool) -> list[SplitGroup]:
+def _split_groups(corpus: "Corpus", clips: pa.Table, names: pa.DictionaryArray, *, anew: bool) -> list[SplitGroup]:
     codes = names.indices.to_numpy()
     count = len(names.dictionary)
     bits = np.zeros(count, np.int64)
     for position, mask in enumerate(modality_availability(corpus, clips["clip_id"]).values()):
         bits[codes[mask.to_numpy(zero_copy_only=False)]] |= 1 << position
     first = np.zeros(count, np.int64)
-    first[codes[::-1]] = np.arange(len(codes))[::-1]  # any clip tells the collection; the first one does
+    first[codes[::-1]] = np.arange(len(codes))[::-1]  # the first clip of a group determines its collection
     collections = pc.fill_null(clips["collection"], NO_COLLECTION).take(pa.array(first)).to_pylist()
     sizes = np.bincount(codes, minlength=count).tolist()
     known: list[str | None] = [None] * count
     if not anew:
-        told = pc.is_valid(clips["split"])
-        pairs = zip(codes[told.to_numpy()].tolist(), clips["split"].filter(told).to_pylist(), strict=True)
+        has_split = pc.is_valid(clips["split"])
+        pairs = zip(codes[has_split.to_numpy()].tolist(), clips["split"].filter(has_split).to_pylist(), strict=True)
         for code, split in pairs:
             if known[code] not in (None, split):
+                origin = names.dictionary[code].as_py().rpartition("\n")[2]  # without the collection
                 raise OpenUniError(
-                    f'clips of one origin came with the splits "{known[code]}" and "{split}": '
-                    f"{names.dictionary[code].as_py()!r}. Mend the set, or deal all clips out again with --anew."
+                    f'clips of origin "{origin}" have different splits, "{known[code]}" and "{split}". '
+                    "Correct the dataset, or assign all splits again with --reassign."
                 )
             known[code] = split
     rows = zip(names.dictionary.to_pylist(), collections, bits.tolist(), sizes, known, strict=True)
     return [SplitGroup(name, (collection, mask), size, split) for name, collection, mask, size, split in rows]
 
 
-def _assign_groups(units: list[SplitGroup], wanted: Mapping[str, float], seed: int) -> dict[str, str]:
-    """The split of every unit, by name."""
-    dealt: dict[str, str] = {}
-    have: dict[tuple[str, int] | None, dict[str, int]] = defaultdict(lambda: dict.fromkeys(wanted, 0))
+def _assign_groups(groups: list[SplitGroup], fractions: Mapping[str, float], seed: int) -> dict[str, str]:
+    """Split group -> split."""
+    assigned: dict[str, str] = {}
+    counts: dict[tuple[str, int] | None, dict[str, int]] = defaultdict(lambda: dict.fromkeys(fractions, 0))
     total: dict[tuple[str, int] | None, int] = defaultdict(int)  # None: the whole corpus
 
-    def put(unit: SplitGroup, split: str) -> None:
-        dealt[unit.name] = split
-        for place in (unit.stratum, None):
-            have[place][split] = have[place].get(split, 0) + unit.clips
-            total[place] += unit.clips
+    def put(group: SplitGroup, split: str) -> None:
+        assigned[group.name] = split
+        for stratum in (group.stratum, None):
+            counts[stratum][split] = counts[stratum].get(split, 0) + group.clips
+            total[stratum] += group.clips
 
-    def lack(unit: SplitGroup, split: str) -> float:
-        places = (unit.stratum, None)
-        return sum(wanted[split] * (total[place] + unit.clips) - have[place][split] for place in places)
+    def deficit(group: SplitGroup, split: str) -> float:
+        strata = (group.stratum, None)
+        return sum(fractions[split] * (total[stratum] + group.clips) - counts[stratum][split] for stratum in strata)
 
-    for unit in units:
-        if unit.split is not None:
-            put(unit, unit.split)
-    new = [unit for unit in units if unit.split is None]
-    for unit in sorted(new, key=lambda unit: (xxhash.xxh3_64_intdigest(f"{seed}\0{unit.name}".encode()), unit.name)):
-        put(unit, max(wanted, key=lambda split: lack(unit, split)))  # of equals the first: train
-    return dealt
+    for group in groups:
+        if group.split is not None:
+            put(group, group.split)
+    new = [group for group in groups if group.split is None]
+    for group in sorted(new, key=lambda group: (_order_key(seed, group.name), group.name)):
+        put(group, max(fractions, key=lambda split: deficit(group, split)))  # ties go to the first: train
+    return assigned
 
 
-def _write(corpus: "Corpus", ids: pa.ChunkedArray, splits: pa.Array) -> None:
-    """Write the column where it differs; a clip that ingest refused has no split."""
+def _order_key(seed: int, name: str) -> int:
+    return xxhash.xxh3_64_intdigest(f"{seed}\0{name}".encode())
+
+
+def _write_splits(corpus: "Corpus", ids: pa.ChunkedArray, splits: pa.Array) -> None:
+    """Write the column to the parts where it differs; clips that ingest rejected have no split."""
     ids = ids.combine_chunks()
 
     def change(rows: pa.Table) -> pa.Table:
-        found = splits.take(pc.index_in(rows["clip_id"], value_set=ids))
-        return rows.set_column(rows.schema.get_field_index("split"), rows.schema.field("split"), found)
+        column = splits.take(pc.index_in(rows["clip_id"], value_set=ids))
+        return rows.set_column(rows.schema.get_field_index("split"), rows.schema.field("split"), column)
 
     corpus.rewrite("clips", change)

@@ -1,4 +1,4 @@
-"""Where a corpus lies: one folder or one fsspec URL, with the few operations that storage needs."""
+"""File storage of a corpus: a local folder or an fsspec URL."""
 
 import os
 import re
@@ -12,11 +12,11 @@ from fsspec.core import url_to_fs
 
 from openuni.manifests.errors import OpenUniError
 
-TEMP_FILE = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # the names that `put` gives to files until they are whole
+TEMP_FILE = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # names of incomplete files of `put`
 
 
 class Store:
-    """Files under one root. Names are relative, with forward slashes; a name that leaves the root is refused."""
+    """Files under one root. Names are relative paths with forward slashes; names outside the root are rejected."""
 
     def __init__(self, url: str) -> None:
         self.fs, path = url_to_fs(str(url), **_no_listing_cache(str(url)))
@@ -25,17 +25,17 @@ class Store:
         self.url = self.root if self.is_local else self.fs.unstrip_protocol(self.root)
 
     def path(self, name: str) -> str:
-        """The full path of a name; raises `OpenUniError` for names that would leave the corpus."""
+        """The full path of a name. Raises `OpenUniError` for names outside the root."""
         if name.startswith("/") or "\\" in name or "\0" in name or ".." in name.split("/"):
-            raise OpenUniError(f'"{name}" is not a name inside {self.url}; the manifest that holds it is damaged')
+            raise OpenUniError(f'"{name}" is not a name inside {self.url}; the manifest that contains it is damaged')
         return f"{self.root}/{name}" if name else self.root
 
     def location(self, name: str) -> str:
-        """The absolute path or URL under which other programs find a name."""
+        """The absolute path or URL of a name, for other programs."""
         return self.path(name) if self.is_local else str(self.fs.unstrip_protocol(self.path(name)))
 
     def local(self, name: str) -> Path:
-        """The same as a `Path`; only for local stores."""
+        """The full path of a name as a `Path`; only for local stores."""
         return Path(self.path(name))
 
     def names(self, folder: str, suffix: str) -> list[str]:
@@ -47,7 +47,7 @@ class Store:
         return sorted(f"{folder}/{entry.rsplit('/', 1)[1]}" for entry in entries if str(entry).endswith(suffix))
 
     def folders(self, folder: str) -> list[str]:
-        """Names (last part only) of the folders directly in `folder`, sorted."""
+        """Names (last component) of the folders directly in `folder`, sorted; hidden folders are skipped."""
         try:
             entries = self.fs.ls(self.path(folder), detail=True)
         except FileNotFoundError:
@@ -56,14 +56,14 @@ class Store:
         return sorted(name for name in names if not name.startswith("."))
 
     def is_empty(self) -> bool:
-        """True when there is nothing at the root, or no root."""
+        """Whether the root is empty or missing."""
         try:
             return not self.fs.ls(self.root, detail=False)
         except FileNotFoundError:
             return True
 
     def exists(self, name: str) -> bool:
-        """Whether the file is there."""
+        """Whether the file exists."""
         return bool(self.fs.exists(self.path(name)))
 
     def read(self, name: str) -> bytes:
@@ -71,31 +71,31 @@ class Store:
         return bytes(self.fs.cat_file(self.path(name)))
 
     def read_range(self, name: str, offset: int, nbytes: int) -> bytes:
-        """`nbytes` bytes from `offset`: one pread on a disk, one ranged GET on an object store."""
+        """`nbytes` bytes from `offset`: one pread on local disks, one ranged GET on object stores."""
         if self.is_local:
             with Path(self.path(name)).open("rb", buffering=0) as file:
                 return os.pread(file.fileno(), nbytes, offset)
         return bytes(self.fs.cat_file(self.path(name), start=offset, end=offset + nbytes))
 
     def put(self, name: str, data: bytes) -> None:
-        """Write a file so that it is seen whole or not at all."""
+        """Write a file atomically."""
         if not self.is_local:
             self.fs.pipe_file(self.path(name), data)
             return
         target = self.local(name)
         target.parent.mkdir(parents=True, exist_ok=True)
-        draft = target.with_name(f".{target.name}.{uuid4().hex[:8]}.tmp")
+        temp_path = target.with_name(f".{target.name}.{uuid4().hex[:8]}.tmp")
         try:
-            with draft.open("wb") as file:
+            with temp_path.open("wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            draft.replace(target)
+            temp_path.replace(target)
         finally:
-            draft.unlink(missing_ok=True)
+            temp_path.unlink(missing_ok=True)
 
     def put_file(self, source: Path, name: str) -> None:
-        """Bring a finished local file in under `name`, whole or not at all; the source is gone afterwards."""
+        """Move a finished local file into the store atomically."""
         if not self.is_local:
             self.fs.put_file(str(source), self.path(name))
             source.unlink()
@@ -115,7 +115,7 @@ class Store:
             self.fs.mv(self.path(name), self.path(to))
 
     def copy_to(self, other: "Store", name: str) -> None:
-        """The same immutable file in another store: a hard link where both lie on one disk, else a copy."""
+        """Copy an immutable file to another store: a hard link if both are on the same file system, else a copy."""
         if other.is_local:
             target = other.local(name)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -124,7 +124,7 @@ class Store:
                 return
             try:
                 os.link(self.local(name), target)
-            except OSError:  # another file system, or one without links
+            except OSError:  # another file system, or no support for hard links
                 shutil.copyfile(self.local(name), target)
         elif self.is_local:
             other.fs.put_file(str(self.local(name)), other.path(name))
@@ -134,27 +134,27 @@ class Store:
             other.put(name, self.read(name))
 
     def delete(self, name: str) -> None:
-        """Remove a file if it is there."""
+        """Delete a file if it exists."""
         if self.exists(name):
             self.fs.rm_file(self.path(name))
 
     def delete_temp_files(self) -> None:
-        """Remove what killed processes left of files they were writing; only while no other process writes here."""
+        """Delete incomplete files of killed processes. Call it only while no other process writes to the store."""
         if self.is_local:
             for path in Path(self.root).rglob(".*.tmp"):
                 if TEMP_FILE.fullmatch(path.name):
                     path.unlink(missing_ok=True)
 
     def free_bytes(self) -> int | None:
-        """Free space for new files; None where that has no meaning (object stores)."""
+        """Free disk space, bytes; None for object stores."""
         if not self.is_local:
             return None
-        place = Path(self.root)
-        while not place.exists():
-            place = place.parent
-        return shutil.disk_usage(place).free
+        folder = Path(self.root)
+        while not folder.exists():
+            folder = folder.parent
+        return shutil.disk_usage(folder).free
 
 
 def _no_listing_cache(url: str) -> dict[str, Any]:
-    # a listing remembered from before another worker's commit would hide that commit
+    # a cached listing could hide a later commit of another worker
     return {"use_listings_cache": False} if "://" in url and not url.startswith(("file:", "local:")) else {}

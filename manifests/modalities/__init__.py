@@ -1,1 +1,1 @@
-"""Modalities, one file each: what a dense signal means, how it is stored, how it looks as RGB and the way back."""
+"""The modalities, one file each: definition, storage, RGB rendering and its inverse."""

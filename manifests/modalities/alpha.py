@@ -1,4 +1,4 @@
-"""Alpha: how much of each pixel the foreground covers."""
+"""Alpha: the fraction of each pixel that the foreground covers."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple, Self
@@ -10,21 +10,24 @@ from openuni.manifests.contracts.modality import Modality, Payload
 from openuni.manifests.errors import ClipError
 from openuni.manifests.video.encode import encode_lossless
 
-LEVELS = 65535  # of the stored 16-bit planes
+LEVELS = 65535  # maximum of the stored 16-bit planes
 
 
 class AlphaConstants(NamedTuple):
-    """What a stored matte means."""
+    """Constants of a stored matte."""
 
-    levels: int = LEVELS  # the level that stands for full coverage
+    levels: int = LEVELS  # level of full coverage
 
 
 @dataclass(frozen=True, eq=False)
 class Alpha(Modality):
-    """Coverage of the foreground: float32 [T, H, W, 1], 0 (background alone) to 1 (foreground alone).
+    """Coverage of the foreground: float32 [T, H, W, 1], 0 (only background) to 1 (only foreground).
 
-    Of sRGB values as they are, not of linear light: rgb = alpha x foreground + (1 - alpha) x background. Stored as 16
-    bits, FFV1: error <= 1 / 131070. As RGB: three equal channels, and back by their mean; 8 bits cost at most 1 / 510.
+    Compositing uses sRGB values, not linear light: rgb = alpha x foreground + (1 - alpha) x background.
+
+    Storage: 16 bits, FFV1; error <= 1 / 131070.
+
+    Rendering: three equal channels; converted back by their mean. Rounding to 8 bits costs at most 1 / 510.
     """
 
     name: ClassVar[str] = "alpha"
@@ -35,33 +38,33 @@ class Alpha(Modality):
         """Raise `ClipError` unless float32, one channel, finite and within 0..1."""
         lo, hi = self.check_array(np.float32, 1)
         if lo < 0 or hi > 1:
-            raise ClipError(f"alpha: coverage must be within 0..1, got {lo:g} to {hi:g}; divide by the largest level")
+            raise ClipError(f"alpha: coverage must be within 0..1, got {lo:g} to {hi:g}. Divide by the maximum level.")
 
     def constants(self) -> AlphaConstants:
-        """The levels of storage; they do not depend on the clip."""
+        """The maximum level of the stored planes, the same for all clips."""
         return AlphaConstants()
 
     def encode(self, fps: float) -> Payload:
-        """Gray 16-bit FFV1."""
+        """Encode as 16-bit grey FFV1."""
         planes = np.rint(self.array * np.float32(LEVELS)).astype(np.uint16)
         return Payload(encode_lossless(planes, fps), self.suffix, self.constants())
 
     @classmethod
     def decode(cls, data: bytes, constants: AlphaConstants) -> Self:
-        """The stored coverage."""
+        """Decode the stored coverage. Raises `ClipError` for invalid constants."""
         if not 0 < constants.levels <= LEVELS:
-            raise ClipError(f"alpha: levels must be within 1..{LEVELS}, the constants say {constants.levels}")
+            raise ClipError(f"alpha: constants must have levels within 1..{LEVELS}, got {constants.levels}")
         return cls(cls.decode_planes(data, np.uint16, 1).astype(np.float32) / np.float32(constants.levels))
 
     def to_rgb(self) -> np.ndarray:
-        """Grey float32 [T, H, W, 3], the foreground white."""
+        """float32 [T, H, W, 3], grey; the foreground is white."""
         return np.repeat(self.array, 3, axis=-1)
 
     @classmethod
     def from_rgb(cls, rgb: np.ndarray, constants: AlphaConstants | None = None) -> Self:
-        """The mean of the three channels, clipped to 0..1."""
+        """Coverage as the mean of the three channels, clipped to 0..1."""
         return cls(np.clip(rgb.mean(axis=-1, keepdims=True, dtype=np.float32), 0, 1))
 
     def resize(self, height_px: int, width_px: int) -> Self:
-        """Averaged or bilinear."""
+        """Resize by area averaging or bilinear interpolation."""
         return replace(self, array=resize_smooth(self.array, height_px, width_px))

@@ -1,4 +1,4 @@
-"""Background: what lies behind the front layer."""
+"""Background: the layer behind the foreground."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -8,9 +8,11 @@ from openuni.manifests.modalities.rgb import RGB
 
 @dataclass(frozen=True, eq=False)
 class Background(RGB):
-    """The rear layer: uint8 [T, H, W, 3], red green blue, sRGB, full range 0..255, complete behind the foreground too.
+    """Background layer, complete also behind the foreground: uint8 [T, H, W, 3], RGB, sRGB, full range 0..255.
 
-    rgb = alpha x foreground + (1 - alpha) x background, of sRGB values. Stored and rendered as `rgb` is.
+    rgb = alpha x foreground + (1 - alpha) x background, in sRGB values.
+
+    Storage and rendering: as `rgb`.
     """
 
     name: ClassVar[str] = "background"

@@ -1,4 +1,4 @@
-"""DensePose: which part of the human body's surface each pixel shows, and where on it."""
+"""DensePose: body part and surface coordinates of each pixel that shows a person."""
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -17,7 +17,7 @@ COMPACT_BITS_PER_PX = 0.49  # 1.98 MB for 81 frames of 480 x 832
 
 
 class DensePoseConstants(NamedTuple):
-    """What a stored map means."""
+    """Constants of a stored map."""
 
     part_count: int = PART_COUNT
 
@@ -26,14 +26,15 @@ class DensePoseConstants(NamedTuple):
 class DensePose(Modality):
     """Body surface coordinates: uint8 [T, H, W, 3] = I, U, V.
 
-    I is the part of the surface, 1..24 as DensePose numbers them, 0 for background; U and V are the place on the part,
-    0..1 times 255, rounded.
+    I: body part, 1..24 in DensePose's numbering, 0 for background. U, V: coordinates on the part, 0..1 scaled to
+    0..255 and rounded.
 
-    Stored exactly (FFV1, 8 bits). Compact: lossless H.264, at half the size where it takes over 0.49 bits per pixel.
-    As RGB: the parts alone, in the colours that MagicAnimate's DensePose videos have: viridis at level 255 I / 24,
-    rounded down, background included. Back by the nearest of these 25 colours: I is exact under any perturbation
-    shorter (Euclidean, in RGB) than `margin()`, 4.7 / 255: enough for 8 bits, too little for lossy video. U and V are
-    not in the picture and come back as 0.
+    Storage: exact (FFV1, 8 bits). Compact storage: lossless H.264, halved in size while above 0.49 bits per pixel.
+
+    Rendering: only the parts, in the colours of MagicAnimate's DensePose videos (viridis at level 255 I / 24, rounded
+    down, background included); converted back to the nearest of these 25 colours. I is exact under any perturbation
+    shorter (Euclidean, in RGB) than `margin()` = 4.7 / 255, which covers 8 bits but not lossy video. U and V are not
+    rendered and become 0.
     """
 
     name: ClassVar[str] = "densepose"
@@ -43,20 +44,20 @@ class DensePose(Modality):
     def check(self) -> None:
         """Raise `ClipError` unless uint8, three channels and parts within 0..24."""
         self.check_array(np.uint8, 3)
-        largest = int(self.array[..., 0].max(initial=0))
-        if largest > PART_COUNT:
-            raise ClipError(f"densepose: parts are 0..{PART_COUNT}, found {largest}; the channels are I, U, V")
+        max_part = int(self.array[..., 0].max(initial=0))
+        if max_part > PART_COUNT:
+            raise ClipError(f"densepose: parts must be within 0..{PART_COUNT}, got {max_part}. Channels are I, U, V.")
 
     def constants(self) -> DensePoseConstants:
-        """The number of parts; it does not depend on the clip."""
+        """The number of parts, the same for all clips."""
         return DensePoseConstants()
 
     def encode(self, fps: float) -> Payload:
-        """Three 8-bit planes, FFV1, exact."""
+        """Encode as three 8-bit planes, FFV1, exact."""
         return Payload(encode_lossless(self.array, fps), self.suffix, self.constants())
 
     def encode_compact(self, fps: float) -> Payload:
-        """Exact too, each frame coded from the others; at half the size where that is not enough."""
+        """Encode as lossless H.264 with inter-frame prediction, downscaled if the bit budget requires it."""
 
         def encode(maps: DensePose) -> Payload:
             return Payload(encode_lossless(maps.array, fps, across_frames=True), self.suffix, self.constants())
@@ -65,33 +66,33 @@ class DensePose(Modality):
 
     @classmethod
     def decode(cls, data: bytes, constants: DensePoseConstants) -> Self:
-        """The stored I, U, V. Raises `ClipError` for another set of parts."""
+        """Decode the stored I, U, V. Raises `ClipError` for another number of parts."""
         if constants != DensePoseConstants():
-            raise ClipError(f"densepose: there are {PART_COUNT} parts, the constants say {constants.part_count}")
+            raise ClipError(f"densepose: constants must have part_count = {PART_COUNT}, got {constants.part_count}")
         return cls(cls.decode_planes(data, np.uint8, 3))
 
     def to_rgb(self) -> np.ndarray:
-        """float32 [T, H, W, 3]: the parts' colours."""
+        """float32 [T, H, W, 3]: the colours of the parts."""
         return part_colours()[self.array[..., 0]]
 
     @classmethod
     def from_rgb(cls, rgb: np.ndarray, constants: DensePoseConstants | None = None) -> Self:
-        """The part whose colour is nearest; U and V are 0."""
+        """Part with the nearest colour; U and V are 0."""
         colours = part_colours()
         half_norms = np.square(colours).sum(axis=1) / 2
         out = np.zeros((*rgb.shape[:3], 3), np.uint8)
-        for target, image in zip(out, rgb, strict=True):  # nearest colour = largest x.c - |c|^2 / 2
+        for target, image in zip(out, rgb, strict=True):  # nearest colour: maximum of x.c - |c|^2 / 2
             target[..., 0] = np.argmax(image.astype(np.float32, copy=False) @ colours.T - half_norms, axis=-1)
         return cls(out)
 
     def resize(self, height_px: int, width_px: int) -> Self:
-        """I, U and V of the pixel under each new pixel's centre."""
+        """Nearest-neighbour resize: I, U and V of the pixel under each new pixel's centre."""
         return replace(self, array=resize_nearest(self.array, height_px, width_px))
 
 
 @lru_cache(maxsize=1)
 def part_colours() -> np.ndarray:
-    """float32 [25, 3] in 0..1: the colour of background and of each part."""
+    """Colours of the background and of each part: float32 [25, 3] in 0..1."""
     import cv2
 
     levels = np.arange(PART_COUNT + 1) * 255 // PART_COUNT
@@ -102,7 +103,7 @@ def part_colours() -> np.ndarray:
 
 
 def margin() -> float:
-    """Half the smallest RGB distance (0..1 per channel) between two parts' colours."""
+    """Half the minimum RGB distance (0..1 per channel) between the colours of two parts."""
     colours = part_colours().astype(np.float64)
     distance = np.linalg.norm(colours[:, None] - colours[None], axis=-1)
     np.fill_diagonal(distance, np.inf)

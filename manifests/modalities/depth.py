@@ -1,4 +1,4 @@
-"""Depth: how far each pixel's surface is from the camera, as disparity or in metres."""
+"""Depth: distance of each pixel's surface from the camera, as disparity or in metres."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, NamedTuple, Self
@@ -11,28 +11,32 @@ from openuni.manifests.errors import ClipError
 from openuni.manifests.modalities._compact import finest_within_budget
 from openuni.manifests.video.encode import decode_lossless, encode_lossless
 
-LEVELS = 65535  # of the stored 16-bit planes, less one
+LEVELS = 65535  # maximum of the stored 16-bit planes
 COMPACT_BITS_PER_PX = 1.95  # 7.9 MB for 81 frames of 480 x 832
 COMPACT_LEVELS = (65535, 16383, 8191, 4095, 2047, 1023, 511, 255)
 
 
 class DepthConstants(NamedTuple):
-    """One normalisation per clip."""
+    """Normalization of a clip."""
 
     unit: str  # "disparity" or "metres"
-    lo: float  # smallest value of the clip, in its unit
-    hi: float  # largest value of the clip, in its unit
-    levels: int = LEVELS  # steps of the stored planes between the two
+    lo: float  # minimum of the clip, in its unit
+    hi: float  # maximum of the clip, in its unit
+    levels: int = LEVELS  # number of steps between minimum and maximum in the stored planes
 
     def checked(self) -> Self:
-        """Itself; raises `ClipError` for constants that no depth of ours has: they may come from anyone's file."""
+        """Return self. Raises `ClipError` for invalid constants, which untrusted files may contain."""
         if self.unit not in ("disparity", "metres"):
-            raise ClipError(f'depth: unit must be "disparity" or "metres", the constants say "{self.unit}"')
-        above = self.lo > 0 if self.unit == "metres" else self.lo >= 0
-        if not (above and np.isfinite(self.hi) and self.hi >= self.lo):
-            raise ClipError(f"depth: {self.unit} cannot range from {self.lo:g} to {self.hi:g}")
+            raise ClipError(f'depth: constants must have unit "disparity" or "metres", got "{self.unit}"')
+        is_valid_lo = self.lo > 0 if self.unit == "metres" else self.lo >= 0
+        if not (is_valid_lo and np.isfinite(self.hi) and self.hi >= self.lo):
+            bound = "> 0" if self.unit == "metres" else ">= 0"
+            raise ClipError(
+                f"depth: constants have lo = {self.lo:g} and hi = {self.hi:g} in {self.unit}; lo must be {bound}, hi "
+                "finite and at least lo"
+            )
         if not 1 <= self.levels <= LEVELS:
-            raise ClipError(f"depth: levels are 1..{LEVELS}, the constants say {self.levels}")
+            raise ClipError(f"depth: constants must have levels within 1..{LEVELS}, got {self.levels}")
         return self
 
 
@@ -40,16 +44,18 @@ class DepthConstants(NamedTuple):
 class Depth(Modality):
     """Disparity (larger is nearer) or metres (larger is farther): float32 [T, H, W, 1], finite.
 
-    `unit` "disparity": >= 0, scale and shift free unless the annotator says otherwise; "metres": > 0, distance along
-    the optical axis.
-    `normalisation`: constants of the row or rendering this depth was read from; kept through take, crop and resize, so
-    that every window of a clip is rendered alike. None: the array's own smallest and largest value.
+    `unit` "disparity": >= 0, with unknown scale and shift unless the annotator documents otherwise; "metres": > 0,
+    distance along the optical axis.
+    `normalisation`: constants of the row or rendering that this depth was read from. They persist through take, crop
+    and resize, so that all windows of a clip are rendered alike. None: minimum and maximum of the array.
 
-    Stored as 16 bits, FFV1: disparity affinely, error <= (hi - lo) / 131070; metres on a log scale, relative error
-    <= ln(hi / lo) / 131070 (each plus float32 rounding, 2^-23 of the value). Compact: with the most levels of 65535 to
-    255 that fit in 1.95 bits per pixel, error <= (hi - lo) / (2 levels), or ln(hi / lo) / (2 levels) of metres; where
-    255 do not fit, at half the size, and so on. As RGB: grey, nearer is brighter, affine
-    in disparity or in 1 / metres; 8 bits cost at most 1 / 510 of that range.
+    Storage: 16 bits, FFV1. Disparity is affine, error <= (hi - lo) / 131070; metres are on a log scale, relative error
+    <= ln(hi / lo) / 131070 (plus float32 rounding, 2^-23 of the value). Compact storage: the maximum number of levels
+    (65535 to 255) that fits into 1.95 bits per pixel, error <= (hi - lo) / (2 levels), for metres relative error
+    <= ln(hi / lo) / (2 levels); downscaled if 255 levels do not fit.
+
+    Rendering: grey, nearer is brighter, affine in disparity or in 1 / metres. Rounding to 8 bits costs at most 1 / 510
+    of that range.
     """
 
     unit: Literal["disparity", "metres"] = "disparity"
@@ -69,30 +75,30 @@ class Depth(Modality):
             return
         lo, hi = float(self.array.min()), float(self.array.max())
         if not (np.isfinite(lo) and np.isfinite(hi)):
-            raise ClipError("depth: array has NaN or infinite values; replace the sky by the farthest finite value")
+            raise ClipError("depth: array has NaN or infinite values. Set the sky to the farthest finite value.")
         if lo < 0 or (lo == 0 and self.unit == "metres"):
-            rule = ">= 0" if self.unit == "disparity" else "> 0"
-            raise ClipError(f"depth: {self.unit} must be {rule}, smallest value is {lo:g}")
+            bound = ">= 0" if self.unit == "disparity" else "> 0"
+            raise ClipError(f"depth: {self.unit} must be {bound}, minimum is {lo:g}")
 
     def constants(self) -> DepthConstants:
-        """The row's when the depth came from one, else unit, smallest and largest value of the array."""
+        """The row's constants if the depth was read from one, else unit, minimum and maximum of the array."""
         if self.normalisation is not None:
             return self.normalisation
         return DepthConstants(self.unit, float(self.array.min()), float(self.array.max()))
 
     def encode(self, fps: float) -> Payload:
-        """Gray 16-bit FFV1 over `constants()`, or over the array's own range where that is wider."""
+        """Encode as 16-bit grey FFV1 over the range of `constants()`, or of the array if that is wider."""
         return self.encode_in_steps(fps, LEVELS)
 
     def encode_compact(self, fps: float) -> Payload:
-        """See the class: fewer levels, 8 bits from 255 on."""
-        scaled = replace(self, normalisation=self.constants())  # a sample of it has the same range
+        """Encode for compact storage: fewer levels, 8 bits for 255 levels; see the class for the error bound."""
+        scaled = replace(self, normalisation=self.constants())  # so that sampled frames use the same range
         return finest_within_budget(
             scaled, lambda depth, levels: depth.encode_in_steps(fps, levels), COMPACT_LEVELS, COMPACT_BITS_PER_PX
         )
 
     def encode_in_steps(self, fps: float, levels: int) -> Payload:
-        """With `levels` steps between the smallest and the largest value; in 8 bits where that is enough."""
+        """Encode with `levels` steps between minimum and maximum; in 8 bits if these suffice."""
         constants = self.constants()
         if self.array.min() < constants.lo or self.array.max() > constants.hi:
             constants = replace(self, normalisation=None).constants()
@@ -106,7 +112,7 @@ class Depth(Modality):
 
     @classmethod
     def decode(cls, data: bytes, constants: DepthConstants) -> Self:
-        """The stored depth, in the row's unit, with the row's normalisation."""
+        """Decode the stored depth, in the row's unit and with the row's normalization."""
         lo, hi = _scaled_range(constants.checked())
         planes = decode_lossless(data)
         table = lo + np.minimum(np.arange(LEVELS + 1) / constants.levels, 1) * (hi - lo)
@@ -116,7 +122,7 @@ class Depth(Modality):
         return cls(values[planes], _unit(constants), constants)
 
     def to_rgb(self) -> np.ndarray:
-        """Grey float32 [T, H, W, 3], nearest of the clip 1, farthest 0; a clip of one single depth is 0.5."""
+        """float32 [T, H, W, 3], grey: the clip's nearest depth is 1, its farthest 0; constant depth is 0.5."""
         constants = self.constants()
         far, near = _far_near(constants)
         if near == far:
@@ -129,7 +135,7 @@ class Depth(Modality):
 
     @classmethod
     def from_rgb(cls, rgb: np.ndarray, constants: DepthConstants | None = None) -> Self:
-        """From the mean of the three channels. Without constants: disparity in 0..1."""
+        """Depth from the mean of the three channels. Without constants: disparity in 0..1."""
         constants = (constants or DepthConstants("disparity", 0.0, 1.0)).checked()
         far, near = _far_near(constants)
         out = np.empty((*rgb.shape[:3], 1), np.float32)
@@ -141,7 +147,7 @@ class Depth(Modality):
         return cls(out, _unit(constants), constants)
 
     def resize(self, height_px: int, width_px: int) -> Self:
-        """Averaged or bilinear in disparity; metres in 1 / metres, which is linear across a plane in the picture."""
+        """Resize by area averaging or bilinear interpolation, in disparity or 1 / metres (affine on planes)."""
         if self.unit == "disparity":
             return replace(self, array=resize_smooth(self.array, height_px, width_px))
         inverse = resize_smooth(1 / self.array, height_px, width_px)
@@ -153,14 +159,14 @@ def _unit(constants: DepthConstants) -> Literal["disparity", "metres"]:
 
 
 def _scaled_range(constants: DepthConstants) -> tuple[float, float]:
-    """lo and hi on the storage scale."""
+    """Minimum and maximum on the scale of the stored planes."""
     if constants.unit == "metres":
         return float(np.log(constants.lo)), float(np.log(constants.hi))
     return constants.lo, constants.hi
 
 
 def _far_near(constants: DepthConstants) -> tuple[float, float]:
-    """Far and near end of the rendering's scale: disparity, or 1 / metres."""
+    """Far and near end of the rendering's scale, in disparity or 1 / metres."""
     if constants.unit == "metres":
         return 1 / constants.hi, 1 / constants.lo
     return constants.lo, constants.hi

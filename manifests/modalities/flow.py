@@ -1,4 +1,4 @@
-"""Optical flow: where each pixel goes in the next frame."""
+"""Optical flow: displacement of each pixel to the next frame."""
 
 import math
 from dataclasses import dataclass, replace
@@ -14,42 +14,42 @@ from openuni.manifests.modalities._compact import finest_within_budget
 from openuni.manifests.video.encode import decode_lossless, encode_lossless
 
 STEP_PX = 1 / 64
-ZERO_LEVEL = 32768  # of the stored 16-bit planes
-FINE_RANGE_PX = 511.0  # the finest step reaches this far
+ZERO_LEVEL = 32768  # level of zero in the stored 16-bit planes
+FINE_RANGE_PX = 511.0  # maximum component at the finest step
 COMPACT_BITS_PER_PX = 3.9  # 15.8 MB for 81 frames of 480 x 832
-STEP_FACTORS = (1, 2, 4, 8, 16)  # times the step
+STEP_FACTORS = (1, 2, 4, 8, 16)  # multiples of the step for compact storage
 DIVISOR_PERCENTILE = 99.9
-DIVISOR_FLOOR_PX = 0.5  # so that the noise of a still clip is not painted in full colours
-DEFAULT_DIVISOR_SHARE = 0.02  # of the diagonal: the scale of a rendering that comes without constants
-# Middlebury wheel: steps between red, yellow, green, cyan, blue, magenta and red again, and the channel that changes.
+DIVISOR_FLOOR_PX = 0.5  # keeps the noise of still clips from being rendered in saturated colours
+DEFAULT_DIVISOR_SHARE = 0.02  # fraction of the diagonal: rendering scale if there are no constants
+# Middlebury wheel, red to yellow, green, cyan, blue, magenta, red: (steps, channel that changes, direction).
 WHEEL = ((15, 1, 1), (6, 0, -1), (4, 2, 1), (11, 1, -1), (13, 0, 1), (6, 2, -1))
 
 
 class FlowConstants(NamedTuple):
-    """Quantiser and rendering scale, one set per clip."""
+    """Quantization step and rendering scale of a clip."""
 
-    step_px: float  # of the stored planes
-    divisor_px: float  # the speed painted in full colour, pixels per frame at the map's size
-    has_valid: bool
+    step_px: float  # quantization step of the stored planes
+    divisor_px: float  # speed that is rendered fully saturated, pixels per frame at the map's size
+    has_valid: bool  # whether a validity mask is stored
 
 
 @dataclass(frozen=True, eq=False)
 class Flow(Modality):
-    """Forward optical flow: float32 [T, H, W, 2], x to the right, y down, pixels per frame at the map's own size.
+    """Forward optical flow: float32 [T, H, W, 2], x to the right, y down, pixels per frame at the map's size, finite.
 
-    Finite. Frame t holds the way to frame t + 1. The last frame repeats the one before, so that T stays the clip's;
-    a single frame is zero (`from_pairs` does both).
-    `valid`: bool [T, H, W, 1] or None; False where the pixel is hidden or out of view at t + 1.
-    `divisor_px`: rendering scale of the row this flow was read from; kept through take and crop, scaled by resize, so
-    that every window of a clip is rendered alike. None: computed from the array.
+    Frame t is the displacement to frame t + 1. The last frame repeats the one before, so that T equals the clip's; a
+    single frame is zero (`from_pairs` does both).
+    `valid`: bool [T, H, W, 1] or None; False where the pixel is occluded or out of view at t + 1.
+    `divisor_px`: rendering scale of the row that this flow was read from. It persists through take and crop and scales
+    with resize, so that all windows of a clip are rendered alike. None: computed from the array.
 
-    Stored as 16 bits per component, FFV1: error <= step / 2 per component, with a step of 1/64 px up to 511 px, else
-    the smallest power of two times that which reaches. Compact: in the finest of 1, 2, 4, 8, 16 times that step that
-    fits in 3.9 bits per pixel (measured on real clips: 2, at most 4); where 16 does not fit, at half the size, and so
-    on. As RGB: Middlebury wheel, white at rest, hue is direction,
-    saturation is speed / divisor (the clip's 99.9th percentile of speed, at least 0.5 px; what is faster is painted at
-    the divisor, keeping its direction); the wheel's last colour is not its first, so there is a seam of 0.17 in blue
-    at motion straight to the right. Back from exact 8 bits: end-point error <= 0.01 divisor.
+    Storage: 16 bits per component, FFV1; error <= step / 2 per component. The step is 1/64 px for components up to
+    511 px, doubled as often as larger ones require. Compact storage: the finest of 1, 2, 4, 8, 16 times that step that
+    fits into 3.9 bits per pixel (on real clips usually 2, at most 4); downscaled if 16 does not fit.
+
+    Rendering: Middlebury wheel; white is no motion, hue is direction, saturation is speed / divisor. The divisor is the
+    clip's 99.9th percentile of speed, at least 0.5 px; faster motion saturates with its direction kept. The wheel has a
+    seam (0.17 in blue) at motion exactly to the right. End-point error of exact 8 bits: <= 0.01 divisor.
     """
 
     valid: np.ndarray | None = None
@@ -61,13 +61,14 @@ class Flow(Modality):
 
     @classmethod
     def from_pairs(cls, pairs: np.ndarray, valid: np.ndarray | None = None) -> Self:
-        """Flow of a clip of T frames from its T - 1 pairs.
+        """Optical flow of a clip of T frames from the flow of its T - 1 pairs of consecutive frames.
 
-        `pairs`: float32 [T - 1, H, W, 2]. `valid`: bool [T - 1, H, W, 1] or None. No pairs (T = 1): one zero frame.
+        `pairs`: float32 [T - 1, H, W, 2]. `valid`: bool [T - 1, H, W, 1] or None. Without pairs (T = 1): one zero
+        frame.
         """
         if not len(pairs):
-            still = np.zeros((1, *pairs.shape[1:]), np.float32)
-            return cls(still, None if valid is None else np.ones((*still.shape[:3], 1), bool))
+            zero = np.zeros((1, *pairs.shape[1:]), np.float32)
+            return cls(zero, None if valid is None else np.ones((*zero.shape[:3], 1), bool))
         return cls(np.concatenate([pairs, pairs[-1:]]), None if valid is None else np.concatenate([valid, valid[-1:]]))
 
     def check(self) -> None:
@@ -75,35 +76,36 @@ class Flow(Modality):
         if self.array.dtype != np.float32 or self.array.shape[-1] != 2:
             raise ClipError(f"flow: array must be float32 [T, H, W, 2], got {self.array.dtype} {self.array.shape}")
         if self.array.size and not (np.isfinite(self.array.min()) and np.isfinite(self.array.max())):
-            raise ClipError("flow: array has NaN or infinite values; write 0 there and False in `valid`")
+            raise ClipError("flow: array has NaN or infinite values. Set them to 0, and `valid` to False there.")
         if self.valid is not None and (self.valid.dtype != np.bool_ or self.valid.shape != (*self.array.shape[:3], 1)):
-            wanted = (*self.array.shape[:3], 1)
-            raise ClipError(f"flow: valid must be bool {wanted}, got {self.valid.dtype} {self.valid.shape}")
+            shape = (*self.array.shape[:3], 1)
+            raise ClipError(f"flow: valid must be bool {shape}, got {self.valid.dtype} {self.valid.shape}")
 
     def constants(self) -> FlowConstants:
-        """Step that reaches the largest component; divisor of the row, or of the array when it came from none."""
-        reach = float(np.abs(self.array).max(initial=0.0))
-        coarser = max(0, math.ceil(math.log2(reach / FINE_RANGE_PX))) if reach > FINE_RANGE_PX else 0
+        """Step for the maximum component; divisor of the row, or of the array if it was not read from a row."""
+        max_component = float(np.abs(self.array).max(initial=0.0))
+        is_large = max_component > FINE_RANGE_PX
+        doublings = max(0, math.ceil(math.log2(max_component / FINE_RANGE_PX))) if is_large else 0
         divisor = self.divisor_px or _divisor(self.array)
-        return FlowConstants(STEP_PX * 2**coarser, divisor, self.valid is not None)
+        return FlowConstants(STEP_PX * 2**doublings, divisor, self.valid is not None)
 
     def encode(self, fps: float) -> Payload:
-        """RGB 16-bit FFV1: x, y and valid; see the class for the bound."""
+        """Encode as 16-bit RGB FFV1 with the channels x, y, valid; see the class for the error bound."""
         return self.encode_with_step(fps, 1)
 
     def encode_compact(self, fps: float) -> Payload:
-        """See the class: the same planes in coarser steps."""
+        """Encode for compact storage: the same planes with coarser steps; see the class."""
         scaled = replace(self, divisor_px=self.constants().divisor_px)
 
-        def encode(flow: Flow, times: int) -> Payload:
-            return flow.encode_with_step(fps, times)
+        def encode(flow: Flow, factor: int) -> Payload:
+            return flow.encode_with_step(fps, factor)
 
         return finest_within_budget(scaled, encode, STEP_FACTORS, COMPACT_BITS_PER_PX)
 
-    def encode_with_step(self, fps: float, times: int) -> Payload:
-        """In `times` the step that `constants()` has."""
+    def encode_with_step(self, fps: float, factor: int) -> Payload:
+        """Encode with `factor` times the step of `constants()`."""
         constants = self.constants()
-        constants = constants._replace(step_px=constants.step_px * times)
+        constants = constants._replace(step_px=constants.step_px * factor)
         planes = np.ones((*self.array.shape[:3], 3), np.uint16)
         for plane, field in zip(planes, self.array, strict=True):
             plane[..., :2] = np.rint(field / np.float32(constants.step_px)) + ZERO_LEVEL
@@ -113,29 +115,29 @@ class Flow(Modality):
 
     @classmethod
     def decode(cls, data: bytes, constants: FlowConstants) -> Self:
-        """The stored flow, with the row's divisor."""
+        """Decode the stored flow, with the row's divisor."""
         planes = decode_lossless(data)
         array = (planes[..., :2].astype(np.float32) - ZERO_LEVEL) * np.float32(constants.step_px)
         return cls(array, planes[..., 2:] > 0 if constants.has_valid else None, constants.divisor_px)
 
     def to_rgb(self) -> np.ndarray:
-        """float32 [T, H, W, 3], unquantised; `floor(255 x)` is torchvision's flow_to_image for the same divisor."""
+        """float32 [T, H, W, 3], unquantized; `floor(255 x)` equals torchvision's flow_to_image for the same divisor."""
         divisor = self.constants().divisor_px
         colours = _wheel()
         out = np.empty((*self.array.shape[:3], 3), np.float32)
         for target, field in zip(out, self.array, strict=True):
             radius = np.minimum(np.hypot(field[..., 0], field[..., 1]) / np.float32(divisor), 1)
-            turn = np.arctan2(-field[..., 1], -field[..., 0]) / np.float32(np.pi)
-            place = (turn + 1) / 2 * (len(colours) - 1)
-            first = np.floor(place).astype(np.int64)
-            share = (place - first)[..., None]
-            colour = (1 - share) * colours[first] + share * colours[(first + 1) % len(colours)]
+            angle = np.arctan2(-field[..., 1], -field[..., 0]) / np.float32(np.pi)
+            position = (angle + 1) / 2 * (len(colours) - 1)
+            first = np.floor(position).astype(np.int64)
+            weight = (position - first)[..., None]
+            colour = (1 - weight) * colours[first] + weight * colours[(first + 1) % len(colours)]
             target[:] = 1 - radius[..., None] * (1 - colour)
         return out
 
     @classmethod
     def from_rgb(cls, rgb: np.ndarray, constants: FlowConstants | None = None) -> Self:
-        """The flow whose colour is nearest (Euclidean); `valid` is not in the picture and comes back as None.
+        """Flow with the nearest colour (Euclidean); `valid` is not rendered and becomes None.
 
         Without constants the divisor is 2 % of the map's diagonal, in pixels per frame.
         """
@@ -147,7 +149,7 @@ class Flow(Modality):
         return cls(out, None, divisor)
 
     def resize(self, height_px: int, width_px: int) -> Self:
-        """Averaged or bilinear, values scaled by the ratio of sizes; `valid` by nearest."""
+        """Resize by area averaging or bilinear interpolation, values scaled by the size ratio; `valid` by nearest."""
         height, width = self.array.shape[1:3]
         ratio = np.array([width_px / width, height_px / height], np.float32)
         return replace(
@@ -158,22 +160,22 @@ class Flow(Modality):
         )
 
     def crop(self, top_px: int, left_px: int, height_px: int, width_px: int) -> Self:
-        """A window; `valid` still speaks of the whole view."""
+        """Crop to a window; `valid` still refers to the whole view."""
         window = (slice(None), slice(top_px, top_px + height_px), slice(left_px, left_px + width_px))
-        return replace(self, array=np.ascontiguousarray(self.array[window]), valid=_part(self.valid, window))
+        return replace(self, array=np.ascontiguousarray(self.array[window]), valid=_select(self.valid, window))
 
     def take(self, start: int, stop: int, step: int = 1) -> Self:
-        """Frames `start` to `stop`, every `step`-th; each keeps its own flow to the frame that followed it."""
+        """Frames `start` to `stop`, every `step`-th; each keeps its flow to the frame that originally followed."""
         span = slice(start, stop, step)
-        return replace(self, array=self.array[span], valid=_part(self.valid, span))
+        return replace(self, array=self.array[span], valid=_select(self.valid, span))
 
 
-def _part(valid: np.ndarray | None, window: Any) -> np.ndarray | None:
+def _select(valid: np.ndarray | None, window: Any) -> np.ndarray | None:
     return None if valid is None else np.ascontiguousarray(valid[window])
 
 
 def _divisor(array: np.ndarray) -> float:
-    """99.9th percentile of speed over the clip, at least the floor."""
+    """99.9th percentile of speed over the clip, at least `DIVISOR_FLOOR_PX`."""
     if not array.size:
         return DIVISOR_FLOOR_PX
     speed = np.hypot(array[..., 0], array[..., 1]).ravel()
@@ -183,7 +185,7 @@ def _divisor(array: np.ndarray) -> float:
 
 @lru_cache(maxsize=1)
 def _wheel() -> np.ndarray:
-    """float32 [55, 3] in 0..1: fully saturated colours; one channel is 1, one is 0, one moves along."""
+    """Fully saturated colours of the wheel: float32 [55, 3] in 0..1; one channel is 1, one is 0, one varies."""
     colours, corner = [], np.array([255.0, 0.0, 0.0])
     for steps, channel, direction in WHEEL:
         for step in range(steps):
@@ -196,16 +198,16 @@ def _wheel() -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def _wheel_hues() -> np.ndarray:
-    """float32 [55]: hue (0..6, red 0, yellow 1, ...) of each wheel colour, increasing."""
+    """Hue of each wheel colour: float32 [55], 0..6 (red 0, yellow 1, ...), increasing."""
     return _hue(1 - _wheel())
 
 
 def _hue(complement: np.ndarray) -> np.ndarray:
-    """Hue 0..6 of [..., 3] complements (1 - rgb) whose smallest channel is 0; 0 where they are all 0."""
+    """Hue 0..6 of complements (1 - rgb), [..., 3], whose minimum channel is 0; 0 where all channels are 0."""
     red, green, blue = np.moveaxis(complement, -1, 0)
-    largest = complement.max(axis=-1)
-    scale = np.divide(1, largest, out=np.zeros_like(largest), where=largest > 0)
-    no_blue, no_red = blue == largest, red == largest  # the channel that the colour lacks most
+    maximum = complement.max(axis=-1)
+    scale = np.divide(1, maximum, out=np.zeros_like(maximum), where=maximum > 0)
+    no_blue, no_red = blue == maximum, red == maximum  # the channel that is weakest in the colour
     hue = np.where(
         no_blue,
         1 + (red - green) * scale,  # between red and green
@@ -215,16 +217,17 @@ def _hue(complement: np.ndarray) -> np.ndarray:
 
 
 def _nearest_flow(image: np.ndarray) -> np.ndarray:
-    """float32 [H, W, 3] in 0..1 -> float32 [H, W, 2], flow in units of the divisor whose colour is nearest.
+    """Flow with the nearest colour, in units of the divisor: float32 [H, W, 3] in 0..1 -> float32 [H, W, 2].
 
-    The colours of all flows form a surface: white minus radius times a complement that has one channel 0 and one 1.
-    In complements that is the union of three faces of the unit cube, so the nearest point sets the smallest channel to
-    0; the largest is then the radius and the third gives the hue. No table, no search.
+    The colours of all flows form a surface: white minus radius times a complement with one channel 0 and one 1. In
+    complements this is the union of three faces of the unit cube. The nearest point therefore sets the minimum channel
+    to 0; the maximum is the radius and the remaining channel gives the hue. This needs no table and no search.
     """
     complement = np.clip(1 - image.astype(np.float32, copy=False), 0, 1)
     complement = np.where(complement == complement.min(axis=-1, keepdims=True), 0, complement)
     radius = complement.max(axis=-1)
     hues = _wheel_hues()
-    place = np.interp(_hue(complement), hues, np.arange(len(hues), dtype=np.float32))  # hues past the last are the last
-    angle = (place / (len(hues) - 1) * 2 - 1) * np.pi
+    # hues beyond the last one map to the last
+    position = np.interp(_hue(complement), hues, np.arange(len(hues), dtype=np.float32))
+    angle = (position / (len(hues) - 1) * 2 - 1) * np.pi
     return np.stack([-radius * np.cos(angle), -radius * np.sin(angle)], axis=-1).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Foreground: the front layer's own colours."""
+"""Foreground: the colours of the front layer."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -8,10 +8,12 @@ from openuni.manifests.modalities.rgb import RGB
 
 @dataclass(frozen=True, eq=False)
 class Foreground(RGB):
-    """The front layer: uint8 [T, H, W, 3], red green blue, sRGB, full range 0..255, straight (not premultiplied).
+    """Foreground layer, straight (not premultiplied): uint8 [T, H, W, 3], RGB, sRGB, full range 0..255.
 
-    rgb = alpha x foreground + (1 - alpha) x background, of sRGB values. Where alpha is 0 the colour does not show, but
-    resizing averages it in, so it should continue the nearest colour that does. Stored and rendered as `rgb` is.
+    rgb = alpha x foreground + (1 - alpha) x background, in sRGB values. Colours where alpha is 0 are invisible, but
+    resizing mixes them in, so they should extend the nearest visible colour.
+
+    Storage and rendering: as `rgb`.
     """
 
     name: ClassVar[str] = "foreground"

@@ -1,4 +1,4 @@
-"""Irradiance: the light that arrives at each pixel's surface."""
+"""Irradiance: incoming light at each pixel's surface."""
 
 import math
 from dataclasses import dataclass, replace
@@ -12,36 +12,37 @@ from openuni.manifests.contracts.modality import Modality, Payload
 from openuni.manifests.errors import ClipError
 from openuni.manifests.video.encode import encode_lossless
 
-MAX_VALUE = 65504.0  # of 16-bit floats
+MAX_VALUE = 65504.0  # maximum of 16-bit floats
 WHITE_PERCENTILE = 99.5
-WHITE_FLOOR = 2.0**-14  # smallest 16-bit float of full precision: a black clip stays black
+WHITE_FLOOR = 2.0**-14  # smallest normal 16-bit float; keeps black clips black
 
 
 class IrradianceConstants(NamedTuple):
-    """Rendering scale, one per clip."""
+    """Rendering scale of a clip."""
 
-    white: float  # irradiance that is painted white
+    white: float  # irradiance that is rendered as white
 
     def checked(self) -> Self:
-        """Itself; raises `ClipError` for a scale that nothing can be painted by."""
+        """Return self. Raises `ClipError` unless `white` is positive and finite."""
         if not 0 < self.white < math.inf:
-            raise ClipError(f"irradiance: white must be above 0 and finite, the constants say {self.white:g}")
+            raise ClipError(f"irradiance: white must be above 0 and finite, got {self.white:g}")
         return self
 
 
 @dataclass(frozen=True, eq=False)
 class Irradiance(Modality):
-    """Light that arrives: float32 [T, H, W, 3], red green blue (sRGB primaries), linear, 0..65504.
+    """Incoming light: float32 [T, H, W, 3], RGB (sRGB primaries), linear, 0..65504.
 
-    Scaled such that linear rgb = albedo x irradiance; above 1 where the light is stronger than what makes white paper
-    white in the picture.
-    `white`: rendering scale of the row this map was read from; kept through take, crop and resize, so that every window
-    of a clip is rendered alike. None: computed from the array.
+    The scale is such that linear RGB = albedo x irradiance; values above 1 would overexpose a white surface.
+    `white`: rendering scale of the row that this map was read from. It persists through take, crop and resize, so that
+    all windows of a clip are rendered alike. None: computed from the array.
 
-    Stored as 16-bit floats, FFV1: exact for values that come from such, else relative error <= 2^-11 (below 2^-14:
-    error <= 2^-25). As RGB: irradiance / white, clipped to 1, by the sRGB transfer function; white is the clip's 99.5th
-    percentile of the pixels' brightest channel, at least 2^-14. Back: what is brighter than white comes back as white;
-    8 bits cost at most 0.0045 white.
+    Storage: 16-bit floats, FFV1; exact for values that are 16-bit floats, otherwise relative error <= 2^-11 (absolute
+    error <= 2^-25 below 2^-14).
+
+    Rendering: irradiance / white, clipped to 1, then the sRGB transfer function. White is the clip's 99.5th percentile
+    of the brightest channel of each pixel, at least 2^-14. Values above white are converted back to white. Rounding to
+    8 bits costs at most 0.0045 white.
     """
 
     white: float | None = None
@@ -54,38 +55,38 @@ class Irradiance(Modality):
         """Raise `ClipError` unless float32, three channels, finite, >= 0 and within 16-bit floats."""
         lo, hi = self.check_array(np.float32, 3)
         if lo < 0:
-            raise ClipError(f"irradiance: must be >= 0, smallest value is {lo:g}")
+            raise ClipError(f"irradiance: must be >= 0, minimum is {lo:g}")
         if hi > MAX_VALUE:
             raise ClipError(
-                f"irradiance: largest value is {hi:g}, storage ends at {MAX_VALUE:g}; rescale the clip, or clip its "
-                "brightest pixels"
+                f"irradiance: must be at most {MAX_VALUE:g} (16-bit floats), maximum is {hi:g}. Rescale the clip, or "
+                "clip its brightest pixels."
             )
         if self.white is not None:
             IrradianceConstants(self.white).checked()
 
     def constants(self) -> IrradianceConstants:
-        """The row's white when the map came from one, else the array's."""
+        """The row's white if the map was read from one, else the white of the array."""
         return IrradianceConstants(white_point(self.array) if self.white is None else self.white)
 
     def encode(self, fps: float) -> Payload:
-        """RGB 16-bit FFV1 that holds the bit patterns of IEEE half-precision floats."""
+        """Encode the bit patterns of IEEE half-precision floats as 16-bit RGB FFV1."""
         import cv2
 
         planes = np.empty(self.array.shape, np.uint16)
         for plane, image in zip(planes.view(np.float16), self.array, strict=True):
-            # rounds as numpy's own conversion does, and is many times faster
+            # same rounding as NumPy's conversion, but many times faster
             plane[:] = cv2.add(image, 0, dtype=cv2.CV_16F)  # type: ignore[call-overload]
         return Payload(encode_lossless(planes, fps), self.suffix, self.constants())
 
     @classmethod
     def decode(cls, data: bytes, constants: IrradianceConstants) -> Self:
-        """The stored irradiance, with the row's white."""
+        """Decode the stored irradiance, with the row's white."""
         planes = np.ascontiguousarray(cls.decode_planes(data, np.uint16, 3))
         return cls(planes.view(np.float16).astype(np.float32), constants.checked().white)
 
     @classmethod
     def from_passthrough(cls, array: np.ndarray, constants: IrradianceConstants) -> Self:
-        """See `Modality.from_passthrough`; with the row's white."""
+        """The signal of an array [T, H, W, C] that was read from passthrough files, with the row's white."""
         return cls(array, constants.checked().white)
 
     def to_rgb(self) -> np.ndarray:
@@ -98,7 +99,7 @@ class Irradiance(Modality):
 
     @classmethod
     def from_rgb(cls, rgb: np.ndarray, constants: IrradianceConstants | None = None) -> Self:
-        """sRGB values taken back to linear, times white. Without constants white is 1."""
+        """Convert sRGB values to linear light and multiply by white. Without constants white is 1."""
         white = (constants or IrradianceConstants(1.0)).checked().white
         out = np.empty(rgb.shape, np.float32)
         for target, image in zip(out, rgb, strict=True):
@@ -106,12 +107,15 @@ class Irradiance(Modality):
         return cls(out, white)
 
     def resize(self, height_px: int, width_px: int) -> Self:
-        """Averaged or bilinear, in linear light."""
+        """Resize by area averaging or bilinear interpolation, in linear light."""
         return replace(self, array=resize_smooth(self.array, height_px, width_px))
 
 
 def white_point(array: np.ndarray) -> float:
-    """99.5th percentile over the clip of each pixel's brightest channel, at least the floor. [T, H, W, 1 or 3]."""
+    """99.5th percentile over the clip of each pixel's brightest channel, at least `WHITE_FLOOR`.
+
+    `array`: [T, H, W, C] with C 1 or 3.
+    """
     if not array.size:
         return WHITE_FLOOR
     brightest = array[..., 0]

@@ -1,4 +1,4 @@
-"""Normal: which way each pixel's surface faces."""
+"""Normal: orientation of each pixel's surface."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple, Self
@@ -11,30 +11,32 @@ from openuni.manifests.contracts.modality import Modality, Payload
 from openuni.manifests.errors import ClipError
 from openuni.manifests.video.encode import encode_lossless
 
-LENGTH_TOLERANCE = 1e-3  # twice what rounding to 16-bit floats does to a length
-ZERO_LEVEL = 32768  # of the stored 16-bit planes
-LEVELS = 32767  # from 0 to 1, and as many from 0 to -1
-MIN_LENGTH = 0.25  # a rendered vector shorter than this is no surface
-SURFACE_SHARE = 0.5  # of a new pixel's area that must be surface
-CANCELLED = 1e-3  # an average shorter than this has no direction
+LENGTH_TOLERANCE = 1e-3  # twice the length error of rounding to 16-bit floats
+ZERO_LEVEL = 32768  # level of zero in the stored 16-bit planes
+LEVELS = 32767  # number of steps from 0 to 1, and from 0 to -1
+MIN_LENGTH = 0.25  # rendered vectors shorter than this mean "no surface"
+SURFACE_SHARE = 0.5  # minimum fraction of surface in the area of a new pixel
+CANCELLED = 1e-3  # averages shorter than this have no meaningful direction
 
 
 class NormalConstants(NamedTuple):
-    """What a stored map means."""
+    """Constants of a stored map."""
 
     frame: str = "camera, +x right, +y up, +z to the viewer"
 
 
 @dataclass(frozen=True, eq=False)
 class Normal(Modality):
-    """Surface normals in the camera's frame: float32 [T, H, W, 3], +x right, +y up, +z towards the viewer.
+    """Surface normals in camera coordinates: float32 [T, H, W, 3], +x right, +y up, +z towards the viewer.
 
-    Unit length (within 1e-3, so that vectors rounded to 16-bit floats pass); exactly (0, 0, 0) where there is no
-    surface, such as the sky.
+    Unit length (within 1e-3, so that vectors rounded to 16-bit floats pass); exactly (0, 0, 0) for pixels without a
+    surface, such as sky.
 
-    Stored as 16 bits per component, FFV1, symmetric about 0: no surface stays exactly that, directions err by at most
-    0.002 degrees and come back with unit length. As RGB: (n + 1) / 2, no surface is mid grey; back with unit length,
-    from exact 8 bits within 0.4 degrees. A pixel within 0.125 of mid grey (Euclidean, in RGB 0..1) is no surface.
+    Storage: 16 bits per component, FFV1, symmetric about 0. Zero vectors are exact; directions have an error of at most
+    0.002 degrees and are decoded to unit length.
+
+    Rendering: (n + 1) / 2; zero vectors are mid grey. Converted back to unit length, within 0.4 degrees from exact 8
+    bits. Pixels within 0.125 of mid grey (Euclidean, in RGB 0..1) become zero vectors.
     """
 
     name: ClassVar[str] = "normal"
@@ -43,7 +45,7 @@ class Normal(Modality):
 
     @classmethod
     def from_opencv(cls, array: np.ndarray) -> Self:
-        """From a frame with y down and z away from the viewer (OpenCV, COLMAP): y and z change sign."""
+        """Convert from coordinates with y down and z away from the viewer (OpenCV, COLMAP) by negating y and z."""
         return cls(array * np.array([1, -1, -1], array.dtype))
 
     def check(self) -> None:
@@ -51,20 +53,20 @@ class Normal(Modality):
         self.check_array(np.float32, 3)
         for number, image in enumerate(self.array):
             length = vector_lengths(image)
-            wrong = (np.abs(length - 1) > LENGTH_TOLERANCE) & (length > 0)
-            if wrong.any():
-                row, column = np.argwhere(wrong)[0]
+            invalid = (np.abs(length - 1) > LENGTH_TOLERANCE) & (length > 0)
+            if invalid.any():
+                row, column = np.argwhere(invalid)[0]
                 raise ClipError(
-                    f"normal: frame {number}, row {row}, column {column} has length {float(length[row, column]):g}; "
-                    f"allowed: 1 within {LENGTH_TOLERANCE:g}, or exactly 0 where there is no surface. Normalise it"
+                    f"normal: frame {number}, row {row}, column {column} has length {float(length[row, column]):g}. "
+                    f"Allowed: 1 within {LENGTH_TOLERANCE:g}, or exactly 0 for no surface. Normalize the vectors."
                 )
 
     def constants(self) -> NormalConstants:
-        """The frame of reference; it does not depend on the clip."""
+        """The coordinate system, the same for all clips."""
         return NormalConstants()
 
     def encode(self, fps: float) -> Payload:
-        """RGB 16-bit FFV1; see the class for the bound."""
+        """Encode as 16-bit RGB FFV1; see the class for the error bound."""
         planes = np.empty(self.array.shape, np.uint16)
         for plane, image in zip(planes, self.array, strict=True):
             levels = rescale_vectors(image, vector_lengths(image), LEVELS)
@@ -75,13 +77,14 @@ class Normal(Modality):
 
     @classmethod
     def decode(cls, data: bytes, constants: NormalConstants) -> Self:
-        """The stored directions, of unit length. Raises `ClipError` for another frame of reference."""
+        """Decode the stored directions to unit length. Raises `ClipError` for another coordinate system."""
         if constants != NormalConstants():
-            raise ClipError(f'normal: the frame is "{NormalConstants().frame}", the constants say "{constants.frame}"')
+            expected = NormalConstants().frame
+            raise ClipError(f'normal: constants must have frame = "{expected}", got "{constants.frame}"')
         planes = cls.decode_planes(data, np.uint16, 3)
         out = np.empty((*planes.shape[:3], 3), np.float32)
         for target, plane in zip(out, planes, strict=True):
-            target[:] = _unit((plane.astype(np.float32) - ZERO_LEVEL) / LEVELS, 0)
+            target[:] = _normalize((plane.astype(np.float32) - ZERO_LEVEL) / LEVELS, 0)
         return cls(out)
 
     def to_rgb(self) -> np.ndarray:
@@ -93,24 +96,26 @@ class Normal(Modality):
 
     @classmethod
     def from_rgb(cls, rgb: np.ndarray, constants: NormalConstants | None = None) -> Self:
-        """2 rgb - 1, brought to unit length; zero where that is shorter than 0.25."""
+        """2 rgb - 1, normalized to unit length; zero if shorter than 0.25."""
         out = np.empty((*rgb.shape[:3], 3), np.float32)
         for target, image in zip(out, rgb, strict=True):
-            target[:] = _unit(np.clip(image, 0, 1) * 2 - 1, MIN_LENGTH)
+            target[:] = _normalize(np.clip(image, 0, 1) * 2 - 1, MIN_LENGTH)
         return cls(out)
 
     def resize(self, height_px: int, width_px: int) -> Self:
-        """The surface's vectors averaged or interpolated, then brought to unit length; zero where less than half of
-        the new pixel is surface. Where they cancel out, the one under the new pixel's centre.
+        """Resize by area averaging or bilinear interpolation of the vectors, then normalize them.
+
+        Zero if less than half of the new pixel is surface. If the vectors cancel out, the one under the new pixel's
+        centre is used.
         """
         mean = resize_smooth(self.array, height_px, width_px)
-        surface = (vector_lengths(self.array) > 0).astype(np.float32)[..., None]
-        share = resize_smooth(surface, height_px, width_px)
+        is_surface = (vector_lengths(self.array) > 0).astype(np.float32)[..., None]
+        surface_share = resize_smooth(is_surface, height_px, width_px)
         nearest = resize_nearest(self.array, height_px, width_px)
-        direction = np.where(vector_lengths(mean)[..., None] < CANCELLED * share, nearest, mean)
-        return replace(self, array=np.where(share < SURFACE_SHARE, np.float32(0), _unit(direction, 0)))
+        direction = np.where(vector_lengths(mean)[..., None] < CANCELLED * surface_share, nearest, mean)
+        return replace(self, array=np.where(surface_share < SURFACE_SHARE, np.float32(0), _normalize(direction, 0)))
 
 
-def _unit(vectors: np.ndarray, shortest: float) -> np.ndarray:
-    """float32 [..., W, 3] brought to unit length; zero where it is zero or shorter than `shortest`."""
-    return rescale_vectors(vectors, vector_lengths(vectors), 1.0, shortest)
+def _normalize(vectors: np.ndarray, min_length: float) -> np.ndarray:
+    """Normalize vectors, float32 [..., W, 3], to unit length; zero if they are zero or shorter than `min_length`."""
+    return rescale_vectors(vectors, vector_lengths(vectors), 1.0, min_length)

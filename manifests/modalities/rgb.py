@@ -1,4 +1,4 @@
-"""RGB: the picture itself."""
+"""RGB: the video frames."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple, Self
@@ -12,17 +12,18 @@ from openuni.manifests.video.encode import decode_lossless, encode_lossless
 
 
 class RGBConstants(NamedTuple):
-    """What a stored picture means."""
+    """Constants of a stored picture."""
 
-    colour_space: str = "srgb"  # full range, gamma as displayed
+    colour_space: str = "srgb"  # display-encoded, full range
 
 
 @dataclass(frozen=True, eq=False)
 class RGB(Modality):
-    """The picture: uint8 [T, H, W, 3], red green blue, sRGB, full range 0..255.
+    """Colour video: uint8 [T, H, W, 3], RGB, sRGB, full range 0..255.
 
-    Stored without loss (RGB H.264; FFV1 of earlier versions is read too). As RGB: value / 255, and back exactly from 8
-    bits or any perturbation below 1 / 510.
+    Storage: lossless (RGB H.264; earlier versions wrote FFV1, which is still read).
+
+    Rendering: value / 255; converted back exactly from 8 bits, or under any perturbation below 1 / 510.
     """
 
     name: ClassVar[str] = "rgb"
@@ -36,16 +37,16 @@ class RGB(Modality):
             raise ClipError(f"{self.name}: array must be uint8 [T, H, W, 3], got {self.array.dtype} {self.array.shape}")
 
     def constants(self) -> RGBConstants:
-        """The colour space; it does not depend on the clip."""
+        """The colour space, the same for all clips."""
         return RGBConstants()
 
     def encode(self, fps: float) -> Payload:
-        """RGB H.264 without loss, exact."""
+        """Encode as lossless RGB H.264."""
         return Payload(encode_lossless(self.array, fps, across_frames=True, fast=True), self.suffix, self.constants())
 
     @classmethod
     def decode(cls, data: bytes, constants: RGBConstants) -> Self:
-        """The stored picture."""
+        """Decode the stored picture."""
         return cls(decode_lossless(data))
 
     def to_rgb(self) -> np.ndarray:
@@ -54,9 +55,9 @@ class RGB(Modality):
 
     @classmethod
     def from_rgb(cls, rgb: np.ndarray, constants: RGBConstants | None = None) -> Self:
-        """Rounded to 8 bits; values outside 0..1 are clipped."""
+        """Round to 8 bits; values outside 0..1 are clipped."""
         return cls(np.rint(np.clip(rgb, 0, 1) * np.float32(255)).astype(np.uint8))
 
     def resize(self, height_px: int, width_px: int) -> Self:
-        """Pixel areas averaged when smaller, bilinear when larger."""
+        """Resize by area averaging or bilinear interpolation."""
         return replace(self, array=resize_smooth(self.array, height_px, width_px))

@@ -1,1 +1,1 @@
-"""Video and image files: clips, probing, decoding, encoding."""
+"""Video and image files: clips, probing, decoding, encoding and passthrough storage."""

@@ -1,17 +1,13 @@
-"""A clip: a span of one source video. Virtual: nothing is re-encoded to make one."""
+"""Clips: virtual spans of a source video; nothing is re-encoded."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import xxhash
 
-if TYPE_CHECKING:
-    pass
-
 
 def pts_hash(pts: np.ndarray) -> str:
-    """The hash that proves two streams show the same instants.
+    """Hash of a stream's timestamps; equal hashes mean equal timestamps.
 
     `pts`: int64 [T], presentation timestamps in the stream's time base. Returns 16 hex digits (xxh3-64 of the
     little-endian timestamps).
@@ -20,38 +16,40 @@ def pts_hash(pts: np.ndarray) -> str:
 
 
 def clip_id(source: str, start_pts: int, end_pts: int, digest: str) -> str:
-    """32 hex digits that stay the same as long as source, span and timestamps do."""
+    """Id of a clip: 32 hex digits, a hash of source, span and the timestamps' `digest`."""
     return xxhash.xxh3_128_hexdigest(f"{source}\0{start_pts}\0{end_pts}\0{digest}".encode("utf-8", "surrogatepass"))
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One row of `clips/`: where the frames are, exactly. Spans are half-open, in PTS of the stream's time base."""
+    """One row of `clips/`. The span is half-open, in PTS of the stream's time base."""
 
     clip_id: str
-    source: str  # absolute path or fsspec URL; `#bytes=FIRST-LAST` behind it: the video is these bytes of that file
+    source: str  # absolute path or fsspec URL; suffix `#bytes=FIRST-LAST`: the video is this byte range of the file
     stream_index: int  # index of the video stream in the container
     start_pts: int  # PTS of the first frame
     end_pts: int  # PTS just after the last frame
     time_base_num: int  # one PTS unit is num / den seconds
     time_base_den: int
     frame_count: int
-    fps: float  # mean frames per second over the clip
-    width_px: int  # as displayed: after rotation, of square pixels
+    fps: float  # mean frame rate of the clip, frames per second
+    width_px: int  # displayed size: after rotation, with square pixels
     height_px: int
     codec: str  # FFmpeg's name, such as "h264"
     pts_hash: str
     caption: str | None = None
     split: str | None = None
-    collection: str | None = None  # name of the set that the clip came with, such as "koala36m"
-    origin: str | None = None  # the scene, person or recording that clips share; none of it is in two splits
-    start_cut: str | None = None  # what it begins after: file (its start), hard, dissolve, fade, gradual, window
-    start_cut_confidence: float | None = None  # 0..1, at 0.5 just found; None where nothing had to be found
-    end_cut: str | None = None  # what it ends before, likewise; None: not known
+    collection: str | None = None  # name of the dataset that the clip belongs to, such as "koala36m"
+    origin: str | None = None  # scene, person or recording of the clip; clips with the same origin get the same split
+    start_cut: str | None = (
+        None  # transition before the clip: file (start of file), hard, dissolve, fade, gradual, window
+    )
+    start_cut_confidence: float | None = None  # 0..1, detection threshold at 0.5; None if nothing was detected
+    end_cut: str | None = None  # transition after the clip, likewise; None: unknown
     end_cut_confidence: float | None = None
-    interlaced: bool | None = None  # its source's first frame holds two fields: only the top one is shown
+    interlaced: bool | None = None  # the source is interlaced; only its top field is decoded
 
     @property
     def duration_s(self) -> float:
-        """Seconds from the first frame to just after the last."""
+        """Duration in seconds, from the first frame to the end of the last."""
         return (self.end_pts - self.start_pts) * self.time_base_num / self.time_base_den

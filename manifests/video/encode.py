@@ -1,4 +1,4 @@
-"""Writing video: browser-playable H.264 for people, FFV1 with slice CRC for signals. Part of `video`."""
+"""Video encoding: browser-playable H.264 for viewing, lossless FFV1 or H.264 for stored maps."""
 
 import io
 import itertools
@@ -14,30 +14,32 @@ import xxhash
 from openuni.manifests.errors import OpenUniError
 from openuni.manifests.video.video_errors import CorruptVideo, VideoError
 
-# numpy dtype and channel count -> pixel format handed over, pixel format stored. FFV1 has no 24-bit RGB: a padding
-# byte is added, which its lossless colour transform makes free.
+# NumPy dtype and number of channels -> input and stored pixel format. FFV1 has no 24-bit RGB; the padding byte of bgr0
+# costs nothing after its lossless colour transform.
 PLANE_FORMATS = {
     ("uint8", 1): ("gray", "gray"),
     ("uint16", 1): ("gray16le", "gray16le"),
     ("uint8", 3): ("rgb24", "bgr0"),
     ("uint16", 3): ("rgb48le", "rgb48le"),
 }
-PixelFormat = Literal["yuv420p", "yuv444p", "rgb"]  # how an H.264 video holds colour
-ACROSS_FRAMES = {1: ("libx264", "gray"), 3: ("libx264rgb", "rgb24")}  # by channels: encoder, pixel format
-MAX_FPS = 1000  # players' own limit, and far from what time stamps can hold
-KEYFRAME_INTERVAL = 24  # of pictures, so that a frame is had without decoding the whole clip
+PixelFormat = Literal["yuv420p", "yuv444p", "rgb"]  # colour format of an H.264 video
+ACROSS_FRAMES = {1: ("libx264", "gray"), 3: ("libx264rgb", "rgb24")}  # number of channels -> encoder, pixel format
+MAX_FPS = 1000  # limit of common players
+KEYFRAME_INTERVAL = 24  # frames; allows reading single frames without decoding the whole clip
 CHECKSUM_TAG = "PLANES"
-DAMAGED = "stored planes are damaged ({}): recompute this column group"
+DAMAGED = "stored planes are damaged ({}); recompute this column group"
+# The AVX-512 code of x264 gives other bytes than its C code, and not the same ones each time
+X264_PARAMS = "cpu-independent=1"
 
 
-def check_fps(fps: float, what: str) -> None:
-    """Raise `OpenUniError` unless a video may be asked for at this rate. `what`: how it was asked for."""
-    if not 1 <= fps <= MAX_FPS:  # NaN neither
-        raise OpenUniError(f"{what} {fps:g}: give 1 to {MAX_FPS} frames per second")
+def check_fps(fps: float, option: str) -> None:
+    """Raise `OpenUniError` unless the frame rate is within 1..`MAX_FPS`. `option`: name for the message."""
+    if not 1 <= fps <= MAX_FPS:  # also false for NaN
+        raise OpenUniError(f"{option} {fps:g}: must be 1 to {MAX_FPS} frames per second")
 
 
 def frame_rate(fps: float | Fraction) -> Fraction:
-    """The rate as a fraction containers can hold; 29.97 and 23.976 become the broadcast rates they stand for."""
+    """Frame rate as a fraction for containers; 29.97 and 23.976 become 30000/1001 and 24000/1001."""
     for nominal in (24, 30, 48, 60, 120):
         if abs(float(fps) - nominal * 1000 / 1001) < 2e-3:
             return Fraction(nominal * 1000, 1001)
@@ -56,50 +58,55 @@ def write_video(
     pixels: PixelFormat = "yuv420p",
     threads: int = 0,
 ) -> None:
-    """H.264 in mp4: BT.709, limited range, index in front. The file appears under its name only when whole.
+    """Write an H.264 mp4 atomically: BT.709, limited range, index at the front.
 
-    `frames`: uint8 [T, H, W, 3] RGB, or as many [H, W, 3] one by one. `fps`: frames per second. `crf`: x264's constant
-    rate factor, 0 to 51; 18 is visually lossless.
-    `pixels`: "yuv420p", which every browser plays, halves colour in both directions and needs even H and W (crop or
-    resize first); "yuv444p" keeps colour at full size, for colour-coded maps; "rgb" is exact at `crf` 0.
-    `threads`: of the encoder; 0 = by the cores. The bytes depend on it: with 1, equal frames give equal bytes anywhere.
+    `frames`: uint8 [T, H, W, 3] RGB, or an iterable of [H, W, 3]. `fps`: frames per second. `crf`: x264's constant rate
+    factor, 0..51; 18 is visually lossless.
+    `pixels`: "yuv420p" plays in every browser, halves the chroma resolution and requires even H and W (crop or resize
+    first); "yuv444p" keeps full chroma resolution, for colour-coded maps; "rgb" is exact with `crf` 0.
+    `threads`: number of encoder threads; 0: one per core. The file depends on it; with 1, equal frames give equal files
+    on all machines.
+    Raises `VideoError` for other arrays, and for odd sizes with "yuv420p".
     """
     import av
 
     images = iter(frames)
     first = next(images, None)
     if first is None or first.dtype != np.uint8 or first.ndim != 3 or first.shape[-1] != 3 or not first.size:
-        given = frames if isinstance(frames, np.ndarray) else first
-        found = "none" if given is None else f"{given.dtype} {given.shape}"
-        raise VideoError(f"frames must be uint8 [T, H, W, 3] with T > 0, got {found}")
+        array = frames if isinstance(frames, np.ndarray) else first
+        got = "none" if array is None else f"{array.dtype} {array.shape}"
+        raise VideoError(f"frames must be uint8 [T, H, W, 3] with T > 0, got {got}")
     height_px, width_px, _ = first.shape
     if pixels == "yuv420p" and (height_px % 2 or width_px % 2):
-        raise VideoError(f"H.264 needs even sizes, got {width_px}x{height_px}: crop or resize the frames by one pixel")
+        raise VideoError(
+            f"width and height must be even for yuv420p, got {width_px}x{height_px}. Crop or resize by one pixel."
+        )
     path = Path(path)
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temp_path = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     rate = frame_rate(fps)
     codec = "libx264rgb" if pixels == "rgb" else "libx264"
     try:
-        with av.open(str(unfinished), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-            stream: Any = container.add_stream(codec, rate=rate, options={"crf": str(crf), "preset": "medium"})
+        with av.open(str(temp_path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+            options = {"crf": str(crf), "preset": "medium", "x264-params": X264_PARAMS}
+            stream: Any = container.add_stream(codec, rate=rate, options=options)
             stream.width, stream.height = width_px, height_px
             stream.pix_fmt = "rgb24" if pixels == "rgb" else pixels
             stream.thread_count = threads
             if pixels != "rgb":
                 for tag in ("color_primaries", "color_trc", "colorspace"):
                     setattr(stream, tag, 1)  # BT.709
-                stream.color_range = 1  # limited, what browsers assume
+                stream.color_range = 1  # limited range, which browsers assume
             for number, image in enumerate(itertools.chain([first], images)):
-                frame = _to_pixels(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24"), pixels)
+                frame = _convert_pixels(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24"), pixels)
                 frame.pts, frame.time_base = number, 1 / rate
                 container.mux(stream.encode(frame))
             container.mux(stream.encode(None))
-        unfinished.replace(path)
+        temp_path.replace(path)
     finally:
-        unfinished.unlink(missing_ok=True)
+        temp_path.unlink(missing_ok=True)
 
 
-def _to_pixels(frame: Any, pixels: PixelFormat) -> Any:
+def _convert_pixels(frame: Any, pixels: PixelFormat) -> Any:
     from av.video.reformatter import ColorRange, Colorspace, Interpolation
 
     if pixels == "rgb":
@@ -117,43 +124,44 @@ def _to_pixels(frame: Any, pixels: PixelFormat) -> Any:
 def encode_lossless(
     planes: np.ndarray, fps: float | Fraction, *, across_frames: bool = False, fast: bool = False
 ) -> bytes:
-    """FFV1 level 3 in Matroska, a CRC on every slice; equal planes give equal bytes.
+    """Encode planes without loss as FFV1 level 3 in Matroska, with a CRC per slice; equal planes give equal bytes.
 
-    `planes`: uint8 or uint16 [T, H, W, C] with C 1 or 3, any size from 1x1. Exact. `fps` only makes it playable.
-    `across_frames`: lossless H.264 instead, for uint8: exact too, of flat areas that move a third to two thirds of the
-    bytes; but no frame stands alone, so that any damage costs all of them. `fast`: the same with x264's quickest
-    settings and a key frame every 24 frames, for pictures: two to seven times as fast to write as FFV1, faster to
-    read, of about its size for noise and smaller for what is clean or moves as a whole.
+    `planes`: uint8 or uint16 [T, H, W, C] with C 1 or 3, any size from 1x1. `fps` only matters for playback.
+    `across_frames`: lossless H.264 with inter-frame prediction instead, for uint8. A third to two thirds of the size
+    for moving flat areas, but any damage affects all frames. `fast`: with x264's fastest preset and a keyframe every 24
+    frames, for pictures. Two to seven times faster to write than FFV1 and faster to read; about the same size for noisy
+    pictures, smaller for clean ones and for global motion.
+    Raises `VideoError` for other arrays.
     """
     import av
 
     formats = PLANE_FORMATS.get((str(planes.dtype), planes.shape[-1] if planes.ndim == 4 else 0))
     if formats is None or not planes.size:
         raise VideoError(f"planes must be uint8 or uint16 [T, H, W, 1 or 3], T > 0, got {planes.dtype} {planes.shape}")
-    given, stored = formats
+    input_format, stored_format = formats
     codec = "ffv1"
     if across_frames and planes.dtype == np.uint8:
-        codec, stored = ACROSS_FRAMES[planes.shape[-1]]
+        codec, stored_format = ACROSS_FRAMES[planes.shape[-1]]
     _, height_px, width_px, _ = planes.shape
     rate = frame_rate(fps)
     target = io.BytesIO()
     with av.open(target, "w", format="matroska", options={"fflags": "+bitexact"}) as container:
         stream: Any = container.add_stream(codec, rate=rate)
-        stream.width, stream.height, stream.pix_fmt = width_px, height_px, stored
-        # FFmpeg insists on four slices from here on; smaller maps compress best in one.
+        stream.width, stream.height, stream.pix_fmt = width_px, height_px, stored_format
+        # FFmpeg requires four slices above this size; smaller maps compress best in one.
         slices = "1" if width_px <= 352 and height_px <= 288 else "4"
         ffv1 = {"level": "3", "slicecrc": "1", "slices": slices}
-        h264 = (
-            {"qp": "0", "preset": "ultrafast", "g": str(KEYFRAME_INTERVAL)} if fast else {"qp": "0", "preset": "medium"}
-        )
+        h264 = {"qp": "0", "preset": "medium", "x264-params": X264_PARAMS}
+        if fast:
+            h264 |= {"preset": "ultrafast", "g": str(KEYFRAME_INTERVAL)}
         stream.options = ffv1 if codec == "ffv1" else h264
         stream.codec_context.thread_count = 1
         container.metadata[CHECKSUM_TAG] = _planes_checksum(planes)
         for number, plane in enumerate(planes):
             image = np.ascontiguousarray(plane if plane.shape[-1] == 3 else plane[..., 0])
-            frame = av.VideoFrame.from_ndarray(image, format=given)
-            if stored != given:
-                frame = frame.reformat(format=stored, threads=1)
+            frame = av.VideoFrame.from_ndarray(image, format=input_format)
+            if stored_format != input_format:
+                frame = frame.reformat(format=stored_format, threads=1)
             frame.pts, frame.time_base = number, 1 / rate
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
@@ -161,40 +169,41 @@ def encode_lossless(
 
 
 def decode_lossless(data: bytes) -> np.ndarray:
-    """The planes given to `encode_lossless`: same dtype, shape and values, or `CorruptVideo` for any damage to them.
+    """Decode the output of `encode_lossless` to the same dtype, shape and values. Raises `CorruptVideo` for any damage.
 
-    FFmpeg's decoder reports a wrong slice CRC in its log alone and paints the slice from the frame before, so the seal
-    in the file's tags (dtype, shape and a hash of the values) is what guards the planes.
+    On a wrong slice CRC, FFmpeg's decoder only logs the error and copies the slice from the previous frame. The planes
+    are therefore protected by a checksum in the file's tags (dtype, shape and a hash of the values).
     """
     import av
 
     try:
         with av.open(io.BytesIO(data), "r", format="matroska", metadata_errors="replace") as container:
-            seal = container.metadata.get(CHECKSUM_TAG, "")
+            expected = container.metadata.get(CHECKSUM_TAG, "")
             stream = next(iter(container.streams.video), None)
             if stream is None or stream.codec_context is None:
-                raise CorruptVideo(DAMAGED.format("no stream of ours left"))
+                raise CorruptVideo(DAMAGED.format("no video stream"))
             stream.codec_context.thread_count = 1
-            planes = np.stack([_image_of(frame) for frame in container.decode(stream)])
+            planes = np.stack([_frame_to_plane(frame) for frame in container.decode(stream)])
     except (av.FFmpegError, ValueError) as error:
         raise CorruptVideo(DAMAGED.format(error)) from error
-    if _planes_checksum(planes) != seal:
-        raise CorruptVideo(DAMAGED.format(f"found {_planes_checksum(planes)}, written as {seal or 'unknown'}"))
+    checksum = _planes_checksum(planes)
+    if checksum != expected:
+        raise CorruptVideo(DAMAGED.format(f"expected {expected or 'unknown'}, got {checksum}"))
     return planes
 
 
-def _image_of(frame: Any) -> np.ndarray:
-    if frame.format.name in ("yuv420p", "yuvj420p"):  # how FFmpeg's decoder hands over H.264 that has grey alone
+def _frame_to_plane(frame: Any) -> np.ndarray:
+    if frame.format.name in ("yuv420p", "yuvj420p"):  # FFmpeg's decoder returns monochrome H.264 in these formats
         luma = frame.planes[0]
         rows = np.frombuffer(luma, np.uint8).reshape(-1, luma.line_size)
         return rows[: frame.height, : frame.width, None].copy()
-    form = {"bgr0": "rgb24", "gbrp": "rgb24", "gbrp16le": "rgb48le"}.get(frame.format.name, frame.format.name)
-    image = frame.to_ndarray(format=form, threads=1)
+    format_name = {"bgr0": "rgb24", "gbrp": "rgb24", "gbrp16le": "rgb48le"}.get(frame.format.name, frame.format.name)
+    image = frame.to_ndarray(format=format_name, threads=1)
     return image if image.ndim == 3 else image[..., None]
 
 
 def _planes_checksum(planes: np.ndarray) -> str:
-    """dtype, shape and xxh3-64 of the values in little-endian order."""
+    """Checksum of planes: dtype, shape and xxh3-64 of the little-endian values."""
     values = np.ascontiguousarray(planes, dtype=planes.dtype.newbyteorder("<"))
     sides = "x".join(str(side) for side in planes.shape)
     return f"{planes.dtype} {sides} {xxhash.xxh3_64_hexdigest(values.data)}"

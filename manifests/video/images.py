@@ -1,7 +1,7 @@
-"""Single images as arrays, from the bytes of their files: EXR (read by OpenEXR), PNG (OpenCV), JPEG (Pillow).
+"""Reading of single images: EXR (by OpenEXR), PNG (OpenCV) and JPEG (Pillow).
 
-Bytes are hostile input: sizes are known from headers before anything unfolds, and a PNG's checksums are proved, as
-OpenCV passes over wrong ones. `where` names the file in errors.
+The input is untrusted: sizes are read from headers before anything is decoded, and PNG checksums are verified, since
+OpenCV ignores wrong ones. `where`: location for error messages.
 """
 
 import io
@@ -15,26 +15,26 @@ import numpy as np
 
 from openuni.manifests.errors import ClipError, MissingRequirement
 
-# kinds of files, by their usual suffix
+# kinds of image files, by suffix
 KINDS = ("exr", "png", "jpg")
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
 
 def image_size(data: bytes, kind: str, where: str) -> tuple[int, int]:
-    """Height and width by the header; raises `ClipError` for what is no such image, or a PNG with a wrong checksum."""
+    """(height, width) from the header. Raises `ClipError` for other files, and for a PNG with a wrong checksum."""
     if kind == "exr":
         return _exr_size(data, where)
     try:
         return _png_size(data) if kind == "png" else _jpeg_size(data)
     except (OSError, SyntaxError, ValueError, struct.error) as error:
-        raise ClipError(f"{where} is damaged or no image: {error}") from error
+        raise ClipError(f"{where} is damaged or not an image: {error}") from error
 
 
 def read_image(data: bytes | Path, kind: str, where: str) -> np.ndarray:
-    """[H, W, 1 or 3]: uint8 or uint16 of PNG and JPEG, float16 or float32 of EXR, as they stand there.
+    """Read an image without conversion: [H, W, 1 or 3], uint8 or uint16 from PNG and JPEG, float16 or float32 from EXR.
 
-    Opaque: a transparent picture is refused; EXR's alpha is left out. Raises `ClipError`. `data`: a path serves too;
-    EXR is better read by its path, as of bytes the reader asks Python for each block, which threads wait for.
+    `data`: contents or path. For EXR a path is faster: from memory, its reader threads call Python for every block.
+    Raises `ClipError` for damaged files and transparent PNGs; the alpha channel of an EXR file is ignored.
     """
     if kind == "exr":
         return _read_exr(data, where)
@@ -43,10 +43,10 @@ def read_image(data: bytes | Path, kind: str, where: str) -> np.ndarray:
 
 
 class ValueLookup:
-    """A function of single values (levels of 8 and 16 bits as 0..1, floats as they are), applied to whole images.
+    """An element-wise function for images, by lookup table for 8 and 16 bits.
 
-    `function`: float32 of any shape -> the same shape; `dtype`: of the images. Of 8 or 16 bits there are so few
-    different values that each is computed once.
+    `function`: float32 of any shape -> the same shape; it gets integer levels as 0..1 and floats unchanged.
+    `dtype`: dtype of the images.
     """
 
     def __init__(self, function: Callable[[np.ndarray], np.ndarray], dtype: np.dtype) -> None:
@@ -56,11 +56,11 @@ class ValueLookup:
         if dtype.itemsize <= 2:
             patterns = np.arange(1 << 8 * dtype.itemsize).astype(self.bits)
             values = patterns.view(np.float16) if dtype.kind == "f" else patterns / np.float32(patterns[-1])
-            with np.errstate(all="ignore"):  # the table has entries for NaN too, whether it occurs or not
+            with np.errstate(all="ignore"):  # the table also has entries for NaN
                 self.table = function(values.astype(np.float32))
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        """[H, W, C] as stored -> the same shape."""
+        """Apply the function to an image: [H, W, C] -> [H, W, C]."""
         import cv2
 
         if self.table is None:
@@ -69,18 +69,18 @@ class ValueLookup:
 
 
 def _png_size(data: bytes) -> tuple[int, int]:
-    """Height and width; the checksum of every chunk is computed."""
+    """(height, width); also verifies the checksum of every chunk."""
     if data[:8] != PNG_MAGIC or data[12:16] != b"IHDR":
-        raise ValueError("it does not begin as a PNG does")
+        raise ValueError("PNG signature not found")
     width_px, height_px = struct.unpack(">II", data[16:24])
     view = memoryview(data)
-    place, kind = 8, b""
+    position, kind = 8, b""
     while kind != b"IEND":
-        length, kind = struct.unpack(">I4s", data[place : place + 8])
-        end = place + 8 + length
-        if struct.pack(">I", zlib.crc32(view[place + 4 : end])) != data[end : end + 4]:
-            raise ValueError(f"the checksum of the chunk at byte {place} is wrong")
-        place = end + 4
+        length, kind = struct.unpack(">I4s", data[position : position + 8])
+        end = position + 8 + length
+        if struct.pack(">I", zlib.crc32(view[position + 4 : end])) != data[end : end + 4]:
+            raise ValueError(f"checksum mismatch in the chunk at byte {position}")
+        position = end + 4
     return height_px, width_px
 
 
@@ -111,75 +111,75 @@ def _read_png(data: bytes, where: str) -> np.ndarray:
 
     try:
         levels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error as error:  # such as more pixels than it reads
-        raise ClipError(f"{where} is damaged or no PNG that can be read: {error}") from error
+    except cv2.error as error:  # for example if it exceeds OpenCV's pixel limit
+        raise ClipError(f"{where} is damaged or not a readable PNG: {error}") from error
     if levels is None or levels.dtype not in (np.uint8, np.uint16):
-        raise ClipError(f"{where} is damaged or no PNG of 8 or 16 bits")
+        raise ClipError(f"{where} is damaged or not a PNG of 8 or 16 bits")
     if levels.ndim == 2:
         return levels[..., None]
     if levels.shape[-1] == 4:
         if int(levels[..., 3].min()) < (255 if levels.dtype == np.uint8 else 65535):
-            raise ClipError(f"{where} is transparent in places: give pictures without an alpha channel")
+            raise ClipError(f"{where} has transparent pixels. Write it without an alpha channel.")
         levels = levels[..., :3]
     return cv2.cvtColor(levels, cv2.COLOR_BGR2RGB)
 
 
-def _exr(data: bytes | Path, where: str, *, header_only: bool = False, packed: bool = False) -> Any:
+def _open_exr(data: bytes | Path, where: str, *, header_only: bool = False, packed: bool = False) -> Any:
     try:
         import OpenEXR
     except ImportError as error:
         raise MissingRequirement(
-            "EXR files need a package that is not installed: pip install 'OpenEXR>=3.5'"
+            "EXR files require a package that is not installed. Install it with: pip install 'OpenEXR>=3.5'"
         ) from error
     try:
         source = str(data) if isinstance(data, Path) else io.BytesIO(data)
         file = OpenEXR.File(source, separate_channels=not packed, header_only=header_only, num_threads=0)
     except (RuntimeError, ValueError, OSError) as error:
-        raise ClipError(f"{where} is damaged or no EXR file: {error}") from error
+        raise ClipError(f"{where} is damaged or not an EXR file: {error}") from error
     if len(file.parts) > 1:
         names = ", ".join(part.name() for part in file.parts)
-        raise ClipError(f"{where} has {len(file.parts)} parts ({names}): write one part per file")
+        raise ClipError(f"{where} has {len(file.parts)} parts ({names}). Write one part per file.")
     return file
 
 
 def _exr_size(data: bytes | Path, where: str) -> tuple[int, int]:
     try:
-        header = _exr(data, where, header_only=True).header()
+        header = _open_exr(data, where, header_only=True).header()
         (left, top), (right, bottom) = (corner.tolist() for corner in header["dataWindow"])
-        shown = [corner.tolist() for corner in header["displayWindow"]]
+        display_window = [corner.tolist() for corner in header["displayWindow"]]
     except (RuntimeError, ValueError, KeyError) as error:
-        raise ClipError(f"{where} is damaged or no EXR file: {error}") from error
-    if shown != [[left, top], [right, bottom]]:
-        raise ClipError(f"{where} is cropped: its data window is not its display window; render whole frames")
+        raise ClipError(f"{where} is damaged or not an EXR file: {error}") from error
+    if display_window != [[left, top], [right, bottom]]:
+        raise ClipError(f"{where} is cropped: data window and display window must be equal. Render whole frames.")
     return bottom - top + 1, right - left + 1
 
 
 def _read_exr(data: bytes | Path, where: str) -> np.ndarray:
-    """float16 or float32 [H, W, 1 or 3]: the file's only R, G, B (or X, Y, Z, or single) channels, without alpha.
+    """Read the R, G, B (or X, Y, Z, or single) channels without alpha: float16 or float32 [H, W, 1 or 3].
 
-    Raises `ClipError` for layers, parts and whole numbers.
+    Raises `ClipError` for files with several layers or parts, and for integer channels.
     """
-    pixels = _interleaved(data, where)
+    pixels = _read_packed_exr(data, where)
     if pixels is None:
-        pixels = _joined_planes(data, where)
+        pixels = _read_exr_channels(data, where)
     return pixels if pixels.dtype == np.float16 else pixels.astype(np.float32, copy=False)
 
 
-def _interleaved(data: bytes | Path, where: str) -> np.ndarray | None:
-    """[H, W, 3] as the reader itself puts R, G, B together, with or without A; None where it cannot."""
+def _read_packed_exr(data: bytes | Path, where: str) -> np.ndarray | None:
+    """Read R, G, B (with or without A) as packed by OpenEXR: [H, W, 3]; None if the channels cannot be packed."""
     try:
-        channels = _exr(data, where, packed=True).channels()
-    except (ClipError, RuntimeError, ValueError):  # types that differ, or damage: the other way says which
+        channels = _open_exr(data, where, packed=True).channels()
+    except (ClipError, RuntimeError, ValueError):  # mixed types or damage; `_read_exr_channels` reports which
         return None
     names = set(channels)
     pixels: np.ndarray | None = channels[names.pop()].pixels[..., :3] if names in ({"RGB"}, {"RGBA"}) else None
     return pixels if pixels is not None and pixels.dtype.kind == "f" else None
 
 
-def _joined_planes(data: bytes | Path, where: str) -> np.ndarray:
-    """[H, W, 1 or 3] of a file whose channels must be looked at one by one."""
+def _read_exr_channels(data: bytes | Path, where: str) -> np.ndarray:
+    """Read the channels one by one and stack them: [H, W, 1 or 3]."""
     try:
-        channels = _exr(data, where).channels()
+        channels = _open_exr(data, where).channels()
     except (RuntimeError, ValueError) as error:  # reading the pixels failed
         raise ClipError(f"{where} is damaged: {error}") from error
     layers: dict[str, dict[str, np.ndarray]] = {}
@@ -188,16 +188,20 @@ def _joined_planes(data: bytes | Path, where: str) -> np.ndarray:
         if part.upper() != "A":
             layers.setdefault(layer, {})[part.upper()] = channel.pixels
     if not layers:
-        raise ClipError(f"{where} has no colour, only {', '.join(sorted(channels))}: write R G B, X Y Z, or one alone")
+        raise ClipError(
+            f"{where} has no colour, only {', '.join(sorted(channels))}. Write R G B, X Y Z, or one channel."
+        )
     if len(layers) != 1:
-        raise ClipError(f"{where} has {len(layers)} layers ({', '.join(sorted(channels))}): write one layer per file")
+        raise ClipError(f"{where} has {len(layers)} layers ({', '.join(sorted(channels))}). Write one layer per file.")
     (parts,) = layers.values()
     order = next((names for names in ("RGB", "XYZ") if set(names) == set(parts)), "")
     planes = [parts[name] for name in order] if order else list(parts.values())
     if len(planes) not in (1, 3) or (len(planes) == 3 and not order):
-        raise ClipError(f"{where} has the channels {', '.join(sorted(channels))}; read are R G B, X Y Z, or one alone")
+        raise ClipError(
+            f"{where} has the channels {', '.join(sorted(channels))}. Allowed: R G B, X Y Z, or one channel."
+        )
     if any(plane.shape != planes[0].shape for plane in planes):
-        raise ClipError(f"{where}: its channels are sampled at different sizes")
-    if any(plane.dtype.kind != "f" for plane in planes):  # it is not known which number stands for 1
-        raise ClipError(f"{where} has channels of whole numbers (UINT). Allowed: HALF and FLOAT; write it anew so.")
+        raise ClipError(f"{where} has channels of different sizes. Write all channels without subsampling.")
+    if any(plane.dtype.kind != "f" for plane in planes):  # the value of 1.0 would be unknown
+        raise ClipError(f"{where} has integer channels (UINT). Allowed: HALF and FLOAT. Write it in one of these.")
     return np.stack(planes, axis=-1)

@@ -1,4 +1,4 @@
-"""Motion vectors that a codec stored to predict a frame from others: free of charge where a video is decoded anyway."""
+"""Motion vectors of video codecs, available at no extra cost when a video is decoded."""
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -7,26 +7,26 @@ import numpy as np
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
 
-# FFmpeg's names of the codecs whose decoders hand their vectors out. HEVC, VP9 and AV1 have vectors and keep them.
+# Codecs whose FFmpeg decoders export motion vectors. Those of HEVC, VP9 and AV1 do not.
 CODECS = frozenset({"h264", "mpeg4", "mpeg1video", "mpeg2video", "h263", "flv1", "msmpeg4v3", "wmv2"})
 
 
 class MotionVectors(NamedTuple):
-    """The N predicted blocks of one frame, in pixels of the picture as stored: before scaling and before rotation.
+    """The N predicted blocks of a frame, in pixels of the stored picture (before scaling and rotation).
 
-    A block that is predicted from two frames is listed twice. Blocks coded without prediction are not listed.
+    Blocks predicted from two frames are listed twice, intra-coded blocks are not listed.
     """
 
-    centres_px: np.ndarray  # int32 [N, 2]: x, y of each block's centre in this frame
+    centres_px: np.ndarray  # int32 [N, 2]: x, y of the block's centre in this frame
     sizes_px: np.ndarray  # int32 [N, 2]: width, height
-    shifts_px: np.ndarray  # float32 [N, 2]: right, down, from the block's place in the other frame to that in this one
-    from_later: np.ndarray  # bool [N]: the other frame is shown after this one
+    shifts_px: np.ndarray  # float32 [N, 2]: displacement (right, down) from the reference frame to this frame
+    from_later: np.ndarray  # bool [N]: the reference frame is displayed after this one
     width_px: int
     height_px: int
 
 
 def frame_motion_vectors(frame: "VideoFrame") -> MotionVectors | None:
-    """The vectors of a decoded frame; None where it has none: it is coded by itself, or its codec gives none out."""
+    """Motion vectors of a decoded frame; None if it is intra-coded or its decoder exports none."""
     data: Any = frame.side_data.get("MOTION_VECTORS")
     if data is None:
         return None

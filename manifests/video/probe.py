@@ -1,4 +1,4 @@
-"""Probing videos: facts about the main video stream of a file, and the clips of its frames."""
+"""Probing: metadata of a file's main video stream, and clips of its frames."""
 
 from fractions import Fraction
 from typing import TYPE_CHECKING, NamedTuple
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 
 
 class VideoInfo(NamedTuple):
-    """What `probe` found out about a file's main video stream."""
+    """Metadata of a file's main video stream."""
 
     stream_index: int
     codec: str  # FFmpeg's name, such as "h264"
-    width_px: int  # as displayed: rotation applied, and pixels made square by stretching the stored width
+    width_px: int  # displayed size: after rotation, with square pixels by stretching the stored width
     height_px: int
-    fps: float  # mean
+    fps: float  # mean frame rate, frames per second
     duration_s: float  # from the first frame to the end of the last
     time_base_num: int  # one PTS unit is num / den seconds
     time_base_den: int
-    end_pts: int  # just after the last frame
+    end_pts: int  # PTS just after the last frame
     pts: np.ndarray  # int64 [T], presentation timestamps, strictly increasing
-    interlaced: bool = False  # the first frame holds two fields: `decode` shows the top one only
-    upright: bool = True  # it is shown as it is stored, neither turned nor mirrored
+    interlaced: bool = False  # the first frame is interlaced; only top fields are decoded
+    upright: bool = True  # neither rotated nor mirrored for display
 
 
 def probe(
@@ -36,30 +36,30 @@ def probe(
     limits: Limits = Limits(),  # frozen, so a shared default is safe
     data: bytes | None = None,
 ) -> VideoInfo:
-    """Facts about the main video stream of `source`, a local path or a URL (http, https, s3, gs, az, memory).
+    """Probe the main video stream of `source`, a local path or a URL (http, https, s3, gs, az, memory).
 
-    Timestamps come from demuxing alone; one frame is decoded, for its size as displayed. Frames that no player could
-    show are not counted: those before the first key frame, and those an edit list hides. Raises a `VideoError`.
-    `data`: the bytes of a video that is to lie at `source` and does not yet.
+    Timestamps are read without decoding; one frame is decoded for its displayed size. Frames before the first keyframe
+    and frames hidden by an edit list are not counted. Raises a `VideoError`.
+    `data`: contents of a video that is not stored at `source` yet.
     """
     with open_video(source, limits, data) as (container, stream), translate_errors(source):
         if stream.time_base is None:
-            raise CorruptVideo(f"{source} has no time base: remux it into mp4 or mkv")
+            raise CorruptVideo(f"{source} has no time base. Remux it to mp4 or mkv.")
         packets = list_packets(container, container.demux(stream), source, limits)
         pts = packets.pts
         if not len(pts):
-            raise CorruptVideo(f"{source} has a {stream.codec.canonical_name} stream but no key frame to start from")
+            raise CorruptVideo(f"{source} has a {stream.codec.canonical_name} stream without keyframes. Re-encode it.")
         if (np.diff(pts) == 0).any():
-            raise CorruptVideo(f"{source} has several frames with one timestamp: re-encode it")
+            raise CorruptVideo(f"{source} has several frames with the same timestamp. Re-encode it.")
         end_pts = int(pts[-1]) + _last_duration(packets, pts, stream)
         duration_s = float((end_pts - int(pts[0])) * stream.time_base)
         if duration_s > limits.max_duration_s:
-            text = f"{source} lasts {duration_s:.0f} s, over Limits.max_duration_s = {limits.max_duration_s:g}: cut it"
+            text = f"{source} lasts {duration_s:.0f} s, over Limits.max_duration_s = {limits.max_duration_s:g}. Cut it."
             raise LimitExceeded(text)
-        walk = FrameReader(source, container, stream, packets, limits)
-        first = next(walk.frames(pts[:1]))
-        turn = orientation(first)
-        width_px, height_px = display_size(first, turn, walk.pixel_aspect)
+        reader = FrameReader(source, container, stream, packets, limits)
+        first = next(reader.frames(pts[:1]))
+        display_matrix = orientation(first)
+        width_px, height_px = display_size(first, display_matrix, reader.pixel_aspect)
         return VideoInfo(
             stream_index=stream.index,
             codec=stream.codec.canonical_name,
@@ -72,18 +72,21 @@ def probe(
             end_pts=end_pts,
             pts=pts,
             interlaced=is_interlaced(first, stream.codec.canonical_name),
-            upright=turn == IDENTITY_ORIENTATION,
+            upright=display_matrix == IDENTITY_ORIENTATION,
         )
 
 
 def make_clip(
     source: str, info: VideoInfo, start: int = 0, stop: int | None = None, caption: str | None = None
 ) -> Clip:
-    """The clip of frames `start` to `stop` (half-open, in presentation order) of a probed video."""
+    """Clip of the frames `start` to `stop` (half-open, in presentation order) of a probed video.
+
+    Raises `VideoError` unless 0 <= start < stop <= number of frames.
+    """
     count = len(info.pts)
     stop = count if stop is None else stop
     if not 0 <= start < stop <= count:
-        raise VideoError(f"frames {start} to {stop} are not within the {count} frames of {source}")
+        raise VideoError(f"frames {start} to {stop} are out of range: {source} has {count} frames")
     pts = info.pts[start:stop]
     start_pts, end_pts = int(pts[0]), int(info.pts[stop]) if stop < count else info.end_pts
     digest = pts_hash(pts)
@@ -108,20 +111,23 @@ def make_clip(
 
 
 def probe_clip(source: str, limits: Limits = Limits(), data: bytes | None = None) -> Clip:
-    """All frames of a video; raises a `VideoError` as `probe` does. `data`: its bytes, only named `source`."""
+    """Clip of all frames of a video. `data`: its contents, as for `probe`. Raises a `VideoError`."""
     return make_clip(source, probe(source, limits, data))
 
 
 def matching_mp4_bytes(clip: Clip) -> bytes | None:
-    """The bytes of the clip's source where that is an mp4 with exactly the clip's frames as they are shown, else None.
+    """Contents of the clip's source if it is an mp4 with exactly the clip's frames in displayed form, else None.
 
-    Readers elsewhere may know nothing of turned, mirrored, stretched or interlaced pictures: such sources give None.
+    Rotated, mirrored, stretched and interlaced sources give None, since other readers may not handle them. A source
+    that has changed also gives None; `decode` reports that.
 
-    Raises a `VideoError` when the source cannot be read. A source that has changed since gives None; `decode` says so.
+    Raises a `VideoError` if the source cannot be read.
     """
     with open_video(clip.source, Limits()) as (container, stream):
         stored_px = (stream.width, stream.height)
-        brand = container.metadata.get("major_brand", "qt").strip()  # QuickTime's mov is of the same family
+        brand = container.metadata.get(
+            "major_brand", "qt"
+        ).strip()  # FFmpeg uses one demuxer for mp4 and QuickTime's mov
         if "mp4" not in container.format.name or brand == "qt":
             return None
     info = probe(clip.source)
@@ -133,7 +139,7 @@ def matching_mp4_bytes(clip: Clip) -> bytes | None:
 
 
 def _last_duration(packets: Packets, pts: np.ndarray, stream: "VideoStream") -> int:
-    """How long the last frame is shown, in PTS units: as stated, else the median distance, else one frame's rate."""
+    """Duration of the last frame in PTS units: as stated, else the median frame distance, else from the frame rate."""
     if packets.last_duration > 0:
         return packets.last_duration
     if len(pts) > 1:

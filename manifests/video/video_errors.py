@@ -1,27 +1,27 @@
-"""What can be wrong with a video: each error says what was found and what to do."""
+"""Errors of video files. Each message states the problem and what to do next."""
 
 from openuni.manifests.errors import ClipError
 
 
 class VideoError(ClipError):
-    """A video cannot be opened, read, decoded or written; the text says what was found and what to do."""
+    """A video cannot be opened, read, decoded or written."""
 
 
 class NotAVideo(VideoError):
-    """Empty, not a container we read, or without a video stream."""
+    """The file is empty, not in a supported container, or has no video stream."""
 
 
 class CorruptVideo(VideoError):
-    """Truncated or damaged: frames that the file promises cannot be had."""
+    """The file is truncated or damaged: frames that it declares cannot be decoded."""
 
 
 class LimitExceeded(VideoError):
-    """Larger, longer or slower than `Limits` allows."""
+    """The video is larger, longer or slower to read than `Limits` allows."""
 
 
 class UnsafeSource(VideoError):
-    """A URL protocol or a container format that is not opened for safety."""
+    """The URL protocol or container format is not allowed for security reasons."""
 
 
 class SourceChanged(VideoError):
-    """The file is readable but its timestamps are not those the clip was made from."""
+    """The file is readable, but its timestamps differ from those that the clip was created from."""

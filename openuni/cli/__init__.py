@@ -1,1 +1,1 @@
-"""The commands of `openuni`, by what they are about. Each module adds its own to the app when imported."""
+"""The commands of `openuni`, grouped by subject. Importing a module adds its commands to the app."""

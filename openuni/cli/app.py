@@ -31,6 +31,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Build multi-modal video corpora from raw clips, and train unified video models on them. Begin with: "
     "openuni demo --quick",
 )
@@ -64,6 +65,6 @@ def command_from_dataclass(kind: type[F]) -> Callable[[Callable[[F], None]], Cal
     return wrap
 
 
-RecipeArgument = Annotated[Path, typer.Argument(help="A recipe; write one with: openuni init corpus.toml")]
-CorpusArgument = Annotated[str, typer.Argument(help="A corpus: a folder, or a URL such as s3://bucket/corpus")]
-OutOption = Annotated[str, typer.Option("--out", help="Where to write it")]
+RecipeArgument = Annotated[Path, typer.Argument(help="Corpus recipe; create one with: openuni init corpus.toml")]
+CorpusArgument = Annotated[str, typer.Argument(help="Corpus: folder, or URL such as s3://bucket/corpus")]
+OutOption = Annotated[str, typer.Option("--out", "-o", help="Output directory (or URL)")]

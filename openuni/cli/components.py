@@ -1,45 +1,83 @@
-"""What there is and what it needs: list, show, init, doctor, checkpoints."""
+"""Components and their requirements: list, show, init, doctor, checkpoints."""
 
+import json
 import shlex
+import shutil
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from openuni import __version__
 from openuni.cli.app import RecipeArgument, app
+from openuni.cli.former_flags import accepts_former_flags
+from openuni.console.logs import show_logs
 from openuni.manifests.errors import OpenUniError
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"openuni {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def openuni_(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+    verbose: Annotated[
+        int, typer.Option("--verbose", "-v", count=True, help="Show log messages; -vv shows debug messages.")
+    ] = 0,
+) -> None:
+    """Options of `openuni` itself. The help text is that of the app."""
+    show_logs(verbose)
+
+
 @app.command("list")
-def list_() -> None:
-    """Show what there is: filters, annotators, modalities, codecs, models."""
-    from openuni.manifests.contracts.discovery import all_component_names
+def list_(
+    as_json: Annotated[bool, typer.Option("--json", "-j", help="JSON output: an object of names by kind")] = False,
+) -> None:
+    """List components, training recipes and corpus presets.
 
-    for kind, names in all_component_names().items():
-        print(f"{kind:<11} {'  '.join(names)}")
+    Components are filters, annotators, modalities, shot detectors, deduplicators, importers, exporters, codecs and
+    models. Describe one with: openuni show NAME
+    """
+    from openuni.report.catalogue import all_names, format_names
 
-
-@app.command()
-def show(name: Annotated[str, typer.Argument(help="A name that `openuni list` shows, or a dotted path")]) -> None:
-    """Show one part: its options with defaults, its columns with types and units, its source and licence."""
-    from openuni.config.template import component_page
-
-    print(component_page(name))
+    print(json.dumps(all_names(), indent=2) if as_json else format_names(shutil.get_terminal_size((120, 24)).columns))
 
 
 @app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="A name that `openuni list` shows, a column, or a dotted path")],
+) -> None:
+    """Describe a component, recipe, preset or column.
+
+    For components: options with defaults, columns with types and units, source and licence.
+    """
+    from openuni.report.catalogue import page
+
+    print(page(name))
+
+
+@app.command(cls=accepts_former_flags({"--like": "--preset"}))
 def init(
-    file: Annotated[Path, typer.Argument(help="The file to write")] = Path("corpus.toml"),
-    like: Annotated[
-        str, typer.Option(help="A published pipeline to begin with: openuni, koala, open_sora or videox_fun")
+    file: Annotated[Path, typer.Argument(help="Output file")] = Path("corpus.toml"),
+    preset: Annotated[
+        str, typer.Option(help="Start from a published pipeline: openuni, koala, open_sora or videox_fun")
     ] = "",
 ) -> None:
-    """Write a recipe: a complete, commented one, or one with the thresholds of a published pipeline."""
+    """Write a corpus recipe: all options, or a preset.
+
+    Without --preset, the recipe shows every option with its default as a comment. With --preset, it has the
+    thresholds of a published pipeline.
+    """
     from openuni.config.template import preset_recipe, recipe_template
 
-    text = preset_recipe(like) if like else recipe_template(file.name)
+    text = preset_recipe(preset) if preset else recipe_template(file.name)
     if file.exists():
-        raise OpenUniError(f"{file} exists already. Give another name, or delete it first.")
+        raise OpenUniError(f"{file} already exists. Pass a different file name, or delete it first.")
     file.write_text(text)
     print(f"wrote {file}. Next: {shlex.join(['openuni', 'doctor', str(file)])}")
 
@@ -47,21 +85,24 @@ def init(
 @app.command()
 def doctor(
     recipe: RecipeArgument,
-    out: Annotated[str, typer.Option("--out", help="Where the corpus is to lie: its free space is checked")] = ".",
-    gpus: Annotated[float, typer.Option(help="GPUs the run is to use")] = 0.0,
+    out: Annotated[str, typer.Option("--out", "-o", help="Output directory; its free space is checked")] = ".",
+    gpus: Annotated[float, typer.Option(help="Number of GPUs")] = 0.0,
 ) -> None:
-    """Check that this machine has all that a recipe needs; each gap comes with the command that mends it."""
+    """Run the preflight checks for a recipe.
+
+    Every failed check names the command that fixes it. Exit code 2 if a check fails.
+    """
     from openuni.config.recipe import CorpusRecipe
     from openuni.report.doctor import run_checks
 
-    findings = run_checks(CorpusRecipe.load(recipe), out, gpus)
-    for finding in findings:
-        print(f"{finding.level:<11} {finding.what}: {finding.text}")
-    if any(finding.is_blocking for finding in findings):
+    results = run_checks(CorpusRecipe.load(recipe), out, gpus)
+    for result in results:
+        print(f"{result.level:<11} {result.what}: {result.text}")
+    if any(result.is_blocking for result in results):
         raise typer.Exit(2)
 
 
-checkpoints = typer.Typer(help="Weights: list, get and verify them.", rich_markup_mode=None)
+checkpoints = typer.Typer(rich_markup_mode=None)
 
 
 app.add_typer(checkpoints, name="checkpoints")
@@ -69,9 +110,10 @@ app.add_typer(checkpoints, name="checkpoints")
 
 @checkpoints.callback(invoke_without_command=True)
 def checkpoints_(context: typer.Context) -> None:
-    """Weights: what the parts of OpenUni can use, and what of it is here. Nothing is fetched unless asked for.
+    """List, download and verify checkpoints.
 
-    Alone, it lists all. A folder named by the environment variable OPENUNI_CHECKPOINTS is looked in first: a mirror
+    Without a subcommand: list all checkpoints that components can use. Nothing is downloaded except by `get`.
+    Checkpoints are first looked up in the folder that the environment variable OPENUNI_CHECKPOINTS names: a mirror
     for machines without a network, with each file as REF and each repository as the folder REF.
     """
     if context.invoked_subcommand is None:
@@ -81,16 +123,19 @@ def checkpoints_(context: typer.Context) -> None:
 
 
 CheckpointNames = Annotated[
-    list[str] | None, typer.Argument(help="Names that the list shows, or parts (depth_anything: its default)")
+    list[str] | None,
+    typer.Argument(
+        metavar="NAME", help="Checkpoints (see `openuni checkpoints`), or components for their default checkpoints"
+    ),
 ]
 
 
-RecipeOption = Annotated[Path | None, typer.Option("--recipe", help="All that this recipe needs")]
+RecipeOption = Annotated[Path | None, typer.Option("--recipe", help="All checkpoints that this recipe needs")]
 
 
 @checkpoints.command()
 def get(wanted: CheckpointNames = None, recipe: RecipeOption = None) -> None:
-    """Fetch checkpoints and verify them. Stopped downloads go on where they stopped."""
+    """Download and verify checkpoints. Interrupted downloads resume."""
     from openuni.report.checkpoints import fetch, select_checkpoints
 
     for checkpoint in select_checkpoints(wanted or (), recipe):
@@ -99,7 +144,7 @@ def get(wanted: CheckpointNames = None, recipe: RecipeOption = None) -> None:
 
 @checkpoints.command()
 def verify(wanted: CheckpointNames = None, recipe: RecipeOption = None) -> None:
-    """Hold the files that are here against their publishers' digests. Default: all that are here."""
+    """Verify local files against the published digests. Default: all local files."""
     from openuni.report.checkpoints import select_checkpoints, verify_checkpoint
 
     for checkpoint in select_checkpoints(wanted or (), recipe, default="present"):

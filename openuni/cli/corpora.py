@@ -1,4 +1,4 @@
-"""Corpora: run, import, export, summary, explain, select, duplicates, split."""
+"""Commands on corpora: run, import, export, summary, explain, select, duplicates, split."""
 
 import json
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from openuni.cli.app import CorpusArgument, OutOption, RecipeArgument, app, command_from_dataclass
+from openuni.cli.former_flags import accepts_former_flags
 from openuni.manifests.errors import OpenUniError
 
 
@@ -19,36 +20,52 @@ class RunFlags:
     out: OutOption
     sources: Annotated[
         list[str] | None,
-        typer.Argument(help="Videos, folders, patterns, .txt lists, http(s) or s3 URLs. None: the clips in the corpus"),
+        typer.Argument(
+            help="Videos, folders, glob patterns, .txt lists, http(s) or s3 URLs. Default: the clips of the corpus"
+        ),
     ] = None
-    workers: Annotated[int | None, typer.Option(help="Ray workers; 0: this process. Default: one per GPU, or core")] = (
-        None
-    )
-    gpus: Annotated[float | None, typer.Option(help="GPUs to share among the workers. Default: all there are")] = None
-    address: Annotated[str | None, typer.Option(help="Of a running Ray cluster to join")] = None
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N sources (or clips)")] = None
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Number of Ray workers; 0 runs in-process. Default: one per GPU, else one per core, and 0 for up to "
+            "10 sources without a GPU"
+        ),
+    ] = None
+    gpus: Annotated[float | None, typer.Option(help="GPUs shared by the workers. Default: all available")] = None
+    address: Annotated[str | None, typer.Option(help="Address of a running Ray cluster")] = None
+    limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of sources (or clips)")] = None
     only: Annotated[
-        list[str] | None, typer.Option(help="Only this operator, or ingest, or encode; may be repeated")
+        list[str] | None, typer.Option(help="Run only this operator or phase (ingest, encode); repeatable")
     ] = None
-    add: Annotated[bool, typer.Option("--add", help="Add other sources to a corpus that holds some already")] = False
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Do again what failed before")] = False
+    add: Annotated[bool, typer.Option("--add", help="Add new sources to an existing corpus")] = False
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Retry failed items")] = False
+    raise_errors: Annotated[
+        bool, typer.Option("--raise-errors", help="Stop at the first failed item and show its traceback")
+    ] = False
 
 
 @app.command()
 @command_from_dataclass(RunFlags)
 def run(given: RunFlags) -> None:
-    """Build a corpus: ingest, filter, annotate, encode. Run it again to resume, or after changing the recipe."""
+    """Build a corpus: ingest, filter, annotate, encode.
+
+    Rerun to resume, or after changing the recipe: results that are still valid are not recomputed.
+    """
     from openuni import api
     from openuni.config.recipe import CorpusRecipe
-    from openuni.pipeline.pipeline import RunScope
+    from openuni.pipeline.resources import Resources
+    from openuni.pipeline.scope import RunScope
 
     recipe = CorpusRecipe.load(given.recipe)
     known = {*recipe.filters, *recipe.annotators, "ingest", "encode"}
     for name in given.only or ():
         if name not in known:
             raise OpenUniError(f'--only "{name}" is not in {given.recipe}. It has: {", ".join(sorted(known))}.')
-    resources = api.default_resources(given.workers, given.gpus, given.address)
-    scope = RunScope(given.limit, tuple(given.only or ()), given.add, given.retry_failed)
+
+    def resources(sources: int) -> Resources:
+        return api.default_resources(given.workers, given.gpus, given.address, sources=sources)
+
+    scope = RunScope(given.limit, tuple(given.only or ()), given.add, given.retry_failed, given.raise_errors)
     corpus = api.run(recipe, list(given.sources or ()), out=given.out, resources=resources, scope=scope)
     ledger = corpus.summary()
     print(ledger)
@@ -60,22 +77,33 @@ def run(given: RunFlags) -> None:
 class ImportFlags:
     """Flags of `openuni import`."""
 
-    format: Annotated[str, typer.Argument(help="A format that `openuni list` shows under importers")]
-    folder: Annotated[Path, typer.Argument(help="The folder that holds the set")]
-    out: Annotated[str, typer.Option("--out", help="The corpus to make or to extend")]
-    collection: Annotated[str, typer.Option(help="What to call the set. Default: the folder's name")] = ""
+    format: Annotated[str, typer.Argument(help="Importer (see `openuni list`)")]
+    folder: Annotated[Path, typer.Argument(help="Dataset folder")]
+    out: Annotated[str, typer.Option("--out", "-o", help="Output corpus; created if missing")]
+    collection: Annotated[str, typer.Option(help="Collection name. Default: folder name")] = ""
     options: Annotated[
-        list[str] | None, typer.Option("--set", help="OPTION=VALUE of the format; `openuni show FORMAT` lists them")
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="OPTION=VALUE", help="Option of the importer (see `openuni show FORMAT`); repeatable"
+        ),
     ] = None
-    workers: Annotated[int | None, typer.Option(help="Ray workers; 0: this process. Default: one per core")] = None
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N clips")] = None
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Read again what was refused before")] = False
+    workers: Annotated[
+        int | None, typer.Option(help="Number of Ray workers; 0 runs in-process. Default: one per core")
+    ] = None
+    limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of clips")] = None
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Retry rejected clips")] = False
+    raise_errors: Annotated[
+        bool, typer.Option("--raise-errors", help="Stop at the first rejected clip and show its traceback")
+    ] = False
 
 
 @app.command("import")
 @command_from_dataclass(ImportFlags)
 def import_(given: ImportFlags) -> None:
-    """Bring another project's set into a corpus, every clip checked. Run it again to go on where it stopped."""
+    """Import a dataset into a corpus and validate every clip.
+
+    Rerun to resume. Exit code 1 if clips were rejected.
+    """
     from openuni import api
     from openuni.config.recipe import parse_assignments
     from openuni.exchange.import_job import ImportOptions
@@ -86,7 +114,7 @@ def import_(given: ImportFlags) -> None:
         out=given.out,
         options=parse_assignments(given.options or (), f"import {given.format}"),
         resources=api.default_resources(given.workers, 0.0),
-        import_options=ImportOptions(given.collection, given.limit, given.retry_failed),
+        import_options=ImportOptions(given.collection, given.limit, given.retry_failed, given.raise_errors),
     )
     ledger = corpus.summary()
     print(ledger)
@@ -99,32 +127,42 @@ class ExportFlags:
     """Flags of `openuni export`."""
 
     corpus: CorpusArgument
-    format: Annotated[str, typer.Option(help="A format that `openuni list` shows under exporters")]
-    out: Annotated[str, typer.Option("--out", help="Folder for the set; run again to resume")]
+    format: Annotated[str, typer.Option(help="Exporter (see `openuni list`)")]
+    out: Annotated[str, typer.Option("--out", "-o", help="Output directory; rerun to resume")]
     modalities: Annotated[
-        str | None, typer.Option(help="Such as depth,raft.flow: a modality, or who made it. Default: all it can hold")
+        str | None,
+        typer.Option(
+            help="Comma-separated modalities, optionally with annotator (depth,raft.flow). "
+            "Default: all that the format supports"
+        ),
     ] = None
-    split: Annotated[str | None, typer.Option(help="Only the clips of this split")] = None
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N clips")] = None
+    split: Annotated[str | None, typer.Option(help="Export this split only")] = None
+    limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of clips")] = None
     options: Annotated[
-        list[str] | None, typer.Option("--set", help="OPTION=VALUE of the format; `openuni show FORMAT` lists them")
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="OPTION=VALUE", help="Option of the exporter (see `openuni show FORMAT`); repeatable"
+        ),
     ] = None
-    workers: Annotated[int | None, typer.Option(min=1, help="Threads. Default: one per core")] = None
+    workers: Annotated[int | None, typer.Option(min=1, help="Number of threads. Default: one per core")] = None
 
 
 @app.command()
 @command_from_dataclass(ExportFlags)
 def export(given: ExportFlags) -> None:
-    """Write a corpus as another project reads it; `openuni list` shows the formats. Run it again to resume."""
+    """Export a corpus in another project's format.
+
+    Rerun to resume. Exit code 1 if clips could not be exported; failed.csv lists them.
+    """
     from openuni import api
     from openuni.config.recipe import parse_assignments
     from openuni.exchange.export_selection import ExportOptions
 
-    wanted = tuple(name.strip() for name in (given.modalities or "").split(",") if name.strip())
+    modalities = tuple(name.strip() for name in (given.modalities or "").split(",") if name.strip())
     options = parse_assignments(given.options or (), f"export {given.format}")
-    chosen = ExportOptions(wanted, given.split, given.limit)
+    selection = ExportOptions(modalities, given.split, given.limit)
     report = api.export(
-        given.corpus, given.format, out=given.out, export_options=chosen, workers=given.workers, **options
+        given.corpus, given.format, out=given.out, export_options=selection, workers=given.workers, **options
     )
     print(report)
     if report.failed:
@@ -134,10 +172,13 @@ def export(given: ExportFlags) -> None:
 @app.command()
 def summary(
     corpus: CorpusArgument,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON, for other programs")] = False,
-    scores: Annotated[bool, typer.Option("--scores", help="Also how each score is spread over the clips")] = False,
+    as_json: Annotated[bool, typer.Option("--json", "-j", help="JSON output")] = False,
+    scores: Annotated[bool, typer.Option("--scores", help="Also show score distributions")] = False,
 ) -> None:
-    """Show what became of every clip (ok, dropped by which rule, failed for which reason), who has what, its size."""
+    """Show clip outcomes, modality coverage and storage size.
+
+    Outcomes: ok, dropped (by rule), failed (by error), pending.
+    """
     from openuni.manifests.corpus.corpus import Corpus
     from openuni.manifests.corpus.coverage import coverage, stored_sizes
     from openuni.pipeline.ledger import summary_record
@@ -146,8 +187,8 @@ def summary(
     opened = Corpus.open(corpus)
     ledger, covered, sizes = opened.summary(), coverage(opened), stored_sizes(opened)
     if as_json:
-        held = {"coverage": covered, "stored": [size._asdict() for size in sizes]}
-        print(json.dumps(summary_record(ledger) | held, indent=2))
+        stored = {"coverage": covered, "stored": [size._asdict() for size in sizes]}
+        print(json.dumps(summary_record(ledger) | stored, indent=2))
     else:
         print("\n\n".join(filter(None, [str(ledger), format_coverage(covered), format_sizes(sizes)])))
         if scores:
@@ -159,39 +200,47 @@ def summary(
 @app.command()
 def explain(
     corpus: CorpusArgument,
-    clip: Annotated[str, typer.Argument(help="A clip_id, its beginning, or the source of the clip")],
+    clip: Annotated[str, typer.Argument(help="Clip id, prefix of a clip id, or source")],
 ) -> None:
-    """Show all that is known of one clip: every score, rule and error."""
+    """Show all scores, rule results and errors of one clip."""
     from openuni.manifests.corpus.corpus import Corpus
-    from openuni.report.explain import explain as text_about
+    from openuni.report.explain import explain as explanation
 
-    print(text_about(Corpus.open(corpus), clip))
+    print(explanation(Corpus.open(corpus), clip))
 
 
 @app.command()
 def select(
     corpus: CorpusArgument,
-    keep: Annotated[str, typer.Option(help='SQL over the scores, such as "motion.speed_diag_per_s > 0.05"')],
+    keep: Annotated[str, typer.Option(help='Keep rule (SQL condition), such as "motion.speed_diag_per_s > 0.05"')],
     out: OutOption,
 ) -> None:
-    """Make a new corpus of the clips that pass other thresholds: seconds, nothing is decoded."""
+    """Create a corpus from the clips that pass a keep rule.
+
+    Takes seconds; nothing is decoded, and payload files are shared with the original corpus.
+    """
     from openuni import api
 
-    chosen = api.select(corpus, keep, out=out)
-    print(f"{len(chosen):,} clips in {out}")
+    selected = api.select(corpus, keep, out=out)
+    print(f"{len(selected):,} clips in {out}")
 
 
 @app.command()
 def duplicates(
     corpus: CorpusArgument,
-    by: Annotated[str, typer.Option(help="hash: copies; embedding: clips of the same content")] = "hash",
-    max_distance: Annotated[int | None, typer.Option(help="hash: bits of 64 in which frames may differ")] = None,
-    min_similarity: Annotated[float | None, typer.Option(help="embedding: cosine from which on, up to 1")] = None,
+    by: Annotated[str, typer.Option(help="hash: near-duplicates; embedding: semantic duplicates")] = "hash",
+    max_distance: Annotated[
+        int | None, typer.Option(help="hash: maximum Hamming distance of two frames (of 64 bits)")
+    ] = None,
+    min_similarity: Annotated[
+        float | None, typer.Option(help="embedding: minimum cosine similarity, at most 1")
+    ] = None,
 ) -> None:
-    """Find clips that show the same, over the whole corpus, and say which one of them to keep.
+    """Find duplicates and mark one representative per cluster.
 
-    Needs the scores of the filter perceptual_hash, or embedding. Then keep one of each with
-    keep = "duplicates.is_representative" (or semantic_duplicates), in a recipe or with openuni select.
+    Requires the scores of the filter perceptual_hash (for hash) or embedding (for embedding). Then keep one clip
+    per cluster with keep = "duplicates.is_representative" (or semantic_duplicates.is_representative), in a recipe or
+    with openuni select.
     """
     from openuni import api
 
@@ -200,22 +249,24 @@ def duplicates(
     print(api.duplicates(corpus, by, **options))
 
 
-@app.command()
+@app.command(cls=accepts_former_flags({"--share": "--fraction", "--anew": "--reassign"}))
 def split(
     corpus: CorpusArgument,
-    share: Annotated[
-        list[str] | None, typer.Option(help="NAME=SHARE of a split besides train; may be repeated")
+    fraction: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=FRACTION", help="Fraction of the clips in a split other than train; repeatable"),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Another seed deals out otherwise")] = 0,
-    anew: Annotated[bool, typer.Option("--anew", help="Move clips that have a split already, too")] = False,
+    seed: Annotated[int, typer.Option(help="Random seed")] = 0,
+    reassign: Annotated[bool, typer.Option("--reassign", help="Also reassign clips that already have a split")] = False,
 ) -> None:
-    """Give every clip a split, by origin and even over modalities. Run it again when the corpus has grown.
+    """Assign a split to every clip.
 
-    Clips that have a split keep it. Default: --share validation=0.05.
+    Clips are grouped by origin and stratified by modality. Clips that already have a split keep it: rerun after the
+    corpus has grown. Default: --fraction validation=0.05
     """
     from openuni import api
     from openuni.config.recipe import parse_assignments
 
-    shares = parse_assignments(share or ("validation=0.05",), "--share")
-    for name, count in api.split(corpus, shares, seed=seed, anew=anew).items():
+    fractions = parse_assignments(fraction or ("validation=0.05",), "--fraction")
+    for name, count in api.split(corpus, fractions, seed=seed, reassign=reassign).items():
         print(f"{name:<12}{count:>12,} clips")

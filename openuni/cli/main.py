@@ -1,6 +1,6 @@
 """The command line: flags say where and how much, the recipe says what.
 
-Exit codes: 0 done, 1 some clips failed, 2 wrong input or a missing part, 3 a fault of openuni itself, 130 stopped by
+Exit codes: 0 success, 1 some clips failed, 2 wrong input or a missing requirement, 3 internal error, 130 stopped by
 Ctrl-C.
 """
 
@@ -11,13 +11,13 @@ import traceback
 
 from openuni.cli import components, corpora, models, parity, synthetic
 from openuni.cli.app import Interrupted, app
+from openuni.console.logs import verbosity
 from openuni.manifests.errors import OpenUniError
+from openuni.pipeline.failures import ItemFailed, format_error
 
 __all__ = ["app", "components", "corpora", "main", "models", "parity", "synthetic"]
 
-RESUMABLE_COMMANDS = frozenset(
-    {"run", "import", "export", "train", "world", "demo"}
-)  # what goes on where it was stopped
+RESUMABLE_COMMANDS = frozenset({"run", "import", "export", "train", "world", "demo"})
 
 
 def main() -> None:
@@ -30,15 +30,24 @@ def main() -> None:
     except Interrupted:
         print(f"openuni: stopped. {_resume_hint(sys.argv[1:])}", file=sys.stderr)
         sys.exit(130)
+    except ItemFailed as failed:  # --raise-errors
+        print(f"openuni: {failed}", file=sys.stderr)
+        sys.exit(1)
     except OpenUniError as error:
+        if verbosity() and error.__cause__ is not None:
+            traceback.print_exception(error)
         print(f"openuni: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:  # a file that cannot be read or written where the user said
         print(f"openuni: {type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(2)
-    except Exception:  # 1 would read as "some clips failed"
+    except Exception as error:  # 1 would read as "some clips failed"
         traceback.print_exc()
-        print("openuni: this is a fault of openuni; please report it with the lines above.", file=sys.stderr)
+        print(
+            f"openuni: internal error: {format_error(error)}. Please report it with the traceback above and, for a "
+            "command that writes a corpus, its newest runs/*.log.",
+            file=sys.stderr,
+        )
         sys.exit(3)
 
 
@@ -46,8 +55,8 @@ def _resume_hint(arguments: list[str]) -> str:
     """What to do after Ctrl-C."""
     again = shlex.join(["openuni", *arguments])
     if arguments[0] in RESUMABLE_COMMANDS or arguments[:2] == ["checkpoints", "get"]:
-        return f"What is finished is kept. Go on with: {again}"
-    return f"Begin again with: {again}"
+        return f"Finished items are kept. Resume with: {again}"
+    return f"Start again with: {again}"
 
 
 if __name__ == "__main__":

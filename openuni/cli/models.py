@@ -1,4 +1,4 @@
-"""Models: train, generate."""
+"""Commands on models: train, generate."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from openuni.cli.app import OutOption, app, command_from_dataclass
+from openuni.cli.former_flags import accepts_former_flags
 
 if TYPE_CHECKING:
     from openuni.training.run import Run
@@ -14,11 +15,14 @@ if TYPE_CHECKING:
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="A recipe of train/recipes by name, or a file")],
-    corpus: Annotated[str, typer.Option(help="The corpus to train on")],
+    recipe: Annotated[str, typer.Argument(help="Training recipe: a name (see `openuni list`) or a TOML file")],
+    corpus: Annotated[str, typer.Option(help="Corpus to train on: folder or URL")],
     out: OutOption,
 ) -> None:
-    """Train a unified model on a corpus's latents. Run it again to resume."""
+    """Train a unified model on the latents of a corpus.
+
+    Rerun to resume from the latest training checkpoint.
+    """
     from openuni import api
     from openuni.console.progress import Reporter, TrainingProgress
     from openuni.training.recipe import TrainingRecipe
@@ -26,60 +30,79 @@ def train(
     steps = TrainingRecipe.load(recipe).optimizer.steps
     with Reporter() as reporter:
         finished = api.train(recipe, corpus, out=out, progress=TrainingProgress(reporter, steps))
-    print(f"trained {finished.checkpoint.step:,} steps: {out}. Next, for example: {_generating(finished)}")
+    print(f"trained {finished.checkpoint.step:,} steps: {out}")
+    if Path(recipe).stem.endswith("_debug"):
+        print("A debug recipe tests the pipeline: the model is tiny and does not learn, whatever its loss.")
+    print(f"Next, for example: {_generate_command(finished)}")
 
 
-def _generating(run: "Run") -> str:
-    """A command that makes something with the run: the first of its tasks."""
+def _generate_command(run: "Run") -> str:
+    """A `generate` command for the first task of the run."""
     task = run.tasks[0]
-    given = [f"--given {name}=VIDEO" for name in task.conditions]
-    made = [f"--make {name}" for name in (*task.targets, *(["text"] if task.generates_text else []))]
+    conditions = [f"--given {name}=VIDEO" for name in task.conditions]
+    targets = [f"--make {name}" for name in (*task.targets, *(["text"] if task.generates_text else []))]
     prompt = ["--prompt '...'"] if run.caption_streams(task) else []
-    return " ".join([f"openuni generate {run.folder}", *given, *made, *prompt, "--out FOLDER"])
+    return " ".join([f"openuni generate {run.folder}", *conditions, *targets, *prompt, "--out FOLDER"])
 
 
 @dataclass(frozen=True)
 class GenerateFlags:
     """Flags of `openuni generate`."""
 
-    run: Annotated[Path, typer.Argument(help="A training run")]
-    make: Annotated[list[str], typer.Option(help="A modality to make, or text; may be repeated")]
-    out: Annotated[Path, typer.Option("--out", help="Folder for the results")]
-    prompt: Annotated[str, typer.Option(help="What the video shows")] = ""
-    given: Annotated[list[str] | None, typer.Option(help="MODALITY=VIDEO that is given; may be repeated")] = None
-    size: Annotated[str | None, typer.Option(help="FRAMESxHEIGHTxWIDTH, frames 4k + 1. Default: as trained")] = None
-    fps: Annotated[float, typer.Option(min=1, help="Frames per second of the videos written")] = 16.0
-    steps: Annotated[int, typer.Option(min=1, help="Solver steps")] = 30
-    guidance: Annotated[float, typer.Option(help="Classifier-free guidance on the prompt; 1: none")] = 1.0
-    given_guidance: Annotated[float, typer.Option(help="The same on what is given; 1: none")] = 1.0
-    seed: Annotated[int, typer.Option(help="Of the noise")] = 0
-    temperature: Annotated[
-        float, typer.Option(min=0, help="Of a made text: 1 as learnt; less: likelier words; 0: the likeliest")
+    run: Annotated[Path, typer.Argument(help="Training run: the folder that `openuni train` wrote")]
+    make: Annotated[list[str], typer.Option(metavar="MODALITY", help="Target modality, or text; repeatable")]
+    out: Annotated[Path, typer.Option("--out", "-o", help="Output directory")]
+    prompt: Annotated[str, typer.Option(help="Text prompt")] = ""
+    given: Annotated[
+        list[str] | None, typer.Option(metavar="MODALITY=VIDEO", help="Condition: a video of a modality; repeatable")
+    ] = None
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FRAMESxHEIGHTxWIDTH",
+            help="Size of the videos; the number of frames is 4k + 1. Default: size of the training data",
+        ),
+    ] = None
+    fps: Annotated[float, typer.Option(min=1, help="Frame rate of the output videos")] = 16.0
+    steps: Annotated[int, typer.Option(min=1, help="Number of solver steps")] = 30
+    guidance_scale: Annotated[
+        float, typer.Option(help="Classifier-free guidance scale for the prompt; 1 disables guidance")
     ] = 1.0
+    condition_guidance_scale: Annotated[
+        float, typer.Option(help="Guidance scale for the condition streams; 1 disables guidance")
+    ] = 1.0
+    seed: Annotated[int, typer.Option(help="Random seed of the noise")] = 0
+    temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature for text; 0 is greedy decoding")] = 1.0
 
 
-@app.command()
+FORMER_FLAGS = {"--guidance": "--guidance-scale", "--given-guidance": "--condition-guidance-scale"}
+
+
+@app.command(cls=accepts_former_flags(FORMER_FLAGS))
 @command_from_dataclass(GenerateFlags)
-def generate(given: GenerateFlags) -> None:
-    """Make modalities with a trained model: from text, from other modalities, or both. Or the text itself.
+def generate(flags: GenerateFlags) -> None:
+    """Generate modalities or text with a trained model.
 
-    A text that is made is printed, and written to text.txt: --make text --given rgb=clip.mp4
+    Conditions are the prompt and the videos given with --given. Every modality is written as a video (NAME.mp4) and
+    as an array (NAME.npy). Text is printed and written to text.txt, for example: --make text --given rgb=clip.mp4
     """
+    from rich.console import Console
+
     from openuni.inference.generate import GenerateRequest, generate_files
 
-    wanted = GenerateRequest(
-        make=tuple(given.make),
-        prompt=given.prompt,
-        given=tuple(given.given or ()),
-        size=given.size,
-        fps=given.fps,
-        steps=given.steps,
-        guidance=given.guidance,
-        given_guidance=given.given_guidance,
-        seed=given.seed,
-        temperature=given.temperature,
+    request = GenerateRequest(
+        make=tuple(flags.make),
+        prompt=flags.prompt,
+        given=tuple(flags.given or ()),
+        size=flags.size,
+        fps=flags.fps,
+        steps=flags.steps,
+        guidance_scale=flags.guidance_scale,
+        condition_guidance_scale=flags.condition_guidance_scale,
+        seed=flags.seed,
+        temperature=flags.temperature,
     )
-    for path in generate_files(given.run, wanted, given.out):
+    for path in generate_files(flags.run, request, flags.out, Console(stderr=True, soft_wrap=True)):
         print(path)
         if path.suffix == ".txt":
             print(path.read_text(encoding="utf-8"), end="")

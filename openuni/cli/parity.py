@@ -1,4 +1,4 @@
-"""Parity: what the models keep of a pretrained backbone, checked on the backbone that the user has."""
+"""Parity checks: compare the models with their pretrained backbone."""
 
 import json
 from dataclasses import dataclass
@@ -13,34 +13,40 @@ from openuni.cli.app import app, command_from_dataclass
 class ParityFlags:
     """Flags of `openuni parity`."""
 
-    pretrained: Annotated[str, typer.Option(help="A diffusers Wan transformer or pipeline: folder or hub name")]
-    model: Annotated[list[str] | None, typer.Option(help="A model; may be repeated. Default: all on Wan")] = None
-    modality: Annotated[
-        list[str] | None, typer.Option(help="A stream of models with several; may be repeated. Default: rgb and depth")
+    pretrained: Annotated[str, typer.Option(help="Diffusers Wan transformer or pipeline: folder or hub name")]
+    model: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Model to check; repeatable. Default: all Wan models")
     ] = None
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1; auto: the GPU when there is one")] = "auto"
-    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Arithmetic; weights are float32")] = "float32"
-    json: Annotated[bool, typer.Option("--json", help="As JSON")] = False
+    modality: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Stream of models with several streams; repeatable. Default: rgb and depth"),
+    ] = None
+    device: Annotated[str, typer.Option(help="Device: cpu, cuda, cuda:1, or auto (GPU if available)")] = "auto"
+    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Computation dtype; weights stay float32")] = (
+        "float32"
+    )
+    json: Annotated[bool, typer.Option("--json", "-j", help="JSON output")] = False
 
 
 @app.command()
 @command_from_dataclass(ParityFlags)
-def parity(given: ParityFlags) -> None:
-    """Check on your weights that the models are at the start what diffusers makes of them, and can learn from there.
+def parity(flags: ParityFlags) -> None:
+    """Check that the models match diffusers on your weights.
 
-    Exit code 1 when a rung of the ladder fails.
+    Compares the output of untrained models with that of diffusers, and checks that all new parameters receive
+    gradients. Exit code 1 if a check fails.
     """
     from openuni.report.parity import FAILING_STATUSES, HEADER, format_row, record, run_parity
 
-    rungs: list[dict[str, Any]] = []
-    wanted = (given.model or (), given.modality or ("rgb", "depth"), given.device, given.dtype)
-    for model, rung in run_parity(given.pretrained, *wanted):
-        if not given.json and not rungs:
+    records: list[dict[str, Any]] = []
+    selection = (flags.model or (), flags.modality or ("rgb", "depth"), flags.device, flags.dtype)
+    for model, result in run_parity(flags.pretrained, *selection):
+        if not flags.json and not records:
             print(HEADER)
-        if not given.json:
-            print(format_row(model, rung), flush=True)
-        rungs.append(record(model, rung))
-    if given.json:
-        print(json.dumps(rungs, indent=2, allow_nan=False))
-    if any(rung["verdict"] in FAILING_STATUSES for rung in rungs):
+        if not flags.json:
+            print(format_row(model, result), flush=True)
+        records.append(record(model, result))
+    if flags.json:
+        print(json.dumps(records, indent=2, allow_nan=False))
+    if any(found["verdict"] in FAILING_STATUSES for found in records):
         raise typer.Exit(1)

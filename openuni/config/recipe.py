@@ -1,29 +1,25 @@
 """Recipes: one TOML file that says what to measure and what to make. Strict: what is not known is an error."""
 
 import dataclasses
-import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
-
-from pydantic import TypeAdapter, ValidationError
+from typing import Annotated, Any, Literal
 
 from openuni.config.captions import caption_column
 from openuni.dedup.deduplicator import deduplicator_schemas
-from openuni.manifests.contracts.component import annotation_text, strip_annotation
 from openuni.manifests.contracts.discovery import find_component
 from openuni.manifests.contracts.modality import modality_names
 from openuni.manifests.contracts.operator import Annotator, Filter, find_operator
+from openuni.manifests.contracts.options import Formerly, recorded
+from openuni.manifests.contracts.parsing import parse_options, reject_unknown_keys
 from openuni.manifests.contracts.schema import clip_schema, producer_schema
 from openuni.manifests.corpus import keep_rule
 from openuni.manifests.corpus.layout import filter_group
 from openuni.manifests.errors import OpenUniError, did_you_mean
 from openuni.shots.shot_detector import ShotDetector, find_shot_detector, shot_detector_names
 from openuni.training.codec import LatentCodec, TextCodec
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -39,7 +35,9 @@ class IngestOptions:
     ] = "equal"
     trim_frames: Annotated[int, "frames taken off both ends of a shot, beyond those of a dissolve or fade"] = 0
     captions: Annotated[bool, "take NAME.txt beside NAME.mp4 as the caption of a file that is one clip"] = True
-    share_captions: Annotated[bool, "also give it to each of several clips cut from the file"] = False
+    copy_caption_to_clips: Annotated[
+        bool, "give the caption to every clip, if a file is split into several", Formerly("share_captions")
+    ] = False
     collection: Annotated[str, "name of the set these sources belong to, such as koala36m; empty: none"] = ""
     max_duration_s: Annotated[float, "longer files are refused, seconds"] = 4 * 3600.0
     max_frame_px: Annotated[int, "files with more pixels per frame are refused"] = 8192 * 8192
@@ -150,7 +148,7 @@ class CorpusRecipe:
             keep=keep,
             accept=tuple(accept),
             **_ingest_parts(tables.get("ingest", {}), where),
-            work=build(WorkOptions, tables.get("work", {}), f"{where}: [work]"),
+            work=parse_options(WorkOptions, tables.get("work", {}), f"{where}: [work]"),
             filters=filters,
             annotators=annotators,
             **_encode_parts(tables.get("encode"), where),
@@ -175,36 +173,17 @@ class CorpusRecipe:
         tables: dict[str, Any] = {
             "keep": self.keep,
             "accept": list(self.accept),
-            "ingest": dataclasses.asdict(self.ingest) | {self.ingest.shots: dataclasses.asdict(self.shot_detector)},
-            "work": dataclasses.asdict(self.work),
-            "filters": {name: dataclasses.asdict(operator) for name, operator in self.filters.items()},
-            "annotators": {name: dataclasses.asdict(operator) for name, operator in self.annotators.items()},
+            "ingest": recorded(self.ingest) | {self.ingest.shots: recorded(self.shot_detector)},
+            "work": recorded(self.work),
+            "filters": {name: recorded(operator) for name, operator in self.filters.items()},
+            "annotators": {name: recorded(operator) for name, operator in self.annotators.items()},
         }
         if self.encode is not None and self.latent_codec is not None and self.text_codec is not None:
-            tables["encode"] = dataclasses.asdict(self.encode) | {
-                self.encode.latents: dataclasses.asdict(self.latent_codec),
-                self.encode.text: dataclasses.asdict(self.text_codec),
+            tables["encode"] = recorded(self.encode) | {
+                self.encode.latents: recorded(self.latent_codec),
+                self.encode.text: recorded(self.text_codec),
             }
         return tables
-
-
-def build(cls: type[T], table: Any, where: str) -> T:
-    """A dataclass from one TOML table: unknown keys and wrong types are errors that name what is allowed."""
-    if not isinstance(table, Mapping):
-        raise OpenUniError(f"{where} must be a table of options, got {table!r}")
-    hints = get_type_hints(cls, include_extras=True)
-    names = [item.name for item in dataclasses.fields(cls)]  # type: ignore[arg-type]
-    reject_unknown_keys(table, names, where)
-    values = {}
-    for name, given in table.items():
-        try:
-            # through JSON, where arrays are the spelling of tuples; otherwise strict: no text for a number
-            values[name] = TypeAdapter(strip_annotation(hints[name])).validate_json(json.dumps(given), strict=True)
-        except (ValidationError, TypeError) as error:
-            reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-            doc = annotation_text(hints[name])
-            raise OpenUniError(f"{where} {name} = {given!r}: {reason}. {name}: {doc}") from error
-    return cls(**values)
 
 
 def parse_assignments(given: Sequence[str], where: str) -> dict[str, Any]:
@@ -221,15 +200,6 @@ def parse_assignments(given: Sequence[str], where: str) -> dict[str, Any]:
     return table
 
 
-def reject_unknown_keys(table: Mapping[str, Any], known: list[str], where: str) -> None:
-    """Raise `OpenUniError` for the first key that is not known."""
-    for key in table:
-        if key not in known:
-            raise OpenUniError(
-                f'{where} has no option "{key}".{did_you_mean(key, known)} Options: {", ".join(known) or "none"}.'
-            )
-
-
 def _tables(tables: Mapping[str, Any], kind: str, where: str) -> list[tuple[str, Any]]:
     group = tables.get(kind, {})
     if not isinstance(group, Mapping):
@@ -238,7 +208,7 @@ def _tables(tables: Mapping[str, Any], kind: str, where: str) -> list[tuple[str,
 
 
 def _operator(kind: str, name: str, options: Any, where: str) -> Any:
-    return build(find_operator(kind, name, imports=True), options, f"{where}: [{kind}s.{name}]")
+    return parse_options(find_operator(kind, name, imports=True), options, f"{where}: [{kind}s.{name}]")
 
 
 def _ingest_parts(table: Any, where: str) -> dict[str, Any]:
@@ -248,9 +218,11 @@ def _ingest_parts(table: Any, where: str) -> dict[str, Any]:
     for key in table.keys() & set(shot_detector_names()) - {name}:
         raise OpenUniError(f'{where}: [ingest.{key}] goes with shots = "{key}"; [ingest] says shots = "{name}"')
     detector = table.get(name, {})
-    ingest = build(IngestOptions, {key: value for key, value in table.items() if key != name}, f"{where}: [ingest]")
+    ingest = parse_options(
+        IngestOptions, {key: value for key, value in table.items() if key != name}, f"{where}: [ingest]"
+    )
     cls = find_shot_detector(ingest.shots, imports=True)
-    return {"ingest": ingest, "shot_detector": build(cls, detector, f"{where}: [ingest.{name}]")}
+    return {"ingest": ingest, "shot_detector": parse_options(cls, detector, f"{where}: [ingest.{name}]")}
 
 
 def _encode_parts(table: Any, where: str) -> dict[str, Any]:
@@ -262,11 +234,11 @@ def _encode_parts(table: Any, where: str) -> dict[str, Any]:
     inner = {key: value for key, value in table.items() if isinstance(value, Mapping)}
     known = [item.name for item in dataclasses.fields(EncodeOptions)]
     reject_unknown_keys(table, [*known, *map(str, names)], f"{where}: [encode]")
-    encode = build(
+    encode = parse_options(
         EncodeOptions, {key: value for key, value in table.items() if key not in inner}, f"{where}: [encode]"
     )
     codecs = {}
     for key, base, name in (("latent_codec", LatentCodec, encode.latents), ("text_codec", TextCodec, encode.text)):
         cls = find_component("codecs", base, name, imports=True)
-        codecs[key] = build(cls, inner.get(name, {}), f"{where}: [encode.{name}]")
+        codecs[key] = parse_options(cls, inner.get(name, {}), f"{where}: [encode.{name}]")
     return {"encode": encode, **codecs}

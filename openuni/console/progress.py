@@ -1,4 +1,4 @@
-"""Progress of a run: one live table on a terminal, a plain line every few seconds elsewhere."""
+"""Progress of a run: a live table on a terminal, otherwise a plain line every few seconds."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -10,6 +10,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 LOG_EVERY_S = 10.0
+
+
+def duration_text(seconds: float) -> str:
+    """ "40 s", "12 min", "3 h 20 min"."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 class Phase:
@@ -32,6 +40,14 @@ class Phase:
         """Mean rate since the phase began."""
         elapsed = self.seconds or (time.perf_counter() - self.started)
         return self.done / elapsed if elapsed > 0 else 0.0
+
+    def text(self) -> str:
+        """Counts, rate and, while items are left, the ETA: "3/8 done, 0 failed, 0.5/s, ETA 10 s"."""
+        rate = self.items_per_s
+        speed = f"{rate:.1f}/s" if rate >= 0.1 or not rate else f"{1 / rate:.0f} s per item"
+        text = f"{self.done}/{self.total} done, {self.failed} failed, {speed}"
+        left = self.total - self.done
+        return f"{text}, ETA {duration_text(left / rate)}" if left and rate else text
 
     def as_record(self) -> dict[str, Any]:
         """What the ledger keeps: `decodes` counts how often video was opened to decode frames."""
@@ -121,9 +137,7 @@ class Counter:
         due = final or time.perf_counter() - self.logged > LOG_EVERY_S
         if not self.reporter.live and not self.reporter.quiet and due:
             self.logged = time.perf_counter()
-            self.reporter.print_line(
-                f"{phase.name}: {phase.done}/{phase.total} done, {phase.failed} failed, {phase.items_per_s:.1f}/s"
-            )
+            self.reporter.print_line(f"{phase.name}: {phase.text()}")
 
 
 class TrainingProgress:

@@ -1,10 +1,10 @@
-"""Rows of text as columns that stand under one another, for terminals."""
+"""Text tables for terminals."""
 
 from collections.abc import Container, Sequence
 
 
 def format_columns(rows: Sequence[Sequence[str]], right: Container[int] = ()) -> list[str]:
-    """One line per row, columns two blanks apart; those numbered in `right` end together, all others begin so."""
+    """Return one line per row, with two spaces between columns. Columns in `right` are aligned to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(

@@ -1,1 +1,1 @@
-"""Deduplication over a whole corpus: the contract, and one deduplicator per file in deduplicators/."""
+"""Corpus-wide deduplication: the deduplicator contract, and one deduplicator per file in deduplicators/."""

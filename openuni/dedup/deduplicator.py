@@ -1,9 +1,9 @@
-"""The finder contract: what only a look at all clips of a corpus together can tell, as a column group of its own.
+"""The deduplicator contract: compare all clips of a corpus and write the result as a column group.
 
-A deduplicator is one file in `openuni/dedup/deduplicators/`: a frozen dataclass of options, and `find`, which reads
-what a filter has stored of every clip. Its group `filters/NAME` is written as a whole, by `openuni duplicates`; a
-recipe's `keep` may read it like any filter's. It is computed anew when clips, scores or options have changed, and not
-otherwise.
+A deduplicator is one file in `openuni/dedup/deduplicators/`: a frozen dataclass of options with `find`, which reads
+what a filter has stored for every clip. `openuni duplicates` writes its column group `filters/NAME` as a whole, and a
+recipe's `keep` can use the columns like those of any filter. It is recomputed only if clips, scores or options have
+changed.
 """
 
 from abc import abstractmethod
@@ -27,41 +27,43 @@ from openuni.manifests.errors import OpenUniError, unknown_name
 
 
 class DuplicateInfo(NamedTuple):
-    """Which clips show the same, and which of them is kept."""
+    """The duplicate cluster of a clip."""
 
     cluster: Annotated[
-        str | None, "clip_id of the clip that is kept of those that show the same; its own if it is kept"
+        str | None, "clip_id of the representative of the cluster; the clip's own id if it is the representative"
     ]
-    is_representative: Annotated[bool | None, "whether this is the clip that is kept: the largest, longest, then by id"]
-    clips: Annotated[int | None, "how many clips the cluster has, itself included"]
-    similarity: Annotated[float | None, "how similar it is to the clip that is kept, up to 1; null for that one itself"]
+    is_representative: Annotated[
+        bool | None, "whether the clip represents its cluster: the largest picture, then the longest, then by id"
+    ]
+    clips: Annotated[int | None, "number of clips in the cluster, including this one"]
+    similarity: Annotated[float | None, "similarity to the representative, at most 1; null for the representative"]
 
 
 class RankedClips(NamedTuple):
-    """All clips of a corpus by rank: of two that show the same, the one of lower number is kept."""
+    """All clips of a corpus in order of rank: of two duplicates, the one with the lower number represents the other."""
 
     ids: pa.Array  # string [N]
-    known: np.ndarray  # bool [N], whether the filter that is read has a result
+    known: np.ndarray  # bool [N], whether the source filter has a result
 
 
 class DuplicateAssignments(NamedTuple):
-    """What a finder found, by rank."""
+    """The result of a deduplicator, by rank."""
 
-    representative: np.ndarray  # int64 [N], number of the clip that is kept; of a clip that is kept, its own
-    similarity: np.ndarray  # float64 [N], to that clip; NaN for one that is kept
+    representative: np.ndarray  # int64 [N], number of the representative; for a representative, its own
+    similarity: np.ndarray  # float64 [N], to the representative; NaN for a representative
 
 
 @dataclass(frozen=True)
 class Deduplicator(Producer):
-    """Base of the finders."""
+    """Base class of deduplicators."""
 
-    by: ClassVar[str]  # what clips are compared by, as `openuni duplicates --by` says it
-    source_filter: ClassVar[str]  # the filter whose results it compares
-    column: ClassVar[str]  # of that filter
+    by: ClassVar[str]  # value of `openuni duplicates --by`
+    source_filter: ClassVar[str]  # filter whose results are compared
+    column: ClassVar[str]  # column of that filter
 
     @abstractmethod
     def find(self, corpus: Corpus, clips: RankedClips) -> DuplicateAssignments:
-        """Compare all clips. The result depends on neither the order nor the parts in which they are stored."""
+        """Compare all clips. The result must not depend on the order or the parts in which rows are stored."""
 
     @classmethod
     def result_type(cls) -> type[tuple[Any, ...]]:
@@ -70,57 +72,62 @@ class Deduplicator(Producer):
 
     @classmethod
     def group(cls) -> str:
-        """The column group it fills."""
+        """The column group that it writes."""
         return filter_group(cls.name())
 
 
 class DedupReport(NamedTuple):
-    """What a finder did."""
+    """Summary of a deduplication."""
 
     group: str
     clips: int
-    compared: int  # clips with a result of the filter that is read
-    representative_count: int  # of these
-    largest: int  # clips in the largest cluster
-    computed: bool  # False: nothing had changed since the last time
+    compared: int  # clips with a result of the source filter
+    representative_count: int  # of the compared clips
+    largest: int  # number of clips in the largest cluster
+    computed: bool  # False: up to date, nothing was recomputed
 
     def __str__(self) -> str:
-        copies = self.compared - self.representative_count
-        text = f"{self.compared:,} clips compared: {self.representative_count:,} kept, {copies:,} duplicates of these"
-        text += f" (largest cluster: {self.largest:,} clips)" if copies else ""
+        duplicates = self.compared - self.representative_count
+        text = f"{self.compared:,} clips compared: {self.representative_count:,} representatives"
+        text += f", {duplicates:,} duplicates"
+        text += f" (largest cluster: {self.largest:,} clips)" if duplicates else ""
         left = self.clips - self.compared
-        text += f"; {left:,} could not be compared" if left else ""
+        text += f"; {left:,} not compared (no result of the filter)" if left else ""
         name = self.group.rpartition("/")[2]
-        return f'{text}. Keep one of each with: keep = "{name}.is_representative"'
+        return f'{text}. Keep one clip per cluster with: keep = "{name}.is_representative"'
 
 
-def find_duplicates(finder: Deduplicator, corpus: Corpus) -> DedupReport:
-    """Fill the finder's column group, unless it is as it should be. The corpus's lock is held by the caller."""
+def find_duplicates(deduplicator: Deduplicator, corpus: Corpus) -> DedupReport:
+    """Write the deduplicator's column group, unless it is up to date. The caller holds the lease of the corpus."""
     corpus.recover()
-    clips = rank_clips(corpus, finder)
-    facts = xxhash.xxh3_64(clips.known.tobytes())
+    clips = rank_clips(corpus, deduplicator)
+    clips_digest = xxhash.xxh3_64(clips.known.tobytes())
     for text in clips.ids.to_pylist():
-        facts.update(f"{text}\n".encode())
+        clips_digest.update(f"{text}\n".encode())
     version = fingerprint(
-        finder=finder.version(), reads=corpus.group_version(filter_group(finder.source_filter)), clips=facts.hexdigest()
+        finder=deduplicator.version(),
+        reads=corpus.group_version(filter_group(deduplicator.source_filter)),
+        clips=clips_digest.hexdigest(),
     )
-    group = finder.group()
+    group = deduplicator.group()
     done = corpus.group_version(group) == version and len(corpus.done(group)) == len(clips.ids)
     if not done:
-        found = finder.find(corpus, clips)
-        for part in corpus.parts(group):  # nothing is set aside: computing it anew takes as long as writing it
+        found = deduplicator.find(corpus, clips)
+        for part in corpus.parts(group):  # not moved to superseded/: recomputing takes no longer than writing
             corpus.store.delete(part)
-        _write(corpus, finder, clips, found, version)
-    sizes = corpus.table(group, {"clips": pads.field(finder.name(), "clips"), "kept": _representative_field(finder)})
+        _write(corpus, deduplicator, clips, found, version)
+    sizes = corpus.table(
+        group, {"clips": pads.field(deduplicator.name(), "clips"), "kept": _representative_field(deduplicator)}
+    )
     kept = sizes.filter(sizes["kept"])["clips"]
     largest = pc.max(kept).as_py() or 0
     return DedupReport(group, len(clips.ids), int(clips.known.sum()), len(kept), largest, computed=not done)
 
 
-def rank_clips(corpus: Corpus, finder: Deduplicator) -> RankedClips:
-    """All clips that ingest accepted: the largest picture first, then the longest, then by id.
+def rank_clips(corpus: Corpus, deduplicator: Deduplicator) -> RankedClips:
+    """All clips with status ok: largest picture first, then longest, then by id.
 
-    Raises `OpenUniError` when the filter that the finder reads has no result for any of them.
+    Raises `OpenUniError` if the source filter has no result for any clip.
     """
     field = pads.field
     columns = {
@@ -134,71 +141,73 @@ def rank_clips(corpus: Corpus, finder: Deduplicator) -> RankedClips:
     order = pc.sort_indices(table, [("px", "descending"), ("s", "descending"), ("clip_id", "ascending")])
     ids = table["clip_id"].take(order).combine_chunks()
     known = np.zeros(len(ids), bool)
-    if corpus.parts(filter_group(finder.source_filter)):
+    if corpus.parts(filter_group(deduplicator.source_filter)):
         wanted = {"clip_id": field("clip_id")}
-        there = (field(finder.source_filter, "status") == "ok") & field(finder.source_filter, finder.column).is_valid()
-        rows = corpus.dataset(filter_group(finder.source_filter)).to_table(columns=wanted, filter=there)
+        there = (field(deduplicator.source_filter, "status") == "ok") & field(
+            deduplicator.source_filter, deduplicator.column
+        ).is_valid()
+        rows = corpus.dataset(filter_group(deduplicator.source_filter)).to_table(columns=wanted, filter=there)
         known[pc.index_in(rows["clip_id"], value_set=ids).drop_null().to_numpy()] = True
     if not known.any():
         raise OpenUniError(
-            f"{corpus.store.url}: no clip has a result of {finder.source_filter}, which {finder.name()} compares. "
-            f"Write [filters.{finder.source_filter}] in the recipe and run it first: openuni run"
+            f"{corpus.store.url}: no clip has a result of {deduplicator.source_filter}, which {deduplicator.name()} "
+            f"requires. Add [filters.{deduplicator.source_filter}] to the recipe and run: openuni run"
         )
     return RankedClips(ids, known)
 
 
 def deduplicator_names() -> list[str]:
-    """Names of the finders: the files of their folder."""
+    """Names of the deduplicators (file names in their folder)."""
     return component_names("deduplicators")
 
 
 def find_deduplicator(name: str) -> type[Deduplicator]:
-    """The finder of that name."""
+    """The deduplicator of that name."""
     found: type[Deduplicator] = find_component("deduplicators", Deduplicator, name)
     return found
 
 
 def deduplicator_by(by: str) -> type[Deduplicator]:
-    """The finder that compares clips by "hash", "embedding" or what else there is."""
-    found = {finder.by: finder for finder in map(find_deduplicator, deduplicator_names())}
+    """The deduplicator for a value of `--by`, such as "hash" or "embedding"."""
+    found = {deduplicator.by: deduplicator for deduplicator in map(find_deduplicator, deduplicator_names())}
     if by not in found:
         raise OpenUniError(unknown_name("duplicates by", by, found))
     return found[by]
 
 
 def deduplicator_schemas() -> dict[str, pa.Schema]:
-    """Column group -> schema of all finders: what a `keep` may read besides the recipe's own filters."""
+    """Column group -> schema of all deduplicators, which `keep` can use in addition to the recipe's filters."""
     found = (find_deduplicator(name) for name in deduplicator_names())
-    return {finder.group(): producer_schema(finder) for finder in found}
+    return {deduplicator.group(): producer_schema(deduplicator) for deduplicator in found}
 
 
 def not_compared_reason(corpus: Corpus, keep: str) -> str:
-    """What keeps clips from passing a `keep` that reads a finder: that it has not seen them. Empty where it has.
+    """Why clips fail a `keep` that uses a deduplicator: they were not compared. Empty if all clips were.
 
-    Raises `OpenUniError` when it has seen none.
+    Raises `OpenUniError` if the deduplicator has not run at all.
     """
     notes = []
     named = {column[0] for rule in keep_rule.parse(keep) for column in rule.columns}
     for name in sorted(named & set(deduplicator_names())):
-        finder = find_deduplicator(name)
-        group, how = finder.group(), f"openuni duplicates {corpus.store.url} --by {finder.by}"
+        deduplicator = find_deduplicator(name)
+        group, command = deduplicator.group(), f"openuni duplicates {corpus.store.url} --by {deduplicator.by}"
         if not corpus.parts(group):
-            raise OpenUniError(
-                f"keep reads {name}, which compares all clips and has not been made. Make it with: {how}"
-            )
+            raise OpenUniError(f"keep uses {name}, which has not been computed for this corpus. Run: {command}")
         missing = len(corpus) - len(corpus.done(group))
         if missing:
-            notes.append(f"{missing:,} clips are not in {name} yet and do not pass keep. Add them with: {how}")
+            notes.append(f"{missing:,} clips have no {name} result yet and do not pass keep. Run: {command}")
     return "; ".join(notes)
 
 
-def _write(corpus: Corpus, finder: Deduplicator, clips: RankedClips, found: DuplicateAssignments, version: str) -> None:
-    name = finder.name()
-    writer = corpus.writer(finder.group(), producer_schema(type(finder)), version)
+def _write(
+    corpus: Corpus, deduplicator: Deduplicator, clips: RankedClips, found: DuplicateAssignments, version: str
+) -> None:
+    name = deduplicator.name()
+    writer = corpus.writer(deduplicator.group(), producer_schema(type(deduplicator)), version)
     sizes = np.bincount(found.representative, minlength=len(clips.ids))
     unknown = {
         "status": "unavailable",
-        "error": f"{finder.source_filter} has no result for this clip",
+        "error": f"{deduplicator.source_filter} has no result for this clip",
         "version": version,
     }
     for number, clip_id in enumerate(clips.ids.to_pylist()):
@@ -206,11 +215,11 @@ def _write(corpus: Corpus, finder: Deduplicator, clips: RankedClips, found: Dupl
         if clips.known[number]:
             kept = int(found.representative[number])
             similarity = float(found.similarity[number]) if kept != number else None
-            copies = DuplicateInfo(clips.ids[kept].as_py(), kept == number, int(sizes[kept]), similarity)
-            row = {"status": "ok", "error": None, "version": version, "ms": None} | copies._asdict()
+            duplicates = DuplicateInfo(clips.ids[kept].as_py(), kept == number, int(sizes[kept]), similarity)
+            row = {"status": "ok", "error": None, "version": version, "ms": None} | duplicates._asdict()
         writer.commit({"clip_id": clip_id, name: row})
     writer.finish()
 
 
-def _representative_field(finder: Deduplicator) -> pads.Expression:
-    return pc.coalesce(pads.field(finder.name(), "is_representative"), pads.scalar(False))
+def _representative_field(deduplicator: Deduplicator) -> pads.Expression:
+    return pc.coalesce(pads.field(deduplicator.name(), "is_representative"), pads.scalar(False))

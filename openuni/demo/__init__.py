@@ -1,1 +1,1 @@
-"""The demo: home-made clips, a corpus, a small model, and one page that shows them."""
+"""The end-to-end demo: synthetic clips, a corpus, a small model, and an HTML report."""

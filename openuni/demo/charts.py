@@ -1,4 +1,4 @@
-"""Line charts as inline SVG. Colours are classes, which the page's style fills for light and dark."""
+"""Line charts as inline SVG. Colours are CSS classes, which the page's style sheet defines for light and dark."""
 
 import math
 from collections.abc import Sequence
@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 WIDTH, HEIGHT = 720.0, 360.0
 LEFT, RIGHT, TOP, BOTTOM = 58.0, 16.0, 14.0, 50.0
-TICKS = 5  # about so many per axis
-SMOOTHING_SHARE = 0.06  # of the points, that a smoothed value is the mean of
+TICKS = 5  # approximate number per axis
+SMOOTHING_SHARE = 0.06  # width of the moving average, as a share of all points
 TICK_STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
 
 
@@ -16,13 +16,13 @@ class ChartLine(NamedTuple):
     """One line of a chart."""
 
     label: str
-    style: str  # a class of the page's style sheet
-    points: Sequence[tuple[float, float]]  # x, y; in order of x
-    dots: bool = False  # mark every point
+    style: str  # CSS class
+    points: Sequence[tuple[float, float]]  # (x, y), sorted by x
+    dots: bool = False  # whether to mark every point
 
 
 def line_chart(lines: Sequence[ChartLine], x_label: str, y_label: str) -> str:
-    """An SVG element of all lines over common axes; both begin at zero. Empty lines are left out."""
+    """Return an SVG element with all lines on common axes that start at zero. Lines without points are omitted."""
     lines = [line for line in lines if line.points]
     x_top = max((x for line in lines for x, _ in line.points), default=1.0) or 1.0
     y_top = max((y for line in lines for _, y in line.points), default=1.0) * 1.05 or 1.0
@@ -59,7 +59,7 @@ def line_chart(lines: Sequence[ChartLine], x_label: str, y_label: str) -> str:
 
 
 def ticks(top: float) -> list[float]:
-    """Round values from 0 to `top`, about `TICKS` steps."""
+    """Round values from 0 to `top`, in about `TICKS` steps."""
     rough = top / TICKS
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(good * power for good in TICK_STEPS if good * power >= rough * (1 - 1e-9))
@@ -67,9 +67,10 @@ def ticks(top: float) -> list[float]:
 
 
 def smoothed(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Each y as the mean of its neighbours, about `SMOOTHING_SHARE` of all points.
+    """Moving average of y over about `SMOOTHING_SHARE` of all points.
 
-    At the beginning the window shrinks evenly, because losses fall steeply there; at the end only its right side does.
+    At the start the window shrinks symmetrically, because losses fall steeply there; at the end it is cut off on the
+    right only.
     """
     reach = max(1, round(len(points) * SMOOTHING_SHARE / 2))
     result = []

@@ -1,16 +1,16 @@
-"""`openuni demo`: all of it on clips that OpenUni makes itself. Nothing is downloaded.
+"""`openuni demo`: the whole pipeline on synthetic clips. Nothing is downloaded.
 
-    DIR/raw/            clips of `openuni.world` as ordinary files, with their ground truth beside them
-    DIR/corpus.toml     the recipe; by hand: openuni run DIR/corpus.toml "DIR/raw/*.mp4" --out DIR/corpus
-    DIR/corpus/         what the pipeline made of the clips
-    DIR/train.toml      the training recipe; by hand: openuni train DIR/train.toml --corpus DIR/corpus --out DIR/run
-    DIR/run/            the trained model
-    DIR/numbers.json    everything that was measured
-    DIR/index.html      the same to look at, in one file that needs no network
-    DIR/demo.json       the settings of this demo, and how long each step took
+    DIR/raw/            clips of `openuni.world` as video files, with ground truth as sidecar files
+    DIR/corpus.toml     corpus recipe; to run it: openuni run DIR/corpus.toml "DIR/raw/*.mp4" --out DIR/corpus
+    DIR/corpus/         the corpus
+    DIR/train.toml      training recipe; to run it: openuni train DIR/train.toml --corpus DIR/corpus --out DIR/run
+    DIR/run/            the training run
+    DIR/numbers.json    all measurements
+    DIR/index.html      the report: one file that needs no network
+    DIR/demo.json       settings of the demo, and duration of every step
 
-Run it again to go on where it stopped: clips, corpus and training that are there are not made again, only measured
-again. A folder holds one demo: the full one in a folder of the quick one is an error, as are other people's files.
+Rerun to resume: existing clips, corpus rows and training steps are reused; only the measurements are repeated. A folder
+contains one demo. A demo with other settings, or other files in the folder, are an error.
 """
 
 import dataclasses
@@ -37,15 +37,15 @@ if TYPE_CHECKING:
     from openuni.training.recipe import TrainingRecipe
 
 RECIPE = """\
-# The recipe of `openuni demo`. Again, by hand: {command}
+# Corpus recipe of `openuni demo`. Run it with: {command}
 
 keep = "motion.moving_share > 0.01 and luminance.mean > 0.1"
 
 [filters.motion]
 [filters.luminance]
 
-[annotators.dis]              # optical flow, estimated from the pixels
-[annotators.supplied]         # ground truth that lies beside the clips
+[annotators.dis]              # optical flow, estimated from RGB
+[annotators.supplied]         # ground truth from sidecar files
 modalities = ["depth", "flow", "segmentation"]
 
 [encode]
@@ -66,23 +66,23 @@ max_bytes = {text_bytes}
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """How large a demo is."""
+    """Settings of a demo."""
 
     name: str
-    solids: int  # clips with moving solids
-    still: int  # clips in which nothing moves: `keep` drops them
-    dark: int  # clips with hardly any light: `keep` drops them
-    train_recipe: str  # of train/recipes
-    validations: int  # times the loss on held-out clips is measured
-    workers: int | None  # of the pipeline; 0: this process, None: as `openuni run` chooses
-    validation_share: float = 0.2  # of the clips, held out
-    shown: int = 4  # clips on the page, of each kind
-    joint: int = 2  # captions to make RGB and depth from
-    estimate_steps: int = 2  # of the solver: the picture leaves little open, so few steps find the mean of it
+    solids: int  # number of clips with moving solids
+    still: int  # number of clips without motion; `keep` drops them
+    dark: int  # number of dark clips; `keep` drops them
+    train_recipe: str  # name of a training recipe
+    validations: int  # number of validations during the training
+    workers: int | None  # of the pipeline; 0: in-process, None: default of `openuni run`
+    validation_share: float = 0.2  # share of held-out clips
+    shown: int = 4  # clips per section of the report
+    joint: int = 2  # captions from which RGB and depth are generated
+    estimate_steps: int = 2  # solver steps; RGB nearly determines depth, and few steps give close to the mean
     joint_steps: int = 30
     frames: int = 21
     side_px: int = 96
-    channels: int = 16  # of the latents
+    channels: int = 16  # latent channels
     text_dim: int = 32
     text_bytes: int = 127
 
@@ -102,9 +102,9 @@ QUICK = DemoConfig(
 
 
 def run_demo(out: Path, quick: bool, reporter: Reporter | None = None) -> Path:
-    """Do all of it in the folder `out`, or go on there; returns the page.
+    """Run or resume the demo in the folder `out`; return the path of the report.
 
-    Raises `OpenUniError` when the folder holds a demo of other settings, or files that are not a demo's.
+    Raises `OpenUniError` if the folder contains a demo with other settings, or other files.
     """
     return Demo(Path(out), QUICK if quick else FULL, reporter or Reporter(Console(stderr=True, soft_wrap=True))).run()
 
@@ -116,27 +116,43 @@ class Demo:
         self.folder, self.plan, self.reporter = folder, plan, reporter
         self.raw, self.corpus_dir, self.run_dir = folder / "raw", folder / "corpus", folder / "run"
         self.recipe, self.train_recipe = folder / "corpus.toml", folder / "train.toml"
-        self.seconds: dict[str, float] = {}  # by step, of all sessions in this folder
+        self.seconds: dict[str, float] = {}  # by step, summed over all invocations in this folder
         self.numbers: dict[str, Any] = {}
 
     @property
     def flag(self) -> str:
-        """What of the command makes this plan."""
+        """The flags that select these settings."""
         return "--quick " if self.plan.name == "quick" else ""
 
     @property
     def command(self) -> str:
-        """The command that makes this demo."""
+        """The command that runs this demo."""
         return f"openuni demo {self.flag}--out {quote(str(self.folder))}"
 
     @property
     def pattern(self) -> Path:
-        """The clips, without the videos that hold their ground truth."""
+        """Glob pattern of the clips; it does not match the videos with ground truth."""
         return self.raw / "*.mp4"
+
+    def next_steps(self, rows: dict[str, Any]) -> list[tuple[str, str]]:
+        """Commands to try after the demo, each with its purpose."""
+        prompt = rows["joint"][0].text if rows["joint"] else ""
+        out = self.folder / "generated"
+        steps: list[tuple[str, list[Any]]] = [
+            ("Show clip outcomes, coverage and score distributions", ["summary", self.corpus_dir, "--scores"]),
+            ("Show all scores and rule results of one clip", ["explain", self.corpus_dir, "still-000000.mp4"]),
+            (
+                "Generate a video and its depth from a prompt",
+                ["generate", self.run_dir, "--make", "rgb", "--make", "depth", "--prompt", prompt, "--out", out],
+            ),
+            ("Write a recipe for your own videos", ["init", "corpus.toml"]),
+            ("Build a corpus from your own videos", ["run", "corpus.toml", "VIDEOS", "--out", "corpus"]),
+        ]
+        return [(purpose, join(["openuni", *map(str, words)])) for purpose, words in steps]
 
     @property
     def commands(self) -> dict[str, str]:
-        """What a user would type for the steps that are commands of their own."""
+        """The equivalent commands of the steps that have one."""
         workers = [] if self.plan.workers is None else ["--workers", self.plan.workers]
         steps = {
             "corpus": ["run", self.recipe, self.pattern, "--out", self.corpus_dir, *workers],
@@ -145,25 +161,28 @@ class Demo:
         return {name: join(["openuni", *map(str, words)]) for name, words in steps.items()}
 
     def run(self) -> Path:
-        """All steps."""
+        """Run all steps; return the path of the report."""
         from openuni.demo.page import demo_page
 
         self.claim_folder()
         self.timed("make clips", self.make_clips)
         self.timed("build the corpus", self.build_corpus)
         self.timed("train", self.train)
-        self.seconds.pop("measure", None)  # done anew every time
+        self.seconds.pop("measure", None)  # repeated every time
         rows = self.timed("measure", self.measure)
         numbers = self.numbers | self.facts()
         _put(self.folder / "numbers.json", json.dumps(numbers, indent=1))
         page = self.folder / "index.html"
-        _put(page, demo_page(numbers, rows))
+        _put(page, demo_page(numbers, rows, self.next_steps(rows)))
         return page
 
     # ------------------------------------------------------------------ steps
 
     def claim_folder(self) -> None:
-        """Make the folder this demo's, or find that it is; raises `OpenUniError` when it is something else's."""
+        """Create the folder or take over an empty one; check the settings of an existing demo.
+
+        Raises `OpenUniError` if the folder contains a demo with other settings, or other files.
+        """
         state = self.folder / "demo.json"
         if state.is_file():
             try:
@@ -180,16 +199,16 @@ class Demo:
         self.save_state()
 
     def make_clips(self) -> bool:
-        """Render the clips that are not there yet; true when there were any."""
+        """Render the missing clips; return whether there were any."""
         from openuni.world import write_clips
 
         plan = self.plan
         counts = {"solids": plan.solids, "still": plan.still, "dark": plan.dark}
         orders = [(seed, preset) for preset, count in counts.items() for seed in range(count)]
-        # the JSON file is written last: where it is, the clip is whole
+        # the JSON file is written last, so its presence means that the clip is complete
         left = [(seed, preset) for seed, preset in orders if not (self.raw / f"{preset}-{seed:06}.json").is_file()]
         listed = ", ".join(f"{count} {name}" for name, count in counts.items())
-        self.reporter.print_line(f"1/4 clips: {len(orders)} of {plan.frames} frames ({listed}) in {self.raw}")
+        self.reporter.print_line(f"1/4 render: {len(orders)} clips of {plan.frames} frames ({listed}) to {self.raw}")
         if not left:
             return False
         with self.table() as table, table.phase("render", len(left)) as counter:
@@ -206,7 +225,7 @@ class Demo:
         return True
 
     def build_corpus(self) -> bool:
-        """The pipeline, as `openuni run` does it; true when there was anything left to do."""
+        """Run the pipeline like `openuni run`; return whether there was anything to do."""
         _put(self.recipe, RECIPE.format(command=self.commands["corpus"], **dataclasses.asdict(self.plan)))
         self.reporter.print_line(f"2/4 corpus: {self.commands['corpus']}")
         table = self.table()
@@ -216,13 +235,13 @@ class Demo:
         return any(phase.total for phase in table.phases)
 
     def train(self) -> bool:
-        """The training, as `openuni train` does it; true when there was anything left to do."""
+        """Train like `openuni train`; return whether there was anything to do."""
         from openuni.training.loop.training_checkpoint import list_checkpoints
 
         recipe = training_recipe(self.plan)
-        head = f"# {self.plan.train_recipe} with more clips held out. Again, by hand: {self.commands['train']}\n\n"
+        head = f"# {self.plan.train_recipe} with more held-out clips. Run it with: {self.commands['train']}\n\n"
         _put(self.train_recipe, head + toml_text(recipe.to_dict()))
-        self.reporter.print_line(f"3/4 model: {self.commands['train']}")
+        self.reporter.print_line(f"3/4 train: {self.commands['train']}")
         saved = list_checkpoints(self.run_dir)
         left = recipe.optimizer.steps - (saved[-1].step if saved else 0)
         with self.table() as table, table.phase("train", left) as counter:
@@ -235,18 +254,20 @@ class Demo:
         return left > 0
 
     def measure(self) -> dict[str, Any]:
-        """Judge flow and model into `numbers`; returns the rows of films by section."""
+        """Measure optical flow and the model, set `numbers`; return the rows of videos by section."""
         from openuni.demo import results
 
         plan, corpus, run = self.plan, Corpus.open(str(self.corpus_dir)), api.open_run(self.run_dir)
         held_out, trained = results.held_out_clips(run, corpus)
-        self.reporter.print_line(f"4/4 measure: flow of all clips, depth of {len(held_out)} clips the model never saw")
+        self.reporter.print_line(
+            f"4/4 measure: optical flow of all clips, estimated depth of {len(held_out)} held-out clips"
+        )
         shown = results.corpus_rows(corpus, 1)
         flow = results.evaluate_flow(corpus, plan.shown)
-        judge = results.DepthEvaluator(run, corpus, plan.estimate_steps)
+        evaluator = results.DepthEvaluator(run, corpus, plan.estimate_steps)
         with self.table() as table, table.phase("estimate", len(held_out)) as counter:
-            depth = judge.evaluate(held_out, trained, plan.shown, lambda: counter.add("ok"))
-        joint = results.joint_samples(judge, held_out, plan.joint, plan.joint_steps)
+            depth = evaluator.evaluate(held_out, trained, plan.shown, lambda: counter.add("ok"))
+        joint = results.joint_samples(evaluator, held_out, plan.joint, plan.joint_steps)
         self.numbers = {
             "ledger": summary_record(corpus.summary()),
             "training": results.training_numbers(run, len(trained), len(held_out)),
@@ -259,7 +280,7 @@ class Demo:
     # ------------------------------------------------------------------ records
 
     def timed(self, name: str, step: Callable[[], Any]) -> Any:
-        """Do a step and add its time to those of earlier sessions, unless it had nothing to do."""
+        """Run a step and add its duration to that of earlier invocations, unless it had nothing to do."""
         began, found = time.perf_counter(), True
         try:
             found = step()
@@ -270,7 +291,7 @@ class Demo:
         return found
 
     def table(self) -> Reporter:
-        """A progress table of its own for one step."""
+        """Return a separate progress table for one step."""
         return Reporter(self.reporter.console, quiet=self.reporter.quiet)
 
     def save_state(self) -> None:
@@ -279,7 +300,7 @@ class Demo:
         _put(self.folder / "demo.json", json.dumps(record, indent=1))
 
     def facts(self) -> dict[str, Any]:
-        """Where, when and how the numbers came about."""
+        """Commands, settings, environment and durations of the demo."""
         return {
             "size": self.plan.name,
             "made": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -293,23 +314,22 @@ class Demo:
         }
 
     def foreign_folder_message(self) -> str:
-        """What to say when the folder holds something else."""
-        return f"{self.folder} exists and is not a demo's folder. Give a new one with --out."
+        """The error for a folder with other files."""
+        return f"{self.folder} is not empty and does not contain a demo. Pass a new or empty folder with --out."
 
     def settings_mismatch_message(self, settings: dict[str, Any]) -> str:
-        """What to say when the folder holds another demo."""
+        """The error for a folder with a demo of other settings."""
         found = settings.get("name")
         if found != self.plan.name:
-            what = f"holds the {found} demo, and this would be the {self.plan.name} one"
+            what = f"contains the {found} demo, not the {self.plan.name} demo"
         else:
-            what = "holds a demo that another version of openuni made with other settings"
-        return (
-            f"{self.folder} {what}. Give another folder: openuni demo {self.flag}--out {self.folder}-{self.plan.name}"
-        )
+            what = "contains a demo with other settings, made by another version of openuni"
+        command = f"openuni demo {self.flag}--out {self.folder}-{self.plan.name}"
+        return f"{self.folder} {what}. Pass a different folder: {command}"
 
 
 def training_recipe(plan: DemoConfig) -> "TrainingRecipe":
-    """The plan's recipe of train/recipes, with a larger share held out: an error of one or two clips says little."""
+    """The training recipe of a demo, with more held-out clips: the error of one or two clips is not meaningful."""
     from openuni.training.recipe import TrainingRecipe
 
     recipe = TrainingRecipe.load(plan.train_recipe)
@@ -319,7 +339,7 @@ def training_recipe(plan: DemoConfig) -> "TrainingRecipe":
 
 
 def toml_text(tables: dict[str, Any]) -> str:
-    """Options and tables of options as TOML; values are texts, numbers, truth values, lists and (inline) tables."""
+    """Write tables as TOML. Values: strings, numbers, booleans, lists and (inline) tables."""
     plain = {name: value for name, value in tables.items() if not isinstance(value, dict)}
     lines = [f"{name} = {_toml_value(value)}" for name, value in plain.items()]
     for title in (name for name in tables if name not in plain):
@@ -331,11 +351,11 @@ def toml_text(tables: dict[str, Any]) -> str:
 def _toml_value(value: Any) -> str:
     if isinstance(value, dict):
         return "{ " + ", ".join(f"{json.dumps(name)} = {_toml_value(item)}" for name, item in value.items()) + " }"
-    return json.dumps(value)  # TOML writes texts, numbers, truth values and lists of them as JSON does
+    return json.dumps(value)  # strings, numbers, booleans and lists of them are written as in JSON
 
 
 def _put(path: Path, text: str) -> None:
-    """The whole file or none; one that says the same is left alone."""
+    """Write the file atomically, unless it already has this text."""
     if path.is_file() and path.read_text() == text:
         return
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -1,4 +1,4 @@
-"""What a measurement was made with: the machine and the versions."""
+"""The environment of a measurement: machine and package versions."""
 
 import os
 import platform
@@ -10,7 +10,7 @@ PACKAGES = ("torch", "diffusers", "opencv-python-headless", "av", "ray", "pyarro
 
 
 def machine_info() -> dict[str, Any]:
-    """Processor, cores this process may use, memory, GPUs, system, and how busy the machine is."""
+    """Processor, number of cores available to this process, memory, GPUs, operating system and load average."""
     import torch
 
     return {
@@ -19,19 +19,21 @@ def machine_info() -> dict[str, Any]:
         "memory_gb": round(_memory_bytes() / 1e9, 1),
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "system": f"{platform.system()} {platform.machine()}",
-        "load_average": round(os.getloadavg()[0], 1),  # of the last minute: above the cores, others were at work too
+        "load_average": round(
+            os.getloadavg()[0], 1
+        ),  # of the last minute; above the number of cores, other processes were running
     }
 
 
 def package_versions() -> dict[str, str]:
-    """Of openuni, Python and the packages that did the work."""
+    """Versions of openuni, Python and the main dependencies, by package name."""
     import openuni
 
     found = {"openuni": openuni.__version__, "python": platform.python_version()}
     for name in PACKAGES:
         try:
             found[name] = version(name)
-        except PackageNotFoundError:  # such as another OpenCV wheel
+        except PackageNotFoundError:  # for example, OpenCV from another wheel
             found[name] = "not installed"
     return found
 

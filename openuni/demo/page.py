@@ -1,7 +1,6 @@
-"""The demo's page: one HTML file with its videos, pictures, style and script inside. It needs no network.
+"""The demo's report: one HTML file that contains its videos, images, style and script. It needs no network.
 
-Whatever comes from files (captions, names, messages) is escaped. Each number stands in a `span` that names its place
-in numbers.json.
+Text from files (captions, names, messages) is escaped. Every number is in a `span` with its path in numbers.json.
 """
 
 from base64 import b64encode
@@ -22,33 +21,45 @@ TASK_LABELS = {
     "depth->rgb": "RGB from depth",
     "text->rgb+depth": "RGB and depth from text",
 }
+STEP_LABELS = {
+    "make clips": "render clips",
+    "build the corpus": "build the corpus",
+    "train": "train",
+    "measure": "evaluate",
+}
 DEPTH_ROWS = (
-    ("estimate", "the model's estimate", ""),
-    ("constant", "best constant map", "one distance per clip, the best there is; it knows the truth"),
-    ("mean_map", "mean map of the training clips", "aligned like the estimate; never looks at the picture"),
-    ("codec", "the truth through the codec", "aligned like the estimate; what the latents can hold"),
+    ("estimate", "model", ""),
+    ("constant", "best constant map", "baseline: the best single distance per clip, chosen with the ground truth"),
+    ("mean_map", "mean depth map of the training clips", "baseline: ignores the input; aligned like the estimate"),
+    ("codec", "ground truth after the codec", "limit: the precision of the latents; aligned like the estimate"),
 )
-FLOW_ROWS = (("dis", "DIS, estimated from the pixels"), ("zero", "zero everywhere"))
+FLOW_ROWS = (("dis", "DIS, estimated from RGB"), ("zero", "zero flow (baseline)"))
 PACKAGE_LABELS = {"openuni": "OpenUni", "python": "Python"}
 
 
-def demo_page(numbers: Numbers, rows: Rows) -> str:
-    """The whole file. `numbers`: as in numbers.json. `rows`: films of "corpus", "flow", "depth" and "joint"."""
+def demo_page(numbers: Numbers, rows: Rows, next_steps: Sequence[tuple[str, str]] = ()) -> str:
+    """Return the HTML file.
+
+    `numbers`: as in numbers.json. `rows`: rows of videos of "corpus", "flow", "depth" and "joint".
+    `next_steps`: purposes and commands.
+    """
     sections = [
+        *(show(row) for row in rows["corpus"]),
         results_section(numbers),
-        corpus(numbers, rows["corpus"]),
+        corpus(numbers),
         flow(numbers, rows["flow"]),
         training(numbers),
         depth(numbers, rows["depth"]),
         joint(numbers, rows["joint"]),
+        next_steps_section(next_steps),
         provenance_section(numbers),
     ]
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<link rel="icon" href="data:,">\n'  # else a browser asks the network for one
+        '<link rel="icon" href="data:,">\n'  # otherwise browsers request one from the network
         f"<title>OpenUni demo</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{heading(numbers)}\n<main>\n"
-        + "\n".join(sections)
+        + "\n".join(filter(None, sections))
         + f"\n</main>\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
     )
 
@@ -57,26 +68,26 @@ def demo_page(numbers: Numbers, rows: Rows) -> str:
 
 
 def heading(numbers: Numbers) -> str:
-    """Title, and what this page is."""
+    """Title and introduction."""
     return (
-        f"<header><h1>OpenUni: raw clips to a corpus to a trained model</h1>"
-        f'<p class="soft">The {escape(numbers["size"])} demo, made on {escape(numbers["made"][:10])} with '
-        f"<code>{escape(numbers['command'])}</code>. Every number and picture on this page was computed by that "
-        "command; the clips are rendered, so their ground truth is known exactly.</p></header>"
+        f"<header><h1>OpenUni demo: from raw clips to a trained model</h1>"
+        f'<p class="soft">Report of the {escape(numbers["size"])} demo, {escape(numbers["made"][:10])}: '
+        f"<code>{escape(numbers['command'])}</code>. The clips are synthetic, so their ground truth is exact. All "
+        "numbers and videos on this page were computed by that command.</p></header>"
     )
 
 
 def results_section(numbers: Numbers) -> str:
-    """The key numbers, and what they say in words."""
+    """The key numbers, and their summary in words."""
     tiles = [
-        ("{ledger.ok} of {ledger.clips}", "clips kept by the recipe's rules"),
-        ("{flow.dis.epe_px:.2f} px", "DIS flow error; zero flow {flow.zero.epe_px:.2f} px"),
+        ("{ledger.ok} of {ledger.clips}", "clips passed all rules"),
+        ("{flow.dis.epe_px:.2f} px", "end-point error of DIS optical flow; zero flow {flow.zero.epe_px:.2f} px"),
         (
             "{depth.estimate.abs_rel:.3f}",
-            "AbsRel of estimated depth; best constant {depth.constant.abs_rel:.3f}, "
+            "AbsRel of the model's depth (0 is perfect); best constant {depth.constant.abs_rel:.3f}, "
             "mean map {depth.mean_map.abs_rel:.3f}, codec {depth.codec.abs_rel:.3f}",
         ),
-        ("{total_s:.0f} s", "for everything, on {machine.cores} CPU cores"),
+        ("{total_s:.0f} s", "total duration on {machine.cores} CPU cores"),
     ]
     cells = "".join(
         f'<div class="tile"><b>{say(figure, numbers)}</b><span class="label">{say(label, numbers)}</span></div>'
@@ -84,16 +95,16 @@ def results_section(numbers: Numbers) -> str:
     )
     texts = "".join(f"<p>{say(verdict(numbers), numbers)}</p>" for verdict in (statements.ledger, statements.flow))
     texts += f'<p class="verdict {statements.tone(numbers)}">{say(statements.depth(numbers), numbers)}</p>'
-    return f'<section class="happened"><h2>What happened</h2>{texts}<div class="tiles">{cells}</div></section>'
+    return f'<section class="results"><h2>Results</h2><div class="tiles">{cells}</div>{texts}</section>'
 
 
-def corpus(numbers: Numbers, rows: Sequence[VideoRow]) -> str:
-    """The ledger, and what the corpus holds about a clip."""
+def corpus(numbers: Numbers) -> str:
+    """Clip outcomes."""
     record = numbers["ledger"]
     dropped = sum(drop["clips"] for drop in record["dropped"])
     failed = sum(failure["clips"] for failure in record["failed"])
     parts = [f"{record['ok']:,} ok", f"{dropped:,} dropped", f"{failed:,} failed"]
-    parts += [f"{record['pending']:,} not done yet"] if record["pending"] else []
+    parts += [f"{record['pending']:,} pending"] if record["pending"] else []
     lines = [
         (f"<code>{escape(drop['rule'])}</code>", "dropped", number(numbers, f"ledger.dropped.{index}.clips", ","))
         for index, drop in enumerate(record["dropped"])
@@ -106,55 +117,57 @@ def corpus(numbers: Numbers, rows: Sequence[VideoRow]) -> str:
         )
         for index, failure in enumerate(record["failed"])
     ]
-    lines.append(("passed every rule, done by every annotator", "ok", number(numbers, "ledger.ok", ",")))
+    lines.append(("passed all rules, processed by all operators", "ok", number(numbers, "ledger.ok", ",")))
     settings = numbers["settings"]
-    given = (
-        f"{settings['solids']} clips with moving solids, {settings['still']} in which nothing moves and "
-        f"{settings['dark']} in near darkness; {settings['frames']} frames of {settings['side_px']} x "
-        f"{settings['side_px']} pixels each."
+    sources = (
+        f"{settings['solids']} clips with moving solids, {settings['still']} without motion and {settings['dark']} "
+        f"that are nearly dark, each of {settings['frames']} frames of {settings['side_px']} x {settings['side_px']} "
+        "pixels."
     )
     return section(
-        "The corpus",
-        f"<p>{escape(given)} Filters scored every clip; the recipe's <code>keep</code> decided. Each clip is accounted "
-        f"for once: <b>{record['clips']:,} clips = {' + '.join(parts)}</b>.</p>",
-        table(("Rule or reason", "became", "clips"), lines, words=2),
-        *(show(row) for row in rows),
+        "Corpus",
+        f"<p>The sources: {escape(sources)} Filters computed scores for every clip; the keep rule of the recipe "
+        f"selected clips by their scores. Every clip has one outcome: <b>{record['clips']:,} clips = "
+        f"{' + '.join(parts)}</b>. The videos at the top show a clip with its ground truth. Depth is drawn in turbo "
+        "colours: red is near, blue is far.</p>",
+        table(("rule or error", "outcome", "clips"), lines, words=2),
     )
 
 
 def flow(numbers: Numbers, rows: Sequence[VideoRow]) -> str:
-    """Estimated against true flow."""
+    """Estimated and true optical flow."""
     lines = [
         (label, number(numbers, f"flow.{name}.epe_px", ".3f"), number(numbers, f"flow.{name}.outlier_share", ".1%"))
         for name, label in FLOW_ROWS
     ]
     return section(
-        "Optical flow against the truth",
+        "Optical flow",
         f"<p>{say(statements.flow(numbers), numbers)}</p>",
-        table(("", "EPE, px per frame", "outliers"), lines, ours=0),
-        '<p class="note">EPE: mean length of the error over all pixels that can still be seen in the next frame; mean '
-        f"over {number(numbers, 'flow.clips', '')} clips. Outliers are off by more than 3 px and 5 %. Hue is "
-        "direction, white is at rest; both flows of a clip are painted on one scale.</p>",
+        table(("optical flow", "EPE (px per frame)", "outliers"), lines, ours=0),
+        '<p class="note">EPE (end-point error): mean length of the error vector over all pixels that are visible in '
+        f"the next frame; mean over {number(numbers, 'flow.clips', '')} clips. Outliers: error above 3 px and 5 %. "
+        "Colours: hue is direction, saturation is speed, white is no motion; both videos of a clip use one scale.</p>",
         *(show(row) for row in rows),
     )
 
 
 def training(numbers: Numbers) -> str:
-    """The loss curve."""
+    """The loss curves."""
     lines, legend = [], []
     for style, (task, curve) in zip(TASK_STYLES, numbers["training"]["curves"].items(), strict=False):
         words = TASK_LABELS.get(task, task)
         lines.append(ChartLine(f"{words}, training", style, smoothed(curve["train"])))
         lines.append(ChartLine(f"{words}, held-out clips", f"{style} held", curve["validation"], dots=True))
         legend.append(f'<li><i class="{style}">&mdash;</i> {escape(words)}</li>')
-    legend.append("<li><i>&bull;</i> the same on held-out clips</li>")
+    legend.append("<li><i>&bull;</i> held-out clips (validation)</li>")
     return section(
         "Training",
         f"<p>{say(statements.training(numbers), numbers)}</p>",
         f'<ul class="legend">{"".join(legend)}</ul>',
         line_chart(lines, "step", "loss per stream"),
-        '<p class="note">Mean squared error of the predicted velocity (flow matching), by task and per generated '
-        "stream. Training lines are moving averages; the dots are the averaged weights at fixed noise.</p>",
+        '<p class="note">Flow-matching loss: mean squared error of the predicted velocity, by task and per target '
+        "stream. Lines: moving average of the training loss. Dots: validation loss of the EMA weights at fixed noise."
+        "</p>",
     )
 
 
@@ -169,13 +182,14 @@ def depth(numbers: Numbers, rows: Sequence[VideoRow]) -> str:
         for name, label, note in DEPTH_ROWS
     ]
     return section(
-        "Depth of clips the model never saw",
+        "Depth estimation on held-out clips",
         f'<p class="verdict {statements.tone(numbers)}">{say(statements.depth(numbers), numbers)}</p>',
-        table(("", "AbsRel (0 is perfect)", "delta1 (1 is perfect)"), lines, ours=0),
-        f'<p class="note">Alignment: {escape(numbers["depth"]["alignment"])}. Means over '
-        f"{number(numbers, 'depth.clips', '')} clips of the run's validation split; "
-        f"{number(numbers, 'depth.steps', '')} solver steps. In the pictures nearer is brighter; the estimate is shown "
-        "as the model made it, before alignment.</p>",
+        table(("depth map", "AbsRel (0 is perfect)", "delta1 (1 is perfect)"), lines, ours=0),
+        '<p class="note">AbsRel: mean relative error of the distance. delta1: share of pixels that are off by a factor '
+        f"below 1.25. Alignment: {escape(numbers['depth']['alignment'])}. Means over "
+        f"{number(numbers, 'depth.clips', '')} held-out clips; {number(numbers, 'depth.steps', '')} solver steps. "
+        "Colours: red is near, blue is far; the estimate is shown before alignment. Visible squares in the output are "
+        "the tokens of the model.</p>",
         *(show(row) for row in rows),
     )
 
@@ -183,33 +197,41 @@ def depth(numbers: Numbers, rows: Sequence[VideoRow]) -> str:
 def joint(numbers: Numbers, rows: Sequence[VideoRow]) -> str:
     """RGB and depth from text."""
     return section(
-        "RGB and depth together, from a caption",
-        "<p>The same model, given only the text under the films: captions of held-out clips. "
+        "RGB and depth generated from a caption",
+        "<p>The same model, conditioned only on the text below the videos: captions of held-out clips. "
         f"{say(statements.joint(numbers), numbers)}</p>",
         *(show(row) for row in rows),
     )
 
 
+def next_steps_section(steps: Sequence[tuple[str, str]]) -> str:
+    """Commands to try; empty without any."""
+    items = "".join(f"<li>{escape(purpose)}:<br><code>{escape(command)}</code></li>" for purpose, command in steps)
+    return section("Next steps", f'<ul class="commands">{items}</ul>') if steps else ""
+
+
 def provenance_section(numbers: Numbers) -> str:
-    """Machine, versions, durations."""
+    """Commands, machine, versions, durations."""
     machine = numbers["machine"]
     gpus = ", ".join(machine["gpus"]) or "no GPU"
     busy = number(numbers, "machine.load_average", ".1f")
-    steps = [(escape(name), number(numbers, f"seconds.{name}", ".1f")) for name in numbers["seconds"]]
-    steps.append(("<b>together</b>", f"<b>{number(numbers, 'total_s', '.1f')}</b>"))
+    steps = [
+        (escape(STEP_LABELS.get(name, name)), number(numbers, f"seconds.{name}", ".1f")) for name in numbers["seconds"]
+    ]
+    steps.append(("<b>total</b>", f"<b>{number(numbers, 'total_s', '.1f')}</b>"))
     used = ", ".join(f"{PACKAGE_LABELS.get(name, name)} {value}" for name, value in numbers["versions"].items())
     typed = "".join(f"<li><code>{escape(command)}</code></li>" for command in numbers["commands"].values())
     return section(
-        "How it was made",
-        f"<p>{escape(machine['processor'])}, {number(numbers, 'machine.cores', '')} cores, "
+        "Reproduction",
+        "<p>These commands repeat the main steps. The recipes are <code>corpus.toml</code> and <code>train.toml</code> "
+        f'in the folder of this page.</p><ul class="commands">{typed}</ul>',
+        f"<p>Machine: {escape(machine['processor'])}, {number(numbers, 'machine.cores', '')} cores, "
         f"{number(numbers, 'machine.memory_gb', '.0f')} GB memory, {escape(gpus)}, {escape(machine['system'])}; load "
         f"average at the end {busy}. {escape(numbers['made'])}.</p>",
-        f"<p>{escape(used)}.</p>",
-        f"<p>The demo did what these commands do, and they can be run again by hand:</p><ul>{typed}</ul>",
+        f"<p>Versions: {escape(used)}.</p>",
         table(("step", "seconds"), steps),
-        '<p class="note">Durations add up over all sessions in this folder; what was there already is not done again. '
-        "Everything on this page, and more, is in <code>numbers.json</code> beside it; the recipe is "
-        "<code>corpus.toml</code>.</p>",
+        '<p class="note">Durations are summed over all invocations in this folder; completed steps are '
+        "not repeated. All measurements are in <code>numbers.json</code> in the folder of this page.</p>",
     )
 
 
@@ -222,17 +244,17 @@ def section(title: str, *parts: str) -> str:
 
 
 def number(numbers: Numbers, path: str, form: str) -> str:
-    """The number at `path`, printed, in a span that names the path."""
+    """The formatted number at `path`, in a span with the path."""
     return _span(path, format(look_up(numbers, path), form))
 
 
 def say(text: str, numbers: Numbers) -> str:
-    """A sentence of `verdicts` as HTML."""
+    """A sentence of `openuni.demo.statements` as HTML."""
     return statements.fill(escape(text, quote=False), numbers, _span)
 
 
 def table(head: Sequence[str], lines: Sequence[Sequence[str]], *, words: int = 1, ours: int | None = None) -> str:
-    """A table; cells are HTML, the first `words` columns are text and the others figures. `ours`: the row to stress."""
+    """A table of HTML cells. The first `words` columns are text, the others numbers. `ours`: index of the bold row."""
     classes = ["" if index < words else ' class="figure"' for index in range(len(head))]
 
     def line_of(kind: str, cells: Sequence[str], mark: str = "") -> str:
@@ -245,19 +267,20 @@ def table(head: Sequence[str], lines: Sequence[Sequence[str]], *, words: int = 1
 
 
 def show(row: VideoRow) -> str:
-    """Films side by side, their text under them."""
-    films = "".join(_film(film) for film in row.videos)
+    """Videos side by side, with their text below."""
+    videos = "".join(_video(video) for video in row.videos)
     count = len(row.videos)
-    style = f'class="films" data-count="{count}" style="--count:{count}"'
-    return f'<div class="row"><div {style}>{films}</div><p>{escape(row.text)}</p></div>'
+    style = f'class="videos" data-count="{count}" style="--count:{count}"'
+    return f'<div class="row"><div {style}>{videos}</div><p>{escape(row.text)}</p></div>'
 
 
-def _film(film: PageVideo) -> str:
-    still = _inline("image/jpeg", film.still)
+def _video(video: PageVideo) -> str:
+    still = _inline("image/jpeg", video.still)
     return (
-        f'<figure><video autoplay loop muted playsinline width="{film.width_px}" height="{film.height_px}" '
-        f'poster="{still}" aria-label="{escape(film.label)}" src="{_inline("video/mp4", film.mp4)}">'
-        f'<img src="{still}" alt="{escape(film.label)}"></video><figcaption>{escape(film.label)}</figcaption></figure>'
+        f'<figure><video autoplay loop muted playsinline width="{video.width_px}" height="{video.height_px}" '
+        f'poster="{still}" aria-label="{escape(video.label)}" src="{_inline("video/mp4", video.mp4)}">'
+        f'<img src="{still}" alt="{escape(video.label)}"></video>'
+        f"<figcaption>{escape(video.label)}</figcaption></figure>"
     )
 
 

@@ -1,4 +1,4 @@
-"""Style and script of the demo's page: one column, light and dark, readable on a phone; nothing from elsewhere."""
+"""Style sheet and script of the demo's report: light and dark, wide screens and phones, no external resources."""
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #fbfbf9; --card: #ffffff; --ink: #1c1f23; --soft: #5d6570; --rule: #e1e3e0;
@@ -7,17 +7,17 @@ STYLE = """
   --rule: #31363c; --good: #6fd3a0; --bad: #ff9a70; --one: #86b4ff; --two: #ffb079; --three: #74d0aa; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 system-ui, sans-serif; }
-main, header { max-width: 60rem; margin: 0 auto; padding: 0 1.1rem; }
+main, header { max-width: 100rem; margin: 0 auto; padding: 0 clamp(1.1rem, 4vw, 4rem); }
 header { padding-top: 2.2rem; }
 h1 { font-size: 1.75rem; line-height: 1.2; margin: 0 0 .3rem; letter-spacing: -.01em; }
 h2 { font-size: 1.25rem; margin: 2.8rem 0 .4rem; padding-top: 1.3rem; border-top: 1px solid var(--rule); }
 h3 { font-size: 1rem; margin: 1.4rem 0 .3rem; }
-p { margin: .5rem 0; max-width: 46rem; }
+p { margin: .5rem 0; max-width: 52rem; }
 .soft, figcaption, .note { color: var(--soft); }
 .note { font-size: .9rem; }
-.happened { background: var(--card); border: 1px solid var(--rule); border-radius: .7rem; padding: .7rem 1.2rem 1rem;
+.results { background: var(--card); border: 1px solid var(--rule); border-radius: .7rem; padding: .7rem 1.2rem 1rem;
   margin-top: 1.4rem; }
-.happened h2 { border: 0; margin: .3rem 0; padding: 0; }
+.results h2 { border: 0; margin: .3rem 0; padding: 0; }
 .verdict { border-left: 4px solid var(--rule); padding: .1rem 0 .1rem .9rem; }
 .verdict.good { border-color: var(--good); }
 .verdict.bad { border-color: var(--bad); }
@@ -27,14 +27,13 @@ p { margin: .5rem 0; max-width: 46rem; }
 .tile b { display: block; font-size: 1.45rem; line-height: 1.25; font-variant-numeric: tabular-nums; }
 .tile span.label { font-size: .82rem; color: var(--soft); display: block; line-height: 1.35; }
 .row { margin: 1.1rem 0 1.5rem; }
-.films { display: grid; grid-template-columns: repeat(var(--count), minmax(0, 14rem)); gap: .7rem; }
+.videos { display: grid; grid-template-columns: repeat(var(--count), minmax(0, 24rem)); gap: .7rem; }
 @media (max-width: 38rem) {
-  .films { grid-template-columns: repeat(2, minmax(0, 1fr)); gap: .5rem; }
-  .films[data-count="3"] { grid-template-columns: repeat(3, minmax(0, 1fr)); }
+  .videos { grid-template-columns: repeat(2, minmax(0, 1fr)); gap: .5rem; }
+  .videos[data-count="3"] { grid-template-columns: repeat(3, minmax(0, 1fr)); }
 }
-.films figure { margin: 0; }
-.films video { display: block; width: 100%; height: auto; border-radius: .35rem; background: #000;
-  image-rendering: pixelated; }
+.videos figure { margin: 0; }
+.videos video { display: block; width: 100%; height: auto; border-radius: .35rem; background: #000; }
 figcaption { font-size: .85rem; margin-top: .25rem; }
 .row > p { font-size: .9rem; margin: .4rem 0 0; }
 .wide { overflow-x: auto; }
@@ -45,7 +44,8 @@ td.figure, th.figure { text-align: right; }
 tr.ours td { font-weight: 650; }
 code { font: .88em ui-monospace, monospace; overflow-wrap: anywhere; }
 ul { padding-left: 1.2rem; }
-.chart { width: 100%; max-width: 46rem; height: auto; display: block; }
+.commands li { margin: .4rem 0; }
+.chart { width: 100%; max-width: 60rem; height: auto; display: block; }
 .chart text { fill: var(--soft); font-size: 15px; }
 @media (max-width: 38rem) { .chart text { font-size: 22px; } }
 .chart .grid { stroke: var(--rule); fill: none; }
@@ -59,17 +59,17 @@ ul { padding-left: 1.2rem; }
 main { padding-bottom: 4rem; }
 """
 
-# Films of a row begin together, and again when the first of them ends; without the script each loops by itself.
+# The videos of a row are played in step: all restart when the first one ends. Without the script each loops alone.
 SCRIPT = """
 const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
-for (const row of document.querySelectorAll(".films")) {
-  const films = [...row.querySelectorAll("video")];
-  if (still) { for (const film of films) { film.pause(); film.autoplay = false; film.controls = true; } continue; }
-  const again = () => { for (const film of films) { film.currentTime = 0; film.play().catch(() => {}); } };
-  for (const film of films) film.loop = false;
-  films[0].addEventListener("ended", () => setTimeout(again, 300));
+for (const row of document.querySelectorAll(".videos")) {
+  const videos = [...row.querySelectorAll("video")];
+  if (still) { for (const video of videos) { video.pause(); video.autoplay = false; video.controls = true; } continue; }
+  const again = () => { for (const video of videos) { video.currentTime = 0; video.play().catch(() => {}); } };
+  for (const video of videos) video.loop = false;
+  videos[0].addEventListener("ended", () => setTimeout(again, 300));
   new IntersectionObserver((seen) => {
-    if (seen[0].isIntersecting) again(); else for (const film of films) film.pause();
+    if (seen[0].isIntersecting) again(); else for (const video of videos) video.pause();
   }).observe(row);
 }
 """

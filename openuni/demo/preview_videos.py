@@ -1,4 +1,4 @@
-"""Short videos as bytes for a page: H.264 that browsers play, and a still to show where they do not."""
+"""Short videos embedded in the report: H.264 for browsers, and a still image as fallback."""
 
 import tempfile
 from pathlib import Path
@@ -8,12 +8,12 @@ import numpy as np
 
 from openuni.manifests.video.encode import write_video
 
-MIN_SIDE_PX = 160  # smaller pictures are enlarged: browsers would smear them
+MIN_SIDE_PX = 160  # smaller frames are enlarged
 STILL_QUALITY = 82
 
 
 class PageVideo(NamedTuple):
-    """One video of a page."""
+    """One video of the report."""
 
     label: str
     mp4: bytes
@@ -23,24 +23,37 @@ class PageVideo(NamedTuple):
 
 
 class VideoRow(NamedTuple):
-    """Films that belong side by side, with the text under them."""
+    """Videos shown side by side, with the text below them."""
 
     videos: list[PageVideo]
     text: str
 
 
-def make_page_video(label: str, pictures: np.ndarray, fps: float) -> PageVideo:
-    """A film of `pictures`: uint8 [T, H, W, 3], or float [T, H, W, 3] in 0..1; sRGB, even sides."""
+def make_page_video(label: str, frames: np.ndarray, fps: float, *, smooth: bool = True) -> PageVideo:
+    """Encode `frames`: uint8 [T, H, W, 3], or float [T, H, W, 3] in 0..1; sRGB, even sides.
+
+    Small frames are enlarged by a whole factor: bicubic if `smooth`, else nearest-neighbour (for labels).
+    """
     import cv2
 
-    if pictures.dtype != np.uint8:
-        pictures = np.rint(np.clip(pictures, 0.0, 1.0) * 255.0).astype(np.uint8)
-    times = -(-MIN_SIDE_PX // min(pictures.shape[1:3]))
-    large = pictures.repeat(times, axis=1).repeat(times, axis=2)  # every pixel stays visible as itself
+    if frames.dtype != np.uint8:
+        frames = np.rint(np.clip(frames, 0.0, 1.0) * 255.0).astype(np.uint8)
+    factor = -(-MIN_SIDE_PX // min(frames.shape[1:3]))
+    size = frames.shape[2] * factor, frames.shape[1] * factor
+    method = cv2.INTER_CUBIC if smooth else cv2.INTER_NEAREST
+    large = np.stack([cv2.resize(frame, size, interpolation=method) for frame in frames])
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "film.mp4"
+        path = Path(folder) / "video.mp4"
         write_video(path, large, fps)
         mp4 = path.read_bytes()
     middle = cv2.cvtColor(large[len(large) // 2], cv2.COLOR_RGB2BGR)
     _, still = cv2.imencode(".jpg", middle, [cv2.IMWRITE_JPEG_QUALITY, STILL_QUALITY])
     return PageVideo(label, mp4, still.tobytes(), *large.shape[1:3])
+
+
+def turbo(rendering: np.ndarray) -> np.ndarray:
+    """Colour a grey rendering, float [T, H, W, 3] in 0..1, by the turbo colour map -> uint8 [T, H, W, 3], RGB."""
+    import cv2
+
+    grey = np.rint(np.clip(rendering[..., 0], 0.0, 1.0) * 255.0).astype(np.uint8)
+    return np.stack([cv2.applyColorMap(frame, cv2.COLORMAP_TURBO)[..., ::-1] for frame in grey])

@@ -1,6 +1,6 @@
-"""What the demo measures and shows: the corpus's flow against the true flow, and what the trained model makes.
+"""Measurements of the demo: optical flow compared with ground truth, and the output of the trained model.
 
-Every function returns plain numbers (they go to numbers.json) and rows of films (they go to the page).
+Functions return plain numbers (for numbers.json) and rows of videos (for the report).
 """
 
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from openuni.demo.preview_videos import PageVideo, VideoRow, make_page_video
+from openuni.demo.preview_videos import PageVideo, VideoRow, make_page_video, turbo
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.corpus.corpus_clip import CorpusClip
 from openuni.manifests.modalities.depth import Depth
@@ -19,16 +19,16 @@ from openuni.manifests.modalities.rgb import RGB
 if TYPE_CHECKING:
     from openuni.training.run import Run
 
-TRUTH, ESTIMATOR = "supplied", "dis"  # annotators of the demo's corpus
+TRUTH, ESTIMATOR = "supplied", "dis"  # annotators of the demo corpus
 ESTIMATE = "rgb->depth"  # the task that is measured
-LOSS_WINDOW_SHARE = 0.05  # of the steps: losses of single steps are noisy
+LOSS_WINDOW_SHARE = 0.05  # share of the steps over which a loss is averaged: losses of single steps are noisy
 ALIGNMENT = (
     "one scale and one shift per clip, least squares in disparity over all frames and pixels, before AbsRel and delta1"
 )
 
 
 class DemoResults(NamedTuple):
-    """Numbers by name, and rows to look at."""
+    """Numbers by name, and rows of videos."""
 
     numbers: dict[str, Any]
     rows: list[VideoRow]
@@ -38,22 +38,27 @@ class DemoResults(NamedTuple):
 
 
 def corpus_rows(corpus: Corpus, shown: int) -> DemoResults:
-    """One kept clip after another with everything the corpus holds about it."""
+    """Return the maps of the first `shown` kept clips."""
     rows = []
     for clip_id in corpus.kept_clip_ids()[:shown]:
         clip = corpus[clip_id]
-        films = [make_page_video("RGB", clip.rgb, clip.clip.fps)]
-        for name, label in (("depth", "true depth"), ("flow", "true flow"), ("segmentation", "true segmentation")):
-            films.append(make_page_video(label, clip.modality(name, TRUTH).to_rgb(), clip.clip.fps))
-        rows.append(VideoRow(films, clip.caption or ""))
+        depth, flow, segmentation = (clip.modality(name, TRUTH).to_rgb() for name in ("depth", "flow", "segmentation"))
+        fps = clip.clip.fps
+        videos = [
+            make_page_video("RGB", clip.rgb, fps),
+            make_page_video("true depth", turbo(depth), fps),
+            make_page_video("true optical flow", flow, fps),
+            make_page_video("true segmentation", segmentation, fps, smooth=False),
+        ]
+        rows.append(VideoRow(videos, clip.caption or ""))
     return DemoResults({}, rows)
 
 
 def evaluate_flow(corpus: Corpus, shown: int) -> DemoResults:
-    """DIS flow of every kept clip against the world's true flow, beside the flow that is zero everywhere.
+    """Compare DIS flow, and zero flow as a baseline, with the ground truth for every kept clip.
 
-    End-point errors over the pixels whose true motion can be seen, the mean of each clip's mean. The last frame, which
-    repeats the one before it, does not count.
+    End-point error over all pixels with valid ground truth: the mean over clips of the mean per clip. The last frame
+    is ignored, because its flow repeats that of the frame before.
     """
     from openuni.training.metrics.flow import flow_errors
 
@@ -68,13 +73,14 @@ def evaluate_flow(corpus: Corpus, shown: int) -> DemoResults:
         found.append({"clip_id": clip_id, "dis": errors._asdict(), "zero": zero._asdict()})
         if len(rows) < shown:
             scale = true.constants().divisor_px
-            films = [
+            videos = [
                 make_page_video("RGB", clip.rgb, clip.clip.fps),
-                make_page_video("DIS flow", replace(estimated, divisor_px=scale).to_rgb(), clip.clip.fps),
-                make_page_video("true flow", true.to_rgb(), clip.clip.fps),
+                make_page_video("DIS optical flow", replace(estimated, divisor_px=scale).to_rgb(), clip.clip.fps),
+                make_page_video("true optical flow", true.to_rgb(), clip.clip.fps),
             ]
-            speeds = f"error {errors.epe_px:.2f} px, zero flow {zero.epe_px:.2f} px"
-            rows.append(VideoRow(films, f"{clip.caption or ''} ({speeds}; full colour is {scale:.1f} px per frame)"))
+            figures = f"EPE {errors.epe_px:.2f} px, zero flow {zero.epe_px:.2f} px"
+            text = f"{clip.caption or ''} ({figures}; full saturation is {scale:.1f} px per frame)"
+            rows.append(VideoRow(videos, text))
     numbers = {"clips": len(found)} | {name: _mean([entry[name] for entry in found]) for name in ("dis", "zero")}
     return DemoResults(numbers | {"by_clip": found}, rows)
 
@@ -89,7 +95,7 @@ def _flow(clip: CorpusClip, annotator: str) -> Flow:
 
 
 def held_out_clips(run: "Run", corpus: Corpus) -> tuple[list[str], list[str]]:
-    """clip_ids that the run was validated on and never trained on, and those it was trained on."""
+    """Return the clip_ids of the held-out clips, and those of the training clips."""
     from openuni.training.data.index import open_index
 
     data = run.recipe.data
@@ -100,7 +106,7 @@ def held_out_clips(run: "Run", corpus: Corpus) -> tuple[list[str], list[str]]:
 
 
 def training_numbers(run: "Run", trained: int, held_out: int) -> dict[str, Any]:
-    """What was trained, and the losses by task, per made stream: of each step, and on held-out clips."""
+    """Return size and length of the training, and the losses per target stream by task: training and validation."""
     curves = {
         str(task): {
             kind: [
@@ -130,7 +136,7 @@ def training_numbers(run: "Run", trained: int, held_out: int) -> dict[str, Any]:
 
 
 class DepthEvaluator:
-    """Compares depth maps of held-out clips with the truth: the model's, and those that every model must beat."""
+    """Compares the model's depth of held-out clips, and that of three baselines, with the ground truth."""
 
     def __init__(self, run: "Run", corpus: Corpus, steps: int) -> None:
         self.run, self.corpus, self.steps = run, corpus, steps
@@ -140,11 +146,12 @@ class DepthEvaluator:
     def evaluate(
         self, held_out: Sequence[str], trained: Sequence[str], shown: int, tick: Callable[[], None]
     ) -> DemoResults:
-        """AbsRel and delta1 of the estimate and of three maps that never saw the model; `tick` after every clip.
+        """Return AbsRel and delta1 of the estimate and of three baselines. `tick` is called after every clip.
 
-        best constant: the one distance with the least AbsRel, which knows the truth. Mean map: mean disparity of the
-        training clips, pixel by pixel, which never looks at the picture. Codec: the truth encoded and decoded, which
-        no model on these latents can beat by much. All but the constant are aligned as the estimate is.
+        Best constant: the one distance per clip with the lowest AbsRel, chosen with the ground truth. Mean map: mean
+        disparity of the training clips per pixel; independent of the input. Codec: the ground truth encoded and
+        decoded, about the best that a model on these latents can reach. All but the constant are aligned like the
+        estimate.
         """
         from openuni.training.metrics.depth import constant_errors, depth_errors
 
@@ -178,77 +185,80 @@ class DepthEvaluator:
         return DemoResults(facts | means | {"by_clip": found}, rows)
 
     def true(self, clip: CorpusClip) -> Depth:
-        """The clip's true depth, at the latents' size."""
+        """The true depth of a clip, at the size of the latents' videos."""
         signal = clip.modality("depth", TRUTH).take(0, self.size[0]).fit(*self.size[1:])
         assert isinstance(signal, Depth)
         return signal
 
     def rgb(self, clip: CorpusClip) -> RGB:
-        """The clip's pixels, at the latents' size."""
+        """The frames of a clip, at the size of the latents' videos."""
         return RGB(clip.rgb).take(0, self.size[0]).fit(*self.size[1:])
 
     def estimate(self, rgb: RGB, caption: str) -> Depth:
-        """The model's depth, from the picture and its caption."""
-        made = self.run.generate(caption, ["depth"], {"rgb": rgb}, self.size, sampling(self.run, self.steps))["depth"]
-        assert isinstance(made, Depth)
-        return made
+        """Estimate depth from RGB and the caption."""
+        estimated = self.run.generate(caption, ["depth"], {"rgb": rgb}, self.size, sampling(self.run, self.steps))[
+            "depth"
+        ]
+        assert isinstance(estimated, Depth)
+        return estimated
 
     def through_codec(self, depth: Depth) -> Depth:
-        """The truth encoded to latents and decoded again."""
+        """Encode true depth to latents and decode them."""
         codec, model = self.run.latent_codec
         return Depth.from_rgb(codec.decode(model, codec.encode(model, depth.to_rgb())), depth.constants())
 
     def videos(self, clip: CorpusClip, rgb: RGB, depths: Sequence[Depth]) -> list[PageVideo]:
-        """What the model saw, the truth, the estimate as made (not aligned), and the truth through the codec."""
-        labels = ("true depth", "estimated depth", "truth through codec")
-        films = [make_page_video("RGB (given)", rgb.array, clip.clip.fps)]
-        return films + [
-            make_page_video(label, depth.to_rgb(), clip.clip.fps) for label, depth in zip(labels, depths, strict=True)
+        """The condition, the ground truth, the estimate before alignment, and the ground truth after the codec."""
+        labels = ("true depth", "estimated depth", "true depth after codec")
+        videos = [make_page_video("RGB (condition)", rgb.array, clip.clip.fps)]
+        return videos + [
+            make_page_video(label, turbo(depth.to_rgb()), clip.clip.fps)
+            for label, depth in zip(labels, depths, strict=True)
         ]
 
 
-def joint_samples(judge: DepthEvaluator, held_out: Sequence[str], shown: int, steps: int) -> DemoResults:
-    """RGB and depth made together from captions of held-out clips, and how much detail the pictures have.
+def joint_samples(evaluator: DepthEvaluator, held_out: Sequence[str], shown: int, steps: int) -> DemoResults:
+    """Generate RGB and depth from captions of held-out clips, and measure the detail of the RGB.
 
-    Detail is the mean difference of neighbouring pixels, as a share of that of the real clip through the codec.
+    Detail is the mean difference of adjacent pixels, relative to that of the real clip after the codec.
     """
     rows, shares = [], []
     for number, clip_id in enumerate(held_out[:shown]):
-        clip = judge.corpus[clip_id]
-        how = sampling(judge.run, steps, seed=number)
-        made = judge.run.generate(clip.caption or "", ["rgb", "depth"], None, judge.size, how)
-        codec, model = judge.run.latent_codec
-        real = codec.decode(model, codec.encode(model, judge.rgb(clip).to_rgb()))
-        pictures = made["rgb"].to_rgb()
-        shares.append(detail(pictures) / max(detail(real), 1e-9))
-        films = [
-            make_page_video("generated RGB", pictures, clip.clip.fps),
-            make_page_video("generated depth", made["depth"].to_rgb(), clip.clip.fps),
+        clip = evaluator.corpus[clip_id]
+        options = sampling(evaluator.run, steps, seed=number)
+        generated = evaluator.run.generate(clip.caption or "", ["rgb", "depth"], None, evaluator.size, options)
+        codec, model = evaluator.run.latent_codec
+        real = codec.decode(model, codec.encode(model, evaluator.rgb(clip).to_rgb()))
+        rgb = generated["rgb"].to_rgb()
+        shares.append(detail(rgb) / max(detail(real), 1e-9))
+        videos = [
+            make_page_video("generated RGB", rgb, clip.clip.fps),
+            make_page_video("generated depth", turbo(generated["depth"].to_rgb()), clip.clip.fps),
         ]
-        rows.append(VideoRow(films, clip.caption or ""))
+        rows.append(VideoRow(videos, clip.caption or ""))
     return DemoResults({"clips": len(rows), "steps": steps, "detail_share": float(np.mean(shares))}, rows)
 
 
 def sampling(run: "Run", steps: int, seed: int = 0) -> Any:
-    """How to sample: at the training's shift."""
+    """Sampling options with the shift of the training."""
     from openuni.training.sampler import SamplingOptions
 
-    return SamplingOptions(steps=steps, shift=run.recipe.flow.shift, seed=seed)
+    return SamplingOptions(steps=steps, shift=run.recipe.flow_matching.shift, seed=seed)
 
 
 def disparity(depth: Depth) -> np.ndarray:
-    """float [T, H, W, 1], larger is nearer, whatever the unit."""
+    """Disparity, float [T, H, W, 1]: larger is nearer, for depth in either unit."""
     return 1.0 / depth.array if depth.unit == "metres" else depth.array
 
 
-def detail(pictures: np.ndarray) -> float:
-    """Mean absolute difference of neighbouring pixels across and down; float [T, H, W, C] in 0..1."""
-    across, down = np.abs(np.diff(pictures, axis=2)), np.abs(np.diff(pictures, axis=1))
+def detail(frames: np.ndarray) -> float:
+    """Mean absolute difference of adjacent pixels, horizontal plus vertical; frames float [T, H, W, C] in 0..1."""
+    across, down = np.abs(np.diff(frames, axis=2)), np.abs(np.diff(frames, axis=1))
     return float(across.mean() + down.mean())
 
 
 def _gain(gains: Sequence[float]) -> dict[str, float | None]:
-    """The mean of paired differences, and its standard error: none for a single one."""
+    """Mean of paired differences and its standard error, None for a single difference."""
     error = float(np.std(gains, ddof=1) / np.sqrt(len(gains))) if len(gains) > 1 else None
     return {"abs_rel": float(np.mean(gains)), "standard_error": error}
 

@@ -1,1 +1,1 @@
-"""Exchange with other projects' data sets: importers and exporters."""
+"""Importing other projects' datasets and exporting corpora in their formats."""

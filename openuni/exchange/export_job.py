@@ -1,8 +1,8 @@
-"""`openuni export`: a corpus's clips become files that another project reads, whole or not at all.
+"""`openuni export`: write the clips of a corpus as files that another project reads; every file is complete or absent.
 
-The files themselves say what is done: a batch of clips whose files are all there is not written again. Batches are
-written in a folder of their own within the export and moved into place when finished. `export.json` says which export
-the folder holds; `failed.csv` which clips it could not, from before their batch is moved into place.
+The files themselves record progress: a batch whose files all exist is not written again. A batch is written to its own
+folder within the export and moved into place when finished. `export.json` identifies the export; `failed.csv` lists the
+clips that could not be exported and is updated before their batch is moved into place.
 """
 
 import csv
@@ -30,25 +30,25 @@ from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.errors import OpenUniError
 
 RECORD, FAILED, UNFINISHED = "export.json", "failed.csv", ".unfinished"
-WAITING_PER_WORKER = 2  # batches handed out ahead of the one that is waited for
+WAITING_PER_WORKER = 2  # batches submitted ahead of the one that is collected next
 
 
 class ExportReport(NamedTuple):
-    """What became of the clips of an export; `clips` equals written + kept + failed."""
+    """Clip outcomes of an export; `clips` equals written + already_present + failed."""
 
     clips: int
     written: int
-    already_present: int  # were there from a run before
+    already_present: int  # written by an earlier run
     failed: list[ExportFailure]
 
     def __str__(self) -> str:
-        done = f"{self.written:,} written + {self.already_present:,} there before + {len(self.failed):,} failed"
+        done = f"{self.written:,} written + {self.already_present:,} already present + {len(self.failed):,} failed"
         lines = [f"{self.clips:,} clips = {done}"]
         return "\n".join([*lines, *(f"  failed  {failure.clip_id}: {failure.error}" for failure in self.failed[:20])])
 
 
 class BatchPlan(NamedTuple):
-    """A batch of the plan: its place, and which clips of the selection it has."""
+    """A planned batch: its group, its index, and the positions of its clips in the selection."""
 
     group_key: str
     number: int
@@ -57,7 +57,7 @@ class BatchPlan(NamedTuple):
 
 
 class PendingBatch(NamedTuple):
-    """A batch handed out: where it is written, and what will come of it; no future where it was there before."""
+    """A submitted batch, the folder it is written to, and its result; no future if its files already exist."""
 
     batch: ExportBatch
     folder: Path
@@ -66,7 +66,7 @@ class PendingBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class ExportJob:
-    """One export into one folder. Done again, it goes on where it stopped."""
+    """One export into one folder. Running it again resumes it."""
 
     exporter: Exporter
     corpus: Corpus
@@ -74,18 +74,18 @@ class ExportJob:
     export_options: ExportOptions
 
     def run(self, workers: int, reporter: Reporter) -> ExportReport:
-        """Write what is not there yet. Raises `OpenUniError` when the folder holds another export."""
+        """Write all missing files. Raises `OpenUniError` if the folder contains a different export."""
         selection = Selection(self.corpus, self.exporter, self.export_options, self.out)
         with self._folder_lock():
             shutil.rmtree(self.out / UNFINISHED, ignore_errors=True)
-            slots, facts = self._plan(selection)
+            plans, facts = self._plan(selection)
             self._check_record(facts)
-            before = {failure.clip_id for failure in self._failures()}
+            failed_before = {failure.clip_id for failure in self._failures()}
             self._put_record(facts, finished=False)
             failed: list[ExportFailure] = []
             written = 0
             with reporter.phase(f"export {self.exporter.name()}", len(selection)) as counter:
-                for clips, failures, fresh in self._write_all(selection, slots, before, workers):
+                for clips, failures, fresh in self._write_all(selection, plans, failed_before, workers):
                     failed += failures
                     written += (clips - len(failures)) if fresh else 0
                     for status in ["failed"] * len(failures) + ["ok"] * (clips - len(failures)):
@@ -97,9 +97,9 @@ class ExportJob:
     # ------------------------------------------------------------------ plan
 
     def _plan(self, selection: Selection) -> tuple[list[BatchPlan], dict[str, Any]]:
-        """The batches, and what this export is made from: hashes of the clips' facts and of each modality's maps."""
+        """The batches, and the identity of this export: hashes of the clips' metadata and of each modality's maps."""
         clips, maps = xxhash.xxh3_128(), {name: xxhash.xxh3_128() for name in selection.contents.annotators}
-        shelves: dict[str, list[list[int]]] = {}
+        groups: dict[str, list[list[int]]] = {}
         filled: dict[str, int] = {}
         bound = self.exporter.batch_bytes()
         for position, clip in enumerate(selection.clips()):
@@ -107,37 +107,37 @@ class ExportJob:
             for name, facts in record.pop("modalities").items():
                 maps[name].update(f"{clip.clip_id} {clip.maps[name].row['xxh3']} {json_line(facts)}\n".encode())
             clips.update(f"{json_line(record)} {clip.clip.pts_hash}\n".encode())
-            shelf, nbytes = self.exporter.group_key(clip), self.exporter.estimate(clip)
-            batches = shelves.setdefault(shelf, [])
-            if not batches or not bound or filled[shelf] + nbytes > bound:
+            group, nbytes = self.exporter.group_key(clip), self.exporter.estimate(clip)
+            batches = groups.setdefault(group, [])
+            if not batches or not bound or filled[group] + nbytes > bound:
                 batches.append([])
-                filled[shelf] = 0
+                filled[group] = 0
             batches[-1].append(position)
-            filled[shelf] += nbytes
-        slots = [
-            BatchPlan(shelf, number, len(batches), np.array(positions))
-            for shelf, batches in shelves.items()
+            filled[group] += nbytes
+        plans = [
+            BatchPlan(group, number, len(batches), np.array(positions))
+            for group, batches in groups.items()
             for number, positions in enumerate(batches)
         ]
         made_from: dict[str, Any] = {"format": self.exporter.name(), "clips": clips.hexdigest()}
         made_from |= {f"modality {name}": digest.hexdigest() for name, digest in maps.items()}
         options = recorded(self.exporter) | {"revision": self.exporter.revision}
-        return slots, made_from | {f"option {name}": value for name, value in options.items()}
+        return plans, made_from | {f"option {name}": value for name, value in options.items()}
 
     # ------------------------------------------------------------------ writing
 
     def _write_all(
-        self, selection: Selection, slots: Sequence[BatchPlan], before: set[str], workers: int
+        self, selection: Selection, plans: Sequence[BatchPlan], failed_before: set[str], workers: int
     ) -> Iterator[tuple[int, list[ExportFailure], bool]]:
-        """Per batch, in order: how many clips, which failed, and whether it was written now."""
+        """For each batch, in order: the number of clips, the failures, and whether it was written now."""
         waiting: deque[PendingBatch] = deque()
         with ThreadPoolExecutor(workers) as pool:
             try:
-                for number, batch in enumerate(self._batches(selection, slots)):
+                for number, batch in enumerate(self._batches(selection, plans)):
                     if len(waiting) >= WAITING_PER_WORKER * workers:
                         yield self._finalize(waiting.popleft())
-                    again = any(clip.clip_id in before for clip in batch.clips)
-                    done = not again and all((self.out / name).is_file() for name in self.exporter.files(batch))
+                    retry = any(clip.clip_id in failed_before for clip in batch.clips)
+                    done = not retry and all((self.out / name).is_file() for name in self.exporter.files(batch))
                     folder = self.out / UNFINISHED / f"{number:08}"
                     future = None if done else pool.submit(self._write, batch, folder, selection.contents)
                     waiting.append(PendingBatch(batch, folder, future))
@@ -146,20 +146,20 @@ class ExportJob:
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _batches(self, selection: Selection, slots: Sequence[BatchPlan]) -> Iterator[ExportBatch]:
-        if not self.exporter.batch_bytes():  # one clip each: read by the window, not one by one
+    def _batches(self, selection: Selection, plans: Sequence[BatchPlan]) -> Iterator[ExportBatch]:
+        if not self.exporter.batch_bytes():  # one clip per batch: rows are read in windows, not one by one
             for clip in selection.clips():
                 yield ExportBatch([clip])
             return
-        for slot in slots:
-            yield ExportBatch(list(selection.clips(slot.positions)), slot.group_key, slot.number, slot.total)
+        for plan in plans:
+            yield ExportBatch(list(selection.clips(plan.positions)), plan.group_key, plan.number, plan.total)
 
     def _write(self, batch: ExportBatch, folder: Path, contents: ExportContext) -> list[ExportFailure]:
         folder.mkdir(parents=True)
         return self.exporter.write(batch, folder, contents)
 
     def _finalize(self, pending: "PendingBatch") -> tuple[int, list[ExportFailure], bool]:
-        """Move a written batch into place; what it could not export is in the ledger before that."""
+        """Record the failures of a written batch, then move its files into place."""
         batch, folder, future = pending
         if future is None:
             return len(batch.clips), [], False
@@ -170,15 +170,15 @@ class ExportJob:
             if (folder / name).is_file():
                 move(folder / name, self.out / name)
             else:
-                (self.out / name).unlink(missing_ok=True)  # of a run before, of a clip that now fails
+                (self.out / name).unlink(missing_ok=True)  # left by an earlier run; this clip fails now
         shutil.rmtree(folder)
         return len(batch.clips), failures, True
 
     def _finish(self, selection: Selection, failed: list[ExportFailure]) -> None:
         folder = self.out / UNFINISHED / "lists"
         folder.mkdir(parents=True)
-        lost = {failure.clip_id for failure in failed}
-        clips: Iterator[ExportClip] = (clip for clip in selection.clips() if clip.clip_id not in lost)
+        failed_ids = {failure.clip_id for failure in failed}
+        clips: Iterator[ExportClip] = (clip for clip in selection.clips() if clip.clip_id not in failed_ids)
         self.exporter.finish(clips, folder, selection.contents)
         for path in sorted(folder.rglob("*")):
             if path.is_file():
@@ -194,18 +194,20 @@ class ExportJob:
 
     @contextmanager
     def _folder_lock(self) -> Iterator[None]:
-        """Hold the folder, so that no two exports write to it at once."""
+        """Lock the folder, so that no two exports write to it at once."""
         if self.out.exists() and not self.out.is_dir():
-            raise OpenUniError(f"{self.out} is a file. Give a new or empty folder with --out.")
+            raise OpenUniError(f"{self.out} is a file. Pass a new or empty folder with --out.")
         if self.out.is_dir() and any(self.out.iterdir()) and not (self.out / RECORD).is_file():
-            raise OpenUniError(f"{self.out} is not empty and holds no export. Give a new or empty folder with --out.")
+            raise OpenUniError(f"{self.out} is not empty and is not an export. Pass a new or empty folder with --out.")
         self.out.mkdir(parents=True, exist_ok=True)
         handle = os.open(self.out, os.O_RDONLY)
         try:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise OpenUniError(f"another export is writing to {self.out}. Wait for it, or stop it first.") from None
+                raise OpenUniError(
+                    f"{self.out} is locked by another export. Wait for it to finish, or stop it."
+                ) from None
             yield
         finally:
             os.close(handle)
@@ -218,21 +220,21 @@ class ExportJob:
         facts = json.loads(json.dumps(facts))
         differ = [name for name in {**facts, **found} if facts.get(name) != found.get(name)]
         if differ:
-            told = ", ".join(self._difference(name, found.get(name), facts.get(name)) for name in differ)
+            differences = ", ".join(self._difference(name, found.get(name), facts.get(name)) for name in differ)
             raise OpenUniError(
-                f"{self.out} holds another export: {told}. Export into a new folder, or give the same choices as then."
+                f"{self.out} contains a different export: {differences}. Pass a new --out, or the former options."
             )
 
     @staticmethod
     def _difference(name: str, then: Any, now: Any) -> str:
         if name == "clips":
-            return "other clips, or their captions or scores have changed"
+            return "the clips, or their captions or scores, have changed"
         if name.startswith("modality "):
-            what = name.removeprefix("modality ")
+            modality = name.removeprefix("modality ")
             if then is None or now is None:
-                return f"{what} is in it" if now is None else f"{what} is not in it"
-            return f"other {what} maps"
-        return f"{name} was {then}, is {now}"
+                return f"{modality} is no longer selected" if now is None else f"{modality} was not exported"
+            return f"the {modality} maps have changed"
+        return f"{name} was {then}, is now {now}"
 
     def _put_record(self, facts: dict[str, Any], *, finished: bool) -> None:
         record = {"finished": finished, "fingerprint": fingerprint(**facts), "made_from": facts}
@@ -251,13 +253,13 @@ class ExportJob:
 
 
 def write_failures(path: Path, failures: Sequence[ExportFailure], mode: str) -> None:
-    """Write or append to the ledger of failures."""
+    """Write or append to the list of failures."""
     with path.open(mode, encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerows([*([] if file.tell() else [ExportFailure._fields]), *failures])
 
 
 def move(path: Path, target: Path) -> None:
-    """Rename within the export: the file is seen whole or not at all."""
+    """Rename a file within the export, so that it is visible only when complete."""
     target.parent.mkdir(parents=True, exist_ok=True)
     path.replace(target)

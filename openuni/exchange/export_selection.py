@@ -1,4 +1,4 @@
-"""Which clips of a corpus are exported and with which maps, read window by window: there may be millions."""
+"""Selection of the clips and maps to export, read in windows of rows because a corpus may have millions of clips."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,20 +18,22 @@ from openuni.manifests.corpus.coverage import annotators_by_modality
 from openuni.manifests.corpus.layout import annotation_group, filter_group
 from openuni.manifests.errors import OpenUniError, unknown_name
 
-WINDOW_CLIPS = 1000  # whose rows are in memory as Python objects
+WINDOW_CLIPS = 1000  # rows held in memory as Python objects
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What of a corpus to export."""
+    """Which clips and maps of a corpus to export."""
 
-    modalities: tuple[str, ...] = ()  # "depth", or "raft.flow" where several made it; empty: all the format can hold
-    split: str | None = None  # only this split's clips
-    limit: int | None = None  # only the first so many
+    modalities: tuple[
+        str, ...
+    ] = ()  # "depth", or "raft.flow" if several annotators have it; empty: all that the format supports
+    split: str | None = None  # only clips of this split
+    limit: int | None = None  # only the first N clips
 
 
 class Selection:
-    """The chosen clips, in the corpus's order. `contents`: what is the same for all of them."""
+    """The selected clips, in corpus order. `contents`: the properties that all of them share."""
 
     def __init__(self, corpus: Corpus, exporter: Exporter, export_options: ExportOptions, out: Path) -> None:
         self.corpus = corpus
@@ -45,13 +47,13 @@ class Selection:
         self.ids: pa.Array = listed.ids.filter(mask).slice(0, export_options.limit)
         self.rows: np.ndarray = listed.rows[mask.to_numpy(zero_copy_only=False)][: export_options.limit]
         if not len(self.ids):
-            raise OpenUniError(f"{corpus.store.url} keeps no clip to export. See: openuni summary {corpus.store.url}")
+            raise OpenUniError(f"no clips to export in {corpus.store.url}. See: openuni summary {corpus.store.url}")
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def clips(self, positions: np.ndarray | None = None) -> Iterator[ExportClip]:
-        """All clips, or those at `positions` (int, increasing, of this selection)."""
+        """All clips, or those at `positions` (int, increasing, positions in this selection)."""
         chosen = np.arange(len(self)) if positions is None else positions
         for start in range(0, len(chosen), WINDOW_CLIPS):
             yield from self._window(chosen[start : start + WINDOW_CLIPS])
@@ -66,22 +68,22 @@ class Selection:
             for name, kind in self.contents.scores.items()
         }
         clips = (row for table in self.corpus.clip_list.tables(self.rows[positions]) for row in table.to_pylist())
-        for place, clip in enumerate(clips):
+        for position, clip in enumerate(clips):
             yield ExportClip(
                 self.corpus,
                 self.corpus.clip_list.clip_of_row(clip),
-                self._stored({name: rows[place].as_py() for name, rows in found.items()}),
-                {name: row for name, rows in scores.items() if (row := rows[place].as_py()) is not None},
+                self._stored({name: rows[position].as_py() for name, rows in found.items()}),
+                {name: row for name, rows in scores.items() if (row := rows[position].as_py()) is not None},
             )
 
     def _maps_of(self, annotator: str, ids: pa.Array) -> pa.StructArray:
-        wanted = [name for name, maker in self.contents.annotators.items() if maker == annotator]
+        requested = [name for name, maker in self.contents.annotators.items() if maker == annotator]
         return self.corpus.look_up(
-            annotation_group(annotator), ids, {name: pads.field(annotator, name) for name in wanted}
+            annotation_group(annotator), ids, {name: pads.field(annotator, name) for name in requested}
         )
 
     def _stored(self, rows: Mapping[str, Mapping[str, Any] | None]) -> dict[str, StoredMap]:
-        """The maps that are there, in the format's order, from a clip's row of each annotator."""
+        """The maps that exist, in the format's order, from the clip's row of each annotator."""
         found = {}
         for modality, annotator in self.contents.annotators.items():
             row = rows[annotator]
@@ -98,29 +100,32 @@ class Selection:
         return pc.fill_null(pc.equal(splits, split), False)
 
 
-def choose_maps(corpus: Corpus, exporter: Exporter, wanted: Sequence[str]) -> dict[str, str]:
-    """Modality -> annotator, in the format's order. Raises `OpenUniError` for what is unknown or made by several."""
-    made = current_annotators_by_modality(corpus)
-    holds = list(exporter.names) if exporter.names is not None else modality_names()
+def choose_maps(corpus: Corpus, exporter: Exporter, requested: Sequence[str]) -> dict[str, str]:
+    """Modality -> annotator, in the format's order.
+
+    Raises `OpenUniError` for unknown or missing modalities, and for those of several annotators.
+    """
+    available = current_annotators_by_modality(corpus)
+    supported = list(exporter.names) if exporter.names is not None else modality_names()
     if not exporter.stores_rgb:
-        holds = [name for name in holds if name != "rgb"]
-    given: dict[str, str] = {}
-    for text in wanted or [name for name in holds if name in made]:
+        supported = [name for name in supported if name != "rgb"]
+    chosen: dict[str, str] = {}
+    for text in requested or [name for name in supported if name in available]:
         annotator, _, name = text.rpartition(".")
         modality = next((own for own, called in (exporter.names or {}).items() if called == name), name)
         if modality == "rgb" and not exporter.stores_rgb:
-            continue  # the video is always there
-        if modality not in holds:
-            raise OpenUniError(unknown_name(f"modality of the format {exporter.name()}", name, holds))
-        if modality not in made:
-            have = ", ".join(made) or "none"
-            raise OpenUniError(f"no clip of {corpus.store.url} has {modality}. Modalities there: {have}.")
-        given[modality] = _pick_annotator(made[modality], modality, annotator)
-    return {name: given[name] for name in holds if name in given}
+            continue  # the video is always exported
+        if modality not in supported:
+            raise OpenUniError(unknown_name(f"modality of the format {exporter.name()}", name, supported))
+        if modality not in available:
+            names = ", ".join(available) or "none"
+            raise OpenUniError(f"no clip of {corpus.store.url} has {modality}. Available: {names}.")
+        chosen[modality] = _pick_annotator(available[modality], modality, annotator)
+    return {name: chosen[name] for name in supported if name in chosen}
 
 
 def current_annotators_by_modality(corpus: Corpus) -> dict[str, list[str]]:
-    """Modality -> the annotators that stored it for any clip."""
+    """Modality -> the annotators that stored it for at least one clip."""
     of_annotator: dict[str, list[str]] = {}
     for modality, names in annotators_by_modality(corpus).items():
         for name in names:
@@ -140,12 +145,12 @@ def _pick_annotator(names: list[str], modality: str, annotator: str) -> str:
         raise OpenUniError(unknown_name(f"annotator of {modality}", annotator, names))
     if not annotator and len(names) > 1:
         named = ", ".join(f'"{name}.{modality}"' for name in names)
-        raise OpenUniError(f"several annotators made {modality}. Name one with --modalities: {named}.")
+        raise OpenUniError(f"several annotators have {modality}. Select one with --modalities: {named}.")
     return annotator or names[0]
 
 
 def score_types(corpus: Corpus) -> dict[str, pa.StructType]:
-    """The scores of each filter that has seen a clip of the corpus; lists (hashes, embeddings) are none."""
+    """The score columns of each filter that has results; list columns (hashes, embeddings) are left out."""
     outcome = {field.name for field in OUTCOME_FIELDS}
     found = {}
     for name in corpus.operators("filter"):

@@ -1,8 +1,8 @@
-"""The exporter contract: writing a corpus's clips the way another project reads them.
+"""The exporter contract: write the clips of a corpus in the layout of another project.
 
-An exporter is one file in `openuni/exchange/exporters/`: a frozen dataclass of options that says which files a batch of
-clips becomes, writes them, and writes what lists them all. `openuni export` does the rest: which clips, workers, whole
-files only, resuming, the ledger of failures.
+An exporter is one file in `openuni/exchange/exporters/`: a frozen dataclass of options that names the files of a batch
+of clips, writes them, and writes the index of the export. `openuni export` provides the rest: clip selection, workers,
+atomic files, resuming, and the list of failures.
 """
 
 import json
@@ -26,16 +26,16 @@ from openuni.manifests.video.clip import Clip
 
 
 class StoredMap(NamedTuple):
-    """One modality of one clip, as the corpus has it."""
+    """One modality map of one clip, as stored in the corpus."""
 
     annotator: str
     version: str
-    row: Mapping[str, Any]  # where it lies, its size, its constants
+    row: Mapping[str, Any]  # extent, size and constants
 
 
 @dataclass(frozen=True, eq=False)
 class ExportClip:
-    """A clip to export: its row, the maps that are wanted of it and there, and its scores by filter."""
+    """A clip to export: its row, those of the requested maps that it has, and its scores by filter."""
 
     corpus: Corpus
     clip: Clip
@@ -44,19 +44,19 @@ class ExportClip:
 
     @property
     def clip_id(self) -> str:
-        """The clip's id: the name of its files."""
+        """The clip's id, used as the stem of its file names."""
         return self.clip.clip_id
 
     def payload(self, modality: str) -> bytes:
-        """The stored bytes of a map, their checksum proved. Raises `ClipError`."""
+        """The stored bytes of a map, verified against their checksum. Raises `ClipError`."""
         found = self.maps[modality]
         try:
             return self.corpus.read(annotation_group(found.annotator), *(found.row[key] for key in EXTENT))
-        except (OpenUniError, OSError) as error:  # damaged or not to be had: this clip's failure, not the export's
+        except (OpenUniError, OSError) as error:  # damaged or unreadable: fails this clip, not the export
             raise ClipError(f"{modality}: {error}") from error
 
     def signal(self, modality: str) -> Modality:
-        """A map, decoded. Raises `ClipError`."""
+        """The decoded map. Raises `ClipError`."""
         found = self.maps[modality]
         try:
             group = annotation_group(found.annotator)
@@ -65,12 +65,15 @@ class ExportClip:
             raise ClipError(f"{modality}: {error}") from error
 
     def constants(self, modality: str) -> dict[str, Any]:
-        """What the map's bytes mean and how it is rendered: the fields of the modality's `constants_type`."""
+        """The map's constants (fields of the modality's `constants_type`), needed to decode and to render it."""
         names = find_modality(modality).constants_type._fields  # type: ignore[attr-defined]
         return {name: self.maps[modality].row[name] for name in names}
 
     def record(self) -> dict[str, Any]:
-        """The clip's facts as formats write them into JSON; `modalities` by name: who made it, its size, constants."""
+        """The clip's metadata for JSON files.
+
+        `modalities`: name -> annotator, version, size and constants of the stored map.
+        """
         modalities = {
             name: {
                 "annotator": found.annotator,
@@ -97,21 +100,21 @@ class ExportClip:
 
 
 class ExportContext(NamedTuple):
-    """What an export holds, as far as it is the same for all clips."""
+    """The properties of an export that are the same for all clips."""
 
     corpus: Corpus
-    annotators: Mapping[str, str]  # modality -> who made it
+    annotators: Mapping[str, str]  # modality -> annotator
     scores: Mapping[str, pa.StructType]  # filter -> its scores
-    out: Path  # the export's folder, absolute: for what must name it, never to write to
+    out: Path  # output directory, absolute: only for files that must contain the path; do not write to it
 
 
 class ExportBatch(NamedTuple):
-    """Clips that are written together: one, or those of one shard."""
+    """Clips that are written together: a single clip, or the clips of one shard."""
 
     clips: Sequence[ExportClip]
     group_key: str = ""  # see `Exporter.group_key`
-    number: int = 0  # of this batch on its shelf
-    total: int = 1  # batches on its shelf
+    number: int = 0  # index of this batch within its group
+    total: int = 1  # number of batches in its group
 
 
 class ExportFailure(NamedTuple):
@@ -124,62 +127,65 @@ class ExportFailure(NamedTuple):
 
 @dataclass(frozen=True)
 class Exporter(Component, ABC):
-    """Base of the exporters."""
+    """Base class of exporters."""
 
-    names: ClassVar[Mapping[str, str] | None] = None  # modality -> what the format calls it; None: any, by its name
-    stores_rgb: ClassVar[bool] = False  # whether stored pixels are exported as a map, besides the video
+    names: ClassVar[Mapping[str, str] | None] = (
+        None  # modality -> its name in the format; None: all modalities, by their own names
+    )
+    stores_rgb: ClassVar[bool] = False  # whether stored pixels are also exported as a map, next to the video
 
     def check(self) -> None:
-        """Raise `OpenUniError` for options out of range."""
+        """Raise `OpenUniError` for invalid options."""
         return
 
     def group_key(self, clip: ExportClip) -> str:
-        """Clips of different shelves (such as splits) never share a batch."""
+        """Group of the clip, such as its split. Clips of different groups never share a batch."""
         return ""
 
     def batch_bytes(self) -> int:
-        """About how much a batch may take; 0: every clip is a batch of its own."""
+        """Target size of a batch in bytes; 0: one clip per batch."""
         return 0
 
     def estimate(self, clip: ExportClip) -> int:
-        """About how many bytes the clip will take; known before it is written, so that batches are."""
+        """Estimated size of the exported clip in bytes, used to plan batches before anything is written."""
         return 0
 
     @abstractmethod
     def files(self, batch: ExportBatch) -> list[str]:
-        """The files that a batch becomes, relative to the export; the batch is done when all are there."""
+        """File names of a batch, relative to the export. The batch is complete when all of them exist."""
 
     @abstractmethod
     def write(self, batch: ExportBatch, folder: Path, contents: ExportContext) -> list[ExportFailure]:
-        """Write `files(batch)` under `folder`, an empty one of this batch's own; they are moved into place afterwards.
+        """Write `files(batch)` under `folder`, an empty folder for this batch; they are then moved into place.
 
-        A clip that cannot be exported is in the list, and in no file. Runs in several threads at once.
+        Returns the clips that could not be exported, which are in none of the files. Called from several threads at
+        once.
         """
 
     @abstractmethod
     def finish(self, clips: Iterable[ExportClip], folder: Path, contents: ExportContext) -> None:
-        """Write what lists all clips that were exported (in order) under `folder`, to be moved into place."""
+        """Write the index of all exported clips (in order) under `folder`; its files are then moved into place."""
 
 
 def exporter_names() -> list[str]:
-    """Names of the exporters: the files of their folder."""
+    """Names of the exporters (file names in their folder)."""
     return component_names("exporters")
 
 
 def find_exporter(name: str, *, imports: bool = False) -> type[Exporter]:
-    """The exporter of that name ("openuni-csv" and "openuni_csv" are one); `imports` as in `find_component`."""
+    """The exporter of that name; "openuni-csv" and "openuni_csv" are the same. `imports`: see `find_component`."""
     file = name if "." in name else name.replace("-", "_")
     found: type[Exporter] = find_component("exporters", Exporter, file, imports=imports)
     return found
 
 
 def json_line(record: Mapping[str, Any]) -> str:
-    """One line of JSON, keys sorted, numbers that JSON does not have as null."""
+    """One line of JSON with sorted keys; NaN and infinities become null."""
     return json.dumps(finite(record), sort_keys=True, ensure_ascii=False, allow_nan=False)
 
 
 def finite(value: Any) -> Any:
-    """NaN and infinities as None, inside dicts and lists too."""
+    """Replace NaN and infinities by None, also inside dicts and lists."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -188,6 +194,6 @@ def finite(value: Any) -> Any:
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Text in UTF-8 with plain line ends, wherever this runs."""
+    """Write lines of UTF-8 with `\n` line ends on every platform."""
     with path.open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(f"{line}\n" for line in lines)

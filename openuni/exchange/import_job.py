@@ -1,8 +1,8 @@
-"""`openuni import`: the clips of another project's set become rows and payloads of a corpus, or rows that say why not.
+"""`openuni import`: store each clip of another project's dataset as rows and payloads, or as a row with the error.
 
-The same workers as a run's: many clips at once, kept when killed, done once. A clip is first a row of the importer's
-own column group `annotations/IMPORTER` and then one of `clips/`: an annotation without a clip is what a kill left, and
-is removed before the clip is read again.
+Uses the workers of a pipeline run: parallel, resumable, each clip imported once. The row in the importer's column group
+`annotations/IMPORTER` is written before the row in `clips/`. An annotation without a clip is left over from a killed
+worker and is removed before the clip is read again.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ from openuni.manifests.video.clip import Clip, clip_id
 from openuni.manifests.video.probe import make_clip, probe
 from openuni.pipeline.ledger import run_ledger
 from openuni.pipeline.phases import CorpusWorker, decoder_threads
-from openuni.pipeline.runner import Runner
+from openuni.pipeline.resources import Runner
 from openuni.pipeline.worker import ItemOutcome, Spec
 
 
@@ -48,7 +48,7 @@ class ImportItem:
 
     @property
     def key(self) -> str:
-        """What identifies the item in a run."""
+        """The item's identity in a run."""
         return self.clip_id
 
 
@@ -67,16 +67,16 @@ class ImportSpec(Spec):
 
 
 class PreparedClip(NamedTuple):
-    """One clip, ready to be written: nothing can be wrong with it any more."""
+    """One validated clip, ready to be written."""
 
-    clip: Clip  # with an empty source where the pixels go into the corpus
+    clip: Clip  # with an empty source if the pixels are stored in the corpus
     payloads: dict[str, Payload]
     sizes: dict[str, tuple[int, int, int]]  # frames, height_px, width_px
     values: dict[str, Any]  # all other fields of the importer's row
 
 
 class ImportWorker(CorpusWorker):
-    """Reads and checks a clip, codes its modalities, writes both rows."""
+    """Reads and validates a clip, encodes its modalities, and writes both rows."""
 
     def __init__(self, spec: ImportSpec) -> None:
         super().__init__(spec.corpus_url)
@@ -88,31 +88,31 @@ class ImportWorker(CorpusWorker):
         )
         self.writers["clips"] = self.corpus.writer("clips", schema.clip_schema(), "1")
 
-        self.coders = ThreadPoolExecutor(decoder_threads() or os.cpu_count(), thread_name_prefix="code")
+        self.encoders = ThreadPoolExecutor(decoder_threads() or os.cpu_count(), thread_name_prefix="encode")
 
     def prepare(self, item: ImportItem) -> ImportedClip[Any]:
-        """Read the clip and check it."""
+        """Read and validate the clip."""
         if not _is_unicode(item.found.key):
-            raise ClipError(f"the name {item.found.key!a} is not UTF-8: rename the file")
+            raise ClipError(f"file name {item.found.key!a} is not valid UTF-8. Rename the file.")
         return self.spec.importer.read(item.found)
 
     def compute(self, item: ImportItem, prepared: ImportedClip[Any]) -> PreparedClip:
-        """Code the modalities as the corpus stores them, those that did not come so; several at once."""
+        """Encode, in parallel, the modalities that the importer did not return as payloads."""
         fields = prepared.maps._asdict()
         maps = {name: value for name, value in fields.items() if isinstance(value, Modality)}
         clip = prepared.video
         fps = prepared.fps if clip is None else clip.fps
-        coded = {
-            name: self.coders.submit(modality.encode, fps)
+        encoded = {
+            name: self.encoders.submit(modality.encode, fps)
             for name, modality in maps.items()
             if name not in prepared.payloads
         }
-        payloads = dict(prepared.payloads) | {name: future.result() for name, future in coded.items()}
+        payloads = dict(prepared.payloads) | {name: future.result() for name, future in encoded.items()}
         if clip is None:
             if "rgb" not in maps:
-                raise ClipError(f"{self.name}: neither a video to refer to nor frames")
+                raise ClipError(f"{self.name}: the importer returned neither a video nor frames")
             clip = make_clip("", probe(item.found.key, data=payloads["rgb"].data))
-            clip = dataclasses.replace(clip, fps=prepared.fps)  # the file counts in milliseconds
+            clip = dataclasses.replace(clip, fps=prepared.fps)  # the container rounds to milliseconds
         clip = dataclasses.replace(
             clip,
             clip_id=item.clip_id,
@@ -128,7 +128,7 @@ class ImportWorker(CorpusWorker):
                 (payload.size_px, payload.frames) if signal is None else (signal.size_px, len(signal.array))
             )
             if size_px is None or frames is None:
-                raise ClipError(f"{self.name}: gave no map {name}, and its payload does not say how large it is")
+                raise ClipError(f"{self.name}: payload {name} has no size, and the importer returned no map")
             sizes[name] = (frames, *size_px)
             if sizes[name][0] != clip.frame_count:
                 raise ClipError(f"{name} has {sizes[name][0]} frames, the video has {clip.frame_count}")
@@ -136,7 +136,7 @@ class ImportWorker(CorpusWorker):
         return PreparedClip(clip, payloads, sizes, values)
 
     def store(self, item: ImportItem, computed: PreparedClip) -> ItemOutcome:
-        """Payloads and the importer's row, then the clip's."""
+        """Write the payloads and the importer's row, then the clip's row."""
         row = {"status": "ok", "error": None, "version": self.spec.version, "ms": None, **computed.values}
         source = computed.clip.source
         for name, payload in computed.payloads.items():
@@ -153,7 +153,7 @@ class ImportWorker(CorpusWorker):
         return ItemOutcome(item.key, "ok")
 
     def fail(self, item: ImportItem, error: str) -> ItemOutcome:
-        """The clip was refused, for this reason."""
+        """Record that the clip was rejected, and why."""
         self.writers["maps"].rollback()
         row: dict[str, Any] = dict.fromkeys(Clip.__dataclass_fields__)
         row |= {"clip_id": item.clip_id, "source": item.found.key, "collection": self.spec.collection}
@@ -162,7 +162,7 @@ class ImportWorker(CorpusWorker):
 
     def finish(self) -> None:
         """See `CorpusWorker.finish`."""
-        self.coders.shutdown()
+        self.encoders.shutdown()
         super().finish()
 
 
@@ -172,19 +172,20 @@ def _is_unicode(text: str) -> bool:
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """What of a set to import, and under which name."""
+    """Which clips of a dataset to import, and into which collection."""
 
-    collection: str = ""  # empty: the name of the set's folder
-    limit: int | None = None  # only the first so many clips
-    retry_failed: bool = False  # read again what was refused before
+    collection: str = ""  # empty: name of the dataset's folder
+    limit: int | None = None  # only the first N clips
+    retry_failed: bool = False  # retry rejected clips
+    raise_errors: bool = False  # stop at the first rejected clip and raise its exception
 
 
 class ClipListing:
-    """The clips of a set, found once: ids in memory, all else on disk as JSON, since there may be millions."""
+    """The clips of a dataset, listed once: ids in memory, the rest on disk as JSON, because there may be millions."""
 
     def __init__(self) -> None:
         self.ids = pa.array([], pa.string())
-        self.kinds: list[TypeAdapter[Any]] = []  # of `FoundClip` with each kind of place, which are few
+        self.kinds: list[TypeAdapter[Any]] = []  # one per type of `FoundClip.location`; there are few
         self.file = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the listing
 
     def __enter__(self) -> Self:
@@ -194,7 +195,7 @@ class ClipListing:
         self.file.close()
 
     def fill(self, clips: Iterable[FoundClip], id_of: Callable[[FoundClip], str]) -> pa.Array:
-        """Keep the clips; returns their clip_ids (string array)."""
+        """Store the clips; returns their clip_ids (string array)."""
         numbers: dict[type, int] = {}
 
         def kept() -> Iterator[str]:
@@ -205,14 +206,14 @@ class ClipListing:
                     self.kinds.append(TypeAdapter(tuple[str, kind]))  # type: ignore[valid-type]
                 number = numbers[kind]
                 plain = self.kinds[number].dump_python(tuple(found), mode="json")
-                self.file.write(f"{number} {json.dumps(plain)}\n".encode())  # names that are no UTF-8 are escaped
+                self.file.write(f"{number} {json.dumps(plain)}\n".encode())  # names that are not UTF-8 are escaped
                 yield id_of(found)
 
         self.ids = pa.array(kept(), pa.string())
         return self.ids
 
     def items(self, wanted: pa.Array) -> Iterator[ImportItem]:
-        """The clips for which `wanted` (booleans) says so, as they are asked for; one iteration at a time."""
+        """Iterate over the clips selected by `wanted` (booleans), lazily; one iteration at a time."""
         self.file.seek(0)
         for line, name, chosen in zip(self.file, self.ids, wanted, strict=True):
             if chosen.as_py():
@@ -222,7 +223,7 @@ class ClipListing:
 
 @dataclass(frozen=True)
 class ImportJob:
-    """One import into one corpus, whose lock the caller holds. Done again, it goes on where it stopped."""
+    """One import into one corpus whose lease the caller holds. Running it again resumes it."""
 
     importer: Importer
     corpus: Corpus
@@ -234,18 +235,18 @@ class ImportJob:
         return annotation_group(self.importer.name())
 
     def run(self, folder: Path, runner: Runner, reporter: Reporter) -> None:
-        """Import what is not there yet; clips that are refused are rows of the corpus."""
+        """Import all missing clips; rejected clips become failed rows of the corpus."""
         version, collection = self.importer.version(), self.import_options.collection or folder.name
         self._check_version(version)
         self._check_folder(folder, collection)
         saved = self.corpus.recover()
         if saved:
-            reporter.print_line(f"recovered {saved:,} finished rows of an import that was killed")
+            reporter.print_line(f"recovered {saved:,} finished rows of an interrupted import")
         asked = {
             "import": {"format": self.importer.name(), "folder": str(folder), "collection": collection},
             "options": recorded(self.importer),
         }
-        with run_ledger(self.corpus, reporter, asked), ClipListing() as listing:
+        with run_ledger(self.corpus, reporter, asked) as log, ClipListing() as listing:
             found = itertools.islice(self.importer.find(folder), self.import_options.limit)
             ids = listing.fill(found, partial(self._id, folder))
             self._check_ids(folder, listing)
@@ -257,18 +258,24 @@ class ImportJob:
             spec = ImportSpec(self.corpus.store.url, self.importer, version, collection)
             if count:
                 with reporter.phase(f"import {self.importer.name()}", count) as counter:
-                    items = listing.items(left)
-                    runner.run(spec, items, lambda outcome: counter.add(outcome.status), self._unfinished)
+
+                    def report(outcome: ItemOutcome) -> None:
+                        counter.add(outcome.status)
+                        log.outcome(outcome, "import", raise_errors=self.import_options.raise_errors)
+
+                    runner.run(spec, listing.items(left), report, self._unfinished)
                 self.corpus.recover()
             self.corpus.refresh()
-            lost = pc.sum(pc.invert(pc.is_in(ids, value_set=self.corpus.done("clips")))).as_py()
-            if lost:
-                raise OpenUniError(f"{lost} of {len(ids)} clips have no row. Run the same command again.")
+            missing = pc.sum(pc.invert(pc.is_in(ids, value_set=self.corpus.done("clips")))).as_py()
+            if missing:
+                raise OpenUniError(f"{missing} of {len(ids)} clips have no row. Rerun the command to resume.")
 
     def _check_folder(self, folder: Path, collection: str) -> None:
-        """Clips are known by collection and name: those of another folder that has the same name would pass for these.
+        """Reject a second folder of the same name.
 
-        Not so where the collection was named by the user: then the folders are meant to be one set.
+        Clips are identified by collection and key, so clips of the other folder would pass for these. If the user has
+        named
+        the collection, several folders may belong to it.
         """
         if self.import_options.collection:
             return
@@ -279,18 +286,18 @@ class ImportJob:
             other = Path(str(before.get("folder")))
             if before.get("collection") == collection and other != folder and other.is_dir():
                 raise OpenUniError(
-                    f'the corpus has clips of {other} as the collection "{collection}", and {folder} would be taken '
-                    "for the same: give it a name of its own with --collection"
+                    f'the corpus already has clips of {other} as collection "{collection}"; clips of {folder} would be '
+                    "mistaken for them. Pass a different --collection."
                 )
 
     def _check_ids(self, folder: Path, listing: ClipListing) -> None:
         if not len(listing.ids):
-            raise OpenUniError(f"{folder} holds no clip that the format {self.importer.name()} knows")
+            raise OpenUniError(f"{folder} has no clips in the format {self.importer.name()}")
         counts = pc.value_counts(listing.ids)
-        twice = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
-        if len(twice):
-            key = next(listing.items(pc.equal(listing.ids, twice[0]))).found.key
-            raise OpenUniError(f"{folder}: several clips are called {key}; their names must differ")
+        repeated = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
+        if len(repeated):
+            key = next(listing.items(pc.equal(listing.ids, repeated[0]))).found.key
+            raise OpenUniError(f"{folder}: several clips are named {key}; names must be unique")
 
     def _id(self, folder: Path, found: FoundClip) -> str:
         collection = self.import_options.collection or folder.name
@@ -300,21 +307,21 @@ class ImportJob:
         found = self.corpus.group_version(self.group)
         if found not in ("none", version):
             raise OpenUniError(
-                f"{self.corpus.store.url} holds clips imported as {self.importer.name()} with other options (or "
-                "another version of openuni). Use the same options, or give a new folder with --out."
+                f"{self.corpus.store.url} has clips imported as {self.importer.name()} with other options or with "
+                "another version of OpenUni. Use the same options, or pass a new --out."
             )
 
     def _remove_orphans(self, among: pa.Array | None) -> None:
-        """Rows of the importer without a clip (of `among` alone, where other workers are still writing)."""
+        """Remove rows of the importer without a clip; only those in `among`, if other workers are still writing."""
         rows = self.corpus.done(self.group)
-        strays = rows.filter(pc.invert(pc.is_in(rows, value_set=self.corpus.done("clips"))))
+        orphans = rows.filter(pc.invert(pc.is_in(rows, value_set=self.corpus.done("clips"))))
         if among is not None:
-            strays = strays.filter(pc.is_in(strays, value_set=among))
-        if len(strays):  # seldom: only then all columns are read
-            self.corpus.delete_rows(self.group, lambda rows: pc.is_in(rows["clip_id"], value_set=strays))
+            orphans = orphans.filter(pc.is_in(orphans, value_set=among))
+        if len(orphans):  # rare; only then are all columns read
+            self.corpus.delete_rows(self.group, lambda rows: pc.is_in(rows["clip_id"], value_set=orphans))
 
     def _unfinished(self, held: list[ImportItem]) -> list[ImportItem]:
-        """After a worker's death: what its journals hold is done."""
+        """Items left to do after a worker has died: those that its journals do not contain."""
         self.corpus.recover()
         self._remove_orphans(pa.array([item.clip_id for item in held], pa.string()))
         clips = self.corpus.done("clips")

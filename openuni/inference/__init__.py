@@ -1,1 +1,1 @@
-"""Using a trained run: generation, and windows over long clips."""
+"""Inference with a training run: generation to files, and windows over long clips."""

@@ -1,11 +1,14 @@
-"""`openuni generate`: from files and a prompt to files."""
+"""`openuni generate`: read conditions from video files, generate, write videos and arrays."""
 
 import re
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from rich.console import Console
 
+from openuni.inference.sampling_progress import sampling_progress
 from openuni.manifests.contracts.decoded_clip import decode
 from openuni.manifests.contracts.modality import Modality, find_modality, read_rendering
 from openuni.manifests.errors import OpenUniError
@@ -16,24 +19,26 @@ from openuni.manifests.video.video_errors import VideoError
 
 @dataclass(frozen=True)
 class GenerateRequest:
-    """What to make, of what."""
+    """Targets, conditions and sampling options of one generation."""
 
-    make: tuple[str, ...]
+    make: tuple[str, ...]  # target modalities, or "text"
     prompt: str = ""
-    given: tuple[str, ...] = ()  # MODALITY=FILE: a rendering of the modality as a video
-    size: str | None = None  # FRAMESxHEIGHTxWIDTH
-    fps: float = 16.0  # of the videos written
+    given: tuple[str, ...] = ()  # conditions as MODALITY=FILE: a video of the modality's rendering
+    size: str | None = None  # FRAMESxHEIGHTxWIDTH; default: size of the training data
+    fps: float = 16.0  # frame rate of the output videos
     steps: int = 30
-    guidance: float = 1.0
+    guidance_scale: float = 1.0  # for the prompt
     seed: int = 0
-    given_guidance: float = 1.0
-    temperature: float = 1.0  # of a made text
+    condition_guidance_scale: float = 1.0
+    temperature: float = 1.0  # for text tokens
 
 
-def generate_files(run_dir: Path, request: GenerateRequest, out: Path) -> list[Path]:
-    """Make the modalities; write each as a video to look at (`NAME.mp4`) and, exactly, as `NAME.npy`.
+def generate_files(run_dir: Path, request: GenerateRequest, out: Path, console: Console | None = None) -> list[Path]:
+    """Generate the targets; return the files written to `out`.
 
-    A made text is written as `text.txt`, UTF-8 with a line break at its end.
+    A modality is written as a video of its rendering (`NAME.mp4`) and as its exact array (`NAME.npy`), text as
+    `text.txt` (UTF-8, one line). `console`: where to show progress; None shows none. Raises `OpenUniError` for a task
+    that the run was not trained for, and for conditions and sizes that cannot be used.
     """
     from openuni.training.run import Run
     from openuni.training.sampler import SamplingOptions
@@ -46,24 +51,25 @@ def generate_files(run_dir: Path, request: GenerateRequest, out: Path) -> list[P
     sampling = SamplingOptions(
         steps=request.steps,
         shift=run.shift(task),
-        guidance=request.guidance,
+        guidance=request.guidance_scale,
         seed=request.seed,
-        given_guidance=request.given_guidance,
+        given_guidance=request.condition_guidance_scale,
         temperature=request.temperature,
     )
-    made = run.generate(request.prompt, list(request.make), given or None, size, sampling)
-    return [path for name, signal in made.items() for path in _write(name, signal, out, request.fps)]
+    with sampling_progress(run, task, request.steps, console) if console else nullcontext():
+        generated = run.generate(request.prompt, list(request.make), given or None, size, sampling)
+    return [path for name, signal in generated.items() for path in _write(name, signal, out, request.fps)]
 
 
 def _pair(text: str) -> tuple[str, str]:
     name, equals, path = text.partition("=")
     if not equals or not path:
-        raise OpenUniError(f'--given "{text}": write MODALITY=VIDEO, such as --given depth=clip.mp4')
+        raise OpenUniError(f'--given "{text}": must be MODALITY=VIDEO, such as --given depth=clip.mp4')
     return name, path
 
 
 def _read(name: str, path: str) -> Modality:
-    """A video of a modality's RGB rendering, as the modality, or as a picture where it cannot be read back."""
+    """Read a video of a modality's rendering: as the modality, or as RGB if its rendering cannot be inverted."""
     source = str(Path(path).resolve()) if "://" not in path else path
     try:
         info = probe(source)
@@ -78,7 +84,7 @@ def _size(text: str | None) -> tuple[int, int, int] | None:
         return None
     parts = re.fullmatch("([0-9]{1,9})x([0-9]{1,9})x([0-9]{1,9})", text.lower())
     if parts is None:
-        raise OpenUniError(f'--size "{text}": write FRAMESxHEIGHTxWIDTH, such as 17x256x448')
+        raise OpenUniError(f'--size "{text}": must be FRAMESxHEIGHTxWIDTH, such as 17x256x448')
     return int(parts[1]), int(parts[2]), int(parts[3])
 
 
@@ -88,7 +94,7 @@ def _write(name: str, signal: Modality | str, out: Path, fps: float) -> list[Pat
         (out / f"{name}.txt").write_text(f"{signal}\n", encoding="utf-8")
         return [out / f"{name}.txt"]
     picture = np.round(signal.to_rgb() * 255).astype(np.uint8)
-    # colours of a map are values: a video with halved colour could not be given back
+    # the colours of a map are values: with chroma subsampling the video could not be used as a condition
     pixels: PixelFormat = "yuv420p" if find_modality(name).is_picture else "yuv444p"
     write_video(out / f"{name}.mp4", picture, fps, pixels=pixels)
     np.save(out / f"{name}.npy", signal.array)

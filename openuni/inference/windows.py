@@ -1,4 +1,4 @@
-"""Long clips through a model that sees so many frames at a time: windows that overlap, and renderings that join."""
+"""Overlapping windows over long clips, for models with a fixed number of frames, and stitching of their renderings."""
 
 from typing import NamedTuple
 
@@ -10,21 +10,21 @@ from openuni.manifests.modalities.segmentation import Segmentation
 LABEL_MODALITIES = (
     "segmentation",
     "densepose",
-)  # their colours are names: between two of them lies a third, not a mean
-SAME_INSTANCE_IOU = 0.3  # of an id in the frames that two windows share
+)  # their colours encode labels, so the mean of two colours is another label: switch instead of blending
+SAME_INSTANCE_IOU = 0.3  # minimum IoU, in the frames that two windows share, of two masks of one instance
 
 
 class StitchedMaps(NamedTuple):
-    """A rendering of the whole clip."""
+    """The rendering of the whole clip."""
 
     rendering: np.ndarray  # float32 [T, H, W, 3] in 0..1
-    seam_error: float | None  # mean absolute difference where windows overlap, 0..1; None for a single window
+    seam_error: float | None  # mean absolute difference of overlapping windows, 0..1; None for a single window
 
 
 def window_spans(frames: int, length: int, overlap: int) -> list[tuple[int, int]]:
-    """Windows (start, stop) of `length` that cover 0..`frames`, which are not fewer.
+    """Windows (start, stop) of `length` frames that cover 0..`frames`; `frames` must be at least `length`.
 
-    Neighbours share `overlap` frames or more (all but one where that is too many); the last window ends with the clip.
+    Adjacent windows share at least `overlap` frames (at most `length` - 1). The last window ends with the clip.
     """
     step = max(1, length - overlap)
     last = frames - length
@@ -33,15 +33,19 @@ def window_spans(frames: int, length: int, overlap: int) -> list[tuple[int, int]
 
 
 def stitch(modality: str, renderings: list[np.ndarray], windows: list[tuple[int, int]]) -> StitchedMaps:
-    """Renderings float32 [length, H, W, 3] in 0..1 of the windows of `window_spans`, as one."""
+    """Join the renderings of the windows of `window_spans`, each float32 [length, H, W, 3] in 0..1.
+
+    Overlaps are blended linearly; labels (segmentation, densepose) switch in the middle of the overlap. Depth is first
+    aligned with the window before by one scale and shift; instance ids are matched with those of the window before.
+    """
     whole = np.empty((windows[-1][1], *renderings[0].shape[1:]), np.float32)
     whole[: windows[0][1]] = renderings[0]
     errors = []
     for (start, stop), (_, before), rendering in zip(windows[1:], windows, renderings[1:], strict=False):
         shared = before - start
-        if shared:  # all but windows of one frame
+        if shared:  # windows of one frame share none
             old = whole[start:before]
-            rendering = _like(old, modality, rendering)
+            rendering = _aligned(old, modality, rendering)
             errors.append(float(np.abs(rendering[:shared] - old).mean(dtype=np.float64)))
             share = ((np.arange(shared) + 1) / (shared + 1)).astype(np.float32)[:, None, None, None]
             share = np.round(share) if modality in LABEL_MODALITIES else share
@@ -50,26 +54,26 @@ def stitch(modality: str, renderings: list[np.ndarray], windows: list[tuple[int,
     return StitchedMaps(whole, float(np.mean(errors)) if errors else None)
 
 
-def _like(before: np.ndarray, modality: str, rendering: np.ndarray) -> np.ndarray:
-    """`rendering` as if it went on from `before`, which shows its first frames."""
+def _aligned(before: np.ndarray, modality: str, rendering: np.ndarray) -> np.ndarray:
+    """Align `rendering` with `before`, the rendering of its first frames by the window before."""
     if modality == "depth":
-        return _fitted(rendering, before)
-    return _renamed(rendering, before) if modality == "segmentation" else rendering
+        return _scale_aligned(rendering, before)
+    return _with_matched_ids(rendering, before) if modality == "segmentation" else rendering
 
 
-def _fitted(rendering: np.ndarray, before: np.ndarray) -> np.ndarray:
-    """Grey `rendering` moved by the one scale and shift that bring its first frames nearest to `before`."""
+def _scale_aligned(rendering: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """Apply the scale and shift that fit the first frames of a grey rendering to `before` by least squares."""
     here, there = rendering[: len(before)].astype(np.float64), before.astype(np.float64)
     spread = here.var()
     covariance = ((here - here.mean()) * (there - there.mean())).mean()
     if spread <= 0 or covariance <= 0:
-        return rendering  # nothing to fit by, or the two contradict each other: they are left to the blend
+        return rendering  # constant or anticorrelated frames: no fit is possible, only blending
     scale = covariance / spread
     return np.clip(rendering * np.float32(scale) + np.float32(there.mean() - scale * here.mean()), 0, 1)
 
 
-def _renamed(rendering: np.ndarray, before: np.ndarray) -> np.ndarray:
-    """The same picture with the ids of `before` for those instances that are there already."""
+def _with_matched_ids(rendering: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """Replace the ids of instances that are also in `before` by their ids there."""
     ids = Segmentation.from_rgb(rendering).array
     known = Segmentation.from_rgb(before).array
     shared = ids[: len(known)]

@@ -18,9 +18,10 @@ from openuni.manifests.corpus.layout import annotation_group
 from openuni.manifests.corpus.shards import SafetensorsShard
 from openuni.manifests.errors import ClipError, OpenUniError
 from openuni.manifests.video.clip import Clip
+from openuni.pipeline.failures import format_error
 from openuni.pipeline.map_sources import MapSource
 from openuni.pipeline.phases import ClipItem, CorpusWorker, decoder_threads
-from openuni.pipeline.worker import ItemOutcome, Spec, format_error
+from openuni.pipeline.worker import ItemOutcome, Spec
 from openuni.training.codec import LatentCodec, TextCodec
 
 RESIZE_POLICY = "cover and crop the centre; the first 4k + 1 frames"
@@ -123,6 +124,7 @@ class EncodeWorker(CorpusWorker):
             try:
                 row = self._put(name, item, computed.pop(name))
             except ClipError as error:
+                self.note_failure(item.key, f"encode {name}", error)
                 self.writers[name].rollback()
                 errors.append(f"{name}: {format_error(error)}")
                 row = {"status": "failed", "error": format_error(error)}

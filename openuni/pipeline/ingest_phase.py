@@ -84,7 +84,9 @@ class IngestWorker(CorpusWorker):
         except CorruptVideo:
             transitions = self._transitions(prepared, 1)  # slower, and only what harms a frame is an error
         shots = shot_splitting.split_into_clips(transitions, self._timeline(prepared.info), self.options)
-        return [self._clip(prepared, shot, share=self.options.share_captions or len(shots) == 1) for shot in shots]
+        return [
+            self._clip(prepared, shot, share=self.options.copy_caption_to_clips or len(shots) == 1) for shot in shots
+        ]
 
     def store(self, item: SourceItem, computed: list[Clip]) -> ItemOutcome:
         """Write the clips' rows: all of them or none, so that a source that has a row is done."""

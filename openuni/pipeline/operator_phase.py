@@ -17,10 +17,11 @@ from openuni.manifests.corpus.layout import annotation_group
 from openuni.manifests.corpus.shards import TarShard
 from openuni.manifests.errors import ClipError, OpenUniError, Unavailable
 from openuni.manifests.video.reader import decode_count
+from openuni.pipeline.failures import format_error
 from openuni.pipeline.gpu_memory import VramMeter
 from openuni.pipeline.map_sources import MapSource
 from openuni.pipeline.phases import ClipItem, CorpusWorker, decoder_threads
-from openuni.pipeline.worker import ItemOutcome, Spec, format_error
+from openuni.pipeline.worker import ItemOutcome, Spec
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,8 @@ class OperatorWorker(CorpusWorker):
             raise  # a missing part: no clip's fault
         except Unavailable as error:
             return OperatorResult(None, format_error(error), None, "unavailable")
-        except Exception as error:  # an operator may fail in any way; the others still get their turn
+        except Exception as error:  # an operator may fail in any way; the others still run
+            self.note_failure(item.key, name, error)
             return OperatorResult(None, format_error(error), None, "failed")
         return OperatorResult(value, None, (time.perf_counter() - started) * 1000)
 
@@ -132,7 +134,8 @@ class OperatorWorker(CorpusWorker):
                 fields = {key: self.field(key, value, name, item, result) for key, value in values.items()}
             except OpenUniError:
                 raise  # a full disk: no clip's fault
-            except Exception as error:  # what it gave cannot be stored
+            except Exception as error:  # its result cannot be stored
+                self.note_failure(item.key, name, error)
                 self.writers[name].rollback()
                 fields, text, ms, status = {}, format_error(error), None, "failed"
         self._commit(name, item, self._outcome(name, status, text, ms) | fields)

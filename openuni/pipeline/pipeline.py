@@ -7,8 +7,9 @@ text embeddings). A plan is "what should have a row in the group, less what has 
 import dataclasses
 import functools
 import json
+import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -41,26 +42,15 @@ from openuni.pipeline.ledger import run_ledger
 from openuni.pipeline.map_sources import MapSource, annotator_of, extents, required_maps
 from openuni.pipeline.operator_phase import OperatorSpec
 from openuni.pipeline.phases import ClipItem
-from openuni.pipeline.runner import Runner
+from openuni.pipeline.resources import Runner
+from openuni.pipeline.run_log import RunLog
+from openuni.pipeline.scope import RunScope
 from openuni.pipeline.worker import ItemOutcome, Spec
 
+logger = logging.getLogger(__name__)
 WINDOW_ROWS = 50_000  # clips whose stored maps are looked up at a time: a plan of millions stays columnar
 INGEST_VERSION = "1"
 _INTERNAL_ERROR_HINT = "Run again; if it stays, please report it with the file of this run in runs/."
-
-
-@dataclass(frozen=True)
-class RunScope:
-    """What part of a run to do."""
-
-    limit: int | None = None  # only the first so many sources
-    only: tuple[str, ...] = ()  # only these operators, or "ingest", "encode"; empty: all
-    add: bool = False  # sources that share nothing with the corpus's may be added to it
-    retry_failed: bool = False  # do failed rows again
-
-    def covers(self, name: str) -> bool:
-        """Whether the operator or phase of that name is to run."""
-        return not self.only or name in self.only
 
 
 @dataclass
@@ -72,6 +62,7 @@ class Pipeline:
     runner: Runner
     reporter: Reporter
     scope: RunScope = RunScope()
+    log: RunLog = field(init=False)  # of the run in progress
 
     def run(self, sources: Sequence[str]) -> None:
         """All phases; the corpus's lock is held by the caller. No `sources`: go on with the clips that are there."""
@@ -87,7 +78,7 @@ class Pipeline:
             self.reporter.print_line(f"recovered {saved:,} finished rows of a run that was killed")
         filters, annotators = list(self.recipe.filters), list(self.recipe.annotators)
         self.corpus.save_record(keep=self.recipe.keep, filters=filters, annotators=annotators)
-        with run_ledger(self.corpus, self.reporter, asked):
+        with run_ledger(self.corpus, self.reporter, asked) as self.log:
             self._ingest(sources)
             clips = self._clips(sources)
             kept = functools.cache(lambda: self._kept_clips(clips))  # asked once the filters have run, if at all
@@ -189,8 +180,11 @@ class Pipeline:
 
             def report(outcome: ItemOutcome) -> None:
                 counter.add(outcome.status, outcome.decodes, outcome.vram_mb)
+                self.log.outcome(outcome, name, raise_errors=self.scope.raise_errors)
 
+            logger.info("phase %s started: %d items", name, count)
             self.runner.run(spec, items, report, on_death)
+            logger.info("phase %s finished: %s", name, json.dumps(counter.phase.as_record()))
         self.corpus.recover()  # parts of workers that died in this phase
 
     # ------------------------------------------------------------------ plans

@@ -6,6 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from openuni.manifests.errors import OpenUniError
+from openuni.pipeline.failures import Failure, failure_of, format_error
 
 
 class ItemOutcome(NamedTuple):
@@ -16,6 +17,7 @@ class ItemOutcome(NamedTuple):
     error: str = ""
     decodes: int = 0  # how often video was opened to decode frames since the worker's last outcome
     vram_mb: Mapping[str, float] = {}  # per operator, the most GPU memory that it needed so far, 10^6 bytes
+    failures: tuple[Failure, ...] = ()  # with their tracebacks; empty where the worker died
 
 
 class Worker(ABC):
@@ -41,6 +43,18 @@ class Worker(ABC):
     def finish(self) -> None:
         """Seal what was written; nothing more comes."""
 
+    def note_failure(self, key: str, operator: str, error: BaseException) -> None:
+        """Keep the traceback of a failure that becomes a row. `operator`: empty for the phase itself."""
+        self._noted().setdefault(key, []).append(failure_of(key, operator, error))
+
+    def take_failures(self, key: str) -> tuple[Failure, ...]:
+        """The failures noted for an item, once."""
+        return tuple(self._noted().pop(key, ()))
+
+    def _noted(self) -> dict[str, list[Failure]]:
+        noted: dict[str, list[Failure]] = self.__dict__.setdefault("_failures", {})
+        return noted
+
 
 class Spec(ABC):
     """A picklable description of a phase, from which each process makes its worker."""
@@ -51,7 +65,7 @@ class Spec(ABC):
 
 
 class WorkerLoop:
-    """Drives a worker: items one by one, their neighbours read and written meanwhile, every error made a failed row."""
+    """Drives a worker: prefetches the next item, writes the previous one, and turns every error into a failed row."""
 
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
@@ -61,9 +75,9 @@ class WorkerLoop:
         self.pending_write: Future[ItemOutcome] | None = None
 
     def step(self, item: Any, next_item: Any | None) -> ItemOutcome | None:
-        """Compute `item` and begin to write it; begin to prepare `next_item`.
+        """Compute `item` and start to write it; start to prepare `next_item`.
 
-        Returns what became of the item before this one, None when `settle` has said so already.
+        Returns the outcome of the item before this one; None if `flush` has returned it already.
         """
         ready, self.prefetched = self.prefetched, None
         future = ready[1] if ready is not None and ready[0] == item else self.reader.submit(self.worker.prepare, item)
@@ -75,21 +89,25 @@ class WorkerLoop:
         except OpenUniError:
             raise  # the run cannot go on (a full disk, a missing part): not this clip's fault
         except Exception as error:  # with `_store` the place where a clip's error of any kind becomes a row
+            self.worker.note_failure(_key(item), "", error)
             return self.fail(item, format_error(error))
-        settled = self.flush()  # one item at most waits to be written: what is computed takes memory
+        outcome = self.flush()  # at most one item waits to be written: results take memory
         self.pending_write = self.writer.submit(self._store, item, computed)
-        return settled
+        return outcome
 
     def fail(self, item: Any, error: str) -> ItemOutcome | None:
-        """Begin to write the item's failure; returns what became of the item before."""
-        settled = self.flush()
+        """Start to write the item's failure; returns the outcome of the item before."""
+        outcome = self.flush()
         self.pending_write = self.writer.submit(self.worker.fail, item, error)
-        return settled
+        return outcome
 
     def flush(self) -> ItemOutcome | None:
-        """Wait until everything is written; returns what became of the last item, once."""
-        behind, self.pending_write = self.pending_write, None
-        return behind.result() if behind is not None else None
+        """Wait until everything is written; returns the outcome of the last item, once."""
+        pending, self.pending_write = self.pending_write, None
+        if pending is None:
+            return None
+        outcome = pending.result()
+        return outcome._replace(failures=outcome.failures + self.worker.take_failures(outcome.key))
 
     def finish(self) -> None:
         """Seal and stop the threads; what is being written is written."""
@@ -103,10 +121,9 @@ class WorkerLoop:
         except OpenUniError:
             raise
         except Exception as error:
+            self.worker.note_failure(_key(item), "", error)
             return self.worker.fail(item, format_error(error))
 
 
-def format_error(error: BaseException) -> str:
-    """`Type: first line` of an error, short enough for a column."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:500]
+def _key(item: Any) -> str:
+    return str(getattr(item, "key", item))

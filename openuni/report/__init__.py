@@ -1,1 +1,1 @@
-"""Reports about a corpus and a machine: explain, coverage, histograms, doctor, checkpoints, parity."""
+"""Reports: catalogue, explain, coverage, histograms, doctor, checkpoints, parity."""

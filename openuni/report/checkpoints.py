@@ -1,4 +1,4 @@
-"""`openuni checkpoints`: what weights there are, what of them is here, getting them, holding them against digests."""
+"""`openuni checkpoints`: list, download and verify checkpoints."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,16 +12,16 @@ from openuni.manifests.contracts.discovery import component_names, find_componen
 from openuni.manifests.errors import OpenUniError, unknown_name
 from openuni.report.download import download
 
-KINDS = ("filters", "annotators", "codecs", "shots")  # of components that may use weights
+KINDS = ("filters", "annotators", "codecs", "shots")  # kinds of components that may use checkpoints
 
 
 def components_with_weights() -> dict[str, type[Component]]:
-    """All components that may use weights, by name."""
+    """Return all components that may use checkpoints, by name."""
     return {name: find_component(kind, Component, name) for kind in KINDS for name in component_names(kind)}
 
 
 def published() -> list[tuple[str, Checkpoint]]:
-    """Every checkpoint by name that a component can use, with the component's name."""
+    """Return pairs of component name and checkpoint, for all checkpoints that components can use."""
     return [
         (name, checkpoint)
         for name, component in components_with_weights().items()
@@ -30,11 +30,11 @@ def published() -> list[tuple[str, Checkpoint]]:
 
 
 def table() -> str:
-    """All of them for people: who uses it, name, size, digest, licence, terms, whether it is here."""
-    rows = [("for", "name", "size", "sha256", "licence", "terms", "here")]
+    """Return the terminal table of all checkpoints: component, name, size, digest, licence, terms, local or not."""
+    rows = [("component", "checkpoint", "size", "sha256", "licence", "terms", "local")]
     for name, checkpoint in published():
-        here = checkpoint.find()
-        size_mb = checkpoint.nbytes / 1e6 if here else checkpoint.size_mb
+        local = checkpoint.find()
+        size_mb = checkpoint.nbytes / 1e6 if local else checkpoint.size_mb
         rows.append(
             (
                 name,
@@ -43,7 +43,7 @@ def table() -> str:
                 checkpoint.expected_sha256[:12] or "-",
                 checkpoint.licence or "-",
                 "gated" if checkpoint.gated else checkpoint.terms,
-                "yes" if here else "no",
+                "yes" if local else "no",
             )
         )
     return "\n".join(format_columns(rows))
@@ -52,9 +52,10 @@ def table() -> str:
 def select_checkpoints(
     wanted: Sequence[str], recipe: Path | None, default: Literal["none", "present"] = "none"
 ) -> list[Checkpoint]:
-    """The checkpoints meant: by name, as the defaults of a component, or as a recipe needs them.
+    """Return the selected checkpoints: by name, the defaults of a component, or all that a recipe needs.
 
-    Raises `OpenUniError` for a name that is neither, and where nothing is named and there is no default.
+    `default`: the selection if nothing is named; "present": all local checkpoints. Raises `OpenUniError` for unknown
+    names, and if nothing is named and `default` is "none".
     """
     found = [checkpoint for name in wanted for checkpoint in _named(name)]
     if recipe is not None:
@@ -65,7 +66,7 @@ def select_checkpoints(
     if not found and recipe is None and not wanted:
         if default == "none":
             raise OpenUniError(
-                "name what to get: checkpoints that `openuni checkpoints` lists, parts, or --recipe FILE"
+                "no checkpoint named. Name checkpoints (listed by: openuni checkpoints), components, or --recipe FILE."
             )
         found = [checkpoint for _, checkpoint in published() if checkpoint.find()]
     return list(dict.fromkeys(found))
@@ -78,19 +79,19 @@ def _named(name: str) -> Sequence[Checkpoint]:
     if name in components_with_weights():
         return components_with_weights()[name]().checkpoints()
     if name.count("/") == 1:
-        return (Checkpoint(name, "hub"),)  # any other repository of the hub
+        return (Checkpoint(name, "hub"),)  # a hub repository that no component lists
     raise OpenUniError(unknown_name("checkpoint", name, [*known, *components_with_weights()]))
 
 
 def fetch(checkpoint: Checkpoint) -> str:
-    """Bring it here unless it is; returns where it is and whether its digest could be checked."""
+    """Download a checkpoint unless it is local; return its path and the result of the digest check."""
     if checkpoint.find() is None:
         if checkpoint.store == "hub":
             _fetch_from_hub(checkpoint)
         elif checkpoint.url:
             download(checkpoint.url, checkpoint.download_path(), checkpoint.expected_sha256)
         else:
-            raise OpenUniError(f"{checkpoint.ref} is a path, and nothing is there: {checkpoint.ref}")
+            raise OpenUniError(f"{checkpoint.ref}: no such file. A checkpoint given by path cannot be downloaded.")
     return f"{checkpoint.resolve()}, {verify_checkpoint(checkpoint)}"
 
 
@@ -102,14 +103,12 @@ def _fetch_from_hub(checkpoint: Checkpoint) -> None:
         snapshot_download(checkpoint.ref, allow_patterns=list(checkpoint.only) or None)  # resumes, shows bars
     except GatedRepoError as error:
         raise OpenUniError(
-            f"{checkpoint.ref} is gated: agree to its owner's terms on its page, then log in with: hf auth login"
+            f"{checkpoint.ref} is gated. Accept the terms on its hub page, then log in with: hf auth login"
         ) from error
     except (HfHubHTTPError, OSError) as error:
-        raise OpenUniError(
-            f"fetching {checkpoint.ref} failed: {error}. Run the same command again: it goes on."
-        ) from error
+        raise OpenUniError(f"download of {checkpoint.ref} failed: {error}. Rerun the command to resume.") from error
 
 
 def verify_checkpoint(checkpoint: Checkpoint) -> str:
-    """What holding the files against their digests gave; raises `OpenUniError` when one is wrong."""
-    return "as published" if checkpoint.verify() else "no digest is published to hold it against"
+    """Verify the files against the published digests; raises `OpenUniError` for a wrong digest."""
+    return "digest verified" if checkpoint.verify() else "not verified (no published digest)"

@@ -1,4 +1,4 @@
-"""What a corpus holds, as tables for people: which collection has which modalities, and how large they are."""
+"""Terminal tables of a corpus: modality coverage by collection, and storage size by modality."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from openuni.manifests.corpus.coverage import StoredSize
 
 
 def format_coverage(rows: Sequence[dict[str, str | int]]) -> str:
-    """What `openuni.manifests.corpus.coverage.coverage` found."""
+    """Format the rows of `openuni.manifests.corpus.coverage.coverage`; empty text if there are none."""
     if not rows:
         return ""
     cells = [[value if isinstance(value, str) else f"{value:,}" for value in row.values()] for row in rows]
@@ -15,10 +15,10 @@ def format_coverage(rows: Sequence[dict[str, str | int]]) -> str:
 
 
 def format_sizes(sizes: Sequence[StoredSize]) -> str:
-    """What `openuni.manifests.corpus.coverage.stored_sizes` found: per clip, and altogether."""
+    """Format the rows of `openuni.manifests.corpus.coverage.stored_sizes`: sizes per clip (MB) and in total (GB)."""
     if not sizes:
         return ""
-    rows = [("stored", "by", "clips", "MB per clip", "largest", "all")]
+    rows = [("modality", "annotator", "clips", "mean MB per clip", "max MB per clip", "total")]
     for size in sizes:
         mean, largest = size.nbytes / size.clips / 1e6, size.largest_nbytes / 1e6
         total = size.nbytes / 1e9

@@ -1,4 +1,4 @@
-"""Preflight: what a recipe needs, checked before any worker starts, each gap with the command that mends it."""
+"""Preflight checks of a recipe, run before any worker starts. Every failed check names the command that fixes it."""
 
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
@@ -15,9 +15,9 @@ CODECS = ("h264", "hevc", "vp9", "av1", "mpeg4")
 
 
 class CheckResult(NamedTuple):
-    """One thing that was checked."""
+    """The result of one check."""
 
-    level: Literal["ok", "note", "missing", "unavailable"]  # the last two keep the run from starting
+    level: Literal["ok", "note", "missing", "unavailable"]  # the last two prevent the run
     what: str
     text: str
 
@@ -28,16 +28,16 @@ class CheckResult(NamedTuple):
 
 
 def run_checks(recipe: CorpusRecipe, out: str | None = None, gpus: float = 0.0) -> list[CheckResult]:
-    """All findings about this machine for this recipe; `out` is where the corpus is to lie."""
+    """Return the results of all checks on this machine; `out` is the output directory of the corpus."""
     return [*_codecs(), *_components(recipe, gpus), *_streams(recipe), *_disk(out), *_gpus(gpus)]
 
 
 def require_all(recipe: CorpusRecipe, out: str | None, gpus: float) -> None:
-    """Raise `MissingRequirement` with every gap found, before anything is started."""
-    gaps = [finding for finding in run_checks(recipe, out, gpus) if finding.is_blocking]
-    if gaps:
+    """Raise `MissingRequirement` with all failed checks, if there are any."""
+    failed = [result for result in run_checks(recipe, out, gpus) if result.is_blocking]
+    if failed:
         raise MissingRequirement(
-            "\n".join(["this machine is not ready:", *(f"  {gap.what}: {gap.text}" for gap in gaps)])
+            "\n".join(["preflight checks failed:", *(f"  {result.what}: {result.text}" for result in failed)])
         )
 
 
@@ -52,24 +52,24 @@ def _codecs() -> Iterator[CheckResult]:
 
 
 def _components(recipe: CorpusRecipe, gpus: float) -> Iterator[CheckResult]:
-    parts: list[Component] = [recipe.shot_detector, *recipe.filters.values(), *recipe.annotators.values()]
-    parts += [codec for codec in (recipe.latent_codec, recipe.text_codec) if codec is not None]
-    for part in parts:
-        for checkpoint in part.checkpoints():
-            yield from _checkpoint(part.name(), checkpoint, recipe.accept)
-        if part.gpus and not gpus:
-            yield CheckResult("note", part.name(), "made for a GPU; it will run on the CPU, slowly")
+    components: list[Component] = [recipe.shot_detector, *recipe.filters.values(), *recipe.annotators.values()]
+    components += [codec for codec in (recipe.latent_codec, recipe.text_codec) if codec is not None]
+    for component in components:
+        for checkpoint in component.checkpoints():
+            yield from _checkpoint(component.name(), checkpoint, recipe.accept)
+        if component.gpus and not gpus:
+            yield CheckResult("note", component.name(), "designed for a GPU; will run on the CPU, slowly")
 
 
 def _checkpoint(name: str, checkpoint: Checkpoint, accepted: tuple[str, ...]) -> Iterator[CheckResult]:
-    licence = checkpoint.licence or "licence unknown"
+    licence = checkpoint.licence or "unknown"
     try:
-        yield CheckResult("ok", name, f"{checkpoint.resolve()} ({licence})")
+        yield CheckResult("ok", name, f"{checkpoint.resolve()} (licence {licence})")
     except MissingRequirement as error:
         yield CheckResult("unavailable", name, str(error))
     if checkpoint.requires_acceptance and checkpoint.ref not in accepted:
         terms = "gated" if checkpoint.gated else checkpoint.terms
-        text = f"{checkpoint.ref} is under {licence} ({terms}). If your use fits, write in the recipe: "
+        text = f"{checkpoint.ref}: licence {licence} ({terms}). If your use complies with it, add to the recipe: "
         yield CheckResult("missing", name, f'{text}accept = ["{checkpoint.ref}"]')
 
 
@@ -77,9 +77,9 @@ def _streams(recipe: CorpusRecipe) -> Iterator[CheckResult]:
     try:
         for name, sources in required_maps(recipe).items():
             for modality, source in sources.items():
-                yield CheckResult("ok", name, f"starts from {modality} of {source.annotator}")
+                yield CheckResult("ok", name, f"requires {modality}: produced by {source.annotator}")
     except OpenUniError as error:
-        yield CheckResult("note", "annotators", f"{error} (or the corpus must hold it already)")
+        yield CheckResult("note", "annotators", f"{error} (not needed if the corpus already contains it)")
     if recipe.encode is None:
         return
     if recipe.encode.caption:
@@ -87,16 +87,16 @@ def _streams(recipe: CorpusRecipe) -> Iterator[CheckResult]:
         if recipe.encode.caption.rpartition(".")[0] in recipe.annotators:
             yield CheckResult("ok", "encode", text)
         else:
-            yield CheckResult("note", "encode", f"{text}, which the corpus must hold already")
+            yield CheckResult("note", "encode", f"{text}, which must already be in the corpus")
     for name in recipe.encode.modalities:
         annotator, _, modality = name.rpartition(".")
         if annotator or modality == "rgb":
             continue
         try:
-            maker = annotator_of(modality, "[encode] modalities", recipe)
-            yield CheckResult("ok", "encode", f"{modality} comes from {maker}")
+            producer = annotator_of(modality, "[encode] modalities", recipe)
+            yield CheckResult("ok", "encode", f"{modality} comes from {producer}")
         except OpenUniError as error:
-            yield CheckResult("note", "encode", f"{error} (or the corpus must hold it already)")
+            yield CheckResult("note", "encode", f"{error} (not needed if the corpus already contains it)")
 
 
 def _disk(out: str | None) -> Iterator[CheckResult]:
@@ -108,7 +108,9 @@ def _disk(out: str | None) -> Iterator[CheckResult]:
     level: Literal["ok", "missing"] = "ok" if free >= MIN_FREE_BYTES else "missing"
     text = f"{free / 1024**3:.1f} GiB free for {out}"
     yield CheckResult(
-        level, "disk", text if level == "ok" else f"{text}; at least 1 GiB is needed. Free some, or move --out"
+        level,
+        "disk",
+        text if level == "ok" else f"{text}; 1 GiB is required. Free some space, or change --out",
     )
 
 
@@ -119,6 +121,6 @@ def _gpus(gpus: float) -> Iterator[CheckResult]:
 
     found = torch.cuda.device_count()
     if found < gpus:
-        yield CheckResult("missing", "GPU", f"--gpus {gpus:g} asked for, {found} found. Give --gpus {found}")
+        yield CheckResult("missing", "GPU", f"--gpus {gpus:g}: {found} available. Pass --gpus {found}")
     else:
-        yield CheckResult("ok", "GPU", f"{found} found, {gpus:g} asked for")
+        yield CheckResult("ok", "GPU", f"{found} available, {gpus:g} requested")

@@ -1,4 +1,4 @@
-"""`openuni explain`: all that a corpus knows of one clip, and why it was kept, dropped or failed."""
+"""`openuni explain`: all results of one clip, and why it was kept, dropped or failed."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,15 +12,18 @@ from openuni.manifests.corpus import keep_rule
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.corpus.coverage import COLUMN, annotators_by_modality
 from openuni.manifests.corpus.layout import LATENTS, TEXT, annotation_group, filter_group
-from openuni.manifests.errors import OpenUniError
+from openuni.manifests.errors import OpenUniError, did_you_mean
+from openuni.pipeline.run_log import failures_of
 
 MAX_LISTED = 10
+MAX_COMPARED = 50_000  # sources that are searched for the nearest name; comparing more takes too long
 
 
 def explain(corpus: Corpus, wanted: str) -> str:
-    """The clip of that id, of the beginning of an id, or of that source, with every score, rule and error.
+    """Return the report of one clip: facts, scores, rule results, annotations, latents and errors.
 
-    Raises `OpenUniError` when no clip, or more than one, is meant.
+    `wanted`: a clip id, a prefix of one, a source, or the end of a source path. Raises `OpenUniError` if no clip
+    matches, or more than one.
     """
     clip = _clip(corpus, wanted)
     lines = [f"clip {clip['clip_id']}", *_facts(clip)]
@@ -36,6 +39,8 @@ def explain(corpus: Corpus, wanted: str) -> str:
     for name, row in annotations.items():
         lines += ["", f"annotator {name}: {_outcome(row)}", *_values(row)]
     lines += ["", *_encoded(corpus, clip["clip_id"])]
+    for failure in failures_of(corpus, {clip["clip_id"], clip["source"]}):
+        lines += ["", f"traceback of {failure['operator']}: {failure['error']}", *failure["traceback"].splitlines()]
     return "\n".join(lines).rstrip()
 
 
@@ -52,22 +57,26 @@ def _clip(corpus: Corpus, wanted: str) -> dict[str, Any]:
         if len(found) == 1:
             row = corpus.find("clips", found["clip_id"][0].as_py())
             assert row is not None
-            return dict.fromkeys(clip_schema().names) | row  # a corpus of an older version lacks columns
+            return dict.fromkeys(clip_schema().names) | row  # a corpus of an older version may lack columns
         if len(found):
             listed = [f"  {row['clip_id']}  {row['source']}" for row in found.slice(0, MAX_LISTED).to_pylist()]
-            raise OpenUniError("\n".join([f'"{wanted}" means {len(found):,} clips. Give the id of one:', *listed]))
-    raise OpenUniError(f'no clip of {corpus.store.url} has the id or the source "{wanted}"')
+            more = [f"  ... and {len(found) - MAX_LISTED:,} more"] if len(found) > MAX_LISTED else []
+            text = f'"{wanted}" matches {len(found):,} clips. Pass one clip id:'
+            raise OpenUniError("\n".join([text, *listed, *more]))
+    names = {source.rpartition("/")[2] for source in sources.slice(0, MAX_COMPARED).to_pylist()}
+    near = did_you_mean(wanted.rpartition("/")[2], sorted(names))
+    raise OpenUniError(f'no clip with id or source "{wanted}" in {corpus.store.url}.{near}')
 
 
 def _facts(clip: Mapping[str, Any]) -> Iterator[str]:
     yield f"  source      {clip['source']}"
     if clip["status"] != "ok":
-        yield f"  refused     {clip['error']}"
+        yield f"  failed      {clip['error']}"
         return
     unit_s = clip["time_base_num"] / clip["time_base_den"]
     start_s, end_s = clip["start_pts"] * unit_s, clip["end_pts"] * unit_s
-    yield f"  span        {start_s:.3f} s to {end_s:.3f} s, {clip['frame_count']} frames, {clip['fps']:.6g} per second"
-    yield f"  picture     {clip['width_px']} x {clip['height_px']}, {clip['codec']}"
+    yield f"  span        {start_s:.3f} s to {end_s:.3f} s, {clip['frame_count']} frames, {clip['fps']:.6g} fps"
+    yield f"  frame size  {clip['width_px']} x {clip['height_px']}, {clip['codec']}"
     rest = [name for name in clip if name not in (*KNOWN, "clip_id") and clip[name] is not None]
     for name in rest:
         yield f"  {name:<11} {clip[name]}"
@@ -86,7 +95,7 @@ def _row(corpus: Corpus, group: str, name: str, clip_id: str) -> dict[str, Any] 
 
 def _outcome(row: Mapping[str, Any] | None) -> str:
     if row is None:
-        return "has not seen the clip"
+        return "no result for this clip"
     took = f", {row['ms']:,.0f} ms" if row["ms"] is not None else ""
     return row["status"] + took + (f", {row['error']}" if row["error"] else "")
 
@@ -109,7 +118,7 @@ def _rule_results(
     rows: Mapping[str, Mapping[str, Any] | None],
     annotations: Mapping[str, Mapping[str, Any] | None],
 ) -> Iterator[str]:
-    """Each rule, and whether the clip passes it."""
+    """Yield one line per rule: whether the clip passes it."""
     has = {
         modality: any((annotations.get(name) or {}).get(modality) is not None for name in names)
         for modality, names in annotators_by_modality(corpus).items()
@@ -124,7 +133,7 @@ def _rule_results(
         try:
             passed = connection.execute(f"SELECT {rule.text}\nFROM joined").fetchall()[0][0]
         except duckdb.Error as error:
-            yield f"  cannot tell  {rule.text}: {error}"
+            yield f"  error        {rule.text}: {error}"
             continue
         yield f"  {'passes' if passed else 'null: fails' if passed is None else 'fails':<12} {rule.text}"
 

@@ -1,4 +1,4 @@
-"""How the scores of a corpus are spread, as lines of text: where a threshold would cut."""
+"""Score distributions of a corpus as text, for choosing thresholds."""
 
 from collections.abc import Iterator
 
@@ -12,13 +12,13 @@ from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.corpus.layout import filter_group
 
 BINS = 24
-TAIL = 0.005  # share of clips beyond each end of the picture, so that one outlier does not flatten it
+TAIL = 0.005  # share of clips beyond each end of the range, so that an outlier does not flatten the histogram
 BARS = " ▁▂▃▄▅▆▇█"
 QUANTILES = (0.05, 0.5, 0.95)
 
 
 def histograms(corpus: Corpus) -> str:
-    """One line per number that a filter gave: its 5, 50 and 95 % quantiles, and its distribution between two ends."""
+    """Return one line per numeric score: its 5, 50 and 95 % quantiles, nulls, and histogram with its range."""
     rows: list[tuple[str, ...]] = [("score", "5 %", "50 %", "95 %", "null", "from", "", "to")]
     rows += [row for name in corpus.operators("filter") for row in _of_filter(corpus, name)]
     return "\n".join(format_columns(rows, right=(1, 2, 3, 4, 5, 7)))
@@ -44,7 +44,7 @@ def _of_filter(corpus: Corpus, name: str) -> Iterator[tuple[str, ...]]:
 
 
 def bars(values: np.ndarray, low: float, high: float) -> str:
-    """float64 [N] as `BINS` blocks from `low` to `high`, the fullest of full height; any clip at all is seen."""
+    """Draw float64 [N] as a histogram of `BINS` block characters from `low` to `high`; no bin with a clip is blank."""
     counts, _ = np.histogram(np.clip(values, low, high), BINS, (low, high if high > low else low + 1))
     heights = np.ceil(counts / counts.max() * (len(BARS) - 1)).astype(int)
     return "".join(BARS[height] for height in heights)

@@ -1,4 +1,4 @@
-"""`openuni parity`: the parity checks of `openuni.training.parity.checks` on the models that are built on Wan."""
+"""`openuni parity`: the checks of `openuni.training.parity.checks` for the models that are built on Wan."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -12,13 +12,16 @@ if TYPE_CHECKING:
     from openuni.training.parity.checks import ParityResult
 
 FAILING_STATUSES = ("failed", "not run")
-HEADER = f"{'model':<12} {'check':<11} {'verdict':<14} {'figure':>9} {'maximum':>9}  description"
+HEADER = f"{'model':<12} {'check':<11} {'verdict':<14} {'value':>9} {'tolerance':>9}  description"
 
 
 def run_parity(
     pretrained: str, models: Sequence[str], modalities: Sequence[str], device: str, dtype: str
 ) -> Iterator[tuple[str, "ParityResult"]]:
-    """Model name and result of each parity check. Raises `OpenUniError` for an unknown model or modality."""
+    """Yield model name and result after every check.
+
+    Raises `OpenUniError` for unknown models, modalities and devices, and for models that are not built on Wan.
+    """
     import torch
 
     from openuni.training.parity.checks import run_parity_checks
@@ -27,20 +30,20 @@ def run_parity(
     known = {name: _kind(name) for name in models or component_names("models")}
     for name in models:
         if known[name] is None:
-            raise OpenUniError(f'model "{name}" is not built on Wan, so there is nothing to compare it with')
+            raise OpenUniError(f'--model "{name}": not built on Wan, so diffusers has no counterpart to compare with')
     for name in modalities:
         find_modality(name)
-    place = pick_device(device)
+    torch_device = pick_device(device)
     for kind in filter(None, known.values()):
         options: dict[str, Any] = {"pretrained": pretrained}
-        if len(kind().modalities) > 1:  # else the model's streams are fixed
+        if len(kind().modalities) > 1:  # a model with one stream has fixed modalities
             options["modalities"] = tuple(dict.fromkeys(modalities))
-        for result in run_parity_checks(kind(**options), place, getattr(torch, dtype)):
+        for result in run_parity_checks(kind(**options), torch_device, getattr(torch, dtype)):
             yield kind.name(), result
 
 
 def _kind(name: str) -> Any:
-    """The component, or None where it is not built on Wan."""
+    """Return the model component, or None if it is not built on Wan."""
     from openuni.training.backbone.wan import WanModel
     from openuni.training.model import Model
 
@@ -50,12 +53,12 @@ def _kind(name: str) -> Any:
 
 
 def format_row(model: str, result: "ParityResult") -> str:
-    """One line of the table."""
+    """Return one line of the table."""
     figure, tolerance = ("" if value is None else f"{value:.3g}" for value in (result.figure, result.tolerance))
     return f"{model:<12} {result.name:<11} {result.verdict:<14} {figure:>9} {tolerance:>9}  {result.what}"
 
 
 def record(model: str, result: "ParityResult") -> dict[str, Any]:
-    """The result for JSON; infinite and NaN figures become null."""
+    """Return the result for JSON. JSON has no infinity and no NaN: such values become null."""
     finite = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in result._asdict().items()}
     return {"model": model, **finite}

@@ -1,8 +1,7 @@
-"""The shot detector contract: where one shot of a film ends and the next begins.
+"""The shot detector contract: find the transitions between the shots of a source.
 
-A detector is one file in `openuni/shots/detectors/`: a frozen dataclass of options and `transitions`, which looks at
-the frames. `openuni run` does the rest, the same for all of them: decoding, trimming, lengths
-(`openuni/pipeline/shot_splitting.py`).
+A detector is one file in `openuni/shots/detectors/`: a frozen dataclass of options with `transitions`, which receives
+the frames. Decoding, trimming and splitting are the same for all detectors (`openuni/pipeline/shot_splitting.py`).
 """
 
 from abc import ABC, abstractmethod
@@ -21,21 +20,21 @@ TransitionKind = Literal["file", "hard", "dissolve", "fade", "gradual", "window"
 
 
 class Transition(NamedTuple):
-    """What parts two shots. Frames `start` to `stop` (half-open) belong to neither; a hard cut has none of them."""
+    """A transition between two shots. Frames `start` to `stop` (half-open) belong to neither; a hard cut has none."""
 
-    start: int  # the first frame that is no longer the old shot alone
-    stop: int  # the first frame of the new shot alone
-    # gradual: dissolve or fade, the detector does not say which; window: by the clock, not by the pictures
+    start: int  # first frame that is not only the old shot
+    stop: int  # first frame that is only the new shot
+    # gradual: dissolve or fade, not distinguished by the detector; window: by time, not by content
     kind: TransitionKind
-    confidence: float | None  # 0..1, at 0.5 just found; None where nothing had to be found
+    confidence: float | None  # 0..1, 0.5 at the detection threshold; None if not detected from the content
 
 
 @dataclass(frozen=True, eq=False)
 class Timeline:
-    """When the frames of a film are shown, exactly.
+    """Exact presentation times of the frames of a source.
 
-    `bounds`: int64 [T + 1], the timestamp of each frame and, last, of the end of the last frame. `unit_s`: seconds per
-    unit of the timestamps.
+    `bounds`: int64 [T + 1], the timestamp of each frame and of the end of the last frame. `unit_s`: seconds per unit of
+    the timestamps.
     """
 
     bounds: np.ndarray
@@ -52,28 +51,28 @@ class Timeline:
         return float(self.frame_count / (int(self.bounds[-1] - self.bounds[0]) * self.unit_s))
 
     def ticks(self, seconds: float) -> Fraction:
-        """A length in units of the timestamps, without rounding; 0.1 is a tenth, not the nearest binary fraction."""
+        """A duration in units of the timestamps, without rounding; 0.1 is exactly one tenth."""
         return Fraction(str(seconds)) / self.unit_s
 
     def ticks_of(self, start: int, stop: int) -> int:
-        """How long frames `start` to `stop` (half-open) are shown, in units of the timestamps."""
+        """Duration of frames `start` to `stop` (half-open), in units of the timestamps."""
         return int(self.bounds[stop] - self.bounds[start])
 
 
 @dataclass(frozen=True)
 class ShotDetector(Component, ABC):
-    """Base of the shot detectors."""
+    """Base class of shot detectors."""
 
     def size_px(self, height_px: int, width_px: int) -> tuple[int, int]:
-        """Height and width that a film of this size is scaled to before `transitions` sees its frames."""
+        """Height and width to which the frames of a source of this size are scaled for `transitions`."""
         return height_px, width_px
 
     @abstractmethod
     def transitions(self, model: Any, frames: Iterable[np.ndarray], timeline: Timeline) -> list[Transition]:
-        """All transitions of a film, in order and without overlap.
+        """All transitions of a source, in order and without overlap.
 
-        `model`: what `load` gave. `frames`: every frame, uint8 [H, W, 3] RGB of `size_px`, decoded as they are asked
-        for: to be gone through once at most and not kept, a film may be hours long.
+        `model`: the result of `load`. `frames`: all frames, uint8 [H, W, 3] RGB of `size_px`, decoded lazily. Iterate
+        over them at most once and do not store them: a source may be hours long.
         """
 
 
@@ -83,6 +82,6 @@ def shot_detector_names() -> list[str]:
 
 
 def find_shot_detector(name: str, *, imports: bool = False) -> type[ShotDetector]:
-    """The detector of that name; `imports` as in `find_component`. Raises `OpenUniError` naming the nearest."""
+    """The detector of that name; `imports`: see `find_component`. Raises `OpenUniError` with the closest name."""
     found: type[ShotDetector] = find_component("shots", ShotDetector, name, imports=imports)
     return found

@@ -1,4 +1,4 @@
-"""A small world of moving solids, people and rooms that knows its own ground truth, for every modality."""
+"""A synthetic scene renderer (solids, people, rooms) with exact ground truth for every modality."""
 
 from openuni.world.clips import WorldClip, make_clip, render_clip
 from openuni.world.presets import PRESETS

@@ -1,4 +1,4 @@
-"""Captions that are true of a scene: colour, pattern and shape of every object, what it does, what the camera does."""
+"""Captions that are true of a scene: colour, pattern and shape of every object, its action, and the camera motion."""
 
 import math
 from collections import Counter
@@ -11,16 +11,16 @@ from openuni.world.rendering.camera import Camera, CameraPath, View
 from openuni.world.rendering.pose import Motion
 from openuni.world.scene import CaptionedObject, Scene, Solid
 
-SHARP_RAD_PER_M = 0.5  # a way that bends more than this has no one direction
+SHARP_RAD_PER_M = 0.5  # paths with more curvature have no single direction
 
 
 def caption(scene: Scene, seen: frozenset[int] | None = None) -> str:
-    """All there is to tell, in English, the same for equal scenes. Directions are those of the first view.
+    """The full caption in English, the same for equal scenes. Directions are those of the first view.
 
-    `seen`: the objects in the picture; None for all. Bare solids in a room take one sentence.
+    `seen`: the visible objects; None: all. Scenes of bare solids get one sentence.
     """
     view = scene.camera.view(0.0)
-    if not scene.things:
+    if not scene.captioned:
         phrases = [f"{subject(solid)} {action(solid, view)}" for _, solid in sorted(scene.objects.items())]
         moving = camera_phrase(scene.camera)
         return sentence(f"{listed(phrases)} {moving}" if len(phrases) == 1 else f"{listed(phrases)}, {moving}")
@@ -32,25 +32,25 @@ def caption(scene: Scene, seen: frozenset[int] | None = None) -> str:
         if movers and still
         else []
     )
-    told = [sentence(opening), *rest, sentence(f"the camera {camera_action(scene.camera)}")]
-    return " ".join(told)
+    sentences = [sentence(opening), *rest, sentence(f"the camera {camera_action(scene.camera)}")]
+    return " ".join(sentences)
 
 
 def brief_caption(scene: Scene, seen: frozenset[int] | None = None) -> str:
-    """The main things alone, in one sentence."""
-    if not scene.things:
+    """The main objects only, in one sentence."""
+    if not scene.captioned:
         view = scene.camera.view(0.0)
         return sentence(listed([f"{short(solid)} {action(solid, view)}" for _, solid in sorted(scene.objects.items())]))
     movers = moving_phrases(scene, seen, scene.camera.view(0.0), brief=True)
     if movers:
         return sentence(f"{listed(movers)} {scene.place}")
     words = scene.place.removeprefix("in ")
-    nouns = Counter(thing.brief for thing in standing(scene, seen))
+    nouns = Counter(item.brief for item in standing(scene, seen))
     return sentence(f"{words} with {listed([counted(noun, count) for noun, count in nouns.items()])}")
 
 
 def sentence(words: str) -> str:
-    """With a capital letter and a full stop."""
+    """Capitalize and add a full stop."""
     return f"{words[0].upper()}{words[1:]}."
 
 
@@ -72,32 +72,32 @@ def be(phrases: list[str]) -> str:
     return "is" if len(phrases) == 1 and phrases[0].startswith("a") else "are"
 
 
-def still_phrases(scene: Scene, things: list[CaptionedObject], view: View) -> list[str]:
-    """Each thing with where it is; those that are alike are counted."""
-    alike = Counter(thing.detailed for thing in things)
-    several = {thing.detailed: counted(thing.brief, alike[thing.detailed]) for thing in things}
-    single = {thing.detailed: f"{thing.detailed}{side(scene, thing, view)}" for thing in things}
+def still_phrases(scene: Scene, captioned: list[CaptionedObject], view: View) -> list[str]:
+    """Phrases of static objects with their positions; identical ones are counted."""
+    alike = Counter(item.detailed for item in captioned)
+    several = {item.detailed: counted(item.brief, alike[item.detailed]) for item in captioned}
+    single = {item.detailed: f"{item.detailed}{side(scene, item, view)}" for item in captioned}
     return [single[words] if count == 1 else several[words] for words, count in alike.items()]
 
 
 def standing(scene: Scene, seen: frozenset[int] | None) -> list[CaptionedObject]:
-    """Things that are no persons and are in the picture."""
+    """Visible captioned objects that are not persons."""
     persons = {body.instance for body in scene.bodies}
     return [
-        thing for thing in scene.things if thing.instance not in persons and (seen is None or thing.instance in seen)
+        item for item in scene.captioned if item.instance not in persons and (seen is None or item.instance in seen)
     ]
 
 
 def moving_phrases(scene: Scene, seen: frozenset[int] | None, view: View, *, brief: bool) -> list[str]:
-    """Persons and solids in the picture, with what they do."""
-    told = {thing.instance: thing for thing in scene.things}
+    """Phrases of visible persons and solids with their actions."""
+    sentences = {item.instance: item for item in scene.captioned}
     phrases = []
     for body in scene.bodies:
         if seen is None or body.instance in seen:
-            thing = told[body.instance]
-            phrases.append(f"{thing.brief if brief else thing.detailed} {walking(body.walk, view)}")
+            item = sentences[body.instance]
+            phrases.append(f"{item.brief if brief else item.detailed} {walking(body.walk, view)}")
     for instance, solid in sorted(scene.objects.items()):
-        if instance not in told and (seen is None or instance in seen):
+        if instance not in sentences and (seen is None or instance in seen):
             phrases.append(f"{short(solid) if brief else subject(solid)} {action(solid, view)}")
     return phrases
 
@@ -112,10 +112,10 @@ def walking(walk: Walk, view: View) -> str:
     return f"walks {heading(view.rotation @ np.array(ahead))}"
 
 
-def side(scene: Scene, thing: CaptionedObject, view: View) -> str:
-    """Where a thing is in the first view: " on the left", or nothing when it is not before the camera."""
+def side(scene: Scene, item: CaptionedObject, view: View) -> str:
+    """Position of an object in the first view, such as " on the left"; empty if it is not in front of the camera."""
     middle = np.mean(
-        [solid.path.pose(0.0).position_m for solid in scene.solids if solid.instance == thing.instance], axis=0
+        [solid.path.pose(0.0).position_m for solid in scene.solids if solid.instance == item.instance], axis=0
     )
     x, _, z = view.to_camera(middle[:, None])[:, 0].tolist()
     half = math.tan(math.radians(scene.camera.view_deg) / 2.0)

@@ -1,4 +1,4 @@
-"""What `openuni world` does: write many clips, go on where it stopped, and say what to do with them."""
+"""`openuni world`: render many clips, resume, and print the next command."""
 
 import re
 import shlex
@@ -15,7 +15,7 @@ from openuni.world.write import write_clips
 
 @dataclass(frozen=True)
 class WorldRequest:
-    """What to make: the flags of `openuni world`."""
+    """The flags of `openuni world`."""
 
     preset: str
     clips: int
@@ -24,14 +24,14 @@ class WorldRequest:
     size: str  # HEIGHTxWIDTH
     fps: float
     seed: int
-    modalities: str  # names with commas between; empty: all
+    modalities: str  # comma-separated; empty: all
     workers: int | None
 
 
 def make_world(request: WorldRequest, reporter: Reporter) -> str:
-    """Write the clips of seeds `seed` to `seed + clips - 1`; returns what to do next.
+    """Write the clips of seeds `seed` to `seed + clips - 1`; returns a report with the next command.
 
-    Clips that are there and fit are left as they are. Raises `OpenUniError` for what cannot be made.
+    Complete, up-to-date clips are skipped. Raises `OpenUniError` for invalid requests.
     """
     height_px, width_px = read_size(request.size)
     check_fps(request.fps, "--fps")
@@ -58,43 +58,48 @@ def make_world(request: WorldRequest, reporter: Reporter) -> str:
         )
     recipe = request.out / f"{request.preset}.toml"
     supplied = preset_modalities(request.preset, names or None)
-    kept = write_recipe(recipe, supplied)
+    notice = write_recipe(recipe, supplied)
     following = shlex.join(["openuni", "run", str(recipe), str(request.out), "--out", "corpus/"])
     return (
         f"{len(videos)} clips of {request.frames} frames, {width_px} x {height_px}, with {', '.join(supplied)} in "
-        f"{request.out}.{kept} Next: {following}"
+        f"{request.out}.{notice} Next: {following}"
     )
 
 
 def write_recipe(path: Path, modalities: Collection[str]) -> str:
-    """Write the recipe that takes these over, in place of one of ours; returns what to say of one that was edited."""
+    """Write the recipe that imports the ground truth, unless it was edited; returns a notice in that case."""
     text = recipe_text(path.name, modalities)
     before = path.read_text() if path.exists() else ""
     named = re.findall(r'"([a-z_]+)"', before.rpartition("modalities = ")[2])
-    if before and before != recipe_text(path.name, named):
-        return f" {path} was edited, so it stays: see that its modalities are these."
+    if before and _settings(before) != _settings(recipe_text(path.name, named)):
+        return f" {path} was edited and is not overwritten: check its modalities."
     if before != text:
         path.write_text(text)
     return ""
 
 
+def _settings(recipe: str) -> list[str]:
+    """The lines of a recipe without comments, whose wording differs between versions."""
+    return [line.partition("#")[0].strip() for line in recipe.splitlines() if line.partition("#")[0].strip()]
+
+
 def read_size(text: str) -> tuple[int, int]:
-    """Height and width from "480x640"."""
+    """Height and width in pixels from "480x640"."""
     found = re.fullmatch(r"(\d{1,5})[x×](\d{1,5})", text.strip())
     if found is None:
-        raise OpenUniError(f'--size "{text}" is no size. Give HEIGHTxWIDTH in pixels, both even, such as 480x640.')
+        raise OpenUniError(f'--size "{text}": must be HEIGHTxWIDTH in pixels, both even, such as 480x640.')
     return int(found[1]), int(found[2])
 
 
 def recipe_text(file: str, modalities: Collection[str]) -> str:
-    """A recipe that takes the ground truth over into a corpus."""
+    """A recipe that imports the ground truth into a corpus."""
     quoted = ", ".join(f'"{name}"' for name in modalities)
-    return f"""# Takes over the ground truth that lies beside the clips of `openuni world`. Run it with
+    return f"""# Imports the ground truth in the sidecar files of `openuni world` as is. Run it with
 #     openuni run {file} FOLDER --out corpus/
 # All options: openuni init OTHER.toml
 
 [work]
-short_side_px = 0  # maps and frames as they are
+short_side_px = 0  # no scaling of maps and frames
 
 [annotators.supplied]
 modalities = [{quoted}]

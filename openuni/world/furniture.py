@@ -1,6 +1,6 @@
 """Furniture made of boxes, cylinders and a few other solids.
 
-A piece is built about the point of the floor below its middle, with its back to -z; `Piece.solids` puts it anywhere.
+A piece is built about the floor point below its centre, with its back to -z; `Piece.solids` places it.
 """
 
 import math
@@ -21,7 +21,7 @@ LEAVES = (("moss", "grass"), ("grass", "moss"), ("green", "moss"))
 
 @dataclass(frozen=True)
 class Piece:
-    """One piece of furniture: solids with their middles, and what it takes of the floor."""
+    """One piece of furniture: its parts with positions, and its footprint."""
 
     noun: str
     detailed: str
@@ -29,7 +29,7 @@ class Piece:
     parts: tuple[tuple[Shape, Material, Vector, Vector], ...]  # shape, material, middle, rotation vector
 
     def solids(self, instance: int, place: Vector, turn_rad: float) -> list[Solid]:
-        """All solids of the piece at a place, turned about the vertical."""
+        """All solids of the piece at a position, turned about the vertical."""
         cosine, sine = math.cos(turn_rad), math.sin(turn_rad)
         placed = []
         for shape, material, (x, y, z), own in self.parts:
@@ -38,8 +38,8 @@ class Piece:
             placed.append(Solid(shape, material, path, instance, shades=not material.even_light))
         return placed
 
-    def thing(self, instance: int) -> CaptionedObject:
-        """What the caption says of it."""
+    def captioned(self, instance: int) -> CaptionedObject:
+        """The caption phrases of the piece."""
         return CaptionedObject(
             instance, f"{article(self.noun)} {self.noun}", f"{article(self.detailed)} {self.detailed}"
         )
@@ -73,21 +73,21 @@ class Builder:
         self.parts: list[tuple[Shape, Material, Vector, Vector]] = []
 
     def box(self, size: Vector, middle: Vector, material: Material, own: Vector = ORIGIN) -> None:
-        """A box of whole width, height and depth."""
+        """Add a box of full width, height and depth."""
         self.parts.append((Box((size[0] / 2.0, size[1] / 2.0, size[2] / 2.0)), material, middle, own))
 
     def add(self, shape: Shape, middle: Vector, material: Material) -> None:
-        """Any upright shape."""
+        """Add an upright shape."""
         self.parts.append((shape, material, middle, ORIGIN))
 
     def legs(self, width: float, depth: float, height: float, radius: float, material: Material) -> None:
-        """Four round legs at the corners."""
+        """Add four round legs at the corners."""
         for x in (-width / 2.0, width / 2.0):
             for z in (-depth / 2.0, depth / 2.0):
                 self.add(Cylinder(radius, height / 2.0), (x, height / 2.0, z), material)
 
     def piece(self, noun: str, detailed: str, width: float, depth: float) -> Piece:
-        """The finished piece; `width` and `depth` are whole."""
+        """The finished piece; `width` and `depth` are full sizes."""
         return Piece(noun, detailed, (width / 2.0, depth / 2.0), tuple(self.parts))
 
 

@@ -1,4 +1,4 @@
-"""Where scenes happen: furnished rooms and a yard, with their lights, and the space in them that is clear."""
+"""Places: furnished rooms and a yard, with lights and the free space in them."""
 
 import math
 from dataclasses import dataclass
@@ -39,20 +39,20 @@ HEDGES: tuple[tuple[str, str, Pattern], ...] = (
     ("moss", "olive", "marbled"),
 )
 WARM, COOL, PLAIN = (1.0, 0.83, 0.62), (0.78, 0.88, 1.0), (1.0, 0.95, 0.88)
-DEEPEST_M = 1.0  # furniture at walls reaches no farther than this into the room; beds do, and take the space from it
+DEEPEST_M = 1.0  # maximum depth of furniture at walls; beds are deeper and reduce the free space
 QUARTER = math.pi / 2.0
-ATTEMPTS = 12  # to find a place at the walls for one piece
+ATTEMPTS = 12  # attempts to place one piece at a wall
 
 
 @dataclass(frozen=True)
 class Environment:
-    """What is there before anything moves. Instances 1.. are its `things`.
+    """The static part of a scene. Instances 1.. are its `captioned` objects.
 
-    `clear_m`: half width, height and half length of the space about the origin that holds nothing but carpets.
+    `clear_m`: half width, height and half length of the space about the origin that contains only carpets.
     """
 
     solids: tuple[Solid, ...]
-    things: tuple[CaptionedObject, ...]
+    captioned: tuple[CaptionedObject, ...]
     lights: tuple[Light, ...]
     ambient: float
     clear_m: Vector
@@ -60,7 +60,7 @@ class Environment:
 
 
 def draw_room(rng: np.random.Generator, *, crowded: bool) -> Environment:
-    """A furnished room. `crowded`: furniture in its middle too; else the middle is left to what moves."""
+    """A furnished room. `crowded`: with furniture in the middle; otherwise the middle is free for moving objects."""
     half = (rng.uniform(2.1, 2.8), rng.uniform(2.5, 3.3)) if crowded else (rng.uniform(3.2, 3.8), rng.uniform(3.6, 4.3))
     height = rng.uniform(2.6, 3.0)
     layout = Layout(half)
@@ -74,19 +74,19 @@ def draw_room(rng: np.random.Generator, *, crowded: bool) -> Environment:
         layout.in_middle(rng)
     for make in (furniture.window, furniture.picture, furniture.picture, furniture.window)[: int(rng.integers(2, 5))]:
         layout.on_wall(rng, make(rng))
-    solids, things, lights = [*room_shell(rng, half, height)], [], []
+    solids, captioned, lights = [*room_shell(rng, half, height)], [], []
     for number, (piece, place, turn) in enumerate(layout.placed, start=1):
         solids += piece.solids(number, place, turn)
-        things.append(piece.thing(number))
+        captioned.append(piece.captioned(number))
         lights += own_light(piece, place, turn)
     lamps, hanging = ceiling_lamps(rng, half, height, len(layout.placed), 1 if lights else 2)
     solids += hanging
-    things += [CaptionedObject(solid.instance, "a ceiling lamp", "a round ceiling lamp") for solid in hanging]
+    captioned += [CaptionedObject(solid.instance, "a ceiling lamp", "a round ceiling lamp") for solid in hanging]
     nouns = {piece.noun for piece, _, _ in layout.placed}
     kind = next((words for noun, words in KINDS if noun in nouns), "room")
     clear = (half[0] - DEEPEST_M, height, half[1] - DEEPEST_M)
     return Environment(
-        tuple(solids), tuple(things), (*lamps, *lights[:2]), rng.uniform(0.16, 0.3), clear, f"in a {kind}"
+        tuple(solids), tuple(captioned), (*lamps, *lights[:2]), rng.uniform(0.16, 0.3), clear, f"in a {kind}"
     )
 
 
@@ -105,14 +105,14 @@ class Layout:
         self.on_walls: list[Rectangle] = []
 
     def at_wall(self, rng: np.random.Generator, piece: Piece) -> None:
-        """Put a piece with its back to a wall; leave it out when no place is found."""
+        """Place a piece with its back to a wall, unless no position is found."""
         for _ in range(ATTEMPTS):
             place, turn = self.draw_place(rng, piece, gap_m=0.06)
             if self.put(piece, place, turn):
                 return
 
     def on_wall(self, rng: np.random.Generator, piece: Piece) -> None:
-        """Hang a piece, clear of others and of what is tall; a window, whose curtains are long, of all that stands."""
+        """Hang a piece, clear of others and of tall furniture; windows, with long curtains, clear of all furniture."""
         for _ in range(ATTEMPTS):
             place, turn = self.draw_place(rng, piece, gap_m=0.0)
             box = rectangle(piece, place, turn, 0.04)
@@ -138,7 +138,7 @@ class Layout:
         return places[wall]
 
     def put(self, piece: Piece, place: Vector, turn: float, around_m: float = 0.04) -> bool:
-        """Stand a piece there unless that is taken; says whether it was done."""
+        """Place a piece unless the position is taken; returns whether it was placed."""
         box = rectangle(piece, place, turn, around_m)
         if any(overlap(box, other) for other in self.on_floor):
             return False
@@ -149,7 +149,7 @@ class Layout:
         return True
 
     def in_middle(self, rng: np.random.Generator) -> None:
-        """A table with chairs, or a carpet with a low table."""
+        """Place a table with chairs, or a carpet with a low table."""
         middle: Vector = (rng.uniform(-0.3, 0.3), 0.0, rng.uniform(-0.5, 0.3))
         if rng.random() < 0.5:
             table, seat = furniture.table(rng), furniture.chair(rng)
@@ -159,12 +159,12 @@ class Layout:
                     self.placed.append((seat, place, math.pi if side > 0 else 0.0))
             return
         low = furniture.coffee_table(rng)
-        self.placed.append((furniture.rug(rng), middle, 0.0))  # under whatever stands there
+        self.placed.append((furniture.rug(rng), middle, 0.0))  # below other pieces
         self.put(low, (middle[0], 0.012, middle[2]), 0.0)
 
 
 def rectangle(piece: Piece, place: Vector, turn: float, around_m: float) -> Rectangle:
-    """What a piece takes of the floor, turned by quarters, with `around_m` on every side."""
+    """Footprint of a piece, turned by quarter turns, enlarged by `around_m` on every side."""
     wide, deep = piece.half_m[::-1] if abs(math.sin(turn)) > 0.5 else piece.half_m
     wide, deep = wide + around_m, deep + around_m
     return place[0] - wide, place[0] + wide, place[2] - deep, place[2] + deep
@@ -253,18 +253,18 @@ def draw_yard(rng: np.random.Generator) -> Environment:
         (half[0], 0.0, (0.25, tall, half[1])),
     ):
         solids.append(Solid(Box(size), on_sides, Motion("rests", (x, tall, z)), BACKGROUND))
-    things = []
+    captioned = []
     for number in range(1, int(rng.integers(2, 5))):
         side = (-1.0, 1.0)[number % 2]
         middle: Vector = (side * rng.uniform(4.6, half[0] - 0.9), 0.0, rng.uniform(-half[1] + 1.2, 0.0))
         solids += tree(rng, number, middle)
-        things.append(CaptionedObject(number, "a tree", "a tree with a round crown"))
+        captioned.append(CaptionedObject(number, "a tree", "a tree with a round crown"))
     sun = Light(
         (rng.choice([-1.0, 1.0]) * rng.uniform(8.0, 18.0), rng.uniform(18.0, 26.0), rng.uniform(4.0, 16.0)), 0.0
     )
     power = rng.uniform(0.75, 1.0) * sum(part * part for part in sun.position_m)
     light = Light(sun.position_m, power, (1.0, 0.95, 0.86))
-    return Environment(tuple(solids), tuple(things), (light,), 0.3, (3.2, 8.0, 4.6), "in a yard under a blue sky")
+    return Environment(tuple(solids), tuple(captioned), (light,), 0.3, (3.2, 8.0, 4.6), "in a yard under a blue sky")
 
 
 def tree(rng: np.random.Generator, instance: int, place: Vector) -> list[Solid]:

@@ -1,4 +1,4 @@
-"""The kinds of scenes: what a seed gives for each preset. A seed gives one scene, always."""
+"""Presets: kinds of random scenes. A seed and a preset determine one scene."""
 
 import math
 from collections.abc import Callable
@@ -16,10 +16,10 @@ from openuni.world.rendering.shading import render
 from openuni.world.sample import Surroundings, draw_objects, solids_scene
 from openuni.world.scene import Scene
 
-ATTEMPTS = 100  # at a whole scene; later ones ask for less
-CAMERA_ROOM_M = 0.4  # how far out of a place's clear space a camera may be
-METER_PX = 48  # width of the picture by which the exposure is set
-GREY, BRIGHT = 0.28, 0.95  # linear: the mean, and what all but the brightest twentieth stay below
+ATTEMPTS = 100  # attempts to draw a scene
+CAMERA_ROOM_M = 0.4  # maximum distance of a camera from the clear space
+METER_PX = 48  # image width for exposure metering
+GREY, BRIGHT = 0.28, 0.95  # targets in linear light: mean, and 95th percentile
 GEOMETRY = ("depth", "flow", "normal", "segmentation")
 LIGHT = ("albedo", "irradiance")
 PEOPLE = ("densepose", "skeleton")
@@ -28,40 +28,42 @@ LAYERS = ("alpha", "foreground", "background")
 
 @dataclass(frozen=True)
 class Preset:
-    """A kind of scene: what it shows, what makes it from randomness and a duration, and what is known of it."""
+    """A kind of scene: its description, the function that draws it, and its ground truth."""
 
     doc: str
-    draw: Callable[[np.random.Generator, float], Scene | None]  # None: nothing fits, draw again
+    draw: Callable[[np.random.Generator, float], Scene | None]  # None: no valid placement, draw again
     modalities: tuple[str, ...]  # besides rgb, all as exact ground truth
 
 
 def find_preset(name: str) -> Preset:
-    """The preset of that name; raises `OpenUniError` when there is none."""
+    """The preset of that name; raises `OpenUniError` if it does not exist."""
     if name not in PRESETS:
         raise OpenUniError(unknown_name("world preset", name, PRESETS))
     return PRESETS[name]
 
 
 def random_scene(seed: int, duration_s: float, preset: str = "solids") -> Scene:
-    """The scene of that seed. `duration_s` bounds speeds, so that everything stays in its place and in view."""
+    """The scene of a seed. `duration_s` limits speeds, so that everything stays in place and in view."""
     kind = find_preset(preset)
     rng = np.random.default_rng([seed, *preset.encode()])
     for _ in range(ATTEMPTS):
         scene = kind.draw(rng, duration_s)
         if scene is not None:
             return scene
-    raise OpenUniError(f"world: no clear scene for seed {seed}, preset {preset}, {duration_s:.2f} s; try another seed")
+    raise OpenUniError(
+        f"world: no valid scene found for seed {seed}, preset {preset}, {duration_s:.2f} s. Use another seed."
+    )
 
 
 def interior(rng: np.random.Generator, duration_s: float) -> Scene | None:
-    """A furnished room and a camera that somebody carries through it."""
+    """A furnished room with a handheld camera."""
     place = draw_room(rng, crowded=True)
     half = place.clear_m
     eyes = random_walk(rng, duration_s, (-half[0], half[0]), (1.15, 1.75), (0.25 * half[2], half[2]), 0.55)
     targets = random_walk(rng, duration_s, (-half[0] - 1.0, half[0] + 1.0), (0.35, 1.05), (-half[2] - 1.0, -1.0), 0.7)
     camera = HandheldCamera(eyes, targets, 1.0, rng.uniform(54.0, 80.0))
-    scene = Scene(place.solids, place.lights, place.ambient, camera, things=place.things, place=place.description)
-    return exposed(scene)
+    scene = Scene(place.solids, place.lights, place.ambient, camera, captioned=place.captioned, place=place.description)
+    return with_exposure(scene)
 
 
 def random_walk(
@@ -72,7 +74,7 @@ def random_walk(
     along: tuple[float, float],
     step_m: float,
 ) -> tuple[Vector, ...]:
-    """Knots a second apart of a walk within a box (x, y, z from and to), with some persistence."""
+    """Knots, one second apart, of a smooth random walk within a box (ranges of x, y, z)."""
     low, high = np.array([across, up, along]).T
     place, pace = rng.uniform(low, high), rng.normal(size=3)
     knots: list[Vector] = []
@@ -84,13 +86,13 @@ def random_walk(
 
 
 def with_people(counts: tuple[int, ...], solids: tuple[int, ...] = (0,)) -> Callable[..., Scene | None]:
-    """Scenes with as many persons and solids as one of each given counts, in a room or a yard."""
+    """Scenes with random numbers of persons and solids from the given ones, in a room or a yard."""
 
     def draw(rng: np.random.Generator, duration_s: float) -> Scene | None:
         place = draw_yard(rng) if rng.random() < 0.45 else draw_room(rng, crowded=False)
         people, others = int(rng.choice(counts)), int(rng.choice(solids))
         scene = populated(rng, duration_s, place, people, others)
-        return None if scene is None else exposed(scene)
+        return None if scene is None else with_exposure(scene)
 
     return draw
 
@@ -98,9 +100,9 @@ def with_people(counts: tuple[int, ...], solids: tuple[int, ...] = (0,)) -> Call
 def populated(
     rng: np.random.Generator, duration_s: float, place: Environment, people: int, others: int
 ) -> Scene | None:
-    """A place with people and solids in view of a camera; None when they do not fit."""
-    camera = watching(rng, duration_s, place)
-    first = len(place.things) + 1
+    """A place with people and solids in view of a camera; None if they do not fit."""
+    camera = draw_watching_camera(rng, duration_s, place)
+    first = len(place.captioned) + 1
     watch = Watch.of(camera, duration_s, max(INSTANTS, math.ceil(duration_s * INSTANTS_PER_S)))
     farthest = np.abs([view.eye_m for view in watch.views]).max(axis=0)
     limit = np.array(place.clear_m) + np.array([CAMERA_ROOM_M, 0.0, CAMERA_ROOM_M])
@@ -118,13 +120,13 @@ def populated(
         place.ambient,
         camera,
         bodies=tuple(walker.body for walker in walkers),
-        things=(*place.things, *(walker.thing for walker in walkers)),
+        captioned=(*place.captioned, *(walker.captioned for walker in walkers)),
         place=place.description,
     )
 
 
-def watching(rng: np.random.Generator, duration_s: float, place: Environment) -> Camera:
-    """A camera that looks at people from one end: still, on one of its paths, or in somebody's hand."""
+def draw_watching_camera(rng: np.random.Generator, duration_s: float, place: Environment) -> Camera:
+    """A camera that looks at people from one end: static, on a path, or handheld."""
     half = place.clear_m
     eye: Vector = (rng.uniform(-0.6, 0.6) * half[0], rng.uniform(0.9, 1.9), rng.uniform(0.85, 1.0) * half[2])
     target: Vector = (rng.uniform(-0.3, 0.3), rng.uniform(0.75, 1.05), rng.uniform(-1.0, 0.0))
@@ -147,17 +149,17 @@ def watching(rng: np.random.Generator, duration_s: float, place: Environment) ->
 
 
 def layered(rng: np.random.Generator, duration_s: float) -> Scene | None:
-    """One person or solid before a place: the front layer and the rear one."""
+    """One person or solid in front of a place: foreground and background layers."""
     person = bool(rng.random() < 0.6)
     place = draw_yard(rng) if rng.random() < 0.4 else draw_room(rng, crowded=False)
     scene = populated(rng, duration_s, place, int(person), int(not person))
     if scene is None:
         return None
-    return exposed(replace(scene, foreground=(len(place.things) + 1,)))
+    return with_exposure(replace(scene, foreground=(len(place.captioned) + 1,)))
 
 
-def exposed(scene: Scene) -> Scene:
-    """The scene with the exposure that a camera would choose for its first frame, to 3 digits."""
+def with_exposure(scene: Scene) -> Scene:
+    """The scene with automatic exposure for its first frame, rounded to 3 digits."""
     lens = Lens.with_view(METER_PX * 3 // 4, METER_PX, scene.camera.view_deg)
     light = render(scene.opening, lens, samples=1, intrinsics=False).light.max(axis=0)
     exposure = min(GREY / float(light.mean()), BRIGHT / float(np.quantile(light, 0.95)))
@@ -176,21 +178,23 @@ PRESETS = {
         GEOMETRY,
     ),
     "dark": Preset(
-        "as solids, with so little light that the mean luma is below 0.05",
+        "as solids, in low light: the mean luma is below 0.05",
         lambda rng, duration_s: solids_scene(rng, duration_s, light=0.006),
         GEOMETRY,
     ),
     "person": Preset("one walking person, in a room or in a yard", with_people((1,)), (*GEOMETRY, *LIGHT, *PEOPLE)),
     "persons": Preset("two or three walking persons", with_people((2, 3)), (*GEOMETRY, *LIGHT, *PEOPLE)),
     "scenes": Preset(
-        "persons and moving solids together, indoors and outdoors",
+        "persons and moving solids, indoors and outdoors",
         with_people((0, 1, 2), (1, 2)),
         (*GEOMETRY, *LIGHT, *PEOPLE),
     ),
     "interiors": Preset(
-        "a furnished room without people, several lights, a camera that somebody carries", interior, (*GEOMETRY, *LIGHT)
+        "a furnished room without people, several lights, a handheld camera", interior, (*GEOMETRY, *LIGHT)
     ),
     "layers": Preset(
-        "one person or solid as a front layer with soft edges, before a place", layered, (*GEOMETRY, *PEOPLE, *LAYERS)
+        "one person or solid as foreground layer with soft edges, in front of a place",
+        layered,
+        (*GEOMETRY, *PEOPLE, *LAYERS),
     ),
 }

@@ -1,7 +1,7 @@
-"""Random solids in a lit room, and a camera that stays or moves.
+"""Random solids in a lit room, and a static or moving camera.
 
-Every object gets a place where it passes `placement.is_clear`: nothing runs into anything else, all are in the
-picture at the start, in the middle and at the end, and none stays behind another one.
+Every object gets a position that passes `placement.is_clear`: nothing collides, all objects are in the picture at the
+start, in the middle and at the end, and none stays hidden behind another.
 """
 
 import math
@@ -20,16 +20,16 @@ ROOM_M: Vector = (3.6, 3.0, 4.2)  # half of the width, the height, half of the l
 OBJECT_COLOURS = ("red", "orange", "yellow", "green", "teal", "blue", "purple", "pink")
 OBJECT_PATTERNS: tuple[Pattern, ...] = ("checkered", "striped", "spotted", "marbled", "mottled")
 ROOM_COLOURS = (("cream", "brown"), ("grey", "slate"), ("white", "grey"), ("sage", "slate"), ("cream", "sage"))
-ATTEMPTS = 100  # at a whole scene
-PLACES = 25  # tried for one object
-MAX_TRAVEL_M = 2.2  # in a long clip things move more slowly
+ATTEMPTS = 100  # attempts to draw a scene
+PLACES = 25  # positions tried for one object
+MAX_TRAVEL_M = 2.2  # objects move more slowly in long clips
 MAX_TURN_RAD = 0.5
 
 
 def solids_scene(
     rng: np.random.Generator, duration_s: float, *, moves: bool = True, light: float = 1.0
 ) -> Scene | None:
-    """A lit room with one to three solids. `moves`: whether anything does; `light`: factor on all light."""
+    """A lit room with one to three solids. `moves`: allow motion; `light`: factor on all light."""
     camera = draw_camera(rng, duration_s, moves=moves)
     count = int(rng.integers(1, 4))
     watch = Watch.of(camera, duration_s)
@@ -42,7 +42,7 @@ def solids_scene(
 
 
 def draw_camera(rng: np.random.Generator, duration_s: float, *, moves: bool) -> CameraPath:
-    """A camera near one end of the room at about eye height."""
+    """A camera near one end of the room, at about eye height."""
     eye: Vector = (rng.uniform(-0.9, 0.9), rng.uniform(1.0, 1.9), rng.uniform(2.9, 3.5))
     target: Vector = (rng.uniform(-0.3, 0.3), rng.uniform(0.6, 0.9), rng.uniform(-1.0, -0.2))
     if not moves or rng.random() < 0.5:
@@ -59,7 +59,7 @@ def draw_camera(rng: np.random.Generator, duration_s: float, *, moves: bool) -> 
 
 @dataclass(frozen=True, eq=False)
 class Surroundings:
-    """What objects have to keep clear of, and the number of the first; `matt`: none of them has gloss."""
+    """Obstacles for new objects, and the number of the first object; `matt`: no gloss."""
 
     room_m: Vector = ROOM_M
     tracks: tuple[Track, ...] = ()
@@ -70,7 +70,7 @@ class Surroundings:
 def draw_objects(
     rng: np.random.Generator, count: int, watch: Watch, around: Surroundings, *, moves: bool = True
 ) -> list[Solid]:
-    """Objects of different colours, each placed clear of those before it; none when one finds no place."""
+    """Objects of different colours, each clear of those before; empty if one does not fit."""
     colours = rng.choice(OBJECT_COLOURS, count, replace=False)
     solids: list[Solid] = []
     tracks = list(around.tracks)
@@ -92,7 +92,7 @@ def draw_objects(
 
 
 def draw_material(rng: np.random.Generator, colour: str) -> Material:
-    """A pattern of that colour and white or black, whichever stands out."""
+    """A pattern of the colour and white or black, whichever has more contrast."""
     pattern = OBJECT_PATTERNS[rng.integers(len(OBJECT_PATTERNS))]
     second = "white" if colour in ("red", "green", "teal", "blue", "purple") else "black"
     gloss = float(rng.choice([0.0, 0.12]))
@@ -100,7 +100,7 @@ def draw_material(rng: np.random.Generator, colour: str) -> Material:
 
 
 def draw_shape(rng: np.random.Generator) -> Shape:
-    """A shape half a metre to a metre across."""
+    """A shape of 0.5 to 1 m."""
     size = rng.uniform(0.34, 0.6)
     makers: tuple[Callable[[], Shape], ...] = (
         lambda: Sphere(size),
@@ -121,7 +121,7 @@ def draw_kind(rng: np.random.Generator, shape: Shape) -> MotionKind:
 
 
 def draw_motion(rng: np.random.Generator, shape: Shape, kind: MotionKind, duration_s: float) -> Motion:
-    """A place in front of the camera and a movement of that kind."""
+    """A position in front of the camera and a movement of that kind."""
     x, z = rng.uniform(-1.8, 1.8), rng.uniform(-1.8, 1.3)
     turned: Vector = (0.0, rng.uniform(0.1, 6.2), 0.0)
     standing: Vector = (x, shape.rest_height_m, z)

@@ -1,7 +1,7 @@
-"""What there is: solids with their materials and paths, lights, and the camera's path.
+"""Scene description: solids with their materials and paths, lights, and the camera's path.
 
-A scene is a value of plain frozen dataclasses: it pickles, compares and prints. `Scene.at` places everything at one
-instant. A body of several parts is several solids of one `instance`.
+A scene is a value of frozen dataclasses: it can be pickled, compared and printed. `Scene.at` places everything at one
+instant. A body of several parts is several solids with the same `instance`.
 """
 
 from dataclasses import dataclass, replace
@@ -71,9 +71,9 @@ COLOURS: dict[str, tuple[int, int, int]] = {  # sRGB, 0..255
 class Material:
     """A surface: two colours (names of `COLOURS`) mixed by a pattern that is fixed to the solid.
 
-    `colour` is the one the caption names. `tile_m` is the size of one repeat of the pattern; `gloss` is the strength
-    of the highlight (0 is matt). `seed` chooses one of a few grains. `even_light`, above 0, is the irradiance that
-    falls everywhere on it instead of the lamps' light: for skies.
+    `colour` is the one named in captions. `tile_m`: size of one repeat of the pattern; `gloss`: strength of the
+    highlight (0: matt); `seed`: selects one of a few grains. `even_light`, if above 0: uniform irradiance instead of
+    the lamps' light, for skies.
     """
 
     colour: str
@@ -87,7 +87,7 @@ class Material:
 
 @dataclass(frozen=True)
 class Light:
-    """A small lamp that shines evenly all around: irradiance is `power / distance^2` where it falls straight down.
+    """A point light: irradiance is `power / distance^2` at normal incidence.
 
     `colour`: factors on red, green and blue.
     """
@@ -105,12 +105,12 @@ class Solid:
     material: Material
     path: Path
     instance: int  # BACKGROUND, or the number of the object it belongs to
-    shades: bool = True  # False: light passes through, as through the glass around a lamp
+    shades: bool = True  # False: casts no shadow, such as the glass around a lamp
 
 
 @dataclass(frozen=True)
 class CaptionedObject:
-    """What a caption says of an object that is more than one solid."""
+    """Caption phrases of an object of several solids."""
 
     instance: int
     brief: str  # such as "a sofa"
@@ -119,20 +119,20 @@ class CaptionedObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything that is seen.
+    """Everything that is rendered.
 
-    Walls bound a convex room with everything else inside it: they close off every view, so that depth is finite
-    everywhere, and hide or shade nothing.
+    Walls bound a convex room that contains everything else: depth is finite everywhere, and walls occlude and shade
+    nothing.
     """
 
     solids: tuple[Solid, ...]
     lights: tuple[Light, ...]
-    ambient: float  # irradiance that reaches every surface from everywhere
+    ambient: float  # uniform irradiance of every surface
     camera: Camera
-    exposure: float = 1.0  # of the camera: factor on all light
-    bodies: tuple[Body, ...] = ()  # persons; their solids are among `solids`, in the order of `body.PARTS`
-    things: tuple[CaptionedObject, ...] = ()  # what the caption tells, besides simple solids
-    foreground: tuple[int, ...] = ()  # instances that make up the front layer
+    exposure: float = 1.0  # factor on all light
+    bodies: tuple[Body, ...] = ()  # persons; their solids are in `solids`, in the order of `body.PARTS`
+    captioned: tuple[CaptionedObject, ...] = ()  # captioned objects other than simple solids
+    foreground: tuple[int, ...] = ()  # instances of the foreground layer
     place: str = "in a room"
 
     @property
@@ -155,7 +155,7 @@ class Scene:
 
     @property
     def matt(self) -> bool:
-        """Whether nothing has gloss, so that the picture is albedo times irradiance."""
+        """Whether no material has gloss, so that the picture is albedo times irradiance."""
         return all(not solid.material.gloss for solid in self.solids)
 
     @cached_property
@@ -166,14 +166,16 @@ class Scene:
             self,
             solids=tuple(solid for solid in self.solids if solid.instance not in front),
             bodies=tuple(body for body in self.bodies if body.instance not in front),
-            things=tuple(thing for thing in self.things if thing.instance not in front),
+            captioned=tuple(
+                captioned_object for captioned_object in self.captioned if captioned_object.instance not in front
+            ),
             foreground=(),
         )
 
 
 @dataclass(frozen=True, eq=False)
 class Moment:
-    """A scene at one instant: where the camera and every solid are."""
+    """A scene at one instant: poses of the camera and of every solid."""
 
     scene: Scene
     view: View
@@ -182,7 +184,7 @@ class Moment:
 
     @cached_property
     def placements(self) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
-        """Per solid: rotation float64 [3, 3] and shift [3], `camera = rotation @ object + shift`."""
+        """Per solid: rotation float64 [3, 3] and translation [3], `camera = rotation @ object + translation`."""
         view = self.view
         return tuple(
             (view.rotation @ pose.rotation, view.rotation @ (pose.position_m - view.eye_m)) for pose in self.poses

@@ -1,5 +1,6 @@
-"""Ground truth of one instant: depth, instances, flow, normals, key points, body surface. Float64, at the centres of
-the pixels.
+"""Ground truth of one instant: depth, instances, optical flow, normals, key points, body surface.
+
+Computed in float64, at the pixel centres.
 """
 
 from collections.abc import Iterator
@@ -14,11 +15,11 @@ from openuni.world.rendering.rays import Hits, cast, hidden, probe, tile_order
 from openuni.world.rendering.shapes import Dome
 from openuni.world.scene import Moment
 
-NEAR_M = 1e-3  # a point that comes nearer to the camera's plane than this has no position in the image
+NEAR_M = 1e-3  # points closer to the camera plane than this have no image position
 
 
-def look(moment: Moment, lens: Lens) -> Hits:
-    """Solid and depth in metres (z, not the length of the ray) of every pixel; float64 [H, W]."""
+def first_hits(moment: Moment, lens: Lens) -> Hits:
+    """Solid and depth in metres (z, not the ray length) of every pixel; float64 [H, W]."""
     return cast(moment, *lens.rays())
 
 
@@ -28,12 +29,11 @@ def instances(moment: Moment, hits: Hits) -> np.ndarray:
 
 
 def flow(now: Moment, after: Moment, lens: Lens, hits: Hits) -> tuple[np.ndarray, np.ndarray]:
-    """Where the point seen in each pixel goes: float32 [H, W, 2] in pixels (x right, y down) and valid bool [H, W].
+    """Displacement of the point seen in each pixel: float32 [H, W, 2] in pixels (x right, y down); valid, bool [H, W].
 
-    The point of the solid is carried along with the solid and seen by the later camera. It is valid when it is then
-    inside the image and no solid (its own included) is in front of it there; a ray is cast through the exact place for
-    that, not through the nearest pixel. The flow is true where it is not valid too, except for points that come to lie
-    behind the camera, where it is zero.
+    The point is moved with its solid and projected by the later camera. It is valid if it is then inside the image and
+    no solid (its own included) is in front of it; a ray is cast through the exact position, not the nearest pixel. The
+    flow is also correct where it is not valid, except for points that move behind the camera, where it is zero.
     """
     x, y = lens.rays()
     depth = hits.depth_m.ravel()
@@ -43,7 +43,7 @@ def flow(now: Moment, after: Moment, lens: Lens, hits: Hits) -> tuple[np.ndarray
         zip(now.placements, after.placements, strict=True)
     ):
         if np.array_equal(rotation, rotation_after) and np.array_equal(shift, shift_after):
-            continue  # what stays has a flow of exactly zero, not of a rounding error
+            continue  # static solids get a flow of exactly zero, without rounding errors
         seen = np.flatnonzero(hits.solid.ravel() == index)
         z = depth.take(seen)
         points = (x_now.take(seen) * z, y_now.take(seen) * z, z)
@@ -55,7 +55,7 @@ def flow(now: Moment, after: Moment, lens: Lens, hits: Hits) -> tuple[np.ndarray
         y_after[seen] = np.where(in_front, moved[1] / z_after, y_now.take(seen))
         depth_after[seen] = np.where(in_front, moved[2], np.nan)
     valid = lens.inside(x_after, y_after) & np.isfinite(depth_after)
-    order = tile_order(*hits.depth_m.shape)  # neighbours together: what may hide them is found for many at once
+    order = tile_order(*hits.depth_m.shape)  # group neighbours, whose occluders are found together
     kept = order[valid.take(order)]
     valid[kept] = ~hidden(after, x_after.take(kept), y_after.take(kept), depth_after.take(kept))
     shape = hits.depth_m.shape
@@ -64,7 +64,7 @@ def flow(now: Moment, after: Moment, lens: Lens, hits: Hits) -> tuple[np.ndarray
 
 
 def surfaces(moment: Moment, lens: Lens, hits: Hits) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
-    """Per solid that is seen: its index, its pixels [n], their normals in camera axes [3, n] (or [3, 1]), uv [2, n]."""
+    """Per visible solid: its index, pixels [n], normals in camera axes [3, n] (or [3, 1]), and uv [2, n]."""
     x, y = lens.rays()
     solid, depth = hits.solid.ravel(), hits.depth_m.ravel()
     grouped = np.argsort(solid, kind="stable")
@@ -79,7 +79,7 @@ def surfaces(moment: Moment, lens: Lens, hits: Hits) -> Iterator[tuple[int, np.n
 
 
 def normal(moment: Moment, lens: Lens, hits: Hits) -> np.ndarray:
-    """float32 [H, W, 3]: +x right, +y up, +z towards the viewer, unit length; zero on the sky, which is no surface."""
+    """float32 [H, W, 3]: +x right, +y up, +z towards the viewer, unit length; zero on the sky."""
     out = np.zeros((hits.solid.size, 3), np.float32)
     for index, seen, normals, _ in surfaces(moment, lens, hits):
         if not isinstance(moment.scene.solids[index].shape, Dome):
@@ -88,7 +88,7 @@ def normal(moment: Moment, lens: Lens, hits: Hits) -> np.ndarray:
 
 
 def densepose(moment: Moment, lens: Lens, hits: Hits) -> np.ndarray:
-    """uint8 [H, W, 3]: I, U * 255, V * 255 as `keypoints.densepose` has them; zero where there is no body."""
+    """uint8 [H, W, 3]: I, U * 255, V * 255 as in `keypoints.densepose`; zero where there is no body."""
     out = np.zeros((hits.solid.size, 3), np.uint8)
     for index, seen, _, uv in surfaces(moment, lens, hits):
         path = moment.scene.solids[index].path
@@ -100,9 +100,8 @@ def densepose(moment: Moment, lens: Lens, hits: Hits) -> np.ndarray:
 def skeleton(moment: Moment, lens: Lens) -> np.ndarray:
     """float32 [P, 133, 3] of the scene's bodies: x and y in pixels, confidence.
 
-    1 where the point is seen: the first thing on its ray is the part of the body that it belongs to. 0.5 where
-    something hides it, the own body included. 0 with x and y 0 where it is out of the picture, and for the points that
-    a body does not have.
+    Confidence 1: visible, i.e. the first hit on the point's ray is the body part that it belongs to. 0.5: occluded,
+    including by the same body. 0, with x = y = 0: outside the picture, or a point that bodies do not have.
     """
     points = keypoints.key_points()
     out = np.zeros((len(moment.scene.bodies), keypoints.POINT_COUNT, 3), np.float32)

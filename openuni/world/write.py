@@ -1,27 +1,27 @@
-"""Clips of the world as ordinary files: videos with captions, and their ground truth beside them.
+"""Clips of the world as ordinary files: videos with captions, and their ground truth as sidecar files.
 
 One clip is these files in one folder, the "supplied layout" (format `openuni-supplied-1`):
 
-    person-000007.mp4                 H.264, what a camera would have recorded; lossy
+    person-000007.mp4                 H.264 video, lossy
     person-000007.txt                 the caption, one line of UTF-8
-    person-000007.MODALITY.SUFFIX     per modality what its `encode` gives: exact, or within the bound that class states
-    person-000007.json                facts and constants; written last: where it is, the clip is whole
+    person-000007.MODALITY.SUFFIX     result of the modality's `encode`: exact, or within the error bound of its class
+    person-000007.json                metadata and constants; written last, so that its presence marks a complete clip
 
-and the JSON file is an object with these keys:
+The JSON file is an object with these keys:
 
     format       "openuni-supplied-1"
     fps          frames per second, a number
-    frames       how many frames the video and every map has
+    frames       number of frames of the video and of every map
     caption      as in the .txt
     modalities   by name: {"file": a name in the same folder, "constants": the fields of the modality's constants}
-    caption_brief   the main things alone
-    preset, seed, height_px, width_px    where the clip comes from
-    focal_px     focal length of the pinhole; its principal point is the middle of the picture
-    exposure     factor on the scene's light before the sRGB transfer; irradiance has it in it already
-    world        version of what renders; a clip of another version is made again
+    caption_brief   the short caption
+    preset, seed, height_px, width_px    parameters of the clip
+    focal_px     focal length of the pinhole camera; the principal point is the image centre
+    exposure     factor on the scene's light before the sRGB transfer, already included in irradiance
+    world        version of the renderer; clips of another version are rendered again
 
-`bytes of the file` and `constants` are all that `Modality.decode` needs. Ground truth of any origin can be supplied
-in this layout; the keys after `modalities` are the world's own and optional.
+`Modality.decode` needs only the bytes of the file and `constants`. Ground truth of any origin can be supplied in this
+layout; the keys after `modalities` are specific to the world and optional.
 """
 
 import json
@@ -38,9 +38,9 @@ from openuni.manifests.video.encode import write_video
 from openuni.world.clips import WorldClip, make_clip, preset_modalities
 
 FORMAT = "openuni-supplied-1"
-WORLD_VERSION = 2  # goes up when a seed gives other bytes than before
-CRF = 14  # of the video: textures of small frames stay sharp
-CLIPS_PER_WORKER = 8  # starting a process takes about as long as rendering this many small clips
+WORLD_VERSION = 2  # increment when a seed gives different bytes
+CRF = 14  # of the video: keeps textures of small frames sharp
+CLIPS_PER_WORKER = 8  # starting a process costs about as much as rendering this many small clips
 
 
 class ClipSize(TypedDict, total=False):
@@ -63,16 +63,16 @@ class RenderJob(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The name of its files, without suffix."""
+        """The stem of its file names."""
         return f"{self.preset}-{self.seed:06d}"
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What tells this clip from others, as its JSON file has it."""
+        """The keys of its JSON file that identify this clip."""
         return {"preset": self.preset, "seed": self.seed, "world": WORLD_VERSION, **self.size}
 
     def is_done(self) -> bool:
-        """Whether this very clip is there, whole."""
+        """Whether exactly this clip exists and is complete."""
         try:
             found = json.loads((self.folder / f"{self.name}.json").read_bytes())
             entries = found["modalities"]
@@ -81,7 +81,7 @@ class RenderJob(NamedTuple):
             return (
                 same and set(entries) == set(self.modalities) and all((self.folder / file).is_file() for file in files)
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not there, not JSON, or not ours
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # missing, not JSON, or of another format
             return False
 
 
@@ -96,47 +96,47 @@ def write_clips(
     progress: Callable[[int], None] | None = None,
     **size: Unpack[ClipSize],
 ) -> list[Path]:
-    """Render one clip per seed into `out_dir`, in the layout described above; returns the videos in the seeds' order.
+    """Render one clip per seed into `out_dir`, in the layout described above; returns the videos in order of `seeds`.
 
-    `preset`: one for all, or one per seed. `modalities`: which ground truth to write; None for all that each preset
-    has. `size`: `frames`, `height_px`, `width_px` (both even, as H.264 wants) and `fps` as in `make_clip`. `resume`:
-    leave clips as they are that are there and fit the order; else all are made again. `progress` is called with the
-    number of finished clips, those that were there included. `workers`: processes; None for as many as there are cores
-    when there are many clips, 1 for none besides this one. The files do not depend on it. As always with processes, a
-    script that calls this must do so under `if __name__ == "__main__"`.
-    Raises `OpenUniError` for unknown presets and modalities, sizes that cannot be written, and clips ordered twice.
+    `preset`: one for all clips, or one per seed. `modalities`: ground truth to write; None: all of the preset. `size`:
+    `frames`, `height_px`, `width_px` (both even, for H.264) and `fps` as in `make_clip`. `resume`: skip clips that are
+    complete and match the request; otherwise all are rendered again. `progress`: called with the number of finished
+    clips, including skipped ones. `workers`: number of processes; None: one per core if there are many clips; 1:
+    in-process. The files do not depend on it. As always with processes, scripts must call this under
+    `if __name__ == "__main__"`. Raises `OpenUniError` for unknown presets and modalities, invalid sizes, and duplicate
+    clips.
     """
-    orders = _orders(Path(out_dir), list(seeds), preset, modalities, size)
+    jobs = _render_jobs(Path(out_dir), list(seeds), preset, modalities, size)
     Path(out_dir).mkdir(parents=True, exist_ok=True)
-    left = [order for order in orders if not (resume and order.is_done())]
-    there = len(orders) - len(left)
-    if there and progress is not None:
-        progress(there)
-    wanted = min(_core_count(), len(left) // CLIPS_PER_WORKER) if workers is None else workers
-    count = min(wanted, len(left))
+    remaining = [job for job in jobs if not (resume and job.is_done())]
+    done_before = len(jobs) - len(remaining)
+    if done_before and progress is not None:
+        progress(done_before)
+    wanted = min(_core_count(), len(remaining) // CLIPS_PER_WORKER) if workers is None else workers
+    count = min(wanted, len(remaining))
     if count <= 1:
-        _count(map(_write_order, left), there, progress)
+        _count(map(_write_job, remaining), done_before, progress)
     else:
-        # spawned, not forked: a fork of a process that runs threads (Ray, torch) may hang
+        # spawn, because forking a process with threads (Ray, torch) may deadlock
         others = set(active_children())
         with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
-            writing = [pool.submit(_write_order, order) for order in left]
+            writing = [pool.submit(_write_job, job) for job in remaining]
             try:
-                _count((one.result() for one in writing), there, progress)
-            except BaseException:  # Ctrl-C too: nobody waits for clips in the making, files are whole or not there
+                _count((one.result() for one in writing), done_before, progress)
+            except BaseException:  # including Ctrl-C: unfinished clips are abandoned; files are complete or absent
                 for process in set(active_children()) - others:
                     process.terminate()
                 raise
-    return [order.folder / f"{order.name}.mp4" for order in orders]
+    return [job.folder / f"{job.name}.mp4" for job in jobs]
 
 
 def write_clip(folder: Path, name: str, clip: WorldClip, facts: dict[str, Any]) -> Path:
     """Write one clip in the layout described above, the JSON file last; returns the video.
 
-    `facts`: more keys for the JSON file. Every file appears under its name only when whole.
+    `facts`: additional keys for the JSON file. Every file is renamed into place when complete.
     """
     index = folder / f"{name}.json"
-    index.unlink(missing_ok=True)  # while files are replaced, none may claim that they belong together
+    index.unlink(missing_ok=True)  # while files are replaced, the clip must not be marked as complete
     entries = {}
     for kind, modality in clip.modalities.items():
         if kind == "rgb":
@@ -165,36 +165,38 @@ def write_clip(folder: Path, name: str, clip: WorldClip, facts: dict[str, Any]) 
     return video
 
 
-def _orders(
+def _render_jobs(
     folder: Path, seeds: list[int], preset: str | Sequence[str], modalities: Collection[str] | None, size: ClipSize
 ) -> list[RenderJob]:
-    """The clips to write, checked before anything is started."""
+    """The clips to render, validated before anything is started."""
     presets = [preset] * len(seeds) if isinstance(preset, str) else list(preset)
     if len(presets) != len(seeds):
-        raise OpenUniError(f"world: {len(seeds)} seeds but {len(presets)} presets. Give one preset, or one per seed.")
+        raise OpenUniError(f"world: {len(seeds)} seeds but {len(presets)} presets. Pass one preset, or one per seed.")
     wanted = {name: preset_modalities(name, modalities) for name in set(presets)}
     defaults: Any = make_clip.__kwdefaults__
     whole = ClipSize(**{key: size.get(key, defaults[key]) for key in ClipSize.__annotations__})  # type: ignore[typeddict-item]
     if whole["height_px"] % 2 or whole["width_px"] % 2:
         given = f"height_px = {whole['height_px']}, width_px = {whole['width_px']}"
-        raise OpenUniError(f"world: {given}. Allowed: even numbers, because H.264 stores colour at half the size.")
-    orders = [RenderJob(folder, seed, name, wanted[name], whole) for seed, name in zip(seeds, presets, strict=True)]
-    names = [order.name for order in orders]
+        raise OpenUniError(
+            f"world: {given}. Allowed: even numbers, because H.264 stores colour at half the resolution."
+        )
+    jobs = [RenderJob(folder, seed, name, wanted[name], whole) for seed, name in zip(seeds, presets, strict=True)]
+    names = [job.name for job in jobs]
     if len(set(names)) != len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise OpenUniError(f"world: clip {twice} is ordered twice. Give every seed once per preset.")
-    return orders
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise OpenUniError(f"world: clip {repeated} is requested twice. Pass every seed once per preset.")
+    return jobs
 
 
-def _write_order(order: RenderJob) -> None:
-    for leftover in order.folder.glob(f".{order.name}.*.tmp"):  # of a process that was killed
+def _write_job(job: RenderJob) -> None:
+    for leftover in job.folder.glob(f".{job.name}.*.tmp"):  # left by a killed process
         leftover.unlink(missing_ok=True)
-    clip = make_clip(order.seed, preset=order.preset, modalities=order.modalities, **order.size)
-    write_clip(order.folder, order.name, clip, order.facts)
+    clip = make_clip(job.seed, preset=job.preset, modalities=job.modalities, **job.size)
+    write_clip(job.folder, job.name, clip, job.facts)
 
 
-def _count(written: Iterable[None], there: int, progress: Callable[[int], None] | None) -> None:
-    for done, _ in enumerate(written, start=there + 1):
+def _count(written: Iterable[None], done_before: int, progress: Callable[[int], None] | None) -> None:
+    for done, _ in enumerate(written, start=done_before + 1):
         if progress is not None:
             progress(done)
 
@@ -204,7 +206,7 @@ def _core_count() -> int:
 
 
 def _put(path: Path, data: bytes) -> None:
-    """The whole file or none."""
+    """Write the complete file or none."""
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         unfinished.write_bytes(data)

@@ -23,7 +23,7 @@ class Truth:
     def set_image(self, image):
         self.index = next(index for index, frame in enumerate(self.frames) if np.array_equal(frame, image))
 
-    def ask(self, points_px):
+    def predict_points(self, points_px):
         labels = self.labels[self.index]
         columns, rows = points_px.astype(int).T
         asked = labels[rows, columns]
@@ -32,7 +32,7 @@ class Truth:
         logits = torch.from_numpy(np.where(masks, 9.0, -9.0).astype(np.float32))
         return logits[:, None], torch.from_numpy(np.where(known, 0.95, 0.0).astype(np.float32))[:, None]
 
-    def enlarge(self, logits):
+    def upscale(self, logits):
         return logits
 
 
@@ -40,7 +40,7 @@ class Truth:
 class TrueSam(Sam):
     """`sam` whose model is a `Truth`: all of it but the network."""
 
-    def prompted(self, model):
+    def promptable(self, model):
         return model
 
 

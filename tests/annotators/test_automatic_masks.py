@@ -73,8 +73,8 @@ def theirs(network, image, rules, crop_downscale=1):
         network,
         points_per_side=rules.points_per_side,
         points_per_batch=rules.points_per_batch,
-        pred_iou_thresh=rules.least_predicted_iou,
-        stability_score_thresh=rules.least_stability,
+        pred_iou_thresh=rules.min_predicted_iou,
+        stability_score_thresh=rules.min_stability,
         stability_score_offset=rules.stability_offset,
         box_nms_thresh=rules.nms_iou,
         crop_nms_thresh=rules.nms_iou,
@@ -101,10 +101,10 @@ def check_equal(ours, records):
     ("rules", "least"),
     [
         (MaskRules(8, 64), 10),
-        (MaskRules(8, 5, least_predicted_iou=0.8, least_stability=0.6, nms_iou=0.3), 10),
-        (MaskRules(8, 64, least_stability=0.5, crop_layers=1), 20),
-        (MaskRules(4, 64, least_stability=0.5, crop_layers=2), 20),
-        (MaskRules(8, 64, least_stability=0.5, min_region_px=30), 10),
+        (MaskRules(8, 5, min_predicted_iou=0.8, min_stability=0.6, nms_iou=0.3), 10),
+        (MaskRules(8, 64, min_stability=0.5, crop_layers=1), 20),
+        (MaskRules(4, 64, min_stability=0.5, crop_layers=2), 20),
+        (MaskRules(8, 64, min_stability=0.5, min_region_px=30), 10),
     ],
     ids=["defaults", "small batches", "crops", "two layers of crops", "small regions"],
 )
@@ -119,7 +119,7 @@ def test_each_rule_changes_what_is_found(discs):
     image, loose = panned([(0, 0)], 150, 203)[0], MaskRules(8, 64, 0.8, 0.3)
     counts = [
         len(automatic_masks(SamPrompted(discs, "fp32"), image, rules).masks)
-        for rules in (loose, loose._replace(least_predicted_iou=0.95), loose._replace(least_stability=0.9))
+        for rules in (loose, loose._replace(min_predicted_iou=0.95), loose._replace(min_stability=0.9))
     ]
     assert counts[0] > max(counts[1:])
     assert len(automatic_masks(SamPrompted(discs, "fp32"), image, loose._replace(nms_iou=0.1)).masks) < counts[0]
@@ -128,7 +128,7 @@ def test_each_rule_changes_what_is_found(discs):
 def test_masks_of_random_weights_are_those_of_the_authors_generator():
     network = random_network()
     image = panned([(0, 0)], 96, 128)[0]
-    rules = MaskRules(8, 64, least_predicted_iou=-99, least_stability=0.6, nms_iou=1.0)  # random masks have like boxes
+    rules = MaskRules(8, 64, min_predicted_iou=-99, min_stability=0.6, nms_iou=1.0)  # random masks have like boxes
     ours = automatic_masks(SamPrompted(network, "fp32"), image, rules)
     assert len(ours.masks) > 20
     check_equal(ours, theirs(network, image, rules))
@@ -137,7 +137,7 @@ def test_masks_of_random_weights_are_those_of_the_authors_generator():
 def test_the_batch_changes_nothing(discs):
     image = panned([(0, 0)], 150, 203)[0]
     one, other = (
-        automatic_masks(SamPrompted(discs, "fp32"), image, MaskRules(8, size, least_stability=0.5)) for size in (3, 64)
+        automatic_masks(SamPrompted(discs, "fp32"), image, MaskRules(8, size, min_stability=0.5)) for size in (3, 64)
     )
     assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
@@ -150,7 +150,7 @@ def test_an_empty_mask_has_no_stability_and_nothing_found_is_no_error(discs):
             logits, predicted = super().predict_points(points_px)
             return torch.full_like(logits, -50.0), predicted
 
-    rules = MaskRules(4, 64, least_predicted_iou=0, least_stability=0.01, crop_layers=1)
+    rules = MaskRules(4, 64, min_predicted_iou=0, min_stability=0.01, crop_layers=1)
     found = automatic_masks(Nothing(discs, "fp32"), image, rules)  # the authors' generator fails here
     assert found.masks.shape == (0, 64, 64)
     everything = automatic_masks(Nothing(discs, "fp32"), image, MaskRules(4, 64, 0, 0.0, nms_iou=1.0))

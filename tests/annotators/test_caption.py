@@ -207,7 +207,7 @@ def test_bf16_holds_its_weights_in_16_bits(checkpoint):
 
 
 def test_frames_that_the_processor_refuses_fail_the_clip(checkpoint, loaded):
-    with pytest.raises(ClipError, match="refuses 1 frames of 1200 x 4 px: absolute aspect ratio"):
+    with pytest.raises(ClipError, match="rejects 1 frames of 1200 x 4 px: absolute aspect ratio"):
         tiny(checkpoint).run(loaded, clip_of(count=1, height_px=4, width_px=1200))
 
 

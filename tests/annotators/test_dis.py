@@ -92,7 +92,7 @@ def test_consistency_rule_is_one_percent_and_half_a_pixel():
 
 
 def test_wrong_input_is_refused():
-    with pytest.raises(ClipError, match="at least 8 px"):
+    with pytest.raises(ClipError, match="sides >= 8 px"):
         annotate(np.zeros((2, 64, 7, 3), np.uint8))
     with pytest.raises(OpenUniError, match="Allowed: ultrafast, fast, medium"):
         Dis(preset="slow")

@@ -55,14 +55,14 @@ def test_key_frames_are_evenly_spread_and_have_both_ends():
     ]  # a frame for every instant wanted: 0.5 is nearest to 0.8
 
 
-@pytest.mark.parametrize("on_top", ["small", "large", "confident"])
-def test_order_of_masks_does_not_matter(on_top):
+@pytest.mark.parametrize("overlap_priority", ["small", "large", "confident"])
+def test_order_of_masks_does_not_matter(overlap_priority):
     given = masks(
         (0, 0, 8, 8), (2, 2, 5, 5), (3, 3, 7, 7), (2, 2, 5, 5), (9, 0, 12, 3), sure=[0.9, 0.8, 0.95, 0.99, 0.7]
     )
-    first = merge_masks(given, on_top, 0.0, 1.0)
+    first = merge_masks(given, overlap_priority, 0.0, 1.0)
     for order in permutations(range(5)):
-        other = merge_masks(shuffled(given, order), on_top, 0.0, 1.0)
+        other = merge_masks(shuffled(given, order), overlap_priority, 0.0, 1.0)
         assert np.array_equal(first.labels, other.labels)
         assert np.array_equal(first.predicted_iou, other.predicted_iou)
 

@@ -81,9 +81,9 @@ def test_batches_do_not_change_the_maps(folder, kind):
 
 
 def test_an_ensemble_tells_its_spread(folder):
-    found = annotate(tiny(folder, "lighting", ensemble=3, frames_per_batch=2), FRAMES)
+    found = annotate(tiny(folder, "lighting", ensemble_size=3, frames_per_batch=2), FRAMES)
     assert 0 < found.spread < 1
-    one = annotate(tiny(folder, "lighting", ensemble=3), FRAMES)
+    one = annotate(tiny(folder, "lighting", ensemble_size=3), FRAMES)
     assert np.abs(found.albedo.array - one.albedo.array).max() < 1e-4
 
 
@@ -123,7 +123,7 @@ def test_checkpoints_without_an_albedo_or_in_another_space_are_refused(folder):
 
     with pytest.raises(OpenUniError, match="Allowed: a model with an albedo"):
         loaded("appearance", {"target_names": ["material", "colour"]})
-    with pytest.raises(OpenUniError, match="in 3 maps"):
+    with pytest.raises(OpenUniError, match="predicts 3 maps with names:"):
         loaded("lighting", {"target_names": ["albedo"], "albedo": LIGHTING["albedo"]})
     with pytest.raises(OpenUniError, match="Allowed: linear, srgb"):
         loaded("appearance", APPEARANCE | {"albedo": {"prediction_space": "log"}})

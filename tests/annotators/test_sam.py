@@ -19,7 +19,7 @@ from tests.moving_pictures import panned
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SIZES = [(96, 128), (128, 96), (45, 80), (130, 203), (64, 64)]
-LOOSE = {"points_per_side": 4, "least_predicted_iou": -99.0, "least_stability": 0.5, "nms_iou": 0.99}
+LOOSE = {"points_per_side": 4, "min_predicted_iou": -99.0, "min_stability": 0.5, "nms_iou": 0.99}
 
 
 def random_network(side_px=128):
@@ -71,7 +71,7 @@ def saved(folder):
 
 def contract_case(folder, frames):
     """What tests/test_every_operator.py runs: random weights in the authors' own format."""
-    return Sam(checkpoint=saved(folder), key_every_s=0.08, **LOOSE), DecodedClip.from_frames(frames)
+    return Sam(checkpoint=saved(folder), keyframe_interval_s=0.08, **LOOSE), DecodedClip.from_frames(frames)
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +163,7 @@ def test_loading_gives_the_weights_of_the_file(checkpoint):
 
 def test_a_clip_of_random_masks(checkpoint):
     frames = panned([(2 * i, i) for i in range(9)], 64, 96)
-    operator = Sam(checkpoint=checkpoint, key_every_s=0.16, **LOOSE)
+    operator = Sam(checkpoint=checkpoint, keyframe_interval_s=0.16, **LOOSE)
     found = operator.run(operator.load("cpu"), DecodedClip.from_frames(frames))
     assert found.segmentation.array.shape == (9, 64, 96, 1)
     assert found.instance_count == len(found.instances) > 0
@@ -213,7 +213,7 @@ def test_wrong_weights_are_explained(tmp_path, monkeypatch):
     with pytest.raises(MissingRequirement, match="existing file"):
         Sam(checkpoint=str(tmp_path / "nowhere.pth")).load("cpu")
     torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(OpenUniError, match="does not hold the weights of Segment Anything"):
+    with pytest.raises(OpenUniError, match="does not contain weights of Segment Anything"):
         Sam(checkpoint=str(tmp_path / "other.pth")).load("cpu")
     weights = random_network().state_dict()
     del weights["mask_decoder.iou_token.weight"]
@@ -229,14 +229,14 @@ def test_wrong_weights_are_explained(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"key_every_s": 0.0},
+        {"keyframe_interval_s": 0.0},
         {"points_per_side": 0},
         {"points_per_batch": 0},
         {"nms_iou": 1.5},
         {"crop_layers": -1},
         {"min_region_px": -1},
-        {"on_top": "first"},
-        {"least_area_share": -0.1},
+        {"overlap_priority": "first"},
+        {"min_area_share": -0.1},
         {"match_iou": 2.0},
         {"max_gap_s": -1.0},
         {"max_instances": 0},

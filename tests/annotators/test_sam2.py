@@ -20,7 +20,7 @@ from tests.moving_pictures import panned
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SIDE_PX = 128
-LOOSE = {"points_per_side": 4, "least_predicted_iou": -99.0, "least_stability": 0.1, "nms_iou": 0.95}
+LOOSE = {"points_per_side": 4, "min_predicted_iou": -99.0, "min_stability": 0.1, "nms_iou": 0.95}
 
 
 def config():
@@ -86,7 +86,7 @@ def saved(folder):
 
 def contract_case(folder, frames):
     """What tests/test_every_operator.py runs: a tiny random checkpoint in the library's own format."""
-    return Sam2(checkpoint=saved(folder), key_every_s=0.08, **LOOSE), DecodedClip.from_frames(frames)
+    return Sam2(checkpoint=saved(folder), keyframe_interval_s=0.08, **LOOSE), DecodedClip.from_frames(frames)
 
 
 @pytest.fixture(scope="module")
@@ -219,16 +219,16 @@ def test_ids_hold_across_windows_and_what_enters_in_one_is_followed_back(monkeyp
         lambda t: (70 - 2 * t, 40) if t >= 6 else None,
         lambda t: (40, 20) if t < 11 else None,
     )
-    monkeypatch.setattr(_sam2_memory, "follow", Tracker(truth))
+    monkeypatch.setattr(_sam2_memory, "propagate", Tracker(truth))
 
     class TrueSam2(Sam2):
         def promptable(self, model):
             return model
 
-        def stretch(self, model, clip, labels, first, last):
+        def keyframe_interval(self, model, clip, labels, first, last):
             return MemoryInterval(model, clip.frames, labels, (first, last), 0)
 
-    operator = TrueSam2(key_every_s=0.5)
+    operator = TrueSam2(keyframe_interval_s=0.5)
     found = operator.run(Truth(clip.frames, truth), clip)
     ids = found.segmentation.array[..., 0]
     names = {number: agreement(ids, truth, number) for number in (1, 2, 3)}
@@ -240,12 +240,12 @@ def test_ids_hold_across_windows_and_what_enters_in_one_is_followed_back(monkeyp
 
 def test_a_clip_of_random_masks(checkpoint, model):
     frames = panned([(i, i // 2) for i in range(9)], 48, 80)
-    operator = Sam2(checkpoint=checkpoint, key_every_s=0.16, least_area_share=0.02, **LOOSE)
+    operator = Sam2(checkpoint=checkpoint, keyframe_interval_s=0.16, min_area_share=0.02, **LOOSE)
     found = operator.run(model, DecodedClip.from_frames(frames))
     assert found.segmentation.array.shape == (9, 48, 80, 1)
     assert found.instance_count == len(found.instances) > 0
     assert found.instances[0].frames == 9
-    few = Sam2(checkpoint=checkpoint, key_every_s=0.16, instances_at_a_time=1, **LOOSE).run(
+    few = Sam2(checkpoint=checkpoint, keyframe_interval_s=0.16, instances_per_batch=1, **LOOSE).run(
         model, DecodedClip.from_frames(frames)
     )
     assert few.segmentation.array[0].max() <= 2
@@ -283,7 +283,7 @@ def test_wrong_checkpoints_are_explained(tmp_path, checkpoint):
     with pytest.raises(MissingRequirement, match="openuni checkpoints get somebody/no-such-sam2"):
         Sam2(checkpoint="somebody/no-such-sam2").load("cpu")
     (tmp_path / "config.json").write_text('{"model_type": "sam2"}')
-    with pytest.raises(OpenUniError, match='model_type "sam2", not "sam2_video"'):
+    with pytest.raises(OpenUniError, match='is "sam2", must be "sam2_video"'):
         Sam2(checkpoint=str(tmp_path)).load("cpu")
 
     from pathlib import Path
@@ -305,7 +305,7 @@ def test_published_checkpoints():
     assert len(Sam2.published()) == 4
 
 
-@pytest.mark.parametrize("wrong", [{"instances_at_a_time": 0}, {"fill_holes_px": -1}, {"key_every_s": -1.0}])
+@pytest.mark.parametrize("wrong", [{"instances_per_batch": 0}, {"fill_holes_px": -1}, {"keyframe_interval_s": -1.0}])
 def test_wrong_options_are_refused(wrong):
     with pytest.raises(OpenUniError, match=r"sam2: .* Allowed"):
         Sam2(**wrong)

@@ -34,7 +34,7 @@ def behind_a_box():
 
 
 def annotate(clip, truth, missing=(), **options):
-    return TrueSam(**{"key_every_s": 0.25} | options).run(Truth(clip.frames, truth, missing), clip)
+    return TrueSam(**{"keyframe_interval_s": 0.25} | options).run(Truth(clip.frames, truth, missing), clip)
 
 
 def squares(count, *paths, size=(64, 96), side=16):
@@ -72,7 +72,7 @@ def test_an_id_stays_through_an_occlusion():
 def test_an_id_stays_when_little_is_in_sight_at_the_key_frames_beside_the_occlusion():
     clip, truth = behind_a_box()
     assert (truth[24] == 2).sum() < 0.3 * (truth[0] == 2).sum()
-    ids = annotate(clip, truth, key_every_s=0.5).segmentation.array[..., 0]  # key frames 0, 8, 16, 24, 32
+    ids = annotate(clip, truth, keyframe_interval_s=0.5).segmentation.array[..., 0]  # key frames 0, 8, 16, 24, 32
     _, share, lost = agreement(ids, truth, 2)
     assert share > 0.75  # half of its frames lie between a sliver and a whole ball
     assert share + lost > 0.98  # no other id, but for stray pixels
@@ -109,7 +109,7 @@ def test_persons_who_cross_keep_their_ids(seed, hidden):
 
 def test_an_instance_that_enters_in_the_middle_has_its_id_from_its_first_frame_on():
     clip, truth = squares(17, lambda t: (10 + t, 10), lambda t: (60 - t, 40) if t >= 6 else None)
-    found = annotate(clip, truth, key_every_s=0.5)  # key frames 0, 8, 16: it enters between two
+    found = annotate(clip, truth, keyframe_interval_s=0.5)  # key frames 0, 8, 16: it enters between two
     ids = found.segmentation.array[..., 0]
     number, share, _ = agreement(ids, truth, 2)
     assert share > 0.95
@@ -120,7 +120,7 @@ def test_an_instance_that_enters_in_the_middle_has_its_id_from_its_first_frame_o
 
 def test_what_moves_less_than_half_a_pixel_per_frame_is_carried_along():
     clip, truth = squares(17, lambda t: (20 + t // 4, 20))
-    found = annotate(clip, truth, key_every_s=1.0)
+    found = annotate(clip, truth, keyframe_interval_s=1.0)
     wrong = (found.segmentation.array[..., 0] != truth).mean()
     assert wrong < 0.01
     flow = guide_flow(clip)
@@ -154,7 +154,7 @@ def test_order_of_masks_does_not_matter():
             logits, sure = super().predict_points(points_px[::-1].copy())
             return logits, sure
 
-    options = TrueSam(key_every_s=0.25)
+    options = TrueSam(keyframe_interval_s=0.25)
     one, other = (options.run(kind(clip.frames, truth), clip) for kind in (Truth, Backwards))
     assert np.array_equal(one.segmentation.array, other.segmentation.array)
     assert one[1:] == other[1:]
@@ -214,6 +214,6 @@ def test_steadiness_along_the_flow_is_high_for_the_truth_and_low_for_masks_that_
     jumping = truth.copy()
     jumping[1::2] = np.roll(truth[1::2], 8, axis=2)
     assert flow_iou(jumping, flow) < 0.6
-    steady, shaky = annotate(clip, truth), annotate(clip, jumping, key_every_s=0.0625)
+    steady, shaky = annotate(clip, truth), annotate(clip, jumping, keyframe_interval_s=0.0625)
     assert steady.link_iou > 0.85
     assert shaky.flow_iou < steady.flow_iou - 0.2

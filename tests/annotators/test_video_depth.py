@@ -140,7 +140,7 @@ def test_other_files_and_networks_are_explained(tmp_path):
     (tmp_path / "weights.pt").write_bytes(b"no program")
     with pytest.raises(OpenUniError, match="not a TorchScript file"):
         VideoDepth(window_network=str(tmp_path / "weights.pt")).load("cpu")
-    with pytest.raises(MissingRequirement, match="not on this machine"):
+    with pytest.raises(MissingRequirement, match="not found locally"):
         VideoDepth(window_network=str(tmp_path / "nothing.pt")).load("cpu")
     with pytest.raises(MissingRequirement, match="openuni checkpoints get somebody/no-such-depth"):
         VideoDepth(checkpoint="somebody/no-such-depth").load("cpu")
@@ -149,7 +149,7 @@ def test_other_files_and_networks_are_explained(tmp_path):
         annotate(VideoDepth(window_network=str(tmp_path / "identity.pt"), input_size=14), flickering_noise(2))
 
 
-@pytest.mark.parametrize("wrong", [{"steady_frames": -1.0}, {"window_unit": "feet"}, {"input_size": 20}])
+@pytest.mark.parametrize("wrong", [{"stabilization_frames": -1.0}, {"window_unit": "feet"}, {"input_size": 20}])
 def test_wrong_options_are_refused(wrong):
     with pytest.raises(OpenUniError, match=r"video_depth: .*Allowed"):
         VideoDepth(**wrong)
@@ -258,7 +258,7 @@ def test_single_frames_are_those_of_depth_anything_when_nothing_is_steadied(tmp_
 
     frames, file = panned([(i, 0) for i in range(6)], 45, 80), tiny_checkpoint(tmp_path)
     plain = annotate(DepthAnything(checkpoint=file, input_size=56), frames)
-    off = annotate(VideoDepth(checkpoint=file, input_size=56, steady_frames=0), frames)
+    off = annotate(VideoDepth(checkpoint=file, input_size=56, stabilization_frames=0), frames)
     assert np.array_equal(plain.depth.array, off.depth.array)
     assert off.flow_change_share == off.raw_flow_change_share == plain.flow_change_share
     assert off.aligned_share is None

@@ -124,8 +124,8 @@ def pipeline(chosen: dict[str, Annotator], raw: Path, device_gpus: float) -> dic
     """The annotate phase's record in the ledger of a run into a new corpus."""
     import openuni
     from openuni.console.progress import Reporter
-    from openuni.pipeline.pipeline import RunScope
-    from openuni.pipeline.runner import Resources
+    from openuni.pipeline.resources import Resources
+    from openuni.pipeline.scope import RunScope
 
     tables = {
         name: {key: list(v) if isinstance(v, tuple) else v for key, v in vars(one).items()}

@@ -85,8 +85,8 @@ def ours(filters: dict[str, Any], clips: list[str]) -> tuple[float, float]:
     """Wall seconds of the filter phase of a run into a new corpus, and CPU seconds of that run, in this process."""
     import openuni
     from openuni.console.progress import Reporter
-    from openuni.pipeline.pipeline import RunScope
-    from openuni.pipeline.runner import Resources
+    from openuni.pipeline.resources import Resources
+    from openuni.pipeline.scope import RunScope
 
     recipe = {"work": {"short_side_px": 0}, "filters": filters}
     with tempfile.TemporaryDirectory() as scratch:

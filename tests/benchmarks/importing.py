@@ -338,7 +338,8 @@ def print_cpu(sets: list[tuple[str, Kind, Path]], clips: int, rounds: int) -> No
 
 def print_wall(sets: list[tuple[str, Kind, Path]], clips: int, rounds: int, workers: int) -> None:
     """How long it takes."""
-    from openuni.pipeline.runner import Resources, open_runner
+    from openuni.pipeline.resources import Resources
+    from openuni.pipeline.runner import open_runner
 
     del os.environ["OPENUNI_THREADS"]  # all cores, as for users
     cores = os.cpu_count() or 1

@@ -56,8 +56,8 @@ def build(folder: str, rows: int, part_rows: int) -> None:
     from openuni.manifests.corpus.column_groups import VERSION_KEY
     from openuni.manifests.corpus.corpus import Corpus
     from openuni.manifests.corpus.writer import table_bytes
+    from openuni.pipeline.in_process_runner import InProcessRunner
     from openuni.pipeline.pipeline import INGEST_VERSION, Pipeline
-    from openuni.pipeline.runner import InProcessRunner
 
     recipe = CorpusRecipe.parse(RECIPE)
     corpus = Corpus.create(folder)
@@ -191,7 +191,7 @@ def resume(folder: str, recipe: dict[str, Any]) -> str:
     from openuni.console.progress import Reporter
     from openuni.manifests.corpus.corpus import Corpus
     from openuni.pipeline.pipeline import Pipeline
-    from openuni.pipeline.runner import Runner
+    from openuni.pipeline.resources import Runner
 
     class Planned(Exception):
         """Ends the run where work would begin."""

@@ -88,7 +88,7 @@ def test_a_clip_without_frames_has_no_score(folder):
 def test_a_network_without_quick_gelu_or_of_another_width_is_refused(folder):
     with pytest.raises(OpenUniError, match="no QuickGELU"):
         Aesthetic(checkpoint=tiny_clip(folder, quick_gelu=False), head=tiny_head(folder)).load("cpu")
-    with pytest.raises(OpenUniError, match="8 numbers per embedding, QuickGELU"):
+    with pytest.raises(OpenUniError, match="has 8 dimensions, QuickGELU"):
         Aesthetic(checkpoint=tiny_clip(folder, embed_dim=8), head=tiny_head(folder)).load("cpu")
 
 

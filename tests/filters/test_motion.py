@@ -144,7 +144,7 @@ def test_two_pairs_per_second_by_default():
 
 
 def test_a_frame_too_small_for_dis_is_refused():
-    with pytest.raises(ClipError, match="at least 8 px"):
+    with pytest.raises(ClipError, match="sides >= 8 px"):
         scores(np.zeros((2, 7, 64, 3), np.uint8))
 
 

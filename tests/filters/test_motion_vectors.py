@@ -75,7 +75,7 @@ def test_codecs_that_keep_their_vectors_are_unavailable_not_zero_and_motion_meas
         "libsvtav1": {"crf": "20", "preset": "10"},
     }
     clip = decoded(tmp_path, pan(), codec, suffix, options[codec])
-    with pytest.raises(Unavailable, match="motion measures any codec"):
+    with pytest.raises(Unavailable, match="`motion` supports any codec"):
         CodecMotion().run(None, clip)
     speed = Motion(preset="medium").run(None, clip).speed_diag_per_s
     assert speed == pytest.approx(np.hypot(*SHIFT_PX) / np.hypot(HEIGHT_PX, WIDTH_PX) * 25, rel=0.05)

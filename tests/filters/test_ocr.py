@@ -193,7 +193,7 @@ def test_a_title_that_is_shown_too_short_is_not_an_overlay(model):
     frames[3], _ = lettered(frames[3])
     assert share(scores(model, frames, fps=1.0)) == [1, 0, 0]
     assert share(scores(model, frames, fps=4.0)) == [0, 1, 0]
-    assert share(scores(model, frames, fps=4.0, stays_s=0.25)) == [1, 0, 0]
+    assert share(scores(model, frames, fps=4.0, min_overlay_s=0.25)) == [1, 0, 0]
 
 
 def test_kinds_that_overlap_still_add_up_to_the_union():
@@ -244,7 +244,8 @@ def test_nothing_is_fetched_and_the_models_lie_in_the_wheel():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"backend": "tesseract"}, {"area": "all"}, {"max_frames": 0}, {"unclip": 0.0}, {"min_read": 2.0}]
+    "wrong",
+    [{"backend": "tesseract"}, {"area": "all"}, {"max_frames": 0}, {"unclip": 0.0}, {"min_recognition_score": 2.0}],
 )
 def test_wrong_options_are_refused(wrong):
     with pytest.raises(OpenUniError, match="Allowed"):
@@ -367,7 +368,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path):
     import torch
 
     torch.save({"weight": Evil()}, tmp_path / "evil.pth")
-    with pytest.raises(OpenUniError, match="never run"):
+    with pytest.raises(OpenUniError, match="never executed"):
         Ocr(backend="easyocr", checkpoint=str(tmp_path / "evil.pth")).load("cpu")
 
 

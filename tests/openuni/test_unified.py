@@ -46,7 +46,7 @@ def frames(count: int, height_px: int = 16, width_px: int = 16) -> np.ndarray:
 def test_a_clip_of_the_trainings_size_gets_what_generate_makes(run: Run, operator: Unified) -> None:
     clip = DecodedClip.from_frames(frames(5), caption="a cube")
     found = operator.run(operator.load("cpu"), clip)
-    sampling = SamplingOptions(2, run.recipe.flow.shift, 1.0, 0)
+    sampling = SamplingOptions(2, run.recipe.flow_matching.shift, 1.0, 0)
     for name in operator.modalities:
         expected = run.generate("a cube", [name], {"rgb": clip.frames}, sampling=sampling)[name]
         assert np.array_equal(getattr(found, name).array, expected.array)

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import av
@@ -16,6 +14,7 @@ import openuni
 from openuni.manifests.video.encode import write_video
 from tests.annotators.test_depth_anything import tiny_checkpoint
 from tests.coded_clips import encode
+from tests.command_line import cli
 from tests.moving_pictures import panned
 
 RECIPE = """
@@ -39,11 +38,6 @@ modalities = ["rgb", "depth", "raft.flow"]
 size_px = [32, 48]
 frames = 5
 """
-
-
-def cli(*arguments) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "openuni", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +75,7 @@ def test_raw_clips_to_generated_videos(raw, recipe, tmp_path):
     clip = corpus[corpus.kept_clip_ids()[0]]
     assert clip.depth.shape[:3] == clip.modality("flow", "raft").array.shape[:3]
     assert min(clip.depth.shape[1:3]) == 128 or clip.clip.height_px < 128
-    with pytest.raises(openuni.OpenUniError, match="several annotators made flow: dis, raft"):
+    with pytest.raises(openuni.OpenUniError, match="several annotators produced flow: dis, raft"):
         _ = clip.flow
 
     trained = cli("train", "unityvideo_debug", "--corpus", tmp_path / "corpus", "--out", tmp_path / "run")

@@ -37,7 +37,7 @@ class DrawnSet(Importer):
 
     def read(self, found: FoundClip) -> ImportedClip[Drawn]:
         """Even numbers have depth too."""
-        text = Path(found.place).read_text()
+        text = Path(found.location).read_text()
         if self.log:
             with Path(self.log).open("a") as file:
                 file.write(f"{found.key}\n")

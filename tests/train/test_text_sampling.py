@@ -106,7 +106,7 @@ class Decided:
 @pytest.mark.parametrize("guidance", [0.0, 1.0, 4.0])
 def test_guidance_moves_the_video_and_not_the_text(guidance: float) -> None:
     start = TextState(torch.zeros(2, 5, dtype=torch.int64), torch.zeros(5, dtype=torch.int64), 1.0)
-    conditions = SamplerInputs({}, {"rgb": torch.ones(2, 3, 8)}, torch.zeros(3, 8), words=start)
+    conditions = SamplerInputs({}, {"rgb": torch.ones(2, 3, 8)}, torch.zeros(3, 8), text_state=start)
     how = SamplingOptions(steps=4, shift=1.0, guidance=guidance)
     made = sample(Decided(), Task.parse("t2vt"), conditions, (2, 4, 2, 2, 2), how)  # type: ignore[arg-type]
     still = sample(
@@ -132,7 +132,9 @@ class Undecided:
 
 def test_temperature_makes_likelier_texts() -> None:
     start = TextState(torch.zeros(4, 500, dtype=torch.int64), torch.zeros(500, dtype=torch.int64), 1.0)
-    conditions = SamplerInputs({"rgb": torch.zeros(4, 4, 1, 2, 2)}, {"rgb": torch.zeros(4, 3, 8)}, None, words=start)
+    conditions = SamplerInputs(
+        {"rgb": torch.zeros(4, 4, 1, 2, 2)}, {"rgb": torch.zeros(4, 3, 8)}, None, text_state=start
+    )
 
     def share(temperature: float) -> float:
         how = SamplingOptions(steps=3, shift=1.0, temperature=temperature)

@@ -68,7 +68,7 @@ class Loader:
     def step(self, plan: StepSchedule, step: int) -> list[list[TrainingBatch]]:
         """The batches of one optimiser step, by accumulation part."""
         samples = plan.step(step)
-        part = len(samples) // self.recipe.optimizer.accumulate
+        part = len(samples) // self.recipe.optimizer.gradient_accumulation_steps
         return [self._batches(samples, step, range(at, at + part)) for at in range(0, len(samples), part)]
 
     def batch(
@@ -124,7 +124,7 @@ class Loader:
 
     def _sigmas(self, task: Task, step: int, slot: int) -> dict[str, float]:
         """One sigma per made stream, or one for all of them."""
-        flow, text = self.recipe.flow, self.recipe.text
+        flow, text = self.recipe.flow_matching, self.recipe.text
         drawn = {}
         for stream in task.targets:
             quantile = self._quantile(step, slot, "all" if flow.shared_sigma else stream)
@@ -142,19 +142,19 @@ class Loader:
         """In [0, 1): a slot's own draw; stratified, the draws of a step's slots stand one in each of as many parts."""
         seed, size = self.recipe.seed, self.recipe.optimizer.batch_size
         quantile = uniform(seed, "sigma", step, slot, name)
-        if not self.recipe.flow.stratified:
+        if not self.recipe.flow_matching.stratified:
             return quantile
         order = named_seed(seed, "strata", step, name)
         return (int(permuted(np.array([slot]), size, order)[0]) + quantile) / size
 
     def _conditions_dropped(self, task: Task, name: tuple[int | str, ...]) -> bool:
-        """Whether a sample of this name learns what guidance of given streams sets out from; see `data.given_dropout`.
+        """Whether the conditions of a sample are dropped, so that guidance can be used; see `data.condition_dropout`.
 
         The caption goes with the given streams: guidance never asks for the caption alone.
         """
         if not task.conditions or name[0] == "validation":
             return False
-        return uniform(self.recipe.seed, "given", *name) < self.recipe.data.given_dropout
+        return uniform(self.recipe.seed, "given", *name) < self.recipe.data.condition_dropout
 
     @cached_property
     def min_target_sigma(self) -> float:

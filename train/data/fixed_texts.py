@@ -10,22 +10,22 @@ from safetensors.torch import load_file, save
 
 from openuni.manifests.contracts.component import fingerprint
 from openuni.manifests.contracts.modality import find_modality
+from openuni.manifests.contracts.parsing import find_and_parse
 from openuni.manifests.corpus.store import Store
 from openuni.manifests.errors import OpenUniError
 from openuni.training.codec import LatentCodec, TextCodec
-from openuni.training.options import find_and_build
 
 EMPTY = "empty caption"  # key of the text that stands in for a dropped caption
 
 
 def open_text_codec(record: dict[str, Any]) -> TextCodec:
     """The codec of a text family, from its record in the corpus."""
-    return find_and_build("codecs", TextCodec, record["codec"], record["options"])
+    return find_and_parse("codecs", TextCodec, record["codec"], record["options"])
 
 
 def open_latent_codec(record: dict[str, Any]) -> LatentCodec:
     """The codec of a latent family, from its record in the corpus."""
-    return find_and_build("codecs", LatentCodec, record["codec"], record["options"])
+    return find_and_parse("codecs", LatentCodec, record["codec"], record["options"])
 
 
 @dataclass(frozen=True)

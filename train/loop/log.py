@@ -1,7 +1,9 @@
 """What a run reports: one JSON line per step, and TensorBoard beside it."""
 
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from openuni.manifests.corpus.store import Store
@@ -14,6 +16,8 @@ class RunLog:
     """
 
     def __init__(self, folder: Path, step: int) -> None:
+        # TensorBoard imports any tensorflow it finds, also a user's tensorflow.py; this module is its switch not to
+        sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
         from torch.utils.tensorboard import SummaryWriter
 
         path = folder / "log.jsonl"

@@ -11,6 +11,7 @@ import numpy as np
 
 from openuni.manifests.contracts.discovery import find_component
 from openuni.manifests.contracts.modality import find_modality
+from openuni.manifests.contracts.parsing import parse_options
 from openuni.manifests.corpus.store import Store
 from openuni.manifests.errors import OpenUniError
 from openuni.training.data.captions import Captions, open_captions
@@ -21,7 +22,6 @@ from openuni.training.data.plan import clips_by_task, usable_clips
 from openuni.training.data.tokenizer import Tokenizer, make_tokenizer, tokenizer_identity
 from openuni.training.loop.training_checkpoint import list_checkpoints
 from openuni.training.model import Model
-from openuni.training.options import build
 from openuni.training.recipe import TextStreamOptions, TrainingRecipe
 from openuni.training.run import FORMAT, RUN_FILE, TEXTS_FILE, read_record
 from openuni.training.tasks import TaskMix
@@ -166,7 +166,8 @@ def _model(
         from_corpus |= {"channels": channels, "text_dim": text_dim}
     if tokenizer is not None:
         from_corpus["vocabulary"] = tokenizer.vocabulary
-    model = build(kind, {key: value for key, value in from_corpus.items() if key in known} | options)
+    given = {key: value for key, value in from_corpus.items() if key in known} | options
+    model: Model = parse_options(kind, given, kind.name())
     found = model.resolved().options_dict()
     for name, value, what in (("channels", channels, "latents"), ("text_dim", text_dim, "text embeddings")):
         if found.get(name, value) != value:
@@ -210,7 +211,7 @@ def _check_resume(record: dict[str, Any], folder: Path) -> None:
         return
     before = read_record(folder)
     before["recipe"] = json.loads(
-        json.dumps(TrainingRecipe.from_dict(before["recipe"], RUN_FILE).to_dict())
+        json.dumps(TrainingRecipe.from_dict(before["recipe"], RUN_FILE, quiet=True).to_dict())
     )  # new options
     steps_matter = record["recipe"]["optimizer"]["decay_steps"] > 0
     changes = [
@@ -222,7 +223,7 @@ def _check_resume(record: dict[str, Any], folder: Path) -> None:
     if changes:
         raise OpenUniError(
             f"{folder} holds a run begun with other settings:\n  " + "\n  ".join(changes) + "\n"
-            "Put them back to go on with it; or give another --out folder, where start_from may name this run."
+            "Put them back to go on with it; or give another --out folder, where init_from may name this run."
         )
 
 

@@ -74,7 +74,7 @@ class Trainer:
             torch.manual_seed(named_seed(self.recipe.seed, "weights"))
             resuming = bool(list_checkpoints(folder))  # then the weights are overwritten: none need be read first
             self.model = (setup.model.resolved() if resuming else setup.model).load(device)
-        self._start_from()
+        self._init_from()
         self.ema_model = ema_copy(self.model)
         self.optimizer = build_optimizer(self.model, self.recipe.optimizer)
         self.step = self._resume()
@@ -116,7 +116,7 @@ class Trainer:
                     by_task[str(task)].append(loss)
                 for name, values in losses.split_by_target(batch.tasks).items():
                     apart[name] += values
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optimizer.clip_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optimizer.max_grad_norm)
         losses_seen = [loss for task_losses in by_task.values() for loss in task_losses]
         self._check_finite(float(norm), parts)
         self.optimizer.step()
@@ -198,15 +198,15 @@ class Trainer:
         load_optimizer(self.optimizer, self.model, latest.tensors("optimizer"))
         return latest.step
 
-    def _start_from(self) -> None:
+    def _init_from(self) -> None:
         """Take over the averaged weights of an earlier run; what that run did not have keeps its initial weights."""
-        if not self.recipe.start_from or list_checkpoints(self.folder):
+        if not self.recipe.init_from or list_checkpoints(self.folder):
             return
-        run = Run.open(self.recipe.start_from)
+        run = Run.open(self.recipe.init_from)
         earlier = run.checkpoint
         if run.record.get("tokens") != self.setup.record.get("tokens"):
             raise OpenUniError(
-                f"start_from: the text of {run.folder} was made of other tokens, {run.record.get('tokens')}, here they "
+                f"init_from: the text of {run.folder} was made of other tokens, {run.record.get('tokens')}, here they "
                 f"are {self.setup.record.get('tokens')}: take its [text] tokenizer and checkpoint"
             )
         tensors = earlier.tensors("ema")
@@ -217,14 +217,14 @@ class Trainer:
             for name in unsaved(self.model) & set(tensors)
         ):
             raise OpenUniError(
-                f"start_from: {run.folder} trained its base, and this run keeps one frozen that it reads from "
-                f'"{self.setup.recipe.model.get("pretrained")}": set model.train_base = true, or leave start_from out'
+                f"init_from: {run.folder} trained its base, and this run keeps one frozen that it reads from "
+                f'"{self.setup.recipe.model.get("pretrained")}": set model.train_base = true, or leave init_from out'
             )
         missing, unexpected = self.model.load_state_dict(tensors, strict=False)
         foreign = sorted(set(missing) - set(self.model.added_parameters()) - unsaved(self.model) | set(unexpected))
         if foreign:
             raise OpenUniError(
-                f"start_from: {earlier.path} is of another model; differing keys: {', '.join(foreign[:6])}"
+                f"init_from: {earlier.path} is of another model; differing keys: {', '.join(foreign[:6])}"
             )
 
 
@@ -245,7 +245,7 @@ def build_optimizer(model: Any, options: OptimizerOptions) -> torch.optim.AdamW:
         [
             {
                 "params": parameters,
-                "full_rate": options.learning_rate * (options.added_rate_factor if is_added else 1.0),
+                "full_rate": options.learning_rate * (options.new_parameter_lr_scale if is_added else 1.0),
                 "weight_decay": options.weight_decay if is_matrix else 0.0,
             }
             for (is_added, is_matrix), parameters in groups.items()

@@ -22,7 +22,7 @@ class Validator:
         self.loader, self.mix = loader, mix
         self.clips = np.flatnonzero(usable_clips(index, mix) & index.held_out)[: validation.clips]
         quantiles = (torch.arange(validation.quantiles) + 0.5) / validation.quantiles
-        flow, text = loader.recipe.flow, loader.recipe.text
+        flow, text = loader.recipe.flow_matching, loader.recipe.text
         drawn = sigma_at(quantiles, flow.density, flow.shift).tolist()
         self.sigmas = [max(sigma, loader.min_target_sigma) for sigma in drawn]
         self.text_sigmas = sigma_at(quantiles, text.density, text.shift).tolist()
@@ -58,6 +58,6 @@ class Validator:
         levels = [dict.fromkeys(task.targets, sigma) for sigma in self.sigmas]
         if not task.generates_text:
             return levels
-        shared = bool(task.targets) and self.loader.recipe.flow.shared_sigma
+        shared = bool(task.targets) and self.loader.recipe.flow_matching.shared_sigma
         text_sigmas = self.sigmas if shared else self.text_sigmas
         return [level | {TEXT: sigma} for level, sigma in zip(levels, text_sigmas, strict=True)]

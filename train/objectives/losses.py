@@ -44,7 +44,7 @@ def compute_losses(
         predicted = model(streams, sigmas, batch.text)
     weights = None
     if weighted:
-        weights = {name: loss_weight(sigma, recipe.flow.weighting) for name, sigma in batch.sigmas.items()}
+        weights = {name: loss_weight(sigma, recipe.flow_matching.weighting) for name, sigma in batch.sigmas.items()}
     video = stream_losses(predicted, target, batch.targets, weights)
     if text_stream is None:
         return Losses(video, video, None, None)

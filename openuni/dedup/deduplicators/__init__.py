@@ -1,1 +1,1 @@
-"""Finders: what only a look at all clips together can tell, one file each."""
+"""Deduplicators, one per file: components that compare all clips of a corpus."""

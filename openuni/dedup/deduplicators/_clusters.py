@@ -1,4 +1,4 @@
-"""From pairs of alike clips to clusters around those that are kept. Clips are numbered by rank: 0 is the best."""
+"""From pairs of similar clips to clusters around representatives. Clips are numbered by rank: 0 is the best."""
 
 from collections.abc import Callable
 
@@ -6,17 +6,19 @@ import numpy as np
 
 from openuni.dedup.deduplicator import DuplicateAssignments
 
-Compare = Callable[[int, np.ndarray], np.ndarray]  # one clip and others -> similarities; NaN where they are not alike
+Compare = Callable[
+    [int, np.ndarray], np.ndarray
+]  # one clip and others -> similarities; NaN for clips that are not duplicates
 
 
 class UnionFind:
-    """Sets of clips that are linked by pairs, directly or through others (union-find)."""
+    """Sets of clips that are linked by pairs, directly or transitively."""
 
     def __init__(self, count: int) -> None:
         self.root = np.arange(count, dtype=np.int64)
 
     def unlinked(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        """Which pairs (int64 [n] each) are not linked yet, bool [n]."""
+        """Whether each pair (int64 [n] each) is still unlinked, bool [n]."""
         self._flatten(np.concatenate([left, right]))
         different: np.ndarray = self.root[left] != self.root[right]
         return different
@@ -28,7 +30,7 @@ class UnionFind:
             self.root[max(first, second)] = min(first, second)
 
     def members(self) -> list[np.ndarray]:
-        """The sets of more than one clip, each in order of rank."""
+        """The sets of more than one clip, each sorted by rank."""
         self._flatten(np.arange(len(self.root)))
         order = np.argsort(self.root, kind="stable")
         starts = np.flatnonzero(np.diff(self.root[order], prepend=-1))
@@ -47,12 +49,12 @@ class UnionFind:
         self.root[clips] = roots
 
 
-def assign_representatives(groups: UnionFind, alike: Compare) -> DuplicateAssignments:
-    """Who represents whom.
+def assign_representatives(groups: UnionFind, compare: Compare) -> DuplicateAssignments:
+    """Choose the representative of each clip.
 
-    Within a set, clips are taken by rank: one that is like a clip kept before it joins the most similar such clip;
-    any other is kept. So every clip that is not kept is itself like the one that is kept in its place: no chain of
-    small differences, which links much of a large corpus, removes clips that resemble nothing that stays.
+    Within a set, clips are visited by rank: a clip that is similar to earlier representatives joins the most similar
+    one; any other becomes a representative. Every duplicate is thus itself similar to its representative: chains of
+    small differences, which link much of a large corpus, do not remove clips that resemble no remaining clip.
     """
     count = len(groups.root)
     representative = np.arange(count, dtype=np.int64)
@@ -63,8 +65,8 @@ def assign_representatives(groups: UnionFind, alike: Compare) -> DuplicateAssign
             if representative[clip] != clip:
                 continue
             later = members[place + 1 :]
-            found = alike(int(clip), later)
-            # joining one that is kept is final, joining the most similar of those is not
+            found = compare(int(clip), later)
+            # a duplicate never becomes a representative again, but may move to a more similar one
             better = found > best[place + 1 :]
             representative[later[better]] = clip
             similarity[later[better]] = found[better]

@@ -1,4 +1,4 @@
-"""Which of many embeddings point in almost the same direction: exactly for few, through an index for many."""
+"""Search for pairs of similar embeddings: exact for small corpora, with an approximate index for large ones."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -14,28 +14,28 @@ from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.corpus.layout import filter_group
 from openuni.manifests.errors import OpenUniError
 
-MAX_EXACT = 20_000  # clips of which all pairs are compared
+MAX_EXACT = 20_000  # number of clips up to which all pairs are compared
 BATCH_ROWS = 4096
 NEIGHBOURS = 16
-PROBES = 8  # lists of the index that are searched for each clip
-SAMPLES_PER_LIST = 40  # what k-means needs at least to place the centre of a list
-ROUNDING = 0.002  # of cosines between vectors of 16-bit floats
+PROBES = 8  # inverted lists searched per clip
+SAMPLES_PER_LIST = 40  # minimum number of k-means samples per list
+ROUNDING = 0.002  # error of cosines between float16 vectors
 
 
 class EmbeddingIndex(ABC):
-    """One embedding per clip, by the clip's number."""
+    """One embedding per clip, by clip number."""
 
     @abstractmethod
     def rows(self, clips: np.ndarray) -> np.ndarray:
-        """float32 [n, D] of length 1; zeros for clips without one."""
+        """float32 [n, D] of unit length; zeros for clips without an embedding."""
 
     @abstractmethod
     def similar_pairs(self, min_similarity: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Pairs of clips (int64 [n], int64 [n]) with at least this cosine, but for rounding."""
+        """Pairs of clips (int64 [n], int64 [n]) with at least this cosine, up to rounding."""
 
 
 class ExactIndex(EmbeddingIndex):
-    """All pairs of a matrix in memory."""
+    """Compares all pairs of a matrix in memory."""
 
     def __init__(self, batches: Iterator[tuple[np.ndarray, np.ndarray]], count: int) -> None:
         found = list(batches)
@@ -44,11 +44,11 @@ class ExactIndex(EmbeddingIndex):
             self.matrix[numbers] = vectors
 
     def rows(self, clips: np.ndarray) -> np.ndarray:
-        """See `Vectors.rows`."""
+        """See `EmbeddingIndex.rows`."""
         return _unit(self.matrix[clips].astype(np.float32))
 
     def similar_pairs(self, min_similarity: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """See `Vectors.similar_pairs`."""
+        """See `EmbeddingIndex.similar_pairs`."""
         for start in range(0, len(self.matrix), BATCH_ROWS):
             first = self.rows(np.arange(start, min(start + BATCH_ROWS, len(self.matrix))))
             for other in range(start, len(self.matrix), BATCH_ROWS):
@@ -59,17 +59,17 @@ class ExactIndex(EmbeddingIndex):
 
 
 class IvfIndex(EmbeddingIndex):
-    """An inverted-list index of 16-bit floats (faiss), which is the only copy: two bytes per number and clip."""
+    """An inverted-list index (faiss) with the only copy of the vectors, as float16: two bytes per component."""
 
-    def __init__(self, corpus: Corpus, finder: Deduplicator, clips: RankedClips) -> None:
+    def __init__(self, corpus: Corpus, deduplicator: Deduplicator, clips: RankedClips) -> None:
         import faiss
 
         count = int(clips.known.sum())
         lists = max(1, int(2 * count**0.5))
         step = max(1, count // (lists * SAMPLES_PER_LIST))
-        sample = np.concatenate([vectors[::step].copy() for _, vectors in iter_embeddings(corpus, finder, clips)])
+        sample = np.concatenate([vectors[::step].copy() for _, vectors in iter_embeddings(corpus, deduplicator, clips)])
         width = sample.shape[1]
-        self.quantizer = faiss.IndexFlatIP(width)  # held: the index only points to it
+        self.quantizer = faiss.IndexFlatIP(width)  # keep a reference: the index only points to it
         kind = faiss.ScalarQuantizer.QT_fp16
         self.index = faiss.IndexIVFScalarQuantizer(
             self.quantizer, width, lists, kind, faiss.METRIC_INNER_PRODUCT, False
@@ -77,9 +77,9 @@ class IvfIndex(EmbeddingIndex):
         self.index.cp.spherical = True
         self.index.train(sample)
         del sample
-        self.clips = np.empty(count, np.int64)  # place in the index -> number
+        self.clips = np.empty(count, np.int64)  # position in the index -> clip number
         self.places = np.full(len(clips.ids), -1, np.int64)
-        for numbers, vectors in iter_embeddings(corpus, finder, clips):
+        for numbers, vectors in iter_embeddings(corpus, deduplicator, clips):
             self.clips[self.index.ntotal : self.index.ntotal + len(numbers)] = numbers
             self.places[numbers] = np.arange(self.index.ntotal, self.index.ntotal + len(numbers))
             self.index.add(vectors)
@@ -87,14 +87,14 @@ class IvfIndex(EmbeddingIndex):
         self.index.nprobe = PROBES
 
     def rows(self, clips: np.ndarray) -> np.ndarray:
-        """See `Vectors.rows`."""
+        """See `EmbeddingIndex.rows`."""
         places = self.places[clips]
         found: np.ndarray = self.index.reconstruct_batch(np.maximum(places, 0))
         found[places < 0] = 0
         return _unit(found)
 
     def similar_pairs(self, min_similarity: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """See `Vectors.similar_pairs`: of each clip the nearest ones, in the nearest lists."""
+        """See `EmbeddingIndex.similar_pairs`: the nearest neighbours of each clip, in the nearest lists."""
         for start in range(0, len(self.clips), BATCH_ROWS):
             numbers = self.clips[start : start + BATCH_ROWS]
             cosines, places = self.index.search(self.rows(numbers), NEIGHBOURS + 1)
@@ -104,22 +104,22 @@ class IvfIndex(EmbeddingIndex):
             yield left[near & (left != right)], right[near & (left != right)]
 
 
-def open_embeddings(corpus: Corpus, finder: Deduplicator, clips: RankedClips) -> EmbeddingIndex:
+def open_embeddings(corpus: Corpus, deduplicator: Deduplicator, clips: RankedClips) -> EmbeddingIndex:
     """The embeddings of all clips, in the way that their number asks for."""
     if clips.known.sum() <= MAX_EXACT:
-        return ExactIndex(iter_embeddings(corpus, finder, clips), len(clips.ids))
-    return IvfIndex(corpus, finder, clips)
+        return ExactIndex(iter_embeddings(corpus, deduplicator, clips), len(clips.ids))
+    return IvfIndex(corpus, deduplicator, clips)
 
 
 def iter_embeddings(
-    corpus: Corpus, finder: Deduplicator, clips: RankedClips
+    corpus: Corpus, deduplicator: Deduplicator, clips: RankedClips
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Numbers (int64 [n]) and embeddings (float32 [n, D], length 1) as they lie in the corpus, batch by batch.
+    """Clip numbers (int64 [n]) and embeddings (float32 [n, D], unit length) in stored order, batch by batch.
 
-    Raises `OpenUniError` when they are not all of one length D.
+    Raises `OpenUniError` if the embeddings differ in length.
     """
-    columns = {"clip_id": pads.field("clip_id"), "vector": pads.field(finder.source_filter, finder.column)}
-    dataset = corpus.dataset(filter_group(finder.source_filter))
+    columns = {"clip_id": pads.field("clip_id"), "vector": pads.field(deduplicator.source_filter, deduplicator.column)}
+    dataset = corpus.dataset(filter_group(deduplicator.source_filter))
     options: dict[str, Any] = {"batch_size": BATCH_ROWS, "batch_readahead": 1, "fragment_readahead": 1}
     known = clips.ids.filter(pa.array(clips.known))
     numbers_of_known = np.flatnonzero(clips.known)
@@ -134,14 +134,13 @@ def iter_embeddings(
         widths = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
         width = width or int(widths[0])
         if (widths != width).any():
-            raise OpenUniError(
-                f"{finder.source_filter}.{finder.column} has vectors of different lengths; the corpus is damaged"
-            )
+            name = f"{deduplicator.source_filter}.{deduplicator.column}"
+            raise OpenUniError(f"{name} has vectors of different lengths; the corpus is damaged")
         yield numbers_of_known[places.drop_null().to_numpy()], _unit(values.reshape(-1, width).astype(np.float32))
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
-    """float32 [n, D] scaled to length 1; zeros stay zeros."""
+    """float32 [n, D] scaled to unit length; zeros stay zeros."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     unit: np.ndarray = vectors / np.where(lengths > 0, lengths, 1)
     return unit

@@ -1,7 +1,8 @@
-"""Which of many 64-bit hashes lie within a few bits of each other: exact, in memory that does not grow with the pairs.
+"""Exact search for pairs of 64-bit hashes within a Hamming distance, in memory independent of the number of pairs.
 
 Multi-index hashing (Norouzi et al. 2012): hashes that differ in at most d bits differ in at most d // 4 of the 16 bits
-of one of their four parts. So the hashes are sorted by each part in turn, and compared where parts are that near.
+of at least one of their four parts. The hashes are therefore sorted by each part in turn, and compared where that part
+is close enough.
 """
 
 from collections.abc import Iterator
@@ -10,35 +11,35 @@ from itertools import combinations
 import numpy as np
 
 PARTS, PART_BITS = 4, 16
-MAX_DISTANCE = 2 * PARTS + PARTS - 1  # parts are compared up to two flipped bits
+MAX_DISTANCE = 2 * PARTS + PARTS - 1  # parts may differ in up to two bits
 BATCH_COMPARISONS = 4 * 1024**2
 BATCH_PAIRS = 512 * 1024
 SPREAD_BLOCK = 256 * 1024
 
 
 def near_pairs(hashes: np.ndarray, max_distance: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Positions (int64 [n], int64 [n]) of all pairs that differ in 1 to `max_distance` bits; some come repeatedly.
+    """Positions (int64 [n], int64 [n]) of all pairs that differ in 1 to `max_distance` bits; pairs may be repeated.
 
-    `hashes`: uint64 [N], all different. `max_distance`: 0 to 11; the work grows with its fourth part.
+    `hashes`: uint64 [N], distinct. `max_distance`: 0 to 11; the work grows with `max_distance // 4`.
     """
     parts = _spread(hashes)
     flips = _flips(max_distance // PARTS)
-    held: list[tuple[np.ndarray, np.ndarray]] = []
+    pending: list[tuple[np.ndarray, np.ndarray]] = []
     count = 0
     for part in range(PARTS):
         order = np.argsort(parts[:, part], kind="stable")
         for left, right in _of_part(hashes[order], parts[order, part], flips, max_distance):
-            held.append((order[left], order[right]))
+            pending.append((order[left], order[right]))
             count += len(left)
             if count >= BATCH_PAIRS:
-                yield _joined(held)
-                held, count = [], 0
-    if held:
-        yield _joined(held)
+                yield _joined(pending)
+                pending, count = [], 0
+    if pending:
+        yield _joined(pending)
 
 
 def distances(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Number of differing bits of uint64 arrays that broadcast, uint8."""
+    """Hamming distances of uint64 arrays that broadcast, uint8."""
     counted: np.ndarray = np.bitwise_count(one ^ other)
     return counted
 
@@ -46,7 +47,7 @@ def distances(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 def _of_part(
     hashes: np.ndarray, keys: np.ndarray, flips: np.ndarray, max_distance: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Near pairs (places in the sorted `hashes`) whose 16-bit `keys` differ by one of the `flips`."""
+    """Near pairs (positions in the sorted `hashes`) whose 16-bit `keys` differ by one of the `flips`."""
     ends = np.searchsorted(keys, np.arange(2**PART_BITS + 1))
     for key in np.unique(keys).astype(np.int64):
         begin, end = ends[key], ends[key + 1]
@@ -62,15 +63,15 @@ def _of_part(
             near = distances(hashes[rows][:, None], candidates[None, :]) <= max_distance
             left, right = np.nonzero(near)
             left, right = rows[left], places[right]
-            once = left < right  # within one key both orders are compared
+            once = left < right  # within one key, both orders are compared
             if once.any():
                 yield left[once], right[once]
 
 
 def _spread(hashes: np.ndarray) -> np.ndarray:
-    """uint64 [N] -> uint16 [N, 4]: bits 0, 4, 8, ... to the first part and so on.
+    """uint64 [N] -> uint16 [N, 4]: bits 0, 4, 8, ... form the first part, and so on.
 
-    Neighbouring bits are frequencies of one row, which often change together: apart, they fill the parts evenly.
+    Neighbouring bits are frequencies of one row and are correlated; interleaved, they fill the parts evenly.
     """
     parts = np.empty((len(hashes), PARTS), np.uint16)
     for start in range(0, len(hashes), SPREAD_BLOCK):
@@ -88,5 +89,5 @@ def _flips(most: int) -> np.ndarray:
     return np.array([sum(1 << bit for bit in bits) for bits in chosen], np.int64)
 
 
-def _joined(held: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    return np.concatenate([left for left, _ in held]), np.concatenate([right for _, right in held])
+def _joined(pending: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    return np.concatenate([left for left, _ in pending]), np.concatenate([right for _, right in pending])

@@ -1,4 +1,4 @@
-"""Clips that show the same by their embeddings, whatever the pixels."""
+"""Semantic duplicates: clips of the same content by embedding similarity."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
@@ -16,12 +16,12 @@ from openuni.manifests.corpus.corpus import Corpus
 class SemanticDuplicates(Deduplicator):
     """Semantic duplicates: clips whose mean CLIP embeddings point in almost the same direction.
 
-    Up to 20,000 clips all pairs are compared; of more, each clip is compared with its nearest ones in an index (faiss:
-    inverted lists), which may miss a few. A clip is only ever dropped for one that is itself at least as similar as
-    `min_similarity`.
+    Up to 20,000 clips, all pairs are compared; beyond that, each clip is compared with its nearest neighbours in an
+    approximate index (faiss inverted lists), which may miss a few. A duplicate always has at least `min_similarity` to
+    its representative.
     """
 
-    min_similarity: Annotated[float, "cosine from which two clips show the same", Interval(gt=0, le=1)] = 0.95
+    min_similarity: Annotated[float, "minimum cosine similarity of semantic duplicates", Interval(gt=0, le=1)] = 0.95
 
     by: ClassVar[str] = "embedding"
     source_filter: ClassVar[str] = "embedding"
@@ -29,12 +29,12 @@ class SemanticDuplicates(Deduplicator):
     origin: ClassVar[str] = "SemDeDup, Abbas et al. 2023 (arXiv:2303.09540); faiss"
 
     def find(self, corpus: Corpus, clips: RankedClips) -> DuplicateAssignments:
-        """See `Finder.find`. The similarity is the cosine."""
+        """See `Deduplicator.find`. The similarity is the cosine."""
         vectors = open_embeddings(corpus, self, clips)
         groups = UnionFind(len(clips.ids))
         for left, right in vectors.similar_pairs(self.min_similarity):
-            apart = groups.unlinked(left, right)
-            groups.link(left[apart], right[apart])
+            unlinked = groups.unlinked(left, right)
+            groups.link(left[unlinked], right[unlinked])
 
         def compare(clip: int, others: np.ndarray) -> np.ndarray:
             cosines = vectors.rows(others) @ vectors.rows(np.array([clip]))[0]

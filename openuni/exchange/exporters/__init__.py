@@ -1,1 +1,1 @@
-"""Formats that corpora are exported to: one file each, found by its name."""
+"""Exporters: one file per format that `openuni export` writes."""

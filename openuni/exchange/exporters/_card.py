@@ -1,4 +1,4 @@
-"""The dataset card: what is in an exported set, where it comes from, and under which licences."""
+"""The dataset card: contents, origin and licences of an exported dataset."""
 
 import json
 from collections import Counter
@@ -7,17 +7,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from openuni.config.recipe import build
 from openuni.exchange.exporter import ExportClip, ExportContext
 from openuni.exchange.importer import find_importer
 from openuni.manifests.contracts.component import Component
 from openuni.manifests.contracts.modality import find_modality
 from openuni.manifests.contracts.operator import find_operator
+from openuni.manifests.contracts.parsing import parse_options
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.corpus.layout import RUNS, annotation_group
 from openuni.manifests.errors import OpenUniError
 
-# upper bounds as the Hub names sizes
+# upper bounds and names of the Hub's size categories
 SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
 
 
@@ -26,7 +26,7 @@ class Tally:
     """Counts over the exported clips."""
 
     clips: Counter[str] = field(default_factory=Counter)  # by split
-    renamed: set[tuple[str, str]] = field(default_factory=set)  # split, what the corpus calls it
+    renamed: set[tuple[str, str]] = field(default_factory=set)  # (exported split, its name in the corpus)
     seconds: Counter[str] = field(default_factory=Counter)  # by collection
     rows: Counter[str] = field(default_factory=Counter)  # clips by collection
     coverage: Counter[tuple[str, str]] = field(default_factory=Counter)  # (collection, modality or "caption") -> clips
@@ -51,7 +51,7 @@ def card(
     licence: str,
     split_of: Callable[[ExportClip], str],
 ) -> str:
-    """README.md of the set: a YAML header as the Hub reads it, and the same for people."""
+    """README.md of the dataset: a YAML header in the Hub's format, and the same facts as text."""
     tally = Tally()
     for clip in clips:
         tally.add(clip, split_of(clip))
@@ -62,7 +62,7 @@ def card(
         _header(title, licence, total, sorted(tally.clips), modalities),
         f"# {title}\n",
         f"{total:,} clips, {hours:.2f} hours of video, with {', '.join(modalities) or 'no modalities'}. "
-        "Made with OpenUni. A clip may lack any modality: its cell is then null.\n",
+        "Created with OpenUni. A clip may lack a modality; its cell is then null.\n",
         '```python\nimport datasets\n\nrows = datasets.load_dataset("this folder or repository")\n```\n',
         "## Clips\n",
         _table(["split", "clips"], [[name, f"{count:,}"] for name, count in sorted(tally.clips.items())]),
@@ -76,8 +76,8 @@ def card(
         _columns(contents),
         "## Licence\n",
         f"The clips: `{licence}`"
-        + (" (the one who exported did not state it)" if licence == "unknown" else "")
-        + ". Modalities made by a model are also bound by the licence of its weights, above.\n",
+        + (" (not stated at export)" if licence == "unknown" else "")
+        + ". Modalities predicted by a model are also subject to the licence of its weights, see above.\n",
     ]
     return "\n".join(part for part in parts if part)
 
@@ -94,9 +94,11 @@ def _header(title: str, licence: str, total: int, splits: Sequence[str], modalit
 
 
 def _renamed(tally: Tally) -> str:
-    """Which splits have other names than in the corpus; empty where none has."""
-    told = [f"`{name}` is {json.dumps(before, ensure_ascii=False)}" for name, before in sorted(tally.renamed)]
-    return f"Names that `datasets` does not take were changed; in the corpus {', '.join(told)}.\n" if told else ""
+    """A sentence that lists the renamed splits; empty if there are none."""
+    renamed = [f"`{name}` is {json.dumps(before, ensure_ascii=False)}" for name, before in sorted(tally.renamed)]
+    return (
+        f"Splits whose names `datasets` rejects were renamed; in the corpus {', '.join(renamed)}.\n" if renamed else ""
+    )
 
 
 def _coverage(tally: Tally, names: Sequence[str]) -> str:
@@ -108,27 +110,27 @@ def _coverage(tally: Tally, names: Sequence[str]) -> str:
 
 
 def _makers(contents: ExportContext) -> list[list[str]]:
-    made = recorded_options(contents.corpus)
+    options_of = recorded_options(contents.corpus)
     rows = []
     for modality, name in contents.annotators.items():
         kind = _kind(name)
         version = contents.corpus.group_version(annotation_group(name))
-        options = ", ".join(f"{key} = {json.dumps(_public(value))}" for key, value in made.get(name, {}).items())
+        options = ", ".join(f"{key} = {json.dumps(_public(value))}" for key, value in options_of.get(name, {}).items())
         method = f"{kind.origin}{f' ({options})' if options else ''}" if kind else options
         rows.append([modality, name, version, method, kind.licence if kind else "unknown"])
     return rows
 
 
 def _weights(contents: ExportContext) -> str:
-    """The checkpoints behind the annotators and their licences; empty where there are none."""
-    made, rows = recorded_options(contents.corpus), []
+    """A table of the annotators' checkpoints and their licences; empty if there are none."""
+    options_of, rows = recorded_options(contents.corpus), []
     for name in sorted(set(contents.annotators.values())):
         kind = _kind(name)
-        if kind is None or name not in made:
+        if kind is None or name not in options_of:
             continue
         try:
-            checkpoints = build(kind, made[name], name).checkpoints()
-        except OpenUniError:  # options of another version of it
+            checkpoints = parse_options(kind, options_of[name], name, quiet=True).checkpoints()
+        except OpenUniError:  # options of another version of the annotator
             rows.append([name, "unknown", "unknown"])
             continue
         rows += [[name, _public(checkpoint.ref), checkpoint.licence or "unknown"] for checkpoint in checkpoints]
@@ -141,18 +143,18 @@ def _columns(contents: ExportContext) -> str:
         meaning = (find_modality(name).__doc__ or "").strip().split("\n")[0]
         rows.append([name, f"rendered as RGB video. {meaning}"])
     rows += [
-        ["caption, collection, origin", "as far as known"],
-        ["fps, frames, height_px, width_px", "of the videos; all of a clip's are alike"],
-        ["modalities", "JSON by modality: annotator, version, size of the stored map, and the constants of its scale"],
+        ["caption, collection, origin", "null if unknown"],
+        ["fps, frames, height_px, width_px", "of the videos; the same for all videos of a clip"],
+        ["modalities", "JSON by modality: annotator, version, size of the stored map, and its constants"],
     ]
     rows += [[f"scores.{name}", ", ".join(field.name for field in kind)] for name, kind in contents.scores.items()]
     return _table(["column", "meaning"], rows)
 
 
 def recorded_options(corpus: Corpus) -> dict[str, dict[str, Any]]:
-    """The options that each annotator or importer of a corpus last ran with, from the ledgers of its runs."""
+    """The options of the last run of each annotator or importer of a corpus, from the run ledgers."""
     found: dict[str, dict[str, Any]] = {}
-    for name in corpus.store.names(RUNS, ".json"):  # in order of time
+    for name in corpus.store.names(RUNS, ".json"):  # in chronological order
         record = json.loads(corpus.store.read(name))
         found |= record.get("recipe", {}).get("annotators", {})
         if "import" in record:
@@ -161,13 +163,13 @@ def recorded_options(corpus: Corpus) -> dict[str, dict[str, Any]]:
 
 
 def _public(value: Any) -> Any:
-    """An option as a card may show it: of a path on this machine only the name."""
+    """An option's value as shown on the card: paths are reduced to their last component."""
     is_path = isinstance(value, str) and value.startswith(("/", "~", "."))
     return Path(value).name if is_path else value
 
 
 def _kind(name: str) -> type[Component] | None:
-    """The annotator's or importer's class; None where this machine does not have it."""
+    """The annotator's or importer's class; None if it is not installed."""
     for find in (lambda: find_operator("annotator", name), lambda: find_importer(name)):
         try:
             return find()

@@ -1,4 +1,4 @@
-"""DiffSynth-Studio's layout: metadata of videos and control videos, as its UnifiedDataset reads it."""
+"""DiffSynth-Studio's layout: metadata of videos and control videos for its UnifiedDataset."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from typing import ClassVar
 from openuni.exchange.exporter import ExportClip, ExportContext, json_line, write_lines
 from openuni.exchange.exporters._rendered import CLIPS, RGB, ClipFiles, write_csv
 
-CONTROLS = ("control_video", "vace_video")  # what its pipelines call a video that steers another
+CONTROLS = ("control_video", "vace_video")  # names of control videos in its pipelines
 
 
 @dataclass(frozen=True)
 class DiffSynth(ClipFiles):
-    """metadata.csv and .jsonl (video, prompt, a column per modality), and a CSV of control videos per modality."""
+    """metadata.csv and .jsonl (video, prompt, one column per modality), and one CSV of control videos per modality."""
 
     origin: ClassVar[str] = "DiffSynth-Studio's UnifiedDataset"
 

@@ -1,4 +1,4 @@
-"""A Hugging Face data set: Parquet with embedded videos, and a dataset card."""
+"""A Hugging Face dataset: Parquet files with embedded videos, and a dataset card."""
 
 import json
 import re
@@ -14,34 +14,35 @@ from annotated_types import Gt
 from openuni.exchange.exporter import ExportBatch, ExportClip, ExportContext, ExportFailure, finite, json_line
 from openuni.exchange.exporters._card import card
 from openuni.exchange.exporters._rendered import RGB, Rendered
+from openuni.manifests.contracts.options import Formerly
 from openuni.manifests.errors import ClipError, OpenUniError
 
 VIDEO = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])  # how `datasets` embeds a file
-ROW_GROUP_BYTES = 64 * 10**6  # readers hold one in memory
-SPLIT_KEYWORDS = ("all",)  # of `datasets`, which opens no set that has a split of that name
-STORED = "_stored"  # behind a modality's name: the column with the corpus's own bytes
+ROW_GROUP_BYTES = 64 * 10**6  # readers hold one row group in memory
+SPLIT_KEYWORDS = ("all",)  # reserved split names of `datasets`
+STORED = "_stored"  # suffix of the columns with the stored bytes of maps
 
 
 @dataclass(frozen=True)
 class HuggingFace(Rendered):
-    """Parquet shards that `datasets.load_dataset` opens, with videos, captions and scores; and the dataset card."""
+    """Parquet files for `datasets.load_dataset` with videos, captions and scores, and the dataset card."""
 
-    shard_mb: Annotated[float, "about how large a Parquet file becomes, megabytes", Gt(0)] = 500.0
-    stored: Annotated[bool, "also the maps as the corpus stores them, byte for byte: columns MODALITY_stored"] = False
-    title: Annotated[str, "name of the set on its card"] = "OpenUni export"
-    clips_licence: Annotated[str, "of the clips, as the Hub spells it, such as cc-by-4.0; only you can know it"] = (
-        "unknown"
+    shard_mb: Annotated[float, "target size of a Parquet file, MB", Gt(0)] = 500.0
+    include_raw_maps: Annotated[bool, "add the stored bytes of maps as columns MODALITY_stored", Formerly("stored")] = (
+        False
     )
+    title: Annotated[str, "title of the dataset card"] = "OpenUni export"
+    clips_licence: Annotated[str, "licence of the clips in the Hub's spelling, such as cc-by-4.0"] = "unknown"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", self.clips_licence):
             raise OpenUniError(
-                f'clips_licence = "{self.clips_licence}": give a name of the Hub, such as cc-by-4.0 or other'
+                f'clips_licence = "{self.clips_licence}": must be a licence name of the Hub, such as cc-by-4.0 or other'
             )
 
     def group_key(self, clip: ExportClip) -> str:
-        """The clip's split, by a name that `datasets` allows."""
+        """The clip's split, in a spelling that `datasets` accepts."""
         name = re.sub(r"\W", "_", clip.clip.split or "train")
         return f"{name}_" if name in SPLIT_KEYWORDS else name
 
@@ -50,16 +51,16 @@ class HuggingFace(Rendered):
         return int(self.shard_mb * 1e6) or 1
 
     def estimate(self, clip: ExportClip) -> int:
-        """A guess at the videos, and the stored maps as they are."""
-        stored = sum(found.row["nbytes"] for found in clip.maps.values()) if self.stored else 0
-        return self.guess_nbytes(clip) + stored
+        """The estimated size of the videos plus the size of the stored maps."""
+        raw_nbytes = sum(found.row["nbytes"] for found in clip.maps.values()) if self.include_raw_maps else 0
+        return self.guess_nbytes(clip) + raw_nbytes
 
     def files(self, batch: ExportBatch) -> list[str]:
         """See `Exporter.files`."""
         return [f"data/{batch.group_key}-{batch.number:05}-of-{batch.total:05}.parquet"]
 
     def write(self, batch: ExportBatch, folder: Path, contents: ExportContext) -> list[ExportFailure]:
-        """See `Exporter.write`: one Parquet file, a group of rows at a time."""
+        """See `Exporter.write`: one Parquet file, written in row groups."""
         schema = self.schema(contents)
         path = folder / self.files(batch)[0]
         path.parent.mkdir(parents=True)
@@ -86,13 +87,13 @@ class HuggingFace(Rendered):
         (folder / "README.md").write_text(text, encoding="utf-8", newline="\n")
 
     def schema(self, contents: ExportContext) -> pa.Schema:
-        """The columns, with the features of `datasets` in the metadata: what makes a struct a video."""
+        """The columns, with the `datasets` features in the metadata, which mark structs as videos."""
         videos = ["video", *contents.annotators]
         fields = [pa.field("clip_id", pa.string()), *(pa.field(name, VIDEO) for name in videos)]
         texts, numbers = ("caption", "collection", "origin", "modalities"), ("frames", "height_px", "width_px")
         fields += [pa.field(name, pa.string()) for name in texts]
         fields += [pa.field("fps", pa.float64()), *(pa.field(name, pa.int64()) for name in numbers)]
-        if self.stored:
+        if self.include_raw_maps:
             fields += [pa.field(name + STORED, pa.binary()) for name in contents.annotators]
         if contents.scores:
             fields.append(pa.field("scores", pa.struct([pa.field(*scores) for scores in contents.scores.items()])))
@@ -104,7 +105,7 @@ class HuggingFace(Rendered):
         row: dict[str, Any] = {"clip_id": clip.clip_id, "video": self._video(clip, RGB, folder)}
         for name in clip.maps:
             row[name] = self._video(clip, name, folder)
-            if self.stored:
+            if self.include_raw_maps:
                 row[name + STORED] = clip.payload(name)
         facts = clip.clip
         row |= {"caption": facts.caption, "collection": facts.collection, "origin": facts.origin}
@@ -122,13 +123,13 @@ class HuggingFace(Rendered):
 
 
 def _nbytes(row: Mapping[str, Any]) -> int:
-    """Of the videos and maps in a row."""
+    """Size of the videos and maps in a row."""
     cells = [cell.get("bytes") if isinstance(cell, dict) else cell for cell in row.values()]
     return sum(len(cell) for cell in cells if isinstance(cell, bytes))
 
 
 def _feature(kind: pa.DataType) -> dict[str, Any]:
-    """What `datasets` calls a column of this type."""
+    """The `datasets` feature of a column type."""
     if kind == VIDEO:
         return {"_type": "Video"}
     if pa.types.is_struct(kind):

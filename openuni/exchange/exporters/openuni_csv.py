@@ -1,4 +1,4 @@
-"""UnityVideo's layout: one CSV of paths to aligned RGB videos, as its released loader reads it."""
+"""UnityVideo's layout: one CSV with paths of aligned RGB videos, as read by its released loader."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from openuni.exchange.exporters._rendered import CLIPS, RGB, ClipFiles, write_cs
 
 @dataclass(frozen=True)
 class OpenUniCSV(ClipFiles):
-    """A CSV with the columns video, prompt, depth, densepose, raft, segmentation, skeleton; a gap is an empty cell."""
+    """A CSV with the columns video, prompt, depth, densepose, raft, segmentation, skeleton; gaps are empty cells."""
 
     names: ClassVar[Mapping[str, str]] = {
         "depth": "depth",
@@ -28,7 +28,7 @@ class OpenUniCSV(ClipFiles):
         return {stream: f"{folder}/{clip.clip_id}.mp4" for stream, folder in folders.items()}
 
     def finish(self, clips: Iterable[ExportClip], folder: Path, contents: ExportContext) -> None:
-        """metadata.csv, one more per modality with the rows that have it, and clips.jsonl."""
+        """metadata.csv, one CSV per modality with the rows that have it, and clips.jsonl."""
         columns = ["video", "prompt", *self.names.values()]
         rows, lines = [], []
         for clip in clips:
@@ -38,6 +38,6 @@ class OpenUniCSV(ClipFiles):
             lines.append(self.describe(clip))
         write_csv(folder / "metadata.csv", columns, rows)
         for name in contents.annotators:
-            called = self.names[name]
-            write_csv(folder / f"metadata-{called}.csv", columns, [row for row in rows if called in row])
+            column = self.names[name]
+            write_csv(folder / f"metadata-{column}.csv", columns, [row for row in rows if column in row])
         write_lines(folder / CLIPS, lines)

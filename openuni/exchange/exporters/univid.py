@@ -1,4 +1,4 @@
-"""UniVidX's layout: a folder of videos per clip, and their paths as its inference scripts take them in YAML."""
+"""UniVidX's layout: a folder of videos per clip, and their paths in the YAML of its inference scripts."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from openuni.exchange.exporter import ExportClip, ExportContext, write_lines
 from openuni.exchange.exporters._rendered import CLIPS, RGB, ClipFiles
 from openuni.manifests.errors import OpenUniError
 
-# set -> letter of a task's name -> what the set's YAML calls it, in its order of rows
+# modality set -> letter in a task's name -> name in the YAML, in the order of its rows
 SETS = {
     "intrinsic": {"R": "rgb", "A": "albedo", "I": "irradiance", "N": "normal"},
     "alpha": {"R": "rgb", "P": "pha", "F": "fgr", "B": "bgr"},
@@ -20,11 +20,15 @@ SETS = {
 
 @dataclass(frozen=True)
 class UniVid(ClipFiles):
-    """A folder per clip: rgb, albedo, irradiance, normal, pha, fgr, bgr.mp4 as far as there, and YAML to run them."""
+    """A folder per clip with rgb, albedo, irradiance, normal, pha, fgr, bgr.mp4 as available, and inference YAML."""
 
-    intrinsic_mode: Annotated[str, "task of intrinsic.yaml: GIVEN2MADE of R, A, I, N, or t2RAIN"] = "R2AIN"
-    alpha_mode: Annotated[str, "task of alpha.yaml: GIVEN2MADE of R, P, F, B, or t2RPFB"] = "R2PFB"
-    prefix: Annotated[str, "what the paths in YAML begin with; empty: this folder's absolute path"] = ""
+    intrinsic_mode: Annotated[
+        str, "task of intrinsic.yaml: CONDITIONS2TARGETS over the letters R, A, I, N, or t2RAIN"
+    ] = "R2AIN"
+    alpha_mode: Annotated[str, "task of alpha.yaml: CONDITIONS2TARGETS over the letters R, P, F, B, or t2RPFB"] = (
+        "R2PFB"
+    )
+    prefix: Annotated[str, "prefix of the paths in YAML; empty: absolute path of the output directory"] = ""
 
     names: ClassVar[Mapping[str, str]] = {
         "albedo": "albedo",
@@ -40,11 +44,13 @@ class UniVid(ClipFiles):
         super().__post_init__()
         for kind, mode in self._modes().items():
             letters = SETS[kind]
-            given, two, made = mode.partition("2")
-            parted = sorted(given.replace("t", "") + made) == sorted(letters)  # each letter once, on one side
-            if not (two and made and parted and re.fullmatch("t|[A-Z]+", given)):
+            conditions, two, targets = mode.partition("2")
+            partitioned = sorted(conditions.replace("t", "") + targets) == sorted(
+                letters
+            )  # every letter occurs once, on one side
+            if not (two and targets and partitioned and re.fullmatch("t|[A-Z]+", conditions)):
                 allowed = f"each of {', '.join(letters)} once, before or after the 2, or t2{''.join(letters)}"
-                raise OpenUniError(f'{kind}_mode = "{mode}" is no task. Allowed: {allowed}.')
+                raise OpenUniError(f'{kind}_mode = "{mode}" is not a task. Allowed: {allowed}.')
 
     def streams(self, clip: ExportClip) -> dict[str, str]:
         """See `ClipFiles.streams`."""
@@ -52,14 +58,14 @@ class UniVid(ClipFiles):
         return {stream: f"{clip.clip_id}/{file}.mp4" for stream, file in files.items()}
 
     def texts(self, clip: ExportClip, out: Path) -> dict[str, str]:
-        """See `ClipFiles.texts`: a YAML per set that the clip has any map of and all given videos."""
-        there = {Path(file).stem: file for file in self.streams(clip).values()}
+        """See `ClipFiles.texts`: one YAML per modality set of which the clip has a map and all conditions."""
+        available = {Path(file).stem: file for file in self.streams(clip).values()}
         texts = {}
         for kind, mode in self._modes().items():
             letters = SETS[kind]
-            given = [letters[letter] for letter in mode.partition("2")[0] if letter != "t"]
-            if (there.keys() & letters.values()) - {RGB} and there.keys() >= set(given):
-                paths = {name: f"{self.prefix or out}/{there[name]}" for name in given}
+            conditions = [letters[letter] for letter in mode.partition("2")[0] if letter != "t"]
+            if (available.keys() & letters.values()) - {RGB} and available.keys() >= set(conditions):
+                paths = {name: f"{self.prefix or out}/{available[name]}" for name in conditions}
                 values: dict[str, str | None] = {"experiment_name": f"{clip.clip_id}_{kind}", "mode": mode}
                 values |= {f"inference_{name}_path": paths.get(name) for name in letters.values()}
                 values["prompt"] = clip.clip.caption or ""
@@ -75,5 +81,5 @@ class UniVid(ClipFiles):
 
 
 def yaml_text(values: Mapping[str, str | None]) -> str:
-    """A flat YAML mapping; JSON's texts and null are YAML's too."""
+    """A flat YAML mapping; JSON strings and null are valid YAML."""
     return "".join(f"{key}: {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items())

@@ -1,4 +1,4 @@
-"""WebDataset shards that lose nothing: the clip as it is, its facts, and its maps byte for byte."""
+"""Lossless WebDataset shards: the clip, its metadata, and its stored maps byte for byte."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,17 +17,17 @@ from openuni.manifests.video.passthrough import suffix_of
 from openuni.manifests.video.probe import matching_mp4_bytes
 from openuni.manifests.video.reader import iter_frames
 
-BITS_PER_PIXEL = {"encoded": 0.15, "lossless": 8.0}  # of H.264, to guess how large a video will be
-EVEN = 2  # both sides of a 4:2:0 video are multiples of this
+BITS_PER_PIXEL = {"encoded": 0.15, "lossless": 8.0}  # of H.264, to estimate the size of a video
+EVEN = 2  # sides of a 4:2:0 video are multiples of this
 
 
 @dataclass(frozen=True)
 class WebDataset(Exporter):
-    """Tar shards: CLIP.mp4, CLIP.txt, CLIP.json and CLIP.MODALITY.mkv as stored; unpacked, the supplied layout."""
+    """Tar shards with CLIP.mp4, CLIP.txt, CLIP.json and CLIP.MODALITY.mkv as stored; unpacked, the supplied layout."""
 
-    shard_mb: Annotated[float, "about how large a shard becomes, megabytes; a clip is never parted", Gt(0)] = 1000.0
-    lossless: Annotated[bool, "videos that must be encoded anew become RGB H.264 without loss, not 4:2:0"] = False
-    crf: Annotated[int, "x264's constant rate factor of such videos", Interval(ge=0, le=51)] = 16
+    shard_mb: Annotated[float, "target shard size, MB; a clip is never split across shards", Gt(0)] = 1000.0
+    lossless: Annotated[bool, "encode videos that cannot be copied as lossless RGB H.264 instead of 4:2:0"] = False
+    crf: Annotated[int, "x264 constant rate factor (CRF) of re-encoded videos", Interval(ge=0, le=51)] = 16
 
     stores_rgb: ClassVar[bool] = True
     origin: ClassVar[str] = "WebDataset's naming of files in tars"
@@ -37,7 +37,7 @@ class WebDataset(Exporter):
         return int(self.shard_mb * 1e6) or 1
 
     def estimate(self, clip: ExportClip) -> int:
-        """The maps as they are, and a guess at the video."""
+        """The size of the stored maps plus the estimated size of the video."""
         pixels = clip.clip.width_px * clip.clip.height_px * clip.clip.frame_count
         bits = BITS_PER_PIXEL["lossless" if self.lossless else "encoded"]
         return int(pixels * bits / 8) + sum(found.row["nbytes"] for found in clip.maps.values())
@@ -47,7 +47,7 @@ class WebDataset(Exporter):
         return [f"shard-{batch.number:06}.tar"]
 
     def write(self, batch: ExportBatch, folder: Path, contents: ExportContext) -> list[ExportFailure]:
-        """See `Exporter.write`: one shard. Each clip is read as a whole before any of it goes in."""
+        """See `Exporter.write`: one shard. A clip is read completely before any of it is added."""
         failures = []
         shard = TarShard(folder / self.files(batch)[0])
         for clip in batch.clips:
@@ -60,19 +60,19 @@ class WebDataset(Exporter):
                 shard.put(name, data)
         shard.close(finish=True)
         if not shard.entries:
-            shard.path.unlink()  # a shard without clips is none
+            shard.path.unlink()  # no empty shards
         return failures
 
     def finish(self, clips: Iterable[ExportClip], folder: Path, contents: ExportContext) -> None:
-        """Nothing: shards are listed by their names."""
+        """Nothing: shards need no index."""
 
     def _members(self, clip: ExportClip, folder: Path) -> dict[str, bytes]:
-        """Names and contents of the clip's files, in the order of the shard."""
+        """Names and contents of the clip's files, in shard order."""
         key = clip.clip_id
-        video, how = self._video(clip, folder)
+        video, coding = self._video(clip, folder)
         stored = {name: clip.payload(name) for name in clip.maps}
         maps = {name: f"{key}.{name}.{suffix_of(data, find_modality(name).suffix)}" for name, data in stored.items()}
-        record = clip.record() | {"format": FORMAT, "video": how}
+        record = clip.record() | {"format": FORMAT, "video": coding}
         record["modalities"] = {name: {"file": maps[name], **facts} for name, facts in record["modalities"].items()}
         members = {f"{key}.mp4": video}
         if clip.clip.caption is not None:
@@ -81,14 +81,16 @@ class WebDataset(Exporter):
         return members | {file: stored[name] for name, file in maps.items()}
 
     def _video(self, clip: ExportClip, folder: Path) -> tuple[bytes, str]:
-        """The clip's mp4, and whether it was copied, encoded, or encoded without loss."""
+        """The clip's mp4, and how it was produced: copied, encoded or lossless."""
         copied = matching_mp4_bytes(clip.clip)
         if copied is not None:
             return copied, "copied"
         draft = folder / f"{clip.clip_id}.mp4"
         odd = clip.clip.width_px % EVEN or clip.clip.height_px % EVEN
         crf = 0 if self.lossless else self.crf
-        pixels: PixelFormat = "rgb" if self.lossless else "yuv444p" if odd else "yuv420p"  # no pixel is left out
+        pixels: PixelFormat = (
+            "rgb" if self.lossless else "yuv444p" if odd else "yuv420p"
+        )  # odd sizes would lose a row or column in 4:2:0
         write_video(draft, iter_frames(clip.clip), clip.clip.fps, crf, pixels=pixels, threads=1)
         data = draft.read_bytes()
         draft.unlink()

@@ -1,1 +1,1 @@
-"""One file per format that `openuni import` reads."""
+"""Importers: one file per dataset format that `openuni import` reads."""

@@ -1,4 +1,4 @@
-"""CSVs of clips, of any size, joined over the video they name; and the facts that an export puts beside them."""
+"""CSVs of any size, joined by the video that they name, and the per-clip metadata that an export adds to them."""
 
 import csv
 import json
@@ -13,29 +13,29 @@ from openuni.exchange.importers._dataset_layout import MAX_JSON_BYTES, parse_jso
 from openuni.manifests.errors import ClipError
 
 ROWS_PER_CHUNK = 10_000
-MEMORY = "1GB"  # that the join may take before it goes to the disk
+MEMORY = "1GB"  # of the join, before it spills to disk
 
 
 class CsvColumns(NamedTuple):
-    """Which columns of the CSVs are read."""
+    """The columns to read."""
 
-    video: str  # path that rows are joined over
+    video: str  # path by which rows are joined
     text: str
-    paths: tuple[str, ...]  # of other files, relative to their own CSV or absolute
+    paths: tuple[str, ...]  # paths of other files, absolute or relative to the CSV
 
 
 class CsvRow(NamedTuple):
-    """What all CSVs together say of one video."""
+    """The joined rows of one video."""
 
     video: str  # absolute path
-    cells: dict[str, str]  # column -> text or absolute path, for those that are not empty
-    fault: str  # what is wrong with it, empty when nothing is
+    cells: dict[str, str]  # column -> text or absolute path, without empty cells
+    fault: str  # error message, empty if the row is valid
 
 
 def joined(files: Mapping[Path, list[str]], columns: CsvColumns) -> Iterator[CsvRow]:
-    """One row per video, in the order of their paths; before them those rows that name none, each with its fault.
+    """One row per video, sorted by path; preceded by the invalid rows that name no video.
 
-    `files`: CSV -> its columns. Rows go through a database on disk, so that there may be millions.
+    `files`: CSV -> its columns. Rows are joined in a database on disk, so that there may be millions.
     """
     import duckdb
     import pyarrow as pa
@@ -49,8 +49,8 @@ def joined(files: Mapping[Path, list[str]], columns: CsvColumns) -> Iterator[Csv
             cells = _cells(file, listed, columns)
             while rows := list(islice(cells, ROWS_PER_CHUNK)):
                 yield from (row for row in rows if isinstance(row, CsvRow))
-                sound = [row for row in rows if not isinstance(row, CsvRow)]
-                batch = pa.table([list(column) for column in zip(*sound, strict=True)], schema) if sound else None
+                valid = [row for row in rows if not isinstance(row, CsvRow)]
+                batch = pa.table([list(column) for column in zip(*valid, strict=True)], schema) if valid else None
                 if batch is not None:
                     database.register("batch", batch)
                     database.execute("INSERT INTO gathered SELECT * FROM batch")
@@ -63,7 +63,7 @@ def joined(files: Mapping[Path, list[str]], columns: CsvColumns) -> Iterator[Csv
 
 
 def header(file: Path) -> list[str]:
-    """The columns of a CSV; none where it is empty or no text."""
+    """The columns of a CSV; empty if the file is empty or not a CSV."""
     try:
         with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as opened:
             return [name.strip() for name in next(csv.reader(opened), [])]
@@ -72,11 +72,11 @@ def header(file: Path) -> list[str]:
 
 
 def _cells(file: Path, listed: list[str], columns: CsvColumns) -> Iterator[tuple[str | None, ...] | CsvRow]:
-    """Video, text and paths of each row, paths absolute; or a row with what is wrong with it."""
-    places = {name: number for number, name in enumerate(listed)}
+    """Video, text and paths of each row, with absolute paths; or a row with an error message."""
+    indices = {name: number for number, name in enumerate(listed)}
 
     def absolute(row: list[str], name: str) -> str | None:
-        cell = row[places[name]].strip() if name in places else ""
+        cell = row[indices[name]].strip() if name in indices else ""
         return os.path.normpath(file.parent / cell) if cell else None
 
     with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as opened:
@@ -96,17 +96,17 @@ def _cells(file: Path, listed: list[str], columns: CsvColumns) -> Iterator[tuple
                 yield _faulty(file, reader.line_num, f"{len(row)} cells, the header has {len(listed)}")
             elif any(not cell.isascii() and any("\ud800" <= sign <= "\udfff" for sign in cell) for cell in row):
                 yield _faulty(file, reader.line_num, "not UTF-8")
-            elif any("\0" in row[places[name]] for name in (columns.video, *columns.paths) if name in places):
-                yield _faulty(file, reader.line_num, "a path has a NUL character")
+            elif any("\0" in row[indices[name]] for name in (columns.video, *columns.paths) if name in indices):
+                yield _faulty(file, reader.line_num, "a path contains a NUL character")
             elif (video := absolute(row, columns.video)) is None:
                 yield _faulty(file, reader.line_num, f"no {columns.video}")
             else:
-                text = row[places[columns.text]].strip() if columns.text in places else ""
+                text = row[indices[columns.text]].strip() if columns.text in indices else ""
                 yield video, text or None, *(absolute(row, name) for name in columns.paths)
 
 
-def _faulty(file: Path, line: int, what: str) -> CsvRow:
-    return CsvRow(f"{file}:{line}", {}, f"{file.name}, line {line}: {what}")
+def _faulty(file: Path, line: int, reason: str) -> CsvRow:
+    return CsvRow(f"{file}:{line}", {}, f"{file.name}, line {line}: {reason}")
 
 
 def _merged(values: tuple[Any, ...], columns: CsvColumns) -> CsvRow:
@@ -117,30 +117,30 @@ def _merged(values: tuple[Any, ...], columns: CsvColumns) -> CsvRow:
         if one is not None:
             cells[name] = one
         if one != other:
-            fault = f"rows about this video name different files as {name}: {one} and {other}"
+            fault = f"rows of this video name different files for {name}: {one} and {other}"
     return CsvRow(video, cells, fault)
 
 
 class ClipRecords:
-    """Lines of `clips.jsonl`, found by the clip they are about; only their places are held in memory."""
+    """Lines of `clips.jsonl` by clip; only their positions are held in memory."""
 
     def __init__(self, file: Path) -> None:
-        self.places: dict[str, tuple[int, int]] = {}
+        self.spans: dict[str, tuple[int, int]] = {}
         if file.is_file():
             offset = 0
             with file.open("rb") as opened:
                 for line in opened:
                     name = _clip_of(line)
                     if name:
-                        self.places[name] = (offset, len(line))
+                        self.spans[name] = (offset, len(line))
                     offset += len(line)
 
     @staticmethod
-    def read(file: Path, place: tuple[int, int]) -> dict[str, Any]:
-        """The line at a place."""
-        offset, nbytes = place
+    def read(file: Path, span: tuple[int, int]) -> dict[str, Any]:
+        """The line at `span` (offset, length)."""
+        offset, nbytes = span
         if nbytes > MAX_JSON_BYTES:
-            raise ClipError(f"{file}: a line of {nbytes:,} bytes; at most {MAX_JSON_BYTES:,} are read")
+            raise ClipError(f"{file}: a line has {nbytes:,} bytes; the limit is {MAX_JSON_BYTES:,}")
         with file.open("rb") as opened:
             opened.seek(offset)
             return parse_json(opened.read(nbytes), f"{file}, byte {offset}")

@@ -1,4 +1,4 @@
-"""Walking through the folders of a set: clips, splits, small files, and no way out of the set."""
+"""Layout of a dataset: clip folders, splits, small files, and containment of all paths in the dataset folder."""
 
 import json
 import re
@@ -9,26 +9,26 @@ from typing import Any, NamedTuple
 from openuni.exchange.export_job import RECORD
 from openuni.manifests.errors import ClipError, OpenUniError
 
-# folders that name a split, and how the corpus calls it
+# folder name -> split of the corpus
 SPLITS = {"train": "train", "training": "train", "val": "validation", "valid": "validation"}
 SPLITS |= {"validation": "validation", "test": "test", "testing": "test"}
-MAX_DEPTH = 6  # of folders below the set's
+MAX_DEPTH = 6  # of folders below the dataset folder
 MAX_CAPTION_BYTES = 64 * 1024
 MAX_JSON_BYTES = 1 << 20
 
 
 class ClipLocation(NamedTuple):
-    """Where a clip lies."""
+    """Where a clip is stored."""
 
-    root: str  # the set's folder; nothing outside it is read
-    folder: str  # the clip's, below `root`
+    root: str  # the dataset folder; nothing outside it is read
+    folder: str  # the clip's folder, below `root`
     split: str | None
 
 
 def clip_folders(root: Path, is_clip: Callable[[Path], bool]) -> Iterator[tuple[str, ClipLocation]]:
-    """Key and place of every folder below `root` that is a clip, in the order of their names.
+    """Key and location of every folder below `root` that is a clip, sorted by name.
 
-    Hidden folders and links are passed over; nothing is looked for within a clip.
+    Hidden folders and links are skipped; folders within a clip are not searched.
     """
     for folder in _folders(root, is_clip, MAX_DEPTH):
         key = folder.relative_to(root).as_posix()
@@ -44,13 +44,13 @@ def _folders(folder: Path, is_clip: Callable[[Path], bool], depth: int) -> Itera
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """The visible folders in a folder, by name; links are none."""
+    """The visible folders in a folder, sorted by name; links are skipped."""
     found = (path for path in folder.iterdir() if not path.name.startswith("."))
     return sorted(path for path in found if path.is_dir() and not path.is_symlink())
 
 
 def visible_files(folder: Path, pattern: str) -> list[Path]:
-    """The files in a folder that match, by name; hidden ones and what lies in hidden folders are none."""
+    """The files in a folder that match `pattern`, sorted by name; hidden files and folders are skipped."""
     found = (path for path in folder.glob(pattern) if not _is_hidden(path.relative_to(folder)))
     return sorted(path for path in found if path.is_file())
 
@@ -60,40 +60,42 @@ def _is_hidden(path: Path) -> bool:
 
 
 def check_finished(folder: Path, files: Iterable[Path]) -> None:
-    """Raise `OpenUniError` where one of the files, or the set's `folder`, lies in an export that was stopped."""
-    holding = {folder, *(parent for path in files for parent in path.parents if parent.is_relative_to(folder))}
-    for place in sorted(holding):
-        if (place / RECORD).is_file() and _is_stopped_export(place / RECORD):
+    """Raise `OpenUniError` if one of the files, or `folder` itself, belongs to an unfinished export."""
+    folders = {folder, *(parent for path in files for parent in path.parents if parent.is_relative_to(folder))}
+    for parent in sorted(folders):
+        if (parent / RECORD).is_file() and _is_stopped_export(parent / RECORD):
             raise OpenUniError(
-                f"{place} is an export that was stopped ({RECORD} says so): clips are missing. Run the same "
-                "openuni export again to finish it."
+                f"{parent} is an unfinished export (see {RECORD}): clips are missing. Rerun the same "
+                "openuni export to resume it."
             )
 
 
 def _is_stopped_export(record: Path) -> bool:
     try:
         found = read_json(record, record.parent)
-    except ClipError:  # somebody else's file of that name
+    except ClipError:  # another program's file of that name
         return False
     return found.get("finished") is False and "made_from" in found
 
 
 def split_of(key: str) -> str | None:
-    """The split that a folder above the clip names: `train/room/0001` -> train."""
+    """The split that a folder above the clip names: `train/room/0001` -> "train"."""
     named = (SPLITS[part.lower()] for part in key.split("/")[:-1] if part.lower() in SPLITS)
     return next(named, None)
 
 
 def resolve_inside(path: Path, root: str | Path) -> Path:
-    """The path with its links followed; raises `ClipError` where that leads out of the set's folder."""
+    """The path with links resolved; raises `ClipError` if it is outside the dataset folder."""
     real = path.resolve()
     if not real.is_relative_to(Path(root).resolve()):
-        raise ClipError(f"{path} leads to {real}, which is not in the set's folder {root}. Copy the file into the set.")
+        raise ClipError(
+            f"{path} resolves to {real}, outside the dataset folder {root}. Copy the file into the dataset."
+        )
     return real
 
 
 def read_text(path: Path, root: str | Path) -> str | None:
-    """A caption: the file's text without white space around it; None when there is no such file, or it is empty."""
+    """A caption: the file's text, stripped; None if the file is missing or empty."""
     if not path.is_file():
         return None
     text = _small(path, root, MAX_CAPTION_BYTES)
@@ -104,18 +106,18 @@ def read_text(path: Path, root: str | Path) -> str | None:
 
 
 def read_json(path: Path, root: str | Path) -> dict[str, Any]:
-    """A JSON object; raises `ClipError` when the file holds none."""
+    """The JSON object in a file; raises `ClipError` if it is not one."""
     return parse_json(_small(path, root, MAX_JSON_BYTES), str(path))
 
 
 def parse_json(data: bytes, where: str) -> dict[str, Any]:
-    """A JSON object; raises `ClipError` when the bytes, which `where` names, are none."""
+    """The JSON object in `data`; raises `ClipError` if it is not one. `where`: name for errors."""
     try:
         found = json.loads(data)
-    except (ValueError, RecursionError) as error:  # wrong bytes, wrong JSON, nested without end
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested too deeply
         raise ClipError(f"{where} is not JSON: {error}") from error
     if not isinstance(found, dict):
-        raise ClipError(f"{where} must hold a JSON object, found {type(found).__name__}")
+        raise ClipError(f"{where} must contain a JSON object, got {type(found).__name__}")
     return found
 
 
@@ -124,20 +126,20 @@ def _small(path: Path, root: str | Path, max_bytes: int) -> bytes:
     try:
         size = real.stat().st_size
         if size > max_bytes:
-            raise ClipError(f"{path} has {size:,} bytes; at most {max_bytes:,} are read")
+            raise ClipError(f"{path} has {size:,} bytes; the limit is {max_bytes:,}")
         return real.read_bytes()
     except OSError as error:  # a folder, a broken link, no permission
         raise ClipError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def one_group(pattern: str, option: str) -> re.Pattern[str] | None:
-    """A regular expression with one group, or None for an empty text; raises `OpenUniError` naming the option."""
+    """A regex with one group, or None for an empty string; raises `OpenUniError` that names the option."""
     if not pattern:
         return None
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise OpenUniError(f"{option} = {pattern!r} is no regular expression: {error}") from error
+        raise OpenUniError(f"{option} = {pattern!r} is not a valid regular expression: {error}") from error
     if compiled.groups != 1:
-        raise OpenUniError(f'{option} = {pattern!r} has {compiled.groups} groups, one is needed, as in "(.+)_[0-9]+"')
+        raise OpenUniError(f'{option} = {pattern!r} has {compiled.groups} groups; expected one, as in "(.+)_[0-9]+"')
     return compiled

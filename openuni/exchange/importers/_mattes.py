@@ -1,4 +1,4 @@
-"""Layers: composites, backgrounds to put behind mattes, and whether a foreground is straight or premultiplied."""
+"""Compositing: layers, backgrounds for mattes, and detection of straight and premultiplied foregrounds."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -17,27 +17,27 @@ from openuni.manifests.video.probe import make_clip, probe
 
 STILLS = (".jpg", ".jpeg", ".png")
 GENERATED = "generated"
-WHOLE_LEVEL = 1e-3  # what float32 may make of a level of 255
-SOFT = (0.1, 0.9)  # coverage of edges, where straight and premultiplied differ
+WHOLE_LEVEL = 1e-3  # rounding of float32 in levels 0..255
+SOFT = (0.1, 0.9)  # alpha of edges, at which straight and premultiplied foregrounds differ
 OPAQUE = 0.98
 TESTED_FRAMES = 8
-MIN_PIXELS = 64  # with soft coverage and an interior nearby, to tell anything
-CLEAR_LEVELS = 4.0  # mean difference that the two forms must have, to tell anything
-CLEARLY = 0.6  # ratio of the errors of the two forms
-ROUNDING_LEVELS = 8.0  # that a premultiplied colour may lie above its coverage: coding of 8-bit videos
-BLACK_LEVEL = 8  # up to which coding may lift black
-OVER_SHARE = 0.02  # of the soft pixels that may lie above that
+MIN_PIXELS = 64  # minimum number of edge pixels close to opaque ones
+CLEAR_LEVELS = 4.0  # minimum mean difference between the two forms
+CLEARLY = 0.6  # maximum ratio of the errors of the two forms
+ROUNDING_LEVELS = 8.0  # tolerated excess of a premultiplied colour over its alpha, caused by 8-bit coding
+BLACK_LEVEL = 8  # black may be raised to this level by coding
+OVER_SHARE = 0.02  # maximum share of edge pixels with more excess
 
 
 class Backdrop(NamedTuple):
-    """A background and where it is from: a path within the folder of backgrounds, or "generated"."""
+    """A background and its source: a path within the folder of backgrounds, or "generated"."""
 
     array: np.ndarray  # uint8 [T, H, W, 3]
     file: str
 
 
 def composite(alpha: np.ndarray, foreground: np.ndarray, background: np.ndarray) -> np.ndarray:
-    """uint8 [T, H, W, 3] = alpha x foreground + (1 - alpha) x background of sRGB values, rounded.
+    """uint8 [T, H, W, 3] = round(alpha x foreground + (1 - alpha) x background), of sRGB values.
 
     `alpha`: float32 [T, H, W, 1], 0..1; the layers: uint8 [T, H, W, 3].
     """
@@ -58,23 +58,23 @@ def composite(alpha: np.ndarray, foreground: np.ndarray, background: np.ndarray)
 
 
 def _composite_of_levels(target: np.ndarray, cover: np.ndarray, front: np.ndarray, rear: np.ndarray) -> None:
-    """The same of coverage in 255ths, which 16 bits hold: no sum of products lies halfway between two levels."""
+    """The same for alpha in 255ths, in exact 16-bit arithmetic: no sum of products is halfway between two levels."""
     import cv2
 
     covers = cv2.merge((cover, cover, cover))
     mixed = np.multiply(covers, front, dtype=np.uint16)
     mixed += np.multiply(255 - covers, rear, dtype=np.uint16)
     mixed += 128
-    mixed += mixed >> 8  # with the shift below: divided by 255, rounded
+    mixed += mixed >> 8  # together with the shift below: divide by 255 and round
     np.right_shift(mixed, 8, out=mixed)
     target[:] = mixed
 
 
 def classify_foreground(foreground: np.ndarray, alpha: np.ndarray) -> str:
-    """ "straight", "premultiplied" or "cannot tell", by the soft edges.
+    """ "straight", "premultiplied" or "cannot tell", judged at soft edges.
 
-    There a straight foreground has the colours of the opaque parts beside it, a premultiplied one those times the
-    coverage, and is nowhere brighter than the coverage allows. Black, binary and empty mattes cannot tell.
+    There, a straight foreground has the colours of the opaque parts next to it; a premultiplied one has those times
+    alpha and is never brighter than alpha allows. Black foregrounds, and binary and empty mattes, cannot be classified.
     """
     straight = premultiplied = difference = 0.0
     pixels = over = 0
@@ -82,7 +82,7 @@ def classify_foreground(foreground: np.ndarray, alpha: np.ndarray) -> str:
     for front, cover in zip(foreground[chosen], alpha[chosen], strict=True):
         weight, weighted = _interior(front, cover)
         soft = (weight > 0.02) & (cover[..., 0] > SOFT[0]) & (cover[..., 0] < SOFT[1])
-        inner = weighted[soft] / weight[soft][:, None]  # the mean colour of the opaque pixels nearby
+        inner = weighted[soft] / weight[soft][:, None]  # mean colour of nearby opaque pixels
         colour, share = front[soft].astype(np.float32), cover[soft]
         straight += float(np.abs(colour - inner).sum())
         premultiplied += float(np.abs(colour - share * inner).sum())
@@ -97,9 +97,9 @@ def classify_foreground(foreground: np.ndarray, alpha: np.ndarray) -> str:
 
 
 def unpremultiply(foreground: np.ndarray, alpha: np.ndarray, where: Path) -> np.ndarray:
-    """uint8 [T, H, W, 3]: a premultiplied foreground divided by its coverage; black where there is none.
+    """A premultiplied foreground divided by alpha, uint8 [T, H, W, 3]; black where alpha is 0.
 
-    Raises `ClipError` where colours are brighter than a premultiplied foreground can be.
+    Raises `ClipError` if colours are brighter than a premultiplied foreground can be.
     """
     out = np.zeros(foreground.shape, np.uint8)
     over = soft = 0
@@ -110,15 +110,15 @@ def unpremultiply(foreground: np.ndarray, alpha: np.ndarray, where: Path) -> np.
         soft += int(edge.sum())
         target[some] = np.clip(np.rint(front[some] / cover[some]), 0, 255)
     if over > OVER_SHARE * soft:
-        text = f"{over / soft:.0%} of its edges are brighter than their coverage"
-        raise ClipError(f"{where} is not premultiplied: {text}. Leave out premultiplied = true.")
+        text = f"{over / soft:.0%} of its edge pixels are brighter than alpha allows"
+        raise ClipError(f"{where} is not premultiplied: {text}. Remove premultiplied = true.")
     return out
 
 
 def check_support(alpha: np.ndarray, foreground: np.ndarray, where: Path) -> bool:
-    """Hold a matte against a foreground that is black outside it; True where motion proves them in step.
+    """Check the alignment of a matte and a foreground that is black outside it; True if motion confirms it.
 
-    A foreground whose colours go on beyond the matte cannot tell. Raises `ClipError` for a matte that is frames ahead
+    Returns False if the foreground is not black outside the matte. Raises `ClipError` for a matte that is frames ahead
     or behind.
     """
     front = np.empty(alpha.shape, np.bool_)
@@ -130,34 +130,32 @@ def check_support(alpha: np.ndarray, foreground: np.ndarray, where: Path) -> boo
     lit_outside, lit_within = np.count_nonzero(front & ~covered), np.count_nonzero(front & mostly)
     if not outside or not within or lit_outside > 0.2 * outside or lit_within < 0.5 * within:
         return False
-    shown, cover = thumbnails(front), thumbnails(covered)
-    verdict = align_by_values(lambda frames: shifted(cover, frames), shown)
-    if verdict.shift:
-        text = f"{where} is {format_shift(verdict.shift)}: it then covers the foreground clearly better"
-        raise ClipError(f"{text}. Mend the order of its frames.")
-    return verdict.sure
+    reference, cover = thumbnails(front), thumbnails(covered)
+    alignment = align_by_values(lambda frames: shifted(cover, frames), reference)
+    if alignment.shift:
+        text = f"{where} is {format_shift(alignment.shift)}: shifted, it covers the foreground much better"
+        raise ClipError(f"{text}. Correct the order of its frames.")
+    return alignment.confirmed
 
 
 def backdrop(folder: str, name: str, split: str | None, seed: int, shape: tuple[int, int, int]) -> Backdrop:
-    """A background of `shape` (frames, height_px, width_px), always the same for one name, seed and folder.
+    """A background of `shape` (frames, height_px, width_px), deterministic for a name, seed and folder.
 
-    A picture stands still; a video plays from its beginning, there and back again when it is too short. Where the
-    folder has train, val or test folders, a clip of such a split takes its background from there: none is in two.
-    Without a folder: a smooth texture with a slow pan.
+    Images are repeated; videos play from the start, forwards and backwards if they are too short. If the folder has
+    subfolders named after splits, a clip of such a split takes its background from there, so that no background is
+    in two splits. Without a folder: a smooth texture with a slow pan.
     """
     if not folder:
         return Backdrop(generated(name, seed, shape), GENERATED)
     listed = _listed(folder)
     held = [path for path in listed if split is not None and SPLITS.get(path.split("/")[0].lower()) == split]
-    # of all files the one with the largest hash: adding others changes few choices
+    # rendezvous hashing: adding files changes few choices
     chosen = max(held or listed, key=lambda path: xxhash.xxh3_64_intdigest(f"{seed}\0{name}\0{path}".encode()))
     return Backdrop(_load_backdrop(Path(folder) / chosen, *shape), chosen)
 
 
 def generated(name: str, seed: int, shape: tuple[int, int, int]) -> np.ndarray:
-    """uint8 [T, H, W, 3]: gradients and noise of three sizes, seen through a window that moves at most a pixel per
-    frame.
-    """
+    """uint8 [T, H, W, 3]: gradients and noise of three scales; the view moves by at most one pixel per frame."""
     import cv2
 
     frames, height_px, width_px = shape
@@ -175,34 +173,34 @@ def generated(name: str, seed: int, shape: tuple[int, int, int]) -> np.ndarray:
 
 @lru_cache(maxsize=4)
 def _listed(folder: str) -> tuple[str, ...]:
-    """The pictures and videos in a folder of backgrounds, as paths within it."""
+    """Paths of the images and videos in a folder of backgrounds, relative to it."""
     root = Path(folder)
     found = (path for path in sorted(root.rglob("*")) if path.suffix.lower() in (*STILLS, *VIDEOS))
     listed = tuple(path.relative_to(root).as_posix() for path in found if path.is_file())
     if not listed:
-        raise OpenUniError(f"backgrounds = {folder!r} holds no pictures ({', '.join(STILLS)}) and no videos")
+        raise OpenUniError(f"backgrounds = {folder!r} has no images ({', '.join(STILLS)}) and no videos")
     return listed
 
 
 def _load_backdrop(path: Path, frames: int, height_px: int, width_px: int) -> np.ndarray:
-    """uint8 [T, H, W, 3]: a picture or video that covers the frame, cut at its sides."""
+    """uint8 [T, H, W, 3]: an image or video scaled to cover the frame and cropped."""
     if path.suffix.lower() in VIDEOS:
         info = probe(str(path))
         clip = make_clip(str(path), info, 0, min(frames, len(info.pts)))
         scale = max(height_px / info.height_px, width_px / info.width_px)
-        shown = decode(clip, short_side_px=int(np.ceil(min(info.height_px, info.width_px) * scale))).frames
+        picture = decode(clip, short_side_px=int(np.ceil(min(info.height_px, info.width_px) * scale))).frames
     else:
-        shown = read_stream(StreamFiles(path.name, "png" if path.suffix.lower() == ".png" else "jpg", (path,)))
-        if shown.dtype != np.uint8:
-            shown = np.rint(shown / 257).astype(np.uint8)
-        shown = np.repeat(shown, 3, axis=-1) if shown.shape[-1] == 1 else shown
-    fitted = Background(np.ascontiguousarray(shown)).fit(height_px, width_px).array
+        picture = read_stream(StreamFiles(path.name, "png" if path.suffix.lower() == ".png" else "jpg", (path,)))
+        if picture.dtype != np.uint8:
+            picture = np.rint(picture / 257).astype(np.uint8)
+            picture = np.repeat(picture, 3, axis=-1) if picture.shape[-1] == 1 else picture
+    fitted = Background(np.ascontiguousarray(picture)).fit(height_px, width_px).array
     there_and_back = np.concatenate([np.arange(len(fitted)), np.arange(len(fitted) - 2, 0, -1)])
     return fitted[there_and_back[np.arange(frames) % len(there_and_back)]]
 
 
 def _interior(front: np.ndarray, cover: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """float32 [H, W]: how many of the pixels nearby are opaque, 0..1; [H, W, 3]: the mean colour, theirs times that."""
+    """Share of opaque pixels nearby, float32 [H, W], 0..1, and their mean colour times that share, [H, W, 3]."""
     import cv2
 
     opaque = (cover[..., 0] > OPAQUE).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Maps of any modality beside a video: stored ones with their constants, held against the video they belong to."""
+"""Stored maps of any modality with their constants, checked against the video they belong to."""
 
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, NamedTuple
@@ -25,14 +25,14 @@ from openuni.manifests.modalities.skeleton import Skeleton
 from openuni.manifests.video.clip import Clip
 from openuni.manifests.video.passthrough import suffix_of
 
-MAX_FILE_MB = 2000  # of a stored map
-UNCHECKED = ("rgb", "flow", "skeleton")  # steady motion has the same flow in every frame; key points have no pixels
+MAX_FILE_MB = 2000  # maximum size of a stored map
+UNCHECKED = ("rgb", "flow", "skeleton")  # flow is the same in all frames of a steady motion; key points are sparse
 
 
 class AllMaps(NamedTuple):
-    """What the set has for a clip; None for what it has not."""
+    """The maps that the dataset has for a clip; None for missing ones."""
 
-    rgb: RGB | None  # None: the video lies in the set
+    rgb: RGB | None  # None: the video stays in the dataset
     depth: Depth | None
     flow: Flow | None
     segmentation: Segmentation | None
@@ -44,27 +44,27 @@ class AllMaps(NamedTuple):
     alpha: Alpha | None
     foreground: Foreground | None
     background: Background | None
-    aligned_by_motion: Annotated[list[str], "maps that motion proves in step with the video; others cannot tell"]
+    aligned_by_motion: Annotated[list[str], "maps whose temporal alignment with the video is confirmed by motion"]
 
 
 class SidecarEntry(NamedTuple):
-    """A stored map that a sidecar names."""
+    """A stored map listed in a sidecar file."""
 
     modality: type[Modality]
-    file: str  # a plain name
-    constants: Any  # JSON values, not checked yet
+    file: str  # file name without a path
+    constants: Any  # JSON values, not validated yet
 
 
 def parse_entries(sidecar: Mapping[str, Any], where: str, frames: int) -> list[SidecarEntry]:
-    """The maps in a sidecar's "modalities" (`{name: {"file": ..., "constants": {...}}}`), none when there is no such.
+    """The maps in a sidecar's "modalities" (`{name: {"file": ..., "constants": {...}}}`); empty if the key is missing.
 
-    Raises `ClipError` for unknown modalities, files that are no plain names, and another number of frames.
+    Raises `ClipError` for unknown modalities, file names with a path, and a different number of frames.
     """
     table = sidecar.get("modalities", {})
     if not isinstance(table, dict):
         raise ClipError(f'{where}: "modalities" must be a table of {{name: {{"file": ..., "constants": ...}}}}')
     if sidecar.get("frames", frames) != frames:
-        raise ClipError(f"{where} describes {sidecar['frames']!r} frames, the video has {frames}")
+        raise ClipError(f"{where} states {sidecar['frames']!r} frames, the video has {frames}")
     entries = []
     for name, entry in table.items():
         if name not in modality_names():
@@ -77,58 +77,63 @@ def parse_entries(sidecar: Mapping[str, Any], where: str, frames: int) -> list[S
 def decode_maps(
     entries: list[SidecarEntry], data_of: Callable[[str], bytes], size: tuple[int, int, int], where: str
 ) -> tuple[dict[str, Modality], dict[str, Payload]]:
-    """The maps by name, exactly as they were stored, and what they were stored as: coding them again is needless.
+    """The decoded maps by name, and their stored payloads, so that they need not be re-encoded.
 
-    `data_of`: the bytes of a file; `size`: the video's T, H, W.
+    `data_of`: returns the bytes of a file; `size`: T, H, W of the video.
     """
     frames, height_px, width_px = size
     maps, payloads = {}, {}
-    for modality, file, given in entries:
+    for modality, file, constants in entries:
         data, name = data_of(file), f"{where}/{file}"
-        maps[modality.name] = decode_payload(modality, data, given, name, frames, (height_px, width_px))
+        maps[modality.name] = decode_payload(modality, data, constants, name, frames, (height_px, width_px))
         payloads[modality.name] = Payload(
-            data, suffix_of(data, modality.suffix), parse_constants(modality, given, name)
+            data, suffix_of(data, modality.suffix), parse_constants(modality, constants, name)
         )
     return maps, payloads
 
 
 def text_of(sidecar: Mapping[str, Any], key: str, where: str) -> str | None:
-    """A text of the sidecar, None where it has none; raises `ClipError` for anything else."""
+    """A string of the sidecar, None if missing; raises `ClipError` for other types."""
     value = sidecar.get(key)
     if value is not None and not isinstance(value, str):
-        raise ClipError(f'{where}: "{key}" must be a text, found {value!r}')
+        raise ClipError(f'{where}: "{key}" must be a string, got {value!r}')
     return value or None
 
 
 def thumbnails_of(video: Clip) -> np.ndarray:
-    """uint8 [T, h, w, 3]: all frames of a video, small enough to compare."""
+    """All frames of a video, scaled down for comparison: uint8 [T, h, w, 3]."""
     return decode(video, short_side_px=SHORT_SIDE_PX).frames
 
 
 def aligned_maps(maps: Mapping[str, Modality], frames: np.ndarray, where: str) -> list[str]:
-    """Names of the maps that move as the video (uint8 [T, H, W, 3]) does, which `where` names.
+    """Names of the maps whose alignment with the video (uint8 [T, H, W, 3]) motion confirms; `where` names the clip.
 
-    Raises `ClipError` for one that is frames ahead or behind.
+    Raises `ClipError` for a map that is frames ahead of the video or behind it.
     """
     from openuni.manifests.arrays.resample import resize_smooth
 
     dense = {name: signal for name, signal in maps.items() if name not in UNCHECKED}
-    shown = thumbnails(frames) if dense else frames
-    proved = []
+    reference = thumbnails(frames) if dense else frames
+    aligned = []
     for name, signal in dense.items():
-        verdict = align_by_structure(resize_smooth(_pictures(signal), shown.shape[1], shown.shape[2]), shown)
-        if verdict.shift:
-            raise ClipError(f"{where}: {name} is {format_shift(verdict.shift)}: it then fits the video clearly better")
-        if verdict.sure:
-            proved.append(name)
-    return proved
+        alignment = align_by_structure(
+            resize_smooth(_pictures(signal), reference.shape[1], reference.shape[2]), reference
+        )
+        if alignment.shift:
+            raise ClipError(
+                f"{where}: {name} is {format_shift(alignment.shift)}: shifted, it fits the video much better"
+            )
+        if alignment.confirmed:
+            aligned.append(name)
+    return aligned
 
 
 def _pictures(signal: Modality) -> np.ndarray:
-    """Values: of ids whether they differ counts, not by how much; of metres the inverse, which planes are linear in."""
+    """Values to compare: ids scrambled, because only equality matters; metres inverted, which makes planes linear."""
     if isinstance(signal, Segmentation | DensePose):
         ids = signal.array[..., :1].astype(np.uint32)
-        scattered = (ids * np.uint32(2654435761)) >> np.uint32(24)  # equal ids stay equal, others become unlike
+        # equal ids stay equal, different ids become dissimilar
+        scattered = (ids * np.uint32(2654435761)) >> np.uint32(24)
         return thumbnails(scattered.astype(np.float32))
     if isinstance(signal, Depth) and signal.unit == "metres":
         return thumbnails(1 / signal.array)

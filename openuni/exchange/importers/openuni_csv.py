@@ -1,4 +1,4 @@
-"""UnityVideo's released layout: a CSV of videos, prompts and one video per modality, in colours."""
+"""UnityVideo's released layout: a CSV of videos, prompts and one colour-coded video per modality."""
 
 import math
 from collections.abc import Iterator
@@ -30,6 +30,7 @@ from openuni.exchange.importers._stream_scan import (
 from openuni.exchange.importers._supplied import aligned_maps, text_of, thumbnails_of
 from openuni.manifests.contracts.decoded_clip import decode
 from openuni.manifests.contracts.modality import Payload, find_modality
+from openuni.manifests.contracts.options import Formerly
 from openuni.manifests.contracts.payloads import check_size, parse_constants
 from openuni.manifests.errors import ClipError, OpenUniError
 from openuni.manifests.modalities.densepose import DensePose
@@ -49,66 +50,72 @@ MAPS = {
     "raft": "flow",
     "segmentation": "segmentation",
 }  # column -> modality
-UNSUPPORTED_COLUMNS = ("skeleton",)  # a drawing cannot be read back
-FACTS = "clips.jsonl"  # of openuni export
+UNSUPPORTED_COLUMNS = ("skeleton",)  # drawings cannot be decoded
+FACTS = "clips.jsonl"  # written by openuni export
 
 
 class CSVMaps(NamedTuple):
-    """What the colours of the set's videos say."""
+    """The maps decoded from the dataset's colour-coded videos."""
 
     depth: Depth | None
     flow: Flow | None
     segmentation: Segmentation | None
-    densepose: DensePose | None  # parts alone: U and V are not in the colours
-    constants_from: Annotated[str, "of depth and flow: clips.jsonl (the exported ones), options, or assumed"]
-    instance_colours: Annotated[list[str] | None, "of ids 0, 1, ... where they were found: #rrggbb"]
-    unread: Annotated[list[str], "columns that name a video which is not read: drawings cannot be"]
-    aligned_by_motion: Annotated[list[str], "maps that motion proves in step with the video; others cannot tell"]
+    densepose: DensePose | None  # parts only: the colours do not encode U and V
+    constants_from: Annotated[
+        str, "source of the constants of depth and optical flow: clips.jsonl (exported), options, or assumed"
+    ]
+    instance_colours: Annotated[list[str] | None, "colours (#rrggbb) of ids 0, 1, ... if detected"]
+    unread: Annotated[list[str], "columns whose videos are not imported, because drawings cannot be decoded"]
+    aligned_by_motion: Annotated[list[str], "maps whose temporal alignment with the video is confirmed by motion"]
 
 
 class CsvLocation(NamedTuple):
-    """One video and what the CSVs say of it."""
+    """One video and its joined CSV rows."""
 
     root: str
     video: str
     cells: dict[str, str]
     fault: str
-    facts: tuple[int, int] | None  # the line of clips.jsonl
+    facts: tuple[int, int] | None  # offset and length of its line in clips.jsonl
 
 
 class DecodedMap(NamedTuple):
-    """A map of a clip."""
+    """A decoded map of a clip."""
 
-    signal: Any  # the modality; of every n-th row and column where there is a payload
-    colours: list[str] | None  # of instances, where they are not the palette's
-    payload: Payload | None = None  # the video as it is
+    signal: Any  # the modality; only every n-th row and column if there is a payload
+    colours: list[str] | None  # of instances, if not from the palette
+    payload: Payload | None = None  # the original video
 
 
 @dataclass(frozen=True)
 class OpenUniCSV(Importer):
-    """Reads CSVs with the columns video, prompt, depth, densepose, raft, segmentation, skeleton; each may be absent.
+    """Reads CSVs with the columns video, prompt, depth, densepose, raft, segmentation, skeleton; only video is needed.
 
-    One wide CSV or one per modality: rows about one video are joined, an empty cell is a gap. Paths are relative to the
-    CSV, or absolute. The video stays where it lies. Maps are read back from their colours, so they are as good as these
-    are: depth to 1/255 of its range and without a unit, flow to 1 % of its scale, which the colours do not have,
-    DensePose's parts without U and V. With the clips.jsonl of `openuni export` units and scales are the exported ones.
+    One wide CSV or one per modality: rows are joined by video, empty cells are gaps. Paths are absolute or relative to
+    the CSV. Videos are referenced where they are. Maps are decoded from their colours, with the colours' precision:
+    depth to 1/255 of its range and without a unit; optical flow to 1 % of its scale, which the colours do not encode;
+    DensePose parts without U and V. With the clips.jsonl of `openuni export`, the exported units and scales are used.
     """
 
-    csv: Annotated[str, "pattern of the CSVs within the folder; those without a column video are passed over"] = "*.csv"
-    allow_outside: Annotated[bool, "read videos that do not lie in the set's folder"] = False
+    csv: Annotated[
+        str, "glob pattern of the CSVs, relative to the dataset folder; CSVs without a column video are skipped"
+    ] = "*.csv"
+    allow_outside: Annotated[bool, "allow videos outside the dataset folder"] = False
     depth_colours: Annotated[
-        DepthColours, "grey: near is bright; spectral: near is red (Depth Anything's); inferno: near is bright"
+        DepthColours,
+        "colour scale of depth; grey: near is bright; spectral: near is red (Depth Anything); inferno: near is bright",
     ] = "grey"
     flow_divisor_px: Annotated[
-        float, "speed that is painted in full colour, pixels per frame; 0: 2 % of the diagonal", Ge(0)
+        float, "optical flow drawn at full saturation, pixels per frame; 0: 2 % of the diagonal", Ge(0)
     ] = 0.0
     segmentation_colours: Annotated[
-        Literal["palette", "any"], "palette: ids by the VOC palette; any: each colour that covers 0.2 % is an instance"
+        Literal["palette", "any"],
+        "ids of instances; palette: by the VOC palette; any: one per colour that covers at least 0.2 %",
     ] = "palette"
-    keep_files: Annotated[bool, "maps stay videos of their colours, read at need; false: read once and coded anew"] = (
-        True
-    )
-    check_alignment: Annotated[bool, "refuse maps that are frames ahead of the video or behind it"] = True
+    passthrough: Annotated[
+        bool, "store the original colour videos, decoded on access; false: re-encode", Formerly("keep_files")
+    ] = True
+    check_alignment: Annotated[bool, "reject maps that are misaligned in time with the video"] = True
 
     revision: ClassVar[int] = 3
     origin: ClassVar[str] = "UnityVideo's released data loader"
@@ -116,114 +123,118 @@ class OpenUniCSV(Importer):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.csv or Path(self.csv).is_absolute() or ".." in self.csv:
-            raise OpenUniError(f'openuni_csv: csv = "{self.csv}". Allowed: a pattern within the set, as *.csv')
+            raise OpenUniError(f'openuni_csv: csv = "{self.csv}". Allowed: a pattern within the dataset, such as *.csv')
 
     def find(self, folder: Path) -> Iterator[FoundClip]:
-        """The videos that the CSVs name, by path; those below the folder are called by where they lie in it."""
+        """The videos named in the CSVs, sorted by path; keys of videos in the dataset folder are relative to it."""
         files = {path: header(path) for path in visible_files(folder, self.csv)}
         found = {path: columns for path, columns in files.items() if VIDEO in columns}
         check_finished(folder, found)
         if not found:
-            seen = "; ".join(f"{path.name}: {', '.join(columns)}" for path, columns in files.items()) or "no such file"
-            raise OpenUniError(f'{folder}: no CSV ({self.csv}) has the column "{VIDEO}". Found: {seen[:300]}.')
+            headers = (
+                "; ".join(f"{path.name}: {', '.join(columns)}" for path, columns in files.items()) or "no matching file"
+            )
+            raise OpenUniError(f'{folder}: no CSV ({self.csv}) has the column "{VIDEO}". Found: {headers[:300]}.')
         facts = ClipRecords(folder / FACTS)
         for row in joined(found, CsvColumns(VIDEO, PROMPT, (*MAPS, *UNSUPPORTED_COLUMNS))):
             key = row.video.removeprefix(f"{folder}/")
             yield FoundClip(
-                key, CsvLocation(str(folder), row.video, row.cells, row.fault, facts.places.get(Path(row.video).stem))
+                key, CsvLocation(str(folder), row.video, row.cells, row.fault, facts.spans.get(Path(row.video).stem))
             )
 
     def read(self, found: FoundClip) -> ImportedClip[CSVMaps]:
-        """One clip: its video probed, its maps decoded, held against it and read back from their colours."""
-        place: CsvLocation = found.location
-        if place.fault:
-            raise ClipError(place.fault)
-        video = probe_clip(self._path(place.video, place.root))
-        facts = ClipRecords.read(Path(place.root) / FACTS, place.facts) if place.facts else {}
-        cells = {column: cell for column, cell in place.cells.items() if column in MAPS}
-        looks = map_in_threads(lambda column: self._map(column, cells[column], place.root, video, facts), list(cells))
-        maps = {MAPS[column]: found.signal for column, found in looks.items()}
-        payloads = {MAPS[column]: found.payload for column, found in looks.items() if found.payload is not None}
-        colours = next((found.colours for found in looks.values() if found.colours), None)
-        proved = aligned_maps(maps, thumbnails_of(video), found.key) if self.check_alignment and maps else []
+        """One clip: probes its video, and decodes its maps and checks them against it."""
+        location: CsvLocation = found.location
+        if location.fault:
+            raise ClipError(location.fault)
+        video = probe_clip(self._path(location.video, location.root))
+        facts = ClipRecords.read(Path(location.root) / FACTS, location.facts) if location.facts else {}
+        cells = {column: cell for column, cell in location.cells.items() if column in MAPS}
+        decoded_maps = map_in_threads(
+            lambda column: self._map(column, cells[column], location.root, video, facts), list(cells)
+        )
+        maps = {MAPS[column]: found.signal for column, found in decoded_maps.items()}
+        payloads = {MAPS[column]: found.payload for column, found in decoded_maps.items() if found.payload is not None}
+        colours = next((found.colours for found in decoded_maps.values() if found.colours), None)
+        aligned = aligned_maps(maps, thumbnails_of(video), found.key) if self.check_alignment and maps else []
         stored = {name: None if name in payloads else signal for name, signal in maps.items()}
         row: dict[str, Any] = dict.fromkeys(CSVMaps._fields) | stored
         row |= {"constants_from": self._constants_from(facts), "instance_colours": colours}
         row |= {
-            "unread": [column for column in UNSUPPORTED_COLUMNS if column in place.cells],
-            "aligned_by_motion": proved,
+            "unread": [column for column in UNSUPPORTED_COLUMNS if column in location.cells],
+            "aligned_by_motion": aligned,
         }
         return ImportedClip(
             CSVMaps(**row),
             fps=video.fps,
             video=video,
-            caption=place.cells.get(PROMPT),
+            caption=location.cells.get(PROMPT),
             origin=text_of(facts, "origin", FACTS),
             split=text_of(facts, "split", FACTS) or split_of(found.key),
             payloads=payloads,
         )
 
-    def _path(self, given: str, root: str) -> str:
-        path = Path(given)
+    def _path(self, cell: str, root: str) -> str:
+        path = Path(cell)
         real = path.resolve() if self.allow_outside else resolve_inside(path, root)
         if not real.is_file():
-            raise ClipError(f"{given} is not there, the CSV names it")
+            raise ClipError(f"{cell} not found, but listed in the CSV")
         return str(real)
 
     def _map(self, column: str, cell: str, root: str, video: Clip, facts: dict[str, Any]) -> "DecodedMap":
-        """A map's video, held against the clip's: as what it shows, or kept as it is."""
+        """A map's video, checked against the clip's video; decoded, or as a payload."""
         name, path = MAPS[column], self._path(cell, root)
         map_video = probe_clip(path)
-        wanted = video.frame_count, video.height_px, video.width_px
+        expected = video.frame_count, video.height_px, video.width_px
         if map_video.frame_count != video.frame_count:
-            text = f"{map_video.frame_count} frames as {column}, the video has {video.frame_count}"
-            raise ClipError(f"{cell} has {text}: they need as many")
-        check_size((map_video.frame_count, map_video.height_px, map_video.width_px), cell, wanted)
-        given = _constants(facts, name, f"{root}/{FACTS}")
-        if given is None and name == "flow":  # by the size of the whole map
+            text = f"{map_video.frame_count} frames for {column}, the video has {video.frame_count}"
+            raise ClipError(f"{cell} has {text}: the numbers must be the same")
+        check_size((map_video.frame_count, map_video.height_px, map_video.width_px), cell, expected)
+        constants = _constants(facts, name, f"{root}/{FACTS}")
+        if constants is None and name == "flow":  # depends on the size of the whole map
             diagonal_px = math.hypot(map_video.height_px, map_video.width_px)
-            given = FlowConstants(STEP_PX, self.flow_divisor_px or DEFAULT_DIVISOR_SHARE * diagonal_px, False)
-        in_other_colours = (name == "depth" and self.depth_colours != "grey") or (
+            constants = FlowConstants(STEP_PX, self.flow_divisor_px or DEFAULT_DIVISOR_SHARE * diagonal_px, False)
+        needs_colour_lookup = (name == "depth" and self.depth_colours != "grey") or (
             name == "segmentation" and self.segmentation_colours == "any"
         )
-        can_be_kept = is_named_as_video(Path(path)) and Path(path).stat().st_size <= MAX_BYTES
-        if not self.keep_files or (in_other_colours and given is None) or not can_be_kept:
+        can_pass_through = is_named_as_video(Path(path)) and Path(path).stat().st_size <= MAX_BYTES
+        if not self.passthrough or (needs_colour_lookup and constants is None) or not can_pass_through:
             return DecodedMap(
-                *self._from_colours(name, decode(map_video, threads=decoder_threads()).frames, given, cell)
+                *self._from_colours(name, decode(map_video, threads=decoder_threads()).frames, constants, cell)
             )
         data = Path(path).read_bytes()
         frames = decode_full_depth(map_video, data=data, threads=1)
-        reading = PixelDecoding("rendering", levels=True)
-        convert = PixelDecoder(reading, frames.dtype)
-        thumbnails_of = np.stack([convert(image) for image in subsample_frames(frames)])
-        signal, colours = self._from_colours(name, thumbnails_of, given, cell)
-        constants = given if given is not None and name != "flow" else signal.constants()
+        decoding = PixelDecoding("rendering", levels=True)
+        convert = PixelDecoder(decoding, frames.dtype)
+        samples = np.stack([convert(image) for image in subsample_frames(frames)])
+        signal, colours = self._from_colours(name, samples, constants, cell)
+        constants = constants if constants is not None and name != "flow" else signal.constants()
         kind = Path(path).suffix[1:].lower()
         size_px = (map_video.height_px, map_video.width_px)
-        payload = passthrough_payload(kind, [data], reading, constants, size_px, map_video.frame_count)
+        payload = passthrough_payload(kind, [data], decoding, constants, size_px, map_video.frame_count)
         return DecodedMap(signal, colours, payload)
 
-    def _from_colours(self, name: str, frames: Any, given: Any, where: str) -> tuple[Any, list[str] | None]:
+    def _from_colours(self, name: str, frames: Any, constants: Any, where: str) -> tuple[Any, list[str] | None]:
         if name == "depth":
-            return depth_from_colours(frames, "grey" if given else self.depth_colours, given, where), None
+            return depth_from_colours(frames, "grey" if constants else self.depth_colours, constants, where), None
         if name == "flow":
-            return flow_from_colours(frames, given, where), None
+            return flow_from_colours(frames, constants, where), None
         if name == "densepose":
             return densepose_from_colours(frames, where), None
-        if given is None and self.segmentation_colours == "any":
+        if constants is None and self.segmentation_colours == "any":
             return segmentation_from_colours(frames, where)
-        return ids_from_palette(frames, given, where), None
+        return ids_from_palette(frames, constants, where), None
 
     def _constants_from(self, facts: dict[str, Any]) -> str:
         return FACTS if facts else "options" if self.flow_divisor_px else "assumed"
 
 
 def _constants(facts: dict[str, Any], name: str, where: str) -> Any | None:
-    """The exported map's constants, None where there are none."""
+    """The exported map's constants, None if there are none."""
     table = facts.get("modalities", {})
     entry = table.get(name) if isinstance(table, dict) else None
     if entry is None:
         return None
     if not isinstance(entry, dict):
-        raise ClipError(f"{where}: {name} must be a table, found {entry!r}")
+        raise ClipError(f"{where}: {name} must be a table, got {entry!r}")
     return parse_constants(find_modality(name), entry.get("constants"), where)

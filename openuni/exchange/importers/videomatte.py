@@ -1,4 +1,4 @@
-"""VideoMatte240K and sets like it: foregrounds with mattes, put over backgrounds; or composites that came along."""
+"""VideoMatte240K and similar datasets: foregrounds with mattes, composited over backgrounds, or with composites."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from openuni.exchange.importers._mattes import backdrop, check_support, classify
 from openuni.exchange.importers._sequences import VIDEOS, StreamFiles, check_numbers, check_same, find_stream
 from openuni.exchange.importers._stream_scan import StreamScan, map_in_threads, scan_stream, subsample_frames
 from openuni.manifests.contracts.modality import Payload
+from openuni.manifests.contracts.options import Formerly
 from openuni.manifests.errors import ClipError, OpenUniError
 from openuni.manifests.modalities.alpha import Alpha, AlphaConstants
 from openuni.manifests.modalities.background import Background
@@ -22,34 +23,34 @@ from openuni.manifests.modalities.foreground import Foreground
 from openuni.manifests.modalities.rgb import RGB, RGBConstants
 from openuni.manifests.video.passthrough import PixelDecoding
 
-CHECKED_PERCENTILE = 99.0  # of the differences between a composite that came along and its layers'
+CHECKED_PERCENTILE = 99.0  # of the differences between the dataset's composite and that of its layers
 
 
 class MatteMaps(NamedTuple):
     """One composite and its layers."""
 
-    rgb: RGB | None  # None: a composite came along as a video, which lies in the set
+    rgb: RGB | None  # None: the dataset has a composite video, which is referenced
     alpha: Alpha | None
     foreground: Foreground | None
-    background: Background | None  # None: a composite came along without it
-    background_file: Annotated[str, "within `backgrounds`; or generated, or the set's own folder; empty: unknown"]
-    seed: Annotated[int | None, "of the choice of the background; null where the set brings its own"]
-    foreground_form: Annotated[str, "straight, unpremultiplied (it was premultiplied), or cannot tell"]
+    background: Background | None  # None: the dataset has a composite, but no background
+    background_file: Annotated[str, "path within `backgrounds` or the dataset, or generated; empty: unknown"]
+    seed: Annotated[int | None, "random seed of the background; null for backgrounds of the dataset"]
+    foreground_form: Annotated[str, "straight, unpremultiplied (the dataset's is premultiplied), or cannot tell"]
     composite_difference: Annotated[
-        float | None, "99th percentile of a composite that came along from its layers', 0..255"
+        float | None, "99th percentile of the difference between the dataset's composite and that of its layers, 0..255"
     ]
-    aligned_by_motion: Annotated[bool, "whether motion proves the streams in step; false: the clip cannot tell"]
+    aligned_by_motion: Annotated[bool, "whether motion confirms the temporal alignment of the streams"]
 
 
 class MatteLocation(NamedTuple):
-    """A clip's folders hold clips each."""
+    """A clip's folder and name; the folder has one subfolder per stream, with one entry per clip."""
 
-    location: ClipLocation  # of the folder that holds fgr, pha, ...
+    location: ClipLocation  # of the folder with fgr, pha, ...
     clip: str
 
 
 class Layers(NamedTuple):
-    """What the set brings."""
+    """The dataset's layers of one clip."""
 
     alpha: np.ndarray  # float32 [T, H, W, 1]
     foreground: np.ndarray  # uint8 [T, H, W, 3], straight
@@ -57,7 +58,7 @@ class Layers(NamedTuple):
     picture: np.ndarray | None
 
     def thin(self) -> "Layers":
-        """As many rows and columns as checks look at."""
+        """The layers at the rows and columns that the checks sample."""
         background = None if self.background is None else subsample_frames(self.background)
         picture = None if self.picture is None else subsample_frames(self.picture)
         return Layers(subsample_frames(self.alpha), subsample_frames(self.foreground), background, picture)
@@ -65,26 +66,28 @@ class Layers(NamedTuple):
 
 @dataclass(frozen=True)
 class VideoMatte(Importer):
-    """Reads fgr/CLIP and pha/CLIP, each a numbered sequence (JPEG, PNG) or a video, also below train and test.
+    """Reads fgr/CLIP and pha/CLIP, each a numbered sequence (JPEG, PNG) or a video, also below split folders.
 
-    rgb = round(alpha x foreground + (1 - alpha) x background) of sRGB values, over a background of the folder
-    `backgrounds` or a generated one; equal keys, options and backgrounds give equal pixels. Where the set has bgr/CLIP
-    too, that is the background; where it has com/CLIP, that is the picture, and it must be what its layers give.
-    CLIP.txt beside the folders is the caption.
+    rgb = round(alpha x foreground + (1 - alpha) x background) of sRGB values, over a background from the folder
+    `backgrounds` or a generated one; equal keys, options and backgrounds give equal pixels. bgr/CLIP, if present, is
+    the background; com/CLIP, if present, is the picture and must match its layers. CLIP.txt next to the folders is the
+    caption.
     """
 
-    foreground: Annotated[str, "name of the folder with the foregrounds"] = "fgr"
-    alpha: Annotated[str, "name of the folder with the mattes, white where the foreground is"] = "pha"
-    background: Annotated[str, "name of the folder with the set's own backgrounds, used where there is one"] = "bgr"
-    composite: Annotated[str, "name of the folder with the set's own composites, used where there is one"] = "com"
-    backgrounds: Annotated[str, "folder with pictures and videos to put behind; empty: textures are generated"] = ""
-    seed: Annotated[int, "of the choice and the making of backgrounds", Ge(0)] = 0
-    premultiplied: Annotated[bool, "the foregrounds are multiplied by alpha: divide them by it"] = False
+    foreground: Annotated[str, "folder name of the foregrounds"] = "fgr"
+    alpha: Annotated[str, "folder name of the mattes (white: foreground)"] = "pha"
+    background: Annotated[str, "folder name of the dataset's backgrounds, optional"] = "bgr"
+    composite: Annotated[str, "folder name of the dataset's composites, optional"] = "com"
+    backgrounds: Annotated[str, "folder with background images and videos; empty: generated textures"] = ""
+    seed: Annotated[int, "random seed of backgrounds", Ge(0)] = 0
+    premultiplied: Annotated[bool, "foregrounds are premultiplied; divide them by alpha"] = False
     tolerance_levels: Annotated[
-        float, "that 99 % of a composite that came along may differ from its layers', 0..255", Ge(0)
+        float,
+        "tolerated difference (99th percentile) between the dataset's composite and that of its layers, 0..255",
+        Ge(0),
     ] = 6.0
-    keep_files: Annotated[bool, "layers stay in the files they came in, exact; false: all are coded anew"] = True
-    fps: Annotated[float, "frames per second of image sequences", Gt(0)] = 25.0
+    passthrough: Annotated[bool, "store the original files of layers; false: re-encode", Formerly("keep_files")] = True
+    fps: Annotated[float, "frame rate of image sequences, 1/s", Gt(0)] = 25.0
 
     revision: ClassVar[int] = 2
     origin: ClassVar[str] = "VideoMatte240K, of Real-Time High-Resolution Background Matting"
@@ -92,48 +95,48 @@ class VideoMatte(Importer):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.backgrounds and not Path(self.backgrounds).is_dir():
-            raise OpenUniError(f"videomatte: backgrounds = {self.backgrounds!r} is no folder")
+            raise OpenUniError(f"videomatte: backgrounds = {self.backgrounds!r} is not a folder")
 
     def find(self, folder: Path) -> Iterator[FoundClip]:
         """The names in the folders of foregrounds and mattes."""
-        none = True
+        empty = True
         for base in self._bases(folder, MAX_DEPTH):
             within = base.relative_to(folder).as_posix()
             names = {name for side in (self.foreground, self.alpha) for name in _names(base / side)}
             for name in sorted(names):
-                none = False
+                empty = False
                 key = name if within == "." else f"{within}/{name}"
                 yield FoundClip(key, MatteLocation(ClipLocation(str(folder), str(base), split_of(key)), name))
-        if none:
+        if empty:
             raise OpenUniError(
-                f"{folder}: no folder in it holds {self.foreground} and {self.alpha} with clips, as folders of images "
-                f"or videos ({', '.join(VIDEOS)}). The options foreground and alpha set the names."
+                f"{folder}: no folder contains {self.foreground} and {self.alpha} with clips, as folders of images or "
+                f"videos ({', '.join(VIDEOS)}). Set the names with the options foreground and alpha."
             )
 
     def read(self, found: FoundClip) -> ImportedClip[MatteMaps]:
-        """One clip: counts, sizes, form of the foreground, alignment and composite checked."""
-        place, clip = found.location.location, found.location.clip
+        """One clip; checks counts, sizes, alignment, the composite, and whether the foreground is premultiplied."""
+        location, clip = found.location.location, found.location.clip
         streams = self._streams(found.location)
-        looks = map_in_threads(lambda name: self._look(name, streams[name]), list(streams))
-        check_same({name: (seen.where, seen.shape[:3]) for name, seen in looks.items()}, "foreground")
-        layers, form = self._layers(looks)
+        scans = map_in_threads(lambda name: self._scan(name, streams[name]), list(streams))
+        check_same({name: (scan.where, scan.shape[:3]) for name, scan in scans.items()}, "foreground")
+        layers, form = self._layers(scans)
         where = streams["alpha"].where
         file, seed, background, difference = "", None, layers.background, None
         if layers.picture is not None:
-            difference, sure = self._check_composite(layers.thin(), streams["composite"].where)
+            difference, confirmed = self._check_composite(layers.thin(), streams["composite"].where)
         else:
-            sure = check_support(subsample_frames(layers.alpha), subsample_frames(layers.foreground), where)
+            confirmed = check_support(subsample_frames(layers.alpha), subsample_frames(layers.foreground), where)
         if background is not None:
-            file = str(streams["background"].where.relative_to(Path(place.root).resolve()))
+            file = str(streams["background"].where.relative_to(Path(location.root).resolve()))
         elif layers.picture is None:
             shape = layers.alpha.shape[0], layers.alpha.shape[1], layers.alpha.shape[2]
-            background, file = backdrop(self.backgrounds, found.key, place.split, self.seed, shape)
+            background, file = backdrop(self.backgrounds, found.key, location.split, self.seed, shape)
             seed = self.seed
         picture = layers.picture
         if picture is None and background is not None:
             picture = composite(layers.alpha, layers.foreground, background)
-        video = looks["composite"].video if "composite" in looks else None
-        fps = next((seen.video.fps for seen in looks.values() if seen.video is not None), self.fps)
+        video = scans["composite"].video if "composite" in scans else None
+        fps = next((scan.video.fps for scan in scans.values() if scan.video is not None), self.fps)
         row = MatteMaps(
             rgb=None if video is not None or picture is None else RGB(picture),
             alpha=Alpha(layers.alpha),
@@ -143,11 +146,11 @@ class VideoMatte(Importer):
             seed=seed,
             foreground_form=form,
             composite_difference=difference,
-            aligned_by_motion=sure,
+            aligned_by_motion=confirmed,
         )
-        caption = read_text(Path(place.folder) / f"{clip}.txt", place.root)
-        payloads = _payloads(looks, form)
-        return ImportedClip(row, fps=fps, video=video, caption=caption, split=place.split, payloads=payloads)
+        caption = read_text(Path(location.folder) / f"{clip}.txt", location.root)
+        payloads = _payloads(scans, form)
+        return ImportedClip(row, fps=fps, video=video, caption=caption, split=location.split, payloads=payloads)
 
     def _bases(self, folder: Path, depth: int) -> Iterator[Path]:
         if (folder / self.foreground).is_dir() and (folder / self.alpha).is_dir():
@@ -156,85 +159,90 @@ class VideoMatte(Importer):
             for inner in subfolders(folder):
                 yield from self._bases(inner, depth - 1)
 
-    def _streams(self, at: MatteLocation) -> dict[str, StreamFiles]:
-        base, streams = Path(at.location.folder), {}
+    def _streams(self, location: MatteLocation) -> dict[str, StreamFiles]:
+        base, streams = Path(location.location.folder), {}
         for name in ("foreground", "alpha", "background", "composite"):
             folder = base / getattr(self, name)
-            stream = find_stream(folder, at.clip, at.location.root) if folder.is_dir() else None
+            stream = find_stream(folder, location.clip, location.location.root) if folder.is_dir() else None
             if stream is not None:
                 streams[name] = stream
             elif folder.is_dir() or name in ("foreground", "alpha"):
-                raise ClipError(f"{folder} has no {at.clip}, neither as a folder of images nor as a video")
+                raise ClipError(f"{folder} has no {location.clip} (folder of images or video)")
         check_numbers(streams.values())
         return streams
 
-    def _look(self, name: str, stream: StreamFiles) -> StreamScan:
-        """A layer: its values, and its files where they are kept."""
+    def _scan(self, name: str, stream: StreamFiles) -> StreamScan:
+        """Scan one layer."""
         if name == "alpha":
-            return scan_stream(stream, lambda dtype, channels: PixelDecoding(channels=1), self.keep_files, whole=True)
+            return scan_stream(stream, lambda dtype, channels: PixelDecoding(channels=1), self.passthrough, whole=True)
 
         def reading(dtype: np.dtype, channels: int) -> PixelDecoding:
             if channels != 3 or dtype.kind == "f":
-                raise ClipError(f"{stream.where} must have three channels of 8 or 16 bits; found {dtype}")
+                raise ClipError(f"{stream.where} must have three channels of 8 or 16 bits; got {dtype}")
             return PixelDecoding(levels=True)
 
-        return scan_stream(stream, reading, self.keep_files and name != "composite", whole=True)
+        return scan_stream(stream, reading, self.passthrough and name != "composite", whole=True)
 
-    def _layers(self, looks: Mapping[str, StreamScan]) -> tuple[Layers, str]:
-        """The set's layers, the foreground straight, and its form."""
-        arrays = {name: seen.array for name, seen in looks.items()}
+    def _layers(self, scans: Mapping[str, StreamScan]) -> tuple[Layers, str]:
+        """The layers of the dataset with a straight foreground, and the form of the original foreground."""
+        arrays = {name: scan.array for name, scan in scans.items()}
         alpha, foreground = arrays["alpha"], arrays["foreground"]
-        assert alpha is not None and foreground is not None  # both were asked for as a whole
-        where, (lo, hi) = looks["foreground"].where, (looks["alpha"].lo, looks["alpha"].hi)
+        assert alpha is not None and foreground is not None  # scanned with whole=True
+        where, (lo, hi) = scans["foreground"].where, (scans["alpha"].lo, scans["alpha"].hi)
         if not (lo >= 0 and hi <= 1):
-            raise ClipError(f"{looks['alpha'].where}: alpha ranges from {lo:g} to {hi:g}. Allowed: 0 to 1.")
+            raise ClipError(f"{scans['alpha'].where}: alpha ranges from {lo:g} to {hi:g}. Allowed: 0 to 1.")
         if hi == 0:
-            raise ClipError(f"{looks['alpha'].where}: alpha is 0 everywhere, there is no foreground")
+            raise ClipError(f"{scans['alpha'].where}: alpha is 0 everywhere; the clip has no foreground")
         form = classify_foreground(subsample_frames(foreground), subsample_frames(alpha))
         if form == "premultiplied" and not self.premultiplied:
             raise ClipError(
-                f"{where} is premultiplied: at soft edges it is as dark as alpha is low. Set premultiplied = true to "
-                "divide it by alpha, or give straight foregrounds."
+                f"{where} is premultiplied: its soft edges darken with alpha. Set premultiplied = true to divide it by "
+                "alpha, or provide straight foregrounds."
             )
         if self.premultiplied:
             if form == "straight":
-                text = f"{where} is straight: its soft edges have the colours of the opaque parts beside them"
-                raise ClipError(f"{text}. Leave out premultiplied = true.")
+                text = f"{where} is straight: its soft edges have the colours of the opaque parts next to them"
+                raise ClipError(f"{text}. Remove premultiplied = true.")
             foreground, form = unpremultiply(foreground, alpha, where), "unpremultiplied"
         return Layers(alpha, foreground, arrays.get("background"), arrays.get("composite")), form
 
     def _check_composite(self, layers: Layers, where: Path) -> tuple[float, bool]:
-        """How far the composite that came along is from its layers', 0..255, and whether motion proves them in step."""
+        """The composite's difference from its layers, 0..255, and whether motion confirms the alignment."""
         alpha, picture = layers.alpha, layers.picture
         assert picture is not None
-        if layers.background is None:  # whatever it was, it lies within 0..255
+        if layers.background is None:  # unknown, but within 0..255
             rest = [
                 image - cover * front for image, cover, front in zip(picture, alpha, layers.foreground, strict=True)
             ]
             over = [np.maximum(-part, part - 255 * (1 - cover)) for part, cover in zip(rest, alpha, strict=True)]
             difference = float(np.percentile(np.maximum(np.stack(over), 0), CHECKED_PERCENTILE))
-            sure = check_structure(alpha, picture, where)
+            confirmed = check_structure(alpha, picture, where)
         else:
-            front, rear, cover, shown = map(thumbnails, (layers.foreground, layers.background, alpha, picture))
+            front, rear, cover, reference = map(thumbnails, (layers.foreground, layers.background, alpha, picture))
 
             def composed(frames: int) -> np.ndarray:
                 late = shifted(cover, frames)
                 return late * front + (1 - late) * rear
 
-            verdict = align_by_values(composed, shown)
-            apart, then = (float(np.abs(composed(frames) - shown).mean()) for frames in (0, verdict.shift))
-            if verdict.shift and then < apart / 2:  # else it is another clip's, which no shift mends
-                text = f"alpha of {where.name} is {format_shift(verdict.shift)}"
-                raise ClipError(f"{where.parent}: {text}: it then fits clearly better. Mend the order of its frames.")
-            sure = verdict.sure
+            alignment = align_by_values(composed, reference)
+            unshifted_error, shifted_error = (
+                float(np.abs(composed(frames) - reference).mean()) for frames in (0, alignment.shift)
+            )
+            # with a larger error it is from another clip, and no shift helps
+            if alignment.shift and shifted_error < unshifted_error / 2:
+                text = f"alpha of {where.name} is {format_shift(alignment.shift)}"
+                raise ClipError(
+                    f"{where.parent}: {text}: shifted, it fits much better. Correct the order of its frames."
+                )
+            confirmed = alignment.confirmed
             whole = composite(alpha, layers.foreground, layers.background).astype(np.int16)
             difference = float(np.percentile(np.abs(whole - picture), CHECKED_PERCENTILE))
         if difference > self.tolerance_levels:
             raise ClipError(
-                f"{where} is not alpha x foreground + (1 - alpha) x background: one value in a hundred differs by "
-                f"{difference:.3g} levels or more. Allowed: tolerance_levels = {self.tolerance_levels:g}."
+                f"{where} is not alpha x foreground + (1 - alpha) x background: the 99th percentile of the "
+                f"difference is {difference:.3g} levels. Allowed: tolerance_levels = {self.tolerance_levels:g}."
             )
-        return difference, sure
+        return difference, confirmed
 
 
 def _names(folder: Path) -> Iterator[str]:
@@ -246,10 +254,10 @@ def _names(folder: Path) -> Iterator[str]:
                 yield path.stem
 
 
-def _payloads(looks: Mapping[str, StreamScan], form: str) -> dict[str, Payload]:
-    """The layers whose files are kept, by modality."""
+def _payloads(scans: Mapping[str, StreamScan], form: str) -> dict[str, Payload]:
+    """The original files of layers, by modality."""
     constants = {"alpha": AlphaConstants(), "foreground": RGBConstants(), "background": RGBConstants()}
     if form == "unpremultiplied":
-        del constants["foreground"]  # its colours are no longer the files'
-    kept = {name: looks[name].payload(given) for name, given in constants.items() if name in looks}
-    return {name: payload for name, payload in kept.items() if payload is not None}
+        del constants["foreground"]  # its colours differ from those of the files
+    payloads = {name: scans[name].payload(value) for name, value in constants.items() if name in scans}
+    return {name: payload for name, payload in payloads.items() if payload is not None}

@@ -1,4 +1,4 @@
-"""WebDataset shards: videos are read where they lie in the tar, stored maps come back as they were."""
+"""WebDataset shards: videos are referenced within the tar, stored maps are imported without loss."""
 
 import math
 import tarfile
@@ -31,17 +31,17 @@ from openuni.manifests.errors import ClipError, OpenUniError
 from openuni.manifests.video.clip import Clip
 from openuni.manifests.video.probe import probe_clip
 
-LOSSLESS = "rgb.mkv"  # pixels that a corpus held itself
+LOSSLESS = "rgb.mkv"  # pixels that were stored in a corpus
 CAPTIONS = ("txt", "caption")
-FORGET_MEMBERS = 10_000  # tarfile remembers all it has seen
-ROUNDING_TOLERANCE_S = 0.002  # that a clip's length in a container of milliseconds may be off
-ROUNDED_SHARE = 0.01  # and of that length
+FORGET_MEMBERS = 10_000  # tarfile keeps all members in memory
+ROUNDING_TOLERANCE_S = 0.002  # tolerated error of a duration, from timestamps in milliseconds
+ROUNDED_SHARE = 0.01  # plus this share of the duration
 
 
 class Member(NamedTuple):
     """A file in a shard."""
 
-    suffix: str  # behind the clip's key, as the shard has it: "mp4", "depth.mkv"
+    suffix: str  # after the clip's key: "mp4", "depth.mkv"
     offset: int
     nbytes: int
 
@@ -53,22 +53,22 @@ class TarLocation(NamedTuple):
     shard: str
     key: str
     members: tuple[Member, ...]
-    fault: str = ""  # what is wrong with the shard from here on
+    fault: str = ""  # error message, if the shard is damaged from here on
 
 
 @dataclass(frozen=True)
 class WebDataset(Importer):
-    """Reads KEY.mp4 (.mkv, .webm, .mov, .avi), KEY.txt, KEY.json and KEY.MODALITY.mkv from plain tar shards.
+    """Reads KEY.mp4 (.mkv, .webm, .mov, .avi), KEY.txt, KEY.json and KEY.MODALITY.mkv from uncompressed tar shards.
 
-    The shards of `openuni export --format webdataset` (openuni/exchange/exporters/README.md), or anyone's with one
-    video per key. KEY.json may have caption, split, origin, and the maps under "modalities"; a folder named train, val
-    or test above the shard is the split else. Nothing is unpacked: the clip's source is a range of bytes of the shard.
-    Hidden files and folders are passed over; an export that was stopped is refused until it is finished.
+    Accepts the shards of `openuni export --format webdataset` (openuni/exchange/exporters/README.md), and any others
+    with one video per key. KEY.json may contain caption, split, origin, and the maps under "modalities"; the split can
+    also be a folder named train, val or test above the shard. Nothing is unpacked: the clip's source is a byte range of
+    the shard. Hidden files and folders are skipped; unfinished exports are rejected.
     """
 
-    shards: Annotated[str, "pattern of the shards within the folder; ** stands for any folders"] = "**/*.tar"
-    caption: Annotated[str, "key of the caption in KEY.json, where there is no KEY.txt"] = "caption"
-    check_alignment: Annotated[bool, "refuse maps that are frames ahead of the video or behind it"] = True
+    shards: Annotated[str, "glob pattern of the shards, relative to the dataset folder"] = "**/*.tar"
+    caption: Annotated[str, "key of the caption in KEY.json, used if KEY.txt is missing"] = "caption"
+    check_alignment: Annotated[bool, "reject maps that are misaligned in time with the video"] = True
 
     revision: ClassVar[int] = 2
     origin: ClassVar[str] = "the WebDataset convention; openuni export"
@@ -76,28 +76,30 @@ class WebDataset(Importer):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.shards or Path(self.shards).is_absolute() or ".." in self.shards:
-            raise OpenUniError(f'webdataset: shards = "{self.shards}". Allowed: a pattern within the set, as **/*.tar')
+            raise OpenUniError(
+                f'webdataset: shards = "{self.shards}". Allowed: a pattern within the dataset, such as **/*.tar'
+            )
 
     def find(self, folder: Path) -> Iterator[FoundClip]:
-        """The keys of all shards, by the shards' names; only headers are read."""
+        """The keys of all shards, sorted by shard; only headers are read."""
         shards = visible_files(folder, self.shards)
         check_finished(folder, shards)
         if not shards:
             packed = next(folder.glob("**/*.tar.*"), None)
-            hint = f" {packed.name} is compressed: unpack it to .tar first." if packed else ""
+            hint = f" {packed.name} is compressed: decompress it to .tar first." if packed else ""
             raise OpenUniError(f'{folder}: no file matches shards = "{self.shards}".{hint}')
         for shard in shards:
             within = shard.relative_to(folder).with_suffix("").as_posix()
-            for place in _clips_in(shard, folder):
-                yield FoundClip(f"{within}/{place.key}", place)
+            for location in _clips_in(shard, folder):
+                yield FoundClip(f"{within}/{location.key}", location)
 
     def read(self, found: FoundClip) -> ImportedClip[AllMaps]:
-        """One clip: the video probed, the maps restored and held against it."""
-        place: TarLocation = found.location
-        shard = resolve_inside(Path(place.shard), place.root)
-        _check_whole(place, shard)
-        where = f"{shard}, {place.key}"
-        by_suffix = _by_suffix(place.members, where)
+        """One clip: probes the video, and decodes the maps and checks them against it."""
+        location: TarLocation = found.location
+        shard = resolve_inside(Path(location.shard), location.root)
+        _check_whole(location, shard)
+        where = f"{shard}, {location.key}"
+        by_suffix = _by_suffix(location.members, where)
         video = probe_clip(_source(by_suffix, shard, where))
         frames = video.frame_count
         sidecar: dict[str, Any] = {}
@@ -108,14 +110,14 @@ class WebDataset(Importer):
         entries = [entry for entry in parse_entries(sidecar, f"{where}.json", frames) if entry.modality.name != "rgb"]
 
         def data_of(file: str) -> bytes:
-            member = by_suffix.get(file.removeprefix(f"{place.key.rpartition('/')[2]}.").lower())
+            member = by_suffix.get(file.removeprefix(f"{location.key.rpartition('/')[2]}.").lower())
             if member is None:
-                raise ClipError(f"{where}: {file} is not in the shard, the .json names it")
+                raise ClipError(f"{where}: {file} not found in the shard, but listed in the .json")
             return _bytes(shard, member, MAX_FILE_MB * 10**6)
 
         maps, payloads = decode_maps(entries, data_of, (frames, video.height_px, video.width_px), where)
-        proved = aligned_maps(maps, thumbnails_of(video), where) if self.check_alignment and maps else []
-        row: dict[str, Any] = dict.fromkeys(AllMaps._fields) | maps | {"aligned_by_motion": proved}
+        aligned = aligned_maps(maps, thumbnails_of(video), where) if self.check_alignment and maps else []
+        row: dict[str, Any] = dict.fromkeys(AllMaps._fields) | maps | {"aligned_by_motion": aligned}
         return ImportedClip(
             AllMaps(**row),
             fps=video.fps,
@@ -137,7 +139,7 @@ class WebDataset(Importer):
 
 
 def _clips_in(shard: Path, root: Path) -> Iterator[TarLocation]:
-    """The clips of one shard: neighbours whose names are equal up to the first dot, as WebDataset has it."""
+    """The clips of one shard: consecutive members whose names are equal up to the first dot (WebDataset convention)."""
     key: str | None = None
     members: list[Member] = []
     fault = ""
@@ -160,9 +162,9 @@ def _clips_in(shard: Path, root: Path) -> Iterator[TarLocation]:
 
 
 def _members(file: Any) -> Iterator[tuple[str, Member | None]]:
-    """Name and place of the regular files; last of all (what is wrong, None) where the tar does not end as tars do.
+    """Name and location of the regular files; finally (error, None) if the tar does not end properly.
 
-    tarfile takes a damaged header for the end, so what follows the last member is looked at.
+    tarfile takes a damaged header for the end, so the block after the last member is checked.
     """
     end = 0
     try:
@@ -175,60 +177,62 @@ def _members(file: Any) -> Iterator[tuple[str, Member | None]]:
                 if info.isreg() and info.sparse is None:
                     yield info.name.removeprefix("./"), Member("", info.offset_data, info.size)
     except (tarfile.TarError, OSError, ValueError) as error:
-        yield f"the tar is damaged behind byte {end} ({error})", None
+        yield f"the tar is damaged after byte {end} ({error})", None
         return
     file.seek(end)
     if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
-        yield f"the tar is damaged at byte {end}: neither a file's header nor the end", None
+        yield f"the tar is damaged at byte {end}: neither a file header nor the end", None
 
 
-def _check_whole(place: TarLocation, shard: Path) -> None:
-    if place.fault:
-        raise ClipError(f"{shard}: {place.fault}. Fetch it again; clips before that are imported.")
+def _check_whole(location: TarLocation, shard: Path) -> None:
+    if location.fault:
+        raise ClipError(f"{shard}: {location.fault}. Download it again; the clips before are imported.")
     size = shard.stat().st_size
-    for member in place.members:
+    for member in location.members:
         if member.offset + member.nbytes > size:
-            raise ClipError(f"{shard} ends at byte {size}, within {place.key}.{member.suffix}: fetch it again")
+            raise ClipError(f"{shard} ends at byte {size}, within {location.key}.{member.suffix}. Download it again.")
 
 
 def _by_suffix(members: tuple[Member, ...], where: str) -> dict[str, Member]:
-    """The clip's files by their suffix in small letters; raises `ClipError` where two have one."""
+    """The clip's files by lower-case suffix; raises `ClipError` for duplicates."""
     found: dict[str, Member] = {}
     for member in members:
         other = found.setdefault(member.suffix.lower(), member)
         if other is not member:
-            raise ClipError(f"{where} has both .{other.suffix} and .{member.suffix}: one is needed, remove the other")
+            raise ClipError(f"{where} has .{other.suffix} and .{member.suffix}: expected one. Remove the other.")
     return found
 
 
-def _stated_fps(stated: Any, video: Clip, where: str) -> float:
-    """The rate in KEY.json of pixels that a corpus held: the container's own is rounded to milliseconds."""
-    number = isinstance(stated, int | float) and not isinstance(stated, bool)
-    if not (number and 0 < stated < math.inf):
-        raise ClipError(f'{where}: "fps" must be a number above 0, found {stated!r}')
-    off_s = abs(video.frame_count / stated - video.duration_s)
-    if off_s > ROUNDING_TOLERANCE_S + ROUNDED_SHARE * video.duration_s:
-        raise ClipError(f'{where}: "fps" is {stated:g}, {LOSSLESS} has {video.fps:g}: they must agree; mend the .json')
-    return float(stated)
+def _stated_fps(declared: Any, video: Clip, where: str) -> float:
+    """The frame rate in KEY.json for pixels that were stored in a corpus, whose container rounds it to milliseconds."""
+    number = isinstance(declared, int | float) and not isinstance(declared, bool)
+    if not (number and 0 < declared < math.inf):
+        raise ClipError(f'{where}: "fps" must be a number above 0, got {declared!r}')
+    error_s = abs(video.frame_count / declared - video.duration_s)
+    if error_s > ROUNDING_TOLERANCE_S + ROUNDED_SHARE * video.duration_s:
+        raise ClipError(
+            f'{where}: "fps" is {declared:g}, {LOSSLESS} has {video.fps:g}: they must agree. Correct the .json.'
+        )
+    return float(declared)
 
 
 def _source(members: dict[str, Member], shard: Path, where: str) -> str:
-    """The clip's pixels: those that a corpus held without loss, else the only video."""
+    """The clip's pixels: those stored without loss in a corpus, else the only video."""
     videos = [suffix for suffix in members if f".{suffix}" in VIDEOS]
     if LOSSLESS in members:
         videos = [LOSSLESS]
     if len(videos) != 1:
         found = ", ".join(sorted(members)) or "nothing"
-        raise ClipError(f"{where}: needed is one video ({', '.join(VIDEOS)}), found {found}")
+        raise ClipError(f"{where}: expected one video ({', '.join(VIDEOS)}), got {found}")
     member = members[videos[0]]
     if not member.nbytes:
         raise ClipError(f"{where}.{videos[0]} is empty")
     return f"{shard}#bytes={member.offset}-{member.offset + member.nbytes - 1}"
 
 
-def _bytes(shard: Path, member: Member, largest: int) -> bytes:
-    if member.nbytes > largest:
-        raise ClipError(f"{shard}: {member.suffix} has {member.nbytes:,} bytes; at most {largest:,} are read")
+def _bytes(shard: Path, member: Member, max_bytes: int) -> bytes:
+    if member.nbytes > max_bytes:
+        raise ClipError(f"{shard}: {member.suffix} has {member.nbytes:,} bytes; the limit is {max_bytes:,}")
     with shard.open("rb") as file:
         file.seek(member.offset)
         return file.read(member.nbytes)

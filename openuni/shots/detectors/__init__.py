@@ -1,1 +1,1 @@
-"""Shot detectors: one per file, found by name."""
+"""Shot detectors, one per file."""

@@ -1,4 +1,4 @@
-"""PySceneDetect's detectors on frames that we decode: by frame number alone, so that no rate is ever guessed."""
+"""PySceneDetect's detectors on frames decoded by OpenUni, by frame number, so that no frame rate is assumed."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -10,11 +10,11 @@ from openuni.shots.shot_detector import Timeline, Transition
 if TYPE_CHECKING:
     from scenedetect.detector import SceneDetector
 
-LONG_SIDE_PX = 256  # that PySceneDetect scales larger films down to
+LONG_SIDE_PX = 256  # PySceneDetect scales larger videos down to this
 
 
 def scaled(height_px: int, width_px: int) -> tuple[int, int]:
-    """Height and width with a longer side of 256 px; smaller films as they are."""
+    """Height and width with a longer side of at most 256 px."""
     scale = max(1.0, max(height_px, width_px) / LONG_SIDE_PX)
     return max(1, round(height_px / scale)), max(1, round(width_px / scale))
 
@@ -24,8 +24,7 @@ def hard_cuts(
 ) -> list[Transition]:
     """The cuts that the detector finds.
 
-    `metric`: the one of its measures that it compares with `threshold`. A measure of x gives the confidence
-    x / (x + threshold).
+    `metric`: the metric that it compares with `threshold`. A value of x gives the confidence x / (x + threshold).
     """
     from scenedetect.common import FrameTimecode
 
@@ -46,7 +45,7 @@ def _confidence(score: float, threshold: float) -> float:
 
 
 def _scores(metric: str, threshold: float) -> Any:
-    """What the detector reports its measures to: keeps those frames' that can be cuts, not those of the whole film."""
+    """A stats manager that stores only the metrics of frames that may be cuts."""
     from scenedetect.stats_manager import StatsManager
 
     class Scores(StatsManager):

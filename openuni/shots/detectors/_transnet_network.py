@@ -1,4 +1,4 @@
-"""The network of TransNetV2, with the names of its published PyTorch weights."""
+"""The TransNetV2 network, with the parameter names of its published PyTorch weights."""
 
 from typing import TYPE_CHECKING
 
@@ -10,14 +10,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 HEIGHT_PX, WIDTH_PX = 27, 48
-DILATIONS = (1, 2, 4, 8)  # in time, of the four convolutions side by side
-FILTERS = (16, 32, 64)  # of each of the four, in the three stages
-LOOKUP_FRAMES = 101  # a frame is compared with as many around it
-BINS = 8  # per channel, of the colour histogram
+DILATIONS = (1, 2, 4, 8)  # temporal dilations of the four parallel convolutions
+FILTERS = (16, 32, 64)  # of each of the four, by stage
+LOOKUP_FRAMES = 101  # number of surrounding frames that a frame is compared with
+BINS = 8  # histogram bins per channel
 
 
 class SeparableConv(nn.Module):
-    """A 3 x 3 convolution within the frames, then one of 3 frames, `dilation` apart, across them."""
+    """A spatial 3 x 3 convolution, then a temporal one over 3 frames with `dilation`."""
 
     def __init__(self, channels: int, filters: int, dilation: int) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class SeparableConv(nn.Module):
 
 
 class DilatedConvs(nn.Module):
-    """Convolutions of four reaches in time side by side, normalised together."""
+    """Four parallel convolutions of different temporal extent, normalized together."""
 
     def __init__(self, channels: int, filters: int) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class DilatedConvs(nn.Module):
 
 
 class Stage(nn.Module):
-    """Two of them with a shortcut over the second, then half the height and width."""
+    """Two `DilatedConvs`, the second with a shortcut, then pooling to half the height and width."""
 
     def __init__(self, channels: int, filters: int) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class Stage(nn.Module):
 
 
 class Similarity(nn.Module):
-    """What a frame shares with each of the 101 around it, as 128 features."""
+    """Similarities of a frame to the 101 around it, as 128 features."""
 
     def __init__(self, channels: int | None = None) -> None:
         super().__init__()
@@ -71,16 +71,16 @@ class Similarity(nn.Module):
         self.fc = nn.Linear(LOOKUP_FRAMES, 128)
 
     def forward(self, x: "Tensor") -> "Tensor":
-        """[B, T, channels] -> [B, T, 128]; frames before the first and behind the last are like none."""
+        """[B, T, channels] -> [B, T, 128]; similarities to frames beyond the ends are 0."""
         x = functional.normalize(self.projection(x) if hasattr(self, "projection") else x, dim=2)
         count, half = x.shape[1], LOOKUP_FRAMES // 2
-        alike = functional.pad(x @ x.transpose(1, 2), (half, half))
+        similarities = functional.pad(x @ x.transpose(1, 2), (half, half))
         around = torch.arange(count, device=x.device)[:, None] + torch.arange(LOOKUP_FRAMES, device=x.device)
-        return functional.relu(self.fc(alike.gather(2, around.expand(len(x), -1, -1))))
+        return functional.relu(self.fc(similarities.gather(2, around.expand(len(x), -1, -1))))
 
 
 class TransNetV2(nn.Module):
-    """Soucek and Lokoc 2020. Two logits per frame: it ends a shot; it is part of a transition."""
+    """TransNetV2 (Soucek and Lokoc 2020). Two logits per frame: last frame of a shot; part of a transition."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class TransNetV2(nn.Module):
         self.cls_layer2 = nn.Linear(1024, 1)
 
     def forward(self, frames: "Tensor") -> tuple["Tensor", "Tensor"]:
-        """uint8 [B, T, 27, 48, 3] RGB -> two float32 [B, T]. Raises `ValueError` for anything else."""
+        """uint8 [B, T, 27, 48, 3] RGB -> two float32 [B, T]. Raises `ValueError` for other input."""
         if frames.dtype != torch.uint8 or frames.ndim != 5 or frames.shape[2:] != (HEIGHT_PX, WIDTH_PX, 3):
             raise ValueError(f"frames must be uint8 [B, T, 27, 48, 3], got {frames.dtype} {list(frames.shape)}")
         x = frames.permute(0, 4, 1, 2, 3).float() / 255
@@ -104,13 +104,16 @@ class TransNetV2(nn.Module):
             x = stage(x)
             means.append(x.mean(dim=(3, 4)).transpose(1, 2))
         pixels = x.permute(0, 2, 3, 4, 1).flatten(2)
-        alike, coloured = self.frame_sim_layer(torch.cat(means, dim=2)), self.color_hist_layer(histograms(frames))
-        x = functional.relu(self.fc1(torch.cat([coloured, alike, pixels], dim=2)))
+        similarities, coloured = (
+            self.frame_sim_layer(torch.cat(means, dim=2)),
+            self.color_hist_layer(histograms(frames)),
+        )
+        x = functional.relu(self.fc1(torch.cat([coloured, similarities, pixels], dim=2)))
         return self.cls_layer1(x)[..., 0], self.cls_layer2(x)[..., 0]
 
 
 def histograms(frames: "Tensor") -> "Tensor":
-    """uint8 [B, T, H, W, 3] -> float32 [B, T, 512], pixels per colour."""
+    """Pixel counts per colour, uint8 [B, T, H, W, 3] -> float32 [B, T, 512]."""
     levels = (frames // (256 // BINS)).long()
     colours = ((levels[..., 0] * BINS + levels[..., 1]) * BINS + levels[..., 2]).flatten(2)
     counts = torch.zeros(*colours.shape[:2], BINS**3, device=frames.device)

@@ -1,4 +1,4 @@
-"""Hard cuts where the picture changes by more than its neighbours do: PySceneDetect's adaptive detector."""
+"""Hard cuts by changes relative to those of neighbouring frames: PySceneDetect's adaptive detector."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,18 +13,16 @@ from openuni.shots.shot_detector import ShotDetector, Timeline, Transition
 
 @dataclass(frozen=True)
 class Adaptive(ShotDetector):
-    """Hard cuts: a change `threshold` times as large as the mean change in the frames around it.
+    """Hard cuts: a change of at least `threshold` times the mean change of the surrounding frames.
 
-    Takes fast camera motion better than `content`, and misses dissolves and fades all the more.
+    More robust to fast camera motion than `content`, but misses more dissolves and fades.
     """
 
-    threshold: Annotated[float, "how many times the mean change around it a cut's change must be", Ge(0)] = 3.0
-    window_frames: Annotated[int, "frames before and behind that make the mean", Ge(1)] = 2
-    min_content: Annotated[float, "change that a cut must have in any case, measured as by content, 0..255", Ge(0)] = (
-        15.0
-    )
-    min_shot_frames: Annotated[int, "cuts that follow another faster than this many frames are left out", Ge(0)] = 15
-    luma_only: Annotated[bool, "compare the value (brightness) alone"] = False
+    threshold: Annotated[float, "minimum ratio of a cut's change to the mean change around it", Ge(0)] = 3.0
+    window_frames: Annotated[int, "frames before and after over which the mean is computed", Ge(1)] = 2
+    min_content: Annotated[float, "minimum change of a cut, as measured by content, 0..255", Ge(0)] = 15.0
+    min_shot_frames: Annotated[int, "minimum shot length, frames; earlier cuts are discarded", Ge(0)] = 15
+    luma_only: Annotated[bool, "compare brightness only"] = False
 
     licence: ClassVar[str] = "BSD-3-Clause"
     origin: ClassVar[str] = "PySceneDetect, AdaptiveDetector"

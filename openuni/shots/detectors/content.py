@@ -1,4 +1,4 @@
-"""Hard cuts where the picture changes by more than a fixed measure: PySceneDetect's content detector."""
+"""Hard cuts by a fixed threshold on the change between frames: PySceneDetect's content detector."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,17 +13,17 @@ from openuni.shots.shot_detector import ShotDetector, Timeline, Transition
 
 @dataclass(frozen=True)
 class Content(ShotDetector):
-    """Hard cuts: neighbouring frames differ by more than `threshold` on average over hue, saturation and value.
+    """Hard cuts: consecutive frames differ by more than `threshold` on average over hue, saturation and value.
 
-    Dissolves and fades are missed where each step of theirs stays under the threshold; fast motion is mistaken for cuts
-    before `adaptive` does so.
+    Misses dissolves and fades whose steps stay below the threshold; has more false cuts under fast motion than
+    `adaptive`.
     """
 
     threshold: Annotated[
-        float, "mean change of a pixel's hue, saturation and value that makes a cut, 0..255", Ge(0)
+        float, "mean change of hue, saturation and value above which a frame is a cut, 0..255", Ge(0)
     ] = 27.0
-    min_shot_frames: Annotated[int, "cuts that follow each other faster than this many frames are merged", Ge(0)] = 15
-    luma_only: Annotated[bool, "compare the value (brightness) alone"] = False
+    min_shot_frames: Annotated[int, "minimum shot length, frames; closer cuts are merged", Ge(0)] = 15
+    luma_only: Annotated[bool, "compare brightness only"] = False
 
     licence: ClassVar[str] = "BSD-3-Clause"
     origin: ClassVar[str] = "PySceneDetect, ContentDetector"

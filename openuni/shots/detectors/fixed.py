@@ -1,4 +1,4 @@
-"""Windows of one length, whatever the pictures show."""
+"""Windows of fixed duration, independent of the content."""
 
 import math
 from collections.abc import Iterable
@@ -13,16 +13,16 @@ from openuni.shots.shot_detector import ShotDetector, Timeline, Transition
 
 @dataclass(frozen=True)
 class Fixed(ShotDetector):
-    """Windows of one length by the clock; nothing is decoded.
+    """Windows of fixed duration; nothing is decoded.
 
-    Window k begins with the first frame shown at or after k times the length, so that errors do not add up where
-    frames do not come at an even rate.
+    Window k starts at the first frame shown at or after k times the duration, so that errors do not accumulate at
+    variable frame rates.
     """
 
-    window_s: Annotated[float, "length of a window, seconds", Gt(0)] = 10.0
+    window_s: Annotated[float, "duration of a window, seconds", Gt(0)] = 10.0
     remainder: Annotated[
         Literal["keep", "join", "drop"],
-        "what is left at the end: a clip of its own (if it lasts min_s), part of the last window, or left out",
+        "rest after the last window; keep: separate clip (if at least min_s); join: part of the last window; drop",
     ] = "keep"
 
     def transitions(self, model: Any, frames: Iterable[np.ndarray], timeline: Timeline) -> list[Transition]:

@@ -1,4 +1,4 @@
-"""Hard cuts, dissolves and fades without weights: does mixing two pictures explain the frames between them?"""
+"""Hard cuts, dissolves and fades without a checkpoint, by testing whether frames are a mix of two other frames."""
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,68 +8,73 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 import numpy as np
 from annotated_types import Interval
 
+from openuni.manifests.contracts.options import Formerly
 from openuni.shots.detectors._true_runs import true_runs
 from openuni.shots.shot_detector import ShotDetector, Timeline, Transition, TransitionKind
 
 HEIGHT_PX, WIDTH_PX = 36, 64
-# frames from the last of the old shot to the first of the new one that are tried
+# tested distances between the last frame of the old shot and the first of the new one
 DISSOLVE_SPANS = (5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 16, 18, 20, 22, 24, 26, 28, 30, 32, 35, 38, 42)
-FADE_SPANS = (2, 3, 4, *DISSOLVE_SPANS)  # of one half of a fade
+FADE_SPANS = (2, 3, 4, *DISSOLVE_SPANS)  # for one half of a fade
 MAX_SPAN = max(FADE_SPANS)
-CHUNK_FRAMES = 2048  # places that are tried at a time: bounds memory
+CHUNK_FRAMES = 2048  # positions tested at once, to bound memory
 
-# All in grey levels squared, or shares without unit; set on films of our own making and left alone on real footage.
-NOISE = 4.0  # variance that compression and sensors leave in the coarse picture
-FLAT = 16.0  # under this variance of the coarse picture there is nothing to see
+# In squared grey levels, or ratios without unit; tuned on synthetic videos, not retuned on real footage.
+NOISE = 4.0  # variance of compression and sensor noise in the coarse picture
+FLAT = 16.0  # variance of the coarse picture below which a frame is blank
 MIN_DETAIL = 1.0  # of both ends of a dissolve
 MIN_FADED_DETAIL = 15.0  # of the bright end of a fade
-MAX_DARK_SHARE = 0.15  # of the bright end's variance and detail that its dark end may keep
-MAX_ALIKE = 0.6  # correlation of the two ends of a dissolve
-MAX_LEFT_DETAIL = 0.8  # of a dissolve's frames, relative to a straight line between the ends
-MIN_EXPLAINED = 0.35  # share of the frames' variance that is a mix of the two ends; motion takes the rest
-UNEXPLAINED_WEIGHT = 0.05  # what that rest adds to a dissolve's misfit
+MAX_DARK_SHARE = 0.15  # of the dark end's variance and detail, relative to the bright end
+MAX_CORRELATION = 0.6  # maximum correlation of the two ends of a dissolve
+MAX_LEFT_DETAIL = 0.8  # maximum detail within a dissolve, relative to a straight line between the ends
+MIN_EXPLAINED = 0.35  # minimum share of the frames' variance explained by a mix of the ends; the rest is motion
+UNEXPLAINED_WEIGHT = 0.05  # weight of the unexplained share in a dissolve's misfit
 MIN_FADE_EXPLAINED = 0.6
-LENGTH_WEIGHT = 0.004  # by which a frame more makes up for misfit: each part of a fade fits as well as the whole
-MIN_PLAIN_FRAMES = 6  # of plain frames without a fade: fewer may be a flash
-HARD_TIMES_USUAL = 12.0  # a change that much larger than those around it is a hard cut, even between like pictures
-MIN_HARD_CHANGE = 0.2  # if it is at least this, in 1 - correlation
-JOIN_FRAMES = 4  # the two halves of a fade may lie so far apart
+LENGTH_WEIGHT = 0.004  # bonus per frame: parts of a fade fit as well as the whole, which is preferred
+MIN_PLAIN_FRAMES = 6  # minimum number of blank frames without a fade; fewer may be a flash
+HARD_TIMES_USUAL = (
+    12.0  # a change this many times larger than those around it is a hard cut, even between similar frames
+)
+MIN_HARD_CHANGE = 0.2  # minimum change for that, as 1 - correlation
+JOIN_FRAMES = 4  # maximum gap between the two halves of a fade
 
 
 @dataclass(frozen=True)
 class Gradual(ShotDetector):
-    """Hard cuts, dissolves and fades; weight-free.
+    """Hard cuts, dissolves and fades, without a checkpoint.
 
-    Fine detail of two pictures does not add up: half-way through a dissolve half of its energy is gone, following
-    (1 - a)^2 and a^2, which neither motion nor light does (Alattar 1993, for the variance). A dissolve is a stretch
-    whose detail follows that curve between two unlike pictures while the frames in between become the second one
-    evenly. A fade is detail that sinks to nothing as a straight line in amplitude, up to the plain frames, and back.
-    A hard cut is a frame unlike the one before, as are the two around them; a flash changes brightness and contrast
-    only, which count for nothing. Fast pans from one place to an unlike one are the likeliest false dissolves.
+    Fine detail of two pictures does not add up: halfway through a dissolve, half of its energy is gone, following (1 -
+    a)^2 and a^2, unlike under motion or changes of light (Alattar 1993, for the variance). A dissolve is a run of
+    frames whose detail follows that curve between two dissimilar pictures while the frames turn evenly from the first
+    into the second. In a fade, detail decreases to nothing linearly in amplitude, up to the blank frames, and increases
+    again. A hard cut is a frame that is dissimilar to the previous one, as are the two frames around them; flashes
+    change only brightness and contrast, which are ignored. The most likely false dissolves are fast pans between
+    dissimilar views.
     """
 
     dissolve_misfit: Annotated[
-        float, "deviation from a dissolve's curve and even pace up to which it is one", Interval(gt=0, lt=1)
+        float, "maximum deviation from the curve and even pace of a dissolve", Interval(gt=0, lt=1)
     ] = 0.09
-    fade_misfit: Annotated[float, "deviation from the line of a fade up to which it is one", Interval(gt=0, lt=1)] = (
-        0.06
-    )
-    hard_alike: Annotated[
-        float, "correlation with the frame before under which a frame begins a new shot", Interval(gt=0, lt=1)
+    fade_misfit: Annotated[float, "maximum deviation from the linear decrease of a fade", Interval(gt=0, lt=1)] = 0.06
+    hard_cut_similarity: Annotated[
+        float,
+        "correlation with the previous frame below which a frame starts a new shot",
+        Interval(gt=0, lt=1),
+        Formerly("hard_alike"),
     ] = 0.5
 
     origin: ClassVar[str] = "after Alattar 1993, Detecting and compressing dissolve regions in video sequences"
 
     def size_px(self, height_px: int, width_px: int) -> tuple[int, int]:
-        """36 x 64 whatever the film's shape."""
+        """36 x 64 for all sources."""
         return HEIGHT_PX, WIDTH_PX
 
     def transitions(self, model: Any, frames: Iterable[np.ndarray], timeline: Timeline) -> list[Transition]:
-        """See `ShotDetector.transitions`. Keeps about 180 bytes per frame."""
+        """See `ShotDetector.transitions`. Holds about 180 bytes per frame."""
         signal = measure(frames)
         plain = [_Candidate(0.0, start, stop, "plain") for start, stop in true_runs(signal.products[:, 0] < FLAT)]
-        fades = _joined(sorted([*_best(self._fades(signal)), *plain], key=lambda one: one.start))
-        left = (one for one in self._dissolves(signal) if all(_apart(one, fade) for fade in fades))
+        fades = _merge_fades(sorted([*_best(self._fades(signal)), *plain], key=lambda one: one.start))
+        left = (one for one in self._dissolves(signal) if all(_disjoint(one, fade) for fade in fades))
         dissolves = [_transition([one], "dissolve") for one in _best(left)]
         soft = sorted([*fades, *dissolves])
         return sorted([*soft, *self._hard_cuts(signal, soft)], key=lambda one: one.start)
@@ -79,7 +84,7 @@ class Gradual(ShotDetector):
             for fit in _fits(signal, span):
                 detail = np.minimum(fit.detail_a, fit.detail_b)
                 misfit = fit.misfit + fit.uneven + UNEXPLAINED_WEIGHT * (1 - fit.explained)
-                fits = (misfit < self.dissolve_misfit) & (fit.alike < MAX_ALIKE) & (detail > MIN_DETAIL)
+                fits = (misfit < self.dissolve_misfit) & (fit.correlation < MAX_CORRELATION) & (detail > MIN_DETAIL)
                 fits &= (fit.left_detail < MAX_LEFT_DETAIL) & (fit.explained > MIN_EXPLAINED)
                 for place in np.flatnonzero(fits).tolist():
                     first, cost = fit.first + place, float(misfit[place]) / self.dissolve_misfit
@@ -92,17 +97,17 @@ class Gradual(ShotDetector):
                 ends = ((fit.detail_a, fit.power_a), (fit.detail_b, fit.power_b))
                 for half, bright, dark in (("out", *ends), ("in", *ends[::-1])):
                     sinks = (dark[0] < MAX_DARK_SHARE * bright[0]) & (dark[1] < MAX_DARK_SHARE * bright[1])
-                    sinks &= dark[0] <= fit.least_detail + MIN_DETAIL  # and has not begun to rise again
+                    sinks &= dark[0] <= fit.least_detail + MIN_DETAIL  # and does not increase again
                     for place in np.flatnonzero(good & sinks & (bright[0] > MIN_FADED_DETAIL)).tolist():
-                        first = fit.first + place + (half == "out")  # the dark end's frame is part of the fade
+                        first = fit.first + place + (half == "out")  # the frame at the dark end is part of the fade
                         cost = float(fit.fade_misfit[place]) - LENGTH_WEIGHT * span
                         yield _Candidate(cost / self.fade_misfit, first, first + span, half)
 
     def _hard_cuts(self, signal: "Signal", soft: Sequence[Transition]) -> Iterator[Transition]:
-        near, count = signal.alike(1), len(signal.detail)
+        near, count = signal.correlation(1), len(signal.detail)
         usual = _around(1 - near)
-        near[2:-1] = np.maximum(near[2:-1], signal.alike(3)[3:])  # the frames on either side of the two
-        least = np.minimum(1 - self.hard_alike, np.maximum(MIN_HARD_CHANGE, HARD_TIMES_USUAL * usual))
+        near[2:-1] = np.maximum(near[2:-1], signal.correlation(3)[3:])  # also compare the frames around the two
+        least = np.minimum(1 - self.hard_cut_similarity, np.maximum(MIN_HARD_CHANGE, HARD_TIMES_USUAL * usual))
         free = np.ones(count + 2, bool)
         for one in soft:
             free[max(0, one.start - 1) : one.stop + 2] = False
@@ -113,18 +118,17 @@ class Gradual(ShotDetector):
 
 @dataclass(frozen=True, eq=False)
 class Signal:
-    """What is kept of a film.
+    """Per-frame measurements of a source.
 
-    `products`: float32 [T, MAX_SPAN + 1], mean product of the coarse pictures of frames t and t - k, each channel's
-    mean taken off (0 where there is no such frame); k = 0 is the variance. `detail`: float32 [T], energy of what is
-    finer.
+    `products`: float32 [T, MAX_SPAN + 1], mean product of the coarse pictures of frames t and t - k, without the mean
+    of each channel (0 if there is no such frame); k = 0 is the variance. `detail`: float32 [T], energy of finer detail.
     """
 
     products: np.ndarray
     detail: np.ndarray
 
-    def alike(self, lag: int) -> np.ndarray:
-        """float32 [T], correlation of frame t with frame t - lag, -1..1; 1 where there is no such frame."""
+    def correlation(self, lag: int) -> np.ndarray:
+        """float32 [T], correlation of frame t with frame t - lag, -1..1; 1 if there is no such frame."""
         count = len(self.detail)
         power = self.products[:, 0] + NOISE
         found = np.ones(count, np.float32)
@@ -133,11 +137,11 @@ class Signal:
 
 
 def measure(frames: Iterable[np.ndarray]) -> Signal:
-    """`frames`: uint8 [36, 64, 3] RGB."""
+    """Measure `frames`, uint8 [36, 64, 3] RGB."""
     import cv2
 
     size = HEIGHT_PX // 2 * (WIDTH_PX // 2) * 3
-    held = np.zeros((MAX_SPAN + 1, size), np.float32)  # the last coarse pictures; frame t in row t modulo the length
+    held = np.zeros((MAX_SPAN + 1, size), np.float32)  # ring buffer of coarse pictures: frame t in row t % length
     products, detail = array("f"), array("f")
     for number, frame in enumerate(frames):
         image = frame.astype(np.float32)
@@ -153,25 +157,25 @@ def measure(frames: Iterable[np.ndarray]) -> Signal:
 
 
 class _Candidate(NamedTuple):
-    """A stretch that may be a transition."""
+    """A run of frames that may be a transition."""
 
-    cost: float  # misfit relative to what is allowed
+    cost: float  # misfit relative to the allowed maximum
     start: int
     stop: int
-    part: str  # both: a dissolve; out, in: a fade's half; plain: nothing to see
+    part: str  # both: a dissolve; out, in: half of a fade; plain: blank frames
 
 
 class _Fit(NamedTuple):
-    """How well stretches from frame i to i + span are mixes of their two ends; arrays [N], i = first, first + 1, ..."""
+    """How well frames i to i + span are explained as mixes of their two ends; arrays [N], i = first, first + 1, ..."""
 
     first: int
-    misfit: np.ndarray  # of the amplitude of detail from a dissolve's curve, relative to the ends' mean
+    misfit: np.ndarray  # of the detail amplitude from a dissolve's curve, relative to the mean of the ends
     fade_misfit: np.ndarray  # from a straight line
     left_detail: np.ndarray  # relative to the straight line between the ends' energies
     explained: np.ndarray  # share of the variance
-    alike: np.ndarray
-    uneven: np.ndarray  # standard deviation of the steps by which one end replaces the other
-    least_detail: np.ndarray  # of the frames between
+    correlation: np.ndarray
+    uneven: np.ndarray  # standard deviation of the mixing steps
+    least_detail: np.ndarray  # of the frames between the ends
     detail_a: np.ndarray
     detail_b: np.ndarray
     power_a: np.ndarray
@@ -209,7 +213,7 @@ def _fit(signal: Signal, start: np.ndarray, span: int) -> _Fit:
         fade_misfit=np.abs(np.sqrt(at) - sink).mean(axis=1) / size,
         left_detail=at.sum(axis=1) / (line.sum(axis=1) + 1),
         explained=1 - rest.sum(axis=1) / (own.sum(axis=1) + span * NOISE),
-        alike=shared / np.sqrt((power_a + NOISE) * (power_b + NOISE)),
+        correlation=shared / np.sqrt((power_a + NOISE) * (power_b + NOISE)),
         uneven=steps.std(axis=1),
         least_detail=at.min(axis=1),
         detail_a=detail_a,
@@ -220,33 +224,33 @@ def _fit(signal: Signal, start: np.ndarray, span: int) -> _Fit:
 
 
 def _around(change: np.ndarray) -> np.ndarray:
-    """float32 [T], the largest of the three values before and the three behind each."""
+    """Maximum of the three values before and the three after each, float32 [T]."""
     padded = np.pad(change, 3)
     windows = np.lib.stride_tricks.sliding_window_view(padded, 7)
     return np.maximum(windows[:, :3].max(axis=1), windows[:, 4:].max(axis=1))
 
 
 def _best(found: Iterable[_Candidate]) -> list[_Candidate]:
-    """Of stretches that overlap the one that fits best."""
+    """Of overlapping candidates, the one that fits best."""
     chosen: list[_Candidate] = []
     for one in sorted(found):
-        if all(_apart(one, other) for other in chosen):
+        if all(_disjoint(one, other) for other in chosen):
             chosen.append(one)
     return chosen
 
 
-def _apart(one: _Candidate, other: _Candidate | Transition) -> bool:
+def _disjoint(one: _Candidate, other: _Candidate | Transition) -> bool:
     return one.stop <= other.start or one.start >= other.stop
 
 
-def _joined(found: Sequence[_Candidate]) -> list[Transition]:
-    """A fade's halves and plain frames as one transition. `found`: in order of their first frames.
+def _merge_fades(found: Sequence[_Candidate]) -> list[Transition]:
+    """Merge the halves of fades and blank frames into transitions. `found`: sorted by first frame.
 
-    A half alone that ends in no plain frame is none: the light of a scene may change as well.
+    A single half without blank frames is discarded: the light of a scene may change in the same way.
     """
     groups: list[list[_Candidate]] = []
     for one in found:
-        if groups and _belong(groups[-1][-1], one):
+        if groups and _same_fade(groups[-1][-1], one):
             groups[-1].append(one)
         else:
             groups.append([one])
@@ -257,8 +261,8 @@ def _is_plain_stretch(one: _Candidate) -> bool:
     return one.part == "plain" and one.stop - one.start >= MIN_PLAIN_FRAMES
 
 
-def _belong(before: _Candidate, after: _Candidate) -> bool:
-    """Whether two parts of fades are of the same: nothing bright lies between them."""
+def _same_fade(before: _Candidate, after: _Candidate) -> bool:
+    """Whether two parts belong to the same fade: there is no bright frame between them."""
     return before.part != "in" and after.part != "out" and after.start - before.stop <= JOIN_FRAMES
 
 

@@ -1,4 +1,4 @@
-"""No cutting: one clip per file."""
+"""No shot detection: one clip per source."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from openuni.shots.shot_detector import ShotDetector, Timeline, Transition
 
 @dataclass(frozen=True)
 class NoCut(ShotDetector):
-    """The file as it is; nothing is decoded."""
+    """One clip per source; nothing is decoded."""
 
     def transitions(self, model: Any, frames: Iterable[np.ndarray], timeline: Timeline) -> list[Transition]:
         """See `ShotDetector.transitions`."""

@@ -1,1 +1,1 @@
-"""Walking figures: skeleton, gait, limbs, and the key points they show."""
+"""Walking people: bodies, gait, limbs, and their key points."""

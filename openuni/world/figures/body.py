@@ -1,8 +1,8 @@
-"""A person: proportions, a walk, and where every part and key point of the body is at a time.
+"""A person: proportions, a walk, and the positions of all parts and key points over time.
 
-The body is a tree of rigid parts (`PARTS`), each a `Limb` with axes of its own: y along the bone, z to the front of the
-body, x to its left. `posture` places them all, for many times at once. Lengths are shares of the body's height, after
-the averages of anthropometric tables.
+The body is a tree of rigid parts (`PARTS`), each a `Limb` with its own axes: y along the bone, z to the front of the
+body, x to its left. `posture` computes all of them for many times at once. Lengths are relative to the body height,
+after averages of anthropometric tables.
 """
 
 import math
@@ -17,7 +17,7 @@ from openuni.world.figures.limb import Limb
 from openuni.world.rendering.pose import Pose
 
 HIP_ASIDE, SHOULDER_ASIDE = 0.052, 0.107
-HIPS_M_PER_M = 0.512  # height of the hips while walking; the legs would reach a little farther
+HIPS_M_PER_M = 0.512  # height of the hips while walking, slightly less than the leg length
 THIGH, SHANK, FOOT = 0.245, 0.246, 0.152
 UPPER_ARM, FOREARM, HAND = 0.172, 0.148, 0.095
 CHEST_UP, NECK_UP, SHOULDER_UP, HEAD_UP = 0.10, 0.325, 0.288, 0.405  # above the hips, along the spine
@@ -90,7 +90,7 @@ class PartPath:
 Placed = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
-@lru_cache(maxsize=256)  # one instant is asked for part by part
+@lru_cache(maxsize=256)  # requested part by part for one instant
 def _posture_at(body: Body, time_s: float) -> Placed:
     return posture(body, np.array([time_s]))
 
@@ -102,7 +102,7 @@ def posture(body: Body, times_s: np.ndarray) -> Placed:
     cycle = 2.0 * math.pi * walk.cycle(times_s)
     idle = (
         0.05 * (1.0 - moves) * np.sin(1.3 * np.asarray(times_s) + walk.phase * 6.0)
-    )  # those who stand breathe and sway
+    )  # standing persons breathe and sway
     heading = turned(walk.heading(walk.travelled(times_s)), 1)
     hips = pelvis(walk, times_s, height, (HIPS_M_PER_M if moves else 0.536) * height)
     hip_frame = heading @ turned(-0.09 * moves * np.cos(cycle), 1)
@@ -130,7 +130,7 @@ def posture(body: Body, times_s: np.ndarray) -> Placed:
 
 
 def _place_head(placed: Placed, frame: np.ndarray, middle: np.ndarray, height_m: float) -> None:
-    """Head and what is on it; shares of the height, from the head's middle."""
+    """Place the head and its parts; relative to the body height, from the centre of the head."""
     for part, at in FEATURES.items():
         placed[part] = (frame, middle + apply(frame, np.array(at) * height_m))
 
@@ -149,7 +149,7 @@ FEATURES = {
 def _place_arm(
     placed: Placed, body: Body, side: str, shoulder: np.ndarray, frame: np.ndarray, back_rad: np.ndarray
 ) -> None:
-    """An arm that hangs from the shoulder; `back_rad`: how far it has swung back, which stretches the elbow."""
+    """Place an arm that hangs from the shoulder; `back_rad`: backward swing, which stretches the elbow."""
     height = body.height_m
     elbow = shoulder + apply(frame, np.array([0.0, -UPPER_ARM * height, 0.0]))
     bend = turned(-(ELBOW_RAD - 0.45 * back_rad * (1.0 if body.walk.speed_m_per_s else 0.0)), 0)
@@ -161,7 +161,7 @@ def _place_arm(
 
 
 def _place_leg(placed: Placed, body: Body, side: str, hip: np.ndarray, stand: tuple[np.ndarray, np.ndarray]) -> None:
-    """A leg of two bones from the hip to the ankle, its knee ahead."""
+    """Place a leg of two bones from hip to ankle, with the knee in front."""
     height = body.height_m
     ankle, foot_frame = stand
     thigh, shank = THIGH * height, SHANK * height
@@ -169,7 +169,7 @@ def _place_leg(placed: Placed, body: Body, side: str, hip: np.ndarray, stand: tu
     length = np.linalg.norm(down, axis=-1, keepdims=True)
     reach = np.minimum(length, 0.9995 * (thigh + shank))
     down /= length
-    ankle = hip + down * reach  # a leg that is too short takes the foot along
+    ankle = hip + down * reach  # if the leg is too short, the foot follows
     left = foot_frame[..., 0]
     ahead = np.cross(left, -down)
     ahead /= np.linalg.norm(ahead, axis=-1, keepdims=True)
@@ -180,6 +180,6 @@ def _place_leg(placed: Placed, body: Body, side: str, hip: np.ndarray, stand: tu
         front = np.cross(left, up)
         front /= np.linalg.norm(front, axis=-1, keepdims=True)
         placed[part] = (np.stack([np.cross(up, front), up, front], axis=-1), (top + bottom) / 2.0)
-    # a foot's own y runs from the heel to the toes, its z down
+    # a foot's y axis runs from heel to toes, its z axis down
     middle = ankle + apply(foot_frame, np.array([0.0, -0.026, FOOT / 2.0 - 0.042]) * height)
     placed[f"{side}_foot"] = (foot_frame @ turned(np.full(len(hip), math.pi / 2.0), 0), middle)

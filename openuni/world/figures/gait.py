@@ -1,7 +1,7 @@
-"""How a person walks: the way along the floor, and where pelvis and feet are.
+"""Gait: the path along the floor, and the positions of pelvis and feet.
 
-Feet stand still on the floor while they carry, so nothing slides. All functions take times float64 [T]. The walker's
-own axes: x to the left, y up, z ahead.
+Feet do not move on the floor while they carry weight. All functions take times float64 [T]. The walker's axes: x to the
+left, y up, z ahead.
 """
 
 import math
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-STANCE = 0.62  # share of a cycle for which a foot is on the ground
+STANCE = 0.62  # share of the cycle in which a foot is on the ground
 PITCH_DEG = ((0.0, -16.0), (0.11, 0.0), (0.4, 0.0), (0.64, 46.0), (0.78, 30.0), (0.92, -12.0), (1.0, -16.0))
 LIFT = 0.035  # height of the swinging foot, of the body's height
 BOB, SWAY = 0.011, 0.014  # of the pelvis, of the body's height
@@ -18,10 +18,10 @@ ANKLE, BALL, HEEL = 0.047, 0.085, 0.032  # height of the ankle, ball of the foot
 
 @dataclass(frozen=True)
 class Walk:
-    """An even walk on an arc, or standing when the speed is 0.
+    """A uniform walk on an arc, or standing if the speed is 0.
 
-    `heading_rad` is 0 towards +z and quarter of a turn towards +x. `turn_rad_per_m` bends the way (positive: to the
-    left). `stride_m` is the length of two steps; `phase` (0..1) where in the cycle the walk begins.
+    `heading_rad` is 0 towards +z and a quarter turn towards +x. `turn_rad_per_m`: curvature (positive: to the left).
+    `stride_m`: length of two steps; `phase` (0..1): start within the cycle.
     """
 
     start_m: tuple[float, float]  # x and z
@@ -69,9 +69,9 @@ def turned(angle_rad: np.ndarray, axis: int) -> np.ndarray:
 def foot(
     walk: Walk, times_s: np.ndarray, height_m: float, aside_m: float, late: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ankle [T, 3] and foot's rotation [T, 3, 3] in the world.
+    """Ankle [T, 3] and foot rotation [T, 3, 3] in the world.
 
-    `aside_m`: to the left of the way. `late`: cycles by which this foot is behind the left one.
+    `aside_m`: offset to the left of the path. `late`: cycles by which this foot follows the left one.
     """
     cycle = walk.cycle(times_s) - late
     part = cycle - np.floor(cycle)
@@ -84,7 +84,7 @@ def foot(
         along, lift, pitch = np.zeros_like(part), np.zeros_like(part), np.zeros_like(part)
     heading = walk.heading(along)
     rotation = turned(heading, 1) @ turned(pitch, 0)
-    # the foot turns about its ball when the heel is up, about its heel when the toes are
+    # the foot turns about its ball while the heel is up, about its heel while the toes are up
     pivot = np.where(pitch > 0.0, BALL, -HEEL) * height_m
     ground = np.stack([np.full_like(pivot, aside_m), lift, pivot], axis=-1)
     ankle = np.stack([np.zeros_like(pivot), np.full_like(pivot, ANKLE * height_m), -pivot], axis=-1)

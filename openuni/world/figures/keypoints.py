@@ -1,12 +1,11 @@
-"""Where a body's key points are, in COCO-WholeBody's order, and which of its parts show its surface in DensePose's.
+"""Key points of a body in COCO-WholeBody order, and its surface in DensePose's parts.
 
-Key points that the body has: the 17 of the body, the 6 of the feet, and the root of each hand. It has no mouth and no
-fingers: the 68 points of the face and the other points of the hands are never there.
+Available key points: the 17 of the body, the 6 of the feet, and the root of each hand. The 68 face points and the other
+hand points are always absent, because bodies have no mouth and no fingers.
 
 DensePose: all 24 parts are used. Trunk (chest, pelvis and neck) and legs have a back and a front half, arms an inner
-and an outer one, the head a right and a left one; hands and feet are whole. U runs across the half (or around the
-whole), V along the part's axis, both 0..1, from the part's own texture coordinates: DensePose's charts, which are those
-of another body, have another shape.
+and an outer one, the head a right and a left one; hands and feet are not divided. U runs across the half (or around the
+whole), V along the part's axis, both 0..1, from the part's texture coordinates; DensePose's charts differ in shape.
 """
 
 from functools import lru_cache
@@ -23,9 +22,9 @@ LEFT_HAND, RIGHT_HAND = 91, 112  # the roots
 
 
 class KeyPoint(NamedTuple):
-    """One point: fixed to a part, at `at` in its axes in shares of the body's height.
+    """A key point fixed to a part, at `at` in its axes, relative to the body height.
 
-    It is seen where the first thing on its ray is one of `owners`, no more than `slack` of the body's height away.
+    It is visible if the first hit on its ray is one of `owners`, at most `slack` of the body height away.
     """
 
     number: int  # in COCO-WholeBody's order

@@ -1,4 +1,4 @@
-"""People: what they look like, and walks that keep clear of everything."""
+"""People: appearance, and walks without collisions."""
 
 import math
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from openuni.world.scene import CaptionedObject, Material, Pattern, Solid
 
 BOUND_M = 0.55  # from the middle of a walker to the farthest toe or hand, seen from above
 INSTANTS_PER_S = 6.0
-PLACEMENT_ATTEMPTS = 60  # tried for one walk
+PLACEMENT_ATTEMPTS = 60  # attempts per walk
 SHIRTS = ("red", "orange", "yellow", "green", "teal", "blue", "purple", "pink", "white", "maroon", "navy")
 TROUSERS = ("denim", "navy", "khaki", "charcoal", "black", "olive", "brown", "grey")
 SHOES = ("black", "brown", "white", "charcoal", "red")
@@ -29,12 +29,12 @@ class Walker(NamedTuple):
 
     body: Body
     solids: list[Solid]
-    thing: CaptionedObject
+    captioned: CaptionedObject
     track: Track
 
 
 def draw_people(rng: np.random.Generator, count: int, watch: Watch, room_m: Vector, first: int) -> list[Walker] | None:
-    """People who walk clear of one another, numbered from `first`; None when one finds no way."""
+    """People on walks without collisions, numbered from `first`; None if one does not fit."""
     found: list[Walker] = []
     shirts = rng.choice(len(SHIRTS), count, replace=False)
     for number, shirt in enumerate(shirts.tolist(), start=first):
@@ -59,7 +59,7 @@ def track_of(body: Body, watch: Watch) -> Track:
 
 
 def draw_walk(rng: np.random.Generator, watch: Watch, room_m: Vector, height_m: float, *, stands: bool) -> Walk:
-    """A walk somewhere in the room, or a stand. When the clip is long, the way is a circle."""
+    """A random walk in the room, or standing. In long clips, the path is a circle."""
     stride_m = height_m * rng.uniform(0.68, 0.78)
     speed = 0.0 if stands else stride_m * rng.uniform(0.78, 1.0)
     length_m = speed * watch.duration_s
@@ -72,7 +72,7 @@ def draw_walk(rng: np.random.Generator, watch: Watch, room_m: Vector, height_m: 
 
 
 def dress(rng: np.random.Generator, body: Body, shirt: str) -> tuple[list[Solid], CaptionedObject]:
-    """The body's solids in `PARTS`' order, in clothes, and how to tell who it is."""
+    """The body's solids in the order of `PARTS`, with clothes, and the caption phrases of the person."""
     trousers, shoes = (str(rng.choice(names)) for names in (TROUSERS, SHOES))
     hair, skin = HAIR[rng.integers(len(HAIR))], SKIN[rng.integers(len(SKIN))]
     pattern = SHIRT_PATTERNS[rng.integers(len(SHIRT_PATTERNS))]
@@ -100,7 +100,7 @@ def dress(rng: np.random.Generator, body: Body, shirt: str) -> tuple[list[Solid]
 
 
 def darker(colour: str) -> str:
-    """A colour to mix with one of cloth, so that it has folds and no pattern."""
+    """A second colour for cloth, which gives folds without a pattern."""
     return {
         "white": "grey",
         "yellow": "khaki",

@@ -46,7 +46,7 @@ class Lens:
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """Where the camera is at one instant: `camera = rotation @ (world - eye_m)`; float64 [3, 3] and [3]."""
+    """Camera pose at one instant: `camera = rotation @ (world - eye_m)`; float64 [3, 3] and [3]."""
 
     rotation: np.ndarray
     eye_m: np.ndarray
@@ -61,7 +61,7 @@ class View:
 
 
 class Camera(Protocol):
-    """Anything that sees at every instant; smooth in time. Equal cameras compare equal."""
+    """A camera with a view at every instant, smooth in time. Equal cameras compare equal."""
 
     @property
     def view_deg(self) -> float:
@@ -75,10 +75,10 @@ class Camera(Protocol):
 
 @dataclass(frozen=True)
 class HandheldCamera:
-    """A camera that somebody carries about: eye and target follow random walks, smoothly, upright at all times.
+    """A handheld camera: eye and target follow smooth random walks; the view is always upright.
 
-    Both are uniform cubic B-splines of their knots, `step_s` apart: acceleration has no jumps, and the way never leaves
-    the hull of its knots. The last of the knots but two is reached at (knots - 3) * step_s; then the camera stays.
+    Both are uniform cubic B-splines of their knots, `step_s` apart: acceleration is continuous, and the path stays in
+    the convex hull of its knots. The camera stops at (knots - 3) * step_s.
     """
 
     eyes_m: tuple[Vector, ...]
@@ -100,11 +100,11 @@ class HandheldCamera:
 
 @dataclass(frozen=True)
 class CameraPath:
-    """How the camera moves, upright at all times.
+    """A camera on a simple path, always upright.
 
-    `static` stays; `pan` turns about its own vertical axis (positive `turn_rad_per_s`: the view goes to the right);
-    `orbit` travels on a circle about the vertical through `target_m`, always looking at it (positive: the camera goes
-    to its right); `dolly` moves along the line of sight (positive `travel_m_per_s`: forward).
+    `static`: no motion; `pan`: rotation about its vertical axis (positive `turn_rad_per_s`: to the right); `orbit`: a
+    circle about the vertical through `target_m`, looking at it (positive: the camera moves to its right); `dolly`:
+    motion along the line of sight (positive `travel_m_per_s`: forward).
     """
 
     kind: CameraKind

@@ -1,4 +1,4 @@
-"""Where rays meet slabs, balls and columns, and coordinates on their surfaces: what the shapes share."""
+"""Intersections of rays with slabs, balls and columns, and coordinates on their surfaces; shared by the shapes."""
 
 import math
 from collections.abc import Sequence
@@ -7,8 +7,8 @@ import numpy as np
 
 from openuni.world.rendering.pose import Components
 
-Point = Sequence[float]  # x, y, z as plain floats, which leave float32 arrays float32
-TINY = 1e-12  # keeps rays along an axis from dividing by zero
+Point = Sequence[float]  # x, y, z as Python floats, which do not promote float32 arrays
+TINY = 1e-12  # avoids division by zero for axis-parallel rays
 
 
 def slab(start: float | np.ndarray, half_m: float | np.ndarray, step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

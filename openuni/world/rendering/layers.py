@@ -1,8 +1,8 @@
-"""A scene as two layers: a front one with soft edges, and what lies behind it.
+"""Rendering of a scene as two layers: a foreground with soft edges, and a background.
 
 rgb = alpha * foreground + (1 - alpha) * background, of sRGB values, rounded: the picture of such a scene *is* this
-composite. Alpha is the share of a pixel's 4 x 4 rays that meet the foreground first; the foreground's colour is the
-mean light of these rays; the background is the scene rendered without the foreground, so without its shadow too.
+composite. Alpha is the share of a pixel's 4 x 4 rays whose first hit is the foreground; the foreground's colour is the
+mean light of these rays; the background is the scene rendered without the foreground and its shadow.
 """
 
 from typing import NamedTuple
@@ -18,11 +18,11 @@ SAMPLES = 4  # rays per pixel and side, for alpha
 
 
 class Layers(NamedTuple):
-    """One frame in layers."""
+    """The layers of one frame."""
 
     rgb: np.ndarray  # uint8 [H, W, 3]
-    alpha: np.ndarray  # float32 [H, W, 1]: sixteenths
-    foreground: np.ndarray  # uint8 [H, W, 3], straight; the colours of its edges go on where alpha is 0
+    alpha: np.ndarray  # float32 [H, W, 1], multiples of 1/16
+    foreground: np.ndarray  # uint8 [H, W, 3], straight; edge colours are extended to where alpha is 0
     background: np.ndarray  # uint8 [H, W, 3]
 
 
@@ -80,7 +80,7 @@ def window(moment: Moment, lens: Lens, solids: frozenset[int]) -> tuple[int, int
 
 
 def extended(colour: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """`colour` uint8 [H, W, 3] with the pixels that are not `known` [H, W] filled from the known ones around them."""
+    """`colour` uint8 [H, W, 3] with the pixels that are not `known` [H, W] filled from known neighbours."""
     if known.all() or not known.any():
         return colour
     weight = known[..., None].astype(np.float32)

@@ -31,7 +31,7 @@ class Pose:
 
 
 class Path(Protocol):
-    """Anything that places a solid at every instant; smooth in time. Equal paths compare equal."""
+    """The pose of a solid at every instant, smooth in time. Equal paths compare equal."""
 
     def pose(self, time_s: float) -> Pose:
         """Where the solid is at `time_s` seconds after the first frame."""
@@ -40,10 +40,10 @@ class Path(Protocol):
 
 @dataclass(frozen=True)
 class Motion:
-    """Even travel, even spin about a fixed world axis, and a vertical bob, in any mixture.
+    """Uniform translation, uniform rotation about a fixed world axis, and a vertical oscillation, in any combination.
 
-    `kind` is the verb of the caption; it changes nothing of the movement. `orientation_rad` is the rotation vector
-    (axis times angle) at time zero, applied before the spin.
+    `kind` is the verb of the caption; it does not affect the motion. `orientation_rad` is the rotation vector (axis
+    times angle) at time zero, applied before the rotation.
     """
 
     kind: MotionKind
@@ -64,7 +64,7 @@ class Motion:
         return Pose(rotation_about(self.spin_axis, self.spin_rad_per_s * time_s) @ rotation, position)
 
 
-@lru_cache(maxsize=256)  # most of a scene stands still
+@lru_cache(maxsize=256)  # most of a scene is static
 def rotation_about(axis: Vector, angle_rad: float) -> np.ndarray:
     """float64 [3, 3], read-only: turns by `angle_rad` about `axis` (any length but zero), right-handed (Rodrigues)."""
     x, y, z = np.array(axis) / np.linalg.norm(axis)

@@ -1,7 +1,7 @@
-"""Ray casting: which solid is seen, how deep, and whether something stands in between.
+"""Ray casting: the visible solid, its depth, and occlusion.
 
-Rays of the camera are (x, y, 1), so that the factor at which a ray meets a solid is the depth z. Every solid is tried
-only for the rays that can meet the ball around it.
+Camera rays are (x, y, 1), so that the ray parameter at a hit is the depth z. Every solid is tested only against the
+rays that can hit its bounding ball.
 """
 
 import math
@@ -17,25 +17,25 @@ from openuni.world.rendering.pose import Components, dot, transform
 from openuni.world.rendering.shapes import Shape, Wall
 from openuni.world.scene import Light, Moment
 
-SAME_SURFACE = 1e-6  # relative depth below which two meetings are the same point
-TILE = 16  # rays are put in squares of 16 x 16, so that neighbours in memory are neighbours in space
-CHUNK = 256  # samples whose shadows are looked for together
+SAME_SURFACE = 1e-6  # relative depth difference below which two hits are the same point
+TILE = 16  # rays are ordered in tiles of 16 x 16, so that neighbours in memory are neighbours in space
+CHUNK = 256  # samples whose shadows are computed together
 SLACK_M = 1e-4  # for the rounding of float32
 TINY_M = 1e-9
-NEAREST_M = 0.01  # nearer than this, a box's corners do not bound its outline
+NEAREST_M = 0.01  # closer than this, the corners of a box do not bound its outline
 ROUNDING = 1e-6  # of rays in float32
 CORNERS = np.array([[x, y, z] for x in (-1.0, 1.0) for y in (-1.0, 1.0) for z in (-1.0, 1.0)]).T
 
 
 class Hits(NamedTuple):
-    """What each ray of a grid meets first."""
+    """The first hit of each ray of a grid."""
 
     solid: np.ndarray  # int16 [H, W]: index in `scene.solids`
     depth_m: np.ndarray  # [H, W]: camera-space z, in the dtype of the rays
 
 
 def cast(moment: Moment, x: np.ndarray, y: np.ndarray) -> Hits:
-    """First meetings of the rays (x, y, 1); x [W] and y [H] increasing, of one float dtype, which the depth keeps."""
+    """First hits of the rays (x, y, 1); x [W] and y [H] increasing, of one float dtype, which the depth keeps."""
     solid = np.full((len(y), len(x)), -1, np.int16)
     depth = np.full((len(y), len(x)), np.inf, x.dtype)
     for index, (placed, (rotation, shift)) in enumerate(zip(moment.scene.solids, moment.placements, strict=True)):
@@ -46,7 +46,7 @@ def cast(moment: Moment, x: np.ndarray, y: np.ndarray) -> Hits:
             continue
         direction = GridDirections(rotation, x[columns], y[rows])
         if isinstance(placed.shape, Wall) and direction.lowest(1) >= 0.0:
-            continue  # no ray goes towards this wall
+            continue  # no ray points towards this wall
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):  # rays that miss have NaN roots
             factor = placed.shape.hit((-rotation.T @ shift).tolist(), direction)
         nearer = factor < depth[rows, columns]
@@ -56,7 +56,7 @@ def cast(moment: Moment, x: np.ndarray, y: np.ndarray) -> Hits:
 
 
 class GridDirections(Sequence[np.ndarray]):
-    """Directions of a grid of rays in a solid's axes: three arrays [H, W], each made when it is asked for.
+    """Directions of a grid of rays in a solid's axes: three arrays [H, W], each computed on access.
 
     `rotation`: camera from object. Walls need one component of three.
     """
@@ -94,29 +94,29 @@ def tile_order(rows: int, columns: int) -> np.ndarray:
 def hidden(moment: Moment, x: np.ndarray, y: np.ndarray, depth_m: np.ndarray) -> np.ndarray:
     """bool [n]: whether any solid is nearer than `depth_m` [n] along the rays (x, y, 1); x, y [n] anywhere."""
     found = np.zeros(len(x), bool)
-    for _, tried, factor in meetings(moment, x, y, depth_m):
+    for _, tried, factor in candidate_hits(moment, x, y, depth_m):
         found[tried] |= factor < depth_m.take(tried) * (1.0 - SAME_SURFACE)
     return found
 
 
 def probe(moment: Moment, x: np.ndarray, y: np.ndarray) -> Hits:
-    """First meetings of the rays (x, y, 1) with solids other than walls; x, y [n] anywhere.
+    """First hits of the rays (x, y, 1) with solids other than walls; x, y [n] in any order.
 
-    Both arrays are [n]; -1 and infinity where there is none.
+    Both arrays are [n]; -1 and infinity for misses.
     """
     solid, depth = np.full(len(x), -1, np.int16), np.full(len(x), np.inf)
-    for index, tried, factor in meetings(moment, x, y, depth):
+    for index, tried, factor in candidate_hits(moment, x, y, depth):
         nearer = factor < depth.take(tried)
         depth[tried[nearer]], solid[tried[nearer]] = factor[nearer], index
     return Hits(solid, depth)
 
 
-def meetings(
+def candidate_hits(
     moment: Moment, x: np.ndarray, y: np.ndarray, depth_m: np.ndarray
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Per solid that rays (x, y, 1) may meet before `depth_m`, all [n]: its index, these rays, where they meet it.
+    """Per solid that rays (x, y, 1) may hit before `depth_m`, all [n]: its index, these rays, and their hits.
 
-    Walls are left out: they hide nothing. Fast where rays that follow one another are close together.
+    Walls are left out, because they occlude nothing. Fast if consecutive rays are close together.
     """
     runs = Runs.of(x, y, depth_m)
     for index, (placed, (rotation, shift)) in enumerate(zip(moment.scene.solids, moment.placements, strict=True)):
@@ -170,7 +170,7 @@ def segments(solid: np.ndarray) -> Iterator[tuple[int, int, int]]:
 
 @dataclass(frozen=True, eq=False)
 class Chunks:
-    """Runs of up to 256 samples of one solid, with a ball around each: shadows are looked for run by run."""
+    """Runs of up to 256 samples of one solid, each with a bounding ball, for shadow tests."""
 
     starts: np.ndarray  # int [c]: first sample
     stops: np.ndarray  # int [c]: one past the last
@@ -200,8 +200,8 @@ class Chunks:
 def lit(moment: Moment, light: Light, chunks: Chunks, from_light: Components, facing: np.ndarray) -> np.ndarray:
     """bool [n]: whether light reaches the samples of `chunks`, which are at `from_light` [3, n] (world axes) from it.
 
-    `facing` [n]: above 0 where the surface is turned to the light; elsewhere no light arrives. A convex solid never
-    shades its own lit side, so it is not tried for its own samples: no speckle from rounding. Walls shade nothing.
+    `facing` [n]: above 0 if the surface faces the light; no light arrives otherwise. A convex solid never shades its
+    own lit side and is not tested against its own samples, which avoids speckle from rounding. Walls shade nothing.
     """
     reached = facing > 0.0
     for index, runs in may_shade(moment, light, chunks, facing).items():
@@ -218,10 +218,10 @@ def lit(moment: Moment, light: Light, chunks: Chunks, from_light: Components, fa
 
 
 def may_shade(moment: Moment, light: Light, chunks: Chunks, facing: np.ndarray) -> dict[int, np.ndarray]:
-    """Per solid that shades: the runs that it may shade.
+    """Per solid that casts shadows: the runs that it may shade.
 
-    First by its ball and the run's, as the lamp sees them; then by its box, made larger by the run's ball, on the way
-    from the lamp to the run.
+    Tested first by the balls of solid and run, as seen from the lamp; then by the solid's box, enlarged by the run's
+    ball, on the path from the lamp to the run.
     """
     scene = moment.scene
     solids = [index for index, solid in enumerate(scene.solids) if solid.shades and math.isfinite(solid.shape.bound_m)]
@@ -258,7 +258,7 @@ def half_angle(radius: np.ndarray, distance: np.ndarray) -> np.ndarray:
     return np.where(outside, np.arcsin(np.minimum(radius / np.where(outside, distance, 1.0), 1.0)), math.pi)
 
 
-@lru_cache(maxsize=8)  # bands of one picture, and the flow to it, ask again
+@lru_cache(maxsize=8)  # reused for the bands of a picture, and for optical flow
 def outlines(moment: Moment) -> list[tuple[float, float, float, float]]:
     """`outline` of every solid."""
     placed = zip(moment.scene.solids, moment.placements, strict=True)
@@ -266,7 +266,7 @@ def outlines(moment: Moment) -> list[tuple[float, float, float, float]]:
 
 
 def outline(shape: Shape, rotation: np.ndarray, shift: np.ndarray) -> tuple[float, float, float, float]:
-    """The range of x, then of y, of the rays (x, y, 1) that can meet a shape: of its ball, and of its box if nearer."""
+    """Ranges of x and y of the rays (x, y, 1) that can hit a shape: from its ball, and from its box if close."""
     bound_m, (across, down, away) = shape.bound_m, shift.tolist()
     left, right = span(across, away, bound_m)
     top, bottom = span(down, away, bound_m)

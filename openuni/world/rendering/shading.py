@@ -1,8 +1,8 @@
-"""Light on surfaces: what a camera would record, and what it is made of.
+"""Shading: the recorded light of each pixel, and its decomposition.
 
-`render` does it in bands of rows: cast the rays, find the surfaces they meet (position, normal, reflectance), add up
-the light that falls there, and take the means over the rays of each pixel. All in float32: geometry's ground truth
-never comes from here; albedo and irradiance do, because they are shares of this very picture.
+`render` works in bands of rows: cast rays, compute surfaces (position, normal, reflectance) at the hits, sum up the
+incoming light, and average over the rays of each pixel. All in float32: geometric ground truth is computed elsewhere;
+albedo and irradiance are computed here, because they are parts of this picture.
 
 For every pixel, with the mean over its rays written as < >:
 
@@ -25,8 +25,8 @@ from openuni.world.rendering.textures import albedo
 from openuni.world.scene import Moment
 
 HIGHLIGHT_POWER = 24  # exponent of the Blinn-Phong highlight
-SKY_SHARE = 0.45  # share of the ambient light that comes only from above
-BAND_RAYS = 1 << 17  # about as many rays are worked on at a time: their arrays stay in the processor's cache
+SKY_SHARE = 0.45  # share of the ambient light that comes from above
+BAND_RAYS = 1 << 17  # approximate number of rays per band: their arrays fit into the CPU cache
 
 
 class Surface(NamedTuple):
@@ -99,7 +99,7 @@ def towards_half(from_light: Components, points: np.ndarray, eye_m: np.ndarray) 
 
 
 def render(moment: Moment, lens: Lens, samples: int = 2, *, intrinsics: bool = True) -> Picture:
-    """The mean light of `samples` x `samples` rays per pixel, hard shadows; albedo and irradiance if asked for."""
+    """The mean light of `samples` x `samples` rays per pixel, with hard shadows; optionally albedo and irradiance."""
     x, y = (side.astype(np.float32) for side in lens.rays(samples))
     whole = (3, lens.height_px, lens.width_px) if intrinsics else (3, 0, 0)
     out = Picture(np.empty((3, lens.height_px, lens.width_px), np.float32), *np.empty((2, *whole), np.float32))
@@ -129,7 +129,7 @@ def means(values: np.ndarray, ray: np.ndarray, size: tuple[int, int], samples: i
 
 
 class Shaded(NamedTuple):
-    """What the rays of a grid bring, grouped by solid."""
+    """Shading results of a grid of rays, grouped by solid."""
 
     ray: np.ndarray  # int [n]: row-major index of the ray in the grid
     solid: np.ndarray  # int16 [n]: what it meets
@@ -141,8 +141,8 @@ class Shaded(NamedTuple):
 def shade(moment: Moment, detail_px: float, x: np.ndarray, y: np.ndarray, only: frozenset[int] | None = None) -> Shaded:
     """Light and reflectance along the rays (x, y, 1), float32.
 
-    `detail_px`: focal length in samples, which says how fine patterns may be. `only`: indices of the solids that
-    matter; rays that meet others first are left out.
+    `detail_px`: focal length in samples, which limits the fineness of patterns. `only`: indices of relevant solids;
+    rays whose first hit is another solid are left out.
     """
     hits = cast(moment, x, y)
     order = tile_order(len(y), len(x))
@@ -156,7 +156,7 @@ def shade(moment: Moment, detail_px: float, x: np.ndarray, y: np.ndarray, only: 
     points = np.stack([x.take(column) * depth, y.take(row) * depth, depth])
     surface = Surface(np.empty_like(points), np.empty_like(points), solid)
     colour = np.empty_like(points)
-    opening = moment.scene.opening  # the detail of patterns is chosen once per clip, so that it never pops
+    opening = moment.scene.opening  # the pattern detail is chosen once per clip, to avoid popping
     for first, last, index in segments(solid):
         placed = moment.scene.solids[index]
         world, normals, uv = surface_of(moment, index, points[:, first:last])
@@ -182,7 +182,7 @@ SRGB_OF_STEP = np.round(255.0 * linear_to_srgb(np.arange(TABLE_STEPS + 1) / TABL
 
 
 def to_srgb(light: np.ndarray) -> np.ndarray:
-    """Linear light [3, H, W] as sRGB uint8 [H, W, 3]; what is brighter than white becomes white.
+    """Linear light [3, H, W] as sRGB uint8 [H, W, 3], clipped at white.
 
     Below white, `linear_of(value / 255)` is the light again: a value is within 0.61 of 255 * srgb_of(light).
     """

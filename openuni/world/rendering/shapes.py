@@ -1,8 +1,8 @@
-"""The shapes of solids: where a ray meets them, their normals and their texture coordinates.
+"""Shapes of solids: ray intersection, normals and texture coordinates.
 
-Everything here is in the solid's own axes (metres, origin at its middle, y along its axis of symmetry). Solids are
-convex and seen from outside. A shape states the radius of a sphere about its origin that holds it, so that rays which
-cannot meet it are never tried. Arrays keep the dtype they come in.
+All in the solid's axes (metres, origin at its centre, y along its axis of symmetry). Solids are convex and seen from
+outside. A shape has a bounding radius about its origin, so that rays that cannot hit it are skipped. Arrays keep their
+dtype.
 """
 
 import math
@@ -228,7 +228,7 @@ class Cone(Shape):
         return 2.0 * math.pi * self.radius_m, 2.0 * self.half_height_m
 
     def hit(self, origin: Point, direction: Components) -> np.ndarray:
-        """See `Shape`. The nearest of both meetings with the endless double cone, cut to its height, and the base."""
+        """See `Shape`. The nearest hit of the infinite double cone, limited to its height, and of the base."""
         x, y, z = direction
         slope = self.radius_m / (2.0 * self.half_height_m)
         below_tip = self.half_height_m - origin[1]
@@ -306,7 +306,7 @@ class Capsule(Shape):
 
 @dataclass(frozen=True)
 class Wall(Shape):
-    """An endless plane through the origin, seen from +y. u and v are x and z in units of `size_m`."""
+    """An infinite plane through the origin, seen from +y. u and v are x and z in units of `size_m`."""
 
     size_m: float = 1.0
 
@@ -341,13 +341,13 @@ class Wall(Shape):
 
 @dataclass(frozen=True)
 class Dome(Sphere):
-    """A ball seen from inside, everything else within it: a sky. u is the longitude, v the latitude."""
+    """A ball seen from inside that contains everything else: a sky. u is the longitude, v the latitude."""
 
     name: ClassVar[str] = "dome"
 
     @property
     def bound_m(self) -> float:
-        """Infinite, as for walls: it closes off the view, and hides and shades nothing."""
+        """Infinite, as for walls: it closes the view, and occludes and shades nothing."""
         return math.inf
 
     @property

@@ -1,8 +1,7 @@
 """Procedural patterns: seamless tiles of mixing weights, sampled by texture coordinates.
 
-Every pattern carries value noise of several scales, so that no surface is flat to the eye or to an optical-flow
-estimator. A tile has a pyramid of halved copies; the copy whose texels are about as large as the picture's samples
-keeps fine patterns from flickering.
+Every pattern includes value noise of several scales, so that no surface is uniform for optical-flow estimators. A tile
+has a pyramid of halved copies; sampling the copy with texels of about the sample size avoids flickering.
 """
 
 import math
@@ -17,7 +16,7 @@ from openuni.world.scene import COLOURS, Material, Pattern
 TILE_TEXELS = 256  # a power of two
 GRAINS = 8  # different noises; a material's seed is taken modulo this
 NOISE_CELLS = (4, 8, 16, 32, 64)  # lattice cells per tile of the octaves
-NOISE_SHARE: dict[Pattern, float] = {  # the rest of the weight is the figure of the pattern
+NOISE_SHARE: dict[Pattern, float] = {  # the remaining weight is the figure of the pattern
     "checkered": 0.34,
     "striped": 0.34,
     "spotted": 0.34,
@@ -42,7 +41,7 @@ def pyramid(pattern: Pattern, grain: int) -> tuple[np.ndarray, ...]:
 
 
 def figure(pattern: Pattern, grain: int) -> np.ndarray:
-    """The bold shape of a pattern without its noise: float64 [256, 256], 0..1."""
+    """The regular part of a pattern without noise: float64 [256, 256], 0..1."""
     place = (np.arange(TILE_TEXELS) + 0.5) / TILE_TEXELS
     u, v = place[None, :], place[:, None]
     if pattern == "checkered":
@@ -91,7 +90,7 @@ def noise(grain: int, cells: tuple[int, ...]) -> np.ndarray:
 
 
 def repeats(material: Material, shape: Shape) -> tuple[float, float]:
-    """How often the tile lies along u and v: whole numbers, so that closed surfaces have no seam."""
+    """Number of repeats of the tile along u and v: integers, so that closed surfaces have no seam."""
     width_m, height_m = shape.chart_m
     return float(max(1, round(width_m / material.tile_m))), float(max(1, round(height_m / material.tile_m)))
 

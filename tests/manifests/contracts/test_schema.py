@@ -89,9 +89,9 @@ def test_columns_follow_the_result_type():
 
 
 def test_what_no_column_holds_is_refused():
-    with pytest.raises(OpenUniError, match=r"things: a result of type <class 'dict'> cannot be stored. Allowed: float"):
+    with pytest.raises(OpenUniError, match=r"things: results of type <class 'dict'> cannot be stored. Allowed: float"):
         schema.producer_schema(WrongMaker)
-    with pytest.raises(OpenUniError, match='must not be called "status"'):
+    with pytest.raises(OpenUniError, match='result field "status" is a reserved name'):
         schema.producer_schema(TakenMaker)
 
 
@@ -125,7 +125,9 @@ def test_unknown_components_are_explained():
         OpenUniError, match=r'"motoin" is not known. Did you mean "motion"\? .* create filters/motoin.py'
     ):
         find_operator("filter", "motoin")
-    with pytest.raises(OpenUniError, match=r"cannot import no_such\.lab"):
+    with pytest.raises(OpenUniError, match=r"there is no module no_such\. Install its package"):
+        find_operator("annotator", "no_such.lab", imports=True)
+    with pytest.raises(OpenUniError, match=r"code is never imported because data names it"):
         find_operator("annotator", "no_such.lab")
     with pytest.raises(OpenUniError, match="defines no Annotator"):
         find_operator("annotator", "json.decoder")

@@ -171,7 +171,7 @@ def test_parts_are_sealed_as_they_grow(store, writer, monkeypatch):
 
 
 def test_a_full_disk_says_what_to_do(store):
-    with pytest.raises(StorageFull, match="Free some space, then run the same command again"), storage_errors(store):
+    with pytest.raises(StorageFull, match="Free some space, then rerun the same command"), storage_errors(store):
         raise OSError(28, "No space left on device")
     with pytest.raises(OSError, match="Permission denied"), storage_errors(store):
         raise PermissionError(13, "Permission denied")

@@ -135,12 +135,12 @@ def test_values_that_are_no_depth_are_named(value: float, unit: str, words: str)
 @pytest.mark.parametrize(
     ("constants", "message"),
     [
-        (("furlongs", 0.0, 1.0), 'the constants say "furlongs"'),
-        (("metres", 0.0, 1.0), "metres cannot range from 0 to 1"),
-        (("metres", -1.0, 1.0), "metres cannot range from -1"),
-        (("disparity", 2.0, 1.0), "disparity cannot range from 2 to 1"),
-        (("disparity", 0.0, float("inf")), "cannot range"),
-        (("disparity", float("nan"), 1.0), "cannot range"),
+        (("furlongs", 0.0, 1.0), 'must have unit "disparity" or "metres", got "furlongs"'),
+        (("metres", 0.0, 1.0), "lo = 0 and hi = 1 in metres; lo must be > 0"),
+        (("metres", -1.0, 1.0), "lo = -1 and hi = 1 in metres"),
+        (("disparity", 2.0, 1.0), "lo = 2 and hi = 1 in disparity; lo must be >= 0"),
+        (("disparity", 0.0, float("inf")), "hi finite"),
+        (("disparity", float("nan"), 1.0), "lo = nan"),
     ],
 )
 def test_constants_of_a_strangers_file_are_checked(constants: tuple[str, float, float], message: str) -> None:

@@ -107,8 +107,8 @@ def test_resizing_is_linear_in_light() -> None:
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        (-0.001, "must be >= 0, smallest value is -0.001"),
-        (65505.0, "largest value is 65505, storage ends at 65504; rescale"),
+        (-0.001, "must be >= 0, minimum is -0.001"),
+        (65505.0, "must be at most 65504 .*, maximum is 65505. Rescale"),
         (np.inf, "NaN or infinite"),
         (np.nan, "NaN or infinite"),
     ],
@@ -133,7 +133,7 @@ def test_a_white_that_nothing_can_be_divided_by_is_refused(white: float) -> None
 
 
 @pytest.mark.parametrize(
-    ("pattern", "words"), [(0x7C00, "NaN or infinite"), (0x7E00, "NaN or infinite"), (0xBC00, "smallest value is -1")]
+    ("pattern", "words"), [(0x7C00, "NaN or infinite"), (0x7E00, "NaN or infinite"), (0xBC00, "minimum is -1")]
 )
 def test_stored_patterns_that_are_no_light_are_refused(pattern: int, words: str) -> None:
     data = encode_lossless(np.full((1, 4, 4, 3), pattern, np.uint16), 25)

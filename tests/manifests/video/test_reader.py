@@ -111,7 +111,7 @@ def test_clip_of_states_span_identity_and_rejects_what_is_outside(tmp_path: Path
     assert clip.clip_id == make_clip(path, info, 3, 8).clip_id
     assert clip.clip_id != make_clip(path, info, 3, 9).clip_id
     for start, stop in ((5, 5), (-1, 3), (0, 11)):
-        with pytest.raises(VideoError, match="not within the 10 frames"):
+        with pytest.raises(VideoError, match=r"are out of range: .* has 10 frames"):
             make_clip(path, info, start, stop)
 
 
@@ -119,7 +119,7 @@ def test_clip_of_states_span_identity_and_rejects_what_is_outside(tmp_path: Path
 def test_indices_outside_the_clip_or_out_of_order_are_named(tmp_path: Path, indices: list[int]) -> None:
     path = str(encode(tmp_path / "a.mp4", times=range(10)))
     clip = make_clip(path, probe(path))
-    with pytest.raises(VideoError, match=r"increase within 0\.\.9"):
+    with pytest.raises(VideoError, match=r"be increasing within 0\.\.9"):
         decode(clip, np.array(indices, np.int64))
 
 
@@ -141,7 +141,7 @@ def test_one_moved_instant_is_noticed(tmp_path: Path) -> None:
     path = str(encode(tmp_path / "a.mp4", times=times, unit=unit))
     clip = make_clip(path, probe(path))
     encode(Path(path), times=[0, 40, 81, 120, 160], unit=unit)
-    with pytest.raises(SourceChanged, match="or other timestamps"):
+    with pytest.raises(SourceChanged, match="other timestamps"):
         decode(clip, np.array([0]))
 
 
@@ -156,14 +156,14 @@ def test_a_changed_source_is_noticed(tmp_path: Path) -> None:
     path = str(encode(tmp_path / "a.mp4", times=range(10)))
     clip = make_clip(path, probe(path))
     encode(Path(path), times=[0, 1, 2, 3, 5, 6, 7, 8, 9, 10])
-    with pytest.raises(SourceChanged, match="not the file it was"):
+    with pytest.raises(SourceChanged, match="changed after ingest"):
         decode(clip)
-    with pytest.raises(SourceChanged, match="not the file it was"):
+    with pytest.raises(SourceChanged, match="changed after ingest"):
         decode(clip, np.array([0]))
     encode(Path(path), times=range(8))
-    with pytest.raises(SourceChanged, match="8 frames in the span of 10"):
+    with pytest.raises(SourceChanged, match="8 frames in the clip's span, expected 10"):
         decode(clip)
-    with pytest.raises(SourceChanged, match="stream 0, was 1"):
+    with pytest.raises(SourceChanged, match="stream is 0, was 1"):
         decode(replace(clip, stream_index=1))
 
 

@@ -11,8 +11,9 @@ import pytest
 import openuni
 from openuni.console.progress import Reporter
 from openuni.manifests.corpus.lock import lock
-from openuni.pipeline.pipeline import RunScope
+from openuni.pipeline.scope import RunScope
 from tests.coded_clips import write_tone
+from tests.command_line import cli
 from tests.raw_clips import contents, write_clips
 
 RECIPE = """
@@ -38,11 +39,6 @@ def raw(tmp_path):
     return tmp_path / "raw"
 
 
-def cli(*arguments, **options) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "openuni", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, **options)
-
-
 def run(recipe, raw, out, **scope):
     return openuni.run(recipe, raw, out=out, scope=RunScope(**scope), reporter=Reporter(quiet=True))
 
@@ -61,7 +57,7 @@ def test_damaged_files_are_failed_rows_and_the_rest_is_done(recipe, raw, tmp_pat
         Path(row["source"]).name: row["error"] for row in corpus.table("clips").to_pylist() if row["status"] == "failed"
     }
     assert errors.keys() == {"empty.mp4", "prose.mp4", "truncated.mp4", "sound.mp4"}
-    assert "no video stream" in errors["sound.mp4"] and "holds audio" in errors["sound.mp4"]
+    assert "no video stream" in errors["sound.mp4"] and "contains audio" in errors["sound.mp4"]
     assert all(error.split(":")[0].isidentifier() for error in errors.values()), errors
     assert sum(failure.clips for failure in corpus.summary().failed) == 4
 
@@ -116,7 +112,7 @@ def test_sources_that_are_not_there(recipe, tmp_path, monkeypatch, sources, mess
         ("[filters.motion]\npreset = 'slow'", "preset = 'slow': Input should be 'ultrafast'"),
         ("[filters.motion]\nmax_pairs = '3'", "max_pairs = '3': Input should be a valid integer"),
         ("[annotators.nowhere.land]", "nowhere"),
-        ('keep = "motion.speed > 1"', '"motion.speed" is no column here'),
+        ('keep = "motion.speed > 1"', 'column "motion.speed" not found'),
         ('keep = "motion.sped > 1"\n[filters.motion]', '"motion" has no column "sped"'),
         ('keep = "1 ="', "is not a SQL condition"),
         ("[encode]\nframes = 20", "frames = 20: must be 4k \\+ 1, such as 17 or 21|such as 21"),
@@ -148,7 +144,7 @@ def test_a_missing_checkpoint_is_found_before_anything_starts(raw, tmp_path):
     path.write_text(f'[annotators.raft]\ncheckpoint = "{tmp_path}/none.pth"')
     done = cli("run", path, raw, "--out", tmp_path / "corpus")
     assert done.returncode == 2
-    assert "this machine is not ready" in done.stderr and "none.pth" in done.stderr
+    assert "preflight checks failed" in done.stderr and "none.pth" in done.stderr
     assert not (tmp_path / "corpus").exists()
     path.write_text('[annotators.depth_anything]\ncheckpoint = "nobody/no-such-model"')
     done = cli("doctor", path)
@@ -158,7 +154,7 @@ def test_a_missing_checkpoint_is_found_before_anything_starts(raw, tmp_path):
 def test_an_output_that_holds_something_else(recipe, raw, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
-    with pytest.raises(openuni.OpenUniError, match="is not empty and holds no corpus"):
+    with pytest.raises(openuni.OpenUniError, match="is not empty and not a corpus"):
         run(recipe, raw, tmp_path / "full")
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.txt"]
 
@@ -172,13 +168,13 @@ def test_an_output_that_holds_something_else(recipe, raw, tmp_path):
 
     record = json.loads((tmp_path / "corpus" / "corpus.json").read_text())
     (tmp_path / "corpus" / "corpus.json").write_text(json.dumps(record | {"format": 99}))
-    with pytest.raises(openuni.OpenUniError, match="corpus format 99; this version reads 1"):
+    with pytest.raises(openuni.OpenUniError, match="corpus format 99; this version reads format 1"):
         run(recipe, raw, tmp_path / "corpus")
 
 
 def test_two_runs_at_once_are_refused(recipe, raw, tmp_path):
     corpus = run(recipe, raw, tmp_path / "corpus")
-    with lock(corpus.store), pytest.raises(openuni.OpenUniError, match="another run is writing"):
+    with lock(corpus.store), pytest.raises(openuni.OpenUniError, match="is locked by another run"):
         run(recipe, raw, tmp_path / "corpus")
 
 
@@ -193,9 +189,10 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(recipe, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
     arguments = ("run", recipe, tmp_path / "raw", "--out", tmp_path / "corpus", "--workers", 0)
-    full = cli(*arguments, preexec_fn=shrink)
+    command = [sys.executable, "-m", "openuni", *map(str, arguments)]
+    full = subprocess.run(command, preexec_fn=shrink, capture_output=True, text=True)
     assert full.returncode == 2, full.stderr
-    assert "no space left while writing" in full.stderr and "run the same command again" in full.stderr
+    assert "no space left while writing" in full.stderr and "rerun the same command" in full.stderr
     visible = openuni.open_corpus(tmp_path / "corpus")
     contents(visible)  # whatever is visible is whole: every payload is read and checked
     resumed = cli(*arguments)
@@ -210,13 +207,13 @@ def test_a_changed_byte_is_noticed(recipe, raw, tmp_path):
     data = bytearray(tar.read_bytes())
     data[corpus[0].row("dis")["flow"]["offset"] + 200] ^= 1
     tar.write_bytes(data)
-    with pytest.raises(openuni.OpenUniError, match="have changed since they were written"):
+    with pytest.raises(openuni.OpenUniError, match="changed after it was written"):
         _ = corpus[0].flow
 
 
 def test_a_manifest_cannot_point_outside_its_corpus(recipe, raw, tmp_path):
     corpus = run(recipe, raw, tmp_path / "corpus")
-    with pytest.raises(openuni.OpenUniError, match="not a file beside its manifest"):
+    with pytest.raises(openuni.OpenUniError, match="must be a plain file name"):
         corpus.read("annotations/dis", "../../../secret", 0, 4, 0)
     with pytest.raises(openuni.OpenUniError, match="not a name inside"):
         corpus.read("annotations/../..", "secret", 0, 4, 0)

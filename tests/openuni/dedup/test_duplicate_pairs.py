@@ -37,8 +37,13 @@ def test_thresholds_are_what_they_say(tmp_path):
     scores = {"a": film, "b": turned(film, 5), "c": film[:4] + random_hashes(6, seed=2)}
     assert clusters(tmp_path / "1", scores, max_distance=5) == {"a": "a", "b": "a", "c": "c"}
     assert clusters(tmp_path / "2", scores, max_distance=4) == {"a": "a", "b": "b", "c": "c"}
-    assert clusters(tmp_path / "3", scores, min_share=0.4) == {"a": "a", "b": "a", "c": "a"}
-    for wrong in ({"max_distance": 12}, {"max_distance": -1}, {"min_share": 0.0}, {"min_share": 1.1}):
+    assert clusters(tmp_path / "3", scores, min_matching_frames_share=0.4) == {"a": "a", "b": "a", "c": "a"}
+    for wrong in (
+        {"max_distance": 12},
+        {"max_distance": -1},
+        {"min_matching_frames_share": 0.0},
+        {"min_matching_frames_share": 1.1},
+    ):
         with pytest.raises(OpenUniError, match="Allowed"):
             api.duplicates(str(tmp_path / "1"), **wrong)
 
@@ -51,7 +56,7 @@ def test_the_similarity_is_one_less_the_share_of_bits(tmp_path):
     assert rows["b"] == rows["b"] | {"cluster": "a", "is_representative": False, "clips": 2, "similarity": 1 - 4 / 64}
     assert rows["a"] == rows["a"] | {"cluster": "a", "is_representative": True, "clips": 2, "similarity": None}
     assert (report.compared, report.representative_count, report.largest, report.computed) == (2, 1, 2, True)
-    assert "1 kept, 1 show the same" in str(report) and 'keep = "duplicates.is_representative"' in str(report)
+    assert "1 representatives, 1 duplicates" in str(report) and 'keep = "duplicates.is_representative"' in str(report)
 
 
 def test_the_largest_is_kept_then_the_longest_then_the_first_by_name(tmp_path):
@@ -112,9 +117,9 @@ def test_clips_without_contrast_are_nobodys_copies(tmp_path):
 
 def test_it_needs_the_filter(tmp_path):
     corpus = scored_corpus(tmp_path, [clip("a")], {"a": None, "b": [1]})
-    with pytest.raises(OpenUniError, match=r"\[filters.perceptual_hash\] in the recipe"):
+    with pytest.raises(OpenUniError, match=r"\[filters.perceptual_hash\] to the recipe"):
         api.duplicates(corpus)
-    with pytest.raises(OpenUniError, match=r"\[filters.embedding\] in the recipe"):
+    with pytest.raises(OpenUniError, match=r"\[filters.embedding\] to the recipe"):
         api.duplicates(corpus, by="embedding")
 
 

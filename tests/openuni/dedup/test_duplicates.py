@@ -1,9 +1,6 @@
 """Duplicates from videos to a corpus without them: filters, `openuni duplicates`, `keep`, and what came later."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -15,6 +12,7 @@ from openuni import api
 from openuni.console.progress import Reporter
 from openuni.manifests.corpus.corpus import Corpus
 from tests.coded_clips import encode
+from tests.command_line import cli
 from tests.moving_pictures import texture
 from tests.openuni.dedup.scored import clusters_of
 from tests.tiny_clip import tiny_clip, tiny_head
@@ -141,7 +139,7 @@ def test_clips_that_came_later_are_pending_and_named(corpus, raw, checkpoint, tm
         scope=openuni.pipeline.pipeline.RunScope(add=True),
         reporter=reporter,
     )
-    assert "1 clips are not in duplicates yet" in "".join(capsys.readouterr())
+    assert "1 clips have no duplicates result yet" in "".join(capsys.readouterr())
     assert (grown.summary().ok, grown.summary().pending) == (4, 1)
     api.duplicates(grown)
     assert run(tmp_path / "new", corpus.store.url, rules).summary().ok == 5
@@ -149,25 +147,24 @@ def test_clips_that_came_later_are_pending_and_named(corpus, raw, checkpoint, tm
 
 def test_keep_before_the_duplicates_were_found_says_what_to_do(raw, checkpoint, tmp_path):
     rules = recipe(checkpoint, "duplicates.is_representative") | {"annotators": {"dis": {"preset": "ultrafast"}}}
-    with pytest.raises(openuni.OpenUniError, match=r"Make it with: openuni duplicates .* --by hash"):
+    with pytest.raises(openuni.OpenUniError, match=r"Run: openuni duplicates .* --by hash"):
         run(raw, tmp_path / "corpus", rules)
     corpus = Corpus.open(str(tmp_path / "corpus"))
     assert corpus.summary().pending == 7
     api.duplicates(corpus)
     assert run(raw, tmp_path / "corpus", rules).summary().ok == 4
     with pytest.raises(openuni.OpenUniError, match='"duplicates" has no column "is_representativ"'):
-        openuni.recipe.Recipe.parse(recipe(checkpoint, "duplicates.is_representativ"))
+        openuni.CorpusRecipe.parse(recipe(checkpoint, "duplicates.is_representativ"))
 
 
 def test_the_command_reports_and_refuses(corpus, tmp_path):
-    def cli(*arguments):
-        command = [sys.executable, "-m", "openuni", "duplicates", corpus.store.url, *arguments]
-        return subprocess.run(command, env=dict(os.environ), capture_output=True, text=True, check=False)
+    def duplicates(*arguments):
+        return cli("duplicates", corpus.store.url, *arguments)
 
-    done = cli("--max-distance", "5")
+    done = duplicates("--max-distance", "5")
     assert done.returncode == 0, done.stderr
-    assert "7 clips compared: 4 kept, 3 show the same as one of these (largest cluster: 4 clips)" in done.stdout
-    refused = cli("--by", "embedding", "--max-distance", "5")
+    assert "7 clips compared: 4 representatives, 3 duplicates (largest cluster: 4 clips)" in done.stdout
+    refused = duplicates("--by", "embedding", "--max-distance", "5")
     assert refused.returncode == 2
     assert 'has no option "max_distance"' in refused.stderr
 

@@ -1,4 +1,4 @@
-"""The demo, small: every step for real, its numbers against the world's own truth, and going on where it stopped."""
+"""A small demo: all steps, its numbers compared with the ground truth of the world, and resuming."""
 
 import dataclasses
 import json
@@ -135,7 +135,8 @@ def test_the_page_shows_what_was_measured(made, numbers):
     page = made.read_text()
     assert page.count("<video") == 4 + 3 * TINY.shown + 4 * min(TINY.shown, numbers["depth"]["clips"]) + 2
     assert f'data-number="depth.estimate.abs_rel">{numbers["depth"]["estimate"]["abs_rel"]:.3f}<' in page
-    assert "true segmentation" in page and "truth through codec" in page and "generated depth" in page
+    assert "true segmentation" in page and "true depth after codec" in page and "generated depth" in page
+    assert f"openuni summary {made.parent / 'corpus'} --scores" in page and "openuni init corpus.toml" in page
     assert "http" not in page.replace("https", "http").split("base64")[0]
     assert len(page) < 15e6
 
@@ -173,24 +174,33 @@ def test_what_is_missing_is_made_again(made):
 
 
 def test_a_folder_holds_one_demo(made, tmp_path):
-    with pytest.raises(OpenUniError, match=r"holds the quick demo, and this would be the full one.*openuni demo --out"):
+    with pytest.raises(OpenUniError, match=r"contains the quick demo, not the full demo\..*openuni demo --out"):
         Demo(made.parent, FULL, Reporter(quiet=True)).run()
     with pytest.raises(OpenUniError, match="another version of openuni"):
         tiny(made.parent, solids=6).run()
     (tmp_path / "holiday.mp4").write_bytes(b"mine")
-    with pytest.raises(OpenUniError, match="not a demo's folder"):
+    with pytest.raises(OpenUniError, match="is not empty and does not contain a demo"):
         run_demo(tmp_path, quick=True, reporter=Reporter(quiet=True))
     (tmp_path / "demo.json").write_text("[1]")
-    with pytest.raises(OpenUniError, match="not a demo's folder"):
+    with pytest.raises(OpenUniError, match="is not empty and does not contain a demo"):
         run_demo(tmp_path, quick=True, reporter=Reporter(quiet=True))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["demo.json", "holiday.mp4"]
+
+
+def test_an_existing_empty_folder_is_accepted(tmp_path):
+    tiny(tmp_path).claim_folder()
+    assert [path.name for path in tmp_path.iterdir()] == ["demo.json"]
 
 
 def test_the_command_line_reports_it_without_a_traceback(tmp_path):
     (tmp_path / "mine.txt").write_text("x")
     command = [sys.executable, "-m", "openuni", "demo", "--quick", "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2 and "not a demo's folder" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 2
+        and "is not empty and does not contain a demo" in done.stderr
+        and "Traceback" not in done.stderr
+    )
 
 
 def test_disparity_of_both_units():
@@ -210,7 +220,7 @@ def test_the_quick_demo_as_a_user_runs_it(tmp_path):
     out = tmp_path / "demo"
     command = [sys.executable, "-m", "openuni", "demo", "--quick", "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == f"the page is {(out / 'index.html').as_uri()}"
+    assert done.stdout.strip() == f"report: {(out / 'index.html').as_uri()}"
     numbers = json.loads((out / "numbers.json").read_text())
     assert numbers["ledger"]["clips"] == QUICK.solids + QUICK.still + QUICK.dark
     assert numbers["flow"]["dis"]["epe_px"] < numbers["flow"]["zero"]["epe_px"]

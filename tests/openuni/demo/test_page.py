@@ -1,4 +1,4 @@
-"""The demo's page from numbers and films made here: is it whole, is it true, does it need the network?"""
+"""The demo's report from given numbers and videos: it is complete, correct and needs no network."""
 
 import base64
 import copy
@@ -12,7 +12,7 @@ import pytest
 from openuni.demo import statements
 from openuni.demo.charts import ChartLine, line_chart, smoothed, ticks
 from openuni.demo.page import demo_page
-from openuni.demo.preview_videos import VideoRow, make_page_video
+from openuni.demo.preview_videos import VideoRow, make_page_video, turbo
 from openuni.demo.statements import look_up
 from openuni.manifests.contracts.decoded_clip import decode
 from openuni.manifests.errors import OpenUniError
@@ -97,8 +97,8 @@ def pictures(frames=5, height_px=32, width_px=48):
 
 @pytest.fixture(scope="module")
 def rows():
-    film = make_page_video("RGB <given>", pictures(), 16.0)
-    row = VideoRow([film, film], "A <script>alert(1)</script> ball & a box")
+    video = make_page_video("RGB <given>", pictures(), 16.0)
+    row = VideoRow([video, video], "A <script>alert(1)</script> ball & a box")
     return {"corpus": [row], "flow": [row], "depth": [row, row], "joint": [row]}
 
 
@@ -142,9 +142,9 @@ def test_it_needs_no_network(page):
     for tag, attributes in Reader(page).elements:
         for name in ("src", "href", "poster", "srcset", "data", "action"):
             assert attributes.get(name, "data:").startswith("data:"), (tag, name)
-    without_films = re.sub(r"base64,[A-Za-z0-9+/=]+", "", page)
-    assert len(without_films) < 30_000
-    assert not re.search(r"https?:|//[a-z]|@import|url\(|fetch\(|XMLHttp|import\(", without_films, re.IGNORECASE)
+    without_videos = re.sub(r"base64,[A-Za-z0-9+/=]+", "", page)
+    assert len(without_videos) < 30_000
+    assert not re.search(r"https?:|//[a-z]|@import|url\(|fetch\(|XMLHttp|import\(", without_videos, re.IGNORECASE)
 
 
 def test_every_number_is_the_one_of_the_json(page):
@@ -169,12 +169,12 @@ def test_text_from_files_is_escaped(page):
     assert "supplied: <b>ClipError</b>" in texts and "Abacus <9000>" in texts
 
 
-def test_films_play_and_have_a_still(page, tmp_path):
+def test_videos_play_and_have_a_still(page, tmp_path):
     videos = [attributes for tag, attributes in Reader(page).elements if tag == "video"]
     assert len(videos) == 10
     kind, _, data = videos[0]["src"].partition(",")
     assert kind == "data:video/mp4;base64"
-    path = tmp_path / "film.mp4"
+    path = tmp_path / "video.mp4"
     path.write_bytes(base64.b64decode(data))
     info = probe(str(path))
     clip = make_clip(str(path), info)
@@ -190,9 +190,28 @@ def test_films_play_and_have_a_still(page, tmp_path):
     assert {"muted", "autoplay", "loop", "playsinline"} <= videos[0].keys()
 
 
-def test_floats_are_films_too():
-    film = make_page_video("depth", np.linspace(-0.5, 1.5, 3 * 200 * 170 * 3).reshape(3, 200, 170, 3), 16.0)
-    assert (film.height_px, film.width_px) == (200, 170)
+def test_floats_are_encoded_too():
+    video = make_page_video("depth", np.linspace(-0.5, 1.5, 3 * 200 * 170 * 3).reshape(3, 200, 170, 3), 16.0)
+    assert (video.height_px, video.width_px) == (200, 170)
+
+
+def test_depth_is_coloured_from_far_in_blue_to_near_in_red():
+    far, near = turbo(np.array([0.05, 0.95]).repeat(3).reshape(2, 1, 1, 3))[:, 0, 0].astype(int)
+    assert far[2] > far[0] and near[0] > near[2] + 100
+
+
+def test_labels_are_enlarged_without_mixing_colours():
+    import cv2
+
+    frames = np.zeros((5, 8, 12, 3), np.uint8)
+    frames[:, :, 6:] = 255
+    edges = {}
+    for smooth in (False, True):
+        video = make_page_video("segmentation", frames, 16.0, smooth=smooth)
+        assert (video.height_px, video.width_px) == (160, 240)
+        still = cv2.imdecode(np.frombuffer(video.still, np.uint8), cv2.IMREAD_COLOR).astype(int)
+        edges[smooth] = still[80, 121].mean() - still[80, 118].mean()
+    assert edges[False] > 230 and edges[True] < 120
 
 
 @pytest.mark.parametrize(
@@ -223,26 +242,26 @@ def test_the_words_follow_the_numbers():
     def said(verdict, numbers):
         return statements.fill(verdict(numbers), numbers)
 
-    assert "worse than the best constant map (0.375)" in said(statements.depth, with_depth(estimate=0.4))
-    assert "not better than the mean map of the training clips (0.250)" in said(
+    assert "not better than the best constant map (0.375)" in said(statements.depth, with_depth(estimate=0.4))
+    assert "not better than the mean depth map of the training clips (0.250)" in said(
         statements.depth, with_depth(estimate=0.3)
     )
     good = said(statements.depth, NUMBERS)
-    assert "reads depth from the picture" in good and "57% of the way" in good and "on 2 of the 3 clips" in good
-    assert "has begun to read depth from the picture" in said(
+    assert "estimates depth from RGB" in good and "57% of the way" in good and "on 2 of the 3 clips" in good
+    assert "has begun to estimate depth from RGB" in said(
         statements.depth, with_depth(estimate=0.24, standard_error=0.001)
     )
     assert "explains 75% of the true motion" in said(statements.flow, NUMBERS)
     worse = NUMBERS | {"flow": {"dis": {"epe_px": 2.0}, "zero": {"epe_px": 1.0}}}
-    assert "worse than saying that nothing moves" in said(statements.flow, worse)
-    assert "kept 19, dropped 5 by rule and lost 1 to errors" in said(statements.ledger, NUMBERS)
+    assert "worse than assuming no motion" in said(statements.flow, worse)
+    assert "Of 25 clips, 19 passed all rules, 5 were dropped by a rule and 1 failed" in said(statements.ledger, NUMBERS)
 
 
 @pytest.mark.parametrize(("end", "held_out", "words"), [
-    (0.5, 0.625, "fell from 1.750 to 0.500. On clips that it never saw (3) it is 0.625."),
-    (0.5, 0.9, "holds for its own clips only"),
-    (1.7, 1.7, "hardly fallen, from 1.750 to 1.700: it has learnt little."),
-    (0.5, None, "fell from 1.750 to 0.500."),
+    (0.5, 0.625, "decreased from 1.750 to 0.500. On 3 held-out clips it is 0.625."),
+    (0.5, 0.9, "it is 0.900: the model overfits to its training clips."),
+    (1.7, 1.7, "hardly decreased, from 1.750 to 1.700: the model has learnt little."),
+    (0.5, None, "decreased from 1.750 to 0.500."),
 ])  # fmt: skip
 def test_the_words_about_training(end, held_out, words):
     training = NUMBERS["training"] | {"estimate_loss_end": end, "estimate_loss_held_out": held_out}
@@ -250,7 +269,9 @@ def test_the_words_about_training(end, held_out, words):
     assert words in statements.fill(statements.training(numbers), numbers)
 
 
-@pytest.mark.parametrize(("share", "words"), [(0.25, "blurred"), (1.0, "Judge by eye"), (2.0, "noise")])
+@pytest.mark.parametrize(
+    ("share", "words"), [(0.25, "blurred"), (1.0, "Compare them with their captions by eye"), (2.0, "noise")]
+)
 def test_the_words_about_generated_pictures(share, words):
     assert words in statements.joint({"joint": {"detail_share": share}})
 

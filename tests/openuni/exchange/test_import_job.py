@@ -15,10 +15,10 @@ from openuni.exchange.importer import FoundClip
 from openuni.manifests.contracts.decoded_clip import decode
 from openuni.manifests.corpus.coverage import coverage
 from openuni.manifests.errors import OpenUniError
-from openuni.pipeline.runner import Resources
 from openuni.training.data.index import open_index
 from tests.operators.drawn_set import DrawnSet
 from tests.raw_clips import contents
+from tests.shared_ray import shared_workers
 
 FORMAT = "tests.operators.drawn_set"
 
@@ -111,7 +111,7 @@ def test_another_set_joins_under_its_own_name(some: Path, tmp_path: Path) -> Non
 def test_workers_do_not_change_the_result_and_a_deadly_clip_is_a_row(some: Path, tmp_path: Path) -> None:
     alone = openuni.import_set(FORMAT, some, out=tmp_path / "alone")
     write_set(some, {"deadly": "deadly"})
-    corpus = openuni.import_set(FORMAT, some, out=tmp_path / "many", resources=Resources(workers=2))
+    corpus = openuni.import_set(FORMAT, some, out=tmp_path / "many", resources=shared_workers(2))
     ledger = corpus.summary()
     assert (ledger.clips, ledger.ok) == (6, 4)
     assert {failure.reason for failure in ledger.failed} == {"ClipError", "WorkerDied"}
@@ -161,13 +161,13 @@ def test_names_and_texts_that_are_no_unicode(tmp_path: Path) -> None:
     corpus = openuni.import_set(FORMAT, folder, out=tmp_path / "corpus")
     assert (corpus.summary().clips, corpus.summary().ok) == (3, 1)
     errors = {row["error"] for row in corpus.table("clips").to_pylist() if row["error"]}
-    assert errors == {rf"ClipError: the name '{n}\udcff' is not UTF-8: rename the file" for n in ("odd", "bad")}
+    assert errors == {rf"ClipError: file name '{n}\udcff' is not valid UTF-8. Rename the file." for n in ("odd", "bad")}
 
 
 def test_the_same_name_of_another_folder_is_not_taken_for_the_same_set(tmp_path: Path) -> None:
     one, two = (write_set(tmp_path / name / "train", {"0001": text}) for name, text in (("a", "9"), ("b", "10")))
     openuni.import_set(FORMAT, one, out=tmp_path / "c")
-    with pytest.raises(OpenUniError, match=r'a/train as the collection "train", and .*b/train would.*--collection'):
+    with pytest.raises(OpenUniError, match=r'a/train as collection "train"; clips of .*b/train would.*--collection'):
         openuni.import_set(FORMAT, two, out=tmp_path / "c")
     corpus = openuni.import_set(FORMAT, two, out=tmp_path / "c", import_options=ImportOptions("second"))
     assert corpus.summary().ok == 2
@@ -191,12 +191,12 @@ def test_wrong_use_is_explained(some: Path, tmp_path: Path) -> None:
         openuni.import_set(FORMAT, some, out=tmp_path / "c", options={"frames": 6})
     with pytest.raises(OpenUniError, match='has no option "frame". Did you mean "frames"'.replace(".", r"\.")):
         openuni.import_set(FORMAT, some, out=tmp_path / "d", options={"frame": 6})
-    with pytest.raises(OpenUniError, match="lies in the set itself"):
+    with pytest.raises(OpenUniError, match="is inside the dataset folder"):
         openuni.import_set(FORMAT, some, out=some / "corpus")
     assert not (some / "corpus").exists()
-    with pytest.raises(OpenUniError, match="is no folder"):
+    with pytest.raises(OpenUniError, match="is not a folder"):
         openuni.import_set(FORMAT, tmp_path / "nowhere", out=tmp_path / "d")
-    with pytest.raises(OpenUniError, match="holds no clip"):
+    with pytest.raises(OpenUniError, match="has no clips in the format"):
         openuni.import_set(FORMAT, write_set(tmp_path / "empty", {}), out=tmp_path / "e")
     with pytest.raises(OpenUniError, match=r"importer \"no_such\""):
         openuni.import_set("no_such", some, out=tmp_path / "f")

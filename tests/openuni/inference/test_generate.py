@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from typer.testing import CliRunner
 
 from openuni.cli.main import app
@@ -80,7 +82,23 @@ def test_guidance_of_given_streams_reaches_the_run(run: Run, tmp_path: Path) -> 
     generate_files(run.folder, GenerateRequest(("rgb", "skeleton"), "a walk", steps=1), tmp_path)
     given = (f"skeleton={tmp_path / 'skeleton.mp4'}",)
     with pytest.raises(OpenUniError, match=r"given_guidance 2 needs a run that has learnt \"skeleton->rgb\""):
-        generate_files(run.folder, GenerateRequest(("rgb",), given=given, steps=1, given_guidance=2.0), tmp_path)
+        generate_files(
+            run.folder, GenerateRequest(("rgb",), given=given, steps=1, condition_guidance_scale=2.0), tmp_path
+        )
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_progress_counts_solver_steps(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scale: float) -> None:
+    """Also with guidance, which calls the model more than once per step."""
+    monkeypatch.setattr("openuni.inference.sampling_progress.LOG_EVERY_S", -1.0)
+    lines = Console(file=StringIO())
+    request = GenerateRequest(("rgb", "skeleton"), "a walk", steps=3, guidance_scale=scale)
+    generate_files(run.folder, request, tmp_path, lines)
+    shown = list(dict.fromkeys(lines.file.getvalue().splitlines()))
+    assert shown == [f"sample: step {step}/3" for step in (1, 2, 3)]
+    terminal = Console(file=StringIO(), force_terminal=True)
+    generate_files(run.folder, request, tmp_path, terminal)
+    assert "3/3" in terminal.file.getvalue()
 
 
 # ---------------------------------------------------------------- wrong input
@@ -146,11 +164,11 @@ def test_positions_end_where_the_models_tables_end(run: Run) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--size", "5x²x16"], "write FRAMESxHEIGHTxWIDTH"),
-        (["--size", "5x٥x16"], "write FRAMESxHEIGHTxWIDTH"),
+        (["--size", "5x²x16"], "must be FRAMESxHEIGHTxWIDTH"),
+        (["--size", "5x٥x16"], "must be FRAMESxHEIGHTxWIDTH"),
         (["--size", "1x0x0"], "above 0"),
         (["--size", "5x16x100000"], r"Maximum for .*: 4093x16384x8192 \(frames, height, width\)"),
-        (["--fps", "inf"], "--fps inf: give 1 to 1000 frames per second"),
+        (["--fps", "inf"], "--fps inf: must be 1 to 1000 frames per second"),
         (["--prompt", "a\udcff"], r"'a\\udcff' is not valid Unicode from character 1 on"),
     ],
 )

@@ -10,7 +10,7 @@ from openuni.config.recipe import CorpusRecipe
 from openuni.console.progress import Reporter
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.errors import OpenUniError
-from openuni.pipeline.pipeline import RunScope
+from openuni.pipeline.scope import RunScope
 from openuni.report import doctor
 from openuni.training.codecs.bytes import Bytes
 from tests.annotators.test_caption import tiny_checkpoint
@@ -155,7 +155,7 @@ def test_an_annotator_that_is_nowhere_is_refused_before_the_work(raw, tmp_path):
         run(raw, tmp_path / "corpus", tables)
     assert not Corpus.open(str(tmp_path / "corpus")).parts("clips")
     notes = [finding.text for finding in doctor.run_checks(CorpusRecipe.parse(tables)) if finding.what == "encode"]
-    assert notes == ["captions come from caption.detailed, which the corpus must hold already"]
+    assert notes == ["captions come from caption.detailed, which must already be in the corpus"]
     known = [finding for finding in doctor.run_checks(CorpusRecipe.parse(recipe("template_caption.brief")))]
     assert [finding.level for finding in known if "captions come from" in finding.text] == ["ok"]
 

@@ -15,7 +15,7 @@ from openuni.manifests.contracts.decoded_clip import decode
 from openuni.manifests.video.container import Limits
 from openuni.manifests.video.probe import make_clip, probe
 from openuni.manifests.video.video_errors import VideoError
-from openuni.pipeline.runner import Resources
+from openuni.pipeline.resources import Resources
 from tests.coded_clips import encode
 
 FILES = 200
@@ -129,7 +129,7 @@ def test_every_damaged_file_is_a_clip_or_a_failed_row(whole: dict[str, bytes], t
     assert ledger.is_consistent and ledger.pending == 0
     failed = {(failure.operator, failure.reason): failure.clips for failure in ledger.failed}
     assert 40 < sum(failed.values()) < FILES  # most damage is found, some is harmless
-    known = {"NotAVideo", "Undecodable", "OverLimit", "Refused", "VideoError", "WorkerDied"}
+    known = {"NotAVideo", "CorruptVideo", "LimitExceeded", "UnsafeSource", "VideoError", "WorkerDied"}
     assert {reason for _, reason in failed} <= known
     sound = [clip for clip in corpus if "/sound-" in clip.clip.source]
     assert len(sound) == len(whole)

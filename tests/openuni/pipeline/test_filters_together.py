@@ -10,8 +10,8 @@ from openuni.console.progress import Reporter
 from openuni.manifests.contracts.operator import operator_names
 from openuni.manifests.contracts.schema import OUTCOME_FIELDS
 from openuni.manifests.video import probe, reader
-from openuni.pipeline.pipeline import RunScope
-from openuni.pipeline.runner import Resources
+from openuni.pipeline.resources import Resources
+from openuni.pipeline.scope import RunScope
 from tests.coded_clips import encode
 from tests.moving_pictures import panned
 
@@ -65,7 +65,7 @@ def test_a_codec_without_vectors_gives_a_row_that_says_unavailable_with_null_sco
     found = rows(corpus, "motion_vectors")
     lacks = found["none.webm"]
     assert (lacks["status"], lacks["ms"]) == ("unavailable", None)
-    assert lacks["error"] == "Unavailable: motion vectors of vp9 cannot be read; motion measures any codec"
+    assert lacks["error"] == "Unavailable: motion vectors of vp9 cannot be read; `motion` supports any codec"
     assert {value for key, value in lacks.items() if key not in OUTCOME} == {None}
     assert found["vectors.mp4"]["status"] == "ok" and found["vectors.mp4"]["length_sides"] > 0.01
 
@@ -80,7 +80,7 @@ def test_null_never_passes_and_the_ledger_says_why(corpus):
     assert (summary.clips, summary.ok, summary.failed, summary.pending) == (2, 1, [], 0)
     assert [tuple(drop) for drop in summary.dropped] == [(KEEP, 1)]
     assert [tuple(absence) for absence in summary.unavailable] == [("motion_vectors", 1)]
-    assert str(summary).endswith("motion_vectors is unavailable for 1 of all")
+    assert str(summary).endswith("motion_vectors is unavailable for 1 of 2 clips")
 
 
 def test_without_a_rule_about_it_the_clip_is_ok(raw, tmp_path, corpus):

@@ -14,7 +14,7 @@ from openuni.manifests.contracts.decoded_clip import decode
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.video.probe import probe
 from openuni.pipeline.ingest_phase import IngestSpec, SourceItem
-from openuni.pipeline.pipeline import RunScope
+from openuni.pipeline.scope import RunScope
 from tests.coded_clips import BITS, HEIGHT_PX, WIDTH_PX, encode, numbers
 
 CUTS = (20, 50)
@@ -100,7 +100,7 @@ def test_a_film_without_a_usable_shot_is_a_failed_row_that_can_be_done_again(fil
     corpus = run(film, tmp_path / "corpus", shots="content", min_s=60.0)
     summary = corpus.summary()
     assert (summary.clips, summary.ok) == (1, 0)
-    assert [(failure.operator, failure.reason) for failure in summary.failed] == [("ingest", "NoShot")]
+    assert [(failure.operator, failure.reason) for failure in summary.failed] == [("ingest", "NoUsableShot")]
     again = run(film, tmp_path / "corpus", shots="content", scope=RunScope(retry_failed=True))
     assert again.summary().ok == 3 and again.summary().failed == []
 

@@ -202,7 +202,7 @@ def test_ctrl_c_says_what_is_kept_and_how_to_go_on(tmp_path, workers):
     os.killpg(driver.pid, signal.SIGINT)
     _, said = driver.communicate(timeout=30)
     assert driver.returncode == 130, said
-    assert f"openuni: stopped. What is finished is kept. Go on with: {shlex.join(['openuni', *command])}" in said
+    assert f"openuni: stopped. Finished items are kept. Resume with: {shlex.join(['openuni', *command])}" in said
     assert "Traceback" not in said and "Aborted" not in said
     done = len(log.read_text().splitlines())
     resumed = openuni.run(recipe, raw, out=tmp_path / "corpus", reporter=Reporter(quiet=True))

@@ -87,8 +87,8 @@ def test_every_file_has_its_rows_and_filters_see_all_clips(corpus) -> None:
     errors = {name: found[0]["error"] for name, found in rows.items() if found[0]["status"] == "failed"}
     assert errors.keys() == {"back.ts", "twice.ts", "loop.mp4", "zeros.mp4", "pipe.mp4"}
     for name, words in (
-        ("back.ts", "Undecodable: "),
-        ("twice.ts", "several frames with one timestamp"),
+        ("back.ts", "CorruptVideo: "),
+        ("twice.ts", "several frames with the same timestamp"),
         ("loop.mp4", "VideoError: "),
         ("zeros.mp4", "NotAVideo: "),
         ("pipe.mp4", r"pipe.txt is not a regular file"),

@@ -10,7 +10,7 @@ import pytest
 import openuni
 from openuni.console.progress import Reporter
 from openuni.manifests.corpus.corpus import Corpus
-from openuni.pipeline.pipeline import RunScope
+from openuni.pipeline.scope import RunScope
 from tests.raw_clips import contents, write_clips, write_still
 
 RECIPE = {

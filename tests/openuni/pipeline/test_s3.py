@@ -12,7 +12,7 @@ from moto.server import ThreadedMotoServer
 import openuni
 from openuni.console.progress import Reporter
 from openuni.manifests.corpus.corpus import Corpus
-from openuni.pipeline.runner import Resources
+from openuni.pipeline.resources import Resources
 from tests.raw_clips import contents, write_clips
 
 BUCKET = "s3://openuni-test"

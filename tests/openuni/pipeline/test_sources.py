@@ -122,6 +122,6 @@ def test_a_name_that_is_no_text_is_a_failed_row(tmp_path):
     corpus = openuni.run({}, tmp_path, out=tmp_path / "corpus", reporter=Reporter(quiet=True))
     assert (corpus.summary().clips, corpus.summary().ok) == (3, 2)
     (error,) = (row["error"] for row in corpus.table("clips").to_pylist() if row["status"] == "failed")
-    assert r"bad\udcff.mp4: this name of a file is not UTF-8" in error and "rename" in error
+    assert r"bad\udcff.mp4: file names must be UTF-8" in error and "Rename" in error
     again = openuni.run({}, tmp_path, out=tmp_path / "corpus", reporter=Reporter(quiet=True))
     assert again.clips.equals(corpus.clips)

@@ -10,7 +10,7 @@ from openuni.config.recipe import CorpusRecipe
 from openuni.console.progress import Reporter
 from openuni.manifests.errors import OpenUniError
 from openuni.pipeline.map_sources import MapSource, required_maps
-from openuni.pipeline.pipeline import RunScope
+from openuni.pipeline.scope import RunScope
 from tests.raw_clips import write_clips
 
 MOVING = "tests.operators.moving"
@@ -108,7 +108,7 @@ def test_a_damaged_flow_is_the_reason_of_that_clip_alone(raw, tmp_path):
     data[extent["offset"] + extent["nbytes"] // 2] ^= 255
     path.write_bytes(data)
     found = rows(run([], corpus.store.url, {MOVING: {}}))
-    assert found.pop(corpus[0].clip_id)["error"].count("checksum differs")
+    assert found.pop(corpus[0].clip_id)["error"].count("checksum mismatch")
     assert {row["status"] for row in found.values()} == {"ok"}
 
 

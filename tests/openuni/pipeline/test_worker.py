@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from openuni.manifests.errors import OpenUniError
-from openuni.pipeline.runner import InProcessRunner
+from openuni.pipeline.in_process_runner import InProcessRunner
 from openuni.pipeline.worker import ItemOutcome, Spec, Worker, WorkerLoop
 
 PATIENCE_S = 10.0
@@ -150,4 +150,4 @@ def test_ctrl_c_waits_for_the_item_in_hand_and_a_second_one_does_not(times: int,
     assert ("compute", "c") not in worker.events and worker.events[-1] == ("finish", "")
     if times == 1:
         assert [outcome.key for outcome in reported] == done
-    assert "stopping when the clip in hand is done; Ctrl-C again stops at once" in capfd.readouterr().err
+    assert "stopping after the clip in hand; press Ctrl-C again to stop immediately" in capfd.readouterr().err

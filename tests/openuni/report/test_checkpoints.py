@@ -1,4 +1,4 @@
-"""Weights: listed, fetched and resumed, held against digests, licensed, and found in a mirror."""
+"""Checkpoints: listed, downloaded, resumed, verified against digests, with licences, and found in a mirror."""
 
 import hashlib
 import os
@@ -36,7 +36,7 @@ def cli(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 def test_a_download_goes_on_where_it_stopped(served: Served, tmp_path: Path) -> None:
     served.cut_at = 300_000
     target = tmp_path / "deep" / "weights.pth"
-    with pytest.raises(OpenUniError, match="goes on"):
+    with pytest.raises(OpenUniError, match="Rerun the command to resume"):
         download(f"{served.url}/weights.pth", target, SHA256)
     assert not target.exists()
     download(f"{served.url}/weights.pth", target, SHA256[:8])
@@ -59,7 +59,7 @@ def test_a_part_that_is_whole_needs_nothing_more(served: Served, tmp_path: Path)
 
 
 def test_another_file_is_refused_and_removed(served: Served, tmp_path: Path) -> None:
-    with pytest.raises(OpenUniError, match="not the file that was published"):
+    with pytest.raises(OpenUniError, match="not the published file"):
         download(f"{served.url}/weights.pth", tmp_path / "weights.pth", "0" * 64)
     assert list(tmp_path.iterdir()) == []
 
@@ -115,7 +115,7 @@ def test_the_hub_is_asked_only_by_get_and_its_files_are_verified(tmp_path: Path)
         assert listed.returncode == 0 and not served.asked
         done = cli("get", name, **environment)
         assert done.returncode == 0, done.stderr
-        assert "as published" in done.stdout
+        assert "digest verified" in done.stdout
         assert not any("notes.bin" in path for _, path, _ in served.asked)
     assert "1.3 MB" in cli(**environment).stdout
     (blob,) = (path for path in tmp_path.rglob("blobs/*") if path.stat().st_size == len(WEIGHTS))
@@ -162,7 +162,7 @@ def test_preflight_names_what_is_unavailable_and_asks_for_consent() -> None:
     assert f'accept = ["{LARGE}"]' in found["missing"] and "non-commercial" in found["missing"]
     agreed = CorpusRecipe.parse(tables | {"accept": [LARGE]})
     assert "missing" not in {finding.level for finding in run_checks(agreed)}
-    with pytest.raises(MissingRequirement, match="is not on this machine"):
+    with pytest.raises(MissingRequirement, match="not found locally"):
         require_all(agreed, None, 0)
     with pytest.raises(OpenUniError, match="accept must be a list"):
         CorpusRecipe.parse({"accept": LARGE})

@@ -43,19 +43,21 @@ def test_a_dropped_clip_shows_the_rule(corpus: Corpus) -> None:
     text = explain(corpus, "clip-004.mp4")
     assert "fails        motion.speed_diag_per_s > 0.01" in text
     assert text.count("  passes ") == 2
-    assert "annotator dis: has not seen the clip" in text
+    assert "annotator dis: no result for this clip" in text
 
 
 def test_a_refused_source_shows_the_error(corpus: Corpus) -> None:
     text = explain(corpus, "broken.mp4")
-    assert "refused     " in text and "broken.mp4" in text
+    assert "failed      " in text and "broken.mp4" in text
 
 
 def test_what_is_not_one_clip_is_an_error(corpus: Corpus) -> None:
-    with pytest.raises(OpenUniError, match="means 6 clips"):
+    with pytest.raises(OpenUniError, match="matches 6 clips"):
         explain(corpus, "")
-    with pytest.raises(OpenUniError, match="has the id or the source"):
+    with pytest.raises(OpenUniError, match=r'no clip with id or source "nothing\.mp4"'):
         explain(corpus, "nothing.mp4")
+    with pytest.raises(OpenUniError, match=r'source "clip-03.mp4" in .*\. Did you mean "clip-003.mp4"\?'):
+        explain(corpus, "clip-03.mp4")
 
 
 def test_every_score_has_its_line(corpus: Corpus) -> None:

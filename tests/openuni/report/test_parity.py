@@ -1,4 +1,4 @@
-"""`openuni parity`: a table or JSON, and an exit code that tells."""
+"""`openuni parity`: table, JSON and exit codes."""
 
 import json
 from pathlib import Path
@@ -42,7 +42,7 @@ def test_one_model_as_a_table(pipeline: Path) -> None:
     done = parity("--pretrained", pipeline, "--model", "unividx", "--modality", "rgb", "--dtype", "bfloat16")
     assert done.exit_code == 0
     header, *lines = done.stdout.splitlines()
-    assert header.split()[:4] == ["model", "check", "verdict", "figure"]
+    assert header.split()[:4] == ["model", "check", "verdict", "value"]
     assert [line.split()[:2] for line in lines] == [["unividx", name] for name in PARITY_CHECKS]
     assert "does not apply" in lines[3] and "pass more modalities" in lines[3]
 

@@ -142,7 +142,7 @@ def matched(found: Sequence[Transition], joints: Sequence[Joint], tolerance: int
         for joint in left:
             if abs(one.start + one.stop - joint.start - joint.stop) <= 2 * tolerance:
                 pairs.append((one, joint))
-                left.delete_rows(joint)
+                left.remove(joint)
                 break
     return pairs
 

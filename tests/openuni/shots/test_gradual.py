@@ -75,7 +75,7 @@ def test_products_are_those_of_the_frames_they_name():
     frames[60] = frames[50]
     signal = measure(iter(frames))
     assert np.isclose(signal.products[60, 10], signal.products[50, 0])  # a frame with its equal ten frames before
-    assert signal.alike(10)[60] > 0.9 > 0.2 > abs(signal.alike(9)[60])
+    assert signal.correlation(10)[60] > 0.9 > 0.2 > abs(signal.correlation(9)[60])
     assert not signal.products[5, 6:].any()  # nothing lies before the first frame
 
 

@@ -141,10 +141,10 @@ def test_weights_load_from_their_folder_and_run(weights, network):
 
 def test_other_files_are_refused_by_name(tmp_path):
     torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pth")
-    with pytest.raises(OpenUniError, match=r"other\.pth holds no weights of TransNetV2"):
+    with pytest.raises(OpenUniError, match=r"other\.pth does not contain PyTorch weights of TransNetV2"):
         TransNet(checkpoint=str(tmp_path / "other.pth")).load("cpu")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(OpenUniError, match=r"must hold one \.pth file, found none"):
+    with pytest.raises(OpenUniError, match=r"must contain one \.pth file, got none"):
         TransNet(checkpoint=str(tmp_path / "empty")).load("cpu")
 
 

@@ -91,7 +91,7 @@ def test_the_recipe_follows_the_modalities_unless_it_was_edited(tmp_path: Path) 
     assert "was edited" not in text
     recipe.write_text(recipe.read_text() + "\n[annotators.dis]\n")
     text = make(tmp_path, clips=1, modalities="depth")
-    assert "person.toml was edited, so it stays" in text and "dis" in recipe.read_text()
+    assert "person.toml was edited and is not overwritten" in text and "dis" in recipe.read_text()
 
 
 def test_what_is_next_can_be_typed_as_it_stands(tmp_path: Path) -> None:
@@ -104,11 +104,11 @@ def test_what_is_next_can_be_typed_as_it_stands(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"preset": "persns"}, r'world preset "persns" is not known\. Did you mean "persons"'),
-        ({"size": "480"}, r'--size "480" is no size.*480x640'),
+        ({"size": "480"}, r'--size "480": must be HEIGHTxWIDTH.*480x640'),
         ({"size": "33x48"}, "height_px = 33.*even"),
-        ({"fps": float("inf")}, "--fps inf: give 1 to 1000 frames per second"),
-        ({"fps": 1e300}, r"--fps 1e\+300: give 1 to 1000"),
-        ({"modalities": "depht"}, r'has no ground truth "depht"\. Did you mean "depth"\? It has: .*skeleton'),
+        ({"fps": float("inf")}, "--fps inf: must be 1 to 1000 frames per second"),
+        ({"fps": 1e300}, r"--fps 1e\+300: must be 1 to 1000"),
+        ({"modalities": "depht"}, r'has no ground truth "depht"\. Did you mean "depth"\? Available: .*skeleton'),
         ({"modalities": "alpha"}, 'preset "person" has no ground truth "alpha"'),
     ],
 )

@@ -83,7 +83,7 @@ def test_pieces_of_furniture_do_not_stand_in_one_another(crowded: bool) -> None:
     counts = []
     for seed in range(15):
         place = draw_room(np.random.default_rng(seed), crowded=crowded)
-        nouns = {thing.instance: thing.brief for thing in place.things}
+        nouns = {thing.instance: thing.brief for thing in place.captioned}
         boxes: dict[int, list[np.ndarray]] = {}
         for solid in place.solids:
             if solid.instance and "rug" not in nouns[solid.instance]:
@@ -158,12 +158,12 @@ def test_captions_tell_what_is_in_the_picture(preset: str) -> None:
     for seed in range(3):
         made = make_clip(seed, preset=preset, frames=2, height_px=48, width_px=64, modalities=("segmentation",))
         ids = made.modalities["segmentation"].array
-        share = {thing.instance: (ids == thing.instance).mean(axis=(1, 2, 3)).max() for thing in made.scene.things}
+        share = {thing.instance: (ids == thing.instance).mean(axis=(1, 2, 3)).max() for thing in made.scene.captioned}
         persons = {body.instance for body in made.scene.bodies}
-        for thing in made.scene.things:
+        for thing in made.scene.captioned:
             told = thing.detailed in made.caption or f"{thing.brief.split(' ', 1)[1]}s" in made.caption
             assert told or share[thing.instance] < 0.0025, (thing, made.caption)
-        seen = [thing for thing in made.scene.things if thing.instance in persons and share[thing.instance] > 0.0025]
+        seen = [thing for thing in made.scene.captioned if thing.instance in persons and share[thing.instance] > 0.0025]
         assert made.brief.lower().count("person") == len(seen)
         assert made.caption.endswith(".") and "\n" not in made.caption
         for article, word in re.findall(r"\b(an?) (\w+)", made.caption.lower()):

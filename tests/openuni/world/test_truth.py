@@ -31,7 +31,7 @@ def scene_of(*objects: Solid) -> Scene:
 
 def test_a_sphere_straight_ahead_has_the_depth_and_the_outline_of_geometry() -> None:
     moment = scene_of(placed(Sphere(0.5), (0.0, 1.5, -1.0))).opening
-    hits = truth.look(moment, LENS)
+    hits = truth.first_hits(moment, LENS)
     assert hits.depth_m[64, 64] == pytest.approx(3.5, abs=1e-12)
     ids = truth.instances(moment, hits)
     outline_px = LENS.focal_px * math.tan(math.asin(0.5 / 4.0))
@@ -42,7 +42,7 @@ def test_a_sphere_straight_ahead_has_the_depth_and_the_outline_of_geometry() -> 
 
 
 def test_depth_is_z_and_not_the_length_of_the_ray() -> None:
-    hits = truth.look(scene_of().opening, LENS)
+    hits = truth.first_hits(scene_of().opening, LENS)
     wall = hits.depth_m[hits.solid == 2]
     assert len(wall) > 2000
     assert np.allclose(wall, BACK_WALL_M, atol=1e-12)
@@ -51,7 +51,7 @@ def test_depth_is_z_and_not_the_length_of_the_ray() -> None:
 def test_a_square_in_front_has_known_borders_and_moves_by_f_v_over_z() -> None:
     square = placed(Box((0.5, 0.5, 0.05)), (0.01, 1.51, -0.05), velocity=(0.8, -0.4, 0.0))
     scene = scene_of(square)
-    hits = truth.look(scene.opening, LENS)
+    hits = truth.first_hits(scene.opening, LENS)
     flow, valid = truth.flow(scene.opening, scene.at(1.0 / 16.0), LENS, hits)
     on_square = hits.solid == 6
     rows, columns = np.nonzero(on_square)
@@ -68,7 +68,7 @@ def test_a_camera_that_steps_aside_moves_everything_by_f_t_over_z() -> None:
     scene = scene_of(placed(Sphere(0.5), (0.3, 1.4, -1.0)))
     now = scene.opening
     after = Moment(scene, View(now.view.rotation, now.view.eye_m + np.array([0.06, 0.0, 0.0])), now.poses)
-    hits = truth.look(now, LENS)
+    hits = truth.first_hits(now, LENS)
     flow, _ = truth.flow(now, after, LENS, hits)
     assert np.allclose(flow[..., 0], -LENS.focal_px * 0.06 / hits.depth_m, atol=1e-5)
     assert np.allclose(flow[..., 1], 0.0, atol=1e-5)
@@ -77,7 +77,7 @@ def test_a_camera_that_steps_aside_moves_everything_by_f_t_over_z() -> None:
 def test_what_a_moving_square_covers_and_what_leaves_the_picture_is_not_valid() -> None:
     square = placed(Box((0.5, 0.5, 0.05)), (0.011, 1.509, -0.05), velocity=(1.6, 0.0, 0.0))  # 4 px per frame
     scene = scene_of(square)
-    hits = truth.look(scene.opening, LENS)
+    hits = truth.first_hits(scene.opening, LENS)
     _, valid = truth.flow(scene.opening, scene.at(1.0 / 16.0), LENS, hits)
     on_square = hits.solid == 6
     right = np.nonzero(on_square)[1].max()
@@ -97,7 +97,7 @@ def test_what_a_moving_square_covers_and_what_leaves_the_picture_is_not_valid() 
 def test_a_turning_solid_hides_its_own_far_side() -> None:
     turning = Solid(Sphere(0.5), CLOTH, Motion("spins", (0.0, 1.5, -1.0), spin_rad_per_s=4.8), 1)  # 0.3 rad per frame
     scene = scene_of(turning)
-    hits = truth.look(scene.opening, LENS)
+    hits = truth.first_hits(scene.opening, LENS)
     _, valid = truth.flow(scene.opening, scene.at(1.0 / 16.0), LENS, hits)
     rows, columns = np.nonzero(hits.solid == 6)
     x, y = LENS.rays()
@@ -150,7 +150,7 @@ def test_the_middle_of_an_object_is_labelled_as_that_object_unless_hidden(seed: 
     lens = Lens.with_view(64, 64, scene.camera.view_deg)
     for time_s in (0.0, 0.5, 1.0):
         moment = scene.at(time_s)
-        hits = truth.look(moment, lens)
+        hits = truth.first_hits(moment, lens)
         ids = truth.instances(moment, hits)
         assert np.isfinite(hits.depth_m).all() and (hits.solid >= 0).all()
         for instance, solid in scene.objects.items():

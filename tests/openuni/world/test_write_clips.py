@@ -127,6 +127,6 @@ def test_ctrl_c_stops_and_the_rest_is_made_later(tmp_path: Path) -> None:
 def test_wrong_orders_are_refused_before_anything_is_written(tmp_path: Path, options: dict, message: str) -> None:
     with pytest.raises(OpenUniError, match=message):
         write_clips(tmp_path / "out", [1, 2], **options)
-    with pytest.raises(OpenUniError, match="solids-000001 is ordered twice"):
+    with pytest.raises(OpenUniError, match="solids-000001 is requested twice"):
         write_clips(tmp_path / "out", [1, 1])
     assert not (tmp_path / "out").exists()

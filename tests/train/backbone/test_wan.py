@@ -12,6 +12,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from safetensors.torch import save_file
 
+from openuni.manifests.contracts.parsing import parse_options
 from openuni.manifests.errors import MissingRequirement, OpenUniError
 from openuni.training.backbone import attention
 from openuni.training.backbone.attention import CastingProcessor, check_attention, use_attention
@@ -22,7 +23,6 @@ from openuni.training.loop.trainer import build_optimizer, ema_copy
 from openuni.training.loop.training_checkpoint import load_model, model_tensors
 from openuni.training.models.unityvideo import UnityVideo, UnityVideoTransformer
 from openuni.training.models.unividx import UniVidX, UniVidXTransformer
-from openuni.training.options import build
 from openuni.training.parity.subject import plain_model
 from openuni.training.recipe import RECIPES_DIR, TrainingRecipe
 from tests.train.backbone.tiny_wan import BASE
@@ -397,7 +397,7 @@ def test_attention_that_cannot_run_is_refused_before_loading() -> None:
     with pytest.raises(MissingRequirement, match="pip install flash-attn"):
         check_attention("flash", "cuda")
     with pytest.raises(OpenUniError, match="attention must be 'auto' or"):
-        build(UnityVideo, {"attention": "sage"})
+        parse_options(UnityVideo, {"attention": "sage"}, "unityvideo")
     model = UnityVideo(modalities=NAMES, switcher_dim=8, **SMALL).load("cpu")
     model.attention = "flash"
     with pytest.raises(OpenUniError, match="requires bfloat16"):

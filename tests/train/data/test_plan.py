@@ -110,7 +110,7 @@ def test_tensors_are_read_back_and_checked(tmp_path: Path) -> None:
     data = bytearray(shard.read_bytes())
     data[int(index.latents["rgb"].offset[0])] ^= 1
     shard.write_bytes(data)
-    with pytest.raises(OpenUniError, match="changed since"):
+    with pytest.raises(OpenUniError, match="changed after it was written"):
         index.latents["rgb"].read(corpus, 0)
 
 

@@ -50,7 +50,7 @@ def calls_of(
     calls: list[tuple[dict, dict, dict]] = []
     handle = model.register_forward_pre_hook(lambda _, arguments: calls.append(arguments))
     sample(model, task, conditions, SHAPE, sampling)
-    handle.delete_rows()
+    handle.remove()
     return calls
 
 
@@ -117,7 +117,7 @@ def test_given_streams_are_clean_or_the_same_noise_in_every_step(model: Any) -> 
 def test_what_is_made_without_the_given_streams_does_not_know_them(model: Any) -> None:
     task = Task.parse("rgb->depth")
     first = conditions_of(task)
-    second = first._replace(given={"rgb": first.conditions["rgb"] + 1})
+    second = first._replace(conditions={"rgb": first.conditions["rgb"] + 1})
 
     def made(conditions: SamplerInputs, scale: float) -> torch.Tensor:
         return sample(model, task, conditions, SHAPE, SamplingOptions(2, 1.0, guidance=scale, given_guidance=scale))[
@@ -194,7 +194,7 @@ def test_runs_that_have_not_learnt_it_refuse(corpus: Corpus, tmp_path: Path) -> 
     guided = SamplingOptions(1, 1.0, given_guidance=2.0)
     plain = train(recipe(), corpus, tmp_path / "plain")
     with pytest.raises(
-        OpenUniError, match=r'trained on "rgb->depth" with condition dropout.*data\.given_dropout = 0\.1'
+        OpenUniError, match=r'trained on "rgb->depth" with condition dropout.*data\.condition_dropout = 0\.1'
     ):
         plain.sample("rgb->depth", given, ["a cube"], sampling=guided)
     plain.sample("->rgb+depth", {}, ["a cube"], SHAPE[1:], sampling=guided)  # nothing given, nothing to guide by

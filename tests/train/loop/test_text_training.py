@@ -84,7 +84,7 @@ def test_a_batch_has_what_is_made_and_what_is_given(corpus: Corpus, tmp_path: Pa
         for row, task in enumerate(batch.tasks):
             seen.add(task)
             text = BYTES.decode(words.clean[row])
-            assert bool(words.targets[row]) == task.generates_text
+            assert bool(words.is_target[row]) == task.generates_text
             assert (float(words.sigma[row]) > 0) == task.generates_text
             assert text == said[ids[batch.clips[row]]] or (not task.generates_text and text == "")
             assert bool(batch.targets["rgb"][row]) == (task != V2T)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from openuni.cli.models import _generating
+from openuni.cli.models import _generate_command
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.errors import OpenUniError
 from openuni.training.loop.trainer import lr_factor, train
@@ -324,9 +324,21 @@ def test_generate_gives_modalities(run: Run) -> None:
 
 
 def test_training_ends_with_a_command_that_works(run: Run) -> None:
-    assert _generating(run) == f"openuni generate {run.folder} --make rgb --make depth --prompt '...' --out FOLDER"
+    assert (
+        _generate_command(run) == f"openuni generate {run.folder} --make rgb --make depth --prompt '...' --out FOLDER"
+    )
 
 
 def test_opening_what_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(OpenUniError, match="no run at"):
         Run.open(tmp_path)
+
+
+def test_a_tensorflow_of_the_users_own_is_not_imported(tmp_path: Path) -> None:
+    """TensorBoard would; where the file lies first on the path, as beside a script."""
+    (tmp_path / "tensorflow.py").write_text("raise SystemExit(9)")
+    code = "import sys; from pathlib import Path; from openuni.training.loop.log import RunLog; "
+    code += "log = RunLog(Path(sys.argv[1]), 0); log.write({'step': 1, 'loss': 0.5}); log.close()"
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "tensorboard").iterdir())

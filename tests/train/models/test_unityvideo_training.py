@@ -73,7 +73,7 @@ def test_any_streams_make_any_others(run: Run, task: str) -> None:
     seen: list[tuple] = []
     handle = run.model.register_forward_pre_hook(lambda _, arguments: seen.append(arguments))
     made = run.sample(task, given, ["a cube", "a ball"], SHAPE, QUICK)
-    handle.delete_rows()
+    handle.remove()
     assert set(made) == set(parsed.targets) and all(latents.shape == (2, *SHAPE) for latents in made.values())
     assert len(seen) == 2
     for streams, sigmas, _ in seen:

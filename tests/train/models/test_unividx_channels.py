@@ -85,7 +85,7 @@ def test_input_and_output_are_one_layer_over_concatenated_channels(base: Any) ->
     hooks = [layer.register_forward_pre_hook(lambda _, given: seen.append(given[0])) for layer in _heads(model, names)]
     out = model(streams, sigmas, text)
     for hook in hooks:
-        hook.delete_rows()
+        hook.remove()
     assert torch.equal(seen[0], seen[1]) and torch.equal(seen[0], seen[2])  # the same normed tokens
     layers = _heads(model, names)
     wide = functional.linear(seen[0], torch.cat([x.weight for x in layers]), torch.cat([x.bias for x in layers]))

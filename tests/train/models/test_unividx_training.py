@@ -285,7 +285,7 @@ def test_guidance_takes_the_caption_from_all_streams(base: Any) -> None:
     streams, _, text = inputs(("rgb", "normal"), batch=1)
     seen = []
     model.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[2]))
-    conditions = SamplerInputs({}, text, torch.zeros(5, 8), captioned=("rgb", "normal"))
+    conditions = SamplerInputs({}, text, torch.zeros(5, 8), caption_streams=("rgb", "normal"))
     sample(
         model, Task.parse("text->rgb+normal"), conditions, streams["rgb"].shape, SamplingOptions(1, 1.0, guidance=2.0)
     )

@@ -20,6 +20,7 @@ from openuni.manifests.contracts.decoded_clip import decode
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.video.probe import make_clip, probe
 from tests.coded_clips import encode, numbers
+from tests.command_line import cli
 from tests.openuni.exchange.exporters.rooms import MODALITIES, QUIET, RECIPE, ids_by_name, pictures, supply, tree
 from tests.raw_clips import write_clips
 
@@ -64,9 +65,8 @@ def failed_rows(out: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def cli(*arguments) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "openuni", "export", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
+def export_command(*arguments):
+    return cli("export", *arguments)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -88,7 +88,7 @@ def test_what_is_there_is_kept_and_what_is_not_comes_back(corpus, ids, whole, na
     assert tree(out) == tree(whole / name)
     assert {path: path.stat().st_mtime_ns for path in times} == times
     lost = 4 if name in ("webdataset", "huggingface") else 1  # their one shard has all clips
-    assert (report.written, report.kept) == (lost, 4 - lost)
+    assert (report.written, report.already_present) == (lost, 4 - lost)
     assert export(corpus, name, out)[:3] == (4, 0, 4)
 
 
@@ -99,7 +99,7 @@ def test_a_damaged_map_is_one_failed_clip_in_no_file(copied, ids, whole, name, t
     out = tmp_path / "set"
     report = export(copied, name, out, workers=1)
     assert [failure.clip_id for failure in report.failed] == [ids["odd"]]
-    assert (report.clips, report.written, report.kept) == (4, 3, 0)
+    assert (report.clips, report.written, report.already_present) == (4, 3, 0)
     (row,) = failed_rows(out)
     assert row["clip_id"] == ids["odd"] and modality in row["error"] and row["source"].endswith("odd.mp4")
     others = {file: data for file, data in tree(out).items() if file != "failed.csv"}
@@ -144,13 +144,13 @@ def test_a_changed_source_is_a_failure_and_exit_code_1(tmp_path):
         supply(tmp_path / "raw" / f"{name}.mp4", pictures(frames, 48, 64), ["depth"], name)
     corpus = openuni.run(RECIPE, tmp_path / "raw" / "*.mp4", out=tmp_path / "corpus", reporter=QUIET)
     shutil.copy(tmp_path / "raw" / "a.mp4", tmp_path / "raw" / "b.mp4")
-    done = cli(tmp_path / "corpus", "--format", "openuni-csv", "--out", tmp_path / "set", "--workers", 1)
+    done = export_command(tmp_path / "corpus", "--format", "openuni-csv", "--out", tmp_path / "set", "--workers", 1)
     assert done.returncode == 1, done.stderr
-    assert done.stdout.startswith("2 clips = 1 written + 0 there before + 1 failed")
+    assert done.stdout.startswith("2 clips = 1 written + 0 already present + 1 failed")
     (row,) = failed_rows(tmp_path / "set")
-    assert row["clip_id"] == ids_by_name(corpus)["b"] and "is not the file it was" in row["error"]
+    assert row["clip_id"] == ids_by_name(corpus)["b"] and "changed after ingest" in row["error"]
     (tmp_path / "raw" / "a.mp4").unlink()
-    gone = cli(tmp_path / "corpus", "--format", "webdataset", "--out", tmp_path / "gone", "--workers", 1)
+    gone = export_command(tmp_path / "corpus", "--format", "webdataset", "--out", tmp_path / "gone", "--workers", 1)
     assert gone.returncode == 1
     assert "cannot open" in failed_rows(tmp_path / "gone")[0]["error"]
     assert sorted(tree(tmp_path / "gone")) == ["export.json", "failed.csv"]  # a shard without clips is none
@@ -186,7 +186,7 @@ def test_a_killed_export_goes_on_and_ends_the_same(tmp_path, name):
     stamps = {path: path.stat().st_mtime_ns for path in made}
     (tmp_path / "set" / ".unfinished" / "00000011").mkdir(parents=True, exist_ok=True)  # in the way of its successor
     report = export(corpus, name, tmp_path / "set", workers=1, **options)
-    assert report.kept >= 3 and report.written > 0
+    assert report.already_present >= 3 and report.written > 0
     assert {path: path.stat().st_mtime_ns for path in made} == stamps
     export(corpus, name, tmp_path / "fresh", workers=2, **options)
     assert tree(tmp_path / "set") == tree(tmp_path / "fresh")
@@ -197,13 +197,13 @@ def test_another_export_in_the_folder_is_refused_and_told_what_differs(corpus, w
     shutil.copytree(whole / "openuni_csv", out)
     before = tree(out)
     for given, words in (
-        ({"crf": 20}, "option crf was 18, is 20"),
-        ({"choice": ExportOptions(limit=2)}, "other clips, or their captions or scores"),
-        ({"choice": ExportOptions(("depth",))}, "densepose is in it, flow is in it"),
+        ({"crf": 20}, "option crf was 18, is now 20"),
+        ({"export_options": ExportOptions(limit=2)}, "the clips, or their captions or scores, have changed"),
+        ({"export_options": ExportOptions(("depth",))}, "densepose is no longer selected, flow is no longer selected"),
     ):
-        with pytest.raises(openuni.OpenUniError, match=f"holds another export: .*{words}"):
+        with pytest.raises(openuni.OpenUniError, match=f"contains a different export: .*{words}"):
             export(corpus, "openuni-csv", out, **given)
-    with pytest.raises(openuni.OpenUniError, match="format was openuni_csv, is diffsynth"):
+    with pytest.raises(openuni.OpenUniError, match="format was openuni_csv, is now diffsynth"):
         export(corpus, "diffsynth", out)
     assert tree(out) == before
 
@@ -218,7 +218,7 @@ def test_maps_made_anew_are_another_export(tmp_path):
         if not size:
             export(corpus, "diffsynth", tmp_path / "set")
     with pytest.raises(
-        openuni.OpenUniError, match=r"holds another export: other depth maps\. Export into a new folder"
+        openuni.OpenUniError, match=r"contains a different export: the depth maps have changed\. Pass a new --out"
     ):
         export(corpus, "diffsynth", tmp_path / "set")
 
@@ -226,7 +226,7 @@ def test_maps_made_anew_are_another_export(tmp_path):
 def test_folders_of_others_are_left_alone(corpus, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
-    with pytest.raises(openuni.OpenUniError, match="is not empty and holds no export"):
+    with pytest.raises(openuni.OpenUniError, match="is not empty and is not an export"):
         export(corpus, "openuni-csv", tmp_path / "mine")
     with pytest.raises(openuni.OpenUniError, match=r"notes\.txt is a file"):
         export(corpus, "openuni-csv", tmp_path / "mine" / "notes.txt")
@@ -237,7 +237,7 @@ def test_two_exports_do_not_write_to_one_folder(corpus, tmp_path):
     (tmp_path / "set").mkdir()
     handle = os.open(tmp_path / "set", os.O_RDONLY)
     fcntl.flock(handle, fcntl.LOCK_EX)
-    with pytest.raises(openuni.OpenUniError, match="another export is writing"):
+    with pytest.raises(openuni.OpenUniError, match="is locked by another export"):
         export(corpus, "openuni-csv", tmp_path / "set")
     os.close(handle)
     assert export(corpus, "openuni-csv", tmp_path / "set").written == 4
@@ -281,7 +281,7 @@ def test_of_several_annotators_one_is_named(tmp_path):
     recipe = {"annotators": {"supplied": {"modalities": MODALITIES}, "dis": {"preset": "ultrafast"}}}
     corpus = openuni.run(recipe, tmp_path / "raw" / "*.mp4", out=tmp_path / "corpus", reporter=QUIET)
     with pytest.raises(
-        openuni.OpenUniError, match=r'made flow\. Name one with --modalities: "dis\.flow", "supplied\.flow"'
+        openuni.OpenUniError, match=r'have flow\. Select one with --modalities: "dis\.flow", "supplied\.flow"'
     ):
         export(corpus, "openuni-csv", tmp_path / "set")
     with pytest.raises(openuni.OpenUniError, match='annotator of flow "raft" is not known'):
@@ -298,9 +298,9 @@ def test_wrong_choices_are_explained(corpus, tmp_path):
     out = tmp_path / "set"
     for name, given, words in (
         ("openuni-cvs", {}, 'exporter "openuni_cvs" is not known. Did you mean "openuni_csv"'),
-        ("univid", {"choice": ExportOptions(("depth",))}, 'modality of the format univid "depth" is not known'),
-        ("diffsynth", {"choice": ExportOptions(("dept",))}, 'Did you mean "depth"'),
-        ("diffsynth", {"workers": 0}, "--workers 0: must be 1 or more"),
+        ("univid", {"export_options": ExportOptions(("depth",))}, 'modality of the format univid "depth" is not known'),
+        ("diffsynth", {"export_options": ExportOptions(("dept",))}, 'Did you mean "depth"'),
+        ("diffsynth", {"workers": 0}, "--workers 0: must be at least 1"),
     ):
         with pytest.raises(openuni.OpenUniError) as error:
             export(corpus, name, out, **given)
@@ -310,10 +310,12 @@ def test_wrong_choices_are_explained(corpus, tmp_path):
 
 def test_the_command_line_takes_all_of_it(corpus, ids, tmp_path):
     arguments = [corpus.store.root, "--format", "openuni-csv", "--out", tmp_path / "set", "--limit", 1]
-    done = cli(*arguments, "--modalities", "depth,raft", "--set", "crf=30", "--set", "pixels=yuv420p", "--workers", 1)
-    assert (done.returncode, done.stdout) == (0, "1 clips = 1 written + 0 there before + 0 failed\n")
+    done = export_command(
+        *arguments, "--modalities", "depth,raft", "--set", "crf=30", "--set", "pixels=yuv420p", "--workers", 1
+    )
+    assert (done.returncode, done.stdout) == (0, "1 clips = 1 written + 0 already present + 0 failed\n")
     assert sorted(path.name for path in (tmp_path / "set").iterdir() if path.is_dir()) == ["depth", "raft", "video"]
-    refused = cli(*arguments, "--set", "crf=high")
+    refused = export_command(*arguments, "--set", "crf=high")
     assert refused.returncode == 2 and "crf" in refused.stderr
 
 
@@ -327,7 +329,7 @@ def test_list_and_show_know_the_formats():
         == ["diffsynth", "huggingface", "openuni_csv", "univid", "webdataset"]
     )
     for name in FORMATS:
-        assert "openuni/exporters" in component_page(name) and component_page(name) == component_page(
+        assert "openuni.exchange.exporters" in component_page(name) and component_page(name) == component_page(
             name.replace("_", "-")
         )
     assert "crf" in component_page("openuni-csv") and "shard_mb" in component_page("webdataset")

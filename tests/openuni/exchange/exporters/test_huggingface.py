@@ -30,7 +30,7 @@ def parted(tmp_path_factory):
 @pytest.fixture(scope="module")
 def out(parted, tmp_path_factory):
     folder = tmp_path_factory.mktemp("hf") / "set"
-    options = {"shard_mb": 1e-6, "stored": True, "title": 'Rooms: "all"', "clips_licence": "cc-by-4.0"}
+    options = {"shard_mb": 1e-6, "include_raw_maps": True, "title": 'Rooms: "all"', "clips_licence": "cc-by-4.0"}
     openuni.export(parted, "huggingface", out=folder, reporter=QUIET, **options)
     return folder
 

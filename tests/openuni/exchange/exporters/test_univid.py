@@ -98,5 +98,5 @@ def test_the_format_s_own_names_choose_modalities(corpus, ids, tmp_path):
 
 @pytest.mark.parametrize("mode", ["R2AI", "R2AIX", "RAIN", "2RAIN", "RAIN2", "R2RAIN", "tR2AIN", "r2ain"])
 def test_a_mode_that_upstream_does_not_have_is_refused(corpus, tmp_path, mode):
-    with pytest.raises(openuni.OpenUniError, match=r"is no task\. Allowed: each of R, A, I, N once"):
+    with pytest.raises(openuni.OpenUniError, match=r"is not a task\. Allowed: each of R, A, I, N once"):
         openuni.export(corpus, "univid", out=tmp_path / "a", intrinsic_mode=mode)

@@ -31,7 +31,7 @@ def test_shifts_are_found_and_counted(late, speed, noise):
     picture, normal, albedo, light = clip(late, speed, noise)
     assert values(albedo, light, picture) == (late, True)
     verdict = align_by_structure(normal, picture)
-    assert verdict.sure and np.sign(verdict.shift) == np.sign(late)
+    assert verdict.confirmed and np.sign(verdict.shift) == np.sign(late)
 
 
 def test_a_clip_that_stands_still_cannot_tell():

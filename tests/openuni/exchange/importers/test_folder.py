@@ -181,49 +181,52 @@ def misnumbered(folder):
 FAULTS = {
     "damaged": (damaged, r"depth\.mkv.*(damaged|cannot)"),
     "bomb": (bomb, r"12 maps of 640 x 480, the video has 12 frames of 64 x 48"),
-    "pickled": (pickled, r"albedo\.npy is no array file: .*Python objects"),
-    "climbing": (lambda f: change(f, lambda j: j["modalities"]["depth"].update(file="../b.mkv")), r"plain name"),
+    "pickled": (pickled, r"albedo\.npy is not a valid \.npy file: .*Python objects"),
+    "climbing": (
+        lambda f: change(f, lambda j: j["modalities"]["depth"].update(file="../b.mkv")),
+        r"must be a plain file name",
+    ),
     "unknown": (lambda f: change(f, lambda j: j["modalities"].update(depht={})), r'Did you mean "depth"'),
     "constants": (
         lambda f: change(f, lambda j: j["modalities"]["depth"]["constants"].update(lo="near")),
         r"constants of Depth are unit, lo, hi",
     ),
-    "frames": (lambda f: change(f, lambda j: j.update(frames=11)), r"describes 11 frames, the video has 12"),
-    "absent": (lambda f: (f / "flow.mkv").unlink(), r"flow\.mkv is not there, clip\.json names it"),
-    "caption": (lambda f: change(f, lambda j: j.update(caption=7)), r'"caption" must be a text, found 7'),
+    "frames": (lambda f: change(f, lambda j: j.update(frames=11)), r"states 11 frames, the video has 12"),
+    "absent": (lambda f: (f / "flow.mkv").unlink(), r"flow\.mkv not found, but listed in clip\.json"),
+    "caption": (lambda f: change(f, lambda j: j.update(caption=7)), r'"caption" must be a string, got 7'),
     "nonsense": (lambda f: (f / "clip.json").write_text("{"), r"clip\.json is not JSON"),
-    "twice": (lambda f: np.save(f / "depth.npy", METRES[..., 0]), r"depth is named by clip\.json and is there as"),
+    "twice": (lambda f: np.save(f / "depth.npy", METRES[..., 0]), r"depth is listed in clip\.json and also present as"),
     "short": (lambda f: np.save(f / "albedo.npy", ROOM.albedo[1:]), r"albedo: 11 maps, the video has 12 frames"),
     "wide": (lambda f: np.save(f / "alpha.npy", np.zeros((FRAMES, 48, 20))), r"maps are 20 x 48, frames 64 x 48"),
     "bright": (
         lambda f: np.save(f / "albedo.npy", ROOM.albedo + 1),
         r"albedo ranges from .* to 1\.\d+\. Allowed: 0 to 1",
     ),
-    "long": (lambda f: np.save(f / "normal.npy", 2 * ROOM.normal), r"100% of the normals are not of length 1"),
-    "late": (lambda f: np.save(f / "normal.npy", late(ROOM.normal)), r"normal is out of step: 1 frame behind"),
+    "long": (lambda f: np.save(f / "normal.npy", 2 * ROOM.normal), r"100% of the normals do not have length 1"),
+    "late": (lambda f: np.save(f / "normal.npy", late(ROOM.normal)), r"normal is misaligned: 1 frame behind"),
     "away": (lambda f: np.save(f / "normal.npy", -ROOM.normal), r"normals face away .* Set \"opencv\""),
     "shiny": (lambda f: np.save(f / "irradiance.npy", ROOM.irradiance - 1), r"irradiance must be >= 0"),
     "endless": (lambda f: np.save(f / "alpha.npy", np.full(IDS.shape, np.nan)), r"alpha\.npy has values that are NaN"),
-    "negative": (negative_shape, r"flow\.npy is no array file"),
+    "negative": (negative_shape, r"flow\.npy is not a valid \.npy file"),
     "sidecar": (sidecar_folder, r"clip\.json cannot be read: Is a directory"),
     "video-map": (
         lambda f: write_planes(f / "normal.mkv", pictures(ROOM)),
-        r"normal\.mkv is no form .* normal\.npy, or",
+        r"normal\.mkv is not a supported format of normal\. Allowed: normal\.npy, or",
     ),
     "images": (
         lambda f: write_png(f / "alpha", pictures(ROOM)),
-        r"alpha is no form in which alpha is read: .*alpha\.npy",
+        r"alpha is not a supported format of alpha\. Allowed: alpha\.npy",
     ),
     "key-points": (
         lambda f: np.save(f / "densepose.npy", IDS),
-        r"densepose\.npy is no form .* read as clip\.json says",
+        r"densepose\.npy is not a supported format .* a stored map listed in clip\.json",
     ),
-    "two-ids": (two_ids, r"has masks and segmentation\.npy: one is needed, remove the other"),
-    "two-depths": (two_depths, r"has depth and depth\.npy: one is needed"),
-    "two-layers": (two_layers, r"foreground is named by clip\.json and is there as a plain map too"),
-    "numbers": (misnumbered, r"background begins with frame 1, .*rgb with frame 0"),
+    "two-ids": (two_ids, r"has masks and segmentation\.npy: expected one\. Remove the other\."),
+    "two-depths": (two_depths, r"has depth and depth\.npy: expected one"),
+    "two-layers": (two_layers, r"foreground is listed in clip\.json and also present as a plain map"),
+    "numbers": (misnumbered, r"background starts at frame 1, .*rgb at frame 0"),
     "huge": (lambda f: np.save(f / "albedo.npy", np.zeros((FRAMES, 200, 200, 3), np.uint8)), r"more than 12 frames"),
-    "two": (lambda f: (f / "video.mp4").write_bytes((f / "rgb.mp4").read_bytes()), r"has both rgb and video"),
+    "two": (lambda f: (f / "video.mp4").write_bytes((f / "rgb.mp4").read_bytes()), r"has rgb and video: expected one"),
     "cut": (lambda f: (f / "rgb.mp4").write_bytes((f / "rgb.mp4").read_bytes()[:-500]), r"rgb\.mp4 is truncated"),
 }
 
@@ -237,7 +240,7 @@ def test_each_fault_is_named_and_the_rest_comes_in(tmp_path):
     assert set(found) == set(FAULTS)
     for name, (_, reason) in FAULTS.items():
         assert re.search(reason, found[name]), f"{name}: {found[name]}"
-        assert re.match("ClipError|Undecodable", found[name]), found[name]
+        assert re.match("ClipError|CorruptVideo", found[name]), found[name]
     before = results(corpus)
     assert results(bring_in("folder", base, tmp_path / "corpus")) == before
     write_stored(base / "damaged", stored_maps())
@@ -249,12 +252,12 @@ def test_each_fault_is_named_and_the_rest_comes_in(tmp_path):
 def test_plain_depth_of_eight_bits_is_refused(tmp_path):
     write_png(tmp_path / "set/a/rgb", pictures(ROOM))
     write_png(tmp_path / "set/a/depth", (levels16(METRES / 10) >> 8).astype(np.uint8))
-    assert "16-bit grey images, found uint8" in reasons(bring_in("folder", tmp_path / "set", tmp_path / "corpus"))["a"]
+    assert "16-bit grey images, got uint8" in reasons(bring_in("folder", tmp_path / "set", tmp_path / "corpus"))["a"]
 
 
 def test_what_is_no_such_set(tmp_path):
     (tmp_path / "set/a").mkdir(parents=True)
-    with pytest.raises(OpenUniError, match="no folder in it holds rgb or video"):
+    with pytest.raises(OpenUniError, match="no folder contains rgb or video"):
         bring_in("folder", tmp_path / "set", tmp_path / "corpus")
     with pytest.raises(OpenUniError, match="depth_per_level = 0"):
         bring_in("folder", tmp_path / "set", tmp_path / "corpus", depth_per_level=0.0)

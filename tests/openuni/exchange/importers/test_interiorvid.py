@@ -150,14 +150,14 @@ FAULTS = {  # what was done to the set's folder, or which frames were written in
     "last": (drop_last, r"normal has 11 frames, rgb has 12"),
     "inner": (drop_inner, r"albedo: 1 of the frames 0 to 11 are missing, the first is 4"),
     "cut": (cut_short, r"0003\.exr is damaged"),
-    "outside": (out_of_the_set, r"leads to .*elsewhere\.exr, which is not in the set's folder"),
-    "without": (no_albedo, r"has no albedo, neither as a folder"),
-    "shifted-albedo": (lambda room, late: {"albedo": late.albedo}, r"albedo is out of step: 1 frame behind"),
-    "shifted-light": (lambda room, late: {"irradiance": late.irradiance}, r"irradiance is out of step: 1 frame behind"),
-    "shifted-rgb": (lambda room, late: {"rgb": late.rgb}, r"rgb is out of step: 1 frame behind"),
-    "shifted-normals": (lambda room, late: {"normal": late.normal}, r"normal is out of step: 1 frame behind"),
+    "outside": (out_of_the_set, r"resolves to .*elsewhere\.exr, outside the dataset folder"),
+    "without": (no_albedo, r"has no albedo \(folder of images or video"),
+    "shifted-albedo": (lambda room, late: {"albedo": late.albedo}, r"albedo is misaligned: 1 frame behind"),
+    "shifted-light": (lambda room, late: {"irradiance": late.irradiance}, r"irradiance is misaligned: 1 frame behind"),
+    "shifted-rgb": (lambda room, late: {"rgb": late.rgb}, r"rgb is misaligned: 1 frame behind"),
+    "shifted-normals": (lambda room, late: {"normal": late.normal}, r"normal is misaligned: 1 frame behind"),
     "small": (lambda room, late: {"albedo": room.albedo[:, ::2, ::2]}, r"albedo is 32 x 24, rgb is 64 x 48"),
-    "long-normals": (lambda room, late: {"normal": room.normal * 1.1}, r"100% of the normals are not of length 1"),
+    "long-normals": (lambda room, late: {"normal": room.normal * 1.1}, r"100% of the normals do not have length 1"),
     "opencv": (lambda room, late: {"normal": room.normal * [1, -1, -1]}, r'away from the camera .*"opencv"'),
     "bright-albedo": (lambda room, late: {"albedo": room.albedo * 1.6}, r"albedo ranges from .* to 1\.\d+.* 0 to 1"),
     "negative": (lambda room, late: {"irradiance": room.irradiance - 1}, r"irradiance must be >= 0"),
@@ -231,15 +231,15 @@ def test_maps_that_are_not_asked_for_are_not_read(tmp_path, room):
     refused = bring_in("interiorvid", tmp_path / "late", tmp_path / "corpus", modalities=["albedo"])
     assert "ok" in {row["status"] for row in refused.table("clips").to_pylist()}  # the same clip: it is there already
     refused = bring_in("interiorvid", tmp_path / "late", tmp_path / "other", modalities=["albedo"])
-    assert "albedo is out of step: 1 frame behind, by where its surfaces" in reasons(refused)["a"]
+    assert "albedo is misaligned: 1 frame behind, judged by its edges" in reasons(refused)["a"]
 
 
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"scene": "([a-z]+"}, "no regular expression"),
-        ({"scene": "[a-z]+"}, "has 0 groups, one is needed"),
-        ({"modalities": ["depth"]}, 'modality "depth" is not known'),
+        ({"scene": "([a-z]+"}, "is not a valid regular expression"),
+        ({"scene": "[a-z]+"}, "has 0 groups; expected one"),
+        ({"modalities": ["depth"]}, 'unknown modality "depth"'),
         ({"fps": 0.0}, "fps = 0"),
         ({"exposure": -1.0}, "exposure = -1"),
         ({"rgb": "beauty", "albedo": "diffcol", "modalities": ["albedo"]}, "at least two of beauty, diffcol"),
@@ -260,7 +260,7 @@ def test_kept_files_and_maps_coded_anew_are_the_same_within_their_bounds(tmp_pat
     write_png(folder / "normal", levels16((room.normal + 1) / 2))
     options = {"exposure": 0.5, "check_product": False}  # irradiance in the PNGs is a quarter of what it was
     kept = bring_in("interiorvid", tmp_path / "set", tmp_path / "kept", **options)
-    coded = bring_in("interiorvid", tmp_path / "set", tmp_path / "coded", keep_files=False, **options)
+    coded = bring_in("interiorvid", tmp_path / "set", tmp_path / "coded", passthrough=False, **options)
     for key in ("exr", "png"):
         one, other = imported(kept, "interiorvid", key), imported(coded, "interiorvid", key)
         assert np.array_equal(one.rgb, other.rgb)
@@ -322,7 +322,7 @@ def test_kept_files_go_out_and_come_back_byte_by_byte(tmp_path, room):
 def test_a_picture_that_is_white_nearly_everywhere_proves_nothing(tmp_path, room):
     write_clip(tmp_path / "set/a", room, rgb=room.rgb * 1000, irradiance=room.irradiance * 1000)
     white = bring_in("interiorvid", tmp_path / "set", tmp_path / "white")
-    assert re.search(r"rgb is white in \d+% of its values: .* Set exposure lower", reasons(white)["a"])
+    assert re.search(r"rgb is white in \d+% of its values: .* Set a lower exposure", reasons(white)["a"])
     assert reasons(bring_in("interiorvid", tmp_path / "set", tmp_path / "as is", check_product=False)) == {}
     assert reasons(bring_in("interiorvid", tmp_path / "set", tmp_path / "auto", exposure=0.0)) == {}
 
@@ -332,7 +332,7 @@ def test_streams_that_are_numbered_otherwise_are_refused(tmp_path, room):
     shutil.rmtree(folder / "normal")
     write_exr(folder / "normal", room.normal, first=1)
     found = reasons(bring_in("interiorvid", tmp_path / "set", tmp_path / "corpus"))
-    assert re.search(r"a/normal begins with frame 1, .*a/rgb with frame 0: .* Number all streams alike", found["a"])
+    assert re.search(r"a/normal starts at frame 1, .*a/rgb at frame 0: .* Number all streams the same way", found["a"])
 
 
 def test_videos_behind_links_of_any_name_are_coded_anew(tmp_path, room):

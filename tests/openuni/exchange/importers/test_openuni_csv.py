@@ -152,7 +152,7 @@ def test_depth_in_colours():
         assert np.abs(depth_from_colours(coloured, colours, None, "x").array - truth).max() < 1.1 / 255
         with pytest.raises(ClipError, match=r'depth is coloured .* Set "spectral" or "inferno"'):
             depth_from_colours(coloured, "grey", None, "x")
-        with pytest.raises(ClipError, match="not the colours of depth_colours"):
+        with pytest.raises(ClipError, match="colours are not those of depth_colours"):
             depth_from_colours(coloured, "inferno" if colours == "spectral" else "spectral", None, "x")
     red, blue = _depth_scale("spectral")[[255, 0]]
     assert red[0] > 150 > red[2] and blue[2] > 150 > blue[0]  # near is red
@@ -160,13 +160,13 @@ def test_depth_in_colours():
 
 def test_colours_that_are_not_what_they_are_taken_for():
     grey = np.repeat(levels(ROOM.normal[..., 2:]), 3, axis=-1)
-    with pytest.raises(ClipError, match="no colours of the flow's wheel"):
+    with pytest.raises(ClipError, match="not the colours of the optical-flow wheel"):
         flow_from_colours(grey // 2, None, "x")
-    with pytest.raises(ClipError, match="not the colours of DensePose"):
+    with pytest.raises(ClipError, match="colours are not those of DensePose"):
         densepose_from_colours(255 - grey // 4, "x")
     orange, green = np.array([230, 150, 40]), np.array([60, 180, 75])
     drawn = np.where(IDS == 1, orange, np.where(IDS == 2, green, 0)).astype(np.uint8)
-    with pytest.raises(ClipError, match=r'colours are not the palette.*segmentation_colours = "any"'):
+    with pytest.raises(ClipError, match=r'colours are not from the palette.*segmentation_colours = "any"'):
         ids_from_palette(drawn, None, "x")
     noisy = np.clip(drawn + np.random.default_rng(0).normal(0, 6, drawn.shape), 0, 255).astype(np.uint8)
     found, names = segmentation_from_colours(noisy, "x")
@@ -175,7 +175,7 @@ def test_colours_that_are_not_what_they_are_taken_for():
     assert names[0] == "#000000" and len(names) == 3
     ball = [name for name in names[1:] if int(name[1:3], 16) > 200]
     assert len(ball) == 1 and abs(int(ball[0][3:5], 16) - 150) < 8
-    with pytest.raises(ClipError, match="no colour but black"):
+    with pytest.raises(ClipError, match="no colour other than black"):
         segmentation_from_colours(drawn * 0, "x")
 
 
@@ -209,16 +209,16 @@ def test_each_fault_is_named_and_the_rest_comes_in(tmp_path, made):
         file.write(f"{torn['video']},only a prompt\n,a prompt,,,,,\n{latin['video']},Möbel,,,,,\n")
     outside = str(tmp_path / "elsewhere/video.mp4")
     reason = {
-        "video/late.mp4": r"depth is out of step: 1 frame behind",
-        "video/short.mp4": r"has 11 frames as depth, the video has 12",
+        "video/late.mp4": r"depth is misaligned: 1 frame behind",
+        "video/short.mp4": r"has 11 frames for depth, the video has 12",
         "video/small.mp4": r"maps are 24 x 48, frames 64 x 48",
         "video/cut.mp4": r"raft/cut\.mp4 is truncated",
         "video/colour.mp4": r"depth is coloured",
-        "video/absent.mp4": r"densepose/absent\.mp4 is not there, the CSV names it",
-        "video/climbing.mp4": r"not in the set's folder",
-        "video/linked.mp4": r"not in the set's folder",
-        outside: r"not in the set's folder",
-        "video/two.mp4": r"name different files as depth: .*sound\.mp4 and .*two\.mp4",
+        "video/absent.mp4": r"densepose/absent\.mp4 not found, but listed in the CSV",
+        "video/climbing.mp4": r"outside the dataset folder",
+        "video/linked.mp4": r"outside the dataset folder",
+        outside: r"outside the dataset folder",
+        "video/two.mp4": r"name different files for depth: .*sound\.mp4 and .*two\.mp4",
         "a.csv:26": r"a\.csv, line 26: 2 cells, the header has 7",
         "a.csv:27": r"a\.csv, line 27: no video",
         "a.csv:28": r"a\.csv, line 28: not UTF-8",
@@ -259,7 +259,7 @@ def test_what_is_no_such_set(tmp_path):
     (tmp_path / "set/a.csv").write_text("path,text\n")
     with pytest.raises(OpenUniError, match=r'has the column "video". Found: a.csv: path, text'):
         bring_in("openuni_csv", tmp_path / "set", tmp_path / "corpus")
-    with pytest.raises(OpenUniError, match="a pattern within the set"):
+    with pytest.raises(OpenUniError, match="a pattern within the dataset"):
         bring_in("openuni_csv", tmp_path / "set", tmp_path / "corpus", csv="/etc/*.csv")
     with pytest.raises(OpenUniError, match="flow_divisor_px = -1"):
         bring_in("openuni_csv", tmp_path / "set", tmp_path / "corpus", flow_divisor_px=-1.0)
@@ -294,7 +294,7 @@ def test_a_path_that_no_file_can_have_is_named(tmp_path, made):
     corpus = bring_in("openuni_csv", tmp_path / "set", tmp_path / "corpus")
     (reason,) = reasons(corpus).values()
     assert (
-        re.search(r"ClipError: all\.csv, line 2: a path has a NUL character", reason)
+        re.search(r"ClipError: all\.csv, line 2: a path contains a NUL character", reason)
         and len(corpus.kept_clip_ids()) == 1
     )
 
@@ -305,5 +305,5 @@ def test_a_stopped_export_is_refused_and_hidden_tables_are_none(tmp_path, made):
     write_csv(tmp_path / "set/.draft.csv", rows, ["video"])
     assert len(bring_in("openuni_csv", tmp_path / "set", tmp_path / "corpus").kept_clip_ids()) == 1
     (tmp_path / "set/export.json").write_text('{"finished": false, "made_from": {}}')
-    with pytest.raises(OpenUniError, match="is an export that was stopped"):
+    with pytest.raises(OpenUniError, match="is an unfinished export"):
         bring_in("openuni_csv", tmp_path / "set", tmp_path / "corpus")

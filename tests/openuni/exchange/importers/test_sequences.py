@@ -100,7 +100,7 @@ def test_png_checksums(tmp_path: Path) -> None:
     }
     for name, data in faults.items():
         file.write_bytes(data)
-        with pytest.raises(ClipError, match=r"0000\.png is damaged or no image"):
+        with pytest.raises(ClipError, match=r"0000\.png is damaged or not an image"):
             print(name, read_stream(sequence_of(file.parent, "a", tmp_path)))
     file.write_bytes(with_chunk(sound, b"tEXt", b"a\0b"))
     assert read_stream(sequence_of(file.parent, "a", tmp_path)).shape == (1, 20, 30, 3)
@@ -112,9 +112,7 @@ def test_exr_that_is_not_plain_colour_is_refused(tmp_path: Path) -> None:
     whole = np.arange(48, dtype=np.uint32).reshape(6, 8)
     half = np.zeros((6, 8), np.float16)
     for name, channels in {"all": dict.fromkeys("RGB", whole), "one": {"R": half, "G": whole, "B": half}}.items():
-        with pytest.raises(
-            ClipError, match=r"0000\.exr has channels of whole numbers \(UINT\)\. Allowed: HALF and FLOAT"
-        ):
+        with pytest.raises(ClipError, match=r"0000\.exr has integer channels \(UINT\)\. Allowed: HALF and FLOAT"):
             write_channels(tmp_path / name, channels)
     with pytest.raises(ClipError, match=r"0000\.exr has no colour, only A"):
         write_channels(tmp_path / "alpha", {"A": half})
@@ -123,7 +121,7 @@ def test_exr_that_is_not_plain_colour_is_refused(tmp_path: Path) -> None:
     kind = OpenEXR.scanlineimage
     parts = [OpenEXR.Part({"type": kind}, {"RGB": planes}, name=name) for name in ("beauty", "albedo")]
     OpenEXR.File(parts).write(str(tmp_path / "parts/0000.exr"))
-    with pytest.raises(ClipError, match=r"has 2 parts \(beauty, albedo\): write one part per file"):
+    with pytest.raises(ClipError, match=r"has 2 parts \(beauty, albedo\)\. Write one part per file"):
         read_stream(sequence_of(tmp_path / "parts", "parts", tmp_path))
 
 
@@ -153,12 +151,12 @@ def test_videos_are_found_whatever_the_case_of_their_suffix(tmp_path: Path) -> N
     stream = find_stream(tmp_path, "rgb", tmp_path)
     assert stream is not None and stream.files == (tmp_path / "rgb.MP4",)
     (tmp_path / "rgb.mp4").write_bytes(b"x")
-    with pytest.raises(ClipError, match=r"has rgb\.MP4 and rgb\.mp4: one is needed"):
+    with pytest.raises(ClipError, match=r"has rgb\.MP4 and rgb\.mp4: expected one"):
         find_stream(tmp_path, "rgb", tmp_path)
 
 
 def test_what_is_no_file_is_named(tmp_path: Path) -> None:
     write_png(tmp_path / "a", np.zeros((2, 6, 8, 3), np.uint8))
     (tmp_path / "a/0002.png").mkdir()
-    with pytest.raises(ClipError, match=r"a/0002\.png is no file"):
+    with pytest.raises(ClipError, match=r"a/0002\.png is not a file"):
         sequence_of(tmp_path / "a", "a", tmp_path)

@@ -162,7 +162,7 @@ def test_composites_that_came_along_are_held_against_their_layers(tmp_path):
     corpus = bring_in("videomatte", tmp_path / "set", tmp_path / "corpus")
     assert set(reasons(corpus)) == {"wrong", "late"}
     assert "is not alpha x foreground" in reasons(corpus)["wrong"]
-    assert "alpha of late is out of step: 1 frame behind" in reasons(corpus)["late"]
+    assert "alpha of late is misaligned: 1 frame behind" in reasons(corpus)["late"]
     clip = imported(corpus, "videomatte", "noisy")
     assert np.array_equal(clip.rgb, given["noisy"]) and np.array_equal(clip.background, rear)
     row = clip.row("videomatte")
@@ -224,13 +224,13 @@ def outside(base):
 FAULTS = {
     "damaged": (damaged_jpeg, r"0005\.jpg is damaged"),
     "empty": (empty, r"alpha is 0 everywhere"),
-    "late": (late, r"pha/late is out of step: 1 frame behind"),
+    "late": (late, r"pha/late is misaligned: 1 frame behind"),
     "small": (small, r"0003\.png is 32 x 24, the frames before it are 64 x 48"),
     "flipped": (flipped_bit, r"0002\.png is damaged"),
     "gap": (lambda base: (base / "pha/gap/0004.png").unlink(), r"1 of the frames 0 to 9 are missing, the first is 4"),
     "short": (lambda base: (base / "fgr/short/0009.png").unlink(), r"pha/short has 10 frames, foreground has 9"),
     "alone": (no_matte, r"pha has no alone"),
-    "outside": (outside, r"not in the set's folder"),
+    "outside": (outside, r"outside the dataset folder"),
 }
 
 
@@ -255,9 +255,9 @@ def test_each_fault_is_named_and_the_rest_comes_in(tmp_path):
 
 def test_what_is_no_such_set(tmp_path):
     (tmp_path / "set/fgr/a").mkdir(parents=True)
-    with pytest.raises(OpenUniError, match="no folder in it holds fgr and pha"):
+    with pytest.raises(OpenUniError, match="no folder contains fgr and pha"):
         bring_in("videomatte", tmp_path / "set", tmp_path / "corpus")
-    with pytest.raises(OpenUniError, match="is no folder"):
+    with pytest.raises(OpenUniError, match="is not a folder"):
         bring_in("videomatte", tmp_path / "set", tmp_path / "corpus", backgrounds=str(tmp_path / "nowhere"))
     with pytest.raises(OpenUniError, match="Allowed"):
         bring_in("videomatte", tmp_path / "set", tmp_path / "corpus", fps=0.0)
@@ -267,7 +267,7 @@ def test_layers_are_kept_as_they_are_or_coded_anew(tmp_path):
     front, alpha = matte()
     write_clip(tmp_path / "set", "a", front, alpha)
     kept = imported(bring_in("videomatte", tmp_path / "set", tmp_path / "kept"), "videomatte", "a")
-    other = bring_in("videomatte", tmp_path / "set", tmp_path / "coded", keep_files=False)
+    other = bring_in("videomatte", tmp_path / "set", tmp_path / "coded", passthrough=False)
     coded = imported(other, "videomatte", "a")
     for name in ("rgb", "foreground", "background"):
         assert np.array_equal(getattr(kept, name), getattr(coded, name)), name
