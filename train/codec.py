@@ -11,13 +11,13 @@ from openuni.manifests.contracts.component import Component
 
 @dataclass(frozen=True)
 class LatentCodec(Component, ABC):
-    """Video <-> latents. Frame counts obey 4k + 1: the first frame alone, then `stride[0]` frames per latent frame."""
+    """Video <-> latents. Frame counts are 4k + 1: the first frame alone, then `stride[0]` frames per latent frame."""
 
     stride: ClassVar[tuple[int, int, int]] = (4, 8, 8)  # frames, height, width of video per latent element
 
     @abstractmethod
     def encode(self, model: Any, rgb: np.ndarray) -> np.ndarray:
-        """float32 [T, H, W, 3] in 0..1, T = 4k + 1 -> normalised latents (posterior mean), float32 [C, T', H', W'].
+        """float32 [T, H, W, 3] in 0..1, T = 4k + 1 -> normalized latents (posterior mean), float32 [C, T', H', W'].
 
         T' = (T - 1) / 4 + 1, H' = H / 8, W' = W / 8 at the default stride. Raises `ClipError` for other sizes.
         """
@@ -33,4 +33,4 @@ class TextCodec(Component, ABC):
 
     @abstractmethod
     def encode(self, model: Any, text: str) -> np.ndarray:
-        """A text of any length -> float32 [L, D], trimmed to its true length (at least one row, also for "")."""
+        """Text of any length -> float32 [L, D], without padding (at least one row, even for "")."""

@@ -1,4 +1,4 @@
-"""The model contract: what tasks, flow matching, sampler and trainer know of a model, and nothing more."""
+"""The model contract: the interface between models and tasks, flow matching, sampler and trainer."""
 
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -19,39 +19,39 @@ Streams = dict[str, torch.Tensor]  # by modality: latents [B, C, T, H, W], all o
 class VideoModel(Protocol):
     """A `torch.nn.Module` with this call. Weights are float32; autocast chooses the arithmetic.
 
-    `forward(streams, sigmas, text)`: noisy (or clean, where given) latents [B, C, T, H, W] by modality; one sigma per
-    stream and sample [B], 0 clean to 1 noise; per stream the text its tokens attend to, [B, L, D], which is what the
-    model's `text_of` says. Returns the velocity `eps - x` of every stream, [B, C, T, H, W].
+    `forward(streams, sigmas, text)`: latents [B, C, T, H, W] by modality, noisy for targets and clean for conditions;
+    one sigma per stream and sample [B], 0 clean to 1 noise; per stream the text embeddings that its tokens attend to,
+    [B, L, D], selected by `Model.text_condition`. Returns the velocity `eps - x` of every stream, [B, C, T, H, W].
     """
 
-    streams: tuple[str, ...]  # modalities it was built for
+    streams: tuple[str, ...]  # supported modalities
     channels: int  # C of the latents
     text_dim: int  # D of the text
     patch: tuple[int, int, int]  # T, H, W of the latents must be multiples of these
-    condition_sigma: float  # sigma of given streams; those of made ones lie above it
-    unsaved: frozenset[str]  # names in the state dict that its options bring back (a frozen pretrained base)
+    condition_sigma: float  # sigma of condition streams; those of target streams are above it
+    unsaved: frozenset[str]  # state-dict keys that are not checkpointed: reloaded from the frozen pretrained base
 
     def __call__(self, streams: Streams, sigmas: dict[str, torch.Tensor], text: dict[str, torch.Tensor]) -> Streams:
         """Velocities of every stream."""
 
     def added_parameters(self) -> list[str]:
-        """Names of the parameters that the base model does not have; they may learn faster."""
+        """Names of the newly added parameters, which can have a separate learning rate."""
 
 
 class TextModel(VideoModel, Protocol):
-    """A `VideoModel` that also makes text: the caption is one more stream, "text", in the same call.
+    """A `VideoModel` that also generates text: the caption is one more stream, "text", in the same call.
 
     `streams["text"]`: noisy (or clean, at sigma 0) token values, int64 [B, L], in 0..vocabulary - 1; `sigmas["text"]`
-    [B] as of any stream. The result has "text", the logits [B, L, vocabulary] of the clean tokens. Where the text's
-    flow is continuous, `streams["text"]` may be noisy embeddings, float [B, L, D], and the result has
-    "text_velocity" [B, L, D] beside the logits. Without "text" among the streams it is a plain `VideoModel`.
+    [B] as for any stream. The result has "text", the logits [B, L, vocabulary] of the clean tokens. With continuous
+    flow matching of text, `streams["text"]` may be noisy embeddings, float [B, L, D], and the result also has
+    "text_velocity" [B, L, D]. Without "text" among the streams it behaves as a plain `VideoModel`.
     """
 
     vocabulary: int
     text_flow: Literal["tokens", "embeddings"]
 
     def embedded(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Token values int64 [B, L] -> the clean embeddings that flow, float32 [B, L, D]."""
+        """Token values int64 [B, L] -> clean embeddings for continuous flow matching, float32 [B, L, D]."""
 
 
 @dataclass(frozen=True)
@@ -60,43 +60,43 @@ class Model(Component):
 
     gpus: ClassVar[float] = 1.0
     generates_text: ClassVar[bool] = False  # whether its module is a `TextModel`; it then has the option `vocabulary`
-    supported_modalities: ClassVar[tuple[str, ...]] = ()  # the streams of latents it has, where there is no choice
+    supported_modalities: ClassVar[tuple[str, ...]] = ()  # fixed latent streams; empty: chosen by the recipe
 
     @abstractmethod
     def load(self, device: str) -> Any:
         """The `VideoModel` with initial (or pretrained) weights. Draws from torch's global generator."""
 
     def text_condition(self, task: Task, stream: str) -> TextCondition:
-        """Which text the tokens of a stream attend to in a task: the caption for rgb, its prompt for any other."""
+        """Text that a stream's tokens attend to in a task: the caption for rgb, else the modality-type prompt."""
         return "caption" if stream == "rgb" else "prompt"
 
     def has_text_stream(self, task: Task) -> bool:
-        """Whether in this task text is one of the streams, made or (its caption, clean) given."""
+        """Whether text is one of the streams in this task, as a target or as a condition (the clean caption)."""
         return self.generates_text and task.generates_text
 
     @property
     def text_width(self) -> int:
-        """D of the embeddings that flow where text is made from noise; 0 where tokens flow."""
+        """Width D of text embeddings under continuous flow matching; 0 under discrete flow matching."""
         return 0
 
     @property
     def condition_sigma(self) -> float:
-        """Sigma at which the model sees given streams: 0, exactly clean, unless a model says otherwise."""
+        """Sigma of condition streams; 0 (exactly clean) by default."""
         return 0.0
 
     def max_latent_shape(self, streams: int) -> tuple[int, int, int] | None:
-        """T, H, W beyond which the model has no positions for so many streams; None: there is no end to them."""
+        """Maximum T, H, W of the latents for this number of streams; None: unlimited."""
         return None
 
     @abstractmethod
     def resolved(self) -> "Model":
-        """The same architecture spelled out in the options: what a run records beside its weights.
+        """The same architecture with all sizes as explicit options, as a run records it.
 
-        It needs no file but those of weights that the run does not save (`VideoModel.unsaved`).
+        Loading it requires no files except unsaved weights (`VideoModel.unsaved`).
         """
 
     def machine_independent(self) -> "Model":
-        """Without the options that say how a machine is to compute, such as its kernels: what a run records."""
+        """A copy with execution options, such as attention kernels, at their defaults, as a run records it."""
         return self
 
     def options_dict(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Randomness by name: every draw is a pure function of the seed and of what it is for.
+"""Named random draws: every draw is a pure function of the seed and its name.
 
-No generator is carried from step to step, so resuming, prefetching and accumulating cannot change a draw.
+No generator state is carried between steps, so resuming, prefetching and gradient accumulation cannot change a draw.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ Name = int | str
 
 
 def named_seed(seed: int, *names: Name) -> int:
-    """A 63-bit seed for one purpose, such as `named_seed(7, "noise", step, slot, "rgb")`."""
+    """A 63-bit seed for one named purpose, such as `named_seed(7, "noise", step, slot, "rgb")`."""
     return xxhash.xxh3_64_intdigest(repr((seed, *names)).encode()) >> 1
 
 
@@ -35,10 +35,10 @@ def uniforms(shape: Sequence[int], seed: int, *names: Name) -> torch.Tensor:
 
 
 def permuted(index: np.ndarray, count: int, key: int) -> np.ndarray:
-    """Where a keyed permutation of 0..count-1 sends each `index` (int64, values in 0..count-1) -> int64, same shape.
+    """Images of `index` (int64, values in 0..count-1) under a keyed permutation of 0..count-1 -> int64, same shape.
 
-    A Feistel network over the next even number of bits, walked until it lands inside the range: any position of any
-    epoch costs the same, and nothing of the size of the data is kept.
+    A Feistel network over the next even number of bits, iterated until the value is in range (cycle walking). Every
+    position of every epoch costs the same, and memory does not grow with the data.
     """
     half = max(1, ((max(2, count) - 1).bit_length() + 1) // 2)
     mask = np.uint64((1 << half) - 1)
@@ -55,7 +55,7 @@ def permuted(index: np.ndarray, count: int, key: int) -> np.ndarray:
 
 
 def _mixed(value: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser: uint64 -> uint64, every input bit reaches every output bit."""
+    """SplitMix64's finalizer: uint64 -> uint64, every input bit reaches every output bit."""
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return value ^ (value >> np.uint64(31))

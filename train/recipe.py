@@ -30,13 +30,13 @@ class DataOptions(RecipeTable):
     """What of the corpus to train on."""
 
     table: ClassVar[str] = "data"
-    latents: Annotated[str, "latent family, or its codec's name; empty: the corpus has only one"] = ""
-    text: Annotated[str, "text family, or its codec's name; empty: the corpus has only one"] = ""
-    collections: Annotated[tuple[str, ...], "only clips of these collections (of the first stage); empty: all"] = ()
-    text_length: Annotated[int, "rows of text per sample, zeros added (Wan: 512); 0: as the longest text", Ge(0)] = 512
-    caption_dropout: Annotated[float, "share of samples whose caption is replaced by the empty one", UNIT_INTERVAL] = (
-        0.1
-    )
+    latents: Annotated[str, "latent family, or its codec's name; empty: the only one of the corpus"] = ""
+    text: Annotated[str, "text family, or its codec's name; empty: the only one of the corpus"] = ""
+    collections: Annotated[tuple[str, ...], "collections to train on (in the first stage); empty: all"] = ()
+    text_length: Annotated[
+        int, "text length per sample, in embeddings, zero-padded (Wan: 512); 0: length of the longest text", Ge(0)
+    ] = 512
+    caption_dropout: Annotated[float, "caption dropout probability, for classifier-free guidance", UNIT_INTERVAL] = 0.1
     condition_dropout: Annotated[
         float,
         "condition dropout probability: condition streams become noise and the caption empty",
@@ -44,20 +44,26 @@ class DataOptions(RecipeTable):
         Formerly("given_dropout"),
     ] = 0.0
     validation_share: Annotated[
-        float, "share of sources held out, where clips name no split themselves", UNIT_INTERVAL
+        float, "fraction of sources held out for validation, if clips have no split", UNIT_INTERVAL
     ] = 0.1
 
 
 @dataclass(frozen=True)
 class FlowMatchingOptions(RecipeTable):
-    """Which noise levels are drawn in training."""
+    """Noise levels of flow matching."""
 
     table: ClassVar[str] = "flow_matching"
-    density: Annotated[Literal["logit_normal", "uniform"], "density of sigma before the shift"] = "logit_normal"
-    shift: Annotated[float, "Wan's timestep shift, of training and sampling; 1 is none", Gt(0)] = 5.0
-    shared_sigma: Annotated[bool, "all made streams of a sample get one sigma, else each its own"] = True
-    weighting: Annotated[Literal["none", "gaussian"], "of the loss by sigma: gaussian counts the middle most"] = "none"
-    stratified: Annotated[bool, "spread the sigmas of a batch evenly over the density: less noise in the loss"] = True
+    density: Annotated[Literal["logit_normal", "uniform"], "sampling density of sigma before the shift"] = (
+        "logit_normal"
+    )
+    shift: Annotated[float, "timestep shift (as in Wan) in training and sampling; 1: none", Gt(0)] = 5.0
+    shared_sigma: Annotated[bool, "whether all target streams of a sample share one sigma"] = True
+    weighting: Annotated[Literal["none", "gaussian"], "loss weighting by sigma; gaussian: highest in the middle"] = (
+        "none"
+    )
+    stratified: Annotated[
+        bool, "stratified sampling of sigma within a batch, which lowers the variance of the loss"
+    ] = True
 
 
 @dataclass(frozen=True)
@@ -65,21 +71,36 @@ class TextStreamOptions(RecipeTable):
     """The caption as a stream of tokens, for models that make text."""
 
     table: ClassVar[str] = "text"
-    tokenizer: Annotated[Literal["bytes", "umt5"], "what a token is: a byte of UTF-8, or a piece of umT5's"] = "bytes"
-    checkpoint: Annotated[str, "of umt5's tokenizer: hub name or folder"] = "google/umt5-xxl"
-    length: Annotated[int, "tokens of every text, the end included; clips with longer texts make none", Ge(2)] = 256
+    tokenizer: Annotated[Literal["bytes", "umt5"], "tokenizer: UTF-8 bytes, or umT5's"] = "bytes"
+    checkpoint: Annotated[str, "checkpoint of the umT5 tokenizer: hub name or folder"] = "google/umt5-xxl"
+    length: Annotated[
+        int,
+        "number of tokens per text, end token included; clips with longer texts are not used as text targets",
+        Ge(2),
+    ] = 256
     stage: Annotated[
-        Literal["recall", "refinement"], "the text to make is the prompt; or a detailed caption, from a brief prompt"
+        Literal["recall", "refinement"],
+        "training stage: the target is the prompt (recall), or a detailed caption of a brief prompt (refinement)",
     ] = "recall"
-    detailed: Annotated[str, 'of refinement: the captions to make, a column such as "caption.detailed"'] = ""
-    brief_tokens: Annotated[tuple[int, ...], "of refinement: least and most of a prompt", Ge(0)] = (0, 128)
-    detailed_tokens: Annotated[tuple[int, ...], "of refinement: least and most of a caption", Ge(0)] = (128, 256)
-    source: Annotated[Literal["uniform", "mask"], "tokens at sigma 1: any, or the mask"] = "uniform"
-    degree: Annotated[float, "a token is clean with probability (1 - sigma)^degree", Gt(0)] = 1.0
-    loss: Annotated[Literal["cross_entropy", "generalised_kl"], "of tokens, per token"] = "cross_entropy"
-    weight: Annotated[float, "of the text's loss; 0: video tokens over text tokens, as published", Ge(0)] = 0.0
-    density: Annotated[Literal["logit_normal", "uniform"], "density of the text's sigma before the shift"] = "uniform"
-    shift: Annotated[float, "shift of the text's sigma, and of sampling text alone", Gt(0)] = 1.0
+    detailed: Annotated[str, 'refinement: column of the target captions, such as "caption.detailed"'] = ""
+    brief_tokens: Annotated[tuple[int, ...], "refinement: minimum and maximum number of prompt tokens", Ge(0)] = (
+        0,
+        128,
+    )
+    detailed_tokens: Annotated[tuple[int, ...], "refinement: minimum and maximum number of caption tokens", Ge(0)] = (
+        128,
+        256,
+    )
+    source: Annotated[Literal["uniform", "mask"], "token distribution at sigma 1: uniform, or mask tokens"] = "uniform"
+    degree: Annotated[
+        float, "exponent of the noise schedule: a token is clean with probability (1 - sigma)^degree", Gt(0)
+    ] = 1.0
+    loss: Annotated[Literal["cross_entropy", "generalised_kl"], "token loss"] = "cross_entropy"
+    weight: Annotated[float, "weight of the text loss; 0: ratio of video to text tokens, as published", Ge(0)] = 0.0
+    density: Annotated[Literal["logit_normal", "uniform"], "sampling density of the text sigma before the shift"] = (
+        "uniform"
+    )
+    shift: Annotated[float, "timestep shift of the text sigma, also when text alone is sampled", Gt(0)] = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -98,10 +119,10 @@ class CurriculumStage(RecipeTable):
     """From one step on other tasks, on other clips. A stage takes nothing over from the one before."""
 
     table: ClassVar[str] = "curriculum"
-    from_step: Annotated[int, "its first step, counted from 0; the recipe's own tasks hold before", Gt(0)] = 0
-    tasks: Annotated[dict[str, float], "as the recipe's"] = field(default_factory=dict)
-    modality_weights: Annotated[dict[str, float], "as the recipe's"] = field(default_factory=dict)
-    collections: Annotated[tuple[str, ...], "only clips of these collections; empty: all"] = ()
+    from_step: Annotated[int, "first step of the stage, from 0", Gt(0)] = 0
+    tasks: Annotated[dict[str, float], "see the top level of the recipe"] = field(default_factory=dict)
+    modality_weights: Annotated[dict[str, float], "see the top level of the recipe"] = field(default_factory=dict)
+    collections: Annotated[tuple[str, ...], "collections to train on; empty: all"] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -111,25 +132,25 @@ class CurriculumStage(RecipeTable):
 
 @dataclass(frozen=True)
 class OptimizerOptions(RecipeTable):
-    """AdamW with a linear warm-up, then a constant rate."""
+    """AdamW with linear warm-up, then a constant learning rate."""
 
     table: ClassVar[str] = "optimizer"
-    steps: Annotated[int, "optimiser steps of the whole run", Ge(1)] = 15000
-    batch_size: Annotated[int, "samples per step", Ge(1)] = 8
+    steps: Annotated[int, "number of optimizer steps", Ge(1)] = 15000
+    batch_size: Annotated[int, "batch size: samples per optimizer step", Ge(1)] = 8
     gradient_accumulation_steps: Annotated[
         int, "gradient accumulation steps: micro-batches per optimizer step", Ge(1), Formerly("accumulate")
     ] = 1
-    learning_rate: Annotated[float, "of the base model's parameters", Ge(0)] = 1e-5
+    learning_rate: Annotated[float, "learning rate of the base model's parameters", Ge(0)] = 1e-5
     new_parameter_lr_scale: Annotated[
         float,
         "learning rate multiplier of parameters that the base model does not have",
         Ge(0),
         Formerly("added_rate_factor"),
     ] = 10.0
-    warmup_steps: Annotated[int, "steps over which the rate grows from 0", Ge(0)] = 200
-    decay_steps: Annotated[int, "last steps, over which the rate falls linearly to 0; 0: none", Ge(0)] = 0
-    weight_decay: Annotated[float, "AdamW's, on matrices only", Ge(0)] = 0.01
-    beta2: Annotated[float, "AdamW's second moment; the first is 0.9", Ge(0), Lt(1)] = 0.95
+    warmup_steps: Annotated[int, "number of warm-up steps", Ge(0)] = 200
+    decay_steps: Annotated[int, "number of final steps with linear decay to 0; 0: none", Ge(0)] = 0
+    weight_decay: Annotated[float, "weight decay, on matrices only", Ge(0)] = 0.01
+    beta2: Annotated[float, "AdamW beta2; beta1 is 0.9", Ge(0), Lt(1)] = 0.95
     max_grad_norm: Annotated[
         float, "maximum gradient norm; larger gradients are clipped", Gt(0), Formerly("clip_norm")
     ] = 1.5
@@ -145,10 +166,10 @@ class OptimizerOptions(RecipeTable):
 
 @dataclass(frozen=True)
 class EmaOptions(RecipeTable):
-    """The averaged weights, which validation and sampling use."""
+    """Exponential moving average (EMA) of the weights, used by validation and sampling."""
 
     table: ClassVar[str] = "ema"
-    decay: Annotated[float, "per step, after a warm-up of (1 + step) / (10 + step)", Ge(0), Lt(1)] = 0.9999
+    decay: Annotated[float, "EMA decay per step, after a warm-up of (1 + step) / (10 + step)", Ge(0), Lt(1)] = 0.9999
 
 
 @dataclass(frozen=True)
@@ -156,9 +177,9 @@ class ValidationOptions(RecipeTable):
     """Loss on held-out clips at fixed noise levels with fixed noise: comparable between steps and runs."""
 
     table: ClassVar[str] = "validation"
-    every_steps: Annotated[int, "0: never", Ge(0)] = 500
-    clips: Annotated[int, "at most this many held-out clips", Ge(1)] = 16
-    quantiles: Annotated[int, "noise levels per clip and task", Ge(1)] = 4
+    every_steps: Annotated[int, "interval between validations, steps; 0: never", Ge(0)] = 500
+    clips: Annotated[int, "maximum number of held-out clips", Ge(1)] = 16
+    quantiles: Annotated[int, "number of noise levels per clip and task", Ge(1)] = 4
 
 
 @dataclass(frozen=True)
@@ -166,26 +187,28 @@ class CheckpointOptions(RecipeTable):
     """When the run is saved (also at the end and on Ctrl-C)."""
 
     table: ClassVar[str] = "checkpoints"
-    every_steps: Annotated[int, "steps between two checkpoints", Ge(1)] = 500
-    keep: Annotated[int, "how many of the latest stay", Ge(1)] = 2
+    every_steps: Annotated[int, "interval between checkpoints, steps", Ge(1)] = 500
+    keep: Annotated[int, "number of latest checkpoints to keep", Ge(1)] = 2
 
 
 @dataclass(frozen=True)
 class TrainingRecipe:
     """A whole run. `Recipe.load` reads one by name (`train/recipes/NAME.toml`) or path."""
 
-    model: Annotated[dict[str, Any], "`name` of the model and its options"] = field(
+    model: Annotated[dict[str, Any], "model name and its options"] = field(
         default_factory=lambda: {"name": "unityvideo"}
     )
-    tasks: Annotated[dict[str, float], "weights of joint, estimate, control, or of tasks such as `rgb->depth`"] = field(
-        default_factory=lambda: dict(RELEASED_WEIGHTS)
-    )
-    modality_weights: Annotated[dict[str, float], "shares of the modalities within a word of `tasks`; 1 if absent"] = (
-        field(default_factory=dict)
-    )
-    curriculum: Annotated[tuple[CurriculumStage, ...], "later stages: `[[curriculum]]` with from_step, tasks, ..."] = ()
-    seed: Annotated[int, "of everything drawn"] = 0
-    precision: Annotated[Literal["auto", "float32", "bfloat16"], "auto: bfloat16 autocast on CUDA"] = "auto"
+    tasks: Annotated[
+        dict[str, float], "sampling weights of joint, estimate and control, or of tasks such as `rgb->depth`"
+    ] = field(default_factory=lambda: dict(RELEASED_WEIGHTS))
+    modality_weights: Annotated[
+        dict[str, float], "sampling weights of the modalities within a task group; 1 if absent"
+    ] = field(default_factory=dict)
+    curriculum: Annotated[
+        tuple[CurriculumStage, ...], "curriculum stages: `[[curriculum]]` tables with from_step, tasks, ..."
+    ] = ()
+    seed: Annotated[int, "random seed"] = 0
+    precision: Annotated[Literal["auto", "float32", "bfloat16"], "precision; auto: bfloat16 autocast on CUDA"] = "auto"
     init_from: Annotated[
         str, "training run whose weights initialize this one, such as an earlier stage", Formerly("start_from")
     ] = ""

@@ -1,4 +1,4 @@
-"""A run: the folder a training leaves behind, and what one can do with it."""
+"""A training run: opening its folder, sampling and generating from it."""
 
 import json
 from collections.abc import Sequence
@@ -28,11 +28,11 @@ from openuni.training.tasks import TEXT, Task
 FORMAT = 1
 RUN_FILE = "run.json"
 TEXTS_FILE = "texts.safetensors"
-OVERSHOOT = 1e-3  # beyond 0..1 that a given rendering may have: interpolation and codecs leave as much
+OVERSHOOT = 1e-3  # tolerated excess of a condition rendering over 0..1, as interpolation and video codecs cause it
 
 
 class Run:
-    """Open one with `Run.open(folder)`; `train` makes them. Weights and codecs are loaded when first used."""
+    """A training run. `Run.open(folder)` opens one, `train` creates one. Weights and codecs are loaded lazily."""
 
     def __init__(self, folder: Path, record: dict[str, Any], device: str = "auto") -> None:
         self.folder = folder
@@ -41,76 +41,76 @@ class Run:
 
     @classmethod
     def open(cls, folder: str | Path, device: str = "auto") -> "Run":
-        """The run in a folder; raises `OpenUniError` when there is none."""
+        """Open the run in a folder. Raises `OpenUniError` if there is none."""
         return cls(Path(folder), read_record(Path(folder)), device)
 
     @cached_property
     def recipe(self) -> TrainingRecipe:
-        """As it was when the run began, defaults spelled out."""
+        """The recipe at the start of the run, with all defaults filled in."""
         return TrainingRecipe.from_dict(self.record["recipe"], str(self.folder / RUN_FILE), quiet=True)
 
     @property
     def tasks(self) -> list[Task]:
-        """The tasks the model was trained for, in whatever stage: of stages begun, those that clips were there for."""
+        """Tasks the model was trained for: those of all stages begun so far that had clips to train on."""
         done = [checkpoint.step for checkpoint in list_checkpoints(self.folder)[-1:]]
         tasks = trained_tasks(self.recipe, self.record["model"]["options"]["modalities"], *done)
         return [task for task in tasks if self.record["data"]["clips_by_task"].get(str(task))]
 
     @property
     def checkpoint(self) -> TrainingCheckpoint:
-        """The latest one; raises when nothing was saved yet."""
+        """The latest training checkpoint. Raises `OpenUniError` if none was saved."""
         found = list_checkpoints(self.folder)
         if not found:
-            raise OpenUniError(f"{self.folder} has no checkpoint yet: train it with: openuni train")
+            raise OpenUniError(f"{self.folder}: no checkpoint found. Train it with: openuni train")
         return found[-1]
 
     @property
     def log(self) -> list[dict[str, Any]]:
-        """One row per training step, and one per validation."""
+        """Log rows: one per training step and one per validation."""
         return read_log(self.folder)
 
     @cached_property
     def architecture(self) -> Model:
-        """The model without weights, as run.json records it."""
+        """The model component that run.json records, without weights."""
         return empty_model(self.record)
 
     @cached_property
     def model(self) -> Any:
-        """The averaged weights of the latest checkpoint, on the device, frozen."""
+        """The model with the EMA weights of the latest checkpoint, on the device, frozen."""
         model = self.architecture.load("cpu")
         load_model(model, self.checkpoint.tensors("ema"), self.checkpoint.path)
         return model.to(self.device).eval().requires_grad_(False)
 
     @cached_property
     def latent_codec(self) -> tuple[Any, Any]:
-        """The codec of the latents and what its `load` returned."""
+        """The latent codec and its loaded model."""
         codec = open_latent_codec(self.record["latents"])
         return codec, codec.load(str(self.device))
 
     @cached_property
     def text_codec(self) -> tuple[Any, Any]:
-        """The codec of the captions and what its `load` returned."""
+        """The text codec and its loaded model."""
         codec = open_text_codec(self.record["text"])
         return codec, codec.load(str(self.device))
 
     @cached_property
     def texts(self) -> FixedTexts:
-        """The fixed texts of the run."""
+        """Embeddings of the empty caption and the modality-type prompts."""
         modalities = tuple(self.record["model"]["options"]["modalities"])
         rows = fixed_rows(self.record["text"], modalities, self.folder / TEXTS_FILE)
         return FixedTexts(rows, self.record["text_length"])
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """Of the texts that the model makes; raises where it makes none, or the tokenizer is not the training's."""
+        """The tokenizer of generated text. Raises `OpenUniError` if there is none or it differs from the training's."""
         tokens = self.record.get("tokens")
         if tokens is None:
-            raise OpenUniError(f"the model of {self.folder} makes no text")
+            raise OpenUniError(f"the model of {self.folder} does not generate text")
         tokenizer = make_tokenizer(self.recipe.text)
         if tokens != tokenizer_identity(tokenizer):
             raise OpenUniError(
-                f"{self.folder} was trained with another tokenizer ({tokens['vocabulary']} values) than the one at "
-                f"{self.recipe.text.checkpoint} ({tokenizer.vocabulary} values): put the training's there"
+                f"{self.folder} was trained with a different tokenizer ({tokens['vocabulary']} values) than "
+                f"{self.recipe.text.checkpoint} ({tokenizer.vocabulary} values). Restore the original tokenizer there."
             )
         return tokenizer
 
@@ -122,11 +122,11 @@ class Run:
         shape: Sequence[int] | None = None,
         sampling: sampler.SamplingOptions | None = None,
     ) -> Streams:
-        """Latents of the made streams, float32 [B, C, T, H, W] on the CPU, one sample per caption.
+        """Latents of the target streams, float32 [B, C, T, H, W] on the CPU, one sample per caption.
 
-        A text that is made is "text", token values int64 [B, L]: see `tokenizer`. `given`: clean latents
-        [B, C, T, H, W] by stream. `shape`: [C, T, H, W], by default that of the given streams, else of the training
-        data. `sampling`: by default 50 steps at the training's shift.
+        A target text is returned as "text", token values int64 [B, L]; see `tokenizer`. `given`: clean latents of the
+        condition streams, [B, C, T, H, W]. `shape`: [C, T, H, W]; default: that of the conditions, else of the training
+        data. `sampling`: default 50 steps at the shift of the training. Raises `OpenUniError` for invalid inputs.
         """
         task = self.require_trained_task(task)
         sampling = sampling or sampler.SamplingOptions(shift=self.shift(task))
@@ -138,7 +138,7 @@ class Run:
         if any(tuple(latents.shape) != (len(captions), *one) for latents in given.values()):
             shapes = {name: list(latents.shape) for name, latents in given.items()}
             raise OpenUniError(
-                f"given latents must be {[len(captions), *one]} for {len(captions)} captions, got {shapes}"
+                f"condition latents must be {[len(captions), *one]} for {len(captions)} captions, got {shapes}"
             )
         text, empty = self._text(task, captions)
         inputs = sampler.SamplerInputs(
@@ -149,8 +149,8 @@ class Run:
             text_state=self._text_stream(task, captions, sampling),
         )
         with autocast(self.recipe, self.device):
-            made = sampler.sample(self.model, task, inputs, (len(captions), *one), sampling)
-        return {name: latents.cpu() for name, latents in made.items()}
+            targets = sampler.sample(self.model, task, inputs, (len(captions), *one), sampling)
+        return {name: latents.cpu() for name, latents in targets.items()}
 
     def generate(
         self,
@@ -160,14 +160,15 @@ class Run:
         size: tuple[int, int, int] | None = None,
         sampling: sampler.SamplingOptions | None = None,
     ) -> dict[str, Any]:
-        """Videos of the modalities in `make`, each a `Modality`, from a text and any given ones; and "text", a `str`.
+        """Generate the targets in `make` from a prompt and conditions: a `Modality` each, and a `str` for "text".
 
-        `given`: by modality its value, or a rendering of it as RGB, float32 [T, H, W, 3] in 0..1 or uint8. It is cut
-        and fitted to `size`: frames, height_px, width_px; by default those of the training data. A made modality whose
-        rendering cannot be read back (skeleton) comes as the picture of it, an `RGB`.
+        `given`: condition modalities by name, as a `Modality` or an RGB rendering, float32 [T, H, W, 3] in 0..1 or
+        uint8. They are trimmed and resized to `size`: frames, height_px, width_px; default: that of the training data.
+        A target whose rendering cannot be converted back (skeleton) is returned as an `RGB`. Raises `OpenUniError` for
+        a task that the run was not trained for and for invalid inputs.
         """
-        made, text = self._make(prompt, make, given, size, sampling)
-        found: dict[str, Any] = {name: read_rendering(name, rendering) for name, rendering in made.items()}
+        targets, text = self._make(prompt, make, given, size, sampling)
+        found: dict[str, Any] = {name: read_rendering(name, rendering) for name, rendering in targets.items()}
         return found if text is None else found | {TEXT: text}
 
     def render(
@@ -178,7 +179,7 @@ class Run:
         size: tuple[int, int, int] | None = None,
         sampling: sampler.SamplingOptions | None = None,
     ) -> dict[str, np.ndarray]:
-        """The videos that `generate` makes, as the codec gives them: renderings float32 [T, H, W, 3] in 0..1."""
+        """As `generate`, but return the decoded renderings, float32 [T, H, W, 3] in 0..1."""
         return self._make(prompt, make, given, size, sampling)[0]
 
     def _make(
@@ -189,30 +190,30 @@ class Run:
         size: tuple[int, int, int] | None,
         sampling: sampler.SamplingOptions | None,
     ) -> tuple[dict[str, np.ndarray], str | None]:
-        """Renderings, and the text where one is made."""
+        """Renderings of the targets, and the generated text or None."""
         given = given or {}
         task = self.task_of(make, tuple(given))
         if prompt and not self.caption_streams(task):
-            raise OpenUniError(f'task "{task}" reads no prompt, got "{prompt}": leave the prompt empty')
+            raise OpenUniError(f'task "{task}" does not use a prompt, got "{prompt}". Leave the prompt empty.')
         size = size or (self.record["latents"]["frames"], *self.record["latents"]["size_px"])
         shape = self._latent_shape(task, size)
         codec, model = self.latent_codec
         latents = {name: codec.encode(model, self._rendering(name, value, size)) for name, value in given.items()}
         tensors = {name: torch.from_numpy(array)[None] for name, array in latents.items()}
-        made = self.sample(task, tensors, [prompt], shape, sampling)
-        renderings = {name: codec.decode(model, made[name][0].numpy()) for name in task.targets}
-        return renderings, self.tokenizer.decode(made[TEXT][0]) if task.generates_text else None
+        targets = self.sample(task, tensors, [prompt], shape, sampling)
+        renderings = {name: codec.decode(model, targets[name][0].numpy()) for name in task.targets}
+        return renderings, self.tokenizer.decode(targets[TEXT][0]) if task.generates_text else None
 
     def task_of(self, make: Sequence[str], given: Sequence[str]) -> Task:
-        """The task that makes these, modalities or "text", from the given modalities; raises if it is not trained."""
+        """The task with these targets (modalities or "text") and conditions. Raises `OpenUniError` if not trained."""
         return self.require_trained_task(Task(tuple(given), tuple(name for name in make if name != TEXT), TEXT in make))
 
     def shift(self, task: Task) -> float:
-        """The training's shift of the noise levels, of video or, where text alone is made, of text."""
+        """Timestep shift of the training: that of video, or that of text if text is the only target."""
         return self.recipe.flow_matching.shift if task.targets else self.recipe.text.shift
 
     def require_trained_task(self, task: str | Task) -> Task:
-        """The task, if the model was trained for it; raises `OpenUniError` with those it was."""
+        """Return the task. Raises `OpenUniError` with the trained tasks if the model was not trained for it."""
         task = Task.parse(task) if isinstance(task, str) else task
         if task not in self.tasks:
             trained = ", ".join(str(known) for known in self.tasks)
@@ -220,30 +221,33 @@ class Run:
         return task
 
     def _check_guidance(self, task: Task, sampling: sampler.SamplingOptions) -> None:
-        """Guidance of given streams asks the model what it makes when they are noise: has it ever seen that?"""
+        """Raise `OpenUniError` for guidance that the run was not trained for.
+
+        Guidance on conditions evaluates the model with noise in their place, which training must have covered.
+        """
         if not task.targets and (sampling.guidance, sampling.given_guidance) != (1.0, 1.0):
-            raise OpenUniError(f'guidance moves video, and task "{task}" makes none: leave it at 1')
+            raise OpenUniError(f'guidance applies to video only, and task "{task}" has no video target. Leave it at 1.')
         if sampling.guidance != 1.0 and not self.caption_streams(task):
             raise OpenUniError(
-                f'guidance {sampling.guidance:g} is on a caption, and task "{task}" reads none: leave it at 1'
+                f'guidance {sampling.guidance:g} requires a caption, and task "{task}" uses none. Leave it at 1.'
             )
         apart = not self.recipe.flow_matching.shared_sigma and Task((), task.streams) in self.tasks
         if sampling.given_guidance == 1.0 or not task.conditions or apart or self.recipe.data.condition_dropout > 0:
             return
         raise OpenUniError(
-            f'given_guidance {sampling.given_guidance:g} needs a run that has learnt "{task}" with noise for what is '
-            "given. This one has not: train with data.condition_dropout = 0.1 (or with flow_matching.shared_sigma = "
+            f'given_guidance {sampling.given_guidance:g} requires a run trained on "{task}" with condition dropout, '
+            "which this run was not. Train with data.condition_dropout = 0.1 (or with flow_matching.shared_sigma = "
             f'false and the task "{Task((), task.streams)}"), or leave given_guidance at 1.'
         )
 
     def caption_streams(self, task: Task) -> tuple[str, ...]:
-        """The streams of the task that are told the caption."""
+        """Streams of the task that are conditioned on the caption."""
         return tuple(name for name in task.streams if self.architecture.text_condition(task, name) == "caption")
 
     def _text_stream(
         self, task: Task, captions: Sequence[str], sampling: sampler.SamplingOptions
     ) -> sampler.TextState | None:
-        """The text stream, where the model has one in this task: the captions, or how a text begins."""
+        """The text stream, or None: the captions as a condition, or the initial noise of a target text."""
         model = self.architecture
         if not model.has_text_stream(task):
             return None
@@ -257,44 +261,44 @@ class Run:
         return sampler.TextState(start.to(self.device), empty.to(self.device), text.degree)
 
     def _text(self, task: Task, captions: Sequence[str]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """What every stream is told, float32 [B, L, D], and the empty caption [L, D].
+        """Text embeddings of every stream, float32 [B, L, D], and of the empty caption [L, D].
 
-        L is that of the training, or that of the longest caption where this has more rows: no caption is cut.
+        L is that of the training, or that of the longest caption if it has more rows, so that none is truncated.
         """
         rows = self._embedded(captions) if self.caption_streams(task) else []
         texts = replace(self.texts, length=max([self.texts.length, *map(len, rows)]))
 
-        def told(stream: str) -> torch.Tensor:
+        def embeddings(stream: str) -> torch.Tensor:
             kind = self.architecture.text_condition(task, stream)
             if kind == "caption":
                 return torch.stack([texts.padded(row) for row in rows])
             fixed = texts.prompt(stream) if kind == "prompt" else texts.empty
             return fixed.expand(len(captions), -1, -1)
 
-        return {name: told(name) for name in task.streams}, texts.empty
+        return {name: embeddings(name) for name in task.streams}, texts.empty
 
     def _embedded(self, captions: Sequence[str]) -> list[torch.Tensor]:
-        """float32 [L, D] of each caption; the empty one needs no codec."""
+        """Embeddings float32 [L, D] of each caption; the empty caption needs no codec."""
         empty = self.texts.rows[EMPTY]
         return [torch.from_numpy(self.text_codec[0].encode(self.text_codec[1], c)) if c else empty for c in captions]
 
     def _rendering(self, name: str, value: Modality | np.ndarray, size: tuple[int, int, int]) -> np.ndarray:
-        """float32 [T, H, W, 3] in 0..1, of that size."""
+        """Rendering of a condition, float32 [T, H, W, 3] in 0..1, with that size."""
         frames, height_px, width_px = size
         if not isinstance(value, Modality):
             value = read_rendering(name, _as_rendering(name, value))
         if len(value.array) < frames:
-            raise OpenUniError(f"the given {name} has {len(value.array)} frames; {frames} are needed")
+            raise OpenUniError(f"condition {name} has {len(value.array)} frames; at least {frames} are required")
         return value.take(0, frames).fit(height_px, width_px).to_rgb()
 
     def _latent_shape(self, task: Task, size: tuple[int, int, int]) -> tuple[int, ...]:
-        """[C, T, H, W] of the latents of a video of `size`; strides are those of the training data."""
+        """Latent shape [C, T, H, W] of a video of `size`, with the strides of the training data."""
         strides = self._strides_px
         whole = len(size) == 3 and all(isinstance(part, Integral) and part > 0 for part in size)
         if not whole or size[0] % 4 != 1 or size[1] % strides[0] or size[2] % strides[1]:
             raise OpenUniError(
-                f"size {size} does not fit: frames must be 4k + 1, height and width multiples of {list(strides)}, all "
-                "whole and above 0"
+                f"size {size}: frames must be 4k + 1, height and width multiples of {list(strides)}, all positive "
+                "integers"
             )
         channels = self.record["latent_shape"][0]
         shape = (channels, (size[0] - 1) // 4 + 1, size[1] // strides[0], size[2] // strides[1])
@@ -309,29 +313,27 @@ class Run:
         return height_px // rows, width_px // columns
 
     def _check_latents(self, task: Task, shape: Sequence[int]) -> None:
-        """Raise unless [C, T, H, W] can be latents of the task."""
+        """Raise `OpenUniError` unless [C, T, H, W] is a valid latent shape for the task."""
         if len(shape) != 4 or not all(isinstance(part, Integral) and part > 0 for part in shape):
-            raise OpenUniError(f"latents must be [C, T, H, W], whole numbers above 0, got {list(shape)}")
+            raise OpenUniError(f"latents must be [C, T, H, W], positive integers, got {list(shape)}")
         largest = self.architecture.max_latent_shape(len(task.streams))
         if largest is not None and any(part > most for part, most in zip(shape[1:], largest, strict=True)):
             high, wide = self._strides_px
             asked, most = (f"{(t - 1) * 4 + 1}x{h * high}x{w * wide}" for t, h, w in (shape[1:], largest))
             raise OpenUniError(
-                f'size {asked} (latents {list(shape)}) is beyond the positions that the model knows: the largest for "'
-                f'{task}" is {most} frames, height, width'
+                f"size {asked} (latents {list(shape)}) exceeds the positions of the model. Maximum for "
+                f'"{task}": {most} (frames, height, width).'
             )
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """run.json of the run in a folder; raises `OpenUniError` when there is none, or none that can be read."""
+    """Read run.json of the run in a folder. Raises `OpenUniError` if it is missing, damaged or of another format."""
     path = folder / RUN_FILE
     if not path.is_file():
         begun = (
-            ", though there are checkpoints: put it back"
-            if list_checkpoints(folder)
-            else ". Make one with: openuni train"
+            ", but checkpoints exist: restore it" if list_checkpoints(folder) else ". Create one with: openuni train"
         )
-        raise OpenUniError(f"there is no run at {folder} (no {RUN_FILE}){begun}")
+        raise OpenUniError(f"no run at {folder} ({RUN_FILE} not found){begun}")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -343,25 +345,25 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def empty_model(record: dict[str, Any]) -> Model:
-    """The architecture that run.json records; it needs no file of weights but those of a frozen base."""
+    """The architecture that run.json records. Only a frozen base requires a file of weights."""
     return find_and_parse("models", Model, record["model"]["name"], record["model"]["options"])
 
 
 def _check_captions(captions: Sequence[str]) -> None:
     if isinstance(captions, str) or not len(captions) or not all(isinstance(text, str) for text in captions):
-        raise OpenUniError(f"captions must be a list of texts, one per sample and at least one, got {captions!r}")
+        raise OpenUniError(f"captions must be a non-empty list of strings, one per sample, got {captions!r}")
     for text in captions:
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise OpenUniError(
-                f"{text!r} is not valid Unicode from character {error.start} on: write it in UTF-8"
+                f"caption {text!r} is not valid Unicode from character {error.start} on. Encode it as UTF-8."
             ) from error
 
 
 def _as_rendering(name: str, value: Any) -> np.ndarray:
-    """A given array as float32 [T, H, W, 3] in 0..1."""
-    allowed = f"the given {name} must be a Modality, or an array [T, H, W, 3], uint8 or float in 0..1"
+    """A condition array as float32 [T, H, W, 3] in 0..1."""
+    allowed = f"condition {name} must be a Modality, or an array [T, H, W, 3], uint8 or float in 0..1"
     if not isinstance(value, np.ndarray):
         raise OpenUniError(f"{allowed}, got {type(value).__name__}")
     whole = value.dtype == np.uint8
@@ -370,28 +372,28 @@ def _as_rendering(name: str, value: Any) -> np.ndarray:
     if whole:
         return value.astype(np.float32) / 255.0
     lo, hi = float(value.min()), float(value.max())
-    if not (lo >= -OVERSHOOT and hi <= 1 + OVERSHOOT):  # NaN neither
-        raise OpenUniError(f"{allowed}, got values from {lo:g} to {hi:g}: scale them, or give uint8")
+    if not (lo >= -OVERSHOOT and hi <= 1 + OVERSHOOT):  # also rejects NaN
+        raise OpenUniError(f"{allowed}, got values from {lo:g} to {hi:g}. Rescale them, or pass uint8.")
     return np.clip(value.astype(np.float32), 0, 1)
 
 
 def pick_device(device: str) -> str:
-    """ "auto" is the GPU when there is one. Raises `OpenUniError` for a device that torch does not know or find."""
+    """Resolve "auto" to the GPU if available, else the CPU. Raises `OpenUniError` for an unknown or missing device."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.zeros(1, device=device).item()  # "meta" has no values to give
-    except (RuntimeError, AssertionError, ImportError) as error:  # each kind of device has its own
+        torch.zeros(1, device=device).item()  # "meta" tensors have no values
+    except (RuntimeError, AssertionError, ImportError) as error:  # depends on the device type
         place = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         there = [f"{place.type}:{number}" for number in range(torch.accelerator.device_count())] if place else []
         raise OpenUniError(
-            f'device "{device}" cannot be used here; there are: {", ".join(["auto", "cpu", *there])}. '
-            f"torch says: {str(error).splitlines()[0][:200]}"
+            f'device "{device}" is not available. Available: {", ".join(["auto", "cpu", *there])}. '
+            f"PyTorch error: {str(error).splitlines()[0][:200]}"
         ) from error
     return device
 
 
 def autocast(recipe: TrainingRecipe, device: torch.device) -> torch.autocast:
-    """The arithmetic the recipe asks for: weights stay float32, matrix products may be bfloat16."""
+    """Autocast context of the recipe's precision: weights stay float32, matrix products may be bfloat16."""
     wanted = recipe.precision == "bfloat16" or (recipe.precision == "auto" and device.type == "cuda")
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=wanted)

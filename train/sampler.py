@@ -1,4 +1,4 @@
-"""Sampling: steps from noise to the made streams, with the given streams clean throughout."""
+"""Sampling: solver steps from noise to the target streams, with the condition streams kept clean."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,22 +15,22 @@ from openuni.training.objectives.flow_matching import Solver, add_noise, guidanc
 from openuni.training.randomness import normal
 from openuni.training.tasks import TEXT, Task
 
-MIN_TEMPERATURE = 1e-6  # a temperature at which all but the likeliest token are out of the question
+MIN_TEMPERATURE = 1e-6  # low enough for greedy decoding, and safe to divide by
 
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How to sample."""
+    """Sampling options."""
 
-    steps: Annotated[int, "steps from noise to clean", Ge(1)] = 50
-    shift: Annotated[float, "Wan's shift of the noise levels; best the training's", Gt(0)] = 5.0
-    guidance: Annotated[float, "classifier-free guidance on the caption; 1: none"] = 1.0
-    seed: Annotated[int, "of the noise"] = 0
-    solver: Annotated[Solver, "euler; of second order: heun (two calls of the model a step), adams_bashforth"] = "euler"
-    given_guidance: Annotated[float, "the same on the given streams, which then are noise; 1: none"] = 1.0
-    temperature: Annotated[
-        float, "of tokens of a made text: 1 as learnt; less: likelier ones; 0: the likeliest", Ge(0)
-    ] = 1.0
+    steps: Annotated[int, "number of solver steps", Ge(1)] = 50
+    shift: Annotated[float, "timestep shift of the noise levels; preferably that of the training", Gt(0)] = 5.0
+    guidance: Annotated[float, "guidance scale for the prompt; 1 disables guidance"] = 1.0
+    seed: Annotated[int, "random seed of the noise"] = 0
+    solver: Annotated[
+        Solver, "solver: euler (first order), heun (second order, two model calls per step) or adams_bashforth (second)"
+    ] = "euler"
+    given_guidance: Annotated[float, "guidance scale for the condition streams; 1 disables guidance"] = 1.0
+    temperature: Annotated[float, "sampling temperature for text; 0 is greedy decoding", Ge(0)] = 1.0
 
     def __post_init__(self) -> None:
         check_options(self, "sampling")
@@ -39,36 +39,38 @@ class SamplingOptions:
 class TextState(NamedTuple):
     """The text stream of a model that has one."""
 
-    tokens: torch.Tensor  # where it is given: clean, int64 [B, L]; where it is made: as `TextDraws.start`, [B, L(, D)]
-    empty: torch.Tensor  # int64 [L]: the empty text; guidance takes a given one away
-    degree: float  # of the path of tokens
+    tokens: torch.Tensor  # condition: clean, int64 [B, L]; target: as `TextSampler.start`, [B, L(, D)]
+    empty: torch.Tensor  # int64 [L]: the empty text, which replaces a condition for guidance
+    degree: float  # degree of the discrete flow matching path
 
 
 class SamplerInputs(NamedTuple):
-    """What a sample is made from: B samples."""
+    """Inputs of `sample`, for B samples."""
 
     conditions: Streams  # clean latents [B, C, T, H, W], on the model's device
     text: dict[str, torch.Tensor]  # [B, L, D] for every stream of the task
     unconditional: torch.Tensor | None  # [L, D]: the empty caption; needed with guidance
-    caption_streams: tuple[str, ...] = ("rgb",)  # streams whose text is the caption, which guidance takes away
-    dropped: Streams | None = None  # noise [B, C, T, H, W] in place of the given streams where guidance takes them away
-    text_state: TextState | None = None  # the text stream, made or given
+    caption_streams: tuple[str, ...] = ("rgb",)  # streams conditioned on the caption, which guidance replaces
+    dropped: Streams | None = None  # noise [B, C, T, H, W] that replaces the condition streams for guidance
+    text_state: TextState | None = None  # the text stream, as target or condition
 
 
 @torch.no_grad()
 def sample(
     model: VideoModel, task: Task, inputs: SamplerInputs, shape: Sequence[int], sampling: SamplingOptions
 ) -> Streams:
-    """Latents [B, C, T, H, W] (`shape`) of the made streams, float32 on the device of the texts.
+    """Latents [B, C, T, H, W] (`shape`) of the target streams, float32 on the device of the text embeddings.
 
-    A made text is among them as "text", token values int64 [B, L]; it is made in the same steps as the video.
+    A target text is returned as "text", token values int64 [B, L]; it is generated in the same steps as the video.
 
-    The noise of item i of a stream depends on (seed, stream, i) only: it is drawn on the CPU, so equal everywhere.
-    Where the model wants given streams a little noisy (`condition_sigma`), theirs is drawn once, in the same way.
+    The noise of item i of a stream depends only on (seed, stream, i). It is drawn on the CPU, so it is equal on every
+    device. With a positive `condition_sigma`, the noise of condition streams is drawn once, in the same way. Raises
+    `OpenUniError` if the inputs do not match the task.
     """
     if set(inputs.conditions) != set(task.conditions):
         raise OpenUniError(
-            f'task "{task}" is given {list(task.conditions)}, got latents of {sorted(inputs.conditions)}'
+            f'task "{task}": condition streams must be {list(task.conditions)}, got latents of '
+            f"{sorted(inputs.conditions)}"
         )
     device = inputs.text[task.streams[0]].device
 
@@ -76,11 +78,11 @@ def sample(
         items = [normal(shape[1:], sampling.seed, purpose, name, item) for item in range(shape[0])]
         return torch.stack(items).to(device)
 
-    made = {name: noise("sample", name) for name in task.targets}
+    targets = {name: noise("sample", name) for name in task.targets}
     if task.generates_text:
         if inputs.text_state is None:
-            raise OpenUniError(f'task "{task}" makes text: the beginning of one is missing')
-        made[TEXT] = inputs.text_state.tokens.to(device)
+            raise OpenUniError(f'task "{task}" generates text: text_state is required')
+        targets[TEXT] = inputs.text_state.tokens.to(device)
     sigmas = sampling_sigmas(sampling.steps, sampling.shift)
     if sampling.given_guidance != 1.0:
         inputs = inputs._replace(dropped={name: noise("dropped", name) for name in task.conditions})
@@ -89,16 +91,16 @@ def sample(
         level = torch.full((shape[0],), model.condition_sigma, device=device)
         noisy = {name: add_noise(clean, noise("given", name), level) for name, clean in inputs.conditions.items()}
         inputs = inputs._replace(conditions=noisy)
-    made = solve(
+    targets = solve(
         lambda streams, sigma: _velocities(model, inputs, streams, sigma, sampling),
-        made,
+        targets,
         sigmas,
         sampling.solver,
         lambda tokens, logits, *place: _jump(tokens, logits, inputs, sampling, *place),
     )
-    if TEXT in made and made[TEXT].is_floating_point():
-        made[TEXT] = _nearest_tokens(model, inputs, made)
-    return made
+    if TEXT in targets and targets[TEXT].is_floating_point():
+        targets[TEXT] = _nearest_tokens(model, inputs, targets)
+    return targets
 
 
 def _jump(
@@ -115,69 +117,73 @@ def _jump(
     return named_step(tokens, logits, (sigma, following), inputs.text_state.degree, step, sampling.seed)
 
 
-def _nearest_tokens(model: VideoModel, inputs: SamplerInputs, made: Streams) -> torch.Tensor:
-    """Clean embeddings [B, L, D] -> int64 [B, L]: the values that the model thinks likeliest, all streams clean."""
-    streams = inputs.conditions | made
+def _nearest_tokens(model: VideoModel, inputs: SamplerInputs, targets: Streams) -> torch.Tensor:
+    """Clean embeddings [B, L, D] -> int64 [B, L]: the most likely token values, with all streams clean."""
+    streams = inputs.conditions | targets
     still = {name: torch.zeros(len(stream), device=stream.device) for name, stream in streams.items()}
     values: torch.Tensor = model(streams, still, inputs.text)[TEXT].argmax(-1)
     return values
 
 
-def _check_above(last: float, given: float) -> None:
-    if last <= given:
+def _check_above(last: float, condition: float) -> None:
+    if last <= condition:
         raise OpenUniError(
-            f"the last step's noise level, {last:.5f}, is not above that of given streams, {given:.5f}: "
-            "take fewer steps, or a larger shift"
+            f"noise level of the last step, {last:.5f}, must be above that of condition streams, {condition:.5f}. "
+            "Use fewer steps or a larger shift."
         )
 
 
 def _velocities(
-    model: VideoModel, inputs: SamplerInputs, made: Streams, sigma: float, sampling: SamplingOptions
+    model: VideoModel, inputs: SamplerInputs, targets: Streams, sigma: float, sampling: SamplingOptions
 ) -> dict[str, torch.Tensor]:
-    """Where the made streams go, guided: velocities float32 [B, C, T, H, W], and of tokens the logits.
+    """Guided velocities of the target streams, float32 [B, C, T, H, W], and logits of text tokens.
 
-    The model is called for what guidance needs, no more. Text is not guided: it is what the full inputs say.
+    The model is called only for predictions with a non-zero guidance weight. Text is never guided.
     """
-    like = next(iter(made.values()))
+    like = next(iter(targets.values()))
     captioned = [name for name in inputs.caption_streams if name in inputs.text]
-    given_scale = sampling.given_guidance if inputs.conditions else 1.0
-    # without a caption, "full" and "without text" are one prediction; without given streams, the other two are
-    shares = guidance_weights(sampling.guidance if captioned else given_scale, given_scale)
+    condition_scale = sampling.given_guidance if inputs.conditions else 1.0
+    # without a caption, "full" and "without text" are the same prediction; without conditions, the other two are
+    shares = guidance_weights(sampling.guidance if captioned else condition_scale, condition_scale)
     text = {"full": inputs.text}
     if shares.without_text or shares.without_both:
         text |= dict.fromkeys(shares._fields[1:], inputs.text | _with_empty_caption(inputs, captioned))
     guided: dict[str, torch.Tensor] = {}
     for kind, share in shares._asdict().items():
-        if share == 0.0 and not (kind == "full" and TEXT in made):
+        if share == 0.0 and not (kind == "full" and TEXT in targets):
             continue
         dropped = kind == "without_both"
-        given = (inputs.dropped or {}) if dropped else inputs.conditions
-        level = dict.fromkeys(made, sigma) | dict.fromkeys(given, 1.0 if dropped else model.condition_sigma)
-        words = _condition_text(inputs, made, empty=kind != "full")
-        level |= dict.fromkeys(words, 0.0)
+        conditions = (inputs.dropped or {}) if dropped else inputs.conditions
+        level = dict.fromkeys(targets, sigma) | dict.fromkeys(conditions, 1.0 if dropped else model.condition_sigma)
+        condition_text = _condition_text(inputs, targets, empty=kind != "full")
+        level |= dict.fromkeys(condition_text, 0.0)
         sigmas = {name: torch.full((like.shape[0],), value, device=like.device) for name, value in level.items()}
-        predicted = model(given | made | words, sigmas, text[kind])
-        if kind == "full" and TEXT in made:
-            output = "text_velocity" if made[TEXT].is_floating_point() else TEXT
+        predicted = model(conditions | targets | condition_text, sigmas, text[kind])
+        if kind == "full" and TEXT in targets:
+            output = "text_velocity" if targets[TEXT].is_floating_point() else TEXT
             guided[TEXT] = predicted[output].float()
-        videos = [name for name in made if name != TEXT]
+        videos = [name for name in targets if name != TEXT]
         guided |= {name: guided.get(name, 0.0) + share * predicted[name].float() for name in videos}
     return guided
 
 
-def _condition_text(inputs: SamplerInputs, made: Streams, *, empty: bool) -> Streams:
-    """The text stream where it is given, clean; nothing where there is none, or it is made."""
-    words = inputs.text_state
-    if words is None or TEXT in made:
+def _condition_text(inputs: SamplerInputs, targets: Streams, *, empty: bool) -> Streams:
+    """The clean text stream as a condition; empty if there is no text stream or it is a target."""
+    condition_text = inputs.text_state
+    if condition_text is None or TEXT in targets:
         return {}
-    return {TEXT: words.empty.to(words.tokens.device).expand_as(words.tokens) if empty else words.tokens}
+    return {
+        TEXT: condition_text.empty.to(condition_text.tokens.device).expand_as(condition_text.tokens)
+        if empty
+        else condition_text.tokens
+    }
 
 
 def _with_empty_caption(inputs: SamplerInputs, captioned: Sequence[str]) -> dict[str, torch.Tensor]:
-    """The empty caption [B, L, D] for the streams that are told the caption."""
+    """The empty caption [B, L, D] for the streams conditioned on the caption."""
     if not captioned:
         return {}
     if inputs.unconditional is None:
-        raise OpenUniError("guidance needs the embedding of the empty caption")
+        raise OpenUniError("guidance requires the embedding of the empty caption")
     like = inputs.text[captioned[0]]
     return dict.fromkeys(captioned, inputs.unconditional.to(like.device).expand_as(like))

@@ -1,4 +1,4 @@
-"""Tasks: which streams are given (clean) and which are made (noisy, a target), and whether text is made too."""
+"""Tasks: which streams are conditions (clean) and which are targets (noised), and whether text is a target."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,7 +12,7 @@ from openuni.manifests.errors import OpenUniError, did_you_mean, unknown_name
 from openuni.training.randomness import uniform
 
 TEXT = "text"
-MAX_WEIGHT = 1e9  # sums of weights stay numbers
+MAX_WEIGHT = 1e9  # keeps sums of weights finite
 RELEASED_WEIGHTS = {"joint": 0.5, "estimate": 0.25, "control": 0.25}  # of the released UnityVideo training script
 
 # UniVidX's families, and the letters of its published names for their partitions (R2AIN, PF2RB, t2RAIN, ...)
@@ -22,16 +22,16 @@ UNIVIDX_LETTERS = {
 }
 UNIVIDX_FAMILIES = {family: tuple(letters.values()) for family, letters in UNIVIDX_LETTERS.items()}
 PUBLISHED = re.compile(r"(t|[A-Z]+)2([A-Z]+)")
-# Uni-ViGU's modes: the caption is given or made, so is the video
+# Uni-ViGU's modes: video and caption are each a condition or a target
 VIDEO_AND_TEXT = {"t2v": "text->rgb", "v2t": "rgb->text", "t2vt": "->rgb+text"}
 
 
 @dataclass(frozen=True)
 class Task:
-    """An assignment of roles, written `given->made`: `rgb->depth`, `rgb+depth->flow`, `text->rgb+depth`, `rgb->text`.
+    """Roles of streams, `conditions->targets`: `rgb->depth`, `rgb+depth->flow`, `text->rgb+depth`, `rgb->text`.
 
-    `text` (or nothing) before the arrow means that no stream is given; behind it, that the caption is made. Order does
-    not matter; something is always made.
+    `text` (or nothing) before the arrow means no condition streams; after it, the caption is a target. The order of
+    names does not matter; at least one target is required.
     """
 
     conditions: tuple[str, ...]
@@ -42,13 +42,13 @@ class Task:
         object.__setattr__(self, "conditions", _in_order(self.conditions))
         object.__setattr__(self, "targets", _in_order(self.targets))
         if not (self.targets or self.generates_text) or set(self.conditions) & set(self.targets):
-            raise OpenUniError(f'task "{self}" must make something, and nothing that it is given')
+            raise OpenUniError(f'task "{self}": at least one target is required, and no stream may be on both sides')
         if not self.streams:
-            raise OpenUniError(f'task "{self}" has no video: say what is given, such as rgb->text, or made beside it')
+            raise OpenUniError(f'task "{self}": at least one video stream is required, such as rgb->text or ->rgb+text')
 
     @classmethod
     def parse(cls, text: str) -> "Task":
-        """From the form that `str` writes, or a published name (R2AIN, t2v). Raises `OpenUniError`."""
+        """Parse the form that `str` writes, or a published name (R2AIN, t2v). Raises `OpenUniError`."""
         named = published_task(text.strip())
         if named is not None:
             return named
@@ -60,37 +60,37 @@ class Task:
             if name not in (TEXT, *modality_names()):
                 known = ", ".join(modality_names())
                 raise OpenUniError(
-                    f'task "{text}": "{name}" is no modality.{did_you_mean(name, modality_names())} Known: {known}.'
+                    f'task "{text}": "{name}" is not a modality.{did_you_mean(name, modality_names())} Known: {known}.'
                 )
-        given, made = (tuple(name for name in side if name != TEXT) for side in sides)
-        return cls(given, made, TEXT in sides[1])
+        conditions, targets = (tuple(name for name in side if name != TEXT) for side in sides)
+        return cls(conditions, targets, TEXT in sides[1])
 
     @property
     def streams(self) -> tuple[str, ...]:
-        """All streams of latents of the task, RGB first, then by name."""
+        """All latent streams of the task, RGB first, then by name."""
         return _in_order(self.conditions + self.targets)
 
     @property
     def required_streams(self) -> frozenset[str]:
-        """What a clip must have for it: latents of all streams, and a "text" where that is made."""
+        """Streams that a clip must have: latents of all streams, and "text" if it is a target."""
         return frozenset(self.streams) | ({TEXT} if self.generates_text else frozenset())
 
     @property
     def published(self) -> str:
-        """Its name in UniVidX, such as R2AIN or t2RPFB; empty where it is none of the 30."""
+        """Name of the task in UniVidX, such as R2AIN or t2RPFB; empty for any other task."""
         for letters in UNIVIDX_LETTERS.values():
             of = {name: letter for letter, name in letters.items()}
             if not self.generates_text and set(self.streams) == set(of):
-                given, made = (
+                conditions, targets = (
                     "".join(of[name] for name in of if name in side) for side in (self.conditions, self.targets)
                 )
-                return f"{given or 't'}2{made}"
+                return f"{conditions or 't'}2{targets}"
         return ""
 
     def __str__(self) -> str:
-        made = [*self.targets, *([TEXT] if self.generates_text else [])]
+        targets = [*self.targets, *([TEXT] if self.generates_text else [])]
         nothing = "" if self.generates_text else TEXT
-        return f"{'+'.join(self.conditions) or nothing}->{'+'.join(made)}"
+        return f"{'+'.join(self.conditions) or nothing}->{'+'.join(targets)}"
 
 
 def published_task(name: str) -> Task | None:
@@ -105,16 +105,18 @@ def published_task(name: str) -> Task | None:
         if sorted(before + after) == sorted(letters):
             return Task(tuple(letters[letter] for letter in before), tuple(letters[letter] for letter in after))
     known = "; ".join(f"{''.join(letters)} ({family})" for family, letters in UNIVIDX_LETTERS.items())
-    raise OpenUniError(f'task "{name}": published names use each letter of a family once, t for none given: {known}')
+    raise OpenUniError(
+        f'task "{name}": published names use each letter of a family once, and t for no condition: {known}'
+    )
 
 
 def partitions(modalities: Sequence[str]) -> list[Task]:
-    """All ways to give some of the modalities and make all the others: 2^n - 1, fewest given first."""
+    """All partitions of the modalities into conditions and targets: 2^n - 1 tasks, fewest conditions first."""
     ordered = list(modalities)
     return [
-        Task(given, tuple(name for name in ordered if name not in given))
+        Task(conditions, tuple(name for name in ordered if name not in conditions))
         for count in range(len(ordered))
-        for given in combinations(ordered, count)
+        for conditions in combinations(ordered, count)
     ]
 
 
@@ -130,8 +132,8 @@ def _control(modalities: Sequence[str]) -> list[Task]:
     return [Task((name,), ("rgb",)) for name in _non_rgb("control", modalities)]
 
 
-# Words that stand for several tasks, by the model's modalities. UnityVideo's three take RGB with one other stream at a
-# time; UniVidX's take all streams of the model, or those of a family.
+# Groups of tasks, expanded over the model's modalities. UnityVideo's three pair RGB with one other stream; UniVidX's
+# use all streams of the model, or those of a family.
 TASK_GROUPS: dict[str, Callable[[Sequence[str]], list[Task]]] = {
     "joint": _joint,
     "estimate": _estimate,
@@ -143,10 +145,11 @@ TASK_GROUPS: dict[str, Callable[[Sequence[str]], list[Task]]] = {
 
 
 def expand(word: str, modalities: Sequence[str]) -> list[Task]:
-    """One of `TASK_GROUPS`, a published name, or a task in the arrow form, as tasks over a model's `modalities`.
+    """Expand one of `TASK_GROUPS`, a published name or a task in arrow form to tasks over a model's `modalities`.
 
-    "joint": text -> rgb + m; "estimate": rgb -> m; "control": m -> rgb; each for every modality m but rgb.
-    "partitions": some of all the modalities given, all the others made; "intrinsic", "alpha": the same within a family.
+    "joint": text -> rgb + m; "estimate": rgb -> m; "control": m -> rgb; each for every modality m except rgb.
+    "partitions": all partitions of the modalities; "intrinsic", "alpha": the partitions of a family.
+    Raises `OpenUniError` for a modality that the model does not have.
     """
     tasks = TASK_GROUPS[word](modalities) if word in TASK_GROUPS else [Task.parse(word)]
     missing = sorted({name for task in tasks for name in task.streams if name not in modalities})
@@ -164,7 +167,7 @@ def _non_rgb(word: str, modalities: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class TaskMix:
-    """Tasks with their probabilities (they sum to 1). Frozen and pure: a draw depends on its name only."""
+    """Tasks with their probabilities, which sum to 1. A draw depends only on the seed and its name."""
 
     weights: tuple[tuple[Task, float], ...]
 
@@ -175,9 +178,9 @@ class TaskMix:
         modalities: Sequence[str],
         modality_weights: Mapping[str, float] | None = None,
     ) -> "TaskMix":
-        """`tasks`: words or arrow forms with weights >= 0, normalised.
+        """Build a mix from `tasks`: groups, published names or arrow forms, with weights >= 0 that are normalized.
 
-        A word's share is divided over its tasks by the `modality_weights` of the modality beside RGB (1 if absent).
+        A group's weight is distributed over its tasks by `modality_weights` of the non-RGB modality (1 if absent).
         """
         _check_weights(tasks, modality_weights or {})
         shares: dict[Task, float] = {}
@@ -190,7 +193,7 @@ class TaskMix:
 
     @classmethod
     def averaged(cls, mixes: Sequence["TaskMix"]) -> "TaskMix":
-        """All tasks of several mixes, each with the mean of its probabilities."""
+        """All tasks of several mixes, each with its mean probability."""
         shares: dict[Task, float] = {}
         for task, weight in (pair for mix in mixes for pair in mix.weights):
             shares[task] = shares.get(task, 0.0) + weight
@@ -198,10 +201,10 @@ class TaskMix:
 
     @classmethod
     def _normalised(cls, shares: Mapping[Task, float]) -> "TaskMix":
-        """In an order of its own, fewest given first: that of a recipe's tables and modalities must not matter."""
+        """Sorted by number of conditions, so that the order of a recipe's tables and modalities has no effect."""
         total = fsum(shares.values())
         if total <= 0:
-            raise OpenUniError(f"no task has a weight above 0. {_grammar()}")
+            raise OpenUniError(f"at least one task must have a weight above 0. {_grammar()}")
         ordered = sorted((task for task, share in shares.items() if share > 0), key=_place)
         return cls(tuple((task, shares[task] / total) for task in ordered))
 
@@ -211,14 +214,14 @@ class TaskMix:
         return [task for task, _ in self.weights]
 
     def available_tasks(self, available: Iterable[str]) -> list[tuple[Task, float]]:
-        """The tasks whose `needs` are all `available`, with their weights (which then sum to at most 1)."""
+        """Tasks whose `required_streams` are all `available`, with their weights (which sum to at most 1)."""
         return list(self._possible(frozenset(available)))
 
     def draw(self, available: Iterable[str], seed: int, *names: int | str) -> Task:
-        """The task of one sample, among those its clip has the streams for; raises when there is none."""
+        """Draw the task of one sample among those its clip has the streams for. Raises `OpenUniError` if none."""
         possible = self._possible(frozenset(available))
         if not possible:
-            raise OpenUniError(f"no task can be done with {', '.join(sorted(available)) or 'no stream at all'}")
+            raise OpenUniError(f"no task is available with streams: {', '.join(sorted(available)) or 'none'}")
         left = uniform(seed, "task", *names) * sum(weight for _, weight in possible)
         for task, weight in possible:
             left -= weight
@@ -241,16 +244,16 @@ def _in_order(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def _place(task: Task) -> tuple[object, ...]:
-    """What tasks of a mix are sorted by."""
-    given, made = ([(name != "rgb", name) for name in side] for side in (task.conditions, task.targets))
-    return len(given), given, made, task.generates_text
+    """Sort key of the tasks of a mix."""
+    conditions, targets = ([(name != "rgb", name) for name in side] for side in (task.conditions, task.targets))
+    return len(conditions), conditions, targets, task.generates_text
 
 
 def _check_weights(tasks: Mapping[str, float], modality_weights: Mapping[str, float]) -> None:
     beside_rgb = [name for name in modality_names() if name != "rgb"]
     for name in modality_weights:
         if name not in beside_rgb:
-            raise OpenUniError(f"modality_weights: {unknown_name('modality beside rgb', name, beside_rgb)}")
+            raise OpenUniError(f"modality_weights: {unknown_name('non-rgb modality', name, beside_rgb)}")
     for name, weight in (*tasks.items(), *modality_weights.items()):
         if not 0 <= weight <= MAX_WEIGHT:
             raise OpenUniError(f'the weight of "{name}" is {weight:g}. Allowed: 0 to {MAX_WEIGHT:g}.')
@@ -263,5 +266,6 @@ def _modality_weight(task: Task, weights: Mapping[str, float]) -> float:
 
 def _grammar() -> str:
     return (
-        f'Write {", ".join(TASK_GROUPS)}, "given->made" such as "rgb->depth" or "text->rgb+depth", or R2AIN, t2v, ...'
+        f'Allowed: {", ".join(TASK_GROUPS)}; "conditions->targets" such as "rgb->depth" or "text->rgb+depth"; '
+        "published names such as R2AIN or t2v."
     )

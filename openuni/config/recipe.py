@@ -26,65 +26,71 @@ from openuni.training.codec import LatentCodec, TextCodec
 class IngestOptions:
     """How sources become clips."""
 
-    shots: Annotated[str, "how files are cut into clips, a file of openuni/shots; none: one clip per file"] = "none"
-    min_s: Annotated[float, "shorter clips are left out, seconds; applied last"] = 0.0
-    max_s: Annotated[float, "longer shots are split, seconds; 0: no limit"] = 0.0
+    shots: Annotated[str, "shot detector (see `openuni list`); none: one clip per file"] = "none"
+    min_s: Annotated[float, "minimum clip length, seconds; shorter clips are discarded, after all other steps"] = 0.0
+    max_s: Annotated[float, "maximum clip length, seconds; 0: no limit"] = 0.0
     split: Annotated[
         Literal["equal", "windows", "drop"],
-        "shots over max_s become as few equal parts as will do, windows of max_s and a rest, or are left out",
+        "handling of shots longer than max_s: equal parts, windows of max_s and a remainder, or discard",
     ] = "equal"
-    trim_frames: Annotated[int, "frames taken off both ends of a shot, beyond those of a dissolve or fade"] = 0
-    captions: Annotated[bool, "take NAME.txt beside NAME.mp4 as the caption of a file that is one clip"] = True
+    trim_frames: Annotated[
+        int, "number of frames trimmed from both ends of a shot, in addition to dissolves and fades"
+    ] = 0
+    captions: Annotated[bool, "whether the sidecar file NAME.txt of NAME.mp4 is the caption of its clip"] = True
     copy_caption_to_clips: Annotated[
-        bool, "give the caption to every clip, if a file is split into several", Formerly("share_captions")
+        bool, "whether all clips of a file get its caption, if it is split into several", Formerly("share_captions")
     ] = False
-    collection: Annotated[str, "name of the set these sources belong to, such as koala36m; empty: none"] = ""
-    max_duration_s: Annotated[float, "longer files are refused, seconds"] = 4 * 3600.0
-    max_frame_px: Annotated[int, "files with more pixels per frame are refused"] = 8192 * 8192
-    probe_timeout_s: Annotated[float, "files that take longer to look at are refused, seconds"] = 120.0
+    collection: Annotated[str, "collection (dataset) name of the sources, such as koala36m; empty: none"] = ""
+    max_duration_s: Annotated[float, "maximum file length, seconds; longer files are rejected"] = 4 * 3600.0
+    max_frame_px: Annotated[int, "maximum number of pixels per frame; larger files are rejected"] = 8192 * 8192
+    probe_timeout_s: Annotated[float, "maximum probing time per file, seconds"] = 120.0
 
     def check(self) -> None:
         """Ranges of the options."""
         if min(self.max_duration_s, self.max_frame_px, self.probe_timeout_s) <= 0:
-            raise OpenUniError("[ingest]: max_duration_s, max_frame_px and probe_timeout_s must be above 0")
+            raise OpenUniError("[ingest]: max_duration_s, max_frame_px and probe_timeout_s must be greater than 0")
         if min(self.min_s, self.max_s, self.trim_frames) < 0:
-            raise OpenUniError("[ingest]: min_s, max_s and trim_frames must be 0 or more")
+            raise OpenUniError("[ingest]: min_s, max_s and trim_frames must be at least 0")
         if 0 < self.max_s < self.min_s:
-            raise OpenUniError(f"[ingest]: max_s = {self.max_s:g} is below min_s = {self.min_s:g}: no clip can be both")
+            raise OpenUniError(
+                f"[ingest]: max_s = {self.max_s:g} is less than min_s = {self.min_s:g}. Raise max_s or lower min_s."
+            )
 
 
 @dataclass(frozen=True)
 class WorkOptions:
-    """What operators see."""
+    """Preprocessing of frames, and storage of maps."""
 
-    short_side_px: Annotated[int, "frames are scaled down to this short side before any operator; 0: as they are"] = 720
+    short_side_px: Annotated[
+        int, "working size: short side of the frames that operators get, pixels; 0: original size"
+    ] = 720
     storage: Annotated[
         Literal["full", "compact"],
-        "how maps are stored: at their finest, or in about 2 bits per pixel of depth and 4 of flow, at errors that "
-        "openuni show depth and flow state",
+        "storage of modality maps: full precision, or compact (about 2 bits per pixel of depth, 4 of flow; for the "
+        "errors see openuni show depth)",
     ] = "full"
 
     def check(self) -> None:
         """Ranges of the options."""
         if self.short_side_px < 0:
-            raise OpenUniError(f"[work] short_side_px = {self.short_side_px}: give 0 (as they are) or a size in pixels")
+            raise OpenUniError(f"[work] short_side_px = {self.short_side_px}: must be at least 0 (0: original size)")
 
 
 @dataclass(frozen=True)
 class EncodeOptions:
-    """Which latents and embeddings to make."""
+    """Latents and text embeddings for training."""
 
-    latents: Annotated[str, "latent codec, a file of train/codecs"] = "dct"
-    text: Annotated[str, "text codec, a file of train/codecs"] = "bytes"
+    latents: Annotated[str, "latent codec (see `openuni list`)"] = "dct"
+    text: Annotated[str, "text codec (see `openuni list`)"] = "bytes"
     caption: Annotated[
         str,
-        'which texts to embed: a column such as "caption.detailed" of an annotator; empty: the clips\' own captions',
+        'caption source: an annotator column such as "caption.detailed"; empty: the captions of the clips',
     ] = ""
-    modalities: Annotated[tuple[str, ...], 'what to encode; "raft.flow" names the annotator where several made it'] = (
-        "rgb",
-    )
-    size_px: Annotated[tuple[int, int], "height and width of the encoded video, pixels"] = (480, 832)
-    frames: Annotated[int, "video frames per clip, from its start; 4k + 1; shorter clips give fewer"] = 81
+    modalities: Annotated[
+        tuple[str, ...], 'modalities to encode; "raft.flow" selects the annotator if several produce it'
+    ] = ("rgb",)
+    size_px: Annotated[tuple[int, int], "height and width of the encoded video, pixels; multiples of 16"] = (480, 832)
+    frames: Annotated[int, "maximum number of frames per clip, from its start; 4k + 1"] = 81
 
     def check(self) -> None:
         """Ranges of the options."""

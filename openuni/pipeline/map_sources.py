@@ -39,10 +39,10 @@ def annotator_of(modality: str, consumer: str, recipe: CorpusRecipe, corpus: Cor
         return makers[0]
     if makers:
         named = ", ".join(f'"{name}.{modality}"' for name in makers)
-        raise OpenUniError(f'{consumer}: several annotators make "{modality}". Name one: {named}.')
+        raise OpenUniError(f'{consumer}: several annotators produce "{modality}". Select one: {named}.')
     raise OpenUniError(
-        f'{consumer}: no annotator of this recipe makes "{modality}". Add one under [annotators.NAME]; '
-        "openuni list shows what there is."
+        f'{consumer}: no annotator of this recipe produces "{modality}". Add one under [annotators.NAME]; '
+        "see: openuni list"
     )
 
 
@@ -58,13 +58,13 @@ def required_maps(recipe: CorpusRecipe, corpus: Corpus | None = None) -> dict[st
             annotator, _, modality = want.rpartition(".")
             source = MapSource(annotator or annotator_of(modality, name, recipe, corpus), modality)
             if modality in wanted[name]:
-                raise OpenUniError(f"{name}: starts from {modality} twice, of which it can have one only")
+                raise OpenUniError(f"{name}: requires {modality} twice; only one map per modality is allowed")
             wanted[name][modality] = source
     waits = {name: [source.annotator for source in sources.values()] for name, sources in wanted.items()}
     try:
         order = list(TopologicalSorter(waits).static_order())
     except CycleError as error:
-        raise OpenUniError(f"annotators wait for one another: {' <- '.join(error.args[1])}. Take one away.") from None
+        raise OpenUniError(f"annotators require each other: {' <- '.join(error.args[1])}. Remove one.") from None
     return {name: wanted[name] for name in order if name in wanted}
 
 

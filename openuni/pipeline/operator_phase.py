@@ -207,7 +207,7 @@ class AnnotatorWorker(OperatorWorker):
         for modality, source in self.spec.required_maps[name].items():
             found = prepared.maps[source]
             if isinstance(found, str):
-                raise Unavailable(f"it starts from {modality} of {source.annotator}, and {found}")
+                raise Unavailable(f"requires {modality} of {source.annotator}, but {found}")
             maps[modality] = found
         return dataclasses.replace(prepared.decoded, maps=maps) if maps else prepared.decoded
 
@@ -254,7 +254,7 @@ class AnnotatorWorker(OperatorWorker):
     def _stored(self, source: MapSource, item: ClipItem) -> Modality | str:
         extent = item.stored.get(source)
         if extent is None:
-            return "this clip has none: that annotator failed, has not seen it, or made nothing"
+            return "this clip has none: that annotator failed or was not run on it"
         group = annotation_group(source.annotator)
         try:
             return read_modality(self.corpus, group, find_modality(source.modality), extent, item.clip)

@@ -50,7 +50,7 @@ from openuni.pipeline.worker import ItemOutcome, Spec
 logger = logging.getLogger(__name__)
 WINDOW_ROWS = 50_000  # clips whose stored maps are looked up at a time: a plan of millions stays columnar
 INGEST_VERSION = "1"
-_INTERNAL_ERROR_HINT = "Run again; if it stays, please report it with the file of this run in runs/."
+_INTERNAL_ERROR_HINT = "Internal error: rerun the command; if it persists, report it with the log of this run in runs/."
 
 
 @dataclass
@@ -65,7 +65,7 @@ class Pipeline:
     log: RunLog = field(init=False)  # of the run in progress
 
     def run(self, sources: Sequence[str]) -> None:
-        """All phases; the corpus's lock is held by the caller. No `sources`: go on with the clips that are there."""
+        """Run all phases; the caller holds the lock of the corpus. Without `sources`: process the existing clips."""
         asked = {
             "recipe": json.loads(json.dumps(self.recipe.as_tables(), default=list)),
             "scope": dataclasses.asdict(self.scope),
@@ -100,7 +100,7 @@ class Pipeline:
         cut = shot_splitting.version(detector, self.recipe.ingest)
         if len(new) < len(wanted) and self.corpus.record.get("cut", shot_splitting.NO_CUTTING) != cut:
             self.reporter.print_line(
-                "the clips that are there stay as they were cut, by other options; new --out: cut anew"
+                "existing clips were cut with other options and stay as they are; use a new --out to cut them again"
             )
         if new:
             self.corpus.save_record(cut=cut)
@@ -195,8 +195,8 @@ class Pipeline:
     def _check_sources(self, sources: Sequence[str]) -> None:
         if not sources and not self._has_clips():
             raise OpenUniError(
-                f"{self.corpus.store.url} holds no clips yet, and no sources were given. Name videos or folders behind "
-                "the recipe, or bring clips in first with: openuni import"
+                f"{self.corpus.store.url} has no clips, and no sources were given. Pass videos or folders after the "
+                "recipe, or import clips first with: openuni import"
             )
         if not sources or not self._has_clips() or self.scope.add:
             return
@@ -380,7 +380,7 @@ class Pipeline:
         ids = self.corpus.table("clips", ["clip_id"]).column("clip_id")
         if pc.count_distinct(ids).as_py() != len(ids):
             raise OpenUniError(
-                f"clips: {len(ids) - pc.count_distinct(ids).as_py()} rows are there twice. {_INTERNAL_ERROR_HINT}"
+                f"clips: {len(ids) - pc.count_distinct(ids).as_py()} duplicate rows. {_INTERNAL_ERROR_HINT}"
             )
 
     def _verify(self, group: str, wanted: pa.ChunkedArray | pa.Array) -> None:

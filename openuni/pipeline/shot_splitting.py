@@ -48,7 +48,7 @@ def split_into_clips(transitions: Sequence[Transition], timeline: Timeline, opti
     if not clips:
         limits = f"min_s = {options.min_s:g}, max_s = {options.max_s:g}, trim_frames = {options.trim_frames}"
         shown = "shot" if len(transitions) == 0 else f"{len(transitions) + 1} shots"
-        raise NoUsableShot(f"nothing of its {shown} is left as a clip by {limits}")
+        raise NoUsableShot(f"no clip is left of its {shown} with {limits}")
     return clips
 
 

@@ -60,7 +60,7 @@ def _expand(item: str) -> list[str]:
         fs, pattern = url_to_fs(str(path))
         files = [file for file in sorted(fs.glob(pattern)) if fs.isfile(file) and not Path(file).name.startswith(".")]
         return _not_empty(files, f'pattern "{item}"')
-    raise OpenUniError(f'"{item}" does not exist. Give a video, a folder, a pattern in quotes, a .txt list or a URL.')
+    raise OpenUniError(f'"{item}" not found. Pass a video, a folder, a quoted glob pattern, a .txt list or a URL.')
 
 
 def _expand_url(item: str) -> list[str]:
@@ -74,7 +74,7 @@ def _expand_url(item: str) -> list[str]:
     elif fs.exists(path):
         files = [path]
     else:
-        raise OpenUniError(f'"{item}" does not exist (or these credentials cannot see it).')
+        raise OpenUniError(f'"{item}" not found, or not accessible with these credentials.')
     return _not_empty(sorted(fs.unstrip_protocol(file) for file in files), f'"{item}"')
 
 
@@ -145,5 +145,5 @@ def _real_folder(folder: str) -> str:
 
 def _not_empty(files: list[str], what: str) -> list[str]:
     if not files:
-        raise OpenUniError(f"{what} holds no video (looked for {' '.join(sorted(VIDEO_SUFFIXES))}).")
+        raise OpenUniError(f"{what} contains no video (looked for {' '.join(sorted(VIDEO_SUFFIXES))}).")
     return files

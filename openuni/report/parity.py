@@ -1,4 +1,4 @@
-"""`openuni parity`: the checks of `openuni.training.parity.ladder` for the models that are built on Wan."""
+"""`openuni parity`: the checks of `openuni.training.parity.checks` for the models that are built on Wan."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -9,7 +9,7 @@ from openuni.manifests.contracts.modality import find_modality
 from openuni.manifests.errors import OpenUniError
 
 if TYPE_CHECKING:
-    from openuni.training.parity.ladder import ParityResult
+    from openuni.training.parity.checks import ParityResult
 
 FAILING_STATUSES = ("failed", "not run")
 HEADER = f"{'model':<12} {'check':<11} {'verdict':<14} {'value':>9} {'tolerance':>9}  description"
@@ -24,7 +24,7 @@ def run_parity(
     """
     import torch
 
-    from openuni.training.parity.ladder import run_parity_checks
+    from openuni.training.parity.checks import run_parity_checks
     from openuni.training.run import pick_device
 
     known = {name: _kind(name) for name in models or component_names("models")}

@@ -12,7 +12,7 @@ from openuni.manifests.errors import OpenUniError
 from openuni.training.models._unividx_blocks import UniVidXBlock
 from openuni.training.models.unityvideo import UnityVideo, UnityVideoTransformer
 from openuni.training.models.unividx import UniVidX, UniVidXTransformer
-from openuni.training.parity.ladder import PARITY_CHECKS, ParityResult, run_parity_checks
+from openuni.training.parity.checks import PARITY_CHECKS, ParityResult, run_parity_checks
 from tests.train.backbone.test_wan import components
 from tests.train.backbone.tiny_wan import BASE
 
@@ -162,7 +162,7 @@ def test_one_stream_has_no_layouts(folder: Path) -> None:
 
 
 def test_no_backbone_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(OpenUniError, match="needs a pretrained model"):
+    with pytest.raises(OpenUniError, match="requires a pretrained model"):
         list(run_parity_checks(UniVidX()))
     WanTransformer3DModel(**BASE, image_dim=8, added_kv_proj_dim=24).save_pretrained(tmp_path)
     with pytest.raises(OpenUniError, match="image-to-video"):

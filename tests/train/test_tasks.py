@@ -29,11 +29,11 @@ def test_grammar(text: str, given: tuple[str, ...], made: tuple[str, ...]) -> No
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("rgb->dept", '"dept" is no modality. Did you mean "depth"'),
+        ("rgb->dept", '"dept" is not a modality. Did you mean "depth"'),
         ("estimat", 'Did you mean "estimate"'),
-        ("rgb->", "must make something"),
+        ("rgb->", "at least one target is required"),
         ("rgb->rgb", "nothing that it is given"),
-        ("->text", 'task "->text" has no video: say what is given, such as rgb->text'),
+        ("->text", 'task "->text": at least one video stream is required, such as rgb->text'),
     ],
 )
 def test_grammar_errors_say_what_to_write(text: str, message: str) -> None:
@@ -127,7 +127,7 @@ def test_draw_needs_the_streams() -> None:
     mix = TaskMix.build(RELEASED_WEIGHTS, THREE)
     drawn = {str(mix.draw({"rgb", "flow"}, 0, step, 0)) for step in range(100)}
     assert drawn == {"text->rgb+flow", "rgb->flow", "flow->rgb"}
-    with pytest.raises(OpenUniError, match="no task can be done with depth"):
+    with pytest.raises(OpenUniError, match="no task is available with streams: depth"):
         mix.draw({"depth"}, 0, 0, 0)
 
 
@@ -146,7 +146,7 @@ def test_weights_are_numbers_from_0_on(weight: float) -> None:
 
 @pytest.mark.parametrize("name", ["dpeth", "rgb"])
 def test_modality_weights_are_of_modalities_beside_rgb(name: str) -> None:
-    with pytest.raises(OpenUniError, match=f'modality_weights: modality beside rgb "{name}" is not known'):
+    with pytest.raises(OpenUniError, match=f'modality_weights: non-rgb modality "{name}" is not known'):
         TaskMix.build({"joint": 1.0}, THREE, {name: 0.0})
     assert TaskMix.build({"joint": 1.0}, THREE, {"normal": 0.0}).tasks  # one that this corpus lacks
 

@@ -150,7 +150,7 @@ def test_temperature_makes_likelier_texts() -> None:
 
 
 def test_guidance_without_a_video_to_make_is_refused(run: Run) -> None:
-    with pytest.raises(OpenUniError, match='guidance moves video, and task "rgb->text" makes none'):
+    with pytest.raises(OpenUniError, match='guidance applies to video only, and task "rgb->text" has no video target'):
         run.sample("v2t", {"rgb": video(1)}, [""], sampling=dataclasses.replace(QUICK, guidance=2.0))
 
 
@@ -191,22 +191,22 @@ def test_generate_gives_text(run: Run) -> None:
 
 def test_what_cannot_be_made_is_refused(run: Run, corpus: Corpus, tmp_path: Path) -> None:
     frames = np.zeros((5, 16, 16, 3), np.uint8)
-    with pytest.raises(OpenUniError, match='task "rgb->text" reads no prompt, got "a cube"'):
+    with pytest.raises(OpenUniError, match='task "rgb->text" does not use a prompt, got "a cube"'):
         run.generate("a cube", ["text"], {"rgb": frames}, sampling=QUICK)
     settings = recipe(tasks={"t2v": 1.0}, optimizer={"steps": 1}, validation={"every_steps": 0})
     other = train(settings, corpus, tmp_path)
     with pytest.raises(OpenUniError, match=r'not trained for "rgb->text"; it was trained for: text->rgb'):
         other.generate("", ["text"], {"rgb": frames}, sampling=QUICK)
     conditions = SamplerInputs({"rgb": video(1)}, {"rgb": torch.zeros(1, 3, 8)}, None)
-    with pytest.raises(OpenUniError, match="makes text: the beginning"):
+    with pytest.raises(OpenUniError, match="generates text: text_state is required"):
         sample(run.model, Task.parse("v2t"), conditions, (1, 4, 2, 2, 2), QUICK)
 
 
 def test_another_tokenizer_than_the_trainings_is_refused(run: Run, tmp_path: Path) -> None:
     record = json.loads(json.dumps(run.record))
     record["tokens"]["digest"] = "0" * 16
-    with pytest.raises(OpenUniError, match=r"trained with another tokenizer \(258 values\)"):
+    with pytest.raises(OpenUniError, match=r"trained with a different tokenizer \(258 values\)"):
         _ = Run(run.folder, record).tokenizer
     del record["tokens"]
-    with pytest.raises(OpenUniError, match="makes no text"):
+    with pytest.raises(OpenUniError, match="does not generate text"):
         _ = Run(run.folder, record).tokenizer

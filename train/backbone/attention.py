@@ -1,4 +1,4 @@
-"""Which kernels compute attention: diffusers' attention backends by name, those that can be trained with."""
+"""Attention kernels: diffusers' attention backends that support training, by name."""
 
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -15,15 +15,15 @@ Attention = Literal[
 
 
 class Backend(NamedTuple):
-    """One of diffusers' backends, and what it needs."""
+    """One of diffusers' attention backends and its requirements."""
 
     name: AttentionBackendName
-    half_only: bool = False  # takes bfloat16 and float16 alone
+    half_only: bool = False  # supports only bfloat16 and float16
     cuda_only: bool = False
-    install: str = ""  # how to get the package it is in
+    install: str = ""  # command that installs its package
 
 
-# Not here: those without a gradient (sage), and those that fetch a kernel, that is code, from a hub when first used.
+# Excluded: backends without gradients (sage), and those that download kernel code from a hub on first use.
 BACKENDS: dict[str, Backend] = {
     "sdpa": Backend(AttentionBackendName.NATIVE),
     "sdpa_flash": Backend(AttentionBackendName._NATIVE_FLASH, half_only=True, cuda_only=True),
@@ -48,12 +48,12 @@ def check_attention(name: str, device: str) -> None:
     kind = torch.device(device).type
     if backend.cuda_only and kind != "cuda":
         able = ["auto", *(other for other, found in BACKENDS.items() if not found.cuda_only)]
-        raise OpenUniError(f'attention = "{name}" runs on CUDA alone, and the device is {kind}. There: {_listed(able)}')
+        raise OpenUniError(f'attention = "{name}" requires CUDA, but the device is {kind}. Allowed: {_listed(able)}')
     try:
         attention_dispatch._check_attention_backend_requirements(backend.name)
     except RuntimeError as error:
         raise MissingRequirement(
-            f'attention = "{name}" cannot be used here: {error} Get it with: {backend.install}; or set attention = '
+            f'attention = "{name}" is not available: {error} Install it with: {backend.install}; or set attention = '
             '"auto"'
         ) from error
 
@@ -63,9 +63,9 @@ def _listed(names: list[str]) -> str:
 
 
 def use_attention(model: torch.nn.Module, name: str) -> None:
-    """All attention of this model by the backend of that name, and of no other model.
+    """Set the attention backend of this model only.
 
-    "auto" leaves the choice to torch's scaled_dot_product_attention, or to diffusers' DIFFUSERS_ATTN_BACKEND.
+    "auto" uses PyTorch's scaled_dot_product_attention, or diffusers' DIFFUSERS_ATTN_BACKEND.
     """
     if name == "auto":
         return
@@ -80,18 +80,18 @@ def use_attention(model: torch.nn.Module, name: str) -> None:
 
 
 def check_precision(name: str, device: torch.device) -> None:
-    """Raises where a backend of half precision is called in full precision; its own error would not say what to do."""
+    """Raise `OpenUniError` with advice if a half-precision backend is called in float32."""
     if name not in BACKENDS or not BACKENDS[name].half_only:
         return
     if not torch.is_autocast_enabled(device.type):
         raise OpenUniError(
-            f'attention = "{name}" takes bfloat16 only, and the arithmetic is float32. Set precision = "bfloat16" in '
-            'the recipe, or attention = "sdpa"'
+            f'attention = "{name}" requires bfloat16, but precision is float32. Set precision = "bfloat16" in the '
+            'recipe, or attention = "sdpa".'
         )
 
 
 def rotated(heads: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
-    """RoPE on pairs of channels, in the arithmetic of diffusers' Wan: `heads` [B, S, heads, head_dim] -> the same."""
+    """Apply RoPE to pairs of channels as diffusers' Wan does: `heads` [B, S, heads, head_dim] -> the same."""
     even, odd = heads.unflatten(-1, (-1, 2)).unbind(-1)
     cosines, sines = cosines[..., 0::2], sines[..., 1::2]
     turned = torch.stack((even * cosines - odd * sines, even * sines + odd * cosines), dim=-1)
@@ -99,10 +99,10 @@ def rotated(heads: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> 
 
 
 class CastingProcessor:
-    """diffusers' processor of `WanAttention` for backends from other packages, which autocast does not know.
+    """diffusers' processor of `WanAttention` for backends of other packages, which autocast does not cover.
 
-    Queries and keys come out of their norm in float32 under autocast, values in bfloat16. torch's own attention casts
-    them alike; these backends refuse. The same function otherwise.
+    Under autocast, queries and keys leave their norm in float32 and values are bfloat16. PyTorch's attention casts them
+    to one dtype, these backends raise an error. Otherwise identical.
     """
 
     casts = True

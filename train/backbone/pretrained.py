@@ -1,4 +1,4 @@
-"""Pretrained weights: read tensor by tensor from a diffusers folder, into a model that was built without them."""
+"""Pretrained weights: read tensor by tensor from a diffusers folder into a model built on the meta device."""
 
 import json
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ _deferred: ContextVar[bool] = ContextVar("base weights are to come", default=Fal
 
 @contextmanager
 def defer_base_weights() -> Iterator[None]:
-    """Models built within it leave their base weights out (on torch's meta device): `WanStreams.load_base` follows."""
+    """Context in which models are built with base weights on the meta device, for `WanStreams.load_base`."""
     token = _deferred.set(True)
     try:
         yield
@@ -29,12 +29,15 @@ def defer_base_weights() -> Iterator[None]:
 
 
 def base_device() -> AbstractContextManager[object]:
-    """What to build base layers in: nothing special, or the meta device within `defer_base_weights`."""
+    """Context for building base layers: the meta device within `defer_base_weights`, else no change."""
     return torch.device("meta") if _deferred.get() else nullcontext()
 
 
 def weight_shards(folder: Path) -> Iterator[dict[str, torch.Tensor]]:
-    """The tensors of a diffusers model folder as they are stored, one at a time: a file is never all in memory."""
+    """Stored tensors of a diffusers model folder, one at a time, so that no file is in memory as a whole.
+
+    Raises `OpenUniError` for missing, damaged or unsupported files.
+    """
     listing = folder / f"{WEIGHTS}.index.json"
     files = _listed(listing) if listing.is_file() else {WEIGHTS}
     odd = sorted(file for file in files if Path(file).name != file)
@@ -42,28 +45,28 @@ def weight_shards(folder: Path) -> Iterator[dict[str, torch.Tensor]]:
         raise OpenUniError(f"{listing} names files outside its folder: {', '.join(odd[:3])}")
     missing = sorted(file for file in files if not (folder / file).is_file())
     if missing:
-        raise OpenUniError(f"{folder} lacks {', '.join(missing)}: give a diffusers folder with safetensors")
+        raise OpenUniError(f"{folder}: {', '.join(missing)} not found. Pass a diffusers folder with safetensors files.")
     for file in sorted(files):
         yield from _tensors(folder / file)
 
 
 def _listed(listing: Path) -> set[str]:
-    """The files that an index of shards names."""
+    """File names in a shard index."""
     try:
         files = json.loads(listing.read_text(encoding="utf-8"))["weight_map"].values()
         return {str(file) for file in files}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise OpenUniError(f'{listing} is no index of shards, it needs a table "weight_map": {error!r}') from error
+        raise OpenUniError(f'{listing} is not a shard index: it must have a table "weight_map": {error!r}') from error
 
 
 def _tensors(path: Path) -> Iterator[dict[str, torch.Tensor]]:
-    """Each tensor of a safetensors file in memory of its own.
+    """Each tensor of a safetensors file, in separately allocated memory.
 
-    Read as any file: the library's own way maps the file into memory, which then counts beside what is copied of it.
+    Uses plain reads: the library memory-maps the file, which would count in addition to the copies.
     """
     try:
         with safe_open(path, framework="pt"):
-            pass  # holds the header against the file
+            pass  # validates the header against the file
     except SafetensorError as error:
         raise OpenUniError(f"{path} cannot be read as a safetensors file: {error}") from error
     with path.open("rb") as file:
@@ -72,7 +75,7 @@ def _tensors(path: Path) -> Iterator[dict[str, torch.Tensor]]:
         header.pop("__metadata__", None)
         for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
             if entry["dtype"] not in _DTYPES:
-                raise OpenUniError(f"{path}: {name} is {entry['dtype']}; weights must be of {', '.join(_DTYPES)}")
+                raise OpenUniError(f"{path}: {name} is {entry['dtype']}; dtype must be one of {', '.join(_DTYPES)}")
             tensor = torch.empty(entry["shape"], dtype=_DTYPES[entry["dtype"]])
             file.seek(8 + size + entry["data_offsets"][0])
             array: Any = tensor.flatten().view(torch.uint8).numpy()

@@ -1,4 +1,4 @@
-"""What the models share: diffusers' Wan transformer taken over by streams, weights read shard by shard."""
+"""Common base of the models: diffusers' Wan transformer with named streams, and loading of pretrained weights."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
@@ -25,7 +25,7 @@ _Transformer: Any = WanTransformer3DModel
 _Block: Any = WanTransformerBlock
 
 KIND = "WanTransformer3DModel"
-# options that say how large a model is, and what diffusers calls them
+# size options and their names in diffusers
 SIZES = {
     "num_layers": "num_layers",
     "heads": "num_attention_heads",
@@ -36,33 +36,37 @@ SIZES = {
     "patch": "patch_size",
     "freq_dim": "freq_dim",
 }
-POSITIONS = 1024  # of RoPE along each axis, in all published models
+POSITIONS = 1024  # RoPE positions per axis in all published models
 Compiler = Literal["none", "inductor", "aot_eager"]
 Rotary = tuple[torch.Tensor, torch.Tensor]  # cosines and sines, float32 [1, tokens, 1, head_dim] each
 
 
 @dataclass(frozen=True)
 class WanModel(Model):
-    """Base of models on Wan: the options that say which Wan it is."""
+    """Base of models on Wan: options of the backbone."""
 
-    modalities: Annotated[tuple[str, ...], "streams the model knows; rgb is the base model's own"] = ("rgb", "depth")
-    pretrained: Annotated[str, "diffusers Wan transformer or pipeline, hub name or folder; empty: random weights"] = ""
-    num_layers: Annotated[int, "transformer blocks (ignored with pretrained, as the next seven)", Ge(1)] = 30
-    heads: Annotated[int, "attention heads", Ge(1)] = 12
+    modalities: Annotated[tuple[str, ...], "modalities of the model's streams"] = ("rgb", "depth")
+    pretrained: Annotated[
+        str, "hub name or folder of a diffusers Wan transformer or pipeline; empty: random weights"
+    ] = ""
+    num_layers: Annotated[
+        int, "number of transformer blocks; ignored with pretrained, like heads to freq_dim", Ge(1)
+    ] = 30
+    heads: Annotated[int, "number of attention heads", Ge(1)] = 12
     head_dim: Annotated[int, "channels per head", Ge(6), MultipleOf(2)] = 128
     ffn_dim: Annotated[int, "hidden width of the feed-forward layers", Ge(1)] = 8960
     text_dim: Annotated[int, "width of the text embeddings", Ge(1)] = 4096
-    channels: Annotated[int, "channels of the latents", Ge(1)] = 16
-    patch: Annotated[tuple[int, int, int], "latent frames, rows, columns per token", Ge(1)] = (1, 2, 2)
-    freq_dim: Annotated[int, "width of the sinusoids that carry sigma", Ge(2), MultipleOf(2)] = 256
-    gradient_checkpointing: Annotated[bool, "recompute blocks in the backward pass: less memory, a third slower"] = (
-        False
-    )
-    attention: Annotated[Attention, "kernels of attention; auto: torch's choice among its own (sdpa)"] = "auto"
-    compile: Annotated[Compiler, "torch.compile of each block; aot_eager: to find faults, not faster"] = "none"
+    channels: Annotated[int, "number of latent channels", Ge(1)] = 16
+    patch: Annotated[tuple[int, int, int], "patch size per token: latent frames, rows, columns", Ge(1)] = (1, 2, 2)
+    freq_dim: Annotated[int, "width of the sinusoidal embedding of sigma", Ge(2), MultipleOf(2)] = 256
+    gradient_checkpointing: Annotated[
+        bool, "recompute blocks in the backward pass: less memory, about a third slower"
+    ] = False
+    attention: Annotated[Attention, "attention kernel; auto: chosen by PyTorch (sdpa)"] = "auto"
+    compile: Annotated[Compiler, "torch.compile backend for each block; aot_eager is for debugging only"] = "none"
 
     def __post_init__(self) -> None:
-        # in one order, which initial weights are drawn in: that of a recipe or a folder must not matter
+        # canonical order: initial weights are drawn in it, so the order in a recipe or folder must have no effect
         object.__setattr__(self, "modalities", tuple(sorted(self.modalities, key=lambda name: (name != "rgb", name))))
         object.__setattr__(self, "patch", tuple(self.patch))
         super().__post_init__()
@@ -74,44 +78,44 @@ class WanModel(Model):
             raise OpenUniError(f"{self.name()}: modalities must be distinct and at least one, got {self.modalities}")
 
     def checkpoints(self) -> tuple[Checkpoint, ...]:
-        """The pretrained base, when there is one."""
+        """The pretrained base, if any."""
         return (hub_or_path(self.pretrained),) if self.pretrained else ()
 
     def resolved(self) -> Self:
-        """With the sizes of the pretrained configuration written out, and no pretrained weights."""
+        """See `Model.resolved`: sizes of the pretrained configuration as options, without pretrained weights."""
         options = self.base_options()
         sizes = {ours: options[theirs] for ours, theirs in SIZES.items()}
         return dataclasses.replace(self, pretrained="", **sizes)
 
     def machine_independent(self) -> Self:
-        """See `Model.machine_independent`: attention and compiler are of the machine, not of the model."""
+        """See `Model.machine_independent`: resets attention, compile and gradient_checkpointing."""
         return dataclasses.replace(self, attention="auto", compile="none", gradient_checkpointing=False)
 
     def base_options(self) -> dict[str, Any]:
-        """Arguments of `WanTransformer3DModel`: the pretrained configuration, or that of the options."""
+        """Arguments of `WanTransformer3DModel`, from the pretrained configuration or the options."""
         if not self.pretrained:
             sizes = {theirs: getattr(self, ours) for ours, theirs in SIZES.items()}
             return sizes | {"out_channels": self.channels}
         return plain_config(self.folder(), f'{self.name()}: "{self.pretrained}"')
 
-    def max_latent_shape(self, streams: int, beside: int = 1) -> tuple[int, int, int]:
+    def max_latent_shape(self, streams: int, streams_on_width: int = 1) -> tuple[int, int, int]:
         """See `Model.max_latent_shape`: where RoPE's tables end. `beside`: streams whose positions follow on width."""
         frames, rows, columns = self.base_options()["patch_size"]
-        return POSITIONS * frames, POSITIONS * rows, POSITIONS // beside * columns
+        return POSITIONS * frames, POSITIONS * rows, POSITIONS // streams_on_width * columns
 
     def folder(self) -> Path:
-        """The folder of the pretrained transformer; a whole pipeline has it in its own."""
+        """Folder of the pretrained transformer; for a pipeline its `transformer/`. Raises `OpenUniError` for two."""
         root = self.checkpoints()[0].resolve()
         if (root / "transformer_2").is_dir():
             raise OpenUniError(
                 f'{self.name()}: "{self.pretrained}" has two transformers, one for high and one for low noise levels '
-                f"(as Wan 2.2 A14B). Give the folder of one: {root / 'transformer'} or {root / 'transformer_2'}"
+                f"(as Wan 2.2 A14B). Pass the folder of one: {root / 'transformer'} or {root / 'transformer_2'}"
             )
         return root / "transformer" if (root / "transformer").is_dir() else root
 
 
 class WanBlock(_Block):
-    """Base of blocks: diffusers' own, without its weights where these are to come."""
+    """Base of blocks: diffusers' block, on the meta device within `defer_base_weights`."""
 
     def __init__(self, *sizes: Any, **options: Any) -> None:
         with base_device():
@@ -119,7 +123,7 @@ class WanBlock(_Block):
 
 
 class SegmentConditioning(NamedTuple):
-    """What all blocks are told of M segments, computed once per step. D: width of the model, L: rows of text."""
+    """Conditioning of M segments, shared by all blocks. D: width of the model, L: text length."""
 
     text: torch.Tensor  # [B M, L, D], embedded
     time: torch.Tensor  # [B, M, D]: the embedding of sigma
@@ -129,8 +133,8 @@ class SegmentConditioning(NamedTuple):
 class WanStreams(_Transformer):
     """A Wan transformer whose input is streams by name. Base parameters keep their names in the state dict.
 
-    A subclass makes its `blocks` after the base class's own constructor, names what it adds in `is_added`, and says in
-    `forward` how streams go through them.
+    A subclass creates `blocks` after the base constructor, identifies its added parameters in `is_added`, and
+    implements `forward`.
     """
 
     _cp_plan: ClassVar[None] = None
@@ -138,7 +142,7 @@ class WanStreams(_Transformer):
     unsaved: frozenset[str] = frozenset()
     rope: Any  # the base class's tables of positions
     attention: str = "auto"
-    base_precision: torch.dtype = torch.float32  # of the weights that `castable` names
+    base_precision: torch.dtype = torch.float32  # dtype of the weights in `castable`
 
     def __init__(self, modalities: Sequence[str], num_layers: int, **base: Any) -> None:
         with base_device():
@@ -153,14 +157,14 @@ class WanStreams(_Transformer):
 
     @classmethod
     def is_added(cls, name: str) -> bool:
-        """Whether a parameter of this name is one that the base model does not have."""
+        """Whether the parameter with this name is newly added, not part of the base model."""
         raise NotImplementedError
 
     def after_base(self) -> None:
-        """What begins as a copy of the base weights, once these are there."""
+        """Initialize copies of base weights; called after these are loaded."""
 
     def added_parameters(self) -> list[str]:
-        """Names of the parameters that the base model does not have."""
+        """Names of the newly added parameters."""
         return [name for name, _ in self.named_parameters() if self.is_added(name)]
 
     def base_tensors(self) -> dict[str, torch.Tensor]:
@@ -175,10 +179,10 @@ class WanStreams(_Transformer):
         return config.ffn_dim, config.num_attention_heads, config.qk_norm, config.cross_attn_norm, config.eps
 
     def castable(self) -> list[str]:
-        """Names of the base parameters that may be kept in bfloat16.
+        """Names of the base parameters that can be stored in bfloat16.
 
-        Those of linear layers and convolutions, which autocast would cast anyway. Norms, modulation tables and the
-        layers that make the modulation out of sigma stay float32.
+        These are linear layers and convolutions, which autocast casts anyway. Norms, modulation tables and the layers
+        that compute the modulation from sigma stay float32.
         """
         added = set(self.added_parameters())
         names = [
@@ -191,10 +195,10 @@ class WanStreams(_Transformer):
 
     @torch.no_grad()
     def load_base(self, shards: Iterable[dict[str, torch.Tensor]], device: str = "cpu", share: bool = False) -> None:
-        """Take all weights of a `WanTransformer3DModel`; raises unless exactly the additions are left as they are.
+        """Load all weights of a `WanTransformer3DModel`. Raises `OpenUniError` if names or shapes differ.
 
-        Weights that the model was built without are made on `device`, one after another; with `share` they are the
-        given tensors themselves where these are there and of the right type.
+        Weights on the meta device are allocated on `device` one by one. `share`: use the tensors without copying if
+        device and dtype match.
         """
         parameters = dict(self.named_parameters())
         expected = set(self.base_tensors())
@@ -206,7 +210,7 @@ class WanStreams(_Transformer):
                 continue
             if tensor.shape != parameters[name].shape:
                 found, wanted = list(tensor.shape), list(parameters[name].shape)
-                raise OpenUniError(f"pretrained weights do not fit the model: {name} is {found}, not {wanted}")
+                raise OpenUniError(f"pretrained weights do not match the model: {name} is {found}, expected {wanted}")
             if parameters[name].is_meta:
                 dtype = self.base_precision if name in castable else torch.float32
                 self._put(name, tensor.to(device, dtype, copy=not share))
@@ -214,7 +218,7 @@ class WanStreams(_Transformer):
                 parameters[name].copy_(tensor)
         odd = sorted(seen ^ expected)
         if odd:
-            raise OpenUniError(f"pretrained weights do not fit the model; differing keys: {', '.join(odd[:8])}")
+            raise OpenUniError(f"pretrained weights do not match the model; differing keys: {', '.join(odd[:8])}")
         copies = [name for name in self.added_parameters() if parameters[name].is_meta]
         for name in copies:
             self._put(name, torch.full(parameters[name].shape, torch.nan, device=device))
@@ -228,38 +232,40 @@ class WanStreams(_Transformer):
         setattr(self.get_submodule(place), leaf, nn.Parameter(tensor, requires_grad=trained))
 
     def set_base_precision(self, precision: torch.dtype) -> None:
-        """Cast what `castable` names; the model's matrix products are then of that precision too."""
+        """Cast the parameters in `castable`; matrix products then use the same precision."""
         self.base_precision = precision
         for name in self.castable():
             parameter = self.get_parameter(name)
             parameter.data = parameter.data.to(precision)
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
-        """Call the model. With a base in bfloat16 it computes under autocast, also where the caller does not."""
+        """Call the model. A bfloat16 base runs under autocast even if the caller does not enable it."""
         device = self.proj_out.weight.device
         if self.base_precision == torch.float32 or torch.is_autocast_enabled(device.type):
             return super().__call__(*arguments, **named)
         with torch.autocast(device.type, dtype=self.base_precision):
             return super().__call__(*arguments, **named)
 
-    # ------------------------------------------------------------------ what a forward pass is made of
+    # ------------------------------------------------------------------ parts of a forward pass
 
     def check_streams(self, streams: Streams) -> list[str]:
-        """Names of the streams, RGB first and then by name: the order of keys must not matter."""
+        """Validate the streams and return their names in canonical order, RGB first. Raises `OpenUniError`."""
         names = sorted(streams, key=lambda name: (name != "rgb", name))
         for name in names:
             if name not in self.streams:
                 raise OpenUniError(unknown_name("stream", name, self.streams))
         shapes = {name: tuple(streams[name].shape) for name in names}
         if len(set(shapes.values())) != 1:
-            raise OpenUniError(f"streams must be there and share one shape, got {shapes}")
+            raise OpenUniError(f"streams must not be empty and must share one shape, got {shapes}")
         shape = shapes[names[0]]
         if shape[1] != self.channels or any(size % part for size, part in zip(shape[2:], self.patch, strict=True)):
             raise OpenUniError(
                 f"latents must be [B, {self.channels}, T, H, W] in patches of {self.patch}, got {list(shape)}"
             )
         if self.rope.freqs_cos.dtype != torch.float32:
-            raise OpenUniError("the model was cast to a lower precision, which ruins RoPE: keep float32, use autocast")
+            raise OpenUniError(
+                "RoPE tables must be float32, but the model was cast. Keep float32 weights and use autocast."
+            )
         check_precision(self.attention, self.rope.freqs_cos.device)
         return names
 
@@ -269,14 +275,14 @@ class WanStreams(_Transformer):
         return frames // self.patch[0], height // self.patch[1], width // self.patch[2]
 
     def embed(self, latents: torch.Tensor, layer: nn.Module | None = None) -> torch.Tensor:
-        """[B, C, T, H, W] -> tokens [B, S, D], by the base model's input layer or another of its kind."""
+        """[B, C, T, H, W] -> tokens [B, S, D], with the base model's input layer or `layer`."""
         tokens: torch.Tensor = (layer or self.patch_embedding)(latents)
         return tokens.flatten(2).transpose(1, 2).contiguous()
 
     def unembed(
         self, tokens: torch.Tensor, time: torch.Tensor, grid: tuple[int, int, int], expert: Any = None
     ) -> torch.Tensor:
-        """Tokens [B, S, D] -> velocity [B, C, T, H, W] by the base model's output layer or another; `time` [B, D]."""
+        """Tokens [B, S, D] -> velocity [B, C, T, H, W] by the base model's output layer or `expert`; `time` [B, D]."""
         expert = expert or self
         shift, scale = (expert.scale_shift_table + time.unsqueeze(1)).chunk(2, dim=1)
         tokens = (self.norm_out(tokens.float()) * (1 + scale) + shift).type_as(tokens)
@@ -284,7 +290,7 @@ class WanStreams(_Transformer):
         return patches.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
     def embed_conditioning(self, sigmas: Sequence[torch.Tensor], texts: Sequence[torch.Tensor]) -> SegmentConditioning:
-        """Per segment its sigma [B] and its text [B, L, text_dim], embedded by the base model's layers."""
+        """Embed per segment its sigma [B] and its text [B, L, text_dim] with the base model's layers."""
         time, table = self.embed_time(torch.stack(list(sigmas), dim=1).flatten())
         text = self.condition_embedder.text_embedder(torch.stack(list(texts), dim=1).flatten(0, 1))
         segments = (-1, len(sigmas))
@@ -298,10 +304,10 @@ class WanStreams(_Transformer):
             return time, layers.time_proj(layers.act_fn(time)).unflatten(1, (6, -1))
 
     def rotary(self, grid: tuple[int, int, int], segments: int = 1, continued: bool = False) -> Rotary:
-        """Of tokens ordered by (segment, frame, row, column): positions anew in each segment, or running on on width.
+        """RoPE tables of tokens ordered by (segment, frame, row, column).
 
-        Attention does not see the order of tokens, only their positions; so streams stand in the sequence one after
-        another, which keeps modulation per segment, and on width side by side by their positions.
+        Width positions restart in each segment, or with `continued` run on across segments. Attention depends only on
+        positions, not on token order, so segments are stored one after another, which keeps modulation per segment.
         """
         wide = grid[2] * segments if continued else grid[2]
         size = [n * part for n, part in zip((*grid[:2], wide), self.patch, strict=True)]
@@ -316,7 +322,7 @@ class WanStreams(_Transformer):
         return ordered(cosines), ordered(sines)
 
     def through_blocks(self, tokens: Any, *arguments: Any) -> Any:
-        """All blocks in turn, recomputed in the backward pass where the model is told to."""
+        """Run all blocks, with gradient checkpointing if enabled."""
         for block in self.blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 tokens = self._gradient_checkpointing_func(block, tokens, *arguments)
@@ -326,10 +332,10 @@ class WanStreams(_Transformer):
 
 
 def plain_config(folder: Path, what: str) -> dict[str, Any]:
-    """The configuration of a text-to-video `WanTransformer3DModel`, every key of it.
+    """Complete configuration of a text-to-video `WanTransformer3DModel`.
 
-    Raises `OpenUniError` for other models, and for what no run could record: beside the sizes that `WanModel` has
-    options for, everything must be as in the published models. `what`: of the folder, for errors.
+    Except for the sizes that `WanModel` has options for, all values must be those of the published models, since a run
+    records no others. Raises `OpenUniError` otherwise. `what`: description of the folder, for errors.
     """
     try:
         config: Any = WanTransformer3DModel.load_config(str(folder))
@@ -338,25 +344,24 @@ def plain_config(folder: Path, what: str) -> dict[str, Any]:
     defaults = {name: p.default for name, p in signature(WanTransformer3DModel.__init__).parameters.items()}
     defaults.pop("self")
     kind = config.get("_class_name", KIND) if isinstance(config, dict) else None
-    given = {key: value for key, value in config.items() if not key.startswith("_")} if kind == KIND else {}
-    if kind != KIND or not set(SIZES.values()) <= set(given) <= set(defaults):
-        raise OpenUniError(f"{what}: {folder / 'config.json'} is not that of a plain {KIND} (it says {kind})")
-    found = defaults | given
+    values = {key: value for key, value in config.items() if not key.startswith("_")} if kind == KIND else {}
+    if kind != KIND or not set(SIZES.values()) <= set(values) <= set(defaults):
+        raise OpenUniError(f"{what}: {folder / 'config.json'} must be that of a plain {KIND}, got {kind}")
+    found = defaults | values
     if found["image_dim"] or found["added_kv_proj_dim"]:
-        raise OpenUniError(f"{what} is an image-to-video model; give a text-to-video one")
+        raise OpenUniError(f"{what} is an image-to-video model; pass a text-to-video model")
     if found["in_channels"] != (found["out_channels"] or found["in_channels"]):
-        raise OpenUniError(f"{what} has other channels at its input than at its output")
+        raise OpenUniError(f"{what}: input and output channels must be equal")
     odd = [key for key in ("cross_attn_norm", "qk_norm", "eps", "rope_max_seq_len") if found[key] != defaults[key]]
     if odd:
         raise OpenUniError(
-            f"{what} has {odd[0]} = {found[odd[0]]!r}; models are built with {defaults[odd[0]]!r}, as the published "
-            "ones are"
+            f"{what}: {odd[0]} must be {defaults[odd[0]]!r}, as in the published models, got {found[odd[0]]!r}"
         )
     return found
 
 
 def rope_tables(model: Any) -> Any:
-    """RoPE tables of a Wan transformer, made anew from its configuration: they are in no file of weights."""
+    """RoPE tables of a Wan transformer, computed from its configuration, since weight files do not include them."""
     config = model.config
     return type(model.rope)(config.attention_head_dim, config.patch_size, config.rope_max_seq_len)
 
@@ -364,10 +369,10 @@ def rope_tables(model: Any) -> Any:
 def build_module(
     build: Callable[[], Any], options: WanModel, device: str, base_precision: torch.dtype = torch.float32
 ) -> Any:
-    """The module that `build` makes, with the pretrained base where there is one, on `device`, training.
+    """Build the module, load the pretrained base if any, and move it to `device` in training mode.
 
-    Weights are float32, or of `base_precision` where `WanStreams.castable` says so. Pretrained weights are never in
-    memory twice: the base is built empty, then read tensor by tensor to where it stays.
+    Weights are float32, or `base_precision` for those in `WanStreams.castable`. Pretrained weights are never in memory
+    twice: the base is built on the meta device, then read tensor by tensor to its final place.
     """
     check_attention(options.attention, device)
     if options.pretrained:

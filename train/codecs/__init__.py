@@ -1,1 +1,1 @@
-"""Codecs, one file each: video <-> latents, text <-> embeddings."""
+"""Codecs, one file each: video <-> latents, text -> embeddings."""

@@ -1,4 +1,4 @@
-"""Text without weights: one fixed vector per UTF-8 byte, with its position."""
+"""Text codec without weights: one fixed vector per UTF-8 byte plus its position."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,7 +10,7 @@ from annotated_types import Ge, MultipleOf
 
 from openuni.training.codec import TextCodec
 
-END = 256  # the row that closes every text, so that an empty one is a row too
+END = 256  # end row of every text, so that the empty text has one row
 
 
 @dataclass(frozen=True)
@@ -18,17 +18,17 @@ class Bytes(TextCodec):
     """UTF-8 bytes -> (sign vector of the byte + sinusoids of its position) / sqrt(2), then one end row.
 
     The sign vectors (entries +1 or -1 by a hash, so nearly orthogonal) and the sinusoids (as in the Transformer paper,
-    times sqrt(2), so of unit mean square) never change. A text longer than `max_bytes` is cut after the last whole
-    character that fits; the end row follows all the same.
+    times sqrt(2), so of unit mean square) are fixed. Text longer than `max_bytes` is truncated after the last whole
+    character that fits; the end row is always appended.
     """
 
     origin: ClassVar[str] = "positions: Attention Is All You Need (Vaswani et al., 2017)"
 
     dim: Annotated[int, "width of the embeddings", Ge(2), MultipleOf(2)] = 64
-    max_bytes: Annotated[int, "bytes of text that are kept", Ge(0)] = 255
+    max_bytes: Annotated[int, "maximum length of a text in bytes; longer text is truncated", Ge(0)] = 255
 
     def encode(self, model: Any, text: str) -> np.ndarray:
-        """A text of any length -> float32 [L, dim], L = bytes kept + 1."""
+        """Text of any length -> float32 [L, dim], L = number of bytes + 1."""
         kept = text.encode()[: self.max_bytes].decode(errors="ignore").encode()
         rows = np.append(np.frombuffer(kept, dtype=np.uint8).astype(np.int64), END)
         return ((_signs(self.dim)[rows] + _positions(len(rows), self.dim)) / np.sqrt(2)).astype(np.float32)

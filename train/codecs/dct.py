@@ -1,4 +1,4 @@
-"""Latents without weights: an orthonormal space-time cosine transform of small blocks, lowest frequencies kept."""
+"""Latent codec without weights: an orthonormal space-time DCT of small blocks, truncated to low frequencies."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,27 +19,27 @@ COLOURS = np.array([[1, 1, 1], [1, 0, -1], [-1, 2, -1]]) / np.sqrt([[3.0], [2.0]
 # The analytic model of a block's coefficients, for pixels in -1..1. Amplitudes of natural images fall as
 # 1 / frequency^FALL; colour differences are about a quarter of luminance; change in time is
 # weaker than detail in space.
-MEAN_STD = 10.0  # of the luminance of a block's mean (16 sqrt(3) times a pixel standard deviation of about 0.36)
+MEAN_STD = 10.0  # standard deviation of a block's mean luminance (16 sqrt(3) times about 0.36 per pixel)
 FALL = 1.5
 COLOUR_STD = (1.0, 0.25, 0.25)
-TIME_WEIGHT = 3.0  # one step up in temporal frequency is as rare as this many in spatial frequency
-DETAIL = 4.0  # the first spatial frequency of a block is this many times weaker than its mean
+TIME_WEIGHT = 3.0  # one step in temporal frequency counts as this many steps in spatial frequency
+DETAIL = 4.0  # ratio of a block's mean to its first spatial frequency
 
 
 @dataclass(frozen=True)
 class Dct(LatentCodec):
     """Blocks of 4 frames x 8 x 8 pixels -> their `channels` lowest cosine coefficients, divided by fixed scales.
 
-    The first frame is taken as a block that stands still, so that it has the same statistics as the others. Linear:
-    decoding an encoded video is its orthogonal projection, exact when `channels` is 768. The order of coefficients is
-    by falling standard deviation in the analytic model above (ties: by colour, time, row, column), and the scales are
-    that standard deviation; nothing is fitted to data.
+    The first frame is encoded as a static block, so that it has the same statistics as the others. The codec is linear:
+    decoding an encoded video gives its orthogonal projection, exact if `channels` is 768. Coefficients are sorted by
+    decreasing standard deviation in the analytic model above (ties: by colour, time, row, column) and divided by that
+    standard deviation. Nothing is fitted to data.
     """
 
     stride: ClassVar[tuple[int, int, int]] = (FRAMES, SIDE, SIDE)
     origin: ClassVar[str] = "discrete cosine transform (Ahmed, Natarajan and Rao, 1974), in three dimensions"
 
-    channels: Annotated[int, "coefficients kept of each block", Interval(ge=1, le=COEFFICIENTS)] = 48
+    channels: Annotated[int, "number of coefficients per block", Interval(ge=1, le=COEFFICIENTS)] = 48
 
     def encode(self, model: Any, rgb: np.ndarray) -> np.ndarray:
         """float32 [T, H, W, 3] in 0..1 -> float32 [channels, (T - 1) / 4 + 1, H / 8, W / 8]."""
@@ -54,25 +54,25 @@ class Dct(LatentCodec):
         return np.clip(self.synthesise(latents), 0.0, 1.0)
 
     def synthesise(self, latents: np.ndarray) -> np.ndarray:
-        """As `decode`, without clipping: the exact transpose of the analysis, values around 0..1."""
+        """As `decode`, without clipping: the exact transpose of the encoder, values around 0..1."""
         if latents.ndim != 4 or latents.shape[0] != self.channels:
             raise ClipError(f"dct: latents must be [{self.channels}, T, H, W], got {latents.shape}")
         basis, scale = _basis(self.channels)
         blocks = np.moveaxis(latents.astype(np.float32), 0, -1) @ (basis * scale[:, None])
         video = _from_blocks(blocks)
-        first = video[:FRAMES].mean(axis=0, keepdims=True)  # only what stands still belongs to the first frame
+        first = video[:FRAMES].mean(axis=0, keepdims=True)  # only the static part belongs to the first frame
         return (np.concatenate([first, video[FRAMES:]]) + 1.0) / 2.0
 
 
 def check_video(rgb: np.ndarray, stride: tuple[int, int, int]) -> None:
-    """Raise `ClipError` unless `rgb` is float [T, H, W, 3] with T = 4k + 1 and sides that are whole blocks."""
+    """Raise `ClipError` unless `rgb` is float [T, H, W, 3] with T = 4k + 1 and H, W multiples of the stride."""
     if rgb.ndim != 4 or rgb.shape[-1] != 3 or not np.issubdtype(rgb.dtype, np.floating):
         raise ClipError(f"video must be float32 [T, H, W, 3] in 0..1, got {rgb.dtype} {rgb.shape}")
     frames, height, width = rgb.shape[:3]
     if frames % stride[0] != 1 or height % stride[1] or width % stride[2]:
         raise ClipError(
-            f"{frames} frames of {height} x {width} pixels do not fit the codec: frames must be "
-            f"{stride[0]}k + 1, height a multiple of {stride[1]}, width of {stride[2]}"
+            f"{frames} frames of {height}x{width} px: number of frames must be {stride[0]}k + 1, height a multiple of "
+            f"{stride[1]}, width a multiple of {stride[2]}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Text embeddings of Wan: the umT5 encoder, from transformers."""
+"""Text codec of Wan: the umT5 encoder from transformers."""
 
 import html
 import re
@@ -13,7 +13,7 @@ from openuni.training.codec import TextCodec
 
 
 class Loaded(NamedTuple):
-    """What `load` returns."""
+    """Result of `Umt5.load`."""
 
     tokenizer: Any
     encoder: Any
@@ -21,20 +21,19 @@ class Loaded(NamedTuple):
 
 @dataclass(frozen=True)
 class Umt5(TextCodec):
-    """Last hidden states of the encoder, trimmed to the text's true number of tokens (the end token included).
+    """Last hidden states of the encoder without padding (the end token is included).
 
-    The text is cleaned as diffusers' Wan pipeline cleans it: mojibake mended, HTML entities resolved, runs of white
-    space made one blank.
+    Text is cleaned as in diffusers' Wan pipeline: mojibake repaired, HTML entities resolved, whitespace collapsed.
     """
 
     gpus: ClassVar[float] = 1.0
     origin: ClassVar[str] = "UniMax (Chung et al., 2023), transformers UMT5EncoderModel"
 
-    checkpoint: Annotated[str, "hub name or folder: of the encoder, or of a pipeline with `text_encoder/` inside"] = (
+    checkpoint: Annotated[str, "hub name or folder of the encoder, or of a pipeline that contains `text_encoder/`"] = (
         "google/umt5-xxl"
     )
-    max_tokens: Annotated[int, "longer texts are cut to this many tokens"] = 512
-    dtype: Annotated[Literal["float32", "bfloat16"], "precision of weights and arithmetic"] = "bfloat16"
+    max_tokens: Annotated[int, "maximum length of a text in tokens; longer text is truncated"] = 512
+    dtype: Annotated[Literal["float32", "bfloat16"], "dtype of weights and arithmetic"] = "bfloat16"
 
     def checkpoints(self) -> tuple[Checkpoint, ...]:
         """The encoder's weights and its tokenizer."""
@@ -42,7 +41,7 @@ class Umt5(TextCodec):
 
     @classmethod
     def published(cls) -> tuple[Checkpoint, ...]:
-        """The encoder that Wan was trained with."""
+        """The encoder that Wan uses."""
         return (Checkpoint("google/umt5-xxl", "hub", "Apache-2.0"),)
 
     def load(self, device: str) -> Loaded:
@@ -56,7 +55,7 @@ class Umt5(TextCodec):
         return Loaded(tokenizer, encoder.eval().requires_grad_(False).to(device))
 
     def encode(self, model: Loaded, text: str) -> np.ndarray:
-        """A text of any length -> float32 [L, D], 1 <= L <= max_tokens."""
+        """Text of any length -> float32 [L, D], 1 <= L <= max_tokens."""
         import torch
 
         tokens = model.tokenizer(
@@ -70,8 +69,8 @@ class Umt5(TextCodec):
 
 
 def cleaned(text: str) -> str:
-    """The text without broken encodings, HTML entities and repeated white space."""
-    import ftfy  # comes with open-clip-torch
+    """Text with encodings repaired, HTML entities resolved and whitespace collapsed."""
+    import ftfy  # a dependency of open-clip-torch
 
     return re.sub(r"\s+", " ", html.unescape(html.unescape(ftfy.fix_text(text)))).strip()
 

@@ -1,4 +1,4 @@
-"""Latents of the Wan video VAE, from diffusers: any AutoencoderKLWan (Wan 2.1: 4 x 8 x 8; Wan 2.2: 4 x 16 x 16)."""
+"""Latent codec: the Wan video VAE from diffusers, any AutoencoderKLWan (Wan 2.1: 4 x 8 x 8; Wan 2.2: 4 x 16 x 16)."""
 
 import json
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ from openuni.training.codecs.dct import check_video
 
 @dataclass(frozen=True)
 class WanVae(LatentCodec):
-    """Posterior mean, normalised per channel by the checkpoint's `latents_mean` and `latents_std`.
+    """Posterior mean, normalized per channel by the checkpoint's `latents_mean` and `latents_std`.
 
-    Tiled latents differ from untiled ones near the seams, so `tiling` is an option (and part of the version), never
-    chosen by memory. The loaded model keeps a cache of features while it works: one video at a time per model.
+    Tiled latents differ from untiled ones near the seams, so `tiling` is an option and part of the version. The loaded
+    model holds a feature cache during a call and is not reentrant: process one video at a time per model.
     """
 
     gpus: ClassVar[float] = 1.0
@@ -26,14 +26,14 @@ class WanVae(LatentCodec):
         "Wan: Open and Advanced Large-Scale Video Generative Models (2025), diffusers AutoencoderKLWan"
     )
 
-    checkpoint: Annotated[str, "hub name or folder: of the VAE, or of a whole pipeline with `vae/` inside"] = (
+    checkpoint: Annotated[str, "hub name or folder of the VAE, or of a pipeline that contains `vae/`"] = (
         "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
     )
-    dtype: Annotated[Literal["float32", "bfloat16"], "precision of weights and arithmetic"] = "float32"
-    tiling: Annotated[bool, "encode and decode in blended tiles of 256 px at a stride of 192 px"] = False
+    dtype: Annotated[Literal["float32", "bfloat16"], "dtype of weights and arithmetic"] = "float32"
+    tiling: Annotated[bool, "tiled encoding and decoding, with blended tiles of 256 px at a stride of 192 px"] = False
 
     def checkpoints(self) -> tuple[Checkpoint, ...]:
-        """The VAE's folder only: the weights of the rest of a pipeline do not matter here."""
+        """Only the VAE's folder: other weights of a pipeline do not affect the version."""
         whole = published_or_path(self.checkpoint, self.published())
         try:
             folder = whole.resolve()
@@ -43,7 +43,7 @@ class WanVae(LatentCodec):
 
     @classmethod
     def published(cls) -> tuple[Checkpoint, ...]:
-        """The VAE of Wan 2.1, out of the pipeline's repository."""
+        """The VAE of Wan 2.1, from the pipeline's repository."""
         return (Checkpoint("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "hub", "Apache-2.0", only=("vae/*",)),)
 
     def load(self, device: str) -> Any:
@@ -85,7 +85,7 @@ class WanVae(LatentCodec):
         config = folder / "config.json"
         found = json.loads(config.read_text()).get("_class_name") if config.is_file() else None
         if found != "AutoencoderKLWan":
-            raise OpenUniError(f'"{self.checkpoint}" holds no AutoencoderKLWan (config.json says {found!r})')
+            raise OpenUniError(f'"{self.checkpoint}": expected an AutoencoderKLWan, got {found!r} (config.json)')
         return folder
 
 

@@ -46,8 +46,8 @@ class TrainingBatch:
             name: {key: tensor.to(device, non_blocking=True) for key, tensor in getattr(self, name).items()}
             for name in ("clean", "noise", "sigmas", "targets", "text")
         }
-        words = self.text_stream.to(device) if self.text_stream is not None else None
-        return TrainingBatch(self.clips, self.tasks, text_stream=words, **moved)
+        text_stream = self.text_stream.to(device) if self.text_stream is not None else None
+        return TrainingBatch(self.clips, self.tasks, text_stream=text_stream, **moved)
 
     def noisy(self) -> Streams:
         """What the model sees: given streams clean (at `condition_sigma`, most often 0), made ones at their sigma."""
@@ -162,9 +162,9 @@ class Loader:
         return float(np.nextafter(np.float32(self.model.condition_sigma), np.float32(1.0)))
 
     def _text(self, stream: str, sample: Sample, name: tuple[int | str, ...]) -> torch.Tensor:
-        told = self.model.text_condition(sample.task, stream)
-        if told != "caption":
-            return self.texts.prompt(stream) if told == "prompt" else self.texts.empty
+        condition = self.model.text_condition(sample.task, stream)
+        if condition != "caption":
+            return self.texts.prompt(stream) if condition == "prompt" else self.texts.empty
         if self._caption_dropped(sample.task, name) or not self.index.text.present[sample.clip]:
             return self.texts.empty
         return self.texts.padded(self.index.text.read(self.corpus, sample.clip))
@@ -183,14 +183,14 @@ class Loader:
         if captions is None or draws is None or not self.model.has_text_stream(samples[0].task):
             return None
 
-        def said(sample: Sample, name: tuple[int | str, ...]) -> str:
+        def stream_text(sample: Sample, name: tuple[int | str, ...]) -> str:
             if sample.task.generates_text:
                 return captions.target(sample.clip)
             return "" if self._caption_dropped(sample.task, name) else captions.prompt(sample.clip)
 
-        texts = [said(sample, name) for sample, name in zip(samples, names, strict=True)]
-        makes = [sample.task.generates_text for sample in samples]
-        return draws.draw_batch(texts, [sigma.get(TEXT, 0.0) for sigma in sigmas], makes, names)
+        texts = [stream_text(sample, name) for sample, name in zip(samples, names, strict=True)]
+        targets = [sample.task.generates_text for sample in samples]
+        return draws.draw_batch(texts, [sigma.get(TEXT, 0.0) for sigma in sigmas], targets, names)
 
     @cached_property
     def _text_sampler(self) -> TextSampler | None:

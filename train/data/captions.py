@@ -67,9 +67,9 @@ def open_captions(
         targets = prompts
     else:
         if options.detailed == embedded:
-            said = f'"{embedded}"' if embedded else "the clips' own captions"
+            column = f'"{embedded}"' if embedded else "the clips' own captions"
             raise OpenUniError(
-                f'text.stage = "refinement" makes detailed captions from brief ones, but both are {said}: encode the '
+                f'text.stage = "refinement" makes detailed captions from brief ones, but both are {column}: encode the '
                 'corpus with [encode] caption = "caption.brief", and set text.detailed to another column, such as '
                 '"caption.detailed"'
             )
@@ -83,16 +83,16 @@ def _fitting(prompts: pa.Array, targets: pa.Array, options: TextStreamOptions, t
     lengths = _lengths(targets, tokenizer)
     fits = there & (lengths < options.length)
     if options.stage == "refinement":
-        told = _lengths(prompts, tokenizer)
-        for found, (least, most) in ((told, options.brief_tokens), (lengths, options.detailed_tokens)):
+        prompt_lengths = _lengths(prompts, tokenizer)
+        for found, (least, most) in ((prompt_lengths, options.brief_tokens), (lengths, options.detailed_tokens)):
             fits &= (found >= least) & (found <= most)
     return fits
 
 
 def _non_empty(texts: pa.Array) -> np.ndarray:
     """bool [N]: a text with something in it."""
-    words = pc.greater(pc.utf8_length(pc.utf8_trim_whitespace(texts)), 0)
-    found: np.ndarray = pc.fill_null(words, False).to_numpy(zero_copy_only=False)
+    has_text = pc.greater(pc.utf8_length(pc.utf8_trim_whitespace(texts)), 0)
+    found: np.ndarray = pc.fill_null(has_text, False).to_numpy(zero_copy_only=False)
     return found
 
 

@@ -118,15 +118,15 @@ def _family(kind: str, families: dict[str, dict[str, Any]], wanted: str) -> dict
     return families[name] | {"family": name}
 
 
-def _modalities(given: Any, kind: type[Model], latents: dict[str, Any]) -> tuple[str, ...]:
+def _modalities(listed: Any, kind: type[Model], latents: dict[str, Any]) -> tuple[str, ...]:
     """The recipe's, the model's own, or those of the corpus."""
-    if given is None:
+    if listed is None:
         return kind.supported_modalities or tuple(sorted(latents["modalities"], key=lambda name: (name != "rgb", name)))
-    if not isinstance(given, list | tuple) or not given:
-        raise OpenUniError(f'recipe: model.modalities must be a list of names such as ["rgb", "depth"], got {given!r}')
-    for name in given:
+    if not isinstance(listed, list | tuple) or not listed:
+        raise OpenUniError(f'recipe: model.modalities must be a list of names such as ["rgb", "depth"], got {listed!r}')
+    for name in listed:
         find_modality(str(name))
-    return tuple(given)
+    return tuple(listed)
 
 
 def _most_common_shape(index: Index, mix: TaskMix) -> list[int]:

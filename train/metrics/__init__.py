@@ -1,1 +1,1 @@
-"""Metrics, one file per quantity."""
+"""Evaluation metrics, one file per modality."""

@@ -6,7 +6,7 @@ import numpy as np
 
 from openuni.manifests.errors import ClipError
 
-SMALLEST_SHARE = 1e-3  # of the largest true disparity: aligned disparities below it are raised to it
+SMALLEST_SHARE = 1e-3  # lower clamp of aligned disparities, as a fraction of the maximum true disparity
 
 
 class DepthErrors(NamedTuple):
@@ -20,8 +20,8 @@ def depth_errors(predicted: np.ndarray, true: np.ndarray, valid: np.ndarray | No
     """Errors of a clip's disparity, known up to scale and shift: the protocol of video depth papers.
 
     `predicted`, `true`: float [T, H, W, 1], disparity (for metres: 1 / metres), `true` > 0 where valid. `valid`: bool,
-    the same shape; all pixels when None. The scale and shift that bring the prediction nearest the truth in the least
-    squares of disparity over the whole clip are applied first; then both are inverted to distances.
+    the same shape; all pixels when None. The prediction is first aligned by the least-squares scale and shift in
+    disparity over the whole clip; then both are inverted to distances. Raises `ClipError` for invalid inputs.
     """
     predicted, true = _valid(predicted, true, valid)
     aligned = align(predicted, true)
@@ -29,7 +29,7 @@ def depth_errors(predicted: np.ndarray, true: np.ndarray, valid: np.ndarray | No
 
 
 def align(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """`scale * predicted + shift` nearest to `true` in least squares; a constant prediction becomes the mean."""
+    """Least-squares fit of `scale * predicted + shift` to `true`; a constant prediction becomes the mean."""
     centred = predicted - predicted.mean()
     spread = np.square(centred).mean()
     scale = (centred * (true - true.mean())).mean() / spread if spread > 1e-12 * np.square(predicted).mean() else 0.0
@@ -37,9 +37,9 @@ def align(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
 
 
 def best_constant(true: np.ndarray, valid: np.ndarray | None = None) -> float:
-    """The one distance that has the least AbsRel over the clip: the median of distances weighted by 1 / distance.
+    """The constant distance with the minimum AbsRel over the clip: the median weighted by 1 / distance.
 
-    `true`: disparity as in `depth_errors`. It knows the truth, so a prediction beats it only by knowing the picture.
+    `true`: disparity as in `depth_errors`. A baseline computed from the ground truth.
     """
     _, true = _valid(true, true, valid)
     disparity = np.sort(true)[::-1]  # from near to far; the weight of a distance is its disparity
@@ -48,7 +48,7 @@ def best_constant(true: np.ndarray, valid: np.ndarray | None = None) -> float:
 
 
 def constant_errors(true: np.ndarray, valid: np.ndarray | None = None) -> DepthErrors:
-    """The errors of `best_constant`: what any prediction must beat."""
+    """Errors of `best_constant`, as a baseline."""
     _, true = _valid(true, true, valid)
     return _errors(np.full_like(true, 1.0 / best_constant(true)), true)
 
@@ -66,5 +66,7 @@ def _valid(predicted: np.ndarray, true: np.ndarray, valid: np.ndarray | None) ->
     keep = np.ones(true.shape, bool) if valid is None else valid.astype(bool)
     predicted, true = predicted[keep].astype(np.float64), true[keep].astype(np.float64)
     if not len(true) or not np.isfinite(predicted).all() or not (np.isfinite(true) & (true > 0)).all():
-        raise ClipError("depth: there must be valid pixels, with finite predictions and a true disparity above 0")
+        raise ClipError(
+            "depth: at least one valid pixel is required, with finite predictions and true disparity above 0"
+        )
     return predicted, true

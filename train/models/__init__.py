@@ -1,1 +1,1 @@
-"""Unified models, one file each, behind one interface: dicts of streams in, dicts of velocities out."""
+"""Unified models, one file each, with one interface: dicts of streams in, dicts of velocities out."""

@@ -11,14 +11,14 @@ from openuni.training.backbone.attention import rotated
 from openuni.training.backbone.lora import GatedLinear, LoraRouting
 from openuni.training.backbone.wan import WanBlock
 
-SHARED = "shared"  # name of the one LoRA of the ablation
+SHARED = "shared"  # adapter name of the shared-LoRA ablation
 
 
 class CrossModalProcessor:
     """Self-attention of `WanAttention` over rows: B M rows of S tokens attend as B sequences of M S tokens.
 
-    Keys and values are those of the rows, seen as one sequence: nothing is repeated. In the manner of diffusers'
-    processors, so that its choice of attention backend applies.
+    Rows are viewed as one sequence, so keys and values are not repeated. Follows diffusers' processor interface, so
+    that its attention backends apply.
     """
 
     casts = True  # see `openuni.training.backbone.attention`
@@ -35,7 +35,7 @@ class CrossModalProcessor:
         rows: LoraRouting | None = None,
         joint: int = 1,
     ) -> torch.Tensor:
-        """`hidden_states` [B M, S, D] -> the same; `joint`: how many rows, one after another, attend to each other."""
+        """`hidden_states` [B M, S, D] -> the same; `joint`: number of consecutive rows that attend to each other."""
         query = attn.norm_q(attn.to_q(hidden_states, rows)).unflatten(2, (attn.heads, -1))
         key = attn.norm_k(attn.to_k(hidden_states, rows)).unflatten(2, (attn.heads, -1))
         value = attn.to_v(hidden_states, rows).unflatten(2, (attn.heads, -1))
@@ -47,7 +47,7 @@ class CrossModalProcessor:
             return tensor.view(-1, joint * shape[1], *shape[2:])
 
         mixed = dispatch_attention_fn(
-            together(query.type_as(value)),  # as torch's own attention would under autocast
+            together(query.type_as(value)),  # as PyTorch's attention does under autocast
             together(key.type_as(value)),
             together(value),
             backend=self._attention_backend,
@@ -59,7 +59,7 @@ class CrossModalProcessor:
 
 
 class UniVidXBlock(WanBlock):
-    """Wan's block over rows. The base class's names and order of operations are kept."""
+    """Wan's block over rows. Parameter names and order of operations are those of the base class."""
 
     def __init__(self, dim: int, ffn_dim: int, *base: Any, adapters: Sequence[str], rank: int, **options: Any) -> None:
         super().__init__(dim, ffn_dim, *base, **options)

@@ -1,4 +1,4 @@
-"""UniVidX's ablation: the streams concatenated on channels, one sequence as long as one stream's."""
+"""UniVidX ablation: streams concatenated on channels, in one sequence with the length of one stream."""
 
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -16,11 +16,10 @@ from openuni.training.models._unividx_blocks import SHARED, UniVidXBlock
 class ChannelsTransformer(WanStreams):
     """See `UniVidX` (`layout = "channels"`) and `openuni.training.model.VideoModel`.
 
-    Base parameters keep their names. Additions: the LoRA on every block, as in rows, but one for all and always at
-    work, since streams share their tokens; the part of the input layer that reads each stream but rgb, and the part of
-    the output layer that makes it; and per stream a vector that is added to all tokens times 1 - sigma, the share of
-    signal in the stream (a further input channel that is constant): with it the model can tell what is given, what is
-    made and what is absent. B of the LoRA and all other additions are zero at the start.
+    Base parameters keep their names. Additions: one shared, always active LoRA on every block, since streams share
+    their tokens; the input and output layers of each non-rgb stream; and per stream a vector, added to all tokens
+    times 1 - sigma, the signal fraction of the stream (a constant extra input channel). It lets the model distinguish
+    condition, target and absent streams. B of the LoRA and all other additions are zero-initialized.
     """
 
     _no_split_modules: ClassVar[list[str]] = ["UniVidXBlock"]
@@ -36,7 +35,7 @@ class ChannelsTransformer(WanStreams):
             UniVidXBlock(self.dim, *self.block_sizes, adapters=(SHARED,), rank=rank) for _ in range(num_layers)
         )
         others = [name for name in modalities if name != "rgb"]
-        values = self.channels * patch[0] * patch[1] * patch[2]  # in one token, of one stream
+        values = self.channels * patch[0] * patch[1] * patch[2]  # per token and stream
         self.channels_in = nn.ModuleDict(
             {name: nn.Conv3d(self.channels, self.dim, patch, patch, bias=False) for name in others}
         )
@@ -53,27 +52,27 @@ class ChannelsTransformer(WanStreams):
     def forward(self, streams: Streams, sigmas: dict[str, torch.Tensor], text: dict[str, torch.Tensor]) -> Streams:
         """Velocities of all streams, [B, C, T, H, W] by modality; see `openuni.training.model.VideoModel`.
 
-        The one sequence has one modulation, of the highest sigma among the streams of a sample (that of all made ones
-        where they share it), and attends to one text: that of the first stream, as UniVidX tells all the same.
+        The sequence has one modulation, that of the maximum sigma among a sample's streams (the target sigma if it is
+        shared), and attends to one text, that of the first stream, since in UniVidX all streams have the same text.
         """
         names = self.check_streams(streams)
         grid = self.grid(streams[names[0]])
         highest = torch.stack([sigmas[name] for name in names]).amax(dim=0)
-        told = self.embed_conditioning([highest], [text[names[0]]])
+        conditioning = self.embed_conditioning([highest], [text[names[0]]])
         tokens = self.through_blocks(
             self.joint_tokens(streams, sigmas, names),
-            told.text,
-            told.table[:, 0],
+            conditioning.text,
+            conditioning.table[:, 0],
             LoraRouting((SHARED,), None),
             1,
             *self.rotary(grid),
         )
-        return {name: self.unembed(tokens, told.time[:, 0], grid, self.output(name)) for name in names}
+        return {name: self.unembed(tokens, conditioning.time[:, 0], grid, self.output(name)) for name in names}
 
     def joint_tokens(self, streams: Streams, sigmas: dict[str, torch.Tensor], names: Sequence[str]) -> torch.Tensor:
-        """Tokens [B, S, D] of all streams: one input layer over their concatenated channels, part by part.
+        """Tokens [B, S, D] of all streams: one input layer over their concatenated channels, as a sum of parts.
 
-        Absent streams are zeros in the concatenation, so their parts are left out.
+        Absent streams are zeros in the concatenation, so their parts are omitted.
         """
         rgb = streams["rgb"] if "rgb" in names else torch.zeros_like(streams[names[0]])
         tokens = self.embed(rgb)
@@ -84,7 +83,7 @@ class ChannelsTransformer(WanStreams):
         return tokens
 
     def output(self, name: str) -> Any:
-        """The part of the output layer that makes a stream, for `unembed`; the modulation before it is shared."""
+        """Output layer of one stream, for `unembed`; the modulation before it is shared."""
         if name == "rgb":
             return self
         return SimpleNamespace(scale_shift_table=self.scale_shift_table, proj_out=self.channels_out[name])

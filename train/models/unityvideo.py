@@ -1,4 +1,7 @@
-"""UnityVideo on diffusers' Wan transformer: streams side by side, a switcher in every block, text per stream."""
+"""UnityVideo on diffusers' Wan transformer: streams in one sequence, a switcher per block, one text per stream.
+
+Differences between paper and released code, and the choices made here, are described in `train/models/README.md`.
+"""
 
 import math
 from collections.abc import Sequence
@@ -18,26 +21,26 @@ Switcher = Literal["per_block", "released"]
 
 @dataclass(frozen=True)
 class UnityVideo(WanModel):
-    """The paper's model: modality experts at input and output, AdaLN switcher per block, in-context learner.
+    """The paper's model: modality experts at input and output, an AdaLN switcher per block, in-context learning.
 
-    All streams of a clip stand side by side on width in one sequence and share self-attention and FFN; the tokens of
-    each stream cross-attend to its own text. Additions to the base model are the input and output layers of the
-    modalities beside rgb (copies of the base layers) and the switcher (zero at the start): a single rgb stream is at
-    the start the pretrained model, bit for bit. The released switcher is one vector per modality beside rgb, zero at
-    the start, added to the stream's tokens behind the input layer; its blocks are Wan's own.
+    All streams of a clip are concatenated on width in one sequence and share self-attention and FFN; the tokens of
+    each stream cross-attend to their own text. Newly added parameters: input and output layers of non-rgb modalities
+    (copies of the base layers) and the switcher (zero-initialized). At initialization, a single rgb stream reproduces
+    the pretrained model bit for bit. The released switcher is one zero-initialized vector per non-rgb modality, added
+    to the stream's tokens after the input layer; its blocks are Wan's.
     """
 
     origin: ClassVar[str] = "UnityVideo: Unified Multi-Modal Multi-Task Learning (arXiv 2512.07831)"
 
-    switcher: Annotated[Switcher, "what tells modalities apart: AdaLN in every block, or one vector as released"] = (
+    switcher: Annotated[Switcher, "modality switcher: AdaLN in every block, or one vector per modality as released"] = (
         "per_block"
     )
-    switcher_dim: Annotated[int, "hidden width of each block's switcher", Ge(1)] = 256
-    rope: Annotated[Rope, "width positions run on from stream to stream, or start anew in each"] = "continued"
+    switcher_dim: Annotated[int, "hidden width of the switcher in each block", Ge(1)] = 256
+    rope: Annotated[Rope, "RoPE width positions: continued across streams, or restarted per stream"] = "continued"
 
-    def max_latent_shape(self, streams: int, beside: int = 1) -> tuple[int, int, int]:
+    def max_latent_shape(self, streams: int, streams_on_width: int = 1) -> tuple[int, int, int]:
         """See `Model.max_latent_shape`."""
-        return super().max_latent_shape(streams, streams if self.rope == "continued" else beside)
+        return super().max_latent_shape(streams, streams if self.rope == "continued" else streams_on_width)
 
     def load(self, device: str) -> "UnityVideoTransformer":
         """The model on `device` in float32, in training mode."""
@@ -52,10 +55,9 @@ class UnityVideo(WanModel):
 
 
 class UnityVideoBlock(WanBlock):
-    """Wan's block over several segments. The base class's names and order of operations are kept.
+    """Wan's block over several segments. Parameter names and order of operations are those of the base class.
 
-    Modulation is per segment: [B, M, 1, D] against tokens [B, M, S, D], never one vector per token. `switcher_dim` 0:
-    without a switcher of its own.
+    Modulation is per segment, [B, M, 1, D] for tokens [B, M, S, D]. `switcher_dim` 0: no switcher.
     """
 
     def __init__(self, *base: Any, dim: int, switcher_dim: int, **base_options: Any) -> None:
@@ -63,7 +65,7 @@ class UnityVideoBlock(WanBlock):
         if not switcher_dim:
             self.switcher = None
             return
-        zero = nn.Linear(switcher_dim, 6 * dim)  # the one zero point of the switcher
+        zero = nn.Linear(switcher_dim, 6 * dim)  # the only zero-initialized layer of the switcher
         nn.init.zeros_(zero.weight)
         nn.init.zeros_(zero.bias)
         self.switcher = nn.Sequential(nn.Linear(dim, switcher_dim), nn.SiLU(), zero)
@@ -78,13 +80,13 @@ class UnityVideoBlock(WanBlock):
     ) -> torch.Tensor:
         """`tokens` [B, M, S, D] -> the same shape; `text` and `time` as in `SegmentConditioning` of backbone.wan.
 
-        `switch`: [B, M, D], modality and time embedding, for the switcher. `rotary`: of all M S tokens.
+        `switch`: [B, M, D], modality plus time embedding, input of the switcher. `rotary`: tables of all M S tokens.
         """
         batch, segments, length, dim = tokens.shape
         table = self.scale_shift_table[:, None] + time.float()
         if self.switcher is not None:
-            assert switch is not None  # which the model makes for blocks that have a switcher
-            with torch.autocast(tokens.device.type, enabled=False):  # as all that sigma modulates
+            assert switch is not None  # the model provides it for blocks with a switcher
+            with torch.autocast(tokens.device.type, enabled=False):  # like all modulation by sigma
                 table = table + self.switcher(switch.float()).unflatten(-1, (6, dim))
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = table.chunk(6, dim=2)  # [B, M, 1, D] each
 
@@ -154,7 +156,7 @@ class UnityVideoTransformer(WanStreams):
 
     @torch.no_grad()
     def after_base(self) -> None:
-        """Start the input and output layers of every other modality as copies of the rgb ones."""
+        """Initialize the input and output layers of every non-rgb modality as copies of the rgb layers."""
         inputs: Any = self.input_experts
         outputs: Any = self.output_experts
         for expert in inputs.values():
@@ -170,7 +172,7 @@ class UnityVideoTransformer(WanStreams):
         layers: Any = self.input_experts
         experts: Any = self.output_experts
         embedded = [self.embed(streams[name], None if name == "rgb" else layers[name]) for name in names]
-        told = self.embed_conditioning([sigmas[name] for name in names], [text[name] for name in names])
+        conditioning = self.embed_conditioning([sigmas[name] for name in names], [text[name] for name in names])
         if self.config.switcher == "released":
             embedded = [
                 tokens if name == "rgb" else tokens + self.modality_embeddings[name].type_as(tokens)
@@ -179,10 +181,14 @@ class UnityVideoTransformer(WanStreams):
             switch = None
         else:
             modality = torch.stack([self.modality_embeddings[name] for name in names])
-            switch = nn.functional.silu(modality + told.time)
+            switch = nn.functional.silu(modality + conditioning.time)
         rotary = self.rotary(grid, len(names), self.config.rope_layout == "continued")
-        tokens = self.through_blocks(torch.stack(embedded, dim=1), told.text, told.table, switch, *rotary)
+        tokens = self.through_blocks(
+            torch.stack(embedded, dim=1), conditioning.text, conditioning.table, switch, *rotary
+        )
         return {
-            name: self.unembed(tokens[:, place], told.time[:, place], grid, None if name == "rgb" else experts[name])
+            name: self.unembed(
+                tokens[:, place], conditioning.time[:, place], grid, None if name == "rgb" else experts[name]
+            )
             for place, name in enumerate(names)
         }

@@ -1,4 +1,7 @@
-"""UniVidX on diffusers' Wan transformer: a row per stream, a gated LoRA per modality, attention over all rows."""
+"""UniVidX on diffusers' Wan transformer: one row per stream, one gated LoRA per modality, attention over all rows.
+
+Differences between paper and released code, and the choices made here, are described in `train/models/README.md`.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,42 +21,47 @@ from openuni.training.tasks import Task
 
 Lora = Literal["decoupled", "shared"]
 Layout = Literal["rows", "channels"]
-# Given all of one of these, RGB has nothing left that a caption could say (the published AIN2R; FB2RP and PFB2R)
+# If all of one set are conditions, RGB is determined and the caption is not used (published AIN2R; FB2RP, PFB2R)
 DETERMINES_RGB = ({"albedo", "irradiance", "normal"}, {"foreground", "background"})
 
 
 @dataclass(frozen=True)
 class UniVidX(WanModel):
-    """The paper's model: stochastic condition masking is the recipe's tasks; the rest is here.
+    """The paper's model; its stochastic condition masking is expressed by the recipe's tasks.
 
-    Every stream of a clip is a row of its own, with the same positions, through the base model's own input and output
-    layers. In self-attention each row looks at the rows of all streams of its sample. What tells modalities apart is
-    the LoRA alone: each has its own, on the self-attention and feed-forward layers of every block, at work in the rows
-    where that modality is made and not where it is given. B is zero at the start: without cross-modal attention, or
-    with one stream, the model then is the pretrained one on every row, bit for bit.
+    Every stream of a clip is a separate row with the same positions and uses the base model's input and output layers.
+    In self-attention each row attends to the rows of all streams of its sample. Modalities differ only by their gated
+    LoRAs on the self-attention and feed-forward layers of every block: a LoRA is active in rows where its modality is
+    a target, not where it is a condition. B is zero-initialized: without cross-modal attention, or with one stream,
+    the model reproduces the pretrained model on every row bit for bit.
     """
 
     origin: ClassVar[str] = "UniVidX: A Unified Multimodal Framework for Versatile Video Generation (arXiv 2605.00658)"
 
-    rank: Annotated[int, "of each LoRA; alpha is the same, so the scale is 1", Ge(1)] = 32
-    train_base: Annotated[bool, "train all weights, not the LoRAs alone, such as when nothing is pretrained"] = False
+    rank: Annotated[int, "rank of each LoRA; alpha equals the rank, so the scale is 1", Ge(1)] = 32
+    train_base: Annotated[bool, "train all weights instead of only the LoRAs, such as without pretrained weights"] = (
+        False
+    )
     frozen_precision: Annotated[
-        Literal["float32", "bfloat16"], "of the frozen base's weights, and then of matrix products; LoRAs stay float32"
+        Literal["float32", "bfloat16"], "dtype of the frozen base and its matrix products; LoRAs stay float32"
     ] = "float32"
     condition_noise: Annotated[
-        float, "sigma of given streams; the released code has 0.00498, the paper 0", Interval(ge=0, lt=0.5)
+        float, "noise level (sigma) of condition streams; released code: 0.00498, paper: 0", Interval(ge=0, lt=0.5)
     ] = 0.0
-    lora: Annotated[Lora, "a LoRA per modality, or (ablation) one for all"] = "decoupled"
-    gated: Annotated[bool, "LoRAs rest where their stream is given; false (ablation): always at work"] = True
-    cross_modal: Annotated[bool, "rows attend to all rows of their sample; false (ablation): to themselves"] = True
-    layout: Annotated[Layout, "a row per stream, or (ablation) all on channels; then the last three are ignored"] = (
-        "rows"
-    )
+    lora: Annotated[Lora, "one LoRA per modality, or (ablation) one shared LoRA"] = "decoupled"
+    gated: Annotated[bool, "disable LoRAs on condition streams; false (ablation): always active"] = True
+    cross_modal: Annotated[bool, "attention over all rows of a sample; false (ablation): within each row"] = True
+    layout: Annotated[
+        Layout,
+        "one row per stream, or (ablation) streams concatenated on channels, which ignores lora, gated and cross_modal",
+    ] = "rows"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.frozen_precision != "float32" and self.train_base:
-            raise OpenUniError("unividx: frozen_precision is of a frozen base, and train_base = true trains it")
+            raise OpenUniError(
+                "unividx: frozen_precision requires a frozen base, but train_base = true. Remove one of them."
+            )
 
     @property
     def condition_sigma(self) -> float:
@@ -61,22 +69,21 @@ class UniVidX(WanModel):
         return self.condition_noise
 
     def text_condition(self, task: Task, stream: str) -> TextCondition:
-        """The caption for every stream, in tasks that make RGB out of less than what determines it; else nothing.
+        """The caption for every stream if rgb is a target that the conditions do not determine; else the empty caption.
 
-        So the caption is told in the published Text->X and Text&X->X tasks and in no X->X one. For other sets of
-        modalities the rule is the same: any task that makes rgb is told the caption, unless all of `DETERMINES_RGB`
-        of one family is given.
+        This gives the published Text->X and Text&X->X tasks the caption, and X->X tasks none. The same rule applies to
+        other sets of modalities: see `DETERMINES_RGB`.
         """
         determined = any(needed <= set(task.conditions) for needed in DETERMINES_RGB)
         return "caption" if "rgb" in task.targets and not determined else "nothing"
 
     def resolved(self) -> Self:
-        """See `Model.resolved`. With a frozen base, `pretrained` stays: its weights are not saved with the run's."""
+        """See `Model.resolved`. A frozen base keeps `pretrained`, since its weights are not saved in checkpoints."""
         spelled = super().resolved()
         return spelled if self.train_base else replace(spelled, pretrained=self.pretrained)
 
     def load(self, device: str) -> Any:
-        """The model on `device` in float32, in training mode; only what is to be trained requires gradients."""
+        """The model on `device` in float32, in training mode; only trained parameters require gradients."""
 
         def build() -> WanStreams:
             if self.layout == "channels":
@@ -101,8 +108,8 @@ class UniVidXTransformer(WanStreams):
 
     Additions: `blocks.*.lora_A.MODALITY` and `blocks.*.lora_B.MODALITY`.
 
-    A stream counts as given in a sample where its sigma is at most `condition_sigma` (0 unless conditions get noise),
-    and as made above that; loader and sampler keep the sigmas of made streams above it.
+    A stream is a condition in samples where its sigma is at most `condition_sigma` (0 unless `condition_noise` is set),
+    else a target. Loader and sampler keep the sigmas of target streams above `condition_sigma`.
     """
 
     _no_split_modules: ClassVar[list[str]] = ["UniVidXBlock"]
@@ -134,24 +141,24 @@ class UniVidXTransformer(WanStreams):
         names = self.check_streams(streams)
         stacked = torch.stack([streams[name] for name in names], dim=1)
         grid = self.grid(streams[names[0]])
-        told = self.embed_conditioning([sigmas[name] for name in names], [text[name] for name in names])
+        conditioning = self.embed_conditioning([sigmas[name] for name in names], [text[name] for name in names])
         joint = len(names) if self.config.cross_modal else 1
         tokens = self.through_blocks(
             self.embed(stacked.flatten(0, 1)),
-            told.text,
-            told.table.flatten(0, 1),
+            conditioning.text,
+            conditioning.table.flatten(0, 1),
             self.rows(names, sigmas),
             joint,
             *self.rotary(grid),
         )
-        velocities = self.unembed(tokens, told.time.flatten(0, 1), grid).unflatten(0, (-1, len(names)))
+        velocities = self.unembed(tokens, conditioning.time.flatten(0, 1), grid).unflatten(0, (-1, len(names)))
         return dict(zip(names, velocities.unbind(1), strict=True))
 
     def rows(self, names: Sequence[str], sigmas: dict[str, torch.Tensor]) -> LoraRouting:
-        """Which LoRAs are at work on the rows of these streams."""
+        """The LoRAs that are active on the rows of these streams."""
         adapters = tuple(self.config.adapters)
         own = tuple(names) if adapters != (SHARED,) else adapters
         if not self.config.gated:
             return LoraRouting(own, None)
-        made = torch.stack([sigmas[name] for name in names], dim=1).flatten() > self.condition_sigma
-        return LoraRouting(own, made.float()[:, None, None])
+        is_target = torch.stack([sigmas[name] for name in names], dim=1).flatten() > self.condition_sigma
+        return LoraRouting(own, is_target.float()[:, None, None])

@@ -1,4 +1,7 @@
-"""Uni-ViGU on diffusers' Wan transformer: video and text tokens in one sequence, an FFN expert for each."""
+"""Uni-ViGU on diffusers' Wan transformer: video and text tokens in one sequence, with one FFN expert each.
+
+Differences between paper and released code, and the choices made here, are described in `train/models/README.md`.
+"""
 
 import copy
 from collections.abc import Sequence
@@ -20,12 +23,12 @@ Tokens = tuple[torch.Tensor, ...]  # video [B, S, D], and text [B, L, D] where t
 
 @dataclass(frozen=True)
 class UniVigu(WanModel):
-    """One video stream, rgb, and the caption as a second one that can be made.
+    """One video stream, rgb, and the caption as a second stream that can be a target.
 
     Video and text tokens share self-attention, cross-attention to the condition, and the modulation table of each
-    block; the text has its own FFN in every block, its own time embedding and its own head. Without text, the model is
-    at the start the pretrained one, bit for bit. With it, the video attends to text tokens that the base model never
-    had, so it is not; the logits of the text are 0 at the start.
+    block; the text has a separate FFN in every block, time embedding and head. Without a text stream, the initialized
+    model reproduces the pretrained model bit for bit. With one it does not, since the video attends to text tokens.
+    Text logits are 0 at initialization.
     """
 
     origin: ClassVar[str] = "Uni-ViGU (arXiv 2604.08121)"
@@ -33,12 +36,12 @@ class UniVigu(WanModel):
     supported_modalities: ClassVar[tuple[str, ...]] = ("rgb",)
 
     modalities: Annotated[tuple[str, ...], "only rgb"] = ("rgb",)
-    vocabulary: Annotated[int, "token values, the mask included: those of the tokenizer", Ge(2)] = 258
+    vocabulary: Annotated[int, "vocabulary size of the tokenizer, including the mask token", Ge(2)] = 258
     text_flow: Annotated[
-        TextFlow, "tokens: discrete flow, the network gives logits; embeddings: continuous flow, a velocity and logits"
+        TextFlow, "text objective: tokens (discrete flow matching) or embeddings (continuous flow matching)"
     ] = "tokens"
     given_text: Annotated[
-        bool, "to make a video from its caption, have the caption in the text stream too, clean, as published"
+        bool, "also feed the clean caption as a text stream when text is a condition, as published"
     ] = True
 
     def __post_init__(self) -> None:
@@ -58,11 +61,11 @@ class UniVigu(WanModel):
         return module
 
     def text_condition(self, task: Task, stream: str) -> TextCondition:
-        """The condition of both segments: the caption, but nothing where a given video is to be described."""
+        """Cross-attention text of both segments: the caption; the empty caption for captioning a condition video."""
         return "nothing" if task.generates_text and task.conditions else "caption"
 
     def has_text_stream(self, task: Task) -> bool:
-        """Where text is made; and where it is given, with `given_text`."""
+        """True if text is a target, or a condition with `given_text`."""
         return task.generates_text or self.given_text
 
     @property
@@ -74,7 +77,7 @@ class UniVigu(WanModel):
 
 
 class UniViguBlock(WanBlock):
-    """Wan's block over a video and, where there is one, a text segment. Base names and order of operations are kept."""
+    """Wan's block over a video segment and an optional text segment, with the base class's parameter names."""
 
     def __init__(self, *base: Any, **base_options: Any) -> None:
         super().__init__(*base, **base_options)
@@ -112,7 +115,7 @@ class UniViguBlock(WanBlock):
 
 
 class TextHead(nn.Module):
-    """LayerNorm with a learnt scale, modulation by time, and a linear layer that is zero at the start."""
+    """LayerNorm with a learnt scale, modulation by time, and a zero-initialized linear layer."""
 
     def __init__(self, dim: int, out_features: int, eps: float) -> None:
         super().__init__()
@@ -134,7 +137,7 @@ class UniViguTransformer(WanStreams):
     """See `UniVigu` and `openuni.training.model.VideoModel`; the stream "text" of `openuni.training.model.TextModel`.
 
     Additions: `vocabulary_embedding.*`, `text_time_embedder.*`, `text_head.*`, `blocks.*.ffn_text.*`; with
-    `text_flow = "embeddings"` also `text_velocity.*` and a `text_head` that reads the estimate of the clean embeddings.
+    `text_flow = "embeddings"` also `text_velocity.*`; `text_head` then takes the estimate of the clean embeddings.
     """
 
     _no_split_modules: ClassVar[list[str]] = ["UniViguBlock"]
@@ -166,7 +169,7 @@ class UniViguTransformer(WanStreams):
 
     @torch.no_grad()
     def after_base(self) -> None:
-        """Start the text's FFNs, time embedding and output modulation as copies of the video's."""
+        """Initialize the text's FFNs, time embedding and output modulation as copies of the video's."""
         blocks: Any = self.blocks
         for block in blocks:
             block.ffn_text.load_state_dict(block.ffn.state_dict())
@@ -178,37 +181,39 @@ class UniViguTransformer(WanStreams):
     def embedded(self, tokens: torch.Tensor) -> torch.Tensor:
         """Token values int64 [B, L] -> clean embeddings float32 [B, L, D], each of mean square 1.
 
-        The scale is fixed because a velocity loss alone would shrink learnt embeddings to nothing.
+        The scale is fixed because a velocity loss alone would collapse learnt embeddings to zero.
         """
         rows = self.vocabulary_embedding(tokens).float()
         return rows * rows.square().mean(-1, keepdim=True).clamp(min=1e-12).rsqrt()
 
     def forward(self, streams: Streams, sigmas: dict[str, torch.Tensor], text: dict[str, torch.Tensor]) -> Streams:
-        """Velocity of rgb [B, C, T, H, W]; where `streams` has "text", also what `TextModel` of training.model says.
+        """Velocity of rgb [B, C, T, H, W]; if `streams` has "text", also the text outputs of a `TextModel`.
 
         `text["rgb"]` is the condition of both segments.
         """
         video = {name: tensor for name, tensor in streams.items() if name != TEXT}
         if not video:
-            raise OpenUniError(f"univigu: streams must have rgb, got {sorted(streams)}")
+            raise OpenUniError(f"univigu: streams must include rgb, got {sorted(streams)}")
         self.check_streams(video)
         grid = self.grid(video["rgb"])
-        told = self.embed_conditioning([sigmas["rgb"]], [text["rgb"]])
+        conditioning = self.embed_conditioning([sigmas["rgb"]], [text["rgb"]])
         segments: Tokens = (self.embed(video["rgb"]),)
-        tables: Tokens = (told.table[:, 0],)
+        tables: Tokens = (conditioning.table[:, 0],)
         rotary = self.rotary(grid)
         if TEXT not in streams:
-            (tokens,) = self.through_blocks(segments, told.text, tables, *rotary)
-            return {"rgb": self.unembed(tokens, told.time[:, 0], grid)}
+            (tokens,) = self.through_blocks(segments, conditioning.text, tables, *rotary)
+            return {"rgb": self.unembed(tokens, conditioning.time[:, 0], grid)}
         time, table = self._text_time(sigmas[TEXT])
         segments = (*segments, self._text_tokens(streams[TEXT]).to(segments[0]))
         cosines, sines = self.text_rotary(segments[1].shape[1])
         rotary = torch.cat([rotary[0], cosines], dim=1), torch.cat([rotary[1], sines], dim=1)
-        tokens, words = self.through_blocks(segments, told.text, (*tables, table), *rotary)
-        return {"rgb": self.unembed(tokens, told.time[:, 0], grid)} | self._text_out(words, time, streams, sigmas)
+        tokens, text_tokens = self.through_blocks(segments, conditioning.text, (*tables, table), *rotary)
+        return {"rgb": self.unembed(tokens, conditioning.time[:, 0], grid)} | self._text_out(
+            text_tokens, time, streams, sigmas
+        )
 
     def text_rotary(self, length: int) -> Rotary:
-        """1-D RoPE of positions 0..length - 1 over all channels of a head, base 10000, pairs as in Wan's tables."""
+        """1-D RoPE tables of positions 0..length - 1, base 10000, over all channels of a head, paired as in Wan."""
         width = self.config.attention_head_dim
         device = self.rope.freqs_cos.device
         rates = 10000.0 ** -(torch.arange(0, width, 2, dtype=torch.float64, device=device) / width)
@@ -222,31 +227,31 @@ class UniViguTransformer(WanStreams):
         """[B] -> the embedding of the text's sigma [B, D] and the modulation from it [B, 6, D]."""
         return self.embed_time(sigma, self.text_time_embedder)
 
-    def _text_tokens(self, given: torch.Tensor) -> torch.Tensor:
-        """What stands in the sequence for the text, [B, L, D]."""
-        if given.is_floating_point():
-            if self.text_flow == "tokens" or given.ndim != 3 or given.shape[-1] != self.dim:
+    def _text_tokens(self, values: torch.Tensor) -> torch.Tensor:
+        """Input tokens of the text segment, [B, L, D]."""
+        if values.is_floating_point():
+            if self.text_flow == "tokens" or values.ndim != 3 or values.shape[-1] != self.dim:
                 raise OpenUniError(
-                    f"univigu ({self.text_flow}): text must be token values int64 [B, L], or under embeddings float "
-                    f"[B, L, {self.dim}]; got {given.dtype} {list(given.shape)}"
+                    f"univigu ({self.text_flow}): text must be token values int64 [B, L], or for embeddings float "
+                    f"[B, L, {self.dim}]; got {values.dtype} {list(values.shape)}"
                 )
-            return given
-        if given.ndim != 2 or (given.numel() and (given.min() < 0 or given.max() >= self.vocabulary)):
+            return values
+        if values.ndim != 2 or (values.numel() and (values.min() < 0 or values.max() >= self.vocabulary)):
             raise OpenUniError(
-                f"univigu: text must be token values [B, L] in 0..{self.vocabulary - 1}, got {list(given.shape)} with "
-                f"values up to {int(given.max())}"
+                f"univigu: text must be token values [B, L] in 0..{self.vocabulary - 1}, got {list(values.shape)} with "
+                f"values up to {int(values.max())}"
             )
-        return self.embedded(given) if self.text_flow == "embeddings" else self.vocabulary_embedding(given)
+        return self.embedded(values) if self.text_flow == "embeddings" else self.vocabulary_embedding(values)
 
     def _text_out(
-        self, words: torch.Tensor, time: torch.Tensor, streams: Streams, sigmas: dict[str, torch.Tensor]
+        self, text_tokens: torch.Tensor, time: torch.Tensor, streams: Streams, sigmas: dict[str, torch.Tensor]
     ) -> Streams:
         if self.text_flow == "tokens":
-            return {TEXT: self.text_head(words, time)}
-        velocity = self.text_velocity(words, time).float()
+            return {TEXT: self.text_head(text_tokens, time)}
+        velocity = self.text_velocity(text_tokens, time).float()
         noisy = self._text_tokens(streams[TEXT]).float()
         clean = noisy - sigmas[TEXT].to(noisy)[:, None, None] * velocity
-        return {"text_velocity": velocity, TEXT: self.text_head(clean.type_as(words), time)}
+        return {"text_velocity": velocity, TEXT: self.text_head(clean.type_as(text_tokens), time)}
 
 
 def _modulated(norm: nn.Module, tokens: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

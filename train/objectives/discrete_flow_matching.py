@@ -1,10 +1,10 @@
-"""Discrete flow matching of tokens as pure functions. As everywhere: sigma 0 is clean, sigma 1 is the source.
+"""Discrete flow matching of tokens as pure functions. Sigma 0 is clean, sigma 1 is the source.
 
 The path of Discrete Flow Matching (Gat et al., 2024, arXiv 2407.15595) mixes, position by position, the clean token
-with a token of the source: it is clean with probability kappa = (1 - sigma)^degree. The generalised KL is the loss of
+with a token of the source: it is clean with probability kappa = (1 - sigma)^degree. The generalized KL is the loss of
 Flow Matching with General Discrete Paths (Shaul et al., 2024, arXiv 2412.03487) on it. Tokens are int64 [B, L], values
-in 0..V-1; sigmas float [B]; one network output per position, logits [B, L, V], stands for the posterior of the clean
-token given all noisy ones.
+in 0..V-1; sigmas float [B]. The network outputs logits [B, L, V], the posterior of each clean token given all noisy
+tokens.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from torch.nn import functional
 from openuni.training.randomness import Name, named_seed, uniforms
 
 Source = Literal["uniform", "mask"]
-MIN_SIGMA = 1e-3  # the rate grows without bound towards sigma 0; in the loss it is taken as it is here
+MIN_SIGMA = 1e-3  # lower clamp of sigma in the loss, since the rate is unbounded towards sigma 0
 
 
 def kappa(sigma: torch.Tensor, degree: float) -> torch.Tensor:
@@ -25,7 +25,7 @@ def kappa(sigma: torch.Tensor, degree: float) -> torch.Tensor:
 
 
 def rate(sigma: torch.Tensor, degree: float) -> torch.Tensor:
-    """Jumps per unit of time 1 - sigma towards the posterior: `kappa' / (1 - kappa)`; infinite at sigma 0."""
+    """Jump rate towards the posterior per unit of time 1 - sigma: `kappa' / (1 - kappa)`; infinite at sigma 0."""
     time = 1 - sigma
     return degree * time ** (degree - 1) / (1 - time**degree)
 
@@ -43,7 +43,7 @@ def source_tokens(
 def add_token_noise(
     clean: torch.Tensor, source: torch.Tensor, draws: torch.Tensor, sigma: torch.Tensor, degree: float = 1.0
 ) -> torch.Tensor:
-    """Tokens at `sigma` [B]: clean where the draw is below kappa, else of the source. All int64 [B, L].
+    """Tokens at `sigma` [B]: clean where the draw is below kappa, else from the source. All int64 [B, L].
 
     `draws`: uniform numbers in [0, 1), [B, L]. Sigma 0 gives the clean tokens, sigma 1 the source, exactly.
     """
@@ -52,17 +52,17 @@ def add_token_noise(
 
 
 def cross_entropy(logits: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
-    """`-log p(clean)` at every position, float32 [B, L]; in expectation least at the true posterior."""
+    """`-log p(clean)` at every position, float32 [B, L]; minimized in expectation by the true posterior."""
     return functional.cross_entropy(logits.float().transpose(1, 2), clean, reduction="none")
 
 
 def generalised_kl(
     logits: torch.Tensor, noisy: torch.Tensor, clean: torch.Tensor, sigma: torch.Tensor, degree: float = 1.0
 ) -> torch.Tensor:
-    """Bregman divergence of the conditional jump rates and the model's, at every position, float32 [B, L].
+    """Bregman divergence between the conditional jump rates and the model's, at every position, float32 [B, L].
 
-    `rate (clean = noisy ? 1 - p(noisy) : -log p(clean) - p(noisy))`: never negative, 0 where the model is certain of
-    the clean token, in expectation least at the true posterior. The rate is taken at `MIN_SIGMA` at the least.
+    `rate (clean = noisy ? 1 - p(noisy) : -log p(clean) - p(noisy))`: non-negative, 0 if p(clean) = 1, minimized in
+    expectation by the true posterior. Sigma is clamped to at least `MIN_SIGMA`.
     """
     log_p = logits.float().log_softmax(-1)
     at_noisy = log_p.gather(-1, noisy[..., None])[..., 0].exp()
@@ -81,10 +81,10 @@ def discrete_euler_step(
 ) -> torch.Tensor:
     """One step of the jump process with the posterior held fixed: tokens int64 [B, L] at `next_sigma` < `sigma`.
 
-    A position jumps to a token of the posterior [B, L, V] with probability `(kappa' - kappa) / (1 - kappa)`, which is
-    the velocity `rate (posterior - delta_noisy)` integrated over the step exactly; so no step is too long, and the last
-    one, to sigma 0, takes every token from the posterior. `draws`: uniform numbers in [0, 1), [2, B, L], for whether
-    and whereto.
+    A position jumps to a token drawn from the posterior [B, L, V] with probability `(kappa' - kappa) / (1 - kappa)`:
+    the velocity `rate (posterior - delta_noisy)` integrated exactly over the step. Any step size is valid, and the last
+    step, to sigma 0, draws every token from the posterior. `draws`: uniform in [0, 1), [2, B, L]; the first decides
+    whether a position jumps, the second selects the token.
     """
     before = kappa(torch.as_tensor(sigma, dtype=torch.float64, device=noisy.device), degree)
     after = kappa(torch.as_tensor(next_sigma, dtype=torch.float64, device=noisy.device), degree)
@@ -101,7 +101,7 @@ def named_step(
     seed: int,
     *names: Name,
 ) -> torch.Tensor:
-    """`discrete_euler_step` from the first of `sigmas` to the second, by logits [B, L, V] and draws by name.
+    """`discrete_euler_step` from the first of `sigmas` to the second, with logits [B, L, V] and named draws.
 
     Row i's draws depend on (seed, names, i, step) only.
     """
@@ -111,9 +111,9 @@ def named_step(
 
 
 def sample_tokens(probabilities: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
-    """A token per position by the inverse of the distribution function: [B, L, V] and uniform [B, L] -> int64 [B, L].
+    """Inverse-transform sampling of one token per position: [B, L, V] and uniform [B, L] -> int64 [B, L].
 
-    Never a token of probability 0, whatever the draw.
+    Never returns a token of probability 0.
     """
     summed = probabilities.double().cumsum(-1)
     places = draws.double()[..., None] * summed[..., -1:]

@@ -1,4 +1,4 @@
-"""Flow matching as pure functions. One convention everywhere: sigma 0 is clean, sigma 1 is noise."""
+"""Flow matching as pure functions. Sigma 0 is clean, sigma 1 is noise."""
 
 import math
 from collections.abc import Callable
@@ -24,7 +24,7 @@ def add_noise(clean: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> 
 
 
 def velocity(clean: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """The target `d x_sigma / d sigma = eps - x`, [B, C, T, H, W]."""
+    """The regression target `d x_sigma / d sigma = eps - x`, [B, C, T, H, W]."""
     return noise - clean
 
 
@@ -34,9 +34,9 @@ def shift_sigma(sigma: torch.Tensor, shift: float) -> torch.Tensor:
 
 
 def sigma_at(quantile: torch.Tensor, density: SigmaDensity, shift: float) -> torch.Tensor:
-    """Quantiles in (0, 1) -> sigmas of that density: drawing is this of uniform numbers, validation of fixed ones.
+    """Quantile function of a sigma density: quantiles in (0, 1) -> sigmas. Training draws them, validation fixes them.
 
-    "logit_normal": sigmoid of a standard normal; "uniform": the quantile itself; then the shift.
+    "logit_normal": sigmoid of a standard normal; "uniform": the quantile itself. Then the timestep shift is applied.
     """
     if density == "logit_normal":
         inside = quantile.double().clamp(1e-7, 1 - 1e-7)
@@ -45,9 +45,9 @@ def sigma_at(quantile: torch.Tensor, density: SigmaDensity, shift: float) -> tor
 
 
 def loss_weight(sigma: torch.Tensor, weighting: Weighting) -> torch.Tensor:
-    """What the loss at each sigma counts, float32 of sigma's shape; its mean over uniform sigmas is 1.
+    """Loss weight at each sigma, float32 of sigma's shape; its mean over uniform sigmas is 1.
 
-    "gaussian", as in UniVidX's code: a bell `exp(-2 (sigma - 1/2)^2)`, lowered so that it is 0 at both ends.
+    "gaussian", as in UniVidX's code: `exp(-2 (sigma - 1/2)^2)`, shifted down to 0 at both ends.
     """
     if weighting == "none":
         return torch.ones_like(sigma, dtype=torch.float32)
@@ -59,16 +59,16 @@ def loss_weight(sigma: torch.Tensor, weighting: Weighting) -> torch.Tensor:
 def stream_losses(
     predicted: dict[str, torch.Tensor],
     target: dict[str, torch.Tensor],
-    made: dict[str, torch.Tensor],
+    targets: dict[str, torch.Tensor],
     weights: dict[str, torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """Per sample, the sum over its made streams of the mean squared error -> float32 [B].
+    """Per sample, the sum over its target streams of the mean squared error -> float32 [B].
 
-    `made`: bool [B] per stream; what is given is no target, and its prediction does not enter. `weights`: [B] per
-    stream, 1 if absent; see `loss_weight`.
+    `targets`: bool [B] per stream; condition streams have no loss. `weights`: [B] per stream, 1 if absent; see
+    `loss_weight`.
     """
     total = torch.zeros(())
-    for name, mask in made.items():
+    for name, mask in targets.items():
         error = (predicted[name].float() - target[name].float()).square().mean(dim=(1, 2, 3, 4))
         if weights is not None:
             error = error * weights[name].to(error)
@@ -94,10 +94,9 @@ def adams_bashforth_step(
     before: torch.Tensor,
     sigmas: tuple[float | torch.Tensor, float | torch.Tensor, float | torch.Tensor],
 ) -> torch.Tensor:
-    """Second-order step with the velocity of the step before, for steps of any lengths; tensors [B, C, T, H, W].
+    """Second-order step that reuses the previous step's velocity, for variable step sizes; tensors [B, C, T, H, W].
 
-    `sigmas`: where `before` was predicted, where `predicted` is, and where to go. The line through both velocities is
-    integrated.
+    `sigmas`: that of `before`, that of `predicted`, and the next one. Integrates the line through both velocities.
     """
     last, sigma, next_sigma = sigmas
     step = next_sigma - sigma
@@ -112,14 +111,14 @@ def solve(
     solver: Solver,
     jump: TokenStep | None = None,
 ) -> Streams:
-    """Follow the velocity `field(streams, sigma)` along `sigmas`, float32 [steps + 1], from first to last.
+    """Integrate the velocity `field(streams, sigma)` along `sigmas`, float32 [steps + 1], from first to last.
 
-    "euler": order 1, one evaluation a step. "heun": order 2, two a step (the mean of the velocities at both ends).
-    "adams_bashforth": order 2, one a step, from two consecutive velocities; the first step is Euler's. A step that
-    ends at sigma 0 is Euler's under "heun", since models are not trained to see noise of exactly 0; orders hold.
+    "euler": order 1, one evaluation per step. "heun": order 2, two per step (mean of the velocities at both ends).
+    "adams_bashforth": order 2, one per step, from two consecutive velocities; the first step is Euler's. Under "heun" a
+    step that ends at sigma 0 is Euler's, since models are not trained at sigma 0; the order is unaffected.
 
-    Streams of integers are tokens: of these the field gives logits, and `jump(tokens, logits, sigma, next sigma, number
-    of the step)` moves them in the same loop, by the logits at the beginning of the step whatever the solver.
+    Integer streams are tokens: for these the field returns logits, and `jump(tokens, logits, sigma, next_sigma, step)`
+    updates them in the same loop, always with the logits at the beginning of the step.
     """
     before: tuple[torch.Tensor, Streams] | None = None
     flowing = [name for name, stream in noisy.items() if stream.dtype != torch.int64]
@@ -144,19 +143,19 @@ def solve(
 
 
 class GuidanceWeights(NamedTuple):
-    """What each prediction counts in a guided one; they sum to 1."""
+    """Weights of the predictions in a guided prediction; they sum to 1."""
 
-    full: float  # with the text and the given streams
-    without_text: float  # with the given streams alone
+    full: float  # with text and condition streams
+    without_text: float  # with condition streams only
     without_both: float
 
 
 def guidance_weights(text_scale: float, condition_scale: float) -> GuidanceWeights:
-    """Guidance towards the text and towards the given streams, each with a scale of its own, as a weighted sum.
+    """Classifier-free guidance on the text and the condition streams with separate scales, as a weighted sum.
 
-    It is `without_both + condition_scale (without_text - without_both) + text_scale (full - without_text)`: the text's
-    share is what it adds to the given streams. Both scales 1: the full prediction alone; a share of 0: a prediction
-    that is not needed. As in InstructPix2Pix (Brooks et al., 2023).
+    `without_both + condition_scale (without_text - without_both) + text_scale (full - without_text)`, as in
+    InstructPix2Pix (Brooks et al., 2023). With both scales 1 only the full prediction remains; a prediction with weight
+    0 need not be computed.
     """
     return GuidanceWeights(text_scale, condition_scale - text_scale, 1.0 - condition_scale)
 

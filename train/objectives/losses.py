@@ -1,4 +1,4 @@
-"""What is minimised: the losses of a batch, of its streams of latents and of its text."""
+"""Losses of a batch: of its latent streams and of its text."""
 
 import math
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ from openuni.training.tasks import Task
 class Losses(NamedTuple):
     """Per sample, float32 [B]."""
 
-    total: torch.Tensor  # video + weight times text
-    video: torch.Tensor  # summed over the made streams of latents; 0 where there is none
-    text: torch.Tensor | None  # per token; 0 where it is given; None without a text stream
-    logits: torch.Tensor | None  # [B, L, vocabulary], of the text
+    total: torch.Tensor  # video + weight * text
+    video: torch.Tensor  # sum over the target latent streams; 0 if there are none
+    text: torch.Tensor | None  # mean per token; 0 if text is a condition; None without a text stream
+    logits: torch.Tensor | None  # text logits [B, L, vocabulary]
 
     def split_by_target(self, tasks: Sequence[Task]) -> dict[str, list[float]]:
-        """By "video" and "text" the losses of the samples that make it; nothing where there is no text stream."""
+        """Losses of the samples with a video target ("video") and a text target ("text"); empty without text stream."""
         if self.text is None:
             return {}
         video = [loss for loss, task in zip(self.video.tolist(), tasks, strict=True) if task.targets]
@@ -33,27 +33,27 @@ class Losses(NamedTuple):
 def compute_losses(
     model: Any, batch: TrainingBatch, recipe: TrainingRecipe, autocast: torch.autocast, *, weighted: bool = True
 ) -> Losses:
-    """One forward pass. `weighted`: by noise level, as `flow.weighting` says; the text never is."""
+    """Run one forward pass. `weighted`: weight the video loss by noise level with `flow.weighting`."""
     target = {name: velocity(batch.clean[name], batch.noise[name]) for name in batch.clean}
-    streams, sigmas, words = batch.noisy(), batch.sigmas, batch.text_stream
+    streams, sigmas, text_stream = batch.noisy(), batch.sigmas, batch.text_stream
     embedded = None
     with autocast:
-        if words is not None:
-            seen, embedded = words.noisy(model, recipe.text.degree)
-            streams, sigmas = streams | {"text": seen}, sigmas | {"text": words.sigma}
+        if text_stream is not None:
+            noisy, embedded = text_stream.noisy(model, recipe.text.degree)
+            streams, sigmas = streams | {"text": noisy}, sigmas | {"text": text_stream.sigma}
         predicted = model(streams, sigmas, batch.text)
     weights = None
     if weighted:
         weights = {name: loss_weight(sigma, recipe.flow_matching.weighting) for name, sigma in batch.sigmas.items()}
     video = stream_losses(predicted, target, batch.targets, weights)
-    if words is None:
+    if text_stream is None:
         return Losses(video, video, None, None)
-    text = words.losses(predicted, streams["text"], embedded, recipe.text)
-    ratio = recipe.text.weight or text_weight(_video_tokens(model, batch), words.clean.shape[1])
+    text = text_stream.losses(predicted, streams["text"], embedded, recipe.text)
+    ratio = recipe.text.weight or text_weight(_video_tokens(model, batch), text_stream.clean.shape[1])
     return Losses(video + ratio * text, video, text, predicted["text"])
 
 
 def _video_tokens(model: Any, batch: TrainingBatch) -> int:
-    """Tokens of a sample's streams of latents, all together."""
+    """Total number of tokens of a sample's latent streams."""
     shape = next(iter(batch.clean.values())).shape[2:]
     return len(batch.clean) * math.prod(size // part for size, part in zip(shape, model.patch, strict=True))

@@ -1,1 +1,1 @@
-"""Parity with a pretrained backbone: a ladder of checks."""
+"""Parity checks of models against diffusers on a pretrained backbone."""

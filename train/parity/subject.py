@@ -1,4 +1,4 @@
-"""What parity checks look at: a model on a pretrained base beside the plain one, and how two results are compared."""
+"""Fixtures of the parity checks: a model and the plain model on the same base, inputs, and comparisons."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,13 +18,13 @@ from openuni.training.tasks import TEXT
 
 _Transformer: Any = WanTransformer3DModel
 SHAPES = ((1, 1, 2, 3), (2, 3, 2, 2))  # samples; frames, rows and columns in patches
-TEXT_ROWS = 6  # tokens of text as a stream
-# How far results may lie apart that are equal on paper, relative to their largest value
+TEXT_ROWS = 6  # tokens of the text stream
+# Tolerance of mathematically equal results, relative to their maximum value
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 
 
 class Measurement(NamedTuple):
-    """What a rung found."""
+    """Measurement of one parity check."""
 
     figure: float
     tolerance: float
@@ -32,12 +32,12 @@ class Measurement(NamedTuple):
 
 
 class NotApplicable(Exception):
-    """This rung means nothing for this model; the text says why."""
+    """The check does not apply to this model; the message gives the reason."""
 
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A model at its start on a pretrained base, and the plain model of the same weights (in the same memory)."""
+    """A model at initialization on a pretrained base, and the plain model sharing the same weights in memory."""
 
     component: WanModel
     model: Any
@@ -46,7 +46,7 @@ class Subject:
     dtype: torch.dtype
 
     def inputs(self, names: Sequence[str], size: Sequence[int] = SHAPES[1]) -> tuple[Streams, Streams, Streams]:
-        """Random streams, sigmas and text; the same each time."""
+        """Random streams, sigmas and text; deterministic."""
         generator = torch.Generator().manual_seed(5)
         batch = size[0]
         latent = [self.model.channels, *(n * part for n, part in zip(size[1:], self.model.patch, strict=True))]
@@ -63,16 +63,16 @@ class Subject:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All streams of the model, text among them where it makes text."""
+        """All streams of the model, including text if it generates text."""
         return (*self.model.streams, TEXT) if hasattr(self.model, "vocabulary") else self.model.streams
 
     def run_model(self, model: Any, *arguments: Any) -> Any:
-        """The model's output in the arithmetic of the ladder."""
+        """The model's output in the precision of the checks."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             return model(*arguments)
 
     def run_reference(self, name: str, inputs: tuple[Streams, Streams, Streams], model: Any = None) -> torch.Tensor:
-        """What diffusers' model makes of one stream."""
+        """Output of diffusers' model for one stream."""
         streams, sigmas, text = (group[name] for group in inputs)
         out: torch.Tensor = self.run_model(model or self.plain, streams, sigmas * 1000.0, text).sample
         return out
@@ -89,9 +89,9 @@ def build_subject(component: WanModel, device: torch.device, dtype: torch.dtype)
 
 
 def time_in_float32(model: Any) -> Any:
-    """diffusers' plain model, changed to compute the embedding of sigma in float32 under autocast, as ours do.
+    """diffusers' plain model, patched to compute the sigma embedding in float32 under autocast, as ours do.
 
-    So the comparison under bfloat16 is of all the rest, bit for bit. In float32 this changes nothing.
+    This makes the remaining computation comparable bit for bit under bfloat16. It has no effect in float32.
     """
     embedder = model.condition_embedder
     for layer in (embedder.time_embedder, embedder.time_proj):
@@ -105,9 +105,9 @@ def time_in_float32(model: Any) -> Any:
 
 
 def plain_model(folder: Path) -> Any:
-    """diffusers' own model of a folder, in float32: by its `from_pretrained`, which for Wan needs accelerate.
+    """Load diffusers' model from a folder in float32, with `from_pretrained` if accelerate is installed.
 
-    Without that package by its class and the tensors of the files, strictly.
+    Wan's `from_pretrained` requires accelerate. Otherwise the files are loaded strictly into its class.
     """
     if find_spec("accelerate"):
         return _Transformer.from_pretrained(folder, local_files_only=True, torch_dtype=torch.float32).eval()
@@ -117,26 +117,26 @@ def plain_model(folder: Path) -> Any:
 
 
 def has_gradient(parameter: torch.Tensor) -> bool:
-    """Whether a parameter has a gradient that is finite and not zero everywhere."""
+    """Whether a parameter has a finite, non-zero gradient."""
     return parameter.grad is not None and bool(parameter.grad.any()) and bool(parameter.grad.isfinite().all())
 
 
 def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    """Largest difference; infinite where either is not finite, or of another shape. Never NaN: `max` would lose it."""
+    """Maximum absolute difference; infinite if either is not finite or shapes differ. Never NaN, which `max` drops."""
     if ours.shape != theirs.shape or not (ours.isfinite().all() and theirs.isfinite().all()):
         return math.inf
     return float((ours.float() - theirs.float()).abs().max())
 
 
 def relative_difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    """Largest difference over largest value; infinite where either is not finite."""
+    """Maximum absolute difference over maximum value; infinite if either is not finite."""
     largest = difference(ours, theirs)
     return largest if largest == math.inf else largest / (float(theirs.float().abs().max()) or 1.0)
 
 
 @contextmanager
 def requiring_gradients(parameters: Iterable[torch.Tensor]) -> Iterator[None]:
-    """Within it, these parameters require gradients."""
+    """Context in which these parameters require gradients."""
     before = [(parameter, parameter.requires_grad) for parameter in parameters]
     for parameter, _ in before:
         parameter.requires_grad_(True)
@@ -149,7 +149,7 @@ def requiring_gradients(parameters: Iterable[torch.Tensor]) -> Iterator[None]:
 
 @contextmanager
 def perturbing(parameters: Iterable[torch.Tensor]) -> Iterator[None]:
-    """Within it, these parameters have small random values added."""
+    """Context in which small random values are added to these parameters."""
     before = [(parameter, parameter.detach().clone()) for parameter in parameters]
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
@@ -165,7 +165,7 @@ def perturbing(parameters: Iterable[torch.Tensor]) -> Iterator[None]:
 
 @contextmanager
 def checkpointing_of(model: Any, on: bool) -> Iterator[None]:
-    """Within it, the model checkpoints its activations if `on`."""
+    """Context in which the model uses gradient checkpointing if `on`."""
     if not on:
         yield
         return
@@ -178,7 +178,7 @@ def checkpointing_of(model: Any, on: bool) -> Iterator[None]:
 
 @contextmanager
 def with_config(model: Any, **options: Any) -> Iterator[None]:
-    """Within it, the model's configuration says this."""
+    """Context in which the model's configuration has these values."""
     before = {name: getattr(model.config, name) for name in options}
     model.register_to_config(**options)
     try:

@@ -90,9 +90,9 @@ def test_a_run_with_nothing_usable_ends_with_its_ledger(recipe, tmp_path):
 @pytest.mark.parametrize(
     ("sources", "message"),
     [
-        ("nothing-here", '"nothing-here" does not exist. Give a video, a folder'),
-        ("empty-folder", "holds no video"),
-        ("*.mp4", 'pattern "\\*.mp4" holds no video'),
+        ("nothing-here", '"nothing-here" not found. Pass a video, a folder'),
+        ("empty-folder", "contains no video"),
+        ("*.mp4", 'pattern "\\*.mp4" contains no video'),
     ],
 )
 def test_sources_that_are_not_there(recipe, tmp_path, monkeypatch, sources, message):

@@ -48,7 +48,7 @@ def test_what_is_too_short_after_all_else_is_left_out():
     assert spans([DISSOLVE, HARD], even(150), min_s=1.92) == [(52, 100), (100, 150)]  # 48 frames are 1.92 s
     assert spans([DISSOLVE, HARD], even(150), min_s=1.93) == [(100, 150)]
     assert spans([], even(110), max_s=2, split="windows", min_s=1) == [(0, 50), (50, 100)]
-    with pytest.raises(NoUsableShot, match="nothing of its 3 shots is left as a clip by min_s = 9"):
+    with pytest.raises(NoUsableShot, match="no clip is left of its 3 shots with min_s = 9"):
         spans([DISSOLVE, HARD], even(150), min_s=9)
 
 

@@ -68,7 +68,7 @@ def test_addresses_of_videos_in_a_list_are_taken_at_their_word(raw):
 
 def test_an_empty_list_is_an_error(raw):
     (raw / "list.txt").write_text("# all taken out\n")
-    with pytest.raises(OpenUniError, match=r'list "raw/list.txt" holds no video'):
+    with pytest.raises(OpenUniError, match=r'list "raw/list.txt" contains no video'):
         find_sources("raw/list.txt")
 
 

@@ -95,7 +95,7 @@ def test_a_clip_whose_flow_failed_is_unavailable_with_the_reason(raw, tmp_path):
     assert {row["status"] for row in rows(corpus, "dis").values()} == {"failed"}
     found = list(rows(corpus).values())
     assert {row["status"] for row in found} == {"unavailable"}
-    assert all("starts from flow of dis" in row["error"] and "sides >= 8 px" in row["error"] for row in found)
+    assert all("requires flow of dis" in row["error"] and "sides >= 8 px" in row["error"] for row in found)
     again = run(raw, tmp_path / "corpus", {"dis": DIS, MOVING: {}}, short_side_px=6)
     assert {row["status"] for row in rows(again).values()} == {"unavailable"}
 
@@ -115,12 +115,12 @@ def test_a_damaged_flow_is_the_reason_of_that_clip_alone(raw, tmp_path):
 @pytest.mark.parametrize(
     ("annotators", "message"),
     [
-        ({MOVING: {}}, 'moving: no annotator of this recipe makes "flow"'),
+        ({MOVING: {}}, 'moving: no annotator of this recipe produces "flow"'),
         (
             {MOVING: {}, "dis": {}, "supplied": {"modalities": ["flow"]}},
-            'several annotators make "flow". Name one: "dis.flow"',
+            'several annotators produce "flow". Select one: "dis.flow"',
         ),
-        ({MOVING: {"of": "tests.operators.moving.segmentation"}}, "annotators wait for one another"),
+        ({MOVING: {"of": "tests.operators.moving.segmentation"}}, "annotators require each other"),
     ],
 )
 def test_what_cannot_be_made_is_an_error_before_anything_runs(annotators, message):

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from openuni.cli.main import app
 from openuni.manifests.errors import OpenUniError
 from openuni.training.models.unityvideo import UnityVideo, UnityVideoTransformer
-from openuni.training.parity.ladder import PARITY_CHECKS
+from openuni.training.parity.checks import PARITY_CHECKS
 from tests.train.backbone.tiny_wan import BASE
 
 
@@ -44,7 +44,7 @@ def test_one_model_as_a_table(pipeline: Path) -> None:
     header, *lines = done.stdout.splitlines()
     assert header.split()[:4] == ["model", "check", "verdict", "value"]
     assert [line.split()[:2] for line in lines] == [["unividx", name] for name in PARITY_CHECKS]
-    assert "does not apply" in lines[3] and "give it more modalities" in lines[3]
+    assert "does not apply" in lines[3] and "pass more modalities" in lines[3]
 
 
 def test_a_failed_rung_is_exit_code_1(pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +70,7 @@ def test_what_is_not_there_is_named(pipeline: Path, monkeypatch: pytest.MonkeyPa
         (("--pretrained", pipeline, "--modality", "rgb", "--modality", "dept"), 'Did you mean "depth"'),
         (("--pretrained", pipeline, "--modality", "text"), 'modality "text" is not known'),
         (("--pretrained", pipeline, "--modality", "a.b"), 'modality "a.b" is not known'),
-        (("--pretrained", pipeline, "--device", "gpu"), 'device "gpu" cannot be used here; there are: auto, cpu'),
+        (("--pretrained", pipeline, "--device", "gpu"), 'device "gpu" is not available. Available: auto, cpu'),
     ):
         done = parity(*arguments)
         assert isinstance(done.exception, OpenUniError) and text in str(done.exception)  # exit code 2, by `main`

@@ -65,7 +65,7 @@ def test_weights_that_do_not_fit_are_named(folder: Path, tmp_path: Path) -> None
     for file in folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "config.json").write_text(json.dumps(config | {"ffn_dim": 40}))
-    with pytest.raises(OpenUniError, match=r"ffn\.net\.0\.proj.* is \[32.*\], not \[40"):
+    with pytest.raises(OpenUniError, match=r"ffn\.net\.0\.proj.* is \[32.*\], expected \[40"):
         UniVidX(modalities=NAMES, pretrained=str(tmp_path)).load("cpu")
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_layers": 3}))
     with pytest.raises(OpenUniError, match=r"differing keys: blocks\.2\."):
@@ -81,13 +81,13 @@ def test_weights_that_do_not_fit_are_named(folder: Path, tmp_path: Path) -> None
     ("config", "message"),
     [
         ("{", "not a valid JSON file"),
-        ("[]", r"is not that of a plain WanTransformer3DModel \(it says None\)"),
-        ({"_class_name": "UNet2DModel"}, r"\(it says UNet2DModel\)"),
-        ({"in_channels": None}, "is not that of a plain WanTransformer3DModel"),
-        ({"vace_layers": [0]}, "is not that of a plain WanTransformer3DModel"),
-        ({"out_channels": 8}, "other channels at its input"),
-        ({"eps": 1e-2}, r"has eps = 0\.01; models are built with 1e-06"),
-        ({"cross_attn_norm": False}, "has cross_attn_norm = False; models are built with True"),
+        ("[]", r"must be that of a plain WanTransformer3DModel, got None"),
+        ({"_class_name": "UNet2DModel"}, r"WanTransformer3DModel, got UNet2DModel"),
+        ({"in_channels": None}, "must be that of a plain WanTransformer3DModel"),
+        ({"vace_layers": [0]}, "must be that of a plain WanTransformer3DModel"),
+        ({"out_channels": 8}, "input and output channels must be equal"),
+        ({"eps": 1e-2}, r"eps must be 1e-06, as in the published models, got 0\.01"),
+        ({"cross_attn_norm": False}, "cross_attn_norm must be True, as in the published models, got False"),
     ],
 )
 def test_what_no_run_could_record_is_refused(folder: Path, tmp_path: Path, config: Any, message: str) -> None:
@@ -103,7 +103,7 @@ def test_what_no_run_could_record_is_refused(folder: Path, tmp_path: Path, confi
 @pytest.mark.parametrize("listing", ["{", "[]", "{}", '{"weight_map": 3}'])
 def test_an_index_of_shards_that_is_none_is_named(tmp_path: Path, listing: str) -> None:
     (tmp_path / f"{WEIGHTS}.index.json").write_text(listing)
-    with pytest.raises(OpenUniError, match=r'is no index of shards, it needs a table "weight_map"'):
+    with pytest.raises(OpenUniError, match=r'is not a shard index: it must have a table "weight_map"'):
         list(weight_shards(tmp_path))
 
 

@@ -67,7 +67,7 @@ def test_the_casting_processor_is_the_same_function(
 def test_attention_that_cannot_run_is_refused_before_loading() -> None:
     with pytest.raises(OpenUniError, match=r'attention = "flsh"\. Did you mean "flash".* Allowed: auto, sdpa'):
         UnityVideo(attention="flsh")
-    with pytest.raises(OpenUniError, match='"sdpa_cudnn" runs on CUDA alone, and the device is cpu'):
+    with pytest.raises(OpenUniError, match='"sdpa_cudnn" requires CUDA, but the device is cpu'):
         UnityVideo(attention="sdpa_cudnn", **SMALL).load("cpu")
     with pytest.raises(MissingRequirement, match="pip install flash-attn"):
         check_attention("flash", "cuda")

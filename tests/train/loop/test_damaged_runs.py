@@ -72,7 +72,7 @@ def test_an_optimizer_state_that_lacks_tensors_is_refused(corpus: Corpus, run: P
 def test_checkpoints_without_their_record_are_no_new_run(corpus: Corpus, run: Path) -> None:
     (run / "run.json").unlink()
     for attempt in (lambda: train(RECIPE, corpus, run), lambda: Run.open(run)):
-        with pytest.raises(OpenUniError, match=r"no run\.json\), though there are checkpoints: put it back"):
+        with pytest.raises(OpenUniError, match=r"run\.json not found\), but checkpoints exist: restore it"):
             attempt()
 
 

@@ -193,7 +193,9 @@ def test_runs_that_have_not_learnt_it_refuse(corpus: Corpus, tmp_path: Path) -> 
     given = {"rgb": torch.randn(1, *SHAPE[1:])}
     guided = SamplingOptions(1, 1.0, given_guidance=2.0)
     plain = train(recipe(), corpus, tmp_path / "plain")
-    with pytest.raises(OpenUniError, match=r'learnt "rgb->depth" with noise.*data\.condition_dropout = 0\.1'):
+    with pytest.raises(
+        OpenUniError, match=r'trained on "rgb->depth" with condition dropout.*data\.condition_dropout = 0\.1'
+    ):
         plain.sample("rgb->depth", given, ["a cube"], sampling=guided)
     plain.sample("->rgb+depth", {}, ["a cube"], SHAPE[1:], sampling=guided)  # nothing given, nothing to guide by
     learnt = train(recipe(given_dropout=0.5), corpus, tmp_path / "learnt")

@@ -320,7 +320,7 @@ def test_generate_gives_modalities(run: Run) -> None:
     assert not np.array_equal(one["depth"].array, other["depth"].array)
     with pytest.raises(OpenUniError, match="4k"):
         run.generate("a cube", ["rgb", "depth"], size=(8, 16, 16))
-    with pytest.raises(OpenUniError, match="has 3 frames; 5 are needed"):
+    with pytest.raises(OpenUniError, match="has 3 frames; at least 5 are required"):
         run.generate("a cube", ["depth"], {"rgb": video[:3]})
 
 

@@ -117,14 +117,14 @@ def test_what_a_recipe_or_a_sample_must_not_say(run: Run, corpus: Corpus, tmp_pa
         OpenUniError, match=r'not trained for "rgb\+flow->depth"; it was trained for: .*rgb\+depth->flow'
     ):
         run.sample("rgb+flow->depth", {}, ["a cube"], SHAPE)
-    with pytest.raises(OpenUniError, match=r"given latents must be \[1, 4, 2, 2, 2\] for 1 captions, got .*depth"):
+    with pytest.raises(OpenUniError, match=r"condition latents must be \[1, 4, 2, 2, 2\] for 1 captions, got .*depth"):
         given = {"rgb": torch.zeros(1, *SHAPE), "depth": torch.zeros(1, 4, 1, 2, 2)}
         run.sample("rgb+depth->flow", given, ["a cube"], SHAPE)
-    with pytest.raises(OpenUniError, match=r"is given \['rgb', 'depth'\], got latents of \['rgb'\]"):
+    with pytest.raises(OpenUniError, match=r"condition streams must be \['rgb', 'depth'\], got latents of \['rgb'\]"):
         run.sample("rgb+depth->flow", {"rgb": torch.zeros(1, *SHAPE)}, ["a cube"], SHAPE)
     with pytest.raises(OpenUniError, match=r"frames must be 4k \+ 1"):
         run.generate("a cube", ["rgb", "depth", "flow"], size=(6, 16, 16))
-    for modalities, message in ((["rgb", "dept"], '"dept" is no modality|dept'), (["rgb", "rgb"], "rgb")):
+    for modalities, message in ((["rgb", "dept"], '"dept" is not a modality|dept'), (["rgb", "rgb"], "rgb")):
         with pytest.raises(OpenUniError, match=message):
             train(recipe({"text->rgb": 1.0}, model={"modalities": modalities}), corpus, tmp_path)
     with pytest.raises(OpenUniError, match=r'task "rgb->normal" needs normal; the model has'):

@@ -208,11 +208,11 @@ def test_wrong_use_of_a_run_is_named(base: Any, corpus: Any, tmp_path: Path) -> 
         train(TrainingRecipe.from_dict(settings | {"tasks": {"rgb->depth": 1.0}}), corpus, tmp_path / "no")
     with pytest.raises(OpenUniError, match=r"frames must be 4k \+ 1"):
         run.generate("", ["albedo"], {"rgb": np.zeros((6, 16, 16, 3), np.uint8)}, (6, 16, 16))
-    with pytest.raises(OpenUniError, match=r"given latents must be \[1, 4, 2, 2, 2\] for 1 captions, got"):
+    with pytest.raises(OpenUniError, match=r"condition latents must be \[1, 4, 2, 2, 2\] for 1 captions, got"):
         run.sample("rgb->albedo", {"rgb": given[:, :, :1]}, [""], shape=(4, 2, 2, 2))
-    with pytest.raises(OpenUniError, match=r'task "rgb->albedo" reads no prompt, got "a cube"'):
+    with pytest.raises(OpenUniError, match=r'task "rgb->albedo" does not use a prompt, got "a cube"'):
         run.generate("a cube", ["albedo"], {"rgb": np.zeros((5, 16, 16, 3), np.uint8)})
-    with pytest.raises(OpenUniError, match=r'guidance 7 is on a caption, and task "rgb->albedo" reads none'):
+    with pytest.raises(OpenUniError, match=r'guidance 7 requires a caption, and task "rgb->albedo" uses none'):
         run.sample("rgb->albedo", {"rgb": given}, [""], sampling=SamplingOptions(2, guidance=7.0))
     other = recipe(**SMALL | {"ffn_dim": 48}).to_dict() | {"start_from": str(run.folder)}
     with pytest.raises(OpenUniError, match=r"of another size: blocks\.0\.ffn.*32.*48"):
@@ -256,7 +256,7 @@ def test_noise_on_given_streams(base: Any, corpus: Any, tmp_path: Path) -> None:
     assert all(torch.equal(told["rgb"], torch.full((2,), 0.005)) for _, told, _ in seen)
     assert all(torch.equal(noisy["rgb"], seen[0][0]["rgb"]) for noisy, _, _ in seen)
     assert 0 < (seen[0][0]["rgb"] - clean["rgb"]).std() < 0.02
-    with pytest.raises(OpenUniError, match="not above that of given streams"):
+    with pytest.raises(OpenUniError, match="must be above that of condition streams"):
         sample(model, Task.parse("rgb->normal"), conditions, streams["rgb"].shape, SamplingOptions(400, 1.0))
 
 

@@ -1,7 +1,7 @@
-"""Parity with the pretrained model, as a ladder: what the models on Wan must keep of their base, and what they add.
+"""Parity checks: models on Wan reproduce diffusers' pretrained model at initialization and receive gradients.
 
-Each rung compares a model with diffusers' own `WanTransformer3DModel` of the same weights, or with itself, and has a
-figure, a tolerance and a verdict. Memory: about twice the weights in float32, besides their gradients on one rung.
+Each check compares a model with diffusers' `WanTransformer3DModel` on the same weights, or with itself. It has a
+figure, a tolerance and a verdict. Memory: about twice the weights in float32, plus their gradients for one check.
 """
 
 import math
@@ -44,24 +44,24 @@ ParityStatus = Literal["passed", "failed", "does not apply", "not run"]
 
 
 class ParityResult(NamedTuple):
-    """One rung's outcome."""
+    """Result of one parity check."""
 
     name: str
     verdict: ParityStatus
-    figure: float | None  # what was measured, in the unit that `what` says
-    tolerance: float | None  # the largest figure that passes
-    what: str  # what the figure is, or why there is none
+    figure: float | None  # the measured value; `what` states its unit
+    tolerance: float | None  # the maximum figure that passes
+    what: str  # description of the figure, or the reason why it is missing
 
 
 def run_parity_checks(
     component: WanModel, device: str = "cpu", dtype: torch.dtype = torch.float32
 ) -> Iterator[ParityResult]:
-    """All rungs in order, each when it is done. `dtype` is that of the arithmetic: float32, or bfloat16 by autocast.
+    """Run all parity checks in order and yield each result. `dtype`: float32, or bfloat16 through autocast.
 
-    Raises `OpenUniError` when there is no model to look at. A rung that meets an error has failed.
+    Raises `OpenUniError` without a pretrained model. An error inside a check makes that check fail.
     """
     if not component.pretrained:
-        raise OpenUniError("parity needs a pretrained model: give its folder or hub name")
+        raise OpenUniError("parity requires a pretrained model: pass its folder or hub name")
     component.base_options()
     names = iter(PARITY_CHECKS.items())
     try:
@@ -94,11 +94,11 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
-# ---------------------------------------------------------------- the rungs
+# ---------------------------------------------------------------- the checks
 
 
 def keys(subject: Subject) -> Measurement:
-    """Every tensor of the files is in the model under its name, with its shape and values."""
+    """Every tensor of the files is in the model with the same name, shape and values."""
     base = subject.model.base_tensors()
     odd, seen = set(base) ^ set(subject.plain.state_dict()), set()
     for name, stored in (item for shard in weight_shards(subject.component.folder()) for item in shard.items()):
@@ -108,13 +108,13 @@ def keys(subject: Subject) -> Measurement:
             odd.add(name)
     odd |= set(base) - seen
     added = len(subject.model.added_parameters())
-    what = f"tensors of {len(base)} that differ from the files or are not finite{_named(odd)}; {added} are added"
+    what = f"number of {len(base)} tensors that differ from the files or are not finite{_named(odd)}; {added} are added"
     return Measurement(len(odd), 0, what)
 
 
 @torch.no_grad()
 def bitwise(subject: Subject) -> Measurement:
-    """One stream alone is what the plain model makes of it, with and without checkpointing."""
+    """A single stream gives the plain model's output, with and without gradient checkpointing."""
     figure, runs = 0.0, 0
     for size in SHAPES:
         for name in subject.model.streams:
@@ -124,19 +124,19 @@ def bitwise(subject: Subject) -> Measurement:
                 with torch.set_grad_enabled(checkpointing), checkpointing_of(subject.model, checkpointing):
                     ours = subject.run_model(subject.model, *inputs)[name].detach()
                 figure, runs = max(figure, difference(ours, expected)), runs + 1
-    return Measurement(figure, 0.0, f"largest difference from diffusers' model, one stream alone, {runs} runs")
+    return Measurement(figure, 0.0, f"maximum difference from diffusers' model, single stream, {runs} runs")
 
 
 def perturbed(subject: Subject) -> Measurement:
-    """Zero-initialised tensors have a gradient at the start; off zero, they move the output and all additions learn.
+    """Zero-initialized tensors have gradients; perturbed, they change the output and all additions have gradients.
 
-    So none is cut off, and none waits behind a second zero.
+    This detects disconnected parameters and a second zero in series.
     """
     model, inputs = subject.model, subject.inputs(subject.names)
     added = {name: model.get_parameter(name) for name in model.added_parameters()}
     zero = [name for name, parameter in added.items() if not parameter.detach().any()]
     if not zero:
-        raise OpenUniError("no addition is zero at the start")
+        raise OpenUniError("no newly added parameter is zero-initialized")
     with requiring_gradients(added.values()):
         before = _backward(subject, inputs)
         dead = {name for name in zero if not has_gradient(added[name])}
@@ -148,20 +148,20 @@ def perturbed(subject: Subject) -> Measurement:
     return Measurement(
         len(dead) + (not 0 < moved < math.inf),
         0,
-        f"additions without a finite gradient, of {len(added)} ({len(zero)} zero at the start){_named(dead)}"
-        + ("" if moved else "; no output moves")
+        f"{len(added)} added parameters, those without a finite gradient ({len(zero)} zero-initialized){_named(dead)}"
+        + ("" if moved else "; outputs do not change")
         + ("; outputs are not finite" if moved == math.inf else ""),
     )
 
 
 @torch.no_grad()
 def layouts(subject: Subject) -> Measurement:
-    """Rows seen as one sequence are streams side by side; without joint attention each row is the plain model."""
+    """Joint attention over rows equals one concatenated sequence; without it, each row equals the plain model."""
     model = subject.model
     if not isinstance(model, UnityVideoTransformer | UniVidXTransformer):
-        raise NotApplicable("one stream of latents, so there are no two ways to lay streams out")
+        raise NotApplicable("the model has one latent stream, so layouts cannot be compared")
     if len(model.streams) < 2:
-        raise NotApplicable("the model has one stream; give it more modalities")
+        raise NotApplicable("the model has one stream; pass more modalities")
     inputs = subject.inputs(model.streams)
     base, options = model.base_tensors(), subject.component.base_options()
     with defer_base_weights():
@@ -180,17 +180,17 @@ def layouts(subject: Subject) -> Measurement:
         alone = subject.run_model(rows, *inputs)
     pairs.append((alone, {name: subject.run_reference(name, inputs) for name in model.streams}))
     figure = max(relative_difference(ours[name], theirs[name]) for ours, theirs in pairs for name in theirs)
-    what = f"largest relative difference: {len(model.streams)} streams side by side and as rows; rows alone and plain"
+    what = f"maximum relative difference: {len(model.streams)} streams joint and as rows; single rows and plain"
     return Measurement(figure, TOLERANCES[subject.dtype], what)
 
 
 def gradients(subject: Subject) -> Measurement:
-    """The base's parameters get the gradients that they get in the plain model."""
+    """The base parameters receive the same gradients as in the plain model."""
     model, plain = subject.model, subject.plain
     name = model.streams[0]
     if isinstance(model, UnityVideoTransformer) and name != "rgb":
         raise NotApplicable(
-            "no rgb among the streams, and only rgb goes through the base's input and output layers; give rgb"
+            "only rgb uses the base input and output layers, and the streams do not include rgb; add rgb"
         )
     inputs = subject.inputs((name,))
     parameters = {key: model.get_parameter(key) for key in plain.state_dict()}
@@ -204,13 +204,13 @@ def gradients(subject: Subject) -> Measurement:
         figure = max(figure, relative_difference(parameters[key].grad, theirs.grad))
         parameters[key].grad = theirs.grad = None
     return Measurement(
-        figure, TOLERANCES[subject.dtype], f"largest relative difference of {len(parameters)} tensors' gradients"
+        figure, TOLERANCES[subject.dtype], f"maximum relative difference of the gradients of {len(parameters)} tensors"
     )
 
 
 @torch.no_grad()
 def round_trip(subject: Subject) -> Measurement:
-    """The base goes back to a folder that diffusers loads; trained additions go through a checkpoint, LoRAs a file."""
+    """Saving and loading preserve outputs: base as a diffusers folder, additions as a checkpoint, LoRAs as files."""
     model, name = subject.model, subject.model.streams[0]
     inputs = subject.inputs(subject.names)
     figure = 0.0
@@ -232,7 +232,7 @@ def round_trip(subject: Subject) -> Measurement:
                 outputs.append(_through_adapters(subject, read, folder, inputs))
         figure = max(figure, *(relative_difference(found[key], expected[key]) for found in outputs for key in expected))
     loader = "diffusers' from_pretrained" if find_spec("accelerate") else "diffusers' class and safetensors"
-    return Measurement(figure, 0.0, f"largest relative difference after saving and loading (base by {loader})")
+    return Measurement(figure, 0.0, f"maximum relative difference after saving and loading (base loaded with {loader})")
 
 
 PARITY_CHECKS: dict[str, Callable[[Subject], Measurement]] = {
@@ -246,7 +246,7 @@ PARITY_CHECKS: dict[str, Callable[[Subject], Measurement]] = {
 
 
 def _through_adapters(subject: Subject, model: Any, folder: Path, inputs: Any) -> Any:
-    """The outputs of `model` with the LoRAs taken away and read from files again."""
+    """Outputs of `model` after its LoRAs were zeroed and reloaded from files."""
     for adapter in model.config.adapters:
         save_adapter(subject.model, adapter, folder / f"{adapter}.safetensors")
         for layer in gated_layers(model).values():
@@ -256,7 +256,7 @@ def _through_adapters(subject: Subject, model: Any, folder: Path, inputs: Any) -
 
 
 def _backward(subject: Subject, inputs: tuple[Streams, Streams, Streams]) -> Streams:
-    """Outputs, detached; gradients of a loss on all of them are on the parameters."""
+    """Detached outputs, after a backward pass of a loss over all of them."""
     out = subject.run_model(subject.model, *inputs)
     generator = torch.Generator().manual_seed(6)
     losses = [
