@@ -75,7 +75,7 @@ def test_attention_that_cannot_run_is_refused_before_loading() -> None:
         parse_options(UnityVideo, {"attention": "sage"}, "unityvideo")
     model = UnityVideo(modalities=NAMES, switcher_dim=8, **SMALL).load("cpu")
     model.attention = "flash"
-    with pytest.raises(OpenUniError, match="takes bfloat16 only"):
+    with pytest.raises(OpenUniError, match="requires bfloat16, but precision is float32"):
         model(*rows(NAMES))
 
 
