@@ -32,7 +32,7 @@ def test_grammar(text: str, given: tuple[str, ...], made: tuple[str, ...]) -> No
         ("rgb->dept", '"dept" is not a modality. Did you mean "depth"'),
         ("estimat", 'Did you mean "estimate"'),
         ("rgb->", "at least one target is required"),
-        ("rgb->rgb", "nothing that it is given"),
+        ("rgb->rgb", "no stream may be on both sides"),
         ("->text", 'task "->text": at least one video stream is required, such as rgb->text'),
     ],
 )

@@ -81,7 +81,7 @@ def test_files_of_a_skeleton_are_written_and_read(run: Run, tmp_path: Path) -> N
 def test_guidance_of_given_streams_reaches_the_run(run: Run, tmp_path: Path) -> None:
     generate_files(run.folder, GenerateRequest(("rgb", "skeleton"), "a walk", steps=1), tmp_path)
     given = (f"skeleton={tmp_path / 'skeleton.mp4'}",)
-    with pytest.raises(OpenUniError, match=r"given_guidance 2 needs a run that has learnt \"skeleton->rgb\""):
+    with pytest.raises(OpenUniError, match=r"given_guidance 2 requires a run trained on \"skeleton->rgb\""):
         generate_files(
             run.folder, GenerateRequest(("rgb",), given=given, steps=1, condition_guidance_scale=2.0), tmp_path
         )
@@ -166,7 +166,7 @@ def test_positions_end_where_the_models_tables_end(run: Run) -> None:
     [
         (["--size", "5x²x16"], "must be FRAMESxHEIGHTxWIDTH"),
         (["--size", "5x٥x16"], "must be FRAMESxHEIGHTxWIDTH"),
-        (["--size", "1x0x0"], "above 0"),
+        (["--size", "1x0x0"], "positive integers"),
         (["--size", "5x16x100000"], r"Maximum for .*: 4093x16384x8192 \(frames, height, width\)"),
         (["--fps", "inf"], "--fps inf: must be 1 to 1000 frames per second"),
         (["--prompt", "a\udcff"], r"'a\\udcff' is not valid Unicode from character 1 on"),

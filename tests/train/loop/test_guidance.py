@@ -208,7 +208,7 @@ def test_runs_that_have_not_learnt_it_refuse(corpus: Corpus, tmp_path: Path) -> 
     train(apart, corpus, tmp_path / "apart").sample("rgb->depth", given, ["a cube"], sampling=guided)
 
 
-@pytest.mark.parametrize("name", ["given_dropout", "caption_dropout"])
+@pytest.mark.parametrize("name", ["condition_dropout", "caption_dropout"])
 def test_shares_are_checked(name: str) -> None:
     with pytest.raises(OpenUniError, match=rf"recipe: data: {name} = 1\.5\. Allowed: 0 to 1"):
         recipe(**{name: 1.5})

@@ -102,7 +102,9 @@ def test_released_and_published_checkpoints_are_not_mixed_up(run: Run) -> None:
     other = "released" if run.record["model"]["options"]["switcher"] == "per_block" else "per_block"
     options = run.record["model"]["options"] | {"switcher": other}
     model = Run(run.folder, run.record | {"model": {"name": "unityvideo", "options": options}}, "cpu")
-    with pytest.raises(OpenUniError, match=r"does not fit the model; differing keys: .*(switcher|modality_embeddings)"):
+    with pytest.raises(
+        OpenUniError, match=r"does not match the model; differing keys: .*(switcher|modality_embeddings)"
+    ):
         _ = model.model
     weights = run.checkpoint.tensors("ema")
     del weights["proj_out.weight"]
@@ -129,6 +131,6 @@ def test_what_a_recipe_or_a_sample_must_not_say(run: Run, corpus: Corpus, tmp_pa
             train(recipe({"text->rgb": 1.0}, model={"modalities": modalities}), corpus, tmp_path)
     with pytest.raises(OpenUniError, match=r'task "rgb->normal" needs normal; the model has'):
         train(recipe({"rgb->normal": 1.0}), corpus, tmp_path)
-    with pytest.raises(OpenUniError, match=r"switcher must be 'per_block' or 'released', got 'none'"):
+    with pytest.raises(OpenUniError, match=r"switcher = 'none': Input should be 'per_block' or 'released'"):
         train(recipe(model={"switcher": "none"}), corpus, tmp_path)
     assert not (tmp_path / "run.json").exists()
