@@ -1,4 +1,4 @@
-"""From samples to batches: latents, noise, sigmas and texts, all drawn by name."""
+"""Batches of samples: latents, noise, sigmas and texts, from named random draws."""
 
 from collections import defaultdict
 from collections.abc import Generator
@@ -33,12 +33,10 @@ class TrainingBatch:
     tasks: list[Task]
     clean: Streams  # float32 [B, C, T, H, W]
     noise: Streams  # the same
-    sigmas: dict[
-        str, torch.Tensor
-    ]  # float32 [B]; of given streams the model's `condition_sigma`, exactly; 1 if dropped
+    sigmas: dict[str, torch.Tensor]  # float32 [B]; exactly the model's `condition_sigma` for conditions, 1 if dropped
     targets: dict[str, torch.Tensor]  # bool [B]
     text: dict[str, torch.Tensor]  # float32 [B, L, D]
-    text_stream: TextBatch | None = None  # the text as a stream, where the model has one
+    text_stream: TextBatch | None = None  # the text stream, if the model has one
 
     def to(self, device: torch.device) -> "TrainingBatch":
         """The same batch on another device."""
@@ -50,23 +48,23 @@ class TrainingBatch:
         return TrainingBatch(self.clips, self.tasks, text_stream=text_stream, **moved)
 
     def noisy(self) -> Streams:
-        """What the model sees: given streams clean (at `condition_sigma`, most often 0), made ones at their sigma."""
+        """Model inputs: condition streams at `condition_sigma` (usually 0, clean), target streams at their sigma."""
         return {name: add_noise(clean, self.noise[name], self.sigmas[name]) for name, clean in self.clean.items()}
 
 
 @dataclass(frozen=True, eq=False)
 class Loader:
-    """Turns samples into batches. Pure: equal arguments give equal batches, in any thread, in any order."""
+    """Collator from samples to batches. Pure: equal arguments give equal batches, in any thread and order."""
 
     corpus: "Corpus"
     index: Index
     texts: FixedTexts
     recipe: TrainingRecipe
     model: Model
-    tokenizer: Tokenizer | None = None  # for models that make text
+    tokenizer: Tokenizer | None = None  # for models that generate text
 
     def step(self, plan: StepSchedule, step: int) -> list[list[TrainingBatch]]:
-        """The batches of one optimiser step, by accumulation part."""
+        """The batches of one optimizer step, by gradient accumulation step."""
         samples = plan.step(step)
         part = len(samples) // self.recipe.optimizer.gradient_accumulation_steps
         return [self._batches(samples, step, range(at, at + part)) for at in range(0, len(samples), part)]
@@ -76,8 +74,8 @@ class Loader:
     ) -> TrainingBatch:
         """One batch of samples that share their streams.
 
-        `sigmas`: per sample, the sigma of every made stream, of a made text, and of given ones that are dropped.
-        `names`: per sample, what its noise is called.
+        `sigmas`: per sample, the sigma of every target stream (including text) and of dropped condition streams.
+        `names`: per sample, the name of its random draws.
         """
         streams = samples[0].task.streams
         seed = self.recipe.seed
@@ -123,7 +121,7 @@ class Loader:
         ]
 
     def _sigmas(self, task: Task, step: int, slot: int) -> dict[str, float]:
-        """One sigma per made stream, or one for all of them."""
+        """One sigma per target stream, or a shared one."""
         flow, text = self.recipe.flow_matching, self.recipe.text
         drawn = {}
         for stream in task.targets:
@@ -139,7 +137,7 @@ class Loader:
         return drawn
 
     def _quantile(self, step: int, slot: int, name: str) -> float:
-        """In [0, 1): a slot's own draw; stratified, the draws of a step's slots stand one in each of as many parts."""
+        """Quantile in [0, 1) of a slot; if stratified, each of `batch_size` equal intervals gets one draw per step."""
         seed, size = self.recipe.seed, self.recipe.optimizer.batch_size
         quantile = uniform(seed, "sigma", step, slot, name)
         if not self.recipe.flow_matching.stratified:
@@ -148,9 +146,9 @@ class Loader:
         return (int(permuted(np.array([slot]), size, order)[0]) + quantile) / size
 
     def _conditions_dropped(self, task: Task, name: tuple[int | str, ...]) -> bool:
-        """Whether the conditions of a sample are dropped, so that guidance can be used; see `data.condition_dropout`.
+        """Whether condition dropout applies to the sample with this name; see `data.condition_dropout`.
 
-        The caption goes with the given streams: guidance never asks for the caption alone.
+        The caption is dropped with the conditions: guidance never evaluates the caption alone.
         """
         if not task.conditions or name[0] == "validation":
             return False
@@ -158,7 +156,7 @@ class Loader:
 
     @cached_property
     def min_target_sigma(self) -> float:
-        """The least sigma that a made stream can have: a model may know made streams by it."""
+        """Minimum sigma of target streams, above `condition_sigma`: models distinguish targets by it."""
         return float(np.nextafter(np.float32(self.model.condition_sigma), np.float32(1.0)))
 
     def _text(self, stream: str, sample: Sample, name: tuple[int | str, ...]) -> torch.Tensor:
@@ -170,7 +168,7 @@ class Loader:
         return self.texts.padded(self.index.text.read(self.corpus, sample.clip))
 
     def _caption_dropped(self, task: Task, name: tuple[int | str, ...]) -> bool:
-        """Whether a sample does without its caption."""
+        """Whether caption dropout or condition dropout applies to a sample."""
         validating = name[0] == "validation"
         dropped = uniform(self.recipe.seed, "caption", *name) < self.recipe.data.caption_dropout and not validating
         return dropped or self._conditions_dropped(task, name)
@@ -178,7 +176,7 @@ class Loader:
     def _text_stream(
         self, samples: list[Sample], sigmas: list[dict[str, float]], names: list[tuple[int | str, ...]]
     ) -> TextBatch | None:
-        """The text stream: what is to be made, else the prompt, which goes with the caption where that is dropped."""
+        """The text stream: the target text, or the prompt as a condition (empty if the caption is dropped)."""
         captions, draws = self.index.captions, self._text_sampler
         if captions is None or draws is None or not self.model.has_text_stream(samples[0].task):
             return None
@@ -204,8 +202,8 @@ def prefetched(
 ) -> Generator[list[list[TrainingBatch]], None, None]:
     """`loader.step` for each step in order, computed up to `ahead` steps early in threads.
 
-    Reads release the interpreter lock, so threads suffice. Nothing here is state: what was prepared for steps that
-    never came is thrown away.
+    Reads release the interpreter lock, so threads suffice. There is no state: batches prepared beyond the last executed
+    step are discarded.
     """
     with ThreadPoolExecutor(max_workers=ahead) as pool:
         waiting: list[Future[list[list[TrainingBatch]]]] = []

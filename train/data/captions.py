@@ -1,4 +1,4 @@
-"""The texts of a corpus's captions, for models that make text: what clips are prompted with, what is to be made."""
+"""Captions of a corpus for models that generate text: the prompt and the target text of every clip."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,32 +19,32 @@ from openuni.training.recipe import TextStreamOptions
 if TYPE_CHECKING:
     from openuni.manifests.corpus.corpus import Corpus
 
-ROWS_PER_READ = 10_000  # texts that are counted at a time
+ROWS_PER_READ = 10_000  # texts tokenized at a time
 
 
 @dataclass(frozen=True, eq=False)
 class Captions:
-    """Texts by clip number; null where a clip has none. They stay in Arrow's memory, a few hundred bytes each."""
+    """Texts by clip number, null if missing. They stay in Arrow memory, a few hundred bytes each."""
 
-    prompts: pa.Array  # of the embeddings that the model is told
-    targets: pa.Array  # what a task that makes text shall make
-    fits: np.ndarray  # bool [N]: there is a target, of a length that the recipe trains on
+    prompts: pa.Array  # texts of the embeddings that the model is conditioned on
+    targets: pa.Array  # target texts
+    fits: np.ndarray  # bool [N]: the clip has a target text with an allowed length
 
     def prompt(self, clip: int) -> str:
-        """What the clip's embedding says; empty where it has no caption."""
+        """Text of the clip's embedding; empty without a caption."""
         return self.prompts[clip].as_py() or ""
 
     def target(self, clip: int) -> str:
-        """The text to make of a clip that fits."""
+        """Target text of a clip with `fits`."""
         return self.targets[clip].as_py() or ""
 
     @cached_property
     def counts(self) -> dict[str, int]:
-        """Clips with a text to make, and those of them whose lengths fit."""
+        """Number of clips with a target text, and of those with allowed lengths."""
         return {"with_text": int(_non_empty(self.targets).sum()), "fitting": int(self.fits.sum())}
 
     def digest(self) -> bytes:
-        """Changes whenever a text does, or whether it fits."""
+        """Digest of all texts and `fits`."""
         total = xxhash.xxh3_64(self.fits.tobytes())
         for texts in (self.prompts, self.targets):
             for start in range(0, len(texts), ROWS_PER_READ):
@@ -55,11 +55,11 @@ class Captions:
 def open_captions(
     corpus: "Corpus", clip_ids: list[str], embedded: str, options: TextStreamOptions, tokenizer: Tokenizer
 ) -> Captions:
-    """The captions of these clips. `embedded`: the column that the text family was made from, empty for the clips' own.
+    """Captions of these clips. `embedded`: source column of the text family; empty: the clips' captions.
 
-    "recall": the text to make is the prompt. "refinement": the prompt is the brief caption, the text to make that of
-    `options.detailed`. A text that does not fit is not cut: the clip is none of a task that makes text. Raises
-    `OpenUniError` when a column is not there.
+    "recall": the target is the prompt. "refinement": the prompt is the brief caption, the target the column
+    `options.detailed`. Texts are not truncated: a clip whose text has a disallowed length is excluded from tasks with a
+    text target. Raises `OpenUniError` for a missing column.
     """
     ids = pa.array(clip_ids, pa.string())
     prompts = _texts(corpus, embedded, ids)
@@ -67,10 +67,10 @@ def open_captions(
         targets = prompts
     else:
         if options.detailed == embedded:
-            column = f'"{embedded}"' if embedded else "the clips' own captions"
+            column = f'"{embedded}"' if embedded else "the captions of the clips table"
             raise OpenUniError(
-                f'text.stage = "refinement" makes detailed captions from brief ones, but both are {column}: encode the '
-                'corpus with [encode] caption = "caption.brief", and set text.detailed to another column, such as '
+                f'text.stage = "refinement" generates detailed captions from brief ones, but both are {column}. Encode '
+                'the corpus with [encode] caption = "caption.brief", and set text.detailed to another column, such as '
                 '"caption.detailed"'
             )
         targets = _texts(corpus, options.detailed, ids)
@@ -78,7 +78,7 @@ def open_captions(
 
 
 def _fitting(prompts: pa.Array, targets: pa.Array, options: TextStreamOptions, tokenizer: Tokenizer) -> np.ndarray:
-    """bool [N]; what fits leaves room for the end token."""
+    """bool [N]: allowed lengths, which leave room for the end token."""
     there = _non_empty(targets)
     lengths = _lengths(targets, tokenizer)
     fits = there & (lengths < options.length)
@@ -90,21 +90,21 @@ def _fitting(prompts: pa.Array, targets: pa.Array, options: TextStreamOptions, t
 
 
 def _non_empty(texts: pa.Array) -> np.ndarray:
-    """bool [N]: a text with something in it."""
+    """bool [N]: texts with non-whitespace characters."""
     has_text = pc.greater(pc.utf8_length(pc.utf8_trim_whitespace(texts)), 0)
     found: np.ndarray = pc.fill_null(has_text, False).to_numpy(zero_copy_only=False)
     return found
 
 
 def _lengths(texts: pa.Array, tokenizer: Tokenizer) -> np.ndarray:
-    """int64 [N], in tokens without the end; 0 for none."""
+    """Number of tokens without the end token, int64 [N]; 0 for missing texts."""
     parts = [texts[start : start + ROWS_PER_READ].to_pylist() for start in range(0, len(texts), ROWS_PER_READ)]
     counted = [tokenizer.lengths([text or "" for text in part]) for part in parts]
     return np.concatenate([np.zeros(0, np.int64), *counted])
 
 
 def _texts(corpus: "Corpus", column: str, ids: pa.Array) -> pa.Array:
-    """large_string [N]: the texts of a column, `ANNOTATOR.COLUMN`, or of the clips' own rows."""
+    """Texts of a column `ANNOTATOR.COLUMN`, or of the clips' captions, large_string [N]."""
     group, field = "clips", pads.field("caption")
     if column:
         annotator, _, name = column.rpartition(".")
@@ -116,16 +116,16 @@ def _texts(corpus: "Corpus", column: str, ids: pa.Array) -> pa.Array:
 
 
 def _check(corpus: "Corpus", column: str, annotator: str, name: str) -> None:
-    """Raises unless the corpus has this column of texts."""
+    """Raise `OpenUniError` unless the corpus has this text column."""
     known = corpus.operators("annotator")
     if annotator not in known or not corpus.parts(annotation_group(annotator)):
         raise OpenUniError(
-            f'captions "{column}": the corpus has no rows of an annotator "{annotator}".'
-            f"{did_you_mean(annotator, known)} Give ANNOTATOR.COLUMN; annotators there: {', '.join(known) or 'none'}."
+            f'captions "{column}": the corpus has no rows of annotator "{annotator}".'
+            f"{did_you_mean(annotator, known)} Use ANNOTATOR.COLUMN; available: {', '.join(known) or 'none'}."
         )
     texts = text_columns(corpus.dataset(annotation_group(annotator)).schema.field(annotator).type)
     if name not in texts:
         raise OpenUniError(
-            f'captions "{column}": {annotator} wrote no text of that name.{did_you_mean(name, texts)} '
-            f"Texts: {', '.join(texts) or 'none'}."
+            f'captions "{column}": {annotator} has no text column of that name.{did_you_mean(name, texts)} '
+            f"Available: {', '.join(texts) or 'none'}."
         )

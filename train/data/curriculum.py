@@ -1,4 +1,4 @@
-"""Curricula: from which step on which mix of tasks is trained, on which clips. Every stage is a plan of its own."""
+"""Curricula: a sequence of stages, each with a first step, a task mix, collections and a separate plan."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -21,17 +21,17 @@ class StageMix(NamedTuple):
 
     from_step: int
     mix: TaskMix
-    collections: tuple[str, ...]  # of whose clips; empty: of all
+    collections: tuple[str, ...]  # empty: all
 
     def clips(self, index: Index) -> np.ndarray:
-        """bool [N]: the clips of the stage's collections, whatever streams they have."""
+        """bool [N]: the clips of the stage's collections, regardless of their streams."""
         if not self.collections:
             return np.ones(len(index.clip_ids), dtype=bool)
         return np.isin(index.collection, [n for n, name in enumerate(index.collections) if name in self.collections])
 
 
 def curriculum_stages(recipe: TrainingRecipe, modalities: Sequence[str]) -> list[StageMix]:
-    """The recipe's own tasks from step 0, then what its `curriculum` says."""
+    """The stages of a recipe: its top-level tasks from step 0, then its `curriculum`."""
     stages = [StageMix(0, TaskMix.build(recipe.tasks, modalities, recipe.modality_weights), recipe.data.collections)]
     for stage in recipe.curriculum:
         mix = TaskMix.build(stage.tasks, modalities, stage.modality_weights)
@@ -40,24 +40,24 @@ def curriculum_stages(recipe: TrainingRecipe, modalities: Sequence[str]) -> list
 
 
 def all_collections(stages: Sequence[StageMix]) -> tuple[str, ...]:
-    """The collections of all stages; empty where one of them uses all clips."""
+    """The collections of all stages; empty if one of them uses all clips."""
     if not all(stage.collections for stage in stages):
         return ()
     return tuple(sorted({name for stage in stages for name in stage.collections}))
 
 
 def trained_tasks(recipe: TrainingRecipe, modalities: Sequence[str], steps: float = inf) -> list[Task]:
-    """The tasks of all stages that have begun when `steps` are done."""
+    """The tasks of all stages that have started after `steps` steps."""
     stages = curriculum_stages(recipe, modalities)
     return TaskMix.averaged([stage.mix for stage in stages if stage.from_step < max(steps, 1)]).tasks
 
 
 @dataclass(frozen=True, eq=False)
 class Curriculum:
-    """A plan per stage, and like a plan: `step(t)` costs the same at any step, and resuming needs the step alone.
+    """A plan per stage. `step(t)` costs the same at any step and has no state, so resuming requires only the step.
 
-    Until the first border the steps are those of the same recipe without a curriculum. A stage begins with a pass of
-    its own over its own clips; its order and its tasks are drawn with a seed of its own.
+    Steps of the first stage equal those of the same recipe without a curriculum. Every stage starts a new pass over its
+    clips, with a separate seed for order and tasks.
     """
 
     stages: list[StageMix]
@@ -65,7 +65,7 @@ class Curriculum:
 
     @classmethod
     def build(cls, index: Index, stages: list[StageMix], seed: int, batch_size: int) -> "Curriculum":
-        """Raises `OpenUniError`, with the stage, where nothing can be trained on."""
+        """Build all plans. Raises `OpenUniError`, naming the stage, if a stage has no training clips."""
         plans = []
         for number, stage in enumerate(stages):
             own = named_seed(seed, "stage", number) if number else seed
@@ -83,7 +83,7 @@ class Curriculum:
         return self.plans[number].step(step - self.stages[number].from_step)
 
     def summary(self, index: Index) -> list[dict[str, Any]]:
-        """Of each stage what it trains on, for run.json."""
+        """Training clips of each stage, for run.json."""
         return [
             {
                 "from_step": stage.from_step,

@@ -15,7 +15,7 @@ from openuni.manifests.corpus.store import Store
 from openuni.manifests.errors import OpenUniError
 from openuni.training.codec import LatentCodec, TextCodec
 
-EMPTY = "empty caption"  # key of the text that stands in for a dropped caption
+EMPTY = "empty caption"  # key of the text that replaces a dropped caption
 
 
 def open_text_codec(record: dict[str, Any]) -> TextCodec:
@@ -30,7 +30,7 @@ def open_latent_codec(record: dict[str, Any]) -> LatentCodec:
 
 @dataclass(frozen=True)
 class FixedTexts:
-    """Embeddings float32 [L, D] of the empty caption and every modality's prompt, and the rows texts are padded to."""
+    """Embeddings float32 [L, D] of the empty caption and the modality-type prompts, and the padded text length."""
 
     rows: dict[str, torch.Tensor]
     length: int
@@ -45,18 +45,18 @@ class FixedTexts:
         return self.padded(self.rows[modality])
 
     def padded(self, text: torch.Tensor) -> torch.Tensor:
-        """float32 [L, D] -> [length, D] with rows of zeros, which Wan attends to as it was trained to."""
+        """float32 [L, D] -> [length, D] with zero rows, which Wan attends to as in its training."""
         if len(text) > self.length:
             raise OpenUniError(
-                f"a text has {len(text)} rows but data.text_length is {self.length}: raise it, or set it to 0"
+                f"a text has {len(text)} rows, but data.text_length is {self.length}. Raise it, or set it to 0."
             )
         return torch.nn.functional.pad(text, (0, 0, 0, self.length - len(text)))
 
 
 def fixed_rows(record: dict[str, Any], modalities: tuple[str, ...], cache: Path) -> dict[str, torch.Tensor]:
-    """The fixed texts through the corpus's own text codec, or from `cache` when it holds just these.
+    """Fixed texts, encoded with the corpus's text codec or read from `cache` if it matches.
 
-    `record`: of the text family. The codec is loaded (on the CPU) only when the cache does not fit.
+    `record`: of the text family. The codec is loaded (on the CPU) only on a cache miss.
     """
     wanted = {EMPTY: ""} | {name: find_modality(name).prompt for name in modalities if name != "rgb"}
     stamp = fingerprint(texts=wanted, codec=record["codec"], options=record["options"])
@@ -72,7 +72,7 @@ def fixed_rows(record: dict[str, Any], modalities: tuple[str, ...], cache: Path)
 
 
 def _stored(cache: Path) -> dict[str, torch.Tensor]:
-    """What the cache holds: nothing, where it is not there or damaged; it is then made again."""
+    """Contents of the cache; empty if it is missing or damaged, so that it is recreated."""
     try:
         return load_file(cache)
     except (OSError, SafetensorError):

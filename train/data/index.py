@@ -1,4 +1,4 @@
-"""Where the latents and texts of a corpus lie: arrays, not objects, so that millions of clips are nothing special."""
+"""Index of the latents and text embeddings of a corpus, as arrays that scale to millions of clips."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -44,7 +44,7 @@ class Extents:
         return self.shard >= 0
 
     def read(self, corpus: "Corpus", clip: int) -> torch.Tensor:
-        """The tensor of one clip as float32; raises `OpenUniError` when its checksum differs."""
+        """The tensor of one clip as float32. Raises `OpenUniError` on a checksum mismatch."""
         data = corpus.read(
             self.group,
             self.shards[self.shard[clip]],
@@ -58,21 +58,21 @@ class Extents:
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """What the trainer knows of a corpus: kept clips with their split, and the extents of their tensors."""
+    """The trainer's view of a corpus: kept clips with their split, and the extents of their tensors."""
 
     latent_family: str
     text_family: str
     clip_ids: list[str]  # [N], sorted
     held_out: np.ndarray  # bool [N]
-    collections: list[str]  # names, sorted; "" is that of clips without one
+    collections: list[str]  # names, sorted; "" for clips without a collection
     collection: np.ndarray  # int32 [N], index into `collections`
     latents: dict[str, Extents]  # by modality
     text: Extents
-    captions: "Captions | None" = None  # for models that make text
+    captions: "Captions | None" = None  # for models that generate text
 
     @cached_property
     def present(self) -> np.ndarray:
-        """uint64 [N]: bit i says that the clip has latents of the i-th modality of `latents`; the next, a text."""
+        """uint64 [N]: bit i is set if the clip has latents of modality i of `latents`; the next bit, a target text."""
         bits = np.zeros(len(self.clip_ids), dtype=np.uint64)
         for position, extents in enumerate(self.latents.values()):
             bits |= extents.present.astype(np.uint64) << np.uint64(position)
@@ -81,12 +81,15 @@ class Index:
         return bits
 
     def streams(self, bits: int) -> frozenset[str]:
-        """What `bits` (one value of `present`) stands for: modalities, and "text" where one can be made."""
+        """Streams encoded in `bits` (a value of `present`): modalities, and "text" if the clip has a target text."""
         return frozenset(name for position, name in enumerate([*self.latents, TEXT]) if bits >> position & 1)
 
     @cached_property
     def shapes(self) -> np.ndarray:
-        """int32 [N, 4]: the latent shape [C, T, H, W] all streams of a clip share; zeros where it has none."""
+        """int32 [N, 4]: the latent shape [C, T, H, W] shared by all streams of a clip; zeros without latents.
+
+        Raises `OpenUniError` if streams of a clip differ in shape.
+        """
         shapes = np.zeros((len(self.clip_ids), 4), dtype=np.int32)
         for name, extents in self.latents.items():
             known = extents.present & shapes.any(axis=1)
@@ -96,13 +99,13 @@ class Index:
                 raise OpenUniError(
                     f"{len(differing)} clips have {name} latents of another shape than their other streams, first "
                     f"{self.clip_ids[clip]}: {extents.shape[clip].tolist()} and {shapes[clip].tolist()}. "
-                    f"Encode the corpus again."
+                    f"Re-encode the corpus."
                 )
             shapes[extents.present] = extents.shape[extents.present]
         return shapes
 
     def digest(self) -> str:
-        """16 hex digits that change whenever a clip, its split or one of its tensors does."""
+        """Fingerprint (16 hex digits) of all clips, splits and tensors."""
         total = xxhash.xxh3_64(",".join(self.clip_ids).encode())
         total.update(self.held_out.tobytes())
         if self.collections != [""]:
@@ -125,7 +128,7 @@ def open_index(
     validation_share: float,
     collections: tuple[str, ...] = (),
 ) -> Index:
-    """The index of the clips the corpus keeps, of all or of some collections. `latents`, `text`: as in the recipe."""
+    """Index of the kept clips, of all or some collections. `latents`, `text`: as in the recipe."""
     latent_family = choose_family("latent", corpus.families(), latents)
     text_family = choose_family("text", corpus.text_families(), text)
     kept = pa.array(sorted(corpus.kept_clip_ids()), pa.string())
@@ -149,22 +152,23 @@ def open_index(
 
 
 def choose_family(kind: str, families: dict[str, dict[str, Any]], wanted: str) -> str:
-    """The family of that name or codec, or the only one; raises `OpenUniError` with what there is."""
+    """The family with that name or codec, or the only one. Raises `OpenUniError` with the available families."""
     if not families:
-        raise OpenUniError(f"the corpus has no {kind} family: run the pipeline with an [encode] section first")
+        raise OpenUniError(f"the corpus has no {kind} family. Run the pipeline with an [encode] section first.")
     found = [name for name, record in families.items() if not wanted or wanted in (name, record.get("codec"))]
     if len(found) == 1:
         return found[0]
     key = "latents" if kind == "latent" else kind
     if found:
-        raise OpenUniError(f"the corpus has {len(found)} {kind} families: choose data.{key} from {', '.join(found)}")
+        raise OpenUniError(f"the corpus has {len(found)} {kind} families. Choose data.{key} from {', '.join(found)}")
     raise OpenUniError(
-        f'{kind} family "{wanted}" is not in the corpus.{did_you_mean(wanted, families)} It has: {", ".join(families)}.'
+        f'{kind} family "{wanted}" is not in the corpus.{did_you_mean(wanted, families)} '
+        f"Available: {', '.join(families)}."
     )
 
 
 def _drop_test_split(clips: pa.Table) -> pa.Table:
-    """Where some clips are for validation, those of the split "test" are for neither training nor validation."""
+    """If some clips have split "validation", remove those with split "test"."""
     splits = pc.fill_null(clips["split"], "")
     if not pc.any(pc.equal(splits, "validation")).as_py():
         return clips
@@ -172,25 +176,25 @@ def _drop_test_split(clips: pa.Table) -> pa.Table:
 
 
 def _of_collections(clips: pa.Table, names: tuple[str, ...]) -> pa.Table:
-    """Only the clips of these collections, if any are named; raises `OpenUniError` for one that the corpus lacks."""
+    """Clips of these collections; all if empty. Raises `OpenUniError` for an unknown collection."""
     if not names:
         return clips
     there = sorted({name for name in clips["collection"].unique().to_pylist() if name})
     for name in names:
         if name not in there:
             raise OpenUniError(
-                f'collection "{name}" is not in the corpus.{did_you_mean(name, there)} '
-                f"Its kept clips are of: {', '.join(there) or 'no collection'}."
+                f'collection "{name}" not found in the corpus.{did_you_mean(name, there)} '
+                f"Collections of kept clips: {', '.join(there) or 'none'}."
             )
     return clips.filter(pc.is_in(clips["collection"], value_set=pa.array(names, pa.string())))
 
 
 def held_out(sources: list[str], splits: list[str | None], share: float) -> np.ndarray:
-    """bool [N]: which clips are for validation.
+    """bool [N]: held-out clips.
 
-    A clip's own split decides ("train" or anything else); without one a hash of its origin or source does, so that
-    clips of one source never stand on both sides and adding sources moves no others. From four sources on at least one
-    is held out (unless `share` is 0), and always at least one trains.
+    Clips with a split are held out unless it is "train". Others are assigned by a hash of their origin or source, so
+    that all clips of a source are on the same side and adding sources does not reassign others. With four or more
+    sources at least one is held out (unless `share` is 0); at least one is always trained on.
     """
     undecided = {source for source, split in zip(sources, splits, strict=True) if not split}
     places = {source: xxhash.xxh3_64_intdigest(source.encode()) / 2**64 for source in undecided}
@@ -227,9 +231,9 @@ def _extents(corpus: "Corpus", group: str, kept: pa.Array, dimensions: int) -> E
         arrays[name][where] = table[name].to_numpy()
     sizes = table["shape"].combine_chunks().flatten().to_numpy()
     if len(sizes) != len(table) * dimensions:
-        raise OpenUniError(f"{group}: tensors must have {dimensions} dimensions; the manifest says otherwise")
+        raise OpenUniError(f"{group}: tensors must have {dimensions} dimensions, but the manifest differs")
     arrays["shape"][where] = sizes.reshape(-1, dimensions)
     shards, dtypes = (named[name].dictionary.to_pylist() for name in ("shard", "dtype"))
     if odd := set(dtypes) - set(DTYPES):
-        raise OpenUniError(f"{group}: dtype {', '.join(sorted(odd))} is not one of {', '.join(DTYPES)}")
+        raise OpenUniError(f"{group}: dtype must be one of {', '.join(DTYPES)}, got {', '.join(sorted(odd))}")
     return Extents(group=group, shards=shards, dtypes=dtypes, **arrays)

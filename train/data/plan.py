@@ -1,4 +1,4 @@
-"""The order of training: which clips and tasks form a step, as a pure function of seed, data and step."""
+"""The plan: clips and tasks of every step, as a pure function of seed, data and step."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,19 +11,19 @@ from openuni.training.data.index import Index
 from openuni.training.randomness import named_seed, permuted
 from openuni.training.tasks import Task, TaskMix
 
-BLOCK = 256  # steps over which every bucket gets its exact share
+BLOCK = 256  # steps after which every bucket has its proportional number of steps
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One slot of a step: the clip's number in the index, and what is done with it."""
+    """One slot of a step: the clip's number in the index, and its task."""
 
     clip: int
     task: Task
 
 
 class StepSchedule(Protocol):
-    """What says the samples of every step, as a pure function of it: a plan, or several in turn."""
+    """Samples of every step as a pure function of the step: a plan or a curriculum."""
 
     def step(self, step: int) -> list[Sample]:
         """The samples of step `step` (from 0)."""
@@ -31,11 +31,11 @@ class StepSchedule(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """`plan.step(t)` costs the same at any step and needs no state: resuming needs the step alone.
+    """`plan.step(t)` costs the same at any step and has no state, so resuming requires only the step.
 
     A step draws from one bucket (clips of one latent shape); buckets take turns in proportion to their clips. Within a
-    bucket every pass is a permutation of all its clips, another one each time; passes run on across steps, so nothing
-    is dropped and nothing repeated before its turn.
+    bucket every pass is a new permutation of all its clips. Passes continue across steps, so no clip is skipped or
+    repeated within a pass.
     """
 
     seed: int
@@ -47,9 +47,9 @@ class Plan:
 
     @classmethod
     def build(cls, index: Index, mix: TaskMix, seed: int, batch_size: int, clips: np.ndarray | None = None) -> "Plan":
-        """Over the clips that are not held out and have the streams of at least one task; of `clips`, bool [N], only.
+        """Plan over clips that are not held out and have the streams of at least one task. `clips`: bool [N], subset.
 
-        Raises `OpenUniError` when there is none.
+        Raises `OpenUniError` if there are none.
         """
         wanted = np.ones(len(index.clip_ids), dtype=bool) if clips is None else clips
         usable = usable_clips(index, mix) & wanted & ~index.held_out
@@ -64,7 +64,7 @@ class Plan:
 
     @property
     def clip_count(self) -> int:
-        """Clips in one pass."""
+        """Number of clips in one pass."""
         return sum(len(bucket) for bucket in self.buckets)
 
     def step(self, step: int) -> list[Sample]:
@@ -85,7 +85,7 @@ class Plan:
         return Sample(clip, self.mix.draw(available, self.seed, step, slot))
 
     def _bucket(self, step: int) -> tuple[int, int]:
-        """The bucket of a step, and how many steps that bucket had before."""
+        """The bucket of a step, and the number of its earlier steps."""
         block, place = divmod(step, BLOCK)
         before, after = self._steps_before(block), self._steps_before(block + 1)
         order = np.repeat(np.arange(len(self.buckets)), np.subtract(after, before))
@@ -94,7 +94,7 @@ class Plan:
         return number, before[number] + int((order[:place] == number).sum())
 
     def _steps_before(self, block: int) -> list[int]:
-        """Steps each bucket has had after `block` blocks: exact integers, off by less than one from its share."""
+        """Number of steps of each bucket after `block` blocks, less than one off from its proportional share."""
         edges = [0]
         total = 0
         for bucket in self.buckets:
@@ -111,7 +111,7 @@ def usable_clips(index: Index, mix: TaskMix) -> np.ndarray:
 
 
 def clips_by_task(index: Index, mix: TaskMix, clips: np.ndarray | None = None) -> dict[str, int]:
-    """How many clips each task can train on: not held out, with all its streams; of `clips`, bool [N], only."""
+    """Number of training clips per task: not held out, with all its streams. `clips`: bool [N], subset."""
     counts = dict.fromkeys(map(str, mix.tasks), 0)
     wanted = ~index.held_out if clips is None else ~index.held_out & clips
     for bits, count in zip(*np.unique(index.present[wanted], return_counts=True), strict=True):
@@ -125,7 +125,7 @@ def _no_clips_reason(index: Index, mix: TaskMix, wanted: np.ndarray) -> str:
     both = np.logical_and.reduce([wanted, *(extents.present for extents in index.latents.values())])
     held_out = int((index.held_out & wanted).sum())
     return (
-        f"no clip can be trained on. Of {int(wanted.sum())} kept clips, {held_out} are held out for validation; with "
+        f"no training clips. Of {int(wanted.sum())} kept clips, {held_out} are held out for validation; with "
         f"latents by modality: {counts}; with all of them: {int(both.sum())}. Tasks: "
         f"{', '.join(str(task) for task in mix.tasks)}. Encode the missing modalities (the pipeline's [encode] "
         "section), choose other tasks, or lower data.validation_share."

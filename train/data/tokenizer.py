@@ -1,4 +1,4 @@
-"""Text <-> token values, for models that make text."""
+"""Tokenizers for models that generate text: text <-> token values."""
 
 import json
 from collections.abc import Sequence
@@ -17,32 +17,32 @@ from openuni.training.recipe import TextStreamOptions
 
 
 class Tokenizer(Protocol):
-    """Texts as token values of one length: the text, then the end token up to the length."""
+    """Converts texts to token values of fixed length, padded with end tokens."""
 
     @property
     def vocabulary(self) -> int:
-        """Token values, the mask included: it is the last."""
+        """Number of token values, including the mask, which is the last."""
 
     @property
     def end(self) -> int:
         """Value of the end token."""
 
     def encode(self, text: str, length: int) -> torch.Tensor:
-        """int64 [length]; a text of more than `length - 1` tokens is cut, so that the end is always there."""
+        """int64 [length]; text is truncated to `length - 1` tokens, so that the end token always fits."""
 
     def decode(self, tokens: Sequence[int] | torch.Tensor) -> str:
-        """The text before the first end token; any values [L] of the vocabulary are allowed."""
+        """Text before the first end token, from any token values [L]."""
 
     def lengths(self, texts: Sequence[str]) -> np.ndarray:
-        """int64 [N]: how many tokens each text has, the end not among them."""
+        """Number of tokens of each text without the end token, int64 [N]."""
 
     def digest(self) -> str:
-        """16 hex digits: equal where equal texts give equal tokens."""
+        """16 hex digits, equal for tokenizers that give equal tokens."""
 
 
 @dataclass(frozen=True)
 class ByteTokenizer:
-    """UTF-8 bytes 0..255, the end 256, the mask 257. Cut after the last whole character that fits."""
+    """UTF-8 bytes 0..255, end token 256, mask 257. Truncates after the last whole character that fits."""
 
     vocabulary: int = 258
     end: int = 256
@@ -54,7 +54,7 @@ class ByteTokenizer:
         return torch.tensor([*kept, *[self.end] * (length - len(kept))])
 
     def decode(self, tokens: Sequence[int] | torch.Tensor) -> str:
-        """See `Tokenizer`; masks are left out, bytes that are no UTF-8 become U+FFFD."""
+        """See `Tokenizer`; masks are omitted, invalid UTF-8 bytes become U+FFFD."""
         return bytes(value for value in _before(self.end, tokens) if value < 256).decode(errors="replace")
 
     def lengths(self, texts: Sequence[str]) -> np.ndarray:
@@ -70,8 +70,8 @@ class ByteTokenizer:
 class Umt5Tokenizer:
     """umT5's sentence pieces, from transformers. `checkpoint`: hub name or folder of the tokenizer or of a pipeline.
 
-    The vocabulary is the tokenizer's own, padding and end included, and the mask behind it. The end token fills up.
-    Names of special tokens in a text, such as "</s>", are words like any other.
+    The vocabulary is the tokenizer's, including padding and end, followed by the mask. Texts are padded with the end
+    token. Names of special tokens in a text, such as "</s>", are treated as ordinary text.
     """
 
     checkpoint: str = "google/umt5-xxl"
@@ -84,22 +84,22 @@ class Umt5Tokenizer:
         folder = Path(root) / "tokenizer" if (Path(root) / "tokenizer").is_dir() else root
         try:
             found = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-        except (OSError, ValueError, KeyError, TypeError) as error:  # as transformers meets what is missing or damaged
+        except (OSError, ValueError, KeyError, TypeError) as error:  # transformers' errors for missing or damaged files
             reason = " ".join(str(error).split())[:200]
             raise OpenUniError(
-                f"{folder} has no tokenizer of umT5 that can be read: give the folder with its tokenizer.json, or of a "
-                f"pipeline with tokenizer/ inside ({reason})"
+                f"{folder} has no umT5 tokenizer that can be read. Pass the folder with its tokenizer.json, or a "
+                f"pipeline folder with tokenizer/ ({reason})"
             ) from error
         if found.eos_token_id is None:
-            raise OpenUniError(f"the tokenizer at {folder} has no end token: give umT5's own")
+            raise OpenUniError(f"the tokenizer at {folder} has no end token. Use umT5's tokenizer.")
         return found
 
     @cached_property
     def _plain(self) -> Any:
-        """The same tokenizer, of the tokenizers library, to which special tokens are words like any other.
+        """The same tokenizer in the tokenizers library, with special tokens treated as ordinary text.
 
-        The library's own `encode_special_tokens` is not enough: they are pieces of the vocabulary too, in umT5 the
-        likeliest. Renamed, none is in any text; values stay.
+        The library's `encode_special_tokens` is not sufficient, since special tokens are also vocabulary pieces. They
+        are renamed so that no text matches them; token values do not change.
         """
         from tokenizers import Tokenizer as Backend
 
@@ -118,7 +118,7 @@ class Umt5Tokenizer:
 
     @property
     def vocabulary(self) -> int:
-        """Token values, the mask (the last) included."""
+        """Number of token values, including the mask (the last)."""
         return len(self._tokenizer) + 1
 
     @property
@@ -133,7 +133,7 @@ class Umt5Tokenizer:
         return torch.tensor([*values, *[self.end] * (length - len(values))])
 
     def decode(self, tokens: Sequence[int] | torch.Tensor) -> str:
-        """See `Tokenizer`; special tokens are left out."""
+        """See `Tokenizer`; special tokens are omitted."""
         values = [value for value in _before(self.end, tokens) if value < self.vocabulary - 1]
         text: str = self._tokenizer.decode(values, skip_special_tokens=True)
         return text
@@ -150,12 +150,12 @@ class Umt5Tokenizer:
 
 
 def make_tokenizer(options: TextStreamOptions) -> Tokenizer:
-    """The tokenizer that a recipe names."""
+    """The tokenizer of a recipe."""
     return ByteTokenizer() if options.tokenizer == "bytes" else Umt5Tokenizer(options.checkpoint)
 
 
 def tokenizer_identity(tokenizer: Tokenizer) -> dict[str, int | str]:
-    """What a run records of its tokenizer, to know it again."""
+    """Identity of a tokenizer, as recorded in run.json."""
     return {"vocabulary": tokenizer.vocabulary, "digest": tokenizer.digest()}
 
 
@@ -170,4 +170,4 @@ def _unwritten(piece: str, names: set[str]) -> str:
 
 def _check_length(length: int) -> None:
     if length < 1:
-        raise OpenUniError(f"a text needs a length of at least 1 token, got {length}")
+        raise OpenUniError(f"text length must be at least 1 token, got {length}")

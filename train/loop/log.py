@@ -1,4 +1,4 @@
-"""What a run reports: one JSON line per step, and TensorBoard beside it."""
+"""Log of a training run: one JSON line per step, and TensorBoard files."""
 
 import json
 import sys
@@ -10,13 +10,13 @@ from openuni.manifests.corpus.store import Store
 
 
 class RunLog:
-    """Writes `log.jsonl` (each line flushed) and `tensorboard/`. Lines after `step` go: they come again.
+    """Writes `log.jsonl` (each line flushed) and `tensorboard/`. Rows after `step` are removed, as they are recomputed.
 
-    `kept`: the rows that stayed.
+    `kept`: the remaining rows.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
-        # TensorBoard imports any tensorflow it finds, also a user's tensorflow.py; this module is its switch not to
+        # TensorBoard imports any tensorflow on the path, even a user's tensorflow.py; this module disables that
         sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
         from torch.utils.tensorboard import SummaryWriter
 
@@ -27,7 +27,7 @@ class RunLog:
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
 
     def write(self, row: dict[str, Any]) -> None:
-        """A row has `step`; numbers, and dicts of numbers, become TensorBoard curves."""
+        """Write one row. It must have `step`; numbers and dicts of numbers become TensorBoard scalars."""
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         for name, value in row.items():
@@ -45,13 +45,13 @@ class RunLog:
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """All rows of a run's log, in order; a line that a crash cut short or spoilt ends it."""
+    """All rows of a run's log, in order, up to the first damaged line (such as one truncated by a crash)."""
     path = folder / "log.jsonl"
     rows = []
     for line in path.read_bytes().splitlines() if path.is_file() else []:
         try:
             row = json.loads(line)
-        except ValueError:  # no JSON, or no UTF-8
+        except ValueError:  # invalid JSON or UTF-8
             break
         if not isinstance(row, dict) or not isinstance(row.get("step"), int):
             break

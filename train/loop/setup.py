@@ -1,4 +1,4 @@
-"""Before the first step: everything that recipe, corpus and output folder must agree on."""
+"""Setup of a training run: consistency checks of recipe, corpus and output folder before the first step."""
 
 import dataclasses
 import json
@@ -11,6 +11,7 @@ import numpy as np
 
 from openuni.manifests.contracts.discovery import find_component
 from openuni.manifests.contracts.modality import find_modality
+from openuni.manifests.contracts.options import former_names
 from openuni.manifests.contracts.parsing import parse_options
 from openuni.manifests.corpus.store import Store
 from openuni.manifests.errors import OpenUniError
@@ -29,7 +30,7 @@ from openuni.training.tasks import TaskMix
 if TYPE_CHECKING:
     from openuni.manifests.corpus.corpus import Corpus
 
-# What may differ when a run goes on: it changes nothing of the steps already done.
+# Options that may change on resume: they do not affect finished steps.
 RESUME_MUTABLE = (
     *("checkpoints.", "validation.", "optimizer.accumulate"),
     *("model.attention", "model.compile", "model.gradient_checkpointing"),
@@ -38,21 +39,21 @@ RESUME_MUTABLE = (
 
 @dataclass(frozen=True, eq=False)
 class Setup:
-    """All that a trainer needs, checked."""
+    """Validated inputs of a trainer."""
 
     recipe: TrainingRecipe
     corpus: "Corpus"
     model: Model
-    mix: TaskMix  # of all stages together
+    mix: TaskMix  # averaged over all stages
     plan: Curriculum
     index: Index
     texts: FixedTexts
     record: dict[str, Any]  # run.json
-    tokenizer: Tokenizer | None = None  # for models that make text
+    tokenizer: Tokenizer | None = None  # for models that generate text
 
 
 def prepare(recipe: TrainingRecipe, corpus: "Corpus", folder: Path) -> Setup:
-    """Check, and write run.json; raises `OpenUniError` with the reason and what to do."""
+    """Check all inputs and write run.json. Raises `OpenUniError` with the reason and the remedy."""
     latents = _family("latent", corpus.families(), recipe.data.latents)
     text = _family("text", corpus.text_families(), recipe.data.text)
     base: Any = Model
@@ -68,7 +69,7 @@ def prepare(recipe: TrainingRecipe, corpus: "Corpus", folder: Path) -> Setup:
         captions = open_captions(corpus, index.clip_ids, text.get("caption", ""), recipe.text, tokenizer)
         _check_texts(captions, mix, recipe.text)
         index = dataclasses.replace(index, captions=captions)
-    plan = Curriculum.build(index, stages, recipe.seed, recipe.optimizer.batch_size)  # refuses: nothing to train on
+    plan = Curriculum.build(index, stages, recipe.seed, recipe.optimizer.batch_size)  # raises without training clips
     shape = _most_common_shape(index, mix)
     folder.mkdir(parents=True, exist_ok=True)
     rows = fixed_rows(text, modalities, folder / TEXTS_FILE)
@@ -76,7 +77,7 @@ def prepare(recipe: TrainingRecipe, corpus: "Corpus", folder: Path) -> Setup:
     _check_fit(model, index, mix, latents["codec"])
     record: dict[str, Any] = {
         "format": FORMAT,
-        "recipe": recipe.to_dict(),
+        "recipe": _recorded_recipe(recipe, kind),
         "model": {"name": kind.name(), "options": model.resolved().machine_independent().options_dict()},
         "latents": latents,
         "text": text,
@@ -99,17 +100,26 @@ def prepare(recipe: TrainingRecipe, corpus: "Corpus", folder: Path) -> Setup:
     return Setup(recipe, corpus, model, mix, plan, index, FixedTexts(rows, record["text_length"]), record, tokenizer)
 
 
+def _recorded_recipe(recipe: TrainingRecipe, kind: type[Model]) -> dict[str, Any]:
+    """The recipe for run.json, with renamed model options under their former names, so that earlier runs resume."""
+    former = former_names(kind)
+    tables = recipe.to_dict()
+    return tables | {"model": {former.get(name, name): value for name, value in tables["model"].items()}}
+
+
 def _tokenizer(kind: type[Model], recipe: TrainingRecipe, mix: TaskMix) -> Tokenizer | None:
-    """The recipe's tokenizer, where the model makes text; raises where it does not and the recipe thinks it does."""
+    """Tokenizer of a model that generates text. Raises `OpenUniError` if only the recipe expects text."""
     if kind.generates_text:
         return make_tokenizer(recipe.text)
     if textual := [str(task) for task in mix.tasks if task.generates_text]:
         raise OpenUniError(
-            f"tasks {', '.join(textual)} make text, which {kind.name()} cannot. Choose other tasks, or a model that "
-            'can, such as model.name = "univigu"'
+            f"tasks {', '.join(textual)} generate text, which {kind.name()} does not support. Choose other tasks, or "
+            'a model with text generation, such as model.name = "univigu".'
         )
     if recipe.text != TextStreamOptions():
-        raise OpenUniError(f"the recipe has a [text] section, but {kind.name()} makes no text: leave the section out")
+        raise OpenUniError(
+            f"the recipe has a [text] section, but {kind.name()} does not generate text. Remove the section."
+        )
     return None
 
 
@@ -119,7 +129,7 @@ def _family(kind: str, families: dict[str, dict[str, Any]], wanted: str) -> dict
 
 
 def _modalities(listed: Any, kind: type[Model], latents: dict[str, Any]) -> tuple[str, ...]:
-    """The recipe's, the model's own, or those of the corpus."""
+    """Modalities of the recipe, else of the model, else of the corpus."""
     if listed is None:
         return kind.supported_modalities or tuple(sorted(latents["modalities"], key=lambda name: (name != "rgb", name)))
     if not isinstance(listed, list | tuple) or not listed:
@@ -130,13 +140,13 @@ def _modalities(listed: Any, kind: type[Model], latents: dict[str, Any]) -> tupl
 
 
 def _most_common_shape(index: Index, mix: TaskMix) -> list[int]:
-    """[C, T, H, W] that most clips have."""
+    """Most common latent shape [C, T, H, W]."""
     shapes, counts = np.unique(index.shapes[usable_clips(index, mix)], axis=0, return_counts=True)
     return shapes[counts.argmax()].tolist()
 
 
 def _check_texts(captions: Captions, mix: TaskMix, options: TextStreamOptions) -> None:
-    """Raises when text is to be made, and no clip has one that can be."""
+    """Raise `OpenUniError` if text is a target, but no clip has a usable text."""
     textual = [str(task) for task in mix.tasks if task.generates_text]
     if captions.fits.any() or not textual:
         return
@@ -145,8 +155,8 @@ def _check_texts(captions: Captions, mix: TaskMix, options: TextStreamOptions) -
         brief, detailed = (f"{least} to {most}" for least, most in (options.brief_tokens, options.detailed_tokens))
         wanted = f"{brief} in the prompt, {detailed} and {wanted} in the detailed caption"
     raise OpenUniError(
-        f"no clip has a caption that tasks {', '.join(textual)} could make: {captions.counts['with_text']} clips have "
-        f"one, none with as many tokens of the tokenizer {options.tokenizer} as [text] asks for ({wanted}). Change "
+        f"no clip has a usable target text for tasks {', '.join(textual)}: {captions.counts['with_text']} clips have "
+        f"one, none with the number of {options.tokenizer} tokens that [text] requires ({wanted}). Change "
         "text.length, text.brief_tokens or text.detailed_tokens, or the captions."
     )
 
@@ -159,7 +169,7 @@ def _model(
     text_dim: int,
     tokenizer: Tokenizer | None,
 ) -> Model:
-    """The model's component; what the recipe leaves open is taken from the corpus."""
+    """The model component; options missing in the recipe are taken from the corpus."""
     known = {option.name for option in kind.options()}
     from_corpus: dict[str, Any] = {"modalities": modalities}
     if not options.get("pretrained"):
@@ -173,12 +183,12 @@ def _model(
         if found.get(name, value) != value:
             raise OpenUniError(
                 f"the model has {name} = {found[name]}, but the corpus's {what} have {value}. "
-                f"Leave model.{name} out, choose another family in [data], or encode with the model's own codec."
+                f"Remove model.{name}, choose another family in [data], or encode with the model's codec."
             )
     if tokenizer is not None and found["vocabulary"] != tokenizer.vocabulary:
         raise OpenUniError(
             f"the model has vocabulary = {found['vocabulary']}, but the tokenizer of [text] has "
-            f"{tokenizer.vocabulary} values, the mask included. Leave model.vocabulary out, or change text.tokenizer."
+            f"{tokenizer.vocabulary} values, including the mask. Remove model.vocabulary, or change text.tokenizer."
         )
     return model
 
@@ -190,7 +200,7 @@ def _check_fit(model: Model, index: Index, mix: TaskMix, codec: str) -> None:
     if odd.any():
         raise OpenUniError(
             f"{int(odd.sum())} clips have {codec} latents such as {shapes[odd][0].tolist()} whose frames, rows and "
-            f"columns are no multiples of the model's patch {list(patch)}. Encode at another size_px, or change "
+            f"columns must be multiples of the model's patch {list(patch)}. Encode at another size_px, or change "
             "model.patch."
         )
 
@@ -199,14 +209,14 @@ def _text_length(recipe: TrainingRecipe, index: Index, rows: dict[str, Any]) -> 
     longest = max([int(index.text.shape[:, 0].max(initial=0)), *(len(row) for row in rows.values())])
     if recipe.data.text_length and recipe.data.text_length < longest:
         raise OpenUniError(
-            f"data.text_length is {recipe.data.text_length}, but the longest text has {longest} rows. Raise it, or set "
-            "it to 0."
+            f"data.text_length is {recipe.data.text_length}, but the longest text has {longest} rows. Set it to "
+            f"at least {longest}, or to 0."
         )
     return recipe.data.text_length or longest
 
 
 def _check_resume(record: dict[str, Any], folder: Path) -> None:
-    """Refuse to go on with something else than what was begun: it would be neither run."""
+    """Raise `OpenUniError` if the settings differ from those that the run in `folder` was started with."""
     if not list_checkpoints(folder):
         return
     before = read_record(folder)
@@ -222,8 +232,8 @@ def _check_resume(record: dict[str, Any], folder: Path) -> None:
     ]
     if changes:
         raise OpenUniError(
-            f"{folder} holds a run begun with other settings:\n  " + "\n  ".join(changes) + "\n"
-            "Put them back to go on with it; or give another --out folder, where init_from may name this run."
+            f"{folder} contains a run with different settings:\n  " + "\n  ".join(changes) + "\n"
+            "Restore them to resume; or pass another --out, and set init_from to this run to use its weights."
         )
 
 

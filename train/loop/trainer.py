@@ -1,4 +1,4 @@
-"""The training loop. What it does at a step depends on the recipe, the corpus and the step's number alone."""
+"""The training loop. Each step is a function of the recipe, the corpus and the step number only."""
 
 import copy
 import time
@@ -44,11 +44,11 @@ def train(
     progress: Progress | None = None,
     device: str = "auto",
 ) -> Run:
-    """Train, or go on where the run in `out` stopped. Returns the run.
+    """Train, or resume the run in `out`. Returns the run.
 
     `recipe`: a name, a path or a `TrainingRecipe`. `progress` is called with every row of the log. Ctrl-C finishes the
-    step, saves and raises KeyboardInterrupt. Raises `OpenUniError` before the first step when recipe, corpus and run in
-    `out` do not fit together.
+    step, saves and raises KeyboardInterrupt. Raises `OpenUniError` before the first step if recipe, corpus and the run
+    in `out` are inconsistent.
     """
     from openuni.manifests.corpus.corpus import Corpus
 
@@ -62,7 +62,7 @@ def train(
 
 
 class Trainer:
-    """One run in progress: model, its average, optimiser and the number of steps done."""
+    """A run in progress: model, EMA, optimizer and the number of finished steps."""
 
     def __init__(self, setup: Setup, folder: Path, device: str, progress: Progress | None) -> None:
         self.setup, self.folder, self.progress = setup, folder, progress
@@ -72,7 +72,7 @@ class Trainer:
         self.plan = setup.plan
         with torch.random.fork_rng():
             torch.manual_seed(named_seed(self.recipe.seed, "weights"))
-            resuming = bool(list_checkpoints(folder))  # then the weights are overwritten: none need be read first
+            resuming = bool(list_checkpoints(folder))  # the checkpoint replaces all weights: none are read first
             self.model = (setup.model.resolved() if resuming else setup.model).load(device)
         self._init_from()
         self.ema_model = ema_copy(self.model)
@@ -80,14 +80,14 @@ class Trainer:
         self.step = self._resume()
 
     def run(self) -> None:
-        """All steps that are left."""
+        """Run all remaining steps."""
         validator = Validator(self.loader, self.setup.mix)
         steps = range(self.step, self.recipe.optimizer.steps)
         log = RunLog(self.folder, self.step)
         if self.step == 0:
             self._report(log, {"step": 0, "clips_by_task": self.setup.record["data"]["clips_by_task"]})
         elif not any("validation_loss" in row for row in log.kept if row["step"] == self.step):
-            self._validate(log, validator)  # where it was due, a Ctrl-C came before it
+            self._validate(log, validator)  # if it was due, Ctrl-C prevented it
         try:
             with (
                 graceful_shutdown("this step") as interrupted,
@@ -143,8 +143,8 @@ class Trainer:
             return
         clips = [self.setup.index.clip_ids[clip] for part in parts for batch in part for clip in batch.clips]
         raise OpenUniError(
-            f"the gradient is not finite at step {self.step + 1} (clips {', '.join(clips[:8])}). Lower "
-            "optimizer.learning_rate, or look at these clips' latents; the last checkpoint is whole."
+            f"gradient is not finite at step {self.step + 1} (clips {', '.join(clips[:8])}). Lower "
+            "optimizer.learning_rate, or inspect the latents of these clips. The last checkpoint is intact."
         )
 
     def _set_learning_rate(self) -> float:
@@ -173,7 +173,7 @@ class Trainer:
             self._save()
 
     def _validate(self, log: RunLog, validator: Validator) -> None:
-        """Where it is due at this step."""
+        """Run the validation if it is due at this step."""
         every, last = self.recipe.validation.every_steps, self.step == self.recipe.optimizer.steps
         if len(validator.clips) and every and (self.step % every == 0 or last):
             losses = validator.losses(self.ema_model, self.device, autocast(self.recipe, self.device))
@@ -199,15 +199,15 @@ class Trainer:
         return latest.step
 
     def _init_from(self) -> None:
-        """Take over the averaged weights of an earlier run; what that run did not have keeps its initial weights."""
+        """Initialize from the EMA weights of an earlier run; newly added parameters keep their initial weights."""
         if not self.recipe.init_from or list_checkpoints(self.folder):
             return
         run = Run.open(self.recipe.init_from)
         earlier = run.checkpoint
         if run.record.get("tokens") != self.setup.record.get("tokens"):
             raise OpenUniError(
-                f"init_from: the text of {run.folder} was made of other tokens, {run.record.get('tokens')}, here they "
-                f"are {self.setup.record.get('tokens')}: take its [text] tokenizer and checkpoint"
+                f"init_from: {run.folder} was trained with a different tokenizer: {run.record.get('tokens')}, this run "
+                f"has {self.setup.record.get('tokens')}. Use the [text] tokenizer and checkpoint of that run."
             )
         tensors = earlier.tensors("ema")
         check_sizes(self.model, tensors, earlier.path)
@@ -217,25 +217,26 @@ class Trainer:
             for name in unsaved(self.model) & set(tensors)
         ):
             raise OpenUniError(
-                f"init_from: {run.folder} trained its base, and this run keeps one frozen that it reads from "
-                f'"{self.setup.recipe.model.get("pretrained")}": set model.train_base = true, or leave init_from out'
+                f"init_from: {run.folder} has a trained base, but this run uses the frozen base of "
+                f'"{self.setup.recipe.model.get("pretrained")}". Set model.train_base = true, or remove init_from.'
             )
         missing, unexpected = self.model.load_state_dict(tensors, strict=False)
         foreign = sorted(set(missing) - set(self.model.added_parameters()) - unsaved(self.model) | set(unexpected))
         if foreign:
             raise OpenUniError(
-                f"init_from: {earlier.path} is of another model; differing keys: {', '.join(foreign[:6])}"
+                f"init_from: {earlier.path} is a checkpoint of a different model; differing keys: "
+                f"{', '.join(foreign[:6])}. Use the model of that run, or remove init_from."
             )
 
 
 def ema_copy(model: Any) -> Any:
-    """Where the average of the weights is kept. Frozen parameters are the model's own: there is nothing to average."""
+    """The EMA model. Frozen parameters are shared with the model, since they do not change."""
     frozen = {id(parameter): parameter for parameter in model.parameters() if not parameter.requires_grad}
     return copy.deepcopy(model, frozen).eval().requires_grad_(False)
 
 
 def build_optimizer(model: Any, options: OptimizerOptions) -> torch.optim.AdamW:
-    """AdamW over what is trained, in four groups: base and added parameters, matrices (decayed) and the rest."""
+    """AdamW over the trained parameters in four groups: base or added, with weight decay (matrices) or without."""
     added = set(model.added_parameters())
     groups: dict[tuple[bool, bool], list[torch.Tensor]] = defaultdict(list)
     for name, parameter in model.named_parameters():
@@ -255,7 +256,7 @@ def build_optimizer(model: Any, options: OptimizerOptions) -> torch.optim.AdamW:
 
 
 def lr_factor(options: OptimizerOptions, step: int) -> float:
-    """Share of the full learning rate at `step` (from 0): up over `warmup_steps`, flat, down over `decay_steps`."""
+    """Learning-rate factor at `step` (from 0): linear warm-up, constant, linear decay over `decay_steps`."""
     up = min(1.0, (step + 1) / options.warmup_steps) if options.warmup_steps else 1.0
     down = min(1.0, (options.steps - step) / options.decay_steps) if options.decay_steps else 1.0
     return min(up, down)

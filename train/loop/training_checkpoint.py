@@ -1,4 +1,4 @@
-"""Checkpoints: folders `step-000100/` of safetensors and JSON, written beside their place and renamed into it."""
+"""Training checkpoints: folders `step-000100/` of safetensors and JSON, written under a temporary name and renamed."""
 
 import json
 import os
@@ -18,9 +18,9 @@ NAME = re.compile(r"step-(\d{6,})")
 
 
 class TrainingCheckpoint(NamedTuple):
-    """One saved state of a run."""
+    """A saved state of a training run."""
 
-    step: int  # optimiser steps done
+    step: int  # number of finished optimizer steps
     path: Path
 
     def tensors(self, name: str) -> dict[str, torch.Tensor]:
@@ -30,19 +30,19 @@ class TrainingCheckpoint(NamedTuple):
             return load_file(file)
         except (OSError, SafetensorError) as error:
             raise OpenUniError(
-                f"{file} is damaged ({error}). Remove {self.path}: the run then goes on from the checkpoint before it, "
-                "or anew."
+                f"{file} is damaged ({error}). Remove {self.path}: the run then resumes from the previous checkpoint, "
+                "or restarts."
             ) from error
 
 
 def list_checkpoints(run: Path) -> list[TrainingCheckpoint]:
-    """All whole checkpoints of a run, oldest first."""
+    """All complete checkpoints of a run, oldest first."""
     found = [(NAME.fullmatch(path.name), path) for path in run.glob("step-*") if (path / "state.json").is_file()]
     return sorted(TrainingCheckpoint(int(match.group(1)), path) for match, path in found if match)
 
 
 def save(run: Path, step: int, tensors: dict[str, dict[str, torch.Tensor]], state: dict[str, Any], keep: int) -> Path:
-    """Write one checkpoint and remove all but the last `keep`. Killed at any time, what is visible is whole.
+    """Write one checkpoint and remove all but the last `keep`. Visible checkpoints are complete even after a kill.
 
     `tensors`: by file name; `state`: JSON-able, written as state.json with the step.
     """
@@ -66,7 +66,7 @@ def save(run: Path, step: int, tensors: dict[str, dict[str, torch.Tensor]], stat
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, torch.Tensor]:
-    """The optimiser's state by parameter name: `exp_avg/blocks.0...` and so on."""
+    """Optimizer state by parameter name, such as `exp_avg/blocks.0...`."""
     return {
         f"{key}/{name}": value
         for name, parameter in model.named_parameters()
@@ -75,22 +75,24 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dic
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
-    """The inverse of `optimizer_tensors`; moments go to their parameter's device."""
+    """The inverse of `optimizer_tensors`; moments are moved to their parameter's device."""
     parameters = dict(model.named_parameters())
     kinds = {key.partition("/")[0] for key in tensors}
     names = {key.partition("/")[2] for key in tensors}
     if lacking := sorted({f"{kind}/{name}" for kind in kinds for name in names} - set(tensors)):
-        raise OpenUniError(f"the checkpoint's optimiser state lacks {', '.join(lacking[:3])}: it is damaged, remove it")
+        raise OpenUniError(
+            f"optimizer state of the checkpoint lacks {', '.join(lacking[:3])}: it is damaged. Remove it."
+        )
     for key, value in tensors.items():
         kind, _, name = key.partition("/")
         if name not in parameters:
-            raise OpenUniError(f'the checkpoint\'s optimiser state has "{name}", which the model lacks')
+            raise OpenUniError(f'optimizer state of the checkpoint has "{name}", which the model lacks')
         parameter = parameters[name]
         optimizer.state[parameter][kind] = value if kind == "step" else value.to(parameter.device)
 
 
 def model_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The weights that a checkpoint holds: all but those that the model's options bring back."""
+    """Weights saved in a checkpoint: all except `VideoModel.unsaved`."""
     return {name: tensor for name, tensor in model.state_dict().items() if name not in unsaved(model)}
 
 
@@ -101,24 +103,24 @@ def unsaved(model: Any) -> frozenset[str]:
 
 
 def check_sizes(model: nn.Module, tensors: dict[str, torch.Tensor], where: Path) -> None:
-    """Raise `OpenUniError` where weights of the same name have another size in the model."""
+    """Raise `OpenUniError` if weights with the same name have a different size in the model."""
     own = model.state_dict()
     odd = [name for name, tensor in tensors.items() if name in own and own[name].shape != tensor.shape]
     if odd:
         found, wanted = list(tensors[odd[0]].shape), list(own[odd[0]].shape)
         raise OpenUniError(
-            f"{where} is of a model of another size: {odd[0]} is {found}, this model's is {wanted} ({len(odd)} differ)"
+            f"{where} is a checkpoint of another size: {odd[0]} is {found}, expected {wanted} ({len(odd)} differ)"
         )
 
 
 def load_model(model: nn.Module, tensors: dict[str, torch.Tensor], where: Path) -> None:
-    """All weights that a checkpoint holds, strictly."""
+    """Load all weights of a checkpoint strictly. Raises `OpenUniError` if names or sizes differ."""
     check_sizes(model, tensors, where)
     missing, unexpected = model.load_state_dict(tensors, strict=False)
     missing = sorted(set(missing) ^ unsaved(model))
     if missing or unexpected:
         odd = ", ".join([*missing, *unexpected][:6])
-        raise OpenUniError(f"{where} does not fit the model; differing keys: {odd}")
+        raise OpenUniError(f"{where} does not match the model; differing keys: {odd}")
 
 
 def _sync(path: Path) -> None:

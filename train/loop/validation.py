@@ -14,10 +14,10 @@ from openuni.training.tasks import TEXT, Task, TaskMix
 
 
 class Validator:
-    """The same question at every step: equal weights give an equal answer."""
+    """Deterministic validation: equal weights give equal losses at every step."""
 
     def __init__(self, loader: Loader, mix: TaskMix) -> None:
-        """Takes the first `validation.clips` held-out clips (by clip_id) that have the streams of a task."""
+        """Select the first `validation.clips` held-out clips (by clip_id) that have the streams of a task."""
         index, validation = loader.index, loader.recipe.validation
         self.loader, self.mix = loader, mix
         self.clips = np.flatnonzero(usable_clips(index, mix) & index.held_out)[: validation.clips]
@@ -31,8 +31,8 @@ class Validator:
     def losses(self, model: VideoModel, device: torch.device, autocast: torch.autocast) -> dict[str, float]:
         """Mean loss per task, and per task and noise level: `{"rgb->depth": 0.4, "rgb->depth at 0.83": 0.5, ...}`.
 
-        Tasks that make text: also "TASK text", the loss per token, and "TASK token accuracy" (`Words.accuracy`);
-        those that make video too, "TASK video".
+        Tasks with a text target: also "TASK text", the loss per token, and "TASK token accuracy"
+        (`TextBatch.accuracy`); if they also have video targets, "TASK video".
         """
         found: dict[str, list[float]] = defaultdict(list)
         present = self.loader.index.present
@@ -54,7 +54,7 @@ class Validator:
         return {name: sum(losses) / len(losses) for name, losses in found.items()}
 
     def _levels(self, task: Task) -> list[dict[str, float]]:
-        """The sigmas of what is made, video first; in joint tasks video and text have one quantile."""
+        """Sigmas of the targets, video first; in joint tasks video and text share one quantile."""
         levels = [dict.fromkeys(task.targets, sigma) for sigma in self.sigmas]
         if not task.generates_text:
             return levels

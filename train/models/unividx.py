@@ -11,6 +11,7 @@ import torch
 from annotated_types import Ge, Interval
 from torch import nn
 
+from openuni.manifests.contracts.options import Formerly
 from openuni.manifests.errors import OpenUniError
 from openuni.training.backbone.lora import LoraRouting
 from openuni.training.backbone.wan import WanModel, WanStreams, build_module
@@ -42,8 +43,10 @@ class UniVidX(WanModel):
     train_base: Annotated[bool, "train all weights instead of only the LoRAs, such as without pretrained weights"] = (
         False
     )
-    frozen_precision: Annotated[
-        Literal["float32", "bfloat16"], "dtype of the frozen base and its matrix products; LoRAs stay float32"
+    frozen_dtype: Annotated[
+        Literal["float32", "bfloat16"],
+        "dtype of the frozen base and its matrix products; LoRAs stay float32",
+        Formerly("frozen_precision"),
     ] = "float32"
     condition_noise: Annotated[
         float, "noise level (sigma) of condition streams; released code: 0.00498, paper: 0", Interval(ge=0, lt=0.5)
@@ -58,9 +61,9 @@ class UniVidX(WanModel):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.frozen_precision != "float32" and self.train_base:
+        if self.frozen_dtype != "float32" and self.train_base:
             raise OpenUniError(
-                "unividx: frozen_precision requires a frozen base, but train_base = true. Remove one of them."
+                "unividx: frozen_dtype requires a frozen base, but train_base = true. Remove one of them."
             )
 
     @property
@@ -93,7 +96,7 @@ class UniVidX(WanModel):
                 self.modalities, adapters, self.rank, self.gated, self.cross_modal, **self.base_options()
             )
 
-        module = build_module(build, self, device, getattr(torch, self.frozen_precision))
+        module = build_module(build, self, device, getattr(torch, self.frozen_dtype))
         module.condition_sigma = self.condition_noise
         if not self.train_base:
             base = set(module.base_tensors())

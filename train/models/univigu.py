@@ -12,6 +12,7 @@ import torch
 from annotated_types import Ge
 from torch import nn
 
+from openuni.manifests.contracts.options import Formerly
 from openuni.manifests.errors import OpenUniError
 from openuni.training.backbone.wan import Rotary, WanBlock, WanModel, WanStreams, build_module
 from openuni.training.model import Streams, TextCondition
@@ -40,8 +41,10 @@ class UniVigu(WanModel):
     text_flow: Annotated[
         TextFlow, "text objective: tokens (discrete flow matching) or embeddings (continuous flow matching)"
     ] = "tokens"
-    given_text: Annotated[
-        bool, "also feed the clean caption as a text stream when text is a condition, as published"
+    text_conditioning: Annotated[
+        bool,
+        "also feed the clean caption as a text stream when text is a condition, as published",
+        Formerly("given_text"),
     ] = True
 
     def __post_init__(self) -> None:
@@ -65,8 +68,8 @@ class UniVigu(WanModel):
         return "nothing" if task.generates_text and task.conditions else "caption"
 
     def has_text_stream(self, task: Task) -> bool:
-        """True if text is a target, or a condition with `given_text`."""
-        return task.generates_text or self.given_text
+        """True if text is a target, or a condition with `text_conditioning`."""
+        return task.generates_text or self.text_conditioning
 
     @property
     def text_width(self) -> int:

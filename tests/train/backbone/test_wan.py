@@ -234,7 +234,7 @@ def test_a_bfloat16_base_is_that_of_autocast_bit_for_bit(folder: Path) -> None:
     torch.manual_seed(1)
     wide = UniVidX(modalities=NAMES, rank=3, pretrained=str(folder)).load("cpu")
     torch.manual_seed(1)
-    half = UniVidX(modalities=NAMES, rank=3, pretrained=str(folder), frozen_precision="bfloat16").load("cpu")
+    half = UniVidX(modalities=NAMES, rank=3, pretrained=str(folder), frozen_dtype="bfloat16").load("cpu")
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for ours, theirs in zip(gated_layers(half).values(), gated_layers(wide).values(), strict=True):
@@ -262,7 +262,7 @@ def test_a_bfloat16_base_is_that_of_autocast_bit_for_bit(folder: Path) -> None:
 
 
 def test_rope_modulation_norms_and_additions_stay_float32(folder: Path) -> None:
-    model = UniVidX(modalities=NAMES, rank=3, pretrained=str(folder), frozen_precision="bfloat16").load("cpu")
+    model = UniVidX(modalities=NAMES, rank=3, pretrained=str(folder), frozen_dtype="bfloat16").load("cpu")
     wide = {name for name, p in model.named_parameters() if p.dtype == torch.float32}
     half = {name for name, p in model.named_parameters() if p.dtype == torch.bfloat16}
     assert wide | half == {name for name, _ in model.named_parameters()} and not any("norm" in n for n in half)
@@ -280,7 +280,7 @@ def test_rope_modulation_norms_and_additions_stay_float32(folder: Path) -> None:
 
 
 def test_a_bfloat16_base_goes_through_average_and_checkpoint(folder: Path, tmp_path: Path) -> None:
-    component = UniVidX(modalities=NAMES, rank=3, pretrained=str(folder), frozen_precision="bfloat16")
+    component = UniVidX(modalities=NAMES, rank=3, pretrained=str(folder), frozen_dtype="bfloat16")
     model = component.load("cpu")
     average = ema_copy(model)
     streams, sigmas, text = rows(NAMES)
@@ -294,7 +294,7 @@ def test_a_bfloat16_base_goes_through_average_and_checkpoint(folder: Path, tmp_p
     assert all(torch.equal(value, expected[name]) for name, value in again(streams, sigmas, text).items())
     groups = build_optimizer(model, TrainingRecipe().optimizer).param_groups
     assert {p.dtype for group in groups for p in group["params"]} == {torch.float32}
-    random = UniVidX(modalities=NAMES, rank=3, frozen_precision="bfloat16", **SMALL).load("cpu")
+    random = UniVidX(modalities=NAMES, rank=3, frozen_dtype="bfloat16", **SMALL).load("cpu")
     whole = model_tensors(random)  # a frozen base that is in no file is saved, as it is
     assert whole["blocks.0.attn1.to_q.weight"].dtype == torch.bfloat16
     with pytest.raises(OpenUniError, match="train_base = true"):

@@ -110,13 +110,13 @@ def test_columns_that_are_not_there_are_named(described: Corpus) -> None:
     def opened(detailed: str, embedded: str = "template_caption.brief") -> Captions:
         return open_captions(described, ids, embedded, TextStreamOptions(stage="refinement", detailed=detailed), BYTES)
 
-    with pytest.raises(OpenUniError, match=r'no rows of an annotator "caption".*there: template_caption'):
+    with pytest.raises(OpenUniError, match=r'no rows of annotator "caption".*available: template_caption'):
         opened("caption.detailed")
-    with pytest.raises(OpenUniError, match=r'wrote no text of that name. Did you mean "detailed"'):
+    with pytest.raises(OpenUniError, match=r'has no text column of that name\. Did you mean "detailed"'):
         opened("template_caption.detail")
-    with pytest.raises(OpenUniError, match=r'both are "template_caption.brief": encode'):
+    with pytest.raises(OpenUniError, match=r'both are "template_caption.brief". Encode'):
         opened("template_caption.brief")
-    with pytest.raises(OpenUniError, match=r"both are the clips' own captions"):
+    with pytest.raises(OpenUniError, match=r"both are the captions of the clips table"):
         opened("", "")
 
 

@@ -141,7 +141,7 @@ def test_a_stage_may_keep_to_collections(corpus: Corpus, index: Index) -> None:
     only = open_index(corpus, THREE, "", "", 0.0, ("single",))
     assert len(only.clip_ids) == 6 and set(only.clip_ids) < set(index.clip_ids)
     assert only.digest() != index.digest()
-    with pytest.raises(OpenUniError, match=r'"singel" is not in the corpus. Did you mean "single".*general, single'):
+    with pytest.raises(OpenUniError, match=r'"singel" not found in the corpus. Did you mean "single".*general, single'):
         open_index(corpus, THREE, "", "", 0.0, ("singel",))
 
 
@@ -149,7 +149,7 @@ def test_a_corpus_without_collections_is_all_one(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path, random_clips(3))
     index = open_index(corpus, ("rgb", "depth"), "", "", 0.0)
     assert index.collections == [""] and index.collection.tolist() == [0, 0, 0]
-    with pytest.raises(OpenUniError, match="kept clips are of: no collection"):
+    with pytest.raises(OpenUniError, match="Collections of kept clips: none"):
         open_index(corpus, ("rgb", "depth"), "", "", 0.0, ("single",))
 
 
@@ -218,7 +218,7 @@ def test_the_debug_curriculum_runs(corpus: Corpus, tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_in_stages_are_named(stages: Any, message: str) -> None:
-    with pytest.raises(OpenUniError, match=message.replace("dict", r"dict\[")):
+    with pytest.raises(OpenUniError, match=message):
         recipe(stages)
 
 
@@ -226,11 +226,11 @@ def test_a_stage_that_nothing_can_be_done_in_is_refused_before_the_first_step(tm
     clips = random_clips(4, ("rgb", "depth"))
     clips[0]["latents"]["skeleton"] = None
     corpus = write_corpus(tmp_path / "corpus", clips)
-    with pytest.raises(OpenUniError, match=r"stage 3, from step 9: no clip can be trained on.*skeleton: 0"):
+    with pytest.raises(OpenUniError, match=r"stage 3, from step 9: no training clips.*skeleton: 0"):
         prepare(recipe(), corpus, tmp_path / "run")
     unknown = [{"from_step": 3, "tasks": {"joint": 1.0}, "collections": ["general"]}]
     data = {"text_length": 0, "validation_share": 0.0, "collections": ["single"]}
-    with pytest.raises(OpenUniError, match='collection "general" is not in the corpus'):
+    with pytest.raises(OpenUniError, match='collection "general" not found in the corpus'):
         prepare(recipe(unknown, data=data, modality_weights={}), corpus, tmp_path / "run")
     with pytest.raises(OpenUniError, match="needs flow; the model has rgb, depth, skeleton"):
         prepare(recipe([{"from_step": 3, "tasks": {"rgb->flow": 1.0}}]), corpus, tmp_path / "run")

@@ -152,7 +152,7 @@ def test_a_clips_own_split_decides() -> None:
 def test_families_are_chosen_by_name_or_codec() -> None:
     families = {"dct-1": {"codec": "dct"}, "wan_vae-2": {"codec": "wan_vae"}}
     assert choose_family("latent", families, "dct") == choose_family("latent", families, "dct-1") == "dct-1"
-    with pytest.raises(OpenUniError, match=r"choose data\.latents from dct-1, wan_vae-2"):
+    with pytest.raises(OpenUniError, match=r"Choose data\.latents from dct-1, wan_vae-2"):
         choose_family("latent", families, "")
     with pytest.raises(OpenUniError, match='Did you mean "wan_vae-2"'):
         choose_family("latent", families, "wan_vae-3")

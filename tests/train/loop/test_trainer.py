@@ -204,7 +204,7 @@ def test_start_from_takes_the_averaged_weights(corpus: Corpus, tmp_path: Path, r
     train(settings, corpus, tmp_path)
     ours, theirs = list_checkpoints(tmp_path)[-1].tensors("model"), list_checkpoints(run.folder)[-1].tensors("ema")
     assert_same(ours, theirs)
-    with pytest.raises(OpenUniError, match="of another model"):
+    with pytest.raises(OpenUniError, match="of a different model"):
         train(recipe(start_from=str(run.folder), model={"num_layers": 2}), corpus, tmp_path / "other")
 
 
@@ -228,16 +228,18 @@ def test_changed_data_is_refused(tmp_path: Path, run: Run) -> None:
 
 
 def test_text_is_refused_for_models_that_make_none(corpus: Corpus, tmp_path: Path) -> None:
-    with pytest.raises(OpenUniError, match=r"tasks ->rgb\+text, rgb->text make text, which unityvideo cannot"):
+    with pytest.raises(
+        OpenUniError, match=r"tasks ->rgb\+text, rgb->text generate text, which unityvideo does not support"
+    ):
         train(recipe(tasks={"v2t": 1.0, "t2vt": 1.0, "rgb->depth": 1.0}), corpus, tmp_path)
-    with pytest.raises(OpenUniError, match=r"a \[text\] section, but unityvideo makes no text"):
+    with pytest.raises(OpenUniError, match=r"a \[text\] section, but unityvideo does not generate text"):
         train(recipe(text={"length": 64}), corpus, tmp_path)
 
 
 def test_model_that_does_not_fit_the_latents_is_refused(corpus: Corpus, tmp_path: Path) -> None:
     with pytest.raises(OpenUniError, match=r"channels = 16, but the corpus's latents have 4"):
         train(recipe(model={"channels": 16}), corpus, tmp_path)
-    with pytest.raises(OpenUniError, match=r"no multiples of the model's patch \[1, 3, 2\]"):
+    with pytest.raises(OpenUniError, match=r"must be multiples of the model's patch \[1, 3, 2\]"):
         train(recipe(model={"patch": [1, 3, 2]}), corpus, tmp_path)
     with pytest.raises(OpenUniError, match=r"text_length is 4, but the longest text has"):
         train(recipe(data={"text_length": 4}), corpus, tmp_path)

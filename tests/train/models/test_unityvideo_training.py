@@ -102,7 +102,9 @@ def test_released_and_published_checkpoints_are_not_mixed_up(run: Run) -> None:
     other = "released" if run.record["model"]["options"]["switcher"] == "per_block" else "per_block"
     options = run.record["model"]["options"] | {"switcher": other}
     model = Run(run.folder, run.record | {"model": {"name": "unityvideo", "options": options}}, "cpu")
-    with pytest.raises(OpenUniError, match=r"does not fit the model; differing keys: .*(switcher|modality_embeddings)"):
+    with pytest.raises(
+        OpenUniError, match=r"does not match the model; differing keys: .*(switcher|modality_embeddings)"
+    ):
         _ = model.model
     weights = run.checkpoint.tensors("ema")
     del weights["proj_out.weight"]

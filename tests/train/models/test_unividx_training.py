@@ -105,7 +105,7 @@ def test_a_trained_base_is_not_lost_in_a_run_that_keeps_its_own(base: Any, corpu
     first = train(recipe(pretrained=str(tmp_path / "wan"), train_base=True), corpus, tmp_path / "first")
     settings = recipe(pretrained=str(tmp_path / "wan")).to_dict() | {"start_from": str(first.folder)}
     with pytest.raises(
-        OpenUniError, match=r"first trained its base, and this run keeps one frozen .*train_base = true"
+        OpenUniError, match=r"first has a trained base, but this run uses the frozen base .*train_base = true"
     ):
         train(TrainingRecipe.from_dict(settings), corpus, tmp_path / "second")
 
@@ -218,7 +218,7 @@ def test_wrong_use_of_a_run_is_named(base: Any, corpus: Any, tmp_path: Path) -> 
     with pytest.raises(OpenUniError, match=r"of another size: blocks\.0\.ffn.*32.*48"):
         train(TrainingRecipe.from_dict(other), corpus, tmp_path / "other")
     shared = recipe(**SMALL, lora="shared").to_dict() | {"start_from": str(run.folder)}
-    with pytest.raises(OpenUniError, match=r"is of another model; differing keys: .*lora_A\.albedo"):
+    with pytest.raises(OpenUniError, match=r"is a checkpoint of a different model; differing keys: .*lora_A\.albedo"):
         train(TrainingRecipe.from_dict(shared), corpus, tmp_path / "shared")
 
 

@@ -107,7 +107,7 @@ def test_ordinary_texts_have_the_tokens_of_transformers(pieces_folder: Path) -> 
 
 
 def test_a_folder_without_a_tokenizer_is_named(tmp_path: Path) -> None:
-    with pytest.raises(OpenUniError, match=r"has no tokenizer of umT5 that can be read: give the folder"):
+    with pytest.raises(OpenUniError, match=r"has no umT5 tokenizer that can be read. Pass the folder"):
         Umt5Tokenizer(str(tmp_path)).lengths(["a"])
     endless = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<unk>": 0}, unk_token="<unk>"))
     PreTrainedTokenizerFast(tokenizer_object=endless, unk_token="<unk>").save_pretrained(tmp_path)
