@@ -298,4 +298,4 @@ def test_a_bfloat16_base_goes_through_average_and_checkpoint(folder: Path, tmp_p
     whole = model_tensors(random)  # a frozen base that is in no file is saved, as it is
     assert whole["blocks.0.attn1.to_q.weight"].dtype == torch.bfloat16
     with pytest.raises(OpenUniError, match="train_base = true"):
-        UniVidX(train_base=True, frozen_precision="bfloat16")
+        UniVidX(train_base=True, frozen_dtype="bfloat16")
