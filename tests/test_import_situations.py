@@ -99,8 +99,8 @@ def source(tmp_path_factory):
 
 
 def kinds(text):
-    """What `openuni list` printed: kind -> names."""
-    return {words[0]: words[1:] for words in map(str.split, text.splitlines()) if words}
+    """What `openuni list --json` printed: kind -> names."""
+    return json.loads(text)
 
 
 def check_list(text):
@@ -113,13 +113,13 @@ def check_list(text):
 def check_command(folder, *command, **environment):
     """A form of the command line lists all components and makes a corpus; no library is taken from the folder."""
     folder.shadow()
-    check_list(folder.run(*command, "list", **environment))
+    check_list(folder.run(*command, "list", "--json", **environment))
     out = folder.run(*command, "run", "corpus.toml", "raw/", "--out", "corpus", "--workers", "0", **environment)
     assert "2 clips = 2 ok" in out
 
 
 def test_the_console_script(worked):
-    check_list(worked.openuni("list"))
+    check_list(worked.openuni("list", "--json"))
     assert "2 clips" in worked.openuni("summary", "corpus")
     assert (worked.path / "made" / "flow.npy").is_file()
     assert worked.marks() == {}
@@ -157,7 +157,7 @@ def test_pytest_of_the_users_own_tests(folder):
 
 def test_a_checkout_that_is_not_installed(folder, bare):
     assert "No module named 'openuni'" in folder.run(bare, "-c", "import openuni", code=1)
-    check_list(folder.run(bare, "-m", "openuni", "list", cwd=CHECKOUT))
+    check_list(folder.run(bare, "-m", "openuni", "list", "--json", cwd=CHECKOUT))
     check_command(folder, bare, "-m", "openuni", PYTHONPATH=str(CHECKOUT))
     for name in ("corpus", *LIBRARIES):  # with -c, Python itself looks in the current folder first
         path = folder.path / name
@@ -174,7 +174,7 @@ def test_an_editable_install_puts_one_name_on_the_path(folder, tmp_path, source)
     (added,) = set(after) - set(before)
     assert {path.name for path in Path(added).iterdir() if path.suffix != ".egg-info"} == {"openuni"}
     check_command(folder, python.parent / "openuni")
-    check_list(folder.run(python, "-m", "openuni", "list"))
+    check_list(folder.run(python, "-m", "openuni", "list", "--json"))
     assert folder.marks() == {}
 
 
@@ -287,7 +287,7 @@ def test_an_operator_of_the_folder_is_found_by_show(folder):
 
 def test_an_operator_of_the_folder_is_not_looked_at_unless_it_is_named(folder):
     folder.write("lab/dis.py", folder.mark("lab/dis"))
-    check_list(folder.openuni("list"))
+    check_list(folder.openuni("list", "--json"))
     folder.openuni("show", "dis")
     folder.openuni("init", "new.toml")
     folder.openuni("checkpoints")
@@ -370,9 +370,9 @@ def package(tmp_path):
 
 
 def test_entry_points_add_components(folder, package):
-    listed = folder.openuni("list", PYTHONPATH=str(package))
+    listed = folder.openuni("list", "--json", PYTHONPATH=str(package))
     assert "canny" in kinds(listed)["annotators"] and "heat" in kinds(listed)["modalities"]
-    check_list(folder.openuni("list"))  # and without the package they are gone
+    check_list(folder.openuni("list", "--json"))  # and without the package they are gone
     assert folder.openuni("show", "canny", PYTHONPATH=str(package)).startswith("canny: ")
     assert "thermal camera" in folder.openuni("show", "heat", PYTHONPATH=str(package))
     folder.write("corpus.toml", RECIPE + "[annotators.canny]\n")
