@@ -181,9 +181,9 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(corpus: Corpus, tmp_path:
     (tmp_path / "recipe.json").write_text(json.dumps(recipe().to_dict()))
     code = (
         "import json, os, sys, torch; torch.set_num_threads(1)\n"
-        "from openuni.training.recipe import Recipe; from openuni.training.loop.trainer import train\n"
+        "from openuni.training.recipe import TrainingRecipe; from openuni.training.loop.trainer import train\n"
         "def kill(row):\n    if row['step'] == 5: os.kill(os.getpid(), 9)\n"
-        "train(Recipe.from_dict(json.load(open(sys.argv[1]))), sys.argv[2], sys.argv[3], kill)\n"
+        "train(TrainingRecipe.from_dict(json.load(open(sys.argv[1]))), sys.argv[2], sys.argv[3], kill)\n"
     )
     arguments = [str(tmp_path / "recipe.json"), str(corpus.store.local("")), str(tmp_path / "run")]
     killed = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, timeout=280)
