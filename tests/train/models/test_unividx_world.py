@@ -69,17 +69,17 @@ def recipe(family: Family) -> TrainingRecipe:
             "data": {"text_length": 0, "validation_share": 0.0, "caption_dropout": 0.0},
             "flow": {"density": "uniform", "shift": 5.0},
             "optimizer": {
-                "steps": 900,
+                "steps": 1200,
                 "batch_size": 8,
                 "learning_rate": 4e-3,
                 "added_rate_factor": 1.0,
                 "warmup_steps": 20,
-                "decay_steps": 450,
+                "decay_steps": 600,
                 "weight_decay": 0.0,
                 "clip_norm": 1.0,
             },
             "ema": {"decay": 0.98},
-            "checkpoints": {"every_steps": 900},
+            "checkpoints": {"every_steps": 1200},
         }
     )
 
