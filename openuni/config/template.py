@@ -20,14 +20,14 @@ from openuni.training.codec import LatentCodec, TextCodec
 
 RECIPES_DIR = Path(__file__).parent / "recipes"
 HEAD = """\
-# A recipe: what to measure and what to make. Run it with
+# Corpus recipe. Run it with
 #     openuni run {name} VIDEOS --out corpus/
-# Every key is optional; a line that begins with "# " shows an option and its default.
+# Every key is optional; a commented line shows an option and its default.
 
-# Which clips to keep: SQL over the filters' columns (openuni show NAME lists them). Empty keeps all.
+# Keep rule: SQL over the columns of filters (openuni show NAME lists them). Empty: keep all clips.
 keep = "motion.speed_diag_per_s > 0.01 and luminance.mean > 0.05"
 
-# Checkpoints under a licence that limits their use, once you have found that it fits: openuni checkpoints lists them.
+# Accepted checkpoints with restrictive licences (see: openuni checkpoints).
 # accept = []
 """
 
@@ -36,7 +36,7 @@ def recipe_template(name: str) -> str:
     """A complete, commented recipe with all options of all parts, written from the code."""
     blocks = [HEAD.format(name=name)]
     blocks.append(
-        "# ---- how sources become clips, and what operators see\n"
+        "# ---- ingest and preprocessing\n"
         + _table("ingest", IngestOptions)
         + _shot_tables()
         + _table("work", WorkOptions)
@@ -45,7 +45,7 @@ def recipe_template(name: str) -> str:
         "# ---- filters: scores for every clip" + "\n".join(_operator_blocks("filter", {"motion", "luminance"}))
     )
     blocks.append(
-        "# ---- annotators: modalities of kept clips; take out the # before a [table] to use it"
+        "# ---- annotators: modality maps of kept clips; uncomment a [table] to use it"
         + "\n".join(_operator_blocks("annotator", {"dis"}))
     )
     encode = _table("encode", EncodeOptions, modalities='["rgb", "flow"]', size_px="[256, 448]", frames="17")

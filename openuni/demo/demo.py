@@ -240,7 +240,7 @@ class Demo:
 
         recipe = training_recipe(self.plan)
         head = f"# {self.plan.train_recipe} with more held-out clips. Run it with: {self.commands['train']}\n\n"
-        _put(self.train_recipe, head + toml_text(recipe.to_dict()))
+        _put(self.train_recipe, head + toml_text(dataclasses.asdict(recipe)))
         self.reporter.print_line(f"3/4 train: {self.commands['train']}")
         saved = list_checkpoints(self.run_dir)
         left = recipe.optimizer.steps - (saved[-1].step if saved else 0)

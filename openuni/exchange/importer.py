@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Generic, NamedTuple, TypeVar, get_args, get_type_hints
 
-from openuni.manifests.contracts.discovery import component_names, find_component
+from openuni.manifests.contracts.discovery import find_component
 from openuni.manifests.contracts.modality import Payload
 from openuni.manifests.contracts.producer import Producer
 from openuni.manifests.errors import OpenUniError
@@ -68,11 +68,6 @@ class Importer(Producer):
         if not (inner and isinstance(inner[0], type) and hasattr(inner[0], "_fields")):
             raise OpenUniError(f"{cls.name()}: read() must have the return annotation ImportedClip[SomeNamedTuple]")
         return inner[0]
-
-
-def importer_names() -> list[str]:
-    """Names of the importers (file names in their folder)."""
-    return component_names("importers")
 
 
 def find_importer(name: str, *, imports: bool = False) -> type[Importer]:

@@ -19,6 +19,14 @@ import pytest
 import openuni
 from openuni.manifests.contracts.options import recorded
 from tests.openuni.compatibility_facts import (
+    CORPORA,
+    DATA,
+    IMPORT_OPTIONS,
+    PLACES,
+    RUNS,
+    SOURCES,
+    TIMINGS,
+    UNSTEADY,
     assert_holds,
     assert_near,
     assert_nothing_done,
@@ -31,18 +39,6 @@ from tests.openuni.compatibility_facts import (
     run_facts,
     without,
 )
-
-HERE = Path(__file__).parent
-DATA = next(path for path in (HERE.parent / "data" / "version_0_1", HERE / "data", HERE) if path.is_dir())
-CORPORA = ("corpus", "annotated")
-RUNS = ("unityvideo", "unividx", "univigu")
-SOURCES = {"corpus": "memory://raw/", "annotated": "memory://raw/person-000001.mp4"}
-IMPORT_OPTIONS = {"scene": "([a-z]+)_[0-9]+$", "fps": 8.0, "irradiance_scale": 4.0}
-TIMINGS = ("ms", "samples_per_s", "data_wait_share")  # what differs between two runs that do the same
-PLACES = ("shard", "offset", "nbytes", "xxh3", "source", "split", "collection")  # and what between two corpora
-# With several threads FFmpeg now and then hands out fewer vectors than a frame has: in two of 800 decodings in 0.1.0
-UNSTEADY = ("length_sides", "least_patch_sides", "predicted_share")
-LOCKS = (".driver.lock", ".workers.lock")
 
 
 def sources_in_memory(folder: Path) -> None:

@@ -25,7 +25,7 @@ class InProcessRunner(Runner):
         loop = WorkerLoop(spec.start(self.device))
         try:
             source = iter(items)
-            with graceful_shutdown("the clip in hand") as interrupted:
+            with graceful_shutdown("the current clip") as interrupted:
                 item = next(source, None)
                 while item is not None and not interrupted.is_set():
                     next_item = next(source, None)

@@ -233,7 +233,7 @@ def test_the_quick_demo_as_a_user_runs_it(tmp_path):
 @pytest.mark.parametrize("plan", [FULL, QUICK, TINY])
 def test_the_training_recipe_is_written_as_it_is(plan, tmp_path):
     recipe = demo.training_recipe(plan)
-    (tmp_path / "train.toml").write_text(demo.toml_text(recipe.to_dict()))
+    (tmp_path / "train.toml").write_text(demo.toml_text(dataclasses.asdict(recipe)))
     assert TrainingRecipe.load(tmp_path / "train.toml") == recipe
     shipped = TrainingRecipe.load(plan.train_recipe)
     assert (recipe.optimizer, recipe.model, recipe.tasks) == (shipped.optimizer, shipped.model, shipped.tasks)

@@ -150,4 +150,4 @@ def test_ctrl_c_waits_for_the_item_in_hand_and_a_second_one_does_not(times: int,
     assert ("compute", "c") not in worker.events and worker.events[-1] == ("finish", "")
     if times == 1:
         assert [outcome.key for outcome in reported] == done
-    assert "stopping after the clip in hand; press Ctrl-C again to stop immediately" in capfd.readouterr().err
+    assert "stopping after the current clip; press Ctrl-C again to stop immediately" in capfd.readouterr().err
