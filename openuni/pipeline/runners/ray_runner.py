@@ -31,6 +31,7 @@ MAX_RAY_STARTS = 3
 CONNECT_TIMEOUT_S = 10.0  # of a cluster's address; Ray itself would wait for minutes
 POLL_S = 10.0  # how long to wait for a reply before asking whether Ray is alive
 LOST_AFTER_S = 60.0  # without a living node
+NO_NODE = "no node of the Ray cluster is alive"
 PLACEMENT_NOTICE_S = 60.0  # without a first reply of any worker
 
 logger = logging.getLogger(__name__)
@@ -98,10 +99,7 @@ class RayRunner(Runner):
                 reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
                 ray.shutdown()
                 if self.resources.address is not None:
-                    raise OpenUniError(
-                        f"cannot join the Ray cluster at {self.resources.address}: {reason}. Check the address and "
-                        "that `ray status` works there, or leave --address out to start Ray on this machine."
-                    ) from error
+                    raise _cannot_join(self.resources.address, reason) from error
                 if attempt == MAX_RAY_STARTS:
                     raise OpenUniError(
                         f"Ray did not start in {MAX_RAY_STARTS} attempts: {reason}. Is the machine overloaded, or /tmp "
@@ -198,12 +196,9 @@ class RayRunner(Runner):
             if ready:
                 return ready[0]
             now = time.monotonic()
-            if any(node["Alive"] for node in self._nodes()):
-                lost_since = None
-            else:
-                lost_since = lost_since or now
-                if now - lost_since >= LOST_AFTER_S or not self._nodes():
-                    raise RayLost("no node of the Ray cluster is alive")
+            lost_since = None if self._is_alive() else lost_since or now
+            if lost_since is not None and now - lost_since >= LOST_AFTER_S:
+                raise RayLost(NO_NODE)
             if not noted and now - waited_since > PLACEMENT_NOTICE_S and not any(slot.started for slot in self.slots):
                 noted = True
                 logger.warning(
@@ -214,9 +209,10 @@ class RayRunner(Runner):
                     {name: amount for name, amount in self.ray.cluster_resources().items() if name in ("CPU", "GPU")},
                 )
 
-    def _nodes(self) -> list[dict[str, Any]]:
+    def _is_alive(self) -> bool:
+        """Whether any node of the cluster is. Raises `RayLost` if nothing answers."""
         try:
-            return list(self.ray.nodes())
+            return any(node["Alive"] for node in self.ray.nodes())
         except Exception as error:  # the control store is gone too
             raise RayLost(f"{type(error).__name__}: {error}") from error
 
@@ -278,8 +274,8 @@ class RayRunner(Runner):
         held = list(slot.in_flight.values())
         if not held:
             self.failed_starts += 1
-            if not any(node["Alive"] for node in self._nodes()):
-                raise RayLost("no node of the Ray cluster is alive")
+            if not self._is_alive():
+                raise RayLost(NO_NODE)
             if self.failed_starts >= MAX_FAILED_STARTS:
                 raise OpenUniError(
                     f"{MAX_FAILED_STARTS} workers in a row died while starting. Is there enough memory for the models? "
@@ -317,7 +313,11 @@ def _check_reachable(address: str | None) -> None:
         with socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S):
             pass
     except OSError as error:
-        raise OpenUniError(
-            f"cannot join the Ray cluster at {address}: {error}. Check the address and that `ray status` works there, "
-            "or leave --address out to start Ray on this machine."
-        ) from error
+        raise _cannot_join(f"{host}:{port}", str(error)) from error
+
+
+def _cannot_join(address: str, reason: str) -> OpenUniError:
+    return OpenUniError(
+        f"cannot join the Ray cluster at {address}: {reason}. Check the address and that `ray status` works there, "
+        "or leave --address out to start Ray on this machine."
+    )
