@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import fsspec
+
 import openuni
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.world.write import write_clips
@@ -51,4 +53,16 @@ def world_corpus(
             "bytes": {"dim": TEXT_DIM, "max_bytes": text_bytes},
         },
     }
-    return openuni.run(recipe, videos, out=folder / "corpus")
+    return openuni.run(recipe, in_memory(videos, f"{preset}-{frames}x{height_px}x{width_px}"), out=folder / "corpus")
+
+
+def in_memory(videos: Sequence[Path], name: str) -> list[str]:
+    """The videos and what lies beside them, as URLs that are the same in every run.
+
+    Ids of clips are made of their sources, and the order of training of the ids: in a new temporary folder each time,
+    a model would learn in another order each time, a little better or worse.
+    """
+    memory = fsspec.filesystem("memory")
+    for path in sorted({neighbour for video in videos for neighbour in video.parent.iterdir()}):
+        memory.pipe(f"/world/{name}/{path.name}", path.read_bytes())
+    return [f"memory://world/{name}/{video.name}" for video in videos]
