@@ -28,6 +28,7 @@ from openuni.pipeline.sources import find_sources
 from openuni.report import doctor
 
 if TYPE_CHECKING:
+    from openuni.training.recipe import TrainingRecipe
     from openuni.training.run import Run
 
 MAX_DEFAULT_WORKERS = 16
@@ -203,7 +204,7 @@ def split(
 
 
 def train(
-    recipe: str | Path,
+    recipe: "str | Path | TrainingRecipe",
     corpus: str | Path | Corpus,
     *,
     out: str | Path,
@@ -211,8 +212,8 @@ def train(
 ) -> "Run":
     """Train a model on the latents of a corpus. Call again to resume.
 
-    `recipe`: name of a training recipe (see `openuni list`), or a TOML file. `progress`: called with every row of the
-    training log.
+    `recipe`: name of a training recipe (see `openuni list`), a TOML file, or a `TrainingRecipe`. `progress`: called
+    with every row of the training log.
     """
     from openuni.training.loop.trainer import train as train_model
 

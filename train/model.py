@@ -10,9 +10,8 @@ from openuni.manifests.contracts.component import Component
 from openuni.manifests.contracts.options import recorded
 from openuni.training.tasks import Task
 
-TextCondition = Literal[
-    "caption", "prompt", "nothing"
-]  # the clip's caption, the modality-type prompt, the empty caption
+# the clip's caption, the modality-type prompt, the empty caption
+TextCondition = Literal["caption", "prompt", "nothing"]
 Streams = dict[str, torch.Tensor]  # by modality: latents [B, C, T, H, W], all of one shape
 
 

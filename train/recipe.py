@@ -17,7 +17,7 @@ RECIPES_DIR = Path(__file__).parent / "recipes"
 
 @dataclass(frozen=True)
 class RecipeTable:
-    """Base of a recipe's tables: options are held against their bounds, in errors by the name of the table."""
+    """Base of a recipe's tables: options are checked against their bounds; errors name the table."""
 
     table: ClassVar[str]
 
@@ -27,7 +27,7 @@ class RecipeTable:
 
 @dataclass(frozen=True)
 class DataOptions(RecipeTable):
-    """What of the corpus to train on."""
+    """Training data: latents, texts and clips of the corpus to use."""
 
     table: ClassVar[str] = "data"
     latents: Annotated[str, "latent family, or its codec's name; empty: the only one of the corpus"] = ""
@@ -68,7 +68,7 @@ class FlowMatchingOptions(RecipeTable):
 
 @dataclass(frozen=True)
 class TextStreamOptions(RecipeTable):
-    """The caption as a stream of tokens, for models that make text."""
+    """Captions as a token stream, for models that generate text."""
 
     table: ClassVar[str] = "text"
     tokenizer: Annotated[Literal["bytes", "umt5"], "tokenizer: UTF-8 bytes, or umT5's"] = "bytes"
@@ -116,7 +116,7 @@ class TextStreamOptions(RecipeTable):
 
 @dataclass(frozen=True)
 class CurriculumStage(RecipeTable):
-    """From one step on other tasks, on other clips. A stage takes nothing over from the one before."""
+    """A stage: task mix and collections from a given step on. It inherits nothing from the previous stage."""
 
     table: ClassVar[str] = "curriculum"
     from_step: Annotated[int, "first step of the stage, from 0", Gt(0)] = 0
@@ -127,12 +127,12 @@ class CurriculumStage(RecipeTable):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.tasks:
-            raise OpenUniError(f"recipe: curriculum: the stage from step {self.from_step} says no tasks")
+            raise OpenUniError(f"recipe: curriculum: the stage from step {self.from_step} has no tasks")
 
 
 @dataclass(frozen=True)
 class OptimizerOptions(RecipeTable):
-    """AdamW with linear warm-up, then a constant learning rate."""
+    """AdamW with linear warm-up, then a constant learning rate, with optional linear decay at the end."""
 
     table: ClassVar[str] = "optimizer"
     steps: Annotated[int, "number of optimizer steps", Ge(1)] = 15000
@@ -184,7 +184,7 @@ class ValidationOptions(RecipeTable):
 
 @dataclass(frozen=True)
 class CheckpointOptions(RecipeTable):
-    """When the run is saved (also at the end and on Ctrl-C)."""
+    """When training checkpoints are saved (also at the end and on Ctrl-C)."""
 
     table: ClassVar[str] = "checkpoints"
     every_steps: Annotated[int, "interval between checkpoints, steps", Ge(1)] = 500
@@ -193,7 +193,7 @@ class CheckpointOptions(RecipeTable):
 
 @dataclass(frozen=True)
 class TrainingRecipe:
-    """A whole run. `Recipe.load` reads one by name (`train/recipes/NAME.toml`) or path."""
+    """A training recipe. `TrainingRecipe.load` reads one by name (`train/recipes/NAME.toml`) or path."""
 
     model: Annotated[dict[str, Any], "model name and its options"] = field(
         default_factory=lambda: {"name": "unityvideo"}

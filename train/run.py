@@ -225,19 +225,20 @@ class Run:
 
         Guidance on conditions evaluates the model with noise in their place, which training must have covered.
         """
-        if not task.targets and (sampling.guidance, sampling.given_guidance) != (1.0, 1.0):
+        scale, condition_scale = sampling.guidance_scale, sampling.condition_guidance_scale
+        if not task.targets and (scale, condition_scale) != (1.0, 1.0):
             raise OpenUniError(f'guidance applies to video only, and task "{task}" has no video target. Leave it at 1.')
-        if sampling.guidance != 1.0 and not self.caption_streams(task):
+        if scale != 1.0 and not self.caption_streams(task):
             raise OpenUniError(
-                f'guidance {sampling.guidance:g} requires a caption, and task "{task}" uses none. Leave it at 1.'
+                f'guidance_scale {scale:g} requires a caption, and task "{task}" uses none. Leave it at 1.'
             )
         apart = not self.recipe.flow_matching.shared_sigma and Task((), task.streams) in self.tasks
-        if sampling.given_guidance == 1.0 or not task.conditions or apart or self.recipe.data.condition_dropout > 0:
+        if condition_scale == 1.0 or not task.conditions or apart or self.recipe.data.condition_dropout > 0:
             return
         raise OpenUniError(
-            f'given_guidance {sampling.given_guidance:g} requires a run trained on "{task}" with condition dropout, '
+            f'condition_guidance_scale {condition_scale:g} requires a run trained on "{task}" with condition dropout, '
             "which this run was not. Train with data.condition_dropout = 0.1 (or with flow_matching.shared_sigma = "
-            f'false and the task "{Task((), task.streams)}"), or leave given_guidance at 1.'
+            f'false and the task "{Task((), task.streams)}"), or leave condition_guidance_scale at 1.'
         )
 
     def caption_streams(self, task: Task) -> tuple[str, ...]:

@@ -24,12 +24,12 @@ class SamplingOptions:
 
     steps: Annotated[int, "number of solver steps", Ge(1)] = 50
     shift: Annotated[float, "timestep shift of the noise levels; preferably that of the training", Gt(0)] = 5.0
-    guidance: Annotated[float, "guidance scale for the prompt; 1 disables guidance"] = 1.0
+    guidance_scale: Annotated[float, "guidance scale for the prompt; 1 disables guidance"] = 1.0
     seed: Annotated[int, "random seed of the noise"] = 0
     solver: Annotated[
         Solver, "solver: euler (first order), heun (second order, two model calls per step) or adams_bashforth (second)"
     ] = "euler"
-    given_guidance: Annotated[float, "guidance scale for the condition streams; 1 disables guidance"] = 1.0
+    condition_guidance_scale: Annotated[float, "guidance scale for the condition streams; 1 disables guidance"] = 1.0
     temperature: Annotated[float, "sampling temperature for text; 0 is greedy decoding", Ge(0)] = 1.0
 
     def __post_init__(self) -> None:
@@ -84,7 +84,7 @@ def sample(
             raise OpenUniError(f'task "{task}" generates text: text_state is required')
         targets[TEXT] = inputs.text_state.tokens.to(device)
     sigmas = sampling_sigmas(sampling.steps, sampling.shift)
-    if sampling.given_guidance != 1.0:
+    if sampling.condition_guidance_scale != 1.0:
         inputs = inputs._replace(dropped={name: noise("dropped", name) for name in task.conditions})
     if model.condition_sigma > 0:
         _check_above(float(sigmas[-2]), model.condition_sigma)
@@ -142,9 +142,9 @@ def _velocities(
     """
     like = next(iter(targets.values()))
     captioned = [name for name in inputs.caption_streams if name in inputs.text]
-    condition_scale = sampling.given_guidance if inputs.conditions else 1.0
+    condition_scale = sampling.condition_guidance_scale if inputs.conditions else 1.0
     # without a caption, "full" and "without text" are the same prediction; without conditions, the other two are
-    shares = guidance_weights(sampling.guidance if captioned else condition_scale, condition_scale)
+    shares = guidance_weights(sampling.guidance_scale if captioned else condition_scale, condition_scale)
     text = {"full": inputs.text}
     if shares.without_text or shares.without_both:
         text |= dict.fromkeys(shares._fields[1:], inputs.text | _with_empty_caption(inputs, captioned))
@@ -169,14 +169,10 @@ def _velocities(
 
 def _condition_text(inputs: SamplerInputs, targets: Streams, *, empty: bool) -> Streams:
     """The clean text stream as a condition; empty if there is no text stream or it is a target."""
-    condition_text = inputs.text_state
-    if condition_text is None or TEXT in targets:
+    state = inputs.text_state
+    if state is None or TEXT in targets:
         return {}
-    return {
-        TEXT: condition_text.empty.to(condition_text.tokens.device).expand_as(condition_text.tokens)
-        if empty
-        else condition_text.tokens
-    }
+    return {TEXT: state.empty.to(state.tokens.device).expand_as(state.tokens) if empty else state.tokens}
 
 
 def _with_empty_caption(inputs: SamplerInputs, captioned: Sequence[str]) -> dict[str, torch.Tensor]:

@@ -27,9 +27,9 @@ def train(
     from openuni.console.progress import Reporter, TrainingProgress
     from openuni.training.recipe import TrainingRecipe
 
-    steps = TrainingRecipe.load(recipe).optimizer.steps
+    loaded = TrainingRecipe.load(recipe)
     with Reporter() as reporter:
-        finished = api.train(recipe, corpus, out=out, progress=TrainingProgress(reporter, steps))
+        finished = api.train(loaded, corpus, out=out, progress=TrainingProgress(reporter, loaded.optimizer.steps))
     print(f"trained {finished.checkpoint.step:,} steps: {out}")
     if Path(recipe).stem.endswith("_debug"):
         print("A debug recipe tests the pipeline: the model is tiny and does not learn, whatever its loss.")

@@ -51,9 +51,9 @@ def generate_files(run_dir: Path, request: GenerateRequest, out: Path, console: 
     sampling = SamplingOptions(
         steps=request.steps,
         shift=run.shift(task),
-        guidance=request.guidance_scale,
+        guidance_scale=request.guidance_scale,
         seed=request.seed,
-        given_guidance=request.condition_guidance_scale,
+        condition_guidance_scale=request.condition_guidance_scale,
         temperature=request.temperature,
     )
     with sampling_progress(run, task, request.steps, console) if console else nullcontext():

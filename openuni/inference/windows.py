@@ -7,10 +7,8 @@ import numpy as np
 from openuni.manifests.arrays.assignment import linear_assignment
 from openuni.manifests.modalities.segmentation import Segmentation
 
-LABEL_MODALITIES = (
-    "segmentation",
-    "densepose",
-)  # their colours encode labels, so the mean of two colours is another label: switch instead of blending
+# their colours encode labels, so the mean of two colours is another label: switch instead of blending
+LABEL_MODALITIES = ("segmentation", "densepose")
 SAME_INSTANCE_IOU = 0.3  # minimum IoU, in the frames that two windows share, of two masks of one instance
 
 

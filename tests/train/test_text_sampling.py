@@ -79,7 +79,7 @@ def test_a_given_caption_is_in_the_text_stream_and_guidance_takes_it_away(run: R
 
     model.forward = watched
     try:
-        run.sample("t2v", {}, ["a cube"], sampling=dataclasses.replace(QUICK, steps=1, guidance=3.0))
+        run.sample("t2v", {}, ["a cube"], sampling=dataclasses.replace(QUICK, steps=1, guidance_scale=3.0))
     finally:
         del model.forward
     assert len(seen) == 2
@@ -107,14 +107,14 @@ class Decided:
 def test_guidance_moves_the_video_and_not_the_text(guidance: float) -> None:
     start = TextState(torch.zeros(2, 5, dtype=torch.int64), torch.zeros(5, dtype=torch.int64), 1.0)
     conditions = SamplerInputs({}, {"rgb": torch.ones(2, 3, 8)}, torch.zeros(3, 8), text_state=start)
-    how = SamplingOptions(steps=4, shift=1.0, guidance=guidance)
+    how = SamplingOptions(steps=4, shift=1.0, guidance_scale=guidance)
     made = sample(Decided(), Task.parse("t2vt"), conditions, (2, 4, 2, 2, 2), how)  # type: ignore[arg-type]
     still = sample(
         Decided(),  # type: ignore[arg-type]
         Task.parse("t2vt"),
         conditions._replace(text={"rgb": torch.zeros(2, 3, 8)}),
         (2, 4, 2, 2, 2),
-        dataclasses.replace(how, guidance=1.0),
+        dataclasses.replace(how, guidance_scale=1.0),
     )
     assert (made["text"] == 1).all() and (still["text"] == 2).all()
     torch.testing.assert_close(made["rgb"], still["rgb"] - guidance)  # along velocities of `guidance` from 1 to 0
@@ -151,7 +151,7 @@ def test_temperature_makes_likelier_texts() -> None:
 
 def test_guidance_without_a_video_to_make_is_refused(run: Run) -> None:
     with pytest.raises(OpenUniError, match='guidance applies to video only, and task "rgb->text" has no video target'):
-        run.sample("v2t", {"rgb": video(1)}, [""], sampling=dataclasses.replace(QUICK, guidance=2.0))
+        run.sample("v2t", {"rgb": video(1)}, [""], sampling=dataclasses.replace(QUICK, guidance_scale=2.0))
 
 
 def test_text_in_one_loop_is_text_solved_alone() -> None:

@@ -50,7 +50,7 @@ class WanModel(Model):
         str, "hub name or folder of a diffusers Wan transformer or pipeline; empty: random weights"
     ] = ""
     num_layers: Annotated[
-        int, "number of transformer blocks; ignored with pretrained, like heads to freq_dim", Ge(1)
+        int, "number of transformer blocks; ignored with pretrained, as are the options from heads to freq_dim", Ge(1)
     ] = 30
     heads: Annotated[int, "number of attention heads", Ge(1)] = 12
     head_dim: Annotated[int, "channels per head", Ge(6), MultipleOf(2)] = 128
@@ -99,7 +99,10 @@ class WanModel(Model):
         return plain_config(self.folder(), f'{self.name()}: "{self.pretrained}"')
 
     def max_latent_shape(self, streams: int, streams_on_width: int = 1) -> tuple[int, int, int]:
-        """See `Model.max_latent_shape`: where RoPE's tables end. `beside`: streams whose positions follow on width."""
+        """See `Model.max_latent_shape`: where RoPE's tables end.
+
+        `streams_on_width`: number of streams whose positions continue on width.
+        """
         frames, rows, columns = self.base_options()["patch_size"]
         return POSITIONS * frames, POSITIONS * rows, POSITIONS // streams_on_width * columns
 

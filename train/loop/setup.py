@@ -30,7 +30,8 @@ from openuni.training.tasks import TaskMix
 if TYPE_CHECKING:
     from openuni.manifests.corpus.corpus import Corpus
 
-# Options that may change on resume: they do not affect finished steps.
+# Options that may change on resume, as they do not affect finished steps. By their names in run.json, which keeps the
+# former names of renamed options (see `recorded`).
 RESUME_MUTABLE = (
     *("checkpoints.", "validation.", "optimizer.accumulate"),
     *("model.attention", "model.compile", "model.gradient_checkpointing"),
@@ -199,9 +200,8 @@ def _check_fit(model: Model, index: Index, mix: TaskMix, codec: str) -> None:
     odd = (shapes[:, 1:] % np.array(patch)).any(axis=1)
     if odd.any():
         raise OpenUniError(
-            f"{int(odd.sum())} clips have {codec} latents such as {shapes[odd][0].tolist()} whose frames, rows and "
-            f"columns must be multiples of the model's patch {list(patch)}. Encode at another size_px, or change "
-            "model.patch."
+            f"{int(odd.sum())} clips have {codec} latents such as {shapes[odd][0].tolist()}: frames, rows and columns "
+            f"must be multiples of the model's patch {list(patch)}. Encode at another size_px, or change model.patch."
         )
 
 
@@ -220,9 +220,9 @@ def _check_resume(record: dict[str, Any], folder: Path) -> None:
     if not list_checkpoints(folder):
         return
     before = read_record(folder)
-    before["recipe"] = json.loads(
-        json.dumps(TrainingRecipe.from_dict(before["recipe"], RUN_FILE, quiet=True).to_dict())
-    )  # new options
+    # parsed and written again: this adds the defaults of options that are newer than the run
+    recipe = TrainingRecipe.from_dict(before["recipe"], RUN_FILE, quiet=True)
+    before["recipe"] = json.loads(json.dumps(recipe.to_dict()))
     steps_matter = record["recipe"]["optimizer"]["decay_steps"] > 0
     changes = [
         f"{name}: {old!r} -> {new!r}"

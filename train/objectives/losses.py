@@ -33,7 +33,7 @@ class Losses(NamedTuple):
 def compute_losses(
     model: Any, batch: TrainingBatch, recipe: TrainingRecipe, autocast: torch.autocast, *, weighted: bool = True
 ) -> Losses:
-    """Run one forward pass. `weighted`: weight the video loss by noise level with `flow.weighting`."""
+    """Run one forward pass. `weighted`: weight the video loss by noise level (`flow_matching.weighting`)."""
     target = {name: velocity(batch.clean[name], batch.noise[name]) for name in batch.clean}
     streams, sigmas, text_stream = batch.noisy(), batch.sigmas, batch.text_stream
     embedded = None

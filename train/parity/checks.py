@@ -108,7 +108,7 @@ def keys(subject: Subject) -> Measurement:
             odd.add(name)
     odd |= set(base) - seen
     added = len(subject.model.added_parameters())
-    what = f"number of {len(base)} tensors that differ from the files or are not finite{_named(odd)}; {added} are added"
+    what = f"tensors (of {len(base)}) that differ from the files or are not finite{_named(odd)}; {added} newly added"
     return Measurement(len(odd), 0, what)
 
 
@@ -148,7 +148,8 @@ def perturbed(subject: Subject) -> Measurement:
     return Measurement(
         len(dead) + (not 0 < moved < math.inf),
         0,
-        f"{len(added)} added parameters, those without a finite gradient ({len(zero)} zero-initialized){_named(dead)}"
+        f"newly added parameters (of {len(added)}, {len(zero)} zero-initialized) without a finite gradient"
+        + _named(dead)
         + ("" if moved else "; outputs do not change")
         + ("; outputs are not finite" if moved == math.inf else ""),
     )

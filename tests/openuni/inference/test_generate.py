@@ -82,7 +82,8 @@ def test_guidance_of_given_streams_reaches_the_run(run: Run, tmp_path: Path) -> 
     generate_files(run.folder, GenerateRequest(("rgb", "skeleton"), "a walk", steps=1), tmp_path)
     given = (f"skeleton={tmp_path / 'skeleton.mp4'}",)
     with pytest.raises(
-        OpenUniError, match=r"given_guidance 2 requires a run trained on \"skeleton->rgb\" with condition dropout"
+        OpenUniError,
+        match=r"condition_guidance_scale 2 requires a run trained on \"skeleton->rgb\" with condition dropout",
     ):
         generate_files(
             run.folder, GenerateRequest(("rgb",), given=given, steps=1, condition_guidance_scale=2.0), tmp_path

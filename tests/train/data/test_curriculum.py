@@ -205,7 +205,7 @@ def test_the_debug_curriculum_runs(corpus: Corpus, tmp_path: Path) -> None:
     ("stages", "message"),
     [
         ([{"tasks": {"joint": 1.0}}], "curriculum: from_step = 0. Allowed: above 0"),
-        ([{"from_step": 3}], "the stage from step 3 says no tasks"),
+        ([{"from_step": 3}], "the stage from step 3 has no tasks"),
         ([{"from_step": 3, "task": {}}], 'curriculum 1 has no option "task". Did you mean "tasks"'),
         (
             [{"from_step": 3, "tasks": {"joint": "1"}}],

@@ -72,7 +72,7 @@ def calls_of(
 def test_no_pass_without_need(
     model: Any, task: str, captioned: tuple[str, ...], text_scale: float, given_scale: float, passes: int
 ) -> None:
-    sampling = SamplingOptions(1, 1.0, guidance=text_scale, given_guidance=given_scale)
+    sampling = SamplingOptions(1, 1.0, guidance_scale=text_scale, condition_guidance_scale=given_scale)
     calls = calls_of(model, Task.parse(task), conditions_of(Task.parse(task), captioned), sampling)
     assert len(calls) == passes
 
@@ -80,7 +80,13 @@ def test_no_pass_without_need(
 def test_a_step_is_the_published_formula(model: Any) -> None:
     task = Task.parse("rgb->depth")
     conditions = conditions_of(task)
-    made = sample(model, task, conditions, SHAPE, SamplingOptions(1, 1.0, guidance=3.0, given_guidance=2.0, seed=4))
+    made = sample(
+        model,
+        task,
+        conditions,
+        SHAPE,
+        SamplingOptions(1, 1.0, guidance_scale=3.0, condition_guidance_scale=2.0, seed=4),
+    )
 
     def noise(purpose: str, name: str) -> torch.Tensor:
         return torch.stack([normal(SHAPE[1:], 4, purpose, name, item) for item in range(SHAPE[0])])
@@ -103,7 +109,7 @@ def test_a_step_is_the_published_formula(model: Any) -> None:
 def test_given_streams_are_clean_or_the_same_noise_in_every_step(model: Any) -> None:
     task = Task.parse("rgb->depth")
     conditions = conditions_of(task)
-    calls = calls_of(model, task, conditions, SamplingOptions(3, 1.0, guidance=3.0, given_guidance=2.0))
+    calls = calls_of(model, task, conditions, SamplingOptions(3, 1.0, guidance_scale=3.0, condition_guidance_scale=2.0))
     assert len(calls) == 9
     for streams, sigmas, text in calls:
         dropped = bool(sigmas["rgb"].eq(1).all())
@@ -120,9 +126,13 @@ def test_what_is_made_without_the_given_streams_does_not_know_them(model: Any) -
     second = first._replace(conditions={"rgb": first.conditions["rgb"] + 1})
 
     def made(conditions: SamplerInputs, scale: float) -> torch.Tensor:
-        return sample(model, task, conditions, SHAPE, SamplingOptions(2, 1.0, guidance=scale, given_guidance=scale))[
-            "depth"
-        ]
+        return sample(
+            model,
+            task,
+            conditions,
+            SHAPE,
+            SamplingOptions(2, 1.0, guidance_scale=scale, condition_guidance_scale=scale),
+        )["depth"]
 
     assert torch.equal(made(first, 0.0), made(second, 0.0))
     assert not torch.equal(made(first, 1.0), made(second, 1.0))
@@ -136,7 +146,7 @@ def test_rows_of_dropped_streams_count_as_made(condition_noise: float) -> None:
         modalities=("rgb", "normal"), rank=2, condition_noise=condition_noise, channels=4, text_dim=8, **SIZES
     ).load("cpu")
     task = Task.parse("rgb->normal")
-    calls = calls_of(model, task, conditions_of(task, ()), SamplingOptions(1, 1.0, given_guidance=2.0))
+    calls = calls_of(model, task, conditions_of(task, ()), SamplingOptions(1, 1.0, condition_guidance_scale=2.0))
     gates = [model.rows(("rgb", "normal"), sigmas).gate.flatten().tolist() for _, sigmas, _ in calls]
     assert gates == [[0, 1, 0, 1], [1, 1, 1, 1]]
 
@@ -191,7 +201,7 @@ def test_validation_drops_nothing(corpus: Corpus, tmp_path: Path) -> None:
 
 def test_runs_that_have_not_learnt_it_refuse(corpus: Corpus, tmp_path: Path) -> None:
     given = {"rgb": torch.randn(1, *SHAPE[1:])}
-    guided = SamplingOptions(1, 1.0, given_guidance=2.0)
+    guided = SamplingOptions(1, 1.0, condition_guidance_scale=2.0)
     plain = train(recipe(), corpus, tmp_path / "plain")
     with pytest.raises(
         OpenUniError, match=r'trained on "rgb->depth" with condition dropout.*data\.condition_dropout = 0\.1'
@@ -200,7 +210,9 @@ def test_runs_that_have_not_learnt_it_refuse(corpus: Corpus, tmp_path: Path) -> 
     plain.sample("->rgb+depth", {}, ["a cube"], SHAPE[1:], sampling=guided)  # nothing given, nothing to guide by
     learnt = train(recipe(given_dropout=0.5), corpus, tmp_path / "learnt")
     one, two = (
-        learnt.sample("rgb->depth", given, ["a cube"], sampling=SamplingOptions(1, 1.0, given_guidance=scale))["depth"]
+        learnt.sample(
+            "rgb->depth", given, ["a cube"], sampling=SamplingOptions(1, 1.0, condition_guidance_scale=scale)
+        )["depth"]
         for scale in (1.0, 2.0)
     )
     assert not torch.equal(one, two)

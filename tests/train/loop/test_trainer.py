@@ -302,9 +302,9 @@ def test_sample_shapes_seeds_and_given_streams(run: Run) -> None:
 
 def test_guidance_of_one_and_more(run: Run) -> None:
     def made(scale: float, caption: str = "a cube") -> torch.Tensor:
-        return run.sample("->rgb+depth", {}, [caption], sampling=SamplingOptions(steps=2, shift=1.0, guidance=scale))[
-            "rgb"
-        ]
+        return run.sample(
+            "->rgb+depth", {}, [caption], sampling=SamplingOptions(steps=2, shift=1.0, guidance_scale=scale)
+        )["rgb"]
 
     assert not torch.equal(made(1.0), made(4.0))
     torch.testing.assert_close(made(4.0, ""), made(1.0, ""))  # nothing to guide towards

@@ -212,8 +212,8 @@ def test_wrong_use_of_a_run_is_named(base: Any, corpus: Any, tmp_path: Path) -> 
         run.sample("rgb->albedo", {"rgb": given[:, :, :1]}, [""], shape=(4, 2, 2, 2))
     with pytest.raises(OpenUniError, match=r'task "rgb->albedo" does not use a prompt, got "a cube"'):
         run.generate("a cube", ["albedo"], {"rgb": np.zeros((5, 16, 16, 3), np.uint8)})
-    with pytest.raises(OpenUniError, match=r'guidance 7 requires a caption, and task "rgb->albedo" uses none'):
-        run.sample("rgb->albedo", {"rgb": given}, [""], sampling=SamplingOptions(2, guidance=7.0))
+    with pytest.raises(OpenUniError, match=r'guidance_scale 7 requires a caption, and task "rgb->albedo" uses none'):
+        run.sample("rgb->albedo", {"rgb": given}, [""], sampling=SamplingOptions(2, guidance_scale=7.0))
     other = recipe(**SMALL | {"ffn_dim": 48}).to_dict() | {"start_from": str(run.folder)}
     with pytest.raises(OpenUniError, match=r"of another size: blocks\.0\.ffn.*32.*48"):
         train(TrainingRecipe.from_dict(other), corpus, tmp_path / "other")
@@ -287,6 +287,10 @@ def test_guidance_takes_the_caption_from_all_streams(base: Any) -> None:
     model.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[2]))
     conditions = SamplerInputs({}, text, torch.zeros(5, 8), caption_streams=("rgb", "normal"))
     sample(
-        model, Task.parse("text->rgb+normal"), conditions, streams["rgb"].shape, SamplingOptions(1, 1.0, guidance=2.0)
+        model,
+        Task.parse("text->rgb+normal"),
+        conditions,
+        streams["rgb"].shape,
+        SamplingOptions(1, 1.0, guidance_scale=2.0),
     )
     assert [bool(told[name].any()) for told in seen for name in ("rgb", "normal")] == [True, True, False, False]
