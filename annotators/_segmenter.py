@@ -1,7 +1,6 @@
 """Base of the annotators that detect masks in keyframes and propagate them through the clip."""
 
 from abc import abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Protocol
@@ -25,7 +24,9 @@ from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.contracts.inference import Precision
 from openuni.manifests.contracts.operator import Annotator
 from openuni.manifests.contracts.options import UNIT_INTERVAL, Formerly
-from openuni.manifests.errors import OpenUniError
+
+KeyframeIntervalS = Annotated[float, "maximum interval between keyframes, seconds", Gt(0), Formerly("key_every_s")]
+MinPredictedIou = Annotated[float, "minimum predicted IoU of a mask, 0 to 1", Formerly("least_predicted_iou")]
 
 
 @dataclass(frozen=True)
@@ -33,14 +34,10 @@ class Segmenter(Annotator):
     """Base: automatic masks in keyframes, linked over time. Subclasses define the propagation between keyframes."""
 
     checkpoint: Annotated[str, "name of published weights, or path"] = ""
-    keyframe_interval_s: Annotated[
-        float, "maximum interval between keyframes, seconds", Gt(0), Formerly("key_every_s")
-    ] = 0.5
+    keyframe_interval_s: KeyframeIntervalS = 0.5
     points_per_side: Annotated[int, "point prompts per side of the grid", Ge(1)] = 32
     points_per_batch: Annotated[int, "points per forward pass of the mask decoder", Ge(1)] = 64
-    min_predicted_iou: Annotated[float, "minimum predicted IoU of a mask, 0 to 1", Formerly("least_predicted_iou")] = (
-        0.88
-    )
+    min_predicted_iou: MinPredictedIou = 0.88
     min_stability: Annotated[
         float,
         "minimum stability score of a mask (IoU of the masks at logit thresholds +1 and -1)",
@@ -84,11 +81,6 @@ class Segmenter(Annotator):
 
     gpus: ClassVar[float] = 0.5
     licence: ClassVar[str] = "Apache-2.0"
-
-    def _check(self, options: tuple[str, ...], allowed: str, fits: Callable[[Any], bool]) -> None:
-        for option in options:
-            if not fits(getattr(self, option)):
-                raise OpenUniError(f'{self.name()}: {option} = "{getattr(self, option)}". Allowed: {allowed}.')
 
     @abstractmethod
     def promptable(self, model: Any) -> PromptableNetwork:

@@ -24,9 +24,8 @@ LICENCE = "CC-BY-SA-3.0 AND LicenseRef-unlicensed-export-code"
 PUBLISHED = Checkpoint(REPOSITORY, "hub", LICENCE, sha256=SHA256, size_mb=265.0, only=(FILE,))
 
 MIN_SIDE_PX = 8  # a frame with a width of 3 px could be mistaken for a channels-last image
-LARGEST_BOX = (
-    2  # maximum box side relative to the frame's longer side; a network predicts boxes within its padded input
-)
+# maximum box side relative to the frame's longer side; a network predicts boxes within its padded input
+LARGEST_BOX = 2
 KEYS = ("pred_boxes", "pred_densepose_coarse_segm", "pred_densepose_fine_segm", "pred_densepose_u", "pred_densepose_v")
 
 

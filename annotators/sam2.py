@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
-from annotated_types import Ge, Gt
+from annotated_types import Ge
 
 from openuni.annotators._automatic_masks import PromptableNetwork
 from openuni.annotators._instances import FrameInstances, largest
 from openuni.annotators._sam2_memory import MemoryInterval, Sam2Prompted
-from openuni.annotators._segmenter import Segmenter
+from openuni.annotators._segmenter import KeyframeIntervalS, MinPredictedIou, Segmenter
 from openuni.manifests.contracts.checkpoint import Checkpoint, published_or_path
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.contracts.options import Formerly
@@ -34,12 +34,8 @@ class Sam2(Segmenter):
     checkpoint: Annotated[str, "SAM 2 video checkpoint in transformers format: Hugging Face name or folder"] = (
         "facebook/sam2.1-hiera-small"
     )
-    keyframe_interval_s: Annotated[
-        float, "maximum interval between keyframes, seconds", Gt(0), Formerly("key_every_s")
-    ] = 2.0
-    min_predicted_iou: Annotated[float, "minimum predicted IoU of a mask, 0 to 1", Formerly("least_predicted_iou")] = (
-        0.8
-    )
+    keyframe_interval_s: KeyframeIntervalS = 2.0
+    min_predicted_iou: MinPredictedIou = 0.8
     instances_per_batch: Annotated[
         int,
         "maximum number of instances propagated from a keyframe, largest first; the others are discarded",
@@ -81,10 +77,8 @@ class Sam2(Segmenter):
         from transformers import AutoConfig, Sam2VideoModel, Sam2VideoProcessor
 
         folder = self.checkpoints()[0].resolve()
-        only_data: dict[str, Any] = {
-            "local_files_only": True,
-            "trust_remote_code": False,
-        }  # no downloads, no remote code
+        # no downloads, no remote code
+        only_data: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         try:
             kind = AutoConfig.from_pretrained(folder, **only_data).model_type
             if kind != "sam2_video":

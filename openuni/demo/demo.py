@@ -324,7 +324,7 @@ class Demo:
             what = f"contains the {found} demo, not the {self.plan.name} demo"
         else:
             what = "contains a demo with other settings, made by another version of openuni"
-        command = f"openuni demo {self.flag}--out {self.folder}-{self.plan.name}"
+        command = f"openuni demo {self.flag}--out {quote(f'{self.folder}-{self.plan.name}')}"
         return f"{self.folder} {what}. Pass a different folder: {command}"
 
 

@@ -19,9 +19,8 @@ def machine_info() -> dict[str, Any]:
         "memory_gb": round(_memory_bytes() / 1e9, 1),
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "system": f"{platform.system()} {platform.machine()}",
-        "load_average": round(
-            os.getloadavg()[0], 1
-        ),  # of the last minute; above the number of cores, other processes were running
+        # of the last minute; above the number of cores, other processes were running
+        "load_average": round(os.getloadavg()[0], 1),
     }
 
 

@@ -25,9 +25,8 @@ WINDOW_CLIPS = 1000  # rows held in memory as Python objects
 class ExportOptions:
     """Which clips and maps of a corpus to export."""
 
-    modalities: tuple[
-        str, ...
-    ] = ()  # "depth", or "raft.flow" if several annotators have it; empty: all that the format supports
+    # "depth", or "raft.flow" if several annotators have it; empty: all that the format supports
+    modalities: tuple[str, ...] = ()
     split: str | None = None  # only clips of this split
     limit: int | None = None  # only the first N clips
 

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 import pyarrow as pa
 
 from openuni.manifests.contracts.component import Component
-from openuni.manifests.contracts.discovery import component_names, find_component
+from openuni.manifests.contracts.discovery import find_component
 from openuni.manifests.contracts.modality import Modality, find_modality
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.corpus.corpus_clip import EXTENT, read_modality
@@ -129,14 +129,9 @@ class ExportFailure(NamedTuple):
 class Exporter(Component, ABC):
     """Base class of exporters."""
 
-    names: ClassVar[Mapping[str, str] | None] = (
-        None  # modality -> its name in the format; None: all modalities, by their own names
-    )
+    # modality -> its name in the format; None: all modalities, by their own names
+    names: ClassVar[Mapping[str, str] | None] = None
     stores_rgb: ClassVar[bool] = False  # whether stored pixels are also exported as a map, next to the video
-
-    def check(self) -> None:
-        """Raise `OpenUniError` for invalid options."""
-        return
 
     def group_key(self, clip: ExportClip) -> str:
         """Group of the clip, such as its split. Clips of different groups never share a batch."""
@@ -165,11 +160,6 @@ class Exporter(Component, ABC):
     @abstractmethod
     def finish(self, clips: Iterable[ExportClip], folder: Path, contents: ExportContext) -> None:
         """Write the index of all exported clips (in order) under `folder`; its files are then moved into place."""
-
-
-def exporter_names() -> list[str]:
-    """Names of the exporters (file names in their folder)."""
-    return component_names("exporters")
 
 
 def find_exporter(name: str, *, imports: bool = False) -> type[Exporter]:

@@ -146,7 +146,7 @@ class ImportWorker(CorpusWorker):
             row[name] = extent | size | schema.plain(payload.constants)
             if name == "rgb" and not source:
                 span = f"#bytes={extent['offset']}-{extent['offset'] + extent['nbytes'] - 1}"
-                source = f"{WITHIN}annotations/{self.name}/{extent['shard']}{span}"
+                source = f"{WITHIN}{annotation_group(self.name)}/{extent['shard']}{span}"
         self.writers["maps"].commit({"clip_id": item.clip_id, self.name: row})
         clip = dataclasses.replace(computed.clip, source=source)
         self.writers["clips"].commit(dataclasses.asdict(clip) | {"status": "ok", "error": None})
@@ -273,9 +273,8 @@ class ImportJob:
     def _check_folder(self, folder: Path, collection: str) -> None:
         """Reject a second folder of the same name.
 
-        Clips are identified by collection and key, so clips of the other folder would pass for these. If the user has
-        named
-        the collection, several folders may belong to it.
+        Clips are identified by collection and key, so clips of the other folder would pass for these. If the user
+        has named the collection, several folders may belong to it.
         """
         if self.import_options.collection:
             return

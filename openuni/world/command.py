@@ -73,7 +73,7 @@ def write_recipe(path: Path, modalities: Collection[str]) -> str:
     named = re.findall(r'"([a-z_]+)"', before.rpartition("modalities = ")[2])
     if before and _settings(before) != _settings(recipe_text(path.name, named)):
         return f" {path} was edited and is not overwritten: check its modalities."
-    if before != text:
+    if _settings(before) != _settings(text):
         path.write_text(text)
     return ""
 

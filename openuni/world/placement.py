@@ -94,8 +94,7 @@ def is_shown(track: Track, tracks: list[Track]) -> bool:
         if other is not track:
             nearer = np.linalg.norm(other.seen, axis=1)
             cosine = (track.seen * other.seen).sum(axis=1) / (distance * nearer)
-            outline = np.sqrt(
-                np.maximum(1.0 - (other.bound_m / nearer) ** 2, 0.0)
-            )  # cosine of the ball's angular radius
+            # cosine of the ball's angular radius
+            outline = np.sqrt(np.maximum(1.0 - (other.bound_m / nearer) ** 2, 0.0))
             hidden |= (nearer < distance) & (cosine > outline)
     return not hidden.all()

@@ -12,6 +12,7 @@ from openuni.exchange.importer import find_importer
 from openuni.manifests.contracts.component import Component
 from openuni.manifests.contracts.modality import find_modality
 from openuni.manifests.contracts.operator import find_operator
+from openuni.manifests.contracts.options import former_names
 from openuni.manifests.contracts.parsing import parse_options
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.corpus.layout import RUNS, annotation_group
@@ -115,7 +116,9 @@ def _makers(contents: ExportContext) -> list[list[str]]:
     for modality, name in contents.annotators.items():
         kind = _kind(name)
         version = contents.corpus.group_version(annotation_group(name))
-        options = ", ".join(f"{key} = {json.dumps(_public(value))}" for key, value in options_of.get(name, {}).items())
+        current = {former: field for field, former in former_names(kind).items()} if kind else {}
+        recorded = options_of.get(name, {}).items()
+        options = ", ".join(f"{current.get(key, key)} = {json.dumps(_public(value))}" for key, value in recorded)
         method = f"{kind.origin}{f' ({options})' if options else ''}" if kind else options
         rows.append([modality, name, version, method, kind.licence if kind else "unknown"])
     return rows

@@ -37,7 +37,7 @@ class Rendered(Exporter):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.short_side_px < 0 or self.short_side_px == 1:
+        if self.short_side_px == 1:
             raise OpenUniError(f"short_side_px = {self.short_side_px}: must be 0 (the clip's size) or at least 2")
 
     def size_px(self, clip: ExportClip) -> tuple[int, int]:

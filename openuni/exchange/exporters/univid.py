@@ -45,9 +45,8 @@ class UniVid(ClipFiles):
         for kind, mode in self._modes().items():
             letters = SETS[kind]
             conditions, two, targets = mode.partition("2")
-            partitioned = sorted(conditions.replace("t", "") + targets) == sorted(
-                letters
-            )  # every letter occurs once, on one side
+            # every letter occurs once, on one side
+            partitioned = sorted(conditions.replace("t", "") + targets) == sorted(letters)
             if not (two and targets and partitioned and re.fullmatch("t|[A-Z]+", conditions)):
                 allowed = f"each of {', '.join(letters)} once, before or after the 2, or t2{''.join(letters)}"
                 raise OpenUniError(f'{kind}_mode = "{mode}" is not a task. Allowed: {allowed}.')

@@ -88,9 +88,8 @@ class WebDataset(Exporter):
         draft = folder / f"{clip.clip_id}.mp4"
         odd = clip.clip.width_px % EVEN or clip.clip.height_px % EVEN
         crf = 0 if self.lossless else self.crf
-        pixels: PixelFormat = (
-            "rgb" if self.lossless else "yuv444p" if odd else "yuv420p"
-        )  # odd sizes would lose a row or column in 4:2:0
+        # odd sizes would lose a row or column in 4:2:0
+        pixels: PixelFormat = "rgb" if self.lossless else "yuv444p" if odd else "yuv420p"
         write_video(draft, iter_frames(clip.clip), clip.clip.fps, crf, pixels=pixels, threads=1)
         data = draft.read_bytes()
         draft.unlink()

@@ -193,7 +193,7 @@ def _load_backdrop(path: Path, frames: int, height_px: int, width_px: int) -> np
         picture = read_stream(StreamFiles(path.name, "png" if path.suffix.lower() == ".png" else "jpg", (path,)))
         if picture.dtype != np.uint8:
             picture = np.rint(picture / 257).astype(np.uint8)
-            picture = np.repeat(picture, 3, axis=-1) if picture.shape[-1] == 1 else picture
+        picture = np.repeat(picture, 3, axis=-1) if picture.shape[-1] == 1 else picture
     fitted = Background(np.ascontiguousarray(picture)).fit(height_px, width_px).array
     there_and_back = np.concatenate([np.arange(len(fitted)), np.arange(len(fitted) - 2, 0, -1)])
     return fitted[there_and_back[np.arange(frames) % len(there_and_back)]]

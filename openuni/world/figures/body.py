@@ -100,9 +100,8 @@ def posture(body: Body, times_s: np.ndarray) -> Placed:
     height, walk = body.height_m, body.walk
     moves = 1.0 if walk.speed_m_per_s else 0.0
     cycle = 2.0 * math.pi * walk.cycle(times_s)
-    idle = (
-        0.05 * (1.0 - moves) * np.sin(1.3 * np.asarray(times_s) + walk.phase * 6.0)
-    )  # standing persons breathe and sway
+    # standing persons breathe and sway
+    idle = 0.05 * (1.0 - moves) * np.sin(1.3 * np.asarray(times_s) + walk.phase * 6.0)
     heading = turned(walk.heading(walk.travelled(times_s)), 1)
     hips = pelvis(walk, times_s, height, (HIPS_M_PER_M if moves else 0.536) * height)
     hip_frame = heading @ turned(-0.09 * moves * np.cos(cycle), 1)
@@ -130,7 +129,7 @@ def posture(body: Body, times_s: np.ndarray) -> Placed:
 
 
 def _place_head(placed: Placed, frame: np.ndarray, middle: np.ndarray, height_m: float) -> None:
-    """Place the head and its parts; relative to the body height, from the centre of the head."""
+    """Place the head and its parts at their offsets from its centre (`FEATURES`, relative to the body height)."""
     for part, at in FEATURES.items():
         placed[part] = (frame, middle + apply(frame, np.array(at) * height_m))
 

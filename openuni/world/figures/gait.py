@@ -97,9 +97,8 @@ def foot(
 def pelvis(walk: Walk, times_s: np.ndarray, height_m: float, standing_m: float) -> np.ndarray:
     """Middle between the hips [T, 3], world; `standing_m` above the floor on average."""
     along = walk.travelled(times_s)
-    since = (
-        2.0 * math.pi * (walk.cycle(times_s) - STANCE / 2.0)
-    )  # highest and over the left foot when that carries alone
+    # highest and over the left foot when that carries alone
+    since = 2.0 * math.pi * (walk.cycle(times_s) - STANCE / 2.0)
     moves = 1.0 if walk.speed_m_per_s else 0.0
     offset = np.stack(
         [

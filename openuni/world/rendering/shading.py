@@ -184,7 +184,8 @@ SRGB_OF_STEP = np.round(255.0 * linear_to_srgb(np.arange(TABLE_STEPS + 1) / TABL
 def to_srgb(light: np.ndarray) -> np.ndarray:
     """Linear light [3, H, W] as sRGB uint8 [H, W, 3], clipped at white.
 
-    Below white, `linear_of(value / 255)` is the light again: a value is within 0.61 of 255 * srgb_of(light).
+    Below white, `srgb_to_linear(value / 255)` is the light again: a value is within 0.61 of 255 *
+    linear_to_srgb(light).
     """
     index = (np.clip(light, 0.0, 1.0) * TABLE_STEPS + 0.5).astype(np.int32)
     return np.ascontiguousarray(np.moveaxis(SRGB_OF_STEP.take(index), 0, -1))

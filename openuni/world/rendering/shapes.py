@@ -152,17 +152,15 @@ class Box(Shape):
 
 
 @dataclass(frozen=True)
-class Cylinder(Shape):
-    """An upright round column with flat ends. u is the longitude and v the height; flat across the ends."""
+class UprightShape(Shape):
+    """Base of shapes that are round about the y axis and flat at the bottom."""
 
-    radius_m: float
+    radius_m: float  # at the bottom
     half_height_m: float
-
-    name: ClassVar[str] = "cylinder"
 
     @property
     def bound_m(self) -> float:
-        """From the middle to the rim."""
+        """From half the height to the rim."""
         return math.hypot(self.radius_m, self.half_height_m)
 
     @property
@@ -177,8 +175,15 @@ class Cylinder(Shape):
 
     @property
     def chart_m(self) -> tuple[float, float]:
-        """Circumference by height."""
+        """Circumference of the bottom by height."""
         return 2.0 * math.pi * self.radius_m, 2.0 * self.half_height_m
+
+
+@dataclass(frozen=True)
+class Cylinder(UprightShape):
+    """An upright round column with flat ends. u is the longitude and v the height; flat across the ends."""
+
+    name: ClassVar[str] = "cylinder"
 
     def hit(self, origin: Point, direction: Components) -> np.ndarray:
         """See `Shape`. The ray is inside both the endless column and the slab between the ends."""
@@ -199,33 +204,10 @@ class Cylinder(Shape):
 
 
 @dataclass(frozen=True)
-class Cone(Shape):
+class Cone(UprightShape):
     """A cone with its tip at +y and a flat base. u is the longitude and v the height; flat across the base."""
 
-    radius_m: float
-    half_height_m: float
-
     name: ClassVar[str] = "cone"
-
-    @property
-    def bound_m(self) -> float:
-        """From half the height to the rim."""
-        return math.hypot(self.radius_m, self.half_height_m)
-
-    @property
-    def rest_height_m(self) -> float:
-        """Half of the height."""
-        return self.half_height_m
-
-    @property
-    def extent_m(self) -> Vector:
-        """Radius and half of the height."""
-        return self.radius_m, self.half_height_m, self.radius_m
-
-    @property
-    def chart_m(self) -> tuple[float, float]:
-        """Circumference of the base by height."""
-        return 2.0 * math.pi * self.radius_m, 2.0 * self.half_height_m
 
     def hit(self, origin: Point, direction: Components) -> np.ndarray:
         """See `Shape`. The nearest hit of the infinite double cone, limited to its height, and of the base."""

@@ -89,6 +89,9 @@ def test_the_recipe_follows_the_modalities_unless_it_was_edited(tmp_path: Path) 
     text = make(tmp_path, clips=1, modalities="depth,flow")
     assert tomllib.loads(recipe.read_text())["annotators"]["supplied"]["modalities"] == ["depth", "flow"]
     assert "was edited" not in text
+    recipe.write_text("# my note\n" + recipe.read_text())
+    assert "was edited" not in make(tmp_path, clips=1, modalities="depth,flow")
+    assert recipe.read_text().startswith("# my note\n")
     recipe.write_text(recipe.read_text() + "\n[annotators.dis]\n")
     text = make(tmp_path, clips=1, modalities="depth")
     assert "person.toml was edited and is not overwritten" in text and "dis" in recipe.read_text()

@@ -15,8 +15,8 @@ import pytest
 
 import openuni
 from openuni.exchange.export_selection import ExportOptions
-from openuni.exchange.exporter import exporter_names
 from openuni.manifests.contracts.decoded_clip import decode
+from openuni.manifests.contracts.discovery import component_names
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.video.probe import make_clip, probe
 from tests.coded_clips import encode, numbers
@@ -24,7 +24,7 @@ from tests.command_line import cli
 from tests.openuni.exchange.exporters.rooms import MODALITIES, QUIET, RECIPE, ids_by_name, pictures, supply, tree
 from tests.raw_clips import write_clips
 
-FORMATS = exporter_names()
+FORMATS = component_names("exporters")
 PLACED = {"univid": {"prefix": "/set"}}  # its YAML names the folder it lies in, unless told otherwise
 
 

@@ -10,9 +10,11 @@ import pytest
 import yaml
 
 import openuni
+from openuni.config.recipe import CorpusRecipe
 from openuni.exchange.exporter import ExportContext
 from openuni.exchange.exporters._card import card
 from openuni.manifests.corpus.corpus_clip import EXTENT
+from tests.bare_corpora import bare_corpus
 from tests.openuni.exchange.exporters.rooms import CAPTION, MODALITIES, QUIET, ids_by_name, make_corpus
 
 datasets = pytest.importorskip("datasets")
@@ -50,6 +52,16 @@ def rows(loaded):
                 part = part.cast_column(name, datasets.Video(decode=False))
         found |= {row["clip_id"]: row | {"split": split} for row in part}
     return found
+
+
+def test_the_card_has_the_current_names_of_renamed_options(tmp_path):
+    corpus = bare_corpus(tmp_path / "corpus", [{"clip_id": "a"}])
+    tables = CorpusRecipe.parse({"annotators": {"dwpose": {"min_score": 0.25}}}).as_tables()
+    assert "least_score" in tables["annotators"]["dwpose"]  # ledgers keep former names
+    corpus.write_json("runs/a.json", {"recipe": tables})
+    contents = ExportContext(corpus, {"skeleton": "dwpose"}, {}, tmp_path)
+    text = card([], contents, title="set", licence="unknown", split_of=lambda clip: "train")
+    assert "min_score = 0.25" in text and "least_score" not in text
 
 
 def frames_of(cell: dict) -> np.ndarray:

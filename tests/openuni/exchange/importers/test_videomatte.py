@@ -111,6 +111,16 @@ def test_generated_backgrounds_fill_their_range_and_move_slowly():
     assert np.ptp(made) > 100 and 0 < np.abs(np.diff(made, axis=0)).mean() < 10
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("dtype", "suffix"), [(np.uint8, ".png"), (np.uint16, ".png"), (np.uint8, ".jpg")])
+def test_backgrounds_may_be_grey_or_have_16_bits(tmp_path, channels, dtype, suffix):
+    level = np.full((1, 90, 80, channels), 40 * (257 if dtype == np.uint16 else 1), dtype)
+    write_png(tmp_path / "backgrounds/a", level, suffix)
+    write_clip(tmp_path / "set", "a", *matte())
+    corpus = bring_in("videomatte", tmp_path / "set", tmp_path / "corpus", backgrounds=str(tmp_path / "backgrounds"))
+    assert (imported(corpus, "videomatte", "a").background == 40).all()
+
+
 def test_a_short_background_video_goes_there_and_back(tmp_path):
     frames = np.stack([np.full((48, 64, 3), level, np.uint8) for level in (40, 100, 160)])
     write_planes(tmp_path / "backgrounds/a.mkv", frames)
