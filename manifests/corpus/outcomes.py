@@ -154,7 +154,7 @@ def _to_summary(
     if not result.is_consistent:
         raise OpenUniError(
             f"internal error: clip outcomes do not add up: {result!r}. Please report it with this message and the "
-            "run's ledger file (runs/*.json)."
+            "run's log (runs/*.log)."
         )
     return result
 

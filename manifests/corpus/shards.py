@@ -164,7 +164,7 @@ class SafetensorsShard(Shard):
         if len(text) > self.header_bytes:
             raise OpenUniError(
                 f"internal error: header of {self.path.name} has {len(text)} bytes, at most {self.header_bytes} are "
-                "reserved. Please report it with this message and the run's ledger file (runs/*.json)."
+                "reserved. Please report it with this message and the run's log (runs/*.log)."
             )
         self.file.seek(0, io.SEEK_SET)
         self.file.write(self.header_bytes.to_bytes(8, "little") + text.ljust(self.header_bytes))

@@ -67,9 +67,9 @@ def run(given: RunFlags) -> None:
 
     scope = RunScope(given.limit, tuple(given.only or ()), given.add, given.retry_failed, given.raise_errors)
     corpus = api.run(recipe, list(given.sources or ()), out=given.out, resources=resources, scope=scope)
-    ledger = corpus.summary()
-    print(ledger)
-    if ledger.failed:
+    outcomes = corpus.summary()
+    print(outcomes)
+    if outcomes.failed:
         raise typer.Exit(1)
 
 
@@ -116,9 +116,9 @@ def import_(given: ImportFlags) -> None:
         resources=api.default_resources(given.workers, 0.0),
         import_options=ImportOptions(given.collection, given.limit, given.retry_failed, given.raise_errors),
     )
-    ledger = corpus.summary()
-    print(ledger)
-    if ledger.failed:
+    outcomes = corpus.summary()
+    print(outcomes)
+    if outcomes.failed:
         raise typer.Exit(1)
 
 
@@ -185,12 +185,12 @@ def summary(
     from openuni.report.coverage import format_coverage, format_sizes
 
     opened = Corpus.open(corpus)
-    ledger, covered, sizes = opened.summary(), coverage(opened), stored_sizes(opened)
+    outcomes, covered, sizes = opened.summary(), coverage(opened), stored_sizes(opened)
     if as_json:
         stored = {"coverage": covered, "stored": [size._asdict() for size in sizes]}
-        print(json.dumps(summary_record(ledger) | stored, indent=2))
+        print(json.dumps(summary_record(outcomes) | stored, indent=2))
     else:
-        print("\n\n".join(filter(None, [str(ledger), format_coverage(covered), format_sizes(sizes)])))
+        print("\n\n".join(filter(None, [str(outcomes), format_coverage(covered), format_sizes(sizes)])))
         if scores:
             from openuni.report.histograms import histograms
 

@@ -28,7 +28,7 @@ def main() -> None:
     try:
         app()
     except Interrupted:
-        print(f"openuni: stopped. {_resume_hint(sys.argv[1:])}", file=sys.stderr)
+        print(f"openuni: stopped. {resume_hint(sys.argv[1:])}", file=sys.stderr)
         sys.exit(130)
     except ItemFailed as failed:  # --raise-errors
         print(f"openuni: {failed}", file=sys.stderr)
@@ -51,10 +51,11 @@ def main() -> None:
         sys.exit(3)
 
 
-def _resume_hint(arguments: list[str]) -> str:
+def resume_hint(arguments: list[str]) -> str:
     """What to do after Ctrl-C."""
     again = shlex.join(["openuni", *arguments])
-    if arguments[0] in RESUMABLE_COMMANDS or arguments[:2] == ["checkpoints", "get"]:
+    command = [text for text in arguments if not text.startswith("-")][:2]  # -v stands before the command
+    if not RESUMABLE_COMMANDS.isdisjoint(command[:1]) or command == ["checkpoints", "get"]:
         return f"Finished items are kept. Resume with: {again}"
     return f"Start again with: {again}"
 

@@ -1,1 +1,1 @@
-"""Corpus recipes: parsing, templates, and the listing of components."""
+"""Corpus recipes: parsing, the template of `openuni init`, component pages of `openuni show`."""

@@ -40,16 +40,18 @@ def caption_column(given: str, annotators: Mapping[str, Annotator], corpus: Corp
             hint = did_you_mean(annotator, known)
             raise OpenUniError(
                 f'[encode] caption = "{given}": neither this recipe nor the corpus has an annotator "{annotator}".'
-                f'{hint} Give ANNOTATOR.COLUMN, such as "caption.detailed", or nothing for the clips\' own captions.'
+                f'{hint} Use ANNOTATOR.COLUMN, such as "caption.detailed", or leave it empty: the clips\' captions.'
             )
         assert corpus is not None
         fields = _stored(corpus, annotator)
     texts = text_columns(fields)
     if column not in texts:
-        there = f'"{column}" is no text' if fields.get_field_index(column) >= 0 else f'there is no "{column}"'
+        problem = f'{annotator} has no column "{column}"'
+        if fields.get_field_index(column) >= 0:
+            problem = f'"{column}" is not a text column of {annotator}'
         raise OpenUniError(
-            f'[encode] caption = "{given}": {there} among what {annotator} writes.{did_you_mean(column, texts)} '
-            f"Its texts: {', '.join(texts) or 'none'}."
+            f'[encode] caption = "{given}": {problem}.{did_you_mean(column, texts)} '
+            f"Text columns: {', '.join(texts) or 'none'}."
         )
     return source
 

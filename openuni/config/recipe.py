@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from openuni.config.captions import caption_column
 from openuni.dedup.deduplicator import deduplicator_schemas
+from openuni.manifests.contracts.component import Component
 from openuni.manifests.contracts.discovery import find_component
 from openuni.manifests.contracts.modality import modality_names
 from openuni.manifests.contracts.operator import Annotator, Filter, find_operator
@@ -140,10 +141,10 @@ class CorpusRecipe:
         reject_unknown_keys(tables, ["keep", "accept", "ingest", "work", "filters", "annotators", "encode"], where)
         keep = tables.get("keep", "")
         if not isinstance(keep, str):
-            raise OpenUniError(f"{where}: keep must be a text, got {keep!r}")
+            raise OpenUniError(f"{where}: keep must be a string, got {keep!r}")
         accept = tables.get("accept", [])
         if not (isinstance(accept, list | tuple) and all(isinstance(name, str) for name in accept)):
-            raise OpenUniError(f"{where}: accept must be a list of checkpoints' names, got {accept!r}")
+            raise OpenUniError(f"{where}: accept must be a list of checkpoint names, got {accept!r}")
         filters = {
             name: _operator("filter", name, options, where) for name, options in _tables(tables, "filters", where)
         }
@@ -173,6 +174,11 @@ class CorpusRecipe:
         keep_rule.check(keep_rule.parse(self.keep), schemas)
         if self.encode is not None and self.encode.caption:
             caption_column(self.encode.caption, self.annotators)
+
+    def components(self) -> list[Component]:
+        """Every component that a run of this recipe loads."""
+        codecs = [codec for codec in (self.latent_codec, self.text_codec) if codec is not None]
+        return [self.shot_detector, *self.filters.values(), *self.annotators.values(), *codecs]
 
     def as_tables(self) -> dict[str, Any]:
         """All options, defaults included, as JSON-able tables: what the ledger of a run keeps."""
@@ -222,7 +228,7 @@ def _ingest_parts(table: Any, where: str) -> dict[str, Any]:
         raise OpenUniError(f"{where}: [ingest] must be a table, got {table!r}")
     name = str(table.get("shots", IngestOptions.shots))
     for key in table.keys() & set(shot_detector_names()) - {name}:
-        raise OpenUniError(f'{where}: [ingest.{key}] goes with shots = "{key}"; [ingest] says shots = "{name}"')
+        raise OpenUniError(f'{where}: [ingest.{key}] applies only to shots = "{key}", but shots = "{name}"')
     detector = table.get(name, {})
     ingest = parse_options(
         IngestOptions, {key: value for key, value in table.items() if key != name}, f"{where}: [ingest]"

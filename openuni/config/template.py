@@ -54,10 +54,10 @@ def recipe_template(name: str) -> str:
 
 
 def preset_recipe(name: str) -> str:
-    """The recipe of that name in `openuni/recipes/`, with the thresholds of a published pipeline and their source."""
+    """The recipe of that name in `config/recipes/`, with the thresholds of a published pipeline and their source."""
     known = sorted(path.stem for path in RECIPES_DIR.glob("*.toml"))
     if name not in known:
-        raise OpenUniError(unknown_name("ready recipe", name, known))
+        raise OpenUniError(unknown_name("preset", name, known))
     return (RECIPES_DIR / f"{name}.toml").read_text()
 
 
@@ -93,7 +93,7 @@ def _component_page(component: type[Component]) -> str:
 def _producer_page(producer: type[Producer]) -> str:
     lines = [_facts_and_options(producer)]
     if issubclass(producer, Annotator) and (wants := producer().requires()):
-        lines += ["", f"starts from {', '.join(wants)}, made by another annotator of the recipe or there already"]
+        lines += ["", f"requires {', '.join(wants)}: from another annotator of the recipe, or already in the corpus"]
     lines += ["", "columns"]
     lines += _indented([(column.name, column.type, column.doc) for column in schema.columns(producer)])
     return "\n".join(lines)
@@ -104,7 +104,7 @@ def _facts_and_options(component: type[Component]) -> str:
     if component.origin:
         lines.append(f"  from {component.origin}")
     if component.gpus:
-        lines.append(f"  wants {component.gpus:g} of a GPU per worker")
+        lines.append(f"  uses {component.gpus:g} GPU per worker")
     options = [
         (option.name, toml_literal(option.default), _type_text(option.type), option.doc)
         for option in component.options()
@@ -127,9 +127,7 @@ def _operator_blocks(kind: str, used: set[str]) -> Iterator[str]:
     for name in operator_names(kind):
         operator = find_operator(kind, name)
         mark = "" if name in used else "# "
-        lines = [f"\n{mark}[{kind}s.{name}]  # {_first_line(operator)}"]
-        lines += [_option_line(option.name, option.default, option.doc) for option in operator.options()]
-        yield "\n".join(lines)
+        yield _component_table(f"{kind}s.{name}", operator, mark)
     yield ""
 
 
@@ -138,9 +136,7 @@ def _shot_tables() -> str:
     for name in shot_detector_names():
         detector = find_shot_detector(name)
         if detector.options():
-            lines = [f"\n# [ingest.{name}]  # {_first_line(detector)}"]
-            lines += [_option_line(option.name, option.default, option.doc) for option in detector.options()]
-            text += "\n".join(lines) + "\n"
+            text += _component_table(f"ingest.{name}", detector) + "\n"
     return text + "\n"
 
 
@@ -152,10 +148,15 @@ def _codec_tables() -> str:
                 codec = find_component("codecs", base, name)
             except OpenUniError:
                 continue  # a codec of the other kind
-            lines = [f"\n# [encode.{name}]  # {_first_line(codec)}"]
-            lines += [_option_line(option.name, option.default, option.doc) for option in codec.options()]
-            text += "\n".join(lines) + "\n"
+            text += _component_table(f"encode.{name}", codec) + "\n"
     return text
+
+
+def _component_table(table: str, component: type[Component], mark: str = "# ") -> str:
+    """The header of a table, commented out by `mark`, and a line per option."""
+    lines = [f"\n{mark}[{table}]  # {_first_line(component)}"]
+    lines += [_option_line(option.name, option.default, option.doc) for option in component.options()]
+    return "\n".join(lines)
 
 
 def _table(name: str, options: type[Any], **given: str) -> str:

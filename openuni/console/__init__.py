@@ -1,1 +1,1 @@
-"""Terminal output: progress and tables."""
+"""Terminal output: progress, log messages and tables."""

@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 MAX_TRACEBACK_CHARS = 4000
 MAX_FOREIGN_FRAMES = 3  # of other packages, at the inner end
-MACHINERY = ("openuni/pipeline/worker.py", "concurrent/futures/thread.py")  # drives every item, tells nothing of one
+# drives every item, tells nothing of one
+MACHINERY = ("openuni/pipeline/worker.py", "concurrent/futures/thread.py", "concurrent/futures/_base.py")
 
 
 class Failure(NamedTuple):

@@ -45,7 +45,7 @@ def run_ledger(corpus: Corpus, reporter: Reporter, request: Mapping[str, Any]) -
 
 
 def summary_record(summary: Summary) -> dict[str, Any]:
-    """A ledger as JSON-able tables."""
+    """A summary as JSON-able tables."""
     record = summary._asdict()
     record["dropped"] = [drop._asdict() for drop in summary.dropped]
     record["failed"] = [failure._asdict() for failure in summary.failed]

@@ -13,7 +13,7 @@ from openuni.manifests.contracts.decoded_clip import DecodedClip, decode
 from openuni.manifests.contracts.modality import Modality, Payload, find_modality
 from openuni.manifests.contracts.operator import Filter, Operator
 from openuni.manifests.corpus.corpus_clip import read_modality
-from openuni.manifests.corpus.layout import annotation_group
+from openuni.manifests.corpus.layout import annotation_group, operator_group
 from openuni.manifests.corpus.shards import TarShard
 from openuni.manifests.errors import ClipError, OpenUniError, Unavailable
 from openuni.manifests.video.reader import decode_count
@@ -72,11 +72,9 @@ class OperatorWorker(CorpusWorker):
             with self.vram.loading(name):
                 self.models[name] = operator.load(device)
         for name, operator in self.operators.items():
-            folder = "filters" if operator.kind == "filter" else "annotations"
+            group, row_schema = operator_group(operator.kind, name), schema.producer_schema(type(operator))
             shard_type = TarShard if schema.modality_fields(type(operator)) else None
-            self.writers[name] = self.corpus.writer(
-                f"{folder}/{name}", schema.producer_schema(type(operator)), spec.versions[name], shard_type
-            )
+            self.writers[name] = self.corpus.writer(group, row_schema, spec.versions[name], shard_type)
 
     def compute(self, item: ClipItem, prepared: Any) -> dict[str, OperatorResult]:
         """Run every operator that has not seen the clip."""

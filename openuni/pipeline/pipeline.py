@@ -100,7 +100,8 @@ class Pipeline:
         cut = shot_splitting.version(detector, self.recipe.ingest)
         if len(new) < len(wanted) and self.corpus.record.get("cut", shot_splitting.NO_CUTTING) != cut:
             self.reporter.print_line(
-                "existing clips were cut with other options and stay as they are; use a new --out to cut them again"
+                "existing clips were cut with other [ingest] options and are not changed; use a new --out to cut the "
+                "sources again"
             )
         if new:
             self.corpus.save_record(cut=cut)

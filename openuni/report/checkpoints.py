@@ -59,9 +59,7 @@ def select_checkpoints(
     """
     found = [checkpoint for name in wanted for checkpoint in _named(name)]
     if recipe is not None:
-        parsed = CorpusRecipe.load(recipe)
-        parts: list[Component] = [*parsed.filters.values(), *parsed.annotators.values(), parsed.shot_detector]
-        parts += [codec for codec in (parsed.latent_codec, parsed.text_codec) if codec is not None]
+        parts = CorpusRecipe.load(recipe).components()
         found += [checkpoint for part in parts for checkpoint in part.checkpoints()]
     if not found and recipe is None and not wanted:
         if default == "none":

@@ -5,7 +5,6 @@ from typing import Literal, NamedTuple
 
 from openuni.config.recipe import CorpusRecipe
 from openuni.manifests.contracts.checkpoint import Checkpoint
-from openuni.manifests.contracts.component import Component
 from openuni.manifests.corpus.store import Store
 from openuni.manifests.errors import MissingRequirement, OpenUniError
 from openuni.pipeline.map_sources import annotator_of, required_maps
@@ -52,9 +51,7 @@ def _codecs() -> Iterator[CheckResult]:
 
 
 def _components(recipe: CorpusRecipe, gpus: float) -> Iterator[CheckResult]:
-    components: list[Component] = [recipe.shot_detector, *recipe.filters.values(), *recipe.annotators.values()]
-    components += [codec for codec in (recipe.latent_codec, recipe.text_codec) if codec is not None]
-    for component in components:
+    for component in recipe.components():
         for checkpoint in component.checkpoints():
             yield from _checkpoint(component.name(), checkpoint, recipe.accept)
         if component.gpus and not gpus:

@@ -39,7 +39,10 @@ def explain(corpus: Corpus, wanted: str) -> str:
     for name, row in annotations.items():
         lines += ["", f"annotator {name}: {_outcome(row)}", *_values(row)]
     lines += ["", *_encoded(corpus, clip["clip_id"])]
+    shown = "\n".join(lines)
     for failure in failures_of(corpus, {clip["clip_id"], clip["source"]}):
+        if failure["error"] not in shown:
+            continue  # a later run succeeded: no row has this error any more
         lines += ["", f"traceback of {failure['operator']}: {failure['error']}", *failure["traceback"].splitlines()]
     return "\n".join(lines).rstrip()
 

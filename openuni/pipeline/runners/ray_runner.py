@@ -21,6 +21,7 @@ from typing import Any
 from openuni.console.logs import verbosity
 from openuni.manifests.contracts.discovery import local_import_roots
 from openuni.manifests.errors import OpenUniError
+from openuni.pipeline.failures import format_error
 from openuni.pipeline.runners.ray_worker import RayWorker, Reply, Setup, uninstalled_home
 from openuni.pipeline.runners.resources import Resources, Runner
 from openuni.pipeline.worker import ItemOutcome, Spec
@@ -96,7 +97,7 @@ class RayRunner(Runner):
                     self._init(ray)
                 return ray
             except Exception as error:  # of many kinds: Ray has no class for "could not start"
-                reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+                reason = format_error(error)
                 ray.shutdown()
                 if self.resources.address is not None:
                     raise _cannot_join(self.resources.address, reason) from error
@@ -202,7 +203,7 @@ class RayRunner(Runner):
             if not noted and now - waited_since > PLACEMENT_NOTICE_S and not any(slot.started for slot in self.slots):
                 noted = True
                 logger.warning(
-                    "no worker has started for %.0f s: %d workers want 1 CPU and %g GPU each, and the cluster has %s",
+                    "no worker has started for %.0f s: %d workers need 1 CPU and %g GPU each, and the cluster has %s",
                     now - waited_since,
                     self.resources.workers,
                     self.resources.gpus_per_worker,
@@ -214,7 +215,7 @@ class RayRunner(Runner):
         try:
             return any(node["Alive"] for node in self.ray.nodes())
         except Exception as error:  # the control store is gone too
-            raise RayLost(f"{type(error).__name__}: {error}") from error
+            raise RayLost(format_error(error)) from error
 
     def _new_actor(self) -> Any:
         return self.actor_type.remote(Setup(str(Path.cwd()), local_import_roots(), verbosity()))
@@ -224,8 +225,11 @@ class RayRunner(Runner):
         return slot.actor.start.remote(spec)
 
     def _get(self, reference: Any) -> ItemOutcome | None:
-        """The outcome in a reply; its log lines are logged here."""
-        reply: Reply = self.ray.get(reference)
+        """The outcome in a reply; its log lines are logged here. Raises an actor's `OpenUniError` as it was."""
+        try:
+            reply: Reply = self.ray.get(reference)
+        except self.ray.exceptions.RayTaskError as error:
+            raise error.cause if isinstance(error.cause, OpenUniError) else error from None
         for line in reply.lines:
             line.emit()
         return reply.outcome
@@ -238,8 +242,6 @@ class RayRunner(Runner):
             outcome = self._get(done)
         except self.ray.exceptions.RayActorError:
             return self._replace(slot, spec, queue)
-        except self.ray.exceptions.RayTaskError as error:
-            raise error.cause if isinstance(error.cause, OpenUniError) else error from None
         if not slot.started:
             slot.started, self.failed_starts = True, 0
         if outcome is not None:
@@ -300,8 +302,6 @@ class RayRunner(Runner):
                 self._get(slot.actor.finish.remote())
             except self.ray.exceptions.RayActorError:
                 slot.actor = self._new_actor()  # the rows it had finished are recovered from its journal
-            except self.ray.exceptions.RayTaskError as error:
-                raise error.cause if isinstance(error.cause, OpenUniError) else error from None
 
 
 def _check_reachable(address: str | None) -> None:

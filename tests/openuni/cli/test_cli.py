@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import openuni
 from openuni.cli.former_flags import current_flags
-from openuni.cli.main import app
+from openuni.cli.main import app, resume_hint
 from openuni.config.recipe import CorpusRecipe
 from openuni.config.template import component_page, recipe_template
 from openuni.manifests.contracts import schema
@@ -80,6 +80,23 @@ def test_former_flags_are_accepted_and_not_shown(command, former, current):
     assert current_flags([f"{former}=2", "--", former], parser.former_flags) == [f"{current}=2", "--", former]
     help_text = invoke(command, "--help").stdout.split()
     assert current in help_text and former not in help_text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "resumes"),
+    [
+        (["run", "corpus.toml", "raw"], True),
+        (["-v", "run", "corpus.toml", "raw"], True),
+        (["-vv", "checkpoints", "get", "raft"], True),
+        (["checkpoints"], False),
+        (["-v", "summary", "run"], False),
+        (["-v"], False),
+    ],
+)
+def test_after_ctrl_c_the_command_to_resume_is_told(arguments, resumes):
+    hint = resume_hint(arguments)
+    assert hint.startswith("Finished items are kept. Resume" if resumes else "Start again")
+    assert hint.endswith(f" with: openuni {' '.join(arguments)}")
 
 
 def test_former_flags_of_split_reach_the_corpus(tmp_path):

@@ -137,10 +137,10 @@ def test_clips_without_a_text_have_no_embedding_until_they_get_one(raw, tmp_path
 @pytest.mark.parametrize(
     ("caption", "message"),
     [
-        ("template_caption.detial", r'there is no "detial" .*Did you mean "detailed"\?.*brief, detailed, source'),
-        ("template_caption.brightness_mean", r'"brightness_mean" is no text'),
-        ("template_caption.status", r'"status" is no text'),
-        ("dis.flow", r'"flow" is no text among what dis writes\. Its texts: none'),
+        ("template_caption.detial", r'has no column "detial"\..*Did you mean "detailed"\?.*brief, detailed, source'),
+        ("template_caption.brightness_mean", r'"brightness_mean" is not a text column of template_caption'),
+        ("template_caption.status", r'"status" is not a text column of template_caption'),
+        ("dis.flow", r'"flow" is not a text column of dis\. Text columns: none'),
         ("detailed", r'neither this recipe nor the corpus has an annotator ""'),
     ],
 )

@@ -22,6 +22,7 @@ from openuni.pipeline.runners import ray_runner
 from openuni.pipeline.runners.ray_runner import RayRunner
 from openuni.pipeline.runners.resources import Resources
 from openuni.pipeline.scope import RunScope
+from openuni.report.explain import explain
 from tests.command_line import cli
 from tests.raw_clips import write_clips
 from tests.ray_workers import ray_workers
@@ -56,13 +57,24 @@ def test_a_failed_row_has_its_traceback_in_the_runs_files_and_in_explain(raw, tm
     broken = next(record for record in records if record["operator"] == BROKEN)
     assert broken["error"] == "KeyError: 'bbox'" == corpus[0].row(BROKEN)["error"]
     assert 'return table["bbox"]' in broken["traceback"] and "in look_up" in broken["traceback"]
-    assert "pipeline/worker.py" not in broken["traceback"] and "concurrent" not in broken["traceback"]
+    for record in records:  # of `compute` and of `prepare`, which runs in another thread
+        assert "pipeline/worker.py" not in record["traceback"] and "concurrent" not in record["traceback"]
     (log,) = run_files(corpus, ".log")
     assert broken["traceback"].splitlines()[-2] in log and "phase ingest started: 3 items" in log
     shown = cli("explain", corpus.store.url, corpus[0].clip_id)
     assert shown.returncode == 0 and f"traceback of {BROKEN}: KeyError: 'bbox'" in shown.stdout
     assert "in look_up" in shown.stdout
     assert "traceback of ingest: NotAVideo" in cli("explain", corpus.store.url, "prose.mp4").stdout
+
+
+def test_explain_leaves_out_failures_that_a_later_run_resolved(raw, tmp_path):
+    corpus = run(raw, tmp_path / "corpus")
+    assert f"traceback of {BROKEN}" in explain(corpus, corpus[0].clip_id)
+    mended = {"filters": {"luminance": {}, BROKEN: {"limit": 0.0}}}
+    corpus = openuni.run(mended, raw, out=tmp_path / "corpus", reporter=Reporter(quiet=True))
+    assert f"filter {BROKEN}: ok" in explain(corpus, corpus[0].clip_id)
+    assert "traceback" not in explain(corpus, corpus[0].clip_id)
+    assert "traceback of ingest: NotAVideo" in explain(corpus, "prose.mp4")
 
 
 def test_a_run_without_failures_leaves_a_log_and_no_failures(raw, tmp_path):
