@@ -1,4 +1,4 @@
-# make demo   set up .venv, install, run the main job
+# make demo   set up .venv, install, run the whole pipeline
 # make test   set up .venv, install, run the tests
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -11,13 +11,13 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help install demo demo-quick test test-slow lint types docs benchmarks clean
 
 help:
-	@echo "make demo        set up $(VENV) and run the whole job on home-made clips (5 to 7 minutes)"
-	@echo "make demo-quick  the same in its small form (about 90 seconds)"
+	@echo "make demo        set up $(VENV) and run the whole pipeline on generated clips (5 to 7 minutes)"
+	@echo "make demo-quick  the same with fewer clips and steps (about 90 seconds)"
 	@echo "make test        set up $(VENV) and run the tests (about 10 minutes on 2 cores)"
-	@echo "make test-slow   the longer checks: kills, the quick demo, models that learn clips by heart (about 12 minutes)"
-	@echo "make lint types  ruff, and mypy"
-	@echo "make docs        the documentation, into docs/_build/html (about 30 seconds)"
-	@echo "make benchmarks  ratios against named alternatives; figures stand in tests/benchmarks/README.md"
+	@echo "make test-slow   the slow tests: crashes, import situations, models that overfit a few clips (about 12 minutes)"
+	@echo "make lint types  run ruff and mypy"
+	@echo "make docs        build the documentation in docs/_build/html (about 30 seconds)"
+	@echo "make benchmarks  compare speed with named alternatives (tests/benchmarks/README.md)"
 
 install: $(VENV)/.installed
 
@@ -60,4 +60,4 @@ benchmarks: install
 	$(BIN)/python -m tests.benchmarks.manifests
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info openuni-demo docs/_build docs/reference/generated
+	rm -rf $(VENV) build dist *.egg-info src/*.egg-info openuni-demo docs/_build docs/reference/generated

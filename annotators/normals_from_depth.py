@@ -60,7 +60,7 @@ class NormalsFromDepth(Annotator):
         super().__post_init__()
         if self.far_near_ratio != 0 and not self.far_near_ratio >= 1:
             given = f"far_near_ratio = {self.far_near_ratio:g}"
-            raise OpenUniError(f"normals_from_depth: {given}. Allowed: 1 and more, or 0 if unknown.")
+            raise OpenUniError(f"normals_from_depth: {given}. Allowed: at least 1, or 0 if unknown.")
 
     def requires(self) -> Sequence[str]:
         """The input depth."""

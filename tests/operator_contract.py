@@ -15,10 +15,10 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import numpy as np
 
-from openuni.manifests.contracts.component import annotation_text, strip_annotation
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.contracts.modality import Modality
 from openuni.manifests.contracts.operator import Filter, Operator
+from openuni.manifests.contracts.options import annotation_text, strip_annotation
 from openuni.manifests.contracts.schema import producer_schema, result_hints
 from openuni.manifests.errors import OpenUniError
 

@@ -13,7 +13,7 @@ import shlex
 import sys
 import tomllib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import typer
@@ -21,42 +21,12 @@ import typer
 from openuni.cli.main import app
 from openuni.manifests.contracts import discovery
 from tests.command_line import cli
+from tests.docs import blocks, commands
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
-FENCE = re.compile(
-    r"^(?:<!-- (?P<note>.*?) -->\n)?```(?:\{code-block\} )?(?P<language>\w+)\n(?::caption: (?P<file>\S+)\n\n?)?"
-    r"(?P<text>.*?)^```$",
-    re.DOTALL | re.MULTILINE,
-)
 EXIT_CODE = re.compile(r"#.*\bexit code (\d+)")
-
-
-class Block(NamedTuple):
-    """One fenced block of a page."""
-
-    language: str
-    text: str
-    file: str | None  # the file that a reader makes of it
-    note: str  # the comment before it
-
-    @property
-    def is_run(self) -> bool:
-        return not self.note.startswith("not run")
-
-
-def blocks(page: Path) -> list[Block]:
-    """All blocks of a page with a language, in order."""
-    found = []
-    for match in FENCE.finditer(page.read_text(encoding="utf-8")):
-        found.append(Block(match["language"], match["text"], match["file"], match["note"] or ""))
-    return found
-
-
-def commands(block: Block) -> list[str]:
-    """Commands of a console block; its other lines are output."""
-    return [line[2:] for line in block.text.splitlines() if line.startswith("$ ")]
 
 
 def pages(folder: str) -> list[Path]:
@@ -123,6 +93,12 @@ def check_parses(command: str) -> None:
         found.make_context("openuni", words)  # raises a usage error
 
 
+def forget_entry_points() -> None:
+    """Look for installed packages again."""
+    discovery._installed.cache_clear()
+    discovery._entry_points.cache_clear()
+
+
 def install(package: Path) -> None:
     """What pip does in editable mode, as far as Python looks at it."""
     project = tomllib.loads((package / "pyproject.toml").read_text())["project"]
@@ -136,7 +112,7 @@ def install(package: Path) -> None:
     (record / "entry_points.txt").write_text("\n".join(lines))
     sys.path.insert(0, str(package / "src"))
     importlib.invalidate_caches()
-    discovery._entry_points.cache_clear()
+    forget_entry_points()
 
 
 def run_tests(path: Path) -> None:
@@ -159,7 +135,7 @@ def environment(monkeypatch):
         if name.split(".")[0] == "my_lab":
             del sys.modules[name]
     monkeypatch.undo()
-    discovery._entry_points.cache_clear()
+    forget_entry_points()
 
 
 @pytest.fixture(scope="module")

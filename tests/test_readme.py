@@ -13,15 +13,11 @@ import pytest
 from openuni.config.recipe import CorpusRecipe
 from openuni.manifests.contracts.discovery import all_component_names
 from tests.command_line import cli
-from tests.docs import python_blocks
+from tests.docs import blocks, commands
 from tests.raw_clips import write_clips
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README.read_text(), re.DOTALL | re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +28,9 @@ def folder(tmp_path_factory):
 
 
 def test_every_command_works_in_the_order_given(folder):
-    commands = [line[2:] for block in blocks("console") for line in block.splitlines() if line.startswith("$ ")]
-    assert len(commands) > 8
-    for command in commands:
+    given = [command for block in blocks(README, "console") for command in commands(block)]
+    assert len(given) > 8
+    for command in given:
         words = shlex.split(command, comments=True)
         if words[0] == "make":
             assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), command
@@ -45,17 +41,17 @@ def test_every_command_works_in_the_order_given(folder):
 
 
 def test_every_python_block_works_after_them(folder):
-    for number, block in enumerate(python_blocks(README)):
+    for number, block in enumerate(blocks(README, "python")):
         script = folder / f"block_{number}.py"
-        script.write_text(block)
+        script.write_text(block.text)
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         done = subprocess.run([sys.executable, script], cwd=folder, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, f"{block}\n{done.stderr}"
+        assert done.returncode == 0, f"{block.text}\n{done.stderr}"
 
 
 def test_the_recipe_shown_is_valid():
-    (text,) = blocks("toml")
-    recipe = CorpusRecipe.parse(tomllib.loads(text))
+    (block,) = blocks(README, "toml")
+    recipe = CorpusRecipe.parse(tomllib.loads(block.text))
     assert set(recipe.annotators) == {"dis", "depth_anything"} and recipe.encode.frames == 81
 
 

@@ -110,7 +110,7 @@ class TextStreamOptions(RecipeTable):
                 raise OpenUniError(f"recipe: text.{name} must be [least, most], got {list(limits)}")
         if self.stage == "refinement" and self.detailed_tokens[0] >= self.length:
             raise OpenUniError(
-                f"recipe: no caption of {self.detailed_tokens[0]} tokens and more fits text.length = {self.length}"
+                f"recipe: no caption of at least {self.detailed_tokens[0]} tokens fits text.length = {self.length}"
             )
 
 

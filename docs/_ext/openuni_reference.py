@@ -21,10 +21,11 @@ from openuni.exchange.exporter import Exporter
 from openuni.exchange.importer import Importer
 from openuni.manifests.contracts import schema
 from openuni.manifests.contracts.checkpoint import Checkpoint
-from openuni.manifests.contracts.component import Component, annotation_text, option_text, strip_annotation
+from openuni.manifests.contracts.component import Component
 from openuni.manifests.contracts.discovery import KINDS, component_names, find_component
 from openuni.manifests.contracts.modality import Modality
 from openuni.manifests.contracts.operator import Annotator, Filter, Operator
+from openuni.manifests.contracts.options import annotation_text, option_text, strip_annotation
 from openuni.manifests.contracts.producer import Producer
 from openuni.training import recipe as training
 

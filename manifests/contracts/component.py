@@ -10,11 +10,11 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, NamedTuple, get_type_hints
 
 from openuni.manifests.contracts.checkpoint import Checkpoint
 from openuni.manifests.contracts.discovery import component_name
-from openuni.manifests.contracts.options import bounds_of, bounds_text, check_options, recorded
+from openuni.manifests.contracts.options import check_options, option_text, recorded, strip_annotation
 
 
 class Option(NamedTuple):
@@ -87,21 +87,3 @@ class Component:
 def fingerprint(**facts: Any) -> str:
     """16 hex digits over JSON-able facts; equal facts in any order of keys give equal digits."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def annotation_text(hint: Any) -> str:
-    """The text of `Annotated[type, "text"]`, or an empty one."""
-    if get_origin(hint) is Annotated:
-        return next((str(extra) for extra in get_args(hint)[1:] if isinstance(extra, str)), "")
-    return ""
-
-
-def option_text(hint: Any) -> str:
-    """The meaning of an option with its bounds: "frames in one forward pass (1 and more)"."""
-    bounds = bounds_text(bounds_of(hint))
-    return f"{annotation_text(hint)} ({bounds})" if bounds else annotation_text(hint)
-
-
-def strip_annotation(hint: Any) -> Any:
-    """The bare type of `Annotated[type, ...]`."""
-    return get_args(hint)[0] if get_origin(hint) is Annotated else hint

@@ -13,13 +13,14 @@ A recipe may also name any module by its dotted path. Data may not: names that c
 import importlib
 import importlib.metadata
 import importlib.util
+import re
 import sys
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from openuni.manifests.errors import OpenUniError, did_you_mean, unknown_name
+from openuni.manifests.errors import OpenUniError, unknown_name
 
 # Kind -> the package that holds our components of that kind, one file each. The only list of kinds there is.
 KINDS = {
@@ -33,6 +34,9 @@ KINDS = {
     "codecs": "openuni.training.codecs",
     "models": "openuni.training.models",
 }
+
+# subpackage of openuni -> its folder at the repository's root
+AT_THE_ROOT = {"filters": "filters", "annotators": "annotators", "manifests": "manifests", "training": "train"}
 
 _local_roots: list[str] = []  # folders outside the installation that named modules were imported from
 
@@ -65,16 +69,15 @@ def find_component(kind: str, base: Any, name: str, *, imports: bool = False) ->
     `imports`: whether a dotted name may import any module, also one that lies in the current folder; only for names
     that a person wrote in a recipe or a command. Raises `OpenUniError` with the nearest name and where to add a file.
     """
-    what = base.__name__.lower()
+    what = _words(base.__name__)
     points = _entry_points(kind)
     if name in _own_names(kind):
         return _class_in(importlib.import_module(f"{KINDS[kind]}.{name}"), base)
     if name in points:
-        return _loaded(points[name], base, what)
+        return _loaded(points[name], base)
     if "." in name and all(part.isidentifier() for part in name.split(".")):
         return _class_in(_module(name, what, imports), base)
-    folder = KINDS[kind].removeprefix("openuni.").replace("training", "train", 1).replace(".", "/")
-    to_add = f"To add one, create {folder}/{name}.py, or an entry point of the group openuni.{kind} in a package."
+    to_add = f"To add one, create {_folder(kind)}/{name}.py, or install a package with an openuni.{kind} entry point."
     raise OpenUniError(f"{unknown_name(what, name, component_names(kind))} {to_add}")
 
 
@@ -83,11 +86,24 @@ def local_import_roots() -> list[str]:
     return list(_local_roots)
 
 
+def _words(class_name: str) -> str:
+    """ "ShotDetector" as messages write it: "shot detector"."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", class_name).lower()
+
+
+def _folder(kind: str) -> str:
+    """The folder of a kind in the repository, where the five packages lie at the root."""
+    parts = KINDS[kind].split(".")
+    if parts[1] in AT_THE_ROOT:
+        parts = [AT_THE_ROOT[parts[1]], *parts[2:]]
+    return "/".join(parts)
+
+
 @cache
 def _own_names(kind: str) -> frozenset[str]:
     spec = importlib.util.find_spec(KINDS[kind])
     if spec is None or not spec.submodule_search_locations:
-        raise OpenUniError(f"the package {KINDS[kind]} is missing: install openuni anew")
+        raise OpenUniError(f"the package {KINDS[kind]} is missing. Reinstall openuni.")
     folder = Path(next(iter(spec.submodule_search_locations)))
     return frozenset(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
 
@@ -95,34 +111,43 @@ def _own_names(kind: str) -> frozenset[str]:
 @cache
 def _entry_points(kind: str) -> dict[str, importlib.metadata.EntryPoint]:
     points: dict[str, importlib.metadata.EntryPoint] = {}
-    for point in importlib.metadata.entry_points(group=f"openuni.{kind}"):
+    for point in _installed().select(group=f"openuni.{kind}"):
         if point.name in _own_names(kind):
             raise OpenUniError(
-                f'{_package_of(point)} has an entry point "{point.name}" in openuni.{kind}, a name that openuni has '
-                "itself: uninstall that package"
+                f'the package {_package_of(point)} defines the openuni.{kind} entry point "{point.name}", which is the '
+                "name of a built-in component. Uninstall that package."
             )
         other = points.setdefault(point.name, point)
         if other.value != point.value:
             packages = " and ".join(sorted([_package_of(other), _package_of(point)]))
-            raise OpenUniError(f'{packages} both have an entry point "{point.name}" in openuni.{kind}: uninstall one')
+            raise OpenUniError(
+                f'the packages {packages} both define the openuni.{kind} entry point "{point.name}". Uninstall one.'
+            )
     return points
+
+
+@cache
+def _installed() -> Any:
+    """The entry points of all installed packages, in one scan for all kinds; its type depends on Python's version."""
+    return importlib.metadata.entry_points()
 
 
 def _package_of(point: importlib.metadata.EntryPoint) -> str:
     return point.dist.name if point.dist is not None else point.module
 
 
-def _loaded(point: importlib.metadata.EntryPoint, base: type[Any], what: str) -> Any:
+def _loaded(point: importlib.metadata.EntryPoint, base: type[Any]) -> Any:
     try:
         found = point.load()
     except (ImportError, AttributeError) as error:
         raise OpenUniError(
-            f'{what} "{point.name}" of the package {_package_of(point)} cannot be loaded: {error}. Reinstall it.'
+            f'{_words(base.__name__)} "{point.name}" cannot be loaded from the package {_package_of(point)}: {error}. '
+            "Reinstall that package."
         ) from error
     if isinstance(found, ModuleType):
         return _class_in(found, base)
     if not (isinstance(found, type) and issubclass(found, base)):
-        raise OpenUniError(f"{point.value}, the entry point {point.name}, is no {base.__name__}")
+        raise OpenUniError(f'the entry point "{point.name}" ({point.value}) is not a subclass of {base.__name__}')
     return found
 
 
@@ -133,8 +158,8 @@ def _module(name: str, what: str, imports: bool) -> ModuleType:
         return sys.modules[name]
     if not imports and not name.startswith("openuni."):
         raise OpenUniError(
-            f'{what} "{name}" is named by data, and code is never imported because data names it. Name it in a recipe, '
-            f"import {name} before, or install its package with an entry point."
+            f'{what} "{name}" is named by a file of data, which is not a reason to import code. Name it in a recipe, '
+            f"import {name} first, or install a package with an entry point for it."
         )
     here = Path.cwd() / name.split(".")[0]
     if not _is_known(name) and (here.is_dir() or here.with_suffix(".py").is_file()):
@@ -145,10 +170,10 @@ def _module(name: str, what: str, imports: bool) -> ModuleType:
         missing = error.name or ""
         if name == missing or name.startswith(f"{missing}."):
             raise OpenUniError(
-                f'{what} "{name}": there is no module {missing}. Install its package, set PYTHONPATH to the folder '
-                f"that holds it, or run from that folder ({Path.cwd()} is looked at too)."
+                f'{what} "{name}": no module named {missing}. Install its package, add its folder to PYTHONPATH, or '
+                f"run from that folder (also searched: {Path.cwd()})."
             ) from error
-        raise OpenUniError(f'{what} "{name}" needs the module {missing}, which is not installed') from error
+        raise OpenUniError(f'{what} "{name}" requires the module {missing}, which is not installed') from error
     except Exception as error:  # the author's code ran, and may fail in any way
         raise OpenUniError(f'{what} "{name}" cannot be imported: {type(error).__name__}: {error}') from error
     _note_root(name)
@@ -176,5 +201,6 @@ def _class_in(module: ModuleType, base: type[Any]) -> Any:
     for value in vars(module).values():
         if isinstance(value, type) and issubclass(value, base) and value.__module__ == module.__name__:
             return value
-    hint = did_you_mean(base.__name__, [key for key, value in vars(module).items() if isinstance(value, type)])
-    raise OpenUniError(f"{module.__name__} defines no {base.__name__}: it needs one class deriving from it.{hint}")
+    raise OpenUniError(
+        f"{module.__name__} defines no {base.__name__}. It must define one class derived from {base.__name__}."
+    )

@@ -25,14 +25,36 @@ class Formerly:
     name: str
 
 
+def strip_annotation(hint: Any) -> Any:
+    """The bare type of `Annotated[type, ...]`."""
+    return get_args(hint)[0] if get_origin(hint) is Annotated else hint
+
+
+def annotation_extras(hint: Any) -> tuple[Any, ...]:
+    """What stands behind the type in `Annotated[type, ...]`: meaning, bounds, former name."""
+    return get_args(hint)[1:] if get_origin(hint) is Annotated else ()
+
+
+def annotation_text(hint: Any) -> str:
+    """The text of `Annotated[type, "text"]`, or an empty one."""
+    return next((extra for extra in annotation_extras(hint) if isinstance(extra, str)), "")
+
+
+def option_text(hint: Any) -> str:
+    """The meaning of an option with its bounds: "frames in one forward pass (at least 1)"."""
+    bounds = bounds_text(bounds_of(hint))
+    return f"{annotation_text(hint)} ({bounds})" if bounds else annotation_text(hint)
+
+
 def former_names(kind: Any) -> dict[str, str]:
     """Field -> its former name, for the fields of a dataclass that were renamed."""
-    found = {}
-    for field, hint in get_type_hints(kind, include_extras=True).items():
-        for extra in get_args(hint)[1:] if get_origin(hint) is Annotated else ():
-            if isinstance(extra, Formerly):
-                found[field] = extra.name
-    return found
+    hints = get_type_hints(kind, include_extras=True)
+    return {
+        field: extra.name
+        for field, hint in hints.items()
+        for extra in annotation_extras(hint)
+        if isinstance(extra, Formerly)
+    }
 
 
 def recorded(options: Any) -> dict[str, Any]:
@@ -69,26 +91,26 @@ def check_options(options: Any, name: str) -> None:
 def bounds_of(hint: Any) -> list[BaseMetadata]:
     """The bounds beside the meaning in `Annotated[type, "meaning", ...]`, one by one."""
     found: list[Any] = []
-    for extra in get_args(hint)[1:] if get_origin(hint) is Annotated else ():
+    for extra in annotation_extras(hint):
         found += list(extra) if isinstance(extra, GroupedMetadata) else [extra]
     return [bound for bound in found if isinstance(bound, BaseMetadata)]
 
 
 def bounds_text(bounds: list[BaseMetadata]) -> str:
-    """ "1 and more", "0 to 1", "above 0, at most 0.5", "14 and more, multiples of 14"; empty without bounds."""
+    """ "at least 1", "0 to 1", "above 0, at most 0.5", "at least 14, multiples of 14"; empty without bounds."""
     ends: dict[type, Any] = {type(bound): bound for bound in bounds}
     parts = []
     if Ge in ends and Le in ends:
         parts.append(f"{ends[Ge].ge:g} to {ends[Le].le:g}")
-    elif Ge in ends and Lt not in ends:
-        parts.append(f"{ends[Ge].ge:g} and more")
     else:
-        parts += [f"from {ends[Ge].ge:g}"] if Ge in ends else []
+        parts += [f"at least {ends[Ge].ge:g}"] if Ge in ends else []
         parts += [f"above {ends[Gt].gt:g}"] if Gt in ends else []
         parts += [f"at most {ends[Le].le:g}"] if Le in ends else []
         parts += [f"below {ends[Lt].lt:g}"] if Lt in ends else []
     parts += [f"multiples of {ends[MultipleOf].multiple_of}"] if MultipleOf in ends else []
-    parts += [f"{ends[MinLen].min_length} or more entries"] if MinLen in ends else []
+    if MinLen in ends:
+        least = ends[MinLen].min_length
+        parts.append(f"at least {least} {'entry' if least == 1 else 'entries'}")
     return ", ".join(parts)
 
 
@@ -97,8 +119,8 @@ def _allowed(kind: type) -> Mapping[str, tuple[tuple[Any, ...], list[BaseMetadat
     """By field: its literals, and its bounds."""
     found = {}
     for field, hint in get_type_hints(kind, include_extras=True).items():
-        bare = get_args(hint)[0] if get_origin(hint) is Annotated else hint
-        if get_origin(hint) is Annotated:
+        bare = strip_annotation(hint)
+        if annotation_extras(hint):
             found[field] = (get_args(bare) if get_origin(bare) is Literal else (), bounds_of(hint))
     return found
 
@@ -127,7 +149,7 @@ def _satisfies(value: Any, bound: Any) -> bool:
         case MultipleOf(unit):
             return bool(value % unit == 0)
         case _:
-            raise TypeError(f"{bound!r} is no bound of a number that options know")
+            raise TypeError(f"{bound!r} is not a bound that options support")
 
 
 def _format_value(value: Any) -> str:

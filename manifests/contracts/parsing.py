@@ -13,9 +13,8 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from openuni.manifests.contracts.component import annotation_text, strip_annotation
 from openuni.manifests.contracts.discovery import find_component
-from openuni.manifests.contracts.options import former_names
+from openuni.manifests.contracts.options import annotation_text, former_names, strip_annotation
 from openuni.manifests.errors import OpenUniError, did_you_mean
 
 T = TypeVar("T")

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 import numpy as np
 import pyarrow as pa
 
-from openuni.manifests.contracts.component import annotation_text, strip_annotation
 from openuni.manifests.contracts.modality import Modality
+from openuni.manifests.contracts.options import annotation_text, strip_annotation
 from openuni.manifests.contracts.producer import Producer
 from openuni.manifests.errors import OpenUniError
 from openuni.manifests.video.clip import Clip

@@ -231,8 +231,8 @@ class ColumnGroups:
         operator = operator_of(group) or ""
         if operator not in schema.names:
             raise OpenUniError(
-                f"{self.store.url}/{group} holds rows of {', '.join(schema.names[1:])}, not of {operator}: was the "
-                "folder renamed? Give it back its name, or delete it and run again."
+                f"{self.store.url}/{group} holds rows of {', '.join(schema.names[1:])}, not of {operator}. If "
+                "the folder was renamed, restore its name; otherwise delete it and run again."
             )
         return schema.field(operator)
 

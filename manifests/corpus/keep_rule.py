@@ -82,6 +82,11 @@ def condition_sql(rules: Sequence[KeepRule]) -> str:
     return " AND ".join(f"coalesce(({rule.text}\n), false)" for rule in rules) or "true"
 
 
+def names_read(rules: Sequence[KeepRule]) -> set[str]:
+    """The first part of every column that rules read: the filter `motion` of "motion.speed_diag_per_s"."""
+    return {column[0] for rule in rules for column in rule.columns}
+
+
 def _parse_sql(connection: duckdb.DuckDBPyConnection, statement: str) -> Any:
     return json.loads(connection.execute("SELECT json_serialize_sql(?)", [statement]).fetchall()[0][0])
 

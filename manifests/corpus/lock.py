@@ -17,8 +17,8 @@ def lock(store: Store, wait_s: float = 30.0) -> Iterator[None]:
 
     `wait_s`: maximum time to wait for workers of a killed run to exit. Raises `OpenUniError` if another run holds it.
     """
-    with _file_lock(_lock_path(store, "driver"), fcntl.LOCK_EX, 0.0, store.url):
-        with _file_lock(_lock_path(store, "workers"), fcntl.LOCK_EX, wait_s, store.url):
+    with _exclusive_lock(_lock_path(store, "driver"), 0.0, store.url):
+        with _exclusive_lock(_lock_path(store, "workers"), wait_s, store.url):
             store.delete_temp_files()  # safe: all workers have exited
         yield
 
@@ -37,12 +37,12 @@ def _lock_path(store: Store, name: str) -> Any:
 
 
 @contextmanager
-def _file_lock(path: Any, kind: int, wait_s: float, url: str) -> Iterator[None]:
+def _exclusive_lock(path: Any, wait_s: float, url: str) -> Iterator[None]:
     deadline = time.monotonic() + wait_s
     with path.open("a") as file:
         while True:
             try:
-                fcntl.flock(file, kind | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:

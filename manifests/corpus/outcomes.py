@@ -112,8 +112,9 @@ def summary(corpus: ColumnGroups) -> Summary:
         cases.append(f"WHEN {_quote(name)} IS NULL THEN 'pending' WHEN {_has_failed(name)} THEN 'failed'")
         site_cases.append(_failure_site(name))
     for number, rule in enumerate(rules):
-        cases.append(f"WHEN NOT coalesce(({rule.text}\n), false) THEN 'dropped'")
-        site_cases.append(f"WHEN NOT coalesce(({rule.text}\n), false) THEN '{number}'")
+        fails = f"NOT {keep_rule.condition_sql([rule])}"
+        cases.append(f"WHEN {fails} THEN 'dropped'")
+        site_cases.append(f"WHEN {fails} THEN '{number}'")
     for name in annotators:
         cases.append(f"WHEN {_quote(name)} IS NULL THEN 'pending' WHEN {_has_failed(name)} THEN 'failed'")
         site_cases.append(_failure_site(name))
@@ -186,7 +187,7 @@ def _filters_read_by(corpus: ColumnGroups, rules: Sequence[keep_rule.KeepRule]) 
 
 def _names_read_by(rules: Sequence[keep_rule.KeepRule]) -> set[str]:
     """Names of the struct columns that rules read, without the columns of `clips` and `has`."""
-    return {column[0] for rule in rules for column in rule.columns} - {*clip_schema().names, coverage.COLUMN}
+    return keep_rule.names_read(rules) - {*clip_schema().names, coverage.COLUMN}
 
 
 def _schemas(corpus: ColumnGroups, filters: Sequence[str]) -> dict[str, pa.Schema]:

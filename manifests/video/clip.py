@@ -41,11 +41,10 @@ class Clip:
     split: str | None = None
     collection: str | None = None  # name of the dataset that the clip belongs to, such as "koala36m"
     origin: str | None = None  # scene, person or recording of the clip; clips with the same origin get the same split
-    start_cut: str | None = (
-        None  # transition before the clip: file (start of file), hard, dissolve, fade, gradual, window
-    )
+    # transition before the clip: file (start of file), hard, dissolve, fade, gradual, window; None: unknown
+    start_cut: str | None = None
     start_cut_confidence: float | None = None  # 0..1, detection threshold at 0.5; None if nothing was detected
-    end_cut: str | None = None  # transition after the clip, likewise; None: unknown
+    end_cut: str | None = None  # transition after the clip, likewise
     end_cut_confidence: float | None = None
     interlaced: bool | None = None  # the source is interlaced; only its top field is decoded
 

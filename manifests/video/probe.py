@@ -125,9 +125,8 @@ def matching_mp4_bytes(clip: Clip) -> bytes | None:
     """
     with open_video(clip.source, Limits()) as (container, stream):
         stored_px = (stream.width, stream.height)
-        brand = container.metadata.get(
-            "major_brand", "qt"
-        ).strip()  # FFmpeg uses one demuxer for mp4 and QuickTime's mov
+        # FFmpeg uses one demuxer for mp4 and QuickTime's mov
+        brand = container.metadata.get("major_brand", "qt").strip()
         if "mp4" not in container.format.name or brand == "qt":
             return None
     info = probe(clip.source)

@@ -9,10 +9,11 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from openuni.config.recipe import EncodeOptions, IngestOptions, WorkOptions
 from openuni.console.text_table import format_columns
 from openuni.manifests.contracts import schema
-from openuni.manifests.contracts.component import Component, annotation_text, strip_annotation
+from openuni.manifests.contracts.component import Component
 from openuni.manifests.contracts.discovery import all_component_names, component_names, find_component
 from openuni.manifests.contracts.modality import find_modality
 from openuni.manifests.contracts.operator import Annotator, Operator, find_operator, operator_names
+from openuni.manifests.contracts.options import annotation_text, strip_annotation
 from openuni.manifests.contracts.producer import Producer
 from openuni.manifests.errors import OpenUniError, unknown_name
 from openuni.shots.shot_detector import find_shot_detector, shot_detector_names

@@ -171,7 +171,7 @@ def deduplicator_by(by: str) -> type[Deduplicator]:
     """The deduplicator for a value of `--by`, such as "hash" or "embedding"."""
     found = {deduplicator.by: deduplicator for deduplicator in map(find_deduplicator, deduplicator_names())}
     if by not in found:
-        raise OpenUniError(unknown_name("duplicates by", by, found))
+        raise OpenUniError(unknown_name("deduplication method", by, found))
     return found[by]
 
 
@@ -187,7 +187,7 @@ def not_compared_reason(corpus: Corpus, keep: str) -> str:
     Raises `OpenUniError` if the deduplicator has not run at all.
     """
     notes = []
-    named = {column[0] for rule in keep_rule.parse(keep) for column in rule.columns}
+    named = keep_rule.names_read(keep_rule.parse(keep))
     for name in sorted(named & set(deduplicator_names())):
         deduplicator = find_deduplicator(name)
         group, command = deduplicator.group(), f"openuni duplicates {corpus.store.url} --by {deduplicator.by}"

@@ -269,5 +269,5 @@ def test_a_file_over_the_limit_is_not_read(tmp_path):
 def test_wrong_options_are_refused():
     with pytest.raises(OpenUniError, match=r'"dept" is not known\. Did you mean "depth"'):
         Supplied(modalities=("dept",))
-    with pytest.raises(OpenUniError, match="1 and more"):
+    with pytest.raises(OpenUniError, match="at least 1"):
         Supplied(max_file_mb=0)

@@ -238,7 +238,7 @@ def cross_modal(rounds: int) -> Iterator[Row]:
 
 LOAD = """
 import re, sys
-from train.models.unividx import UniVidX
+from openuni.training.models.unividx import UniVidX
 UniVidX(heads=2, head_dim=12, ffn_dim=32, num_layers=1, text_dim=8, rank=2).load("cpu")
 component = UniVidX(pretrained=sys.argv[1], rank=2, frozen_dtype=sys.argv[2])
 def peak():

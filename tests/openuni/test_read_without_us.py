@@ -7,7 +7,7 @@ import pytest
 
 import openuni
 from openuni.console.progress import Reporter
-from tests.docs import python_blocks
+from tests.docs import blocks
 from tests.raw_clips import write_clips
 
 README = Path(__file__).parents[2] / "manifests" / "README.md"
@@ -32,13 +32,14 @@ def test_the_blocks_read_what_we_wrote(place, monkeypatch, capsys):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(place / "cache"))
     corpus = openuni.open_corpus("corpus")
     names: dict = {}
-    blocks = python_blocks(README)
-    assert len(blocks) == 5
-    for block in blocks:
-        exec(compile(block, str(README), "exec"), names)
-    assert "import openuni" not in "".join(blocks) and "manifests" not in "".join(blocks)
+    code = [block.text for block in blocks(README, "python")]
+    assert len(code) == 5
+    for text in code:
+        exec(compile(text, str(README), "exec"), names)
+    assert "import openuni" not in "".join(code) and "manifests" not in "".join(code)
     assert len(names["kept"]) == len(corpus) == len(names["rows"])
     clip = corpus[names["row"]["clip_id"]]
+    assert abs(names["latent"].std() - names["latent_row"]["std"]) < 1e-3
     difference = np.abs(names["flow_px"] - clip.flow)
     assert difference.max() <= clip.row("dis")["flow"]["step_px"] / 2
     assert "largest motion" in capsys.readouterr().out

@@ -145,7 +145,7 @@ def test_temperature_makes_likelier_texts() -> None:
     for temperature, weight in likeliest.items():
         assert share(temperature) == pytest.approx(weight / (weight + 4), abs=0.04)
     assert share(0.0) == 1.0
-    with pytest.raises(OpenUniError, match=r"sampling: temperature = -1\.0\. Allowed: 0 and more"):
+    with pytest.raises(OpenUniError, match=r"sampling: temperature = -1\.0\. Allowed: at least 0"):
         SamplingOptions(temperature=-1.0)
 
 

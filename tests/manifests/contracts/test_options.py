@@ -33,18 +33,18 @@ GOOD = [
     *({"most": 3}, {"scales": (4.0, 0.1)}, {"free": -1e30}, {"how": "good"}, {"text": "-1"}),
 ]
 BAD = [
-    ({"count": 0}, "count = 0. Allowed: 1 and more."),
+    ({"count": 0}, "count = 0. Allowed: at least 1."),
     ({"rate_per_s": 0.0}, "rate_per_s = 0.0. Allowed: above 0."),
     ({"rate_per_s": math.nan}, "rate_per_s = nan. Allowed: above 0."),
     ({"rate_per_s": math.inf}, "rate_per_s = inf. Allowed: above 0."),
     ({"share": -0.01}, "share = -0.01. Allowed: 0 to 1."),
     ({"share": 1.01}, "share = 1.01. Allowed: 0 to 1."),
     ({"angle_deg": 180.0}, "angle_deg = 180.0. Allowed: above 0, below 180."),
-    ({"side_px": 0}, "side_px = 0. Allowed: 14 and more, multiples of 14."),
-    ({"side_px": 20}, "side_px = 20. Allowed: 14 and more, multiples of 14."),
+    ({"side_px": 0}, "side_px = 0. Allowed: at least 14, multiples of 14."),
+    ({"side_px": 20}, "side_px = 20. Allowed: at least 14, multiples of 14."),
     ({"most": 4}, "most = 4. Allowed: at most 3."),
-    ({"scales": ()}, "scales = []. Allowed: above 0, at most 4, 1 or more entries."),
-    ({"scales": (1.0, 5.0)}, "scales = [1.0, 5.0]. Allowed: above 0, at most 4, 1 or more entries."),
+    ({"scales": ()}, "scales = []. Allowed: above 0, at most 4, at least 1 entry."),
+    ({"scales": (1.0, 5.0)}, "scales = [1.0, 5.0]. Allowed: above 0, at most 4, at least 1 entry."),
     ({"free": math.nan}, "free = nan. Allowed: finite numbers."),
     ({"how": "best"}, 'how = "best". Allowed: fast, good.'),
     ({"how": "goood"}, 'how = "goood". Did you mean "good"? Allowed: fast, good.'),
@@ -65,7 +65,7 @@ def test_what_is_not_is_refused_by_name(options: dict[str, Any], said: str) -> N
 
 def test_bounds_are_part_of_what_users_read() -> None:
     docs = {option.name: option.doc for option in Everything.options()}
-    assert docs["count"] == "things (1 and more)"
+    assert docs["count"] == "things (at least 1)"
     assert docs["share"] == "part (0 to 1)"
     assert docs["text"] == "any"
 
@@ -80,6 +80,6 @@ def test_a_bound_that_nobody_checks_is_an_error() -> None:
 
 
 def test_lower_and_upper_bounds_may_stand_apart() -> None:
-    assert bounds_text(bounds_of(Annotated[int, "x", Ge(2), Lt(5)])) == "from 2, below 5"
+    assert bounds_text(bounds_of(Annotated[int, "x", Ge(2), Lt(5)])) == "at least 2, below 5"
     assert bounds_text(bounds_of(Annotated[int, "x", Ge(2), Le(5)])) == "2 to 5"
     assert bounds_text(bounds_of(Annotated[int, "x"])) == bounds_text(bounds_of(int)) == ""

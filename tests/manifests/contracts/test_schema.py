@@ -1,6 +1,7 @@
 """The return type is the schema."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,15 @@ from openuni.manifests.contracts.discovery import find_component
 from openuni.manifests.contracts.operator import Annotator, find_operator, sample_evenly
 from openuni.manifests.errors import OpenUniError
 from openuni.manifests.modalities.depth import Depth
+from openuni.shots.shot_detector import ShotDetector
+
+ROOT = Path(__file__).parents[3]
+FOLDERS = {
+    "filters": "filters",
+    "modalities": "manifests/modalities",
+    "codecs": "train/codecs",
+    "shots": "openuni/shots/detectors",
+}
 
 
 class Inner(NamedTuple):
@@ -125,9 +135,15 @@ def test_unknown_components_are_explained():
         OpenUniError, match=r'"motoin" is not known. Did you mean "motion"\? .* create filters/motoin.py'
     ):
         find_operator("filter", "motoin")
-    with pytest.raises(OpenUniError, match=r"there is no module no_such\. Install its package"):
+    for kind, folder in FOLDERS.items():
+        with pytest.raises(OpenUniError, match=f"create {folder}/no_such.py"):
+            find_component(kind, Component, "no_such")
+        assert (ROOT / folder).is_dir()
+    with pytest.raises(OpenUniError, match=r'^shot detector "no_such" is not known'):
+        find_component("shots", ShotDetector, "no_such")
+    with pytest.raises(OpenUniError, match=r"no module named no_such\. Install its package"):
         find_operator("annotator", "no_such.lab", imports=True)
-    with pytest.raises(OpenUniError, match=r"code is never imported because data names it"):
+    with pytest.raises(OpenUniError, match=r"not a reason to import code"):
         find_operator("annotator", "no_such.lab")
     with pytest.raises(OpenUniError, match="defines no Annotator"):
         find_operator("annotator", "json.decoder")

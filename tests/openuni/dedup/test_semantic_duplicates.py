@@ -94,5 +94,5 @@ def test_vectors_of_two_networks_are_refused(tmp_path):
 
 
 def test_what_duplicates_go_by_is_named():
-    with pytest.raises(OpenUniError, match=r'duplicates by "embeding" is not known\. Did you mean "embedding"'):
+    with pytest.raises(OpenUniError, match=r'deduplication method "embeding" is not known\. Did you mean "embedding"'):
         deduplicator_by("embeding")

@@ -25,7 +25,6 @@ from openuni.pipeline.scope import RunScope
 from openuni.report.explain import explain
 from tests.command_line import cli
 from tests.raw_clips import write_clips
-from tests.ray_workers import ray_workers
 
 BROKEN = "tests.operators.broken"
 RECIPE = {"filters": {"luminance": {}, BROKEN: {}}}
@@ -40,7 +39,7 @@ def raw(tmp_path_factory):
 
 
 def run(raw: Path, out: Path, workers: int = 0, **scope: bool) -> Corpus:
-    how = {"reporter": Reporter(quiet=True), "resources": ray_workers(workers), "scope": RunScope(**scope)}
+    how = {"reporter": Reporter(quiet=True), "resources": Resources(workers), "scope": RunScope(**scope)}
     return openuni.run(RECIPE, raw, out=out, **how)
 
 
@@ -125,7 +124,7 @@ def test_lines_of_workers_are_in_the_runs_log(raw, tmp_path):
         raw / "clip-000.mp4",
         out=tmp_path,
         reporter=Reporter(quiet=True),
-        resources=ray_workers(1),
+        resources=Resources(1),
     )
     (log,) = run_files(corpus, ".log")
     (line,) = [line for line in log.splitlines() if "measured 6 frames" in line]

@@ -117,7 +117,7 @@ def test_an_addition_without_a_value_is_a_fault(folder: Path, monkeypatch: pytes
 
 MEASURE = """
 import re, sys
-from train.models.unividx import UniVidX
+from openuni.training.models.unividx import UniVidX
 component = UniVidX(modalities=("rgb", "depth"), rank=2, pretrained=sys.argv[1])
 UniVidX(modalities=("rgb", "depth"), heads=2, head_dim=12, ffn_dim=32, num_layers=1, text_dim=8).load("cpu")
 component.base_options()

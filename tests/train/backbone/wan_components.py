@@ -6,25 +6,18 @@ import torch
 
 from openuni.training.models.unityvideo import UnityVideo
 from openuni.training.models.unividx import UniVidX
+from openuni.training.models.univigu import UniVigu
 from tests.train.backbone.tiny_wan import inputs as rows
 
 NAMES = ("rgb", "albedo", "normal")
 SMALL = {"heads": 2, "head_dim": 12, "ffn_dim": 32, "text_dim": 8, "channels": 4, "freq_dim": 16, "num_layers": 2}
 
 
-def univigu() -> Any:
-    """The component, whatever its file is called."""
-    from importlib import import_module, util
-
-    name = "univigu" if util.find_spec("openuni.training.models.univigu") else "_univigu"
-    return import_module(f"openuni.training.models.{name}").UniVigu
-
-
 def components(**options: Any) -> dict[str, Any]:
     return {
         "unityvideo": UnityVideo(modalities=NAMES, switcher_dim=8, **options),
         "unividx": UniVidX(modalities=NAMES, rank=3, **options),
-        "univigu": univigu()(vocabulary=11, **options),
+        "univigu": UniVigu(vocabulary=11, **options),
     }
 
 

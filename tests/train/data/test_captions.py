@@ -123,10 +123,10 @@ def test_columns_that_are_not_there_are_named(described: Corpus) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"length": 1}, r"text: length = 1\. Allowed: 2 and more"),
+        ({"length": 1}, r"text: length = 1\. Allowed: at least 2"),
         ({"degree": 0.0}, r"text: degree = 0\.0\. Allowed: above 0"),
         ({"brief_tokens": (5, 1)}, r"text.brief_tokens must be \[least, most\], got \[5, 1\]"),
-        ({"stage": "refinement", "length": 128}, "no caption of 128 tokens and more fits text.length = 128"),
+        ({"stage": "refinement", "length": 128}, "no caption of at least 128 tokens fits text.length = 128"),
     ],
 )
 def test_options_that_cannot_be_are_refused(options: dict, message: str) -> None:

@@ -250,10 +250,10 @@ def test_model_that_does_not_fit_the_latents_is_refused(corpus: Corpus, tmp_path
         with pytest.raises(OpenUniError, match=message):
             train(recipe(model={"modalities": [given] if given == "dpeth" else given}), corpus, tmp_path)
     for option, value, allowed in (
-        ("heads", 0, "1 and more"),
-        ("head_dim", 13, "6 and more, multiples of 2"),
-        ("patch", [0, 2, 2], "1 and more"),
-        ("freq_dim", 0, "2 and more, multiples of 2"),
+        ("heads", 0, "at least 1"),
+        ("head_dim", 13, "at least 6, multiples of 2"),
+        ("patch", [0, 2, 2], "at least 1"),
+        ("freq_dim", 0, "at least 2, multiples of 2"),
     ):
         with pytest.raises(OpenUniError, match=rf"unityvideo: {option} = .*\. Allowed: {allowed}"):
             train(recipe(model={option: value}), corpus, tmp_path)

@@ -12,8 +12,8 @@ from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.corpus.corpus_clip import CorpusClip
 from openuni.manifests.video.clip import clip_id
 from openuni.manifests.video.encode import encode_lossless
+from openuni.pipeline.runners.resources import Resources
 from tests.raw_clips import contents
-from tests.ray_workers import ray_workers
 
 
 def write_exr(folder: Path, frames: np.ndarray, first: int = 0) -> None:
@@ -54,7 +54,7 @@ def bring_in(
         folder,
         out=out,
         options=options,
-        resources=ray_workers(workers),
+        resources=Resources(workers),
         import_options=ImportOptions("set", retry_failed=retry_failed),
         reporter=Reporter(quiet=True),
     )
