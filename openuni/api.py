@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from openuni.training.run import Run
 
 MAX_DEFAULT_WORKERS = 16
-FEW_SOURCES = 10  # starting Ray for these takes longer than it saves
+FEW_ITEMS = 10  # starting Ray for these takes longer than it saves
 
 
 def run(
@@ -48,17 +48,19 @@ def run(
 
     `recipe`: a TOML file, tables as `tomllib` returns them, or a `CorpusRecipe`. `sources`: files, folders, globs,
     `.txt` lists, URLs; none: process the clips that are already in the corpus, such as imported ones. `resources`:
-    default is in-process (no Ray); may be a function of the number of sources. Raises `OpenUniError` for invalid input
-    and missing requirements. A clip that fails raises nothing: it is a row with status `failed`, see
-    `corpus.summary()`; with `scope=RunScope(raise_errors=True)` the first one raises `ItemFailed`, whose cause is the
-    exception.
+    default is in-process (no Ray); may be a function of the number of sources, or of clips if no sources are given.
+    Raises `OpenUniError` for invalid input and missing requirements. A clip that fails raises nothing: it is a row with
+    status `failed`, see `corpus.summary()`; with `scope=RunScope(raise_errors=True)` the first one raises `ItemFailed`,
+    whose cause is the exception.
     """
     parsed = to_recipe(recipe)
     found = find_sources(sources)
+    existing = None if found else Corpus.open(str(out))
     if not isinstance(resources, Resources):
-        resources = resources(len(found)) if resources is not None else Resources()
+        count = len(found) if existing is None else len(existing)
+        resources = resources(count) if resources is not None else Resources()
     doctor.require_all(parsed, str(out), resources.gpus)
-    corpus = Corpus.create(str(out)) if found else Corpus.open(str(out))
+    corpus = existing or Corpus.create(str(out))
     reporter = reporter or Reporter()
     with lock(corpus.store), reporter, open_runner(resources) as runner:
         Pipeline(parsed, corpus, runner, reporter, scope).run(found)
@@ -134,15 +136,16 @@ def to_recipe(recipe: str | Path | Mapping[str, Any] | CorpusRecipe) -> CorpusRe
 
 
 def default_resources(
-    workers: int | None = None, gpus: float | None = None, address: str | None = None, *, sources: int | None = None
+    workers: int | None = None, gpus: float | None = None, address: str | None = None, *, items: int | None = None
 ) -> Resources:
     """Return the resources of a run. Default: one worker per GPU, else one per core; `workers` 0 runs in-process.
 
-    `sources`: their number, if known. Up to `FEW_SOURCES` without a GPU or cluster run in-process by default.
+    `items`: number of sources or clips to process, if known. Up to `FEW_ITEMS` without a GPU or cluster run in-process
+    by default.
     """
     if gpus is None:
         gpus = float(_visible_gpus()) if workers != 0 else 0.0
-    if workers is None and not gpus and address is None and sources is not None and 0 < sources <= FEW_SOURCES:
+    if workers is None and not gpus and address is None and items is not None and items <= FEW_ITEMS:
         workers = 0
     if workers is None:
         workers = int(-(-gpus // 1)) if gpus else min(os.cpu_count() or 1, MAX_DEFAULT_WORKERS)

@@ -1,12 +1,15 @@
 """What holds for all tests."""
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import chdir
 
 # as the command line does (openuni/cli/main.py), before anything loads torch: the machine may be busy with other work
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 
+from openuni.pipeline.runners.resources import Resources
 from tests.coded_clips import ordinary_priority
 
 LONG = ("test_readme.py", "test_docs.py")  # a minute and more in one file: begun last, it would run on alone
@@ -33,3 +36,24 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def ray_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Ray cluster that all tests of this process join: starting one takes longer than most runs on it.
+
+    Its workers have the environment of its start. Tests of Ray's own start, and of variables, start their own.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    from ray.cluster_utils import Cluster
+
+    with chdir(tmp_path_factory.mktemp("ray")):  # as RayRunner: its workers would import modules that lie there
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 8, "include_dashboard": False})
+    yield cluster.address
+    cluster.shutdown()
+
+
+@pytest.fixture(scope="session")
+def ray_workers(ray_address: str) -> Callable[[int], Resources]:
+    """Resources of a number of workers on that cluster."""
+    return lambda workers: Resources(workers, address=ray_address)

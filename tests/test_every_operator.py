@@ -19,7 +19,7 @@ from openuni.manifests.contracts.options import former_names, recorded
 from openuni.manifests.modalities.segmentation import Segmentation
 from tests import faulty_operators as faulty
 from tests import operator_contract as contract
-from tests.docs import python_blocks
+from tests.docs import blocks
 from tests.moving_pictures import panned
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -249,11 +249,11 @@ def test_an_operator_without_a_fault_passes_every_check():
 
 @pytest.mark.parametrize("kind", ["filter", "annotator"])
 def test_the_example_of_the_readme_meets_the_contract_under_its_dotted_path(kind, tmp_path, monkeypatch):
-    (code,) = python_blocks(ROOT / f"{kind}s" / "README.md")
-    (tmp_path / "whole.py").write_text(code)
+    (block,) = blocks(ROOT / f"{kind}s" / "README.md", "python")
+    (tmp_path / "whole.py").write_text(block.text)
     runpy.run_path(str(tmp_path / "whole.py"))  # runs the example's own test
     (tmp_path / f"lab_{kind}").mkdir()
-    (tmp_path / f"lab_{kind}" / "example.py").write_text(code.split("\n# tests/")[0])
+    (tmp_path / f"lab_{kind}" / "example.py").write_text(block.text.split("\n# tests/")[0])
     monkeypatch.syspath_prepend(tmp_path)
     operator_class = find_operator(kind, f"lab_{kind}.example", imports=True)
     contract.importing_is_light(f"lab_{kind}.example", tmp_path)

@@ -28,7 +28,7 @@ class RunFlags:
         int | None,
         typer.Option(
             help="Number of Ray workers; 0 runs in-process. Default: one per GPU, else one per core, and 0 for up to "
-            "10 sources without a GPU"
+            "10 sources or clips without a GPU"
         ),
     ] = None
     gpus: Annotated[float | None, typer.Option(help="GPUs shared by the workers. Default: all available")] = None
@@ -62,8 +62,8 @@ def run(given: RunFlags) -> None:
         if name not in known:
             raise OpenUniError(f'--only "{name}" is not in {given.recipe}. It has: {", ".join(sorted(known))}.')
 
-    def resources(sources: int) -> Resources:
-        return api.default_resources(given.workers, given.gpus, given.address, sources=sources)
+    def resources(items: int) -> Resources:
+        return api.default_resources(given.workers, given.gpus, given.address, items=items)
 
     scope = RunScope(given.limit, tuple(given.only or ()), given.add, given.retry_failed, given.raise_errors)
     corpus = api.run(recipe, list(given.sources or ()), out=given.out, resources=resources, scope=scope)

@@ -4,10 +4,7 @@ The data and what is expected of it were made by that version: see make_data.py 
 """
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 import tarfile
 import tomllib
 from pathlib import Path
@@ -18,6 +15,7 @@ import pytest
 
 import openuni
 from openuni.manifests.contracts.options import recorded
+from tests.command_line import cli
 from tests.openuni.compatibility_facts import (
     CORPORA,
     DATA,
@@ -118,13 +116,18 @@ def test_splitting_again_moves_no_clip(place: Path) -> None:
     assert files(place / "corpus") == before
 
 
+def command(*arguments: Any) -> None:
+    done = cli(*arguments)
+    assert done.returncode in (0, 1), done.stderr  # 1: clips of the data failed, as they should
+
+
 def test_the_command_line_computes_nothing(place: Path) -> None:
     before, runs = files(place / "corpus"), ledgers(place / "corpus")
-    cli(place, "run", "corpus.toml", "--out", "corpus", "--workers", 0)
+    command("run", "corpus.toml", "--out", "corpus", "--workers", 0)
     assert_nothing_done(place / "corpus", runs)
-    cli(place, "duplicates", "corpus")
+    command("duplicates", "corpus")
     assert files(place / "corpus") == before
-    cli(place, "train", "univigu.toml", "--corpus", "corpus", "--out", "runs/univigu")
+    command("train", "univigu.toml", "--corpus", "corpus", "--out", "runs/univigu")
 
 
 def test_a_changed_operator_alone_is_computed_and_the_old_rows_come_back(place: Path) -> None:
@@ -234,11 +237,3 @@ def test_a_run_goes_on_as_it_would_have(name: str, place: Path, expected: dict[s
     assert_near(found["log"], wanted["log"], "log", rel=1e-3, least=1e-6)
     assert_near(found["tasks"], wanted["tasks"], "tasks", rel=1e-2, least=1e-3)
     assert_near(found["weights"], wanted["weights"], "weights", rel=1e-2, least=0)
-
-
-def cli(place: Path, *arguments: Any) -> None:
-    home = str(Path(openuni.__file__).resolve().parent.parent)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([home, os.environ.get("PYTHONPATH", "")]).rstrip(":")}
-    command = [sys.executable, "-m", "openuni", *map(str, arguments)]
-    done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
-    assert done.returncode in (0, 1), done.stderr  # 1: clips of the data failed, as they should

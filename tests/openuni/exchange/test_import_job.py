@@ -15,7 +15,6 @@ from openuni.exchange.importer import FoundClip
 from openuni.manifests.contracts.decoded_clip import decode
 from openuni.manifests.corpus.coverage import coverage
 from openuni.manifests.errors import OpenUniError
-from openuni.pipeline.runners.resources import Resources
 from openuni.training.data.index import open_index
 from tests.operators.drawn_set import DrawnSet
 from tests.raw_clips import contents
@@ -108,10 +107,10 @@ def test_another_set_joins_under_its_own_name(some: Path, tmp_path: Path) -> Non
     assert {row["collection"]: row["clips"] for row in coverage(corpus)} == {"drawn": 4, "more": 1}
 
 
-def test_workers_do_not_change_the_result_and_a_deadly_clip_is_a_row(some: Path, tmp_path: Path) -> None:
+def test_workers_do_not_change_the_result_and_a_deadly_clip_is_a_row(some, tmp_path, ray_workers):
     alone = openuni.import_set(FORMAT, some, out=tmp_path / "alone")
     write_set(some, {"deadly": "deadly"})
-    corpus = openuni.import_set(FORMAT, some, out=tmp_path / "many", resources=Resources(2))
+    corpus = openuni.import_set(FORMAT, some, out=tmp_path / "many", resources=ray_workers(2))
     ledger = corpus.summary()
     assert (ledger.clips, ledger.ok) == (6, 4)
     assert {failure.reason for failure in ledger.failed} == {"ClipError", "WorkerDied"}

@@ -38,8 +38,13 @@ def raw(tmp_path_factory):
     return folder
 
 
-def run(raw: Path, out: Path, workers: int = 0, **scope: bool) -> Corpus:
-    how = {"reporter": Reporter(quiet=True), "resources": Resources(workers), "scope": RunScope(**scope)}
+@pytest.fixture(params=["in-process", "Ray"])
+def resources(request):
+    return Resources() if request.param == "in-process" else request.getfixturevalue("ray_workers")(2)
+
+
+def run(raw: Path, out: Path, resources: Resources | None = None, **scope: bool) -> Corpus:
+    how = {"reporter": Reporter(quiet=True), "resources": resources, "scope": RunScope(**scope)}
     return openuni.run(RECIPE, raw, out=out, **how)
 
 
@@ -47,9 +52,8 @@ def run_files(corpus: Corpus, suffix: str) -> list[str]:
     return [path.read_text() for path in sorted(Path(corpus.store.root, "runs").glob(f"*{suffix}"))]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_failed_row_has_its_traceback_in_the_runs_files_and_in_explain(raw, tmp_path, workers):
-    corpus = run(raw, tmp_path / "corpus", workers)
+def test_a_failed_row_has_its_traceback_in_the_runs_files_and_in_explain(raw, tmp_path, resources):
+    corpus = run(raw, tmp_path / "corpus", resources)
     (lines,) = run_files(corpus, ".failures.jsonl")
     records = [json.loads(line) for line in lines.splitlines()]
     assert sorted(record["operator"] for record in records) == ["ingest", BROKEN, BROKEN]
@@ -84,11 +88,11 @@ def test_a_run_without_failures_leaves_a_log_and_no_failures(raw, tmp_path):
     assert len(list(corpus.runs())) == 1
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_raise_errors_stops_at_the_first_failure_and_keeps_what_is_finished(raw, tmp_path, workers):
+def test_raise_errors_stops_at_the_first_failure_and_keeps_what_is_finished(raw, tmp_path, resources):
     with pytest.raises(ItemFailed, match=r"prose\.mp4 failed: NotAVideo") as failed:
-        run(raw, tmp_path / "corpus", workers, raise_errors=True)
-    assert "Traceback" in str(failed.value) and (workers or type(failed.value.__cause__).__name__ == "NotAVideo")
+        run(raw, tmp_path / "corpus", resources, raise_errors=True)
+    assert "Traceback" in str(failed.value)
+    assert resources.workers or type(failed.value.__cause__).__name__ == "NotAVideo"
     again = run(raw, tmp_path / "corpus")
     assert again.summary().clips == 3
 
@@ -118,13 +122,13 @@ def test_the_cause_of_an_error_is_shown_with_v_alone(tmp_path):
     assert "Traceback" not in plain.stderr and "TOMLDecodeError" in loud.stderr
 
 
-def test_lines_of_workers_are_in_the_runs_log(raw, tmp_path):
+def test_lines_of_workers_are_in_the_runs_log(raw, tmp_path, ray_workers):
     corpus = openuni.run(
         {"filters": {"tests.operators.talking": {}}},
         raw / "clip-000.mp4",
         out=tmp_path,
         reporter=Reporter(quiet=True),
-        resources=Resources(1),
+        resources=ray_workers(1),
     )
     (log,) = run_files(corpus, ".log")
     (line,) = [line for line in log.splitlines() if "measured 6 frames" in line]

@@ -15,6 +15,7 @@ import pytest
 import openuni
 from openuni.console.progress import Reporter
 from openuni.manifests.corpus.corpus import Corpus
+from tests.command_line import cli
 from tests.raw_clips import contents, write_clips
 
 KILLS = 20
@@ -158,15 +159,15 @@ def test_a_killed_driver_resumes(tmp_path):
     assert contents(resumed) == contents(whole)
 
 
-def test_a_clip_that_kills_its_worker_is_retried_then_failed(tmp_path):
+def test_a_clip_that_kills_its_worker_is_retried_then_failed(tmp_path, ray_address):
     raw = tmp_path / "raw"
     paths = write_clips(raw, 4)
     paths[1].rename(raw / "deadly.mp4")
     recipe = tmp_path / "corpus.toml"
     recipe.write_text('[work]\nshort_side_px = 24\n[annotators."tests.operators.aborting"]\n')
-    driver = start(recipe, raw, tmp_path / "corpus")
-    _, errors = driver.communicate(timeout=240)
-    assert driver.returncode == 1, errors
+    workers = ("--workers", WORKERS, "--address", ray_address)
+    done = cli("run", recipe, raw, "--out", tmp_path / "corpus", *workers)
+    assert done.returncode == 1, done.stderr
     corpus = openuni.open_corpus(tmp_path / "corpus")
     summary = corpus.summary()
     assert (summary.clips, summary.ok) == (4, 3)

@@ -1,6 +1,7 @@
 """Checkpoints: listed, downloaded, resumed, verified against digests, with licences, and found in a mirror."""
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from openuni.manifests.errors import MissingRequirement, OpenUniError
 from openuni.report.checkpoints import published, select_checkpoints, table
 from openuni.report.doctor import require_all, run_checks
 from openuni.report.download import CHUNK_BYTES, download
+from tests.command_line import Done
 from tests.file_server import Served, file_server, hub_files
 
 WEIGHTS = bytes(range(256)) * 5000
@@ -28,9 +30,15 @@ def served() -> Iterator[Served]:
         yield server
 
 
-def cli(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "openuni", "checkpoints", *arguments]
-    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
+def cli(*commands: tuple[str, ...], **environment: str) -> list[Done]:
+    """`openuni checkpoints` with each of these arguments, in one process of its own: the hub reads variables once."""
+    script = (
+        "import json; from tests.command_line import cli; "
+        f"print(json.dumps([cli('checkpoints', *command) for command in {commands!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], env=os.environ | environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [Done(*parts) for parts in json.loads(done.stdout)]
 
 
 def test_a_download_goes_on_where_it_stopped(served: Served, tmp_path: Path) -> None:
@@ -111,17 +119,17 @@ def test_the_hub_is_asked_only_by_get_and_its_files_are_verified(tmp_path: Path)
     files = {"config.json": b"{}", "model.safetensors": WEIGHTS, "notes.bin": b"not needed"}
     with file_server(hub_files(name, files)) as served:
         environment = {"HF_ENDPOINT": served.url, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}
-        listed = cli(**environment)
+        (listed,) = cli((), **environment)
         assert listed.returncode == 0 and not served.asked
-        done = cli("get", name, **environment)
+        done, listed, verified = cli(("get", name), (), ("verify",), **environment)
         assert done.returncode == 0, done.stderr
         assert "digest verified" in done.stdout
         assert not any("notes.bin" in path for _, path, _ in served.asked)
-    assert "1.3 MB" in cli(**environment).stdout
+    assert "1.3 MB" in listed.stdout
     (blob,) = (path for path in tmp_path.rglob("blobs/*") if path.stat().st_size == len(WEIGHTS))
-    assert cli("verify", **environment).returncode == 0
+    assert verified.returncode == 0
     blob.write_bytes(WEIGHTS[:-1] + b"x")
-    refused = cli("verify", **environment)
+    (refused,) = cli(("verify",), **environment)
     assert refused.returncode == 2 and "its publisher states" in refused.stderr
 
 

@@ -261,7 +261,7 @@ def test_text_of_the_published_tasks() -> None:
 def test_wrong_options_and_input_are_named(base: Any) -> None:
     with pytest.raises(OpenUniError, match=r"rank = 0\. Allowed: at least 1"):
         UniVidX(rank=0)
-    with pytest.raises(OpenUniError, match=r"condition_noise = 0\.7\. Allowed: from 0, below 0\.5"):
+    with pytest.raises(OpenUniError, match=r"condition_noise = 0\.7\. Allowed: at least 0, below 0\.5"):
         UniVidX(condition_noise=0.7)
     model = built(base)
     streams, sigmas, text = inputs(("rgb", "normal"))

@@ -46,15 +46,20 @@ def levels16(unit: np.ndarray) -> np.ndarray:
 
 
 def bring_in(
-    format: str, folder: Path, out: Path, workers: int = 0, retry_failed: bool = False, **options: object
+    format: str,
+    folder: Path,
+    out: Path,
+    resources: Resources | None = None,
+    retry_failed: bool = False,
+    **options: object,
 ) -> Corpus:
-    """`openuni import`, in this process unless `workers` says otherwise, without a table on the terminal."""
+    """`openuni import`, in this process unless `resources` says otherwise, without a table on the terminal."""
     return openuni.import_set(
         format,
         folder,
         out=out,
         options=options,
-        resources=Resources(workers),
+        resources=resources,
         import_options=ImportOptions("set", retry_failed=retry_failed),
         reporter=Reporter(quiet=True),
     )

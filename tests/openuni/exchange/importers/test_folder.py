@@ -231,7 +231,7 @@ FAULTS = {
 }
 
 
-def test_each_fault_is_named_and_the_rest_comes_in(tmp_path):
+def test_each_fault_is_named_and_the_rest_comes_in(tmp_path, ray_workers):
     base = tmp_path / "set"
     for name, (fault, _) in {"sound": (lambda folder: None, ""), **FAULTS}.items():
         fault(write_stored(base / name, stored_maps()))
@@ -246,7 +246,7 @@ def test_each_fault_is_named_and_the_rest_comes_in(tmp_path):
     write_stored(base / "damaged", stored_maps())
     again = bring_in("folder", base, tmp_path / "corpus", retry_failed=True)
     assert set(reasons(again)) == set(FAULTS) - {"damaged"}
-    assert results(again) == results(bring_in("folder", base, tmp_path / "shared", workers=2))
+    assert results(again) == results(bring_in("folder", base, tmp_path / "shared", ray_workers(2)))
 
 
 def test_plain_depth_of_eight_bits_is_refused(tmp_path):

@@ -205,12 +205,12 @@ def test_each_fault_is_named_and_the_rest_comes_in(faulty, tmp_path):
     assert np.array_equal(imported(again, "interiorvid", "inner").rgb, imported(again, "interiorvid", "sound").rgb)
 
 
-def test_two_workers_make_the_same_corpus(tmp_path, room):
+def test_two_workers_make_the_same_corpus(tmp_path, room, ray_workers):
     for number in range(3):
         write_clip(tmp_path / f"set/{number}", render(6, phase=0.1 * number))
     (tmp_path / "set/1/rgb/0002.exr").write_bytes(b"no picture")
     alone = results(bring_in("interiorvid", tmp_path / "set", tmp_path / "alone"))
-    assert alone == results(bring_in("interiorvid", tmp_path / "set", tmp_path / "shared", workers=2))
+    assert alone == results(bring_in("interiorvid", tmp_path / "set", tmp_path / "shared", ray_workers(2)))
 
 
 def test_a_clip_that_stands_still_is_said_to_prove_nothing(tmp_path):

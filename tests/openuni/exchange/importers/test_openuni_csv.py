@@ -183,7 +183,7 @@ def late(path: Path, frames: np.ndarray) -> None:
     write(path, np.concatenate([frames[:1], frames[:-1]]))
 
 
-def test_each_fault_is_named_and_the_rest_comes_in(tmp_path, made):
+def test_each_fault_is_named_and_the_rest_comes_in(tmp_path, made, ray_workers):
     base = tmp_path / "set"
     names = [
         *("sound", "late", "short", "small", "cut", "colour", "absent"),
@@ -234,7 +234,7 @@ def test_each_fault_is_named_and_the_rest_comes_in(tmp_path, made):
     write(base / "depth/short.mp4", depth)
     again = bring_in("openuni_csv", base, tmp_path / "corpus", retry_failed=True)
     assert "video/short.mp4" not in reasons(again) and len(again.kept_clip_ids()) == 2
-    assert results(again) == results(bring_in("openuni_csv", base, tmp_path / "shared", workers=2))
+    assert results(again) == results(bring_in("openuni_csv", base, tmp_path / "shared", ray_workers(2)))
     free = bring_in("openuni_csv", base, tmp_path / "free", allow_outside=True)
     allowed = {"video/climbing.mp4", "video/linked.mp4", outside}
     assert not allowed & set(reasons(free))

@@ -244,7 +244,7 @@ FAULTS = {
 }
 
 
-def test_each_fault_is_named_and_the_rest_comes_in(tmp_path):
+def test_each_fault_is_named_and_the_rest_comes_in(tmp_path, ray_workers):
     base = tmp_path / "set"
     for name in ("sound", *FAULTS):
         write_clip(base, name, *matte())
@@ -260,7 +260,7 @@ def test_each_fault_is_named_and_the_rest_comes_in(tmp_path):
     write_clip(base, "late", *matte())
     again = bring_in("videomatte", base, tmp_path / "corpus", retry_failed=True)
     assert set(reasons(again)) == set(FAULTS) - {"late"}
-    assert results(again) == results(bring_in("videomatte", base, tmp_path / "shared", workers=2))
+    assert results(again) == results(bring_in("videomatte", base, tmp_path / "shared", ray_workers(2)))
 
 
 def test_what_is_no_such_set(tmp_path):

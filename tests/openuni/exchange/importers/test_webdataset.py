@@ -110,7 +110,7 @@ def test_shards_of_others(tmp_path, mp4):
     assert imported(other, "webdataset", "train/000/a/000").caption == "other"
 
 
-def test_each_fault_is_named_and_the_rest_comes_in(tmp_path, mp4):
+def test_each_fault_is_named_and_the_rest_comes_in(tmp_path, mp4, ray_workers):
     maps = stored_maps()
     late = find_modality("depth")(np.concatenate([geometry()[0][:1], geometry()[0][:-1]]), "metres")
     no_map = supplied("no-map", mp4)
@@ -153,7 +153,7 @@ def test_each_fault_is_named_and_the_rest_comes_in(tmp_path, mp4):
         assert re.search(text, found[key]), f"{key}: {found[key]}"
     before = results(corpus)
     assert results(bring_in("webdataset", tmp_path / "set", tmp_path / "corpus")) == before
-    assert before == results(bring_in("webdataset", tmp_path / "set", tmp_path / "shared", workers=2))
+    assert before == results(bring_in("webdataset", tmp_path / "set", tmp_path / "shared", ray_workers(2)))
 
 
 def test_damaged_shards_give_what_lies_before(tmp_path, mp4):
