@@ -1,11 +1,17 @@
 """What holds for all tests."""
 
 import os
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import chdir
 
 # as the command line does (openuni/cli/main.py), before anything loads torch: the machine may be busy with other work
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# one way to authenticate for every Ray that tests start or join: the first local one would turn tokens on for the
+# process, and workers of a cluster that was started without them die
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 import pytest
 
