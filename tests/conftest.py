@@ -7,6 +7,8 @@ from contextlib import chdir
 
 # as the command line does (openuni/cli/main.py), before anything loads torch: the machine may be busy with other work
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# for networks as tiny as those of tests more threads only wait for each other
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # one way to authenticate for every Ray that tests start or join: the first local one would turn tokens on for the
 # process, and workers of a cluster that was started without them die
@@ -31,17 +33,6 @@ def no_test_leaves_real_time_priority():
     """Wherever a test encodes AV1 by itself."""
     with ordinary_priority():
         yield
-
-
-@pytest.fixture(scope="module")
-def one_thread():
-    """For tests whose networks are tiny: more threads would only wait for each other."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -22,8 +22,6 @@ from tests import operator_contract as contract
 from tests.docs import blocks
 from tests.moving_pictures import panned
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 ROOT = Path(__file__).parents[1]
 OPERATORS = [(kind, name) for kind in ("filter", "annotator") for name in operator_names(kind)]
 NOTHING = {"black": np.zeros((3, 48, 64, 3), np.uint8), "white": np.full((3, 48, 64, 3), 255, np.uint8)}

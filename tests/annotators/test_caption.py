@@ -19,8 +19,6 @@ from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.errors import ClipError, MissingRequirement, OpenUniError
 from tests.moving_pictures import panned
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 SPECIAL = (
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
     *("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"),

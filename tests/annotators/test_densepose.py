@@ -25,8 +25,6 @@ from openuni.manifests.modalities.densepose import part_colours
 from openuni.world import make_clip
 from tests.moving_pictures import texture
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 MAPS_PX = 12
 
 

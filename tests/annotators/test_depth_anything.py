@@ -15,8 +15,6 @@ from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.errors import MissingRequirement, OpenUniError
 from tests.moving_pictures import panned, texture
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 # height, width of the frame -> height, width of the network's input by the authors' rule and by transformers'
 SIZES = {
     (360, 640): ((518, 924), (294, 518)),

@@ -11,8 +11,6 @@ from openuni.manifests.errors import MissingRequirement, OpenUniError
 from tests.moving_pictures import panned
 from tests.tiny_marigold import APPEARANCE, LIGHTING, tiny_marigold
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

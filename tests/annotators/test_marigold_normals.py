@@ -12,8 +12,6 @@ from openuni.manifests.errors import ClipError, MissingRequirement, OpenUniError
 from tests.moving_pictures import panned, texture
 from tests.tiny_marigold import tiny_marigold
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

@@ -15,8 +15,6 @@ from openuni.manifests.modalities.skeleton import Skeleton
 from openuni.world import make_clip
 from tests.moving_pictures import panned
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def tiny_checkpoint(folder):
     """ViTMatte in transformers' format: the real classes, one narrow layer, random weights."""

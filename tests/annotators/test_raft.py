@@ -12,8 +12,6 @@ from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.errors import MissingRequirement, OpenUniError
 from tests.moving_pictures import panned
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 BUILD = {"large": optical_flow.raft_large, "small": optical_flow.raft_small}
 KEYS = {"large": 169, "small": 106}
 

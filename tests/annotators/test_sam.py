@@ -16,8 +16,6 @@ from openuni.manifests.errors import MissingRequirement, OpenUniError
 from tests.annotators.test_raft import Payload
 from tests.moving_pictures import panned
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 SIZES = [(96, 128), (128, 96), (45, 80), (130, 203), (64, 64)]
 LOOSE = {"points_per_side": 4, "min_predicted_iou": -99.0, "min_stability": 0.5, "nms_iou": 0.99}
 

@@ -17,8 +17,6 @@ from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.errors import MissingRequirement, OpenUniError
 from tests.moving_pictures import panned
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 SIDE_PX = 128
 LOOSE = {"points_per_side": 4, "min_predicted_iou": -99.0, "min_stability": 0.1, "nms_iou": 0.95}
 

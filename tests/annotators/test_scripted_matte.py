@@ -9,8 +9,6 @@ from openuni.annotators.matting import Matting
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.errors import MissingRequirement, OpenUniError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def noise(*shape):
     return np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)

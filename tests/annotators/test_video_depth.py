@@ -18,8 +18,6 @@ from openuni.world.rendering.camera import CameraPath, Lens
 from tests.annotators.test_depth_anything import tiny_checkpoint
 from tests.moving_pictures import panned, texture
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def contract_case(folder, frames):
     """What tests/test_every_operator.py runs: a tiny random checkpoint in the library's own format."""

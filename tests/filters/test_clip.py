@@ -21,8 +21,6 @@ from openuni.manifests.errors import MissingRequirement, OpenUniError
 from tests.moving_pictures import panned, texture
 from tests.tiny_clip import SIDE_PX, tiny_clip
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])[:, None, None]
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])[:, None, None]
 FRAMES = panned([(0, 0), (3, 1), (6, 2)], 48, 80)

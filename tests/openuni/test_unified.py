@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 import openuni
 from openuni.console.progress import Reporter
@@ -27,7 +26,6 @@ TINY = {"name": "unityvideo", "num_layers": 1, "heads": 2, "head_dim": 12, "ffn_
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """One step on clips of rgb, depth and segmentation: 5 frames of 16 x 16 pixels."""
-    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("unified")
     corpus = write_corpus(folder / "corpus", random_clips(4, ("rgb", "depth", "segmentation")))
     settings = {"model": TINY | {"switcher_dim": 8}, "optimizer": {"steps": 1, "batch_size": 2}}

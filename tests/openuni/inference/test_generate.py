@@ -9,7 +9,6 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -32,7 +31,6 @@ QUICK = SamplingOptions(steps=1, shift=1.0)
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """One step on clips of rgb, skeleton and normal: 5 frames of 16 x 16 pixels."""
-    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("generate")
     corpus = write_corpus(folder / "corpus", random_clips(4, ("rgb", "skeleton", "normal")))
     settings = {"model": TINY | {"switcher_dim": 8}, "optimizer": {"steps": 1, "batch_size": 2}}

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 import pytest
-import torch
 
 import openuni
 from openuni.console.progress import Reporter
@@ -57,7 +56,6 @@ def _table(operator: Annotator) -> dict:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("all")
     out = folder / "corpus"
     recipe = {

@@ -26,8 +26,6 @@ STAGES = [
     {"from_step": 9, "tasks": {"rgb->skeleton": 3.0, "->rgb+depth+skeleton": 1.0}},
 ]
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def recipe(curriculum: list[dict[str, Any]] = STAGES, **changes: Any) -> TrainingRecipe:
     return TrainingRecipe.from_dict(

@@ -19,7 +19,6 @@ from tests.train.corpora import random_clips, write_corpus
 from tests.train.loop.test_trainer import MODEL
 from tests.train.small_runs import small_recipe
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 RECIPE: TrainingRecipe = small_recipe({"model": MODEL})
 
 

@@ -41,11 +41,6 @@ def recipe(**changes: Any) -> TrainingRecipe:
     return small_recipe({"model": MODEL}, changes)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     clips = random_clips(12)
@@ -180,7 +175,7 @@ def test_a_crashed_run_goes_on_from_its_last_checkpoint(corpus: Corpus, tmp_path
 def test_a_killed_run_goes_on_from_its_last_checkpoint(corpus: Corpus, tmp_path: Path, run: Run) -> None:
     (tmp_path / "recipe.json").write_text(json.dumps(recipe().to_dict()))
     code = (
-        "import json, os, sys, torch; torch.set_num_threads(1)\n"
+        "import json, os, sys\n"
         "from openuni.training.recipe import TrainingRecipe; from openuni.training.loop.trainer import train\n"
         "def kill(row):\n    if row['step'] == 5: os.kill(os.getpid(), 9)\n"
         "train(TrainingRecipe.from_dict(json.load(open(sys.argv[1]))), sys.argv[2], sys.argv[3], kill)\n"

@@ -14,8 +14,6 @@ from tests.train.models.tiny_unividx import built as unividx
 FOUR = ("rgb", "depth", "flow", "skeleton")
 SETS = [FOUR[:2], FOUR[:3], FOUR]
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture
 def base() -> WanTransformer3DModel:

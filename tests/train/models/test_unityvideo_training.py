@@ -27,8 +27,6 @@ TASKS = {
 SHAPE = (4, 2, 2, 2)
 QUICK = SamplingOptions(steps=2, shift=1.0)
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def recipe(tasks: dict[str, float] = TASKS, model: dict[str, Any] | None = None, **changes: Any) -> TrainingRecipe:
     sizes = {"num_layers": 1, "heads": 2, "head_dim": 12, "ffn_dim": 24, "freq_dim": 16, "switcher_dim": 8}

@@ -20,7 +20,7 @@ from openuni.training.run import Run
 from openuni.training.sampler import SamplingOptions
 from tests.train.world_corpora import CLIPS, world_corpus
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.usefixtures("one_thread")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 STEPS = 600
 SAMPLING = SamplingOptions(10, 3.0)

@@ -21,7 +21,7 @@ from openuni.training.sampler import SamplingOptions
 from openuni.training.tasks import UNIVIDX_FAMILIES, Task, partitions
 from tests.train.world_corpora import CLIPS, world_corpus
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500), pytest.mark.usefixtures("one_thread")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
 class Family(NamedTuple):

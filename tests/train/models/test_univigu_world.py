@@ -21,7 +21,7 @@ from openuni.training.run import Run
 from openuni.training.sampler import SamplingOptions
 from tests.train.world_corpora import CLIPS, world_corpus
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500), pytest.mark.usefixtures("one_thread")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 MODEL = {"name": "univigu", "num_layers": 2, "heads": 3, "head_dim": 32, "ffn_dim": 192, "freq_dim": 32}
 
