@@ -1,21 +1,33 @@
-"""What an option may be, said once: literals in its type, bounds from `annotated_types` beside its meaning.
+"""The values an option allows, stated once: its type, with bounds from `annotated_types` beside its meaning.
 
     frames_per_batch: Annotated[int, "frames in one forward pass", Ge(1)] = 4
 
-Components check themselves by it when they are made, and `openuni show` and `openuni init` print it.
+Checked by pydantic, strictly, whether a component is created in Python or parsed from a recipe; `openuni show` and
+`openuni init` print it. Bounds of a tuple, a table or `X | None` are those of the numbers in it (`MinLen`: of the
+tuple). Numbers must be finite.
 """
 
-import math
-from collections.abc import Mapping
+import json
+import types
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import BaseMetadata, Ge, GroupedMetadata, Gt, Interval, Le, Lt, MinLen, MultipleOf
+from pydantic import ConfigDict, InstanceOf, TypeAdapter, ValidationError
 
 from openuni.manifests.errors import OpenUniError, did_you_mean
 
 UNIT_INTERVAL = Interval(ge=0, le=1)
+
+TYPE_NAMES = {int: "integer", float: "number", str: "string", bool: "true or false"}
+PLURALS = {int: "integers", float: "numbers", str: "strings"}
+# pydantic's names of what is wrong with a value of the right type
+OUT_OF_BOUNDS = {
+    *("greater_than", "greater_than_equal", "less_than", "less_than_equal"),
+    *("multiple_of", "too_short", "finite_number"),
+}
 
 
 @dataclass(frozen=True)
@@ -72,20 +84,34 @@ def _recorded(value: Any) -> Any:
 
 
 def check_options(options: Any, name: str) -> None:
-    """Raises `OpenUniError` for the first field of a dataclass that has a value its hint does not allow.
-
-    Bounds of a tuple's field are those of its entries (`MinLen`: of the tuple). Numbers must be finite; None passes.
-    """
+    """Raises `OpenUniError` for the first field of a dataclass whose value its type or its bounds do not allow."""
     kind: Any = type(options)
-    for field, (literals, bounds) in _allowed(kind).items():
-        value = getattr(options, field)
-        if value is None or (not literals and not isinstance(value, int | float | tuple)):
-            continue
-        fits = value in literals if literals else _in_bounds(value, bounds)
-        if not fits:
-            text = ", ".join(map(str, literals)) if literals else bounds_text(bounds) or "finite numbers"
-            hint = did_you_mean(str(value), map(str, literals))
-            raise OpenUniError(f"{name}: {field} = {_format_value(value)}.{hint} Allowed: {text}.")
+    hints = _hints(kind)
+    for field in fields(options):
+        _validate(hints[field.name], getattr(options, field.name), f"{name}: {field.name}")
+
+
+def parse_value(hint: Any, given: Any, where: str) -> Any:
+    """The value of an option from what TOML and JSON give, where arrays stand for tuples.
+
+    `where`: what the option is called in errors. Raises `OpenUniError` that names what was given and what is allowed.
+    """
+    return _validate(hint, given, where, as_json=True)
+
+
+def _validate(hint: Any, given: Any, where: str, *, as_json: bool = False) -> Any:
+    option = _option(hint)
+    if option.adapter is None:
+        return given
+    try:
+        if as_json:
+            return option.adapter.validate_json(_json(given), strict=True)
+        return option.adapter.validate_python(given, strict=True)
+    except ValidationError as error:
+        faults = {detail["type"] for detail in error.errors()}
+        allowed = option.allowed if faults <= OUT_OF_BOUNDS else option.allowed_with_type
+        near = did_you_mean(given, map(str, option.choices)) if isinstance(given, str) else ""
+        raise OpenUniError(f"{where} = {_format_value(given)}.{near} Allowed: {allowed}.") from error
 
 
 def bounds_of(hint: Any) -> list[BaseMetadata]:
@@ -114,42 +140,72 @@ def bounds_text(bounds: list[BaseMetadata]) -> str:
     return ", ".join(parts)
 
 
+def _json(given: Any) -> str:
+    try:
+        return json.dumps(given)
+    except (TypeError, ValueError):  # an object of Python's, or an integer of too many digits
+        return json.dumps(repr(given))
+
+
+class _Option(NamedTuple):
+    """What a hint allows."""
+
+    adapter: TypeAdapter[Any] | None  # None: a dataclass, which checks itself
+    choices: tuple[Any, ...]
+    allowed: str  # for a value of the right type: "at least 1"
+    allowed_with_type: str  # "integer, at least 1 (frames in one forward pass)"
+
+
 @cache
-def _allowed(kind: type) -> Mapping[str, tuple[tuple[Any, ...], list[BaseMetadata]]]:
-    """By field: its literals, and its bounds."""
-    found = {}
-    for field, hint in get_type_hints(kind, include_extras=True).items():
-        bare = strip_annotation(hint)
-        if annotation_extras(hint):
-            found[field] = (get_args(bare) if get_origin(bare) is Literal else (), bounds_of(hint))
-    return found
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=True)
 
 
-def _in_bounds(value: Any, bounds: list[BaseMetadata]) -> bool:
-    if isinstance(value, tuple):
-        lengths = [bound.min_length for bound in bounds if isinstance(bound, MinLen)]
+@cache
+def _option(hint: Any) -> _Option:
+    bare, bounds = strip_annotation(hint), bounds_of(hint)
+    if is_dataclass(bare):
+        return _Option(None, (), "", "")
+    choices = get_args(bare) if get_origin(bare) is Literal else ()
+    if choices:
+        with_type = ", ".join(map(str, choices))
+    else:
+        with_type = ", ".join(filter(None, [_type_text(bare), bounds_text(bounds)]))
+        with_type += f" ({meaning})" if (meaning := annotation_text(hint)) else ""
+    adapter = TypeAdapter[Any](_bounded(bare, bounds), config=ConfigDict(allow_inf_nan=False))
+    return _Option(adapter, choices, bounds_text(bounds) or "finite numbers", with_type)
+
+
+def _bounded(bare: Any, bounds: list[BaseMetadata]) -> Any:
+    """The type with the bounds at the numbers in it, where pydantic reads them."""
+    if get_origin(bare) is tuple:
+        lengths = [bound for bound in bounds if isinstance(bound, MinLen)]
         entries = [bound for bound in bounds if not isinstance(bound, MinLen)]
-        return all(len(value) >= length for length in lengths) and all(_in_bounds(entry, entries) for entry in value)
-    if not isinstance(value, int | float):
-        return True
-    finite = not isinstance(value, float) or math.isfinite(value)
-    return finite and all(_satisfies(value, bound) for bound in bounds)
+        inner = tuple(arg if arg is Ellipsis else _bounded(arg, entries) for arg in get_args(bare))
+        return _annotated(types.GenericAlias(tuple, inner), lengths)
+    if get_origin(bare) in (Union, types.UnionType):
+        return Union[tuple(arg if arg is type(None) else _bounded(arg, bounds) for arg in get_args(bare))]  # noqa: UP007
+    if get_origin(bare) is dict:
+        key, value = get_args(bare)
+        return types.GenericAlias(dict, (key, _bounded(value, bounds)))
+    return Annotated[bare, InstanceOf()] if is_dataclass(bare) else _annotated(bare, bounds)
 
 
-def _satisfies(value: Any, bound: Any) -> bool:
-    match bound:
-        case Ge(least):
-            return bool(value >= least)
-        case Gt(below):
-            return bool(value > below)
-        case Le(most):
-            return bool(value <= most)
-        case Lt(above):
-            return bool(value < above)
-        case MultipleOf(unit):
-            return bool(value % unit == 0)
-        case _:
-            raise TypeError(f"{bound!r} is not a bound that options support")
+def _annotated(bare: Any, extras: Sequence[BaseMetadata]) -> Any:
+    return Annotated[(bare, *extras)] if extras else bare
+
+
+def _type_text(bare: Any) -> str:
+    """ "integer", "list of numbers", "2 integers", "string or none"."""
+    if get_origin(bare) is tuple:
+        args = get_args(bare)
+        entry = PLURALS.get(args[0], "tables")
+        return f"list of {entry}" if args[-1] is Ellipsis else f"{len(args)} {entry}"
+    if get_origin(bare) in (Union, types.UnionType):
+        return " or ".join("none" if arg is type(None) else _type_text(arg) for arg in get_args(bare))
+    if get_origin(bare) is dict:
+        return f"table of {PLURALS.get(get_args(bare)[1], 'options')}"
+    return TYPE_NAMES.get(bare, str(bare))
 
 
 def _format_value(value: Any) -> str:

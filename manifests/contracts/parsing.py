@@ -1,20 +1,15 @@
 """Frozen dataclasses from tables, as TOML and JSON give them: the one parser of recipes, components and records.
 
-Strict, by pydantic: no text for a number, no unknown key. Bounds are checked by the dataclasses themselves when they
-are made (`options.check_options`), however they are made.
+Strict: no text for a number, no unknown key. `options` states which values an option allows.
 """
 
 import dataclasses
-import json
 import logging
 from collections.abc import Iterable, Mapping
-from functools import cache
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
-
 from openuni.manifests.contracts.discovery import find_component
-from openuni.manifests.contracts.options import annotation_text, former_names, strip_annotation
+from openuni.manifests.contracts.options import former_names, parse_value, strip_annotation
 from openuni.manifests.errors import OpenUniError, did_you_mean
 
 T = TypeVar("T")
@@ -66,7 +61,7 @@ def _renamed(kind: Any, table: Mapping[str, Any], where: str, quiet: bool) -> di
 
 
 def _value(hint: Any, given: Any, where: str, quiet: bool) -> Any:
-    meaning, bare = annotation_text(hint), strip_annotation(hint)
+    bare = strip_annotation(hint)
     if dataclasses.is_dataclass(bare) and isinstance(bare, type):
         return parse_options(bare, given, where, quiet=quiet)
     if get_origin(bare) is tuple and dataclasses.is_dataclass(get_args(bare)[0]):
@@ -74,14 +69,4 @@ def _value(hint: Any, given: Any, where: str, quiet: bool) -> Any:
             raise OpenUniError(f"{where} must be tables, got {given!r}")
         kind = get_args(bare)[0]
         return tuple(parse_options(kind, entry, f"{where} {n}", quiet=quiet) for n, entry in enumerate(given, start=1))
-    try:
-        # through JSON, where arrays are the spelling of tuples; otherwise strict: no text for a number
-        return _adapter(bare).validate_json(json.dumps(given), strict=True)
-    except (ValidationError, TypeError, ValueError) as error:
-        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-        raise OpenUniError(f"{where} = {given!r}: {reason}. Expected: {meaning}") from error
-
-
-@cache
-def _adapter(hint: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(hint)
+    return parse_value(hint, given, where)

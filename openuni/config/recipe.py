@@ -7,13 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from annotated_types import Ge, Gt, MultipleOf
+
 from openuni.config.captions import caption_column
 from openuni.dedup.deduplicator import deduplicator_schemas
 from openuni.manifests.contracts.component import Component
 from openuni.manifests.contracts.discovery import find_component
 from openuni.manifests.contracts.modality import modality_names
 from openuni.manifests.contracts.operator import Annotator, Filter, find_operator
-from openuni.manifests.contracts.options import Formerly, recorded
+from openuni.manifests.contracts.options import Formerly, check_options, recorded
 from openuni.manifests.contracts.parsing import parse_options, reject_unknown_keys
 from openuni.manifests.contracts.schema import clip_schema, producer_schema
 from openuni.manifests.corpus import keep_rule
@@ -28,30 +30,28 @@ class IngestOptions:
     """How sources become clips."""
 
     shots: Annotated[str, "shot detector (see `openuni list`); none: one clip per file"] = "none"
-    min_s: Annotated[float, "minimum clip length, seconds; shorter clips are discarded, after all other steps"] = 0.0
-    max_s: Annotated[float, "maximum clip length, seconds; 0: no limit"] = 0.0
+    min_s: Annotated[
+        float, "minimum clip length, seconds; shorter clips are discarded, after all other steps", Ge(0)
+    ] = 0.0
+    max_s: Annotated[float, "maximum clip length, seconds; 0: no limit", Ge(0)] = 0.0
     split: Annotated[
         Literal["equal", "windows", "drop"],
         "handling of shots longer than max_s: equal parts, windows of max_s and a remainder, or discard",
     ] = "equal"
     trim_frames: Annotated[
-        int, "number of frames trimmed from both ends of a shot, in addition to dissolves and fades"
+        int, "number of frames trimmed from both ends of a shot, in addition to dissolves and fades", Ge(0)
     ] = 0
     captions: Annotated[bool, "whether the sidecar file NAME.txt of NAME.mp4 is the caption of its clip"] = True
     copy_caption_to_clips: Annotated[
         bool, "whether all clips of a file get its caption, if it is split into several", Formerly("share_captions")
     ] = False
     collection: Annotated[str, "collection (dataset) name of the sources, such as koala36m; empty: none"] = ""
-    max_duration_s: Annotated[float, "maximum file length, seconds; longer files are rejected"] = 4 * 3600.0
-    max_frame_px: Annotated[int, "maximum number of pixels per frame; larger files are rejected"] = 8192 * 8192
-    probe_timeout_s: Annotated[float, "maximum probing time per file, seconds"] = 120.0
+    max_duration_s: Annotated[float, "maximum file length, seconds; longer files are rejected", Gt(0)] = 4 * 3600.0
+    max_frame_px: Annotated[int, "maximum number of pixels per frame; larger files are rejected", Ge(1)] = 8192 * 8192
+    probe_timeout_s: Annotated[float, "maximum probing time per file, seconds", Gt(0)] = 120.0
 
-    def check(self) -> None:
-        """Ranges of the options."""
-        if min(self.max_duration_s, self.max_frame_px, self.probe_timeout_s) <= 0:
-            raise OpenUniError("[ingest]: max_duration_s, max_frame_px and probe_timeout_s must be greater than 0")
-        if min(self.min_s, self.max_s, self.trim_frames) < 0:
-            raise OpenUniError("[ingest]: min_s, max_s and trim_frames must be at least 0")
+    def __post_init__(self) -> None:
+        check_options(self, "[ingest]")
         if 0 < self.max_s < self.min_s:
             raise OpenUniError(
                 f"[ingest]: max_s = {self.max_s:g} is less than min_s = {self.min_s:g}. Raise max_s or lower min_s."
@@ -63,7 +63,7 @@ class WorkOptions:
     """Preprocessing of frames, and storage of maps."""
 
     short_side_px: Annotated[
-        int, "working size: short side of the frames that operators get, pixels; 0: original size"
+        int, "working size: short side of the frames that operators get, pixels; 0: original size", Ge(0)
     ] = 720
     storage: Annotated[
         Literal["full", "compact"],
@@ -71,10 +71,8 @@ class WorkOptions:
         "errors see openuni show depth)",
     ] = "full"
 
-    def check(self) -> None:
-        """Ranges of the options."""
-        if self.short_side_px < 0:
-            raise OpenUniError(f"[work] short_side_px = {self.short_side_px}: must be at least 0 (0: original size)")
+    def __post_init__(self) -> None:
+        check_options(self, "[work]")
 
 
 @dataclass(frozen=True)
@@ -90,16 +88,17 @@ class EncodeOptions:
     modalities: Annotated[
         tuple[str, ...], 'modalities to encode; "raft.flow" selects the annotator if several produce it'
     ] = ("rgb",)
-    size_px: Annotated[tuple[int, int], "height and width of the encoded video, pixels; multiples of 16"] = (480, 832)
-    frames: Annotated[int, "maximum number of frames per clip, from its start; 4k + 1"] = 81
+    size_px: Annotated[tuple[int, int], "height and width of the encoded video, pixels", Ge(16), MultipleOf(16)] = (
+        480,
+        832,
+    )
+    frames: Annotated[int, "maximum number of frames per clip, from its start; 4k + 1", Ge(1)] = 81
 
-    def check(self) -> None:
-        """Ranges of the options."""
-        if self.frames < 1 or self.frames % 4 != 1:
+    def __post_init__(self) -> None:
+        check_options(self, "[encode]")
+        if self.frames % 4 != 1:
             near = max(1, self.frames // 4 * 4 + 1)
             raise OpenUniError(f"[encode] frames = {self.frames}: must be 4k + 1, such as {near} or {near + 4}")
-        if min(self.size_px) < 16 or any(side % 16 for side in self.size_px):
-            raise OpenUniError(f"[encode] size_px = {list(self.size_px)}: height and width must be multiples of 16")
         for name in self.modalities:
             modality = name.rpartition(".")[2]
             if modality not in modality_names():
@@ -164,10 +163,7 @@ class CorpusRecipe:
         return recipe
 
     def check(self) -> None:
-        """What no single table can know: ranges, and that `keep` reads columns which this recipe's filters fill."""
-        for part in (self.ingest, self.work, self.encode):
-            if part is not None:
-                part.check()
+        """What no single table can know: that `keep` and `encode.caption` read columns which the recipe fills."""
         schemas = {"clips": clip_schema()}
         schemas |= {filter_group(name): producer_schema(type(operator)) for name, operator in self.filters.items()}
         schemas |= deduplicator_schemas()  # made between runs

@@ -13,7 +13,7 @@ from openuni.manifests.contracts.component import Component
 from openuni.manifests.contracts.discovery import all_component_names, component_names, find_component
 from openuni.manifests.contracts.modality import find_modality
 from openuni.manifests.contracts.operator import Annotator, Operator, find_operator, operator_names
-from openuni.manifests.contracts.options import annotation_text, strip_annotation
+from openuni.manifests.contracts.options import option_text, strip_annotation
 from openuni.manifests.contracts.producer import Producer
 from openuni.manifests.errors import OpenUniError, unknown_name
 from openuni.shots.shot_detector import find_shot_detector, shot_detector_names
@@ -164,7 +164,7 @@ def _table(name: str, options: type[Any], **given: str) -> str:
     hints = get_type_hints(options, include_extras=True)
     lines = [f"[{name}]"]
     for field in dataclasses.fields(options):
-        doc = annotation_text(hints[field.name])
+        doc = option_text(hints[field.name])
         if field.name in given:
             lines.append(f"{field.name} = {given[field.name]}  # {doc}")
         else:

@@ -162,8 +162,8 @@ def test_corpora_from_before_shots_are_read(film, tmp_path):
         ({"shots": "content", "content": {"treshold": 20.0}}, r'no option "treshold".*Did you mean "threshold"'),
         ({"shots": "fixed", "fixed": {"window_s": 0.0}}, "window_s = 0"),
         ({"min_s": 3.0, "max_s": 2.0}, "max_s = 2 is less than min_s = 3"),
-        ({"trim_frames": -1}, "must be at least 0"),
-        ({"split": "halves"}, r"split = 'halves'"),
+        ({"trim_frames": -1}, "trim_frames = -1. Allowed: at least 0"),
+        ({"split": "halves"}, r'split = "halves"'),
     ],
 )
 def test_mistakes_in_the_recipe_are_named(table, says):

@@ -71,7 +71,7 @@ def test_attention_that_cannot_run_is_refused_before_loading() -> None:
         UnityVideo(attention="sdpa_cudnn", **SMALL).load("cpu")
     with pytest.raises(MissingRequirement, match="pip install flash-attn"):
         check_attention("flash", "cuda")
-    with pytest.raises(OpenUniError, match="Input should be 'auto', 'sdpa'"):
+    with pytest.raises(OpenUniError, match="Allowed: auto, sdpa, sdpa_flash"):
         parse_options(UnityVideo, {"attention": "sage"}, "unityvideo")
     model = UnityVideo(modalities=NAMES, switcher_dim=8, **SMALL).load("cpu")
     model.attention = "flash"

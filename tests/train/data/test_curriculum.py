@@ -207,7 +207,7 @@ def test_the_debug_curriculum_runs(corpus: Corpus, tmp_path: Path) -> None:
         ([{"from_step": 3, "task": {}}], 'curriculum 1 has no option "task". Did you mean "tasks"'),
         (
             [{"from_step": 3, "tasks": {"joint": "1"}}],
-            "curriculum 1: tasks = {'joint': '1'}: Input should be a valid number",
+            "curriculum 1: tasks = {'joint': '1'}. Allowed: table of numbers",
         ),
         ([3], "curriculum 1 must be a table of options, got 3"),
         ({"from_step": 3}, "curriculum must be tables"),

@@ -253,7 +253,8 @@ def test_model_that_does_not_fit_the_latents_is_refused(corpus: Corpus, tmp_path
         with pytest.raises(OpenUniError, match=rf"unityvideo: {option} = .*\. Allowed: {allowed}"):
             train(recipe(model={option: value}), corpus, tmp_path)
     with pytest.raises(
-        OpenUniError, match=r"patch = \[2, 2\]: .* Expected: patch size per token: latent frames, rows, columns"
+        OpenUniError,
+        match=r"patch = \[2, 2\]\. Allowed: 3 integers, at least 1 \(patch size per token: latent frames",
     ):
         train(recipe(model={"patch": [2, 2]}), corpus, tmp_path)
     with pytest.raises(OpenUniError, match="needs flow; the model has rgb, depth"):
