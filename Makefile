@@ -11,7 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help install demo demo-quick test test-slow lint types docs benchmarks clean
 
 help:
-	@echo "make demo        set up $(VENV) and run the whole pipeline on generated clips (5 to 7 minutes)"
+	@echo "make demo        set up $(VENV) and run the whole pipeline on generated clips (3 to 7 minutes)"
 	@echo "make demo-quick  the same with fewer clips and steps (about 90 seconds)"
 	@echo "make test        set up $(VENV) and run the tests (about 5 minutes on 2 cores)"
 	@echo "make test-slow   the slow tests: crashes, import situations, models that overfit a few clips (about 12 minutes)"
