@@ -12,6 +12,7 @@ RUNS = "runs"  # one ledger per run, named by its start time
 OPERATOR_FOLDERS = {"filter": "filters", "annotator": "annotations"}
 SUPERSEDED = "superseded"  # folder in a group: parts of other versions, one folder per version
 OPEN = ".open"  # folder in a group: open parts
+LEASE = ".lease"  # which run may write, on shared storage
 
 
 def filter_group(name: str) -> str:

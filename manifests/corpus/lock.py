@@ -1,23 +1,42 @@
-"""The lease of a corpus: one run writes at a time, and none starts while workers of a killed run may still write."""
+"""The lock of a corpus: one run writes at a time, and none starts while workers of a killed run may still write.
 
+Processes on one machine, or on a file system with reliable locks (local disks, NFS 4, Lustre with `flock`, CephFS), are
+kept apart by file locks, which the operating system releases when a process dies. Object stores, and file systems that
+refuse file locks, are kept apart by a lease (`lease.py`). `OPENUNI_LOCK=lease` adds the lease on file systems whose
+locks hold on one machine only (Lustre with `localflock`, SMB).
+"""
+
+import errno
 import fcntl
+import logging
+import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, TextIO
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TextIO
 
+from openuni.manifests.corpus.lease import held_lease, worker_fence
 from openuni.manifests.corpus.store import Store
 from openuni.manifests.corpus.writer import spool_dir
 from openuni.manifests.errors import OpenUniError
 
+NO_LOCKS_ERRNOS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
+
+logger = logging.getLogger(__name__)
+
 
 @contextmanager
 def lock(store: Store, wait_s: float = 30.0) -> Iterator[None]:
-    """Hold the lease of a corpus for one run.
+    """Hold the corpus for one run.
 
-    `wait_s`: maximum time to wait for workers of a killed run to exit. Raises `OpenUniError` if another run holds it.
+    `wait_s`: maximum time to wait for workers of a killed run on this machine to exit. Raises `OpenUniError` if another
+    run holds it; `store` raises `LeaseLost` on its next write if another run took over.
     """
-    with _exclusive_lock(_lock_path(store, "driver"), 0.0, store.url):
+    with ExitStack() as held:
+        has_locks = held.enter_context(_exclusive_lock(_lock_path(store, "driver"), 0.0, store.url))
+        if _needs_lease(store) or not has_locks:
+            held.enter_context(held_lease(store))
         with _exclusive_lock(_lock_path(store, "workers"), wait_s, store.url):
             store.delete_temp_files()  # safe: all workers have exited
         yield
@@ -26,18 +45,31 @@ def lock(store: Store, wait_s: float = 30.0) -> Iterator[None]:
 def worker_lock(store: Store) -> TextIO:
     """Acquire a worker's shared lock, released when its process ends: no other run starts while it may still write."""
     file = _lock_path(store, "workers").open("a")
-    fcntl.flock(file, fcntl.LOCK_SH)
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH)
+    except OSError as error:
+        if error.errno not in NO_LOCKS_ERRNOS:
+            raise
+    worker_fence(store)
     return file
 
 
-def _lock_path(store: Store, name: str) -> Any:
+def _needs_lease(store: Store) -> bool:
+    given = os.environ.get("OPENUNI_LOCK", "")
+    if given not in ("", "lease"):
+        raise OpenUniError(f'OPENUNI_LOCK = "{given}". Allowed: lease, or not set.')
+    return not store.is_local or given == "lease"
+
+
+def _lock_path(store: Store, name: str) -> Path:
     folder = store.local("") if store.is_local else spool_dir(store)
     folder.mkdir(parents=True, exist_ok=True)
     return folder / f".{name}.lock"
 
 
 @contextmanager
-def _exclusive_lock(path: Any, wait_s: float, url: str) -> Iterator[None]:
+def _exclusive_lock(path: Path, wait_s: float, url: str) -> Iterator[bool]:
+    """Hold a file lock; yields False where the file system has none."""
     deadline = time.monotonic() + wait_s
     with path.open("a") as file:
         while True:
@@ -50,4 +82,10 @@ def _exclusive_lock(path: Any, wait_s: float, url: str) -> Iterator[None]:
                         f"corpus {url} is locked by another run. Wait for it to finish, or stop it."
                     ) from None
                 time.sleep(0.1)
-        yield
+            except OSError as error:
+                if error.errno not in NO_LOCKS_ERRNOS:
+                    raise
+                logger.info("%s has no file locks (%s); using a lease", url, error.strerror)
+                yield False
+                return
+        yield True

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -23,6 +24,7 @@ class Store:
         self.is_local = isinstance(self.fs, fsspec.implementations.local.LocalFileSystem)
         self.root = str(Path(path).resolve()) if self.is_local else path.rstrip("/")
         self.url = self.root if self.is_local else self.fs.unstrip_protocol(self.root)
+        self.fence: Callable[[], None] | None = None  # raises if this process may no longer write
 
     def path(self, name: str) -> str:
         """The full path of a name. Raises `OpenUniError` for names outside the root."""
@@ -79,6 +81,7 @@ class Store:
 
     def put(self, name: str, data: bytes) -> None:
         """Write a file atomically."""
+        self._check_fence()
         if not self.is_local:
             self.fs.pipe_file(self.path(name), data)
             return
@@ -96,6 +99,7 @@ class Store:
 
     def put_file(self, source: Path, name: str) -> None:
         """Move a finished local file into the store atomically."""
+        self._check_fence()
         if not self.is_local:
             self.fs.put_file(str(source), self.path(name))
             source.unlink()
@@ -108,6 +112,7 @@ class Store:
 
     def move(self, name: str, to: str) -> None:
         """Rename within the store."""
+        self._check_fence()
         if self.is_local:
             self.local(to).parent.mkdir(parents=True, exist_ok=True)
             self.local(name).replace(self.local(to))
@@ -135,6 +140,7 @@ class Store:
 
     def delete(self, name: str) -> None:
         """Delete a file if it exists."""
+        self._check_fence()
         if self.exists(name):
             self.fs.rm_file(self.path(name))
 
@@ -144,6 +150,10 @@ class Store:
             for path in Path(self.root).rglob(".*.tmp"):
                 if TEMP_FILE.fullmatch(path.name):
                     path.unlink(missing_ok=True)
+
+    def _check_fence(self) -> None:
+        if self.fence is not None:
+            self.fence()
 
     def free_bytes(self) -> int | None:
         """Free disk space, bytes; None for object stores."""

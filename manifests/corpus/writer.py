@@ -158,17 +158,21 @@ def recover(store: Store, group: str) -> int:
     """Seal the open parts of dead workers in `group`; return the number of recovered rows.
 
     Parts of live workers are not touched. Incomplete journal lines and payloads are discarded; their clips stay
-    pending.
+    pending. Rows of clips that have one already are discarded too: a machine may come back with open parts of a corpus
+    on an object store after another one has done their clips.
     """
     folder = open_parts_dir(store, group)
     recovered = 0
+    known: set[str] | None = None
     for journal_path in sorted(folder.glob("*.journal")):
         with journal_path.open("ab") as journal:
             try:
                 fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 continue
-        recovered += _recover_part(store, group, journal_path)
+        if known is None:
+            known = _clip_ids(store, group)
+        recovered += _recover_part(store, group, journal_path, known)
     live_parts = {path.stem for path in folder.glob("*.journal")}
     for path in folder.glob("*") if folder.exists() else ():
         if path.name.split(".")[0] not in live_parts:
@@ -176,7 +180,21 @@ def recover(store: Store, group: str) -> int:
     return recovered
 
 
-def _recover_part(store: Store, group: str, journal_path: Path) -> int:
+def _clip_ids(store: Store, group: str) -> set[str]:
+    found: set[str] = set()
+    for part in store.names(group, ".parquet"):
+        found.update(pq.read_table(store.path(part), columns=["clip_id"], filesystem=store.fs)["clip_id"].to_pylist())
+    return found
+
+
+def _new_rows(rows: list[dict[str, Any]], known: set[str]) -> list[dict[str, Any]]:
+    """The rows whose clips are not in `known`, which then has them."""
+    found = [row for row in rows if row["clip_id"] not in known]
+    known.update(row["clip_id"] for row in found)
+    return found
+
+
+def _recover_part(store: Store, group: str, journal_path: Path, known: set[str]) -> int:
     name = journal_path.stem
     lines = list(_journal_lines(journal_path))
     if len(lines) < 2 or store.exists(f"{group}/{name}.parquet"):  # nothing finished, or already committed
@@ -184,11 +202,13 @@ def _recover_part(store: Store, group: str, journal_path: Path) -> int:
         return 0
     schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(lines[0]["schema"])))
     suffix = lines[0]["suffix"]
-    if suffix and store.exists(
-        f"{group}/{name}{suffix}"
-    ):  # killed after moving the shard, before writing the Parquet file
-        rows = [row for line in lines[1:] for row in line["rows"]]
-        store.put(f"{group}/{name}.parquet", parquet_bytes(rows, schema))
+    if suffix and store.exists(f"{group}/{name}{suffix}"):
+        # killed after moving the shard, before writing the Parquet file
+        rows = _new_rows([row for line in lines[1:] for row in line["rows"]], known)
+        if rows:
+            store.put(f"{group}/{name}.parquet", parquet_bytes(rows, schema))
+        else:
+            store.delete(f"{group}/{name}{suffix}")
         journal_path.unlink()
         return len(rows)
     shard_type = next((kind for kind in (TarShard, SafetensorsShard) if kind.suffix == suffix), None)
@@ -200,7 +220,7 @@ def _recover_part(store: Store, group: str, journal_path: Path) -> int:
                 break  # payloads behind a damaged one cannot be trusted
             part.shard.entries.extend(entries)
             part.committed += len(entries)
-        part.rows.extend(line["rows"])
+        part.rows.extend(_new_rows(line["rows"], known))
     if part.shard is not None:
         part.shard.reopen(part.shard.entries)
     part.seal(store, group)

@@ -36,7 +36,7 @@ def visible(store: Store) -> dict[str, bytes]:
     """clip_id -> payload, for all that a reader sees."""
     found = {}
     for part in store.names(GROUP, ".parquet"):
-        for row in pq.read_table(store.path(part)).to_pylist():
+        for row in pq.read_table(store.path(part), filesystem=store.fs).to_pylist():
             assert row["clip_id"] not in found
             found[row["clip_id"]] = store.read_range(f"{GROUP}/{row['shard']}", row["offset"], row["nbytes"])
     return found
@@ -229,3 +229,39 @@ def test_the_next_run_sweeps_what_a_killed_one_left_half_written(tmp_path):
     (runs / ".mine.tmp").write_text("not of ours")
     with lock(corpus.store):
         assert [path.name for path in runs.iterdir()] == [".mine.tmp"]
+
+
+@pytest.mark.parametrize("sealed", ["a c", "b", "a b c", ""], ids=str)
+@pytest.mark.parametrize("moved", [False, True], ids=["in the spool", "shard moved"])
+def test_a_machine_that_comes_back_adds_no_second_rows(tmp_path, monkeypatch, sealed, moved):
+    """Open parts of an object store's corpus lie on the machine that was killed; another has done clips meanwhile."""
+    monkeypatch.setenv("OPENUNI_SPOOL", str(tmp_path / "killed"))
+    store = Store(f"memory://{tmp_path.name}-{sealed.replace(' ', '')}-{moved}")
+    late = PartWriter(store, GROUP, SCHEMA, TarShard)
+    for name in ("a", "b", "c"):
+        write(late, name)
+    part = late.part
+    die(late)
+    if moved:  # killed between the upload of the shard and that of its rows
+        shard = part.folder / f"{part.name}.tar"
+        store.put(f"{GROUP}/{shard.name}", shard.read_bytes())
+    monkeypatch.setenv("OPENUNI_SPOOL", str(tmp_path / "other"))
+    if sealed:
+        other = PartWriter(store, GROUP, SCHEMA, TarShard)
+        for name in sealed.split():
+            write(other, name)
+        other.finish()
+    monkeypatch.setenv("OPENUNI_SPOOL", str(tmp_path / "killed"))
+    assert recover(store, GROUP) == 3 - len(sealed.split())
+    assert visible(store) == expect("a", "b", "c")
+    assert recover(store, GROUP) == 0
+    rows = [len(pq.read_table(store.path(name), filesystem=store.fs)) for name in store.names(GROUP, ".parquet")]
+    assert all(rows)
+
+
+def test_two_open_parts_with_the_same_clip_give_one_row(store):
+    for _ in range(2):
+        writer = PartWriter(store, GROUP, SCHEMA, TarShard)
+        write(writer, "a")
+        die(writer)
+    assert recover(store, GROUP) == 1 and visible(store) == expect("a")

@@ -1,19 +1,23 @@
 """Sources and corpus on an object store: the same rows and payloads as on a disk, resumed the same way."""
 
-import logging
+import time
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import fsspec
 import numpy as np
 import pytest
-from moto.server import ThreadedMotoServer
 
 import openuni
 from openuni.console.progress import Reporter
+from openuni.manifests.corpus import lease
 from openuni.manifests.corpus.corpus import Corpus
+from openuni.manifests.corpus.lease import Lease, LeaseLost
+from openuni.manifests.corpus.lock import lock
+from openuni.manifests.corpus.store import Store
 from openuni.pipeline.runners.resources import Resources
 from tests.raw_clips import contents, write_clips
+from tests.s3_server import s3_bucket
 
 BUCKET = "s3://openuni-test"
 RECIPE = {
@@ -27,24 +31,9 @@ RECIPE = {
 
 @pytest.fixture(scope="module")
 def bucket(tmp_path_factory):
-    """An S3 server on a free port of this machine, which this process and the workers it starts are pointed to."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # else a failure comes with a line for every request
-    host, port = server.get_host_and_port()
-    settings = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "any",
-        "AWS_SECRET_ACCESS_KEY": "any",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "OPENUNI_SPOOL": str(tmp_path_factory.mktemp("spool")),
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in settings.items():
-            patch.setenv(name, value)
-        fsspec.filesystem("s3", skip_instance_cache=True).mkdir(BUCKET)
-        yield BUCKET
-    server.stop()
+    with s3_bucket("openuni-test") as url, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPENUNI_SPOOL", str(tmp_path_factory.mktemp("spool")))
+        yield url
 
 
 @pytest.fixture(scope="module")
@@ -135,3 +124,23 @@ def test_select_copies_what_passes(remote):
     chosen = openuni.select(remote, "motion.speed_diag_per_s > 0.4", out=f"{BUCKET}/cut")
     assert 0 < len(chosen) < 3
     assert len(chosen[0].flow) == 6
+
+
+def test_a_run_on_another_machine_waits_for_the_lease_and_goes_on_when_its_owner_is_lost(remote, tmp_path, monkeypatch):
+    """Another machine has another spool, so file locks do not meet: the lease on the store does."""
+    monkeypatch.setattr(lease, "BEAT_S", 0.2)
+    monkeypatch.setattr(lease, "LEASE_S", 1.0)
+    lost = Store(f"{BUCKET}/corpus")
+    with lock(lost):
+        monkeypatch.setenv("OPENUNI_SPOOL", str(tmp_path / "other"))
+        with pytest.raises(openuni.OpenUniError, match=r"in use by another run \(host .*Wait for it"):
+            run(f"{BUCKET}/raw", f"{BUCKET}/corpus")
+        monkeypatch.setattr(Lease, "_keep_alive", lambda self: None)
+    silent = Lease(Store(f"{BUCKET}/corpus"), 1.0, 0.2, 0.1)  # of a machine that is lost
+    silent.acquire()
+    monkeypatch.setattr(lease, "_is_dead_here", lambda record: False)
+    started = time.monotonic()
+    assert run(f"{BUCKET}/raw", f"{BUCKET}/corpus").summary().ok == 3
+    assert time.monotonic() - started > 1.0
+    with pytest.raises(LeaseLost):
+        silent.check()
