@@ -19,6 +19,7 @@ from openuni.manifests.corpus import keep_rule as rules
 from openuni.manifests.corpus import splits
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.corpus.lock import lock
+from openuni.manifests.corpus.remote_errors import raises_store_errors
 from openuni.manifests.errors import OpenUniError
 from openuni.pipeline.pipeline import Pipeline
 from openuni.pipeline.runners.resources import Resources
@@ -35,6 +36,7 @@ MAX_DEFAULT_WORKERS = 16
 FEW_ITEMS = 10  # starting Ray for these takes longer than it saves
 
 
+@raises_store_errors
 def run(
     recipe: str | Path | Mapping[str, Any] | CorpusRecipe,
     sources: str | Path | Sequence[str | Path] = (),
@@ -68,6 +70,7 @@ def run(
     return corpus
 
 
+@raises_store_errors
 def import_set(
     format: str,
     folder: str | Path,
@@ -102,6 +105,7 @@ def import_set(
     return corpus
 
 
+@raises_store_errors
 def export(
     corpus: str | Path | Corpus,
     format: str,
@@ -154,11 +158,13 @@ def default_resources(
     return Resources(workers, gpus, address)
 
 
+@raises_store_errors
 def open_corpus(path: str | Path) -> Corpus:
     """Open the corpus at a folder or URL. Raises `OpenUniError` if there is none."""
     return Corpus.open(str(path))
 
 
+@raises_store_errors
 def select(corpus: str | Path | Corpus, keep: str, *, out: str | Path) -> Corpus:
     """Create a corpus from the clips that pass `keep`. Takes seconds: nothing is decoded, payload files are shared."""
     source = corpus if isinstance(corpus, Corpus) else Corpus.open(str(corpus))
@@ -166,6 +172,7 @@ def select(corpus: str | Path | Corpus, keep: str, *, out: str | Path) -> Corpus
     return source.select(keep, str(out))
 
 
+@raises_store_errors
 def duplicates(corpus: str | Path | Corpus, by: str = "hash", **options: Any) -> dedup.DedupReport:
     """Find duplicates across a corpus and mark one representative per cluster. Call again after the corpus has grown.
 
@@ -180,6 +187,7 @@ def duplicates(corpus: str | Path | Corpus, by: str = "hash", **options: Any) ->
         return dedup.find_duplicates(parse_options(chosen, options, f"duplicates by {by}"), opened)
 
 
+@raises_store_errors
 def split(
     corpus: str | Path | Corpus,
     shares: Mapping[str, float],
@@ -206,6 +214,7 @@ def split(
     return counts
 
 
+@raises_store_errors
 def train(
     recipe: "str | Path | TrainingRecipe",
     corpus: str | Path | Corpus,

@@ -1,22 +1,35 @@
 """An S3 server on a free port of this machine, which this process and those it starts are pointed to."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Thread
+from typing import Any
 
 import fsspec
 import pytest
 import s3fs
-from moto.server import ThreadedMotoServer
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import WSGIRequestHandler, make_server
+
+Application = Callable[[dict[str, Any], Callable[..., Any]], Any]
+
+
+class QuietHandler(WSGIRequestHandler):
+    """No line per request."""
+
+    def log(self, type: str, message: str, *args: object) -> None:
+        """Nothing."""
 
 
 @contextmanager
-def s3_bucket(name: str) -> Iterator[str]:
-    """The URL of an empty bucket."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # else a failure comes with a line for every request
-    host, port = server.get_host_and_port()
+def s3_bucket(name: str, between: Callable[[Application], Application] = lambda app: app) -> Iterator[str]:
+    """The URL of an empty bucket. `between`: what stands between clients and the server, such as faults."""
+    app = between(DomainDispatcherApplication(create_backend_app))
+    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=QuietHandler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    logging.getLogger("werkzeug").setLevel(logging.CRITICAL)  # else a failure comes with a line for every request
+    host, port = server.server_address[:2]
     settings = {
         "AWS_ENDPOINT_URL": f"http://{host}:{port}",
         "AWS_ACCESS_KEY_ID": "any",
@@ -30,4 +43,4 @@ def s3_bucket(name: str) -> Iterator[str]:
         fsspec.filesystem("s3").mkdir(f"s3://{name}")
         yield f"s3://{name}"
         s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
+    server.shutdown()

@@ -32,6 +32,7 @@ LEASE_S = 60.0
 SETTLE_S = 3.0
 
 logger = logging.getLogger(__name__)
+_active: set[str] = set()  # owners in this process
 
 
 class LeaseLost(OpenUniError):
@@ -73,14 +74,14 @@ class Lease:
         """
         since = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
         mine = LeaseRecord(uuid4().hex, socket.gethostname(), os.getpid(), _machine(), since)
-        while True:
-            number, current = newest_lease(self.store)
-            if current is not None and not current.released and not _is_dead_here(current):
-                self._watch(number, current)
-            if self._create(number + 1, mine):
-                break
-        self.number, self.record = number + 1, mine
-        for older in range(max(1, number - 1), number + 1):
+        _active.add(mine.owner)  # before others can see it
+        try:
+            number = self._succeed(mine)
+        except BaseException:
+            _active.discard(mine.owner)
+            raise
+        self.number, self.record = number, mine
+        for older in range(max(1, number - 2), number):
             self.store.delete(_name(older))
         self.thread = threading.Thread(target=self._keep_alive, name="lease", daemon=True)
         self.thread.start()
@@ -89,8 +90,11 @@ class Lease:
         """Give the lease back, so that the next run need not wait."""
         self.stop.set()
         if self.thread is not None:
-            self.thread.join()
-        if self.record is not None and not self._taken():
+            self.thread.join(timeout=self.beat_s)  # a store that does not answer must not keep the run from ending
+        if self.record is None:
+            return
+        _active.discard(self.record.owner)
+        if not self._taken():
             self._write(released=True)
 
     def check(self) -> None:
@@ -102,6 +106,15 @@ class Lease:
             f"{self.lease_s:.0f} s{self.lost}. Finished items that were uploaded are kept. Run the same command again "
             "when the other run has ended."
         )
+
+    def _succeed(self, mine: LeaseRecord) -> int:
+        """The number of the object that was created."""
+        while True:
+            number, current = newest_lease(self.store)
+            if current is not None and not current.released and not _is_dead_here(current):
+                self._watch(number, current)
+            if self._create(number + 1, mine):
+                return number + 1
 
     def _watch(self, number: int, seen: LeaseRecord) -> None:
         """Return once the owner counts as dead, has released the lease, or was succeeded."""
@@ -128,8 +141,8 @@ class Lease:
             self.store.local(LEASE).mkdir(parents=True, exist_ok=True)
         try:
             self.store.fs.pipe_file(path, data, mode="create")
-        except FileExistsError:
-            return False
+        except FileExistsError:  # ours if the answer to an earlier attempt was lost
+            return _read(self.store, number) == record
         try:  # the store knows exclusive creation only if it refuses this
             self.store.fs.pipe_file(path, data, mode="create")
         except FileExistsError:
@@ -228,9 +241,11 @@ def _machine() -> str:
 
 
 def _is_dead_here(record: LeaseRecord) -> bool:
-    """Whether the owner was a process of this machine that is gone: then nobody need wait for a sign of life."""
+    """Whether the owner is gone from this machine: then nobody need wait for a sign of life."""
     if not record.machine or record.machine != _machine():
         return False
+    if record.pid == os.getpid():
+        return record.owner not in _active
     try:
         os.kill(record.pid, 0)
     except ProcessLookupError:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TextIO
 
 from openuni.manifests.corpus.lease import held_lease, worker_fence
+from openuni.manifests.corpus.remote_errors import remote_errors
 from openuni.manifests.corpus.store import Store
 from openuni.manifests.corpus.writer import spool_dir
 from openuni.manifests.errors import OpenUniError
@@ -33,7 +34,7 @@ def lock(store: Store, wait_s: float = 30.0) -> Iterator[None]:
     `wait_s`: maximum time to wait for workers of a killed run on this machine to exit. Raises `OpenUniError` if another
     run holds it; `store` raises `LeaseLost` on its next write if another run took over.
     """
-    with ExitStack() as held:
+    with remote_errors(store.url), ExitStack() as held:
         has_locks = held.enter_context(_exclusive_lock(_lock_path(store, "driver"), 0.0, store.url))
         if _needs_lease(store) or not has_locks:
             held.enter_context(held_lease(store))

@@ -12,6 +12,7 @@ import traceback
 from openuni.cli import components, corpora, models, parity, synthetic
 from openuni.cli.app import Interrupted, app
 from openuni.console.logs import verbosity
+from openuni.manifests.corpus.remote_errors import is_remote_error, store_error
 from openuni.manifests.errors import OpenUniError
 from openuni.pipeline.failures import ItemFailed, format_error
 
@@ -42,6 +43,9 @@ def main() -> None:
         print(f"openuni: {type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(2)
     except Exception as error:  # 1 would read as "some clips failed"
+        if is_remote_error(error):
+            print(f"openuni: {store_error(error)}", file=sys.stderr)
+            sys.exit(2)
         traceback.print_exc()
         print(
             f"openuni: internal error: {format_error(error)}. Please report it with the traceback above and, for a "

@@ -119,7 +119,11 @@ def test_a_released_lease_and_that_of_a_dead_process_of_this_machine_are_taken_a
     third = Lease(store, 60.0, 10.0, 0.1)
     third.acquire()
     third.release()
-    assert newest_lease(store)[0] == 4 and time.monotonic() - started < 10
+    orphan(store, 5, machine=lease_module._machine(), pid=os.getpid())  # could not be released by this process
+    fourth = Lease(store, 60.0, 10.0, 0.1)
+    fourth.acquire()
+    fourth.release()
+    assert newest_lease(store)[0] == 6 and time.monotonic() - started < 10
 
 
 @pytest.mark.parametrize("takeovers", [1, 2, 3])
