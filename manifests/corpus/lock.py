@@ -4,7 +4,8 @@ import fcntl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO
+from pathlib import Path
+from typing import TextIO
 
 from openuni.manifests.corpus.store import Store
 from openuni.manifests.corpus.writer import spool_dir
@@ -17,8 +18,9 @@ def lock(store: Store, wait_s: float = 30.0) -> Iterator[None]:
 
     `wait_s`: maximum time to wait for workers of a killed run to exit. Raises `OpenUniError` if another run holds it.
     """
-    with _exclusive_lock(_lock_path(store, "driver"), 0.0, store.url):
-        with _exclusive_lock(_lock_path(store, "workers"), wait_s, store.url):
+    busy = f"corpus {store.url} is locked by another run. Wait for it to finish, or stop it."
+    with exclusive_lock(_lock_path(store, "driver"), busy):
+        with exclusive_lock(_lock_path(store, "workers"), busy, wait_s):
             store.delete_temp_files()  # safe: all workers have exited
         yield
 
@@ -30,14 +32,19 @@ def worker_lock(store: Store) -> TextIO:
     return file
 
 
-def _lock_path(store: Store, name: str) -> Any:
+def _lock_path(store: Store, name: str) -> Path:
     folder = store.local("") if store.is_local else spool_dir(store)
     folder.mkdir(parents=True, exist_ok=True)
     return folder / f".{name}.lock"
 
 
 @contextmanager
-def _exclusive_lock(path: Any, wait_s: float, url: str) -> Iterator[None]:
+def exclusive_lock(path: Path, busy: str, wait_s: float = 0.0) -> Iterator[None]:
+    """Hold the lock of a file, created if missing, between all processes of a machine.
+
+    It is released when the process ends, however it ends. `wait_s`: maximum time to wait for another holder. Raises
+    `OpenUniError` with the message `busy`.
+    """
     deadline = time.monotonic() + wait_s
     with path.open("a") as file:
         while True:
@@ -46,8 +53,6 @@ def _exclusive_lock(path: Any, wait_s: float, url: str) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise OpenUniError(
-                        f"corpus {url} is locked by another run. Wait for it to finish, or stop it."
-                    ) from None
+                    raise OpenUniError(busy) from None
                 time.sleep(0.1)
         yield
