@@ -41,7 +41,7 @@ def graceful_shutdown(current_item: str, others: Sequence[signal.Signals] = ()) 
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
-    handled = [number for number in others if signal.getsignal(number) != signal.SIG_IGN]
+    handled = [number for number in others if signal.getsignal(number) not in (signal.SIG_IGN, None)]
     previous = {number: signal.getsignal(number) for number in (signal.SIGINT, *handled)}
 
     def on_signal(number: int, frame: Any) -> None:

@@ -107,9 +107,13 @@ class TrainingCheckpoint(NamedTuple):
 
 
 def list_checkpoints(run: Path) -> list[TrainingCheckpoint]:
-    """All complete checkpoints of a run, oldest first."""
-    found = [(NAME.fullmatch(path.name), path) for path in run.glob("step-*") if (path / STATE_FILE).is_file()]
+    """All checkpoints of a run, oldest first, damaged ones included."""
+    found = [(NAME.fullmatch(path.name), path) for path in run.glob("step-*") if _is_written(path)]
     return sorted(TrainingCheckpoint(int(match.group(1)), path) for match, path in found if match)
+
+
+def _is_written(path: Path) -> bool:
+    return any((path / name).is_file() for name in (STATE_FILE, CHECKSUMS_FILE))
 
 
 def kept_text(run: Path) -> str:

@@ -94,6 +94,14 @@ def test_training_resumes_from_the_checkpoint_before(
     assert [row["step"] for row in Run.open(run).log if "loss" in row] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.parametrize("file", FILES[:-1])
+def test_a_file_that_is_gone_is_named(corpus: Corpus, run: Path, file: str, caplog: pytest.LogCaptureFixture) -> None:
+    (run / "step-000006" / file).unlink()
+    with caplog.at_level(logging.WARNING, "openuni"):
+        assert train(RECIPE, corpus, run).checkpoint.step == 6
+    assert any(f"{file} is damaged (not found)" in record.getMessage() for record in caplog.records)
+
+
 def test_without_a_sound_checkpoint_nothing_is_trained(corpus: Corpus, run: Path) -> None:
     for step in (3, 6):
         flip(run / f"step-{step:06d}" / "optimizer.safetensors", 5000)

@@ -82,6 +82,32 @@ def test_a_step_after_which_something_is_not_finite_is_named(
     assert not any("error" in row for row in Run.open(tmp_path).log)
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_gradient_that_is_not_finite_is_named_with_the_clips(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    def spoil_gradients(trainer: Trainer) -> None:
+        trainer.model.proj_out.weight.register_hook(lambda gradient: gradient + value)
+
+    spoil(monkeypatch, 3, spoil_gradients)
+    with pytest.raises(OpenUniError, match=r"^gradient is not finite at step 4 \(clips \w+, .*step 3 is kept"):
+        train(recipe(), corpus, tmp_path)
+
+
+def test_a_loss_that_is_not_finite_is_named_with_the_clips(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = Trainer._losses
+
+    def spoilt(self: Trainer, *batch: Any) -> Any:
+        found = losses(self, *batch)
+        return found._replace(total=found.total + (torch.inf if self.step == 3 else 0))  # its gradient is finite
+
+    monkeypatch.setattr(Trainer, "_losses", spoilt)
+    with pytest.raises(OpenUniError, match=r"^loss is not finite at step 4 \(clips \w+, .*step 3 is kept"):
+        train(recipe(), corpus, tmp_path)
+
+
 @pytest.mark.parametrize("rate", [1e6, 1e20, 1e38])
 @pytest.mark.parametrize("validated", [True, False])
 @pytest.mark.parametrize("steps", [1, 6])

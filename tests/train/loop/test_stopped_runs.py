@@ -1,11 +1,13 @@
 """Runs that are stopped by a signal, started twice, or asked for fewer steps than they have done."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +44,22 @@ def run(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Run:
 # ---------------------------------------------------------------- signals
 
 
+@contextlib.contextmanager
+def handler_of(number: int, handler: Any) -> Iterator[None]:
+    """Whatever this process does at the signal, which it may ignore in the background or under nohup."""
+    before = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_and_the_run_goes_on(corpus: Corpus, tmp_path: Path, run: Run, number: signal.Signals) -> None:
-    before = signal.getsignal(number)
-    with pytest.raises(Terminated) as raised:
-        train(recipe(), corpus, tmp_path, stop_at(2, number))
-    assert raised.value.number == number and signal.getsignal(number) is before
+    with handler_of(number, signal.SIG_DFL):
+        with pytest.raises(Terminated) as raised:
+            train(recipe(), corpus, tmp_path, stop_at(2, number))
+        assert raised.value.number == number and signal.getsignal(number) == signal.SIG_DFL
     assert steps_saved(tmp_path) == [2]
     train(recipe(), corpus, tmp_path)
     assert_same(state(tmp_path), state(run.folder))
@@ -60,19 +72,9 @@ def test_the_exit_code_tells_the_signal(
     from openuni.console.progress import TrainingProgress
 
     monkeypatch.setattr(TrainingProgress, "__call__", lambda self, row: stop_at(2, number)(row))
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background may ignore it
-    try:
-        arguments = (
-            "train",
-            write_recipe(tmp_path, MODEL),
-            "--corpus",
-            corpus.store.local(""),
-            "--out",
-            tmp_path / "run",
-        )
-        done = cli(*arguments)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    path = write_recipe(tmp_path, MODEL)
+    with handler_of(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL):
+        done = cli("train", path, "--corpus", corpus.store.local(""), "--out", tmp_path / "run")
     assert done.returncode == code, done.stderr
     assert "openuni: stopped. Finished items are kept. Resume with: openuni train" in done.stderr
     assert steps_saved(tmp_path / "run") == [2]
@@ -90,17 +92,14 @@ def test_a_signal_that_comes_during_validation_saves_the_step(
         return losses(self, *arguments)
 
     monkeypatch.setattr(Validator, "losses", stopped)
-    with pytest.raises(Terminated):
+    with handler_of(signal.SIGTERM, signal.SIG_DFL), pytest.raises(Terminated):
         train(recipe(checkpoints={"every_steps": 100}), corpus, tmp_path)
     assert steps_saved(tmp_path) == [3]
 
 
 def test_a_signal_that_is_ignored_stays_ignored(corpus: Corpus, tmp_path: Path) -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
-    try:
+    with handler_of(signal.SIGHUP, signal.SIG_IGN):  # as nohup does
         assert train(recipe(), corpus, tmp_path, stop_at(2, signal.SIGHUP)).checkpoint.step == 6
-    finally:
-        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.slow
@@ -117,6 +116,7 @@ def test_a_process_that_loses_its_terminal_or_is_terminated_saves(
         import fcntl
         import termios
 
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
         fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
 
     process = subprocess.Popen(
