@@ -286,7 +286,8 @@ class Trainer:
                 logger.warning("%s Renamed to %s; resuming from step %d.", reason, set_aside(other), checkpoint.step)
             return checkpoint.step
         if damaged:
-            raise damaged[-1][1]
+            reasons = "\n  ".join(str(reason) for _, reason in damaged)
+            raise OpenUniError(f"no checkpoint of {self.folder} can be used:\n  {reasons}")
         return 0
 
     def _load(self, checkpoint: TrainingCheckpoint) -> None:

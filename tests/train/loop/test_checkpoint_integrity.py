@@ -105,8 +105,11 @@ def test_a_file_that_is_gone_is_named(corpus: Corpus, run: Path, file: str, capl
 def test_without_a_sound_checkpoint_nothing_is_trained(corpus: Corpus, run: Path) -> None:
     for step in (3, 6):
         flip(run / f"step-{step:06d}" / "optimizer.safetensors", 5000)
-    with pytest.raises(OpenUniError, match=r"step-000003/optimizer\.safetensors is damaged .*No earlier checkpoint"):
+    with pytest.raises(
+        OpenUniError, match=r"step-000003/optimizer\.safetensors is damaged .*No earlier checkpoint"
+    ) as error:
         train(RECIPE, corpus, run)
+    assert "step-000006/optimizer.safetensors is damaged" in str(error.value)
     assert [checkpoint.step for checkpoint in list_checkpoints(run)] == [3, 6]
 
 
