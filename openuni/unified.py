@@ -20,7 +20,7 @@ from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.contracts.modality import find_modality
 from openuni.manifests.contracts.operator import Annotator
 from openuni.manifests.contracts.options import Formerly
-from openuni.manifests.errors import OpenUniError, unknown_name
+from openuni.manifests.errors import ClipError, OpenUniError, unknown_name
 from openuni.manifests.modalities.albedo import Albedo
 from openuni.manifests.modalities.alpha import Alpha
 from openuni.manifests.modalities.background import Background
@@ -179,7 +179,11 @@ class Estimator:
         )
 
     def estimate(self, frames: np.ndarray, caption: str) -> dict[str, np.ndarray]:
-        """RGB float32 [T, H, W, 3] in 0..1 -> renderings by modality, of the same shape and range."""
+        """RGB float32 [T, H, W, 3] in 0..1 -> renderings by modality, of the same shape and range.
+
+        Raises `ClipError` if they are NaN or infinite.
+        """
+        from openuni.training.finite import NonFiniteError
         from openuni.training.sampler import SamplingOptions
 
         options = self.options
@@ -189,5 +193,8 @@ class Estimator:
         size = frames.shape[0], frames.shape[1], frames.shape[2]
         found: dict[str, np.ndarray] = {}
         for task in self.tasks:
-            found |= self.run.render(caption, list(task.targets), {"rgb": frames}, size, sampling)
+            try:
+                found |= self.run.render(caption, list(task.targets), {"rgb": frames}, size, sampling)
+            except NonFiniteError as error:
+                raise ClipError(f"openuni.unified: {error}") from error
         return found

@@ -15,6 +15,13 @@ TextCondition = Literal["caption", "prompt", "nothing"]
 Streams = dict[str, torch.Tensor]  # by modality: latents [B, C, T, H, W], all of one shape
 
 
+@dataclass(frozen=True)
+class UnrecordedDefault:
+    """Beside an option's meaning: the value of runs whose record is older than the option, if it is not the default."""
+
+    value: Any
+
+
 class VideoModel(Protocol):
     """A `torch.nn.Module` with this call. Weights are float32; autocast chooses the arithmetic.
 

@@ -1,6 +1,6 @@
 """A training run: opening its folder, sampling and generating from it."""
 
-import json
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -12,22 +12,24 @@ import numpy as np
 import torch
 
 from openuni.manifests.contracts.modality import Modality, read_rendering
-from openuni.manifests.contracts.parsing import find_and_parse
 from openuni.manifests.errors import OpenUniError
 from openuni.training import sampler
 from openuni.training.data.curriculum import trained_tasks
 from openuni.training.data.fixed_texts import EMPTY, FixedTexts, fixed_rows, open_latent_codec, open_text_codec
 from openuni.training.data.tokenizer import Tokenizer, make_tokenizer, tokenizer_identity
+from openuni.training.finite import NonFiniteError
 from openuni.training.loop.log import read_log
 from openuni.training.loop.training_checkpoint import TrainingCheckpoint, list_checkpoints, load_model
 from openuni.training.model import Model, Streams
 from openuni.training.objectives.text_flow_matching import TextSampler
 from openuni.training.recipe import TrainingRecipe
+from openuni.training.run_record import RUN_FILE, TEXTS_FILE, empty_model, read_record
 from openuni.training.tasks import TEXT, Task
 
-FORMAT = 1
-RUN_FILE = "run.json"
-TEXTS_FILE = "texts.safetensors"
+logger = logging.getLogger(__name__)
+NON_FINITE_ADVICE = (
+    "Use guidance scales nearer to 1, precision float32 in training, or an earlier checkpoint of the run."
+)
 OVERSHOOT = 1e-3  # tolerated excess of a condition rendering over 0..1, as interpolation and video codecs cause it
 
 
@@ -77,6 +79,12 @@ class Run:
     @cached_property
     def model(self) -> Any:
         """The model with the EMA weights of the latest checkpoint, on the device, frozen."""
+        last = self.log[-1:]
+        if last and "error" in last[0]:
+            reason, step = last[0]["error"], self.checkpoint.step
+            logger.warning(
+                "%s: the training stopped: %s. The checkpoint of step %d is used.", self.folder, reason, step
+            )
         model = self.architecture.load("cpu")
         load_model(model, self.checkpoint.tensors("ema"), self.checkpoint.path)
         return model.to(self.device).eval().requires_grad_(False)
@@ -148,8 +156,11 @@ class Run:
             caption_streams=self.caption_streams(task),
             text_state=self._text_stream(task, captions, sampling),
         )
-        with autocast(self.recipe, self.device):
-            targets = sampler.sample(self.model, task, inputs, (len(captions), *one), sampling)
+        try:
+            with autocast(self.recipe, self.device):
+                targets = sampler.sample(self.model, task, inputs, (len(captions), *one), sampling)
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{self.folder}: {error}. {NON_FINITE_ADVICE}") from error
         return {name: latents.cpu() for name, latents in targets.items()}
 
     def generate(
@@ -202,6 +213,11 @@ class Run:
         tensors = {name: torch.from_numpy(array)[None] for name, array in latents.items()}
         targets = self.sample(task, tensors, [prompt], shape, sampling)
         renderings = {name: codec.decode(model, targets[name][0].numpy()) for name in task.targets}
+        for name, rendering in renderings.items():
+            if not np.isfinite(rendering).all():
+                raise NonFiniteError(
+                    f"{self.folder}: {codec.name()} decoded {name} to NaN or infinite values. {NON_FINITE_ADVICE}"
+                )
         return renderings, self.tokenizer.decode(targets[TEXT][0]) if task.generates_text else None
 
     def task_of(self, make: Sequence[str], given: Sequence[str]) -> Task:
@@ -325,29 +341,6 @@ class Run:
                 f"size {asked} (latents {list(shape)}) exceeds the positions of the model. Maximum for "
                 f'"{task}": {most} (frames, height, width).'
             )
-
-
-def read_record(folder: Path) -> dict[str, Any]:
-    """Read run.json of the run in a folder. Raises `OpenUniError` if it is missing, damaged or of another format."""
-    path = folder / RUN_FILE
-    if not path.is_file():
-        begun = (
-            ", but checkpoints exist: restore it" if list_checkpoints(folder) else ". Create one with: openuni train"
-        )
-        raise OpenUniError(f"no run at {folder} ({RUN_FILE} not found){begun}")
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise OpenUniError(f"{path} is damaged: {error}") from error
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        found = record.get("format") if isinstance(record, dict) else None
-        raise OpenUniError(f"{path} has format {found!r}; this version reads {FORMAT}")
-    return record
-
-
-def empty_model(record: dict[str, Any]) -> Model:
-    """The architecture that run.json records. Only a frozen base requires a file of weights."""
-    return find_and_parse("models", Model, record["model"]["name"], record["model"]["options"])
 
 
 def _check_captions(captions: Sequence[str]) -> None:

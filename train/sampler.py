@@ -9,6 +9,7 @@ from annotated_types import Ge, Gt
 
 from openuni.manifests.contracts.options import check_options
 from openuni.manifests.errors import OpenUniError
+from openuni.training.finite import NonFiniteError, all_finite
 from openuni.training.model import Streams, VideoModel
 from openuni.training.objectives.discrete_flow_matching import named_step
 from openuni.training.objectives.flow_matching import Solver, add_noise, guidance_weights, sampling_sigmas, solve
@@ -65,13 +66,15 @@ def sample(
 
     The noise of item i of a stream depends only on (seed, stream, i). It is drawn on the CPU, so it is equal on every
     device. With a positive `condition_sigma`, the noise of condition streams is drawn once, in the same way. Raises
-    `OpenUniError` if the inputs do not match the task.
+    `OpenUniError` if the inputs do not match the task, `NonFiniteError` if conditions or results are NaN or infinite.
     """
     if set(inputs.conditions) != set(task.conditions):
         raise OpenUniError(
             f'task "{task}": condition streams must be {list(task.conditions)}, got latents of '
             f"{sorted(inputs.conditions)}"
         )
+    for name, tensors in (("condition", inputs.conditions), ("text embedding", inputs.text)):
+        _check_finite(f'task "{task}": {name}', tensors)
     device = inputs.text[task.streams[0]].device
 
     def noise(purpose: str, name: str) -> torch.Tensor:
@@ -100,7 +103,15 @@ def sample(
     )
     if TEXT in targets and targets[TEXT].is_floating_point():
         targets[TEXT] = _nearest_tokens(model, inputs, targets)
+    _check_finite(f'task "{task}": generated', targets)
     return targets
+
+
+def _check_finite(what: str, streams: Streams) -> None:
+    """Raise `NonFiniteError` that names the first stream with NaN or infinite values."""
+    for name, tensor in streams.items():
+        if not all_finite([tensor]):
+            raise NonFiniteError(f"{what} {name} has NaN or infinite values")
 
 
 def _jump(
@@ -121,7 +132,9 @@ def _nearest_tokens(model: VideoModel, inputs: SamplerInputs, targets: Streams) 
     """Clean embeddings [B, L, D] -> int64 [B, L]: the most likely token values, with all streams clean."""
     streams = inputs.conditions | targets
     still = {name: torch.zeros(len(stream), device=stream.device) for name, stream in streams.items()}
-    values: torch.Tensor = model(streams, still, inputs.text)[TEXT].argmax(-1)
+    logits = model(streams, still, inputs.text)[TEXT]
+    _check_finite("logits of", {TEXT: logits})  # the maximum of NaN would be a token
+    values: torch.Tensor = logits.argmax(-1)
     return values
 
 
@@ -164,6 +177,7 @@ def _velocities(
             guided[TEXT] = predicted[output].float()
         videos = [name for name in targets if name != TEXT]
         guided |= {name: guided.get(name, 0.0) + share * predicted[name].float() for name in videos}
+    _check_finite(f"at noise level {sigma:.3g}, the model's output for", guided)
     return guided
 
 

@@ -123,7 +123,8 @@ class Modality(ABC):
     def from_rgb(cls, rgb: np.ndarray, constants: Any | None = None) -> Self:
         """Convert a rendering back: float32 [T, H, W, 3] in 0..1, possibly perturbed.
 
-        Without `constants` (generated renderings have none) the modality's documented default scale is used.
+        Without `constants` (generated renderings have none) the modality's documented default scale is used. Raises
+        `ClipError` for NaN and infinite values (`check_rendering`).
         """
 
     @abstractmethod
@@ -155,6 +156,21 @@ class Modality(ABC):
         cover_height, cover_width = max(height_px, round(height * scale)), max(width_px, round(width * scale))
         resized = self if (cover_height, cover_width) == (height, width) else self.resize(cover_height, cover_width)
         return resized.crop((cover_height - height_px) // 2, (cover_width - width_px) // 2, height_px, width_px)
+
+
+def check_rendering(name: str, rgb: np.ndarray) -> None:
+    """Raise `ClipError` if a rendering, [T, H, W, 3], has NaN or infinite values.
+
+    Every `from_rgb` calls it: a conversion to whole numbers, or to the nearest colour, would hide them.
+    """
+    if rgb.size and not (math.isfinite(rgb.min()) and math.isfinite(rgb.max())):
+        raise ClipError(f"{name}: the rendering has NaN or infinite values")
+
+
+def picture_levels(name: str, rgb: np.ndarray) -> np.ndarray:
+    """A rendering, float [..., H, W, 3] in 0..1, as uint8 levels. Raises `ClipError` for NaN and infinite values."""
+    check_rendering(name, rgb)
+    return np.rint(np.clip(rgb, 0, 1) * np.float32(255)).astype(np.uint8)
 
 
 def modality_names() -> list[str]:

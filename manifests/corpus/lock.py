@@ -34,11 +34,12 @@ def lock(store: Store, wait_s: float = 30.0) -> Iterator[None]:
     `wait_s`: maximum time to wait for workers of a killed run on this machine to exit. Raises `OpenUniError` if another
     run holds it; `store` raises `LeaseLost` on its next write if another run took over.
     """
+    busy = f"corpus {store.url} is locked by another run. Wait for it to finish, or stop it."
     with remote_errors(store.url), ExitStack() as held:
-        has_locks = held.enter_context(_exclusive_lock(_lock_path(store, "driver"), 0.0, store.url))
+        has_locks = held.enter_context(exclusive_lock(_lock_path(store, "driver"), busy))
         if _needs_lease(store) or not has_locks:
             held.enter_context(held_lease(store))
-        with _exclusive_lock(_lock_path(store, "workers"), wait_s, store.url):
+        with exclusive_lock(_lock_path(store, "workers"), busy, wait_s):
             store.delete_temp_files()  # safe: all workers have exited
         yield
 
@@ -69,8 +70,12 @@ def _lock_path(store: Store, name: str) -> Path:
 
 
 @contextmanager
-def _exclusive_lock(path: Path, wait_s: float, url: str) -> Iterator[bool]:
-    """Hold a file lock; yields False where the file system has none."""
+def exclusive_lock(path: Path, busy: str, wait_s: float = 0.0) -> Iterator[bool]:
+    """Hold the lock of a file, created if missing, between all processes of a machine.
+
+    It is released when the process ends, however it ends. Yields False on a file system without locks. `wait_s`:
+    maximum time to wait for another holder. Raises `OpenUniError` with the message `busy`.
+    """
     deadline = time.monotonic() + wait_s
     with path.open("a") as file:
         while True:
@@ -79,14 +84,12 @@ def _exclusive_lock(path: Path, wait_s: float, url: str) -> Iterator[bool]:
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise OpenUniError(
-                        f"corpus {url} is locked by another run. Wait for it to finish, or stop it."
-                    ) from None
+                    raise OpenUniError(busy) from None
                 time.sleep(0.1)
             except OSError as error:
                 if error.errno not in NO_LOCKS_ERRNOS:
                     raise
-                logger.info("%s has no file locks (%s); using a lease", url, error.strerror)
+                logger.info("%s: the file system has no locks (%s)", path, error.strerror)
                 yield False
                 return
         yield True

@@ -7,7 +7,7 @@ import numpy as np
 
 from openuni.manifests.arrays.resample import resize_smooth
 from openuni.manifests.arrays.srgb import linear_to_srgb, srgb_to_linear
-from openuni.manifests.contracts.modality import Modality, Payload
+from openuni.manifests.contracts.modality import Modality, Payload, check_rendering
 from openuni.manifests.errors import ClipError
 from openuni.manifests.video.encode import encode_lossless
 
@@ -70,6 +70,7 @@ class Albedo(Modality):
     @classmethod
     def from_rgb(cls, rgb: np.ndarray, constants: AlbedoConstants | None = None) -> Self:
         """Convert sRGB values to linear reflectance; values outside 0..1 are clipped."""
+        check_rendering(cls.name, rgb)
         out = np.empty(rgb.shape, np.float32)
         for target, image in zip(out, rgb, strict=True):
             target[:] = np.clip(srgb_to_linear(np.clip(image, 0, 1)), 0, 1)

@@ -6,7 +6,7 @@ from typing import ClassVar, NamedTuple, Self
 import numpy as np
 
 from openuni.manifests.arrays.resample import resize_smooth
-from openuni.manifests.contracts.modality import Modality, Payload
+from openuni.manifests.contracts.modality import Modality, Payload, check_rendering
 from openuni.manifests.errors import ClipError
 from openuni.manifests.video.encode import encode_lossless
 
@@ -63,6 +63,7 @@ class Alpha(Modality):
     @classmethod
     def from_rgb(cls, rgb: np.ndarray, constants: AlphaConstants | None = None) -> Self:
         """Coverage as the mean of the three channels, clipped to 0..1."""
+        check_rendering(cls.name, rgb)
         return cls(np.clip(rgb.mean(axis=-1, keepdims=True, dtype=np.float32), 0, 1))
 
     def resize(self, height_px: int, width_px: int) -> Self:

@@ -7,7 +7,7 @@ from typing import ClassVar, NamedTuple, Self
 import numpy as np
 
 from openuni.manifests.arrays.resample import resize_nearest
-from openuni.manifests.contracts.modality import Modality, Payload
+from openuni.manifests.contracts.modality import Modality, Payload, check_rendering
 from openuni.manifests.errors import ClipError
 from openuni.manifests.modalities._compact import downscale_to_budget
 from openuni.manifests.video.encode import encode_lossless
@@ -78,6 +78,7 @@ class DensePose(Modality):
     @classmethod
     def from_rgb(cls, rgb: np.ndarray, constants: DensePoseConstants | None = None) -> Self:
         """Part with the nearest colour; U and V are 0."""
+        check_rendering(cls.name, rgb)
         colours = part_colours()
         half_norms = np.square(colours).sum(axis=1) / 2
         out = np.zeros((*rgb.shape[:3], 3), np.uint8)

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal, NamedTuple, Self
 import numpy as np
 
 from openuni.manifests.arrays.resample import resize_smooth
-from openuni.manifests.contracts.modality import Modality, Payload
+from openuni.manifests.contracts.modality import Modality, Payload, check_rendering
 from openuni.manifests.errors import ClipError
 from openuni.manifests.modalities._compact import finest_within_budget
 from openuni.manifests.video.encode import decode_lossless, encode_lossless
@@ -136,6 +136,7 @@ class Depth(Modality):
     @classmethod
     def from_rgb(cls, rgb: np.ndarray, constants: DepthConstants | None = None) -> Self:
         """Depth from the mean of the three channels. Without constants: disparity in 0..1."""
+        check_rendering(cls.name, rgb)
         constants = (constants or DepthConstants("disparity", 0.0, 1.0)).checked()
         far, near = _far_near(constants)
         out = np.empty((*rgb.shape[:3], 1), np.float32)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import numpy as np
 
 from openuni.manifests.arrays.resample import resize_nearest, resize_smooth
-from openuni.manifests.contracts.modality import Modality, Payload
+from openuni.manifests.contracts.modality import Modality, Payload, check_rendering
 from openuni.manifests.errors import ClipError
 from openuni.manifests.modalities._compact import finest_within_budget
 from openuni.manifests.video.encode import decode_lossless, encode_lossless
@@ -141,6 +141,7 @@ class Flow(Modality):
 
         Without constants the divisor is 2 % of the map's diagonal, in pixels per frame.
         """
+        check_rendering(cls.name, rgb)
         height_px, width_px = rgb.shape[1:3]
         divisor = constants.divisor_px if constants else DEFAULT_DIVISOR_SHARE * math.hypot(height_px, width_px)
         out = np.empty((*rgb.shape[:3], 2), np.float32)

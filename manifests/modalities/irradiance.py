@@ -8,7 +8,7 @@ import numpy as np
 
 from openuni.manifests.arrays.resample import resize_smooth
 from openuni.manifests.arrays.srgb import linear_to_srgb, srgb_to_linear
-from openuni.manifests.contracts.modality import Modality, Payload
+from openuni.manifests.contracts.modality import Modality, Payload, check_rendering
 from openuni.manifests.errors import ClipError
 from openuni.manifests.video.encode import encode_lossless
 
@@ -100,6 +100,7 @@ class Irradiance(Modality):
     @classmethod
     def from_rgb(cls, rgb: np.ndarray, constants: IrradianceConstants | None = None) -> Self:
         """Convert sRGB values to linear light and multiply by white. Without constants white is 1."""
+        check_rendering(cls.name, rgb)
         white = (constants or IrradianceConstants(1.0)).checked().white
         out = np.empty(rgb.shape, np.float32)
         for target, image in zip(out, rgb, strict=True):

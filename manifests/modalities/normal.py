@@ -7,7 +7,7 @@ import numpy as np
 
 from openuni.manifests.arrays.resample import resize_nearest, resize_smooth
 from openuni.manifests.arrays.vectors import rescale_vectors, vector_lengths
-from openuni.manifests.contracts.modality import Modality, Payload
+from openuni.manifests.contracts.modality import Modality, Payload, check_rendering
 from openuni.manifests.errors import ClipError
 from openuni.manifests.video.encode import encode_lossless
 
@@ -97,6 +97,7 @@ class Normal(Modality):
     @classmethod
     def from_rgb(cls, rgb: np.ndarray, constants: NormalConstants | None = None) -> Self:
         """2 rgb - 1, normalized to unit length; zero if shorter than 0.25."""
+        check_rendering(cls.name, rgb)
         out = np.empty((*rgb.shape[:3], 3), np.float32)
         for target, image in zip(out, rgb, strict=True):
             target[:] = _normalize(np.clip(image, 0, 1) * 2 - 1, MIN_LENGTH)

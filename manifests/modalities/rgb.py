@@ -6,7 +6,7 @@ from typing import ClassVar, NamedTuple, Self
 import numpy as np
 
 from openuni.manifests.arrays.resample import resize_smooth
-from openuni.manifests.contracts.modality import Modality, Payload
+from openuni.manifests.contracts.modality import Modality, Payload, picture_levels
 from openuni.manifests.errors import ClipError
 from openuni.manifests.video.encode import decode_lossless, encode_lossless
 
@@ -56,7 +56,7 @@ class RGB(Modality):
     @classmethod
     def from_rgb(cls, rgb: np.ndarray, constants: RGBConstants | None = None) -> Self:
         """Round to 8 bits; values outside 0..1 are clipped."""
-        return cls(np.rint(np.clip(rgb, 0, 1) * np.float32(255)).astype(np.uint8))
+        return cls(picture_levels(cls.name, rgb))
 
     def resize(self, height_px: int, width_px: int) -> Self:
         """Resize by area averaging or bilinear interpolation."""

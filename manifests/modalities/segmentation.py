@@ -7,7 +7,7 @@ from typing import ClassVar, NamedTuple, Self
 import numpy as np
 
 from openuni.manifests.arrays.resample import resize_nearest
-from openuni.manifests.contracts.modality import Modality, Payload
+from openuni.manifests.contracts.modality import Modality, Payload, check_rendering
 from openuni.manifests.errors import ClipError
 from openuni.manifests.modalities._compact import downscale_to_budget
 from openuni.manifests.video.encode import decode_lossless, encode_lossless
@@ -92,6 +92,7 @@ class Segmentation(Modality):
     @classmethod
     def from_rgb(cls, rgb: np.ndarray, constants: SegmentationConstants | None = None) -> Self:
         """Id with the nearest palette colour, among the ids of `constants`; without constants, among all 256."""
+        check_rendering(cls.name, rgb)
         ids = np.array(constants.ids if constants else range(PALETTE_SIZE), np.uint16)
         if not len(ids) or int(ids.max()) >= PALETTE_SIZE:
             got = f"maximum {int(ids.max())}" if len(ids) else "no ids"

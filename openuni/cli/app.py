@@ -1,6 +1,7 @@
 """The app that all commands belong to, and what they share."""
 
 import inspect
+import signal
 from collections.abc import Callable
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -9,20 +10,27 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 import typer
 import typer.core
 
+from openuni.manifests.graceful_shutdown import Terminated
+
 
 class Interrupted(Exception):
-    """Ctrl-C, once all that was open is closed."""
+    """Ctrl-C or another signal, once all that was open is closed. `number`: that of the signal."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 class Commands(typer.core.TyperGroup):
     """All commands. Typer would end the process by itself at Ctrl-C, without a word."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command. Raises `Interrupted` at Ctrl-C."""
+        """Run the command. Raises `Interrupted` at Ctrl-C, and at the signals that a command treats like it."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as interrupt:
-            raise Interrupted from interrupt
+            number = interrupt.number if isinstance(interrupt, Terminated) else signal.SIGINT
+            raise Interrupted(number) from interrupt
 
 
 app = typer.Typer(

@@ -1,9 +1,10 @@
 """The command line: flags say where and how much, the recipe says what.
 
 Exit codes: 0 success, 1 some clips failed, 2 wrong input or a missing requirement, 3 internal error, 130 stopped by
-Ctrl-C.
+Ctrl-C, 143 by SIGTERM, 129 by SIGHUP.
 """
 
+import contextlib
 import os
 import shlex
 import sys
@@ -28,9 +29,10 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
-    except Interrupted:
-        print(f"openuni: stopped. {resume_hint(sys.argv[1:])}", file=sys.stderr)
-        sys.exit(130)
+    except Interrupted as interrupted:
+        with contextlib.suppress(OSError):  # after SIGHUP the terminal is gone
+            print(f"openuni: stopped. {resume_hint(sys.argv[1:])}", file=sys.stderr)
+        sys.exit(128 + interrupted.number)
     except ItemFailed as failed:  # --raise-errors
         print(f"openuni: {failed}", file=sys.stderr)
         sys.exit(1)

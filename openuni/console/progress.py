@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
@@ -89,7 +89,8 @@ class Reporter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.progress.stop()
+        with suppress(OSError):  # after SIGHUP the terminal is gone
+            self.progress.stop()
 
     def print_line(self, text: str) -> None:
         """One line above the table."""
@@ -166,4 +167,5 @@ class TrainingProgress:
         if due and not self.reporter.live:
             self.logged = time.perf_counter()
             text = f"train: step {step}/{self.steps}, loss {row['loss']:.4f}{self.validation}"
-            self.reporter.print_line(f"{text}, {row['samples_per_s']:.1f} samples/s")
+            with suppress(OSError):  # a training goes on, or is saved, without the terminal
+                self.reporter.print_line(f"{text}, {row['samples_per_s']:.1f} samples/s")

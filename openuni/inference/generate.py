@@ -10,7 +10,7 @@ from rich.console import Console
 
 from openuni.inference.sampling_progress import sampling_progress
 from openuni.manifests.contracts.decoded_clip import decode
-from openuni.manifests.contracts.modality import Modality, find_modality, read_rendering
+from openuni.manifests.contracts.modality import Modality, find_modality, picture_levels, read_rendering
 from openuni.manifests.errors import OpenUniError
 from openuni.manifests.video.encode import PixelFormat, check_fps, write_video
 from openuni.manifests.video.probe import make_clip, probe
@@ -93,7 +93,7 @@ def _write(name: str, signal: Modality | str, out: Path, fps: float) -> list[Pat
     if isinstance(signal, str):
         (out / f"{name}.txt").write_text(f"{signal}\n", encoding="utf-8")
         return [out / f"{name}.txt"]
-    picture = np.round(signal.to_rgb() * 255).astype(np.uint8)
+    picture = picture_levels(name, signal.to_rgb())
     # the colours of a map are values: with chroma subsampling the video could not be used as a condition
     pixels: PixelFormat = "yuv420p" if find_modality(name).is_picture else "yuv444p"
     write_video(out / f"{name}.mp4", picture, fps, pixels=pixels)

@@ -21,7 +21,7 @@ TIMINGS = ("ms", "samples_per_s", "data_wait_share")  # what differs between two
 PLACES = ("shard", "offset", "nbytes", "xxh3", "source", "split", "collection")  # and what between two corpora
 # With several threads FFmpeg now and then hands out fewer vectors than a frame has: in two of 800 decodings in 0.1.0
 UNSTEADY = ("length_sides", "least_patch_sides", "predicted_share")
-LOCKS = (".driver.lock", ".workers.lock")
+LOCKS = (".driver.lock", ".workers.lock", ".train.lock")
 
 
 # ---------------------------------------------------------------------- facts, as make_data.py wrote them down

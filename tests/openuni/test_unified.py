@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 import openuni
 from openuni.console.progress import Reporter
 from openuni.manifests.contracts.decoded_clip import DecodedClip
-from openuni.manifests.errors import OpenUniError
+from openuni.manifests.errors import ClipError, OpenUniError
 from openuni.training.loop.trainer import train
 from openuni.training.recipe import TrainingRecipe
 from openuni.training.run import Run
@@ -114,3 +116,24 @@ def test_a_trained_model_extends_a_corpus(operator: Unified, tmp_path: Path) -> 
     assert corpus.summary().ok == 2
     clip = corpus[0]
     assert clip.modality("depth").array.shape[0] == clip.clip.frame_count
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_estimates_that_are_not_finite_fail_their_clip(operator: Unified, value: float) -> None:
+    model = operator.load("cpu")
+    with torch.no_grad():
+        for weight in model.run.model.parameters():
+            weight.view(-1)[0] = value
+    with pytest.raises(ClipError, match=r"openuni.unified: .*output for .* has NaN or infinite values"):
+        operator.run(model, DecodedClip.from_frames(frames(5), caption="a cube"))
+
+
+def test_a_run_whose_weights_are_nan_is_refused_before_any_clip(run: Run, tmp_path: Path) -> None:
+    copy = shutil.copytree(run.folder, tmp_path / "run")
+    ema = next(copy.glob("step-*/ema.safetensors"))
+    (ema.parent / "checksums.json").unlink()  # as versions without checks saved it
+    tensors = {name: tensor.clone() for name, tensor in load_file(ema).items()}
+    tensors["proj_out.bias"][0] = float("inf")
+    save_file(tensors, ema)
+    with pytest.raises(OpenUniError, match=r"ema\.safetensors has NaN or infinite values"):
+        Unified(run_dir=str(copy), modalities=("depth",)).load("cpu")

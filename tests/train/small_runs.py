@@ -1,7 +1,12 @@
 """Recipes of runs that take seconds."""
 
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from openuni.training.loop.training_checkpoint import list_checkpoints
 from openuni.training.recipe import TrainingRecipe
 
 # Six steps, validated and saved every three
@@ -21,3 +26,28 @@ def small_recipe(*changes: dict[str, Any]) -> TrainingRecipe:
     for name, value in (item for change in changes for item in change.items()):
         merged[name] = {**merged.get(name, {}), **value} if isinstance(value, dict) and name != "tasks" else value
     return TrainingRecipe.from_dict(merged)
+
+
+def write_recipe(folder: Path, model: dict[str, Any], **changes: dict[str, Any]) -> Path:
+    """`TABLES` with these tables merged into them, as a file for the command line."""
+    tables = {"model": model} | {name: TABLES[name] | changes.get(name, {}) for name in TABLES}
+    path = folder / "small.toml"
+    with path.open("w") as file:
+        for name, table in tables.items():
+            file.write(f"[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in table.items()))
+    return path
+
+
+def steps_saved(run: Path) -> list[int]:
+    """Steps of all checkpoints of a run."""
+    return [checkpoint.step for checkpoint in list_checkpoints(run)]
+
+
+def stop_at(step: int, number: int) -> Callable[[dict[str, Any]], None]:
+    """A progress callback that sends this process a signal at a training step."""
+
+    def stop(row: dict[str, Any]) -> None:
+        if row["step"] == step and "loss" in row:
+            os.kill(os.getpid(), number)
+
+    return stop

@@ -80,7 +80,7 @@ class Loader:
         streams = samples[0].task.streams
         seed = self.recipe.seed
         clean = {
-            stream: torch.stack([self.index.latents[stream].read(self.corpus, sample.clip) for sample in samples])
+            stream: torch.stack([self.index.read_latents(self.corpus, stream, sample.clip) for sample in samples])
             for stream in streams
         }
         shape = clean[streams[0]].shape[1:]
@@ -165,7 +165,7 @@ class Loader:
             return self.texts.prompt(stream) if condition == "prompt" else self.texts.empty
         if self._caption_dropped(sample.task, name) or not self.index.text.present[sample.clip]:
             return self.texts.empty
-        return self.texts.padded(self.index.text.read(self.corpus, sample.clip))
+        return self.texts.padded(self.index.read_text(self.corpus, sample.clip))
 
     def _caption_dropped(self, task: Task, name: tuple[int | str, ...]) -> bool:
         """Whether caption dropout or condition dropout applies to a sample."""

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+import xxhash
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
 from openuni.manifests.contracts.component import fingerprint
@@ -67,13 +68,27 @@ def fixed_rows(record: dict[str, Any], modalities: tuple[str, ...], cache: Path)
     codec = open_text_codec(record)
     model = codec.load("cpu")
     rows = {name: torch.from_numpy(codec.encode(model, text)) for name, text in wanted.items()}
-    Store(str(cache.parent)).put(cache.name, save({tensor_of[name]: row.contiguous() for name, row in rows.items()}))
+    tensors = {tensor_of[name]: row.contiguous() for name, row in rows.items()}
+    Store(str(cache.parent)).put(cache.name, save(tensors, {"xxh3": _checksum(tensors)}))
     return rows
 
 
 def _stored(cache: Path) -> dict[str, torch.Tensor]:
     """Contents of the cache; empty if it is missing or damaged, so that it is recreated."""
     try:
-        return load_file(cache)
+        tensors = load_file(cache)
+        with safe_open(cache, "pt") as file:
+            expected = (file.metadata() or {}).get("xxh3")
     except (OSError, SafetensorError):
         return {}
+    # caches of earlier versions have no checksum
+    return tensors if expected is None or expected == _checksum(tensors) else {}
+
+
+def _checksum(tensors: dict[str, torch.Tensor]) -> str:
+    """xxh3-64 of names, shapes and values."""
+    total = xxhash.xxh3_64()
+    for name, tensor in sorted(tensors.items()):
+        total.update(f"{name} {list(tensor.shape)} {tensor.dtype}".encode())
+        total.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()

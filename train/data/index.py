@@ -24,6 +24,10 @@ COLUMNS = ("clip_id", "status", "shard", "offset", "nbytes", "shape", "dtype", "
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
+class TensorError(OpenUniError):
+    """Latents or a text embedding of a clip cannot be read or used."""
+
+
 @dataclass(frozen=True, eq=False)
 class Extents:
     """Tensors of one column group, by clip number. Arrays have length N; a clip without a tensor has shard -1."""
@@ -103,6 +107,33 @@ class Index:
                 )
             shapes[extents.present] = extents.shape[extents.present]
         return shapes
+
+    def read_latents(self, corpus: "Corpus", modality: str, clip: int) -> torch.Tensor:
+        """Latents of a modality of clip number `clip`, float32 [C, T, H, W]. Raises `TensorError`."""
+        return self._read(corpus, self.latents[modality], f"{modality} latents", clip)
+
+    def read_text(self, corpus: "Corpus", clip: int) -> torch.Tensor:
+        """Text embedding of clip number `clip`, float32 [L, D]. Raises `TensorError`."""
+        return self._read(corpus, self.text, "text embedding", clip)
+
+    def _read(self, corpus: "Corpus", extents: Extents, what: str, clip: int) -> torch.Tensor:
+        place = f"clip {self.clip_ids[clip]}: {what}"
+        file = f"{corpus.store.url}/{extents.group}/{extents.shards[extents.shard[clip]]}"
+        remedy = (
+            "Restore the file, or delete its .parquet part and recompute it with: openuni run. Training can only "
+            "resume on the same latents and texts."
+        )
+        try:
+            tensor = extents.read(corpus, clip)
+        except FileNotFoundError as error:
+            raise TensorError(f"{place}: {file} not found; the corpus changed while it was used. {remedy}") from error
+        except OSError as error:
+            raise TensorError(f"{place}: {file} cannot be read: {error}. {remedy}") from error
+        except OpenUniError as error:
+            raise TensorError(f"{place}: {error}") from error
+        if not tensor.isfinite().all():
+            raise TensorError(f"{place} in {file} have NaN or infinite values. Re-encode the clip, or exclude it.")
+        return tensor
 
     def digest(self) -> str:
         """Fingerprint (16 hex digits) of all clips, splits and tensors."""

@@ -1,35 +1,47 @@
 """Log of a training run: one JSON line per step, and TensorBoard files."""
 
 import json
+import logging
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import xxhash
+
 from openuni.manifests.corpus.store import Store
+
+LOG_FILE = "log.jsonl"
+logger = logging.getLogger(__name__)
 
 
 class RunLog:
     """Writes `log.jsonl` (each line flushed) and `tensorboard/`. Rows after `step` are removed, as they are recomputed.
 
-    `kept`: the remaining rows.
+    `kept`: the remaining rows. `written`: what `mark` gave at that step; a log that differs from it is reported.
     """
 
-    def __init__(self, folder: Path, step: int) -> None:
+    def __init__(self, folder: Path, step: int, written: dict[str, Any] | None = None) -> None:
         # TensorBoard imports any tensorflow on the path, even a user's tensorflow.py; this module disables that
         sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
         from torch.utils.tensorboard import SummaryWriter
 
-        path = folder / "log.jsonl"
-        self.kept = [row for row in read_log(folder) if row["step"] <= step] if step else []
-        Store(str(folder)).put(path.name, "".join(json.dumps(row) + "\n" for row in self.kept).encode())
+        path = folder / LOG_FILE
+        _check(path, written)
+        self.kept = [row for row in read_log(folder) if row["step"] <= step and "error" not in row] if step else []
+        data = "".join(json.dumps(row) + "\n" for row in self.kept).encode()
+        self._digest, self._nbytes = xxhash.xxh3_64(data), len(data)
+        Store(str(folder)).put(path.name, data)
         self._file = path.open("a")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
 
     def write(self, row: dict[str, Any]) -> None:
         """Write one row. It must have `step`; numbers and dicts of numbers become TensorBoard scalars."""
-        self._file.write(json.dumps(row) + "\n")
+        line = json.dumps(row) + "\n"
+        self._file.write(line)
         self._file.flush()
+        self._digest.update(line.encode())
+        self._nbytes += len(line.encode())
         for name, value in row.items():
             values = (
                 {f"{name}/{key}": entry for key, entry in value.items()} if isinstance(value, dict) else {name: value}
@@ -38,15 +50,34 @@ class RunLog:
                 if name != "step" and isinstance(entry, int | float):
                     self._board.add_scalar(key, entry, row["step"])
 
+    def mark(self) -> dict[str, Any]:
+        """Size in bytes and xxh3-64 of the log so far, for the checkpoint of the step."""
+        return {"nbytes": self._nbytes, "xxh3": self._digest.hexdigest()}
+
     def close(self) -> None:
         """Flush and close both."""
-        self._file.close()
-        self._board.close()
+        try:
+            self._file.close()
+        finally:
+            self._board.close()
+
+
+def _check(path: Path, written: dict[str, Any] | None) -> None:
+    """Warn if the log does not begin with what was written up to the checkpoint."""
+    if not isinstance(written, dict) or not isinstance(written.get("nbytes"), int):
+        return
+    start = path.read_bytes()[: written["nbytes"]] if path.is_file() else b""
+    if xxhash.xxh3_64_hexdigest(start) != written.get("xxh3"):
+        logger.warning(
+            "%s is damaged: it changed after it was written. Its rows may be wrong, and those after the first "
+            "unreadable one are dropped. The weights are not affected.",
+            path,
+        )
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
     """All rows of a run's log, in order, up to the first damaged line (such as one truncated by a crash)."""
-    path = folder / "log.jsonl"
+    path = folder / LOG_FILE
     rows = []
     for line in path.read_bytes().splitlines() if path.is_file() else []:
         try:

@@ -13,7 +13,6 @@ from openuni.manifests.contracts.discovery import find_component
 from openuni.manifests.contracts.modality import find_modality
 from openuni.manifests.contracts.options import former_names
 from openuni.manifests.contracts.parsing import parse_options
-from openuni.manifests.corpus.store import Store
 from openuni.manifests.errors import OpenUniError
 from openuni.training.data.captions import Captions, open_captions
 from openuni.training.data.curriculum import Curriculum, all_collections, curriculum_stages
@@ -24,7 +23,14 @@ from openuni.training.data.tokenizer import Tokenizer, make_tokenizer, tokenizer
 from openuni.training.loop.training_checkpoint import list_checkpoints
 from openuni.training.model import Model
 from openuni.training.recipe import TextStreamOptions, TrainingRecipe
-from openuni.training.run import FORMAT, RUN_FILE, TEXTS_FILE, read_record
+from openuni.training.run_record import (
+    FORMAT,
+    RUN_FILE,
+    TEXTS_FILE,
+    read_record,
+    unrecorded_options,
+    write_record,
+)
 from openuni.training.tasks import TaskMix
 
 if TYPE_CHECKING:
@@ -74,6 +80,9 @@ def prepare(recipe: TrainingRecipe, corpus: "Corpus", folder: Path) -> Setup:
     shape = _most_common_shape(index, mix)
     folder.mkdir(parents=True, exist_ok=True)
     rows = fixed_rows(text, modalities, folder / TEXTS_FILE)
+    before = read_record(folder) if list_checkpoints(folder) else None
+    if before is not None and before["model"]["name"] == kind.name():
+        options = unrecorded_options(kind, before["model"]["options"]) | options
     model = _model(kind, options, modalities, shape[0], rows[EMPTY].shape[1], tokenizer)
     _check_fit(model, index, mix, latents["codec"])
     record: dict[str, Any] = {
@@ -96,8 +105,9 @@ def prepare(recipe: TrainingRecipe, corpus: "Corpus", folder: Path) -> Setup:
         record["tokens"] = tokenizer_identity(tokenizer)
         record["data"]["captions"] = index.captions.counts
     record = json.loads(json.dumps(record))
-    _check_resume(record, folder)
-    Store(str(folder)).put(RUN_FILE, json.dumps(record, indent=2).encode())
+    if before is not None:
+        _check_resume(record, before, kind, folder)
+    write_record(folder, record)
     return Setup(recipe, corpus, model, mix, plan, index, FixedTexts(rows, record["text_length"]), record, tokenizer)
 
 
@@ -215,14 +225,18 @@ def _text_length(recipe: TrainingRecipe, index: Index, rows: dict[str, Any]) -> 
     return recipe.data.text_length or longest
 
 
-def _check_resume(record: dict[str, Any], folder: Path) -> None:
-    """Raise `OpenUniError` if the settings differ from those that the run in `folder` was started with."""
-    if not list_checkpoints(folder):
-        return
-    before = read_record(folder)
+def _check_resume(record: dict[str, Any], before: dict[str, Any], kind: type[Model], folder: Path) -> None:
+    """Raise `OpenUniError` if the settings differ from those that the run in `folder` was started with.
+
+    `before`: its record. Fewer steps than finished are rejected, too.
+    """
     # parsed and written again: this adds the defaults of options that are newer than the run
     recipe = TrainingRecipe.from_dict(before["recipe"], RUN_FILE, quiet=True)
-    before["recipe"] = json.loads(json.dumps(recipe.to_dict()))
+    options = unrecorded_options(kind, before["model"]["options"]) | before["model"]["options"]
+    before = before | {
+        "recipe": json.loads(json.dumps(recipe.to_dict())),
+        "model": before["model"] | {"options": options},
+    }
     steps_matter = record["recipe"]["optimizer"]["decay_steps"] > 0
     changes = [
         f"{name}: {old!r} -> {new!r}"
@@ -234,6 +248,12 @@ def _check_resume(record: dict[str, Any], folder: Path) -> None:
         raise OpenUniError(
             f"{folder} contains a run with different settings:\n  " + "\n  ".join(changes) + "\n"
             "Restore them to resume; or pass another --out, and set init_from to this run to use its weights."
+        )
+    steps, done = record["recipe"]["optimizer"]["steps"], list_checkpoints(folder)[-1].step
+    if steps < done:
+        raise OpenUniError(
+            f"optimizer.steps = {steps}, but {folder} has already finished {done} steps. Set it to at least {done}, or "
+            "pass another --out to train from the start."
         )
 
 

@@ -1,6 +1,9 @@
 """The training loop. Each step is a function of the recipe, the corpus and the step number only."""
 
 import copy
+import logging
+import math
+import signal
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -13,16 +16,23 @@ import torch
 from openuni.manifests.errors import OpenUniError
 from openuni.manifests.graceful_shutdown import graceful_shutdown
 from openuni.training.data.batches import Loader, TrainingBatch, prefetched
+from openuni.training.data.index import TensorError
+from openuni.training.finite import NonFiniteError, all_finite, non_finite
+from openuni.training.loop.guards import run_lock, storage_errors
 from openuni.training.loop.log import RunLog
 from openuni.training.loop.setup import Setup, prepare
 from openuni.training.loop.training_checkpoint import (
+    DamagedCheckpoint,
+    TrainingCheckpoint,
     check_sizes,
+    kept_text,
     list_checkpoints,
     load_model,
     load_optimizer,
     model_tensors,
     optimizer_tensors,
     save,
+    set_aside,
     unsaved,
 )
 from openuni.training.loop.validation import Validator
@@ -35,6 +45,8 @@ if TYPE_CHECKING:
     from openuni.manifests.corpus.corpus import Corpus
 
 Progress = Callable[[dict[str, Any]], None]
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP)  # treated as Ctrl-C
+logger = logging.getLogger(__name__)
 
 
 def train(
@@ -46,18 +58,20 @@ def train(
 ) -> Run:
     """Train, or resume the run in `out`. Returns the run.
 
-    `recipe`: a name, a path or a `TrainingRecipe`. `progress` is called with every row of the log. Ctrl-C finishes the
-    step, saves and raises KeyboardInterrupt. Raises `OpenUniError` before the first step if recipe, corpus and the run
-    in `out` are inconsistent.
+    `recipe`: a name, a path or a `TrainingRecipe`. `progress` is called with every row of the log. Ctrl-C, SIGTERM and
+    SIGHUP finish the step, save and raise KeyboardInterrupt. Raises `OpenUniError` before the first step if recipe,
+    corpus and the run in `out` are inconsistent or another training writes to `out`; later if loss, weights or
+    validation become NaN or infinite, latents cannot be read, or the disk is full. The message says what is kept.
     """
     from openuni.manifests.corpus.corpus import Corpus
 
     recipe = recipe if isinstance(recipe, TrainingRecipe) else TrainingRecipe.load(recipe)
     corpus = corpus if isinstance(corpus, Corpus) else Corpus.open(str(corpus))
     folder = Path(out)
-    setup = prepare(recipe, corpus, folder)
-    trainer = Trainer(setup, folder, pick_device(device), progress)
-    trainer.run()
+    with run_lock(folder), storage_errors(folder):
+        setup = prepare(recipe, corpus, folder)
+        trainer = Trainer(setup, folder, pick_device(device), progress)
+        trainer.run()
     return Run(folder, setup.record, device)
 
 
@@ -77,34 +91,61 @@ class Trainer:
         self._init_from()
         self.ema_model = ema_copy(self.model)
         self.optimizer = build_optimizer(self.model, self.recipe.optimizer)
-        self.step = self._resume()
+        self.log_written: dict[str, Any] | None = None  # `RunLog.mark` of the checkpoint
+        self.step = self.saved_step = self._resume()
+        self.last_batch: TrainingBatch  # of the last step
 
     def run(self) -> None:
         """Run all remaining steps."""
-        validator = Validator(self.loader, self.setup.mix)
+        with closing(RunLog(self.folder, self.step, self.log_written)) as log:
+            try:
+                self._run(log, Validator(self.loader, self.setup.mix))
+            except NonFiniteError as error:
+                log.write({"step": self.step, "error": str(error)})
+                raise OpenUniError(f"{error}. {self._advice()}") from error
+            except TensorError as error:
+                if self.step > self.saved_step:
+                    self._save(log)  # finished steps are sound
+                log.write({"step": self.step, "error": str(error)})
+                kept = kept_text(self.folder)
+                raise OpenUniError(f"training stopped after {self.step} steps: {error} {kept}") from error
+
+    def _advice(self) -> str:
+        """What to do about a run that diverged."""
+        advice = f"Lower optimizer.learning_rate or optimizer.max_grad_norm. {kept_text(self.folder)}"
+        if not list_checkpoints(self.folder):
+            return f"{advice} Rerun to start again."
+        return (
+            f"{advice} A rerun resumes from it and repeats the same steps. To continue with other options, pass "
+            "another --out and set init_from to this run."
+        )
+
+    def _run(self, log: RunLog, validator: Validator) -> None:
         steps = range(self.step, self.recipe.optimizer.steps)
-        log = RunLog(self.folder, self.step)
         if self.step == 0:
             self._report(log, {"step": 0, "clips_by_task": self.setup.record["data"]["clips_by_task"]})
         elif not any("validation_loss" in row for row in log.kept if row["step"] == self.step):
-            self._validate(log, validator)  # if it was due, Ctrl-C prevented it
-        try:
-            with (
-                graceful_shutdown("this step") as interrupted,
-                closing(prefetched(self.loader, self.plan, steps)) as batches,
-            ):
-                for _ in steps:
-                    self._report(log, self._one_step(batches))
-                    self._after_step(log, validator, stopping=interrupted.is_set())
-                    if interrupted.is_set():
-                        raise KeyboardInterrupt
-        finally:
-            log.close()
+            self._validate_resumed(log, validator)  # if it was due, Ctrl-C prevented it
+        with (
+            graceful_shutdown("this step", STOP_SIGNALS) as interrupted,
+            closing(prefetched(self.loader, self.plan, steps)) as batches,
+        ):
+            for _ in steps:
+                self._report(log, self._one_step(batches))
+                if not interrupted.is_set():
+                    self._validate(log, validator)
+                stopping = interrupted.is_set()
+                last = self.step == self.recipe.optimizer.steps
+                if last or stopping or self.step % self.recipe.checkpoints.every_steps == 0:
+                    self._save(log)
+                if stopping:
+                    raise interrupted.interrupt()
 
     def _one_step(self, batches: Iterator[list[list[TrainingBatch]]]) -> dict[str, Any]:
         began = time.perf_counter()
         parts = next(batches)
         waited = time.perf_counter() - began
+        self.last_batch = parts[0][0]
         rate = self._set_learning_rate()
         by_task: dict[str, list[float]] = defaultdict(list)
         apart: dict[str, list[float]] = defaultdict(list)
@@ -118,10 +159,11 @@ class Trainer:
                     apart[name] += values
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optimizer.max_grad_norm)
         losses_seen = [loss for task_losses in by_task.values() for loss in task_losses]
-        self._check_finite(float(norm), parts)
-        self.optimizer.step()
+        self._check_gradient(float(norm), losses_seen, parts)
+        self._update_weights()
         self.optimizer.zero_grad(set_to_none=True)
         self._update_ema()
+        self._check_weights()
         self.step += 1
         took = time.perf_counter() - began
         return {
@@ -138,14 +180,39 @@ class Trainer:
     def _losses(self, batch: TrainingBatch) -> Losses:
         return compute_losses(self.model, batch, self.recipe, autocast(self.recipe, self.device))
 
-    def _check_finite(self, norm: float, parts: list[list[TrainingBatch]]) -> None:
-        if norm < float("inf"):
+    def _check_gradient(self, norm: float, losses: list[float], parts: list[list[TrainingBatch]]) -> None:
+        """Raise `NonFiniteError` before the weights are changed."""
+        loss_is_finite = all(map(math.isfinite, losses))
+        if math.isfinite(norm) and loss_is_finite:
             return
         clips = [self.setup.index.clip_ids[clip] for part in parts for batch in part for clip in batch.clips]
-        raise OpenUniError(
-            f"gradient is not finite at step {self.step + 1} (clips {', '.join(clips[:8])}). Lower "
-            "optimizer.learning_rate, or inspect the latents of these clips. The last checkpoint is intact."
-        )
+        what = "gradient" if loss_is_finite else "loss"
+        raise NonFiniteError(f"{what} is not finite at step {self.step + 1} (clips {', '.join(clips[:8])})")
+
+    def _update_weights(self) -> None:
+        try:
+            self.optimizer.step()
+        except RuntimeError as error:
+            if "without overflow" not in str(error):  # PyTorch's words for a step size beyond float32
+                raise
+            raise NonFiniteError(f"weights not finite after step {self.step + 1} (the step size overflows)") from error
+
+    def _check_weights(self) -> None:
+        """Raise `NonFiniteError` if the step made weights, EMA or optimizer state NaN or infinite."""
+        trained = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
+        average = dict(self.ema_model.named_parameters())
+        groups = {
+            "weights": trained,
+            "EMA weights": {name: average[name] for name in trained},
+            "optimizer state": optimizer_tensors(self.optimizer, self.model),
+        }
+        if all_finite(tensor for group in groups.values() for tensor in group.values()):
+            return
+        for what, group in groups.items():
+            if odd := non_finite(group):
+                raise NonFiniteError(
+                    f"{what} not finite after step {self.step + 1} ({len(odd)} of {len(group)} tensors, first {odd[0]})"
+                )
 
     def _set_learning_rate(self) -> float:
         factor = lr_factor(self.recipe.optimizer, self.step)
@@ -165,38 +232,69 @@ class Trainer:
         if self.progress:
             self.progress(row)
 
-    def _after_step(self, log: RunLog, validator: Validator, *, stopping: bool) -> None:
-        last = self.step == self.recipe.optimizer.steps
-        if not stopping:
+    def _validate_resumed(self, log: RunLog, validator: Validator) -> None:
+        """Validate the checkpoint that was resumed; one that has no finite loss is not resumed again."""
+        try:
             self._validate(log, validator)
-        if last or stopping or self.step % self.recipe.checkpoints.every_steps == 0:
-            self._save()
+        except NonFiniteError:
+            set_aside(list_checkpoints(self.folder)[-1])
+            raise
 
     def _validate(self, log: RunLog, validator: Validator) -> None:
         """Run the validation if it is due at this step."""
         every, last = self.recipe.validation.every_steps, self.step == self.recipe.optimizer.steps
         if len(validator.clips) and every and (self.step % every == 0 or last):
-            losses = validator.losses(self.ema_model, self.device, autocast(self.recipe, self.device))
+            try:
+                losses = validator.losses(self.ema_model, self.device, autocast(self.recipe, self.device))
+            except NonFiniteError as error:
+                raise NonFiniteError(f"{error} at step {self.step}") from error
             self._report(log, {"step": self.step, "validation_loss": losses})
 
-    def _save(self) -> None:
+    @torch.no_grad()
+    def _check_outputs(self) -> None:
+        """Raise `NonFiniteError` if the weights are finite, but so large that the model's outputs are not."""
+        for what, model in (("weights", self.model), ("EMA weights", self.ema_model)):
+            batch = self.last_batch.to(self.device)
+            losses = compute_losses(model, batch, self.recipe, autocast(self.recipe, self.device))
+            if not all_finite([losses.total]):
+                raise NonFiniteError(f"loss with the {what} after step {self.step} is not finite")
+
+    def _save(self, log: RunLog) -> None:
+        self._check_outputs()
         tensors = {
             "model": model_tensors(self.model),
             "ema": model_tensors(self.ema_model),
             "optimizer": optimizer_tensors(self.optimizer, self.model),
         }
-        state = {"data": self.setup.record["data"], "torch": torch.__version__}
+        state = {"data": self.setup.record["data"], "torch": torch.__version__, "log": log.mark()}
         save(self.folder, self.step, tensors, state, self.recipe.checkpoints.keep)
+        self.saved_step = self.step
 
     def _resume(self) -> int:
-        found = list_checkpoints(self.folder)
-        if not found:
-            return 0
-        latest = found[-1]
-        load_model(self.model, latest.tensors("model"), latest.path)
-        load_model(self.ema_model, latest.tensors("ema"), latest.path)
-        load_optimizer(self.optimizer, self.model, latest.tensors("optimizer"))
-        return latest.step
+        """Load the latest sound checkpoint and return its step; 0 if there are no checkpoints.
+
+        Damaged ones are renamed. Raises `OpenUniError` if there are only damaged ones.
+        """
+        damaged: list[tuple[TrainingCheckpoint, DamagedCheckpoint]] = []
+        for checkpoint in reversed(list_checkpoints(self.folder)):
+            try:
+                self._load(checkpoint)
+            except DamagedCheckpoint as error:
+                damaged.append((checkpoint, error))
+                continue
+            for other, reason in damaged:
+                logger.warning("%s Renamed to %s; resuming from step %d.", reason, set_aside(other), checkpoint.step)
+            return checkpoint.step
+        if damaged:
+            reasons = "\n  ".join(str(reason) for _, reason in damaged)
+            raise OpenUniError(f"no checkpoint of {self.folder} can be used:\n  {reasons}")
+        return 0
+
+    def _load(self, checkpoint: TrainingCheckpoint) -> None:
+        self.log_written = checkpoint.state().get("log")
+        load_model(self.model, checkpoint.tensors("model"), checkpoint.path)
+        load_model(self.ema_model, checkpoint.tensors("ema"), checkpoint.path)
+        load_optimizer(self.optimizer, self.model, checkpoint.tensors("optimizer"), checkpoint.path)
 
     def _init_from(self) -> None:
         """Initialize from the EMA weights of an earlier run; newly added parameters keep their initial weights."""

@@ -7,6 +7,7 @@ import torch
 
 from openuni.training.data.batches import Loader
 from openuni.training.data.plan import Sample, usable_clips
+from openuni.training.finite import NonFiniteError, all_finite
 from openuni.training.model import VideoModel
 from openuni.training.objectives.flow_matching import sigma_at
 from openuni.training.objectives.losses import compute_losses
@@ -32,7 +33,8 @@ class Validator:
         """Mean loss per task, and per task and noise level: `{"rgb->depth": 0.4, "rgb->depth at 0.83": 0.5, ...}`.
 
         Tasks with a text target: also "TASK text", the loss per token, and "TASK token accuracy"
-        (`TextBatch.accuracy`); if they also have video targets, "TASK video".
+        (`TextBatch.accuracy`); if they also have video targets, "TASK video". Raises `NonFiniteError` that names the
+        task and the clip of a loss that is NaN or infinite.
         """
         found: dict[str, list[float]] = defaultdict(list)
         present = self.loader.index.present
@@ -43,6 +45,9 @@ class Validator:
                 samples = [Sample(clip, task)] * len(levels)
                 batch = self.loader.batch(samples, levels, [name] * len(levels)).to(device)
                 losses = compute_losses(model, batch, self.loader.recipe, autocast, weighted=False)
+                if not all_finite([losses.total]):
+                    clip_id = self.loader.index.clip_ids[clip]
+                    raise NonFiniteError(f'validation loss of task "{task}" is not finite (clip {clip_id})')
                 found[str(task)] += losses.total.tolist()
                 for level, loss in zip(levels, losses.total.tolist(), strict=True):
                     found[f"{task} at {next(iter(level.values())):.2f}"].append(loss)

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Gt
 from torch import nn
 
 from openuni.manifests.contracts.options import Formerly
 from openuni.manifests.errors import OpenUniError
 from openuni.training.backbone.wan import Rotary, WanBlock, WanModel, WanStreams, build_module
-from openuni.training.model import Streams, TextCondition
+from openuni.training.model import Streams, TextCondition, UnrecordedDefault
 from openuni.training.tasks import TEXT, Task
 
 TextFlow = Literal["tokens", "embeddings"]
@@ -46,6 +46,9 @@ class UniVigu(WanModel):
         "also feed the clean caption as a text stream when text is a condition, as published",
         Formerly("given_text"),
     ] = True
+    text_head_eps: Annotated[
+        float, "epsilon of the layer norm in the text head; 1e-5 as released", Gt(0), UnrecordedDefault(1e-6)
+    ] = 1e-5
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,7 +61,13 @@ class UniVigu(WanModel):
         """The model on `device` in float32, in training mode."""
 
         def build() -> UniViguTransformer:
-            return UniViguTransformer(self.modalities, self.vocabulary, self.text_flow, **self.base_options())
+            return UniViguTransformer(
+                self.modalities,
+                self.vocabulary,
+                self.text_flow,
+                text_head_eps=self.text_head_eps,
+                **self.base_options(),
+            )
 
         module: UniViguTransformer = build_module(build, self, device)
         return module
@@ -152,16 +161,17 @@ class UniViguTransformer(WanStreams):
         vocabulary: int = 258,
         text_flow: TextFlow = "tokens",
         num_layers: int = 40,
+        text_head_eps: float = 1e-5,
         **base: Any,
     ) -> None:
         super().__init__(modalities, num_layers, **base)
-        self.register_to_config(vocabulary=vocabulary, text_flow=text_flow)
+        self.register_to_config(vocabulary=vocabulary, text_flow=text_flow, text_head_eps=text_head_eps)
         self.vocabulary, self.text_flow = vocabulary, text_flow
         config, dim = self.config, self.dim
         self.blocks = nn.ModuleList(UniViguBlock(dim, *self.block_sizes) for _ in range(num_layers))
         self.vocabulary_embedding = nn.Embedding(vocabulary, dim)
         self.text_time_embedder = copy.deepcopy(self.condition_embedder.time_embedder)
-        self.text_head = TextHead(dim, vocabulary, config.eps)
+        self.text_head = TextHead(dim, vocabulary, text_head_eps)
         if text_flow == "embeddings":
             self.text_velocity = TextHead(dim, dim, config.eps)
 

@@ -11,7 +11,7 @@ import numpy as np
 from annotated_types import Ge, Interval
 
 from openuni.exchange.exporter import ExportBatch, ExportClip, ExportContext, Exporter, ExportFailure, json_line
-from openuni.manifests.contracts.modality import Modality
+from openuni.manifests.contracts.modality import Modality, picture_levels
 from openuni.manifests.errors import ClipError, OpenUniError
 from openuni.manifests.video.encode import write_video
 from openuni.manifests.video.reader import iter_frames, working_size
@@ -74,7 +74,7 @@ def rendering(signal: Modality, height_px: int, width_px: int) -> Iterator[np.nd
         if part.size_px != (height_px, width_px):
             part = part.resize(height_px, width_px)
         for image in part.to_rgb():
-            yield np.rint(image * np.float32(255)).astype(np.uint8)
+            yield picture_levels(signal.name, image)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from openuni.manifests.contracts.modality import Modality, find_modality, modality_names
+from openuni.manifests.contracts.modality import Modality, find_modality, modality_names, picture_levels
 from openuni.manifests.errors import ClipError
 
 FRAMES, HEIGHT_PX, WIDTH_PX = 3, 48, 64
@@ -46,6 +46,23 @@ def test_the_class_says_what_it_is(name: str) -> None:
     assert dataclasses.is_dataclass(kind)
     assert hasattr(kind.constants_type, "_fields")
     assert kind.constants_type._fields, "Parquet has no empty struct"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_rendering_that_is_not_finite_is_refused(name: str, value: float) -> None:
+    """A cast to whole numbers, a comparison of colours or a clip would make a value of it."""
+    example(name)
+    spoilt = rendering()
+    spoilt[1, 7, 9, 1] = value
+    with pytest.raises(ClipError, match=f"{name}: the rendering has NaN or infinite values"):
+        find_modality(name).from_rgb(spoilt)
+
+
+def test_levels_of_a_picture_are_rounded_and_never_made_of_nan() -> None:
+    assert picture_levels("depth", np.array([-0.1, 0, 0.5, 0.998, 2], np.float32)).tolist() == [0, 0, 128, 254, 255]
+    for value in (np.nan, np.inf, -np.inf):
+        with pytest.raises(ClipError, match="depth: the rendering has NaN or infinite values"):
+            picture_levels("depth", np.array([0.5, value], np.float32))
 
 
 def test_prompts_differ() -> None:

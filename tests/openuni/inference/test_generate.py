@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shutil
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from openuni.cli.main import app
@@ -17,10 +20,14 @@ from openuni.inference.generate import GenerateRequest, generate_files
 from openuni.manifests.contracts.modality import Modality
 from openuni.manifests.errors import OpenUniError
 from openuni.manifests.modalities.skeleton import Skeleton
+from openuni.training.codecs.dct import Dct
+from openuni.training.finite import NonFiniteError
 from openuni.training.loop.trainer import train
+from openuni.training.loop.training_checkpoint import list_checkpoints
 from openuni.training.recipe import TrainingRecipe
 from openuni.training.run import Run
 from openuni.training.sampler import SamplingOptions
+from tests.command_line import cli
 from tests.manifests.modalities.people import standing
 from tests.train.corpora import random_clips, write_corpus
 
@@ -184,6 +191,68 @@ def test_wrong_flags_are_named(run: Run, tmp_path: Path, flags: list[str], messa
 def test_devices_that_are_not_there_are_named(run: Run, device: str) -> None:
     with pytest.raises(OpenUniError, match=rf'device "{device}" is not available\. Available: auto, cpu'):
         Run.open(run.folder, device)
+
+
+# ---------------------------------------------------------------- results that are not finite
+
+
+def run_with_nan(run: Run, folder: Path, name: str = "ema") -> Path:
+    """A copy of a run as versions without checks could save it: one weight is NaN."""
+    copy = shutil.copytree(run.folder, folder / "nan")
+    latest = list_checkpoints(copy)[-1].path
+    (latest / "checksums.json").unlink()
+    tensors = {key: tensor.clone() for key, tensor in load_file(latest / f"{name}.safetensors").items()}
+    tensors["proj_out.weight"].view(-1)[0] = torch.nan
+    save_file(tensors, latest / f"{name}.safetensors")
+    return copy
+
+
+def test_a_run_whose_weights_are_nan_makes_nothing(run: Run, tmp_path: Path) -> None:
+    command = ["generate", run_with_nan(run, tmp_path), "--make", "rgb", "--make", "skeleton", "--steps", "1"]
+    done = cli(*command, "--out", tmp_path / "out")
+    assert done.returncode == 2 and not (tmp_path / "out").exists()
+    assert re.search(
+        r"ema\.safetensors has NaN or infinite values \(1 of .* tensors, first proj_out.weight", done.stderr
+    )
+
+
+@pytest.mark.parametrize("scale", ["1e30", "-1e38"])
+def test_guidance_that_overflows_makes_nothing(run: Run, tmp_path: Path, scale: str) -> None:
+    command = ["generate", run.folder, "--make", "rgb", "--make", "skeleton", "--prompt", "a walk", "--steps", "3"]
+    done = cli(*command, "--guidance-scale", scale, "--out", tmp_path / "out")
+    assert done.returncode == 2 and not (tmp_path / "out").exists()
+    assert "NaN or infinite values. Use guidance scales nearer to 1" in done.stderr
+
+
+def test_a_codec_that_decodes_to_nan_makes_nothing(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decode = Dct.decode
+    monkeypatch.setattr(Dct, "decode", lambda self, *given: decode(self, *given) * np.float32(np.nan))
+    with pytest.raises(NonFiniteError, match="dct decoded rgb to NaN or infinite values"):
+        generate_files(run.folder, GenerateRequest(("rgb", "skeleton"), "a walk", steps=1), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_conditions_that_are_not_finite_are_refused(run: Run) -> None:
+    given = {"rgb": torch.full((1, *run.record["latent_shape"]), torch.inf)}
+    with pytest.raises(NonFiniteError, match='task "rgb->normal": condition rgb has NaN or infinite values'):
+        run.sample("rgb->normal", given, ["a walk"], sampling=QUICK)
+
+
+@pytest.mark.parametrize("text_flow", ["tokens", "embeddings"])
+def test_text_is_not_drawn_from_logits_that_are_nan(tmp_path: Path, text_flow: str) -> None:
+    corpus = write_corpus(tmp_path / "corpus", random_clips(4, ("rgb",)))
+    settings = {
+        "model": TINY | {"name": "univigu", "text_flow": text_flow},
+        "tasks": {"v2t": 1.0},
+        "text": {"length": 12},
+        "optimizer": {"steps": 1, "batch_size": 2},
+    }
+    run = train(TrainingRecipe.from_dict(settings), corpus, tmp_path / "run")
+    with torch.no_grad():
+        run.model.text_head.proj_out.bias[3] = torch.nan
+    given = {"rgb": np.full((5, 16, 16, 3), 128, np.uint8)}
+    with pytest.raises(NonFiniteError, match="text has NaN or infinite values"):
+        run.generate("", ["text"], given, sampling=QUICK)
 
 
 # ---------------------------------------------------------------- text

@@ -347,3 +347,19 @@ def test_umt5_tokens_train_too(corpus: Corpus, tmp_path: Path, umt5_folder: str)
     pieces = {"tokenizer": "umt5", "checkpoint": umt5_folder, "length": 32}
     run = train(recipe(text=pieces, optimizer={"steps": 2}, validation={"every_steps": 0}), corpus, tmp_path)
     assert run.record["model"]["options"]["vocabulary"] == run.record["tokens"]["vocabulary"] != 258
+
+
+def test_a_run_of_before_the_epsilon_of_the_text_head_resumes_with_its_own(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus", random_clips(4, ("rgb",)))
+    train(recipe(optimizer={"steps": 1}), corpus, tmp_path / "run")
+    path = tmp_path / "run" / "run.json"
+    record = json.loads(path.read_text())
+    assert record["model"]["options"].pop("text_head_eps") == 1e-5
+    del record["checksum"]
+    path.write_text(json.dumps(record))
+    assert Run.open(tmp_path / "run").model.text_head.norm.eps == 1e-6
+    run = train(recipe(optimizer={"steps": 2}), corpus, tmp_path / "run")
+    assert run.checkpoint.step == 2 and run.model.text_head.norm.eps == 1e-6
+    assert json.loads(path.read_text())["model"]["options"]["text_head_eps"] == 1e-6
+    with pytest.raises(OpenUniError, match=r"text_head_eps: 1e-06 -> 1e-05"):
+        train(recipe(optimizer={"steps": 3}, model={"text_head_eps": 1e-5}), corpus, tmp_path / "run")

@@ -8,6 +8,7 @@ from diffusers import WanTransformer3DModel
 
 from openuni.manifests.errors import OpenUniError
 from openuni.training.models.univigu import UniVigu, UniViguTransformer
+from openuni.training.run_record import empty_model
 from openuni.training.tasks import Task
 from tests.train.backbone.tiny_wan import SIZES, check_keys, tiny_base
 
@@ -73,6 +74,31 @@ def test_with_text_logits_begin_at_zero_and_the_video_has_moved(
     assert out["rgb"].shape == streams["rgb"].shape
     expected = base(streams["rgb"], sigmas["rgb"] * 1000, text["rgb"]).sample
     assert (out["rgb"] - expected).abs().max() > 1e-4  # the video attends to tokens that the base model never had
+
+
+def test_the_text_head_normalizes_as_released() -> None:
+    """eps 1e-5, which shows for tokens of small variance; runs of before the option keep Wan's 1e-6."""
+    torch.manual_seed(4)
+    head = TINY.load("cpu").text_head
+    torch.nn.init.normal_(head.proj_out.weight)
+    tokens = torch.randn(1, 3, head.norm.normalized_shape[0]) * 1e-3
+    shift, scale = head.scale_shift_table.chunk(2, dim=1)
+
+    def expected(eps: float) -> torch.Tensor:
+        normed = (tokens - tokens.mean(-1, True)) / (tokens.var(-1, unbiased=False, keepdim=True) + eps).sqrt()
+        return head.proj_out(normed * head.norm.weight * (1 + scale) + shift)
+
+    out = head(tokens, torch.zeros(1, tokens.shape[-1]))
+    torch.testing.assert_close(out, expected(1e-5), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(out, expected(1e-6), rtol=1e-2)
+
+
+def test_a_record_of_before_the_option_has_the_former_epsilon() -> None:
+    options = TINY.resolved().options_dict()
+    assert empty_model({"model": {"name": "univigu", "options": options}}).text_head_eps == 1e-5
+    del options["text_head_eps"]
+    before = empty_model({"model": {"name": "univigu", "options": options}})
+    assert before.text_head_eps == 1e-6 and before.load("cpu").text_head.norm.eps == 1e-6
 
 
 def test_additions_are_named_and_begin_as_copies(base: WanTransformer3DModel, model: UniViguTransformer) -> None:

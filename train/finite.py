@@ -1,0 +1,28 @@
+"""Checks of tensors for NaN and infinite values."""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch.nn.utils import get_total_norm
+
+from openuni.manifests.errors import OpenUniError
+
+
+class NonFiniteError(OpenUniError):
+    """A computation gave NaN or infinite values."""
+
+
+def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
+    """Whether all values of floating-point tensors are finite; waits for the device once."""
+    floating = [tensor.detach() for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
+    if not floating:
+        return True
+    # the maximum norm cannot overflow; it is NaN or infinite if and only if a value is
+    return bool(get_total_norm(floating, torch.inf).isfinite())
+
+
+def non_finite(tensors: Mapping[str, torch.Tensor]) -> list[str]:
+    """Names of the tensors with NaN or infinite values."""
+    if all_finite(tensors.values()):
+        return []
+    return [name for name, tensor in tensors.items() if not all_finite([tensor])]
