@@ -175,14 +175,16 @@ def to_rgb48(frame: "VideoFrame", reformatter: "VideoReformatter") -> np.ndarray
         return np.repeat(frame.to_ndarray()[..., None], 3, axis=-1)
     if name.startswith(("rgb48", "gbrp16")):
         return np.asarray(frame.to_ndarray(format="rgb48le", threads=1))
+    # libswscale's bilinear conversion to packed rgb48 gives wrong colours for vertically sub-sampled chroma (4:2:0, 4:4:0)
+    has_subsampled_lines = frame.format.chroma_height(2) < 2
     image = reformatter.reformat(
         frame,
-        format="rgb48le",
+        format="gbrp16le" if has_subsampled_lines else "rgb48le",
         src_colorspace=_default_matrix(frame),
         interpolation=Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT,
         threads=1,
     )
-    return np.asarray(image.to_ndarray())
+    return np.asarray(image.to_ndarray(format="rgb48le", threads=1))
 
 
 def is_deep(frame: "VideoFrame") -> bool:
