@@ -62,7 +62,7 @@ def decode_frames(
     `short_side_px`: downscale by area averaging to this length of the shorter side; 0, or a smaller frame: unchanged.
     Frames are scaled one by one, so memory is bounded by the working size.
     `threads`: number of decoder threads; 0: one per core.
-    `vectors`: also return the codec's motion vectors.
+    `vectors`: also return the codec's motion vectors; decoding then uses one thread.
 
     RGB is full range, by the colour matrix of the stream; default: BT.709 from 720 lines on, else BT.601. HDR is not
     tone-mapped. Non-square pixels become square by stretching the width. Interlaced frames are replaced by their top
@@ -72,6 +72,7 @@ def decode_frames(
     that cannot be decoded (no frame is ever substituted); `LimitExceeded`. Damage that still decodes to pictures cannot
     be detected, because video codecs have no checksums.
     """
+    threads = 1 if vectors else threads  # with several, FFmpeg may export vectors before a frame is fully decoded
     try:
         return _decode(clip, indices, short_side_px, limits, threads, vectors)
     except CorruptVideo:
