@@ -45,6 +45,14 @@ class Limits:
     max_decoded_bytes: int = 16 * 2**30  # size of all frames of one decode
 
 
+class Span(NamedTuple):
+    """The frames of one clip, in the stream's time base."""
+
+    start_pts: int
+    end_pts: int  # exclusive
+    frame_count: int
+
+
 class Packets(NamedTuple):
     """Timestamps of a stream's frames, in the stream's time base."""
 
@@ -137,24 +145,28 @@ def list_packets(
     packets: "Iterable[Packet[VideoStream]]",
     source: str,
     limits: Limits,
-    end_pts: int | None = None,
+    span: Span | None = None,
 ) -> Packets:
-    """List the timestamps of `packets` without decoding, to the end or until no frame before `end_pts` can follow.
+    """List the timestamps of `packets` without decoding, to the end or until all frames of `span` are listed.
 
+    Frames normally are not displayed before they are decoded, so none of the span follows a decoding timestamp at its
+    end. Some files (edit lists, iPhone recordings) have decoding timestamps above the presentation timestamps; listing
+    then continues until the number of frames is reached.
     Frames before the first keyframe, in decoding or presentation order, cannot be decoded and are skipped.
     """
     deadline = time.monotonic() + limits.max_probe_s
     by_count = lacks_timestamps(container)
     pts: list[int] = []
     keys: list[int] = []
-    latest, last_duration = -math.inf, 0
+    latest, last_duration, in_span = -math.inf, 0, 0
     for packet in packets:
         if packet.size == 0 or not (keys or packet.is_keyframe):
             continue
         timestamp = packet_timestamp(packet, by_count)
         if timestamp is None:
             raise CorruptVideo(f"{source} has frames without timestamps (a raw stream?). Remux it to mp4 or mkv.")
-        if end_pts is not None and packet.dts is not None and packet.dts >= end_pts:
+        is_past = span is not None and packet.dts is not None and packet.dts >= span.end_pts
+        if span is not None and is_past and in_span >= span.frame_count:
             break
         if packet.is_keyframe:
             keys.append(timestamp)
@@ -163,6 +175,7 @@ def list_packets(
         if timestamp > latest:
             latest, last_duration = timestamp, packet.duration or 0
         pts.append(timestamp)
+        in_span += span is not None and span.start_pts <= timestamp < span.end_pts
         if len(pts) > limits.max_frame_count:
             text = f"{source} has more than {limits.max_frame_count} frames. Cut it, or raise Limits.max_frame_count."
             raise LimitExceeded(text)
@@ -177,8 +190,8 @@ def packets_from_key(
 ) -> "Iterator[Packet[VideoStream]]":
     """All packets from a keyframe at or before `at_pts` on.
 
-    Containers seek by decoding time or position, so a seek may land on a keyframe that is displayed too late; it is
-    then repeated from further back.
+    Containers seek by decoding time or position, so a seek may land on a keyframe that is displayed too late, or on no
+    frame at all (at the end marker of FLV); it is then repeated from further back, last from the file's first keyframe.
     """
     import av
 
@@ -186,10 +199,11 @@ def packets_from_key(
     one_second = max(1, round(1 / stream.time_base)) if stream.time_base else 1
     first_dts = min(at_pts, stream.start_time or 0) - 10 * one_second
     offset = 0
+    is_backward = True
     while True:
         target = max(first_dts, at_pts - offset)
         with contextlib.suppress(av.error.PermissionError):  # FFmpeg's error if there is nothing before `target`
-            container.seek(target, stream=stream)
+            container.seek(target, stream=stream, backward=is_backward)
             packets = container.demux(stream)
             for packet in packets:
                 timestamp = packet_timestamp(packet, by_count)
@@ -197,6 +211,9 @@ def packets_from_key(
                     if timestamp <= at_pts:
                         return itertools.chain((packet,), packets)
                     break
+        if target == first_dts and is_backward:
+            is_backward = False  # the first keyframe after `first_dts`
+            continue
         if target == first_dts:
             raise CorruptVideo(f"{source} has no keyframe at or before timestamp {at_pts}. Remux it to mp4 or mkv.")
         offset = max(one_second, 2 * offset)

@@ -13,6 +13,7 @@ from openuni.manifests.video.clip import Clip, pts_hash
 from openuni.manifests.video.container import (
     Limits,
     Packets,
+    Span,
     lacks_timestamps,
     list_packets,
     open_video,
@@ -212,7 +213,8 @@ def _clip_packets(clip: Clip, container: "InputContainer", stream: "VideoStream"
     if lacks_timestamps(container):
         return list_packets(container, container.demux(stream), clip.source, limits)
     packets = packets_from_key(container, stream, clip.start_pts, clip.source)
-    return list_packets(container, packets, clip.source, limits, clip.end_pts)
+    span = Span(clip.start_pts, clip.end_pts, clip.frame_count)
+    return list_packets(container, packets, clip.source, limits, span)
 
 
 def _validate_indices(indices: np.ndarray, count: int) -> np.ndarray:
