@@ -199,7 +199,7 @@ def check_product(picture: np.ndarray, colour: np.ndarray, light: np.ndarray, wh
     if correlation is not None and correlation < MIN_CORRELATION:
         raise ClipError(
             f"{where.parent}: albedo x irradiance does not explain rgb: correlation {correlation:.2f}, and at most "
-            f"{_best_correlation(*roots):.2f} if a stream is shifted; minimum {MIN_CORRELATION}. Check that the folders "
+            f"{_best_correlation(*roots):.2f} if a stream is shifted; minimum {MIN_CORRELATION}. Check that folders "
             "match, and the codings (albedo_coding, ...). check_product = false disables the check."
         )
     gain = float(np.median(linear_rgb[usable] / linear[usable])) if usable.any() else None
