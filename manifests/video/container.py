@@ -4,7 +4,6 @@ import contextlib
 import io
 import itertools
 import math
-import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -14,8 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from openuni.manifests.errors import ClipError, MissingRequirement
+from openuni.manifests.errors import ClipError
 from openuni.manifests.video.file_head import check_head
+from openuni.manifests.video.source_file import HTTP_PROTOCOLS, ByteRangeFile, limit_requests, open_file
 from openuni.manifests.video.video_errors import CorruptVideo, LimitExceeded, NotAVideo, UnsafeSource, VideoError
 
 if TYPE_CHECKING:
@@ -26,11 +26,8 @@ if TYPE_CHECKING:
 # Self-contained formats. Playlists and scripts (hls, dash, concat, image2, ...) are excluded: they refer to other files
 # and URLs, so that a crafted one could read local files into a corpus.
 DEMUXERS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf,ivf,mxf"
-BYTE_RANGE = re.compile(r"#bytes=(\d{1,18})-(\d{1,18})$")  # suffix of a source; inclusive, as in HTTP
-URL_PROTOCOLS = ("http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory")
 MAX_PIXEL_ASPECT = 4  # real formats stay below about 2.2
 SQUARE_PIXEL_TOLERANCE = 0.01  # covers the rounding of sizes to even numbers by encoders
-ESCAPED_BYTE = r"\udc"  # marks file names that are not UTF-8
 _NO_STREAM = "no video stream in {source}; it contains {found}. Give a video file."
 
 
@@ -63,20 +60,23 @@ class Packets(NamedTuple):
 
 @contextlib.contextmanager
 def open_video(
-    source: str, limits: Limits, data: bytes | None = None
+    source: str, limits: Limits, data: bytes | None = None, *, only_probe: bool = False
 ) -> Iterator["tuple[InputContainer, VideoStream]"]:
-    """Context with the container and its main video stream. URLs are read through a seekable fsspec file object.
+    """Context with the container and its main video stream. URLs are read through a seekable file object.
 
-    `data`: contents of the video; `source` then only serves as its name in errors. Raises a `VideoError`.
+    `data`: contents of the video; `source` then only serves as its name in errors.
+    `only_probe`: for HTTP, `limits.max_probe_s` is the time for all requests; else for those that open the file, and
+    for each that follows.
+    Raises a `VideoError`.
     """
     import av
 
     with contextlib.ExitStack() as stack:
         with translate_errors(source):
             file = (
-                _open_file(source, stack)
+                open_file(source, stack, limits.max_probe_s)
                 if data is None
-                else _ByteRangeFile(source, io.BytesIO(data), 0, len(data) - 1)
+                else ByteRangeFile(source, io.BytesIO(data), 0, len(data) - 1)
             )
             check_head(source, file)
             protocols = "file" if isinstance(file, str) else "none"
@@ -93,6 +93,8 @@ def open_video(
             stream = _main_stream(source, container)
             _check_complete(source, container, stream)
             _check_size(source, stream, limits)
+            if not only_probe:
+                limit_requests(file)
         yield container, stream
 
 
@@ -122,7 +124,8 @@ def translate_errors(source: str) -> Iterator[None]:
 def read_all(source: str) -> bytes:
     """Contents of a video file: a local path, a URL, or a byte range of either. Raises a `VideoError`."""
     with contextlib.ExitStack() as stack, translate_errors(source):
-        file = _open_file(source, stack)
+        file = open_file(source, stack, Limits.max_probe_s)
+        limit_requests(file)
         return Path(file).read_bytes() if isinstance(file, str) else bytes(file.read())
 
 
@@ -222,7 +225,7 @@ def packets_from_key(
 def _read_errors(source: str) -> tuple[type[Exception], ...]:
     """Exceptions that reading a source may raise: OSError and those of the object store's client."""
     protocol = source.partition("://")[0]
-    if protocol in ("http", "https"):
+    if protocol in HTTP_PROTOCOLS:
         import aiohttp
 
         return (OSError, aiohttp.ClientError)
@@ -231,73 +234,6 @@ def _read_errors(source: str) -> tuple[type[Exception], ...]:
 
         return (OSError, botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError)
     return (OSError,)
-
-
-def _open_file(source: str, stack: contextlib.ExitStack) -> Any:
-    """An absolute local path, or a seekable file object for URLs and byte ranges."""
-    name = source.encode("utf-8", "backslashreplace").decode()
-    if name != source or (ESCAPED_BYTE in name and not Path(name).exists()):
-        raise VideoError(f"{name}: file names must be UTF-8, because they are stored in tables. Rename the file.")
-    byte_range = BYTE_RANGE.search(source)
-    if byte_range:
-        file = _open_file(source[: byte_range.start()], stack)
-        if isinstance(file, str):
-            from fsspec.implementations.local import LocalFileSystem
-
-            file = stack.enter_context(LocalFileSystem().open(file, "rb"))
-        return _ByteRangeFile(source, file, int(byte_range[1]), int(byte_range[2]))
-    protocol, separator, _ = source.partition("://")
-    if separator and "/" not in protocol and protocol != "file":
-        if protocol not in URL_PROTOCOLS or "::" in source:
-            allowed = ", ".join(URL_PROTOCOLS)
-            raise UnsafeSource(f"{source}: URL protocol is not allowed. Allowed: a local path, {allowed}.")
-        from fsspec.core import url_to_fs
-
-        try:
-            fs, path = url_to_fs(source)
-            file = stack.enter_context(fs.open(path, "rb", block_size=2**20))
-        except ImportError as error:
-            raise MissingRequirement(f"{protocol}:// requires a package that is not installed: {error}") from error
-        if not file.seekable():
-            raise VideoError(f"{source} does not support range requests. Copy it to a local disk.")
-        return file
-    local = Path(source.removeprefix("file://")).absolute()
-    if local.is_file() and local.stat().st_size == 0:
-        raise NotAVideo(f"{source} is empty (0 bytes). Download or copy it again.")
-    if local.exists() and not local.is_file():
-        raise NotAVideo(f"{source} is not a regular file")
-    return str(local)  # absolute, so that a name with a colon is not parsed as a protocol
-
-
-class _ByteRangeFile(io.RawIOBase):
-    """A byte range of an open file as a read-only file, for videos inside tar shards."""
-
-    def __init__(self, source: str, file: Any, first: int, last: int) -> None:
-        end = file.seek(0, io.SEEK_END)
-        if not first <= last < end:
-            raise CorruptVideo(f"{source}: the file has only {end} bytes. Download it again, or rerun the import.")
-        self.file, self.first, self.size, self.position = file, first, last + 1 - first, 0
-
-    def seekable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self.position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size}[whence]
-        self.position = max(0, base + offset)
-        return self.position
-
-    def read(self, count: int = -1) -> bytes:
-        remaining = max(0, self.size - self.position)
-        self.file.seek(self.first + self.position)
-        data = bytes(self.file.read(remaining if count < 0 else min(count, remaining)))
-        self.position += len(data)
-        return data
 
 
 def _main_stream(source: str, container: "InputContainer") -> "VideoStream":

@@ -284,7 +284,11 @@ class _Ranged(http.server.SimpleHTTPRequestHandler):
     """A static server that honours one byte range, as object stores do."""
 
     def do_GET(self) -> None:
-        data = Path(self.translate_path(self.path)).read_bytes()
+        path = Path(self.translate_path(self.path))
+        if not path.exists():
+            self.send_error(404)
+            return
+        data = path.read_bytes()
         wanted = self.headers.get("Range")
         start, stop = 0, len(data)
         if wanted:
