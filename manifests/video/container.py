@@ -15,6 +15,7 @@ import numpy as np
 
 from openuni.manifests.errors import ClipError
 from openuni.manifests.video.file_head import check_head
+from openuni.manifests.video.mp4_tables import check_mp4_tables
 from openuni.manifests.video.source_file import HTTP_PROTOCOLS, ByteRangeFile, limit_requests, open_file
 from openuni.manifests.video.video_errors import CorruptVideo, LimitExceeded, NotAVideo, UnsafeSource, VideoError
 
@@ -79,6 +80,7 @@ def open_video(
                 else ByteRangeFile(source, io.BytesIO(data), 0, len(data) - 1)
             )
             check_head(source, file)
+            check_mp4_tables(source, file, limits.max_frame_count, limits.max_probe_s)
             protocols = "file" if isinstance(file, str) else "none"
             container = stack.enter_context(
                 av.open(
