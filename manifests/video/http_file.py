@@ -184,7 +184,7 @@ def _request(url: str, first: int | None, count: int, deadline: float, timeout_s
 
 def _too_slow(url: str, timeout_s: float, told: str = "") -> LimitExceeded:
     text = f"reading {url} took longer than {timeout_s:g} s{told}"
-    return LimitExceeded(f"{text}. Raise [ingest] probe_timeout_s, or copy it to a local disk.")
+    return LimitExceeded(f"{text}. Raise [ingest] probe_timeout_s (Limits.max_probe_s), or copy it to a local disk.")
 
 
 def _retry_after_s(answer: _Answer) -> float:

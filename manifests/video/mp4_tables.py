@@ -133,7 +133,7 @@ class _Checker:
         """Raise `LimitExceeded` if the check takes too long."""
         if time.monotonic() > self.deadline:
             text = f"reading the header of {self.source} took over {self.max_s:g} s"
-            raise LimitExceeded(f"{text}. Raise [ingest] probe_timeout_s, or remux the file.")
+            raise LimitExceeded(f"{text}. Raise [ingest] probe_timeout_s (Limits.max_probe_s), or remux it.")
 
 
 def check_mp4_tables(source: str, file: Any, max_samples: int, max_s: float) -> None:

@@ -73,6 +73,8 @@ def decode_frames(
     that cannot be decoded (no frame is ever substituted); `LimitExceeded`. Damage that still decodes to pictures cannot
     be detected, because video codecs have no checksums.
     """
+    if indices is None:
+        _check_decoded_size(clip, clip.frame_count, short_side_px, limits)  # before the source is opened
     threads = 1 if vectors else threads  # with several, FFmpeg may export vectors before a frame is fully decoded
     try:
         return _decode(clip, indices, short_side_px, limits, threads, vectors)
@@ -226,16 +228,23 @@ def _validate_indices(indices: np.ndarray, count: int) -> np.ndarray:
 
 def _stack(clip: Clip, images: Iterator[np.ndarray], count: int, short_side_px: int, limits: Limits) -> np.ndarray:
     """Collect images into one array, uint8 [count, H, W, 3]. Raises `LimitExceeded`."""
-    height_px, width_px = working_size(clip, short_side_px)
-    nbytes = count * height_px * width_px * 3
-    if nbytes > limits.max_decoded_bytes:
-        text = f"{count} frames of {width_px}x{height_px} need {nbytes} bytes"
-        limit = f"Limits.max_decoded_bytes = {limits.max_decoded_bytes}"
-        raise LimitExceeded(f"{clip.source}: {text}, over {limit}. Use a smaller working size or shorter clips.")
-    out = np.empty((count, height_px, width_px, 3), np.uint8)
+    _check_decoded_size(clip, count, short_side_px, limits)
+    out = np.empty((count, *working_size(clip, short_side_px), 3), np.uint8)
     for target, image in zip(out, images, strict=True):
         target[:] = image
     return out
+
+
+def _check_decoded_size(clip: Clip, count: int, short_side_px: int, limits: Limits) -> None:
+    """Raise `LimitExceeded` if `count` decoded frames would be larger than allowed."""
+    height_px, width_px = working_size(clip, short_side_px)
+    nbytes = count * height_px * width_px * 3
+    if nbytes > limits.max_decoded_bytes:
+        raise LimitExceeded(
+            f"{clip.source}: {count} frames of {width_px}x{height_px} need {nbytes / 1e9:.3g} GB, over the limit of "
+            f"{limits.max_decoded_bytes / 1e9:.3g} GB. Set a smaller [work] short_side_px or shorter clips ([ingest] "
+            "max_s), or raise [work] max_decoded_gb (Limits.max_decoded_bytes in Python)."
+        )
 
 
 def working_size(clip: Clip, short_side_px: int) -> tuple[int, int]:
