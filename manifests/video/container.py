@@ -195,8 +195,9 @@ def packets_from_key(
 ) -> "Iterator[Packet[VideoStream]]":
     """All packets from a keyframe at or before `at_pts` on.
 
-    Containers seek by decoding time or position, so a seek may land on a keyframe that is displayed too late, or on no
-    frame at all (at the end marker of FLV); it is then repeated from further back, last from the file's first keyframe.
+    Containers seek by decoding time or position, so a seek may land on a keyframe that is displayed too late; it is
+    then repeated from further back. In FLV it may land on the end marker, which has no frame; the last attempt is then
+    the file's first keyframe.
     """
     import av
 
@@ -216,7 +217,7 @@ def packets_from_key(
                     if timestamp <= at_pts:
                         return itertools.chain((packet,), packets)
                     break
-        if target == first_dts and is_backward:
+        if target == first_dts and is_backward and container.format.name == "flv":
             is_backward = False  # the first keyframe after `first_dts`
             continue
         if target == first_dts:
