@@ -3,18 +3,19 @@
 import numpy as np
 
 from openuni.annotators._pairwise_flow import PairFlow
-
-PRESETS = {"ultrafast": 0, "fast": 1, "medium": 2}  # OpenCV's numbers
-MIN_SIDE_PX = 8  # one DIS patch
+from openuni.manifests.arrays.dense_inverse_search import dis_estimator
 
 
 def dis_pair_flow(frames: np.ndarray, preset: str) -> PairFlow:
-    """A function that computes the optical flow between any two of `frames`, uint8 [T, H, W, 3] RGB, sides >= 8 px."""
+    """A function that computes the optical flow between any two of `frames`, uint8 [T, H, W, 3] RGB.
+
+    Raises `ClipError` for frames with a side below 8 px or both sides below 12 px.
+    """
     import cv2
 
     height_px, width_px = frames.shape[1:3]
+    estimator = dis_estimator(preset, height_px, width_px, "dis")
     grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
-    estimator = cv2.DISOpticalFlow.create(PRESETS[preset])
     at_rest = np.zeros((height_px, width_px, 2), np.float32)  # initial flow
 
     def pair_flow(first: np.ndarray, second: np.ndarray) -> np.ndarray:

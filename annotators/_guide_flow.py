@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from openuni.annotators._dis_flow import MIN_SIDE_PX, dis_pair_flow
+from openuni.annotators._dis_flow import dis_pair_flow
 from openuni.annotators._pairwise_flow import consistent
+from openuni.manifests.arrays.dense_inverse_search import fits_dis
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 
 SHORT_SIDE_PX = 256
@@ -36,8 +37,8 @@ class GuideFlow(NamedTuple):
 def guide_flow(clip: DecodedClip, short_side_px: int = SHORT_SIDE_PX) -> GuideFlow:
     """DIS flow (preset medium) in both directions between adjacent frames, downscaled to `short_side_px`.
 
-    Smaller frames are not scaled. For a clip of one frame, the arrays have length 0. For frames with a side below
-    8 px, which DIS cannot process, the flow is zero and nowhere valid.
+    Smaller frames are not scaled. For a clip of one frame, the arrays have length 0. For frames that DIS
+    cannot process (a side below 8 px, or both sides below 12 px), the flow is zero and nowhere valid.
     """
     key = __name__, short_side_px
     if key not in clip.cache:
@@ -69,7 +70,7 @@ def _computed(clip: DecodedClip, short_side_px: int) -> GuideFlow:
     count, height_px, width_px = clip.frames.shape[:3]
     scale = min(1.0, short_side_px / min(height_px, width_px))
     size = max(1, round(height_px * scale)), max(1, round(width_px * scale))
-    if count < 2 or min(size) < MIN_SIDE_PX:
+    if count < 2 or not fits_dis(*size):
         nothing = np.zeros((max(0, count - 1), *size), bool)
         at_rest = np.zeros((*nothing.shape, 2), np.float32)
         return GuideFlow(at_rest, at_rest, nothing, nothing)

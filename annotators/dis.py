@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from openuni.annotators._dis_flow import MIN_SIDE_PX, dis_pair_flow
+from openuni.annotators._dis_flow import dis_pair_flow
 from openuni.annotators._pairwise_flow import FlowOfClip, flow_of_clip
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.contracts.operator import Annotator
-from openuni.manifests.errors import ClipError
 
 
 @dataclass(frozen=True)
@@ -30,8 +29,8 @@ class Dis(Annotator):
     origin: ClassVar[str] = "Kroeger et al. 2016 (arXiv:1603.03590), as in OpenCV"
 
     def run(self, model: Any, clip: DecodedClip) -> FlowOfClip:
-        """Flow in pixels, at the size of the frames. Raises `ClipError` for frames with a side below 8 px."""
-        height_px, width_px = clip.frames.shape[1:3]
-        if min(height_px, width_px) < MIN_SIDE_PX:
-            raise ClipError(f"dis: frames must have sides >= {MIN_SIDE_PX} px, got {width_px} x {height_px}")
+        """Flow in pixels, at the size of the frames.
+
+        Raises `ClipError` for frames with a side below 8 px or both sides below 12 px.
+        """
         return flow_of_clip(clip, dis_pair_flow(clip.frames, self.preset), self.check)

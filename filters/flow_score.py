@@ -8,13 +8,13 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 import numpy as np
 from annotated_types import Ge
 
+from openuni.manifests.arrays.dense_inverse_search import dis_estimator
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.contracts.operator import Filter
 
 Flow = Callable[[np.ndarray, np.ndarray], np.ndarray]  # two uint8 [320, 576, 3] RGB -> float32 [320, 576, 2] pixels
 
 HEIGHT_PX, WIDTH_PX = 320, 576
-PRESETS = {"ultrafast": 0, "fast": 1, "medium": 2}  # OpenCV's numbers for the DIS presets
 
 
 class Scores(NamedTuple):
@@ -50,7 +50,7 @@ class FlowScore(Filter):
         """DIS on greyscale frames."""
         import cv2
 
-        estimator = cv2.DISOpticalFlow.create(PRESETS[self.preset])
+        estimator = dis_estimator(self.preset, HEIGHT_PX, WIDTH_PX, "flow_score")
 
         def flow(before: np.ndarray, after: np.ndarray) -> np.ndarray:
             first, second = (cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in (before, after))

@@ -7,12 +7,10 @@ import numpy as np
 from annotated_types import Ge, Gt
 
 from openuni.filters._samples import sample_pairs
+from openuni.manifests.arrays.dense_inverse_search import dis_estimator
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.contracts.operator import Filter
-from openuni.manifests.errors import ClipError
 
-PRESETS = {"ultrafast": 0, "fast": 1, "medium": 2}  # OpenCV's numbers for the DIS presets
-MIN_SIDE_PX = 8  # patch size of DIS
 MOVING_PX = 0.5
 GRID_POINTS = 40  # points of the camera fit along the longer side
 FIT_TOLERANCE = 0.001  # inlier distance of the camera fit, in frame diagonals
@@ -55,16 +53,14 @@ class Motion(Filter):
     def run(self, model: Any, clip: DecodedClip) -> Scores:
         """Scores over the pairs (2k, 2k + 1) of the frames, in the order of `sample`.
 
-        Raises `ClipError` for frames with a side below 8 px.
+        Raises `ClipError` for frames with a side below 8 px or both sides below 12 px.
         """
         import cv2
 
         height_px, width_px = clip.frames.shape[1:3]
-        if min(height_px, width_px) < MIN_SIDE_PX:
-            raise ClipError(f"motion: frames must have sides >= {MIN_SIDE_PX} px, got {width_px} x {height_px}")
         if len(clip.frames) < 2:
             return Scores(speed_diag_per_s=0.0, moving_share=0.0, camera_share=None, residual_diag_per_s=0.0)
-        estimator = cv2.DISOpticalFlow.create(PRESETS[self.preset])
+        estimator = dis_estimator(self.preset, height_px, width_px, "motion")
         measured = []
         for first in range(0, len(clip.frames) - 1, 2):
             before, after = (cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in clip.frames[first : first + 2])

@@ -6,6 +6,9 @@ from pathlib import Path
 from fsspec.core import url_to_fs
 
 from openuni.manifests.errors import ClipError
+from openuni.manifests.video.container import translate_errors
+from openuni.manifests.video.http_file import read_http
+from openuni.manifests.video.source_file import HTTP_PROTOCOLS
 
 
 def is_url(source: str) -> bool:
@@ -20,11 +23,14 @@ def sidecar_path(source: str, suffix: str) -> str:
     return f"{folder}{slash}{stem}{suffix}"
 
 
-def read_bounded(location: str, max_bytes: int) -> bytes | None:
+def read_bounded(location: str, max_bytes: int, timeout_s: float = 120.0) -> bytes | None:
     """Read a whole file; None if it does not exist.
 
+    `timeout_s`: for HTTP, where the size is not known before.
     Raises `ClipError` if it is larger than `max_bytes` or not a regular file (reading a pipe could block forever).
     """
+    if location.startswith(tuple(f"{protocol}://" for protocol in HTTP_PROTOCOLS)):
+        return _read_http(location, max_bytes, timeout_s)
     fs, path = url_to_fs(location)
     try:
         if not is_url(location) and not stat.S_ISREG(Path(location).stat().st_mode):
@@ -35,3 +41,11 @@ def read_bounded(location: str, max_bytes: int) -> bytes | None:
     if size is not None and size > max_bytes:
         raise ClipError(f"{location} has {size:,} bytes; at most {max_bytes:,} are allowed")
     return bytes(fs.cat_file(path))
+
+
+def _read_http(url: str, max_bytes: int, timeout_s: float) -> bytes | None:
+    with translate_errors(url):
+        data = read_http(url, max_bytes, timeout_s)
+    if data is not None and len(data) > max_bytes:
+        raise ClipError(f"{url} has more than {max_bytes:,} bytes; at most {max_bytes:,} are allowed")
+    return data

@@ -4,7 +4,6 @@ import contextlib
 import io
 import itertools
 import math
-import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -14,8 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from openuni.manifests.errors import ClipError, MissingRequirement
+from openuni.manifests.errors import ClipError
 from openuni.manifests.video.file_head import check_head
+from openuni.manifests.video.mp4_tables import check_mp4_tables
+from openuni.manifests.video.source_file import HTTP_PROTOCOLS, ByteRangeFile, limit_requests, open_file
 from openuni.manifests.video.video_errors import CorruptVideo, LimitExceeded, NotAVideo, UnsafeSource, VideoError
 
 if TYPE_CHECKING:
@@ -26,11 +27,8 @@ if TYPE_CHECKING:
 # Self-contained formats. Playlists and scripts (hls, dash, concat, image2, ...) are excluded: they refer to other files
 # and URLs, so that a crafted one could read local files into a corpus.
 DEMUXERS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf,ivf,mxf"
-BYTE_RANGE = re.compile(r"#bytes=(\d{1,18})-(\d{1,18})$")  # suffix of a source; inclusive, as in HTTP
-URL_PROTOCOLS = ("http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory")
 MAX_PIXEL_ASPECT = 4  # real formats stay below about 2.2
 SQUARE_PIXEL_TOLERANCE = 0.01  # covers the rounding of sizes to even numbers by encoders
-ESCAPED_BYTE = r"\udc"  # marks file names that are not UTF-8
 _NO_STREAM = "no video stream in {source}; it contains {found}. Give a video file."
 
 
@@ -45,6 +43,14 @@ class Limits:
     max_decoded_bytes: int = 16 * 2**30  # size of all frames of one decode
 
 
+class Span(NamedTuple):
+    """The frames of one clip, in the stream's time base."""
+
+    start_pts: int
+    end_pts: int  # exclusive
+    frame_count: int
+
+
 class Packets(NamedTuple):
     """Timestamps of a stream's frames, in the stream's time base."""
 
@@ -55,22 +61,26 @@ class Packets(NamedTuple):
 
 @contextlib.contextmanager
 def open_video(
-    source: str, limits: Limits, data: bytes | None = None
+    source: str, limits: Limits, data: bytes | None = None, *, only_probe: bool = False
 ) -> Iterator["tuple[InputContainer, VideoStream]"]:
-    """Context with the container and its main video stream. URLs are read through a seekable fsspec file object.
+    """Context with the container and its main video stream. URLs are read through a seekable file object.
 
-    `data`: contents of the video; `source` then only serves as its name in errors. Raises a `VideoError`.
+    `data`: contents of the video; `source` then only serves as its name in errors.
+    `only_probe`: for HTTP, `limits.max_probe_s` is the time for all requests; else for those that open the file, and
+    for each that follows.
+    Raises a `VideoError`.
     """
     import av
 
     with contextlib.ExitStack() as stack:
         with translate_errors(source):
             file = (
-                _open_file(source, stack)
+                open_file(source, stack, limits.max_probe_s)
                 if data is None
-                else _ByteRangeFile(source, io.BytesIO(data), 0, len(data) - 1)
+                else ByteRangeFile(source, io.BytesIO(data), 0, len(data) - 1)
             )
             check_head(source, file)
+            check_mp4_tables(source, file, limits.max_frame_count, limits.max_probe_s)
             protocols = "file" if isinstance(file, str) else "none"
             container = stack.enter_context(
                 av.open(
@@ -85,6 +95,8 @@ def open_video(
             stream = _main_stream(source, container)
             _check_complete(source, container, stream)
             _check_size(source, stream, limits)
+            if not only_probe:
+                limit_requests(file)
         yield container, stream
 
 
@@ -114,7 +126,8 @@ def translate_errors(source: str) -> Iterator[None]:
 def read_all(source: str) -> bytes:
     """Contents of a video file: a local path, a URL, or a byte range of either. Raises a `VideoError`."""
     with contextlib.ExitStack() as stack, translate_errors(source):
-        file = _open_file(source, stack)
+        file = open_file(source, stack, Limits.max_probe_s)
+        limit_requests(file)
         return Path(file).read_bytes() if isinstance(file, str) else bytes(file.read())
 
 
@@ -137,24 +150,28 @@ def list_packets(
     packets: "Iterable[Packet[VideoStream]]",
     source: str,
     limits: Limits,
-    end_pts: int | None = None,
+    span: Span | None = None,
 ) -> Packets:
-    """List the timestamps of `packets` without decoding, to the end or until no frame before `end_pts` can follow.
+    """List the timestamps of `packets` without decoding, to the end or until all frames of `span` are listed.
 
+    Frames normally are not displayed before they are decoded, so none of the span follows a decoding timestamp at its
+    end. Some files (edit lists, iPhone recordings) have decoding timestamps above the presentation timestamps; listing
+    then continues until the number of frames is reached.
     Frames before the first keyframe, in decoding or presentation order, cannot be decoded and are skipped.
     """
     deadline = time.monotonic() + limits.max_probe_s
     by_count = lacks_timestamps(container)
     pts: list[int] = []
     keys: list[int] = []
-    latest, last_duration = -math.inf, 0
+    latest, last_duration, in_span = -math.inf, 0, 0
     for packet in packets:
         if packet.size == 0 or not (keys or packet.is_keyframe):
             continue
         timestamp = packet_timestamp(packet, by_count)
         if timestamp is None:
             raise CorruptVideo(f"{source} has frames without timestamps (a raw stream?). Remux it to mp4 or mkv.")
-        if end_pts is not None and packet.dts is not None and packet.dts >= end_pts:
+        is_past = span is not None and packet.dts is not None and packet.dts >= span.end_pts
+        if span is not None and is_past and in_span >= span.frame_count:
             break
         if packet.is_keyframe:
             keys.append(timestamp)
@@ -163,6 +180,7 @@ def list_packets(
         if timestamp > latest:
             latest, last_duration = timestamp, packet.duration or 0
         pts.append(timestamp)
+        in_span += span is not None and span.start_pts <= timestamp < span.end_pts
         if len(pts) > limits.max_frame_count:
             text = f"{source} has more than {limits.max_frame_count} frames. Cut it, or raise Limits.max_frame_count."
             raise LimitExceeded(text)
@@ -178,7 +196,8 @@ def packets_from_key(
     """All packets from a keyframe at or before `at_pts` on.
 
     Containers seek by decoding time or position, so a seek may land on a keyframe that is displayed too late; it is
-    then repeated from further back.
+    then repeated from further back. In FLV it may land on the end marker, which has no frame; the last attempt is then
+    the file's first keyframe.
     """
     import av
 
@@ -186,10 +205,11 @@ def packets_from_key(
     one_second = max(1, round(1 / stream.time_base)) if stream.time_base else 1
     first_dts = min(at_pts, stream.start_time or 0) - 10 * one_second
     offset = 0
+    is_backward = True
     while True:
         target = max(first_dts, at_pts - offset)
         with contextlib.suppress(av.error.PermissionError):  # FFmpeg's error if there is nothing before `target`
-            container.seek(target, stream=stream)
+            container.seek(target, stream=stream, backward=is_backward)
             packets = container.demux(stream)
             for packet in packets:
                 timestamp = packet_timestamp(packet, by_count)
@@ -197,6 +217,9 @@ def packets_from_key(
                     if timestamp <= at_pts:
                         return itertools.chain((packet,), packets)
                     break
+        if target == first_dts and is_backward and container.format.name == "flv":
+            is_backward = False  # the first keyframe after `first_dts`
+            continue
         if target == first_dts:
             raise CorruptVideo(f"{source} has no keyframe at or before timestamp {at_pts}. Remux it to mp4 or mkv.")
         offset = max(one_second, 2 * offset)
@@ -205,7 +228,7 @@ def packets_from_key(
 def _read_errors(source: str) -> tuple[type[Exception], ...]:
     """Exceptions that reading a source may raise: OSError and those of the object store's client."""
     protocol = source.partition("://")[0]
-    if protocol in ("http", "https"):
+    if protocol in HTTP_PROTOCOLS:
         import aiohttp
 
         return (OSError, aiohttp.ClientError)
@@ -214,73 +237,6 @@ def _read_errors(source: str) -> tuple[type[Exception], ...]:
 
         return (OSError, botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError)
     return (OSError,)
-
-
-def _open_file(source: str, stack: contextlib.ExitStack) -> Any:
-    """An absolute local path, or a seekable file object for URLs and byte ranges."""
-    name = source.encode("utf-8", "backslashreplace").decode()
-    if name != source or (ESCAPED_BYTE in name and not Path(name).exists()):
-        raise VideoError(f"{name}: file names must be UTF-8, because they are stored in tables. Rename the file.")
-    byte_range = BYTE_RANGE.search(source)
-    if byte_range:
-        file = _open_file(source[: byte_range.start()], stack)
-        if isinstance(file, str):
-            from fsspec.implementations.local import LocalFileSystem
-
-            file = stack.enter_context(LocalFileSystem().open(file, "rb"))
-        return _ByteRangeFile(source, file, int(byte_range[1]), int(byte_range[2]))
-    protocol, separator, _ = source.partition("://")
-    if separator and "/" not in protocol and protocol != "file":
-        if protocol not in URL_PROTOCOLS or "::" in source:
-            allowed = ", ".join(URL_PROTOCOLS)
-            raise UnsafeSource(f"{source}: URL protocol is not allowed. Allowed: a local path, {allowed}.")
-        from fsspec.core import url_to_fs
-
-        try:
-            fs, path = url_to_fs(source)
-            file = stack.enter_context(fs.open(path, "rb", block_size=2**20))
-        except ImportError as error:
-            raise MissingRequirement(f"{protocol}:// requires a package that is not installed: {error}") from error
-        if not file.seekable():
-            raise VideoError(f"{source} does not support range requests. Copy it to a local disk.")
-        return file
-    local = Path(source.removeprefix("file://")).absolute()
-    if local.is_file() and local.stat().st_size == 0:
-        raise NotAVideo(f"{source} is empty (0 bytes). Download or copy it again.")
-    if local.exists() and not local.is_file():
-        raise NotAVideo(f"{source} is not a regular file")
-    return str(local)  # absolute, so that a name with a colon is not parsed as a protocol
-
-
-class _ByteRangeFile(io.RawIOBase):
-    """A byte range of an open file as a read-only file, for videos inside tar shards."""
-
-    def __init__(self, source: str, file: Any, first: int, last: int) -> None:
-        end = file.seek(0, io.SEEK_END)
-        if not first <= last < end:
-            raise CorruptVideo(f"{source}: the file has only {end} bytes. Download it again, or rerun the import.")
-        self.file, self.first, self.size, self.position = file, first, last + 1 - first, 0
-
-    def seekable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self.position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size}[whence]
-        self.position = max(0, base + offset)
-        return self.position
-
-    def read(self, count: int = -1) -> bytes:
-        remaining = max(0, self.size - self.position)
-        self.file.seek(self.first + self.position)
-        data = bytes(self.file.read(remaining if count < 0 else min(count, remaining)))
-        self.position += len(data)
-        return data
 
 
 def _main_stream(source: str, container: "InputContainer") -> "VideoStream":

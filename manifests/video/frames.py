@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from openuni.manifests.video.container import Limits, Packets, lacks_timestamps, packets_from_key, pixel_aspect
+from openuni.manifests.video.side_data import side_data
 from openuni.manifests.video.video_errors import CorruptVideo
 
 if TYPE_CHECKING:
@@ -175,14 +176,16 @@ def to_rgb48(frame: "VideoFrame", reformatter: "VideoReformatter") -> np.ndarray
         return np.repeat(frame.to_ndarray()[..., None], 3, axis=-1)
     if name.startswith(("rgb48", "gbrp16")):
         return np.asarray(frame.to_ndarray(format="rgb48le", threads=1))
+    # libswscale's bilinear conversion to packed rgb48 gives wrong colours for 4:2:0 and other vertical sub-sampling
+    has_subsampled_lines = frame.format.chroma_height(2) < 2
     image = reformatter.reformat(
         frame,
-        format="rgb48le",
+        format="gbrp16le" if has_subsampled_lines else "rgb48le",
         src_colorspace=_default_matrix(frame),
         interpolation=Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT,
         threads=1,
     )
-    return np.asarray(image.to_ndarray())
+    return np.asarray(image.to_ndarray(format="rgb48le", threads=1))
 
 
 def is_deep(frame: "VideoFrame") -> bool:
@@ -204,7 +207,7 @@ def orientation(frame: "VideoFrame") -> tuple[int, int, int, int]:
 
     Returns (a, b, c, d), each -1, 0 or 1, with x' = a x + c y, y' = b x + d y.
     """
-    data: Any = frame.side_data.get("DISPLAYMATRIX")
+    data: Any = side_data(frame, "DISPLAYMATRIX")
     if data is None:
         return IDENTITY_ORIENTATION
     a, b, _, c, d, _, _, _, _ = struct.unpack("=9i", bytes(data)[:36])

@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from openuni.manifests.video.side_data import side_data
+
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
 
@@ -27,7 +29,7 @@ class MotionVectors(NamedTuple):
 
 def frame_motion_vectors(frame: "VideoFrame") -> MotionVectors | None:
     """Motion vectors of a decoded frame; None if it is intra-coded or its decoder exports none."""
-    data: Any = frame.side_data.get("MOTION_VECTORS")
+    data: Any = side_data(frame, "MOTION_VECTORS")
     if data is None:
         return None
     table = data.to_ndarray()

@@ -42,7 +42,7 @@ def probe(
     and frames hidden by an edit list are not counted. Raises a `VideoError`.
     `data`: contents of a video that is not stored at `source` yet.
     """
-    with open_video(source, limits, data) as (container, stream), translate_errors(source):
+    with open_video(source, limits, data, only_probe=True) as (container, stream), translate_errors(source):
         if stream.time_base is None:
             raise CorruptVideo(f"{source} has no time base. Remux it to mp4 or mkv.")
         packets = list_packets(container, container.demux(stream), source, limits)

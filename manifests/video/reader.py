@@ -13,6 +13,7 @@ from openuni.manifests.video.clip import Clip, pts_hash
 from openuni.manifests.video.container import (
     Limits,
     Packets,
+    Span,
     lacks_timestamps,
     list_packets,
     open_video,
@@ -62,7 +63,7 @@ def decode_frames(
     `short_side_px`: downscale by area averaging to this length of the shorter side; 0, or a smaller frame: unchanged.
     Frames are scaled one by one, so memory is bounded by the working size.
     `threads`: number of decoder threads; 0: one per core.
-    `vectors`: also return the codec's motion vectors.
+    `vectors`: also return the codec's motion vectors; decoding then uses one thread.
 
     RGB is full range, by the colour matrix of the stream; default: BT.709 from 720 lines on, else BT.601. HDR is not
     tone-mapped. Non-square pixels become square by stretching the width. Interlaced frames are replaced by their top
@@ -72,6 +73,9 @@ def decode_frames(
     that cannot be decoded (no frame is ever substituted); `LimitExceeded`. Damage that still decodes to pictures cannot
     be detected, because video codecs have no checksums.
     """
+    if indices is None:
+        _check_decoded_size(clip, clip.frame_count, short_side_px, limits)  # before the source is opened
+    threads = 1 if vectors else threads  # with several, FFmpeg may export vectors before a frame is fully decoded
     try:
         return _decode(clip, indices, short_side_px, limits, threads, vectors)
     except CorruptVideo:
@@ -211,7 +215,8 @@ def _clip_packets(clip: Clip, container: "InputContainer", stream: "VideoStream"
     if lacks_timestamps(container):
         return list_packets(container, container.demux(stream), clip.source, limits)
     packets = packets_from_key(container, stream, clip.start_pts, clip.source)
-    return list_packets(container, packets, clip.source, limits, clip.end_pts)
+    span = Span(clip.start_pts, clip.end_pts, clip.frame_count)
+    return list_packets(container, packets, clip.source, limits, span)
 
 
 def _validate_indices(indices: np.ndarray, count: int) -> np.ndarray:
@@ -223,16 +228,23 @@ def _validate_indices(indices: np.ndarray, count: int) -> np.ndarray:
 
 def _stack(clip: Clip, images: Iterator[np.ndarray], count: int, short_side_px: int, limits: Limits) -> np.ndarray:
     """Collect images into one array, uint8 [count, H, W, 3]. Raises `LimitExceeded`."""
-    height_px, width_px = working_size(clip, short_side_px)
-    nbytes = count * height_px * width_px * 3
-    if nbytes > limits.max_decoded_bytes:
-        text = f"{count} frames of {width_px}x{height_px} need {nbytes} bytes"
-        limit = f"Limits.max_decoded_bytes = {limits.max_decoded_bytes}"
-        raise LimitExceeded(f"{clip.source}: {text}, over {limit}. Use a smaller working size or shorter clips.")
-    out = np.empty((count, height_px, width_px, 3), np.uint8)
+    _check_decoded_size(clip, count, short_side_px, limits)
+    out = np.empty((count, *working_size(clip, short_side_px), 3), np.uint8)
     for target, image in zip(out, images, strict=True):
         target[:] = image
     return out
+
+
+def _check_decoded_size(clip: Clip, count: int, short_side_px: int, limits: Limits) -> None:
+    """Raise `LimitExceeded` if `count` decoded frames would be larger than allowed."""
+    height_px, width_px = working_size(clip, short_side_px)
+    nbytes = count * height_px * width_px * 3
+    if nbytes > limits.max_decoded_bytes:
+        raise LimitExceeded(
+            f"{clip.source}: {count} frames of {width_px}x{height_px} need {nbytes / 1e9:.3g} GB, over the limit of "
+            f"{limits.max_decoded_bytes / 1e9:.3g} GB. Set a smaller [work] short_side_px or shorter clips ([ingest] "
+            "max_s), or raise [work] max_decoded_gb (Limits.max_decoded_bytes in Python)."
+        )
 
 
 def working_size(clip: Clip, short_side_px: int) -> tuple[int, int]:

@@ -65,6 +65,11 @@ class WorkOptions:
     short_side_px: Annotated[
         int, "working size: short side of the frames that operators get, pixels; 0: original size", Ge(0)
     ] = 720
+    max_decoded_gb: Annotated[
+        float,
+        "maximum size of the decoded frames of a clip, GB; larger clips fail. Annotators need up to 15 times that",
+        Gt(0),
+    ] = 4.0
     storage: Annotated[
         Literal["full", "compact"],
         "storage of modality maps: full precision, or compact (about 2 bits per pixel of depth, 4 of flow; for the "

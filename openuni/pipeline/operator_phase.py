@@ -16,6 +16,7 @@ from openuni.manifests.corpus.corpus_clip import read_modality
 from openuni.manifests.corpus.layout import annotation_group, operator_group
 from openuni.manifests.corpus.shards import TarShard
 from openuni.manifests.errors import ClipError, OpenUniError, Unavailable
+from openuni.manifests.video.container import Limits
 from openuni.manifests.video.reader import decode_count
 from openuni.pipeline.failures import format_error
 from openuni.pipeline.gpu_memory import VramMeter
@@ -34,6 +35,7 @@ class OperatorSpec(Spec):
     short_side_px: int
     required_maps: Mapping[str, Mapping[str, MapSource]]  # operator -> modality -> the map it starts from
     compact: bool  # how maps are stored
+    max_decoded_bytes: int  # of the frames of one clip
 
     def start(self, device: str) -> "OperatorWorker":
         """See `Spec.start`."""
@@ -64,6 +66,7 @@ class OperatorWorker(CorpusWorker):
     def __init__(self, spec: OperatorSpec, device: str) -> None:
         super().__init__(spec.corpus_url)
         self.spec = spec
+        self.limits = Limits(max_decoded_bytes=spec.max_decoded_bytes)
         self.operators = dict(spec.operators)
         self.vram = VramMeter(device)
         self.decodes_reported = decode_count()
@@ -172,7 +175,8 @@ class FilterWorker(OperatorWorker):
             return np.unique(np.concatenate(list(wanted.values())))
 
         vectors = any(getattr(self.operators[name], "requires_motion_vectors", False) for name in item.todo)
-        decoded = decode(item.clip, choose, self.spec.short_side_px, threads=decoder_threads(), vectors=vectors)
+        short_side_px = self.spec.short_side_px
+        decoded = decode(item.clip, choose, short_side_px, self.limits, threads=decoder_threads(), vectors=vectors)
         union = np.unique(np.concatenate(list(wanted.values())))
         return decoded, {name: np.searchsorted(union, indices) for name, indices in wanted.items()}
 
@@ -196,7 +200,7 @@ class AnnotatorWorker(OperatorWorker):
         for source in {source for name in item.todo for source in self.spec.required_maps[name].values()}:
             if source.annotator not in item.todo:
                 maps[source] = self._stored(source, item)
-        decoded = decode(item.clip, None, self.spec.short_side_px, threads=decoder_threads())
+        decoded = decode(item.clip, None, self.spec.short_side_px, self.limits, threads=decoder_threads())
         return DecodedInputs(decoded, maps)
 
     def view(self, name: str, prepared: DecodedInputs) -> DecodedClip:

@@ -126,8 +126,8 @@ class Pipeline:
             todo[name] = self._missing(group, clips.column("clip_id"))
         wanted = {name: wanted[name] for name in chosen}
         work = self.recipe.work
-        compact = work.storage == "compact"
-        spec = OperatorSpec(self.corpus.store.url, chosen, versions, work.short_side_px, wanted, compact)
+        max_bytes, compact = round(work.max_decoded_gb * 1e9), work.storage == "compact"
+        spec = OperatorSpec(self.corpus.store.url, chosen, versions, work.short_side_px, wanted, compact, max_bytes)
         names = " + ".join(chosen) if len(chosen) <= 2 else f"{len(chosen)} {kind}s"
         sources = {source for maps in wanted.values() for source in maps.values()}
         items, count = self._clip_items(clips, todo, sources)

@@ -54,6 +54,23 @@ def test_vectors_point_where_the_picture_moves(tmp_path, threads):
         assert np.average(vectors.shifts_px, axis=0, weights=area) == pytest.approx(SHIFT_PX, rel=0.05)
 
 
+@pytest.mark.parametrize(
+    ("codec", "suffix", "options"), [("libx264", "mp4", {"bf": "3"}), ("mpeg4", "avi", {"bf": "2"})]
+)
+def test_vectors_do_not_depend_on_the_number_of_decoder_threads(tmp_path, codec, suffix, options):
+    path = encode(tmp_path / f"x.{suffix}", codec, range(60), options, pictures=list(pan(60)))
+    clip = make_clip(str(path), probe(str(path)))
+
+    def listed(threads):
+        vectors = [found for found in decode(clip, threads=threads, vectors=True).vectors if found is not None]
+        return [(found.centres_px.tolist(), found.shifts_px.tolist()) for found in vectors]
+
+    expected = listed(1)
+    assert len(expected) > 50
+    for threads in (2, 8, 8, 8, 16, 16, 16, 0):
+        assert listed(threads) == expected, threads
+
+
 def test_the_working_size_does_not_matter(tmp_path):
     whole, small = (CodecMotion().run(None, decoded(tmp_path, pan(), short_side_px=size)) for size in (0, 64))
     assert whole == small

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from openuni.exchange.importers._alignment import align_by_values, format_shift, shifted
+from openuni.exchange.importers._alignment import MAX_SHIFT_FRAMES, align_by_values, format_shift, shifted
 from openuni.exchange.importers._stream_scan import StreamScan
 from openuni.manifests.arrays.srgb import linear_to_srgb, srgb_to_linear
 from openuni.manifests.arrays.vectors import vector_lengths
@@ -192,14 +192,15 @@ def check_product(picture: np.ndarray, colour: np.ndarray, light: np.ndarray, wh
             "(0: automatic for EXR), or render less light. check_product = false disables the check."
         )
     # square roots approximate sRGB, and the root of a product is the product of roots
-    aligned_by_motion = _check_alignment(np.sqrt(colour), np.sqrt(light), np.sqrt(linear_rgb), where)
+    roots = np.sqrt(colour), np.sqrt(light), np.sqrt(linear_rgb)
+    aligned_by_motion = _check_alignment(*roots, where)
     predicted = linear_to_srgb(np.clip(linear, 0, 1))
     correlation = _correlation(predicted, shown)
     if correlation is not None and correlation < MIN_CORRELATION:
         raise ClipError(
-            f"{where.parent}: albedo x irradiance does not explain rgb: correlation {correlation:.2f}, minimum "
-            f"{MIN_CORRELATION}. Check that the folders match, and the codings (albedo_coding, ...). "
-            "check_product = false disables the check."
+            f"{where.parent}: albedo x irradiance does not explain rgb: correlation {correlation:.2f}, and at most "
+            f"{_best_correlation(*roots):.2f} if a stream is shifted; minimum {MIN_CORRELATION}. Check that folders "
+            "match, and the codings (albedo_coding, ...). check_product = false disables the check."
         )
     gain = float(np.median(linear_rgb[usable] / linear[usable])) if usable.any() else None
     if gain is not None and not GAINS[0] <= gain <= GAINS[1]:
@@ -211,18 +212,18 @@ def check_product(picture: np.ndarray, colour: np.ndarray, light: np.ndarray, wh
 
 
 def _check_alignment(albedo: np.ndarray, irradiance: np.ndarray, shown: np.ndarray, where: Path) -> bool:
-    """Reject a clip that fits better if one of the three streams is shifted; True if motion confirms the alignment."""
-    unshifted = _product(albedo, irradiance)
-    predictions: dict[str, Callable[[int], np.ndarray]] = {
-        "albedo": lambda frames: _product(shifted(albedo, frames), irradiance),
-        "irradiance": lambda frames: _product(shifted(irradiance, frames), albedo),
-        "rgb": lambda frames: shifted(unshifted, frames),
-    }
+    """Reject a clip that fits better if one of the three streams is shifted; True if motion confirms the alignment.
+
+    A shift counts only if the product then explains the picture. Otherwise the streams are not of one scene, and the
+    shift with the smallest error says nothing.
+    """
+    predictions = _predictions(albedo, irradiance)
     alignments = {stream: align_by_values(predict, shown) for stream, predict in predictions.items()}
+    late = {stream: predictions[stream](found.shift) for stream, found in alignments.items() if found.shift}
     errors = {
-        stream: float(np.abs(predictions[stream](alignment.shift) - shown).mean())
-        for stream, alignment in alignments.items()
-        if alignment.shift
+        stream: float(np.abs(prediction - shown).mean())
+        for stream, prediction in late.items()
+        if (_correlation(prediction, shown) or 0.0) >= MIN_CORRELATION
     }
     if errors:
         stream = min(errors, key=errors.__getitem__)
@@ -232,6 +233,23 @@ def _check_alignment(albedo: np.ndarray, irradiance: np.ndarray, shown: np.ndarr
             "Correct the order of its frames."
         )
     return all(alignment.confirmed for alignment in alignments.values())
+
+
+def _predictions(albedo: np.ndarray, irradiance: np.ndarray) -> dict[str, Callable[[int], np.ndarray]]:
+    """By stream: the picture that follows if the stream is shifted by a number of frames."""
+    unshifted = _product(albedo, irradiance)
+    return {
+        "albedo": lambda frames: _product(shifted(albedo, frames), irradiance),
+        "irradiance": lambda frames: _product(shifted(irradiance, frames), albedo),
+        "rgb": lambda frames: shifted(unshifted, frames),
+    }
+
+
+def _best_correlation(albedo: np.ndarray, irradiance: np.ndarray, shown: np.ndarray) -> float:
+    """Highest correlation with the picture over all shifts of one stream."""
+    shifts = range(-MAX_SHIFT_FRAMES, MAX_SHIFT_FRAMES + 1)
+    predictions = _predictions(albedo, irradiance).values()
+    return max(_correlation(predict(frames), shown) or 0.0 for predict in predictions for frames in shifts)
 
 
 def _product(albedo: np.ndarray, irradiance: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Video files as hostile input: what is refused, what is reported, and that nothing else is read."""
 
+import dataclasses
 import functools
 import http.server
 import socket
@@ -17,6 +18,7 @@ from openuni.manifests.errors import ClipError
 from openuni.manifests.video.container import Limits
 from openuni.manifests.video.encode import write_video
 from openuni.manifests.video.probe import make_clip, probe
+from openuni.manifests.video.reader import decode_count
 from openuni.manifests.video.video_errors import (
     CorruptVideo,
     LimitExceeded,
@@ -209,6 +211,14 @@ def test_limits_hold(tmp_path: Path) -> None:
             probe(path, limits)
     with pytest.raises(LimitExceeded, match="max_decoded_bytes"):
         decode(clip, limits=Limits(max_decoded_bytes=40 * 64 * 48 * 3 - 1))
+    opened = decode_count()
+    with pytest.raises(LimitExceeded, match=r"1000000 frames of 64x48 need 9\.22 GB, over .* 4 GB"):
+        decode(dataclasses.replace(clip, frame_count=1_000_000), limits=Limits(max_decoded_bytes=4 * 10**9))
+    with pytest.raises(LimitExceeded, match=r"\[work\] max_decoded_gb"):
+        decode(clip, vectors=True, limits=Limits(max_decoded_bytes=1000))
+    assert decode_count() == opened, "the size is checked before the file is opened"
+    with pytest.raises(LimitExceeded, match="30 frames of 64x48"):
+        decode(clip, lambda times_s: np.arange(30), limits=Limits(max_decoded_bytes=1000))
     decode(clip, short_side_px=24, limits=Limits(max_decoded_bytes=40 * 32 * 24 * 3))
     probe(path, Limits(max_pixels=64 * 48, max_duration_s=1.6, max_frame_count=40))
 
@@ -284,7 +294,11 @@ class _Ranged(http.server.SimpleHTTPRequestHandler):
     """A static server that honours one byte range, as object stores do."""
 
     def do_GET(self) -> None:
-        data = Path(self.translate_path(self.path)).read_bytes()
+        path = Path(self.translate_path(self.path))
+        if not path.exists():
+            self.send_error(404)
+            return
+        data = path.read_bytes()
         wanted = self.headers.get("Range")
         start, stop = 0, len(data)
         if wanted:
