@@ -38,6 +38,10 @@ class Store:
         """The full path of a name as a `Path`; only for local stores."""
         return Path(self.path(name))
 
+    def name_of(self, path: str) -> str:
+        """The name of a full path; the inverse of `path`."""
+        return path.removeprefix(f"{self.root}/")
+
     def names(self, folder: str, suffix: str) -> list[str]:
         """Names (relative to the root) of the files directly in `folder` that end in `suffix`, sorted."""
         try:
@@ -65,6 +69,10 @@ class Store:
     def exists(self, name: str) -> bool:
         """Whether the file exists."""
         return bool(self.fs.exists(self.path(name)))
+
+    def nbytes(self, name: str) -> int:
+        """Size of a file, bytes. Raises `FileNotFoundError`."""
+        return int(self.fs.info(self.path(name))["size"])
 
     def read(self, name: str) -> bytes:
         """All bytes of a file."""

@@ -8,7 +8,6 @@ local spool folder and uploaded when sealed.
 
 import base64
 import fcntl
-import io
 import json
 import os
 import time
@@ -19,10 +18,10 @@ from typing import Any
 from uuid import uuid4
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import xxhash
 
 from openuni.manifests.corpus.layout import OPEN
+from openuni.manifests.corpus.part_files import table_bytes
 from openuni.manifests.corpus.shards import SafetensorsShard, Shard, ShardEntry, TarShard
 from openuni.manifests.corpus.store import Store
 from openuni.manifests.errors import OpenUniError
@@ -237,13 +236,6 @@ def _escape_surrogates(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _escape_surrogates(entry) for key, entry in value.items()}
     return [_escape_surrogates(entry) for entry in value] if isinstance(value, list | tuple) else value
-
-
-def table_bytes(table: pa.Table) -> bytes:
-    """Serialize a table as one Parquet file in memory."""
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue()
 
 
 def open_parts_dir(store: Store, group: str) -> Path:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import xxhash
 
 from openuni.manifests.errors import ClipError, MissingRequirement
 from openuni.manifests.video.file_head import check_head
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 # Self-contained formats. Playlists and scripts (hls, dash, concat, image2, ...) are excluded: they refer to other files
 # and URLs, so that a crafted one could read local files into a corpus.
 DEMUXERS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf,ivf,mxf"
-BYTE_RANGE = re.compile(r"#bytes=(\d{1,18})-(\d{1,18})$")  # suffix of a source; inclusive, as in HTTP
+# suffix of a source: an inclusive byte range, as in HTTP, and optionally its xxh3-64
+BYTE_RANGE = re.compile(r"#bytes=(\d{1,18})-(\d{1,18})(?:&xxh3=([0-9a-f]{16}))?$")
 URL_PROTOCOLS = ("http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory")
 MAX_PIXEL_ASPECT = 4  # real formats stay below about 2.2
 SQUARE_PIXEL_TOLERANCE = 0.01  # covers the rounding of sizes to even numbers by encoders
@@ -228,7 +230,8 @@ def _open_file(source: str, stack: contextlib.ExitStack) -> Any:
             from fsspec.implementations.local import LocalFileSystem
 
             file = stack.enter_context(LocalFileSystem().open(file, "rb"))
-        return _ByteRangeFile(source, file, int(byte_range[1]), int(byte_range[2]))
+        part = _ByteRangeFile(source, file, int(byte_range[1]), int(byte_range[2]))
+        return part if byte_range[3] is None else _verified(source, part, byte_range[3])
     protocol, separator, _ = source.partition("://")
     if separator and "/" not in protocol and protocol != "file":
         if protocol not in URL_PROTOCOLS or "::" in source:
@@ -281,6 +284,14 @@ class _ByteRangeFile(io.RawIOBase):
         data = bytes(self.file.read(remaining if count < 0 else min(count, remaining)))
         self.position += len(data)
         return data
+
+
+def _verified(source: str, file: _ByteRangeFile, xxh3: str) -> io.BytesIO:
+    """The bytes of a file. Raises `CorruptVideo` if their checksum (16 hex digits) differs."""
+    data = file.read()
+    if xxhash.xxh3_64_hexdigest(data) != xxh3:
+        raise CorruptVideo(f"{source}: checksum mismatch; the file changed after it was written. Rerun the import.")
+    return io.BytesIO(data)
 
 
 def _main_stream(source: str, container: "InputContainer") -> "VideoStream":
