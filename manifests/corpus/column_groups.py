@@ -32,7 +32,7 @@ from openuni.manifests.corpus.layout import (
 from openuni.manifests.corpus.part_files import CheckedDataset, open_part, parts_dataset, read_part, table_bytes
 from openuni.manifests.corpus.shards import Shard, checksum
 from openuni.manifests.corpus.store import Store
-from openuni.manifests.corpus.writer import PartWriter, recover, spool_dir
+from openuni.manifests.corpus.writer import PartWriter, open_parts_dir, recover, spool_dir
 from openuni.manifests.errors import DamagedFile, OpenUniError
 
 PARALLEL_PARTS = 8  # files processed concurrently, to hide the latency of object stores
@@ -162,7 +162,20 @@ class ColumnGroups:
 
     def recover(self) -> int:
         """Seal open parts of dead workers in every column group; return the number of recovered rows."""
-        return sum(recover(self.store, group) for group in self._groups_with_open_parts())
+        return sum(recover(self.store, group) for group in self.groups_with_open_parts())
+
+    def groups_with_open_parts(self) -> list[str]:
+        """Column groups with open parts, of live or dead workers."""
+        root = self.store.local("") if self.store.is_local else spool_dir(self.store)
+        if self.store.is_local:
+            folders = [path.parent for path in root.rglob(OPEN) if path.is_dir()]
+        else:
+            folders = sorted({path.parent for path in root.rglob("*.journal")})
+        return [folder.relative_to(root).as_posix() for folder in folders]
+
+    def open_parts(self, group: str) -> list[str]:
+        """Names of a group's open parts, without suffix."""
+        return sorted(path.stem for path in open_parts_dir(self.store, group).glob("*.journal"))
 
     def activate_version(self, group: str, version: str) -> None:
         """Make `version` the only visible one.
@@ -257,14 +270,6 @@ class ColumnGroups:
         for entry in names:
             if self.store.exists(f"{source}/{entry}"):
                 self.store.move(f"{source}/{entry}", f"{folder}/{entry}")
-
-    def _groups_with_open_parts(self) -> list[str]:
-        root = self.store.local("") if self.store.is_local else spool_dir(self.store)
-        if self.store.is_local:
-            folders = [path.parent for path in root.rglob(OPEN) if path.is_dir()]
-        else:
-            folders = sorted({path.parent for path in root.rglob("*.journal")})
-        return [folder.relative_to(root).as_posix() for folder in folders]
 
 
 def status_column(table: pa.Table, group: str) -> pa.ChunkedArray:

@@ -167,16 +167,20 @@ def read_part(store: Store, part: str, columns: Sequence[str] | None = None) -> 
         return file.read(None if columns is None else list(columns))
 
 
-def verify_part(store: Store, part: str) -> None:
-    """Read a whole part. Raises `DamagedFile` if anything in it is damaged; parts without checksums are decoded."""
+def verify_part(store: Store, part: str) -> bool:
+    """Read a whole part; returns whether it has checksums. Parts without them are decoded.
+
+    Raises `DamagedFile` if anything in it is damaged.
+    """
     with CheckedFile(store, part) as file:
         if file.table is not None:
             while file.read(VERIFIED_BYTES):
                 pass
-            return
-    with part_errors(store, [part]):
-        for batch in open_part(store, part).iter_batches():
+            return True
+    with part_errors(store, [part]), open_part(store, part) as parquet:
+        for batch in parquet.iter_batches():
             batch.validate(full=True)
+    return False
 
 
 @contextmanager

@@ -24,9 +24,14 @@ class Store:
         self.root = str(Path(path).resolve()) if self.is_local else path.rstrip("/")
         self.url = self.root if self.is_local else self.fs.unstrip_protocol(self.root)
 
+    @staticmethod
+    def is_name(name: str) -> bool:
+        """Whether it is a relative path that stays inside the root."""
+        return not (name.startswith("/") or "\\" in name or "\0" in name or ".." in name.split("/"))
+
     def path(self, name: str) -> str:
         """The full path of a name. Raises `OpenUniError` for names outside the root."""
-        if name.startswith("/") or "\\" in name or "\0" in name or ".." in name.split("/"):
+        if not self.is_name(name):
             raise OpenUniError(f'"{name}" is not a name inside {self.url}; the manifest that contains it is damaged')
         return f"{self.root}/{name}" if name else self.root
 
@@ -148,10 +153,13 @@ class Store:
 
     def delete_temp_files(self) -> None:
         """Delete incomplete files of killed processes. Call it only while no other process writes to the store."""
-        if self.is_local:
-            for path in Path(self.root).rglob(".*.tmp"):
-                if TEMP_FILE.fullmatch(path.name):
-                    path.unlink(missing_ok=True)
+        for name in self.temp_files():
+            self.local(name).unlink(missing_ok=True)
+
+    def temp_files(self) -> list[str]:
+        """Names of incomplete files of `put`, of live or killed processes; none on object stores."""
+        found = Path(self.root).rglob(".*.tmp") if self.is_local else ()
+        return sorted(self.name_of(str(path)) for path in found if TEMP_FILE.fullmatch(path.name))
 
     def free_bytes(self) -> int | None:
         """Free disk space, bytes; None for object stores."""

@@ -286,12 +286,12 @@ class _ByteRangeFile(io.RawIOBase):
         return data
 
 
-def _verified(source: str, file: _ByteRangeFile, xxh3: str) -> io.BytesIO:
-    """The bytes of a file. Raises `CorruptVideo` if their checksum (16 hex digits) differs."""
+def _verified(source: str, file: _ByteRangeFile, xxh3: str) -> _ByteRangeFile:
+    """The same file in memory. Raises `CorruptVideo` if their checksum (16 hex digits) differs."""
     data = file.read()
     if xxhash.xxh3_64_hexdigest(data) != xxh3:
         raise CorruptVideo(f"{source}: checksum mismatch; the file changed after it was written. Rerun the import.")
-    return io.BytesIO(data)
+    return _ByteRangeFile(source, io.BytesIO(data), 0, len(data) - 1)
 
 
 def _main_stream(source: str, container: "InputContainer") -> "VideoStream":
