@@ -90,11 +90,14 @@ def block_table(tail: bytes, size: int, where: str) -> BlockTable | None:
     return BlockTable(size - len(tail) + table_at, block_bytes, tail[table_at + len(MARK) : counts_at])
 
 
-def record_bytes(record: Mapping[str, Any]) -> bytes:
-    """A JSON record with its checksum as the last key. Values that JSON lacks are written as text."""
+def record_bytes(record: Mapping[str, Any], indent: int | None = 2) -> bytes:
+    """A JSON record with its checksum as the last key. Values that JSON lacks are written as text.
+
+    `indent`: None writes one line.
+    """
     plain = json.loads(json.dumps(record, default=str))
     plain.pop(RECORD_KEY, None)
-    return json.dumps(plain | {RECORD_KEY: _record_checksum(plain)}, indent=2).encode()
+    return json.dumps(plain | {RECORD_KEY: _record_checksum(plain)}, indent=indent).encode()
 
 
 def parse_record(data: bytes, where: str) -> dict[str, Any]:

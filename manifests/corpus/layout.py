@@ -9,6 +9,7 @@ CLIPS = "clips"
 LATENTS = "latents"
 TEXT = "text"
 RUNS = "runs"  # one ledger per run, named by its start time
+FAILURES_SUFFIX = ".failures.jsonl"
 OPERATOR_FOLDERS = {"filter": "filters", "annotator": "annotations"}
 SUPERSEDED = "superseded"  # folder in a group: parts of other versions, one folder per version
 OPEN = ".open"  # folder in a group: open parts
@@ -59,7 +60,7 @@ def run_log(name: str) -> str:
 
 def run_failures(name: str) -> str:
     """The failed items of a run with their tracebacks, one JSON object per line; absent if nothing failed."""
-    return f"{RUNS}/{name}.failures.jsonl"
+    return f"{RUNS}/{name}{FAILURES_SUFFIX}"
 
 
 def superseded(group: str, version: str) -> str:

@@ -23,9 +23,10 @@ from openuni.manifests.corpus.checksums import (
     wanted_tail_bytes,
 )
 from openuni.manifests.corpus.store import Store
-from openuni.manifests.errors import DamagedFile, OpenUniError
+from openuni.manifests.errors import DamagedFile
 
 MAX_CACHED_BYTES = 1024**2  # the last read is kept if it is at most this long
+READ_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError)
 VERIFIED_BYTES = 8 * 1024**2  # read at a time by `verify_part`
 
 
@@ -156,14 +157,14 @@ class _CheckedFiles(pafs.FSSpecHandler):
 
 def open_part(store: Store, part: str) -> pq.ParquetFile:
     """One part, for its metadata or rows. Raises `DamagedFile`."""
-    with part_errors(store, [part]):
+    with _named(store, part):
         source = pa.PythonFile(CheckedFile(store, part), mode="r")
         return pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=True)
 
 
 def read_part(store: Store, part: str, columns: Sequence[str] | None = None) -> pa.Table:
     """The rows of one part. Raises `DamagedFile`."""
-    with part_errors(store, [part]), open_part(store, part) as file:
+    with _named(store, part), open_part(store, part) as file:
         return file.read(None if columns is None else list(columns))
 
 
@@ -177,36 +178,37 @@ def verify_part(store: Store, part: str) -> bool:
             while file.read(VERIFIED_BYTES):
                 pass
             return True
-    with part_errors(store, [part]), open_part(store, part) as parquet:
+    with _named(store, part), open_part(store, part) as parquet:
         for batch in parquet.iter_batches():
             batch.validate(full=True)
     return False
 
 
 @contextmanager
+def _named(store: Store, part: str) -> Iterator[None]:
+    """Context that converts pyarrow's errors in reading a part to `DamagedFile`."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except READ_ERRORS as error:
+        raise DamagedFile(store.location(part), f"not readable: {str(error).splitlines()[0][:200]}") from error
+
+
+@contextmanager
 def part_errors(store: Store, parts: Sequence[str]) -> Iterator[None]:
-    """Context that converts pyarrow's errors in reading these parts to `DamagedFile`, which names the part.
+    """Context that converts pyarrow's errors in reading parts to `DamagedFile`, which names the part.
 
     Errors for which no part is to blame are passed on.
     """
     try:
         yield
-    except (OpenUniError, FileNotFoundError):
+    except FileNotFoundError:
         raise
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except READ_ERRORS:
         for part in parts:
-            if len(parts) > 1 and _is_readable(store, part):
-                continue
-            raise DamagedFile(store.location(part), f"not readable: {str(error).splitlines()[0][:200]}") from error
+            verify_part(store, part)
         raise
-
-
-def _is_readable(store: Store, part: str) -> bool:
-    try:
-        verify_part(store, part)
-    except DamagedFile:
-        return False
-    return True
 
 
 class CheckedDataset:

@@ -18,6 +18,7 @@ from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.corpus.layout import (
     CLIPS,
     CORPUS_RECORD,
+    FAILURES_SUFFIX,
     LATENTS,
     PART_SUFFIX,
     RUNS,
@@ -121,7 +122,23 @@ class CorpusVerification:
                 self._record(name, f"training on {in_folder(kind, family)}")
         for name in self.store.names(RUNS, ".json"):
             self._record(name, "the history of runs; no clips")
+        for name in self.store.names(RUNS, FAILURES_SUFFIX):
+            self._failures(name)
         return found
+
+    def _failures(self, name: str) -> None:
+        """Lines of a log of failed items; the last one may be cut short by a kill."""
+        lines = self.store.read(name).split(b"\n")[:-1]
+        bad = []
+        for number, line in enumerate(lines, 1):
+            try:
+                parse_record(line, name)
+            except DamagedFile as error:
+                bad.append(f"line {number}: {error.reason}")
+        if bad:
+            self._bad_record(name, bad[0], "tracebacks that openuni explain shows; no clips")
+        else:
+            self.found.records += 1
 
     def _record(self, name: str, depends: str) -> None:
         try:

@@ -35,6 +35,8 @@ class Repair:
     def __init__(self, found: Findings) -> None:
         self.found, self.store = found, found.store
         self.time = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}"
+        self.ledgers = list(Corpus(self.store, {}).runs())
+        self.imports = [ledger["import"] for ledger in self.ledgers if isinstance(ledger.get("import"), dict)]
 
     def run(self) -> Findings:
         """Set everything damaged aside; the findings say what was done about each."""
@@ -66,7 +68,7 @@ class Repair:
         if damage.kind == "duplicate":
             return f"one row of each clip kept; the former part is in {place}"
         group = visible_group(damage.file.rpartition("/")[0])
-        if group == CLIPS or _is_import(group):
+        if group == CLIPS or self._is_import(group):
             again = "run again with the sources, or import again"
         else:
             again = "the next run recomputes them"
@@ -106,10 +108,10 @@ class Repair:
         lost = [
             read_part(self.store, part, ["clip_id"]).column("clip_id").take(pa.array(sorted(rows)))
             for part, rows in self.found.bad_rows.items()
-            if _is_import(part.rpartition("/")[0])
+            if self._is_import(part.rpartition("/")[0])
         ]
         for part in self._parts_set_aside():
-            if _is_import(part.rpartition("/")[0]) and part not in self.found.bad_parts:
+            if self._is_import(part.rpartition("/")[0]) and part not in self.found.bad_parts:
                 lost.append(read_part(self.store, part, ["clip_id"]).column("clip_id"))
         lost += [self._without_import(part.rpartition("/")[0]) for part in self.found.bad_parts]
         ids = pa.chunked_array([chunk for column in lost for chunk in column.chunks], pa.string())
@@ -124,10 +126,9 @@ class Repair:
     def _without_import(self, group: str) -> pa.ChunkedArray:
         """Clips of the collections that were imported into a group, without a row there: it was in a damaged part."""
         none = pa.chunked_array([], pa.string())
-        if not _is_import(group):
+        if not self._is_import(group):
             return none
-        asked = [ledger.get("import") for ledger in Corpus(self.store, {}).runs()]
-        imports = [one for one in asked if isinstance(one, dict) and one.get("format") == operator_of(group)]
+        imports = [one for one in self.imports if one.get("format") == operator_of(group)]
         collections = pa.array({str(one.get("collection")) for one in imports}, pa.string())
         rows = [part.name for part in self.found.parts if part.folder == group]
         done = [read_part(self.store, name, ["clip_id"]).column("clip_id") for name in rows]
@@ -142,6 +143,11 @@ class Repair:
                 found.append(ids.filter(pc.invert(pc.is_in(ids, value_set=known))))
         return pa.chunked_array([chunk for column in found for chunk in column.chunks], pa.string())
 
+    def _is_import(self, folder: str) -> bool:
+        """Whether the rows of a column group come from an importer."""
+        names = {*component_names("importers"), *(one.get("format") for one in self.imports)}
+        return folder.startswith(OPERATOR_FOLDERS["annotator"]) and operator_of(folder) in names
+
     def _parts_set_aside(self) -> list[str]:
         """Sound parts that go because of their shards."""
         stems = {shard.rpartition(".")[0] for shard in self.found.bad_shards}
@@ -149,8 +155,7 @@ class Repair:
 
     def _restore_corpus_record(self) -> None:
         """Write corpus.json anew from the recipe of the newest run; without one, with no keep rule and operators."""
-        corpus = Corpus(self.store, {})
-        ledgers = [ledger for ledger in corpus.runs() if isinstance(ledger.get("recipe"), dict)]
+        ledgers = [ledger for ledger in self.ledgers if isinstance(ledger.get("recipe"), dict)]
         record: dict[str, Any] = {
             "format": FORMAT,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -172,9 +177,3 @@ def _facts_of_recipe(tables: Mapping[str, Any]) -> dict[str, Any]:
     cut = shot_splitting.version(recipe.shot_detector, recipe.ingest)
     filters, annotators = list(recipe.filters), list(recipe.annotators)
     return {"keep": recipe.keep, "filters": filters, "annotators": annotators, "cut": cut}
-
-
-def _is_import(folder: str) -> bool:
-    """Whether the rows of a column group come from an importer."""
-    name = operator_of(folder)
-    return folder.startswith(OPERATOR_FOLDERS["annotator"]) and name in component_names("importers")
