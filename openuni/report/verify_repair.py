@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from openuni.config.captions import caption_column
 from openuni.config.recipe import CorpusRecipe
 from openuni.manifests.contracts.discovery import component_names
 from openuni.manifests.corpus.checksums import record_bytes
@@ -15,16 +16,19 @@ from openuni.manifests.corpus.corpus import FORMAT, Corpus
 from openuni.manifests.corpus.layout import (
     CLIPS,
     CORPUS_RECORD,
+    LATENTS,
     OPERATOR_FOLDERS,
     PART_SUFFIX,
     SHARD_SUFFIXES,
+    TEXT,
+    latent_group,
     operator_of,
     set_aside,
     visible_group,
 )
 from openuni.manifests.corpus.part_files import read_part, table_bytes
 from openuni.manifests.errors import OpenUniError
-from openuni.pipeline import shot_splitting
+from openuni.pipeline import encode_phase, shot_splitting
 from openuni.report.verify_corpus import Findings
 from openuni.report.verify_report import Damage
 
@@ -35,6 +39,8 @@ class Repair:
     def __init__(self, found: Findings) -> None:
         self.found, self.store = found, found.store
         self.time = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}"
+        self.moved: set[str] = set()  # parts, without suffix
+        self.restored: set[str] = set()  # records
         self.ledgers = list(Corpus(self.store, {}).runs())
         self.imports = [ledger["import"] for ledger in self.ledgers if isinstance(ledger.get("import"), dict)]
 
@@ -43,8 +49,7 @@ class Repair:
         self._remove_imported_clips()
         for name in self.found.bad_records:
             self._set_aside(name)
-        if CORPUS_RECORD in self.found.bad_records:
-            self._restore_corpus_record()
+        self._restore_records()
         for part in self.found.bad_parts:
             self._set_aside_part(part)
         for shard in self.found.bad_shards:
@@ -61,10 +66,9 @@ class Repair:
     def _done(self, damage: Damage) -> str:
         """What was done about a finding, and what recomputes it."""
         place = set_aside("", self.time)
-        if damage.file == CORPUS_RECORD:
-            return f"rebuilt from the newest run; the old file is in {place}"
         if damage.kind == "record":
-            return f"moved to {place}"
+            rebuilt = "; rebuilt from the recipe of an earlier run" if damage.file in self.restored else ""
+            return f"moved to {place}{rebuilt}"
         if damage.kind == "duplicate":
             return f"one row of each clip kept; the former part is in {place}"
         group = visible_group(damage.file.rpartition("/")[0])
@@ -72,7 +76,8 @@ class Repair:
             again = "run again with the sources, or import again"
         else:
             again = "the next run recomputes them"
-        if damage.kind in ("payload", "reference") or (damage.kind == "shard" and damage.clips is not None):
+        is_moved = damage.file.rpartition(".")[0] in self.moved
+        if not is_moved and damage.clips is not None:
             return f"rows of {damage.clips:,} clips removed ({again}); the former part is in {place}"
         return f"moved to {place}; {again}"
 
@@ -84,6 +89,7 @@ class Repair:
 
     def _set_aside_part(self, part: str) -> None:
         """The Parquet file first: rows must never lack their payloads."""
+        self.moved.add(part.removesuffix(PART_SUFFIX))
         for suffix in (PART_SUFFIX, *SHARD_SUFFIXES):
             self._set_aside(part.removesuffix(PART_SUFFIX) + suffix)
         self.found.bad_rows = {name: rows for name, rows in self.found.bad_rows.items() if name != part}
@@ -153,9 +159,17 @@ class Repair:
         stems = {shard.rpartition(".")[0] for shard in self.found.bad_shards}
         return [part.name for part in self.found.parts if part.name.removesuffix(PART_SUFFIX) in stems]
 
-    def _restore_corpus_record(self) -> None:
-        """Write corpus.json anew from the recipe of the newest run; without one, with no keep rule and operators."""
-        ledgers = [ledger for ledger in self.ledgers if isinstance(ledger.get("recipe"), dict)]
+    def _restore_records(self) -> None:
+        """Write corpus.json and family.json anew from the recipes of earlier runs, the newest first."""
+        recipes = [recipe for ledger in reversed(self.ledgers) if (recipe := _recipe_of(ledger)) is not None]
+        for name in self.found.bad_records:
+            if name == CORPUS_RECORD:
+                self._write(name, self._corpus_record(recipes))
+            elif record := self._family(name, recipes):
+                self._write(name, record)
+
+    def _corpus_record(self, recipes: list[CorpusRecipe]) -> dict[str, Any]:
+        """Without a recipe: no keep rule and no operators, until the next run."""
         record: dict[str, Any] = {
             "format": FORMAT,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -164,16 +178,41 @@ class Repair:
             "annotators": [],
             "encoded": {},
         }
-        if ledgers:
-            record |= _facts_of_recipe(ledgers[-1]["recipe"])
-        self.store.put(CORPUS_RECORD, record_bytes(record))
+        for recipe in recipes[:1]:
+            record["keep"] = recipe.keep
+            record["filters"], record["annotators"] = list(recipe.filters), list(recipe.annotators)
+            record["cut"] = shot_splitting.version(recipe.shot_detector, recipe.ingest)
+        return record
+
+    def _family(self, name: str, recipes: list[CorpusRecipe]) -> dict[str, Any] | None:
+        """The record of a latent or text family, from the newest recipe that encodes into it."""
+        folder, _, _ = name.rpartition("/")
+        kind, _, family = folder.partition("/")
+        for recipe in recipes:
+            options, codec, text_codec = recipe.encode, recipe.latent_codec, recipe.text_codec
+            if options is None or codec is None or text_codec is None:
+                continue
+            if kind == LATENTS and encode_phase.family_name(options, codec) == family:
+                found = self.store.folders(folder)
+                streams = [encode_phase.EncodeStream(one, "", latent_group(family, one), family) for one in found]
+                return encode_phase.family_record(options, codec, streams)
+            if kind == TEXT and encode_phase.text_family_name(text_codec) == family:
+                return encode_phase.text_family_record(text_codec, self._caption(recipe))
+        return None
+
+    def _caption(self, recipe: CorpusRecipe) -> str:
+        """The caption column that a recipe embeds; empty: the clips' own captions."""
+        given = recipe.encode.caption if recipe.encode else ""
+        return ".".join(caption_column(given, recipe.annotators, Corpus(self.store, {}))) if given else ""
+
+    def _write(self, name: str, record: Mapping[str, Any]) -> None:
+        self.store.put(name, record_bytes(record))
+        self.restored.add(name)
 
 
-def _facts_of_recipe(tables: Mapping[str, Any]) -> dict[str, Any]:
+def _recipe_of(ledger: Mapping[str, Any]) -> CorpusRecipe | None:
+    """The recipe of a run; None for imports, and for recipes with components that are not installed here."""
     try:
-        recipe = CorpusRecipe.parse(tables)
-    except OpenUniError:  # such as an operator that is not installed here
-        return {}
-    cut = shot_splitting.version(recipe.shot_detector, recipe.ingest)
-    filters, annotators = list(recipe.filters), list(recipe.annotators)
-    return {"keep": recipe.keep, "filters": filters, "annotators": annotators, "cut": cut}
+        return CorpusRecipe.parse(ledger["recipe"]) if isinstance(ledger.get("recipe"), dict) else None
+    except OpenUniError:
+        return None
