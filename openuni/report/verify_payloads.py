@@ -95,9 +95,9 @@ def _sources(rows: pa.Table) -> Extents:
             first, last = int(match[1]), int(match[2])
             digest = int(match[3], 16) if match[3] else 0
             found.append((row, source[len(WITHIN) : match.start()], first, last + 1 - first, digest))
-    row, shard, offset, nbytes, xxh3 = zip(*found, strict=True) if found else ((),) * 5
-    numbers = [np.array(values, np.int64) for values in (row, offset, nbytes)]
-    return Extents(numbers[0], ["source"] * len(found), list(shard), *numbers[1:], np.array(xxh3, np.uint64))
+    rows_at, offset, nbytes = (np.array([one[position] for one in found], np.int64) for position in (0, 2, 3))
+    xxh3 = np.array([one[4] for one in found], np.uint64)
+    return Extents(rows_at, ["source"] * len(found), [one[1] for one in found], offset, nbytes, xxh3)
 
 
 def _joined(parts: list[Extents]) -> Extents:

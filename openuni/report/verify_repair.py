@@ -123,11 +123,11 @@ class Repair:
         ids = pa.chunked_array([chunk for column in lost for chunk in column.chunks], pa.string())
         if not len(ids):
             return
-        for part in self.found.parts:
-            if part.folder == CLIPS:
-                mask = pc.is_in(read_part(self.store, part.name, ["clip_id"]).column("clip_id"), value_set=ids)
+        for clips in self.found.parts:
+            if clips.folder == CLIPS:
+                mask = pc.is_in(read_part(self.store, clips.name, ["clip_id"]).column("clip_id"), value_set=ids)
                 if rows := set(np.flatnonzero(mask.to_numpy()).tolist()):
-                    self.found.bad_rows.setdefault(part.name, set()).update(rows)
+                    self.found.bad_rows.setdefault(clips.name, set()).update(rows)
 
     def _without_import(self, group: str) -> pa.ChunkedArray:
         """Clips of the collections that were imported into a group, without a row there: it was in a damaged part."""

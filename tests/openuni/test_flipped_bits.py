@@ -1,6 +1,6 @@
 """A bit flipped anywhere in a corpus is an error, is found by `openuni verify`, or has no effect: none changes a value.
 
-`everything` is what reading a file, or the column group that it belongs to, returns: records, rows, payloads, frames.
+Compared are records, and all rows, payloads and frames of the column group that a file belongs to.
 """
 
 import random

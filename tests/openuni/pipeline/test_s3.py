@@ -135,3 +135,20 @@ def test_select_copies_what_passes(remote):
     chosen = openuni.select(remote, "motion.speed_diag_per_s > 0.4", out=f"{BUCKET}/cut")
     assert 0 < len(chosen) < 3
     assert len(chosen[0].flow) == 6
+
+
+def test_verify_finds_and_repairs_damage_on_the_store(remote, bucket):
+    chosen = openuni.select(remote, "motion.speed_diag_per_s > 0", out=f"{bucket}/checked")
+    report = openuni.verify(chosen, reporter=Reporter(quiet=True))
+    assert report.is_sound and report.payloads > 0
+    store = chosen.store
+    for name, place in ((chosen.parts("filters/motion")[0], -100), (store.names("annotations/dis", ".tar")[0], 700)):
+        data = bytearray(store.read(name))
+        data[place] ^= 1
+        store.put(name, bytes(data))
+    with pytest.raises(openuni.OpenUniError, match=r"s3://.*/filters/motion/part-.*\.parquet is damaged"):
+        chosen.table("filters/motion")
+    report = openuni.verify(chosen, repair=True, reporter=Reporter(quiet=True))
+    assert len(report.damage) == 2 and report.is_sound
+    assert openuni.verify(chosen, reporter=Reporter(quiet=True)).damage == ()
+    assert len(store.folders("damaged")) == 1 and chosen.parts("filters/motion") == []
