@@ -24,9 +24,9 @@ def verify(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", "-j", help="JSON output")] = False,
 ) -> None:
-    """Verify the checksums of a corpus or a training run, and list what is damaged.
+    """Verify all files of a corpus or training run.
 
-    Exit code 0 if it is sound (or was repaired), 1 if something is damaged.
+    Lists what is damaged and what depends on it. Exit code 0 if it is sound (or was repaired), 1 if something is damaged.
     """
     from openuni import api
 
