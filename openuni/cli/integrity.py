@@ -26,7 +26,8 @@ def verify(
 ) -> None:
     """Verify all files of a corpus or training run.
 
-    Lists what is damaged and what depends on it. Exit code 0 if it is sound (or was repaired), 1 if something is damaged.
+    Lists what is damaged and what depends on it. Exit code 0 if it is sound or was repaired, 1 if something is
+    damaged.
     """
     from openuni import api
 
