@@ -8,6 +8,20 @@ class OpenUniError(Exception):
     """Invalid input or a missing requirement. The command line prints the message, no traceback, and exits with 2."""
 
 
+class DamagedFile(OpenUniError):
+    """A file of a corpus or training run is damaged. `where`: its path or URL; `reason`: what is wrong with it."""
+
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(
+            f"{where} is damaged: {reason}. Restore it, or see what depends on it with: openuni verify FOLDER (for a "
+            "corpus, --repair sets damaged files aside, so that the next run recomputes them)"
+        )
+        self.where, self.reason = where, reason
+
+    def __reduce__(self) -> tuple[type["DamagedFile"], tuple[str, str]]:  # errors of Ray workers are pickled
+        return DamagedFile, (self.where, self.reason)
+
+
 class ClipError(Exception):
     """A clip cannot be processed. Its row gets status `failed`; the run continues."""
 

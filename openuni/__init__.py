@@ -12,7 +12,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from openuni.api import export, import_set, open_corpus, open_run, run, select, split, train
+    from openuni.api import export, import_set, open_corpus, open_run, run, select, split, train, verify
     from openuni.config.recipe import CorpusRecipe
     from openuni.manifests.contracts.decoded_clip import DecodedClip
     from openuni.manifests.corpus.corpus import Corpus
@@ -37,6 +37,7 @@ _LAZY_IMPORTS = {
     "select": "openuni.api",
     "split": "openuni.api",
     "train": "openuni.api",
+    "verify": "openuni.api",
 }
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "select",
     "split",
     "train",
+    "verify",
 ]
 
 

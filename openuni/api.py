@@ -27,6 +27,8 @@ from openuni.pipeline.runners.runner import open_runner
 from openuni.pipeline.scope import RunScope
 from openuni.pipeline.sources import find_sources
 from openuni.report import doctor
+from openuni.report import verify as verification
+from openuni.report.verify_report import VerifyReport
 
 if TYPE_CHECKING:
     from openuni.training.recipe import TrainingRecipe
@@ -238,6 +240,27 @@ def open_run(path: str | Path) -> "Run":
     from openuni.training.run import Run
 
     return Run.open(Path(path))
+
+
+def verify(
+    path: str | Path | Corpus,
+    sample: float | None = None,
+    *,
+    repair: bool = False,
+    workers: int | None = None,
+    seed: int | None = None,
+    reporter: Reporter | None = None,
+) -> VerifyReport:
+    """Verify the checksums of a corpus (folder or URL) or a training run (folder).
+
+    `sample`: verify a random sample of a corpus's payloads only: a fraction (below 1) or a number of payloads; records,
+    Parquet parts and references are always verified. `repair`: move what is damaged to the folder `damaged/TIME/`, so
+    that the next run recomputes exactly that. `workers`: number of threads; default one per core, up to 8. `seed`:
+    random seed of the sample. Raises `OpenUniError` if the path is neither a corpus nor a training run; damage raises
+    nothing, see `VerifyReport.damage`.
+    """
+    place = path.store.url if isinstance(path, Corpus) else str(path)
+    return verification.verify(place, sample, repair=repair, workers=workers, seed=seed, reporter=reporter)
 
 
 def _visible_gpus() -> int:

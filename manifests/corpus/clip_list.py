@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as pads
 
 from openuni.manifests.contracts.schema import clip_schema
 from openuni.manifests.corpus.column_groups import ColumnGroups
+from openuni.manifests.corpus.part_files import parts_dataset
 from openuni.manifests.errors import OpenUniError
 from openuni.manifests.video.clip import Clip
 
@@ -27,7 +27,7 @@ class ClipList:
         self.corpus = corpus
         dataset = corpus.dataset("clips", clip_schema())
         ids, accepted, self.paths, ends = [], [], list[str](), list[int]()
-        for tagged in dataset.scanner(columns=["clip_id", "status"]).scan_batches() if corpus.parts("clips") else ():
+        for tagged in dataset.tagged_batches(columns=["clip_id", "status"]) if dataset.parts else ():
             batch, path = tagged.record_batch, tagged.fragment.path
             if path not in self.paths[-1:]:
                 self.paths.append(path)
@@ -74,7 +74,7 @@ class ClipList:
 
     def _part(self, number: int) -> pa.Table:
         if self._cached_part is None or self._cached_part[0] != number:
-            fs = self.corpus.store.fs
-            part = pads.dataset(self.paths[number], filesystem=fs, format="parquet", schema=clip_schema())
+            store = self.corpus.store
+            part = parts_dataset(store, [store.name_of(self.paths[number])], clip_schema())
             self._cached_part = number, part.to_table()
         return self._cached_part[1]

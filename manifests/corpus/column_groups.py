@@ -5,7 +5,6 @@ of Parquet parts and the shards that they refer to. A clip has at most one row p
 the same version: parts of other versions are moved to the group's `superseded/` folder.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,8 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
-import pyarrow.parquet as pq
 
+from openuni.manifests.corpus.checksums import parse_record, record_bytes
 from openuni.manifests.corpus.layout import (
     CLIPS,
     LATENTS,
@@ -30,10 +29,11 @@ from openuni.manifests.corpus.layout import (
     superseded,
     text_group,
 )
+from openuni.manifests.corpus.part_files import CheckedDataset, open_part, parts_dataset, read_part, table_bytes
 from openuni.manifests.corpus.shards import Shard, checksum
 from openuni.manifests.corpus.store import Store
-from openuni.manifests.corpus.writer import PartWriter, recover, spool_dir, table_bytes
-from openuni.manifests.errors import OpenUniError
+from openuni.manifests.corpus.writer import PartWriter, open_parts_dir, recover, spool_dir
+from openuni.manifests.errors import DamagedFile, OpenUniError
 
 PARALLEL_PARTS = 8  # files processed concurrently, to hide the latency of object stores
 VERSION_KEY = b"openuni.version"
@@ -47,10 +47,14 @@ class ColumnGroups:
         self.record = record
 
     def write_json(self, name: str, record: dict[str, Any]) -> None:
-        """Write a JSON file of the corpus atomically, unless its contents are the same."""
-        data = json.dumps(record, indent=2, default=str).encode()
-        if not self.store.exists(name) or self.store.read(name) != data:
+        """Write a JSON file of the corpus atomically, with its checksum, unless its contents are the same."""
+        data = record_bytes(record)
+        if not self.store.exists(name) or self.read_json(name) != parse_record(data, name):
             self.store.put(name, data)
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Read a JSON file of the corpus. Raises `DamagedFile` if it is not an object or its checksum differs."""
+        return parse_record(self.store.read(name), self.store.location(name))
 
     # ------------------------------------------------------------------ groups and parts
 
@@ -94,12 +98,16 @@ class ColumnGroups:
         parts = self.parts(group)[:1]  # all parts of a group share a schema
         return [field for part in parts for field in self._operator_column(self._part_schema(part), group).type]
 
-    def dataset(self, group: str, schema: pa.Schema | None = None) -> pads.Dataset:
-        """The group as a lazy pyarrow dataset. `schema`: used for groups without parts; default: only `clip_id`."""
+    def dataset(self, group: str, schema: pa.Schema | None = None) -> CheckedDataset:
+        """The group as a lazy pyarrow dataset. `schema`: used for groups without parts; default: only `clip_id`.
+
+        Reading raises `DamagedFile` for a damaged part. `dataset(group).unchecked` is the `pyarrow.dataset.Dataset`.
+        """
         parts = self.parts(group)
         if not parts:
-            return pads.dataset((schema or pa.schema([pa.field("clip_id", pa.string())])).empty_table())
-        found = self._dataset(parts, schema)
+            empty = (schema or pa.schema([pa.field("clip_id", pa.string())])).empty_table()
+            return CheckedDataset(self.store, [], pads.dataset(empty))
+        found = parts_dataset(self.store, parts, schema)
         if operator_of(group) is not None:
             self._operator_column(found.schema, group)
         return found
@@ -123,21 +131,26 @@ class ColumnGroups:
     def find(self, group: str, clip_id: str) -> dict[str, Any] | None:
         """A clip's row in a group, or None. Reads only the ids to locate the row, then its part."""
         dataset = self.dataset(group)
-        for tagged in dataset.scanner(columns=["clip_id"]).scan_batches():
+        for tagged in dataset.tagged_batches(columns=["clip_id"]):
             if pc.index(tagged.record_batch.column("clip_id"), clip_id).as_py() >= 0:
-                rows = tagged.fragment.to_table(schema=dataset.schema, filter=pads.field("clip_id") == clip_id)
-                return dict(rows.to_pylist()[0])
+                part = parts_dataset(self.store, [self.store.name_of(tagged.fragment.path)], dataset.schema)
+                return dict(part.to_table(filter=pads.field("clip_id") == clip_id).to_pylist()[0])
         return None
 
     def read(self, group: str, shard: str, offset: int, nbytes: int, xxh3: int) -> bytes:
         """Read one payload by its extent. Raises `OpenUniError` if its checksum differs."""
         if "/" in shard:
             raise OpenUniError(f'{group}: shard "{shard}" must be a plain file name; the Parquet file is damaged')
-        data = self.store.read_range(f"{group}/{shard}", offset, nbytes)
+        where = self.store.location(f"{group}/{shard}")
+        try:
+            data = self.store.read_range(f"{group}/{shard}", offset, nbytes)
+        except FileNotFoundError as error:
+            raise DamagedFile(where, "the file is missing") from error
+        except (MemoryError, OverflowError, ValueError) as error:  # of a row without checksums
+            raise DamagedFile(where, f"no {nbytes} bytes at offset {offset}") from error
         if len(data) != nbytes or checksum(data) != xxh3:
-            raise OpenUniError(
-                f"{self.store.url}/{group}/{shard}: checksum mismatch of {nbytes} bytes at offset {offset}; the file "
-                "changed after it was written. Restore it, or delete its .parquet part and rerun to recompute it."
+            raise DamagedFile(
+                where, f"checksum mismatch of {nbytes} bytes at offset {offset}; it changed after it was written"
             )
         return data
 
@@ -149,7 +162,20 @@ class ColumnGroups:
 
     def recover(self) -> int:
         """Seal open parts of dead workers in every column group; return the number of recovered rows."""
-        return sum(recover(self.store, group) for group in self._groups_with_open_parts())
+        return sum(recover(self.store, group) for group in self.groups_with_open_parts())
+
+    def groups_with_open_parts(self) -> list[str]:
+        """Column groups with open parts, of live or dead workers."""
+        root = self.store.local("") if self.store.is_local else spool_dir(self.store)
+        if self.store.is_local:
+            folders = [path.parent for path in root.rglob(OPEN) if path.is_dir()]
+        else:
+            folders = sorted({path.parent for path in root.rglob("*.journal")})
+        return [folder.relative_to(root).as_posix() for folder in folders]
+
+    def open_parts(self, group: str) -> list[str]:
+        """Names of a group's open parts, without suffix."""
+        return sorted(path.stem for path in open_parts_dir(self.store, group).glob("*.journal"))
 
     def activate_version(self, group: str, version: str) -> None:
         """Make `version` the only visible one.
@@ -195,7 +221,7 @@ class ColumnGroups:
     def rewrite(self, group: str, change: Callable[[pa.Table], pa.Table]) -> None:
         """Replace each part's rows with `change(rows)`; parts whose rows stay equal are not rewritten."""
         for part in self.parts(group):
-            rows = pq.read_table(self.store.path(part), filesystem=self.store.fs)
+            rows = read_part(self.store, part)
             changed = change(rows)
             if not changed.equals(rows):
                 self.store.put(part, table_bytes(changed))
@@ -210,21 +236,19 @@ class ColumnGroups:
         found = {}
         for family in self.store.folders(kind):
             if self.store.exists(family_record(kind, family)):
-                found[family] = json.loads(self.store.read(family_record(kind, family)))
+                found[family] = self.read_json(family_record(kind, family))
         return found
 
-    def _dataset(self, parts: Sequence[str], schema: pa.Schema | None = None) -> pads.Dataset:
-        paths = [self.store.path(part) for part in parts]
-        return pads.dataset(paths, filesystem=self.store.fs, format="parquet", schema=schema)
-
     def _row_count(self, part: str) -> int:
-        return int(pq.read_metadata(self.store.path(part), filesystem=self.store.fs).num_rows)
+        with open_part(self.store, part) as file:
+            return int(file.metadata.num_rows)
 
     def _part_version(self, part: str) -> str:
         return (self._part_schema(part).metadata or {}).get(VERSION_KEY, b"unknown").decode()
 
     def _part_schema(self, part: str) -> pa.Schema:
-        return pq.read_schema(self.store.path(part), filesystem=self.store.fs)
+        with open_part(self.store, part) as file:
+            return file.schema_arrow
 
     def _operator_column(self, schema: pa.Schema, group: str) -> pa.Field:
         """The column that has the operator's name; raises `OpenUniError` for a folder that holds another's rows."""
@@ -246,14 +270,6 @@ class ColumnGroups:
         for entry in names:
             if self.store.exists(f"{source}/{entry}"):
                 self.store.move(f"{source}/{entry}", f"{folder}/{entry}")
-
-    def _groups_with_open_parts(self) -> list[str]:
-        root = self.store.local("") if self.store.is_local else spool_dir(self.store)
-        if self.store.is_local:
-            folders = [path.parent for path in root.rglob(OPEN) if path.is_dir()]
-        else:
-            folders = sorted({path.parent for path in root.rglob("*.journal")})
-        return [folder.relative_to(root).as_posix() for folder in folders]
 
 
 def status_column(table: pa.Table, group: str) -> pa.ChunkedArray:

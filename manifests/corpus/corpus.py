@@ -1,6 +1,6 @@
 """A corpus: the folder (or URL) of manifests and shards that the pipeline writes and the trainer reads."""
 
-import json
+import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -10,18 +10,19 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from openuni.manifests.contracts.schema import clip_schema
 from openuni.manifests.corpus import outcomes
+from openuni.manifests.corpus.checksums import parse_record
 from openuni.manifests.corpus.clip_list import ClipList
 from openuni.manifests.corpus.column_groups import PARALLEL_PARTS, ColumnGroups
 from openuni.manifests.corpus.corpus_clip import CorpusClip
 from openuni.manifests.corpus.layout import CORPUS_RECORD, LATENTS, RUNS, TEXT, family_record
+from openuni.manifests.corpus.part_files import parts_dataset, read_part, table_bytes
 from openuni.manifests.corpus.store import Store
-from openuni.manifests.corpus.writer import table_bytes
-from openuni.manifests.errors import OpenUniError
+from openuni.manifests.errors import DamagedFile, OpenUniError
 
+logger = logging.getLogger(__name__)
 FORMAT = 1
 
 
@@ -36,13 +37,8 @@ class Corpus(ColumnGroups):
         store = Store(str(url))
         if not store.exists(CORPUS_RECORD):
             raise OpenUniError(f"no corpus at {store.url} (corpus.json not found). Create one with: openuni run")
-        record = json.loads(store.read(CORPUS_RECORD))
-        if record.get("format") != FORMAT:
-            raise OpenUniError(
-                f"{store.url} has corpus format {record.get('format')!r}; this version reads format {FORMAT}. "
-                "Update OpenUni."
-            )
-        return cls(store, record)
+        where = store.location(CORPUS_RECORD)
+        return cls(store, _checked_record(parse_record(store.read(CORPUS_RECORD), where), where))
 
     @classmethod
     def create(cls, url: str) -> "Corpus":
@@ -73,14 +69,12 @@ class Corpus(ColumnGroups):
         self.write_json(CORPUS_RECORD, self.record)
 
     def runs(self) -> Iterator[dict[str, Any]]:
-        """The ledgers of all runs, oldest first; unreadable ones are skipped."""
+        """The ledgers of all runs, oldest first; damaged ones are skipped with a warning."""
         for name in self.store.names(RUNS, ".json"):
             try:
-                record = json.loads(self.store.read(name))
-            except ValueError:
-                continue
-            if isinstance(record, dict):
-                yield record
+                yield self.read_json(name)
+            except DamagedFile as error:
+                logger.warning("skipped: %s", error)
 
     def select(self, keep: str, out: str) -> "Corpus":
         """Create a corpus at `out` with the clips that pass `keep`: rows are filtered, shards are linked or copied."""
@@ -152,12 +146,12 @@ class Corpus(ColumnGroups):
         parts = self.parts(group)
         if not parts:
             return
-        ids = self._dataset(parts).to_table(columns=["clip_id"]).column("clip_id")
+        ids = parts_dataset(self.store, parts).to_table(columns=["clip_id"]).column("clip_id")
         mask = pc.is_in(ids, value_set=kept)  # computed once for all parts, since it hashes all of `kept`
         payloads = {*self.store.names(group, ".tar"), *self.store.names(group, ".safetensors")}
 
         def copy(part: str, mask_of_part: pa.ChunkedArray) -> None:
-            rows = pq.read_table(self.store.path(part), filesystem=self.store.fs).filter(mask_of_part)
+            rows = read_part(self.store, part).filter(mask_of_part)
             if not len(rows):
                 return
             for payload in payloads & {part.removesuffix(".parquet") + suffix for suffix in (".tar", ".safetensors")}:
@@ -168,3 +162,19 @@ class Corpus(ColumnGroups):
             ends = accumulate(pool.map(self._row_count, parts), initial=0)
             masks = [mask.slice(start, end - start) for start, end in pairwise(ends)]
             list(pool.map(copy, parts, masks))  # raises the first error
+
+
+def _checked_record(record: dict[str, Any], where: str) -> dict[str, Any]:
+    """The record in corpus.json (at `where`), if this version can read it. Raises `OpenUniError`."""
+    if record.get("format") != FORMAT:
+        raise OpenUniError(
+            f"{where}: corpus format {record.get('format')!r}; this version reads format {FORMAT}. Update OpenUni."
+        )
+    kinds = {"keep": str, "filters": list, "annotators": list, "encoded": dict}
+    odd = [name for name, kind in kinds.items() if not isinstance(record.get(name), kind)]
+    texts = [*(record.get("filters") or ()), *(record.get("annotators") or ())] if not odd else []
+    texts += [*record["encoded"].values()] if not odd else []
+    if odd or not all(isinstance(text, str) for text in texts):
+        wrong = ", ".join(odd) or "names of operators or groups"
+        raise DamagedFile(where, f"missing or of a wrong type: {wrong}")
+    return record

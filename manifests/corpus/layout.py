@@ -9,10 +9,14 @@ CLIPS = "clips"
 LATENTS = "latents"
 TEXT = "text"
 RUNS = "runs"  # one ledger per run, named by its start time
+FAILURES_SUFFIX = ".failures.jsonl"
 OPERATOR_FOLDERS = {"filter": "filters", "annotator": "annotations"}
 SUPERSEDED = "superseded"  # folder in a group: parts of other versions, one folder per version
 OPEN = ".open"  # folder in a group: open parts
 LEASE = ".lease"  # which run may write, on shared storage
+DAMAGED = "damaged"  # files that `openuni verify --repair` set aside, one folder per repair
+PART_SUFFIX = ".parquet"
+SHARD_SUFFIXES = (".tar", ".safetensors")
 
 
 def filter_group(name: str) -> str:
@@ -57,12 +61,27 @@ def run_log(name: str) -> str:
 
 def run_failures(name: str) -> str:
     """The failed items of a run with their tracebacks, one JSON object per line; absent if nothing failed."""
-    return f"{RUNS}/{name}.failures.jsonl"
+    return f"{RUNS}/{name}{FAILURES_SUFFIX}"
 
 
 def superseded(group: str, version: str) -> str:
     """The folder for a group's parts of a superseded version."""
     return f"{group}/{SUPERSEDED}/{version}"
+
+
+def set_aside(name: str, time: str) -> str:
+    """Where a repair at `time` puts a damaged file."""
+    return f"{DAMAGED}/{time}/{name}"
+
+
+def in_folder(folder: str, name: str) -> str:
+    """A file in a folder of the corpus, such as a shard of a column group."""
+    return f"{folder}/{name}"
+
+
+def visible_group(folder: str) -> str:
+    """The column group of a folder of parts: itself, or the group whose superseded parts it holds."""
+    return folder.partition(f"/{SUPERSEDED}/")[0]
 
 
 def operator_of(group: str) -> str | None:

@@ -26,9 +26,14 @@ class Store:
         self.url = self.root if self.is_local else self.fs.unstrip_protocol(self.root)
         self.fence: Callable[[], None] | None = None  # raises if this process may no longer write
 
+    @staticmethod
+    def is_name(name: str) -> bool:
+        """Whether it is a relative path that stays inside the root."""
+        return not (name.startswith("/") or "\\" in name or "\0" in name or ".." in name.split("/"))
+
     def path(self, name: str) -> str:
         """The full path of a name. Raises `OpenUniError` for names outside the root."""
-        if name.startswith("/") or "\\" in name or "\0" in name or ".." in name.split("/"):
+        if not self.is_name(name):
             raise OpenUniError(f'"{name}" is not a name inside {self.url}; the manifest that contains it is damaged')
         return f"{self.root}/{name}" if name else self.root
 
@@ -39,6 +44,10 @@ class Store:
     def local(self, name: str) -> Path:
         """The full path of a name as a `Path`; only for local stores."""
         return Path(self.path(name))
+
+    def name_of(self, path: str) -> str:
+        """The name of a full path; the inverse of `path`."""
+        return path.removeprefix(f"{self.root}/")
 
     def names(self, folder: str, suffix: str) -> list[str]:
         """Names (relative to the root) of the files directly in `folder` that end in `suffix`, sorted."""
@@ -67,6 +76,10 @@ class Store:
     def exists(self, name: str) -> bool:
         """Whether the file exists."""
         return bool(self.fs.exists(self.path(name)))
+
+    def nbytes(self, name: str) -> int:
+        """Size of a file, bytes. Raises `FileNotFoundError`."""
+        return int(self.fs.info(self.path(name))["size"])
 
     def read(self, name: str) -> bytes:
         """All bytes of a file."""
@@ -146,10 +159,13 @@ class Store:
 
     def delete_temp_files(self) -> None:
         """Delete incomplete files of killed processes. Call it only while no other process writes to the store."""
-        if self.is_local:
-            for path in Path(self.root).rglob(".*.tmp"):
-                if TEMP_FILE.fullmatch(path.name):
-                    path.unlink(missing_ok=True)
+        for name in self.temp_files():
+            self.local(name).unlink(missing_ok=True)
+
+    def temp_files(self) -> list[str]:
+        """Names of incomplete files of `put`, of live or killed processes; none on object stores."""
+        found = Path(self.root).rglob(".*.tmp") if self.is_local else ()
+        return sorted(self.name_of(str(path)) for path in found if TEMP_FILE.fullmatch(path.name))
 
     def _check_fence(self) -> None:
         if self.fence is not None:

@@ -8,7 +8,6 @@ local spool folder and uploaded when sealed.
 
 import base64
 import fcntl
-import io
 import json
 import os
 import time
@@ -19,10 +18,10 @@ from typing import Any
 from uuid import uuid4
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import xxhash
 
 from openuni.manifests.corpus.layout import OPEN
+from openuni.manifests.corpus.part_files import read_part, table_bytes
 from openuni.manifests.corpus.shards import SafetensorsShard, Shard, ShardEntry, TarShard
 from openuni.manifests.corpus.store import Store
 from openuni.manifests.errors import OpenUniError
@@ -183,7 +182,7 @@ def recover(store: Store, group: str) -> int:
 def _clip_ids(store: Store, group: str) -> set[str]:
     found: set[str] = set()
     for part in store.names(group, ".parquet"):
-        found.update(pq.read_table(store.path(part), columns=["clip_id"], filesystem=store.fs)["clip_id"].to_pylist())
+        found.update(read_part(store, part, ["clip_id"]).column("clip_id").to_pylist())
     return found
 
 
@@ -257,13 +256,6 @@ def _escape_surrogates(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _escape_surrogates(entry) for key, entry in value.items()}
     return [_escape_surrogates(entry) for entry in value] if isinstance(value, list | tuple) else value
-
-
-def table_bytes(table: pa.Table) -> bytes:
-    """Serialize a table as one Parquet file in memory."""
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue()
 
 
 def open_parts_dir(store: Store, group: str) -> Path:

@@ -25,7 +25,7 @@ class Clip:
     """One row of `clips/`. The span is half-open, in PTS of the stream's time base."""
 
     clip_id: str
-    source: str  # absolute path or fsspec URL; suffix `#bytes=FIRST-LAST`: the video is this byte range of the file
+    source: str  # absolute path or fsspec URL; `#bytes=FIRST-LAST`, optionally `&xxh3=HEX`: this byte range of the file
     stream_index: int  # index of the video stream in the container
     start_pts: int  # PTS of the first frame
     end_pts: int  # PTS just after the last frame

@@ -6,11 +6,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from openuni.manifests.errors import MissingRequirement
 from openuni.manifests.video.http_file import HttpFile, ReadOnlyFile
 from openuni.manifests.video.video_errors import CorruptVideo, NotAVideo, UnsafeSource, VideoError
 
-BYTE_RANGE = re.compile(r"#bytes=(\d{1,18})-(\d{1,18})$")  # suffix of a source; inclusive, as in HTTP
+# suffix of a source: an inclusive byte range, as in HTTP, and optionally its xxh3-64
+BYTE_RANGE = re.compile(r"#bytes=(\d{1,18})-(\d{1,18})(?:&xxh3=([0-9a-f]{16}))?$")
 HTTP_PROTOCOLS = ("http", "https")
 URL_PROTOCOLS = (*HTTP_PROTOCOLS, "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory")
 _ESCAPED_BYTE = r"\udc"  # marks file names that are not UTF-8
@@ -31,7 +34,8 @@ def open_file(source: str, stack: contextlib.ExitStack, timeout_s: float) -> Any
             from fsspec.implementations.local import LocalFileSystem
 
             file = stack.enter_context(LocalFileSystem().open(file, "rb"))
-        return ByteRangeFile(source, file, int(byte_range[1]), int(byte_range[2]))
+        part = ByteRangeFile(source, file, int(byte_range[1]), int(byte_range[2]))
+        return part if byte_range[3] is None else _verified(source, part, byte_range[3])
     protocol, separator, _ = source.partition("://")
     if separator and "/" not in protocol and protocol != "file":
         return _open_url(source, protocol, stack, timeout_s)
@@ -85,3 +89,11 @@ class ByteRangeFile(ReadOnlyFile):
         data = bytes(self.file.read(remaining if count < 0 else min(count, remaining)))
         self.position += len(data)
         return data
+
+
+def _verified(source: str, file: ByteRangeFile, xxh3: str) -> ByteRangeFile:
+    """The same file in memory. Raises `CorruptVideo` if their checksum (16 hex digits) differs."""
+    data = file.read()
+    if xxhash.xxh3_64_hexdigest(data) != xxh3:
+        raise CorruptVideo(f"{source}: checksum mismatch; the file changed after it was written. Rerun the import.")
+    return ByteRangeFile(source, io.BytesIO(data), 0, len(data) - 1)

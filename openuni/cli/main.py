@@ -10,14 +10,14 @@ import shlex
 import sys
 import traceback
 
-from openuni.cli import components, corpora, models, parity, synthetic
+from openuni.cli import components, corpora, integrity, models, parity, synthetic
 from openuni.cli.app import Interrupted, app
 from openuni.console.logs import verbosity
 from openuni.manifests.corpus.remote_errors import is_remote_error, store_error
 from openuni.manifests.errors import OpenUniError
 from openuni.pipeline.failures import ItemFailed, format_error
 
-__all__ = ["app", "components", "corpora", "main", "models", "parity", "synthetic"]
+__all__ = ["app", "components", "corpora", "integrity", "main", "models", "parity", "synthetic"]
 
 RESUMABLE_COMMANDS = frozenset({"run", "import", "export", "train", "world", "demo"})
 

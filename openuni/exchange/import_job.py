@@ -145,7 +145,8 @@ class ImportWorker(CorpusWorker):
             size = {"frames": frames, "height_px": height_px, "width_px": width_px, "pts_hash": computed.clip.pts_hash}
             row[name] = extent | size | schema.plain(payload.constants)
             if name == "rgb" and not source:
-                span = f"#bytes={extent['offset']}-{extent['offset'] + extent['nbytes'] - 1}"
+                first, last = extent["offset"], extent["offset"] + extent["nbytes"] - 1
+                span = f"#bytes={first}-{last}&xxh3={extent['xxh3']:016x}"
                 source = f"{WITHIN}{annotation_group(self.name)}/{extent['shard']}{span}"
         self.writers["maps"].commit({"clip_id": item.clip_id, self.name: row})
         clip = dataclasses.replace(computed.clip, source=source)

@@ -210,3 +210,8 @@ def family_record(options: EncodeOptions, codec: LatentCodec, streams: list[Enco
         "modalities": sorted(stream.modality for stream in streams if stream.modality != TEXT),
         "fingerprint": family_name(options, codec),
     }
+
+
+def text_family_record(codec: TextCodec, caption: str) -> dict[str, Any]:
+    """What `family.json` says of a text family. `caption`: the embedded text column; empty: the clips' captions."""
+    return {"codec": codec.name(), "options": recorded(codec), "version": codec.version(), "caption": caption}

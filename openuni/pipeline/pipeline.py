@@ -22,7 +22,6 @@ from openuni.console.progress import Reporter
 from openuni.dedup.deduplicator import not_compared_reason
 from openuni.manifests.contracts.component import fingerprint
 from openuni.manifests.contracts.operator import Operator
-from openuni.manifests.contracts.options import recorded
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.corpus.coverage import clip_ids_with_modality
 from openuni.manifests.corpus.layout import (
@@ -361,12 +360,7 @@ class Pipeline:
         known = self.corpus.families().get(family, {}).get("modalities", [])
         record["modalities"] = sorted({*record["modalities"], *known})
         self.corpus.write_json(family_record(LATENTS, family), record)
-        text_record = {
-            "codec": text_codec.name(),
-            "options": recorded(text_codec),
-            "version": text_codec.version(),
-            "caption": ".".join(self.captions or ()),  # which texts; empty: the clips' own captions
-        }
+        text_record = encode_phase.text_family_record(text_codec, ".".join(self.captions or ()))
         self.corpus.write_json(family_record(TEXT, text_family), text_record)
 
     # ------------------------------------------------------------------ conservation

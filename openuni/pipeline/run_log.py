@@ -1,15 +1,16 @@
 """The log of a run and its failures, in `runs/` beside the ledger: what `openuni explain` reads tracebacks from."""
 
 import io
-import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
 from openuni.console.logs import FORMAT, handler_at
+from openuni.manifests.corpus.checksums import parse_record, record_bytes
 from openuni.manifests.corpus.column_groups import ColumnGroups
 from openuni.manifests.corpus.layout import RUNS, run_failures, run_log
+from openuni.manifests.errors import DamagedFile
 from openuni.pipeline.failures import Failure, ItemFailed
 from openuni.pipeline.worker import ItemOutcome
 
@@ -37,7 +38,7 @@ class RunLog:
         where = failure.operator or phase
         logger.info("%s: %s failed: %s\n%s", where, failure.key, failure.error, failure.traceback)
         record = {"key": failure.key, "operator": where, "error": failure.error, "traceback": failure.traceback}
-        self._failures.write(json.dumps(record) + "\n")
+        self._failures.write(record_bytes(record, indent=None).decode() + "\n")
         self._failures.flush()
 
 
@@ -69,12 +70,13 @@ def failures_of(corpus: ColumnGroups, keys: set[str]) -> list[dict[str, str]]:
     """The failures of an item over all runs, the newest of each operator first. `keys`: its clip_id, its source."""
     found: dict[str, dict[str, str]] = {}
     for name in reversed(corpus.store.names(RUNS, ".failures.jsonl")):
-        for line in reversed(corpus.store.read(name).decode("utf-8", "replace").splitlines()):
+        for number, line in reversed(list(enumerate(corpus.store.read(name).splitlines(), 1))):
             try:
-                record = json.loads(line)
-            except ValueError:
-                continue  # cut short by a kill
-            if isinstance(record, dict) and record.get("key") in keys:
+                record = parse_record(line, f"{corpus.store.location(name)} line {number}")
+            except DamagedFile as error:
+                logger.warning("skipped: %s", error)  # or cut short by a kill
+                continue
+            if record.get("key") in keys:
                 found.setdefault(str(record.get("operator")), {key: str(value) for key, value in record.items()})
     return list(found.values())
 

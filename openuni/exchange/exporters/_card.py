@@ -158,7 +158,7 @@ def recorded_options(corpus: Corpus) -> dict[str, dict[str, Any]]:
     """The options of the last run of each annotator or importer of a corpus, from the run ledgers."""
     found: dict[str, dict[str, Any]] = {}
     for name in corpus.store.names(RUNS, ".json"):  # in chronological order
-        record = json.loads(corpus.store.read(name))
+        record = corpus.read_json(name)
         found |= record.get("recipe", {}).get("annotators", {})
         if "import" in record:
             found[record["import"]["format"]] = record.get("options", {})

@@ -67,7 +67,7 @@ class HuggingFace(Rendered):
         failures: list[ExportFailure] = []
         rows: list[dict[str, Any]] = []
         held = 0
-        with pq.ParquetWriter(path, schema) as writer:
+        with pq.ParquetWriter(path, schema, write_page_checksum=True) as writer:
             for clip in batch.clips:
                 try:
                     rows.append(self._row(clip, folder))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 from pathlib import Path
 
@@ -109,6 +110,22 @@ def test_a_journal_torn_anywhere_gives_whole_clips_only(store, writer, cut):
     os.truncate(journal, journal.stat().st_size - cut)
     saved = recover(store, GROUP)
     assert visible(store) == expect(*"abc"[:saved]) and saved < 3
+
+
+def test_a_bit_flipped_in_an_open_part_costs_clips_but_changes_none(store, tmp_path):
+    draw = random.Random(0)
+    for number in range(40):
+        part = PartWriter(store, GROUP, SCHEMA, TarShard)
+        for name in "abc":
+            write(part, name)
+        die(part)
+        path = draw.choice([part.part.journal_path, part.part.shard.path])
+        data = bytearray(path.read_bytes())
+        data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+        path.write_bytes(data)
+        saved = recover(store, GROUP)
+        assert visible(store) == expect(*"abc"[:saved]), number
+        shutil.rmtree(Path(store.root) / GROUP)
 
 
 def test_a_payload_torn_by_a_power_cut_ends_what_is_saved(store, writer):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xxhash
 
 from openuni.manifests.contracts.decoded_clip import decode
 from openuni.manifests.video.clip import pts_hash
@@ -222,3 +223,15 @@ def test_a_whole_mp4_within_another_file_is_had_without_its_surroundings(tmp_pat
     assert matching_mp4_bytes(make_clip(source, probe(source))) == data
     mov = encode(tmp_path / "a.mov", "libx264")
     assert matching_mp4_bytes(make_clip(str(mov), probe(str(mov)))) is None
+
+
+def test_a_byte_range_with_a_checksum_is_verified(tmp_path: Path) -> None:
+    data = encode(tmp_path / "a.mp4", "libx264").read_bytes()
+    shard = tmp_path / "shard.tar"
+    shard.write_bytes(b"x" * 512 + data + b"y" * 100)
+    source = f"{shard}#bytes=512-{511 + len(data)}&xxh3={xxhash.xxh3_64_hexdigest(data)}"
+    whole = decode(make_clip(source, probe(source))).frames
+    np.testing.assert_array_equal(whole, decode(probe_clip(str(tmp_path / "a.mp4"))).frames)
+    shard.write_bytes(b"x" * 512 + data[:-40] + bytes([data[-40] ^ 1]) + data[-39:])
+    with pytest.raises(CorruptVideo, match="checksum mismatch"):
+        probe(source)

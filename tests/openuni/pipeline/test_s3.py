@@ -144,3 +144,20 @@ def test_a_run_on_another_machine_waits_for_the_lease_and_goes_on_when_its_owner
     assert time.monotonic() - started > 1.0
     with pytest.raises(LeaseLost):
         silent.check()
+
+
+def test_verify_finds_and_repairs_damage_on_the_store(remote, bucket):
+    chosen = openuni.select(remote, "motion.speed_diag_per_s > 0", out=f"{bucket}/checked")
+    report = openuni.verify(chosen, reporter=Reporter(quiet=True))
+    assert report.is_sound and report.payloads > 0
+    store = chosen.store
+    for name, place in ((chosen.parts("filters/motion")[0], -100), (store.names("annotations/dis", ".tar")[0], 700)):
+        data = bytearray(store.read(name))
+        data[place] ^= 1
+        store.put(name, bytes(data))
+    with pytest.raises(openuni.OpenUniError, match=r"s3://.*/filters/motion/part-.*\.parquet is damaged"):
+        chosen.table("filters/motion")
+    report = openuni.verify(chosen, repair=True, reporter=Reporter(quiet=True))
+    assert len(report.damage) == 2 and report.is_sound
+    assert openuni.verify(chosen, reporter=Reporter(quiet=True)).damage == ()
+    assert len(store.folders("damaged")) == 1 and chosen.parts("filters/motion") == []

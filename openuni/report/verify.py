@@ -1,0 +1,61 @@
+"""`openuni verify`: verification of a corpus or a training run, and repair."""
+
+import math
+import os
+from contextlib import nullcontext
+from pathlib import Path
+
+from openuni.console.progress import Reporter
+from openuni.manifests.corpus.layout import CLIPS, CORPUS_RECORD
+from openuni.manifests.corpus.lock import lock
+from openuni.manifests.corpus.store import Store
+from openuni.manifests.errors import OpenUniError
+from openuni.report.verify_corpus import CorpusVerification
+from openuni.report.verify_repair import Repair
+from openuni.report.verify_report import VerifyReport
+from openuni.report.verify_run import RUN_RECORD, verify_run
+
+MAX_DEFAULT_WORKERS = 8
+
+
+def verify(
+    path: str,
+    sample: float | None = None,
+    *,
+    repair: bool = False,
+    workers: int | None = None,
+    seed: int | None = None,
+    reporter: Reporter | None = None,
+) -> VerifyReport:
+    """Verify the corpus (folder or URL) or the training run (folder) at `path`; see `openuni.verify`."""
+    _check_sample(sample)
+    if workers is not None and workers < 1:
+        raise OpenUniError(f"--workers {workers}: must be at least 1")
+    store = Store(path)
+    is_corpus = store.exists(CORPUS_RECORD) or bool(store.names(CLIPS, ".parquet"))
+    is_run = store.is_local and (store.exists(RUN_RECORD) or any(Path(store.root).glob("step-*/state.json")))
+    if not is_corpus and not is_run:
+        raise OpenUniError(
+            f"{store.url} is neither a corpus (corpus.json not found) nor a training run ({RUN_RECORD} not found)"
+        )
+    with reporter or Reporter() as shown:
+        if not is_corpus:
+            if sample is not None:
+                raise OpenUniError("--sample is for a corpus; a training run is always verified whole")
+            return verify_run(Path(store.root), shown, repair=repair)
+        threads = workers or min(os.cpu_count() or 1, MAX_DEFAULT_WORKERS)
+        with lock(store) if repair else nullcontext():
+            found = CorpusVerification(store, shown, threads, seed).run(sample)
+            if repair and found.damage:
+                found = Repair(found).run()
+        return found.report()
+
+
+def _check_sample(sample: float | None) -> None:
+    if sample is None:
+        return
+    is_number = not isinstance(sample, bool) and isinstance(sample, int | float) and math.isfinite(sample)
+    if not is_number or sample <= 0 or (sample >= 1 and sample != int(sample)):
+        raise OpenUniError(
+            f"--sample {sample}: must be a fraction of the payloads above 0 and below 1, or a number of payloads"
+        )
