@@ -21,6 +21,7 @@ from openuni.manifests.contracts.schema import clip_schema, producer_schema
 from openuni.manifests.corpus import keep_rule
 from openuni.manifests.corpus.layout import filter_group
 from openuni.manifests.errors import OpenUniError, did_you_mean
+from openuni.manifests.text_files import load_toml
 from openuni.shots.shot_detector import ShotDetector, find_shot_detector, shot_detector_names
 from openuni.training.codec import LatentCodec, TextCodec
 
@@ -128,11 +129,7 @@ class CorpusRecipe:
         file = Path(path)
         if not file.is_file():
             raise OpenUniError(f"there is no recipe {file}. Write one with: openuni init {file}")
-        try:
-            tables = tomllib.loads(file.read_text())
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise OpenUniError(f"{file} is not valid TOML: {error}") from error
-        return cls.parse(tables, str(file))
+        return cls.parse(load_toml(file), str(file))
 
     @classmethod
     def parse(cls, tables: Mapping[str, Any], where: str = "recipe") -> "CorpusRecipe":

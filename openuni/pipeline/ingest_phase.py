@@ -11,6 +11,7 @@ import numpy as np
 from openuni.config.recipe import IngestOptions
 from openuni.manifests.contracts import schema
 from openuni.manifests.corpus.sidecars import read_bounded, sidecar_path
+from openuni.manifests.text_files import decode_text
 from openuni.manifests.video.clip import Clip, clip_id
 from openuni.manifests.video.container import Limits
 from openuni.manifests.video.probe import VideoInfo, make_clip, probe
@@ -125,5 +126,6 @@ class IngestWorker(CorpusWorker):
     def _caption(self, source: str) -> str | None:
         if not self.options.captions:
             return None
-        text = read_bounded(sidecar_path(source, ".txt"), MAX_CAPTION_BYTES)
-        return text.decode("utf-8", "replace").strip() or None if text is not None else None
+        path = sidecar_path(source, ".txt")
+        data = read_bounded(path, MAX_CAPTION_BYTES)
+        return None if data is None else decode_text(data, path).strip() or None

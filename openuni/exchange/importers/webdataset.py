@@ -28,6 +28,7 @@ from openuni.exchange.importers._supplied import (
     thumbnails_of,
 )
 from openuni.manifests.errors import ClipError, OpenUniError
+from openuni.manifests.text_files import decode_text
 from openuni.manifests.video.clip import Clip
 from openuni.manifests.video.probe import probe_clip
 
@@ -131,10 +132,8 @@ class WebDataset(Importer):
     def _caption(self, members: dict[str, Member], shard: Path, sidecar: dict[str, Any], where: str) -> str | None:
         for suffix in CAPTIONS:
             if suffix in members:
-                try:
-                    return _bytes(shard, members[suffix], MAX_CAPTION_BYTES).decode("utf-8-sig").strip() or None
-                except UnicodeDecodeError as error:
-                    raise ClipError(f"{where}.{suffix} is not UTF-8: {error}") from error
+                data = _bytes(shard, members[suffix], MAX_CAPTION_BYTES)
+                return decode_text(data, f"{where}.{suffix}").strip() or None
         return text_of(sidecar, self.caption, f"{where}.json")
 
 
