@@ -127,5 +127,5 @@ class IngestWorker(CorpusWorker):
         if not self.options.captions:
             return None
         path = sidecar_path(source, ".txt")
-        data = read_bounded(path, MAX_CAPTION_BYTES)
-        return None if data is None else decode_text(data, path).strip() or None
+        data = read_bounded(path, MAX_CAPTION_BYTES) if path else None
+        return decode_text(data, str(path)).strip() or None if data is not None else None
