@@ -24,7 +24,7 @@ from openuni.pipeline.pipeline import Pipeline
 from openuni.pipeline.runners.resources import Resources
 from openuni.pipeline.runners.runner import open_runner
 from openuni.pipeline.scope import RunScope
-from openuni.pipeline.sources import find_sources
+from openuni.pipeline.sources import as_recorded, find_with_links
 from openuni.report import doctor
 
 if TYPE_CHECKING:
@@ -54,16 +54,16 @@ def run(
     whose cause is the exception.
     """
     parsed = to_recipe(recipe)
-    found = find_sources(sources)
-    existing = None if found else Corpus.open(str(out))
+    found = find_with_links(sources)
+    existing = None if found.names else Corpus.open(str(out))
     if not isinstance(resources, Resources):
-        count = len(found) if existing is None else len(existing)
+        count = len(found.names) if existing is None else len(existing)
         resources = resources(count) if resources is not None else Resources()
     doctor.require_all(parsed, str(out), resources.gpus)
     corpus = existing or Corpus.create(str(out))
     reporter = reporter or Reporter()
     with lock(corpus.store), reporter, open_runner(resources) as runner:
-        Pipeline(parsed, corpus, runner, reporter, scope).run(found)
+        Pipeline(parsed, corpus, runner, reporter, scope).run(as_recorded(found, corpus))
     corpus.refresh()
     return corpus
 

@@ -13,6 +13,7 @@ import openuni
 from openuni.console.progress import Reporter
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.pipeline.runners.resources import Resources
+from openuni.pipeline.sources import find_sources
 from tests.raw_clips import contents, write_clips
 
 BUCKET = "s3://openuni-test"
@@ -135,3 +136,13 @@ def test_select_copies_what_passes(remote):
     chosen = openuni.select(remote, "motion.speed_diag_per_s > 0.4", out=f"{BUCKET}/cut")
     assert 0 < len(chosen) < 3
     assert len(chosen[0].flow) == 6
+
+
+def test_objects_with_the_characters_of_patterns(bucket, raw):
+    fs, root = fsspec.core.url_to_fs(f"{bucket}/odd")
+    for name in ("br[1].mp4", "set[2]/what?.mp4"):
+        fs.pipe_file(f"{root}/{name}", b"x")
+    for given in ("odd/br[1].mp4", "odd/set[2]/what?.mp4"):
+        assert find_sources(f"{bucket}/{given}") == [f"{bucket}/{given}"]
+    assert find_sources(f"{bucket}/odd/set[2]/*.mp4") == [f"{bucket}/odd/set[2]/what?.mp4"]
+    assert len(find_sources(f"{bucket}/odd/")) == 2
