@@ -22,6 +22,7 @@ from openuni.exchange.importers._supplied import (
     MAX_FILE_MB,
     AllMaps,
     aligned_maps,
+    caption_of,
     decode_maps,
     parse_entries,
     text_of,
@@ -132,8 +133,8 @@ class WebDataset(Importer):
     def _caption(self, members: dict[str, Member], shard: Path, sidecar: dict[str, Any], where: str) -> str | None:
         for suffix in CAPTIONS:
             if suffix in members:
-                data = _bytes(shard, members[suffix], MAX_CAPTION_BYTES)
-                return decode_text(data, f"{where}.{suffix}").strip() or None
+                text = decode_text(_bytes(shard, members[suffix], MAX_CAPTION_BYTES), f"{where}.{suffix}")
+                return caption_of(text, sidecar, self.caption, f"{where}.json") if text.strip() else None
         return text_of(sidecar, self.caption, f"{where}.json")
 
 

@@ -1,6 +1,7 @@
 """Links, lists, names with special characters: every form finds the same sources, with their captions and maps."""
 
 import logging
+import subprocess
 from pathlib import Path
 
 import fsspec
@@ -95,12 +96,15 @@ def test_two_links_to_one_file_are_two_names(tmp_path):
 
 
 def test_folders_of_any_depth(tmp_path):
-    folder = tmp_path
-    for _ in range(1100):
-        folder = folder / "d"
-        folder.mkdir()
-    (folder / "a.mp4").write_bytes(b"x")
-    assert find_sources(tmp_path) == [str(folder / "a.mp4")]
+    deepest = str(tmp_path / "top" / "/".join(["d"] * 1100))
+    Path(deepest).parents[1099].mkdir()
+    for depth in range(1, 1101):
+        Path(f"{tmp_path}/top/{'/'.join(['d'] * depth)}").mkdir()
+    Path(f"{deepest}/a.mp4").write_bytes(b"x")
+    try:
+        assert find_sources(tmp_path) == [f"{deepest}/a.mp4"]
+    finally:  # pytest's own removal of old folders is recursive
+        subprocess.run(["rm", "-r", str(tmp_path / "top")], check=True)
 
 
 # ---------------------------------------------------------------- what a scan passes over
