@@ -198,10 +198,13 @@ def parse_assignments(given: Sequence[str], where: str) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         if not equals:
             raise OpenUniError(f'{where}: "{text}" must be written name=value')
+        name = name.strip()
+        if name in table:
+            raise OpenUniError(f'{where}: "{name}" is given twice. Give it once.')
         try:
-            table[name.strip()] = tomllib.loads(f"value = {value}")["value"]
+            table[name] = tomllib.loads(f"value = {value}")["value"]
         except tomllib.TOMLDecodeError:
-            table[name.strip()] = value.strip()  # a text without quotes
+            table[name] = value.strip()  # a text without quotes
     return table
 
 
