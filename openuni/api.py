@@ -20,6 +20,7 @@ from openuni.manifests.corpus import splits
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.corpus.lock import lock
 from openuni.manifests.errors import OpenUniError
+from openuni.pipeline.changed_captions import changed_captions_note
 from openuni.pipeline.pipeline import Pipeline
 from openuni.pipeline.runners.resources import Resources
 from openuni.pipeline.runners.runner import open_runner
@@ -63,7 +64,10 @@ def run(
     corpus = existing or Corpus.create(str(out))
     reporter = reporter or Reporter()
     with lock(corpus.store), reporter, open_runner(resources) as runner:
-        Pipeline(parsed, corpus, runner, reporter, scope).run(as_recorded(found, corpus))
+        names = as_recorded(found, corpus)
+        if note := changed_captions_note(corpus, names, parsed.ingest):
+            reporter.print_line(note)
+        Pipeline(parsed, corpus, runner, reporter, scope).run(names)
     corpus.refresh()
     return corpus
 

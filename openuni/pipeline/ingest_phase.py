@@ -75,7 +75,7 @@ class IngestWorker(CorpusWorker):
     def prepare(self, item: SourceItem) -> ProbedSource:
         """Look at the file without decoding it."""
         info = probe(item.source, self.limits)
-        whole = make_clip(item.source, info, caption=self._caption(item.source))
+        whole = make_clip(item.source, info, caption=caption_of(item.source) if self.options.captions else None)
         return ProbedSource(info, dataclasses.replace(whole, collection=self.options.collection or None))
 
     def compute(self, item: SourceItem, prepared: ProbedSource) -> list[Clip]:
@@ -123,9 +123,9 @@ class IngestWorker(CorpusWorker):
             end_cut_confidence=shot.after.confidence,
         )
 
-    def _caption(self, source: str) -> str | None:
-        if not self.options.captions:
-            return None
-        path = sidecar_path(source, ".txt")
-        data = read_bounded(path, MAX_CAPTION_BYTES) if path else None
-        return decode_text(data, str(path)).strip() or None if data is not None else None
+
+def caption_of(source: str) -> str | None:
+    """The text of the caption file beside a video; None if there is none, or it is empty. Raises `ClipError`."""
+    path = sidecar_path(source, ".txt")
+    data = read_bounded(path, MAX_CAPTION_BYTES) if path else None
+    return decode_text(data, str(path)).strip() or None if data is not None else None
