@@ -80,8 +80,13 @@ class Supplied(Annotator):
         """Read the maps of this clip. Raises `ClipError` for a missing sidecar file, or one that does not match it."""
         source = clip.clip.source
         sidecar = sidecar_path(source, ".json")
+        if sidecar is None:
+            raise ClipError(
+                f"{source}: a sidecar file cannot be named for this source. Supply a video file with a suffix, and "
+                "NAME.json beside it."
+            )
         entries = _read_sidecar(_read(sidecar, MAX_JSON_BYTES), sidecar, clip)
-        folder = source.rpartition("/")[0]
+        folder = sidecar.rpartition("/")[0]
         found: dict[str, Any] = dict.fromkeys(SuppliedMaps._fields[:-1])
         for modality in map(find_modality, self.modalities):
             if modality.name in entries:

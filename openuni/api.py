@@ -21,11 +21,12 @@ from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.corpus.lock import lock
 from openuni.manifests.corpus.remote_errors import raises_store_errors
 from openuni.manifests.errors import OpenUniError
+from openuni.pipeline.changed_captions import changed_captions_note
 from openuni.pipeline.pipeline import Pipeline
 from openuni.pipeline.runners.resources import Resources
 from openuni.pipeline.runners.runner import open_runner
 from openuni.pipeline.scope import RunScope
-from openuni.pipeline.sources import find_sources
+from openuni.pipeline.sources import as_recorded, find_with_links
 from openuni.report import doctor
 from openuni.report import verify as verification
 from openuni.report.verify_report import VerifyReport
@@ -58,16 +59,19 @@ def run(
     whose cause is the exception.
     """
     parsed = to_recipe(recipe)
-    found = find_sources(sources)
-    existing = None if found else Corpus.open(str(out))
+    found = find_with_links(sources)
+    existing = None if found.names else Corpus.open(str(out))
     if not isinstance(resources, Resources):
-        count = len(found) if existing is None else len(existing)
+        count = len(found.names) if existing is None else len(existing)
         resources = resources(count) if resources is not None else Resources()
     doctor.require_all(parsed, str(out), resources.gpus)
     corpus = existing or Corpus.create(str(out))
     reporter = reporter or Reporter()
     with lock(corpus.store), reporter, open_runner(resources) as runner:
-        Pipeline(parsed, corpus, runner, reporter, scope).run(found)
+        names = as_recorded(found, corpus)
+        if note := changed_captions_note(corpus, names, parsed.ingest):
+            reporter.print_line(note)
+        Pipeline(parsed, corpus, runner, reporter, scope).run(names)
     corpus.refresh()
     return corpus
 

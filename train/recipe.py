@@ -1,6 +1,5 @@
 """The training recipe: one TOML file, parsed strictly. Every default lives on its field."""
 
-import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -10,6 +9,7 @@ from annotated_types import Ge, Gt, Lt
 from openuni.manifests.contracts.options import UNIT_INTERVAL, Formerly, check_options, recorded
 from openuni.manifests.contracts.parsing import parse_options
 from openuni.manifests.errors import OpenUniError, did_you_mean
+from openuni.manifests.text_files import load_toml
 from openuni.training.tasks import RELEASED_WEIGHTS
 
 RECIPES_DIR = Path(__file__).parent / "recipes"
@@ -242,11 +242,9 @@ class TrainingRecipe:
                     f"Known: {', '.join(recipe_names())}; or give a path that ends in .toml."
                 )
         try:
-            record = tomllib.loads(path.read_text(encoding="utf-8"))
+            record = load_toml(path)
         except FileNotFoundError:
             raise OpenUniError(f"there is no recipe at {path}") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise OpenUniError(f"{path} is not valid TOML: {error}") from error
         return cls.from_dict(record, str(path))
 
     @classmethod

@@ -1,5 +1,6 @@
 """Sidecar files of a source video: captions and supplied ground truth."""
 
+import re
 import stat
 from pathlib import Path
 
@@ -8,7 +9,15 @@ from fsspec.core import url_to_fs
 from openuni.manifests.errors import ClipError
 from openuni.manifests.video.container import translate_errors
 from openuni.manifests.video.http_file import read_http
-from openuni.manifests.video.source_file import HTTP_PROTOCOLS
+from openuni.manifests.video.source_file import BYTE_RANGE, HTTP_PROTOCOLS
+
+# what follows the path of a URL; object stores allow ? and # in names, but s3fs reads a version from the end
+QUERIES = {
+    "http": re.compile(r"[?#].*", re.DOTALL),
+    "https": re.compile(r"[?#].*", re.DOTALL),
+    "s3": re.compile(r"\?versionId=[^?]*$"),
+    "s3a": re.compile(r"\?versionId=[^?]*$"),
+}
 
 
 def is_url(source: str) -> bool:
@@ -16,15 +25,27 @@ def is_url(source: str) -> bool:
     return "://" in source
 
 
-def sidecar_path(source: str, suffix: str) -> str:
-    """Path or URL of a sidecar file: the source with another suffix, such as `a/b.mp4`, ".txt" -> `a/b.txt`."""
-    folder, slash, name = source.rpartition("/")
-    stem = name.rpartition(".")[0] or name
-    return f"{folder}{slash}{stem}{suffix}"
+def sidecar_path(source: str, suffix: str) -> str | None:
+    """Path or URL of a sidecar file: the source with another suffix, such as `a/b.mp4`, ".txt" -> `a/b.txt`.
+
+    Query and fragment of a URL are left out: `https://host/b.mp4?v=1.2` -> `https://host/b.txt`. None where no sidecar
+    can be named: URLs whose path has no suffix (`https://host/watch?v=1`), byte ranges of a file that contains several
+    videos, and sources that have this suffix themselves.
+    """
+    if BYTE_RANGE.search(source):
+        return None
+    query = QUERIES.get(source.partition("://")[0])
+    path = query.sub("", source) if query and is_url(source) else source
+    folder, slash, name = path.rpartition("/")
+    stem = name.rpartition(".")[0]
+    if is_url(source) and not stem:
+        return None
+    location = f"{folder}{slash}{stem or name}{suffix}"
+    return location if location != path else None
 
 
 def read_bounded(location: str, max_bytes: int, timeout_s: float = 120.0) -> bytes | None:
-    """Read a whole file; None if it does not exist.
+    """Read a whole file; None if it does not exist. URLs without access and web pages count as missing.
 
     `timeout_s`: for HTTP, where the size is not known before.
     Raises `ClipError` if it is larger than `max_bytes` or not a regular file (reading a pipe could block forever).
@@ -38,6 +59,10 @@ def read_bounded(location: str, max_bytes: int, timeout_s: float = 120.0) -> byt
         size = fs.size(path)
     except FileNotFoundError:
         return None
+    except PermissionError:
+        if is_url(location):  # S3 hides what is missing from those who may not list the bucket
+            return None
+        raise
     if size is not None and size > max_bytes:
         raise ClipError(f"{location} has {size:,} bytes; at most {max_bytes:,} are allowed")
     return bytes(fs.cat_file(path))

@@ -15,6 +15,11 @@ def pts_hash(pts: np.ndarray) -> str:
     return xxhash.xxh3_64_hexdigest(np.ascontiguousarray(pts, dtype="<i8").tobytes())
 
 
+def content_hash(hashes: np.ndarray) -> str:
+    """Hash of a clip's compressed frames: 16 hex digits. `hashes`: uint64 [T], of each frame, in presentation order."""
+    return xxhash.xxh3_64_hexdigest(np.ascontiguousarray(hashes, dtype="<u8").tobytes())
+
+
 def clip_id(source: str, start_pts: int, end_pts: int, digest: str) -> str:
     """Id of a clip: 32 hex digits, a hash of source, span and the timestamps' `digest`."""
     return xxhash.xxh3_128_hexdigest(f"{source}\0{start_pts}\0{end_pts}\0{digest}".encode("utf-8", "surrogatepass"))
@@ -47,6 +52,7 @@ class Clip:
     end_cut: str | None = None  # transition after the clip, likewise
     end_cut_confidence: float | None = None
     interlaced: bool | None = None  # the source is interlaced; only its top field is decoded
+    content_hash: str | None = None  # of the compressed frames, see `content_hash`; None: ingested by version 0.1
 
     @property
     def duration_s(self) -> float:

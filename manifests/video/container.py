@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import xxhash
 
 from openuni.manifests.errors import ClipError
 from openuni.manifests.video.file_head import check_head
@@ -57,6 +58,7 @@ class Packets(NamedTuple):
     pts: np.ndarray  # int64 [T], increasing: displayed frames
     keys: np.ndarray  # int64 [K], increasing: keyframes, displayed or hidden by an edit list
     last_duration: int  # duration of the last displayed frame; 0 if the container does not state it
+    hashes: np.ndarray  # uint64 [T], xxh3-64 of the compressed frames, in the order of `pts`
 
 
 @contextlib.contextmanager
@@ -162,6 +164,7 @@ def list_packets(
     deadline = time.monotonic() + limits.max_probe_s
     by_count = lacks_timestamps(container)
     pts: list[int] = []
+    hashes: list[int] = []
     keys: list[int] = []
     latest, last_duration, in_span = -math.inf, 0, 0
     for packet in packets:
@@ -181,13 +184,17 @@ def list_packets(
             latest, last_duration = timestamp, packet.duration or 0
         pts.append(timestamp)
         in_span += span is not None and span.start_pts <= timestamp < span.end_pts
+        hashes.append(xxhash.xxh3_64_intdigest(memoryview(packet)))
         if len(pts) > limits.max_frame_count:
             text = f"{source} has more than {limits.max_frame_count} frames. Cut it, or raise Limits.max_frame_count."
             raise LimitExceeded(text)
         if time.monotonic() > deadline:
             text = f"listing the frames of {source} took over {limits.max_probe_s:g} s. Raise Limits.max_probe_s."
             raise LimitExceeded(text)
-    return Packets(np.sort(np.array(pts, np.int64)), np.sort(np.array(keys, np.int64)), last_duration)
+    times = np.array(pts, np.int64)
+    order = np.argsort(times, kind="stable")
+    ordered_hashes = np.array(hashes, np.uint64)[order]
+    return Packets(times[order], np.sort(np.array(keys, np.int64)), last_duration, ordered_hashes)
 
 
 def packets_from_key(

@@ -24,6 +24,7 @@ PLANE_FORMATS = {
 }
 PixelFormat = Literal["yuv420p", "yuv444p", "rgb"]  # colour format of an H.264 video
 ACROSS_FRAMES = {1: ("libx264", "gray"), 3: ("libx264rgb", "rgb24")}  # number of channels -> encoder, pixel format
+NTSC_NOMINAL_FPS = (15, 24, 30, 48, 60, 72, 90, 96, 120, 240)  # divided by 1.001
 MAX_FPS = 1000  # limit of common players
 KEYFRAME_INTERVAL = 24  # frames; allows reading single frames without decoding the whole clip
 CHECKSUM_TAG = "PLANES"
@@ -38,11 +39,25 @@ def check_fps(fps: float, option: str) -> None:
         raise OpenUniError(f"{option} {fps:g}: must be 1 to {MAX_FPS} frames per second")
 
 
+def _ntsc_rate(fps: float | Fraction) -> Fraction | None:
+    """The NTSC rate that a number stands for: within 0.002, or its two digits, rounded or cut: 23.98 and 23.97."""
+    for nominal in NTSC_NOMINAL_FPS:
+        exact = Fraction(nominal * 1000, 1001)
+        written = (round(float(exact), 2), int(exact * 100) / 100)
+        if abs(float(fps) - exact) < 2e-3 or float(fps) in written:
+            return exact
+    return None
+
+
+def exact_fps(fps: float) -> float:
+    """The frame rate that an option means: 23.98 -> 24000/1001 = 23.976..., likewise 29.97, 59.94; others unchanged."""
+    return float(_ntsc_rate(fps) or fps)
+
+
 def frame_rate(fps: float | Fraction) -> Fraction:
-    """Frame rate as a fraction for containers; 29.97 and 23.976 become 30000/1001 and 24000/1001."""
-    for nominal in (24, 30, 48, 60, 120):
-        if abs(float(fps) - nominal * 1000 / 1001) < 2e-3:
-            return Fraction(nominal * 1000, 1001)
+    """Frame rate as a fraction for containers; NTSC rates such as 29.97 and 23.98 become 30000/1001 and 24000/1001."""
+    if (rate := _ntsc_rate(fps)) is not None:
+        return rate
     rate = Fraction(fps).limit_denominator(1001)
     if rate <= 0:
         raise VideoError(f"fps must be positive, got {fps}")

@@ -135,7 +135,7 @@ class HttpFile(ReadOnlyFile):
 
 
 def read_http(url: str, max_bytes: int, timeout_s: float) -> bytes | None:
-    """Contents of a small file; None if the server has none or denies it (401, 403, 404, 410).
+    """Contents of a small file; None if the server has none, denies it (401, 403, 404, 410), or answers with a web page.
 
     Reads at most `max_bytes + 1` bytes, in `timeout_s`. Raises `LimitExceeded`, `HttpError`, or an error of aiohttp.
     """
@@ -147,7 +147,8 @@ def read_http(url: str, max_bytes: int, timeout_s: float) -> bytes | None:
         if error.status in (401, 403):
             return None
         raise
-    return answer.data
+    # a server's page for what it does not have
+    return None if answer.headers.get("Content-Type", "").startswith("text/html") else answer.data
 
 
 def _request(url: str, first: int | None, count: int, deadline: float, timeout_s: float) -> _Answer:

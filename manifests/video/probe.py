@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from openuni.manifests.video.clip import Clip, clip_id, pts_hash
+from openuni.manifests.video.clip import Clip, clip_id, content_hash, pts_hash
 from openuni.manifests.video.container import Limits, Packets, list_packets, open_video, read_all, translate_errors
 from openuni.manifests.video.frames import IDENTITY_ORIENTATION, FrameReader, display_size, is_interlaced, orientation
 from openuni.manifests.video.video_errors import CorruptVideo, LimitExceeded, VideoError
@@ -29,6 +29,7 @@ class VideoInfo(NamedTuple):
     pts: np.ndarray  # int64 [T], presentation timestamps, strictly increasing
     interlaced: bool = False  # the first frame is interlaced; only top fields are decoded
     upright: bool = True  # neither rotated nor mirrored for display
+    frame_hashes: np.ndarray | None = None  # uint64 [T], of the compressed frames
 
 
 def probe(
@@ -73,6 +74,7 @@ def probe(
             pts=pts,
             interlaced=is_interlaced(first, stream.codec.canonical_name),
             upright=display_matrix == IDENTITY_ORIENTATION,
+            frame_hashes=packets.hashes,
         )
 
 
@@ -107,6 +109,7 @@ def make_clip(
         pts_hash=digest,
         caption=caption,
         interlaced=info.interlaced,
+        content_hash=None if info.frame_hashes is None else content_hash(info.frame_hashes[start:stop]),
     )
 
 
@@ -131,6 +134,8 @@ def matching_mp4_bytes(clip: Clip) -> bytes | None:
             return None
     info = probe(clip.source)
     if info.stream_index != clip.stream_index or pts_hash(info.pts) != clip.pts_hash:
+        return None
+    if clip.content_hash is not None and make_clip(clip.source, info).content_hash != clip.content_hash:
         return None
     if info.interlaced or not info.upright or stored_px != (info.width_px, info.height_px):
         return None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from openuni.manifests.video.clip import Clip, pts_hash
+from openuni.manifests.video.clip import Clip, content_hash, pts_hash
 from openuni.manifests.video.container import (
     Limits,
     Packets,
@@ -174,7 +174,7 @@ def _open_clip(
 ) -> Iterator[tuple[FrameReader, np.ndarray]]:
     """Context with a reader of the clip's source and the clip's timestamps, int64 [T].
 
-    Raises `SourceChanged` if the timestamps in the source differ from the clip's.
+    Raises `SourceChanged` if the timestamps or the compressed frames in the source differ from the clip's.
     """
     _decodes.add()
     with open_video(clip.source, limits, data) as (container, stream), translate_errors(clip.source):
@@ -182,12 +182,15 @@ def _open_clip(
             text = f"main video stream is {stream.index}, was {clip.stream_index}"
             raise SourceChanged(f"{clip.source} changed after ingest ({text}). Ingest it again.")
         packets = _clip_packets(clip, container, stream, limits)
-        pts = packets.pts[(packets.pts >= clip.start_pts) & (packets.pts < clip.end_pts)]
+        within = (packets.pts >= clip.start_pts) & (packets.pts < clip.end_pts)
+        pts = packets.pts[within]
         if len(pts) != clip.frame_count:
             text = f"{len(pts)} frames in the clip's span, expected {clip.frame_count}"
             raise SourceChanged(f"{clip.source} changed after ingest ({text}). Ingest it again.")
         if pts_hash(pts) != clip.pts_hash:
             raise SourceChanged(f"{clip.source} changed after ingest (other timestamps). Ingest it again.")
+        if clip.content_hash is not None and content_hash(packets.hashes[within]) != clip.content_hash:
+            raise SourceChanged(f"{clip.source} changed after ingest (other frames). Ingest it again.")
         yield FrameReader(clip.source, container, stream, packets, limits, threads), pts
 
 

@@ -63,7 +63,13 @@ class GenerateFlags:
             help="Size of the videos; the number of frames is 4k + 1. Default: size of the training data",
         ),
     ] = None
-    fps: Annotated[float, typer.Option(min=1, help="Frame rate of the output videos")] = 16.0
+    fps: Annotated[
+        float | None,
+        typer.Option(
+            min=1,
+            help="Frame rate of the output videos. Default: that of the --given videos, else of the training clips",
+        ),
+    ] = None
     steps: Annotated[int, typer.Option(min=1, help="Number of solver steps")] = 30
     guidance_scale: Annotated[
         float, typer.Option(help="Classifier-free guidance scale for the prompt; 1 disables guidance")

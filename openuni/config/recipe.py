@@ -21,6 +21,7 @@ from openuni.manifests.contracts.schema import clip_schema, producer_schema
 from openuni.manifests.corpus import keep_rule
 from openuni.manifests.corpus.layout import filter_group
 from openuni.manifests.errors import OpenUniError, did_you_mean
+from openuni.manifests.text_files import load_toml
 from openuni.shots.shot_detector import ShotDetector, find_shot_detector, shot_detector_names
 from openuni.training.codec import LatentCodec, TextCodec
 
@@ -133,11 +134,7 @@ class CorpusRecipe:
         file = Path(path)
         if not file.is_file():
             raise OpenUniError(f"there is no recipe {file}. Write one with: openuni init {file}")
-        try:
-            tables = tomllib.loads(file.read_text())
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise OpenUniError(f"{file} is not valid TOML: {error}") from error
-        return cls.parse(tables, str(file))
+        return cls.parse(load_toml(file), str(file))
 
     @classmethod
     def parse(cls, tables: Mapping[str, Any], where: str = "recipe") -> "CorpusRecipe":
@@ -206,10 +203,13 @@ def parse_assignments(given: Sequence[str], where: str) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         if not equals:
             raise OpenUniError(f'{where}: "{text}" must be written name=value')
+        name = name.strip()
+        if name in table:
+            raise OpenUniError(f'{where}: "{name}" is given twice. Give it once.')
         try:
-            table[name.strip()] = tomllib.loads(f"value = {value}")["value"]
+            table[name] = tomllib.loads(f"value = {value}")["value"]
         except tomllib.TOMLDecodeError:
-            table[name.strip()] = value.strip()  # a text without quotes
+            table[name] = value.strip()  # a text without quotes
     return table
 
 

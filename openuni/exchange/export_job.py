@@ -22,6 +22,7 @@ import numpy as np
 import xxhash
 
 from openuni.console.progress import Reporter
+from openuni.exchange.csv_cells import csv_line, unguarded
 from openuni.exchange.export_selection import ExportOptions, Selection
 from openuni.exchange.exporter import ExportBatch, ExportClip, ExportContext, Exporter, ExportFailure, json_line
 from openuni.manifests.contracts.component import fingerprint
@@ -248,15 +249,16 @@ class ExportJob:
             return []
         with path.open(encoding="utf-8", newline="") as file:
             return [
-                ExportFailure(*row) for row in csv.reader(file) if len(row) == 3 and tuple(row) != ExportFailure._fields
+                ExportFailure(*map(unguarded, row))
+                for row in csv.reader(file)
+                if len(row) == 3 and tuple(row) != ExportFailure._fields
             ]
 
 
 def write_failures(path: Path, failures: Sequence[ExportFailure], mode: str) -> None:
     """Write or append to the list of failures."""
     with path.open(mode, encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerows([*([] if file.tell() else [ExportFailure._fields]), *failures])
+        file.writelines(map(csv_line, [*([] if file.tell() else [ExportFailure._fields]), *failures]))
 
 
 def move(path: Path, target: Path) -> None:

@@ -7,6 +7,7 @@ atomic files, resuming, and the list of failures.
 
 import json
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ from openuni.manifests.corpus.corpus_clip import EXTENT, read_modality
 from openuni.manifests.corpus.layout import annotation_group
 from openuni.manifests.errors import ClipError, OpenUniError
 from openuni.manifests.video.clip import Clip
+
+# JSON allows these in strings; YAML does not, and some readers of lines end a line at U+0085, U+2028 and U+2029
+ESCAPED = re.compile("[\x7f-\x9f\u2028\u2029\ufffe\uffff]")
 
 
 class StoredMap(NamedTuple):
@@ -171,7 +175,13 @@ def find_exporter(name: str, *, imports: bool = False) -> type[Exporter]:
 
 def json_line(record: Mapping[str, Any]) -> str:
     """One line of JSON with sorted keys; NaN and infinities become null."""
-    return json.dumps(finite(record), sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return json_text(finite(record))
+
+
+def json_text(value: Any) -> str:
+    """JSON with sorted keys: one line to every reader, and valid YAML. Raises `ValueError` for NaN and infinities."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return ESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def finite(value: Any) -> Any:

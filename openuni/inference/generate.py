@@ -4,6 +4,7 @@ import re
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -12,9 +13,12 @@ from openuni.inference.sampling_progress import sampling_progress
 from openuni.manifests.contracts.decoded_clip import decode
 from openuni.manifests.contracts.modality import Modality, find_modality, picture_levels, read_rendering
 from openuni.manifests.errors import OpenUniError
-from openuni.manifests.video.encode import PixelFormat, check_fps, write_video
+from openuni.manifests.video.encode import MAX_FPS, PixelFormat, check_fps, exact_fps, write_video
 from openuni.manifests.video.probe import make_clip, probe
 from openuni.manifests.video.video_errors import VideoError
+
+DEFAULT_FPS = 16.0  # of Wan's videos; for runs that do not record the rate of their clips
+SAME_FPS = 0.05  # frames per second by which rates of the same videos may differ, through rounded timestamps
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class GenerateRequest:
     prompt: str = ""
     given: tuple[str, ...] = ()  # conditions as MODALITY=FILE: a video of the modality's rendering
     size: str | None = None  # FRAMESxHEIGHTxWIDTH; default: size of the training data
-    fps: float = 16.0  # frame rate of the output videos
+    fps: float | None = None  # frame rate of the output videos; None: of the conditions, else of the training clips
     steps: int = 30
     guidance_scale: float = 1.0  # for the prompt
     seed: int = 0
@@ -44,9 +48,13 @@ def generate_files(run_dir: Path, request: GenerateRequest, out: Path, console: 
     from openuni.training.sampler import SamplingOptions
 
     size = _size(request.size)
-    check_fps(request.fps, "--fps")
+    if request.fps is not None:
+        check_fps(request.fps, "--fps")
+    paths = _paths(request.given)
     run = Run.open(run_dir)
-    given: dict[str, Modality | np.ndarray] = {name: _read(name, path) for name, path in map(_pair, request.given)}
+    conditions = {name: _read(name, path) for name, path in paths.items()}
+    fps = _output_fps(request.fps, {name: found.fps for name, found in conditions.items()}, run.record)
+    given: dict[str, Modality | np.ndarray] = {name: found.signal for name, found in conditions.items()}
     task = run.task_of(request.make, list(given))
     sampling = SamplingOptions(
         steps=request.steps,
@@ -58,7 +66,29 @@ def generate_files(run_dir: Path, request: GenerateRequest, out: Path, console: 
     )
     with sampling_progress(run, task, request.steps, console) if console else nullcontext():
         generated = run.generate(request.prompt, list(request.make), given or None, size, sampling)
-    return [path for name, signal in generated.items() for path in _write(name, signal, out, request.fps)]
+    return [path for name, signal in generated.items() for path in _write(name, signal, out, fps)]
+
+
+def _paths(given: tuple[str, ...]) -> dict[str, str]:
+    """Modality -> video of the conditions."""
+    paths: dict[str, str] = {}
+    for name, path in map(_pair, given):
+        if name in paths:
+            raise OpenUniError(f"--given {name} twice: {paths[name]} and {path}. Give one video per modality.")
+        paths[name] = path
+    return paths
+
+
+def _output_fps(asked: float | None, given: dict[str, float], record: dict[str, Any]) -> float:
+    """Frame rate of the output: as asked for, else of the conditions, else of the clips that the run was trained on."""
+    if asked is not None:
+        return exact_fps(asked)
+    if not given:
+        return record["data"].get("fps") or DEFAULT_FPS
+    if max(given.values()) - min(given.values()) > SAME_FPS:
+        rates = ", ".join(f"{name} has {fps:g}" for name, fps in given.items())
+        raise OpenUniError(f"the videos of --given differ in their frames per second: {rates}. State one with --fps.")
+    return min(MAX_FPS, max(1.0, next(iter(given.values()))))
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -68,7 +98,14 @@ def _pair(text: str) -> tuple[str, str]:
     return name, path
 
 
-def _read(name: str, path: str) -> Modality:
+class _Condition(NamedTuple):
+    """A condition and the frame rate of its video."""
+
+    signal: Modality
+    fps: float
+
+
+def _read(name: str, path: str) -> _Condition:
     """Read a video of a modality's rendering: as the modality, or as RGB if its rendering cannot be inverted."""
     source = str(Path(path).resolve()) if "://" not in path else path
     try:
@@ -76,7 +113,7 @@ def _read(name: str, path: str) -> Modality:
         frames = decode(make_clip(source, info)).frames
     except VideoError as error:
         raise OpenUniError(f"--given {name}={path}: {error}") from error
-    return read_rendering(name, frames.astype(np.float32) / 255)
+    return _Condition(read_rendering(name, frames.astype(np.float32) / 255), info.fps)
 
 
 def _size(text: str | None) -> tuple[int, int, int] | None:

@@ -11,6 +11,7 @@ import numpy as np
 from openuni.config.recipe import IngestOptions
 from openuni.manifests.contracts import schema
 from openuni.manifests.corpus.sidecars import read_bounded, sidecar_path
+from openuni.manifests.text_files import decode_text
 from openuni.manifests.video.clip import Clip, clip_id
 from openuni.manifests.video.container import Limits
 from openuni.manifests.video.probe import VideoInfo, make_clip, probe
@@ -74,7 +75,7 @@ class IngestWorker(CorpusWorker):
     def prepare(self, item: SourceItem) -> ProbedSource:
         """Look at the file without decoding it."""
         info = probe(item.source, self.limits)
-        whole = make_clip(item.source, info, caption=self._caption(item.source))
+        whole = make_clip(item.source, info, caption=caption_of(item.source) if self.options.captions else None)
         return ProbedSource(info, dataclasses.replace(whole, collection=self.options.collection or None))
 
     def compute(self, item: SourceItem, prepared: ProbedSource) -> list[Clip]:
@@ -122,8 +123,9 @@ class IngestWorker(CorpusWorker):
             end_cut_confidence=shot.after.confidence,
         )
 
-    def _caption(self, source: str) -> str | None:
-        if not self.options.captions:
-            return None
-        text = read_bounded(sidecar_path(source, ".txt"), MAX_CAPTION_BYTES)
-        return text.decode("utf-8", "replace").strip() or None if text is not None else None
+
+def caption_of(source: str) -> str | None:
+    """The text of the caption file beside a video; None if there is none, or it is empty. Raises `ClipError`."""
+    path = sidecar_path(source, ".txt")
+    data = read_bounded(path, MAX_CAPTION_BYTES) if path else None
+    return decode_text(data, str(path)).strip() or None if data is not None else None

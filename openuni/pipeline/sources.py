@@ -2,20 +2,30 @@
 
 import glob
 import os
+import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from fsspec.core import url_to_fs
 
-from openuni.manifests.contracts.modality import modality_names
-from openuni.manifests.errors import OpenUniError
+from openuni.manifests.corpus.corpus import Corpus
+from openuni.manifests.errors import ClipError, OpenUniError
+from openuni.manifests.text_files import decode_text
+from openuni.pipeline.folder_scan import VIDEO_SUFFIXES, FolderScan, is_video, mode_of, suffix_of
 
-VIDEO_SUFFIXES = frozenset(
-    [".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".flv", ".ogv", ".wmv"]
-)
 LIST_SUFFIX = ".txt"
+
+
+class FoundSources(NamedTuple):
+    """Sources, and which of them are links."""
+
+    names: list[str]  # absolute paths and URLs
+    links: dict[str, str]  # source that is a link -> the file it leads to
 
 
 def find_sources(given: str | Path | Sequence[str | Path]) -> list[str]:
@@ -23,15 +33,37 @@ def find_sources(given: str | Path | Sequence[str | Path]) -> list[str]:
 
     A folder (or `s3://bucket/folder/`) is searched with all its folders for files with a video's suffix, maps that lie
     beside a video (`NAME.depth.mkv`) left out; a glob is expanded; a `.txt` file holds one of these per line (`#`
-    begins a comment); anything else is one source. Raises `OpenUniError` where something is not there or holds no
-    video. Only URLs of videos in a list are taken at their word, since there may be millions: a missing one fails at
-    ingest.
+    begins a comment, unless a file of that name exists); anything else is one source. A name that exists is never taken
+    for a glob. A link to a file keeps its own name, unless the file it leads to is found too. Raises `OpenUniError`
+    where something is not there or holds no video. Only URLs of videos in a list are taken at their word, since there
+    may be millions: a missing one fails at ingest.
     """
+    return find_with_links(given).names
+
+
+def find_with_links(given: str | Path | Sequence[str | Path]) -> FoundSources:
+    """As `find_sources`, with the links among the sources."""
     _real_folder.cache_clear()
+    search = _Search()
     found: list[str] = []
     for item in [given] if isinstance(given, str | Path) else given:
-        found.extend(_expand(str(item)))
-    return list(dict.fromkeys(_as_text(source) for source in found))
+        found.extend(search.expand(str(item)))
+    names, links = dict.fromkeys(found), search.scan.links
+    if links:
+        names = dict.fromkeys(links[name] if links.get(name) in names else name for name in names)
+    texts = [_as_text(source) for source in names]
+    return FoundSources(texts, {name: links[name] for name in texts if name in links})
+
+
+def as_recorded(found: FoundSources, corpus: Corpus) -> list[str]:
+    """The sources by the names that the corpus knows: corpora of version 0.1 contain the target of a link instead."""
+    if not found.links or not corpus.parts("clips"):
+        return found.names
+    known = corpus.table("clips", ["source"]).column("source")
+    asked = pa.array([*found.links, *found.links.values()], pa.string())
+    recorded = frozenset(asked.filter(pc.is_in(asked, value_set=known.combine_chunks())).to_pylist())
+    former = {name: target for name, target in found.links.items() if target in recorded and name not in recorded}
+    return list(dict.fromkeys(former.get(name, name) for name in found.names))
 
 
 def _as_text(source: str) -> str:
@@ -44,103 +76,143 @@ def is_url(source: str) -> bool:
     return "://" in source and not source.startswith("file://")
 
 
-def _expand(item: str) -> list[str]:
-    if is_url(item):
-        return _expand_url(item)
-    if _is_video(item) and (plain := _plain_file(item)):
-        return [plain]  # asked first, and asked little: a list may hold millions
-    path = Path(item.removeprefix("file://")).expanduser()
-    if path.is_dir():
-        return _not_empty(sorted(_videos_in(str(path.resolve()))), f'folder "{item}"')
-    if path.suffix == LIST_SUFFIX and path.is_file():
-        return _expand_list(path)
-    if path.exists():
-        return [str(path.resolve())]
-    if glob.has_magic(item):
-        fs, pattern = url_to_fs(str(path))
-        files = [file for file in sorted(fs.glob(pattern)) if fs.isfile(file) and not Path(file).name.startswith(".")]
-        return _not_empty(files, f'pattern "{item}"')
-    raise OpenUniError(f'"{item}" not found. Pass a video, a folder, a quoted glob pattern, a .txt list or a URL.')
+class _Search:
+    """Expands what is given. Within one search the links that lead to the same file are known."""
+
+    def __init__(self) -> None:
+        self.scan = FolderScan()
+        self.lists: list[str] = []  # those being read, each named in the one before
+
+    def expand(self, item: str) -> list[str]:
+        if "\0" in item:
+            raise OpenUniError(f"{item!a}: names of sources cannot contain a NUL character")
+        if is_url(item):
+            return _expand_url(item)
+        path = _local(item)
+        if suffix_of(path) != LIST_SUFFIX and (file := self._file(path)):
+            return [file]  # asked first, and asked little: a list may hold millions
+        mode = mode_of(path)
+        if stat.S_ISDIR(mode):
+            return _not_empty(self.scan.videos(path), f'folder "{item}"')
+        if stat.S_ISREG(mode):
+            return self._expand_list(path)
+        if mode:
+            return [str(Path(path).resolve())]  # a pipe or the like: a failed row
+        if glob.has_magic(path):
+            files = _matches(path)
+            for file in files:
+                self.scan.file(file)
+            return _not_empty(files, f'pattern "{item}"')
+        raise OpenUniError(f'"{item}" not found. Pass a video, a folder, a quoted glob pattern, a .txt list or a URL.')
+
+    def _file(self, path: str) -> str | None:
+        """A file by its own name in its real folder, asking the system once per file and once per folder."""
+        mode = mode_of(path, follow_links=False)
+        is_link = stat.S_ISLNK(mode)
+        if not stat.S_ISREG(mode_of(path) if is_link else mode):
+            return None
+        folder, _, name = path.rpartition("/")
+        found = f"{_real_folder(folder if path.startswith('/') else f'{Path.cwd()}/{folder}')}/{name}"
+        if is_link:
+            self.scan.file(found)
+        return found
+
+    def _expand_list(self, path: str) -> list[str]:
+        real = os.path.realpath(path)
+        if real in self.lists:
+            raise OpenUniError(f'list "{path}" contains itself, through {" -> ".join([*self.lists, real])}')
+        try:
+            text = decode_text(Path(path).read_bytes(), f'list "{path}"')
+        except ClipError as error:
+            raise OpenUniError(str(error)) from error
+        self.lists.append(real)
+        found: list[str] = []
+        for number, line in enumerate(re.split(r"\r\n|\r|\n", text), start=1):
+            entry = _entry(line.strip(" \t"), path.rpartition("/")[0] or ("/" if path.startswith("/") else "."))
+            if is_url(entry) and is_video(entry) and not glob.has_magic(entry):
+                found.append(entry)
+            elif entry:
+                try:
+                    found.extend(self.expand(entry))
+                except OpenUniError as error:
+                    raise OpenUniError(f'list "{path}", line {number}: {error}') from error
+        self.lists.pop()
+        return _not_empty(found, f'list "{path}"')
+
+
+def _entry(line: str, folder: str) -> str:
+    """What a line of a list names, empty for a comment. Local names are relative to the list's folder."""
+    if is_url(line):
+        return _url_entry(line)
+    parts = line.split("#")
+    names = ["#".join(parts[:count]).rstrip(" \t") for count in range(len(parts), 0, -1)]
+    is_relative = not line.startswith(("/", "~", "file://"))
+    entries = [f"{folder}/{name}" if name and is_relative else name for name in names]
+    if len(entries) == 1:
+        return entries[0]
+    # names may contain "#": the longest that exists, else the shortest
+    return next((entry for entry in entries if entry and _exists(_local(entry))), entries[-1])
+
+
+def _exists(path: str) -> bool:
+    return bool(mode_of(path, follow_links=False)) or (glob.has_magic(path) and bool(_matches(path)))
+
+
+def _local(item: str) -> str:
+    """The path that a local item names."""
+    path = item.removeprefix("file://")
+    try:
+        return str(Path(path).expanduser()) if path.startswith("~") else path
+    except RuntimeError:  # no such user
+        return path
+
+
+def _matches(pattern: str) -> list[str]:
+    """The visible files that match a local pattern, sorted; absolute."""
+    fs, path = url_to_fs(pattern)
+    files = [file for file in sorted(fs.glob(_literal_folders(fs, path))) if fs.isfile(file)]
+    return [file for file in files if not file.rpartition("/")[2].startswith(".")]
+
+
+def _url_entry(line: str) -> str:
+    """A URL without the comment behind it. Names in object stores may contain blanks and `#`, web addresses may not."""
+    cut = re.split(r"\s+#", line, maxsplit=1)[0]
+    is_web = line.startswith(("http://", "https://"))
+    return cut if is_web or (is_video(cut) and not is_video(line)) else line
 
 
 def _expand_url(item: str) -> list[str]:
     if item.startswith(("http://", "https://")):
         return [item]  # a web server has no listing to search
     fs, path = url_to_fs(item)
-    if glob.has_magic(path):
-        files = [file for file in fs.glob(path) if fs.isfile(file)]
-    elif fs.isdir(path):
-        files = [file for file in fs.find(path) if _is_video(file)]
+    if fs.isdir(path):
+        files = [file for file in fs.find(path) if is_video(file)]
     elif fs.exists(path):
         files = [path]
+    elif glob.has_magic(path):
+        files = [file for file in fs.glob(_literal_folders(fs, path)) if fs.isfile(file)]
     else:
         raise OpenUniError(f'"{item}" not found, or not accessible with these credentials.')
     return _not_empty(sorted(fs.unstrip_protocol(file) for file in files), f'"{item}"')
 
 
-def _expand_list(path: Path) -> list[str]:
-    found: list[str] = []
-    for line in path.read_text().splitlines():
-        entry = line.split("#")[0].strip() if "://" not in line else line.strip()
-        if not entry:
-            continue
-        if is_url(entry) and _is_video(entry) and not glob.has_magic(entry):
-            found.append(entry)
-            continue
-        if not is_url(entry) and not entry.startswith(("/", "~", "file://")):
-            entry = str(path.parent / entry)  # relative to the list, wherever the command runs
-        found.extend(_expand(entry))
-    return _not_empty(found, f'list "{path}"')
-
-
-def _is_video(name: str) -> bool:
-    """By its name. The maps of a clip (`NAME.depth.mkv` beside `NAME.mp4`) are no sources of their own."""
-    file = name.rpartition("/")[2]
-    stem, _, suffix = file.rpartition(".")
-    is_map = stem.rpartition(".")[2] in _modalities() and "." in stem
-    return f".{suffix.lower()}" in VIDEO_SUFFIXES and not file.startswith(".") and not is_map
-
-
-@lru_cache(maxsize=1)
-def _modalities() -> frozenset[str]:
-    return frozenset(modality_names())
-
-
-def _videos_in(folder: str) -> Iterator[str]:
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                yield from _videos_in(entry.path)
-            elif _is_video(entry.name) and entry.is_symlink():
-                yield from _linked(entry.path)
-            elif _is_video(entry.name) and entry.is_file():
-                yield entry.path
-
-
-def _linked(path: str) -> Iterator[str]:
-    """The file that a link leads to; the link itself where that is nowhere, so that ingest says so in its row."""
-    try:
-        target = Path(path).resolve(strict=True)
-    except (OSError, RuntimeError):  # Python 3.11 and 3.12 say RuntimeError of a loop
-        yield path
-        return
-    if target.is_file():
-        yield str(target)
-
-
-def _plain_file(path: str) -> str | None:
-    """`Path.resolve` of a file that is no link itself, asking the system once per file and once per folder."""
-    folder, _, name = path.rpartition("/")
-    try:
-        is_plain = stat.S_ISREG(Path(path).lstat().st_mode)
-    except OSError:
-        return None
-    return f"{_real_folder(folder if path.startswith('/') else f'{Path.cwd()}/{folder}')}/{name}" if is_plain else None
+def _literal_folders(fs: Any, pattern: str) -> str:
+    """The pattern, with names of folders that exist and contain a glob's characters escaped: `take[1]/*.mp4`."""
+    escaped, literal = list[str](), ""
+    parts = pattern.split("/")
+    for number, part in enumerate(parts[:-1]):
+        literal = f"{literal}/{part}" if number else part
+        if glob.has_magic(part):
+            if not fs.isdir(literal):
+                return "/".join([*escaped, *parts[number:]])
+            part = glob.escape(part)
+        escaped.append(part)
+    return "/".join([*escaped, parts[-1]])
 
 
 @lru_cache(maxsize=1024)
 def _real_folder(folder: str) -> str:
-    return str(Path(folder or "/").resolve()).rstrip("/")
+    return os.path.realpath(folder or "/").rstrip("/")
 
 
 def _not_empty(files: list[str], what: str) -> list[str]:

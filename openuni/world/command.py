@@ -8,7 +8,7 @@ from pathlib import Path
 
 from openuni.console.progress import Reporter
 from openuni.manifests.errors import OpenUniError
-from openuni.manifests.video.encode import check_fps
+from openuni.manifests.video.encode import check_fps, exact_fps
 from openuni.world.clips import preset_modalities
 from openuni.world.write import write_clips
 
@@ -54,7 +54,7 @@ def make_world(request: WorldRequest, reporter: Reporter) -> str:
             frames=request.frames,
             height_px=height_px,
             width_px=width_px,
-            fps=request.fps,
+            fps=exact_fps(request.fps),
         )
     recipe = request.out / f"{request.preset}.toml"
     supplied = preset_modalities(request.preset, names or None)

@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, Unpack
 
 from openuni.manifests.errors import OpenUniError
-from openuni.manifests.video.encode import write_video
+from openuni.manifests.video.encode import exact_fps, write_video
 from openuni.world.clips import WorldClip, make_clip, preset_modalities
 
 FORMAT = "openuni-supplied-1"
@@ -77,6 +77,7 @@ class RenderJob(NamedTuple):
             found = json.loads((self.folder / f"{self.name}.json").read_bytes())
             entries = found["modalities"]
             files = [f"{self.name}.mp4", f"{self.name}.txt", *(entry["file"] for entry in entries.values())]
+            found["fps"] = exact_fps(found["fps"])  # earlier versions stated 29.97 for 30000/1001
             same = all(found[key] == value for key, value in self.facts.items())
             return (
                 same and set(entries) == set(self.modalities) and all((self.folder / file).is_file() for file in files)

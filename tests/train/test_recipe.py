@@ -68,7 +68,7 @@ def test_unknown_names(tmp_path: Path) -> None:
     with pytest.raises(OpenUniError, match='Did you mean "unityvideo_demo"'):
         TrainingRecipe.load("unityvideo_demos")
     (tmp_path / "latin.toml").write_bytes(b'start_from = "\xfc"')
-    with pytest.raises(OpenUniError, match=r"latin\.toml is not valid TOML: 'utf-8' codec"):
+    with pytest.raises(OpenUniError, match=r"latin\.toml, line \d+: byte 0x\w\w is not UTF-8"):
         TrainingRecipe.load(tmp_path / "latin.toml")
     with pytest.raises(OpenUniError, match="no recipe at"):
         TrainingRecipe.load("nowhere.toml")

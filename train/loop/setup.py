@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from openuni.manifests.contracts.discovery import find_component
 from openuni.manifests.contracts.modality import find_modality
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
 # Options that may change on resume, as they do not affect finished steps. By their names in run.json, which keeps the
 # former names of renamed options (see `recorded`).
 RESUME_MUTABLE = (
-    *("checkpoints.", "validation.", "optimizer.accumulate"),
+    *("checkpoints.", "validation.", "optimizer.accumulate", "data.fps"),  # runs of version 0.1 lack the last
     *("model.attention", "model.compile", "model.gradient_checkpointing"),
 )
 
@@ -98,6 +100,9 @@ def prepare(recipe: TrainingRecipe, corpus: "Corpus", folder: Path) -> Setup:
             "clips": len(index.clip_ids),
             "held_out": int(index.held_out.sum()),
             "clips_by_task": clips_by_task(index, mix),
+            "fps": _typical_fps(
+                corpus, [index.clip_ids[number] for number in np.flatnonzero(usable_clips(index, mix))]
+            ),
         }
         | ({"stages": plan.summary(index)} if len(stages) > 1 else {}),
     }
@@ -154,6 +159,14 @@ def _most_common_shape(index: Index, mix: TaskMix) -> list[int]:
     """Most common latent shape [C, T, H, W]."""
     shapes, counts = np.unique(index.shapes[usable_clips(index, mix)], axis=0, return_counts=True)
     return shapes[counts.argmax()].tolist()
+
+
+def _typical_fps(corpus: "Corpus", clip_ids: list[str]) -> float | None:
+    """Median frame rate of the clips, one that occurs; None if the corpus does not state any."""
+    table = corpus.table("clips", ["clip_id", "fps"])
+    rates = table.filter(pc.is_in(table.column("clip_id"), value_set=pa.array(clip_ids, pa.string()))).column("fps")
+    known = rates.drop_null().to_numpy()
+    return float(np.quantile(known, 0.5, method="lower")) if len(known) else None
 
 
 def _check_texts(captions: Captions, mix: TaskMix, options: TextStreamOptions) -> None:

@@ -1,6 +1,5 @@
 """Base of formats with rendered videos: a clip and its maps become mp4 files of one size, length and rate."""
 
-import csv
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Annotated, Literal
 import numpy as np
 from annotated_types import Ge, Interval
 
+from openuni.exchange.csv_cells import csv_line
 from openuni.exchange.exporter import ExportBatch, ExportClip, ExportContext, Exporter, ExportFailure, json_line
 from openuni.manifests.contracts.modality import Modality, picture_levels
 from openuni.manifests.errors import ClipError, OpenUniError
@@ -122,8 +122,8 @@ class ClipFiles(Rendered):
 
 
 def write_csv(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, str]]) -> None:
-    """Write a CSV in UTF-8 with `\n` line ends; cells that a row lacks are empty."""
+    """Write a CSV in UTF-8 with `\n` line ends (see `csv_line`); cells that a row lacks are empty."""
+    names = list(columns)
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(columns), restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+        file.write(csv_line(names))
+        file.writelines(csv_line(row.get(name, "") for name in names) for row in rows)

@@ -7,10 +7,11 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 from openuni.exchange.importers._dataset_layout import MAX_JSON_BYTES, parse_json
 from openuni.manifests.errors import ClipError
+from openuni.manifests.text_files import MARK_BYTES, encoding_of
 
 ROWS_PER_CHUNK = 10_000
 MEMORY = "1GB"  # of the join, before it spills to disk
@@ -65,9 +66,9 @@ def joined(files: Mapping[Path, list[str]], columns: CsvColumns) -> Iterator[Csv
 def header(file: Path) -> list[str]:
     """The columns of a CSV; empty if the file is empty or not a CSV."""
     try:
-        with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as opened:
+        with _open(file) as opened:
             return [name.strip() for name in next(csv.reader(opened), [])]
-    except csv.Error:
+    except (csv.Error, UnicodeDecodeError):
         return []
 
 
@@ -79,30 +80,53 @@ def _cells(file: Path, listed: list[str], columns: CsvColumns) -> Iterator[tuple
         cell = row[indices[name]].strip() if name in indices else ""
         return os.path.normpath(file.parent / cell) if cell else None
 
-    with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as opened:
-        reader = csv.reader(opened)
-        next(reader)
-        while True:
-            try:
-                row = next(reader, None)
-            except csv.Error as error:
-                yield _faulty(file, reader.line_num, str(error))
-                continue
-            if row is None:
-                return
-            if not row:
-                continue
-            if len(row) != len(listed):
-                yield _faulty(file, reader.line_num, f"{len(row)} cells, the header has {len(listed)}")
-            elif any(not cell.isascii() and any("\ud800" <= sign <= "\udfff" for sign in cell) for cell in row):
-                yield _faulty(file, reader.line_num, "not UTF-8")
+    with _open(file) as opened:
+        for line, row in _rows(opened):
+            if isinstance(row, str):
+                yield _faulty(file, line, row)
+            elif len(row) != len(listed):
+                yield _faulty(file, line, f"{len(row)} cells, the header has {len(listed)}")
+            elif not all(map(_is_text, row)):
+                yield _faulty(file, line, "not UTF-8, or not the encoding of its byte order mark")
             elif any("\0" in row[indices[name]] for name in (columns.video, *columns.paths) if name in indices):
-                yield _faulty(file, reader.line_num, "a path contains a NUL character")
+                yield _faulty(file, line, "a path contains a NUL character")
             elif (video := absolute(row, columns.video)) is None:
-                yield _faulty(file, reader.line_num, f"no {columns.video}")
+                yield _faulty(file, line, f"no {columns.video}")
             else:
                 text = row[indices[columns.text]].strip() if columns.text in indices else ""
                 yield video, text or None, *(absolute(row, name) for name in columns.paths)
+
+
+def _rows(opened: TextIO) -> Iterator[tuple[int, list[str] | str]]:
+    """Line number and cells of each row below the header, without empty rows; an error message instead of the cells."""
+    reader = csv.reader(opened)
+    next(reader)
+    while True:
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            yield reader.line_num, str(error)
+            continue
+        except UnicodeDecodeError as error:  # UTF-16 or UTF-32 that ends within a character
+            yield reader.line_num + 1, f"truncated: {error.reason}"
+            return
+        if row is None:
+            return
+        if row:
+            yield reader.line_num, row
+
+
+def _is_text(cell: str) -> bool:
+    """Whether all bytes of a cell could be decoded; `_open` decodes others to surrogates."""
+    return cell.isascii() or not any("\ud800" <= sign <= "\udfff" for sign in cell)
+
+
+def _open(file: Path) -> TextIO:
+    """The CSV in the encoding that its byte order mark states, else UTF-8. What is not text decodes to surrogates."""
+    with file.open("rb") as opened:
+        encoding = encoding_of(opened.read(MARK_BYTES))
+    errors = "surrogateescape" if encoding.startswith("utf-8") else "surrogatepass"
+    return file.open(encoding=encoding, errors=errors, newline="")
 
 
 def _faulty(file: Path, line: int, reason: str) -> CsvRow:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from openuni.exchange.export_job import RECORD
 from openuni.manifests.errors import ClipError, OpenUniError
+from openuni.manifests.text_files import decode_text
 
 # folder name -> split of the corpus
 SPLITS = {"train": "train", "training": "train", "val": "validation", "valid": "validation"}
@@ -98,11 +99,7 @@ def read_text(path: Path, root: str | Path) -> str | None:
     """A caption: the file's text, stripped; None if the file is missing or empty."""
     if not path.is_file():
         return None
-    text = _small(path, root, MAX_CAPTION_BYTES)
-    try:
-        return text.decode("utf-8-sig").strip() or None
-    except UnicodeDecodeError as error:
-        raise ClipError(f"{path} is not UTF-8: {error}") from error
+    return decode_text(_small(path, root, MAX_CAPTION_BYTES), str(path)).strip() or None
 
 
 def read_json(path: Path, root: str | Path) -> dict[str, Any]:

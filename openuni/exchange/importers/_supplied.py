@@ -100,6 +100,16 @@ def text_of(sidecar: Mapping[str, Any], key: str, where: str) -> str | None:
     return value or None
 
 
+def caption_of(text: str | None, sidecar: Mapping[str, Any], key: str, where: str) -> str | None:
+    """The caption in a text file or CSV cell, else that of the sidecar; None if it is empty.
+
+    Texts are read without the blanks around them. If that is all they differ in, the sidecar's is the exact one.
+    """
+    exact = text_of(sidecar, key, where)
+    stripped = (text or "").strip()
+    return exact if not stripped or (exact or "").strip() == stripped else stripped
+
+
 def thumbnails_of(video: Clip) -> np.ndarray:
     """All frames of a video, scaled down for comparison: uint8 [T, h, w, 3]."""
     return decode(video, short_side_px=SHORT_SIDE_PX).frames

@@ -25,6 +25,7 @@ from openuni.manifests.contracts.payloads import check_shape
 from openuni.manifests.errors import ClipError, OpenUniError
 from openuni.manifests.modalities.rgb import RGB
 from openuni.manifests.video.clip import Clip
+from openuni.manifests.video.encode import exact_fps
 from openuni.manifests.video.probe import probe_clip
 
 SIDECAR = "clip.json"
@@ -120,7 +121,7 @@ class Folder(Importer):
         row: dict[str, Any] = dict.fromkeys(AllMaps._fields) | maps | {"aligned_by_motion": aligned}
         return ImportedClip(
             AllMaps(**row),
-            fps=self.fps,
+            fps=exact_fps(self.fps),
             video=picture.video,
             caption=read_text(folder / "caption.txt", location.root)
             or text_of(sidecar, "caption", str(folder / SIDECAR)),

@@ -46,6 +46,7 @@ from openuni.manifests.modalities.irradiance import Irradiance, IrradianceConsta
 from openuni.manifests.modalities.normal import Normal, NormalConstants
 from openuni.manifests.modalities.rgb import RGB
 from openuni.manifests.video.clip import Clip
+from openuni.manifests.video.encode import exact_fps
 from openuni.manifests.video.images import ValueLookup
 
 MAPS = ("albedo", "irradiance", "normal")
@@ -186,7 +187,7 @@ class InteriorVid(Importer):
         )
         return ImportedClip(
             row,
-            fps=self.fps,
+            fps=exact_fps(self.fps),
             video=picture_scan.video,
             caption=_caption(location),
             origin=self._scene(found.key),

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 import numpy as np
 from annotated_types import Ge
 
+from openuni.exchange.csv_cells import guarded, unguarded
 from openuni.exchange.importer import FoundClip, ImportedClip, Importer
 from openuni.exchange.importers._colours import (
     DepthColours,
@@ -168,7 +169,7 @@ class OpenUniCSV(Importer):
             CSVMaps(**row),
             fps=video.fps,
             video=video,
-            caption=location.cells.get(PROMPT),
+            caption=_caption(location.cells.get(PROMPT, ""), facts),
             origin=text_of(facts, "origin", FACTS),
             split=text_of(facts, "split", FACTS) or split_of(found.key),
             payloads=payloads,
@@ -227,6 +228,14 @@ class OpenUniCSV(Importer):
 
     def _constants_from(self, facts: dict[str, Any]) -> str:
         return FACTS if facts else "options" if self.flow_divisor_px else "assumed"
+
+
+def _caption(cell: str, facts: dict[str, Any]) -> str | None:
+    """The caption in a cell. Only exports guard cells from spreadsheets; their clips.jsonl has the exact text."""
+    exact = text_of(facts, "caption", FACTS)
+    if not facts:
+        return cell or None
+    return exact if guarded(exact or "").strip() == cell else unguarded(cell) or None
 
 
 def _constants(facts: dict[str, Any], name: str, where: str) -> Any | None:

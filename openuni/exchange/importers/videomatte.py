@@ -21,6 +21,7 @@ from openuni.manifests.modalities.alpha import Alpha, AlphaConstants
 from openuni.manifests.modalities.background import Background
 from openuni.manifests.modalities.foreground import Foreground
 from openuni.manifests.modalities.rgb import RGB, RGBConstants
+from openuni.manifests.video.encode import exact_fps
 from openuni.manifests.video.passthrough import PixelDecoding
 
 CHECKED_PERCENTILE = 99.0  # of the differences between the dataset's composite and that of its layers
@@ -136,7 +137,7 @@ class VideoMatte(Importer):
         if picture is None and background is not None:
             picture = composite(layers.alpha, layers.foreground, background)
         video = scans["composite"].video if "composite" in scans else None
-        fps = next((scan.video.fps for scan in scans.values() if scan.video is not None), self.fps)
+        fps = next((scan.video.fps for scan in scans.values() if scan.video is not None), exact_fps(self.fps))
         row = MatteMaps(
             rgb=None if video is not None or picture is None else RGB(picture),
             alpha=Alpha(layers.alpha),

@@ -22,12 +22,14 @@ from openuni.exchange.importers._supplied import (
     MAX_FILE_MB,
     AllMaps,
     aligned_maps,
+    caption_of,
     decode_maps,
     parse_entries,
     text_of,
     thumbnails_of,
 )
 from openuni.manifests.errors import ClipError, OpenUniError
+from openuni.manifests.text_files import decode_text
 from openuni.manifests.video.clip import Clip
 from openuni.manifests.video.probe import probe_clip
 
@@ -131,10 +133,8 @@ class WebDataset(Importer):
     def _caption(self, members: dict[str, Member], shard: Path, sidecar: dict[str, Any], where: str) -> str | None:
         for suffix in CAPTIONS:
             if suffix in members:
-                try:
-                    return _bytes(shard, members[suffix], MAX_CAPTION_BYTES).decode("utf-8-sig").strip() or None
-                except UnicodeDecodeError as error:
-                    raise ClipError(f"{where}.{suffix} is not UTF-8: {error}") from error
+                text = decode_text(_bytes(shard, members[suffix], MAX_CAPTION_BYTES), f"{where}.{suffix}")
+                return caption_of(text, sidecar, self.caption, f"{where}.json") if text.strip() else None
         return text_of(sidecar, self.caption, f"{where}.json")
 
 

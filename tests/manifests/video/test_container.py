@@ -86,12 +86,12 @@ def test_truncated_files_are_reported(tmp_path: Path, name: str) -> None:
 
 def test_a_damaged_frame_is_named_and_never_replaced(tmp_path: Path) -> None:
     path = encode(tmp_path / "a.mp4", options={"bf": "0", "g": "10", "sc_threshold": "0"})
-    clip = make_clip(str(path), probe(str(path)))
     with av.open(str(path)) as container:
         packet = [packet for packet in container.demux(video=0) if packet.size][25]
     damaged = bytearray(path.read_bytes())
     damaged[packet.pos + 8 : packet.pos + packet.size] = b"\xff" * (packet.size - 8)
     path.write_bytes(damaged)
+    clip = make_clip(str(path), probe(str(path)))
     for threads in (1, 4):
         with pytest.raises(CorruptVideo, match=r"frame 25 of 40 .*cannot be decoded"):
             decode(clip, threads=threads)

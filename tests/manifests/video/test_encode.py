@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 from openuni.manifests.contracts.decoded_clip import decode
-from openuni.manifests.video.encode import PixelFormat, decode_lossless, encode_lossless, frame_rate, write_video
+from openuni.manifests.video.encode import (
+    PixelFormat,
+    decode_lossless,
+    encode_lossless,
+    exact_fps,
+    frame_rate,
+    write_video,
+)
 from openuni.manifests.video.probe import make_clip, probe
 from openuni.manifests.video.video_errors import CorruptVideo, VideoError
 
@@ -182,7 +189,11 @@ def test_frames_that_cannot_be_written_are_named(
 
 def test_frame_rates_become_the_fractions_they_stand_for() -> None:
     assert frame_rate(29.97) == Fraction(30000, 1001)
-    assert frame_rate(23.976) == Fraction(24000, 1001)
+    assert frame_rate(23.976) == frame_rate(23.98) == frame_rate(23.97) == Fraction(24000, 1001)
+    assert frame_rate(59.94) == Fraction(60000, 1001) and frame_rate(14.985) == Fraction(15000, 1001)
+    assert frame_rate(119.88) == Fraction(120000, 1001) and frame_rate(47.95) == Fraction(48000, 1001)
+    assert frame_rate(23.9) == Fraction(239, 10) and frame_rate(24) == 24 and frame_rate(29.9) == Fraction(299, 10)
+    assert exact_fps(23.98) == 24000 / 1001 and exact_fps(12.3456789) == 12.3456789
     assert frame_rate(25.0) == 25
     assert frame_rate(12.5) == Fraction(25, 2)
     assert frame_rate(Fraction(60000, 1001)) == Fraction(60000, 1001)

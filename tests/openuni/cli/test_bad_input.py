@@ -237,3 +237,16 @@ def test_a_damaged_map_fails_its_own_latents_only(raw, tmp_path):
     assert statuses == {"rgb": ["ok", "ok"], "flow": ["failed", "ok"]}
     assert corpus.summary().ok == 1
     assert [(failure.operator, failure.clips) for failure in corpus.summary().failed] == [("encode flow", 1)]
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        (["import", "folder", ".", "--set", "fps=8", "--set", "fps = 9"], "fps"),
+        (["export", "corpus", "--format", "univid", "--set", "crf=1", "--set", "crf=1"], "crf"),
+        (["split", "corpus", "--fraction", "test=0.1", "--fraction", "test=0.2"], "test"),
+    ],
+)
+def test_what_is_set_twice_is_not_guessed(command, name, tmp_path):
+    done = cli(*command, *(["--out", "out"] if command[0] != "split" else []), cwd=tmp_path)
+    assert (done.returncode, f'"{name}" is given twice' in done.stderr) == (2, True), done.stderr

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import shutil
+from fractions import Fraction
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from openuni.cli.main import app
-from openuni.inference.generate import GenerateRequest, generate_files
+from openuni.inference.generate import GenerateRequest, _output_fps, generate_files
 from openuni.manifests.contracts.modality import Modality
 from openuni.manifests.errors import OpenUniError
 from openuni.manifests.modalities.skeleton import Skeleton
@@ -81,6 +82,42 @@ def test_files_of_a_skeleton_are_written_and_read(run: Run, tmp_path: Path) -> N
     )
     assert [path.name for path in again] == ["rgb.mp4", "rgb.npy"]
     assert np.load(tmp_path / "rgb.npy").shape == (5, 16, 16, 3)
+
+
+def rate_of(path: Path) -> Fraction:
+    with av.open(str(path)) as container:
+        rate = container.streams.video[0].average_rate
+        assert rate is not None
+        return Fraction(rate)
+
+
+def test_the_output_has_the_rate_of_what_is_given_else_of_the_training_clips(run: Run, tmp_path: Path) -> None:
+    both = GenerateRequest(("rgb", "skeleton"), "a walk", steps=1)
+    assert run.record["data"]["fps"] == 25.0  # the clips of tests/train/corpora.py
+    generate_files(run.folder, both, tmp_path)
+    assert rate_of(tmp_path / "rgb.mp4") == rate_of(tmp_path / "skeleton.mp4") == 25
+    for asked, written in ((23.98, Fraction(24000, 1001)), (29.97, Fraction(30000, 1001)), (30.0, Fraction(30))):
+        generate_files(run.folder, dataclasses.replace(both, fps=asked), tmp_path / "given")
+        assert rate_of(tmp_path / "given/skeleton.mp4") == written
+        given = GenerateRequest(("rgb",), given=(f"skeleton={tmp_path / 'given/skeleton.mp4'}",), steps=1)
+        generate_files(run.folder, given, tmp_path / "out")
+        assert rate_of(tmp_path / "out/rgb.mp4") == written
+    generate_files(run.folder, dataclasses.replace(given, fps=8.0), tmp_path / "out")
+    assert rate_of(tmp_path / "out/rgb.mp4") == 8
+
+
+def test_given_videos_of_several_rates_need_a_rate(run: Run) -> None:
+    assert _output_fps(None, {"rgb": 29.97, "depth": 30000 / 1001}, run.record) == 29.97
+    assert _output_fps(16.0, {"rgb": 30.0, "depth": 25.0}, run.record) == 16.0
+    assert _output_fps(None, {}, {"data": {}}) == 16.0  # a run of version 0.1
+    with pytest.raises(OpenUniError, match=r"differ in their frames per second: rgb has 30, depth has 25\. State one"):
+        _output_fps(None, {"rgb": 30.0, "depth": 25.0}, run.record)
+
+
+def test_a_modality_is_given_once(run: Run, tmp_path: Path) -> None:
+    request = GenerateRequest(("rgb",), given=("skeleton=a.mp4", "rgb=b.mp4", "skeleton=c.mp4"))
+    with pytest.raises(OpenUniError, match=r"--given skeleton twice: a\.mp4 and c\.mp4\. Give one video per modality"):
+        generate_files(run.folder, request, tmp_path)
 
 
 def test_guidance_of_given_streams_reaches_the_run(run: Run, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from openuni.manifests.corpus.lease import Lease, LeaseLost
 from openuni.manifests.corpus.lock import lock
 from openuni.manifests.corpus.store import Store
 from openuni.pipeline.runners.resources import Resources
+from openuni.pipeline.sources import find_sources
 from tests.raw_clips import contents, write_clips
 from tests.s3_server import s3_bucket
 
@@ -161,3 +162,13 @@ def test_verify_finds_and_repairs_damage_on_the_store(remote, bucket):
     assert len(report.damage) == 2 and report.is_sound
     assert openuni.verify(chosen, reporter=Reporter(quiet=True)).damage == ()
     assert len(store.folders("damaged")) == 1 and chosen.parts("filters/motion") == []
+
+
+def test_objects_with_the_characters_of_patterns(bucket, raw):
+    fs, root = fsspec.core.url_to_fs(f"{bucket}/odd")
+    for name in ("br[1].mp4", "set[2]/what?.mp4"):
+        fs.pipe_file(f"{root}/{name}", b"x")
+    for given in ("odd/br[1].mp4", "odd/set[2]/what?.mp4"):
+        assert find_sources(f"{bucket}/{given}") == [f"{bucket}/{given}"]
+    assert find_sources(f"{bucket}/odd/set[2]/*.mp4") == [f"{bucket}/odd/set[2]/what?.mp4"]
+    assert len(find_sources(f"{bucket}/odd/")) == 2

@@ -274,3 +274,10 @@ def test_plain_maps_are_brought_into_range_as_those_of_rendered_sets(tmp_path):
     clip = imported(bring_in("folder", tmp_path / "set", tmp_path / "corpus", normal_frame="opencv"), "folder", "a")
     assert np.abs(clip.normal - ROOM.normal).max() <= 1e-4
     assert clip.albedo.max() == 1 and clip.irradiance.min() == 0
+
+
+def test_rates_of_image_sequences_are_the_ntsc_rates_they_stand_for(tmp_path):
+    write_png(tmp_path / "set/a/rgb", pictures(ROOM))
+    write_png(tmp_path / "set/a/depth", np.rint(METRES * 1000).astype(np.uint16))
+    corpus = bring_in("folder", tmp_path / "set", tmp_path / "corpus", fps=23.98, check_alignment=False)
+    assert [clip.clip.fps for clip in corpus] == [24000 / 1001]

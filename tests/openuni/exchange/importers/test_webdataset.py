@@ -142,7 +142,7 @@ def test_each_fault_is_named_and_the_rest_comes_in(tmp_path, mp4, ray_workers):
         "a/none": r"expected one video .* got txt",
         "a/bad": r"is truncated|not a readable video",
         "a/empty": r"empty\.mp4 is empty",
-        "a/latin": r"latin\.txt is not UTF-8",
+        "a/latin": r"latin\.txt, line 1: byte 0xf6 is not UTF-8",
         "a/list": r"must contain a JSON object, got list",
         "a/climb": r"must be a plain file name",
     }
