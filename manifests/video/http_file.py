@@ -135,7 +135,7 @@ class HttpFile(ReadOnlyFile):
 
 
 def read_http(url: str, max_bytes: int, timeout_s: float) -> bytes | None:
-    """Contents of a small file; None if the server has none, denies it (401, 403, 404, 410), or answers with a web page.
+    """Contents of a small file; None if the server has none, denies it (401, 403, 404, 410) or sends a web page.
 
     Reads at most `max_bytes + 1` bytes, in `timeout_s`. Raises `LimitExceeded`, `HttpError`, or an error of aiohttp.
     """
