@@ -26,6 +26,7 @@ from openuni.manifests.corpus.layout import (
     family_record,
     filter_group,
     latent_group,
+    operator_group,
     operator_of,
     superseded,
     text_group,
@@ -55,8 +56,17 @@ class ColumnGroups:
     # ------------------------------------------------------------------ groups and parts
 
     def operators(self, kind: str) -> list[str]:
-        """Names of the operators that have a column group; `kind`: "filter" or "annotator"."""
-        return self.store.folders(OPERATOR_FOLDERS[kind])
+        """Names of the operators that have rows; `kind`: "filter" or "annotator".
+
+        An operator whose first part is still open (being written, or left behind by a kill) has none yet.
+        """
+        found = self.store.folders(OPERATOR_FOLDERS[kind])
+        return [name for name in found if self.parts(operator_group(kind, name))]
+
+    def unfinished_operators(self, kind: str) -> list[str]:
+        """Operators of the last run, and any with a folder, that have no rows yet; `kind`: "filter" or "annotator"."""
+        known = [*self.record[f"{kind}s"], *self.store.folders(OPERATOR_FOLDERS[kind])]
+        return [name for name in dict.fromkeys(known) if not self.parts(operator_group(kind, name))]
 
     def families(self) -> dict[str, dict[str, Any]]:
         """Latent families: name -> record (codec, options, size_px, frames, modalities, fingerprint)."""
@@ -67,13 +77,14 @@ class ColumnGroups:
         return self._family_records(TEXT)
 
     def groups(self) -> list[str]:
-        """All existing column groups, `clips` first."""
-        found = [CLIPS] if self.parts(CLIPS) else []
+        """All column groups that have rows, `clips` first."""
+        found = [CLIPS]
         found += [filter_group(name) for name in self.operators("filter")]
         found += [annotation_group(name) for name in self.operators("annotator")]
         for family in self.store.folders(LATENTS):
             found += [latent_group(family, name) for name in self.store.folders(f"{LATENTS}/{family}")]
-        return found + [text_group(family) for family in self.store.folders(TEXT)]
+        found += [text_group(family) for family in self.store.folders(TEXT)]
+        return [group for group in found if self.parts(group)]
 
     def parts(self, group: str) -> list[str]:
         """Names of a group's visible Parquet files, in order of creation."""

@@ -90,8 +90,8 @@ class Corpus(ColumnGroups):
         target = Corpus.create(out)
         if target.parts("clips"):
             raise OpenUniError(f"{target.store.url} already contains another corpus. Pass a different --out.")
-        groups = self.groups()
-        for group in [*groups[1:], "clips"]:  # `clips` comes last: until then the new corpus is empty
+        others = [group for group in self.groups() if group != "clips"]
+        for group in [*others, "clips"]:  # `clips` comes last: until then the new corpus is empty
             self._select_group(group, kept, target)
         records = [family_record(LATENTS, name) for name in self.families()]
         for record in [*records, *(family_record(TEXT, name) for name in self.text_families())]:

@@ -50,4 +50,5 @@ def summary_record(summary: Summary) -> dict[str, Any]:
     record["dropped"] = [drop._asdict() for drop in summary.dropped]
     record["failed"] = [failure._asdict() for failure in summary.failed]
     record["unavailable"] = [absence._asdict() for absence in summary.unavailable]
+    record["not_done"] = [count._asdict() for count in summary.not_done]
     return record

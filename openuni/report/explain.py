@@ -16,6 +16,7 @@ from openuni.manifests.errors import OpenUniError, did_you_mean
 from openuni.pipeline.run_log import failures_of
 
 MAX_LISTED = 10
+NOT_DONE = "not done yet"
 MAX_COMPARED = 50_000  # sources that are searched for the nearest name; comparing more takes too long
 
 
@@ -28,8 +29,10 @@ def explain(corpus: Corpus, wanted: str) -> str:
     clip = _clip(corpus, wanted)
     lines = [f"clip {clip['clip_id']}", *_facts(clip)]
     rows = {name: _row(corpus, filter_group(name), name, clip["clip_id"]) for name in corpus.operators("filter")}
+    waiting = {kind: corpus.unfinished_operators(kind) for kind in ("filter", "annotator")}
     for name, row in rows.items():
         lines += ["", f"filter {name}: {_outcome(row)}", *_values(row)]
+    lines += [line for name in waiting["filter"] for line in ("", f"filter {name}: {NOT_DONE}")]
     annotations = {
         name: _row(corpus, annotation_group(name), name, clip["clip_id"]) for name in corpus.operators("annotator")
     }
@@ -38,6 +41,7 @@ def explain(corpus: Corpus, wanted: str) -> str:
         lines += ["", "keep", *_rule_results(corpus, rules, clip, rows, annotations)]
     for name, row in annotations.items():
         lines += ["", f"annotator {name}: {_outcome(row)}", *_values(row)]
+    lines += [line for name in waiting["annotator"] for line in ("", f"annotator {name}: {NOT_DONE}")]
     lines += ["", *_encoded(corpus, clip["clip_id"])]
     shown = "\n".join(lines)
     for failure in failures_of(corpus, {clip["clip_id"], clip["source"]}):
@@ -133,6 +137,11 @@ def _rule_results(
     connection = keep_rule.connect()
     connection.register("joined", pa.table(joined))
     for rule in rules:
+        named = keep_rule.names_read([rule])
+        waiting = sorted(named - joined.keys() | {name for name in named & rows.keys() if rows[name] is None})
+        if waiting:
+            yield f"  not done yet {rule.text}: no results of {', '.join(waiting)}"
+            continue
         try:
             passed = connection.execute(f"SELECT {rule.text}\nFROM joined").fetchall()[0][0]
         except duckdb.Error as error:
