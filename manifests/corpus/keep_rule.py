@@ -10,13 +10,20 @@ import pyarrow as pa
 from openuni.manifests.errors import OpenUniError, did_you_mean
 
 MEMORY_LIMIT = "1500MB"
+OPERAND = "openuni operand"  # placeholder column
+NULL_IF_NONFINITE = (
+    f"""CASE WHEN typeof("{OPERAND}") IN ('DOUBLE', 'FLOAT') """
+    f"""AND CAST("{OPERAND}" AS VARCHAR) IN ('nan', '-nan', 'inf', '-inf') THEN NULL ELSE "{OPERAND}" END"""
+)
+OPERANDS = {"COMPARISON": ("left", "right"), "BETWEEN": ("input", "lower", "upper")}  # class of a node -> its operands
 
 
 class KeepRule(NamedTuple):
     """One of the conditions that `keep` joins with AND. A clip is dropped by the first condition that it fails."""
 
-    text: str  # one SQL condition
+    text: str  # one SQL condition, as shown to the user
     columns: frozenset[tuple[str, ...]]  # columns that it reads, such as ("motion", "speed_diag_per_s")
+    sql: str  # the condition as evaluated: computed operands that are NaN or infinite count as null
 
 
 def connect() -> duckdb.DuckDBPyConnection:
@@ -48,12 +55,17 @@ def parse(keep: str) -> list[KeepRule]:
     _reject_subqueries(node, keep)
     where = node["where_clause"]
     conditions = where["children"] if where.get("type") == "CONJUNCTION_AND" else [where]
-    rules = []
-    for condition in conditions:
+    template = _parse_sql(connection, f"SELECT 1 WHERE {NULL_IF_NONFINITE}")["statements"][0]["node"]["where_clause"]
+
+    def to_sql(condition: Any) -> str:
         node["where_clause"] = condition  # DuckDB serializes each condition as canonical SQL
         text = connection.execute("SELECT json_deserialize_sql(?)", [json.dumps(parsed)]).fetchall()[0][0]
-        rules.append(KeepRule(_strip_parentheses(text.removeprefix("SELECT 1 WHERE ")), frozenset(_columns(condition))))
-    return rules
+        return _strip_parentheses(str(text).removeprefix("SELECT 1 WHERE "))
+
+    return [
+        KeepRule(to_sql(condition), frozenset(_columns(condition)), to_sql(_null_nonfinite(condition, template)))
+        for condition in conditions
+    ]
 
 
 def check(rules: Sequence[KeepRule], schemas: Mapping[str, pa.Schema]) -> None:
@@ -79,7 +91,7 @@ def check(rules: Sequence[KeepRule], schemas: Mapping[str, pa.Schema]) -> None:
 
 def condition_sql(rules: Sequence[KeepRule]) -> str:
     """All rules as one SQL condition in which null counts as false."""
-    return " AND ".join(f"coalesce(({rule.text}\n), false)" for rule in rules) or "true"
+    return " AND ".join(f"coalesce(({rule.sql}\n), false)" for rule in rules) or "true"
 
 
 def names_read(rules: Sequence[KeepRule]) -> set[str]:
@@ -101,6 +113,34 @@ def _strip_parentheses(text: str) -> str:
         if depth == 0 and position < len(text) - 1:
             return text  # the first parenthesis closes before the end: "(a) OR (b)"
     return text[1:-1]
+
+
+def _null_nonfinite(node: Any, template: Any) -> Any:
+    """The condition with `template` around every computed operand of a comparison.
+
+    Stored scores are finite or null, but `std / mean` may not be: DuckDB orders NaN above every number, so that
+    `0 / 0 > 1` would be true.
+    """
+    if isinstance(node, list):
+        return [_null_nonfinite(child, template) for child in node]
+    if not isinstance(node, dict):
+        return node
+    changed = {key: _null_nonfinite(child, template) for key, child in node.items()}
+    for key in OPERANDS.get(node.get("class", ""), ()):
+        if node[key]["class"] not in ("COLUMN_REF", "CONSTANT"):
+            changed[key] = _substitute(template, changed[key])
+    return changed
+
+
+def _substitute(template: Any, operand: Any) -> Any:
+    """A copy of the template with the operand in place of its placeholder."""
+    if isinstance(template, list):
+        return [_substitute(child, operand) for child in template]
+    if not isinstance(template, dict):
+        return template
+    if template.get("class") == "COLUMN_REF" and template["column_names"] == [OPERAND]:
+        return operand
+    return {key: _substitute(child, operand) for key, child in template.items()}
 
 
 def _columns(node: Any) -> list[tuple[str, ...]]:

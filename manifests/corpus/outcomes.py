@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
-from openuni.manifests.contracts.schema import clip_schema
+from openuni.manifests.contracts.schema import clip_schema, null_nonfinite
 from openuni.manifests.corpus import coverage, keep_rule
 from openuni.manifests.corpus.column_groups import ColumnGroups
 from openuni.manifests.corpus.layout import annotation_group, filter_group, operator_of
@@ -256,7 +256,7 @@ def _join_columns(
     names = [name for name in clip_schema().names if name in full_columns | {"clip_id"}]
     columns = {name: pads.field(name) for name in names}
     columns |= {"clip_status": pads.field("status"), "clip_error": pads.field("error")}
-    joined = corpus.dataset("clips", clip_schema()).to_table(columns=columns)
+    joined = _null_nonfinite(corpus.dataset("clips", clip_schema()).to_table(columns=columns))
     if any(column[0] == coverage.COLUMN for rule in rules for column in rule.columns):
         masks = coverage.modality_availability(corpus, joined.column("clip_id"))
         joined = joined.append_column(coverage.COLUMN, pa.StructArray.from_arrays(masks.values(), list(masks)))
@@ -284,6 +284,14 @@ def _full_struct(corpus: ColumnGroups, group: str, name: str) -> tuple[pa.Array,
     return table.column("clip_id").combine_chunks(), table.column(name).combine_chunks()
 
 
+def _null_nonfinite(table: pa.Table) -> pa.Table:
+    for number, field in enumerate(table.schema):
+        if pa.types.is_floating(field.type):
+            chunks = [null_nonfinite(chunk) for chunk in table.column(number).chunks]
+            table = table.set_column(number, field, pa.chunked_array(chunks, field.type))
+    return table
+
+
 def _to_array(column: pa.ChunkedArray) -> pa.Array:
     # the text of millions of rows may exceed the 2 GB limit of 32-bit offsets
     return (column.cast(pa.large_string()) if pa.types.is_string(column.type) else column).combine_chunks()
@@ -291,4 +299,4 @@ def _to_array(column: pa.ChunkedArray) -> pa.Array:
 
 def _align(clips: pa.ChunkedArray, ids: pa.Array, struct: pa.Array) -> pa.Array:
     """The struct of each clip, null without a row."""
-    return struct.take(pc.index_in(clips.cast(ids.type), value_set=ids).combine_chunks())
+    return null_nonfinite(struct).take(pc.index_in(clips.cast(ids.type), value_set=ids).combine_chunks())

@@ -12,7 +12,7 @@ import pyarrow.dataset as pads
 
 from openuni.exchange.exporter import ExportClip, ExportContext, Exporter, StoredMap
 from openuni.manifests.contracts.modality import modality_names
-from openuni.manifests.contracts.schema import OUTCOME_FIELDS, clip_schema
+from openuni.manifests.contracts.schema import OUTCOME_FIELDS, clip_schema, null_nonfinite
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.corpus.coverage import annotators_by_modality
 from openuni.manifests.corpus.layout import annotation_group, filter_group
@@ -61,8 +61,10 @@ class Selection:
         ids = self.ids.take(pa.array(positions))
         found = {name: self._maps_of(name, ids) for name in self.versions}
         scores = {
-            name: self.corpus.look_up(
-                filter_group(name), ids, {field.name: pads.field(name, field.name) for field in kind}
+            name: null_nonfinite(
+                self.corpus.look_up(
+                    filter_group(name), ids, {field.name: pads.field(name, field.name) for field in kind}
+                )
             )
             for name, kind in self.contents.scores.items()
         }

@@ -132,7 +132,12 @@ class ImportWorker(CorpusWorker):
             sizes[name] = (frames, *size_px)
             if sizes[name][0] != clip.frame_count:
                 raise ClipError(f"{name} has {sizes[name][0]} frames, the video has {clip.frame_count}")
-        values = {name: schema.plain(value) for name, value in fields.items() if name not in payloads}
+        kinds = schema.producer_schema(type(self.spec.importer)).field(self.name).type
+        values = {
+            name: schema.stored(value, kinds.field(name).type, f"{self.name}.{name}")
+            for name, value in fields.items()
+            if name not in payloads
+        }
         return PreparedClip(clip, payloads, sizes, values)
 
     def store(self, item: ImportItem, computed: PreparedClip) -> ItemOutcome:
@@ -143,7 +148,7 @@ class ImportWorker(CorpusWorker):
             extent = self.writers["maps"].put(f"{item.clip_id}.{name}.{payload.suffix}", payload.data)
             frames, height_px, width_px = computed.sizes[name]
             size = {"frames": frames, "height_px": height_px, "width_px": width_px, "pts_hash": computed.clip.pts_hash}
-            row[name] = extent | size | schema.plain(payload.constants)
+            row[name] = extent | size | schema.stored_constants(payload.constants, name)
             if name == "rgb" and not source:
                 span = f"#bytes={extent['offset']}-{extent['offset'] + extent['nbytes'] - 1}"
                 source = f"{WITHIN}{annotation_group(self.name)}/{extent['shard']}{span}"

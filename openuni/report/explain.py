@@ -7,7 +7,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from openuni.manifests.contracts.schema import OUTCOME, clip_schema
+from openuni.manifests.contracts.schema import OUTCOME, clip_schema, null_nonfinite
 from openuni.manifests.corpus import keep_rule
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.corpus.coverage import COLUMN, annotators_by_modality
@@ -132,7 +132,7 @@ def _rule_results(
     }
     joined = {name: pa.array([clip[name]], clip_schema().field(name).type) for name in clip_schema().names}
     for name, row in rows.items():
-        joined[name] = pa.array([row], corpus.dataset(filter_group(name)).schema.field(name).type)
+        joined[name] = null_nonfinite(pa.array([row], corpus.dataset(filter_group(name)).schema.field(name).type))
     joined[COLUMN] = pa.array([has], pa.struct([pa.field(name, pa.bool_()) for name in has]))
     connection = keep_rule.connect()
     connection.register("joined", pa.table(joined))
@@ -143,7 +143,7 @@ def _rule_results(
             yield f"  not done yet {rule.text}: no results of {', '.join(waiting)}"
             continue
         try:
-            passed = connection.execute(f"SELECT {rule.text}\nFROM joined").fetchall()[0][0]
+            passed = connection.execute(f"SELECT {rule.sql}\nFROM joined").fetchall()[0][0]
         except duckdb.Error as error:
             yield f"  error        {rule.text}: {error}"
             continue
