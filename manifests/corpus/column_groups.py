@@ -24,7 +24,6 @@ from openuni.manifests.corpus.layout import (
     TEXT,
     annotation_group,
     family_record,
-    filter_group,
     latent_group,
     operator_group,
     operator_of,
@@ -78,13 +77,7 @@ class ColumnGroups:
 
     def groups(self) -> list[str]:
         """All column groups that have rows, `clips` first."""
-        found = [CLIPS]
-        found += [filter_group(name) for name in self.operators("filter")]
-        found += [annotation_group(name) for name in self.operators("annotator")]
-        for family in self.store.folders(LATENTS):
-            found += [latent_group(family, name) for name in self.store.folders(f"{LATENTS}/{family}")]
-        found += [text_group(family) for family in self.store.folders(TEXT)]
-        return [group for group in found if self.parts(group)]
+        return [group for group in self._group_folders() if self.parts(group)]
 
     def parts(self, group: str) -> list[str]:
         """Names of a group's visible Parquet files, in order of creation."""
@@ -216,6 +209,15 @@ class ColumnGroups:
         return self.table(group, ["clip_id"]).column("clip_id").combine_chunks()
 
     # ------------------------------------------------------------------ inner
+
+    def _group_folders(self) -> list[str]:
+        """Folders of column groups, with or without rows, `clips` first."""
+        found = [CLIPS]
+        for folder in OPERATOR_FOLDERS.values():
+            found += [f"{folder}/{name}" for name in self.store.folders(folder)]
+        for family in self.store.folders(LATENTS):
+            found += [latent_group(family, name) for name in self.store.folders(f"{LATENTS}/{family}")]
+        return found + [text_group(family) for family in self.store.folders(TEXT)]
 
     def _family_records(self, kind: str) -> dict[str, dict[str, Any]]:
         found = {}

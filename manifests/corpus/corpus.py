@@ -1,6 +1,7 @@
 """A corpus: the folder (or URL) of manifests and shards that the pipeline writes and the trainer reads."""
 
 import json
+import shlex
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -18,11 +19,16 @@ from openuni.manifests.corpus.clip_list import ClipList
 from openuni.manifests.corpus.column_groups import PARALLEL_PARTS, ColumnGroups
 from openuni.manifests.corpus.corpus_clip import CorpusClip
 from openuni.manifests.corpus.layout import CORPUS_RECORD, LATENTS, RUNS, TEXT, family_record
+from openuni.manifests.corpus.lock import lock
+from openuni.manifests.corpus.splits import require_complete_splits
 from openuni.manifests.corpus.store import Store
 from openuni.manifests.corpus.writer import table_bytes
 from openuni.manifests.errors import OpenUniError
 
 FORMAT = 1
+UNFINISHED_SELECTION = "unfinished_selection"  # key of corpus.json: the command that completes the corpus
+SELECTED_BY = "selected_by"  # key of corpus.json: the command that made it, once it is complete
+PART_SUFFIXES = (".parquet", ".tar", ".safetensors")
 
 
 class Corpus(ColumnGroups):
@@ -32,8 +38,18 @@ class Corpus(ColumnGroups):
 
     @classmethod
     def open(cls, url: str) -> "Corpus":
-        """Open the corpus at a folder or URL. Raises `OpenUniError` if it is missing or has a newer format."""
-        store = Store(str(url))
+        """Open the corpus at a folder or URL.
+
+        Raises `OpenUniError` if it is missing or has a newer format, and if it is a selection that was interrupted.
+        """
+        corpus = cls._read(Store(str(url)))
+        command = corpus.record.get(UNFINISHED_SELECTION)
+        if command:
+            raise OpenUniError(f"{corpus.store.url} is an unfinished selection. Finish it with: {command}")
+        return corpus
+
+    @classmethod
+    def _read(cls, store: Store) -> "Corpus":
         if not store.exists(CORPUS_RECORD):
             raise OpenUniError(f"no corpus at {store.url} (corpus.json not found). Create one with: openuni run")
         record = json.loads(store.read(CORPUS_RECORD))
@@ -48,8 +64,10 @@ class Corpus(ColumnGroups):
     def create(cls, url: str) -> "Corpus":
         """Open the corpus at `url`, or create an empty one if the folder is new or empty."""
         store = Store(str(url))
-        if store.exists(CORPUS_RECORD):
-            return cls.open(url)
+        return cls.open(url) if store.exists(CORPUS_RECORD) else cls._create(store)
+
+    @classmethod
+    def _create(cls, store: Store, **facts: Any) -> "Corpus":
         if not store.is_empty():
             raise OpenUniError(
                 f"{store.url} is not empty and not a corpus (corpus.json not found). "
@@ -62,6 +80,7 @@ class Corpus(ColumnGroups):
             "filters": [],
             "annotators": [],
             "encoded": {},
+            **facts,
         }
         corpus = cls(store, record)
         corpus.save_record()
@@ -83,21 +102,40 @@ class Corpus(ColumnGroups):
                 yield record
 
     def select(self, keep: str, out: str) -> "Corpus":
-        """Create a corpus at `out` with the clips that pass `keep`: rows are filtered, shards are linked or copied."""
+        """Create a corpus at `out` with the clips that pass `keep`: rows are filtered, shards are linked or copied.
+
+        Until it is complete, `out` cannot be opened; call again to finish it.
+        """
+        require_complete_splits(self)
         kept = self.kept_clip_id_array(keep)
         if not len(kept):
             raise OpenUniError(f"keep = {keep!r} passes none of {len(self):,} clips; nothing was written")
-        target = Corpus.create(out)
-        if target.parts("clips"):
-            raise OpenUniError(f"{target.store.url} already contains another corpus. Pass a different --out.")
-        others = [group for group in self.groups() if group != "clips"]
-        for group in [*others, "clips"]:  # `clips` comes last: until then the new corpus is empty
-            self._select_group(group, kept, target)
-        records = [family_record(LATENTS, name) for name in self.families()]
-        for record in [*records, *(family_record(TEXT, name) for name in self.text_families())]:
-            target.store.put(record, self.store.read(record))
-        target.save_record(**{key: self.record[key] for key in ("filters", "annotators", "encoded")}, keep=keep)
+        command = shlex.join(["openuni", "select", self.store.url, "--keep", keep, "--out", out])
+        store = self._selection_target(out, command).store
+        with lock(store):
+            target = self._selection_target(out, command)
+            if target.record.get(SELECTED_BY) == command and target.clip_list.ids.equals(kept):
+                return target  # complete, and still up to date
+            if target.parts("clips") and UNFINISHED_SELECTION not in target.record:
+                raise OpenUniError(f"{store.url} already contains another corpus. Pass a different --out.")
+            target.save_record(**{UNFINISHED_SELECTION: command})
+            target._delete_parts()  # of an attempt that was interrupted
+            others = [group for group in self.groups() if group != "clips"]
+            for group in [*others, "clips"]:
+                self._select_group(group, kept, target)
+            records = [family_record(LATENTS, name) for name in self.families()]
+            for record in [*records, *(family_record(TEXT, name) for name in self.text_families())]:
+                store.put(record, self.store.read(record))
+            del target.record[UNFINISHED_SELECTION]
+            facts = {key: self.record[key] for key in ("filters", "annotators", "encoded")}
+            target.save_record(**facts, keep=keep, **{SELECTED_BY: command})
         return target
+
+    def _selection_target(self, out: str, command: str) -> "Corpus":
+        store = Store(str(out))
+        if not store.exists(CORPUS_RECORD):
+            return self._create(store, **{UNFINISHED_SELECTION: command})
+        return self._read(store)
 
     # ------------------------------------------------------------------ queries
 
@@ -147,6 +185,12 @@ class Corpus(ColumnGroups):
         return f"Corpus({self.store.url!r}, {len(self)} clips)"
 
     # ------------------------------------------------------------------ inner
+
+    def _delete_parts(self) -> None:
+        for group in self._group_folders():
+            for suffix in PART_SUFFIXES:  # the Parquet files first: visible rows have their payloads
+                for name in self.store.names(group, suffix):
+                    self.store.delete(name)
 
     def _select_group(self, group: str, kept: pa.Array, target: "Corpus") -> None:
         parts = self.parts(group)

@@ -13,6 +13,7 @@ from fsspec.core import url_to_fs
 from openuni.manifests.errors import OpenUniError
 
 TEMP_FILE = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # names of incomplete files of `put`
+LEFTOVER = re.compile(r"\..+\.tmp|\.(driver|workers)\.lock")  # all that a process killed in its first write leaves
 
 
 class Store:
@@ -56,11 +57,17 @@ class Store:
         return sorted(name for name in names if not name.startswith("."))
 
     def is_empty(self) -> bool:
-        """Whether the root is empty or missing."""
+        """Whether the root is missing, or holds nothing but what a process killed in its first write left.
+
+        Raises `OpenUniError` if it is a file, or below one.
+        """
+        if self.is_local:
+            require_folder(Path(self.root))
         try:
-            return not self.fs.ls(self.root, detail=False)
+            names = [str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in self.fs.ls(self.root, detail=False)]
         except FileNotFoundError:
             return True
+        return all(LEFTOVER.fullmatch(name) for name in names)
 
     def exists(self, name: str) -> bool:
         """Whether the file exists."""
@@ -84,7 +91,7 @@ class Store:
             return
         target = self.local(name)
         target.parent.mkdir(parents=True, exist_ok=True)
-        temp_path = target.with_name(f".{target.name}.{uuid4().hex[:8]}.tmp")
+        temp_path = _temp_path(target)
         try:
             with temp_path.open("wb") as file:
                 file.write(data)
@@ -119,19 +126,27 @@ class Store:
         if other.is_local:
             target = other.local(name)
             target.parent.mkdir(parents=True, exist_ok=True)
-            if not self.is_local:
-                self.fs.get_file(self.path(name), str(target))
-                return
+            temp_path = _temp_path(target)
             try:
-                os.link(self.local(name), target)
-            except OSError:  # another file system, or no support for hard links
-                shutil.copyfile(self.local(name), target)
+                self._copy_to_local(name, temp_path)
+                temp_path.replace(target)
+            finally:
+                temp_path.unlink(missing_ok=True)  # also where the target is the same file already: nothing is renamed
         elif self.is_local:
             other.fs.put_file(str(self.local(name)), other.path(name))
         elif self.fs is other.fs:
             self.fs.cp_file(self.path(name), other.path(name))  # within the object store
         else:
             other.put(name, self.read(name))
+
+    def _copy_to_local(self, name: str, target: Path) -> None:
+        if not self.is_local:
+            self.fs.get_file(self.path(name), str(target))
+            return
+        try:
+            os.link(self.local(name), target)
+        except OSError:  # another file system, or no support for hard links
+            shutil.copyfile(self.local(name), target)
 
     def delete(self, name: str) -> None:
         """Delete a file if it exists."""
@@ -153,6 +168,25 @@ class Store:
         while not folder.exists():
             folder = folder.parent
         return shutil.disk_usage(folder).free
+
+
+def require_folder(out: Path) -> None:
+    """Raise `OpenUniError` if an output folder cannot exist because it, or one of its parents, is a file."""
+    for path in (out, *out.parents):
+        if path.is_dir():
+            return
+        if path.exists() or path.is_symlink():
+            what = "is a file" if path.exists() else "is a broken link"
+            raise OpenUniError(f"{path} {what}, so {out} cannot be a folder. Choose another path.")
+
+
+def is_unused(folder: Path) -> bool:
+    """Whether a local folder may become the output of a command: see `Store.is_empty`."""
+    return Store(str(folder)).is_empty()
+
+
+def _temp_path(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{uuid4().hex[:8]}.tmp")
 
 
 def _no_listing_cache(url: str) -> dict[str, Any]:

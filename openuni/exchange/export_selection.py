@@ -16,6 +16,7 @@ from openuni.manifests.contracts.schema import OUTCOME_FIELDS, clip_schema, null
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.corpus.coverage import annotators_by_modality
 from openuni.manifests.corpus.layout import annotation_group, filter_group
+from openuni.manifests.corpus.splits import require_complete_splits
 from openuni.manifests.errors import OpenUniError, unknown_name
 
 WINDOW_CLIPS = 1000  # rows held in memory as Python objects
@@ -36,6 +37,7 @@ class Selection:
 
     def __init__(self, corpus: Corpus, exporter: Exporter, export_options: ExportOptions, out: Path) -> None:
         self.corpus = corpus
+        require_complete_splits(corpus)
         annotators = choose_maps(corpus, exporter, export_options.modalities)
         self.contents = ExportContext(corpus, annotators, score_types(corpus), out.resolve())
         self.versions = {name: corpus.group_version(annotation_group(name)) for name in annotators.values()}

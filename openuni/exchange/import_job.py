@@ -30,6 +30,7 @@ from openuni.manifests.corpus.clip_list import WITHIN
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.corpus.layout import annotation_group
 from openuni.manifests.corpus.shards import TarShard
+from openuni.manifests.corpus.splits import write_pending_splits
 from openuni.manifests.errors import ClipError, OpenUniError
 from openuni.manifests.video.clip import Clip, clip_id
 from openuni.manifests.video.probe import make_clip, probe
@@ -244,6 +245,7 @@ class ImportJob:
         version, collection = self.importer.version(), self.import_options.collection or folder.name
         self._check_version(version)
         self._check_folder(folder, collection)
+        write_pending_splits(self.corpus)
         saved = self.corpus.recover()
         if saved:
             reporter.print_line(f"recovered {saved:,} finished rows of an interrupted import")

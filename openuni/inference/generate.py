@@ -11,6 +11,7 @@ from rich.console import Console
 from openuni.inference.sampling_progress import sampling_progress
 from openuni.manifests.contracts.decoded_clip import decode
 from openuni.manifests.contracts.modality import Modality, find_modality, read_rendering
+from openuni.manifests.corpus.store import require_folder
 from openuni.manifests.errors import OpenUniError
 from openuni.manifests.video.encode import PixelFormat, check_fps, write_video
 from openuni.manifests.video.probe import make_clip, probe
@@ -45,6 +46,7 @@ def generate_files(run_dir: Path, request: GenerateRequest, out: Path, console: 
 
     size = _size(request.size)
     check_fps(request.fps, "--fps")
+    require_folder(out)  # before the time that generating takes
     run = Run.open(run_dir)
     given: dict[str, Modality | np.ndarray] = {name: _read(name, path) for name, path in map(_pair, request.given)}
     task = run.task_of(request.make, list(given))
