@@ -92,11 +92,11 @@ def kept_clip_ids(corpus: ColumnGroups, keep: str) -> pa.Array:
     _require_results(corpus, rules)
     groups = _filters_read_by(corpus, rules)
     keep_rule.check(rules, _schemas(corpus, groups))
-    connection = _connect(
-        _join_columns(corpus, rules, {name: filter_group(name) for name in groups}, with_outcome=False)
-    )
+    joined = _join_columns(corpus, rules, {name: filter_group(name) for name in groups}, with_outcome=False)
+    connection = _connect(joined)
     query = f"SELECT clip_id FROM joined WHERE clip_status = 'ok' AND {keep_rule.condition_sql(rules)}"
-    return connection.sql(query).to_arrow_table().column("clip_id").combine_chunks()  # DuckDB preserves the order
+    with keep_rule.evaluation(connection, keep_rule.evaluation_limit_s(len(joined))):
+        return connection.sql(query).to_arrow_table().column("clip_id").combine_chunks()  # DuckDB preserves the order
 
 
 def summary(corpus: ColumnGroups) -> Summary:
@@ -115,7 +115,8 @@ def summary(corpus: ColumnGroups) -> Summary:
     encoded = {f"encode {stream}": group for stream, group in corpus.record["encoded"].items() if corpus.parts(group)}
     groups = {name: filter_group(name) for name in filters} | {name: annotation_group(name) for name in annotators}
     groups |= encoded
-    connection = _connect(_join_columns(corpus, rules, groups, with_outcome=True))
+    joined = _join_columns(corpus, rules, groups, with_outcome=True)
+    connection = _connect(joined)
     cases = ["WHEN clip_status <> 'ok' THEN 'failed'"]
     site_cases = ["WHEN clip_status <> 'ok' THEN 'ingest' || chr(0) || coalesce(clip_error, '')"]
     unfinished = "pending" if missing or missing_annotators else "ok"
@@ -137,7 +138,8 @@ def summary(corpus: ColumnGroups) -> Summary:
     reason = f"regexp_extract({site}, '^([^:]*)', 1)"  # the error's type precedes the colon
     example = f"min({site} || chr(0) || clip_id)"  # the minimum is independent of the thread order
     query = f"SELECT {outcome}, {reason}, count(*), {example} FROM joined GROUP BY ALL ORDER BY ALL"
-    rows = connection.execute(query).fetchall()
+    with keep_rule.evaluation(connection, keep_rule.evaluation_limit_s(len(joined))):
+        rows = connection.execute(query).fetchall()
     result = _to_summary(rows, rules, corpus.record["keep"])
     done_by = (*filters, *annotators)
     unavailable = [(name, _count(connection, f"{_quote(name)}.status = 'unavailable'")) for name in done_by]

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -135,7 +134,8 @@ def _rule_results(
         joined[name] = null_nonfinite(pa.array([row], corpus.dataset(filter_group(name)).schema.field(name).type))
     joined[COLUMN] = pa.array([has], pa.struct([pa.field(name, pa.bool_()) for name in has]))
     connection = keep_rule.connect()
-    connection.register("joined", pa.table(joined))
+    table = pa.table(joined)
+    connection.register("joined", table)
     for rule in rules:
         named = keep_rule.names_read([rule])
         waiting = sorted(named - joined.keys() | {name for name in named & rows.keys() if rows[name] is None})
@@ -143,8 +143,10 @@ def _rule_results(
             yield f"  not done yet {rule.text}: no results of {', '.join(waiting)}"
             continue
         try:
-            passed = connection.execute(f"SELECT {rule.sql}\nFROM joined").fetchall()[0][0]
-        except duckdb.Error as error:
+            keep_rule.check([rule], {"joined": table.schema})
+            with keep_rule.evaluation(connection, keep_rule.evaluation_limit_s(1)):
+                passed = connection.execute(f"SELECT {rule.sql}\nFROM joined").fetchall()[0][0]
+        except OpenUniError as error:
             yield f"  error        {rule.text}: {error}"
             continue
         yield f"  {'passes' if passed else 'null: fails' if passed is None else 'fails':<12} {rule.text}"
