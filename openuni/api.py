@@ -18,7 +18,10 @@ from openuni.manifests.contracts.parsing import parse_options
 from openuni.manifests.corpus import keep_rule as rules
 from openuni.manifests.corpus import splits
 from openuni.manifests.corpus.corpus import Corpus
+from openuni.manifests.corpus.layout import annotation_group
 from openuni.manifests.corpus.lock import lock
+from openuni.manifests.corpus.store import Store
+from openuni.manifests.corpus.writer import storage_errors
 from openuni.manifests.errors import OpenUniError
 from openuni.pipeline.pipeline import Pipeline
 from openuni.pipeline.runners.resources import Resources
@@ -62,7 +65,8 @@ def run(
     doctor.require_all(parsed, str(out), resources.gpus)
     corpus = existing or Corpus.create(str(out))
     reporter = reporter or Reporter()
-    with lock(corpus.store), reporter, open_runner(resources) as runner:
+    with storage_errors(corpus.store), lock(corpus.store), reporter, open_runner(resources) as runner:
+        _require_shards(parsed, corpus)
         Pipeline(parsed, corpus, runner, reporter, scope).run(found)
     corpus.refresh()
     return corpus
@@ -96,7 +100,7 @@ def import_set(
     corpus = Corpus.create(str(out))
     reporter = reporter or Reporter()
     job = ImportJob(importer, corpus, import_options or ImportOptions())
-    with lock(corpus.store), reporter, open_runner(resources or Resources()) as runner:
+    with storage_errors(corpus.store), lock(corpus.store), reporter, open_runner(resources or Resources()) as runner:
         job.run(place, runner, reporter)
     corpus.refresh()
     return corpus
@@ -123,7 +127,7 @@ def export(
     if workers is not None and workers < 1:
         raise OpenUniError(f"--workers {workers}: must be at least 1")
     place = Path(out).expanduser().resolve()
-    with reporter or Reporter() as shown:
+    with reporter or Reporter() as shown, storage_errors(Store(str(place))):
         job = ExportJob(exporter, opened, place, export_options or selection.ExportOptions())
         return job.run(workers or min(os.cpu_count() or 1, MAX_DEFAULT_WORKERS), shown)
 
@@ -221,7 +225,8 @@ def train(
     from openuni.training.loop.trainer import train as train_model
 
     opened = corpus if isinstance(corpus, Corpus) else Corpus.open(str(corpus))
-    return train_model(recipe, opened, Path(out), progress=progress)
+    with storage_errors(Store(str(out))):
+        return train_model(recipe, opened, Path(out), progress=progress)
 
 
 def open_run(path: str | Path) -> "Run":
@@ -229,6 +234,12 @@ def open_run(path: str | Path) -> "Run":
     from openuni.training.run import Run
 
     return Run.open(Path(path))
+
+
+def _require_shards(recipe: CorpusRecipe, corpus: Corpus) -> None:
+    """Raise `OpenUniError` if a shard of what the recipe produces is missing: its clips would pass for done."""
+    encoded = corpus.record["encoded"].values() if recipe.encode is not None else ()
+    corpus.require_shards([*map(annotation_group, recipe.annotators), *encoded])
 
 
 def _visible_gpus() -> int:

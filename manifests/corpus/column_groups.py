@@ -32,11 +32,19 @@ from openuni.manifests.corpus.layout import (
 )
 from openuni.manifests.corpus.shards import Shard, checksum
 from openuni.manifests.corpus.store import Store
-from openuni.manifests.corpus.writer import PartWriter, recover, spool_dir, table_bytes
+from openuni.manifests.corpus.writer import PartWriter, recover, spool_dir, storage_errors, table_bytes
 from openuni.manifests.errors import OpenUniError
 
 PARALLEL_PARTS = 8  # files processed concurrently, to hide the latency of object stores
 VERSION_KEY = b"openuni.version"
+FAMILY_TYPES = {
+    LATENTS: {"codec": str, "options": dict, "size_px": list[int], "frames": int, "modalities": list[str]},
+    TEXT: {"codec": str, "options": dict},
+}
+FAMILY_REMEDY = (
+    "The tensors are not affected. Restore the file, or delete it and run `openuni run RECIPE --out CORPUS` with the "
+    "recipe that encoded them: it writes the file again and recomputes nothing."
+)
 
 
 class ColumnGroups:
@@ -50,7 +58,8 @@ class ColumnGroups:
         """Write a JSON file of the corpus atomically, unless its contents are the same."""
         data = json.dumps(record, indent=2, default=str).encode()
         if not self.store.exists(name) or self.store.read(name) != data:
-            self.store.put(name, data)
+            with storage_errors(self.store):
+                self.store.put(name, data)
 
     # ------------------------------------------------------------------ groups and parts
 
@@ -133,11 +142,41 @@ class ColumnGroups:
                 return dict(rows.to_pylist()[0])
         return None
 
+    def missing_shards(self, group: str) -> list[str]:
+        """Names of shards that rows of the group refer to and that do not exist."""
+        parts = self.parts(group)
+        there = {name for suffix in (".tar", ".safetensors") for name in self.store.names(group, suffix)}
+        stems = {name.rpartition(".")[0] for name in there}
+        missing: set[str] = set()
+        for part in parts:
+            if part.removesuffix(".parquet") in stems or not _shard_columns(self._part_schema(part)):
+                continue
+            table = pads.dataset(self.store.path(part), filesystem=self.store.fs, format="parquet")
+            for column in _shard_columns(table.schema):
+                named = pc.unique(table.to_table(columns={"shard": pads.field(*column)})["shard"]).to_pylist()
+                missing |= {f"{group}/{name}" for name in named if name is not None}
+        return sorted(missing - there)
+
+    def require_shards(self, groups: Sequence[str]) -> None:
+        """Raise `OpenUniError` if a shard of these groups is missing."""
+        missing = [name for group in groups for name in self.missing_shards(group)]
+        if missing:
+            raise OpenUniError("\n".join(self._missing_shard_message(name) for name in missing))
+
+    def _missing_shard_message(self, name: str) -> str:
+        return (
+            f"{self.store.url}/{name} is missing. Restore it, or delete {name.rpartition('.')[0]}.parquet and rerun "
+            "`openuni run` (or the import): the results of its clips are then computed again."
+        )
+
     def read(self, group: str, shard: str, offset: int, nbytes: int, xxh3: int) -> bytes:
         """Read one payload by its extent. Raises `OpenUniError` if its checksum differs."""
         if "/" in shard:
             raise OpenUniError(f'{group}: shard "{shard}" must be a plain file name; the Parquet file is damaged')
-        data = self.store.read_range(f"{group}/{shard}", offset, nbytes)
+        try:
+            data = self.store.read_range(f"{group}/{shard}", offset, nbytes)
+        except FileNotFoundError as error:
+            raise OpenUniError(self._missing_shard_message(f"{group}/{shard}")) from error
         if len(data) != nbytes or checksum(data) != xxh3:
             raise OpenUniError(
                 f"{self.store.url}/{group}/{shard}: checksum mismatch of {nbytes} bytes at offset {offset}; the file "
@@ -153,7 +192,8 @@ class ColumnGroups:
 
     def recover(self) -> int:
         """Seal open parts of dead workers in every column group; return the number of recovered rows."""
-        return sum(recover(self.store, group) for group in self._groups_with_open_parts())
+        with storage_errors(self.store):
+            return sum(recover(self.store, group) for group in self._groups_with_open_parts())
 
     def activate_version(self, group: str, version: str) -> None:
         """Make `version` the only visible one.
@@ -202,7 +242,8 @@ class ColumnGroups:
             rows = pq.read_table(self.store.path(part), filesystem=self.store.fs)
             changed = change(rows)
             if not changed.equals(rows):
-                self.store.put(part, table_bytes(changed))
+                with storage_errors(self.store):
+                    self.store.put(part, table_bytes(changed))
 
     def done(self, group: str) -> pa.Array:
         """clip_ids that have a row in the group."""
@@ -223,7 +264,7 @@ class ColumnGroups:
         found = {}
         for family in self.store.folders(kind):
             if self.store.exists(family_record(kind, family)):
-                found[family] = json.loads(self.store.read(family_record(kind, family)))
+                found[family] = self.store.read_json(family_record(kind, family), FAMILY_TYPES[kind], FAMILY_REMEDY)
         return found
 
     def _dataset(self, parts: Sequence[str], schema: pa.Schema | None = None) -> pads.Dataset:
@@ -273,3 +314,18 @@ def status_column(table: pa.Table, group: str) -> pa.ChunkedArray:
     """The status column of a group's table, either top-level or in the operator's struct."""
     operator = operator_of(group)
     return table.column("status") if operator is None else pc.struct_field(table.column(operator), "status")
+
+
+def _shard_columns(schema: pa.Schema) -> list[tuple[str, ...]]:
+    """Paths of the columns with names of shards: top-level, or in the structs of modalities."""
+    found: list[tuple[str, ...]] = []
+
+    def visit(fields: Any, path: tuple[str, ...]) -> None:
+        for field in fields:
+            if field.name == "shard":
+                found.append((*path, field.name))
+            elif pa.types.is_struct(field.type):
+                visit(field.type, (*path, field.name))
+
+    visit(schema, ())
+    return found

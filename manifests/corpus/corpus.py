@@ -22,12 +22,18 @@ from openuni.manifests.corpus.layout import CORPUS_RECORD, LATENTS, RUNS, TEXT, 
 from openuni.manifests.corpus.lock import lock
 from openuni.manifests.corpus.splits import require_complete_splits
 from openuni.manifests.corpus.store import Store
-from openuni.manifests.corpus.writer import table_bytes
+from openuni.manifests.corpus.writer import storage_errors, table_bytes
 from openuni.manifests.errors import OpenUniError
 
 FORMAT = 1
 UNFINISHED_SELECTION = "unfinished_selection"  # key of corpus.json: the command that completes the corpus
 SELECTED_BY = "selected_by"  # key of corpus.json: the command that made it, once it is complete
+RECORD_TYPES = {"keep": str, "filters": list[str], "annotators": list[str], "encoded": dict[str, str]}
+REMEDY = (
+    "Clips, scores, maps and latents are not affected. Restore the file, or replace its contents with "
+    '{"format": 1, "keep": "", "filters": [], "annotators": [], "encoded": {}} and run: '
+    "openuni run RECIPE --out CORPUS, which fills it in and recomputes nothing."
+)
 PART_SUFFIXES = (".parquet", ".tar", ".safetensors")
 
 
@@ -52,12 +58,13 @@ class Corpus(ColumnGroups):
     def _read(cls, store: Store) -> "Corpus":
         if not store.exists(CORPUS_RECORD):
             raise OpenUniError(f"no corpus at {store.url} (corpus.json not found). Create one with: openuni run")
-        record = json.loads(store.read(CORPUS_RECORD))
-        if record.get("format") != FORMAT:
+        record = store.read_json(CORPUS_RECORD, {"format": int}, REMEDY)
+        if record["format"] != FORMAT:
             raise OpenUniError(
-                f"{store.url} has corpus format {record.get('format')!r}; this version reads format {FORMAT}. "
+                f"{store.url} has corpus format {record['format']!r}; this version reads format {FORMAT}. "
                 "Update OpenUni."
             )
+        store.read_json(CORPUS_RECORD, RECORD_TYPES, REMEDY)
         return cls(store, record)
 
     @classmethod
@@ -96,7 +103,7 @@ class Corpus(ColumnGroups):
         for name in self.store.names(RUNS, ".json"):
             try:
                 record = json.loads(self.store.read(name))
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(record, dict):
                 yield record
@@ -112,7 +119,7 @@ class Corpus(ColumnGroups):
             raise OpenUniError(f"keep = {keep!r} passes none of {len(self):,} clips; nothing was written")
         command = shlex.join(["openuni", "select", self.store.url, "--keep", keep, "--out", out])
         store = self._selection_target(out, command).store
-        with lock(store):
+        with lock(store), storage_errors(store):
             target = self._selection_target(out, command)
             if target.record.get(SELECTED_BY) == command and target.clip_list.ids.equals(kept):
                 return target  # complete, and still up to date

@@ -1,10 +1,12 @@
 """File storage of a corpus: a local folder or an fsspec URL."""
 
+import json
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from uuid import uuid4
 
 import fsspec
@@ -76,6 +78,32 @@ class Store:
     def read(self, name: str) -> bytes:
         """All bytes of a file."""
         return bytes(self.fs.cat_file(self.path(name)))
+
+    def read_json(self, name: str, kinds: Mapping[str, Any], remedy: str) -> dict[str, Any]:
+        """A JSON object. `kinds`: its required keys and the types of their values, such as `list[str]`.
+
+        Raises `OpenUniError` with the file and the `remedy` if it is not valid JSON, or has other types.
+        """
+        from pydantic import TypeAdapter, ValidationError
+
+        where = self.location(name)
+        try:
+            found = json.loads(self.read(name))
+        except (ValueError, RecursionError) as error:
+            raise OpenUniError(f"{where} is damaged: not valid JSON ({error}). {remedy}") from error
+        if not isinstance(found, dict):
+            raise OpenUniError(f"{where} is damaged: expected a JSON object, got {type(found).__name__}. {remedy}")
+        for key, kind in kinds.items():
+            if key not in found:
+                raise OpenUniError(f'{where} is damaged: key "{key}" is missing. {remedy}')
+            try:
+                TypeAdapter(kind).validate_python(found[key], strict=True)
+            except ValidationError as error:
+                text = json.dumps(found[key])[:60]
+                raise OpenUniError(
+                    f'{where} is damaged: "{key}" is {text}, expected {_type_name(kind)}. {remedy}'
+                ) from error
+        return found
 
     def read_range(self, name: str, offset: int, nbytes: int) -> bytes:
         """`nbytes` bytes from `offset`: one pread on local disks, one ranged GET on object stores."""
@@ -183,6 +211,10 @@ def require_folder(out: Path) -> None:
 def is_unused(folder: Path) -> bool:
     """Whether a local folder may become the output of a command: see `Store.is_empty`."""
     return Store(str(folder)).is_empty()
+
+
+def _type_name(kind: Any) -> str:
+    return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)
 
 
 def _temp_path(target: Path) -> Path:

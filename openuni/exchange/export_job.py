@@ -27,7 +27,7 @@ from openuni.exchange.exporter import ExportBatch, ExportClip, ExportContext, Ex
 from openuni.manifests.contracts.component import fingerprint
 from openuni.manifests.contracts.options import recorded
 from openuni.manifests.corpus.corpus import Corpus
-from openuni.manifests.corpus.store import is_unused, require_folder
+from openuni.manifests.corpus.store import Store, is_unused, require_folder
 from openuni.manifests.errors import OpenUniError
 
 RECORD, FAILED, UNFINISHED = "export.json", "failed.csv", ".unfinished"
@@ -216,7 +216,8 @@ class ExportJob:
         path = self.out / RECORD
         if not path.is_file():
             return
-        found = json.loads(path.read_text(encoding="utf-8"))["made_from"]
+        remedy = "Restore it, or pass a new folder with --out."
+        found = Store(str(self.out)).read_json(RECORD, {"made_from": dict}, remedy)["made_from"]
         facts = json.loads(json.dumps(facts))
         differ = [name for name in {**facts, **found} if facts.get(name) != found.get(name)]
         if differ:

@@ -41,6 +41,7 @@ class Selection:
         annotators = choose_maps(corpus, exporter, export_options.modalities)
         self.contents = ExportContext(corpus, annotators, score_types(corpus), out.resolve())
         self.versions = {name: corpus.group_version(annotation_group(name)) for name in annotators.values()}
+        corpus.require_shards([annotation_group(name) for name in self.versions])
         listed = corpus.clip_list
         mask = pc.is_in(listed.ids, value_set=corpus.kept_clip_id_array())
         if export_options.split is not None:

@@ -218,6 +218,7 @@ def _extents(corpus: "Corpus", group: str, kept: pa.Array, dimensions: int) -> E
         name: np.zeros(count, kind)
         for name, kind in {"offset": np.int64, "nbytes": np.int64, "xxh3": np.uint64, "dtype": np.int8}.items()
     }
+    corpus.require_shards([group])
     if not corpus.parts(group):
         return Extents(group=group, shards=[], dtypes=[], **arrays)
     table = corpus.table(group, COLUMNS)
