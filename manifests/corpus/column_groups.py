@@ -37,7 +37,7 @@ from openuni.manifests.errors import OpenUniError
 
 PARALLEL_PARTS = 8  # files processed concurrently, to hide the latency of object stores
 VERSION_KEY = b"openuni.version"
-FAMILY_TYPES = {
+FAMILY_TYPES: dict[str, dict[str, Any]] = {
     LATENTS: {"codec": str, "options": dict, "size_px": list[int], "frames": int, "modalities": list[str]},
     TEXT: {"codec": str, "options": dict},
 }
