@@ -9,17 +9,21 @@ class OpenUniError(Exception):
 
 
 class DamagedFile(OpenUniError):
-    """A file of a corpus or training run is damaged. `where`: its path or URL; `reason`: what is wrong with it."""
+    """A file of a corpus or training run is damaged.
 
-    def __init__(self, where: str, reason: str) -> None:
-        super().__init__(
-            f"{where} is damaged: {reason}. Restore it, or see what depends on it with: openuni verify FOLDER (for a "
-            "corpus, --repair sets damaged files aside, so that the next run recomputes them)"
+    `where`: its path or URL; `reason`: what is wrong with it; `remedy`: what to do, by default `openuni verify`.
+    """
+
+    def __init__(self, where: str, reason: str, remedy: str = "") -> None:
+        remedy = remedy or (
+            "Restore it, or see what depends on it with: openuni verify FOLDER (for a corpus, --repair sets damaged "
+            "files aside, so that the next run recomputes them)"
         )
-        self.where, self.reason = where, reason
+        super().__init__(f"{where} is damaged: {reason}. {remedy}")
+        self.where, self.reason, self.remedy = where, reason, remedy
 
-    def __reduce__(self) -> tuple[type["DamagedFile"], tuple[str, str]]:  # errors of Ray workers are pickled
-        return DamagedFile, (self.where, self.reason)
+    def __reduce__(self) -> tuple[type["DamagedFile"], tuple[str, str, str]]:  # errors of Ray workers are pickled
+        return DamagedFile, (self.where, self.reason, self.remedy)
 
 
 class ClipError(Exception):

@@ -18,8 +18,11 @@ from openuni.manifests.contracts.parsing import parse_options
 from openuni.manifests.corpus import keep_rule as rules
 from openuni.manifests.corpus import splits
 from openuni.manifests.corpus.corpus import Corpus
+from openuni.manifests.corpus.layout import annotation_group
 from openuni.manifests.corpus.lock import lock
 from openuni.manifests.corpus.remote_errors import raises_store_errors
+from openuni.manifests.corpus.store import Store
+from openuni.manifests.corpus.writer import storage_errors
 from openuni.manifests.errors import OpenUniError
 from openuni.pipeline.changed_captions import changed_captions_note
 from openuni.pipeline.pipeline import Pipeline
@@ -67,7 +70,8 @@ def run(
     doctor.require_all(parsed, str(out), resources.gpus)
     corpus = existing or Corpus.create(str(out))
     reporter = reporter or Reporter()
-    with lock(corpus.store), reporter, open_runner(resources) as runner:
+    with storage_errors(corpus.store), lock(corpus.store), reporter, open_runner(resources) as runner:
+        _require_shards(parsed, corpus)
         names = as_recorded(found, corpus)
         if note := changed_captions_note(corpus, names, parsed.ingest):
             reporter.print_line(note)
@@ -105,7 +109,7 @@ def import_set(
     corpus = Corpus.create(str(out))
     reporter = reporter or Reporter()
     job = ImportJob(importer, corpus, import_options or ImportOptions())
-    with lock(corpus.store), reporter, open_runner(resources or Resources()) as runner:
+    with storage_errors(corpus.store), lock(corpus.store), reporter, open_runner(resources or Resources()) as runner:
         job.run(place, runner, reporter)
     corpus.refresh()
     return corpus
@@ -133,7 +137,7 @@ def export(
     if workers is not None and workers < 1:
         raise OpenUniError(f"--workers {workers}: must be at least 1")
     place = Path(out).expanduser().resolve()
-    with reporter or Reporter() as shown:
+    with reporter or Reporter() as shown, storage_errors(Store(str(place))):
         job = ExportJob(exporter, opened, place, export_options or selection.ExportOptions())
         return job.run(workers or min(os.cpu_count() or 1, MAX_DEFAULT_WORKERS), shown)
 
@@ -236,7 +240,8 @@ def train(
     from openuni.training.loop.trainer import train as train_model
 
     opened = corpus if isinstance(corpus, Corpus) else Corpus.open(str(corpus))
-    return train_model(recipe, opened, Path(out), progress=progress)
+    with storage_errors(Store(str(out))):
+        return train_model(recipe, opened, Path(out), progress=progress)
 
 
 def open_run(path: str | Path) -> "Run":
@@ -265,6 +270,12 @@ def verify(
     """
     place = path.store.url if isinstance(path, Corpus) else str(path)
     return verification.verify(place, sample, repair=repair, workers=workers, seed=seed, reporter=reporter)
+
+
+def _require_shards(recipe: CorpusRecipe, corpus: Corpus) -> None:
+    """Raise `OpenUniError` if a shard of what the recipe produces is missing: its clips would pass for done."""
+    encoded = corpus.record["encoded"].values() if recipe.encode is not None else ()
+    corpus.require_shards([*map(annotation_group, recipe.annotators), *encoded])
 
 
 def _visible_gpus() -> int:

@@ -1,21 +1,23 @@
 """Parquet schemas derived from Python types: the result type of a producer defines its column group."""
 
 import dataclasses
+import math
 import types
 from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from openuni.manifests.contracts.modality import Modality
 from openuni.manifests.contracts.options import annotation_text, strip_annotation
 from openuni.manifests.contracts.producer import Producer
-from openuni.manifests.errors import OpenUniError
+from openuni.manifests.errors import ClipError, OpenUniError
 from openuni.manifests.video.clip import Clip
 
 SCALARS: dict[Any, pa.DataType] = {
     float: pa.float64(),
-    np.float32: pa.float32(),  # for long lists
+    np.float32: pa.float32(),  # for vectors: lists that are valid only as a whole
     int: pa.int64(),
     str: pa.string(),
     bool: pa.bool_(),
@@ -146,6 +148,58 @@ def plain(value: Any) -> Any:
         return {key: plain(item) for key, item in value._asdict().items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
+    return value
+
+
+def stored(value: Any, kind: pa.DataType, where: str) -> Any:
+    """A result as its row stores it: plain Python without NaN and infinities. `kind`: Arrow type of the column.
+
+    A float that is NaN or infinite was not measured: null, at any depth of NamedTuples and lists, so that it never
+    passes a keep rule (DuckDB orders NaN above every number). A list of `np.float32` is a vector, such as an
+    embedding, and valid only as a whole: raises `ClipError`, since a changed component would make it another vector.
+    `where`: name of the column.
+    """
+    return _finite(plain(value), kind, where)
+
+
+def stored_constants(constants: Any, where: str) -> dict[str, Any]:
+    """A map's constants as its row stores them. Raises `ClipError` if one is NaN or infinite."""
+    found: dict[str, Any] = plain(constants)
+    for name, value in found.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ClipError(f"{where}: constant {name} must be finite, got {value:g}")
+    return found
+
+
+def null_nonfinite(array: pa.Array) -> pa.Array:
+    """An Arrow array with null for every float that is NaN or infinite, also in structs; lists stay as they are.
+
+    For rows of corpora that were written before `stored` did so.
+    """
+    if pa.types.is_struct(array.type):
+        fields = [null_nonfinite(array.field(number)) for number in range(array.type.num_fields)]
+        names = [field.name for field in array.type]
+        if not fields:
+            return array
+        return pa.StructArray.from_arrays(fields, names, mask=pc.is_null(array) if array.null_count else None)
+    if pa.types.is_floating(array.type):
+        return pc.if_else(pc.is_finite(array), array, pa.scalar(None, array.type))
+    return array
+
+
+def _finite(value: Any, kind: pa.DataType, where: str) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict) and pa.types.is_struct(kind):
+        return {key: _finite(item, kind.field(key).type, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, list) and pa.types.is_list(kind):
+        inner = kind.value_type
+        if pa.types.is_float32(inner):
+            nonfinite = sum(not math.isfinite(item) for item in value if isinstance(item, float))
+            if nonfinite:
+                raise ClipError(f"{where}: {nonfinite} of {len(value)} components are NaN or infinite")
+            return value
+        return [_finite(item, inner, where) for item in value]
     return value
 
 

@@ -23,8 +23,8 @@ from openuni.manifests.corpus.layout import (
     TEXT,
     annotation_group,
     family_record,
-    filter_group,
     latent_group,
+    operator_group,
     operator_of,
     superseded,
     text_group,
@@ -32,11 +32,19 @@ from openuni.manifests.corpus.layout import (
 from openuni.manifests.corpus.part_files import CheckedDataset, open_part, parts_dataset, read_part, table_bytes
 from openuni.manifests.corpus.shards import Shard, checksum
 from openuni.manifests.corpus.store import Store
-from openuni.manifests.corpus.writer import PartWriter, open_parts_dir, recover, spool_dir
+from openuni.manifests.corpus.writer import PartWriter, open_parts_dir, recover, spool_dir, storage_errors
 from openuni.manifests.errors import DamagedFile, OpenUniError
 
 PARALLEL_PARTS = 8  # files processed concurrently, to hide the latency of object stores
 VERSION_KEY = b"openuni.version"
+FAMILY_TYPES: dict[str, dict[str, Any]] = {
+    LATENTS: {"codec": str, "options": dict, "size_px": list[int], "frames": int, "modalities": list[str]},
+    TEXT: {"codec": str, "options": dict},
+}
+FAMILY_REMEDY = (
+    "The tensors are not affected. Restore the file, or delete it and run `openuni run RECIPE --out CORPUS` with the "
+    "recipe that encoded them: it writes the file again and recomputes nothing."
+)
 
 
 class ColumnGroups:
@@ -50,7 +58,8 @@ class ColumnGroups:
         """Write a JSON file of the corpus atomically, with its checksum, unless its contents are the same."""
         data = record_bytes(record)
         if not self.store.exists(name) or self.read_json(name) != parse_record(data, name):
-            self.store.put(name, data)
+            with storage_errors(self.store):
+                self.store.put(name, data)
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Read a JSON file of the corpus. Raises `DamagedFile` if it is not an object or its checksum differs."""
@@ -59,8 +68,17 @@ class ColumnGroups:
     # ------------------------------------------------------------------ groups and parts
 
     def operators(self, kind: str) -> list[str]:
-        """Names of the operators that have a column group; `kind`: "filter" or "annotator"."""
-        return self.store.folders(OPERATOR_FOLDERS[kind])
+        """Names of the operators that have rows; `kind`: "filter" or "annotator".
+
+        An operator whose first part is still open (being written, or left behind by a kill) has none yet.
+        """
+        found = self.store.folders(OPERATOR_FOLDERS[kind])
+        return [name for name in found if self.parts(operator_group(kind, name))]
+
+    def unfinished_operators(self, kind: str) -> list[str]:
+        """Operators of the last run, and any with a folder, that have no rows yet; `kind`: "filter" or "annotator"."""
+        known = [*self.record[f"{kind}s"], *self.store.folders(OPERATOR_FOLDERS[kind])]
+        return [name for name in dict.fromkeys(known) if not self.parts(operator_group(kind, name))]
 
     def families(self) -> dict[str, dict[str, Any]]:
         """Latent families: name -> record (codec, options, size_px, frames, modalities, fingerprint)."""
@@ -71,13 +89,8 @@ class ColumnGroups:
         return self._family_records(TEXT)
 
     def groups(self) -> list[str]:
-        """All existing column groups, `clips` first."""
-        found = [CLIPS] if self.parts(CLIPS) else []
-        found += [filter_group(name) for name in self.operators("filter")]
-        found += [annotation_group(name) for name in self.operators("annotator")]
-        for family in self.store.folders(LATENTS):
-            found += [latent_group(family, name) for name in self.store.folders(f"{LATENTS}/{family}")]
-        return found + [text_group(family) for family in self.store.folders(TEXT)]
+        """All column groups that have rows, `clips` first."""
+        return [group for group in self._group_folders() if self.parts(group)]
 
     def parts(self, group: str) -> list[str]:
         """Names of a group's visible Parquet files, in order of creation."""
@@ -137,6 +150,33 @@ class ColumnGroups:
                 return dict(part.to_table(filter=pads.field("clip_id") == clip_id).to_pylist()[0])
         return None
 
+    def missing_shards(self, group: str) -> list[str]:
+        """Names of shards that rows of the group refer to and that do not exist."""
+        parts = self.parts(group)
+        there = {name for suffix in (".tar", ".safetensors") for name in self.store.names(group, suffix)}
+        stems = {name.rpartition(".")[0] for name in there}
+        missing: set[str] = set()
+        for part in parts:
+            if part.removesuffix(".parquet") in stems or not _shard_columns(self._part_schema(part)):
+                continue
+            table = parts_dataset(self.store, [part])
+            for column in _shard_columns(table.schema):
+                named = pc.unique(table.to_table(columns={"shard": pads.field(*column)})["shard"]).to_pylist()
+                missing |= {f"{group}/{name}" for name in named if name is not None}
+        return sorted(missing - there)
+
+    def require_shards(self, groups: Sequence[str]) -> None:
+        """Raise `OpenUniError` if a shard of these groups is missing."""
+        missing = [name for group in groups for name in self.missing_shards(group)]
+        if missing:
+            raise OpenUniError("\n".join(self._missing_shard_message(name) for name in missing))
+
+    def _missing_shard_message(self, name: str) -> str:
+        return (
+            f"{self.store.url}/{name} is missing. Restore it, or delete {name.rpartition('.')[0]}.parquet and rerun "
+            "`openuni run` (or the import): the results of its clips are then computed again."
+        )
+
     def read(self, group: str, shard: str, offset: int, nbytes: int, xxh3: int) -> bytes:
         """Read one payload by its extent. Raises `OpenUniError` if its checksum differs."""
         if "/" in shard:
@@ -145,7 +185,7 @@ class ColumnGroups:
         try:
             data = self.store.read_range(f"{group}/{shard}", offset, nbytes)
         except FileNotFoundError as error:
-            raise DamagedFile(where, "the file is missing") from error
+            raise OpenUniError(self._missing_shard_message(f"{group}/{shard}")) from error
         except (MemoryError, OverflowError, ValueError) as error:  # of a row without checksums
             raise DamagedFile(where, f"no {nbytes} bytes at offset {offset}") from error
         if len(data) != nbytes or checksum(data) != xxh3:
@@ -162,7 +202,8 @@ class ColumnGroups:
 
     def recover(self) -> int:
         """Seal open parts of dead workers in every column group; return the number of recovered rows."""
-        return sum(recover(self.store, group) for group in self.groups_with_open_parts())
+        with storage_errors(self.store):
+            return sum(recover(self.store, group) for group in self.groups_with_open_parts())
 
     def groups_with_open_parts(self) -> list[str]:
         """Column groups with open parts, of live or dead workers."""
@@ -224,7 +265,8 @@ class ColumnGroups:
             rows = read_part(self.store, part)
             changed = change(rows)
             if not changed.equals(rows):
-                self.store.put(part, table_bytes(changed))
+                with storage_errors(self.store):
+                    self.store.put(part, table_bytes(changed))
 
     def done(self, group: str) -> pa.Array:
         """clip_ids that have a row in the group."""
@@ -232,11 +274,20 @@ class ColumnGroups:
 
     # ------------------------------------------------------------------ inner
 
+    def _group_folders(self) -> list[str]:
+        """Folders of column groups, with or without rows, `clips` first."""
+        found = [CLIPS]
+        for folder in OPERATOR_FOLDERS.values():
+            found += [f"{folder}/{name}" for name in self.store.folders(folder)]
+        for family in self.store.folders(LATENTS):
+            found += [latent_group(family, name) for name in self.store.folders(f"{LATENTS}/{family}")]
+        return found + [text_group(family) for family in self.store.folders(TEXT)]
+
     def _family_records(self, kind: str) -> dict[str, dict[str, Any]]:
         found = {}
         for family in self.store.folders(kind):
             if self.store.exists(family_record(kind, family)):
-                found[family] = self.read_json(family_record(kind, family))
+                found[family] = self.store.read_json(family_record(kind, family), FAMILY_TYPES[kind], FAMILY_REMEDY)
         return found
 
     def _row_count(self, part: str) -> int:
@@ -276,3 +327,18 @@ def status_column(table: pa.Table, group: str) -> pa.ChunkedArray:
     """The status column of a group's table, either top-level or in the operator's struct."""
     operator = operator_of(group)
     return table.column("status") if operator is None else pc.struct_field(table.column(operator), "status")
+
+
+def _shard_columns(schema: pa.Schema) -> list[tuple[str, ...]]:
+    """Paths of the columns with names of shards: top-level, or in the structs of modalities."""
+    found: list[tuple[str, ...]] = []
+
+    def visit(fields: Any, path: tuple[str, ...]) -> None:
+        for field in fields:
+            if field.name == "shard":
+                found.append((*path, field.name))
+            elif pa.types.is_struct(field.type):
+                visit(field.type, (*path, field.name))
+
+    visit(schema, ())
+    return found

@@ -1,6 +1,7 @@
 """A corpus: the folder (or URL) of manifests and shards that the pipeline writes and the trainer reads."""
 
 import logging
+import shlex
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -13,17 +14,28 @@ import pyarrow.compute as pc
 
 from openuni.manifests.contracts.schema import clip_schema
 from openuni.manifests.corpus import outcomes
-from openuni.manifests.corpus.checksums import parse_record
 from openuni.manifests.corpus.clip_list import ClipList
 from openuni.manifests.corpus.column_groups import PARALLEL_PARTS, ColumnGroups
 from openuni.manifests.corpus.corpus_clip import CorpusClip
 from openuni.manifests.corpus.layout import CORPUS_RECORD, LATENTS, RUNS, TEXT, family_record
+from openuni.manifests.corpus.lock import lock
 from openuni.manifests.corpus.part_files import parts_dataset, read_part, table_bytes
+from openuni.manifests.corpus.splits import require_complete_splits
 from openuni.manifests.corpus.store import Store
+from openuni.manifests.corpus.writer import storage_errors
 from openuni.manifests.errors import DamagedFile, OpenUniError
 
 logger = logging.getLogger(__name__)
 FORMAT = 1
+UNFINISHED_SELECTION = "unfinished_selection"  # key of corpus.json: the command that completes the corpus
+SELECTED_BY = "selected_by"  # key of corpus.json: the command that made it, once it is complete
+RECORD_TYPES = {"keep": str, "filters": list[str], "annotators": list[str], "encoded": dict[str, str]}
+REMEDY = (
+    "Clips, scores, maps and latents are not affected. Restore the file, or replace its contents with "
+    '{"format": 1, "keep": "", "filters": [], "annotators": [], "encoded": {}} and run: '
+    "openuni run RECIPE --out CORPUS, which fills it in and recomputes nothing."
+)
+PART_SUFFIXES = (".parquet", ".tar", ".safetensors")
 
 
 class Corpus(ColumnGroups):
@@ -33,19 +45,37 @@ class Corpus(ColumnGroups):
 
     @classmethod
     def open(cls, url: str) -> "Corpus":
-        """Open the corpus at a folder or URL. Raises `OpenUniError` if it is missing or has a newer format."""
-        store = Store(str(url))
+        """Open the corpus at a folder or URL.
+
+        Raises `OpenUniError` if it is missing or has a newer format, and if it is a selection that was interrupted.
+        """
+        corpus = cls._read(Store(str(url)))
+        command = corpus.record.get(UNFINISHED_SELECTION)
+        if command:
+            raise OpenUniError(f"{corpus.store.url} is an unfinished selection. Finish it with: {command}")
+        return corpus
+
+    @classmethod
+    def _read(cls, store: Store) -> "Corpus":
         if not store.exists(CORPUS_RECORD):
             raise OpenUniError(f"no corpus at {store.url} (corpus.json not found). Create one with: openuni run")
-        where = store.location(CORPUS_RECORD)
-        return cls(store, _checked_record(parse_record(store.read(CORPUS_RECORD), where), where))
+        record = store.read_json(CORPUS_RECORD, {"format": int}, REMEDY)
+        if record["format"] != FORMAT:
+            raise OpenUniError(
+                f"{store.url} has corpus format {record['format']!r}; this version reads format {FORMAT}. "
+                "Update OpenUni."
+            )
+        store.read_json(CORPUS_RECORD, RECORD_TYPES, REMEDY)
+        return cls(store, record)
 
     @classmethod
     def create(cls, url: str) -> "Corpus":
         """Open the corpus at `url`, or create an empty one if the folder is new or empty."""
         store = Store(str(url))
-        if store.exists(CORPUS_RECORD):
-            return cls.open(url)
+        return cls.open(url) if store.exists(CORPUS_RECORD) else cls._create(store)
+
+    @classmethod
+    def _create(cls, store: Store, **facts: Any) -> "Corpus":
         if not store.is_empty():
             raise OpenUniError(
                 f"{store.url} is not empty and not a corpus (corpus.json not found). "
@@ -58,6 +88,7 @@ class Corpus(ColumnGroups):
             "filters": [],
             "annotators": [],
             "encoded": {},
+            **facts,
         }
         corpus = cls(store, record)
         corpus.save_record()
@@ -77,21 +108,40 @@ class Corpus(ColumnGroups):
                 logger.warning("skipped: %s", error)
 
     def select(self, keep: str, out: str) -> "Corpus":
-        """Create a corpus at `out` with the clips that pass `keep`: rows are filtered, shards are linked or copied."""
+        """Create a corpus at `out` with the clips that pass `keep`: rows are filtered, shards are linked or copied.
+
+        Until it is complete, `out` cannot be opened; call again to finish it.
+        """
+        require_complete_splits(self)
         kept = self.kept_clip_id_array(keep)
         if not len(kept):
             raise OpenUniError(f"keep = {keep!r} passes none of {len(self):,} clips; nothing was written")
-        target = Corpus.create(out)
-        if target.parts("clips"):
-            raise OpenUniError(f"{target.store.url} already contains another corpus. Pass a different --out.")
-        groups = self.groups()
-        for group in [*groups[1:], "clips"]:  # `clips` comes last: until then the new corpus is empty
-            self._select_group(group, kept, target)
-        records = [family_record(LATENTS, name) for name in self.families()]
-        for record in [*records, *(family_record(TEXT, name) for name in self.text_families())]:
-            target.store.put(record, self.store.read(record))
-        target.save_record(**{key: self.record[key] for key in ("filters", "annotators", "encoded")}, keep=keep)
+        command = shlex.join(["openuni", "select", self.store.url, "--keep", keep, "--out", out])
+        store = self._selection_target(out, command).store
+        with lock(store), storage_errors(store):
+            target = self._selection_target(out, command)
+            if target.record.get(SELECTED_BY) == command and target.clip_list.ids.equals(kept):
+                return target  # complete, and still up to date
+            if target.parts("clips") and UNFINISHED_SELECTION not in target.record:
+                raise OpenUniError(f"{store.url} already contains another corpus. Pass a different --out.")
+            target.save_record(**{UNFINISHED_SELECTION: command})
+            target._delete_parts()  # of an attempt that was interrupted
+            others = [group for group in self.groups() if group != "clips"]
+            for group in [*others, "clips"]:
+                self._select_group(group, kept, target)
+            records = [family_record(LATENTS, name) for name in self.families()]
+            for record in [*records, *(family_record(TEXT, name) for name in self.text_families())]:
+                store.put(record, self.store.read(record))
+            del target.record[UNFINISHED_SELECTION]
+            facts = {key: self.record[key] for key in ("filters", "annotators", "encoded")}
+            target.save_record(**facts, keep=keep, **{SELECTED_BY: command})
         return target
+
+    def _selection_target(self, out: str, command: str) -> "Corpus":
+        store = Store(str(out))
+        if not store.exists(CORPUS_RECORD):
+            return self._create(store, **{UNFINISHED_SELECTION: command})
+        return self._read(store)
 
     # ------------------------------------------------------------------ queries
 
@@ -142,6 +192,12 @@ class Corpus(ColumnGroups):
 
     # ------------------------------------------------------------------ inner
 
+    def _delete_parts(self) -> None:
+        for group in self._group_folders():
+            for suffix in PART_SUFFIXES:  # the Parquet files first: visible rows have their payloads
+                for name in self.store.names(group, suffix):
+                    self.store.delete(name)
+
     def _select_group(self, group: str, kept: pa.Array, target: "Corpus") -> None:
         parts = self.parts(group)
         if not parts:
@@ -162,19 +218,3 @@ class Corpus(ColumnGroups):
             ends = accumulate(pool.map(self._row_count, parts), initial=0)
             masks = [mask.slice(start, end - start) for start, end in pairwise(ends)]
             list(pool.map(copy, parts, masks))  # raises the first error
-
-
-def _checked_record(record: dict[str, Any], where: str) -> dict[str, Any]:
-    """The record in corpus.json (at `where`), if this version can read it. Raises `OpenUniError`."""
-    if record.get("format") != FORMAT:
-        raise OpenUniError(
-            f"{where}: corpus format {record.get('format')!r}; this version reads format {FORMAT}. Update OpenUni."
-        )
-    kinds = {"keep": str, "filters": list, "annotators": list, "encoded": dict}
-    odd = [name for name, kind in kinds.items() if not isinstance(record.get(name), kind)]
-    texts = [*(record.get("filters") or ()), *(record.get("annotators") or ())] if not odd else []
-    texts += [*record["encoded"].values()] if not odd else []
-    if odd or not all(isinstance(text, str) for text in texts):
-        wrong = ", ".join(odd) or "names of operators or groups"
-        raise DamagedFile(where, f"missing or of a wrong type: {wrong}")
-    return record

@@ -39,7 +39,8 @@ class CorpusClip:
         Raises `OpenUniError` if the operator is unknown or has no row for the clip.
         """
         for kind in ("filter", "annotator"):
-            if operator in self.corpus.operators(kind):
+            known = [*self.corpus.operators(kind), *self.corpus.unfinished_operators(kind)]
+            if operator in known:
                 row = self.corpus.find(operator_group(kind, operator), self.clip_id)
                 if row is None:
                     raise OpenUniError(f"{operator} has no result for clip {self.clip_id} (dropped, or not run yet)")

@@ -11,6 +11,7 @@ TEXT = "text"
 RUNS = "runs"  # one ledger per run, named by its start time
 FAILURES_SUFFIX = ".failures.jsonl"
 OPERATOR_FOLDERS = {"filter": "filters", "annotator": "annotations"}
+PENDING_SPLITS = "splits.pending.parquet"  # clip_id and split: decided, but not yet written to all parts of `clips`
 SUPERSEDED = "superseded"  # folder in a group: parts of other versions, one folder per version
 OPEN = ".open"  # folder in a group: open parts
 LEASE = ".lease"  # which run may write, on shared storage

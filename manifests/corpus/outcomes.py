@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
-from openuni.manifests.contracts.schema import clip_schema
+from openuni.manifests.contracts.schema import clip_schema, null_nonfinite
 from openuni.manifests.corpus import coverage, keep_rule
 from openuni.manifests.corpus.column_groups import ColumnGroups
 from openuni.manifests.corpus.layout import annotation_group, filter_group, operator_of
@@ -36,6 +36,13 @@ class UnavailableCount(NamedTuple):
     clips: int
 
 
+class NotDoneCount(NamedTuple):
+    """Number of pending clips that an operator of the last run has not processed yet."""
+
+    operator: str
+    clips: int
+
+
 class DropCount(NamedTuple):
     """Number of clips that one rule dropped, among those that passed all rules before it."""
 
@@ -53,6 +60,7 @@ class Summary(NamedTuple):
     pending: int  # not processed yet: the run was stopped or limited
     keep: str
     unavailable: list[UnavailableCount]  # not part of the sum
+    not_done: list[NotDoneCount]  # the pending clips by operator; a clip may be counted by several operators
 
     @property
     def is_consistent(self) -> bool:
@@ -70,6 +78,9 @@ class Summary(NamedTuple):
                 f"  failed   {fail.clips:>8,}  in {fail.operator}: {fail.reason}",
                 f"           {'example' if fail.clips > 1 else '':>8}  {fail.clip_id}: {fail.error}",
             ]
+        lines += [
+            f"  {count.operator} is not done yet for {count.clips:,} of {self.clips:,} clips" for count in self.not_done
+        ]
         for count in self.unavailable:
             lines.append(f"  {count.operator} is unavailable for {count.clips:,} of {self.clips:,} clips")
         return "\n".join(lines)
@@ -78,20 +89,23 @@ class Summary(NamedTuple):
 def kept_clip_ids(corpus: ColumnGroups, keep: str) -> pa.Array:
     """clip_ids (string array) that ingest accepted and that pass every rule of `keep`, in order of ingest."""
     rules = keep_rule.parse(keep)
+    _require_results(corpus, rules)
     groups = _filters_read_by(corpus, rules)
     keep_rule.check(rules, _schemas(corpus, groups))
-    connection = _connect(
-        _join_columns(corpus, rules, {name: filter_group(name) for name in groups}, with_outcome=False)
-    )
+    joined = _join_columns(corpus, rules, {name: filter_group(name) for name in groups}, with_outcome=False)
+    connection = _connect(joined)
     query = f"SELECT clip_id FROM joined WHERE clip_status = 'ok' AND {keep_rule.condition_sql(rules)}"
-    return connection.sql(query).to_arrow_table().column("clip_id").combine_chunks()  # DuckDB preserves the order
+    with keep_rule.evaluation(connection, keep_rule.evaluation_limit_s(len(joined))):
+        return connection.sql(query).to_arrow_table().column("clip_id").combine_chunks()  # DuckDB preserves the order
 
 
 def summary(corpus: ColumnGroups) -> Summary:
     """Clip outcomes under the keep rule of the last run."""
     rules = keep_rule.parse(corpus.record["keep"])
     required = [*corpus.record["filters"], *_names_read_by(rules)]
-    missing = [name for name in required if name not in corpus.operators("filter")]
+    with_rows = {kind: corpus.operators(kind) for kind in ("filter", "annotator")}
+    missing = [name for name in dict.fromkeys(required) if name not in with_rows["filter"]]
+    missing_annotators = [name for name in corpus.record["annotators"] if name not in with_rows["annotator"]]
     if missing:
         rules = []  # a filter that never ran leaves all clips pending
     # deduplicators are not filters of the recipe: a clip without their row is pending only if `keep` reads them
@@ -101,13 +115,11 @@ def summary(corpus: ColumnGroups) -> Summary:
     encoded = {f"encode {stream}": group for stream, group in corpus.record["encoded"].items() if corpus.parts(group)}
     groups = {name: filter_group(name) for name in filters} | {name: annotation_group(name) for name in annotators}
     groups |= encoded
-    connection = _connect(_join_columns(corpus, rules, groups, with_outcome=True))
+    joined = _join_columns(corpus, rules, groups, with_outcome=True)
+    connection = _connect(joined)
     cases = ["WHEN clip_status <> 'ok' THEN 'failed'"]
     site_cases = ["WHEN clip_status <> 'ok' THEN 'ingest' || chr(0) || coalesce(clip_error, '')"]
-    if missing or any(name not in corpus.operators("annotator") for name in corpus.record["annotators"]):
-        unfinished = "pending"
-    else:
-        unfinished = "ok"
+    unfinished = "pending" if missing or missing_annotators else "ok"
     for name in filters:
         cases.append(f"WHEN {_quote(name)} IS NULL THEN 'pending' WHEN {_has_failed(name)} THEN 'failed'")
         site_cases.append(_failure_site(name))
@@ -126,17 +138,28 @@ def summary(corpus: ColumnGroups) -> Summary:
     reason = f"regexp_extract({site}, '^([^:]*)', 1)"  # the error's type precedes the colon
     example = f"min({site} || chr(0) || clip_id)"  # the minimum is independent of the thread order
     query = f"SELECT {outcome}, {reason}, count(*), {example} FROM joined GROUP BY ALL ORDER BY ALL"
-    rows = connection.execute(query).fetchall()
-    unavailable_counts = []
-    for name in (*filters, *annotators):
-        query = f"SELECT count(*) FROM joined WHERE {_quote(name)}.status = 'unavailable'"
-        unavailable_counts.append(UnavailableCount(name, connection.execute(query).fetchall()[0][0]))
-    return _to_summary(rows, rules, corpus.record["keep"], [count for count in unavailable_counts if count.clips])
+    with keep_rule.evaluation(connection, keep_rule.evaluation_limit_s(len(joined))):
+        rows = connection.execute(query).fetchall()
+    result = _to_summary(rows, rules, corpus.record["keep"])
+    done_by = (*filters, *annotators)
+    unavailable = [(name, _count(connection, f"{_quote(name)}.status = 'unavailable'")) for name in done_by]
+    waiting = f"{outcome} = 'pending'"
+    not_done = [(name, _count(connection, f"{waiting} AND {_quote(name)} IS NULL")) for name in done_by]
+    not_done += [(name, result.pending) for name in (*missing, *missing_annotators)]
+    order = [*required, *filters, *corpus.record["annotators"]]  # filters first, as they run
+    return result._replace(
+        unavailable=[UnavailableCount(name, clips) for name, clips in unavailable if clips],
+        not_done=[
+            NotDoneCount(name, clips) for name, clips in sorted(not_done, key=lambda row: order.index(row[0])) if clips
+        ],
+    )
 
 
-def _to_summary(
-    rows: list[Any], rules: Sequence[keep_rule.KeepRule], keep: str, unavailable: list[UnavailableCount]
-) -> Summary:
+def _count(connection: duckdb.DuckDBPyConnection, condition: str) -> int:
+    return int(connection.execute(f"SELECT count(*) FROM joined WHERE {condition}").fetchall()[0][0])
+
+
+def _to_summary(rows: list[Any], rules: Sequence[keep_rule.KeepRule], keep: str) -> Summary:
     dropped = {number: 0 for number in range(len(rules))}
     failed, totals = [], {"ok": 0, "pending": 0}
     for outcome, site, count, example in rows:
@@ -151,7 +174,7 @@ def _to_summary(
             totals[outcome] += count
     drops = [DropCount(rules[number].text, count) for number, count in dropped.items()]
     clips = sum(row[2] for row in rows)
-    result = Summary(clips, totals["ok"], drops, failed, totals["pending"], keep, unavailable)
+    result = Summary(clips, totals["ok"], drops, failed, totals["pending"], keep, [], [])
     if not result.is_consistent:
         raise OpenUniError(
             f"internal error: clip outcomes do not add up: {result!r}. Please report it with this message and the "
@@ -178,6 +201,17 @@ def _quote(name: str) -> str:
 def _operators_of_last_run(corpus: ColumnGroups, kind: str) -> list[str]:
     """The operators of the last run's recipe. Results of earlier recipes do not affect outcomes."""
     return [name for name in corpus.operators(kind) if name in corpus.record[f"{kind}s"]]
+
+
+def _require_results(corpus: ColumnGroups, rules: Sequence[keep_rule.KeepRule]) -> None:
+    """Raise `OpenUniError` if a rule reads a filter that has no rows yet: no clip could pass."""
+    named = _names_read_by(rules)
+    unfinished = [name for name in corpus.unfinished_operators("filter") if name in named]
+    if unfinished:
+        raise OpenUniError(
+            f"keep reads {', '.join(unfinished)}, which has no results in {corpus.store.url} yet: its first run is in "
+            "progress, was stopped, or was left out with --only. Wait for it, or rerun it to resume."
+        )
 
 
 def _filters_read_by(corpus: ColumnGroups, rules: Sequence[keep_rule.KeepRule]) -> list[str]:
@@ -224,7 +258,7 @@ def _join_columns(
     names = [name for name in clip_schema().names if name in full_columns | {"clip_id"}]
     columns = {name: pads.field(name) for name in names}
     columns |= {"clip_status": pads.field("status"), "clip_error": pads.field("error")}
-    joined = corpus.dataset("clips", clip_schema()).to_table(columns=columns)
+    joined = _null_nonfinite(corpus.dataset("clips", clip_schema()).to_table(columns=columns))
     if any(column[0] == coverage.COLUMN for rule in rules for column in rule.columns):
         masks = coverage.modality_availability(corpus, joined.column("clip_id"))
         joined = joined.append_column(coverage.COLUMN, pa.StructArray.from_arrays(masks.values(), list(masks)))
@@ -252,6 +286,14 @@ def _full_struct(corpus: ColumnGroups, group: str, name: str) -> tuple[pa.Array,
     return table.column("clip_id").combine_chunks(), table.column(name).combine_chunks()
 
 
+def _null_nonfinite(table: pa.Table) -> pa.Table:
+    for number, field in enumerate(table.schema):
+        if pa.types.is_floating(field.type):
+            chunks = [null_nonfinite(chunk) for chunk in table.column(number).chunks]
+            table = table.set_column(number, field, pa.chunked_array(chunks, field.type))
+    return table
+
+
 def _to_array(column: pa.ChunkedArray) -> pa.Array:
     # the text of millions of rows may exceed the 2 GB limit of 32-bit offsets
     return (column.cast(pa.large_string()) if pa.types.is_string(column.type) else column).combine_chunks()
@@ -259,4 +301,4 @@ def _to_array(column: pa.ChunkedArray) -> pa.Array:
 
 def _align(clips: pa.ChunkedArray, ids: pa.Array, struct: pa.Array) -> pa.Array:
     """The struct of each clip, null without a row."""
-    return struct.take(pc.index_in(clips.cast(ids.type), value_set=ids).combine_chunks())
+    return null_nonfinite(struct).take(pc.index_in(clips.cast(ids.type), value_set=ids).combine_chunks())

@@ -6,21 +6,23 @@ the random seed and their names. Each goes to the split with the largest deficit
 (collection and modalities) and the whole corpus.
 """
 
+import shlex
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import xxhash
 
 from openuni.manifests.contracts.schema import clip_schema
+from openuni.manifests.corpus.column_groups import ColumnGroups
 from openuni.manifests.corpus.coverage import NO_COLLECTION, modality_availability
+from openuni.manifests.corpus.layout import PENDING_SPLITS
+from openuni.manifests.corpus.writer import table_bytes
 from openuni.manifests.errors import OpenUniError
-
-if TYPE_CHECKING:
-    from openuni.manifests.corpus.corpus import Corpus
 
 TRAIN = "train"
 
@@ -34,7 +36,7 @@ class SplitGroup(NamedTuple):
     split: str | None  # existing split
 
 
-def assign(corpus: "Corpus", shares: Mapping[str, float], seed: int = 0, *, anew: bool = False) -> dict[str, int]:
+def assign(corpus: ColumnGroups, shares: Mapping[str, float], seed: int = 0, *, anew: bool = False) -> dict[str, int]:
     """Assign a split to every clip that ingest accepted; return the number of clips per split.
 
     `shares`: fractions of all splits other than "train", which gets the rest, such as {"validation": 0.05, "test":
@@ -42,6 +44,7 @@ def assign(corpus: "Corpus", shares: Mapping[str, float], seed: int = 0, *, anew
     Raises `OpenUniError` for invalid fractions, and if clips with one origin already have different splits.
     """
     fractions = _with_train(shares)
+    write_pending_splits(corpus)
     columns = ["clip_id", "source", "origin", "collection", "split", "status"]
     clips = corpus.dataset("clips", clip_schema()).to_table(columns=columns)
     clips = clips.filter(pc.equal(clips["status"], "ok"))
@@ -52,7 +55,9 @@ def assign(corpus: "Corpus", shares: Mapping[str, float], seed: int = 0, *, anew
     splits = _assign_groups(groups, fractions, seed)
     split_by_group = pa.array([splits[group.name] for group in groups], pa.string())
     split_by_clip = pa.DictionaryArray.from_arrays(names.indices, split_by_group).cast(pa.string())
-    _write_splits(corpus, clips["clip_id"], split_by_clip)
+    decision = pa.table({"clip_id": clips["clip_id"], "split": split_by_clip})
+    corpus.store.put(PENDING_SPLITS, table_bytes(decision))
+    write_pending_splits(corpus)
     counts = {name: 0 for name in fractions}
     for group in groups:
         counts[splits[group.name]] = counts.get(splits[group.name], 0) + group.clips
@@ -78,7 +83,7 @@ def _with_train(shares: Mapping[str, float]) -> dict[str, float]:
     return {TRAIN: 1 - sum(shares.values()), **shares}
 
 
-def _split_groups(corpus: "Corpus", clips: pa.Table, names: pa.DictionaryArray, *, anew: bool) -> list[SplitGroup]:
+def _split_groups(corpus: ColumnGroups, clips: pa.Table, names: pa.DictionaryArray, *, anew: bool) -> list[SplitGroup]:
     codes = names.indices.to_numpy()
     count = len(names.dictionary)
     bits = np.zeros(count, np.int64)
@@ -133,12 +138,31 @@ def _order_key(seed: int, name: str) -> int:
     return xxhash.xxh3_64_intdigest(f"{seed}\0{name}".encode())
 
 
-def _write_splits(corpus: "Corpus", ids: pa.ChunkedArray, splits: pa.Array) -> None:
-    """Write the column to the parts where it differs; clips that ingest rejected have no split."""
-    ids = ids.combine_chunks()
+def require_complete_splits(corpus: ColumnGroups) -> None:
+    """Raise `OpenUniError` while an assignment is being written, or if it was interrupted: splits may be mixed."""
+    if corpus.store.exists(PENDING_SPLITS):
+        url = corpus.store.url
+        raise OpenUniError(
+            f"the splits of {url} are being written, or `openuni split` was interrupted while it did. Wait for it, or "
+            f"complete it with: openuni split {shlex.quote(url)}"
+        )
+
+
+def write_pending_splits(corpus: ColumnGroups) -> None:
+    """Complete an assignment that was interrupted, so that the clips get the splits that it had decided.
+
+    The decision is stored before the first part of `clips` is rewritten. Without it, a rerun would take the splits of
+    the parts already written as given and decide the others differently.
+    """
+    if not corpus.store.exists(PENDING_SPLITS):
+        return
+    decided = pq.read_table(corpus.store.path(PENDING_SPLITS), filesystem=corpus.store.fs)
+    ids = decided["clip_id"].combine_chunks()
 
     def change(rows: pa.Table) -> pa.Table:
-        column = splits.take(pc.index_in(rows["clip_id"], value_set=ids))
+        places = pc.index_in(rows["clip_id"], value_set=ids)
+        column = pc.if_else(pc.is_valid(places), decided["split"].combine_chunks().take(places), rows["split"])
         return rows.set_column(rows.schema.get_field_index("split"), rows.schema.field("split"), column)
 
     corpus.rewrite("clips", change)
+    corpus.store.delete(PENDING_SPLITS)

@@ -1,19 +1,22 @@
 """File storage of a corpus: a local folder or an fsspec URL."""
 
+import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from uuid import uuid4
 
 import fsspec
 from fsspec.core import url_to_fs
 
-from openuni.manifests.errors import OpenUniError
+from openuni.manifests.corpus.checksums import parse_record
+from openuni.manifests.errors import DamagedFile, OpenUniError
 
 TEMP_FILE = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # names of incomplete files of `put`
+LEFTOVER = re.compile(r"\..+\.tmp|\.(driver|workers)\.lock")  # all that a process killed in its first write leaves
 
 
 class Store:
@@ -67,11 +70,17 @@ class Store:
         return sorted(name for name in names if not name.startswith("."))
 
     def is_empty(self) -> bool:
-        """Whether the root is empty or missing."""
+        """Whether the root is missing, or holds nothing but what a process killed in its first write left.
+
+        Raises `OpenUniError` if it is a file, or below one.
+        """
+        if self.is_local:
+            require_folder(Path(self.root))
         try:
-            return not self.fs.ls(self.root, detail=False)
+            names = [str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in self.fs.ls(self.root, detail=False)]
         except FileNotFoundError:
             return True
+        return all(LEFTOVER.fullmatch(name) for name in names)
 
     def exists(self, name: str) -> bool:
         """Whether the file exists."""
@@ -84,6 +93,28 @@ class Store:
     def read(self, name: str) -> bytes:
         """All bytes of a file."""
         return bytes(self.fs.cat_file(self.path(name)))
+
+    def read_json(self, name: str, kinds: Mapping[str, Any], remedy: str) -> dict[str, Any]:
+        """A JSON object, without its checksum. `kinds`: its required keys and the types of their values.
+
+        Raises `DamagedFile` with the `remedy` if it is not valid JSON, its checksum differs, or it has other types.
+        """
+        from pydantic import TypeAdapter, ValidationError
+
+        where = self.location(name)
+        try:
+            found = parse_record(self.read(name), where)
+        except DamagedFile as error:
+            raise DamagedFile(where, error.reason, remedy) from error
+        for key, kind in kinds.items():
+            if key not in found:
+                raise DamagedFile(where, f'key "{key}" is missing', remedy)
+            try:
+                TypeAdapter(kind).validate_python(found[key], strict=True)
+            except ValidationError as error:
+                text = f'"{key}" is {json.dumps(found[key])[:60]}, expected {_type_name(kind)}'
+                raise DamagedFile(where, text, remedy) from error
+        return found
 
     def read_range(self, name: str, offset: int, nbytes: int) -> bytes:
         """`nbytes` bytes from `offset`: one pread on local disks, one ranged GET on object stores."""
@@ -100,7 +131,7 @@ class Store:
             return
         target = self.local(name)
         target.parent.mkdir(parents=True, exist_ok=True)
-        temp_path = target.with_name(f".{target.name}.{uuid4().hex[:8]}.tmp")
+        temp_path = _temp_path(target)
         try:
             with temp_path.open("wb") as file:
                 file.write(data)
@@ -137,19 +168,27 @@ class Store:
         if other.is_local:
             target = other.local(name)
             target.parent.mkdir(parents=True, exist_ok=True)
-            if not self.is_local:
-                self.fs.get_file(self.path(name), str(target))
-                return
+            temp_path = _temp_path(target)
             try:
-                os.link(self.local(name), target)
-            except OSError:  # another file system, or no support for hard links
-                shutil.copyfile(self.local(name), target)
+                self._copy_to_local(name, temp_path)
+                temp_path.replace(target)
+            finally:
+                temp_path.unlink(missing_ok=True)  # also where the target is the same file already: nothing is renamed
         elif self.is_local:
             other.fs.put_file(str(self.local(name)), other.path(name))
         elif self.fs is other.fs:
             self.fs.cp_file(self.path(name), other.path(name))  # within the object store
         else:
             other.put(name, self.read(name))
+
+    def _copy_to_local(self, name: str, target: Path) -> None:
+        if not self.is_local:
+            self.fs.get_file(self.path(name), str(target))
+            return
+        try:
+            os.link(self.local(name), target)
+        except OSError:  # another file system, or no support for hard links
+            shutil.copyfile(self.local(name), target)
 
     def delete(self, name: str) -> None:
         """Delete a file if it exists."""
@@ -179,6 +218,29 @@ class Store:
         while not folder.exists():
             folder = folder.parent
         return shutil.disk_usage(folder).free
+
+
+def require_folder(out: Path) -> None:
+    """Raise `OpenUniError` if an output folder cannot exist because it, or one of its parents, is a file."""
+    for path in (out, *out.parents):
+        if path.is_dir():
+            return
+        if path.exists() or path.is_symlink():
+            what = "is a file" if path.exists() else "is a broken link"
+            raise OpenUniError(f"{path} {what}, so {out} cannot be a folder. Choose another path.")
+
+
+def is_unused(folder: Path) -> bool:
+    """Whether a local folder may become the output of a command: see `Store.is_empty`."""
+    return Store(str(folder)).is_empty()
+
+
+def _type_name(kind: Any) -> str:
+    return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)
+
+
+def _temp_path(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{uuid4().hex[:8]}.tmp")
 
 
 def _no_listing_cache(url: str) -> dict[str, Any]:

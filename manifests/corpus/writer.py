@@ -271,15 +271,25 @@ def spool_dir(store: Store) -> Path:
     return base / xxhash.xxh3_64_hexdigest(store.url.encode())
 
 
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error says that the disk, or a quota or limit, is full: by its number, or in a library's text."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in STORAGE_FULL_ERRNOS
+    if not type(error).__module__.startswith(("_duckdb", "duckdb", "safetensors", "builtins")):
+        return False
+    marks = [mark for number in STORAGE_FULL_ERRNOS for mark in (f"(os error {number})", f": {os.strerror(number)}")]
+    return any(mark in str(error) for mark in marks)
+
+
 @contextmanager
 def storage_errors(store: Store) -> Iterator[None]:
     """Context that converts "disk full" errors of the operating system to `StorageFull`."""
     try:
         yield
-    except OSError as error:
-        if error.errno in STORAGE_FULL_ERRNOS:
-            raise StorageFull(
-                f"no space left while writing to {store.url} ({error.strerror}). All finished clips are kept. "
-                "Free some space, then rerun the same command to resume."
-            ) from error
-        raise
+    except Exception as error:
+        if isinstance(error, OpenUniError) or not is_disk_full(error):
+            raise
+        raise StorageFull(
+            f"no space left while writing to {store.url} ({error}). Everything finished is kept. Free some space, then "
+            "rerun the same command to resume."
+        ) from error

@@ -74,10 +74,15 @@ def init(
     thresholds of a published pipeline.
     """
     from openuni.config.template import preset_recipe, recipe_template
+    from openuni.manifests.corpus.store import require_folder
 
     text = preset_recipe(preset) if preset else recipe_template(file.name)
+    if file.is_dir():
+        raise OpenUniError(f"{file} is a folder. Pass a file name, such as {file / 'corpus.toml'}.")
     if file.exists():
         raise OpenUniError(f"{file} already exists. Pass a different file name, or delete it first.")
+    require_folder(file.parent)
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text)
     print(f"wrote {file}. Next: {shlex.join(['openuni', 'doctor', str(file)])}")
 

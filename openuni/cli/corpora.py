@@ -195,6 +195,7 @@ def summary(
             from openuni.report.histograms import histograms
 
             print(f"\n{histograms(opened)}")
+    opened.require_shards(opened.groups())
 
 
 @app.command()

@@ -14,6 +14,7 @@ from openuni.cli import components, corpora, integrity, models, parity, syntheti
 from openuni.cli.app import Interrupted, app
 from openuni.console.logs import verbosity
 from openuni.manifests.corpus.remote_errors import is_remote_error, store_error
+from openuni.manifests.corpus.writer import is_disk_full
 from openuni.manifests.errors import OpenUniError
 from openuni.pipeline.failures import ItemFailed, format_error
 
@@ -41,20 +42,32 @@ def main() -> None:
             traceback.print_exception(error)
         print(f"openuni: {error}", file=sys.stderr)
         sys.exit(2)
-    except OSError as error:  # a file that cannot be read or written where the user said
-        print(f"openuni: {type(error).__name__}: {error}", file=sys.stderr)
-        sys.exit(2)
-    except Exception as error:  # 1 would read as "some clips failed"
-        if is_remote_error(error):
-            print(f"openuni: {store_error(error)}", file=sys.stderr)
-            sys.exit(2)
-        traceback.print_exc()
+    except Exception as error:
+        sys.exit(_report(error))
+
+
+def _report(error: Exception) -> int:
+    """Print what happened; return the exit code."""
+    if is_disk_full(error):  # safetensors has an error class of its own
         print(
-            f"openuni: internal error: {format_error(error)}. Please report it with the traceback above and, for a "
-            "command that writes a corpus, its newest runs/*.log.",
+            f"openuni: no space left on the disk: {error}. Everything finished is kept. Free some space, then rerun "
+            "the same command.",
             file=sys.stderr,
         )
-        sys.exit(3)
+        return 2
+    if is_remote_error(error):
+        print(f"openuni: {store_error(error)}", file=sys.stderr)
+        return 2
+    if isinstance(error, OSError):  # a file that cannot be read or written where the user said
+        print(f"openuni: {type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    traceback.print_exception(error)  # 1 would read as "some clips failed"
+    print(
+        f"openuni: internal error: {format_error(error)}. Please report it with the traceback above and, for a "
+        "command that writes a corpus, its newest runs/*.log.",
+        file=sys.stderr,
+    )
+    return 3
 
 
 def resume_hint(arguments: list[str]) -> str:

@@ -30,6 +30,7 @@ from openuni import api
 from openuni.console.progress import Reporter
 from openuni.demo.environment import machine_info, package_versions
 from openuni.manifests.corpus.corpus import Corpus
+from openuni.manifests.corpus.store import is_unused
 from openuni.manifests.errors import OpenUniError
 from openuni.pipeline.ledger import summary_record
 
@@ -193,7 +194,7 @@ class Demo:
             if settings != dataclasses.asdict(self.plan):
                 raise OpenUniError(self.settings_mismatch_message(settings))
             return
-        if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+        if not is_unused(self.folder):
             raise OpenUniError(self.foreign_folder_message())
         self.folder.mkdir(parents=True, exist_ok=True)
         self.save_state()

@@ -28,6 +28,7 @@ from openuni.exchange.exporter import ExportBatch, ExportClip, ExportContext, Ex
 from openuni.manifests.contracts.component import fingerprint
 from openuni.manifests.contracts.options import recorded
 from openuni.manifests.corpus.corpus import Corpus
+from openuni.manifests.corpus.store import Store, is_unused, require_folder
 from openuni.manifests.errors import OpenUniError
 
 RECORD, FAILED, UNFINISHED = "export.json", "failed.csv", ".unfinished"
@@ -196,9 +197,8 @@ class ExportJob:
     @contextmanager
     def _folder_lock(self) -> Iterator[None]:
         """Lock the folder, so that no two exports write to it at once."""
-        if self.out.exists() and not self.out.is_dir():
-            raise OpenUniError(f"{self.out} is a file. Pass a new or empty folder with --out.")
-        if self.out.is_dir() and any(self.out.iterdir()) and not (self.out / RECORD).is_file():
+        require_folder(self.out)
+        if not (self.out / RECORD).is_file() and not is_unused(self.out):
             raise OpenUniError(f"{self.out} is not empty and is not an export. Pass a new or empty folder with --out.")
         self.out.mkdir(parents=True, exist_ok=True)
         handle = os.open(self.out, os.O_RDONLY)
@@ -217,7 +217,8 @@ class ExportJob:
         path = self.out / RECORD
         if not path.is_file():
             return
-        found = json.loads(path.read_text(encoding="utf-8"))["made_from"]
+        remedy = "Restore it, or pass a new folder with --out."
+        found = Store(str(self.out)).read_json(RECORD, {"made_from": dict}, remedy)["made_from"]
         facts = json.loads(json.dumps(facts))
         differ = [name for name in {**facts, **found} if facts.get(name) != found.get(name)]
         if differ:

@@ -12,10 +12,11 @@ import pyarrow.dataset as pads
 
 from openuni.exchange.exporter import ExportClip, ExportContext, Exporter, StoredMap
 from openuni.manifests.contracts.modality import modality_names
-from openuni.manifests.contracts.schema import OUTCOME_FIELDS, clip_schema
+from openuni.manifests.contracts.schema import OUTCOME_FIELDS, clip_schema, null_nonfinite
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.corpus.coverage import annotators_by_modality
 from openuni.manifests.corpus.layout import annotation_group, filter_group
+from openuni.manifests.corpus.splits import require_complete_splits
 from openuni.manifests.errors import OpenUniError, unknown_name
 
 WINDOW_CLIPS = 1000  # rows held in memory as Python objects
@@ -36,9 +37,11 @@ class Selection:
 
     def __init__(self, corpus: Corpus, exporter: Exporter, export_options: ExportOptions, out: Path) -> None:
         self.corpus = corpus
+        require_complete_splits(corpus)
         annotators = choose_maps(corpus, exporter, export_options.modalities)
         self.contents = ExportContext(corpus, annotators, score_types(corpus), out.resolve())
         self.versions = {name: corpus.group_version(annotation_group(name)) for name in annotators.values()}
+        corpus.require_shards([annotation_group(name) for name in self.versions])
         listed = corpus.clip_list
         mask = pc.is_in(listed.ids, value_set=corpus.kept_clip_id_array())
         if export_options.split is not None:
@@ -61,8 +64,10 @@ class Selection:
         ids = self.ids.take(pa.array(positions))
         found = {name: self._maps_of(name, ids) for name in self.versions}
         scores = {
-            name: self.corpus.look_up(
-                filter_group(name), ids, {field.name: pads.field(name, field.name) for field in kind}
+            name: null_nonfinite(
+                self.corpus.look_up(
+                    filter_group(name), ids, {field.name: pads.field(name, field.name) for field in kind}
+                )
             )
             for name, kind in self.contents.scores.items()
         }

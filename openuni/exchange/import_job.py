@@ -30,6 +30,7 @@ from openuni.manifests.corpus.clip_list import WITHIN
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.corpus.layout import annotation_group
 from openuni.manifests.corpus.shards import TarShard
+from openuni.manifests.corpus.splits import write_pending_splits
 from openuni.manifests.errors import ClipError, OpenUniError
 from openuni.manifests.video.clip import Clip, clip_id
 from openuni.manifests.video.probe import make_clip, probe
@@ -132,7 +133,12 @@ class ImportWorker(CorpusWorker):
             sizes[name] = (frames, *size_px)
             if sizes[name][0] != clip.frame_count:
                 raise ClipError(f"{name} has {sizes[name][0]} frames, the video has {clip.frame_count}")
-        values = {name: schema.plain(value) for name, value in fields.items() if name not in payloads}
+        kinds = schema.producer_schema(type(self.spec.importer)).field(self.name).type
+        values = {
+            name: schema.stored(value, kinds.field(name).type, f"{self.name}.{name}")
+            for name, value in fields.items()
+            if name not in payloads
+        }
         return PreparedClip(clip, payloads, sizes, values)
 
     def store(self, item: ImportItem, computed: PreparedClip) -> ItemOutcome:
@@ -143,7 +149,7 @@ class ImportWorker(CorpusWorker):
             extent = self.writers["maps"].put(f"{item.clip_id}.{name}.{payload.suffix}", payload.data)
             frames, height_px, width_px = computed.sizes[name]
             size = {"frames": frames, "height_px": height_px, "width_px": width_px, "pts_hash": computed.clip.pts_hash}
-            row[name] = extent | size | schema.plain(payload.constants)
+            row[name] = extent | size | schema.stored_constants(payload.constants, name)
             if name == "rgb" and not source:
                 first, last = extent["offset"], extent["offset"] + extent["nbytes"] - 1
                 span = f"#bytes={first}-{last}&xxh3={extent['xxh3']:016x}"
@@ -240,6 +246,7 @@ class ImportJob:
         version, collection = self.importer.version(), self.import_options.collection or folder.name
         self._check_version(version)
         self._check_folder(folder, collection)
+        write_pending_splits(self.corpus)
         saved = self.corpus.recover()
         if saved:
             reporter.print_line(f"recovered {saved:,} finished rows of an interrupted import")

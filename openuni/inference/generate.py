@@ -12,6 +12,7 @@ from rich.console import Console
 from openuni.inference.sampling_progress import sampling_progress
 from openuni.manifests.contracts.decoded_clip import decode
 from openuni.manifests.contracts.modality import Modality, find_modality, picture_levels, read_rendering
+from openuni.manifests.corpus.store import require_folder
 from openuni.manifests.errors import OpenUniError
 from openuni.manifests.video.encode import MAX_FPS, PixelFormat, check_fps, exact_fps, write_video
 from openuni.manifests.video.probe import make_clip, probe
@@ -50,6 +51,7 @@ def generate_files(run_dir: Path, request: GenerateRequest, out: Path, console: 
     size = _size(request.size)
     if request.fps is not None:
         check_fps(request.fps, "--fps")
+    require_folder(out)  # before the time that generating takes
     paths = _paths(request.given)
     run = Run.open(run_dir)
     conditions = {name: _read(name, path) for name, path in paths.items()}

@@ -7,6 +7,7 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from openuni.config.recipe import IngestOptions
 from openuni.manifests.contracts import schema
@@ -91,7 +92,9 @@ class IngestWorker(CorpusWorker):
 
     def store(self, item: SourceItem, computed: list[Clip]) -> ItemOutcome:
         """Write the clips' rows: all of them or none, so that a source that has a row is done."""
-        self.writers["clips"].commit(*(dataclasses.asdict(clip) | {"status": "ok", "error": None} for clip in computed))
+        kind = pa.struct(list(schema.clip_schema()))
+        rows = (schema.stored(dataclasses.asdict(clip), kind, "clips") for clip in computed)
+        self.writers["clips"].commit(*(row | {"status": "ok", "error": None} for row in rows))
         return ItemOutcome(item.key, "ok")
 
     def fail(self, item: SourceItem, error: str) -> ItemOutcome:

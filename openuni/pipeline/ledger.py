@@ -50,4 +50,7 @@ def summary_record(summary: Summary) -> dict[str, Any]:
     record["dropped"] = [drop._asdict() for drop in summary.dropped]
     record["failed"] = [failure._asdict() for failure in summary.failed]
     record["unavailable"] = [absence._asdict() for absence in summary.unavailable]
+    del record["not_done"]
+    if summary.not_done:  # a complete run has the record that it always had
+        record["not_done"] = [count._asdict() for count in summary.not_done]
     return record

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from openuni.manifests.contracts import schema
 from openuni.manifests.contracts.decoded_clip import DecodedClip, decode
@@ -71,11 +72,13 @@ class OperatorWorker(CorpusWorker):
         self.vram = VramMeter(device)
         self.decodes_reported = decode_count()
         self.models = {}
+        self.result_types: dict[str, pa.StructType] = {}  # of each operator's struct column
         for name, operator in self.operators.items():
             with self.vram.loading(name):
                 self.models[name] = operator.load(device)
         for name, operator in self.operators.items():
             group, row_schema = operator_group(operator.kind, name), schema.producer_schema(type(operator))
+            self.result_types[name] = row_schema.field(name).type
             shard_type = TarShard if schema.modality_fields(type(operator)) else None
             self.writers[name] = self.corpus.writer(group, row_schema, spec.versions[name], shard_type)
 
@@ -104,7 +107,7 @@ class OperatorWorker(CorpusWorker):
 
     def field(self, key: str, value: Any, name: str, item: ClipItem, result: OperatorResult) -> Any:
         """A result's field `key` as the row of the named operator holds it."""
-        return schema.plain(value)
+        return schema.stored(value, self.result_types[name].field(key).type, f"{name}.{key}")
 
     def _done(self, item: ClipItem, status: str, error: str) -> ItemOutcome:
         decodes = decode_count()
@@ -216,12 +219,12 @@ class AnnotatorWorker(OperatorWorker):
     def field(self, key: str, value: Any, name: str, item: ClipItem, result: OperatorResult) -> Any:
         """Modalities go to the shard, and their extent and constants into the row."""
         if not isinstance(value, Modality):
-            return schema.plain(value)
+            return super().field(key, value, name, item, result)
         payload = result.coded.get(key) or self._coded(value, item)
         frames, (height_px, width_px) = len(value.array), payload.size_px or value.size_px
         extent = self.writers[name].put(f"{item.clip.clip_id}.{value.name}.{payload.suffix}", payload.data)
         size = {"frames": frames, "height_px": height_px, "width_px": width_px, "pts_hash": item.clip.pts_hash}
-        return extent | size | schema.plain(payload.constants)
+        return extent | size | schema.stored_constants(payload.constants, f"{name}.{key}")
 
     def _run_one(self, name: str, item: ClipItem, prepared: DecodedInputs) -> OperatorResult:
         """Also hands on the maps that others of this clip start from, as they will be stored: so a run that is

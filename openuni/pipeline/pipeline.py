@@ -33,6 +33,7 @@ from openuni.manifests.corpus.layout import (
     operator_group,
     text_group,
 )
+from openuni.manifests.corpus.splits import write_pending_splits
 from openuni.manifests.errors import OpenUniError
 from openuni.manifests.video.clip import Clip
 from openuni.pipeline import encode_phase, shot_splitting
@@ -65,18 +66,17 @@ class Pipeline:
 
     def run(self, sources: Sequence[str]) -> None:
         """Run all phases; the caller holds the lock of the corpus. Without `sources`: process the existing clips."""
-        asked = {
-            "recipe": json.loads(json.dumps(self.recipe.as_tables(), default=list)),
-            "scope": dataclasses.asdict(self.scope),
-        }
+        tables = json.loads(json.dumps(self.recipe.as_tables(), default=list))
+        asked = {"recipe": tables, "scope": dataclasses.asdict(self.scope)}
         self._check_sources(sources)
         if self.scope.covers("encode"):
             _ = self.captions  # a column that is nowhere is reported before the work, not after it
+        write_pending_splits(self.corpus)
         saved = self.corpus.recover()
         if saved:
             self.reporter.print_line(f"recovered {saved:,} finished rows of a run that was killed")
-        filters, annotators = list(self.recipe.filters), list(self.recipe.annotators)
-        self.corpus.save_record(keep=self.recipe.keep, filters=filters, annotators=annotators)
+        names = {"filters": list(self.recipe.filters), "annotators": list(self.recipe.annotators)}
+        self.corpus.save_record(keep=self.recipe.keep, **names)
         with run_ledger(self.corpus, self.reporter, asked) as self.log:
             self._ingest(sources)
             clips = self._clips(sources)

@@ -3,11 +3,10 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from openuni.manifests.contracts.schema import OUTCOME, clip_schema
+from openuni.manifests.contracts.schema import OUTCOME, clip_schema, null_nonfinite
 from openuni.manifests.corpus import keep_rule
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.corpus.coverage import COLUMN, annotators_by_modality
@@ -16,6 +15,7 @@ from openuni.manifests.errors import OpenUniError, did_you_mean
 from openuni.pipeline.run_log import failures_of
 
 MAX_LISTED = 10
+NOT_DONE = "not done yet"
 MAX_COMPARED = 50_000  # sources that are searched for the nearest name; comparing more takes too long
 
 
@@ -28,8 +28,10 @@ def explain(corpus: Corpus, wanted: str) -> str:
     clip = _clip(corpus, wanted)
     lines = [f"clip {clip['clip_id']}", *_facts(clip)]
     rows = {name: _row(corpus, filter_group(name), name, clip["clip_id"]) for name in corpus.operators("filter")}
+    waiting = {kind: corpus.unfinished_operators(kind) for kind in ("filter", "annotator")}
     for name, row in rows.items():
         lines += ["", f"filter {name}: {_outcome(row)}", *_values(row)]
+    lines += [line for name in waiting["filter"] for line in ("", f"filter {name}: {NOT_DONE}")]
     annotations = {
         name: _row(corpus, annotation_group(name), name, clip["clip_id"]) for name in corpus.operators("annotator")
     }
@@ -38,6 +40,7 @@ def explain(corpus: Corpus, wanted: str) -> str:
         lines += ["", "keep", *_rule_results(corpus, rules, clip, rows, annotations)]
     for name, row in annotations.items():
         lines += ["", f"annotator {name}: {_outcome(row)}", *_values(row)]
+    lines += [line for name in waiting["annotator"] for line in ("", f"annotator {name}: {NOT_DONE}")]
     lines += ["", *_encoded(corpus, clip["clip_id"])]
     shown = "\n".join(lines)
     for failure in failures_of(corpus, {clip["clip_id"], clip["source"]}):
@@ -128,14 +131,22 @@ def _rule_results(
     }
     joined = {name: pa.array([clip[name]], clip_schema().field(name).type) for name in clip_schema().names}
     for name, row in rows.items():
-        joined[name] = pa.array([row], corpus.dataset(filter_group(name)).schema.field(name).type)
+        joined[name] = null_nonfinite(pa.array([row], corpus.dataset(filter_group(name)).schema.field(name).type))
     joined[COLUMN] = pa.array([has], pa.struct([pa.field(name, pa.bool_()) for name in has]))
     connection = keep_rule.connect()
-    connection.register("joined", pa.table(joined))
+    table = pa.table(joined)
+    connection.register("joined", table)
     for rule in rules:
+        named = keep_rule.names_read([rule])
+        waiting = sorted(named - joined.keys() | {name for name in named & rows.keys() if rows[name] is None})
+        if waiting:
+            yield f"  not done yet {rule.text}: no results of {', '.join(waiting)}"
+            continue
         try:
-            passed = connection.execute(f"SELECT {rule.text}\nFROM joined").fetchall()[0][0]
-        except duckdb.Error as error:
+            keep_rule.check([rule], {"joined": table.schema})
+            with keep_rule.evaluation(connection, keep_rule.evaluation_limit_s(1)):
+                passed = connection.execute(f"SELECT {rule.sql}\nFROM joined").fetchall()[0][0]
+        except OpenUniError as error:
             yield f"  error        {rule.text}: {error}"
             continue
         yield f"  {'passes' if passed else 'null: fails' if passed is None else 'fails':<12} {rule.text}"

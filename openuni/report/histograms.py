@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
 from openuni.console.text_table import format_columns
+from openuni.manifests.contracts.schema import null_nonfinite
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.corpus.layout import filter_group
 
@@ -33,6 +34,7 @@ def _of_filter(corpus: Corpus, name: str) -> Iterator[tuple[str, ...]]:
         ):
             continue
         column = dataset.to_table(columns={"value": pads.field(name, field.name)})["value"]
+        column = pa.chunked_array([null_nonfinite(chunk) for chunk in column.chunks], kind)
         values = pc.cast(column.drop_null(), pa.float64()).to_numpy()
         nulls = f"{column.null_count:,}" if column.null_count else ""
         if not len(values):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from openuni.console.progress import Reporter
+from openuni.manifests.corpus.store import require_folder
 from openuni.manifests.errors import OpenUniError
 from openuni.manifests.video.encode import check_fps, exact_fps
 from openuni.world.clips import preset_modalities
@@ -35,6 +36,7 @@ def make_world(request: WorldRequest, reporter: Reporter) -> str:
     """
     height_px, width_px = read_size(request.size)
     check_fps(request.fps, "--fps")
+    require_folder(request.out)
     names = [name.strip() for name in request.modalities.split(",") if name.strip()]
     seeds = range(request.seed, request.seed + request.clips)
     with reporter, reporter.phase("world", request.clips) as counter:

@@ -32,7 +32,7 @@ def corpus_facts(folder: Path) -> dict[str, Any]:
     corpus = openuni.open_corpus(folder)
     facts = {
         "record": {key: value for key, value in corpus.record.items() if key != "created"},
-        "summary": plain(corpus.summary()),
+        "summary": summary_facts(corpus),
         "kept": corpus.kept_clip_ids(),
         "groups": {group: group_facts(corpus, group) for group in corpus.groups()},
         "latent_families": corpus.families(),
@@ -47,6 +47,12 @@ def corpus_facts(folder: Path) -> dict[str, Any]:
                     array = corpus[row["clip_id"]].modality(modality, annotator).array
                     facts["maps"][f"{row['clip_id']} {annotator} {modality}"] = spread(array)
     return jsonable(facts)
+
+
+def summary_facts(corpus: Any) -> dict[str, Any]:
+    """The summary; without `not_done`, which 0.1.0 did not count, unless there is any: these corpora are complete."""
+    facts = plain(corpus.summary())
+    return {key: value for key, value in facts.items() if key != "not_done" or value}
 
 
 def group_facts(corpus: Any, group: str) -> dict[str, Any]:

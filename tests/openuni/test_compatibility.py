@@ -32,9 +32,9 @@ from tests.openuni.compatibility_facts import (
     files,
     jsonable,
     ledgers,
-    plain,
     recipe_facts,
     run_facts,
+    summary_facts,
     without,
 )
 
@@ -102,7 +102,7 @@ def test_running_again_computes_nothing(name: str, given: str, place: Path, expe
     corpus = openuni.run(recipe, sources, out=name)
     assert files(place / name) == before
     assert_nothing_done(place / name, runs)
-    assert jsonable(plain(corpus.summary())) == expected["corpora"][name]["summary"]
+    assert jsonable(summary_facts(corpus)) == expected["corpora"][name]["summary"]
 
 
 def test_importing_again_reads_nothing(place: Path) -> None:

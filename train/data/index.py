@@ -12,7 +12,7 @@ import xxhash
 
 from openuni.manifests.contracts.schema import clip_schema
 from openuni.manifests.corpus.layout import latent_group, text_group
-from openuni.manifests.corpus.splits import split_group_names
+from openuni.manifests.corpus.splits import require_complete_splits, split_group_names
 from openuni.manifests.errors import OpenUniError, did_you_mean
 from openuni.training.tasks import TEXT
 
@@ -160,6 +160,7 @@ def open_index(
     collections: tuple[str, ...] = (),
 ) -> Index:
     """Index of the kept clips, of all or some collections. `latents`, `text`: as in the recipe."""
+    require_complete_splits(corpus)
     latent_family = choose_family("latent", corpus.families(), latents)
     text_family = choose_family("text", corpus.text_families(), text)
     kept = pa.array(sorted(corpus.kept_clip_ids()), pa.string())
@@ -248,6 +249,7 @@ def _extents(corpus: "Corpus", group: str, kept: pa.Array, dimensions: int) -> E
         name: np.zeros(count, kind)
         for name, kind in {"offset": np.int64, "nbytes": np.int64, "xxh3": np.uint64, "dtype": np.int8}.items()
     }
+    corpus.require_shards([group])
     if not corpus.parts(group):
         return Extents(group=group, shards=[], dtypes=[], **arrays)
     table = corpus.table(group, COLUMNS)

@@ -15,6 +15,7 @@ from openuni.manifests.contracts.discovery import find_component
 from openuni.manifests.contracts.modality import find_modality
 from openuni.manifests.contracts.options import former_names
 from openuni.manifests.contracts.parsing import parse_options
+from openuni.manifests.corpus.store import require_folder
 from openuni.manifests.errors import OpenUniError
 from openuni.training.data.captions import Captions, open_captions
 from openuni.training.data.curriculum import Curriculum, all_collections, curriculum_stages
@@ -63,6 +64,7 @@ class Setup:
 
 def prepare(recipe: TrainingRecipe, corpus: "Corpus", folder: Path) -> Setup:
     """Check all inputs and write run.json. Raises `OpenUniError` with the reason and the remedy."""
+    require_folder(folder)
     latents = _family("latent", corpus.families(), recipe.data.latents)
     text = _family("text", corpus.text_families(), recipe.data.text)
     base: Any = Model

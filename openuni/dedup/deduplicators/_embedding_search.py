@@ -140,7 +140,8 @@ def iter_embeddings(
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
-    """float32 [n, D] scaled to unit length; zeros stay zeros."""
+    """float32 [n, D] scaled to unit length; zeros stay zeros, and vectors with NaN (older corpora) become zeros."""
+    vectors = np.where(np.isfinite(vectors).all(axis=1, keepdims=True), vectors, np.float32(0))
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     unit: np.ndarray = vectors / np.where(lengths > 0, lengths, 1)
     return unit

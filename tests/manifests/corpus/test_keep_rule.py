@@ -82,6 +82,79 @@ def test_mistakes_are_explained(keep, message):
         passing(keep)
 
 
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        (
+            "sqrtt(motion.speed) > 0",
+            r'"sqrtt\(motion.speed\) > 0": Scalar Function with name sqrtt does not exist \(Did',
+        ),
+        ("motion.speed > 'abc'", "Could not convert string 'abc' to DOUBLE"),
+        ("abs(clip_id) > 1", "No function matches"),
+        ("clip_id > 1", "Cannot compare values of type VARCHAR"),
+        ("motion > 1", "Cannot compare"),
+        ("motion.speed", "it is DOUBLE, not a condition"),
+        ("clip_id", "not a condition"),
+        ("motion", "not a condition"),
+        ("width_px > 1 and sum(width_px) > 1", "aggregates"),
+        ("sum(width_px) over () > 1", "window functions"),
+        ("width_px > ?", "Values were not provided"),
+        ("unnest([true])", "UNNEST not supported"),
+        ("list_sum(range(3000000000)) > 0", "uses range, whose results can have any size"),
+        ("len(REPEAT(clip_id, 3000000000)) > 0", "uses repeat, whose results"),
+        ("width_px > 1 or lpad('a', 3000000000, 'b') = 'c'", "uses lpad, whose results"),
+        ("random() > 0.5", "uses random, whose result is not determined by the clip's columns"),
+        ("width_px > 600 or not (1 - RANDOM() > 0.5)", "uses random"),
+        ("coalesce(motion.speed, random()) > 0.5", "uses random"),
+        ("now() > '2020-01-01'", "uses now"),
+        ("current_date > '2020-01-01'", "uses current_date"),
+        ("current_timestamp > '2020-01-01'", "uses current_timestamp"),
+        ("localtime > '10:00'", "uses localtime"),
+        ("today() > '2020-01-01'::date", "uses today"),
+        ("uuid() > 'a'", "uses uuid"),
+        ("gen_random_uuid()::text > 'a'", "uses gen_random_uuid"),
+        ("age('2020-01-01'::timestamp) > interval 1 day", "uses age"),
+        ("txid_current() > 1", "uses txid_current"),
+        ("current_setting('memory_limit') = '1'", "uses current_setting"),
+        ("sleep_ms(100000) is null", "uses sleep_ms"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused_by_name(keep, message):
+    with pytest.raises(OpenUniError, match=f"^keep.*{message}"):
+        passing(keep)
+
+
+@pytest.mark.parametrize(
+    "keep",
+    [
+        "try_cast(clip_id as double) is null",
+        "clip_id::int > 1 or true",  # a conversion that clips may allow
+        "regexp_matches(clip_id, '^f') and length(clip_id) > 3",
+        "greatest(motion.speed, 0.1) between 0.1 and 1",
+        "case when motion.speed is null then true else motion.speed > 0.1 end",
+        "list_contains(['fast', 'slow'], clip_id)",
+        "null",
+        "hash(clip_id) % 2 = 0",
+    ],
+)
+def test_ordinary_functions_are_allowed(keep):
+    keep_rule.check(keep_rule.parse(keep), SCHEMAS)
+
+
+def test_a_long_evaluation_is_interrupted():
+    connection = keep_rule.connect()
+    with pytest.raises(OpenUniError, match=r"not evaluated within 0\.2 s"), keep_rule.evaluation(connection, 0.2):
+        connection.execute("SELECT count(*) FROM range(1000000) a, range(1000000) b WHERE a.range * b.range % 7 = 3")
+
+
+def test_a_value_that_does_not_fit_is_an_error_of_the_rule():
+    connection = keep_rule.connect()
+    connection.register("rows", ROWS)
+    message = r"Could not convert string 'fast' to INT32.*TRY_CAST"
+    with pytest.raises(OpenUniError, match=message), keep_rule.evaluation(connection, 5):
+        connection.execute("SELECT 1 FROM rows WHERE clip_id::int > 1").fetchall()
+
+
 def test_an_expression_reaches_no_file(tmp_path):
     (tmp_path / "secret.csv").write_text("a\n1\n")
     connection = keep_rule.connect()
