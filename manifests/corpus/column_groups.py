@@ -30,6 +30,7 @@ from openuni.manifests.corpus.layout import (
     superseded,
     text_group,
 )
+from openuni.manifests.corpus.names import check_folder_names, check_part_names, is_shard, name_columns, shown
 from openuni.manifests.corpus.shards import Shard, checksum
 from openuni.manifests.corpus.store import Store
 from openuni.manifests.corpus.writer import PartWriter, recover, spool_dir, table_bytes
@@ -45,6 +46,7 @@ class ColumnGroups:
     def __init__(self, store: Store, record: dict[str, Any]) -> None:
         self.store = store
         self.record = record
+        self._checked_parts: set[str] = set()  # parts whose names were found harmless
 
     def write_json(self, name: str, record: dict[str, Any]) -> None:
         """Write a JSON file of the corpus atomically, unless its contents are the same."""
@@ -56,7 +58,7 @@ class ColumnGroups:
 
     def operators(self, kind: str) -> list[str]:
         """Names of the operators that have a column group; `kind`: "filter" or "annotator"."""
-        return self.store.folders(OPERATOR_FOLDERS[kind])
+        return self._folders(OPERATOR_FOLDERS[kind])
 
     def families(self) -> dict[str, dict[str, Any]]:
         """Latent families: name -> record (codec, options, size_px, frames, modalities, fingerprint)."""
@@ -71,9 +73,9 @@ class ColumnGroups:
         found = [CLIPS] if self.parts(CLIPS) else []
         found += [filter_group(name) for name in self.operators("filter")]
         found += [annotation_group(name) for name in self.operators("annotator")]
-        for family in self.store.folders(LATENTS):
-            found += [latent_group(family, name) for name in self.store.folders(f"{LATENTS}/{family}")]
-        return found + [text_group(family) for family in self.store.folders(TEXT)]
+        for family in self._folders(LATENTS):
+            found += [latent_group(family, name) for name in self._folders(f"{LATENTS}/{family}")]
+        return found + [text_group(family) for family in self._folders(TEXT)]
 
     def parts(self, group: str) -> list[str]:
         """Names of a group's visible Parquet files, in order of creation."""
@@ -131,8 +133,10 @@ class ColumnGroups:
 
     def read(self, group: str, shard: str, offset: int, nbytes: int, xxh3: int) -> bytes:
         """Read one payload by its extent. Raises `OpenUniError` if its checksum differs."""
-        if "/" in shard:
-            raise OpenUniError(f'{group}: shard "{shard}" must be a plain file name; the Parquet file is damaged')
+        if not is_shard(shard):
+            raise OpenUniError(f"{group}: shard {shown(shard)} must be a plain file name; the Parquet file is damaged")
+        if offset < 0 or nbytes < 0:
+            raise OpenUniError(f"{group}/{shard}: {nbytes} bytes at offset {offset}; the Parquet file is damaged")
         data = self.store.read_range(f"{group}/{shard}", offset, nbytes)
         if len(data) != nbytes or checksum(data) != xxh3:
             raise OpenUniError(
@@ -208,14 +212,32 @@ class ColumnGroups:
 
     def _family_records(self, kind: str) -> dict[str, dict[str, Any]]:
         found = {}
-        for family in self.store.folders(kind):
+        for family in self._folders(kind):
             if self.store.exists(family_record(kind, family)):
                 found[family] = json.loads(self.store.read(family_record(kind, family)))
         return found
 
+    def _folders(self, folder: str) -> list[str]:
+        return check_folder_names(self.store.folders(folder), f"{self.store.url}/{folder}")
+
     def _dataset(self, parts: Sequence[str], schema: pa.Schema | None = None) -> pads.Dataset:
+        """The rows of these parts, lazily. Every access to rows comes through here, so names are checked here."""
+        self._check_names([part for part in parts if part not in self._checked_parts])
         paths = [self.store.path(part) for part in parts]
         return pads.dataset(paths, filesystem=self.store.fs, format="parquet", schema=schema)
+
+    def _check_names(self, parts: Sequence[str]) -> None:
+        """Raise `OpenUniError` for a clip id, shard, collection or split that must not be used. Once per part."""
+
+        def check(part: str) -> None:
+            with pq.ParquetFile(self.store.path(part), filesystem=self.store.fs) as file:
+                columns = list(name_columns(file.schema_arrow))
+                table = file.read(columns=[".".join(column) for column in columns], use_threads=False)
+            check_part_names(table, columns, f"{self.store.url}/{part}")
+
+        with ThreadPoolExecutor(PARALLEL_PARTS) as pool:
+            list(pool.map(check, parts))  # raises the first error
+        self._checked_parts.update(parts)
 
     def _row_count(self, part: str) -> int:
         return int(pq.read_metadata(self.store.path(part), filesystem=self.store.fs).num_rows)

@@ -74,7 +74,8 @@ class Store:
         """`nbytes` bytes from `offset`: one pread on local disks, one ranged GET on object stores."""
         if self.is_local:
             with Path(self.path(name)).open("rb", buffering=0) as file:
-                return os.pread(file.fileno(), nbytes, offset)
+                left = max(0, os.fstat(file.fileno()).st_size - offset)  # a manifest may declare any size
+                return os.pread(file.fileno(), min(nbytes, left), offset)
         return bytes(self.fs.cat_file(self.path(name), start=offset, end=offset + nbytes))
 
     def put(self, name: str, data: bytes) -> None:
