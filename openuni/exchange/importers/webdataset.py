@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 from openuni.exchange.importer import FoundClip, ImportedClip, Importer
+from openuni.exchange.importers._bounded_tar import Member, members
 from openuni.exchange.importers._dataset_layout import (
     MAX_CAPTION_BYTES,
     MAX_JSON_BYTES,
@@ -17,7 +18,6 @@ from openuni.exchange.importers._dataset_layout import (
     visible_files,
 )
 from openuni.exchange.importers._sequences import VIDEOS
-from openuni.exchange.importers._bounded_tar import Member, members
 from openuni.exchange.importers._supplied import (
     MAX_FILE_MB,
     AllMaps,
