@@ -337,7 +337,7 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise OpenUniError(f"no run at {folder} ({RUN_FILE} not found){begun}")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise OpenUniError(f"{path} is damaged: {error}") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         found = record.get("format") if isinstance(record, dict) else None

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from openuni.manifests.corpus.layout import (
     CLIPS,
     LATENTS,
+    MAX_GROUP_DEPTH,
     OPEN,
     OPERATOR_FOLDERS,
     SUPERSEDED,
@@ -101,6 +102,7 @@ class ColumnGroups:
         parts = self.parts(group)
         if not parts:
             return pads.dataset((schema or pa.schema([pa.field("clip_id", pa.string())])).empty_table())
+        self.check_names(parts)
         found = self._dataset(parts, schema)
         if operator_of(group) is not None:
             self._operator_column(found.schema, group)
@@ -221,13 +223,15 @@ class ColumnGroups:
         return check_folder_names(self.store.folders(folder), f"{self.store.url}/{folder}")
 
     def _dataset(self, parts: Sequence[str], schema: pa.Schema | None = None) -> pads.Dataset:
-        """The rows of these parts, lazily. Every access to rows comes through here, so names are checked here."""
-        self._check_names([part for part in parts if part not in self._checked_parts])
         paths = [self.store.path(part) for part in parts]
         return pads.dataset(paths, filesystem=self.store.fs, format="parquet", schema=schema)
 
-    def _check_names(self, parts: Sequence[str]) -> None:
-        """Raise `OpenUniError` for a clip id, shard, collection or split that must not be used. Once per part."""
+    def check_names(self, parts: Sequence[str]) -> None:
+        """Raise `OpenUniError` for a clip id, shard, collection or split that must not be used. Reads a part once.
+
+        Every access to rows is preceded by it, so that no later code needs to doubt a name.
+        """
+        unchecked = [part for part in parts if part not in self._checked_parts]
 
         def check(part: str) -> None:
             with pq.ParquetFile(self.store.path(part), filesystem=self.store.fs) as file:
@@ -236,8 +240,8 @@ class ColumnGroups:
             check_part_names(table, columns, f"{self.store.url}/{part}")
 
         with ThreadPoolExecutor(PARALLEL_PARTS) as pool:
-            list(pool.map(check, parts))  # raises the first error
-        self._checked_parts.update(parts)
+            list(pool.map(check, unchecked))  # raises the first error
+        self._checked_parts.update(unchecked)
 
     def _row_count(self, part: str) -> int:
         return int(pq.read_metadata(self.store.path(part), filesystem=self.store.fs).num_rows)
@@ -272,7 +276,8 @@ class ColumnGroups:
     def _groups_with_open_parts(self) -> list[str]:
         root = self.store.local("") if self.store.is_local else spool_dir(self.store)
         if self.store.is_local:
-            folders = [path.parent for path in root.rglob(OPEN) if path.is_dir()]
+            levels = [f"{'*/' * depth}{OPEN}" for depth in range(1, MAX_GROUP_DEPTH + 1)]
+            folders = [path.parent for level in levels for path in root.glob(level) if path.is_dir()]
         else:
             folders = sorted({path.parent for path in root.rglob("*.journal")})
         return [folder.relative_to(root).as_posix() for folder in folders]

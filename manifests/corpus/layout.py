@@ -11,6 +11,7 @@ TEXT = "text"
 RUNS = "runs"  # one ledger per run, named by its start time
 OPERATOR_FOLDERS = {"filter": "filters", "annotator": "annotations"}
 SUPERSEDED = "superseded"  # folder in a group: parts of other versions, one folder per version
+MAX_GROUP_DEPTH = 3  # folders of a group's name: latents/FAMILY/MODALITY
 OPEN = ".open"  # folder in a group: open parts
 
 

@@ -12,6 +12,7 @@ from fsspec.core import url_to_fs
 
 from openuni.manifests.errors import OpenUniError
 
+MAX_DEPTH = 6  # of files below the root: latents/FAMILY/MODALITY/superseded/VERSION/
 TEMP_FILE = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # names of incomplete files of `put`
 
 
@@ -142,7 +143,8 @@ class Store:
     def delete_temp_files(self) -> None:
         """Delete incomplete files of killed processes. Call it only while no other process writes to the store."""
         if self.is_local:
-            for path in Path(self.root).rglob(".*.tmp"):
+            levels = [f"{'*/' * depth}.*.tmp" for depth in range(MAX_DEPTH + 1)]  # not deeper: folders may be a trap
+            for path in (path for level in levels for path in Path(self.root).glob(level)):
                 if TEMP_FILE.fullmatch(path.name):
                     path.unlink(missing_ok=True)
 

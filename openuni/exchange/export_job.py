@@ -216,7 +216,12 @@ class ExportJob:
         path = self.out / RECORD
         if not path.is_file():
             return
-        found = json.loads(path.read_text(encoding="utf-8"))["made_from"]
+        try:
+            found = dict(json.loads(path.read_text(encoding="utf-8"))["made_from"])
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise OpenUniError(
+                f"{path} is damaged or not of an export: {error!r}. Restore it, or pass a new --out."
+            ) from error
         facts = json.loads(json.dumps(facts))
         differ = [name for name in {**facts, **found} if facts.get(name) != found.get(name)]
         if differ:

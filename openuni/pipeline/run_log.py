@@ -72,7 +72,7 @@ def failures_of(corpus: ColumnGroups, keys: set[str]) -> list[dict[str, str]]:
         for line in reversed(corpus.store.read(name).decode("utf-8", "replace").splitlines()):
             try:
                 record = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue  # cut short by a kill
             if isinstance(record, dict) and record.get("key") in keys:
                 found.setdefault(str(record.get("operator")), {key: str(value) for key, value in record.items()})

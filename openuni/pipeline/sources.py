@@ -30,7 +30,12 @@ def find_sources(given: str | Path | Sequence[str | Path]) -> list[str]:
     _real_folder.cache_clear()
     found: list[str] = []
     for item in [given] if isinstance(given, str | Path) else given:
-        found.extend(_expand(str(item)))
+        try:
+            found.extend(_expand(str(item)))
+        except RecursionError:
+            raise OpenUniError(
+                f'"{str(item)[:200]}": folders are nested too deeply to search. Pass folders further down, or files.'
+            ) from None
     return list(dict.fromkeys(_as_text(source) for source in found))
 
 

@@ -15,7 +15,7 @@ from openuni.manifests.contracts.operator import find_operator
 from openuni.manifests.contracts.options import former_names
 from openuni.manifests.contracts.parsing import parse_options
 from openuni.manifests.corpus.corpus import Corpus
-from openuni.manifests.corpus.layout import RUNS, annotation_group
+from openuni.manifests.corpus.layout import annotation_group
 from openuni.manifests.errors import OpenUniError
 
 # upper bounds and names of the Hub's size categories
@@ -157,12 +157,13 @@ def _columns(contents: ExportContext) -> str:
 def recorded_options(corpus: Corpus) -> dict[str, dict[str, Any]]:
     """The options of the last run of each annotator or importer of a corpus, from the run ledgers."""
     found: dict[str, dict[str, Any]] = {}
-    for name in corpus.store.names(RUNS, ".json"):  # in chronological order
-        record = json.loads(corpus.store.read(name))
-        found |= record.get("recipe", {}).get("annotators", {})
-        if "import" in record:
-            found[record["import"]["format"]] = record.get("options", {})
-    return found
+    for record in corpus.runs():  # in chronological order
+        recipe, imported = record.get("recipe"), record.get("import")
+        annotators = recipe.get("annotators") if isinstance(recipe, dict) else None
+        found |= annotators if isinstance(annotators, dict) else {}
+        if isinstance(imported, dict):
+            found[str(imported.get("format"))] = record.get("options", {})
+    return {name: options for name, options in found.items() if isinstance(options, dict)}
 
 
 def _public(value: Any) -> Any:

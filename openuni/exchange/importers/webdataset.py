@@ -77,7 +77,7 @@ class WebDataset(Importer):
         shards = visible_files(folder, self.shards)
         check_finished(folder, shards)
         if not shards:
-            packed = next(folder.glob("**/*.tar.*"), None)
+            packed = next(iter(visible_files(folder, "**/*.tar.*")), None)
             hint = f" {packed.name} is compressed: decompress it to .tar first." if packed else ""
             raise OpenUniError(f'{folder}: no file matches shards = "{self.shards}".{hint}')
         for shard in shards:
