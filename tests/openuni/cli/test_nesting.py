@@ -1,6 +1,7 @@
 """Folders, conditions and JSON nested far deeper than anybody needs: exit code 2, never an internal error."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,9 +25,19 @@ def nest(root: Path, depth: int = 1100) -> Path:
     return root
 
 
+def flatten(root: Path) -> None:
+    """Remove the chain, which pytest cannot: shutil.rmtree recurses."""
+    while (root / "d" / "d").is_dir():
+        (root / "d" / "d").rename(root / "next")
+        (root / "d").rmdir()
+        (root / "next").rename(root / "d")
+
+
 @pytest.fixture(scope="module")
-def deep(tmp_path_factory) -> Path:
-    return nest(tmp_path_factory.mktemp("nested") / "deep")
+def deep(tmp_path_factory) -> Iterator[Path]:
+    root = nest(tmp_path_factory.mktemp("nested") / "deep")
+    yield root
+    flatten(root)
 
 
 def test_sources_in_a_deep_folder(deep, tmp_path):
@@ -44,9 +55,12 @@ def test_every_importer_with_a_deep_folder(deep, tmp_path, name):
 def test_a_corpus_with_a_deep_folder_is_used_as_any_other(tmp_path):
     corpus = bare_corpus(tmp_path / "corpus", [{"clip_id": "a"}, {"clip_id": "b"}])
     nest(tmp_path / "corpus" / "extra")
-    done = cli("split", tmp_path / "corpus", "--fraction", "test=0.5")
-    assert done.returncode == 0, done.stderr
-    assert corpus.recover() == 0
+    try:
+        done = cli("split", tmp_path / "corpus", "--fraction", "test=0.5")
+        assert done.returncode == 0, done.stderr
+        assert corpus.recover() == 0
+    finally:
+        flatten(tmp_path / "corpus" / "extra")
 
 
 def test_temporary_files_and_open_parts_are_found_at_every_level_that_a_corpus_has(tmp_path):
