@@ -12,6 +12,7 @@ import traceback
 from openuni.cli import components, corpora, models, parity, synthetic
 from openuni.cli.app import Interrupted, app
 from openuni.console.logs import verbosity
+from openuni.console.terminal import print_text
 from openuni.manifests.errors import OpenUniError
 from openuni.pipeline.failures import ItemFailed, format_error
 
@@ -28,25 +29,25 @@ def main() -> None:
     try:
         app()
     except Interrupted:
-        print(f"openuni: stopped. {resume_hint(sys.argv[1:])}", file=sys.stderr)
+        print_text(f"openuni: stopped. {resume_hint(sys.argv[1:])}", error=True)
         sys.exit(130)
     except ItemFailed as failed:  # --raise-errors
-        print(f"openuni: {failed}", file=sys.stderr)
+        print_text(f"openuni: {failed}", error=True)
         sys.exit(1)
     except OpenUniError as error:
         if verbosity() and error.__cause__ is not None:
-            traceback.print_exception(error)
-        print(f"openuni: {error}", file=sys.stderr)
+            print_text("".join(traceback.format_exception(error)), end="", error=True)
+        print_text(f"openuni: {error}", error=True)
         sys.exit(2)
     except OSError as error:  # a file that cannot be read or written where the user said
-        print(f"openuni: {type(error).__name__}: {error}", file=sys.stderr)
+        print_text(f"openuni: {type(error).__name__}: {error}", error=True)
         sys.exit(2)
     except Exception as error:  # 1 would read as "some clips failed"
-        traceback.print_exc()
-        print(
+        print_text(traceback.format_exc(), end="", error=True)
+        print_text(
             f"openuni: internal error: {format_error(error)}. Please report it with the traceback above and, for a "
             "command that writes a corpus, its newest runs/*.log.",
-            file=sys.stderr,
+            error=True,
         )
         sys.exit(3)
 

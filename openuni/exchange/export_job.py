@@ -30,6 +30,7 @@ from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.errors import OpenUniError
 
 RECORD, FAILED, UNFINISHED = "export.json", "failed.csv", ".unfinished"
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how spreadsheets tell a formula
 WAITING_PER_WORKER = 2  # batches submitted ahead of the one that is collected next
 
 
@@ -261,7 +262,13 @@ def write_failures(path: Path, failures: Sequence[ExportFailure], mode: str) -> 
     """Write or append to the list of failures."""
     with path.open(mode, encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerows([*([] if file.tell() else [ExportFailure._fields]), *failures])
+        rows = [[_as_cell(text) for text in failure] for failure in failures]
+        writer.writerows([*([] if file.tell() else [ExportFailure._fields]), *rows])
+
+
+def _as_cell(text: str) -> str:
+    """A text that spreadsheets, which read this file, do not take for a formula."""
+    return f"'{text}" if text.startswith(FORMULA) else text
 
 
 def move(path: Path, target: Path) -> None:

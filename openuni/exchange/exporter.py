@@ -7,6 +7,7 @@ atomic files, resuming, and the list of failures.
 
 import json
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,10 @@ class StoredMap(NamedTuple):
     annotator: str
     version: str
     row: Mapping[str, Any]  # extent, size and constants
+
+
+# line ends and unprintable characters of YAML that JSON leaves as they are
+YAML_ESCAPED = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,6 +177,11 @@ def find_exporter(name: str, *, imports: bool = False) -> type[Exporter]:
 def json_line(record: Mapping[str, Any]) -> str:
     """One line of JSON with sorted keys; NaN and infinities become null."""
     return json.dumps(finite(record), sort_keys=True, ensure_ascii=False, allow_nan=False)
+
+
+def yaml_string(text: str) -> str:
+    """A text as a double-quoted YAML string on one line, whatever it contains: JSON's, plus what only YAML escapes."""
+    return YAML_ESCAPED.sub(lambda match: f"\\u{ord(match[0]):04x}", json.dumps(text, ensure_ascii=False))
 
 
 def finite(value: Any) -> Any:

@@ -1,13 +1,12 @@
 """UniVidX's layout: a folder of videos per clip, and their paths in the YAML of its inference scripts."""
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from openuni.exchange.exporter import ExportClip, ExportContext, write_lines
+from openuni.exchange.exporter import ExportClip, ExportContext, write_lines, yaml_string
 from openuni.exchange.exporters._rendered import CLIPS, RGB, ClipFiles
 from openuni.manifests.errors import OpenUniError
 
@@ -80,5 +79,5 @@ class UniVid(ClipFiles):
 
 
 def yaml_text(values: Mapping[str, str | None]) -> str:
-    """A flat YAML mapping; JSON strings and null are valid YAML."""
-    return "".join(f"{key}: {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items())
+    """A flat YAML mapping of strings and nulls."""
+    return "".join(f"{key}: {'null' if value is None else yaml_string(value)}\n" for key, value in values.items())
