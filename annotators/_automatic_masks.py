@@ -178,9 +178,10 @@ def _truncated(boxes: Any, crop: tuple[int, int, int, int], size: tuple[int, int
 
 def _nms_indices(boxes: Any, scores: Any, iou: float) -> Any:
     """Indices (int64, best score first) that survive non-maximum suppression at threshold `iou`."""
-    from torchvision.ops import nms
+    import torch
+    from torchvision.ops import batched_nms  # as Segment Anything calls it: ties among many boxes are ordered alike
 
-    return nms(boxes.float(), scores, iou)
+    return batched_nms(boxes.float(), scores, torch.zeros(len(boxes), device=boxes.device), iou)
 
 
 def _nms(boxes_px: np.ndarray, scores: np.ndarray, iou: float) -> np.ndarray:
@@ -199,27 +200,50 @@ def _parts(count: int, size: int) -> Iterator[slice]:
 
 
 def clean_masks(masks: Masks, min_region_px: int, nms_iou: float) -> Masks:
-    """Remove holes and islands smaller than `min_region_px`, then duplicates; unchanged masks are preferred."""
+    """Remove holes and islands smaller than `min_region_px`, then duplicates; unchanged masks are preferred.
+
+    As in Segment Anything, a mask counts as changed if it had any such hole or island, even if it is its only part,
+    which stays. Masks without come first; otherwise the order is kept.
+    """
     if not len(masks.masks):
         return masks
-    clean = np.stack([remove_islands(fill_holes(mask, min_region_px), min_region_px) for mask in masks.masks])
+    cleaned, untouched = [], []
+    for mask in masks.masks:
+        filled, had_holes = _without_small_holes(mask, min_region_px)
+        clean_mask, had_islands = _without_small_islands(filled, min_region_px)
+        cleaned.append(clean_mask)
+        untouched.append(not (had_holes or had_islands))
+    clean = np.stack(cleaned)
     boxes = np.stack([box_of(mask) for mask in clean])
-    untouched = (clean == masks.masks).all(axis=(1, 2))
-    kept = _nms(boxes, untouched.astype(np.float64), nms_iou)
+    kept = _nms(boxes, np.array(untouched, np.float64), nms_iou)
     return _select(masks._replace(masks=clean, boxes_px=boxes), kept)
 
 
 def fill_holes(mask: np.ndarray, min_px: int) -> np.ndarray:
     """Fill holes with fewer than `min_px` pixels (8-connectivity): bool [H, W] -> bool [H, W]."""
-    regions, areas = _regions(~mask)
-    return mask | np.isin(regions, 1 + np.flatnonzero(areas < min_px))
+    return _without_small_holes(mask, min_px)[0]
 
 
 def remove_islands(mask: np.ndarray, min_px: int) -> np.ndarray:
     """Remove components with fewer than `min_px` pixels, except the largest: bool [H, W] -> bool [H, W]."""
+    return _without_small_islands(mask, min_px)[0]
+
+
+def _without_small_holes(mask: np.ndarray, min_px: int) -> tuple[np.ndarray, bool]:
+    """See `fill_holes`; also whether there was a small hole."""
+    regions, areas = _regions(~mask)
+    small = np.flatnonzero(areas < min_px)
+    return (mask | np.isin(regions, 1 + small), True) if len(small) else (mask, False)
+
+
+def _without_small_islands(mask: np.ndarray, min_px: int) -> tuple[np.ndarray, bool]:
+    """See `remove_islands`; also whether there was a small component, be it the only one."""
     regions, areas = _regions(mask)
     small = np.flatnonzero(areas < min_px)
-    return mask & ~np.isin(regions, 1 + small[small != np.argmax(areas)]) if len(small) else mask
+    if not len(small):
+        return mask, False
+    removed = small if len(small) < len(areas) else small[small != np.argmax(areas)]
+    return mask & ~np.isin(regions, 1 + removed), True
 
 
 def box_of(mask: np.ndarray) -> np.ndarray:

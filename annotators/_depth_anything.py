@@ -18,6 +18,7 @@ IMAGENET_MEAN = np.array([0.485, 0.456, 0.406])
 IMAGENET_STD = np.array([0.229, 0.224, 0.225])
 SMALL_SHA256 = "3152477ce0d8d6978d76b995120de97cb5b928701fd0f817769f59e249a16b70"
 
+MIN_METRES = 0.001
 DepthUnit = Literal["disparity", "metres"]
 
 
@@ -90,7 +91,9 @@ class FrameDepth(Annotator):
         step = self.frames_per_batch
         starts = range(0, len(frames), step)
         depth = np.concatenate([self._batch(network, processor, frames[i : i + step]) for i in starts])
-        return depth, "metres" if network.config.depth_estimation_type == "metric" else "disparity"
+        if network.config.depth_estimation_type == "metric":
+            return without_zero_metres(depth), "metres"
+        return depth, "disparity"
 
     def _batch(self, network: Any, processor: Any, frames: np.ndarray) -> np.ndarray:
         """uint8 [B, H, W, 3] -> float32 [B, H, W]."""
@@ -114,6 +117,19 @@ class FrameDepth(Annotator):
         images = processor(list(frames.copy()), size=size, input_data_format="channels_last", return_tensors="np")
         pixels: np.ndarray = images["pixel_values"]
         return pixels
+
+
+def without_zero_metres(depth: np.ndarray) -> np.ndarray:
+    """Metres with zeros replaced by 1 mm, or by the smallest other value if that is less; float32 of any shape.
+
+    Networks that end in a ReLU predict exact zeros, but distances are stored and rendered by their logarithm and
+    inverse, which zero does not have. Other values are unchanged; negative ones remain an error.
+    """
+    is_zero = depth == 0
+    if not is_zero.any():
+        return depth
+    smallest = depth[depth > 0].min(initial=np.float32(MIN_METRES))
+    return np.where(is_zero, smallest, depth)
 
 
 def original_size(height_px: int, width_px: int, input_size: int) -> tuple[int, int]:

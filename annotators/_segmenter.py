@@ -20,6 +20,7 @@ from openuni.annotators._instances import (
     keyframe_indices,
     merge_masks,
 )
+from openuni.manifests.contracts.component import fingerprint
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.contracts.inference import Precision
 from openuni.manifests.contracts.operator import Annotator
@@ -81,6 +82,12 @@ class Segmenter(Annotator):
 
     gpus: ClassVar[float] = 0.5
     licence: ClassVar[str] = "Apache-2.0"
+
+    def version(self) -> str:
+        """See `Component.version`. The second version of the clean-up is named only where there is any."""
+        if not self.min_region_px:
+            return super().version()
+        return fingerprint(version=super().version(), cleanup=2)
 
     @abstractmethod
     def promptable(self, model: Any) -> PromptableNetwork:

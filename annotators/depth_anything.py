@@ -34,13 +34,13 @@ class DepthAnything(FrameDepth):
     """Depth predicted for each frame independently, at the size of the frames, without per-frame normalization.
 
     Relative checkpoints predict disparity: larger is nearer, 0 is infinitely far, scale and shift are unknown. Metric
-    checkpoints predict metres. The checkpoint's configuration states which one it is.
+    checkpoints predict metres; exact zeros become 1 mm. The checkpoint's configuration states which one it is.
 
     The two resize rules differ visibly for frames whose short side is not 518 px. `transformers`: the smallest scaling
     that brings one side to `input_size`, antialiased bicubic. `original` (the authors' code): scaled until the short
     side is at least `input_size`, bicubic without antialiasing, slower for wide frames. Both use the transformers
     network. It interpolates position embeddings to an exact size, so for non-square inputs results differ from the
-    authors' code by a few tenths of a percent.
+    authors' code: at 640 x 360 px by 0.26 % of the clip's range on average and by up to 2 % in single pixels.
     """
 
     revision: ClassVar[int] = 2

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 import numpy as np
 from annotated_types import Ge
 
-from openuni.annotators._depth_anything import PATCH_PX, FrameDepth, original_pixels
+from openuni.annotators._depth_anything import PATCH_PX, FrameDepth, original_pixels, without_zero_metres
 from openuni.annotators._depth_stabilization import stabilize_depth
 from openuni.annotators._depth_windows import WINDOW, stitch_depth
 from openuni.annotators._temporal_consistency import depth_change_share
@@ -59,7 +59,8 @@ class VideoDepth(FrameDepth):
     optical flow. This removes global flicker only. Noise within a frame and changes slower than `stabilization_frames`
     remain. The mean scale of the clip is preserved, so metric depth remains metric.
 
-    Disparity (larger is nearer, scale and shift unknown but the same in all frames) or metres; >= 0.
+    Disparity (larger is nearer, scale and shift unknown but the same in all frames; >= 0) or metres (> 0). Metres of
+    exactly 0, as networks with a final ReLU predict, become 1 mm, or the smallest other value of the clip if less.
     """
 
     stabilization_frames: Annotated[
@@ -95,6 +96,7 @@ class VideoDepth(FrameDepth):
             values = stitch_depth(
                 lambda numbers: self._window(model, clip.frames, numbers), len(clip.frames), align=align
             )
+            values = values if align else without_zero_metres(values)
             depth = Depth(values[..., None], unit=self.window_unit)
             return SteadyDepth(depth, depth_change_share(clip, depth), None, None)
         values, unit = self.each_frame(model, clip.frames)

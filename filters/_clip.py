@@ -127,7 +127,7 @@ class ClipFilter(Filter):
 
     @classmethod
     def published(cls) -> Sequence[Checkpoint]:
-        """OpenAI's ViT-L/14 at 224 px, the model behind the published thresholds."""
+        """OpenAI's ViT-L/14 at 224 px, which LAION's aesthetic predictor was trained on."""
         return PUBLISHED
 
     def checkpoints(self) -> Sequence[Checkpoint]:

@@ -17,6 +17,7 @@ from openuni.manifests.corpus.checksums import parse_record, record_bytes
 from openuni.manifests.corpus.layout import (
     CLIPS,
     LATENTS,
+    MAX_GROUP_DEPTH,
     OPEN,
     OPERATOR_FOLDERS,
     SUPERSEDED,
@@ -29,6 +30,7 @@ from openuni.manifests.corpus.layout import (
     superseded,
     text_group,
 )
+from openuni.manifests.corpus.names import check_folder_names, check_part_names, is_shard, name_columns, shown
 from openuni.manifests.corpus.part_files import CheckedDataset, open_part, parts_dataset, read_part, table_bytes
 from openuni.manifests.corpus.shards import Shard, checksum
 from openuni.manifests.corpus.store import Store
@@ -53,6 +55,7 @@ class ColumnGroups:
     def __init__(self, store: Store, record: dict[str, Any]) -> None:
         self.store = store
         self.record = record
+        self._checked_parts: set[str] = set()  # parts whose names were found harmless
 
     def write_json(self, name: str, record: dict[str, Any]) -> None:
         """Write a JSON file of the corpus atomically, with its checksum, unless its contents are the same."""
@@ -72,12 +75,12 @@ class ColumnGroups:
 
         An operator whose first part is still open (being written, or left behind by a kill) has none yet.
         """
-        found = self.store.folders(OPERATOR_FOLDERS[kind])
+        found = self._folders(OPERATOR_FOLDERS[kind])
         return [name for name in found if self.parts(operator_group(kind, name))]
 
     def unfinished_operators(self, kind: str) -> list[str]:
         """Operators of the last run, and any with a folder, that have no rows yet; `kind`: "filter" or "annotator"."""
-        known = [*self.record[f"{kind}s"], *self.store.folders(OPERATOR_FOLDERS[kind])]
+        known = [*self.record[f"{kind}s"], *self._folders(OPERATOR_FOLDERS[kind])]
         return [name for name in dict.fromkeys(known) if not self.parts(operator_group(kind, name))]
 
     def families(self) -> dict[str, dict[str, Any]]:
@@ -120,6 +123,7 @@ class ColumnGroups:
         if not parts:
             empty = (schema or pa.schema([pa.field("clip_id", pa.string())])).empty_table()
             return CheckedDataset(self.store, [], pads.dataset(empty))
+        self.check_names(parts)
         found = parts_dataset(self.store, parts, schema)
         if operator_of(group) is not None:
             self._operator_column(found.schema, group)
@@ -179,8 +183,10 @@ class ColumnGroups:
 
     def read(self, group: str, shard: str, offset: int, nbytes: int, xxh3: int) -> bytes:
         """Read one payload by its extent. Raises `OpenUniError` if its checksum differs."""
-        if "/" in shard:
-            raise OpenUniError(f'{group}: shard "{shard}" must be a plain file name; the Parquet file is damaged')
+        if not is_shard(shard):
+            raise OpenUniError(f"{group}: shard {shown(shard)} must be a plain file name; the Parquet file is damaged")
+        if offset < 0 or nbytes < 0:
+            raise OpenUniError(f"{group}/{shard}: {nbytes} bytes at offset {offset}; the Parquet file is damaged")
         where = self.store.location(f"{group}/{shard}")
         try:
             data = self.store.read_range(f"{group}/{shard}", offset, nbytes)
@@ -209,7 +215,8 @@ class ColumnGroups:
         """Column groups with open parts, of live or dead workers."""
         root = self.store.local("") if self.store.is_local else spool_dir(self.store)
         if self.store.is_local:
-            folders = [path.parent for path in root.rglob(OPEN) if path.is_dir()]
+            levels = [f"{'*/' * depth}{OPEN}" for depth in range(1, MAX_GROUP_DEPTH + 1)]
+            folders = [path.parent for level in levels for path in root.glob(level) if path.is_dir()]
         else:
             folders = sorted({path.parent for path in root.rglob("*.journal")})
         return [folder.relative_to(root).as_posix() for folder in folders]
@@ -278,17 +285,37 @@ class ColumnGroups:
         """Folders of column groups, with or without rows, `clips` first."""
         found = [CLIPS]
         for folder in OPERATOR_FOLDERS.values():
-            found += [f"{folder}/{name}" for name in self.store.folders(folder)]
-        for family in self.store.folders(LATENTS):
-            found += [latent_group(family, name) for name in self.store.folders(f"{LATENTS}/{family}")]
-        return found + [text_group(family) for family in self.store.folders(TEXT)]
+            found += [f"{folder}/{name}" for name in self._folders(folder)]
+        for family in self._folders(LATENTS):
+            found += [latent_group(family, name) for name in self._folders(f"{LATENTS}/{family}")]
+        return found + [text_group(family) for family in self._folders(TEXT)]
 
     def _family_records(self, kind: str) -> dict[str, dict[str, Any]]:
         found = {}
-        for family in self.store.folders(kind):
+        for family in self._folders(kind):
             if self.store.exists(family_record(kind, family)):
                 found[family] = self.store.read_json(family_record(kind, family), FAMILY_TYPES[kind], FAMILY_REMEDY)
         return found
+
+    def _folders(self, folder: str) -> list[str]:
+        return check_folder_names(self.store.folders(folder), f"{self.store.url}/{folder}")
+
+    def check_names(self, parts: Sequence[str]) -> None:
+        """Raise `OpenUniError` for a clip id, shard, collection or split that must not be used. Reads a part once.
+
+        Every access to rows is preceded by it, so that no later code needs to doubt a name.
+        """
+        unchecked = [part for part in parts if part not in self._checked_parts]
+
+        def check(part: str) -> None:
+            with open_part(self.store, part) as file:
+                columns = list(name_columns(file.schema_arrow))
+            table = read_part(self.store, part, [".".join(column) for column in columns])
+            check_part_names(table, columns, f"{self.store.url}/{part}")
+
+        with ThreadPoolExecutor(PARALLEL_PARTS) as pool:
+            list(pool.map(check, unchecked))  # raises the first error
+        self._checked_parts.update(unchecked)
 
     def _row_count(self, part: str) -> int:
         with open_part(self.store, part) as file:

@@ -202,6 +202,7 @@ class Corpus(ColumnGroups):
         parts = self.parts(group)
         if not parts:
             return
+        self.check_names(parts)
         ids = parts_dataset(self.store, parts).to_table(columns=["clip_id"]).column("clip_id")
         mask = pc.is_in(ids, value_set=kept)  # computed once for all parts, since it hashes all of `kept`
         payloads = {*self.store.names(group, ".tar"), *self.store.names(group, ".safetensors")}

@@ -56,6 +56,15 @@ def parse(keep: str) -> list[KeepRule]:
     """
     if not keep.strip():
         return []
+    try:
+        return _parse(keep)
+    except RecursionError:
+        raise OpenUniError(
+            f"keep = {keep[:80]!r}...: the condition is nested too deeply. Write fewer parentheses and operators."
+        ) from None
+
+
+def _parse(keep: str) -> list[KeepRule]:
     connection = connect()
     # with parentheses no clause can follow the condition; without them none can be closed too early
     parses = [_parse_sql(connection, f"SELECT 1 WHERE {text}") for text in (keep, f"({keep}\n)")]

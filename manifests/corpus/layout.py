@@ -13,6 +13,7 @@ FAILURES_SUFFIX = ".failures.jsonl"
 OPERATOR_FOLDERS = {"filter": "filters", "annotator": "annotations"}
 PENDING_SPLITS = "splits.pending.parquet"  # clip_id and split: decided, but not yet written to all parts of `clips`
 SUPERSEDED = "superseded"  # folder in a group: parts of other versions, one folder per version
+MAX_GROUP_DEPTH = 3  # folders of a group's name: latents/FAMILY/MODALITY
 OPEN = ".open"  # folder in a group: open parts
 LEASE = ".lease"  # which run may write, on shared storage
 DAMAGED = "damaged"  # files that `openuni verify --repair` set aside, one folder per repair

@@ -169,7 +169,7 @@ def _to_summary(rows: list[Any], rules: Sequence[keep_rule.KeepRule], keep: str)
             operator, _, reason = site.partition("\0")
             text, _, clip_id = example.partition("\0")[2].rpartition("\0")
             error = text.removeprefix(f"{reason}: ")
-            failed.append(FailureCount(operator, reason or "unknown", count, clip_id, error[:300]))
+            failed.append(FailureCount(operator, reason or "unknown", count, clip_id, " ".join(error.split())[:300]))
         else:
             totals[outcome] += count
     drops = [DropCount(rules[number].text, count) for number, count in dropped.items()]

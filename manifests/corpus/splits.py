@@ -21,6 +21,7 @@ from openuni.manifests.contracts.schema import clip_schema
 from openuni.manifests.corpus.column_groups import ColumnGroups
 from openuni.manifests.corpus.coverage import NO_COLLECTION, modality_availability
 from openuni.manifests.corpus.layout import PENDING_SPLITS
+from openuni.manifests.corpus.names import new_label_fault
 from openuni.manifests.corpus.writer import table_bytes
 from openuni.manifests.errors import OpenUniError
 
@@ -80,6 +81,9 @@ def _with_train(shares: Mapping[str, float]) -> dict[str, float]:
         raise OpenUniError(
             f"splits: {given}. Allowed: fractions of at least 0 whose sum is below 1; {TRAIN} gets the rest."
         )
+    for name in shares:
+        if fault := new_label_fault(name):
+            raise OpenUniError(f"split {fault}")
     return {TRAIN: 1 - sum(shares.values()), **shares}
 
 

@@ -15,6 +15,7 @@ from fsspec.core import url_to_fs
 from openuni.manifests.corpus.checksums import parse_record
 from openuni.manifests.errors import DamagedFile, OpenUniError
 
+MAX_DEPTH = 6  # of files below the root: latents/FAMILY/MODALITY/superseded/VERSION/
 TEMP_FILE = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # names of incomplete files of `put`
 LEFTOVER = re.compile(r"\..+\.tmp|\.(driver|workers)\.lock")  # all that a process killed in its first write leaves
 
@@ -120,7 +121,8 @@ class Store:
         """`nbytes` bytes from `offset`: one pread on local disks, one ranged GET on object stores."""
         if self.is_local:
             with Path(self.path(name)).open("rb", buffering=0) as file:
-                return os.pread(file.fileno(), nbytes, offset)
+                left = max(0, os.fstat(file.fileno()).st_size - offset)  # a manifest may declare any size
+                return os.pread(file.fileno(), min(nbytes, left), offset)
         return bytes(self.fs.cat_file(self.path(name), start=offset, end=offset + nbytes))
 
     def put(self, name: str, data: bytes) -> None:
@@ -203,7 +205,10 @@ class Store:
 
     def temp_files(self) -> list[str]:
         """Names of incomplete files of `put`, of live or killed processes; none on object stores."""
-        found = Path(self.root).rglob(".*.tmp") if self.is_local else ()
+        if not self.is_local:
+            return []
+        levels = [f"{'*/' * depth}.*.tmp" for depth in range(MAX_DEPTH + 1)]  # not deeper: folders may be a trap
+        found = [path for level in levels for path in Path(self.root).glob(level)]
         return sorted(self.name_of(str(path)) for path in found if TEMP_FILE.fullmatch(path.name))
 
     def _check_fence(self) -> None:

@@ -17,6 +17,7 @@ from openuni.manifests.errors import ClipError, MissingRequirement
 
 # kinds of image files, by suffix
 KINDS = ("exr", "png", "jpg")
+MAX_LISTED = 30  # channels in a message; a file with one layer has fewer
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
 
@@ -101,7 +102,7 @@ def _read_jpeg(data: bytes, where: str) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
             pixels = np.asarray(image if image.mode == "L" else image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ClipError(f"{where} is damaged: {error}") from error
     return pixels if pixels.ndim == 3 else pixels[..., None]
 
@@ -159,9 +160,14 @@ def _read_exr(data: bytes | Path, where: str) -> np.ndarray:
 
     Raises `ClipError` for files with several layers or parts, and for integer channels.
     """
+    try:
+        names = [channel.name for channel in _open_exr(data, where, header_only=True).header()["channels"]]
+    except (RuntimeError, ValueError, KeyError, AttributeError) as error:
+        raise ClipError(f"{where} is damaged or not an EXR file: {error}") from error
+    layout = _colour_channels(names, where)  # before pixels are read: a small file can declare thousands of channels
     pixels = _read_packed_exr(data, where)
     if pixels is None:
-        pixels = _read_exr_channels(data, where)
+        pixels = _read_exr_channels(data, layout, where)
     return pixels if pixels.dtype == np.float16 else pixels.astype(np.float32, copy=False)
 
 
@@ -176,30 +182,33 @@ def _read_packed_exr(data: bytes | Path, where: str) -> np.ndarray | None:
     return pixels if pixels is not None and pixels.dtype.kind == "f" else None
 
 
-def _read_exr_channels(data: bytes | Path, where: str) -> np.ndarray:
-    """Read the channels one by one and stack them: [H, W, 1 or 3]."""
-    try:
-        channels = _open_exr(data, where).channels()
-    except (RuntimeError, ValueError) as error:  # reading the pixels failed
-        raise ClipError(f"{where} is damaged: {error}") from error
-    layers: dict[str, dict[str, np.ndarray]] = {}
-    for name, channel in channels.items():
+def _colour_channels(names: list[str], where: str) -> list[str]:
+    """The channels without alpha, in the order R G B, X Y Z, or a single one; `names`: of all channels."""
+    listed = ", ".join(sorted(names)[:MAX_LISTED]) + (", ..." if len(names) > MAX_LISTED else "")
+    layers: dict[str, dict[str, str]] = {}
+    for name in names:
         layer, _, part = name.rpartition(".")
         if part.upper() != "A":
-            layers.setdefault(layer, {})[part.upper()] = channel.pixels
+            layers.setdefault(layer, {})[part.upper()] = name
     if not layers:
-        raise ClipError(
-            f"{where} has no colour, only {', '.join(sorted(channels))}. Write R G B, X Y Z, or one channel."
-        )
+        raise ClipError(f"{where} has no colour, only {listed}. Write R G B, X Y Z, or one channel.")
     if len(layers) != 1:
-        raise ClipError(f"{where} has {len(layers)} layers ({', '.join(sorted(channels))}). Write one layer per file.")
+        raise ClipError(f"{where} has {len(layers)} layers ({listed}). Write one layer per file.")
     (parts,) = layers.values()
-    order = next((names for names in ("RGB", "XYZ") if set(names) == set(parts)), "")
-    planes = [parts[name] for name in order] if order else list(parts.values())
-    if len(planes) not in (1, 3) or (len(planes) == 3 and not order):
-        raise ClipError(
-            f"{where} has the channels {', '.join(sorted(channels))}. Allowed: R G B, X Y Z, or one channel."
-        )
+    order = next((order for order in ("RGB", "XYZ") if set(order) == set(parts)), "")
+    colours = [parts[name] for name in order] if order else list(parts.values())
+    if len(colours) not in (1, 3) or (len(colours) == 3 and not order) or len(names) > MAX_LISTED:
+        raise ClipError(f"{where} has the channels {listed}. Allowed: R G B, X Y Z, or one channel.")
+    return colours
+
+
+def _read_exr_channels(data: bytes | Path, names: list[str], where: str) -> np.ndarray:
+    """Read these channels one by one and stack them: [H, W, 1 or 3]."""
+    try:
+        channels = _open_exr(data, where).channels()
+        planes = [channels[name].pixels for name in names]
+    except (RuntimeError, ValueError, KeyError) as error:  # reading the pixels failed
+        raise ClipError(f"{where} is damaged: {error}") from error
     if any(plane.shape != planes[0].shape for plane in planes):
         raise ClipError(f"{where} has channels of different sizes. Write all channels without subsampling.")
     if any(plane.dtype.kind != "f" for plane in planes):  # the value of 1.0 would be unknown

@@ -12,12 +12,13 @@ from openuni import __version__
 from openuni.cli.app import RecipeArgument, app
 from openuni.cli.former_flags import accepts_former_flags
 from openuni.console.logs import show_logs
+from openuni.console.terminal import print_text
 from openuni.manifests.errors import OpenUniError
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(f"openuni {__version__}")
+        print_text(f"openuni {__version__}")
         raise typer.Exit
 
 
@@ -45,7 +46,9 @@ def list_(
     """
     from openuni.report.catalogue import all_names, format_names
 
-    print(json.dumps(all_names(), indent=2) if as_json else format_names(shutil.get_terminal_size((120, 24)).columns))
+    print_text(
+        json.dumps(all_names(), indent=2) if as_json else format_names(shutil.get_terminal_size((120, 24)).columns)
+    )
 
 
 @app.command()
@@ -58,7 +61,7 @@ def show(
     """
     from openuni.report.catalogue import page
 
-    print(page(name))
+    print_text(page(name))
 
 
 @app.command(cls=accepts_former_flags({"--like": "--preset"}))
@@ -84,7 +87,7 @@ def init(
     require_folder(file.parent)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text)
-    print(f"wrote {file}. Next: {shlex.join(['openuni', 'doctor', str(file)])}")
+    print_text(f"wrote {file}. Next: {shlex.join(['openuni', 'doctor', str(file)])}")
 
 
 @app.command()
@@ -102,7 +105,7 @@ def doctor(
 
     results = run_checks(CorpusRecipe.load(recipe), out, gpus)
     for result in results:
-        print(f"{result.level:<11} {result.what}: {result.text}")
+        print_text(f"{result.level:<11} {result.what}: {result.text}")
     if any(result.is_blocking for result in results):
         raise typer.Exit(2)
 
@@ -124,7 +127,7 @@ def checkpoints_(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
         from openuni.report.checkpoints import table
 
-        print(table())
+        print_text(table())
 
 
 CheckpointNames = Annotated[
@@ -144,7 +147,7 @@ def get(wanted: CheckpointNames = None, recipe: RecipeOption = None) -> None:
     from openuni.report.checkpoints import fetch, select_checkpoints
 
     for checkpoint in select_checkpoints(wanted or (), recipe):
-        print(f"{checkpoint.ref}: {fetch(checkpoint)}")
+        print_text(f"{checkpoint.ref}: {fetch(checkpoint)}")
 
 
 @checkpoints.command()
@@ -153,4 +156,4 @@ def verify(wanted: CheckpointNames = None, recipe: RecipeOption = None) -> None:
     from openuni.report.checkpoints import select_checkpoints, verify_checkpoint
 
     for checkpoint in select_checkpoints(wanted or (), recipe, default="present"):
-        print(f"{checkpoint.ref}: {verify_checkpoint(checkpoint)}")
+        print_text(f"{checkpoint.ref}: {verify_checkpoint(checkpoint)}")

@@ -9,6 +9,7 @@ import typer
 
 from openuni.cli.app import CorpusArgument, OutOption, RecipeArgument, app, command_from_dataclass
 from openuni.cli.former_flags import accepts_former_flags
+from openuni.console.terminal import print_text
 from openuni.manifests.errors import OpenUniError
 
 
@@ -68,7 +69,7 @@ def run(given: RunFlags) -> None:
     scope = RunScope(given.limit, tuple(given.only or ()), given.add, given.retry_failed, given.raise_errors)
     corpus = api.run(recipe, list(given.sources or ()), out=given.out, resources=resources, scope=scope)
     outcomes = corpus.summary()
-    print(outcomes)
+    print_text(outcomes)
     if outcomes.failed:
         raise typer.Exit(1)
 
@@ -117,7 +118,7 @@ def import_(given: ImportFlags) -> None:
         import_options=ImportOptions(given.collection, given.limit, given.retry_failed, given.raise_errors),
     )
     outcomes = corpus.summary()
-    print(outcomes)
+    print_text(outcomes)
     if outcomes.failed:
         raise typer.Exit(1)
 
@@ -164,7 +165,7 @@ def export(given: ExportFlags) -> None:
     report = api.export(
         given.corpus, given.format, out=given.out, export_options=selection, workers=given.workers, **options
     )
-    print(report)
+    print_text(report)
     if report.failed:
         raise typer.Exit(1)
 
@@ -188,13 +189,13 @@ def summary(
     outcomes, covered, sizes = opened.summary(), coverage(opened), stored_sizes(opened)
     if as_json:
         stored = {"coverage": covered, "stored": [size._asdict() for size in sizes]}
-        print(json.dumps(summary_record(outcomes) | stored, indent=2))
+        print_text(json.dumps(summary_record(outcomes) | stored, indent=2))
     else:
-        print("\n\n".join(filter(None, [str(outcomes), format_coverage(covered), format_sizes(sizes)])))
+        print_text("\n\n".join(filter(None, [str(outcomes), format_coverage(covered), format_sizes(sizes)])))
         if scores:
             from openuni.report.histograms import histograms
 
-            print(f"\n{histograms(opened)}")
+            print_text(f"\n{histograms(opened)}")
     opened.require_shards(opened.groups())
 
 
@@ -207,7 +208,7 @@ def explain(
     from openuni.manifests.corpus.corpus import Corpus
     from openuni.report.explain import explain as explanation
 
-    print(explanation(Corpus.open(corpus), clip))
+    print_text(explanation(Corpus.open(corpus), clip))
 
 
 @app.command()
@@ -223,7 +224,7 @@ def select(
     from openuni import api
 
     selected = api.select(corpus, keep, out=out)
-    print(f"{len(selected):,} clips in {out}")
+    print_text(f"{len(selected):,} clips in {out}")
 
 
 @app.command()
@@ -247,7 +248,7 @@ def duplicates(
 
     given = {"max_distance": max_distance, "min_similarity": min_similarity}
     options = {name: value for name, value in given.items() if value is not None}
-    print(api.duplicates(corpus, by, **options))
+    print_text(api.duplicates(corpus, by, **options))
 
 
 @app.command(cls=accepts_former_flags({"--share": "--fraction", "--anew": "--reassign"}))
@@ -270,4 +271,4 @@ def split(
 
     fractions = parse_assignments(fraction or ("validation=0.05",), "--fraction")
     for name, count in api.split(corpus, fractions, seed=seed, reassign=reassign).items():
-        print(f"{name:<12}{count:>12,} clips")
+        print_text(f"{name:<12}{count:>12,} clips")

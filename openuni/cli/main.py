@@ -13,6 +13,7 @@ import traceback
 from openuni.cli import components, corpora, integrity, models, parity, synthetic
 from openuni.cli.app import Interrupted, app
 from openuni.console.logs import verbosity
+from openuni.console.terminal import print_text
 from openuni.manifests.corpus.remote_errors import is_remote_error, store_error
 from openuni.manifests.corpus.writer import is_disk_full
 from openuni.manifests.errors import OpenUniError
@@ -32,15 +33,15 @@ def main() -> None:
         app()
     except Interrupted as interrupted:
         with contextlib.suppress(OSError):  # after SIGHUP the terminal is gone
-            print(f"openuni: stopped. {resume_hint(sys.argv[1:])}", file=sys.stderr)
+            print_text(f"openuni: stopped. {resume_hint(sys.argv[1:])}", error=True)
         sys.exit(128 + interrupted.number)
     except ItemFailed as failed:  # --raise-errors
-        print(f"openuni: {failed}", file=sys.stderr)
+        print_text(f"openuni: {failed}", error=True)
         sys.exit(1)
     except OpenUniError as error:
         if verbosity() and error.__cause__ is not None:
-            traceback.print_exception(error)
-        print(f"openuni: {error}", file=sys.stderr)
+            print_text("".join(traceback.format_exception(error)), end="", error=True)
+        print_text(f"openuni: {error}", error=True)
         sys.exit(2)
     except Exception as error:
         sys.exit(_report(error))
@@ -49,23 +50,23 @@ def main() -> None:
 def _report(error: Exception) -> int:
     """Print what happened; return the exit code."""
     if is_disk_full(error):  # safetensors has an error class of its own
-        print(
+        print_text(
             f"openuni: no space left on the disk: {error}. Everything finished is kept. Free some space, then rerun "
             "the same command.",
-            file=sys.stderr,
+            error=True,
         )
         return 2
     if is_remote_error(error):
-        print(f"openuni: {store_error(error)}", file=sys.stderr)
+        print_text(f"openuni: {store_error(error)}", error=True)
         return 2
     if isinstance(error, OSError):  # a file that cannot be read or written where the user said
-        print(f"openuni: {type(error).__name__}: {error}", file=sys.stderr)
+        print_text(f"openuni: {type(error).__name__}: {error}", error=True)
         return 2
-    traceback.print_exception(error)  # 1 would read as "some clips failed"
-    print(
+    print_text("".join(traceback.format_exception(error)), end="", error=True)  # 1 would read as "some clips failed"
+    print_text(
         f"openuni: internal error: {format_error(error)}. Please report it with the traceback above and, for a "
         "command that writes a corpus, its newest runs/*.log.",
-        file=sys.stderr,
+        error=True,
     )
     return 3
 

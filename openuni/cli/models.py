@@ -8,6 +8,7 @@ import typer
 
 from openuni.cli.app import OutOption, app, command_from_dataclass
 from openuni.cli.former_flags import accepts_former_flags
+from openuni.console.terminal import print_text
 
 if TYPE_CHECKING:
     from openuni.training.run import Run
@@ -30,10 +31,10 @@ def train(
     loaded = TrainingRecipe.load(recipe)
     with Reporter() as reporter:
         finished = api.train(loaded, corpus, out=out, progress=TrainingProgress(reporter, loaded.optimizer.steps))
-    print(f"trained {finished.checkpoint.step:,} steps: {out}")
+    print_text(f"trained {finished.checkpoint.step:,} steps: {out}")
     if Path(recipe).stem.endswith("_debug"):
-        print("A debug recipe tests the pipeline: the model is tiny and does not learn, whatever its loss.")
-    print(f"Next, for example: {_generate_command(finished)}")
+        print_text("A debug recipe tests the pipeline: the model is tiny and does not learn, whatever its loss.")
+    print_text(f"Next, for example: {_generate_command(finished)}")
 
 
 def _generate_command(run: "Run") -> str:
@@ -109,6 +110,6 @@ def generate(flags: GenerateFlags) -> None:
         temperature=flags.temperature,
     )
     for path in generate_files(flags.run, request, flags.out, Console(stderr=True, soft_wrap=True)):
-        print(path)
+        print_text(path)
         if path.suffix == ".txt":
-            print(path.read_text(encoding="utf-8"), end="")
+            print_text(path.read_text(encoding="utf-8"), end="")

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from openuni.cli.app import app, command_from_dataclass
+from openuni.console.terminal import print_text
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,11 @@ def parity(flags: ParityFlags) -> None:
     selection = (flags.model or (), flags.modality or ("rgb", "depth"), flags.device, flags.dtype)
     for model, result in run_parity(flags.pretrained, *selection):
         if not flags.json and not records:
-            print(HEADER)
+            print_text(HEADER)
         if not flags.json:
-            print(format_row(model, result), flush=True)
+            print_text(format_row(model, result))
         records.append(record(model, result))
     if flags.json:
-        print(json.dumps(records, indent=2, allow_nan=False))
+        print_text(json.dumps(records, indent=2, allow_nan=False))
     if any(found["verdict"] in FAILING_STATUSES for found in records):
         raise typer.Exit(1)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from openuni.cli.app import app, command_from_dataclass
+from openuni.console.terminal import print_text
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def world(flags: WorldFlags) -> None:
     from openuni.console.progress import Reporter
     from openuni.world.command import WorldRequest, make_world
 
-    print(make_world(WorldRequest(**vars(flags)), Reporter()))
+    print_text(make_world(WorldRequest(**vars(flags)), Reporter()))
 
 
 @app.command()
@@ -56,4 +57,4 @@ def demo(
     from openuni.demo.demo import run_demo
 
     report = run_demo(out, quick=quick)
-    print(f"report: {report.resolve().as_uri()}")
+    print_text(f"report: {report.resolve().as_uri()}")

@@ -20,6 +20,7 @@ from openuni.manifests.contracts.parsing import parse_options, reject_unknown_ke
 from openuni.manifests.contracts.schema import clip_schema, producer_schema
 from openuni.manifests.corpus import keep_rule
 from openuni.manifests.corpus.layout import filter_group
+from openuni.manifests.corpus.names import new_label_fault
 from openuni.manifests.errors import OpenUniError, did_you_mean
 from openuni.manifests.text_files import load_toml
 from openuni.shots.shot_detector import ShotDetector, find_shot_detector, shot_detector_names
@@ -53,6 +54,8 @@ class IngestOptions:
 
     def __post_init__(self) -> None:
         check_options(self, "[ingest]")
+        if self.collection and (fault := new_label_fault(self.collection)):
+            raise OpenUniError(f"[ingest] collection = {fault}")
         if 0 < self.max_s < self.min_s:
             raise OpenUniError(
                 f"[ingest]: max_s = {self.max_s:g} is less than min_s = {self.min_s:g}. Raise max_s or lower min_s."

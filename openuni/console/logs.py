@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
+from openuni.console.terminal import escape
+
 FORMAT = "%(asctime)s %(levelname)-7s %(processName)s %(name)s: %(message)s"
 LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)  # by how often -v was given
 
@@ -25,7 +27,7 @@ def show_logs(verbosity: int) -> None:
         logger.removeHandler(_console)
     level = LEVELS[min(verbosity, len(LEVELS) - 1)]
     _console = logging.StreamHandler(sys.stderr)
-    _console.setFormatter(logging.Formatter(FORMAT if verbosity else "%(message)s"))
+    _console.setFormatter(TerminalFormatter(FORMAT if verbosity else "%(message)s"))
     _console.setLevel(level)
     logger.addHandler(_console)
     logger.setLevel(level)
@@ -59,6 +61,14 @@ def handler_at(handler: logging.Handler, level: int) -> Iterator[None]:
             logger.removeHandler(forward)
         logger.setLevel(before)
         logger.propagate = propagated
+
+
+class TerminalFormatter(logging.Formatter):
+    """Formats records for a terminal: control characters in names and messages are escaped."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See `logging.Formatter.format`."""
+        return escape(super().format(record))
 
 
 class _Forward(logging.Handler):

@@ -9,6 +9,8 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from openuni.console.terminal import escape
+
 LOG_EVERY_S = 10.0
 
 
@@ -95,7 +97,7 @@ class Reporter:
     def print_line(self, text: str) -> None:
         """One line above the table."""
         if not self.quiet:
-            self.console.print(text, highlight=False)
+            self.console.print(escape(text), highlight=False, markup=False)
 
     @contextmanager
     def phase(self, name: str, total: int) -> Iterator["Counter"]:

@@ -32,6 +32,7 @@ from openuni.manifests.corpus.store import Store, is_unused, require_folder
 from openuni.manifests.errors import OpenUniError
 
 RECORD, FAILED, UNFINISHED = "export.json", "failed.csv", ".unfinished"
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how spreadsheets tell a formula
 WAITING_PER_WORKER = 2  # batches submitted ahead of the one that is collected next
 
 

@@ -26,7 +26,7 @@ from openuni.manifests.errors import ClipError, OpenUniError
 from openuni.manifests.video.clip import Clip
 
 # JSON allows these in strings; YAML does not, and some readers of lines end a line at U+0085, U+2028 and U+2029
-ESCAPED = re.compile("[\x7f-\x9f\u2028\u2029\ufffe\uffff]")
+ESCAPED = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
 
 
 class StoredMap(NamedTuple):
@@ -35,6 +35,9 @@ class StoredMap(NamedTuple):
     annotator: str
     version: str
     row: Mapping[str, Any]  # extent, size and constants
+
+
+# line ends and unprintable characters of YAML that JSON leaves as they are
 
 
 @dataclass(frozen=True, eq=False)

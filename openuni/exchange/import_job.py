@@ -29,6 +29,7 @@ from openuni.manifests.contracts.options import recorded
 from openuni.manifests.corpus.clip_list import WITHIN
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.corpus.layout import annotation_group
+from openuni.manifests.corpus.names import is_label, new_label_fault, shown
 from openuni.manifests.corpus.shards import TarShard
 from openuni.manifests.corpus.splits import write_pending_splits
 from openuni.manifests.errors import ClipError, OpenUniError
@@ -99,6 +100,8 @@ class ImportWorker(CorpusWorker):
 
     def compute(self, item: ImportItem, prepared: ImportedClip[Any]) -> PreparedClip:
         """Encode, in parallel, the modalities that the importer did not return as payloads."""
+        if prepared.split is not None and (fault := new_label_fault(prepared.split)):
+            raise ClipError(f"split {fault}")
         fields = prepared.maps._asdict()
         maps = {name: value for name, value in fields.items() if isinstance(value, Modality)}
         clip = prepared.video
@@ -244,6 +247,10 @@ class ImportJob:
     def run(self, folder: Path, runner: Runner, reporter: Reporter) -> None:
         """Import all missing clips; rejected clips become failed rows of the corpus."""
         version, collection = self.importer.version(), self.import_options.collection or folder.name
+        if self.import_options.collection and (fault := new_label_fault(collection)):
+            raise OpenUniError(f"--collection {fault}")
+        if not is_label(collection):
+            raise OpenUniError(f"the folder {shown(folder.name)} cannot name a collection. Name it with --collection.")
         self._check_version(version)
         self._check_folder(folder, collection)
         write_pending_splits(self.corpus)

@@ -6,6 +6,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from openuni.console.terminal import one_line
 from openuni.manifests.contracts.schema import OUTCOME, clip_schema, null_nonfinite
 from openuni.manifests.corpus import keep_rule
 from openuni.manifests.corpus.corpus import Corpus
@@ -44,9 +45,13 @@ def explain(corpus: Corpus, wanted: str) -> str:
     lines += ["", *_encoded(corpus, clip["clip_id"])]
     shown = "\n".join(lines)
     for failure in failures_of(corpus, {clip["clip_id"], clip["source"]}):
-        if failure["error"] not in shown:
+        if one_line(failure["error"]) not in shown:
             continue  # a later run succeeded: no row has this error any more
-        lines += ["", f"traceback of {failure['operator']}: {failure['error']}", *failure["traceback"].splitlines()]
+        lines += [
+            "",
+            f"traceback of {failure['operator']}: {one_line(failure['error'])}",
+            *failure["traceback"].splitlines(),
+        ]
     return "\n".join(lines).rstrip()
 
 
@@ -75,9 +80,9 @@ def _clip(corpus: Corpus, wanted: str) -> dict[str, Any]:
 
 
 def _facts(clip: Mapping[str, Any]) -> Iterator[str]:
-    yield f"  source      {clip['source']}"
+    yield f"  source      {one_line(str(clip['source']))}"
     if clip["status"] != "ok":
-        yield f"  failed      {clip['error']}"
+        yield f"  failed      {one_line(str(clip['error']))}"
         return
     unit_s = clip["time_base_num"] / clip["time_base_den"]
     start_s, end_s = clip["start_pts"] * unit_s, clip["end_pts"] * unit_s
@@ -85,7 +90,7 @@ def _facts(clip: Mapping[str, Any]) -> Iterator[str]:
     yield f"  frame size  {clip['width_px']} x {clip['height_px']}, {clip['codec']}"
     rest = [name for name in clip if name not in (*KNOWN, "clip_id") and clip[name] is not None]
     for name in rest:
-        yield f"  {name:<11} {clip[name]}"
+        yield f"  {name:<11} {one_line(str(clip[name]))}"
 
 
 KNOWN = (
@@ -103,7 +108,7 @@ def _outcome(row: Mapping[str, Any] | None) -> str:
     if row is None:
         return "no result for this clip"
     took = f", {row['ms']:,.0f} ms" if row["ms"] is not None else ""
-    return row["status"] + took + (f", {row['error']}" if row["error"] else "")
+    return one_line(row["status"] + took + (f", {row['error']}" if row["error"] else ""))
 
 
 def _values(row: Mapping[str, Any] | None) -> Iterator[str]:
@@ -114,7 +119,7 @@ def _values(row: Mapping[str, Any] | None) -> Iterator[str]:
             text = f"{value['frames']} frames of {value['width_px']} x {value['height_px']}, {value['nbytes']:,} bytes"
         else:
             text = f"{value:.6g}" if isinstance(value, float) else str(value)
-        yield f"  {name:<24} {text}"
+        yield f"  {name:<24} {one_line(text)}"
 
 
 def _rule_results(
@@ -158,4 +163,4 @@ def _encoded(corpus: Corpus, clip_id: str) -> Iterator[str]:
             row = corpus.find(group, clip_id)
             if row is not None:
                 shape = " x ".join(map(str, row["shape"])) if row["shape"] else ""
-                yield f"{group}: {row['status']} {row['error'] or shape}"
+                yield f"{group}: {row['status']} {one_line(row['error'] or shape)}"

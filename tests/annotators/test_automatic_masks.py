@@ -1,20 +1,26 @@
 """Held against Segment Anything's own generator, on one network: masks, their numbers and their order."""
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from segment_anything import SamAutomaticMaskGenerator
 from segment_anything.modeling import Sam as Network
+from segment_anything.utils.amg import MaskData, batched_mask_to_box, mask_to_rle_pytorch, rle_to_mask
 
 from openuni.annotators._automatic_masks import (
     MaskRules,
+    Masks,
     automatic_masks,
     box_of,
+    clean_masks,
     crop_boxes,
     fill_holes,
     remove_islands,
 )
-from openuni.annotators.sam import SamPrompted
+from openuni.annotators.sam import Sam, SamPrompted
+from openuni.manifests.contracts.component import fingerprint
+from openuni.manifests.contracts.options import recorded
 from tests.annotators.test_sam import random_network
 from tests.moving_pictures import panned
 
@@ -190,3 +196,70 @@ def test_small_holes_are_filled_and_small_islands_removed():
         assert np.array_equal(clean(full, 5), full)
     assert box_of(mask).tolist() == [2, 0, 11, 11]
     assert box_of(empty).tolist() == [0, 0, 0, 0]
+
+
+def cleaned_by_authors(masks: np.ndarray, min_area: int, iou: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Masks, boxes and former indices after the clean-up of Segment Anything."""
+    tensors = torch.from_numpy(masks)
+    data = MaskData(
+        rles=mask_to_rle_pytorch(tensors), boxes=batched_mask_to_box(tensors), points=torch.arange(len(masks))
+    )
+    data = SamAutomaticMaskGenerator.postprocess_small_regions(data, min_area, iou)
+    found = np.array([rle_to_mask(rle) for rle in data["rles"]], bool).reshape(-1, *masks.shape[1:])
+    return found, data["boxes"].numpy(), data["points"].numpy()
+
+
+def as_masks(masks: np.ndarray) -> Masks:
+    order = np.arange(len(masks), dtype=float)  # stands for what else a mask has, to see where it went
+    return Masks(masks, order, order, np.stack([box_of(mask) for mask in masks]), np.stack([order, order], axis=1))
+
+
+def test_a_mask_below_the_threshold_that_stays_counts_as_changed():
+    masks = np.zeros((2, 20, 40), bool)
+    masks[0, 2:6, 2:6] = True  # A: 16 px, below the threshold of 25, so its largest part stays
+    masks[1, 1:17, 20:38] = True  # B
+    found = clean_masks(as_masks(masks), 25, 0.7)
+    assert found.predicted_iou.tolist() == [1, 0]  # B, A
+    assert np.array_equal(found.masks, masks[::-1])
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("min_area", [1, 5, 40, 400, 10_000])
+def test_clean_up_of_random_masks_is_the_authors(seed, min_area):
+    """Blobs, specks, empty and full masks; order, choice, pixels and boxes are equal."""
+    rng = np.random.default_rng(seed)
+    masks = []
+    for number in range(40):
+        noise = rng.normal(size=(36, 64)).astype(np.float32)
+        smooth = cv2.GaussianBlur(noise, (0, 0), rng.uniform(0.5, 5))
+        masks.append(smooth > np.quantile(smooth, rng.uniform(0.3, 0.99)))
+        if number % 3 == 0:  # a near copy: suppression has to choose
+            masks.append(masks[-1] ^ (rng.random((36, 64)) > 0.999))
+    masks += [np.zeros((36, 64), bool), np.ones((36, 64), bool)]
+    given = as_masks(np.array(masks))
+    ours = clean_masks(given, min_area, 0.7)
+    pixels, boxes, rows = cleaned_by_authors(given.masks, min_area, 0.7)
+    assert np.array_equal(ours.predicted_iou, rows)
+    assert np.array_equal(ours.masks, pixels)
+    assert np.array_equal(ours.boxes_px, boxes)
+
+
+def test_more_masks_than_the_authors_code_compares_at_once_stay_in_order():
+    rng = np.random.default_rng(0)
+    masks = np.zeros((1100, 24, 24), bool)
+    for mask in masks:
+        y, x = rng.integers(0, 18, 2)
+        mask[y : y + rng.integers(1, 7), x : x + rng.integers(1, 7)] = True
+    ours = clean_masks(as_masks(masks), 9, 0.95)
+    pixels, _, rows = cleaned_by_authors(masks, 9, 0.95)
+    assert np.array_equal(ours.predicted_iou, rows) and np.array_equal(ours.masks, pixels)
+    assert len(rows) > 200
+
+
+def test_only_results_with_clean_up_are_computed_anew(tmp_path):
+    """Version 0.1 called results with and without clean-up by these versions."""
+    (tmp_path / "sam.pth").write_bytes(b"weights")
+    plain, cleaned = (Sam(checkpoint=str(tmp_path / "sam.pth"), min_region_px=area) for area in (0, 25))
+    facts = {"name": "sam", "revision": 1, "weights": [checkpoint.digest() for checkpoint in plain.checkpoints()]}
+    assert plain.version() == fingerprint(options=recorded(plain), **facts)
+    assert cleaned.version() != fingerprint(options=recorded(cleaned), **facts)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from openuni.annotators._depth_anything import without_zero_metres
 from openuni.annotators._depth_stabilization import robust_line, stabilize_depth
 from openuni.annotators._depth_windows import scale_and_shift, stitch_depth, windows_of
 from openuni.annotators._temporal_consistency import depth_change_share
@@ -279,3 +280,32 @@ def test_the_order_of_batches_does_not_matter(tmp_path):
         annotate(VideoDepth(checkpoint=file, input_size=56, frames_per_batch=n), frames).depth.array for n in (1, 4)
     )
     assert np.abs(one - many).max() < 1e-4 * many.max()
+
+
+class Rectified(torch.nn.Module):
+    """Ends in a ReLU: exact zeros wherever the red channel is below the middle."""
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return torch.relu(pixels[:, :, 0])
+
+
+@pytest.mark.parametrize("black", [False, True])
+def test_metres_of_zero_become_one_millimetre_and_nothing_else_changes(tmp_path, black):
+    torch.jit.script(Rectified()).save(str(tmp_path / "rectified.ts"))
+    frames = flickering_noise(5) * 2 * (not black)
+    file = str(tmp_path / "rectified.ts")
+    zeros = annotate(VideoDepth(window_network=file, input_size=14), frames).depth.array == 0
+    found = annotate(VideoDepth(window_network=file, window_unit="metres", input_size=14), frames).depth
+    assert zeros.any() and zeros.all() == black
+    assert np.all(found.array[zeros] == np.float32(0.001)) and found.unit == "metres"
+    assert black or found.array[~zeros].min() > 0.001
+    decoded = type(found).decode(found.encode(12).data, found.constants())
+    np.testing.assert_allclose(decoded.array, found.array, rtol=1e-3)
+
+
+def test_the_rule_for_zero_metres():
+    depth = np.array([0.0, -0.0, 2.0, 1e-5], np.float32)
+    assert without_zero_metres(depth).tolist() == np.array([1e-5, 1e-5, 2.0, 1e-5], np.float32).tolist()
+    assert without_zero_metres(depth[2:]) is not None and np.array_equal(without_zero_metres(depth[2:]), depth[2:])
+    negative = np.array([-1.0, 0.0, 3.0], np.float32)
+    assert without_zero_metres(negative).tolist() == [-1.0, float(np.float32(0.001)), 3.0]

@@ -1,13 +1,15 @@
 """The dataset card: contents, origin and licences of an exported dataset."""
 
+import html
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from openuni.exchange.exporter import ExportClip, ExportContext
+from openuni.exchange.exporter import ExportClip, ExportContext, json_text
 from openuni.exchange.importer import find_importer
 from openuni.manifests.contracts.component import Component
 from openuni.manifests.contracts.modality import find_modality
@@ -20,6 +22,8 @@ from openuni.manifests.errors import OpenUniError
 
 # upper bounds and names of the Hub's size categories
 SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
+
+MARKDOWN = re.compile(r"[\\`*\[\]|]")  # with these, text becomes something else
 
 
 @dataclass
@@ -61,7 +65,7 @@ def card(
     hours = sum(tally.seconds.values()) / 3600
     parts = [
         _header(title, licence, total, sorted(tally.clips), modalities),
-        f"# {title}\n",
+        f"# {markdown(title)}\n",
         f"{total:,} clips, {hours:.2f} hours of video, with {', '.join(modalities) or 'no modalities'}. "
         "Created with OpenUni. A clip may lack a modality; its cell is then null.\n",
         '```python\nimport datasets\n\nrows = datasets.load_dataset("this folder or repository")\n```\n',
@@ -85,18 +89,18 @@ def card(
 
 def _header(title: str, licence: str, total: int, splits: Sequence[str], modalities: Sequence[str]) -> str:
     size = next((name for bound, name in SIZES if total < bound), "10M<n<100M")
-    lines = ["---", f"license: {licence}", f"pretty_name: {json.dumps(title, ensure_ascii=False)}"]
+    lines = ["---", f"license: {licence}", f"pretty_name: {json_text(title)}"]
     lines += ["size_categories:", f"- {json.dumps(size)}", "tags:", "- video", "- openuni"]
     lines += [f"- {name}" for name in modalities]
     lines += ["configs:", "- config_name: default", "  data_files:"]
     for name in splits:
-        lines += [f"  - split: {name}", f"    path: data/{name}-*"]
+        lines += [f"  - split: {json_text(name)}", f"    path: {json_text(f'data/{name}-*')}"]
     return "\n".join([*lines, "---", ""])
 
 
 def _renamed(tally: Tally) -> str:
     """A sentence that lists the renamed splits; empty if there are none."""
-    renamed = [f"`{name}` is {json.dumps(before, ensure_ascii=False)}" for name, before in sorted(tally.renamed)]
+    renamed = [f'`{name}` is "{markdown(before)}"' for name, before in sorted(tally.renamed)]
     return (
         f"Splits whose names `datasets` rejects were renamed; in the corpus {', '.join(renamed)}.\n" if renamed else ""
     )
@@ -183,8 +187,13 @@ def _kind(name: str) -> type[Component] | None:
     return None
 
 
+def markdown(text: str) -> str:
+    """Plain text as Markdown on one line: no HTML, links, code, emphasis by `*` or cell ends come of it."""
+    return MARKDOWN.sub(r"\\\g<0>", html.escape(" ".join(text.split()), quote=False))
+
+
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     def line(cells: Iterable[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+        return "| " + " | ".join(map(markdown, cells)) + " |"
 
     return "\n".join([line(head), line(["---"] * len(head)), *map(line, rows), ""])

@@ -53,7 +53,12 @@ def subfolders(folder: Path) -> list[Path]:
 def visible_files(folder: Path, pattern: str) -> list[Path]:
     """The files in a folder that match `pattern`, sorted by name; hidden files and folders are skipped."""
     found = (path for path in folder.glob(pattern) if not _is_hidden(path.relative_to(folder)))
-    return sorted(path for path in found if path.is_file())
+    try:
+        return sorted(path for path in found if path.is_file())
+    except RecursionError:
+        raise OpenUniError(
+            f'{folder}: folders are nested too deeply to search for "{pattern}". Move the dataset out of them.'
+        ) from None
 
 
 def _is_hidden(path: Path) -> bool:

@@ -1,6 +1,7 @@
 """Maps without a sidecar file: arrays and image sequences, checked against the ranges of their modalities."""
 
 import tokenize
+import zipfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -167,8 +168,18 @@ def _array(inputs: PlainMapInputs, name: str) -> np.ndarray | None:
         return None
     try:
         mapped = np.load(resolve_inside(path, inputs.location.root), mmap_mode="r", allow_pickle=False)
-    except (ValueError, TypeError, ArithmeticError, EOFError, OSError, tokenize.TokenError) as error:
+    except (
+        ValueError,
+        TypeError,
+        ArithmeticError,
+        EOFError,
+        OSError,
+        zipfile.BadZipFile,
+        tokenize.TokenError,
+    ) as error:
         raise ClipError(f"{path} is not a valid .npy file: {error}") from error
+    if not isinstance(mapped, np.ndarray):  # an .npz under this name
+        raise ClipError(f"{path} is an archive of arrays. Save one array with numpy.save.")
     frames, height_px, width_px = inputs.size
     if mapped.ndim not in (3, 4) or mapped.dtype.kind not in "fui":
         raise ClipError(f"{path} contains {mapped.dtype} {mapped.shape}; expected numbers [T, H, W] or [T, H, W, C]")

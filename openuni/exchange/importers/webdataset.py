@@ -1,13 +1,13 @@
 """WebDataset shards: videos are referenced within the tar, stored maps are imported without loss."""
 
 import math
-import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 from openuni.exchange.importer import FoundClip, ImportedClip, Importer
+from openuni.exchange.importers._bounded_tar import Member, members
 from openuni.exchange.importers._dataset_layout import (
     MAX_CAPTION_BYTES,
     MAX_JSON_BYTES,
@@ -35,17 +35,9 @@ from openuni.manifests.video.probe import probe_clip
 
 LOSSLESS = "rgb.mkv"  # pixels that were stored in a corpus
 CAPTIONS = ("txt", "caption")
-FORGET_MEMBERS = 10_000  # tarfile keeps all members in memory
+MAX_MEMBERS = 1000  # of one clip
 ROUNDING_TOLERANCE_S = 0.002  # tolerated error of a duration, from timestamps in milliseconds
 ROUNDED_SHARE = 0.01  # plus this share of the duration
-
-
-class Member(NamedTuple):
-    """A file in a shard."""
-
-    suffix: str  # after the clip's key: "mp4", "depth.mkv"
-    offset: int
-    nbytes: int
 
 
 class TarLocation(NamedTuple):
@@ -87,7 +79,7 @@ class WebDataset(Importer):
         shards = visible_files(folder, self.shards)
         check_finished(folder, shards)
         if not shards:
-            packed = next(folder.glob("**/*.tar.*"), None)
+            packed = next(iter(visible_files(folder, "**/*.tar.*")), None)
             hint = f" {packed.name} is compressed: decompress it to .tar first." if packed else ""
             raise OpenUniError(f'{folder}: no file matches shards = "{self.shards}".{hint}')
         for shard in shards:
@@ -141,10 +133,10 @@ class WebDataset(Importer):
 def _clips_in(shard: Path, root: Path) -> Iterator[TarLocation]:
     """The clips of one shard: consecutive members whose names are equal up to the first dot (WebDataset convention)."""
     key: str | None = None
-    members: list[Member] = []
+    listed: list[Member] = []
     fault = ""
     with shard.open("rb") as file:
-        for path, member in _members(file):
+        for path, member in members(file):
             if member is None:
                 fault = path
                 break
@@ -152,41 +144,21 @@ def _clips_in(shard: Path, root: Path) -> Iterator[TarLocation]:
             stem, _, suffix = name.partition(".")
             if f"{folder}{slash}{stem}" != key:
                 if key is not None:
-                    yield TarLocation(str(root), str(shard), key, tuple(members))
-                key, members = f"{folder}{slash}{stem}", []
-            members.append(member._replace(suffix=suffix))
+                    yield TarLocation(str(root), str(shard), key, tuple(listed))
+                key, listed = f"{folder}{slash}{stem}", []
+            if len(listed) <= MAX_MEMBERS:  # one more: `_check_whole` says so
+                listed.append(Member(suffix, member.offset, member.nbytes))
     if key is not None:
-        yield TarLocation(str(root), str(shard), key, tuple(members))
+        yield TarLocation(str(root), str(shard), key, tuple(listed))
     if fault:
         yield TarLocation(str(root), str(shard), "(damaged)", (), fault)
-
-
-def _members(file: Any) -> Iterator[tuple[str, Member | None]]:
-    """Name and location of the regular files; finally (error, None) if the tar does not end properly.
-
-    tarfile takes a damaged header for the end, so the block after the last member is checked.
-    """
-    end = 0
-    try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            while (info := tar.next()) is not None:
-                end = tar.offset
-                members: list[Any] = getattr(tar, "members", [])
-                if len(members) > FORGET_MEMBERS:
-                    members.clear()
-                if info.isreg() and info.sparse is None:
-                    yield info.name.removeprefix("./"), Member("", info.offset_data, info.size)
-    except (tarfile.TarError, OSError, ValueError) as error:
-        yield f"the tar is damaged after byte {end} ({error})", None
-        return
-    file.seek(end)
-    if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
-        yield f"the tar is damaged at byte {end}: neither a file header nor the end", None
 
 
 def _check_whole(location: TarLocation, shard: Path) -> None:
     if location.fault:
         raise ClipError(f"{shard}: {location.fault}. Download it again; the clips before are imported.")
+    if len(location.members) > MAX_MEMBERS:
+        raise ClipError(f"{shard}: {location.key} has more than {MAX_MEMBERS} files. Name one clip by one key.")
     size = shard.stat().st_size
     for member in location.members:
         if member.offset + member.nbytes > size:

@@ -44,7 +44,7 @@ def test_no_origin_is_parted_and_shares_hold_in_every_stratum(tmp_path: Path) ->
 
 
 def test_small_collections_together_get_their_share(tmp_path: Path) -> None:
-    clips = [clip for number in range(40) for clip in clips_of(range(2), 1, collection=f"set {number} ")]
+    clips = [clip for number in range(40) for clip in clips_of(range(2), 1, collection=f"set{number}_")]
     counts = assign(bare_corpus(tmp_path / "c", clips), {"validation": 0.1})
     assert 6 <= counts["validation"] <= 10  # of 80, though no collection has ten clips
 

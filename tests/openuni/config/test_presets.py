@@ -1,0 +1,25 @@
+"""What the presets take over from published pipelines."""
+
+import pytest
+
+from openuni.config.recipe import CorpusRecipe
+from openuni.config.template import RECIPES_DIR
+from openuni.manifests.corpus.outcomes import kept_clip_ids
+from tests.bare_corpora import bare_corpus
+
+
+def preset(name: str) -> CorpusRecipe:
+    return CorpusRecipe.load(RECIPES_DIR / f"{name}.toml")
+
+
+@pytest.mark.parametrize(("name", "max_s", "min_s"), [("videox_fun", 10.0, 3.0), ("open_sora", 15.0, 2.0)])
+def test_long_shots_become_windows_and_a_rest(name, max_s, min_s):
+    ingest = preset(name).ingest
+    assert (ingest.max_s, ingest.split, ingest.min_s) == (max_s, "windows", min_s)
+
+
+def test_the_size_that_videox_fun_asks_for_is_an_area(tmp_path):
+    sizes = {"wide": (1024, 256), "square": (512, 512), "small": (511, 512), "thin": (4096, 60)}
+    clips = [{"clip_id": name, "width_px": width, "height_px": height} for name, (width, height) in sizes.items()]
+    rule = preset("videox_fun").keep.partition(" and ")[0]
+    assert kept_clip_ids(bare_corpus(tmp_path / "corpus", clips), rule).to_pylist() == ["wide", "square"]
