@@ -19,11 +19,11 @@ from openuni.manifests.corpus import keep_rule as rules
 from openuni.manifests.corpus import splits
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.corpus.layout import annotation_group
-from openuni.manifests.corpus.lock import lock
-from openuni.manifests.corpus.remote_errors import raises_store_errors
-from openuni.manifests.corpus.store import Store
 from openuni.manifests.corpus.writer import storage_errors
 from openuni.manifests.errors import OpenUniError
+from openuni.manifests.storage.lock import lock
+from openuni.manifests.storage.remote_errors import raises_store_errors
+from openuni.manifests.storage.store import Store
 from openuni.pipeline.changed_captions import changed_captions_note
 from openuni.pipeline.pipeline import Pipeline
 from openuni.pipeline.runners.resources import Resources

@@ -9,8 +9,8 @@ import xxhash
 from openuni.manifests.contracts.discovery import find_component
 from openuni.manifests.contracts.options import annotation_extras
 from openuni.manifests.contracts.parsing import parse_options
-from openuni.manifests.corpus.store import Store
 from openuni.manifests.errors import OpenUniError
+from openuni.manifests.storage.store import Store
 from openuni.training.loop.training_checkpoint import list_checkpoints
 from openuni.training.model import Model, UnrecordedDefault
 

@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
-from openuni.manifests.corpus.checksums import parse_record, record_bytes
 from openuni.manifests.corpus.layout import (
     CLIPS,
     LATENTS,
@@ -33,9 +32,10 @@ from openuni.manifests.corpus.layout import (
 from openuni.manifests.corpus.names import check_folder_names, check_part_names, is_shard, name_columns, shown
 from openuni.manifests.corpus.part_files import CheckedDataset, open_part, parts_dataset, read_part, table_bytes
 from openuni.manifests.corpus.shards import Shard, checksum
-from openuni.manifests.corpus.store import Store
 from openuni.manifests.corpus.writer import PartWriter, open_parts_dir, recover, spool_dir, storage_errors
 from openuni.manifests.errors import DamagedFile, OpenUniError
+from openuni.manifests.storage.checksums import parse_record, record_bytes
+from openuni.manifests.storage.store import Store
 
 PARALLEL_PARTS = 8  # files processed concurrently, to hide the latency of object stores
 VERSION_KEY = b"openuni.version"

@@ -18,12 +18,12 @@ from openuni.manifests.corpus.clip_list import ClipList
 from openuni.manifests.corpus.column_groups import PARALLEL_PARTS, ColumnGroups
 from openuni.manifests.corpus.corpus_clip import CorpusClip
 from openuni.manifests.corpus.layout import CORPUS_RECORD, LATENTS, RUNS, TEXT, family_record
-from openuni.manifests.corpus.lock import lock
 from openuni.manifests.corpus.part_files import parts_dataset, read_part, table_bytes
 from openuni.manifests.corpus.splits import require_complete_splits
-from openuni.manifests.corpus.store import Store
 from openuni.manifests.corpus.writer import storage_errors
 from openuni.manifests.errors import DamagedFile, OpenUniError
+from openuni.manifests.storage.lock import lock
+from openuni.manifests.storage.store import Store
 
 logger = logging.getLogger(__name__)
 FORMAT = 1

@@ -15,15 +15,15 @@ import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from openuni.manifests.corpus.checksums import (
+from openuni.manifests.errors import DamagedFile
+from openuni.manifests.storage.checksums import (
     TAIL_BYTES,
     BlockTable,
     add_block_checksums,
     block_table,
     wanted_tail_bytes,
 )
-from openuni.manifests.corpus.store import Store
-from openuni.manifests.errors import DamagedFile
+from openuni.manifests.storage.store import Store
 
 MAX_CACHED_BYTES = 1024**2  # the last read is kept if it is at most this long
 READ_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError)

@@ -23,8 +23,8 @@ import xxhash
 from openuni.manifests.corpus.layout import OPEN
 from openuni.manifests.corpus.part_files import read_part, table_bytes
 from openuni.manifests.corpus.shards import SafetensorsShard, Shard, ShardEntry, TarShard
-from openuni.manifests.corpus.store import Store
 from openuni.manifests.errors import OpenUniError
+from openuni.manifests.storage.store import Store
 
 MAX_PART_ROWS = 20_000
 MAX_PART_BYTES = 512 * 1024**2

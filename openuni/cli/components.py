@@ -77,7 +77,7 @@ def init(
     thresholds of a published pipeline.
     """
     from openuni.config.template import preset_recipe, recipe_template
-    from openuni.manifests.corpus.store import require_folder
+    from openuni.manifests.storage.store import require_folder
 
     text = preset_recipe(preset) if preset else recipe_template(file.name)
     if file.is_dir():

@@ -14,9 +14,9 @@ from openuni.cli import components, corpora, integrity, models, parity, syntheti
 from openuni.cli.app import Interrupted, app
 from openuni.console.logs import verbosity
 from openuni.console.terminal import print_text
-from openuni.manifests.corpus.remote_errors import is_remote_error, store_error
 from openuni.manifests.corpus.writer import is_disk_full
 from openuni.manifests.errors import OpenUniError
+from openuni.manifests.storage.remote_errors import is_remote_error, store_error
 from openuni.pipeline.failures import ItemFailed, format_error
 
 __all__ = ["app", "components", "corpora", "integrity", "main", "models", "parity", "synthetic"]

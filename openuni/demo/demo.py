@@ -30,8 +30,8 @@ from openuni import api
 from openuni.console.progress import Reporter
 from openuni.demo.environment import machine_info, package_versions
 from openuni.manifests.corpus.corpus import Corpus
-from openuni.manifests.corpus.store import is_unused
 from openuni.manifests.errors import OpenUniError
+from openuni.manifests.storage.store import is_unused
 from openuni.pipeline.ledger import summary_record
 
 if TYPE_CHECKING:

@@ -28,8 +28,8 @@ from openuni.exchange.exporter import ExportBatch, ExportClip, ExportContext, Ex
 from openuni.manifests.contracts.component import fingerprint
 from openuni.manifests.contracts.options import recorded
 from openuni.manifests.corpus.corpus import Corpus
-from openuni.manifests.corpus.store import Store, is_unused, require_folder
 from openuni.manifests.errors import OpenUniError
+from openuni.manifests.storage.store import Store, is_unused, require_folder
 
 RECORD, FAILED, UNFINISHED = "export.json", "failed.csv", ".unfinished"
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how spreadsheets tell a formula

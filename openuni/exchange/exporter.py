@@ -37,9 +37,6 @@ class StoredMap(NamedTuple):
     row: Mapping[str, Any]  # extent, size and constants
 
 
-# line ends and unprintable characters of YAML that JSON leaves as they are
-
-
 @dataclass(frozen=True, eq=False)
 class ExportClip:
     """A clip to export: its row, those of the requested maps that it has, and its scores by filter."""

@@ -12,8 +12,8 @@ from rich.console import Console
 from openuni.inference.sampling_progress import sampling_progress
 from openuni.manifests.contracts.decoded_clip import decode
 from openuni.manifests.contracts.modality import Modality, find_modality, picture_levels, read_rendering
-from openuni.manifests.corpus.store import require_folder
 from openuni.manifests.errors import OpenUniError
+from openuni.manifests.storage.store import require_folder
 from openuni.manifests.video.encode import MAX_FPS, PixelFormat, check_fps, exact_fps, write_video
 from openuni.manifests.video.probe import make_clip, probe
 from openuni.manifests.video.video_errors import VideoError

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any, TextIO
 
 from openuni.manifests.corpus.corpus import Corpus
-from openuni.manifests.corpus.lock import worker_lock
 from openuni.manifests.corpus.writer import PartWriter
+from openuni.manifests.storage.lock import worker_lock
 from openuni.manifests.video.clip import Clip
 from openuni.pipeline.map_sources import MapSource
 from openuni.pipeline.worker import Worker

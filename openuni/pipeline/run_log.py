@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from typing import IO, Any
 
 from openuni.console.logs import FORMAT, handler_at
-from openuni.manifests.corpus.checksums import parse_record, record_bytes
 from openuni.manifests.corpus.column_groups import ColumnGroups
 from openuni.manifests.corpus.layout import RUNS, run_failures, run_log
 from openuni.manifests.errors import DamagedFile
+from openuni.manifests.storage.checksums import parse_record, record_bytes
 from openuni.pipeline.failures import Failure, ItemFailed
 from openuni.pipeline.worker import ItemOutcome
 

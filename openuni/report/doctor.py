@@ -5,8 +5,8 @@ from typing import Literal, NamedTuple
 
 from openuni.config.recipe import CorpusRecipe
 from openuni.manifests.contracts.checkpoint import Checkpoint
-from openuni.manifests.corpus.store import Store
 from openuni.manifests.errors import MissingRequirement, OpenUniError
+from openuni.manifests.storage.store import Store
 from openuni.pipeline.map_sources import annotator_of, required_maps
 
 MIN_FREE_BYTES = 1024**3

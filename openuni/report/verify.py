@@ -7,9 +7,9 @@ from pathlib import Path
 
 from openuni.console.progress import Reporter
 from openuni.manifests.corpus.layout import CLIPS, CORPUS_RECORD
-from openuni.manifests.corpus.lock import lock
-from openuni.manifests.corpus.store import Store
 from openuni.manifests.errors import OpenUniError
+from openuni.manifests.storage.lock import lock
+from openuni.manifests.storage.store import Store
 from openuni.report.verify_corpus import CorpusVerification
 from openuni.report.verify_repair import Repair
 from openuni.report.verify_report import VerifyReport

@@ -12,7 +12,6 @@ import pyarrow.compute as pc
 
 from openuni.console.progress import Reporter
 from openuni.manifests.contracts.schema import clip_schema
-from openuni.manifests.corpus.checksums import parse_record
 from openuni.manifests.corpus.column_groups import ColumnGroups, status_column
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.corpus.layout import (
@@ -35,8 +34,9 @@ from openuni.manifests.corpus.layout import (
     visible_group,
 )
 from openuni.manifests.corpus.part_files import parts_dataset, read_part, verify_part
-from openuni.manifests.corpus.store import Store
 from openuni.manifests.errors import DamagedFile, OpenUniError
+from openuni.manifests.storage.checksums import parse_record
+from openuni.manifests.storage.store import Store
 from openuni.report.verify_payloads import EXTENT, BadPayload, PayloadCheck, check_payloads, extents_of
 from openuni.report.verify_report import Damage, VerifyReport, named
 

@@ -15,7 +15,7 @@ import xxhash
 from openuni.manifests.contracts.schema import EXTENT_FIELDS
 from openuni.manifests.corpus.clip_list import WITHIN
 from openuni.manifests.corpus.layout import CLIPS, in_folder, operator_of, visible_group
-from openuni.manifests.corpus.store import Store
+from openuni.manifests.storage.store import Store
 from openuni.manifests.video.source_file import BYTE_RANGE
 
 READ_BYTES = 16 * 1024**2  # read at a time, which bounds the memory of a thread

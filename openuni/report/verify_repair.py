@@ -11,7 +11,6 @@ import pyarrow.compute as pc
 from openuni.config.captions import caption_column
 from openuni.config.recipe import CorpusRecipe
 from openuni.manifests.contracts.discovery import component_names
-from openuni.manifests.corpus.checksums import record_bytes
 from openuni.manifests.corpus.corpus import FORMAT, Corpus
 from openuni.manifests.corpus.layout import (
     CLIPS,
@@ -28,6 +27,7 @@ from openuni.manifests.corpus.layout import (
 )
 from openuni.manifests.corpus.part_files import read_part, table_bytes
 from openuni.manifests.errors import OpenUniError
+from openuni.manifests.storage.checksums import record_bytes
 from openuni.pipeline import encode_phase, shot_splitting
 from openuni.report.verify_corpus import Findings
 from openuni.report.verify_report import Damage

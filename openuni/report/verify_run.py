@@ -9,9 +9,9 @@ from pathlib import Path
 import xxhash
 
 from openuni.console.progress import Reporter
-from openuni.manifests.corpus.checksums import parse_record
 from openuni.manifests.corpus.layout import set_aside
 from openuni.manifests.errors import DamagedFile
+from openuni.manifests.storage.checksums import parse_record
 from openuni.report.verify_report import Damage, VerifyReport
 
 RUN_RECORD = "run.json"

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from openuni.console.progress import Reporter
-from openuni.manifests.corpus.store import require_folder
 from openuni.manifests.errors import OpenUniError
+from openuni.manifests.storage.store import require_folder
 from openuni.manifests.video.encode import check_fps, exact_fps
 from openuni.world.clips import preset_modalities
 from openuni.world.write import write_clips

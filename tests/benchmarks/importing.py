@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from openuni.manifests.corpus.lock import lock
+from openuni.manifests.storage.lock import lock
 
 os.environ["OPENUNI_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"  # until wall seconds are taken
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from openuni.manifests.corpus.lock import lock
+from openuni.manifests.storage.lock import lock
 
 ROOT = Path(__file__).parents[2]
 GOAL_S, GOAL_MB = 20.0, 2000.0

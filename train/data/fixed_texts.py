@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save
 from openuni.manifests.contracts.component import fingerprint
 from openuni.manifests.contracts.modality import find_modality
 from openuni.manifests.contracts.parsing import find_and_parse
-from openuni.manifests.corpus.store import Store
 from openuni.manifests.errors import OpenUniError
+from openuni.manifests.storage.store import Store
 from openuni.training.codec import LatentCodec, TextCodec
 
 EMPTY = "empty caption"  # key of the text that replaces a dropped caption

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from openuni.manifests.corpus.lock import exclusive_lock
 from openuni.manifests.corpus.writer import STORAGE_FULL_ERRNOS, StorageFull
+from openuni.manifests.storage.lock import exclusive_lock
 from openuni.training.loop.training_checkpoint import kept_text
 
 LOCK_FILE = ".train.lock"

@@ -9,7 +9,7 @@ from typing import Any
 
 import xxhash
 
-from openuni.manifests.corpus.store import Store
+from openuni.manifests.storage.store import Store
 
 LOG_FILE = "log.jsonl"
 logger = logging.getLogger(__name__)

@@ -15,8 +15,8 @@ from openuni.manifests.contracts.discovery import find_component
 from openuni.manifests.contracts.modality import find_modality
 from openuni.manifests.contracts.options import former_names
 from openuni.manifests.contracts.parsing import parse_options
-from openuni.manifests.corpus.store import require_folder
 from openuni.manifests.errors import OpenUniError
+from openuni.manifests.storage.store import require_folder
 from openuni.training.data.captions import Captions, open_captions
 from openuni.training.data.curriculum import Curriculum, all_collections, curriculum_stages
 from openuni.training.data.fixed_texts import EMPTY, FixedTexts, fixed_rows

@@ -11,7 +11,6 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
 
-from openuni.manifests.corpus.checksums import BLOCK_BYTES, MARK, parse_record, record_bytes
 from openuni.manifests.corpus.part_files import (
     CheckedFile,
     open_part,
@@ -20,8 +19,9 @@ from openuni.manifests.corpus.part_files import (
     table_bytes,
     verify_part,
 )
-from openuni.manifests.corpus.store import Store
 from openuni.manifests.errors import DamagedFile
+from openuni.manifests.storage.checksums import BLOCK_BYTES, MARK, parse_record, record_bytes
+from openuni.manifests.storage.store import Store
 
 PART = "filters/motion/part-1.parquet"
 

@@ -12,11 +12,11 @@ import pytest
 import xxhash
 
 from openuni.manifests.corpus.corpus import Corpus
-from openuni.manifests.corpus.lock import lock
 from openuni.manifests.corpus.shards import TarShard
-from openuni.manifests.corpus.store import Store
 from openuni.manifests.corpus.writer import PartWriter, StorageFull, recover, storage_errors
 from openuni.manifests.errors import OpenUniError
+from openuni.manifests.storage.lock import lock
+from openuni.manifests.storage.store import Store
 
 GROUP = "annotations/depth"
 SCHEMA = pa.schema([("clip_id", pa.string()), ("shard", pa.string()), ("offset", pa.int64()), ("nbytes", pa.int64())])

@@ -10,7 +10,7 @@ import pytest
 
 import openuni
 from openuni.console.progress import Reporter
-from openuni.manifests.corpus.lock import lock
+from openuni.manifests.storage.lock import lock
 from openuni.pipeline.scope import RunScope
 from tests.coded_clips import write_tone
 from tests.command_line import cli

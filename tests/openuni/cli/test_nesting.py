@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from openuni.manifests.corpus.layout import OPEN
-from openuni.manifests.corpus.store import Store
+from openuni.manifests.storage.store import Store
 from tests.bare_corpora import bare_corpus
 from tests.command_line import cli
 

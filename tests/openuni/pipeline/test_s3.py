@@ -10,11 +10,11 @@ import pytest
 
 import openuni
 from openuni.console.progress import Reporter
-from openuni.manifests.corpus import lease
 from openuni.manifests.corpus.corpus import Corpus
-from openuni.manifests.corpus.lease import Lease, LeaseLost
-from openuni.manifests.corpus.lock import lock
-from openuni.manifests.corpus.store import Store
+from openuni.manifests.storage import lease
+from openuni.manifests.storage.lease import Lease, LeaseLost
+from openuni.manifests.storage.lock import lock
+from openuni.manifests.storage.store import Store
 from openuni.pipeline.runners.resources import Resources
 from openuni.pipeline.sources import find_sources
 from tests.raw_clips import contents, write_clips

@@ -12,8 +12,8 @@ import pytest
 import openuni
 from openuni.console.progress import Reporter
 from openuni.manifests.corpus.corpus import Corpus
-from openuni.manifests.corpus.lock import lock
 from openuni.manifests.corpus.part_files import read_part, table_bytes
+from openuni.manifests.storage.lock import lock
 from openuni.report.verify_report import VerifyReport
 from tests.command_line import cli
 from tests.raw_clips import contents, write_clips

@@ -13,11 +13,11 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from openuni.manifests.corpus import lease as lease_module
-from openuni.manifests.corpus.lease import Lease, LeaseLost, LeaseRecord, newest_lease, worker_fence
-from openuni.manifests.corpus.lock import lock, worker_lock
-from openuni.manifests.corpus.store import Store
 from openuni.manifests.errors import OpenUniError
+from openuni.manifests.storage import lease as lease_module
+from openuni.manifests.storage.lease import Lease, LeaseLost, LeaseRecord, newest_lease, worker_fence
+from openuni.manifests.storage.lock import lock, worker_lock
+from openuni.manifests.storage.store import Store
 from tests.s3_server import s3_bucket
 
 QUICK = {"lease_s": 1.0, "beat_s": 0.1, "settle_s": 0.5}

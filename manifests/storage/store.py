@@ -12,8 +12,8 @@ from uuid import uuid4
 import fsspec
 from fsspec.core import url_to_fs
 
-from openuni.manifests.corpus.checksums import parse_record
 from openuni.manifests.errors import DamagedFile, OpenUniError
+from openuni.manifests.storage.checksums import parse_record
 
 MAX_DEPTH = 6  # of files below the root: latents/FAMILY/MODALITY/superseded/VERSION/
 TEMP_FILE = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # names of incomplete files of `put`

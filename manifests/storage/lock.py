@@ -16,11 +16,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from openuni.manifests.corpus.lease import held_lease, worker_fence
-from openuni.manifests.corpus.remote_errors import remote_errors
-from openuni.manifests.corpus.store import Store
 from openuni.manifests.corpus.writer import spool_dir
 from openuni.manifests.errors import OpenUniError
+from openuni.manifests.storage.lease import held_lease, worker_fence
+from openuni.manifests.storage.remote_errors import remote_errors
+from openuni.manifests.storage.store import Store
 
 NO_LOCKS_ERRNOS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
 

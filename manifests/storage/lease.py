@@ -24,8 +24,8 @@ from pathlib import Path
 from uuid import uuid4
 
 from openuni.manifests.corpus.layout import LEASE
-from openuni.manifests.corpus.store import Store
 from openuni.manifests.errors import OpenUniError
+from openuni.manifests.storage.store import Store
 
 BEAT_S = 10.0
 LEASE_S = 60.0

@@ -1,0 +1,1 @@
+"""Storage of corpora: files under one root, locks and leases, checksums."""
