@@ -17,7 +17,7 @@ class DamagedFile(OpenUniError):
     def __init__(self, where: str, reason: str, remedy: str = "") -> None:
         remedy = remedy or (
             "Restore it, or see what depends on it with: openuni verify FOLDER (for a corpus, --repair sets damaged "
-            "files aside, so that the next run recomputes them)"
+            "files aside, so that the next run recomputes them)."
         )
         super().__init__(f"{where} is damaged: {reason}. {remedy}")
         self.where, self.reason, self.remedy = where, reason, remedy

@@ -1,15 +1,13 @@
 """The record of a training run, run.json: reading, verifying and writing it."""
 
-import json
 from pathlib import Path
 from typing import Any, get_type_hints
-
-import xxhash
 
 from openuni.manifests.contracts.discovery import find_component
 from openuni.manifests.contracts.options import annotation_extras
 from openuni.manifests.contracts.parsing import parse_options
-from openuni.manifests.errors import OpenUniError
+from openuni.manifests.errors import DamagedFile, OpenUniError
+from openuni.manifests.storage.checksums import parse_record, record_bytes
 from openuni.manifests.storage.store import Store
 from openuni.training.loop.training_checkpoint import list_checkpoints
 from openuni.training.model import Model, UnrecordedDefault
@@ -17,9 +15,6 @@ from openuni.training.model import Model, UnrecordedDefault
 FORMAT = 1
 RUN_FILE = "run.json"
 TEXTS_FILE = "texts.safetensors"
-CHECKSUM = "checksum"  # key: xxh3-64 of the file's bytes with zeros in its place; records of earlier versions lack it
-ZEROS = "0" * 16
-KEYS = {"format", "recipe", "model", "latents", "text", "text_length", "latent_shape", "data", "tokens"}
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -33,21 +28,12 @@ def read_record(folder: Path) -> dict[str, Any]:
             ", but checkpoints exist: restore it" if list_checkpoints(folder) else ". Create one with: openuni train"
         )
         raise OpenUniError(f"no run at {folder} ({RUN_FILE} not found){begun}")
-    data = path.read_bytes()
     try:
-        record = json.loads(data.decode())
-    except (ValueError, RecursionError) as error:
-        raise OpenUniError(f"{path} is damaged: {error}") from error
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        found = record.get("format") if isinstance(record, dict) else None
-        raise OpenUniError(f"{path} has format {found!r}; this version reads {FORMAT}")
-    stored = record.pop(CHECKSUM, None)
-    # without a checksum the record is of an earlier version, which wrote these keys only
-    if set(record) - KEYS if stored is None else stored != _checksum(data, str(stored)):
-        raise OpenUniError(
-            f"{path} is damaged: it changed after it was written. Restore it from a backup; if you edited it on "
-            f'purpose, remove its "{CHECKSUM}".'
-        )
+        record = parse_record(path.read_bytes(), str(path))
+    except DamagedFile as error:
+        raise OpenUniError(f"{path} is damaged: {error.reason}. Restore it from a backup.") from error
+    if record.get("format") != FORMAT:
+        raise OpenUniError(f"{path} has format {record.get('format')!r}; this version reads {FORMAT}")
     tables = ("recipe", "model", "latents", "text", "data")
     if odd := [name for name in tables if not isinstance(record.get(name), dict)]:
         raise OpenUniError(f"{path} is damaged: {', '.join(odd)} must be tables. Restore it from a backup.")
@@ -67,10 +53,7 @@ def write_record(folder: Path, record: dict[str, Any]) -> None:
                 return
         except OpenUniError:  # damaged: replaced
             pass
-    data = json.dumps(record | {CHECKSUM: ZEROS}, indent=2).encode()
-    line = f'"{CHECKSUM}": "{{}}"'
-    data = data.replace(line.format(ZEROS).encode(), line.format(_checksum(data, ZEROS)).encode())
-    Store(str(folder)).put(RUN_FILE, data)
+    Store(str(folder)).put(RUN_FILE, record_bytes(record))
 
 
 def empty_model(record: dict[str, Any]) -> Model:
@@ -91,8 +74,3 @@ def unrecorded_options(kind: type[Model], recorded: dict[str, Any]) -> dict[str,
         for extra in annotation_extras(hint)
         if isinstance(extra, UnrecordedDefault) and name not in recorded
     }
-
-
-def _checksum(data: bytes, stored: str) -> str:
-    """Checksum of the file's bytes, which contain the checksum `stored`."""
-    return xxhash.xxh3_64_hexdigest(data.replace(stored.encode(), ZEROS.encode()))

@@ -93,7 +93,7 @@ class ColumnGroups:
 
     def groups(self) -> list[str]:
         """All column groups that have rows, `clips` first."""
-        return [group for group in self._group_folders() if self.parts(group)]
+        return [group for group in self.group_folders() if self.parts(group)]
 
     def parts(self, group: str) -> list[str]:
         """Names of a group's visible Parquet files, in order of creation."""
@@ -281,7 +281,7 @@ class ColumnGroups:
 
     # ------------------------------------------------------------------ inner
 
-    def _group_folders(self) -> list[str]:
+    def group_folders(self) -> list[str]:
         """Folders of column groups, with or without rows, `clips` first."""
         found = [CLIPS]
         for folder in OPERATOR_FOLDERS.values():

@@ -193,7 +193,7 @@ class Corpus(ColumnGroups):
     # ------------------------------------------------------------------ inner
 
     def _delete_parts(self) -> None:
-        for group in self._group_folders():
+        for group in self.group_folders():
             for suffix in PART_SUFFIXES:  # the Parquet files first: visible rows have their payloads
                 for name in self.store.names(group, suffix):
                     self.store.delete(name)

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from openuni.cli.app import app
+from openuni.console.terminal import print_text
 
 
 @app.command()
@@ -32,6 +33,6 @@ def verify(
     from openuni import api
 
     report = api.verify(path, sample, repair=repair, workers=workers)
-    print(json.dumps(report.as_record(), indent=2) if as_json else report)
+    print_text(json.dumps(report.as_record(), indent=2) if as_json else report)
     if not report.is_sound:
         raise typer.Exit(1)

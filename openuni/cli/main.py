@@ -14,7 +14,6 @@ from openuni.cli import components, corpora, integrity, models, parity, syntheti
 from openuni.cli.app import Interrupted, app
 from openuni.console.logs import verbosity
 from openuni.console.terminal import print_text
-from openuni.manifests.corpus.writer import is_disk_full
 from openuni.manifests.errors import OpenUniError
 from openuni.manifests.storage.remote_errors import is_remote_error, store_error
 from openuni.pipeline.failures import ItemFailed, format_error
@@ -49,6 +48,8 @@ def main() -> None:
 
 def _report(error: Exception) -> int:
     """Print what happened; return the exit code."""
+    from openuni.manifests.corpus.writer import is_disk_full
+
     if is_disk_full(error):  # safetensors has an error class of its own
         print_text(
             f"openuni: no space left on the disk: {error}. Everything finished is kept. Free some space, then rerun "

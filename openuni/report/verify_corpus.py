@@ -90,7 +90,7 @@ class CorpusVerification:
     def run(self, sample: float | None) -> Findings:
         """Verify everything; `sample`: fraction (below 1) or number of the payloads to read, default all."""
         record = self._records()
-        folders = {group: self._folders(group) for group in self.groups.groups()}
+        folders = {group: self._folders(group) for group in self.groups.group_folders()}
         names = [name for group in folders.values() for folder in group for name in self._parts_in(folder)]
         parts = self._each("Parquet parts", names, self._check_part)
         self.found.parts = [part for part in parts if part is not None]
@@ -310,7 +310,7 @@ class CorpusVerification:
         )
         ids = known.column("clip_id").combine_chunks() if known is not None else pa.array([], pa.string())
         done: dict[str, pa.Array] = {}
-        for group in self.groups.groups():
+        for group in self.groups.group_folders():
             if group == CLIPS or not (parts := self._sound_parts(group)):
                 continue
             rows = parts_dataset(self.store, parts).to_table(columns=["clip_id"]).column("clip_id").combine_chunks()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from openuni.manifests.corpus.writer import STORAGE_FULL_ERRNOS, StorageFull
 from openuni.manifests.storage.lock import exclusive_lock
+from openuni.manifests.storage.store import require_folder
 from openuni.training.loop.training_checkpoint import kept_text
 
 LOCK_FILE = ".train.lock"
@@ -17,6 +18,7 @@ def run_lock(folder: Path) -> Iterator[None]:
 
     Raises `OpenUniError` if another training holds it. A new folder is removed again if nothing was written to it.
     """
+    require_folder(folder)
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     busy = (

@@ -16,7 +16,6 @@ from openuni.manifests.contracts.modality import find_modality
 from openuni.manifests.contracts.options import former_names
 from openuni.manifests.contracts.parsing import parse_options
 from openuni.manifests.errors import OpenUniError
-from openuni.manifests.storage.store import require_folder
 from openuni.training.data.captions import Captions, open_captions
 from openuni.training.data.curriculum import Curriculum, all_collections, curriculum_stages
 from openuni.training.data.fixed_texts import EMPTY, FixedTexts, fixed_rows
@@ -64,7 +63,6 @@ class Setup:
 
 def prepare(recipe: TrainingRecipe, corpus: "Corpus", folder: Path) -> Setup:
     """Check all inputs and write run.json. Raises `OpenUniError` with the reason and the remedy."""
-    require_folder(folder)
     latents = _family("latent", corpus.families(), recipe.data.latents)
     text = _family("text", corpus.text_families(), recipe.data.text)
     base: Any = Model

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from openuni.cli.main import app
+from openuni.console.terminal import escape
 from openuni.inference.generate import GenerateRequest, _output_fps, generate_files
 from openuni.manifests.contracts.modality import Modality
 from openuni.manifests.errors import OpenUniError
@@ -321,7 +322,7 @@ def test_text_is_written_and_printed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
     text = (out / "text.txt").read_text(encoding="utf-8")
-    assert text.endswith("\n") and done.stdout == f"{out / 'text.txt'}\n{text}"
+    assert text.endswith("\n") and done.stdout == escape(f"{out / 'text.txt'}\n{text}")
     assert [how.shift for how in asked] == [5.0, 2.0]  # the video's, and of text alone the text's
     refused = CliRunner().invoke(app, [*command, "--prompt", "a walk"])
     assert refused.exit_code != 0 and 'task "rgb->text" does not use a prompt' in str(refused.exception)
