@@ -81,21 +81,29 @@ class Lease:
             _active.discard(mine.owner)
             raise
         self.number, self.record = number, mine
-        for older in range(max(1, number - 2), number):
-            self.store.delete(_name(older))
         self.thread = threading.Thread(target=self._keep_alive, name="lease", daemon=True)
         self.thread.start()
+        try:
+            for older in range(max(1, number - 2), number):
+                self.store.delete(_name(older))
+        except Exception as error:  # noqa: BLE001  # of any library; older numbers do no harm
+            logger.warning("former leases of %s were not deleted: %s", self.store.url, error)
 
     def release(self) -> None:
-        """Give the lease back, so that the next run need not wait."""
+        """Give the lease back, so that the next run need not wait. Raises nothing: it ends by itself otherwise."""
         self.stop.set()
         if self.thread is not None:
             self.thread.join(timeout=self.beat_s)  # a store that does not answer must not keep the run from ending
         if self.record is None:
             return
         _active.discard(self.record.owner)
-        if not self._taken():
-            self._write(released=True)
+        try:
+            if not self._taken():
+                self._write(released=True)
+        except Exception as error:  # noqa: BLE001  # of any library
+            logger.warning(
+                "the lease of %s was not released and ends in %.0f s: %s", self.store.url, self.lease_s, error
+            )
 
     def check(self) -> None:
         """Raise `LeaseLost` if another run has taken over."""

@@ -177,6 +177,23 @@ def test_an_owner_whose_store_is_silent_stops(monkeypatch):
         owner.check()
 
 
+def test_what_a_run_raises_is_not_hidden_by_a_lease_that_cannot_be_released(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENUNI_SPOOL", str(tmp_path / "spool"))
+    store = Store(f"memory://{uuid4().hex}")
+
+    def silent(*_: object, **__: object) -> None:
+        raise ConnectionError("no route")
+
+    with pytest.raises(ZeroDivisionError), lock(store):
+        monkeypatch.setattr(MemoryFileSystem, "pipe_file", silent)
+        raise ZeroDivisionError
+    monkeypatch.undo()
+    assert newest_lease(store)[0] == 1 and not newest_lease(store)[1].released
+    monkeypatch.setenv("OPENUNI_SPOOL", str(tmp_path / "spool"))
+    with lock(store):  # at once: the owner is known to be gone
+        assert newest_lease(store)[0] == 2
+
+
 def test_remote_corpora_and_file_systems_without_locks_use_it(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENUNI_SPOOL", str(tmp_path / "spool"))
     remote, local = Store(f"memory://{uuid4().hex}"), Store(str(tmp_path / "corpus"))
