@@ -397,4 +397,4 @@ def test_a_package_that_takes_a_name_of_ours_is_an_error(folder, tmp_path):
     other = entry_point_package(tmp_path / "other", "other_lab", points, edges=CANNY)
     for command in (["list"], ["show", "dis"], ["run", "corpus.toml", "raw/", "--out", "corpus", "--workers", 0]):
         out = folder.openuni(*command, code=2, PYTHONPATH=str(other))
-        assert 'package other_lab defines the openuni.annotators entry point "dis", which is the name of a built-in' in out
+        assert 'other_lab defines the openuni.annotators entry point "dis", which is the name of a built-in' in out
