@@ -14,6 +14,7 @@ import json
 import re
 import struct
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import xxhash
@@ -30,6 +31,7 @@ COUNTS = struct.Struct("<II")
 DIGEST_BYTES = 8
 RECORD_KEY = "checksum"
 RECORD_CHECKSUM = re.compile(r"xxh3:[0-9a-f]{16}")
+HASH_BYTES = 16 * 1024**2  # bytes of a file hashed at a time
 
 
 class BlockTable(NamedTuple):
@@ -124,3 +126,12 @@ def _record_checksum(record: Mapping[str, Any]) -> str:
     """The checksum of a record's values; formatting and the order of keys do not matter."""
     text = json.dumps(record, sort_keys=True, separators=(",", ":"))
     return f"xxh3:{xxhash.xxh3_64_hexdigest(text.encode())}"
+
+
+def file_checksum(path: Path) -> str:
+    """xxh3-64 of a file's bytes, 16 hex digits."""
+    total = xxhash.xxh3_64()
+    with path.open("rb") as file:
+        while block := file.read(HASH_BYTES):
+            total.update(block)
+    return total.hexdigest()

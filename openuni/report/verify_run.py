@@ -6,12 +6,10 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-import xxhash
-
 from openuni.console.progress import Reporter
 from openuni.manifests.corpus.layout import set_aside
 from openuni.manifests.errors import DamagedFile
-from openuni.manifests.storage.checksums import parse_record
+from openuni.manifests.storage.checksums import file_checksum, parse_record
 from openuni.report.verify_report import Damage, VerifyReport
 
 RUN_RECORD = "run.json"
@@ -19,7 +17,6 @@ LOG = "log.jsonl"
 CHECKSUMS = "checksums.json"  # file name -> xxh3-64 as 16 hex digits
 CHECKPOINT = re.compile(r"step-\d{6,}")
 TENSOR_FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
-READ_BYTES = 16 * 1024**2
 
 
 def verify_run(folder: Path, reporter: Reporter, *, repair: bool) -> VerifyReport:
@@ -113,7 +110,7 @@ def _tensors(place: Path, folder: Path, required: tuple[str, ...]) -> Iterator[D
         depends = ("resuming",) if name.startswith(("model", "optimizer")) else ("sampling",)
         if not path.is_file():
             yield Damage(prefix + name, "checkpoint", "the file is missing", depends)
-        elif name in known and _checksum(path) != known[name]:
+        elif name in known and file_checksum(path) != known[name]:
             yield Damage(prefix + name, "checkpoint", f"checksum mismatch with {CHECKSUMS}", depends)
         elif name.endswith(".safetensors") and (problem := _tensor_problem(path)):
             yield Damage(prefix + name, "checkpoint", problem, depends)
@@ -128,11 +125,3 @@ def _tensor_problem(path: Path) -> str:
             return "" if list(file.keys()) else "it has no tensors"
     except (SafetensorError, OSError, ValueError) as error:
         return f"not readable: {error}"
-
-
-def _checksum(path: Path) -> str:
-    digest = xxhash.xxh3_64()
-    with path.open("rb") as file:
-        while data := file.read(READ_BYTES):
-            digest.update(data)
-    return digest.hexdigest()

@@ -9,18 +9,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import xxhash
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from openuni.manifests.errors import OpenUniError
+from openuni.manifests.storage.checksums import file_checksum
 from openuni.training.finite import non_finite
 
 NAME = re.compile(r"step-(\d{6,})")
 STATE_FILE = "state.json"
 CHECKSUMS_FILE = "checksums.json"  # file name -> xxh3-64 of its bytes; written last
-HASH_BYTES = 16 * 1024**2  # bytes hashed at a time
 OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how the safetensors library reports errors of the operating system
 
 
@@ -168,15 +167,6 @@ def _write_files(folder: Path, tensors: dict[str, dict[str, torch.Tensor]], stat
     _write_text(folder / STATE_FILE, json.dumps(state, indent=2))
     checksums = {path.name: file_checksum(path) for path in sorted(folder.iterdir())}
     _write_text(folder / CHECKSUMS_FILE, json.dumps(checksums, indent=2))
-
-
-def file_checksum(path: Path) -> str:
-    """xxh3-64 of a file's bytes, 16 hex digits."""
-    total = xxhash.xxh3_64()
-    with path.open("rb") as file:
-        while block := file.read(HASH_BYTES):
-            total.update(block)
-    return total.hexdigest()
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, torch.Tensor]:

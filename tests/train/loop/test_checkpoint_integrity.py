@@ -15,18 +15,12 @@ from openuni.manifests.errors import OpenUniError
 from openuni.training.loop.trainer import train
 from openuni.training.loop.training_checkpoint import TrainingCheckpoint, list_checkpoints
 from openuni.training.run import Run
-from tests.train.corpora import random_clips, write_corpus
 from tests.train.loop.test_trainer import MODEL, assert_same, state
 from tests.train.small_runs import small_recipe
 
 RECIPE = small_recipe({"model": MODEL})
 FLIPS = 240
 FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json", "checksums.json")
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return write_corpus(tmp_path_factory.mktemp("corpus"), random_clips(6))
 
 
 @pytest.fixture(scope="module")

@@ -15,16 +15,10 @@ from openuni.training.loop.trainer import train
 from openuni.training.loop.training_checkpoint import list_checkpoints
 from openuni.training.recipe import TrainingRecipe
 from openuni.training.run import Run
-from tests.train.corpora import random_clips, write_corpus
 from tests.train.loop.test_trainer import MODEL
 from tests.train.small_runs import small_recipe
 
 RECIPE: TrainingRecipe = small_recipe({"model": MODEL})
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return write_corpus(tmp_path_factory.mktemp("corpus"), random_clips(6))
 
 
 @pytest.fixture(scope="module")

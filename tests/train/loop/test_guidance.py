@@ -19,15 +19,9 @@ from openuni.training.randomness import normal
 from openuni.training.recipe import TrainingRecipe
 from openuni.training.sampler import SamplerInputs, SamplingOptions, sample
 from openuni.training.tasks import Task
-from tests.train.corpora import random_clips, write_corpus
 
 SIZES: dict[str, Any] = {"num_layers": 1, "heads": 2, "head_dim": 12, "ffn_dim": 32, "freq_dim": 16}
 SHAPE = (2, 4, 2, 2, 2)
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return write_corpus(tmp_path_factory.mktemp("corpus"), random_clips(6))
 
 
 @pytest.fixture

@@ -17,28 +17,12 @@ from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.errors import OpenUniError
 from openuni.manifests.graceful_shutdown import Terminated
 from openuni.training.loop.trainer import train
-from openuni.training.recipe import TrainingRecipe
 from openuni.training.run import Run
 from tests.command_line import cli
-from tests.train.corpora import random_clips, write_corpus
-from tests.train.loop.test_trainer import MODEL, assert_same, state
-from tests.train.small_runs import small_recipe, steps_saved, stop_at, write_recipe
+from tests.train.loop.test_trainer import MODEL, assert_same, recipe, state
+from tests.train.small_runs import steps_saved, stop_at, write_recipe
 
 ROOT = Path(__file__).parents[3]
-
-
-def recipe(**changes: Any) -> TrainingRecipe:
-    return small_recipe({"model": MODEL}, changes)
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return write_corpus(tmp_path_factory.mktemp("corpus"), random_clips(6))
-
-
-@pytest.fixture(scope="module")
-def run(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return train(recipe(), corpus, tmp_path_factory.mktemp("run"))
 
 
 # ---------------------------------------------------------------- signals

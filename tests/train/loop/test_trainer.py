@@ -49,11 +49,6 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     return write_corpus(tmp_path_factory.mktemp("corpus"), clips)
 
 
-@pytest.fixture(scope="module")
-def run(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return train(recipe(), corpus, tmp_path_factory.mktemp("run"))
-
-
 def state(run: Path) -> dict[str, torch.Tensor]:
     latest = list_checkpoints(run)[-1]
     parts = {name: latest.tensors(name) for name in ("model", "ema", "optimizer")}
