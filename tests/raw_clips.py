@@ -1,6 +1,6 @@
 """Small real videos for pipeline tests, and operators' favourite way to compare what two runs made of them."""
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -49,3 +49,13 @@ def _plain(value: Any, corpus: Corpus, group: str) -> Any:
         corpus.read(group, *(value[key] for key in ("shard", "offset", "nbytes", "xxh3")))
     kept = {key: item for key, item in value.items() if key not in TIMINGS | PLACES}
     return {key: _plain(item, corpus, group) for key, item in kept.items()}
+
+
+def contents_by_name(corpus: Corpus) -> dict[str, list[dict[str, Any]]]:
+    """The same, with file names in place of sources and of the ids that depend on them."""
+    names = {clip.clip_id: PurePosixPath(clip.clip.source).name for clip in corpus}
+    found = {}
+    for group, rows in contents(corpus).items():
+        plain = [row | {"clip_id": names[row["clip_id"]], "source": None} for row in rows]
+        found[group] = sorted(plain, key=lambda row: row["clip_id"])
+    return found

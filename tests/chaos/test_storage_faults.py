@@ -2,7 +2,6 @@
 
 import os
 from collections import Counter
-from pathlib import PurePosixPath
 from typing import Any
 
 import fsspec
@@ -13,7 +12,7 @@ from openuni.console.progress import Reporter
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.pipeline.scope import RunScope
 from tests.chaos.faulty_storage import KINDS, StorageFaults
-from tests.raw_clips import contents, write_clips
+from tests.raw_clips import contents_by_name, write_clips
 from tests.s3_server import s3_bucket
 
 QUIET = Reporter(quiet=True)
@@ -46,15 +45,10 @@ def faults_until_done(faults: StorageFaults, work: Any) -> list[BaseException]:
 
 
 def rows(corpus: Corpus) -> dict[str, list[dict[str, Any]]]:
-    """All rows and payloads, with names in place of what depends on the corpus's URL."""
-    names = {clip.clip_id: PurePosixPath(clip.clip.source).name for clip in corpus}
-    assert len(names) == len(corpus)
-    found = {}
-    for group, listed in contents(corpus).items():
-        ids = [row["clip_id"] for row in listed]
-        assert len(set(ids)) == len(ids), group
-        plain = [row | {"clip_id": names[row["clip_id"]], "source": None} for row in listed]
-        found[group] = sorted(plain, key=lambda row: row["clip_id"])
+    """All rows and payloads. No clip has two rows."""
+    found = contents_by_name(corpus)
+    for group, listed in found.items():
+        assert len({row["clip_id"] for row in listed}) == len(listed), group
     return found
 
 

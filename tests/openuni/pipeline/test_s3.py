@@ -1,7 +1,7 @@
 """Sources and corpus on an object store: the same rows and payloads as on a disk, resumed the same way."""
 
 import time
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -17,7 +17,7 @@ from openuni.manifests.storage.lock import lock
 from openuni.manifests.storage.store import Store
 from openuni.pipeline.runners.resources import Resources
 from openuni.pipeline.sources import find_sources
-from tests.raw_clips import contents, write_clips
+from tests.raw_clips import contents_by_name, write_clips
 from tests.s3_server import s3_bucket
 
 BUCKET = "s3://openuni-test"
@@ -54,21 +54,11 @@ def remote(bucket, raw):
 
 @pytest.fixture(scope="module")
 def rows(remote):
-    return by_source(remote)
+    return contents_by_name(remote)
 
 
 def run(sources: str | Path, out: str | Path, workers: int = 0) -> Corpus:
     return openuni.run(RECIPE, sources, out=out, resources=Resources(workers), reporter=Reporter(quiet=True))
-
-
-def by_source(corpus: Corpus) -> dict[str, list[dict[str, Any]]]:
-    """All rows and payloads, with file names in place of URLs and of the ids that depend on them."""
-    names = {clip.clip_id: PurePosixPath(clip.clip.source).name for clip in corpus}
-    found = {}
-    for group, rows in contents(corpus).items():
-        plain = [row | {"clip_id": names[row["clip_id"]], "source": None} for row in rows]
-        found[group] = sorted(plain, key=lambda row: row["clip_id"])
-    return found
 
 
 def objects(url: str) -> dict[str, Any]:
@@ -81,7 +71,7 @@ def objects(url: str) -> dict[str, Any]:
 def test_the_corpus_equals_that_of_a_local_run(remote, rows, raw, tmp_path):
     assert remote.summary().ok == 3
     assert remote[0].clip.source.startswith("s3://openuni-test/raw/")
-    assert by_source(run(raw, tmp_path / "corpus")) == rows
+    assert contents_by_name(run(raw, tmp_path / "corpus")) == rows
     assert {"clips", "filters/motion", "filters/luminance", "annotations/dis"} < set(rows)
     assert sum(group.startswith("latents/") for group in rows) == 2 and sum(map(len, rows.values())) == 7 * 3
 
@@ -107,7 +97,7 @@ def test_a_second_run_writes_nothing_and_a_lost_group_alone_is_made_again(remote
     after = objects(url)
     changed = {name.rpartition("/")[0] for name in set(before.items()) ^ set(after.items()) for name in name[:1]}
     assert changed == {"/filters/luminance"}
-    assert by_source(resumed) == rows
+    assert contents_by_name(resumed) == rows
 
 
 def test_changed_options_set_the_old_version_aside_and_going_back_restores_it(remote, rows):
@@ -117,7 +107,7 @@ def test_changed_options_set_the_old_version_aside_and_going_back_restores_it(re
     before = objects(url)
     assert sum("/superseded/" in name for name in before) == 1
     restored = run(f"{BUCKET}/raw", url)
-    assert by_source(restored) == rows
+    assert contents_by_name(restored) == rows
     assert len(objects(url)) == len(before)  # moved, not computed again
 
 
