@@ -60,10 +60,9 @@ def option_text(hint: Any) -> str:
 
 def former_names(kind: Any) -> dict[str, str]:
     """Field -> its former name, for the fields of a dataclass that were renamed."""
-    hints = get_type_hints(kind, include_extras=True)
     return {
         field: extra.name
-        for field, hint in hints.items()
+        for field, hint in _hints(kind).items()
         for extra in annotation_extras(hint)
         if isinstance(extra, Formerly)
     }
