@@ -12,7 +12,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from openuni.api import export, import_set, open_corpus, open_run, run, select, split, train, verify
+    from openuni.api import compact, export, import_set, open_corpus, open_run, run, select, split, train, verify
     from openuni.config.recipe import CorpusRecipe
     from openuni.manifests.contracts.decoded_clip import DecodedClip
     from openuni.manifests.corpus.corpus import Corpus
@@ -29,6 +29,7 @@ _LAZY_IMPORTS = {
     "OpenUniError": "openuni.manifests.errors",
     "CorpusRecipe": "openuni.config.recipe",
     "Run": "openuni.training.run",
+    "compact": "openuni.api",
     "export": "openuni.api",
     "import_set": "openuni.api",
     "open_corpus": "openuni.api",
@@ -47,6 +48,7 @@ __all__ = [
     "DecodedClip",
     "OpenUniError",
     "Run",
+    "compact",
     "export",
     "import_set",
     "open_corpus",

@@ -17,6 +17,8 @@ from openuni.exchange.importer import find_importer
 from openuni.manifests.contracts.parsing import parse_options
 from openuni.manifests.corpus import keep_rule as rules
 from openuni.manifests.corpus import splits
+from openuni.manifests.corpus.compaction import Compacted
+from openuni.manifests.corpus.compaction import compact as compact_group
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.corpus.layout import annotation_group
 from openuni.manifests.corpus.writer import storage_errors
@@ -195,6 +197,24 @@ def duplicates(corpus: str | Path | Corpus, by: str = "hash", **options: Any) ->
     opened = corpus if isinstance(corpus, Corpus) else Corpus.open(str(corpus))
     with lock(opened.store):
         return dedup.find_duplicates(parse_options(chosen, options, f"duplicates by {by}"), opened)
+
+
+@raises_store_errors
+def compact(corpus: str | Path | Corpus, *, reporter: Reporter | None = None) -> list[Compacted]:
+    """Merge the small Parquet parts of every column group, which many short runs leave; return what was done by group.
+
+    `run` and `import_set` do so themselves at the end of a phase. Rows, their order and all results stay the same, and
+    shards are not rewritten. Safe to interrupt and to run while others read the corpus.
+    """
+    opened = corpus if isinstance(corpus, Corpus) else Corpus.open(str(corpus))
+    done = []
+    with storage_errors(opened.store), lock(opened.store), reporter or Reporter() as shown:
+        opened.recover()
+        for group in opened.groups():
+            with shown.phase(f"compact {group}", len(opened.parts(group))) as counter:
+                done.append(compact_group(opened, group, lambda part, counter=counter: counter.add("ok")))
+    opened.refresh()
+    return done
 
 
 @raises_store_errors

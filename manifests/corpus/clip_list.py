@@ -1,6 +1,7 @@
 """Indexed access to the clips of a corpus: ids in memory, all other columns read part by part on demand."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pyarrow.compute as pc
 from openuni.manifests.contracts.schema import clip_schema
 from openuni.manifests.corpus.column_groups import ColumnGroups
 from openuni.manifests.corpus.part_files import parts_dataset
+from openuni.manifests.corpus.part_listing import MAX_LISTINGS, relisted
 from openuni.manifests.errors import OpenUniError
 from openuni.manifests.video.clip import Clip
 
@@ -25,6 +27,11 @@ class ClipList:
 
     def __init__(self, corpus: ColumnGroups) -> None:
         self.corpus = corpus
+        self._cached_part: tuple[str, pa.Table] | None = None  # path and rows of the last part that was read
+        relisted(self._list)
+
+    def _list(self) -> None:
+        corpus = self.corpus
         dataset = corpus.dataset("clips", clip_schema())
         ids, accepted, self.paths, ends = [], [], list[str](), list[int]()
         for tagged in dataset.tagged_batches(columns=["clip_id", "status"]) if dataset.parts else ():
@@ -39,16 +46,16 @@ class ClipList:
         self.ids: pa.Array = pa.chunked_array(ids, pa.string()).filter(mask).combine_chunks()
         self.rows: np.ndarray = np.flatnonzero(mask.to_numpy())
         self.starts = np.array([0, *ends], np.int64)  # first row of each part, then the total number of rows
-        self._cached_part: tuple[int, pa.Table] | None = None  # index and rows of the last part that was read
 
     def tables(self, rows: np.ndarray) -> Iterator[pa.Table]:
         """The rows with these indices (int64, increasing), in order, in tables of at most `MAX_ROWS`."""
-        for number in np.unique(np.searchsorted(self.starts, rows, side="right") - 1).tolist():
-            start, end = self.starts[number : number + 2]
-            part = self._part(number)
-            indices = rows[(rows >= start) & (rows < end)] - start
-            for first in range(0, len(indices), MAX_ROWS):
-                yield part.take(pa.array(indices[first : first + MAX_ROWS]))
+        done = 0
+        while done < len(rows):
+            part, start, end = self._part_with(int(rows[done]))
+            last = int(np.searchsorted(rows, end))
+            for first in range(done, last, MAX_ROWS):
+                yield part.take(pa.array(rows[first : min(first + MAX_ROWS, last)] - start))
+            done = last
 
     def clips(self) -> Iterator[Clip]:
         """All clips, in order."""
@@ -58,11 +65,10 @@ class ClipList:
     def clip(self, position: int) -> Clip:
         """The clip at a position among the accepted ones. Raises `OpenUniError` if the clip list has changed."""
         row = int(self.rows[position])
-        number = int(np.searchsorted(self.starts, row, side="right")) - 1
-        found = self._part(number).slice(row - int(self.starts[number]), 1).to_pylist()
+        part, start, _ = self._part_with(row)
+        found = part.slice(row - start, 1).to_pylist()
         if not found or found[0]["clip_id"] != self.ids[position].as_py():
-            url = self.corpus.store.url
-            raise OpenUniError(f"the clip list of {url} changed after it was opened; call refresh() on the corpus")
+            raise self._changed()
         return self.clip_of_row(found[0])
 
     def clip_of_row(self, row: dict[str, Any]) -> Clip:
@@ -72,9 +78,26 @@ class ClipList:
             fields["source"] = self.corpus.store.location(fields["source"].removeprefix(WITHIN))
         return Clip(**fields)
 
+    def _part_with(self, row: int) -> tuple[pa.Table, int, int]:
+        """The part that holds a row, the index of its first row, and that of the next part."""
+        for _ in range(MAX_LISTINGS):
+            number = int(np.searchsorted(self.starts, row, side="right")) - 1
+            with suppress(FileNotFoundError):
+                return self._part(number), int(self.starts[number]), int(self.starts[number + 1])
+            ids, rows = self.ids, self.rows  # of parts that have been merged into others
+            relisted(self._list)
+            if not self.ids.equals(ids) or not np.array_equal(self.rows, rows):
+                raise self._changed()
+        raise self._changed()
+
     def _part(self, number: int) -> pa.Table:
-        if self._cached_part is None or self._cached_part[0] != number:
+        path = self.paths[number]
+        if self._cached_part is None or self._cached_part[0] != path:
             store = self.corpus.store
-            part = parts_dataset(store, [store.name_of(self.paths[number])], clip_schema())
-            self._cached_part = number, part.to_table()
+            part = parts_dataset(store, [store.name_of(path)], clip_schema())
+            self._cached_part = path, part.to_table()
         return self._cached_part[1]
+
+    def _changed(self) -> OpenUniError:
+        url = self.corpus.store.url
+        return OpenUniError(f"the clip list of {url} changed after it was opened; call refresh() on the corpus")

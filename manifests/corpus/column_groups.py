@@ -5,6 +5,7 @@ of Parquet parts and the shards that they refer to. A clip has at most one row p
 the same version: parts of other versions are moved to the group's `superseded/` folder.
 """
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -19,10 +20,13 @@ from openuni.manifests.corpus.layout import (
     MAX_GROUP_DEPTH,
     OPEN,
     OPERATOR_FOLDERS,
+    PART_SUFFIX,
+    SHARD_SUFFIXES,
     SUPERSEDED,
     TEXT,
     annotation_group,
     family_record,
+    in_folder,
     latent_group,
     operator_group,
     operator_of,
@@ -31,13 +35,20 @@ from openuni.manifests.corpus.layout import (
 )
 from openuni.manifests.corpus.names import check_folder_names, check_part_names, is_shard, name_columns, shown
 from openuni.manifests.corpus.part_files import CheckedDataset, open_part, parts_dataset, read_part, table_bytes
+from openuni.manifests.corpus.part_listing import (
+    PARALLEL_PARTS,
+    finish_compactions,
+    relisted,
+    shards_of,
+    shards_of_part,
+    visible_parts,
+)
 from openuni.manifests.corpus.shards import Shard, checksum
 from openuni.manifests.corpus.writer import PartWriter, open_parts_dir, recover, spool_dir, storage_errors
 from openuni.manifests.errors import DamagedFile, OpenUniError
 from openuni.manifests.storage.checksums import parse_record, record_bytes
 from openuni.manifests.storage.store import Store
 
-PARALLEL_PARTS = 8  # files processed concurrently, to hide the latency of object stores
 VERSION_KEY = b"openuni.version"
 FAMILY_TYPES: dict[str, dict[str, Any]] = {
     LATENTS: {"codec": str, "options": dict, "size_px": list[int], "frames": int, "modalities": list[str]},
@@ -55,7 +66,7 @@ class ColumnGroups:
     def __init__(self, store: Store, record: dict[str, Any]) -> None:
         self.store = store
         self.record = record
-        self._checked_parts: set[str] = set()  # parts whose names were found harmless
+        self._checked_parts: dict[str, set[str]] = {}  # parts whose names were found harmless -> their shards
 
     def write_json(self, name: str, record: dict[str, Any]) -> None:
         """Write a JSON file of the corpus atomically, with its checksum, unless its contents are the same."""
@@ -97,12 +108,11 @@ class ColumnGroups:
 
     def parts(self, group: str) -> list[str]:
         """Names of a group's visible Parquet files, in order of creation."""
-        return self.store.names(group, ".parquet")
+        return visible_parts(self.store, group)
 
     def group_version(self, group: str) -> str:
         """The version of a group's rows; "none" if it is empty."""
-        parts = self.parts(group)
-        return self._part_version(parts[0]) if parts else "none"
+        return relisted(lambda: next(map(self._part_version, self.parts(group)), "none"))
 
     def has_modality(self, annotator: str, modality: str) -> bool:
         """Whether an annotator's column group has a field for a modality."""
@@ -111,22 +121,32 @@ class ColumnGroups:
 
     def operator_fields(self, group: str) -> list[pa.Field]:
         """The fields of the struct column of an operator's group; none while it is empty."""
-        parts = self.parts(group)[:1]  # all parts of a group share a schema
-        return [field for part in parts for field in self._operator_column(self._part_schema(part), group).type]
+
+        def fields() -> list[pa.Field]:
+            parts = self.parts(group)[:1]  # all parts of a group share a schema
+            return [field for part in parts for field in self._operator_column(self._part_schema(part), group).type]
+
+        return relisted(fields)
 
     def dataset(self, group: str, schema: pa.Schema | None = None) -> CheckedDataset:
         """The group as a lazy pyarrow dataset. `schema`: used for groups without parts; default: only `clip_id`.
 
         Reading raises `DamagedFile` for a damaged part. `dataset(group).unchecked` is the `pyarrow.dataset.Dataset`.
         """
-        parts = self.parts(group)
-        if not parts:
-            empty = (schema or pa.schema([pa.field("clip_id", pa.string())])).empty_table()
-            return CheckedDataset(self.store, [], pads.dataset(empty))
-        self.check_names(parts)
-        found = parts_dataset(self.store, parts, schema)
-        if operator_of(group) is not None:
-            self._operator_column(found.schema, group)
+
+        def open_parts() -> CheckedDataset:
+            parts = self.parts(group)
+            if not parts:
+                empty = (schema or pa.schema([pa.field("clip_id", pa.string())])).empty_table()
+                return CheckedDataset(self.store, [], pads.dataset(empty))
+            self.check_names(parts)
+            found = parts_dataset(self.store, parts, schema)
+            if operator_of(group) is not None:
+                self._operator_column(found.schema, group)
+            return found
+
+        found = relisted(open_parts)
+        found.reopen = open_parts
         return found
 
     def table(self, group: str, columns: Sequence[str] | Mapping[str, pads.Expression] | None = None) -> pa.Table:
@@ -147,6 +167,9 @@ class ColumnGroups:
 
     def find(self, group: str, clip_id: str) -> dict[str, Any] | None:
         """A clip's row in a group, or None. Reads only the ids to locate the row, then its part."""
+        return relisted(lambda: self._find(group, clip_id))
+
+    def _find(self, group: str, clip_id: str) -> dict[str, Any] | None:
         dataset = self.dataset(group)
         for tagged in dataset.tagged_batches(columns=["clip_id"]):
             if pc.index(tagged.record_batch.column("clip_id"), clip_id).as_py() >= 0:
@@ -156,18 +179,15 @@ class ColumnGroups:
 
     def missing_shards(self, group: str) -> list[str]:
         """Names of shards that rows of the group refer to and that do not exist."""
+        return relisted(lambda: self._missing_shards(group))
+
+    def _missing_shards(self, group: str) -> list[str]:
         parts = self.parts(group)
-        there = {name for suffix in (".tar", ".safetensors") for name in self.store.names(group, suffix)}
+        there = set(self.store.names(group, SHARD_SUFFIXES))
         stems = {name.rpartition(".")[0] for name in there}
-        missing: set[str] = set()
-        for part in parts:
-            if part.removesuffix(".parquet") in stems or not _shard_columns(self._part_schema(part)):
-                continue
-            table = parts_dataset(self.store, [part])
-            for column in _shard_columns(table.schema):
-                named = pc.unique(table.to_table(columns={"shard": pads.field(*column)})["shard"]).to_pylist()
-                missing |= {f"{group}/{name}" for name in named if name is not None}
-        return sorted(missing - there)
+        others = [part for part in parts if part.removesuffix(PART_SUFFIX) not in stems]
+        self.check_names(others)
+        return sorted({in_folder(group, name) for part in others for name in self._checked_parts[part]} - there)
 
     def require_shards(self, groups: Sequence[str]) -> None:
         """Raise `OpenUniError` if a shard of these groups is missing."""
@@ -176,8 +196,13 @@ class ColumnGroups:
             raise OpenUniError("\n".join(self._missing_shard_message(name) for name in missing))
 
     def _missing_shard_message(self, name: str) -> str:
+        part = name.rpartition(".")[0] + PART_SUFFIX
+        if self.store.exists(part):
+            remedy = f"delete {part}"
+        else:  # one of several shards of a merged part
+            remedy = f"remove the rows that refer to it with `openuni verify {shlex.quote(self.store.url)} --repair`,"
         return (
-            f"{self.store.url}/{name} is missing. Restore it, or delete {name.rpartition('.')[0]}.parquet and rerun "
+            f"{self.store.url}/{name} is missing. Restore it, or {remedy} and rerun "
             "`openuni run` (or the import): the results of its clips are then computed again."
         )
 
@@ -207,8 +232,13 @@ class ColumnGroups:
         return PartWriter(self.store, group, schema.with_metadata({VERSION_KEY: version.encode()}), shard_type)
 
     def recover(self) -> int:
-        """Seal open parts of dead workers in every column group; return the number of recovered rows."""
+        """Seal open parts of dead workers in every column group; return the number of recovered rows.
+
+        Compactions that were killed are finished.
+        """
         with storage_errors(self.store):
+            for group in self.group_folders():
+                finish_compactions(self.store, group)
             return sum(recover(self.store, group) for group in self.groups_with_open_parts())
 
     def groups_with_open_parts(self) -> list[str]:
@@ -230,14 +260,14 @@ class ColumnGroups:
 
         Parts of other versions are moved to `superseded/`; earlier parts of this version are restored from there.
         """
+        finish_compactions(self.store, group)  # else the replaced parts would be visible again
         parts = self.parts(group)
         with ThreadPoolExecutor(PARALLEL_PARTS) as pool:
             versions = list(pool.map(self._part_version, parts))
-        for part, found in zip(parts, versions, strict=True):
-            if found != version:
-                self._move_part(part, superseded(group, found))
-        for part in self.parts(superseded(group, version)):
-            self._move_part(part, group)
+        for other in sorted({*versions} - {version}):
+            moved = [part for part, found in zip(parts, versions, strict=True) if found == other]
+            self._move_parts(moved, superseded(group, other))
+        self._move_parts(self.parts(superseded(group, version)), group)
 
     def delete_by_status(self, group: str, statuses: Sequence[str], among: Mapping[str, pa.Array] | None = None) -> int:
         """Delete the rows with these statuses, so that the next run retries them; return their number.
@@ -266,8 +296,16 @@ class ColumnGroups:
         self.rewrite(group, change)
         return deleted
 
+    def delete_parts(self, group: str) -> None:
+        """Delete all parts of a group, then their shards: visible rows have their payloads."""
+        finish_compactions(self.store, group)
+        for suffix in (PART_SUFFIX, *SHARD_SUFFIXES):
+            for name in self.store.names(group, suffix):
+                self.store.delete(name)
+
     def rewrite(self, group: str, change: Callable[[pa.Table], pa.Table]) -> None:
         """Replace each part's rows with `change(rows)`; parts whose rows stay equal are not rewritten."""
+        finish_compactions(self.store, group)
         for part in self.parts(group):
             rows = read_part(self.store, part)
             changed = change(rows)
@@ -307,15 +345,13 @@ class ColumnGroups:
         """
         unchecked = [part for part in parts if part not in self._checked_parts]
 
-        def check(part: str) -> None:
-            with open_part(self.store, part) as file:
-                columns = list(name_columns(file.schema_arrow))
-            table = read_part(self.store, part, [".".join(column) for column in columns])
-            check_part_names(table, columns, f"{self.store.url}/{part}")
+        def check(part: str) -> set[str]:
+            table = read_part(self.store, part, lambda schema: [".".join(column) for column in name_columns(schema)])
+            check_part_names(table, list(name_columns(table.schema)), f"{self.store.url}/{part}")
+            return shards_of(table)
 
         with ThreadPoolExecutor(PARALLEL_PARTS) as pool:
-            list(pool.map(check, unchecked))  # raises the first error
-        self._checked_parts.update(unchecked)
+            self._checked_parts.update(zip(unchecked, pool.map(check, unchecked), strict=True))  # or the first error
 
     def _row_count(self, part: str) -> int:
         with open_part(self.store, part) as file:
@@ -338,34 +374,21 @@ class ColumnGroups:
             )
         return schema.field(operator)
 
-    def _move_part(self, part: str, folder: str) -> None:
-        # move the Parquet file last to publish a part and first to retract it: rows must never lack their payloads
-        name = part.rsplit("/", 1)[1].removesuffix(".parquet")
-        source = part.rsplit("/", 1)[0]
-        names = [f"{name}.parquet", f"{name}.tar", f"{name}.safetensors"]
-        if f"/{SUPERSEDED}/" in part:
-            names.reverse()
-        for entry in names:
-            if self.store.exists(f"{source}/{entry}"):
-                self.store.move(f"{source}/{entry}", f"{folder}/{entry}")
+    def _move_parts(self, parts: Sequence[str], folder: str) -> None:
+        """Move all parts of one version, and their shards: a shard may belong to several parts."""
+        moved = set(parts)
+        for part in parts:
+            source, _, name = part.rpartition("/")
+            own = {name.removesuffix(PART_SUFFIX) + suffix for suffix in SHARD_SUFFIXES}
+            shards = own | shards_of_part(self.store, part)
+            moved.update(name for name in (in_folder(source, shard) for shard in shards) if self.store.exists(name))
+        # the Parquet files last to publish parts and first to retract them: rows must never lack their payloads
+        publish = SUPERSEDED not in folder.split("/")
+        for name in sorted(moved, key=lambda name: (name.endswith(PART_SUFFIX) == publish, name)):
+            self.store.move(name, in_folder(folder, name.rpartition("/")[2]))
 
 
 def status_column(table: pa.Table, group: str) -> pa.ChunkedArray:
     """The status column of a group's table, either top-level or in the operator's struct."""
     operator = operator_of(group)
     return table.column("status") if operator is None else pc.struct_field(table.column(operator), "status")
-
-
-def _shard_columns(schema: pa.Schema) -> list[tuple[str, ...]]:
-    """Paths of the columns with names of shards: top-level, or in the structs of modalities."""
-    found: list[tuple[str, ...]] = []
-
-    def visit(fields: Any, path: tuple[str, ...]) -> None:
-        for field in fields:
-            if field.name == "shard":
-                found.append((*path, field.name))
-            elif pa.types.is_struct(field.type):
-                visit(field.type, (*path, field.name))
-
-    visit(schema, ())
-    return found

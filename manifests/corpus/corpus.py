@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -15,10 +15,19 @@ import pyarrow.compute as pc
 from openuni.manifests.contracts.schema import clip_schema
 from openuni.manifests.corpus import outcomes
 from openuni.manifests.corpus.clip_list import ClipList
-from openuni.manifests.corpus.column_groups import PARALLEL_PARTS, ColumnGroups
+from openuni.manifests.corpus.column_groups import ColumnGroups
 from openuni.manifests.corpus.corpus_clip import CorpusClip
-from openuni.manifests.corpus.layout import CORPUS_RECORD, LATENTS, RUNS, TEXT, family_record
+from openuni.manifests.corpus.layout import (
+    CORPUS_RECORD,
+    LATENTS,
+    RUNS,
+    SHARD_SUFFIXES,
+    TEXT,
+    family_record,
+    in_folder,
+)
 from openuni.manifests.corpus.part_files import parts_dataset, read_part, table_bytes
+from openuni.manifests.corpus.part_listing import PARALLEL_PARTS, relisted, shards_of
 from openuni.manifests.corpus.splits import require_complete_splits
 from openuni.manifests.corpus.writer import storage_errors
 from openuni.manifests.errors import DamagedFile, OpenUniError
@@ -35,7 +44,6 @@ REMEDY = (
     '{"format": 1, "keep": "", "filters": [], "annotators": [], "encoded": {}} and run: '
     "openuni run RECIPE --out CORPUS, which fills it in and recomputes nothing."
 )
-PART_SUFFIXES = (".parquet", ".tar", ".safetensors")
 
 
 class Corpus(ColumnGroups):
@@ -125,10 +133,11 @@ class Corpus(ColumnGroups):
             if target.parts("clips") and UNFINISHED_SELECTION not in target.record:
                 raise OpenUniError(f"{store.url} already contains another corpus. Pass a different --out.")
             target.save_record(**{UNFINISHED_SELECTION: command})
-            target._delete_parts()  # of an attempt that was interrupted
+            for group in target.group_folders():
+                target.delete_parts(group)  # of an attempt that was interrupted
             others = [group for group in self.groups() if group != "clips"]
             for group in [*others, "clips"]:
-                self._select_group(group, kept, target)
+                relisted(partial(self._select_group, group, kept, target))
             records = [family_record(LATENTS, name) for name in self.families()]
             for record in [*records, *(family_record(TEXT, name) for name in self.text_families())]:
                 store.put(record, self.store.read(record))
@@ -192,26 +201,21 @@ class Corpus(ColumnGroups):
 
     # ------------------------------------------------------------------ inner
 
-    def _delete_parts(self) -> None:
-        for group in self.group_folders():
-            for suffix in PART_SUFFIXES:  # the Parquet files first: visible rows have their payloads
-                for name in self.store.names(group, suffix):
-                    self.store.delete(name)
-
     def _select_group(self, group: str, kept: pa.Array, target: "Corpus") -> None:
+        target.delete_parts(group)  # if parts of this corpus were merged while they were copied
         parts = self.parts(group)
         if not parts:
             return
         self.check_names(parts)
         ids = parts_dataset(self.store, parts).to_table(columns=["clip_id"]).column("clip_id")
         mask = pc.is_in(ids, value_set=kept)  # computed once for all parts, since it hashes all of `kept`
-        payloads = {*self.store.names(group, ".tar"), *self.store.names(group, ".safetensors")}
+        payloads = set(self.store.names(group, SHARD_SUFFIXES))
 
         def copy(part: str, mask_of_part: pa.ChunkedArray) -> None:
             rows = read_part(self.store, part).filter(mask_of_part)
             if not len(rows):
                 return
-            for payload in payloads & {part.removesuffix(".parquet") + suffix for suffix in (".tar", ".safetensors")}:
+            for payload in payloads & {in_folder(group, shard) for shard in shards_of(rows)}:
                 self.store.copy_to(target.store, payload)
             target.store.put(part, table_bytes(rows))
 

@@ -6,7 +6,7 @@ are written too, for other programs, and verified. Parts of earlier versions hav
 
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,6 +27,7 @@ from openuni.manifests.storage.store import Store
 
 MAX_CACHED_BYTES = 1024**2  # the last read is kept if it is at most this long
 READ_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError)
+MAX_REOPENED = 20  # times that a dataset is opened anew while parts are merged
 VERIFIED_BYTES = 8 * 1024**2  # read at a time by `verify_part`
 
 
@@ -162,10 +163,13 @@ def open_part(store: Store, part: str) -> pq.ParquetFile:
         return pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=True)
 
 
-def read_part(store: Store, part: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """The rows of one part. Raises `DamagedFile`."""
+def read_part(
+    store: Store, part: str, columns: Sequence[str] | Callable[[pa.Schema], list[str]] | None = None
+) -> pa.Table:
+    """The rows of one part. `columns`: names, or a function of the schema that gives them. Raises `DamagedFile`."""
     with _named(store, part), open_part(store, part) as file:
-        return file.read(None if columns is None else list(columns))
+        wanted = columns(file.schema_arrow) if callable(columns) else columns
+        return file.read(None if wanted is None else list(wanted))
 
 
 def verify_part(store: Store, part: str) -> bool:
@@ -215,10 +219,12 @@ class CheckedDataset:
     """The methods of `pyarrow.dataset.Dataset` that read, with errors that name the damaged part.
 
     `unchecked`: the dataset itself. Its reads are verified too, but errors in parts without checksums are pyarrow's.
+    `reopen`: the dataset anew, if parts have been merged into others since they were listed; the rows are the same.
     """
 
     def __init__(self, store: Store, parts: Sequence[str], unchecked: pads.Dataset) -> None:
         self.store, self.parts, self.unchecked = store, parts, unchecked
+        self.reopen: Callable[[], CheckedDataset] | None = None
 
     @property
     def schema(self) -> pa.Schema:
@@ -227,18 +233,46 @@ class CheckedDataset:
 
     def to_table(self, **options: Any) -> pa.Table:
         """See `pyarrow.dataset.Dataset`."""
-        with part_errors(self.store, self.parts):
-            return self.unchecked.to_table(**options)
+        for _ in range(MAX_REOPENED):
+            try:
+                with part_errors(self.store, self.parts):
+                    return self.unchecked.to_table(**options)
+            except FileNotFoundError as error:
+                self._reopen(error)
+        return self.unchecked.to_table(**options)
 
     def to_batches(self, **options: Any) -> Iterator[pa.RecordBatch]:
         """See `pyarrow.dataset.Dataset`."""
-        with part_errors(self.store, self.parts):
-            yield from self.unchecked.to_batches(**options)
+        done = 0  # rows
+        for attempt in range(MAX_REOPENED + 1):
+            left = done
+            try:
+                with part_errors(self.store, self.parts):
+                    for batch in self.unchecked.to_batches(**options):
+                        if left < len(batch):
+                            yield batch.slice(left)
+                        done += max(0, len(batch) - left)
+                        left = max(0, left - len(batch))
+                return
+            except FileNotFoundError as error:
+                if attempt == MAX_REOPENED:
+                    raise
+                self._reopen(error)
 
     def tagged_batches(self, **options: Any) -> Iterator[Any]:
-        """Batches (`record_batch`), each with the `fragment` that it comes from."""
+        """Batches (`record_batch`), each with the `fragment` that it comes from.
+
+        Raises `FileNotFoundError` if a part has been merged meanwhile.
+        """
         with part_errors(self.store, self.parts):
             yield from self.unchecked.scanner(**options).scan_batches()
+
+    def _reopen(self, error: FileNotFoundError) -> None:
+        """Read the parts that are there now."""
+        if self.reopen is None:
+            raise error
+        other = self.reopen()
+        self.parts, self.unchecked = other.parts, other.unchecked
 
 
 def parts_dataset(store: Store, parts: Sequence[str], schema: pa.Schema | None = None) -> CheckedDataset:

@@ -22,6 +22,7 @@ import xxhash
 
 from openuni.manifests.corpus.layout import OPEN
 from openuni.manifests.corpus.part_files import read_part, table_bytes
+from openuni.manifests.corpus.part_listing import finish_compactions, shards_of_part, unused_name, visible_parts
 from openuni.manifests.corpus.shards import SafetensorsShard, Shard, ShardEntry, TarShard
 from openuni.manifests.errors import OpenUniError
 from openuni.manifests.storage.store import Store
@@ -128,8 +129,8 @@ class OpenPart:
         if self.shard is not None and len(self.shard.entries) > self.committed:
             self.shard.reopen(self.shard.entries[: self.committed])
 
-    def seal(self, store: Store, group: str) -> None:
-        """Move the shard into place, then write the Parquet file, which is the commit."""
+    def seal(self, store: Store, group: str, name: str = "") -> None:
+        """Move the shard into place, then write the Parquet file, which is the commit. `name`: of the Parquet file."""
         self.rollback()
         if self.shard is not None:
             self.shard.close(finish=bool(self.rows))
@@ -138,7 +139,7 @@ class OpenPart:
             else:
                 self.shard.path.unlink()
         if self.rows:
-            store.put(f"{group}/{self.name}.parquet", parquet_bytes(self.rows, self.schema))
+            store.put(f"{group}/{name or self.name}.parquet", parquet_bytes(self.rows, self.schema))
         self.journal_path.unlink()
         self.journal.close()
 
@@ -170,6 +171,7 @@ def recover(store: Store, group: str) -> int:
             except BlockingIOError:
                 continue
         if known is None:
+            finish_compactions(store, group)
             known = _clip_ids(store, group)
         recovered += _recover_part(store, group, journal_path, known)
     live_parts = {path.stem for path in folder.glob("*.journal")}
@@ -181,7 +183,7 @@ def recover(store: Store, group: str) -> int:
 
 def _clip_ids(store: Store, group: str) -> set[str]:
     found: set[str] = set()
-    for part in store.names(group, ".parquet"):
+    for part in visible_parts(store, group):
         found.update(read_part(store, part, ["clip_id"]).column("clip_id").to_pylist())
     return found
 
@@ -201,12 +203,13 @@ def _recover_part(store: Store, group: str, journal_path: Path, known: set[str])
         return 0
     schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(lines[0]["schema"])))
     suffix = lines[0]["suffix"]
+    target = unused_name(store, group, name)
     if suffix and store.exists(f"{group}/{name}{suffix}"):
-        # killed after moving the shard, before writing the Parquet file
+        # killed after moving the shard, before writing the Parquet file; or after it, and the part was merged since
         rows = _new_rows([row for line in lines[1:] for row in line["rows"]], known)
         if rows:
-            store.put(f"{group}/{name}.parquet", parquet_bytes(rows, schema))
-        else:
+            store.put(f"{group}/{target}.parquet", parquet_bytes(rows, schema))
+        elif not any(f"{name}{suffix}" in shards_of_part(store, part) for part in visible_parts(store, group)):
             store.delete(f"{group}/{name}{suffix}")
         journal_path.unlink()
         return len(rows)
@@ -222,7 +225,7 @@ def _recover_part(store: Store, group: str, journal_path: Path, known: set[str])
         part.rows.extend(_new_rows(line["rows"], known))
     if part.shard is not None:
         part.shard.reopen(part.shard.entries)
-    part.seal(store, group)
+    part.seal(store, group, target)
     return len(part.rows)
 
 

@@ -53,8 +53,8 @@ class Store:
         """The name of a full path; the inverse of `path`."""
         return path.removeprefix(f"{self.root}/")
 
-    def names(self, folder: str, suffix: str) -> list[str]:
-        """Names (relative to the root) of the files directly in `folder` that end in `suffix`, sorted."""
+    def names(self, folder: str, suffix: str | tuple[str, ...]) -> list[str]:
+        """Names (relative to the root) of the entries directly in `folder` that end in one of `suffix`, sorted."""
         try:
             entries = self.fs.ls(self.path(folder), detail=False)
         except FileNotFoundError:

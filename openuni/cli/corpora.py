@@ -1,4 +1,4 @@
-"""Commands on corpora: run, import, export, summary, explain, select, duplicates, split."""
+"""Commands on corpora: run, import, export, summary, explain, select, duplicates, split, compact."""
 
 import json
 from dataclasses import dataclass
@@ -272,3 +272,17 @@ def split(
     fractions = parse_assignments(fraction or ("validation=0.05",), "--fraction")
     for name, count in api.split(corpus, fractions, seed=seed, reassign=reassign).items():
         print_text(f"{name:<12}{count:>12,} clips")
+
+
+@app.command()
+def compact(corpus: CorpusArgument) -> None:
+    """Merge small Parquet parts, which many short runs leave.
+
+    Queries open every part: thousands of small ones make them slow. `openuni run` and `openuni import` merge them at
+    the end of a phase where at least half of 8 or more disappear. Rows and their order stay the same; nothing is
+    recomputed, and shards are not rewritten. Safe to interrupt: rerun to resume.
+    """
+    from openuni import api
+
+    for done in api.compact(corpus):
+        print_text(done)

@@ -113,8 +113,7 @@ def find_duplicates(deduplicator: Deduplicator, corpus: Corpus) -> DedupReport:
     done = corpus.group_version(group) == version and len(corpus.done(group)) == len(clips.ids)
     if not done:
         found = deduplicator.find(corpus, clips)
-        for part in corpus.parts(group):  # not moved to superseded/: recomputing takes no longer than writing
-            corpus.store.delete(part)
+        corpus.delete_parts(group)  # not moved to superseded/: recomputing takes no longer than writing
         _write(corpus, deduplicator, clips, found, version)
     sizes = corpus.table(
         group, {"clips": pads.field(deduplicator.name(), "clips"), "kept": _representative_field(deduplicator)}

@@ -27,8 +27,9 @@ from openuni.manifests.contracts import schema
 from openuni.manifests.contracts.modality import Modality, Payload
 from openuni.manifests.contracts.options import recorded
 from openuni.manifests.corpus.clip_list import WITHIN
+from openuni.manifests.corpus.compaction import compact_if_worthwhile
 from openuni.manifests.corpus.corpus import Corpus
-from openuni.manifests.corpus.layout import annotation_group
+from openuni.manifests.corpus.layout import CLIPS, annotation_group
 from openuni.manifests.corpus.names import is_label, new_label_fault, shown
 from openuni.manifests.corpus.shards import TarShard
 from openuni.manifests.corpus.splits import write_pending_splits
@@ -280,6 +281,7 @@ class ImportJob:
 
                     runner.run(spec, listing.items(left), report, self._unfinished)
                 self.corpus.recover()
+                compact_if_worthwhile(self.corpus, [CLIPS, self.group])
             self.corpus.refresh()
             missing = pc.sum(pc.invert(pc.is_in(ids, value_set=self.corpus.done("clips")))).as_py()
             if missing:

@@ -22,9 +22,11 @@ from openuni.console.progress import Reporter
 from openuni.dedup.deduplicator import not_compared_reason
 from openuni.manifests.contracts.component import fingerprint
 from openuni.manifests.contracts.operator import Operator
+from openuni.manifests.corpus.compaction import compact_if_worthwhile
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.corpus.coverage import clip_ids_with_modality
 from openuni.manifests.corpus.layout import (
+    CLIPS,
     LATENTS,
     TEXT,
     annotation_group,
@@ -105,7 +107,7 @@ class Pipeline:
         if new:
             self.corpus.save_record(cut=cut)
         spec = IngestSpec(self.corpus.store.url, self.recipe.ingest, detector, INGEST_VERSION)
-        self._phase("ingest", spec, new, len(new), self._unfinished_sources)
+        self._phase("ingest", spec, new, len(new), self._unfinished_sources, [CLIPS])
         self.corpus.refresh()
         self._verify_sources(new)
 
@@ -130,7 +132,7 @@ class Pipeline:
         names = " + ".join(chosen) if len(chosen) <= 2 else f"{len(chosen)} {kind}s"
         sources = {source for maps in wanted.values() for source in maps.values()}
         items, count = self._clip_items(clips, todo, sources)
-        self._phase(names, spec, items, count, lambda held: self._unfinished(held, groups, sources))
+        self._phase(names, spec, items, count, lambda held: self._unfinished(held, groups, sources), [*groups.values()])
         for group in groups.values() if count else ():
             self._verify(group, clips.column("clip_id"))
 
@@ -159,7 +161,8 @@ class Pipeline:
         sources = {MapSource(stream.annotator, stream.modality) for stream in streams if stream.annotator}
         items, count = self._clip_items(clips, todo, sources, self.captions)
         groups = {stream.modality: stream.group for stream in streams}
-        self._phase("encode", spec, items, count, lambda held: self._unfinished(held, groups, sources))
+        on_death = functools.partial(self._unfinished, groups=groups, sources=sources)
+        self._phase("encode", spec, items, count, on_death, list(groups.values()))
         for stream in streams if count else ():
             wanted = clips.column("clip_id")
             if stream.modality in present:
@@ -173,6 +176,7 @@ class Pipeline:
         items: Iterable[Any],
         count: int,
         on_death: Callable[[list[Any]], list[Any]],
+        groups: Sequence[str],
     ) -> None:
         if not count:
             return
@@ -186,6 +190,7 @@ class Pipeline:
             self.runner.run(spec, items, report, on_death)
             logger.info("phase %s finished: %s", name, json.dumps(counter.phase.as_record()))
         self.corpus.recover()  # parts of workers that died in this phase
+        compact_if_worthwhile(self.corpus, groups)
 
     # ------------------------------------------------------------------ plans
 

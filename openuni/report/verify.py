@@ -11,7 +11,7 @@ from openuni.manifests.errors import OpenUniError
 from openuni.manifests.storage.lock import lock
 from openuni.manifests.storage.store import Store
 from openuni.report.verify_corpus import CorpusVerification
-from openuni.report.verify_repair import Repair
+from openuni.report.verify_repair import Repair, finish_interrupted
 from openuni.report.verify_report import VerifyReport
 from openuni.report.verify_run import RUN_RECORD, verify_run
 
@@ -46,6 +46,8 @@ def verify(
         threads = workers or min(os.cpu_count() or 1, MAX_DEFAULT_WORKERS)
         with lock(store) if repair else nullcontext():
             found = CorpusVerification(store, shown, threads, seed).run(sample)
+            if repair:
+                finish_interrupted(found)
             if repair and found.damage:
                 found = Repair(found).run()
         return found.report()

@@ -2,9 +2,8 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -34,48 +33,16 @@ from openuni.manifests.corpus.layout import (
     visible_group,
 )
 from openuni.manifests.corpus.part_files import parts_dataset, read_part, verify_part
+from openuni.manifests.corpus.part_listing import compactions, shards_of, unfinished_compactions, visible_parts
 from openuni.manifests.errors import DamagedFile, OpenUniError
 from openuni.manifests.storage.checksums import parse_record
 from openuni.manifests.storage.store import Store
+from openuni.report.verify_findings import NEXT_RUN, Findings, Part
 from openuni.report.verify_payloads import EXTENT, BadPayload, PayloadCheck, check_payloads, extents_of
-from openuni.report.verify_report import Damage, VerifyReport, named
+from openuni.report.verify_report import Damage, named
 
 T = TypeVar("T")
 R = TypeVar("R")
-NEXT_RUN = "the next run"
-
-
-class Part(NamedTuple):
-    """A sound Parquet part."""
-
-    name: str
-    folder: str  # a column group, or a folder of its superseded parts
-    payloads: int
-
-
-@dataclass
-class Findings:
-    """What a verification has found so far, for the report and for a repair."""
-
-    store: Store
-    damage: list[Damage] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    records: int = 0
-    parts: list[Part] = field(default_factory=list)  # sound ones
-    payloads: int = 0
-    payload_bytes: int = 0
-    unprotected: int = 0  # parts without checksums
-    bad_records: list[str] = field(default_factory=list)
-    bad_parts: list[str] = field(default_factory=list)
-    bad_shards: list[str] = field(default_factory=list)  # headers damaged, or without a part
-    bad_rows: dict[str, set[int]] = field(default_factory=dict)  # part -> rows to remove
-
-    def report(self) -> VerifyReport:
-        """The findings as the user sees them."""
-        total = sum(part.payloads for part in self.parts)
-        counts = self.records, len(self.parts), self.payloads, self.payload_bytes, total
-        damage = sorted(self.damage, key=lambda one: (one.file, one.kind))
-        return VerifyReport(self.store.url, *counts, tuple(damage), tuple(self.notes))
 
 
 class CorpusVerification:
@@ -94,6 +61,9 @@ class CorpusVerification:
         names = [name for group in folders.values() for folder in group for name in self._parts_in(folder)]
         parts = self._each("Parquet parts", names, self._check_part)
         self.found.parts = [part for part in parts if part is not None]
+        for inside in folders.values():
+            for folder in inside:
+                self._replaced_parts(folder)
         self._payloads(sample)
         for group, inside in folders.items():
             self._duplicate_rows(group)
@@ -160,13 +130,34 @@ class CorpusVerification:
         return [group, *(superseded(group, version) for version in self.store.folders(in_folder(group, SUPERSEDED)))]
 
     def _parts_in(self, folder: str) -> list[str]:
-        return self.store.names(folder, PART_SUFFIX)
+        try:
+            return visible_parts(self.store, folder)
+        except DamagedFile:  # a part that may replace others: these may be all that is left
+            return self.store.names(folder, PART_SUFFIX)
+
+    def _replaced_parts(self, folder: str) -> None:
+        """Parts that a killed compaction has left: they count only if the merged part is damaged."""
+        names = self.store.names(folder, PART_SUFFIX)
+        try:
+            unfinished = unfinished_compactions(self.store, names)
+        except (DamagedFile, FileNotFoundError):
+            return  # they are verified as parts, or the compaction goes on
+        for merged, replaced in unfinished.items():
+            left = [name for name in replaced if name in names]
+            if merged in self.found.bad_parts:
+                self.found.parts += [part for part in map(self._check_part, left) if part is not None]
+                self.found.notes.append(
+                    f"{merged} is damaged; the {len(left):,} parts that it replaces are still there"
+                )
+            elif left:
+                self.found.replaced[merged] = left
 
     def _check_part(self, name: str) -> Part | None:
         folder = name.rpartition("/")[0]
         try:
             self.found.unprotected += not verify_part(self.store, name)
             rows = self._rows_of(name)
+            self.found.shards[name] = {in_folder(folder, shard) for shard in shards_of(rows)}
             return Part(name, folder, len(extents_of(rows, folder).row) if visible_group(folder) != CLIPS else 0)
         except FileNotFoundError:
             return None  # superseded or rewritten while verifying
@@ -253,16 +244,23 @@ class CorpusVerification:
 
     def _orphan_shards(self, folder: str) -> None:
         """Shards whose Parquet part is gone."""
-        parts = {name.removesuffix(PART_SUFFIX) for name in self._parts_in(folder)}
+        parts = self._parts_in(folder)
+        known = {name.removesuffix(PART_SUFFIX) + suffix for name in parts for suffix in SHARD_SUFFIXES}
+        known.update(*(self.found.shards.get(name, ()) for name in parts))
         open_parts = {name.rpartition("/")[2] for name in self.groups.open_parts(visible_group(folder))}
-        for suffix in SHARD_SUFFIXES:
-            for shard in self.store.names(folder, suffix):
-                stem = shard.removesuffix(suffix)
-                if stem in parts or stem.rpartition("/")[2] in open_parts:
-                    continue
-                self.found.bad_shards.append(shard)
-                reason = "no Parquet part refers to it: the part was deleted, or its writer died before the commit"
-                self.found.damage.append(Damage(shard, "shard", reason, self._depends(folder)))
+        orphans = [
+            shard
+            for shard in self.store.names(folder, SHARD_SUFFIXES)
+            if shard not in known and shard.rpartition("/")[2].rpartition(".")[0] not in open_parts
+        ]
+        lost = [name for name in parts if name in self.found.bad_parts and compactions(name)[1]]
+        if lost:  # a merged part refers to several shards, and which ones is unknown if it is damaged
+            self.found.shards[lost[0]] = set(orphans)
+            return
+        for shard in orphans:
+            self.found.bad_shards.append(shard)
+            reason = "no Parquet part refers to it: the part was deleted, or its writer died before the commit"
+            self.found.damage.append(Damage(shard, "shard", reason, self._depends(folder)))
 
     # ------------------------------------------------------------------ rows
 

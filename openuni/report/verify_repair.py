@@ -20,16 +20,18 @@ from openuni.manifests.corpus.layout import (
     PART_SUFFIX,
     SHARD_SUFFIXES,
     TEXT,
+    in_folder,
     latent_group,
     operator_of,
     set_aside,
     visible_group,
 )
 from openuni.manifests.corpus.part_files import read_part, table_bytes
+from openuni.manifests.corpus.part_listing import delete_replaced, rows_with_shard, shards_of
 from openuni.manifests.errors import OpenUniError
 from openuni.manifests.storage.checksums import record_bytes
 from openuni.pipeline import encode_phase, shot_splitting
-from openuni.report.verify_corpus import Findings
+from openuni.report.verify_findings import Findings
 from openuni.report.verify_report import Damage
 
 
@@ -46,6 +48,7 @@ class Repair:
 
     def run(self) -> Findings:
         """Set everything damaged aside; the findings say what was done about each."""
+        self._find_rows_of_bad_shards()
         self._remove_imported_clips()
         for name in self.found.bad_records:
             self._set_aside(name)
@@ -53,13 +56,12 @@ class Repair:
         for part in self.found.bad_parts:
             self._set_aside_part(part)
         for shard in self.found.bad_shards:
-            stem, suffix = next((shard.removesuffix(end), end) for end in SHARD_SUFFIXES if shard.endswith(end))
-            if self.store.exists(stem + PART_SUFFIX):
-                self._set_aside_part(stem + PART_SUFFIX)
-            else:
-                self._set_aside(stem + suffix)
+            if self.store.exists(_own_part(shard)):
+                self._set_aside_part(_own_part(shard))
         for part, rows in self.found.bad_rows.items():
             self._remove_rows(part, rows)
+        for shard in self.found.bad_shards:
+            self._set_aside(shard)
         self.found.damage = [damage._replace(repaired=self._done(damage)) for damage in self.found.damage]
         return self.found
 
@@ -90,9 +92,15 @@ class Repair:
     def _set_aside_part(self, part: str) -> None:
         """The Parquet file first: rows must never lack their payloads."""
         self.moved.add(part.removesuffix(PART_SUFFIX))
-        for suffix in (PART_SUFFIX, *SHARD_SUFFIXES):
-            self._set_aside(part.removesuffix(PART_SUFFIX) + suffix)
+        own = [part.removesuffix(PART_SUFFIX) + suffix for suffix in SHARD_SUFFIXES]
+        shards = self.found.shards.pop(part, set())
+        for name in (part, *own, *sorted(self._unused(shards))):
+            self._set_aside(name)
         self.found.bad_rows = {name: rows for name, rows in self.found.bad_rows.items() if name != part}
+
+    def _unused(self, shards: set[str]) -> set[str]:
+        """Those to which no part refers."""
+        return shards.difference(*self.found.shards.values())
 
     def _remove_rows(self, part: str, rows: set[int]) -> None:
         if not self.store.exists(part):
@@ -102,10 +110,24 @@ class Repair:
         keep[sorted(rows)] = False
         self.store.put(set_aside(part, self.time), self.store.read(part))
         if keep.any():
-            self.store.put(part, table_bytes(table.filter(pa.array(keep))))
+            remaining = table.filter(pa.array(keep))
+            self.store.put(part, table_bytes(remaining))
+            shards = self.found.shards.get(part, set())
+            self.found.shards[part] = {in_folder(part.rpartition("/")[0], shard) for shard in shards_of(remaining)}
+            for shard in sorted(self._unused(shards)):
+                if _own_part(shard) != part:
+                    self._set_aside(shard)
         else:
             self.store.delete(part)  # a copy has just been set aside
             self._set_aside_part(part)
+
+    def _find_rows_of_bad_shards(self) -> None:
+        """A merged part refers to several shards: only the rows of the bad ones are removed."""
+        for shard in self.found.bad_shards:
+            name = shard.rpartition("/")[2]
+            for part, shards in self.found.shards.items():
+                if shard in shards and part != _own_part(shard) and part not in self.found.bad_parts:
+                    self.found.bad_rows.setdefault(part, set()).update(rows_with_shard(self.store, part, name))
 
     # ------------------------------------------------------------------ clips and records
 
@@ -208,6 +230,19 @@ class Repair:
     def _write(self, name: str, record: Mapping[str, Any]) -> None:
         self.store.put(name, record_bytes(record))
         self.restored.add(name)
+
+
+def finish_interrupted(found: Findings) -> None:
+    """Delete the parts that killed compactions have left behind; each merged part was found sound."""
+    for merged, replaced in found.replaced.items():
+        delete_replaced(found.store, merged, replaced)
+        found.notes.append(f"{merged}: {len(replaced):,} parts that it replaces were left and have been deleted")
+    found.replaced.clear()
+
+
+def _own_part(shard: str) -> str:
+    """The part that was written together with a shard; it may have been merged into another."""
+    return shard.rpartition(".")[0] + PART_SUFFIX
 
 
 def _recipe_of(ledger: Mapping[str, Any]) -> CorpusRecipe | None:

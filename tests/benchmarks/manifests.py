@@ -25,8 +25,8 @@ KEEP = "motion.speed_diag_per_s > 0.02 and luminance.mean > 0.08"
 SELECT = "motion.speed_diag_per_s > 0.3 and luminance.contrast > 0.1"
 RECIPE: dict[str, Any] = {
     "keep": KEEP,
-    "filters": {"motion": {}, "luminance": {}},
-    "annotators": {"dis": {}, "supplied": {"modalities": ["depth", "flow", "segmentation"]}},
+    "filters": {"motion": {}, "luminance": {}, "sharpness": {}, "still": {}},
+    "annotators": {"supplied": {"modalities": ["depth", "flow", "segmentation"]}},
 }
 WITH_ENCODE = RECIPE | {"encode": {"modalities": ["rgb", "depth", "dis.flow"]}}
 SEVERAL = 10  # in the cases "some left", one part in so many is taken away
@@ -65,7 +65,7 @@ def build(folder: str, rows: int, part_rows: int) -> None:
     groups: list[tuple[str, Any, str]] = [("clips", clip_schema(), INGEST_VERSION)]
     for folder_name, operators in (("filters", recipe.filters), ("annotations", recipe.annotators)):
         for name, operator in operators.items():
-            groups.append((f"{folder_name}/{name}", producer_schema(type(operator)), pipeline._version(operator)))
+            groups.append((f"{folder_name}/{name}", producer_schema(type(operator)), pipeline._version(name, operator)))
     rng = np.random.default_rng(0)
     all_ids = _hex(rng, rows)
     for group, schema, version in groups:

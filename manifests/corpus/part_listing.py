@@ -1,0 +1,188 @@
+"""Which Parquet files of a folder are its parts, also while parts are being merged, and which shards they refer to.
+
+`compaction.py` merges parts into one whose name is FIRST-cN: FIRST is the first of them, without the suffix of an
+earlier compaction, and N counts compactions. Its footer lists the parts that it replaces. Writing it is the commit:
+from then on these parts are hidden. They are deleted next, the first one last, so that names tell whether a deletion is
+unfinished: only then are lists read.
+"""
+
+import json
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from openuni.manifests.corpus.layout import PART_SUFFIX, SHARD_SUFFIXES, in_folder
+from openuni.manifests.corpus.names import is_shard
+from openuni.manifests.corpus.part_files import open_part, read_part
+from openuni.manifests.errors import DamagedFile, OpenUniError
+from openuni.manifests.storage.store import Store
+
+T = TypeVar("T")
+PARALLEL_PARTS = 8  # files processed concurrently, to hide the latency of object stores
+REPLACES_KEY = b"openuni.replaces"  # in the footer: JSON list of names in the same folder
+COMPACTED = re.compile(r"(.+)-c([0-9]{1,9})")
+PAGE_ENTRIES = 1000  # number of entries that an object store lists at once
+MAX_LISTINGS = 20  # while another process moves or merges parts
+
+
+def visible_parts(store: Store, folder: str) -> list[str]:
+    """Names of the Parquet files directly in `folder`, without those that another one replaces, in order.
+
+    Raises `DamagedFile` if a part that may replace others is damaged.
+    """
+    for _ in range(MAX_LISTINGS):
+        entries = store.names(folder, "")
+        seen = parts = [name for name in entries if name.endswith(PART_SUFFIX)]
+        if store.is_local or len(entries) >= PAGE_ENTRIES:
+            # A listing in several steps may miss a merged part, written after its place was passed, together with
+            # parts deleted before theirs was reached. A listing from before has these.
+            parts = store.names(folder, PART_SUFFIX)
+        try:
+            hidden = replaced_parts(store, parts, seen)
+        except FileNotFoundError:
+            continue  # merged again meanwhile
+        if set(seen) <= {*parts, *hidden}:
+            return [name for name in parts if name not in hidden]
+    raise OpenUniError(
+        f"{store.location(folder)}: another process is moving or merging its parts. Wait for it, then rerun."
+    )
+
+
+def relisted(read: Callable[[], T]) -> T:
+    """The result of `read`, which lists parts and reads them; again if a part was moved or merged in between."""
+    for _ in range(MAX_LISTINGS):
+        with suppress(FileNotFoundError):
+            return read()
+    return read()
+
+
+def replaced_parts(store: Store, parts: Collection[str], seen: Collection[str] = ()) -> set[str]:
+    """Names, present or not, that some of `parts` replace, if a deletion is unfinished. `seen`: an earlier listing."""
+    return {name for names in unfinished_compactions(store, parts, seen).values() for name in names}
+
+
+def unfinished_compactions(store: Store, parts: Collection[str], seen: Collection[str] = ()) -> dict[str, list[str]]:
+    """The merged parts whose first part has not been deleted yet -> `replaced_by` of them."""
+    families: dict[str, list[tuple[int, str]]] = {}
+    for name in {*parts, *seen}:
+        first, count = compactions(name)
+        families.setdefault(first, []).append((count, name))
+    merged = [name for members in families.values() for _, name in sorted(members)[1:]]
+    return {name: replaced_by(store, name) for name in merged if name in parts}
+
+
+def compactions(part: str) -> tuple[str, int]:
+    """The name, without suffix, of the first part that was merged into this one, and the number of compactions."""
+    stem = part.removesuffix(PART_SUFFIX)
+    match = COMPACTED.fullmatch(stem)
+    return (match[1], int(match[2])) if match else (stem, 0)
+
+
+def replaced_by(store: Store, part: str) -> list[str]:
+    """The parts that a merged part replaces, the first one last. Raises `DamagedFile`."""
+    with open_part(store, part) as file:
+        text = (file.schema_arrow.metadata or {}).get(REPLACES_KEY, b"[]")
+    try:
+        names = json.loads(text)
+    except ValueError:
+        names = None
+    folder = part.rpartition("/")[0]
+    if not isinstance(names, list) or not all(isinstance(name, str) and "/" not in name for name in names):
+        raise DamagedFile(store.location(part), f"{REPLACES_KEY.decode()} is not a list of file names")
+    return [in_folder(folder, name) for name in reversed(names) if in_folder(folder, name) != part]
+
+
+def finish_compactions(store: Store, folder: str) -> int:
+    """Delete the parts that a killed compaction has merged; return their number. The caller may write to the corpus.
+
+    Raises `DamagedFile` if the merged part is damaged: the others may be all that is left.
+    """
+    names = set(store.names(folder, PART_SUFFIX))
+    found = unfinished_compactions(store, names)
+    return sum(delete_replaced(store, merged, [name for name in old if name in names]) for merged, old in found.items())
+
+
+def delete_replaced(store: Store, merged: str, parts: Sequence[str]) -> int:
+    """Delete parts that have been merged, in the order of `replaced_by`; return their number.
+
+    Their shards without any payload in use, such as those of failed clips, are deleted before.
+    """
+    folder = merged.rpartition("/")[0]
+    own = {part.removesuffix(PART_SUFFIX) + suffix for part in parts for suffix in SHARD_SUFFIXES}
+    unused = own.intersection(store.names(folder, SHARD_SUFFIXES)) - _files_of(store, merged)
+    if unused:  # rare, and only then are all parts looked at
+        unused = unused.difference(*(_files_of(store, part) for part in visible_parts(store, folder)))
+    with ThreadPoolExecutor(PARALLEL_PARTS) as pool:
+        for several in (sorted(unused), parts[:-1], parts[-1:]):
+            list(pool.map(store.delete, several))  # raises the first error
+    return len(parts)
+
+
+def _files_of(store: Store, part: str) -> set[str]:
+    return {in_folder(part.rpartition("/")[0], shard) for shard in shards_of_part(store, part)}
+
+
+def unused_name(store: Store, folder: str, name: str) -> str:
+    """`name`, or if a merged part is called after it, which would hide a part of this name: another one."""
+    stems = [part.removesuffix(PART_SUFFIX) for part in store.names(folder, PART_SUFFIX)]
+    taken = {compactions(stem)[0] for stem in stems if compactions(stem)[1]}
+    while in_folder(folder, name) in taken:
+        name += "-r"
+    return name
+
+
+# ---------------------------------------------------------------------- shards
+
+
+def shard_columns(schema: pa.Schema) -> list[tuple[str, ...]]:
+    """Paths of the columns with names of shards: top-level, or in the structs of modalities."""
+    found: list[tuple[str, ...]] = []
+
+    def visit(fields: Any, path: tuple[str, ...]) -> None:
+        for field in fields:
+            if field.name == "shard":
+                found.append((*path, field.name))
+            elif pa.types.is_struct(field.type):
+                visit(field.type, (*path, field.name))
+
+    visit(schema, ())
+    return found
+
+
+def shards_of(rows: pa.Table) -> set[str]:
+    """Names, relative to the folder, of the shards that rows of a part refer to. Other columns are not needed.
+
+    References that are not plain file names are left out.
+    """
+    found = (name for column in _shard_names(rows) for name in pc.unique(column).to_pylist())
+    return {name for name in found if name is not None and is_shard(name)}
+
+
+def shards_of_part(store: Store, part: str) -> set[str]:
+    """The same of a part, of which only these columns are read."""
+    return shards_of(_read_shard_columns(store, part))
+
+
+def rows_with_shard(store: Store, part: str, shard: str) -> set[int]:
+    """Indices of the rows of a part that refer to a shard, by its name relative to the folder."""
+    columns = _shard_names(_read_shard_columns(store, part))
+    masks = (pc.fill_null(pc.equal(column, shard), False).to_numpy() for column in columns)
+    return {row for mask in masks for row in np.flatnonzero(mask).tolist()}
+
+
+def _read_shard_columns(store: Store, part: str) -> pa.Table:
+    return read_part(store, part, lambda schema: [".".join(path) for path in shard_columns(schema)])
+
+
+def _shard_names(rows: pa.Table) -> Iterator[pa.ChunkedArray]:
+    for top, *rest in shard_columns(rows.schema):
+        column = rows.column(top)
+        for name in rest:
+            column = pc.struct_field(column, name)
+        yield column
