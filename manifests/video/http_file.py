@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from openuni.manifests.video.decoder.progress import allowing
 from openuni.manifests.video.video_errors import LimitExceeded, VideoError
 
 BLOCK_BYTES = 2**20  # of one request
@@ -94,7 +95,8 @@ class HttpFile(ReadOnlyFile):
             raise self.failure
         if number not in self.blocks:
             try:
-                self.blocks[number] = self._download(number * BLOCK_BYTES)
+                with allowing(self.timeout_s):
+                    self.blocks[number] = self._download(number * BLOCK_BYTES)
             except Exception as error:
                 self.failure = error
                 raise
