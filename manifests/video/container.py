@@ -302,7 +302,7 @@ def _to_video_error(source: str, error: Exception) -> VideoError:
 
     if isinstance(error, av.error.ArgumentError):
         return UnsafeSource(f"{source}: container format is not allowed. Allowed: {DEMUXERS}. Remux it to mp4.")
-    if isinstance(error, av.error.InvalidDataError):
+    if isinstance(error, (av.error.InvalidDataError, av.error.EOFError)):
         return NotAVideo(f"{source} is not a readable video, or is truncated ({error.strerror}). Download it again.")
     if isinstance(error, av.error.ProtocolNotFoundError):
         return UnsafeSource(f"{source} refers to another resource, which is not allowed. Give a self-contained file.")

@@ -162,6 +162,8 @@ def _request(url: str, first: int | None, count: int, deadline: float, timeout_s
         answer: _Answer | None = None
         try:
             answer = _attempt(url, first, count, deadline)
+        except aiohttp.TooManyRedirects as error:
+            raise HttpError("too many redirects") from error
         except TimeoutError as error:
             raise _too_slow(url, timeout_s) from error
         except lost:
