@@ -162,8 +162,6 @@ def _request(url: str, first: int | None, count: int, deadline: float, timeout_s
         answer: _Answer | None = None
         try:
             answer = _attempt(url, first, count, deadline)
-        except aiohttp.TooManyRedirects as error:
-            raise HttpError("too many redirects") from error
         except TimeoutError as error:
             raise _too_slow(url, timeout_s) from error
         except lost:
@@ -200,6 +198,7 @@ def _retry_after_s(answer: _Answer) -> float:
 
 def _attempt(url: str, first: int | None, count: int, deadline: float) -> _Answer:
     """One request, on fsspec's event loop and with its settings (headers, proxies, credentials)."""
+    import aiohttp
     from fsspec.asyn import sync
     from fsspec.core import url_to_fs
 
@@ -207,7 +206,10 @@ def _attempt(url: str, first: int | None, count: int, deadline: float) -> _Answe
     remaining_s = deadline - time.monotonic()
     if remaining_s <= 0:
         raise TimeoutError
-    answer: _Answer = sync(fs.loop, _get, fs, path, first, count, remaining_s, timeout=remaining_s + 5)
+    try:
+        answer: _Answer = sync(fs.loop, _get, fs, path, first, count, remaining_s, timeout=remaining_s + 5)
+    except aiohttp.TooManyRedirects as error:
+        raise HttpError("too many redirects") from error
     return answer
 
 

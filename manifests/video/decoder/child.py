@@ -131,8 +131,10 @@ class Server:
         while True:
             message, fds = self.channel.receive()
             self._take_over(message)
+            if "fsspec" in message:
+                _configure(message["fsspec"])
             if "call" not in message:
-                continue  # it was sent when the request had ended already
+                continue  # also what was sent when the request had ended already
             try:
                 self._answer(message, fds)
             except _Abandoned:
@@ -243,6 +245,14 @@ def _described(error: BaseException, message: dict[str, Any]) -> dict[str, Any]:
     return {"type": base, "text": text, "arguments": arguments, "traceback": "".join(lines)[-process.MAX_TRACE_CHARS :]}
 
 
+def _configure(settings: dict[str, Any]) -> None:
+    """Take over the configuration of fsspec."""
+    if settings:
+        import fsspec
+
+        fsspec.config.conf.update(settings)
+
+
 def _memory_file(path: str, data: bytes) -> None:
     """Put a file of the parent's `memory://` file system into the one of this process."""
     import fsspec
@@ -300,9 +310,5 @@ def main() -> None:
     page = mmap.mmap(options["page"], progress.PAGE_BYTES)
     progress.use_page(memoryview(page).cast("Q"))
     process.serve_here()
-    if options["fsspec"]:
-        import fsspec
-
-        fsspec.config.conf.update(options["fsspec"])
     with contextlib.suppress(Closed):
         Server(Channel(socket.socket(fileno=options["connection"]))).run()

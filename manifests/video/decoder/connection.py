@@ -76,7 +76,7 @@ class Connection:
         with os.fdopen(memory_file(progress.PAGE_BYTES), "r+b") as page:
             self.page = memoryview(mmap.mmap(page.fileno(), progress.PAGE_BYTES)).cast("Q")
             fds = {"connection": theirs.fileno(), "lifeline": lifeline, "page": page.fileno()}
-            options = json.dumps(fds | {"fsspec": self.environment["fsspec"]}, default=str)
+            options = json.dumps(fds)
             try:
                 self.process = subprocess.Popen(
                     [sys.executable, "-P", "-c", START, options, str(Path(openuni.__file__).absolute().parent.parent)],
@@ -86,6 +86,9 @@ class Connection:
                     pass_fds=tuple(fds.values()),
                     start_new_session=True,  # a Ctrl-C at the terminal is for the parent
                 )
+            except OSError as error:
+                ours.close()
+                raise _cannot_start(str(error)) from error
             finally:
                 theirs.close()
                 os.close(lifeline)
@@ -101,11 +104,9 @@ class Connection:
             self.kill()
             words = str(self.last_words()).strip().splitlines()
             reason = words[-1] if words else f"it took longer than {START_S:g} s"
-            raise OpenUniError(
-                f"the decoder process did not start: {reason}. Is the machine out of memory? Try again, or decode in "
-                "this process with the environment variable OPENUNI_DECODER=in-process."
-            ) from error
+            raise _cannot_start(reason) from error
         self.socket.settimeout(SEND_S)
+        self.send({"fsspec": self.environment["fsspec"]})  # may hold credentials, which arguments would show to others
         self.base_bytes = self.memory_bytes()
 
     def send(self, message: dict[str, Any], payload: Payload | None = None) -> None:
@@ -184,6 +185,13 @@ class Connection:
         size = os.fstat(self.words.fileno()).st_size
         data = os.pread(self.words.fileno(), MAX_WORDS_BYTES, max(0, size - MAX_WORDS_BYTES))
         return Words(data.decode("utf-8", "backslashreplace")) if data.strip(b"\0\n ") else None
+
+
+def _cannot_start(reason: str) -> OpenUniError:
+    return OpenUniError(
+        f"the decoder process did not start: {reason}. Is the machine out of memory? Try again, or decode in this "
+        "process with the environment variable OPENUNI_DECODER=in-process."
+    )
 
 
 def _growing_file() -> IO[bytes]:

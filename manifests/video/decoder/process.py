@@ -174,6 +174,14 @@ class Decoder:
             yield _Watch(one, request), payload
         except Closed as error:
             raise self._death(request) from error
+        except TimeoutError as error:
+            if self.is_idle:
+                raise  # of the function
+            one.kill()
+            text = (
+                f"{request.where}: the decoder stopped reading its requests and was ended. Rerun with --retry-failed."
+            )
+            raise video_errors.LimitExceeded(text) from error
         finally:
             progress.count_decode((one.page[progress.DECODES] - decodes) & 0xFFFFFFFF)
 

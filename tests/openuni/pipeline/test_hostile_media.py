@@ -98,7 +98,9 @@ ODD: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("kind", list(ODD))
-@pytest.mark.parametrize("given", ["name", "list", "folder"])
+@pytest.mark.parametrize(
+    "given", ["list", pytest.param("name", marks=pytest.mark.slow), pytest.param("folder", marks=pytest.mark.slow)]
+)
 def test_what_is_no_regular_file_fails_at_once(tmp_path: Path, kind: str, given: str) -> None:
     (tmp_path / "raw").mkdir()
     odd = tmp_path / "raw" / "odd.mp4"
