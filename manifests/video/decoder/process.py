@@ -119,11 +119,15 @@ class _Watch:
                 raise video_errors.LimitExceeded(
                     f"{text}. Re-encode it, or raise [work] decoder_timeout_s (Limits.max_stall_s)."
                 ) from self.one.last_words()
-            if self.waited_s > self.limits.max_decode_s:
-                self.one.kill()
-                text = f"{self.where}: decoding took longer than {self.limits.max_decode_s:g} s and was stopped"
-                raise video_errors.LimitExceeded(f"{text}. Cut it, or raise Limits.max_decode_s.")
+            self._check_total()
         self.waited_s += time.monotonic() - last
+        self._check_total()
+
+    def _check_total(self) -> None:
+        if self.waited_s > self.limits.max_decode_s:
+            self.one.kill()
+            text = f"{self.where}: decoding took longer than {self.limits.max_decode_s:g} s and was stopped"
+            raise video_errors.LimitExceeded(f"{text}. Cut it, or raise Limits.max_decode_s.")
 
     def _allowed_s(self) -> float:
         own_limit_s = min(self.one.page[progress.ALLOWED_MS] / 1000, self.limits.max_probe_s)
@@ -173,7 +177,7 @@ class Decoder:
             one.send(message, payload)
             yield _Watch(one, request), payload
         except Closed as error:
-            raise self._death(request) from error
+            raise self._death(request) from (one.last_words() or error)
         except TimeoutError as error:
             if self.is_idle:
                 raise  # of the function
@@ -232,9 +236,7 @@ class Decoder:
         if is_killed:
             return _Killed(reason)
         text = f"{request.where}: the decoder {reason}. The file is damaged or hostile: re-encode it, or leave it out."
-        error = video_errors.VideoError(text)
-        error.__cause__ = self.connection.last_words()
-        return error
+        return video_errors.VideoError(text)
 
 
 class _Pool:

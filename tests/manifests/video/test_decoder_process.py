@@ -24,9 +24,11 @@ from openuni.manifests.video.decoder.memory import MAX_POOLED_BYTES
 from openuni.manifests.video.encode import decode_lossless, encode_lossless
 from openuni.manifests.video.probe import probe, probe_clip
 from openuni.manifests.video.reader import decode_count, decode_frames, iter_frames
-from openuni.manifests.video.video_errors import CorruptVideo, LimitExceeded, VideoError
+from openuni.manifests.video.video_errors import CorruptVideo, LimitExceeded, NotAVideo, VideoError
 from tests.coded_clips import encode, numbers
 from tests.file_server import file_server
+
+CRASHES = (signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +134,7 @@ def test_decodes_are_counted_also_those_that_fail(clip: Clip) -> None:
 def test_an_error_has_the_traceback_of_the_decoder_as_its_cause(tmp_path: Path, clip: Clip) -> None:
     data = Path(clip.source).read_bytes()
     (tmp_path / "cut.mp4").write_bytes(data[: len(data) // 2])
-    with pytest.raises(CorruptVideo, match="is truncated") as error:
+    with pytest.raises(NotAVideo, match="is truncated") as error:
         probe(str(tmp_path / "cut.mp4"))
     assert "container.py" in str(error.value.__cause__)
 
@@ -152,7 +154,9 @@ def test_an_error_of_a_function_that_chooses_frames_is_raised_here(clip: Clip, o
     assert one_decoder() == first
 
 
-@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE])
+@pytest.mark.parametrize(
+    "number", [signal.SIGSEGV, *(pytest.param(number, marks=pytest.mark.slow) for number in CRASHES)]
+)
 def test_a_crash_is_an_error_of_the_clip_and_the_next_one_is_decoded(
     clip: Clip, one_decoder: Callable[[], int], number: signal.Signals
 ) -> None:
@@ -216,23 +220,13 @@ def test_a_decode_has_a_total_time(clip: Clip) -> None:
 
 def test_memory_of_the_decoder_is_limited(tmp_path: Path) -> None:
     """A small file whose decoder needs about 60 MB for its reference frames, and may have 10 MB."""
-    pictures = 30 * [np.zeros((2000, 2000, 3), np.uint8)]
-    large = encode(tmp_path / "large.mkv", times=range(30), pictures=pictures, options={"preset": "ultrafast"})
+    pictures = 20 * [np.zeros((1600, 1600, 3), np.uint8)]
+    large = encode(tmp_path / "large.mkv", times=range(20), pictures=pictures, options={"preset": "ultrafast"})
     clip = probe_clip(str(large))
     assert large.stat().st_size < 500_000
     with pytest.raises(LimitExceeded, match=r"large\.mkv: the decoder needed more than 0.01 GB.*decoder_memory_gb"):
         decode_frames(clip, limits=Limits(max_decoder_bytes=10_000_000))
     assert len(decode_frames(clip, np.arange(2), 64).frames) == 2
-
-
-def test_an_allocation_far_over_the_limit_fails_by_itself(tmp_path: Path) -> None:
-    """One frame of 8000 x 8000 needs 96 MB at once."""
-    large = encode(
-        tmp_path / "one.png.mkv", "png", [0], {"pix_fmt": "rgb24"}, pictures=[np.zeros((8000, 8000, 3), np.uint8)]
-    )
-    assert large.stat().st_size < 1_000_000
-    with pytest.raises(VideoError, match=r"one\.png\.mkv"):
-        probe(str(large), Limits(max_decoder_bytes=-(2**29)))
 
 
 def test_memory_of_frames_is_given_back(clip: Clip, one_decoder: Callable[[], int]) -> None:
