@@ -63,10 +63,15 @@ def _needs_lease(store: Store) -> bool:
     return not store.is_local or given == "lease"
 
 
-def _lock_path(store: Store, name: str) -> Path:
+def local_state_dir(store: Store) -> Path:
+    """Local folder for the locks of a corpus and for what only this machine needs to know: created if missing."""
     folder = store.local("") if store.is_local else spool_dir(store)
     folder.mkdir(parents=True, exist_ok=True)
-    return folder / f".{name}.lock"
+    return folder
+
+
+def _lock_path(store: Store, name: str) -> Path:
+    return local_state_dir(store) / f".{name}.lock"
 
 
 @contextmanager

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import xxhash
 
+from openuni.manifests.video.decoder.values import transferable
+
 
 def pts_hash(pts: np.ndarray) -> str:
     """Hash of a stream's timestamps; equal hashes mean equal timestamps.
@@ -25,6 +27,7 @@ def clip_id(source: str, start_pts: int, end_pts: int, digest: str) -> str:
     return xxhash.xxh3_128_hexdigest(f"{source}\0{start_pts}\0{end_pts}\0{digest}".encode("utf-8", "surrogatepass"))
 
 
+@transferable
 @dataclass(frozen=True)
 class Clip:
     """One row of `clips/`. The span is half-open, in PTS of the stream's time base."""

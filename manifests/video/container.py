@@ -6,7 +6,6 @@ import itertools
 import math
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,6 +14,8 @@ import numpy as np
 import xxhash
 
 from openuni.manifests.errors import ClipError
+from openuni.manifests.video.decoder.limits import Limits as Limits
+from openuni.manifests.video.decoder.progress import allowing, tick
 from openuni.manifests.video.file_head import check_head
 from openuni.manifests.video.mp4_tables import check_mp4_tables
 from openuni.manifests.video.source_file import HTTP_PROTOCOLS, ByteRangeFile, limit_requests, open_file
@@ -31,17 +32,6 @@ DEMUXERS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf,ivf,mxf"
 MAX_PIXEL_ASPECT = 4  # real formats stay below about 2.2
 SQUARE_PIXEL_TOLERANCE = 0.01  # covers the rounding of sizes to even numbers by encoders
 _NO_STREAM = "no video stream in {source}; it contains {found}. Give a video file."
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Resource limits for one video. Raise them in code for trusted sources."""
-
-    max_pixels: int = 8192 * 8192  # width times height of a frame
-    max_duration_s: float = 12 * 3600.0
-    max_frame_count: int = 3_000_000
-    max_probe_s: float = 120.0  # wall time for opening a file and listing its timestamps
-    max_decoded_bytes: int = 16 * 2**30  # size of all frames of one decode
 
 
 class Span(NamedTuple):
@@ -75,7 +65,7 @@ def open_video(
     import av
 
     with contextlib.ExitStack() as stack:
-        with translate_errors(source):
+        with translate_errors(source), allowing(limits.max_probe_s):
             file = (
                 open_file(source, stack, limits.max_probe_s)
                 if data is None
@@ -168,6 +158,7 @@ def list_packets(
     keys: list[int] = []
     latest, last_duration, in_span = -math.inf, 0, 0
     for packet in packets:
+        tick()
         if packet.size == 0 or not (keys or packet.is_keyframe):
             continue
         timestamp = packet_timestamp(packet, by_count)
@@ -219,6 +210,7 @@ def packets_from_key(
             container.seek(target, stream=stream, backward=is_backward)
             packets = container.demux(stream)
             for packet in packets:
+                tick()
                 timestamp = packet_timestamp(packet, by_count)
                 if packet.size and packet.is_keyframe and timestamp is not None:
                     if timestamp <= at_pts:
@@ -310,7 +302,7 @@ def _to_video_error(source: str, error: Exception) -> VideoError:
 
     if isinstance(error, av.error.ArgumentError):
         return UnsafeSource(f"{source}: container format is not allowed. Allowed: {DEMUXERS}. Remux it to mp4.")
-    if isinstance(error, av.error.InvalidDataError):
+    if isinstance(error, (av.error.InvalidDataError, av.error.EOFError)):
         return NotAVideo(f"{source} is not a readable video, or is truncated ({error.strerror}). Download it again.")
     if isinstance(error, av.error.ProtocolNotFoundError):
         return UnsafeSource(f"{source} refers to another resource, which is not allowed. Give a self-contained file.")

@@ -12,6 +12,7 @@ import numpy as np
 import xxhash
 
 from openuni.manifests.errors import OpenUniError
+from openuni.manifests.video.decoder.process import isolated
 from openuni.manifests.video.video_errors import CorruptVideo, VideoError
 
 # NumPy dtype and number of channels -> input and stored pixel format. FFV1 has no 24-bit RGB; the padding byte of bgr0
@@ -183,6 +184,7 @@ def encode_lossless(
     return target.getvalue()
 
 
+@isolated
 def decode_lossless(data: bytes) -> np.ndarray:
     """Decode the output of `encode_lossless` to the same dtype, shape and values. Raises `CorruptVideo` for any damage.
 

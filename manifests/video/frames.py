@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from openuni.manifests.video.container import Limits, Packets, lacks_timestamps, packets_from_key, pixel_aspect
+from openuni.manifests.video.decoder.progress import tick
 from openuni.manifests.video.side_data import side_data
 from openuni.manifests.video.video_errors import CorruptVideo
 
@@ -93,7 +94,9 @@ class FrameReader:
         """Frames in presentation order, up to the first damaged one from `key_pts` on (later ones depend on it)."""
         count = 0
         for packet in packets_from_key(self.container, self.stream, key_pts, self.source):
+            tick()
             for frame in packet.decode():
+                tick()
                 if self.by_count:
                     frame.pts = int(self.pts[count]) if count < len(self.pts) else None
                     count += 1

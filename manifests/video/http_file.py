@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from openuni.manifests.video.decoder.progress import allowing
 from openuni.manifests.video.video_errors import LimitExceeded, VideoError
 
 BLOCK_BYTES = 2**20  # of one request
@@ -94,7 +95,8 @@ class HttpFile(ReadOnlyFile):
             raise self.failure
         if number not in self.blocks:
             try:
-                self.blocks[number] = self._download(number * BLOCK_BYTES)
+                with allowing(self.timeout_s):
+                    self.blocks[number] = self._download(number * BLOCK_BYTES)
             except Exception as error:
                 self.failure = error
                 raise
@@ -196,6 +198,7 @@ def _retry_after_s(answer: _Answer) -> float:
 
 def _attempt(url: str, first: int | None, count: int, deadline: float) -> _Answer:
     """One request, on fsspec's event loop and with its settings (headers, proxies, credentials)."""
+    import aiohttp
     from fsspec.asyn import sync
     from fsspec.core import url_to_fs
 
@@ -203,7 +206,10 @@ def _attempt(url: str, first: int | None, count: int, deadline: float) -> _Answe
     remaining_s = deadline - time.monotonic()
     if remaining_s <= 0:
         raise TimeoutError
-    answer: _Answer = sync(fs.loop, _get, fs, path, first, count, remaining_s, timeout=remaining_s + 5)
+    try:
+        answer: _Answer = sync(fs.loop, _get, fs, path, first, count, remaining_s, timeout=remaining_s + 5)
+    except aiohttp.TooManyRedirects as error:
+        raise HttpError("too many redirects") from error
     return answer
 
 

@@ -14,23 +14,26 @@ from typing import Any
 import numpy as np
 
 from openuni.manifests.errors import ClipError, MissingRequirement
+from openuni.manifests.video.decoder.process import isolated
 
 # kinds of image files, by suffix
 KINDS = ("exr", "png", "jpg")
 MAX_LISTED = 30  # channels in a message; a file with one layer has fewer
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+GREY_STRETCH = {2: 85, 4: 17}  # bits per grey level -> factor that Pillow applies
 
 
 def image_size(data: bytes, kind: str, where: str) -> tuple[int, int]:
     """(height, width) from the header. Raises `ClipError` for other files, and for a PNG with a wrong checksum."""
     if kind == "exr":
-        return _exr_size(data, where)
+        return exr_size(data, where)
     try:
         return _png_size(data) if kind == "png" else _jpeg_size(data)
     except (OSError, SyntaxError, ValueError, struct.error) as error:
         raise ClipError(f"{where} is damaged or not an image: {error}") from error
 
 
+@isolated
 def read_image(data: bytes | Path, kind: str, where: str) -> np.ndarray:
     """Read an image without conversion: [H, W, 1 or 3], uint8 or uint16 from PNG and JPEG, float16 or float32 from EXR.
 
@@ -41,6 +44,30 @@ def read_image(data: bytes | Path, kind: str, where: str) -> np.ndarray:
         return _read_exr(data, where)
     data = data.read_bytes() if isinstance(data, Path) else data
     return _read_png(data, where) if kind == "png" else _read_jpeg(data, where)
+
+
+@isolated
+def read_png_indices(path: Path) -> np.ndarray:
+    """Palette indices, or grey levels as stored, of a PNG: uint16 [H, W]. Raises `ClipError`.
+
+    The header must have been checked by `image_size`.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            if image.mode not in ("P", "L", "I;16", "1"):
+                raise ClipError(f"{path} has mode {image.mode}; ids must be palette indices or grey levels")
+            scale = GREY_STRETCH.get(_png_bits(path), 1) if image.mode == "L" else 1
+            return np.asarray(image).astype(np.uint16) // scale
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ClipError(f"{path} is damaged: {error}") from error
+
+
+def _png_bits(path: Path) -> int:
+    """Bits per level of a PNG whose header was validated before."""
+    with path.open("rb") as file:
+        return file.read(25)[24]
 
 
 class ValueLookup:
@@ -143,7 +170,9 @@ def _open_exr(data: bytes | Path, where: str, *, header_only: bool = False, pack
     return file
 
 
-def _exr_size(data: bytes | Path, where: str) -> tuple[int, int]:
+@isolated
+def exr_size(data: bytes | Path, where: str) -> tuple[int, int]:
+    """(height, width) from the header of an EXR file. Raises `ClipError`."""
     try:
         header = _open_exr(data, where, header_only=True).header()
         (left, top), (right, bottom) = (corner.tolist() for corner in header["dataWindow"])

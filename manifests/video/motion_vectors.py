@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from openuni.manifests.video.decoder.values import transferable
 from openuni.manifests.video.side_data import side_data
 
 if TYPE_CHECKING:
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 CODECS = frozenset({"h264", "mpeg4", "mpeg1video", "mpeg2video", "h263", "flv1", "msmpeg4v3", "wmv2"})
 
 
+@transferable
 class MotionVectors(NamedTuple):
     """The N predicted blocks of a frame, in pixels of the stored picture (before scaling and rotation).
 

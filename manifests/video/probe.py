@@ -7,6 +7,8 @@ import numpy as np
 
 from openuni.manifests.video.clip import Clip, clip_id, content_hash, pts_hash
 from openuni.manifests.video.container import Limits, Packets, list_packets, open_video, read_all, translate_errors
+from openuni.manifests.video.decoder.process import isolated
+from openuni.manifests.video.decoder.values import transferable
 from openuni.manifests.video.frames import IDENTITY_ORIENTATION, FrameReader, display_size, is_interlaced, orientation
 from openuni.manifests.video.video_errors import CorruptVideo, LimitExceeded, VideoError
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 
+@transferable
 class VideoInfo(NamedTuple):
     """Metadata of a file's main video stream."""
 
@@ -32,6 +35,7 @@ class VideoInfo(NamedTuple):
     frame_hashes: np.ndarray | None = None  # uint64 [T], of the compressed frames
 
 
+@isolated
 def probe(
     source: str,
     limits: Limits = Limits(),  # frozen, so a shared default is safe
@@ -118,6 +122,7 @@ def probe_clip(source: str, limits: Limits = Limits(), data: bytes | None = None
     return make_clip(source, probe(source, limits, data))
 
 
+@isolated
 def matching_mp4_bytes(clip: Clip) -> bytes | None:
     """Contents of the clip's source if it is an mp4 with exactly the clip's frames in displayed form, else None.
 

@@ -1,7 +1,6 @@
 """Video decoding: exact frames by timestamp, in bounded memory, from untrusted input."""
 
 import itertools
-import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -20,6 +19,9 @@ from openuni.manifests.video.container import (
     packets_from_key,
     translate_errors,
 )
+from openuni.manifests.video.decoder import memory, progress
+from openuni.manifests.video.decoder.process import isolated
+from openuni.manifests.video.decoder.values import transferable
 from openuni.manifests.video.frames import (
     FieldSelector,
     FrameReader,
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 
+@transferable
 class Frames(NamedTuple):
     """Decoded frames of a clip."""
 
@@ -48,6 +51,7 @@ class Frames(NamedTuple):
     vectors: tuple[MotionVectors | None, ...] | None  # motion vectors per frame, if requested
 
 
+@isolated
 def decode_frames(
     clip: Clip,
     indices: np.ndarray | Callable[[np.ndarray], np.ndarray] | None = None,
@@ -84,6 +88,7 @@ def decode_frames(
     return _decode(clip, indices, short_side_px, limits, 1, vectors)  # slower, but tolerates harmless faults
 
 
+@isolated
 def iter_frames(
     clip: Clip,
     short_side_px: int = 0,
@@ -101,6 +106,7 @@ def iter_frames(
         yield from _images(clip, reader.frames(pts), size_px or working_size(clip, short_side_px), reader.pixel_aspect)
 
 
+@isolated
 def decode_full_depth(clip: Clip, limits: Limits = Limits(), data: bytes | None = None, threads: int = 0) -> np.ndarray:
     """Decode all frames at the stream's bit depth: uint8 or uint16 [T, H, W, 3] over the full range. For maps.
 
@@ -160,7 +166,7 @@ def _decode_full_depth(clip: Clip, limits: Limits, data: bytes | None, threads: 
         if not is_deep(first):
             images = _images(clip, frames, working_size(clip, 0), reader.pixel_aspect)
             return _stack(clip, images, len(pts), 0, limits)
-        out = np.empty((len(pts), first.height, first.width, 3), np.uint16)
+        out = memory.empty((len(pts), first.height, first.width, 3), np.uint16)
         for target, frame in zip(out, frames, strict=True):
             if (frame.height, frame.width) != (first.height, first.width):
                 raise CorruptVideo(f"{clip.source}: frame size changes within the clip. Cut the video there.")
@@ -176,7 +182,7 @@ def _open_clip(
 
     Raises `SourceChanged` if the timestamps or the compressed frames in the source differ from the clip's.
     """
-    _decodes.add()
+    progress.count_decode()
     with open_video(clip.source, limits, data) as (container, stream), translate_errors(clip.source):
         if stream.index != clip.stream_index:
             text = f"main video stream is {stream.index}, was {clip.stream_index}"
@@ -194,23 +200,9 @@ def _open_clip(
         yield FrameReader(clip.source, container, stream, packets, limits, threads), pts
 
 
-class _ThreadSafeCounter:
-    """A counter shared by threads."""
-
-    def __init__(self) -> None:
-        self.lock, self.count = threading.Lock(), 0
-
-    def add(self) -> None:
-        with self.lock:
-            self.count += 1
-
-
-_decodes = _ThreadSafeCounter()
-
-
 def decode_count() -> int:
     """Number of times that this process opened a clip's source for decoding. Shows that decodes are shared."""
-    return _decodes.count
+    return progress.decode_count()
 
 
 def _clip_packets(clip: Clip, container: "InputContainer", stream: "VideoStream", limits: Limits) -> Packets:
@@ -232,7 +224,7 @@ def _validate_indices(indices: np.ndarray, count: int) -> np.ndarray:
 def _stack(clip: Clip, images: Iterator[np.ndarray], count: int, short_side_px: int, limits: Limits) -> np.ndarray:
     """Collect images into one array, uint8 [count, H, W, 3]. Raises `LimitExceeded`."""
     _check_decoded_size(clip, count, short_side_px, limits)
-    out = np.empty((count, *working_size(clip, short_side_px), 3), np.uint8)
+    out = memory.empty((count, *working_size(clip, short_side_px), 3), np.uint8)
     for target, image in zip(out, images, strict=True):
         target[:] = image
     return out

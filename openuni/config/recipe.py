@@ -23,6 +23,7 @@ from openuni.manifests.corpus.layout import filter_group
 from openuni.manifests.corpus.names import new_label_fault
 from openuni.manifests.errors import OpenUniError, did_you_mean
 from openuni.manifests.text_files import load_toml
+from openuni.manifests.video.decoder.limits import Limits
 from openuni.shots.shot_detector import ShotDetector, find_shot_detector, shot_detector_names
 from openuni.training.codec import LatentCodec, TextCodec
 
@@ -74,6 +75,14 @@ class WorkOptions:
         "maximum size of the decoded frames of a clip, GB; larger clips fail. Annotators need up to 15 times that",
         Gt(0),
     ] = 4.0
+    decoder_memory_gb: Annotated[
+        float,
+        "maximum memory of a decoder process, GB, without the frames it returns; a clip that needs more fails",
+        Gt(0),
+    ] = 4.0
+    decoder_timeout_s: Annotated[
+        float, "time without a packet or frame, seconds, after which a decoder is stopped and its clip fails", Gt(0)
+    ] = 60.0
     storage: Annotated[
         Literal["full", "compact"],
         "storage of modality maps: full precision, or compact (about 2 bits per pixel of depth, 4 of flow; for the "
@@ -82,6 +91,14 @@ class WorkOptions:
 
     def __post_init__(self) -> None:
         check_options(self, "[work]")
+
+    def limits(self) -> Limits:
+        """The limits on decoding a clip."""
+        return Limits(
+            max_decoded_bytes=round(self.max_decoded_gb * 1e9),
+            max_decoder_bytes=round(self.decoder_memory_gb * 1e9),
+            max_stall_s=self.decoder_timeout_s,
+        )
 
 
 @dataclass(frozen=True)

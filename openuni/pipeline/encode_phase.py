@@ -2,7 +2,7 @@
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ from openuni.manifests.corpus.layout import annotation_group
 from openuni.manifests.corpus.shards import SafetensorsShard
 from openuni.manifests.errors import ClipError, OpenUniError
 from openuni.manifests.video.clip import Clip
+from openuni.manifests.video.decoder.limits import Limits
 from openuni.pipeline.failures import format_error
 from openuni.pipeline.map_sources import MapSource
 from openuni.pipeline.phases import ClipItem, CorpusWorker, decoder_threads
@@ -47,6 +48,7 @@ class EncodeSpec(Spec):
     latent_codec: LatentCodec
     text_codec: TextCodec
     streams: tuple[EncodeStream, ...]
+    limits: Limits = field(default_factory=Limits)  # of decoding one clip
 
     def start(self, device: str) -> "EncodeWorker":
         """See `Spec.start`."""
@@ -157,7 +159,8 @@ class EncodeWorker(CorpusWorker):
         modality = find_modality(name)
         if not stream.annotator:
             short_side_px = cover_short_side(item.clip, self.spec.options.size_px)
-            return modality(decode(item.clip, np.arange(count), short_side_px, threads=decoder_threads()).frames)
+            limits, threads = self.spec.limits, decoder_threads()
+            return modality(decode(item.clip, np.arange(count), short_side_px, limits, threads).frames)
         extent = item.stored[MapSource(stream.annotator, name)]
         assert extent is not None  # else it would not be planned
         signal = read_modality(self.corpus, annotation_group(stream.annotator), modality, extent, item.clip)

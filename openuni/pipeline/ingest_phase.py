@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -46,6 +46,7 @@ class IngestSpec(Spec):
     options: IngestOptions
     detector: ShotDetector
     version: str
+    limits: Limits = field(default_factory=Limits)  # of decoding, for what `options` do not limit
 
     def start(self, device: str) -> "IngestWorker":
         """See `Spec.start`."""
@@ -66,7 +67,8 @@ class IngestWorker(CorpusWorker):
         super().__init__(spec.corpus_url)
         self.options, self.detector = spec.options, spec.detector
         self.model = spec.detector.load(device)
-        self.limits = Limits(
+        self.limits = dataclasses.replace(
+            spec.limits,
             max_pixels=spec.options.max_frame_px,
             max_duration_s=spec.options.max_duration_s,
             max_probe_s=spec.options.probe_timeout_s,

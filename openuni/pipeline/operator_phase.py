@@ -36,7 +36,7 @@ class OperatorSpec(Spec):
     short_side_px: int
     required_maps: Mapping[str, Mapping[str, MapSource]]  # operator -> modality -> the map it starts from
     compact: bool  # how maps are stored
-    max_decoded_bytes: int  # of the frames of one clip
+    limits: Limits  # of decoding one clip
 
     def start(self, device: str) -> "OperatorWorker":
         """See `Spec.start`."""
@@ -67,7 +67,7 @@ class OperatorWorker(CorpusWorker):
     def __init__(self, spec: OperatorSpec, device: str) -> None:
         super().__init__(spec.corpus_url)
         self.spec = spec
-        self.limits = Limits(max_decoded_bytes=spec.max_decoded_bytes)
+        self.limits = spec.limits
         self.operators = dict(spec.operators)
         self.vram = VramMeter(device)
         self.decodes_reported = decode_count()

@@ -38,6 +38,7 @@ from openuni.manifests.corpus.layout import (
 from openuni.manifests.corpus.splits import write_pending_splits
 from openuni.manifests.errors import OpenUniError
 from openuni.manifests.video.clip import Clip
+from openuni.manifests.video.decoder.limits import Limits
 from openuni.pipeline import encode_phase, shot_splitting
 from openuni.pipeline.ingest_phase import IngestSpec, SourceItem
 from openuni.pipeline.ledger import run_ledger
@@ -106,7 +107,9 @@ class Pipeline:
             )
         if new:
             self.corpus.save_record(cut=cut)
-        spec = IngestSpec(self.corpus.store.url, self.recipe.ingest, detector, INGEST_VERSION)
+        spec = IngestSpec(
+            self.corpus.store.url, self.recipe.ingest, detector, INGEST_VERSION, self.recipe.work.limits()
+        )
         self._phase("ingest", spec, new, len(new), self._unfinished_sources, [CLIPS])
         self.corpus.refresh()
         self._verify_sources(new)
@@ -127,8 +130,8 @@ class Pipeline:
             todo[name] = self._missing(group, clips.column("clip_id"))
         wanted = {name: wanted[name] for name in chosen}
         work = self.recipe.work
-        max_bytes, compact = round(work.max_decoded_gb * 1e9), work.storage == "compact"
-        spec = OperatorSpec(self.corpus.store.url, chosen, versions, work.short_side_px, wanted, compact, max_bytes)
+        compact, limits = work.storage == "compact", work.limits()
+        spec = OperatorSpec(self.corpus.store.url, chosen, versions, work.short_side_px, wanted, compact, limits)
         names = " + ".join(chosen) if len(chosen) <= 2 else f"{len(chosen)} {kind}s"
         sources = {source for maps in wanted.values() for source in maps.values()}
         items, count = self._clip_items(clips, todo, sources)
@@ -157,7 +160,8 @@ class Pipeline:
                 present[encode_phase.TEXT] = clip_ids_with_caption(self.corpus, self.captions)
                 missing = pc.and_(missing, pc.is_in(clips.column("clip_id"), present[encode_phase.TEXT]))
             todo[stream.modality] = missing
-        spec = encode_phase.EncodeSpec(self.corpus.store.url, options, codec, text_codec, tuple(streams))
+        limits = dataclasses.replace(self.recipe.work.limits(), max_decoded_bytes=Limits.max_decoded_bytes)
+        spec = encode_phase.EncodeSpec(self.corpus.store.url, options, codec, text_codec, tuple(streams), limits)
         sources = {MapSource(stream.annotator, stream.modality) for stream in streams if stream.annotator}
         items, count = self._clip_items(clips, todo, sources, self.captions)
         groups = {stream.modality: stream.group for stream in streams}

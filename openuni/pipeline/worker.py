@@ -1,8 +1,9 @@
 """The work of one phase in one process, and the loop that drives it: read ahead, compute, write behind."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 from openuni.manifests.errors import OpenUniError
@@ -47,6 +48,10 @@ class Worker(ABC):
         """Keep the traceback of a failure that becomes a row. `operator`: empty for the phase itself."""
         self._noted().setdefault(key, []).append(failure_of(key, operator, error))
 
+    def note_death(self, key: str, error: str, traceback: str) -> None:
+        """Keep what is known of a crash of the process that worked on an item, for the row that `fail` writes."""
+        self._noted().setdefault(key, []).append(Failure(key, "", error, traceback))
+
     def take_failures(self, key: str) -> tuple[Failure, ...]:
         """The failures noted for an item, once."""
         return tuple(self._noted().pop(key, ()))
@@ -67,8 +72,9 @@ class Spec(ABC):
 class WorkerLoop:
     """Drives a worker: prefetches the next item, writes the previous one, and turns every error into a failed row."""
 
-    def __init__(self, worker: Worker) -> None:
-        self.worker = worker
+    def __init__(self, worker: Worker, working_on: Callable[[str], AbstractContextManager[None]] = nullcontext) -> None:
+        """`working_on`: context in which a thread works on the item of this key."""
+        self.worker, self.working_on = worker, working_on
         self.reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
         self.writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
         self.prefetched: tuple[Any, Future[Any]] | None = None
@@ -80,16 +86,17 @@ class WorkerLoop:
         Returns the outcome of the item before this one; None if `flush` has returned it already.
         """
         ready, self.prefetched = self.prefetched, None
-        future = ready[1] if ready is not None and ready[0] == item else self.reader.submit(self.worker.prepare, item)
+        future = ready[1] if ready is not None and ready[0] == item else self.reader.submit(self._prepare, item)
         try:
             prepared = future.result()
             if next_item is not None:
-                self.prefetched = (next_item, self.reader.submit(self.worker.prepare, next_item))
-            computed = self.worker.compute(item, prepared)
+                self.prefetched = (next_item, self.reader.submit(self._prepare, next_item))
+            with self.working_on(key_of(item)):
+                computed = self.worker.compute(item, prepared)
         except OpenUniError:
             raise  # the run cannot go on (a full disk, a missing part): not this clip's fault
         except Exception as error:  # with `_store` the place where a clip's error of any kind becomes a row
-            self.worker.note_failure(_key(item), "", error)
+            self.worker.note_failure(key_of(item), "", error)
             return self.fail(item, format_error(error))
         outcome = self.flush()  # at most one item waits to be written: results take memory
         self.pending_write = self.writer.submit(self._store, item, computed)
@@ -115,15 +122,21 @@ class WorkerLoop:
         self.writer.shutdown()
         self.worker.finish()
 
+    def _prepare(self, item: Any) -> Any:
+        with self.working_on(key_of(item)):
+            return self.worker.prepare(item)
+
     def _store(self, item: Any, computed: Any) -> ItemOutcome:
         try:
-            return self.worker.store(item, computed)
+            with self.working_on(key_of(item)):
+                return self.worker.store(item, computed)
         except OpenUniError:
             raise
         except Exception as error:
-            self.worker.note_failure(_key(item), "", error)
+            self.worker.note_failure(key_of(item), "", error)
             return self.worker.fail(item, format_error(error))
 
 
-def _key(item: Any) -> str:
+def key_of(item: Any) -> str:
+    """What identifies an item in a run."""
     return str(getattr(item, "key", item))

@@ -110,11 +110,13 @@ def opened(filters: dict[str, Any], clips: list[str]) -> int:
         count += 1
         return real(*given)
 
+    os.environ["OPENUNI_DECODER"] = "in-process"
     probe.open_video = reader.open_video = counted  # type: ignore[assignment]
     try:
         ours(filters, clips)
     finally:
         probe.open_video = reader.open_video = real  # type: ignore[assignment]
+        del os.environ["OPENUNI_DECODER"]
     return count - len(clips)  # ingest opens each once, to list its frames
 
 

@@ -13,7 +13,7 @@ from openuni.exchange.importers._dataset_layout import resolve_inside
 from openuni.manifests.errors import ClipError
 from openuni.manifests.video.clip import Clip
 from openuni.manifests.video.container import Limits
-from openuni.manifests.video.images import image_size, read_image
+from openuni.manifests.video.images import image_size, read_image, read_png_indices
 from openuni.manifests.video.passthrough import VIDEO_KINDS
 from openuni.manifests.video.probe import probe_clip
 from openuni.manifests.video.reader import decode_full_depth
@@ -22,7 +22,6 @@ from openuni.pipeline.phases import decoder_threads
 IMAGES = (".exr", ".png", ".jpg", ".jpeg")
 VIDEOS = tuple(f".{kind}" for kind in VIDEO_KINDS)
 MAX_FILE_BYTES = 2 * 10**9  # maximum size of an image file
-GREY_STRETCH = {2: 85, 4: 17}  # bits per grey level -> factor that Pillow applies
 LAST_NUMBER = re.compile(r"(\d+)(?!.*\d)")
 
 
@@ -189,8 +188,6 @@ def check_numbers(streams: Iterable[StreamFiles]) -> None:
 
 def read_indices(stream: StreamFiles, limits: Limits = Limits()) -> np.ndarray:
     """Palette indices, or grey levels as stored, of a PNG sequence: uint16 [T, H, W, 1]."""
-    from PIL import Image
-
     if stream.kind != "png":
         raise ClipError(f"{stream.where}: ids must be PNG images, got {stream.kind}")
     height_px, width_px = size = _size(stream.files[0])
@@ -202,21 +199,8 @@ def read_indices(stream: StreamFiles, limits: Limits = Limits()) -> np.ndarray:
     for path in stream.files:
         if _size(path) != size:
             raise ClipError(f"{path} is not {width_px} x {height_px} like the images before it")
-        try:
-            with Image.open(path, formats=("PNG",)) as image:
-                if image.mode not in ("P", "L", "I;16", "1"):
-                    raise ClipError(f"{path} has mode {image.mode}; ids must be palette indices or grey levels")
-                scale = GREY_STRETCH.get(_bits(path), 1) if image.mode == "L" else 1
-                images.append(np.asarray(image).astype(np.uint16) // scale)
-        except (OSError, SyntaxError, ValueError) as error:
-            raise ClipError(f"{path} is damaged: {error}") from error
+        images.append(read_png_indices(path))
     return np.stack(images)[..., None]
-
-
-def _bits(path: Path) -> int:
-    """Bits per level of a PNG whose header was validated before."""
-    with path.open("rb") as file:
-        return file.read(25)[24]
 
 
 def _size(path: Path) -> tuple[int, int]:

@@ -1,11 +1,12 @@
 """Running phases in this process: for debugging, small corpora, and machines without Ray."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from openuni.manifests.graceful_shutdown import graceful_shutdown
+from openuni.pipeline.runners.crash_marks import CrashMarks
 from openuni.pipeline.runners.resources import Runner
-from openuni.pipeline.worker import ItemOutcome, Spec, WorkerLoop
+from openuni.pipeline.worker import ItemOutcome, Spec, WorkerLoop, key_of
 
 
 class InProcessRunner(Runner):
@@ -22,21 +23,41 @@ class InProcessRunner(Runner):
         on_death: Callable[[list[Any]], list[Any]],
     ) -> None:
         """See `Runner.run`."""
-        loop = WorkerLoop(spec.start(self.device))
+        marks = CrashMarks.of(spec)
+        loop = WorkerLoop(spec.start(self.device), marks.working_on)
+
+        def done(outcome: ItemOutcome | None) -> None:
+            if outcome is not None:
+                marks.finished(outcome.key)
+                report(outcome)
+
         try:
             source = iter(items)
-            with graceful_shutdown("the current clip") as interrupted:
+            with graceful_shutdown("the current clip") as interrupted, marks.watching():
                 item = next(source, None)
                 while item is not None and not interrupted.is_set():
-                    next_item = next(source, None)
-                    outcome = loop.step(item, next_item)
-                    if outcome is not None:
-                        report(outcome)
-                    item = next_item
-                outcome = loop.flush()
-                if outcome is not None:
-                    report(outcome)
+                    following = next(source, None)
+                    for outcome in _steps(loop, marks, item, following):
+                        done(outcome)
+                    item = following
+                done(loop.flush())
             if interrupted.is_set():
                 raise KeyboardInterrupt
         finally:
             loop.finish()
+
+
+def _steps(loop: WorkerLoop, marks: CrashMarks, item: Any, following: Any | None) -> Iterator[ItemOutcome | None]:
+    """Process an item. One with which the process died before runs alone, or fails."""
+    if not marks.is_known(key_of(item)):
+        is_prefetched = following is not None and not marks.is_known(key_of(following))
+        yield loop.step(item, following if is_prefetched else None)
+        return
+    yield loop.flush()
+    death = marks.take_death(key_of(item))
+    if death is not None:
+        loop.worker.note_death(key_of(item), death.error, death.traceback)
+        yield loop.fail(item, death.error)
+    else:
+        yield loop.step(item, None)
+    yield loop.flush()

@@ -23,10 +23,9 @@ from openuni.manifests.contracts.discovery import local_import_roots
 from openuni.manifests.errors import OpenUniError
 from openuni.pipeline.failures import format_error
 from openuni.pipeline.runners.ray_worker import RayWorker, Reply, Setup, uninstalled_home
-from openuni.pipeline.runners.resources import Resources, Runner
+from openuni.pipeline.runners.resources import MAX_ATTEMPTS, Resources, Runner
 from openuni.pipeline.worker import ItemOutcome, Spec
 
-MAX_ATTEMPTS = 3
 MAX_FAILED_STARTS = 10
 MAX_RAY_STARTS = 3
 CONNECT_TIMEOUT_S = 10.0  # of a cluster's address; Ray itself would wait for minutes

@@ -7,6 +7,8 @@ from typing import Any
 
 from openuni.pipeline.worker import ItemOutcome, Spec
 
+MAX_ATTEMPTS = 3  # of an item with which the process dies
+
 
 @dataclass(frozen=True)
 class Resources:

@@ -160,6 +160,7 @@ def test_a_playlist_cannot_reach_other_files(tmp_path: Path) -> None:
 
 def test_a_playlist_is_refused_by_the_demuxer_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     canary = encode(tmp_path / "canary.ts", times=range(5))
+    monkeypatch.setenv("OPENUNI_DECODER", "in-process")
     monkeypatch.setattr("openuni.manifests.video.container.check_head", lambda source, file: None)
     path = _written(tmp_path / "a.ffconcat", f"ffconcat version 1.0\nfile {canary.name}\n")
     with pytest.raises(UnsafeSource, match="container format is not allowed"):

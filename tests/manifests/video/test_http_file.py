@@ -31,6 +31,7 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @pytest.fixture
 def served(video: bytes, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
+    monkeypatch.setenv("OPENUNI_DECODER", "in-process")  # where the delays are changed
     monkeypatch.setattr(http_file, "RETRY_DELAYS_S", (0.01, 0.01, 0.01))
     files = {"/a.mp4": video, "/a.txt": b"a caption", "/large.bin": np.arange(2**20, dtype="<u4").tobytes()}
     with file_server(files) as server:

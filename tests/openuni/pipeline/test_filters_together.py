@@ -43,6 +43,7 @@ def test_every_clip_is_opened_once_for_all_filters(raw, tmp_path, monkeypatch):
         opened.append(source.rpartition("/")[2])
         return real(source, *more)
 
+    monkeypatch.setenv("OPENUNI_DECODER", "in-process")
     monkeypatch.setattr(reader, "open_video", noted)
     monkeypatch.setattr(probe, "open_video", noted)
     corpus = run(raw, tmp_path / "corpus")
