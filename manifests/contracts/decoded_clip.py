@@ -87,6 +87,11 @@ class DecodedClip:
         return float(np.hypot(*self.frames.shape[1:3]))
 
     @property
+    def is_window(self) -> bool:
+        """Whether these are not all frames of the clip, but a window of them."""
+        return self.overlap_frames > 0 or len(self.frames) < self.clip.frame_count
+
+    @property
     def new_frames(self) -> np.ndarray:
         """The frames that no window before had: all frames of a clip that is whole."""
         return self.frames[self.overlap_frames :]
