@@ -13,11 +13,12 @@ from openuni.manifests.contracts.component import fingerprint
 from openuni.manifests.contracts.decoded_clip import decode
 from openuni.manifests.contracts.modality import Modality, find_modality
 from openuni.manifests.contracts.options import recorded
-from openuni.manifests.corpus.corpus_clip import read_modality
+from openuni.manifests.corpus.corpus_clip import stored_blocks
 from openuni.manifests.corpus.layout import annotation_group
 from openuni.manifests.corpus.shards import SafetensorsShard
 from openuni.manifests.errors import ClipError, OpenUniError
 from openuni.manifests.video.clip import Clip
+from openuni.manifests.video.container import Limits
 from openuni.pipeline.failures import format_error
 from openuni.pipeline.map_sources import MapSource
 from openuni.pipeline.phases import ClipItem, CorpusWorker, decoder_threads
@@ -160,8 +161,9 @@ class EncodeWorker(CorpusWorker):
             return modality(decode(item.clip, np.arange(count), short_side_px, threads=decoder_threads()).frames)
         extent = item.stored[MapSource(stream.annotator, name)]
         assert extent is not None  # else it would not be planned
-        signal = read_modality(self.corpus, annotation_group(stream.annotator), modality, extent, item.clip)
-        return signal.take(0, count)
+        group = annotation_group(stream.annotator)
+        blocks = stored_blocks(self.corpus, group, modality, extent, item.clip, count, Limits(), stop=count)
+        return modality.joined(list(blocks))
 
     def _put(self, name: str, item: ClipItem, encoded: EncodedStream | ClipError) -> dict[str, Any]:
         if isinstance(encoded, ClipError):
