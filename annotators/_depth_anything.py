@@ -11,7 +11,7 @@ from annotated_types import Ge, MultipleOf
 from openuni.manifests.contracts.checkpoint import Checkpoint, published_or_path
 from openuni.manifests.contracts.inference import Precision, inference
 from openuni.manifests.contracts.operator import Annotator
-from openuni.manifests.errors import OpenUniError
+from openuni.manifests.errors import ClipError, OpenUniError
 
 PATCH_PX = 14  # of the DINOv2 encoder
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406])
@@ -86,14 +86,17 @@ class FrameDepth(Annotator):
         return network.eval().to(device), processor
 
     def each_frame(self, model: Any, frames: np.ndarray) -> tuple[np.ndarray, DepthUnit]:
-        """Predict depth frame by frame: uint8 [T, H, W, 3] -> raw values float32 [T, H, W], and their unit."""
+        """Predict depth frame by frame: uint8 [T, H, W, 3] -> values float32 [T, H, W], and their unit."""
+        depth, unit = self.raw_frames(model, frames)
+        return (without_zero_metres(depth) if unit == "metres" else depth), unit
+
+    def raw_frames(self, model: Any, frames: np.ndarray) -> tuple[np.ndarray, DepthUnit]:
+        """As `each_frame`, with the network's zeros."""
         network, processor = model
         step = self.frames_per_batch
         starts = range(0, len(frames), step)
         depth = np.concatenate([self._batch(network, processor, frames[i : i + step]) for i in starts])
-        if network.config.depth_estimation_type == "metric":
-            return without_zero_metres(depth), "metres"
-        return depth, "disparity"
+        return depth, "metres" if network.config.depth_estimation_type == "metric" else "disparity"
 
     def _batch(self, network: Any, processor: Any, frames: np.ndarray) -> np.ndarray:
         """uint8 [B, H, W, 3] -> float32 [B, H, W]."""
@@ -117,6 +120,29 @@ class FrameDepth(Annotator):
         images = processor(list(frames.copy()), size=size, input_data_format="channels_last", return_tensors="np")
         pixels: np.ndarray = images["pixel_values"]
         return pixels
+
+
+class ZeroMetres:
+    """`without_zero_metres` of a clip in windows."""
+
+    def __init__(self) -> None:
+        self.smallest = np.float32(MIN_METRES)
+        self.used: np.float32 | None = None  # what zeros of windows before have become
+
+    def replaced(self, depth: np.ndarray) -> np.ndarray:
+        """Replace the zeros of the next frames. Raises `ClipError` if those of frames before should have been less."""
+        self.smallest = min(self.smallest, depth[depth > 0].min(initial=self.smallest))
+        if self.used is not None and self.smallest < self.used:
+            raise ClipError(
+                f"the network predicts zero metres, and {self.smallest:g} m in a later window: clips over [work] "
+                "max_decoded_gb may have zeros, or distances below 1 mm, but not both. Raise the limit, or shorten "
+                "the clip ([ingest] max_s)."
+            )
+        is_zero = depth == 0
+        if not is_zero.any():
+            return depth
+        self.used = self.smallest
+        return np.where(is_zero, self.smallest, depth)
 
 
 def without_zero_metres(depth: np.ndarray) -> np.ndarray:

@@ -94,11 +94,19 @@ class Marigold(Annotator):
         pipeline.set_progress_bar_config(disable=True)
         return pipeline.to(device, torch.float32)
 
-    def predict(self, pipeline: Any, frames: np.ndarray) -> Predicted:
-        """Predict maps for frames uint8 [T, H, W, 3] RGB, at their size. Independent of the batch size."""
+    def window_step(self) -> int:
+        """Windows hold whole batches."""
+        return self.frames_per_batch
+
+    def predict(self, pipeline: Any, frames: np.ndarray, first: int = 0) -> Predicted:
+        """Predict maps for frames uint8 [T, H, W, 3] RGB, at their size. Independent of the batch size.
+
+        `first`: number of the first frame in the clip.
+        """
         step = self.frames_per_batch
         parts = [
-            self._batch(pipeline, frames, range(i, min(i + step, len(frames)))) for i in range(0, len(frames), step)
+            self._batch(pipeline, frames[i : i + step], range(first + i, first + min(i + step, len(frames))))
+            for i in range(0, len(frames), step)
         ]
         maps, spreads = zip(*parts, strict=True)
         return Predicted(np.concatenate(maps), np.concatenate(spreads) if self.has_spread else None)
@@ -109,11 +117,11 @@ class Marigold(Annotator):
         return self.ensemble_size >= MIN_ENSEMBLE_FOR_SPREAD
 
     def _batch(self, pipeline: Any, frames: np.ndarray, numbers: range) -> tuple[np.ndarray, np.ndarray | None]:
-        """Maps float32 [B, targets, H, W, 3] and spread [B, targets, H, W, C] of the frames with these indices."""
+        """Maps float32 [B, targets, H, W, 3] and spread [B, targets, H, W, C] of frames with these numbers."""
         import torch
 
         device = pipeline.unet.device
-        images = torch.from_numpy(frames[numbers.start : numbers.stop].transpose(0, 3, 1, 2) / np.float32(255))
+        images = torch.from_numpy(frames.transpose(0, 3, 1, 2) / np.float32(255))
         noise = torch.cat([self._noise(pipeline, frames.shape[1:3], number) for number in numbers])
         with inference(device.type, self.precision):
             made = pipeline(

@@ -6,13 +6,17 @@ from typing import Annotated, NamedTuple
 import numpy as np
 
 from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.contracts.modality import Modality
+from openuni.manifests.contracts.windows import WindowedRun
 from openuni.manifests.modalities.flow import Flow
 
 UNFLOW_ALPHA = 0.01  # Meister et al. 2018 (arXiv:1711.07837): tolerance relative to the sum of both flow lengths ...
 UNFLOW_BETA_PX = 0.5  # ... plus an absolute tolerance
 
-# int [n] first frames, int [n] second frames -> float32 [n, H, W, 2], pixels from first to second
+# a function of frames uint8 [n, H, W, 3] that gives the flow between any two of them:
+# int [m] first frames, int [m] second frames -> float32 [m, H, W, 2], pixels from first to second
 PairFlow = Callable[[np.ndarray, np.ndarray], np.ndarray]
+PairFlowOf = Callable[[np.ndarray], PairFlow]
 
 
 class FlowOfClip(NamedTuple):
@@ -25,26 +29,57 @@ class FlowOfClip(NamedTuple):
     ]
 
 
-def flow_of_clip(clip: DecodedClip, pair_flow: PairFlow, check: bool) -> FlowOfClip:
-    """Flow between all adjacent frames of `clip`; the last frame repeats the previous flow, so the length stays T.
+class FlowWindows(WindowedRun[FlowOfClip]):
+    """Flow between all adjacent frames of a clip; the last frame repeats the previous flow, so the length stays T.
 
-    With `check`, the backward flow is also computed and `Flow.valid` is true where both agree. The flow of a clip of
-    one frame is zero.
+    `pair_flow_of`: the method. With `check`, the backward flow is also computed and `Flow.valid` is true where both
+    agree. `pairs_per_batch`: pairs are processed in multiples of this number, in windows as in a clip that is whole;
+    the frames of an incomplete batch wait for the next window. The flow of a clip of one frame is zero.
     """
-    count, height_px, width_px = clip.frames.shape[:3]
-    first, second = np.arange(count - 1), np.arange(1, count)
-    if not len(first):
-        return FlowOfClip(Flow.from_pairs(np.empty((0, height_px, width_px, 2), np.float32)), 0.0, None)
-    forward = pair_flow(first, second)
-    valid, inconsistent = None, None
-    if check:
-        backward = pair_flow(second, first)
-        agree = [consistent(there, back) for there, back in zip(forward, backward, strict=True)]
-        valid = np.stack(agree)[..., None]
-        inconsistent = float(1.0 - valid.mean())
-    length_px = np.hypot(forward[..., 0], forward[..., 1]).mean(axis=(1, 2), dtype=np.float64)
-    speed = float((length_px / np.diff(clip.times_s)).mean() / clip.diagonal_px)
-    return FlowOfClip(Flow.from_pairs(forward, valid), speed, inconsistent)
+
+    def __init__(self, pair_flow_of: PairFlowOf, check: bool, pairs_per_batch: int = 1) -> None:
+        self.pair_flow_of, self.check, self.pairs_per_batch = pair_flow_of, check, pairs_per_batch
+        self.waiting: np.ndarray | None = None  # the last frame that has a flow, and those behind it
+        self.last: Flow | None = None  # of one frame
+        self.lengths_px: list[np.ndarray] = []  # per pair: mean over the pixels
+        self.times_s: list[np.ndarray] = []
+        self.valid_pixels = 0
+
+    def add(self, window: DecodedClip) -> dict[str, Modality]:
+        """See `WindowedRun.add`: the flow of all complete batches of pairs."""
+        self.times_s.append(window.times_s[window.overlap_frames :])
+        frames = window.frames if self.waiting is None else np.concatenate([self.waiting, window.new_frames])
+        return self._process(frames, (len(frames) - 1) // self.pairs_per_batch * self.pairs_per_batch)
+
+    def result(self) -> FlowOfClip:
+        """See `WindowedRun.result`: the flow of the last batch, and of the last frame."""
+        assert self.waiting is not None, "a clip has at least one frame"
+        height_px, width_px = self.waiting.shape[1:3]
+        rest = self._process(self.waiting, len(self.waiting) - 1)
+        if self.last is None:
+            return FlowOfClip(Flow.from_pairs(np.empty((0, height_px, width_px, 2), np.float32)), 0.0, None)
+        flow = Flow.joined([*rest.values(), self.last])
+        length_px, times_s = np.concatenate(self.lengths_px), np.concatenate(self.times_s)
+        speed = float((length_px / np.diff(times_s)).mean() / float(np.hypot(height_px, width_px)))
+        inconsistent = float(1.0 - self.valid_pixels / (len(length_px) * height_px * width_px)) if self.check else None
+        return FlowOfClip(flow, speed, inconsistent)
+
+    def _process(self, frames: np.ndarray, count: int) -> dict[str, Flow]:
+        """The flow of the first `count` pairs; the frames behind them wait."""
+        self.waiting = frames[count:].copy()
+        if not count:
+            return {}
+        pair_flow = self.pair_flow_of(frames[: count + 1])
+        first, second = np.arange(count), np.arange(1, count + 1)
+        forward, valid = pair_flow(first, second), None
+        if self.check:
+            backward = pair_flow(second, first)
+            agree = [consistent(there, back) for there, back in zip(forward, backward, strict=True)]
+            valid = np.stack(agree)[..., None]
+            self.valid_pixels += int(np.count_nonzero(valid))
+        self.lengths_px.append(np.hypot(forward[..., 0], forward[..., 1]).mean(axis=(1, 2), dtype=np.float64))
+        self.last = Flow(forward[-1:].copy(), None if valid is None else valid[-1:].copy())
+        return {"flow": Flow(forward, valid)}
 
 
 def consistent(forward: np.ndarray, backward: np.ndarray) -> np.ndarray:

@@ -18,50 +18,91 @@ MAX_SAMPLES = 1_000_000  # maximum number of values for the percentiles
 Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
-def warped_change(clip: DecodedClip, maps: Modality, distance: Distance) -> float | None:
-    """Change of `maps` along the guide flow: mean over adjacent frames of the median `distance` over pixels.
+class WarpedChange:
+    """Change of maps along the guide flow: mean over adjacent frames of the median `distance` over pixels.
 
     Maps are resized to the flow's size. Pixels with valid flow (forward and backward agree) are compared with the next
-    frame, warped along the flow (bilinear). Frame pairs with less than 1 % of such pixels are skipped; None if no pair
-    remains.
+    frame, warped along the flow (bilinear). Frame pairs with less than 1 % of such pixels are skipped.
     """
-    flow = guide_flow(clip)
-    if not len(flow.forward):
-        return None
-    array = maps.resize(*flow.size_px).array
-    changes = []
-    for now, after, forward, valid in zip(array, array[1:], flow.forward, flow.forward_valid, strict=False):
-        if valid.mean() >= MIN_FOLLOWED_SHARE:
-            there = warp(after, forward).reshape(after.shape)
-            changes.append(float(np.median(distance(now[valid], there[valid]))))
-    return float(np.mean(changes)) if changes else None
+
+    def __init__(self, distance: Distance) -> None:
+        self.distance = distance
+        self.last: np.ndarray | None = None  # map of the last frame, resized, [1, h, w, C]
+        self.changes: list[float] = []
+
+    def add(self, window: DecodedClip, maps: Modality) -> None:
+        """Add the maps of the window's new frames."""
+        flow = guide_flow(window)
+        array = maps.resize(*flow.size_px).array
+        if self.last is not None:
+            array = np.concatenate([self.last, array])
+        self.last = array[-1:].copy()
+        for now, after, forward, valid in zip(array, array[1:], flow.forward, flow.forward_valid, strict=False):
+            if valid.mean() >= MIN_FOLLOWED_SHARE:
+                there = warp(after, forward).reshape(after.shape)
+                self.changes.append(float(np.median(self.distance(now[valid], there[valid]))))
+
+    def mean(self) -> float | None:
+        """The score; None if no frame pair remains."""
+        return float(np.mean(self.changes)) if self.changes else None
 
 
-def depth_change_share(clip: DecodedClip, depth: Depth) -> float | None:
-    """`warped_change` of the disparity (1 / metres for metric depth), relative to the clip's range; None if constant.
+def warped_change(clip: DecodedClip, maps: Modality, distance: Distance) -> float | None:
+    """`WarpedChange` of the maps of a clip that is whole."""
+    change = WarpedChange(distance)
+    change.add(clip, maps)
+    return change.mean()
+
+
+class DepthChange:
+    """`WarpedChange` of the disparity (1 / metres for metric depth), relative to the clip's range; None if constant.
 
     The range is from the 5th to the 95th percentile, so the score is invariant to scale and shift of the disparity.
     """
-    disparity = depth if depth.unit == "disparity" else Depth(1 / depth.array)
-    step = max(1, disparity.array.size // MAX_SAMPLES)
-    lo, hi = np.percentile(disparity.array.ravel()[::step], RANGE_PERCENTILES)
-    change = warped_change(clip, disparity, lambda now, there: np.abs(now - there)[:, 0])
-    return None if change is None or not hi > lo else float(change / (hi - lo))
+
+    def __init__(self) -> None:
+        self.change = WarpedChange(lambda now, there: np.abs(now - there)[:, 0])
+        self.values = 0
+        self.samples: list[np.ndarray] = []
+
+    def add(self, window: DecodedClip, depth: Depth) -> None:
+        """Add the depth of the window's new frames."""
+        disparity = depth if depth.unit == "disparity" else Depth(1 / depth.array)
+        # of a whole clip the frames may be fewer than the row says: those of a part of it
+        total = disparity.array[0].size * (window.clip.frame_count if window.is_window else len(disparity.array))
+        step = max(1, total // MAX_SAMPLES)
+        self.samples.append(disparity.array.reshape(-1)[-self.values % step :: step].copy())
+        self.values += disparity.array.size
+        self.change.add(window, disparity)
+
+    def share(self) -> float | None:
+        """The score."""
+        lo, hi = np.percentile(np.concatenate(self.samples), RANGE_PERCENTILES)
+        change = self.change.mean()
+        return None if change is None or not hi > lo else float(change / (hi - lo))
+
+
+def depth_change_share(clip: DecodedClip, depth: Depth) -> float | None:
+    """`DepthChange` of the depth of a clip that is whole."""
+    change = DepthChange()
+    change.add(clip, depth)
+    return change.share()
 
 
 def normal_change_deg(clip: DecodedClip, normal: Normal) -> float | None:
-    """`warped_change` of the direction, degrees; a pixel without a surface counts as 90 degrees."""
+    """`WarpedChange` of the direction, degrees, of a clip that is whole."""
+    return warped_change(clip, normal, normal_angle_deg)
 
-    def angle_deg(now: np.ndarray, there: np.ndarray) -> np.ndarray:
-        length = np.linalg.norm(there, axis=-1)
-        unit = np.divide(there, length[:, None], out=np.zeros_like(there), where=length[:, None] > 0)
-        # from the chord length: accurate for small angles, unlike the arc cosine
-        chord = np.linalg.norm(now - unit, axis=-1).clip(0, 2)
-        surface = (np.linalg.norm(now, axis=-1) > 0) & (length > 0)
-        angles: np.ndarray = np.where(surface, np.degrees(2 * np.arcsin(chord / 2)), 90.0)
-        return angles
 
-    return warped_change(clip, normal, angle_deg)
+def normal_angle_deg(now: np.ndarray, there: np.ndarray) -> np.ndarray:
+    """Angle between normals, degrees, the distance for normals; 90 degrees for a pixel without a surface."""
+    length = np.linalg.norm(there, axis=-1)
+    unit = np.divide(there, length[:, None], out=np.zeros_like(there), where=length[:, None] > 0)
+    # from the chord length: accurate for small angles, unlike the arc cosine
+    chord = np.linalg.norm(now - unit, axis=-1).clip(0, 2)
+    surface = (np.linalg.norm(now, axis=-1) > 0) & (length > 0)
+    angles: np.ndarray = np.where(surface, np.degrees(2 * np.arcsin(chord / 2)), 90.0)
+    return angles
 
 
 def mean_change(now: np.ndarray, there: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Body surface coordinates of persons by DensePose, from a TorchScript export (without detectron2)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple
@@ -12,7 +12,9 @@ from openuni.manifests.arrays.resample import resize_nearest
 from openuni.manifests.contracts.checkpoint import Checkpoint, hub_or_path
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.contracts.inference import inference
+from openuni.manifests.contracts.modality import Modality
 from openuni.manifests.contracts.operator import Annotator
+from openuni.manifests.contracts.windows import WindowedRun, run_at_once
 from openuni.manifests.errors import ClipError, MissingRequirement, OpenUniError
 from openuni.manifests.modalities.densepose import PART_COUNT, DensePose
 
@@ -119,27 +121,54 @@ class Densepose(Annotator):
 
     def run(self, model: Any, clip: DecodedClip) -> DensePoseOfClip:
         """I, U and V at the size of the frames. Raises `ClipError` for frames with a side below 8 px."""
-        height_px, width_px = clip.frames.shape[1:3]
+        return run_at_once(self.start_windows(model), clip)
+
+    def start_windows(self, model: Any) -> "DensePoseWindows":
+        """See `Operator.start_windows`."""
+        return DensePoseWindows(model)
+
+
+class DensePoseWindows(WindowedRun[DensePoseOfClip]):
+    """Maps of the new frames of each window, and what the scores need of them."""
+
+    def __init__(self, model: Any) -> None:
+        self.module, self.device = model
+        self.counts: list[int] = []  # persons per frame
+        self.scores: list[float] = []
+        self.covered = self.pixels = 0
+        self.last: np.ndarray | None = None  # parts of the last frame, [1, H, W]
+        self.body = self.same = 0  # pixels of a body that have a successor, and those of the same part
+
+    def add(self, window: DecodedClip) -> Mapping[str, Modality]:
+        """See `WindowedRun.add`."""
+        height_px, width_px = window.frames.shape[1:3]
         if min(height_px, width_px) < MIN_SIDE_PX:
             raise ClipError(f"densepose: frames must have sides >= {MIN_SIDE_PX} px, got {width_px} x {height_px}")
-        module, device = model
-        array = np.zeros(clip.frames.shape, np.uint8)
-        counts: list[int] = []
-        scores: list[float] = []
-        for frame, target in zip(clip.frames, array, strict=True):
-            found = _look(module, device, frame)
-            counts.append(len(found.boxes))
-            scores += [] if found.scores is None else found.scores.tolist()
+        array = np.zeros(window.new_frames.shape, np.uint8)
+        for frame, target in zip(window.new_frames, array, strict=True):
+            found = _look(self.module, self.device, frame)
+            self.counts.append(len(found.boxes))
+            self.scores += [] if found.scores is None else found.scores.tolist()
             _paint(target, found)
-        there = np.array(counts) > 0
+        parts = array[..., 0]
+        self.covered, self.pixels = self.covered + int(np.count_nonzero(parts)), self.pixels + parts.size
+        joined = parts if self.last is None else np.concatenate([self.last, parts])
+        self.last = parts[-1:].copy()
+        if joined.any():  # else there is no body, and the flow is not needed
+            body, same = _stable_parts(window, joined)
+            self.body, self.same = self.body + body, self.same + same
+        return {"densepose": DensePose(array)}
+
+    def result(self) -> DensePoseOfClip:
+        """See `WindowedRun.result`."""
         return DensePoseOfClip(
-            DensePose(array),
-            covered_share=float((array[..., 0] > 0).mean()),
-            person_share=float(there.mean()),
-            persons_max=max(counts),
-            persons_mean=float(np.mean(counts)),
-            box_score_mean=float(np.mean(scores)) if scores else None,
-            part_stability=_part_stability(clip, array[..., 0]) if there.any() else None,
+            None,  # type: ignore[arg-type]  # `add` has returned all maps
+            covered_share=self.covered / self.pixels,
+            person_share=float((np.array(self.counts) > 0).mean()),
+            persons_max=max(self.counts),
+            persons_mean=float(np.mean(self.counts)),
+            box_score_mean=float(np.mean(self.scores)) if self.scores else None,
+            part_stability=self.same / self.body if self.body else None,
         )
 
 
@@ -222,8 +251,8 @@ def surface(coarse: Any, fine: Any, u: Any, v: Any, height_px: int, width_px: in
     return out
 
 
-def _part_stability(clip: DecodedClip, parts: np.ndarray) -> float | None:
-    """See `DensePoseOfClip.part_stability`. `parts`: uint8 [T, H, W]."""
+def _stable_parts(clip: DecodedClip, parts: np.ndarray) -> tuple[int, int]:
+    """Pixels of a body that have a successor, and those of the same part there. `parts`: uint8 [T, H, W]."""
     guide = guide_flow(clip)
     small = resize_nearest(parts[..., None], *guide.size_px)[..., 0]
     body, same = 0, 0
@@ -232,4 +261,4 @@ def _part_stability(clip: DecodedClip, parts: np.ndarray) -> float | None:
         either = valid & ((now > 0) | (then > 0))
         body += int(either.sum())
         same += int((either & (now == then)).sum())
-    return same / body if body else None
+    return body, same

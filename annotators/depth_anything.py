@@ -1,14 +1,18 @@
 """Single-frame depth by Depth Anything V2 (transformers)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from openuni.annotators._depth_anything import FrameDepth
-from openuni.annotators._temporal_consistency import depth_change_share
+from openuni.annotators._depth_anything import FrameDepth, ZeroMetres
+from openuni.annotators._temporal_consistency import DepthChange
+from openuni.manifests.arrays.streaming_mean import StreamingMean
 from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.contracts.modality import Modality
+from openuni.manifests.contracts.windows import WindowedRun, run_at_once
 from openuni.manifests.modalities.depth import Depth
 
 
@@ -48,15 +52,42 @@ class DepthAnything(FrameDepth):
 
     def run(self, model: Any, clip: DecodedClip) -> DepthOfClip:
         """Predict depth, float32 [T, H, W, 1] at the size of the frames."""
-        values, unit = self.each_frame(model, clip.frames)
+        return run_at_once(self.start_windows(model), clip)
+
+    def start_windows(self, model: Any) -> "DepthWindows":
+        """See `Operator.start_windows`."""
+        return DepthWindows(self, model)
+
+    def window_step(self) -> int:
+        """Windows hold whole batches."""
+        return self.frames_per_batch
+
+
+class DepthWindows(WindowedRun[DepthOfClip]):
+    """Depth of the new frames of each window, and what the scores need of them."""
+
+    def __init__(self, operator: DepthAnything, model: Any) -> None:
+        self.operator, self.model = operator, model
+        self.zeros, self.change, self.mean = ZeroMetres(), DepthChange(), StreamingMean()
+        self.last: np.ndarray | None = None  # depth of the last frame, [1, H, W]
+        self.changes: list[float] = []  # mean absolute change of each pair of frames
+
+    def add(self, window: DecodedClip) -> Mapping[str, Modality]:
+        """See `WindowedRun.add`."""
+        values, unit = self.operator.raw_frames(self.model, window.new_frames)
+        if unit == "metres":
+            values = self.zeros.replaced(values)
         depth = Depth(values[..., None], unit=unit)
-        return DepthOfClip(depth, _frame_change_ratio(values), depth_change_share(clip, depth))
+        self.mean.add(values)
+        if self.last is not None:
+            self.changes.append(float(np.abs(values[0] - self.last[0]).mean()))
+        self.changes += [float(np.abs(after - before).mean()) for before, after in pairwise(values)]
+        self.last = values[-1:].copy()
+        self.change.add(window, depth)
+        return {"depth": depth}
 
-
-def _frame_change_ratio(depth: np.ndarray) -> float | None:
-    """Mean |d(t+1) - d(t)| over mean d of `depth`, float32 [T, H, W]; None for a clip of one frame or a mean of 0."""
-    mean = float(depth.mean(dtype=np.float64))
-    if len(depth) < 2 or mean == 0:
-        return None
-    changes = [float(np.abs(after - before).mean()) for before, after in pairwise(depth)]
-    return float(np.mean(changes)) / mean
+    def result(self) -> DepthOfClip:
+        """See `WindowedRun.result`."""
+        mean = self.mean.mean()
+        ratio = float(np.mean(self.changes)) / mean if self.changes and mean else None
+        return DepthOfClip(None, ratio, self.change.share())  # type: ignore[arg-type]  # `add` has returned all maps

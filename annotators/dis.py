@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 from openuni.annotators._dis_flow import dis_pair_flow
-from openuni.annotators._pairwise_flow import FlowOfClip, flow_of_clip
+from openuni.annotators._pairwise_flow import FlowOfClip, FlowWindows
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.contracts.operator import Annotator
+from openuni.manifests.contracts.windows import run_at_once
 
 
 @dataclass(frozen=True)
@@ -33,4 +34,8 @@ class Dis(Annotator):
 
         Raises `ClipError` for frames with a side below 8 px or both sides below 12 px.
         """
-        return flow_of_clip(clip, dis_pair_flow(clip.frames, self.preset), self.check)
+        return run_at_once(self.start_windows(model), clip)
+
+    def start_windows(self, model: Any) -> FlowWindows:
+        """See `Operator.start_windows`."""
+        return FlowWindows(lambda frames: dis_pair_flow(frames, self.preset), self.check)

@@ -1,6 +1,7 @@
 """Whole-body keypoints of all persons by DWPose: a YOLOX detector and a SimCC pose network in ONNX."""
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
@@ -14,8 +15,10 @@ from openuni.annotators._simcc import as_input, crop, key_points, window_of
 from openuni.annotators._yolox import FIRST_CLASS, anchor_count, letterbox, persons
 from openuni.manifests.contracts.checkpoint import Checkpoint
 from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.contracts.modality import Modality
 from openuni.manifests.contracts.operator import Annotator
 from openuni.manifests.contracts.options import UNIT_INTERVAL, Formerly
+from openuni.manifests.contracts.windows import WindowedRun, run_at_once
 from openuni.manifests.errors import MissingRequirement, OpenUniError
 from openuni.manifests.modalities.skeleton import POINT_COUNT, Skeleton
 
@@ -136,38 +139,83 @@ class Dwpose(Annotator):
 
     def run(self, model: Any, clip: DecodedClip) -> SkeletonOfClip:
         """Keypoints in pixels of the frames. Raises `OpenUniError` for unexpected network outputs."""
-        found = [
-            Persons(boxes, np.empty((len(boxes), POINT_COUNT, 3), np.float32)) for boxes in self._boxes(model, clip)
-        ]
-        everybody = [(frame, place) for frame, there in enumerate(found) for place in range(len(there.boxes))]
-        for (frame, place), points in zip(everybody, self._poses(model.pose, clip, found, everybody), strict=True):
-            found[frame].points[place] = points
-        numbers = track_identities(found, clip.times_s, self.max_gap_s)
-        return _result(found, numbers, self.max_persons, clip.frames.shape[1:3])
+        return run_at_once(self.start_windows(model), clip)
 
-    def _boxes(self, model: Networks, clip: DecodedClip) -> Iterator[np.ndarray]:
+    def start_windows(self, model: Any) -> "SkeletonWindows":
+        """See `Operator.start_windows`. The skeletons themselves are small: all are held until the last window."""
+        return SkeletonWindows(self, model)
+
+    def window_step(self) -> int:
+        """Windows hold whole batches."""
+        return self.frames_per_batch
+
+    def boxes(self, model: Networks, frames: np.ndarray) -> Iterator[np.ndarray]:
         """Person boxes of every frame, float32 [n, 4], best score first."""
         size_px = _size_of(model.detector, DETECTOR_PX)
-        ratio = letterbox(clip.frames[0], *size_px)[1]
-        pictures = (letterbox(frame, *size_px)[0][::-1] for frame in clip.frames)
+        ratio = letterbox(frames[0], *size_px)[1]
+        pictures = (letterbox(frame, *size_px)[0][::-1] for frame in frames)
         for outputs in model.detector.each(pictures, self.frames_per_batch):
             yield persons(outputs[0], size_px, ratio, self.min_score, self.nms_iou)[0]
 
-    def _poses(
-        self, network: OnnxNetwork, clip: DecodedClip, found: list[Persons], everybody: list[tuple[int, int]]
-    ) -> Iterator[np.ndarray]:
-        """Keypoints float32 [133, 3] of each person in `everybody` (frame, index in the frame)."""
+    def poses(self, network: OnnxNetwork, crops: "Sequence[PersonCrop]") -> Iterator[np.ndarray]:
+        """Keypoints float32 [133, 3] of each person."""
         size_px = _size_of(network, POSE_PX)
-        windows = [window_of(found[frame].boxes[place], *size_px) for frame, place in everybody]
         step = -1 if self.channels == "bgr" else 1
+        windows = [window_of(one.box, *size_px) for one in crops]
         pictures = (
-            as_input(crop(clip.frames[frame], window, *size_px)[..., ::step])
-            for (frame, _), window in zip(everybody, windows, strict=True)
+            as_input(crop(one.frame, window, *size_px)[..., ::step]) for one, window in zip(crops, windows, strict=True)
         )
         for window, outputs in zip(windows, network.each(pictures, self.frames_per_batch), strict=True):
             if len(outputs) != 2 or any(output.shape[:1] != (POINT_COUNT,) for output in outputs):
                 raise _not_whole_body(network, [output.shape for output in outputs])
             yield key_points(outputs[0], outputs[1], window, *size_px)
+
+
+class PersonCrop(NamedTuple):
+    """A person whose pose is to be estimated."""
+
+    frame: np.ndarray  # uint8 [H, W, 3]
+    box: np.ndarray
+    points: np.ndarray  # float32 [133, 3], where the pose goes
+
+
+class SkeletonWindows(WindowedRun[SkeletonOfClip]):
+    """Detects the persons of each window and estimates their poses; tracks follow at the end.
+
+    Poses are estimated in batches over all persons of the clip, so those of an incomplete batch wait.
+    """
+
+    def __init__(self, operator: Dwpose, model: Networks) -> None:
+        self.operator, self.model = operator, model
+        self.found: list[Persons] = []
+        self.times_s: list[np.ndarray] = []
+        self.waiting: list[PersonCrop] = []
+        self.size_px = 0, 0
+
+    def add(self, window: DecodedClip) -> Mapping[str, Modality]:
+        """See `WindowedRun.add`."""
+        self.size_px = window.frames.shape[1], window.frames.shape[2]
+        self.times_s.append(window.times_s[window.overlap_frames :])
+        for frame, boxes in zip(window.new_frames, self.operator.boxes(self.model, window.new_frames), strict=True):
+            there = Persons(boxes, np.empty((len(boxes), POINT_COUNT, 3), np.float32))
+            self.found.append(there)
+            self.waiting += map(PersonCrop, itertools.repeat(frame), boxes, there.points)
+        batch = self.operator.frames_per_batch
+        self._estimate(len(self.waiting) // batch * batch)
+        # copies, since the frames are views of the window
+        self.waiting = [one._replace(frame=one.frame.copy()) for one in self.waiting]
+        return {}
+
+    def result(self) -> SkeletonOfClip:
+        """See `WindowedRun.result`."""
+        self._estimate(len(self.waiting))
+        numbers = track_identities(self.found, np.concatenate(self.times_s), self.operator.max_gap_s)
+        return _result(self.found, numbers, self.operator.max_persons, self.size_px)
+
+    def _estimate(self, count: int) -> None:
+        ready, self.waiting = self.waiting[:count], self.waiting[count:]
+        for one, points in zip(ready, self.operator.poses(self.model.pose, ready), strict=True):
+            one.points[:] = points
 
 
 def _size_of(network: OnnxNetwork, otherwise: tuple[int, int]) -> tuple[int, int]:

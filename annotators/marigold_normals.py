@@ -1,14 +1,18 @@
 """Surface normals by Marigold, a single-image diffusion model."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from openuni.annotators._marigold import NEEDED_FILES, Marigold
-from openuni.annotators._temporal_consistency import normal_change_deg
+from openuni.annotators._temporal_consistency import WarpedChange, normal_angle_deg
+from openuni.manifests.arrays.streaming_mean import StreamingMean
 from openuni.manifests.contracts.checkpoint import Checkpoint
 from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.contracts.modality import Modality
+from openuni.manifests.contracts.windows import WindowedRun, run_at_once
 from openuni.manifests.modalities.normal import Normal
 
 PUBLISHED = ("prs-eth/marigold-normals-v1-1",)
@@ -57,10 +61,35 @@ class MarigoldNormals(Marigold):
 
     def run(self, model: Any, clip: DecodedClip) -> NormalsOfClip:
         """Predict normals, float32 [T, H, W, 3], unit length."""
-        maps, spread = self.predict(model, clip.frames)
+        return run_at_once(self.start_windows(model), clip)
+
+    def start_windows(self, model: Any) -> "NormalWindows":
+        """See `Operator.start_windows`."""
+        return NormalWindows(self, model)
+
+
+class NormalWindows(WindowedRun[NormalsOfClip]):
+    """Normals of the new frames of each window, and what the scores need of them."""
+
+    def __init__(self, operator: MarigoldNormals, model: Any) -> None:
+        self.operator, self.model = operator, model
+        self.change, self.spread = WarpedChange(normal_angle_deg), StreamingMean()
+
+    def add(self, window: DecodedClip) -> Mapping[str, Modality]:
+        """See `WindowedRun.add`."""
+        first = window.first_frame + window.overlap_frames
+        maps, spread = self.operator.predict(self.model, window.new_frames, first)
         normal = Normal(unit(maps[:, 0]))
-        spread_deg = None if spread is None else float(spread.mean(dtype=np.float64) * 180)
-        return NormalsOfClip(normal, normal_change_deg(clip, normal), spread_deg)
+        if spread is not None:
+            self.spread.add(spread)
+        self.change.add(window, normal)
+        return {"normal": normal}
+
+    def result(self) -> NormalsOfClip:
+        """See `WindowedRun.result`."""
+        spread = self.spread.mean()
+        spread_deg = None if spread is None else spread * 180
+        return NormalsOfClip(None, self.change.mean(), spread_deg)  # type: ignore[arg-type]  # `add` returned all maps
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

@@ -1,15 +1,17 @@
 """Surface normals computed geometrically from depth, without a network."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 from annotated_types import Ge, Interval
 
-from openuni.annotators._temporal_consistency import normal_change_deg
+from openuni.annotators._temporal_consistency import WarpedChange, normal_angle_deg
 from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.contracts.modality import Modality
 from openuni.manifests.contracts.operator import Annotator
+from openuni.manifests.contracts.windows import WindowedRun, run_at_once
 from openuni.manifests.errors import ClipError, OpenUniError, Unavailable
 from openuni.manifests.modalities.depth import Depth
 from openuni.manifests.modalities.normal import Normal
@@ -71,14 +73,20 @@ class NormalsFromDepth(Annotator):
 
         Raises `Unavailable` for disparity without `far_near_ratio`.
         """
+        return run_at_once(self.start_windows(model), clip)
+
+    def start_windows(self, model: Any) -> "NormalWindows":
+        """See `Operator.start_windows`. The depth of all windows has the constants of the clip's stored map."""
+        return NormalWindows(self)
+
+    def normals_of(self, clip: DecodedClip) -> Normal:
+        """Normals of the clip's new frames."""
         depth = clip.maps["depth"]
         if not isinstance(depth, Depth):
             raise ClipError(f"normals_from_depth: expected a depth map, got {type(depth).__name__}")
         focal_px = self._focal_px(depth, clip)
-        inverse = self._inverse(depth)
-        array = np.stack([normals(image, focal_px) for image in inverse])
-        found = Normal(array)
-        return NormalsOfDepth(found, normal_change_deg(clip, found))
+        inverse = self._inverse(depth)[clip.overlap_frames :]
+        return Normal(np.stack([normals(image, focal_px) for image in inverse]))
 
     def _focal_px(self, depth: Depth, clip: DecodedClip) -> float:
         """Focal length in pixels of the depth map."""
@@ -104,6 +112,23 @@ class NormalsFromDepth(Annotator):
         farthest = 1 / self.far_near_ratio  # with the nearest point at 1
         scaled: np.ndarray = farthest + share * np.float32(1 - farthest)
         return scaled
+
+
+class NormalWindows(WindowedRun[NormalsOfDepth]):
+    """Normals of the new frames of each window, and their temporal consistency."""
+
+    def __init__(self, operator: NormalsFromDepth) -> None:
+        self.operator, self.change = operator, WarpedChange(normal_angle_deg)
+
+    def add(self, window: DecodedClip) -> Mapping[str, Modality]:
+        """See `WindowedRun.add`."""
+        found = self.operator.normals_of(window)
+        self.change.add(window, found)
+        return {"normal": found}
+
+    def result(self) -> NormalsOfDepth:
+        """See `WindowedRun.result`."""
+        return NormalsOfDepth(None, self.change.mean())  # type: ignore[arg-type]  # `add` has returned all maps
 
 
 def normals(inverse: np.ndarray, focal_px: float) -> np.ndarray:

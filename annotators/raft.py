@@ -9,12 +9,13 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from annotated_types import Ge
 
-from openuni.annotators._pairwise_flow import FlowOfClip, flow_of_clip
+from openuni.annotators._pairwise_flow import FlowOfClip, FlowWindows, PairFlow
 from openuni.manifests.contracts.checkpoint import Checkpoint
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.contracts.inference import Precision, inference
 from openuni.manifests.contracts.operator import Annotator
 from openuni.manifests.contracts.weights import read_weights
+from openuni.manifests.contracts.windows import run_at_once
 from openuni.manifests.errors import OpenUniError, unknown_name
 
 STRIDE_PX = 8  # of the feature maps
@@ -104,15 +105,23 @@ class Raft(Annotator):
 
     def run(self, model: Any, clip: DecodedClip) -> FlowOfClip:
         """Flow in pixels, at the size of the frames."""
+        return run_at_once(self.start_windows(model), clip)
+
+    def start_windows(self, model: Any) -> FlowWindows:
+        """See `Operator.start_windows`."""
+        return FlowWindows(lambda frames: self._pair_flow(model, frames), self.check, self.frames_per_batch)
+
+    def _pair_flow(self, model: Any, frames: np.ndarray) -> PairFlow:
+        """A function that computes the flow between any two of the frames, batch by batch."""
 
         def pair_flow(first: np.ndarray, second: np.ndarray) -> np.ndarray:
             batches = [
                 slice(start, start + self.frames_per_batch) for start in range(0, len(first), self.frames_per_batch)
             ]
-            flows = [self._batch(model, clip.frames[first[part]], clip.frames[second[part]]) for part in batches]
+            flows = [self._batch(model, frames[first[part]], frames[second[part]]) for part in batches]
             return np.concatenate(flows)
 
-        return flow_of_clip(clip, pair_flow, self.check)
+        return pair_flow
 
     def _batch(self, model: Any, before: np.ndarray, after: np.ndarray) -> np.ndarray:
         """Flow float32 [B, H, W, 2] in pixels between two batches uint8 [B, H, W, 3]."""

@@ -1,5 +1,6 @@
 """Template captions from measurements, without a network."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, NamedTuple
 
@@ -7,7 +8,10 @@ import numpy as np
 
 from openuni.annotators._guide_flow import GuideFlow, guide_flow
 from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.contracts.modality import Modality
 from openuni.manifests.contracts.operator import Annotator
+from openuni.manifests.contracts.windows import WindowedRun, run_at_once
+from openuni.manifests.video.clip import Clip
 
 LUMA = np.array([0.2126, 0.7152, 0.0722], np.float32)  # Rec. 709
 DARK, BRIGHT = 0.2, 0.7  # mean luma, 0..1
@@ -81,18 +85,51 @@ class TemplateCaption(Annotator):
 
     def run(self, model: Any, clip: DecodedClip) -> TemplateCaptionOfClip:
         """Both captions and the measurements."""
-        luma = np.array([float((frame @ LUMA).mean()) for frame in clip.frames]) / 255
-        spread = float(np.mean([np.ptp(frame, axis=-1).mean(dtype=np.float64) for frame in clip.frames])) / 255
-        flow = guide_flow(clip)
-        speed = mean_speed(flow, clip.times_s)
-        camera = camera_motion(flow)
+        return run_at_once(self.start_windows(model), clip)
+
+    def start_windows(self, model: Any) -> "CaptionWindows":
+        """See `Operator.start_windows`."""
+        return CaptionWindows()
+
+
+class CaptionWindows(WindowedRun[TemplateCaptionOfClip]):
+    """Measures frames and pairs of frames; the sentences follow at the end."""
+
+    def __init__(self) -> None:
+        self.clip: Clip | None = None
+        self.luma: list[float] = []
+        self.spread: list[float] = []
+        self.speeds: list[np.ndarray] = []
+        self.diagonal_px = 1.0  # of the flow
+        self.camera: list[tuple[float, ...]] | None = []  # None: too few points of a pair have valid flow
+
+    def add(self, window: DecodedClip) -> Mapping[str, Modality]:
+        """See `WindowedRun.add`."""
+        self.clip = window.clip
+        self.luma += [float((frame @ LUMA).mean()) for frame in window.new_frames]
+        self.spread += [float(np.ptp(frame, axis=-1).mean(dtype=np.float64)) for frame in window.new_frames]
+        flow = guide_flow(window)
+        self.diagonal_px = float(np.hypot(*flow.size_px))
+        self.speeds.append(pair_speeds(flow, window.times_s))
+        found = None if self.camera is None else pair_camera_motions(flow)
+        self.camera = None if self.camera is None or found is None else self.camera + found
+        return {}
+
+    def result(self) -> TemplateCaptionOfClip:
+        """See `WindowedRun.result`."""
+        clip = self.clip
+        assert clip is not None, "a clip has at least one frame"
+        luma, spread = np.array(self.luma) / 255, float(np.mean(self.spread)) / 255
+        speeds = np.concatenate(self.speeds)
+        speed = float(speeds.mean() / self.diagonal_px) if len(speeds) else None
+        camera = CameraMotion(*np.array(self.camera, np.float64).T) if self.camera else None
         follows = float(np.median(camera.follow_share)) if camera else None
         known = camera if follows is not None and follows >= FOLLOWS else None
         look = _look(float(luma.mean()), spread)
         moves = _amount(speed)
         way = camera_words(known) if known else []
-        shape = _shape(clip.clip.width_px, clip.clip.height_px)
-        length_s = clip.clip.duration_s
+        shape = _shape(clip.width_px, clip.height_px)
+        length_s = clip.duration_s
         brief = f"A {look} {shape} clip of {length_s:.1f} s{moves}{_camera_brief(way)}."
         return TemplateCaptionOfClip(
             brief=brief,
@@ -109,19 +146,19 @@ class TemplateCaption(Annotator):
         )
 
 
-def mean_speed(flow: GuideFlow, times_s: np.ndarray) -> float | None:
-    """Mean length of the flow where it is valid, frame diagonals per second; None without valid flow."""
-    if not flow.forward_valid.any():
-        return None
+def pair_speeds(flow: GuideFlow, times_s: np.ndarray) -> np.ndarray:
+    """Mean length of the flow where it is valid, flow pixels per second, of the pairs that have any."""
     length_px = np.hypot(flow.forward[..., 0], flow.forward[..., 1])
     counts = flow.forward_valid.sum(axis=(1, 2))
     sums = np.where(flow.forward_valid, length_px, 0).sum(axis=(1, 2), dtype=np.float64)
-    per_pair = (sums[counts > 0] / counts[counts > 0]) / np.diff(times_s)[counts > 0]
-    return float(per_pair.mean() / np.hypot(*flow.size_px))
+    return (sums[counts > 0] / counts[counts > 0]) / np.diff(times_s)[counts > 0]
 
 
-def camera_motion(flow: GuideFlow) -> CameraMotion | None:
-    """Dominant shift, zoom and roll of each pair of adjacent frames; None if too few points have valid flow."""
+def pair_camera_motions(flow: GuideFlow) -> list[tuple[float, ...]] | None:
+    """Dominant shift, zoom and roll of each pair of adjacent frames; None if too few points of one have valid flow.
+
+    The entries of a pair are those of `CameraMotion`.
+    """
     import cv2
 
     height_px, width_px = flow.size_px
@@ -144,7 +181,7 @@ def camera_motion(flow: GuideFlow) -> CameraMotion | None:
         follow, own = float((off_px <= FIT_PX).mean()), float((off_px > OWN_PX).mean())
         # image content moves opposite to the camera
         found.append((-shift_x / width_px, shift_y / height_px, float(np.log(scale)), -float(turn), follow, own))
-    return CameraMotion(*np.array(found, np.float64).T) if found else None
+    return found
 
 
 def camera_words(camera: CameraMotion) -> list[str]:
@@ -186,10 +223,9 @@ def _camera_brief(way: list[str]) -> str:
 
 
 def _detailed(
-    clip: DecodedClip, look: str, shape: str, luma: np.ndarray, speed: float | None, camera: CameraMotion | None
+    facts: Clip, look: str, shape: str, luma: np.ndarray, speed: float | None, camera: CameraMotion | None
 ) -> str:
     """The detailed caption, with numbers."""
-    facts = clip.clip
     told = [
         f"A {look} {shape} video clip of {facts.duration_s:.2f} seconds, "
         f"{facts.width_px} x {facts.height_px} pixels at {facts.fps:.4g} frames per second.",

@@ -1,7 +1,7 @@
 """Open-Sora's motion score: optical flow over ten frames, in pixels at a fixed image size."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
@@ -10,7 +10,7 @@ from annotated_types import Ge
 
 from openuni.manifests.arrays.dense_inverse_search import dis_estimator
 from openuni.manifests.contracts.decoded_clip import DecodedClip
-from openuni.manifests.contracts.operator import Filter
+from openuni.manifests.contracts.windows import WindowFilter
 
 Flow = Callable[[np.ndarray, np.ndarray], np.ndarray]  # two uint8 [320, 576, 3] RGB -> float32 [320, 576, 2] pixels
 
@@ -27,7 +27,7 @@ class Scores(NamedTuple):
 
 
 @dataclass(frozen=True)
-class FlowScore(Filter):
+class FlowScore(WindowFilter):
     """Motion score as in Open-Sora, for use with its published thresholds.
 
     Frames 0, 10, 20 and 30 of the clip are resized to 320 x 576 regardless of aspect ratio (portrait frames are
@@ -58,11 +58,14 @@ class FlowScore(Filter):
 
         return flow
 
-    def run(self, model: Flow, clip: DecodedClip) -> Scores:
-        """Score over consecutive pairs of the frames."""
+    def measure(self, model: Flow, clip: DecodedClip) -> Sequence[float]:
+        """Mean absolute flow of every pair of consecutive frames."""
         frames = [resized(frame) for frame in clip.frames]
-        means = [float(np.abs(model(*pair)).mean()) for pair in itertools.pairwise(frames)]
-        return Scores(float(np.mean(means)) if means else None)
+        return [float(np.abs(model(*pair)).mean()) for pair in itertools.pairwise(frames)]
+
+    def summarize(self, measured: Sequence[float]) -> Scores:
+        """Score over consecutive pairs of the frames."""
+        return Scores(float(np.mean(measured)) if measured else None)
 
 
 def resized(frame: np.ndarray) -> np.ndarray:

@@ -1,13 +1,14 @@
 """Brightness, contrast, and fractions of dark and bright pixels."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from openuni.manifests.contracts.decoded_clip import DecodedClip
-from openuni.manifests.contracts.operator import Filter
 from openuni.manifests.contracts.options import UNIT_INTERVAL
+from openuni.manifests.contracts.windows import WindowFilter
 from openuni.manifests.errors import OpenUniError
 
 BT709_WEIGHTS = np.array([0.2126, 0.7152, 0.0722])  # of R, G, B; sum 1
@@ -23,7 +24,7 @@ class Scores(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Luminance(Filter):
+class Luminance(WindowFilter):
     """Brightness, contrast, and fractions of nearly black and nearly white pixels.
 
     Luma is 0.2126 R + 0.7152 G + 0.0722 B: BT.709 weights on stored sRGB values (divided by 255, not linearized).
@@ -42,12 +43,15 @@ class Luminance(Filter):
             given = f"dark_below = {self.dark_below}, bright_above = {self.bright_above}"
             raise OpenUniError(f"luminance: {given}. Allowed: 0 <= dark_below <= bright_above <= 1.")
 
-    def run(self, model: Any, clip: DecodedClip) -> Scores:
-        """Scores of the frames, with equal weight."""
-        per_frame = np.array([self._measure(frame) for frame in clip.frames])
-        return Scores(*per_frame.mean(axis=0).tolist())
+    def measure(self, model: Any, clip: DecodedClip) -> Sequence[tuple[float, ...]]:
+        """The four statistics of every frame."""
+        return [self._of(frame) for frame in clip.new_frames]
 
-    def _measure(self, frame: np.ndarray) -> tuple[float, float, float, float]:
+    def summarize(self, measured: Sequence[tuple[float, ...]]) -> Scores:
+        """Scores of the frames, with equal weight."""
+        return Scores(*np.array(measured).mean(axis=0).tolist())
+
+    def _of(self, frame: np.ndarray) -> tuple[float, float, float, float]:
         luma = frame @ BT709_WEIGHTS / 255.0  # float64 [H, W], 0..1
         return (
             float(luma.mean()),

@@ -1,5 +1,6 @@
 """Amount of motion in a clip, split into camera and object motion."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -9,7 +10,7 @@ from annotated_types import Ge, Gt
 from openuni.filters._samples import sample_pairs
 from openuni.manifests.arrays.dense_inverse_search import dis_estimator
 from openuni.manifests.contracts.decoded_clip import DecodedClip
-from openuni.manifests.contracts.operator import Filter
+from openuni.manifests.contracts.windows import WindowFilter
 
 MOVING_PX = 0.5
 GRID_POINTS = 40  # points of the camera fit along the longer side
@@ -28,7 +29,7 @@ class Scores(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Motion(Filter):
+class Motion(WindowFilter):
     """Speed of image motion from DIS optical flow, split into camera and objects.
 
     Flow is computed between *adjacent* frames, at evenly spaced times, and divided by the time step of each pair.
@@ -50,25 +51,36 @@ class Motion(Filter):
         """Pairs of adjacent frames: entries 2k and 2k + 1 are one pair. For a clip of one frame, that frame."""
         return sample_pairs(times_s, self.pairs_per_s, self.max_pairs)
 
-    def run(self, model: Any, clip: DecodedClip) -> Scores:
-        """Scores over the pairs (2k, 2k + 1) of the frames, in the order of `sample`.
+    def window_step(self) -> int:
+        """Windows hold whole pairs."""
+        return 2
+
+    def measure(self, model: Any, clip: DecodedClip) -> Sequence[tuple[float, float, float]]:
+        """Speed, moving pixels and speed without the camera, of the pairs (2k, 2k + 1) of the frames.
 
         Raises `ClipError` for frames with a side below 8 px or both sides below 12 px.
         """
         import cv2
 
-        height_px, width_px = clip.frames.shape[1:3]
-        if len(clip.frames) < 2:
-            return Scores(speed_diag_per_s=0.0, moving_share=0.0, camera_share=None, residual_diag_per_s=0.0)
+        frames, times_s = clip.new_frames, clip.times_s[clip.overlap_frames :]
+        height_px, width_px = frames.shape[1:3]
+        if len(frames) < 2:
+            return []
         estimator = dis_estimator(self.preset, height_px, width_px, "motion")
         measured = []
-        for first in range(0, len(clip.frames) - 1, 2):
-            before, after = (cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in clip.frames[first : first + 2])
+        for first in range(0, len(frames) - 1, 2):
+            before, after = (cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames[first : first + 2])
             flow = estimator.calc(before, after, np.zeros((height_px, width_px, 2), np.float32))
             length_px = _length(flow)
-            per_s = 1.0 / (clip.times_s[first + 1] - clip.times_s[first]) / clip.diagonal_px
+            per_s = 1.0 / (times_s[first + 1] - times_s[first]) / clip.diagonal_px
             left_px = _without_camera(flow, clip.diagonal_px)
             measured.append((length_px.mean() * per_s, (length_px > MOVING_PX).mean(), left_px * per_s))
+        return measured
+
+    def summarize(self, measured: Sequence[tuple[float, float, float]]) -> Scores:
+        """Scores over the pairs, in the order of `sample`."""
+        if not measured:
+            return Scores(speed_diag_per_s=0.0, moving_share=0.0, camera_share=None, residual_diag_per_s=0.0)
         speed, moving, residual = np.mean(measured, axis=0).tolist()
         residual = min(residual, speed)
         return Scores(

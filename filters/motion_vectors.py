@@ -1,5 +1,6 @@
 """Amount of motion from the codec's motion vectors: a fast score for ranking."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, NamedTuple
 
@@ -8,7 +9,9 @@ from annotated_types import Ge, Gt
 
 from openuni.filters._samples import sample_pairs
 from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.contracts.modality import Modality
 from openuni.manifests.contracts.operator import Filter
+from openuni.manifests.contracts.windows import WindowedRun, run_at_once
 from openuni.manifests.errors import Unavailable
 from openuni.manifests.video.motion_vectors import CODECS, MotionVectors
 
@@ -57,17 +60,42 @@ class CodecMotion(Filter):
 
     def run(self, model: Any, clip: DecodedClip) -> Scores:
         """Scores of `clip.vectors`. Raises `Unavailable` where the codec's vectors cannot be read."""
-        if clip.vectors is None or clip.clip.codec not in CODECS:
-            raise Unavailable(f"motion vectors of {clip.clip.codec} cannot be read; `motion` supports any codec")
-        painted = [lengths_sides(vectors) for vectors in clip.vectors if vectors is not None]
-        if not painted:
+        return run_at_once(self.start_windows(model), clip)
+
+    def start_windows(self, model: Any) -> "VectorWindows":
+        """See `Operator.start_windows`."""
+        return VectorWindows()
+
+
+class VectorWindows(WindowedRun[Scores]):
+    """Adds up the lengths of the motion vectors per cell."""
+
+    def __init__(self) -> None:
+        self.frames = 0
+        self.total: np.ndarray | None = None
+        self.covered: list[float] = []  # per frame with vectors: fraction of its area that has some
+
+    def add(self, window: DecodedClip) -> Mapping[str, Modality]:
+        """See `WindowedRun.add`."""
+        if window.vectors is None or window.clip.codec not in CODECS:
+            raise Unavailable(f"motion vectors of {window.clip.codec} cannot be read; `motion` supports any codec")
+        new = window.vectors[window.overlap_frames :]
+        self.frames += len(new)
+        for lengths in (lengths_sides(vectors) for vectors in new if vectors is not None):
+            self.covered.append(float(np.isfinite(lengths).mean()))
+            filled = np.nan_to_num(lengths)
+            self.total = filled if self.total is None else self.total + filled
+        return {}
+
+    def result(self) -> Scores:
+        """See `WindowedRun.result`."""
+        if self.total is None:
             return Scores(length_sides=None, least_patch_sides=None, predicted_share=0.0)
-        mean = np.mean([np.nan_to_num(lengths) for lengths in painted], axis=0)
-        covered = float(np.sum([np.isfinite(lengths).mean() for lengths in painted]))
+        mean = self.total / len(self.covered)
         return Scores(
             length_sides=float(mean.mean()),
             least_patch_sides=min_patch_motion(mean),
-            predicted_share=covered / len(clip.vectors),
+            predicted_share=float(np.sum(self.covered)) / self.frames,
         )
 
 

@@ -1,5 +1,6 @@
 """Perceptual hashes of sampled frames, for near-duplicate detection by `openuni duplicates`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, NamedTuple
 
@@ -8,7 +9,8 @@ from annotated_types import Ge, Gt
 
 from openuni.filters._samples import at_most
 from openuni.manifests.contracts.decoded_clip import DecodedClip
-from openuni.manifests.contracts.operator import Filter, sample_evenly
+from openuni.manifests.contracts.operator import sample_evenly
+from openuni.manifests.contracts.windows import WindowFilter
 
 PICTURE_PX = 32  # side of the hashed image
 FREQUENCIES = 8  # number of lowest frequencies along each axis
@@ -24,7 +26,7 @@ class Scores(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PerceptualHash(Filter):
+class PerceptualHash(WindowFilter):
     """DCT hash of each sampled frame: near-duplicates differ in few of 64 bits, unrelated images in about half.
 
     Each frame is reduced to 32 x 32 grey pixels. A bit is set if one of the 64 lowest DCT coefficients (without the
@@ -44,10 +46,14 @@ class PerceptualHash(Filter):
         """Frames nearest to an even grid in time."""
         return at_most(sample_evenly(times_s, self.frames_per_s), self.max_frames)
 
-    def run(self, model: Any, clip: DecodedClip) -> Scores:
+    def measure(self, model: Any, clip: DecodedClip) -> Sequence[int]:
+        """Hashes of the frames that have one."""
+        found = (frame_hash(frame) for frame in clip.new_frames)
+        return [value for value in found if value is not None]
+
+    def summarize(self, measured: Sequence[int]) -> Scores:
         """Hashes of the frames."""
-        found = (frame_hash(frame) for frame in clip.frames)
-        return Scores([value for value in found if value is not None])
+        return Scores(list(measured))
 
 
 def frame_hash(frame: np.ndarray) -> int | None:

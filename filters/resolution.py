@@ -1,5 +1,6 @@
 """Size and aspect ratio of a clip, with and without black bars."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, NamedTuple
 
@@ -8,8 +9,11 @@ from annotated_types import Ge, Gt
 
 from openuni.filters._samples import at_most
 from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.contracts.modality import Modality
 from openuni.manifests.contracts.operator import Filter, sample_evenly
 from openuni.manifests.contracts.options import UNIT_INTERVAL
+from openuni.manifests.contracts.windows import WindowedRun, run_at_once
+from openuni.manifests.video.clip import Clip
 
 
 class Scores(NamedTuple):
@@ -44,8 +48,15 @@ class Resolution(Filter):
 
     def run(self, model: Any, clip: DecodedClip) -> Scores:
         """Sizes from the clip's row; bars from the frames, which may be smaller, at their pixel accuracy."""
-        width_px, height_px = clip.clip.width_px, clip.clip.height_px
-        brightest = clip.frames.max(axis=(0, 3))
+        return run_at_once(self.start_windows(model), clip)
+
+    def start_windows(self, model: Any) -> "ResolutionWindows":
+        """See `Operator.start_windows`."""
+        return ResolutionWindows(self)
+
+    def summarize(self, clip: Clip, brightest: np.ndarray) -> Scores:
+        """Scores from the maximum of each pixel over all frames and channels, uint8 [H, W]."""
+        width_px, height_px = clip.width_px, clip.height_px
         lit = brightest >= self.black_below * 255
         high, wide = (_extent(lit.mean(axis=axis) > 0.01) for axis in (1, 0))  # ignore stray pixels
         picture_width_px, picture_height_px = round(wide * width_px), round(high * height_px)
@@ -57,6 +68,27 @@ class Resolution(Filter):
             picture_short_side_px=min(picture_width_px, picture_height_px),
             picture_aspect_ratio=picture_width_px / picture_height_px if high * wide > 0 else None,
         )
+
+
+class ResolutionWindows(WindowedRun[Scores]):
+    """Holds the maximum of each pixel."""
+
+    def __init__(self, resolution: Resolution) -> None:
+        self.resolution = resolution
+        self.clip: Clip | None = None
+        self.brightest: np.ndarray | None = None
+
+    def add(self, window: DecodedClip) -> Mapping[str, Modality]:
+        """See `WindowedRun.add`."""
+        brightest = window.frames.max(axis=(0, 3))
+        self.clip = window.clip
+        self.brightest = brightest if self.brightest is None else np.maximum(self.brightest, brightest)
+        return {}
+
+    def result(self) -> Scores:
+        """See `WindowedRun.result`."""
+        assert self.clip is not None and self.brightest is not None, "a clip has at least one frame"
+        return self.resolution.summarize(self.clip, self.brightest)
 
 
 def _extent(lit: np.ndarray) -> float:

@@ -1,5 +1,6 @@
 """Sharpness and blur of a clip."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, NamedTuple
 
@@ -7,7 +8,8 @@ import numpy as np
 from annotated_types import Gt
 
 from openuni.manifests.contracts.decoded_clip import DecodedClip
-from openuni.manifests.contracts.operator import Filter, sample_evenly
+from openuni.manifests.contracts.operator import sample_evenly
+from openuni.manifests.contracts.windows import WindowFilter
 
 BLUR_PX = 11  # length of the reference blur
 
@@ -24,7 +26,7 @@ class Scores(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Sharpness(Filter):
+class Sharpness(WindowFilter):
     """Blur by the re-blurring method (a blurred image hardly changes when blurred again), and Laplacian variance.
 
     `blur` compares differences of adjacent pixels before and after a strong blur along each axis and takes the worse
@@ -42,13 +44,21 @@ class Sharpness(Filter):
         """Evenly spaced frames."""
         return sample_evenly(times_s, self.frames_per_s)
 
-    def run(self, model: Any, clip: DecodedClip) -> Scores:
-        """Scores of the frames, with equal weight."""
+    def measure(self, model: Any, clip: DecodedClip) -> Sequence[tuple[float | None, float]]:
+        """Blur, and variance of the Laplacian, of every frame."""
         import cv2
 
-        grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255 for frame in clip.frames]
-        blurs = [value for value in map(blur_of, grey) if value is not None]
-        laplacian = [float(cv2.Laplacian(one, cv2.CV_32F, borderType=cv2.BORDER_REFLECT_101).var()) for one in grey]
+        found = []
+        for frame in clip.new_frames:
+            grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255
+            laplacian = cv2.Laplacian(grey, cv2.CV_32F, borderType=cv2.BORDER_REFLECT_101)
+            found.append((blur_of(grey), float(laplacian.var())))
+        return found
+
+    def summarize(self, measured: Sequence[tuple[float | None, float]]) -> Scores:
+        """Scores of the frames, with equal weight."""
+        blurs = [blur for blur, _ in measured if blur is not None]
+        laplacian = [variance for _, variance in measured]
         return Scores(
             blur=float(np.mean(blurs)) if blurs else None,
             worst_blur=max(blurs) if blurs else None,

@@ -1,6 +1,6 @@
 """Frozen and black frames of a clip."""
 
-import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, NamedTuple
 
@@ -9,8 +9,10 @@ from annotated_types import Ge, Gt
 
 from openuni.filters._samples import sample_pairs
 from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.contracts.modality import Modality
 from openuni.manifests.contracts.operator import Filter
 from openuni.manifests.contracts.options import UNIT_INTERVAL
+from openuni.manifests.contracts.windows import WindowedRun, run_at_once
 
 BLOCK_PX = 16
 
@@ -49,18 +51,13 @@ class Still(Filter):
 
     def run(self, model: Any, clip: DecodedClip) -> Scores:
         """Scores over the pairs (2k, 2k + 1) of the frames, in the order of `sample`."""
-        import cv2
+        return run_at_once(self.start_windows(model), clip)
 
-        grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in clip.frames]
-        same = [self._same(before, after) for before, after in itertools.pairwise(grey)]
-        black = [(one >= self.black_below * 255).mean() <= self.bright_share for one in grey]
-        return Scores(
-            frozen_share=float(np.mean(same[::2])) if same else None,
-            longest_frozen_s=self._longest_s(grey, clip.times_s),
-            black_share=float(np.mean(black)),
-        )
+    def start_windows(self, model: Any) -> "StillWindows":
+        """See `Operator.start_windows`."""
+        return StillWindows(self)
 
-    def _same(self, one: np.ndarray, other: np.ndarray) -> bool:
+    def same(self, one: np.ndarray, other: np.ndarray) -> bool:
         """Whether two greyscale frames uint8 [H, W] are equal up to noise."""
         import cv2
 
@@ -69,12 +66,41 @@ class Still(Filter):
         blocks = cv2.resize(change.astype(np.float32), (blocks_wide, blocks_high), interpolation=cv2.INTER_AREA)
         return bool(blocks.max() <= self.noise * 255)
 
-    def _longest_s(self, grey: list[np.ndarray], times_s: np.ndarray) -> float:
-        """Longest run of equal frames. Frames are compared with the first of the run, so slow changes are detected."""
-        first, longest_s = 0, 0.0
-        for index in range(1, len(grey)):
-            if self._same(grey[first], grey[index]):
-                longest_s = max(longest_s, float(times_s[index] - times_s[first]))
+
+class StillWindows(WindowedRun[Scores]):
+    """Compares each frame with the one before, and with the first one of the run of equal frames.
+
+    The comparison with the first frame of the run detects slow changes.
+    """
+
+    def __init__(self, still: Still) -> None:
+        self.still = still
+        self.same: list[bool] = []  # of each frame but the first: whether it equals the one before
+        self.black: list[bool] = []
+        self.before: np.ndarray | None = None  # grey
+        self.first: tuple[np.ndarray, float] | None = None  # of the run: grey, time
+        self.longest_s = 0.0
+
+    def add(self, window: DecodedClip) -> Mapping[str, Modality]:
+        """See `WindowedRun.add`."""
+        import cv2
+
+        for frame, time_s in zip(window.new_frames, window.times_s[window.overlap_frames :].tolist(), strict=True):
+            grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+            self.black.append(bool((grey >= self.still.black_below * 255).mean() <= self.still.bright_share))
+            if self.before is not None:
+                self.same.append(self.still.same(self.before, grey))
+            if self.first is not None and self.still.same(self.first[0], grey):
+                self.longest_s = max(self.longest_s, time_s - self.first[1])
             else:
-                first = index
-        return longest_s
+                self.first = grey, time_s
+            self.before = grey
+        return {}
+
+    def result(self) -> Scores:
+        """See `WindowedRun.result`."""
+        return Scores(
+            frozen_share=float(np.mean(self.same[::2])) if self.same else None,
+            longest_frozen_s=self.longest_s,
+            black_share=float(np.mean(self.black)),
+        )

@@ -1,12 +1,15 @@
 """Operators with one fault each, which tests/test_every_operator.py must detect."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.contracts.modality import Modality
 from openuni.manifests.contracts.operator import Annotator, Filter
+from openuni.manifests.contracts.windows import WindowedRun, WindowFilter
 from openuni.manifests.modalities.segmentation import Segmentation
 
 
@@ -129,6 +132,64 @@ class FilterWithMaps(Filter):
     def run(self, model: Any, clip: DecodedClip) -> Maps:
         """The maps."""
         return Maps(Segmentation(np.zeros((*clip.frames.shape[:3], 1), np.uint16)))
+
+
+@dataclass(frozen=True)
+class RangePerWindow(WindowFilter):
+    """Takes the range of each window for that of the clip."""
+
+    origin: ClassVar[str] = "made up for the tests"
+
+    def measure(self, model: Any, clip: DecodedClip) -> list[float]:
+        """One value per frame, relative to the brightest one at hand."""
+        means = clip.new_frames.mean(axis=(1, 2, 3))
+        return list(means / means.max())
+
+    def summarize(self, measured: Sequence[float]) -> Scores:
+        """The score."""
+        return Scores(float(np.mean(measured)))
+
+
+@dataclass(frozen=True)
+class ForgetsTheOverlap(WindowFilter):
+    """Measures the first frame of a window again."""
+
+    origin: ClassVar[str] = "made up for the tests"
+
+    def measure(self, model: Any, clip: DecodedClip) -> list[float]:
+        """One value per frame."""
+        return [float(frame.mean()) for frame in clip.frames]
+
+    def summarize(self, measured: Sequence[float]) -> Scores:
+        """The score."""
+        return Scores(float(np.sum(measured)))
+
+
+@dataclass(frozen=True)
+class ForgetsTheLastMap(Annotator):
+    """Has one map fewer than there are frames, but only in windows."""
+
+    origin: ClassVar[str] = "made up for the tests"
+
+    def run(self, model: Any, clip: DecodedClip) -> Maps:
+        """The maps."""
+        return Maps(Segmentation(clip.frames[..., :1].astype(np.uint16)))
+
+    def start_windows(self, model: Any) -> "MapsOfPairs":
+        """See `Operator.start_windows`."""
+        return MapsOfPairs()
+
+
+class MapsOfPairs(WindowedRun[Maps]):
+    """The map of the first frame of each pair."""
+
+    def add(self, window: DecodedClip) -> dict[str, Modality]:
+        """See `WindowedRun.add`."""
+        return {"segmentation": Segmentation(window.frames[:-1, ..., :1].astype(np.uint16))}
+
+    def result(self) -> Maps:
+        """See `WindowedRun.result`."""
+        return Maps(None)
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,13 @@
 import dataclasses
 import hashlib
 import inspect
+import io
 import os
 import pickle
 import subprocess
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
@@ -20,6 +21,7 @@ from openuni.manifests.contracts.modality import Modality
 from openuni.manifests.contracts.operator import Filter, Operator
 from openuni.manifests.contracts.options import annotation_text, strip_annotation
 from openuni.manifests.contracts.schema import producer_schema, result_hints
+from openuni.manifests.contracts.windows import supports_windows
 from openuni.manifests.errors import OpenUniError
 
 ROOT = Path(__file__).parents[1]
@@ -67,6 +69,60 @@ def result_is_deterministic(operator: Operator, clip: DecodedClip) -> None:
     first, again, anew = operator.run(model, clip), operator.run(model, clip), operator.run(operator.load("cpu"), clip)
     assert _equal(first, again), "two runs with one model differ"
     assert _equal(first, anew), "two runs with two loads differ"
+
+
+def windows_give_the_same(operator: Operator, clip: DecodedClip, sizes: Iterable[int] = (1, 2, 3)) -> None:
+    """An operator that declares windows gives the result of the whole clip, to the bit, for windows of every size.
+
+    `sizes`: in multiples of the operator's step. Required maps are as a corpus stores them.
+    """
+    model = operator.load("cpu")
+    if not supports_windows(operator):
+        assert operator.start_windows(model) is None, "start_windows() is defined, but gives nothing"
+        return
+    clip = dataclasses.replace(clip, maps={name: _as_stored(maps, clip.fps) for name, maps in clip.maps.items()})
+    whole = operator.run(model, clip)
+    for size in sizes:
+        started = operator.start_windows(model)
+        assert started is not None, "supports windows, but start_windows() is None"
+        found: dict[str, list[Modality]] = {}
+        for window in windows_of(clip, size * operator.window_step()):
+            before = _digest(window)
+            for name, maps in started.add(window).items():
+                found.setdefault(name, []).append(maps)
+            assert _digest(window) == before, "add() changed the window passed to it"
+        rest = started.result()
+        assert type(rest) is operator.result_type(), f"declared {operator.result_type()}, returned {type(rest)}"
+        for name, value in whole._asdict().items():
+            last = getattr(rest, name)
+            blocks = [*found.get(name, []), *([last] if isinstance(last, Modality) else [])]
+            same = _equal(type(value).joined(blocks), value) if blocks else _equal(last, value)
+            assert same, f"{name} of windows of {size * operator.window_step()} frames is not that of the whole clip"
+            if blocks and type(value).is_streamable():
+                file, stored = io.BytesIO(), value.encode(clip.fps)
+                payload = type(value).encode_blocks(blocks, clip.fps, file)
+                assert file.getvalue() == stored.data, f"{name}: stored windows are not the stored map of the clip"
+                assert payload.constants == stored.constants, f"{name}: constants of windows are not those of the clip"
+
+
+def windows_of(clip: DecodedClip, count: int) -> Iterator[DecodedClip]:
+    """A clip in windows of `count` new frames, each but the first behind the last frame of the one before."""
+    for start in range(0, len(clip.frames), count):
+        first, stop = max(0, start - 1), min(start + count, len(clip.frames))
+        yield DecodedClip(
+            clip.clip,
+            clip.frames[first:stop].copy(),
+            clip.times_s[first:stop].copy(),
+            clip.vectors[first:stop] if clip.vectors is not None else None,
+            {name: maps.take(first, stop) for name, maps in clip.maps.items()},
+            first_frame=first,
+            overlap_frames=start - first,
+        )
+
+
+def _as_stored(maps: Modality, fps: float) -> Modality:
+    payload = maps.encode(fps)
+    return type(maps).decode(payload.data, payload.constants)
 
 
 def samples_are_indices(operator: Operator, times_s: np.ndarray) -> None:

@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[1]
 OPERATORS = [(kind, name) for kind in ("filter", "annotator") for name in operator_names(kind)]
 NOTHING = {"black": np.zeros((3, 48, 64, 3), np.uint8), "white": np.full((3, 48, 64, 3), 255, np.uint8)}
 MOVING = panned([(0, 0), (2, 1), (4, 2), (6, 3)], 48, 64)
+LONGER = panned([(2 * step, step % 3) for step in range(5)], 48, 64)
 TIMES_S = [np.array([0.0]), np.arange(100) / 25, np.cumsum(np.random.default_rng(0).uniform(0.001, 2.0, 50))]
 
 
@@ -72,6 +73,20 @@ def test_a_clip_that_shows_nothing_works(case, frames):
 
 def test_result_is_deterministic(case):
     contract.result_is_deterministic(*case[1](MOVING))
+
+
+def test_windows_give_the_same(case):
+    operator, clip = case[1](LONGER)
+    if operator.gpus:  # a network takes its time: windows of one size, of two batches and a half
+        contract.windows_give_the_same(with_batches_of_two(operator), clip, sizes=[1])
+    else:
+        contract.windows_give_the_same(operator, clip, sizes=range(1, len(LONGER) + 1))
+        contract.windows_give_the_same(*case[1](LONGER[:1]))
+        contract.windows_give_the_same(*case[1](NOTHING["black"]))
+
+
+def with_batches_of_two(operator):
+    return dataclasses.replace(operator, frames_per_batch=2) if hasattr(operator, "frames_per_batch") else operator
 
 
 @pytest.mark.parametrize("times_s", TIMES_S, ids=["one frame", "even", "uneven"])
@@ -147,6 +162,7 @@ def _with_changed(operator, options):
 # Every check fails for the fault that it detects, and passes for an operator without a fault.
 
 BOTH = {
+    "windows_give_the_same": [faulty.RangePerWindow, faulty.ForgetsTheOverlap, faulty.ForgetsTheLastMap],
     "input_is_untouched": [faulty.WritesInput, faulty.WritesTimes, faulty.UnlocksInput],
     "result_is_as_declared": [
         faulty.ReturnsOther,

@@ -24,6 +24,12 @@ class DecodedClip:
     `vectors`: motion vectors per frame, None for frames without; None as a whole unless requested.
     `maps`: by name, the modalities that the annotator `requires`, one map per frame, as stored in the corpus.
     `cache`: intermediate results that several operators of the clip share, keyed by the code that computes them.
+
+    A clip that is too long to be decoded whole comes in windows (`openuni.manifests.contracts.windows`). Then `frames`,
+    `times_s`, `vectors`, `maps` and `cache` are those of one window.
+    `first_frame`: number of the first frame of `frames` in the clip.
+    `overlap_frames`: how many of the first frames the window before also had: 0 for a clip that is whole and in the
+    first window, else 1.
     """
 
     clip: Clip
@@ -32,6 +38,8 @@ class DecodedClip:
     vectors: tuple[MotionVectors | None, ...] | None = None
     maps: Mapping[str, Modality] = field(default_factory=dict)
     cache: dict[Any, Any] = field(default_factory=dict, repr=False)
+    first_frame: int = 0
+    overlap_frames: int = 0
 
     def __post_init__(self) -> None:
         if self.frames.ndim != 4 or self.frames.shape[-1] != 3 or self.frames.dtype != np.uint8:
@@ -77,6 +85,16 @@ class DecodedClip:
     def diagonal_px(self) -> float:
         """Diagonal of the decoded frames, pixels: the unit that makes motion comparable across sizes."""
         return float(np.hypot(*self.frames.shape[1:3]))
+
+    @property
+    def is_window(self) -> bool:
+        """Whether these are not all frames of the clip, but a window of them."""
+        return self.overlap_frames > 0 or len(self.frames) < self.clip.frame_count
+
+    @property
+    def new_frames(self) -> np.ndarray:
+        """The frames that no window before had: all frames of a clip that is whole."""
+        return self.frames[self.overlap_frames :]
 
     def take(self, indices: np.ndarray) -> "DecodedClip":
         """The same clip with only the frames at `indices` (int [n], increasing), no maps and an empty cache."""

@@ -4,16 +4,18 @@ A modality is a value: an array with the metadata needed to interpret it. Its fi
 only definition, which annotators, importers, viewer, latent encoder, trainer and metrics share.
 """
 
+import itertools
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, BinaryIO, ClassVar, NamedTuple, Self
 
 import numpy as np
 
 from openuni.manifests.contracts.discovery import component_names, find_component
 from openuni.manifests.errors import ClipError, OpenUniError, unknown_name
-from openuni.manifests.video.encode import decode_lossless
+from openuni.manifests.video.encode import decode_lossless, encode_lossless, encode_lossless_to, iter_lossless
 from openuni.manifests.video.passthrough import PassthroughFiles, is_passthrough
 
 
@@ -27,9 +29,23 @@ class Payload(NamedTuple):
     frames: int | None = None  # number of frames if the payload was not encoded from a signal
 
 
+class FilePayload(NamedTuple):
+    """An encoded map in an open file, as `Payload` for one that is in memory."""
+
+    file: BinaryIO
+    suffix: str
+    constants: tuple[Any, ...]
+    frames: int
+    size_px: tuple[int, int]
+
+
 @dataclass(frozen=True, eq=False)
 class Modality(ABC):
-    """Base of all modalities. `array` is [T, H, W, C]; each subclass defines dtype, range, unit and sign."""
+    """Base of all modalities. `array` is [T, H, W, C]; each subclass defines dtype, range, unit and sign.
+
+    A modality that is stored as lossless video defines `planes`, `from_planes` and, if its constants depend on all
+    frames, `constants_of`. `encode`, `decode` and the storage of maps that are too long for the memory follow.
+    """
 
     array: np.ndarray
 
@@ -39,6 +55,8 @@ class Modality(ABC):
     suffix: ClassVar[str] = "mkv"  # suffix of the stored file; default: lossless video
     invertible: ClassVar[bool] = True  # False: `from_rgb` raises, since renderings cannot be converted back
     is_picture: ClassVar[bool] = False  # True: a natural picture, which tolerates chroma subsampling (4:2:0)
+    frame_fields: ClassVar[tuple[str, ...]] = ("array",)  # fields that hold one entry per frame
+    coding: ClassVar[Mapping[str, bool]] = {}  # options of `encode_lossless`
 
     def __post_init__(self) -> None:
         if self.array.ndim != 4:
@@ -67,9 +85,65 @@ class Modality(ABC):
     def constants(self) -> Any:
         """The clip's constants, an instance of `constants_type`: one per clip, never per frame."""
 
-    @abstractmethod
+    @classmethod
+    def constants_of(cls, blocks: Iterable[Self]) -> Any:
+        """The constants of a clip whose maps come in blocks of frames: those of all frames together, exactly.
+
+        `blocks` may be iterated several times. Default: the constants of the first block, for constants that are the
+        same for all clips.
+        """
+        return next(iter(blocks)).constants()
+
+    def planes(self, constants: Any) -> np.ndarray:
+        """The stored planes of these frames, uint8 or uint16 [T, H, W, 1 or 3]; each depends on its own frame only."""
+        raise NotImplementedError(f"{self.name} is not stored as lossless video")
+
+    @classmethod
+    def from_planes(cls, planes: np.ndarray, constants: Any) -> Self:
+        """The inverse of `planes`. Raises `ClipError` for planes and constants that `planes` does not give."""
+        raise NotImplementedError(f"{cls.name} is not stored as lossless video")
+
+    @classmethod
+    def is_streamable(cls) -> bool:
+        """Whether maps of any length can be stored and read in bounded memory: those with `planes`."""
+        return cls.planes is not Modality.planes
+
     def encode(self, fps: float) -> Payload:
         """Encode without loss or with a bounded error, which the subclass's docstring states. `fps`: frame rate."""
+        constants = self.constants()
+        return Payload(encode_lossless(self.planes(constants), fps, **self.coding), self.suffix, constants)
+
+    @classmethod
+    def encode_blocks(cls, blocks: Iterable[Self], fps: float, file: BinaryIO) -> FilePayload:
+        """Encode maps that come in blocks of frames into an open file: the bytes and constants of `encode`.
+
+        `blocks` is iterated several times; one block is in memory at a time.
+        """
+        constants = cls.constants_of(blocks)
+        encode_lossless_to(file, PlanesOfBlocks(blocks, constants), fps, **cls.coding)
+        frames, size_px = 0, (0, 0)
+        for block in blocks:
+            frames, size_px = frames + len(block.array), block.size_px
+        return FilePayload(file, cls.suffix, constants, frames, size_px)
+
+    @classmethod
+    def decode_blocks(cls, file: BinaryIO, constants: Any, frames_per_block: int) -> Iterator[Self]:
+        """Decode an open file that `encode` or `encode_blocks` wrote, in blocks of frames; one is in memory at a time.
+
+        Raises `ClipError` for damage, at the latest after the last block.
+        """
+        planes = iter_lossless(file)
+        while block := list(itertools.islice(planes, frames_per_block)):
+            yield cls.from_planes(np.stack(block), constants)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """One map of consecutive parts of a clip; all else is that of the first part."""
+        if len(parts) == 1:
+            return parts[0]
+        fields = {name: [getattr(part, name) for part in parts] for name in cls.frame_fields}
+        present = {name: np.concatenate(found) for name, found in fields.items() if found[0] is not None}
+        return replace(parts[0], **present)
 
     def encode_compact(self, fps: float) -> Payload:
         """Encode for compact storage: within the bit budget and error bound that the subclass's docstring states.
@@ -79,9 +153,9 @@ class Modality(ABC):
         return self.encode(fps)
 
     @classmethod
-    @abstractmethod
     def decode(cls, data: bytes, constants: Any) -> Self:
         """The inverse of `encode`. `constants`: an instance of `constants_type`."""
+        return cls.from_planes(decode_lossless(data), constants)
 
     @classmethod
     def read(cls, data: bytes, constants: Any) -> Self:
@@ -103,12 +177,8 @@ class Modality(ABC):
         return cls(array)
 
     @classmethod
-    def decode_planes(cls, data: bytes, dtype: type[np.generic], channels: int) -> np.ndarray:
-        """Decode a stored lossless video to [T, H, W, C].
-
-        Raises `ClipError` unless it has this dtype and number of channels.
-        """
-        planes = decode_lossless(data)
+    def check_planes(cls, planes: np.ndarray, dtype: type[np.generic], channels: int) -> np.ndarray:
+        """The same planes [T, H, W, C]. Raises `ClipError` unless they have this dtype and number of channels."""
         if planes.dtype != np.dtype(dtype) or planes.shape[-1] != channels:
             expected = f"{np.dtype(dtype)} with {channels} channels"
             raise ClipError(f"{cls.name}: stored planes must be {expected}, got {planes.dtype} {planes.shape}")
@@ -156,6 +226,16 @@ class Modality(ABC):
         cover_height, cover_width = max(height_px, round(height * scale)), max(width_px, round(width * scale))
         resized = self if (cover_height, cover_width) == (height, width) else self.resize(cover_height, cover_width)
         return resized.crop((cover_height - height_px) // 2, (cover_width - width_px) // 2, height_px, width_px)
+
+
+class PlanesOfBlocks:
+    """The stored planes of maps that come in blocks; can be iterated as often as the blocks."""
+
+    def __init__(self, blocks: Iterable[Modality], constants: Any) -> None:
+        self.blocks, self.constants = blocks, constants
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (block.planes(self.constants) for block in self.blocks)
 
 
 def check_rendering(name: str, rgb: np.ndarray) -> None:

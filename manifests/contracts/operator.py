@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from openuni.manifests.contracts.discovery import component_names, find_componen
 from openuni.manifests.contracts.producer import Producer
 from openuni.manifests.contracts.schema import modality_fields
 from openuni.manifests.errors import OpenUniError
+
+if TYPE_CHECKING:
+    from openuni.manifests.contracts.windows import WindowedRun
 
 
 @dataclass(frozen=True)
@@ -28,13 +31,22 @@ class Operator(Producer):
         Raise `ClipError` if the clip cannot be processed, `Unavailable` if it has no input for this operator.
         """
 
+    def start_windows(self, model: Any) -> "WindowedRun[Any] | None":
+        """Begin to process a clip in windows, for clips that are too long to be decoded whole.
+
+        The results must be those of `run`, to the bit. Default: None, the operator needs all frames at once, and clips
+        over the limit of [work] max_decoded_gb fail. See `openuni.manifests.contracts.windows`.
+        """
+        return None
+
+    def window_step(self) -> int:
+        """All windows but the last have a multiple of this number of new frames, such as the frames of a batch."""
+        return 1
+
     @classmethod
     def result_type(cls) -> type[tuple[Any, ...]]:
         """The NamedTuple that `run` is annotated to return."""
-        declared = get_type_hints(cls.run).get("return")
-        if not (isinstance(declared, type) and issubclass(declared, tuple) and hasattr(declared, "_fields")):
-            raise OpenUniError(f"{cls.name()}: return annotation of run() must be a NamedTuple, got {declared!r}")
-        return declared
+        return declared_result(cls.name(), "run", get_type_hints(cls.run).get("return"))
 
 
 @dataclass(frozen=True)
@@ -74,6 +86,13 @@ class Annotator(Operator):
         recomputes the results that depend on it.
         """
         return ()
+
+
+def declared_result(name: str, method: str, declared: Any) -> type[tuple[Any, ...]]:
+    """The return annotation of an operator's method. Raises `OpenUniError` unless it is a NamedTuple."""
+    if not (isinstance(declared, type) and issubclass(declared, tuple) and hasattr(declared, "_fields")):
+        raise OpenUniError(f"{name}: return annotation of {method}() must be a NamedTuple, got {declared!r}")
+    return declared
 
 
 def sample_evenly(times_s: np.ndarray, per_s: float) -> np.ndarray:

@@ -1,6 +1,6 @@
 """One clip of a corpus for interactive use: frames, modalities and rows by name."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +10,14 @@ from openuni.manifests.contracts.decoded_clip import decode
 from openuni.manifests.contracts.modality import Modality, find_modality, modality_names
 from openuni.manifests.corpus.column_groups import ColumnGroups
 from openuni.manifests.corpus.layout import annotation_group, operator_group
-from openuni.manifests.errors import OpenUniError, unknown_name
+from openuni.manifests.corpus.payload_files import open_payload
+from openuni.manifests.errors import ClipError, OpenUniError, unknown_name
 from openuni.manifests.video.clip import Clip
+from openuni.manifests.video.container import Limits
+from openuni.manifests.video.passthrough import is_passthrough
 
+MAX_BYTES_PER_PX = 12  # of a decoded map: three floats
+PASSTHROUGH_HEAD_BYTES = 4096  # enough to know passthrough files by
 EXTENT = ("shard", "offset", "nbytes", "xxh3")
 
 
@@ -100,18 +105,66 @@ def read_modality(
     corpus: ColumnGroups, group: str, modality: type[Modality], extent: Mapping[str, Any], clip: Clip
 ) -> Modality:
     """Decode a stored map and check that its timestamps are the clip's. Raises `OpenUniError` if they differ."""
+    constants = _constants_of_clip(group, modality, extent, clip)
+    data = corpus.read(group, *(extent[key] for key in EXTENT))
+    signal = modality.read(data, constants)
+    _check_count(group, modality, len(signal.array), clip)
+    return signal
+
+
+def stored_blocks(  # noqa: PLR0913  # those of read_modality, and three
+    corpus: ColumnGroups,
+    group: str,
+    modality: type[Modality],
+    extent: Mapping[str, Any],
+    clip: Clip,
+    frames_per_block: int,
+    limits: Limits,
+    stop: int | None = None,
+) -> Iterator[Modality]:
+    """A stored map in blocks of frames, of which one is in memory; to frame `stop` (exclusive), or to the end.
+
+    The payload is verified against its checksum before the first block, the decoded maps behind the last one. Maps that
+    are not stored as one lossless video come as one block, within `limits.max_decoded_bytes`.
+    Raises as `read_modality`.
+    """
+    constants = _constants_of_clip(group, modality, extent, clip)
+    with open_payload(corpus, group, *(extent[key] for key in EXTENT)) as file:
+        head = file.read(PASSTHROUGH_HEAD_BYTES)
+        file.seek(0)
+        if not modality.is_streamable() or is_passthrough(head):
+            nbytes = extent["frames"] * extent["height_px"] * extent["width_px"] * MAX_BYTES_PER_PX
+            if nbytes > limits.max_decoded_bytes:
+                raise ClipError(
+                    f"{group}: {modality.name} of clip {clip.clip_id} is read at once and may need {nbytes / 1e9:.3g} "
+                    f"GB, over the limit of {limits.max_decoded_bytes / 1e9:.3g} GB ([work] max_decoded_gb)"
+                )
+            signal = read_modality(corpus, group, modality, extent, clip)
+            yield signal.take(0, stop) if stop is not None else signal
+            return
+        done = 0
+        for block in modality.decode_blocks(file, constants, frames_per_block):
+            yield block.take(0, stop - done) if stop is not None and done + len(block.array) > stop else block
+            done += len(block.array)
+            if stop is not None and done >= stop:
+                return
+        _check_count(group, modality, done, clip)
+
+
+def _constants_of_clip(group: str, modality: type[Modality], extent: Mapping[str, Any], clip: Clip) -> Any:
+    """The constants of a stored map. Raises `OpenUniError` unless its timestamps are the clip's."""
     if extent["pts_hash"] != clip.pts_hash or extent["frames"] != clip.frame_count:
         raise OpenUniError(
             f"{group}: {modality.name} of clip {clip.clip_id} has {extent['frames']} frames with other timestamps than "
             f"the clip's {clip.frame_count}; rerun to recompute it"
         )
-    data = corpus.read(group, *(extent[key] for key in EXTENT))
     kind: Any = modality.constants_type  # fields that older rows lack get their defaults
-    values = {name: extent[name] for name in kind._fields if name in extent or name not in kind._field_defaults}
-    signal = modality.read(data, kind(**values))
-    if len(signal.array) != clip.frame_count:
+    return kind(**{name: extent[name] for name in kind._fields if name in extent or name not in kind._field_defaults})
+
+
+def _check_count(group: str, modality: type[Modality], frames: int, clip: Clip) -> None:
+    if frames != clip.frame_count:
         raise OpenUniError(
-            f"{group}: {modality.name} of clip {clip.clip_id} decodes to {len(signal.array)} frames, expected "
+            f"{group}: {modality.name} of clip {clip.clip_id} decodes to {frames} frames, expected "
             f"{clip.frame_count}; delete its .parquet part and rerun to recompute it"
         )
-    return signal

@@ -10,6 +10,7 @@ import xxhash
 
 from openuni.manifests.errors import OpenUniError
 
+BLOCK_BYTES = 1 << 20  # in which files are copied
 SAFETENSORS_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
@@ -61,11 +62,28 @@ class Shard:
         self.entries.append(entry)
         return entry
 
+    def put_file(self, key: str, source: BinaryIO) -> ShardEntry:
+        """Append the contents of an open file as one payload, in bounded memory."""
+        nbytes = source.seek(0, io.SEEK_END)
+        source.seek(0)
+        offset, digest = self._begin(key, nbytes), xxhash.xxh3_64()
+        while block := source.read(BLOCK_BYTES):
+            self.file.write(block)
+            digest.update(block)
+        self._pad(nbytes)
+        self.file.flush()
+        entry = ShardEntry(key, offset, nbytes, digest.intdigest())
+        self.entries.append(entry)
+        return entry
+
     def is_intact(self, entry: ShardEntry) -> bool:
         """Whether the entry's bytes are complete and match their checksum."""
         self.file.seek(entry.offset)
-        data = self.file.read(entry.nbytes)
-        return len(data) == entry.nbytes and checksum(data) == entry.xxh3
+        digest, remaining = xxhash.xxh3_64(), entry.nbytes
+        while block := self.file.read(min(remaining, BLOCK_BYTES)):
+            digest.update(block)
+            remaining -= len(block)
+        return not remaining and digest.intdigest() == entry.xxh3
 
     @property
     def nbytes(self) -> int:

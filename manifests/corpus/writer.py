@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from uuid import uuid4
 
 import pyarrow as pa
@@ -46,7 +46,21 @@ class PartWriter:
     def put(self, key: str, data: bytes, dtype: str = "", shape: tuple[int, ...] = ()) -> dict[str, Any]:
         """Append one payload; return its extent: shard, offset, nbytes, xxh3."""
         with storage_errors(self.store):
-            entry = self._open_part().put(key, data, dtype, shape)
+            return self._extent(self._open_part().put(key, data, dtype, shape))
+
+    def put_file(self, key: str, source: BinaryIO) -> dict[str, Any]:
+        """Append the contents of an open file as one payload, in bounded memory; return its extent."""
+        with storage_errors(self.store):
+            return self._extent(self._open_part().put_file(key, source))
+
+    def scratch_folder(self) -> Path:
+        """Folder on a local disk for temporary files of the clip in work: that of the open parts."""
+        folder = open_parts_dir(self.store, self.group)
+        with storage_errors(self.store):
+            folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def _extent(self, entry: ShardEntry) -> dict[str, Any]:
         assert self.part is not None
         shard = f"{self.part.name}{self.shard_type.suffix if self.shard_type else ''}"
         return {"shard": shard, "offset": entry.offset, "nbytes": entry.nbytes, "xxh3": entry.xxh3}
@@ -116,6 +130,12 @@ class OpenPart:
         if self.shard is None:
             raise OpenUniError(f"{self.name}: this column group has no payloads")
         return self.shard.put(key, data, dtype, shape)
+
+    def put_file(self, key: str, source: BinaryIO) -> ShardEntry:
+        """Append an open file's contents; see `put`."""
+        if self.shard is None:
+            raise OpenUniError(f"{self.name}: this column group has no payloads")
+        return self.shard.put_file(key, source)
 
     def commit(self, *rows: dict[str, Any]) -> None:
         """Finish one clip, or several in one transaction: they share a journal line, and so a part."""

@@ -7,9 +7,8 @@ import numpy as np
 
 from openuni.manifests.arrays.resample import resize_smooth
 from openuni.manifests.arrays.srgb import linear_to_srgb, srgb_to_linear
-from openuni.manifests.contracts.modality import Modality, Payload, check_rendering
+from openuni.manifests.contracts.modality import Modality, check_rendering
 from openuni.manifests.errors import ClipError
-from openuni.manifests.video.encode import encode_lossless
 
 LEVELS = 65535  # maximum of the stored 16-bit planes
 
@@ -46,19 +45,19 @@ class Albedo(Modality):
         """The transfer function of the planes, the same for all clips."""
         return AlbedoConstants()
 
-    def encode(self, fps: float) -> Payload:
-        """Encode as 16-bit RGB FFV1, linear."""
+    def planes(self, constants: AlbedoConstants) -> np.ndarray:
+        """16-bit planes, linear."""
         planes = np.empty(self.array.shape, np.uint16)
         for plane, image in zip(planes, self.array, strict=True):
             plane[:] = np.rint(image * np.float32(LEVELS))
-        return Payload(encode_lossless(planes, fps), self.suffix, self.constants())
+        return planes
 
     @classmethod
-    def decode(cls, data: bytes, constants: AlbedoConstants) -> Self:
-        """Decode the stored reflectance. Raises `ClipError` for another transfer function."""
+    def from_planes(cls, planes: np.ndarray, constants: AlbedoConstants) -> Self:
+        """The stored reflectance. Raises `ClipError` for another transfer function."""
         if constants != AlbedoConstants():
             raise ClipError(f'albedo: constants must have transfer = "linear", got "{constants.transfer}"')
-        return cls(cls.decode_planes(data, np.uint16, 3).astype(np.float32) / np.float32(LEVELS))
+        return cls(cls.check_planes(planes, np.uint16, 3).astype(np.float32) / np.float32(LEVELS))
 
     def to_rgb(self) -> np.ndarray:
         """float32 [T, H, W, 3]: sRGB values."""

@@ -6,9 +6,8 @@ from typing import ClassVar, NamedTuple, Self
 import numpy as np
 
 from openuni.manifests.arrays.resample import resize_smooth
-from openuni.manifests.contracts.modality import Modality, Payload, check_rendering
+from openuni.manifests.contracts.modality import Modality, check_rendering
 from openuni.manifests.errors import ClipError
-from openuni.manifests.video.encode import encode_lossless
 
 LEVELS = 65535  # maximum of the stored 16-bit planes
 
@@ -44,17 +43,16 @@ class Alpha(Modality):
         """The maximum level of the stored planes, the same for all clips."""
         return AlphaConstants()
 
-    def encode(self, fps: float) -> Payload:
-        """Encode as 16-bit grey FFV1."""
-        planes = np.rint(self.array * np.float32(LEVELS)).astype(np.uint16)
-        return Payload(encode_lossless(planes, fps), self.suffix, self.constants())
+    def planes(self, constants: AlphaConstants) -> np.ndarray:
+        """16-bit grey planes."""
+        return np.rint(self.array * np.float32(LEVELS)).astype(np.uint16)
 
     @classmethod
-    def decode(cls, data: bytes, constants: AlphaConstants) -> Self:
-        """Decode the stored coverage. Raises `ClipError` for invalid constants."""
+    def from_planes(cls, planes: np.ndarray, constants: AlphaConstants) -> Self:
+        """The stored coverage. Raises `ClipError` for invalid constants."""
         if not 0 < constants.levels <= LEVELS:
             raise ClipError(f"alpha: constants must have levels within 1..{LEVELS}, got {constants.levels}")
-        return cls(cls.decode_planes(data, np.uint16, 1).astype(np.float32) / np.float32(constants.levels))
+        return cls(cls.check_planes(planes, np.uint16, 1).astype(np.float32) / np.float32(constants.levels))
 
     def to_rgb(self) -> np.ndarray:
         """float32 [T, H, W, 3], grey; the foreground is white."""

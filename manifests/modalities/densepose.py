@@ -52,9 +52,9 @@ class DensePose(Modality):
         """The number of parts, the same for all clips."""
         return DensePoseConstants()
 
-    def encode(self, fps: float) -> Payload:
-        """Encode as three 8-bit planes, FFV1, exact."""
-        return Payload(encode_lossless(self.array, fps), self.suffix, self.constants())
+    def planes(self, constants: DensePoseConstants) -> np.ndarray:
+        """The values themselves, 8 bits."""
+        return self.array
 
     def encode_compact(self, fps: float) -> Payload:
         """Encode as lossless H.264 with inter-frame prediction, downscaled if the bit budget requires it."""
@@ -65,11 +65,11 @@ class DensePose(Modality):
         return downscale_to_budget(self, encode, COMPACT_BITS_PER_PX)
 
     @classmethod
-    def decode(cls, data: bytes, constants: DensePoseConstants) -> Self:
-        """Decode the stored I, U, V. Raises `ClipError` for another number of parts."""
+    def from_planes(cls, planes: np.ndarray, constants: DensePoseConstants) -> Self:
+        """The stored I, U, V. Raises `ClipError` for another number of parts."""
         if constants != DensePoseConstants():
             raise ClipError(f"densepose: constants must have part_count = {PART_COUNT}, got {constants.part_count}")
-        return cls(cls.decode_planes(data, np.uint8, 3))
+        return cls(cls.check_planes(planes, np.uint8, 3))
 
     def to_rgb(self) -> np.ndarray:
         """float32 [T, H, W, 3]: the colours of the parts."""

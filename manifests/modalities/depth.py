@@ -1,5 +1,6 @@
 """Depth: distance of each pixel's surface from the camera, as disparity or in metres."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, NamedTuple, Self
 
@@ -9,7 +10,7 @@ from openuni.manifests.arrays.resample import resize_smooth
 from openuni.manifests.contracts.modality import Modality, Payload, check_rendering
 from openuni.manifests.errors import ClipError
 from openuni.manifests.modalities._compact import finest_within_budget
-from openuni.manifests.video.encode import decode_lossless, encode_lossless
+from openuni.manifests.video.encode import encode_lossless
 
 LEVELS = 65535  # maximum of the stored 16-bit planes
 COMPACT_BITS_PER_PX = 1.95  # 7.9 MB for 81 frames of 480 x 832
@@ -86,6 +87,28 @@ class Depth(Modality):
             return self.normalisation
         return DepthConstants(self.unit, float(self.array.min()), float(self.array.max()))
 
+    @classmethod
+    def constants_of(cls, blocks: Iterable[Self]) -> DepthConstants:
+        """The constants to store maps with: those of the row, unless the range of the blocks is wider."""
+        first = next(iter(blocks))
+        lo, hi = float("inf"), float("-inf")
+        for block in blocks:
+            if block.unit != first.unit:
+                raise ClipError(f"depth: all maps of a clip must have one unit, got {first.unit} and {block.unit}")
+            lo, hi = min(lo, float(block.array.min())), max(hi, float(block.array.max()))
+        stored = first.normalisation
+        return stored if stored and stored.lo <= lo and hi <= stored.hi else DepthConstants(first.unit, lo, hi)
+
+    def planes(self, constants: DepthConstants) -> np.ndarray:
+        """Grey planes with `constants.levels` steps over the range of `constants`, in 8 bits if these suffice."""
+        lo, hi = _scaled_range(constants)
+        span = hi - lo or 1.0
+        planes = np.empty(self.array.shape, np.uint8 if constants.levels < 256 else np.uint16)
+        for plane, image in zip(planes, self.array, strict=True):
+            value = np.log(image, dtype=np.float64) if self.unit == "metres" else image.astype(np.float64)
+            plane[:] = np.rint(np.clip((value - lo) / span, 0, 1) * constants.levels)
+        return planes
+
     def encode(self, fps: float) -> Payload:
         """Encode as 16-bit grey FFV1 over the range of `constants()`, or of the array if that is wider."""
         return self.encode_in_steps(fps, LEVELS)
@@ -99,22 +122,13 @@ class Depth(Modality):
 
     def encode_in_steps(self, fps: float, levels: int) -> Payload:
         """Encode with `levels` steps between minimum and maximum; in 8 bits if these suffice."""
-        constants = self.constants()
-        if self.array.min() < constants.lo or self.array.max() > constants.hi:
-            constants = replace(self, normalisation=None).constants()
-        lo, hi = _scaled_range(constants)
-        span = hi - lo or 1.0
-        planes = np.empty(self.array.shape, np.uint8 if levels < 256 else np.uint16)
-        for plane, image in zip(planes, self.array, strict=True):
-            value = np.log(image, dtype=np.float64) if self.unit == "metres" else image.astype(np.float64)
-            plane[:] = np.rint(np.clip((value - lo) / span, 0, 1) * levels)
-        return Payload(encode_lossless(planes, fps), self.suffix, constants._replace(levels=levels))
+        constants = self.constants_of([self])._replace(levels=levels)
+        return Payload(encode_lossless(self.planes(constants), fps), self.suffix, constants)
 
     @classmethod
-    def decode(cls, data: bytes, constants: DepthConstants) -> Self:
-        """Decode the stored depth, in the row's unit and with the row's normalization."""
+    def from_planes(cls, planes: np.ndarray, constants: DepthConstants) -> Self:
+        """The stored depth, in the row's unit and with the row's normalization."""
         lo, hi = _scaled_range(constants.checked())
-        planes = decode_lossless(data)
         table = lo + np.minimum(np.arange(LEVELS + 1) / constants.levels, 1) * (hi - lo)
         if constants.unit == "metres":
             table = np.exp(table)

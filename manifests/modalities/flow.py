@@ -1,17 +1,19 @@
 """Optical flow: displacement of each pixel to the next frame."""
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
+from openuni.manifests.arrays.order_statistics import value_at_rank
 from openuni.manifests.arrays.resample import resize_nearest, resize_smooth
 from openuni.manifests.contracts.modality import Modality, Payload, check_rendering
 from openuni.manifests.errors import ClipError
 from openuni.manifests.modalities._compact import finest_within_budget
-from openuni.manifests.video.encode import decode_lossless, encode_lossless
+from openuni.manifests.video.encode import encode_lossless
 
 STEP_PX = 1 / 64
 ZERO_LEVEL = 32768  # level of zero in the stored 16-bit planes
@@ -58,6 +60,7 @@ class Flow(Modality):
     name: ClassVar[str] = "flow"
     prompt: ClassVar[str] = "optical flow"
     constants_type: ClassVar[type[FlowConstants]] = FlowConstants
+    frame_fields: ClassVar[tuple[str, ...]] = ("array", "valid")
 
     @classmethod
     def from_pairs(cls, pairs: np.ndarray, valid: np.ndarray | None = None) -> Self:
@@ -83,15 +86,26 @@ class Flow(Modality):
 
     def constants(self) -> FlowConstants:
         """Step for the maximum component; divisor of the row, or of the array if it was not read from a row."""
-        max_component = float(np.abs(self.array).max(initial=0.0))
+        return self.constants_of([self])
+
+    @classmethod
+    def constants_of(cls, blocks: Iterable[Self]) -> FlowConstants:
+        """See `Modality.constants_of`: maximum component and percentile of the speed over all blocks, exact."""
+        first = next(iter(blocks))
+        max_component = max(max_abs(block.array) for block in blocks)
         is_large = max_component > FINE_RANGE_PX
         doublings = max(0, math.ceil(math.log2(max_component / FINE_RANGE_PX))) if is_large else 0
-        divisor = self.divisor_px or _divisor(self.array)
-        return FlowConstants(STEP_PX * 2**doublings, divisor, self.valid is not None)
+        divisor = first.divisor_px or _divisor(blocks)
+        return FlowConstants(STEP_PX * 2**doublings, divisor, first.valid is not None)
 
-    def encode(self, fps: float) -> Payload:
-        """Encode as 16-bit RGB FFV1 with the channels x, y, valid; see the class for the error bound."""
-        return self.encode_with_step(fps, 1)
+    def planes(self, constants: FlowConstants) -> np.ndarray:
+        """16-bit planes with the channels x, y, valid; see the class for the error bound."""
+        planes = np.ones((*self.array.shape[:3], 3), np.uint16)
+        for plane, field in zip(planes, self.array, strict=True):
+            plane[..., :2] = np.rint(field / np.float32(constants.step_px)) + ZERO_LEVEL
+        if self.valid is not None:
+            planes[..., 2:] = self.valid
+        return planes
 
     def encode_compact(self, fps: float) -> Payload:
         """Encode for compact storage: the same planes with coarser steps; see the class."""
@@ -106,17 +120,11 @@ class Flow(Modality):
         """Encode with `factor` times the step of `constants()`."""
         constants = self.constants()
         constants = constants._replace(step_px=constants.step_px * factor)
-        planes = np.ones((*self.array.shape[:3], 3), np.uint16)
-        for plane, field in zip(planes, self.array, strict=True):
-            plane[..., :2] = np.rint(field / np.float32(constants.step_px)) + ZERO_LEVEL
-        if self.valid is not None:
-            planes[..., 2:] = self.valid
-        return Payload(encode_lossless(planes, fps), self.suffix, constants)
+        return Payload(encode_lossless(self.planes(constants), fps), self.suffix, constants)
 
     @classmethod
-    def decode(cls, data: bytes, constants: FlowConstants) -> Self:
-        """Decode the stored flow, with the row's divisor."""
-        planes = decode_lossless(data)
+    def from_planes(cls, planes: np.ndarray, constants: FlowConstants) -> Self:
+        """The stored flow, with the row's divisor."""
         array = (planes[..., :2].astype(np.float32) - ZERO_LEVEL) * np.float32(constants.step_px)
         return cls(array, planes[..., 2:] > 0 if constants.has_valid else None, constants.divisor_px)
 
@@ -175,13 +183,22 @@ def _select(valid: np.ndarray | None, window: Any) -> np.ndarray | None:
     return None if valid is None else np.ascontiguousarray(valid[window])
 
 
-def _divisor(array: np.ndarray) -> float:
+def max_abs(array: np.ndarray) -> float:
+    """Maximum absolute value, 0 of an empty array; one frame at a time, without a copy of the array."""
+    return max((float(np.abs(frame).max(initial=0.0)) for frame in array), default=0.0)
+
+
+def _divisor(blocks: Iterable[Flow]) -> float:
     """99.9th percentile of speed over the clip, at least `DIVISOR_FLOOR_PX`."""
-    if not array.size:
+    size = sum(block.array.size // 2 for block in blocks)
+    if not size:
         return DIVISOR_FLOOR_PX
-    speed = np.hypot(array[..., 0], array[..., 1]).ravel()
-    rank = math.ceil(DIVISOR_PERCENTILE / 100 * (speed.size - 1))
-    return max(DIVISOR_FLOOR_PX, float(np.partition(speed, rank)[rank]))
+
+    def speeds() -> Iterator[np.ndarray]:
+        return (np.hypot(field[..., 0], field[..., 1]) for block in blocks for field in block.array)
+
+    rank = math.ceil(DIVISOR_PERCENTILE / 100 * (size - 1))
+    return max(DIVISOR_FLOOR_PX, value_at_rank(speeds, rank))
 
 
 @lru_cache(maxsize=1)

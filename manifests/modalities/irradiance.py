@@ -1,16 +1,17 @@
 """Irradiance: incoming light at each pixel's surface."""
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 
+from openuni.manifests.arrays.order_statistics import value_at_rank
 from openuni.manifests.arrays.resample import resize_smooth
 from openuni.manifests.arrays.srgb import linear_to_srgb, srgb_to_linear
-from openuni.manifests.contracts.modality import Modality, Payload, check_rendering
+from openuni.manifests.contracts.modality import Modality, check_rendering
 from openuni.manifests.errors import ClipError
-from openuni.manifests.video.encode import encode_lossless
 
 MAX_VALUE = 65504.0  # maximum of 16-bit floats
 WHITE_PERCENTILE = 99.5
@@ -68,20 +69,26 @@ class Irradiance(Modality):
         """The row's white if the map was read from one, else the white of the array."""
         return IrradianceConstants(white_point(self.array) if self.white is None else self.white)
 
-    def encode(self, fps: float) -> Payload:
-        """Encode the bit patterns of IEEE half-precision floats as 16-bit RGB FFV1."""
+    @classmethod
+    def constants_of(cls, blocks: Iterable[Self]) -> IrradianceConstants:
+        """See `Modality.constants_of`: the row's white, or that of all blocks."""
+        white = next(iter(blocks)).white
+        return IrradianceConstants(_white_of(BlockArrays(blocks)) if white is None else white)
+
+    def planes(self, constants: IrradianceConstants) -> np.ndarray:
+        """The bit patterns of IEEE half-precision floats, 16 bits."""
         import cv2
 
         planes = np.empty(self.array.shape, np.uint16)
         for plane, image in zip(planes.view(np.float16), self.array, strict=True):
             # same rounding as NumPy's conversion, but many times faster
             plane[:] = cv2.add(image, 0, dtype=cv2.CV_16F)  # type: ignore[call-overload]
-        return Payload(encode_lossless(planes, fps), self.suffix, self.constants())
+        return planes
 
     @classmethod
-    def decode(cls, data: bytes, constants: IrradianceConstants) -> Self:
-        """Decode the stored irradiance, with the row's white."""
-        planes = np.ascontiguousarray(cls.decode_planes(data, np.uint16, 3))
+    def from_planes(cls, planes: np.ndarray, constants: IrradianceConstants) -> Self:
+        """The stored irradiance, with the row's white."""
+        planes = np.ascontiguousarray(cls.check_planes(planes, np.uint16, 3))
         return cls(planes.view(np.float16).astype(np.float32), constants.checked().white)
 
     @classmethod
@@ -112,15 +119,32 @@ class Irradiance(Modality):
         return replace(self, array=resize_smooth(self.array, height_px, width_px))
 
 
+class BlockArrays:
+    """The arrays of maps that come in blocks; can be iterated as often as the blocks."""
+
+    def __init__(self, blocks: Iterable[Irradiance]) -> None:
+        self.blocks = blocks
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (block.array for block in self.blocks)
+
+
 def white_point(array: np.ndarray) -> float:
     """99.5th percentile over the clip of each pixel's brightest channel, at least `WHITE_FLOOR`.
 
     `array`: [T, H, W, C] with C 1 or 3.
     """
-    if not array.size:
+    return _white_of([array])
+
+
+def _white_of(arrays: Iterable[np.ndarray]) -> float:
+    """`white_point` of an array that comes in blocks of frames, which are iterated twice."""
+    size = sum(array.size // array.shape[-1] for array in arrays)
+    if not size:
         return WHITE_FLOOR
-    brightest = array[..., 0]
-    for channel in range(1, array.shape[-1]):
-        brightest = np.maximum(brightest, array[..., channel])
-    rank = math.ceil(WHITE_PERCENTILE / 100 * (brightest.size - 1))
-    return max(WHITE_FLOOR, float(np.partition(brightest.ravel(), rank)[rank]))
+
+    def brightest() -> Iterator[np.ndarray]:
+        return (np.maximum(image.max(axis=-1), 0) for array in arrays for image in array)
+
+    rank = math.ceil(WHITE_PERCENTILE / 100 * (size - 1))
+    return max(WHITE_FLOOR, value_at_rank(brightest, rank))

@@ -7,9 +7,8 @@ import numpy as np
 
 from openuni.manifests.arrays.resample import resize_nearest, resize_smooth
 from openuni.manifests.arrays.vectors import rescale_vectors, vector_lengths
-from openuni.manifests.contracts.modality import Modality, Payload, check_rendering
+from openuni.manifests.contracts.modality import Modality, check_rendering
 from openuni.manifests.errors import ClipError
-from openuni.manifests.video.encode import encode_lossless
 
 LENGTH_TOLERANCE = 1e-3  # twice the length error of rounding to 16-bit floats
 ZERO_LEVEL = 32768  # level of zero in the stored 16-bit planes
@@ -65,23 +64,23 @@ class Normal(Modality):
         """The coordinate system, the same for all clips."""
         return NormalConstants()
 
-    def encode(self, fps: float) -> Payload:
-        """Encode as 16-bit RGB FFV1; see the class for the error bound."""
+    def planes(self, constants: NormalConstants) -> np.ndarray:
+        """16-bit planes; see the class for the error bound."""
         planes = np.empty(self.array.shape, np.uint16)
         for plane, image in zip(planes, self.array, strict=True):
             levels = rescale_vectors(image, vector_lengths(image), LEVELS)
             np.rint(levels, out=levels)
             levels += ZERO_LEVEL
             plane[:] = levels
-        return Payload(encode_lossless(planes, fps), self.suffix, self.constants())
+        return planes
 
     @classmethod
-    def decode(cls, data: bytes, constants: NormalConstants) -> Self:
-        """Decode the stored directions to unit length. Raises `ClipError` for another coordinate system."""
+    def from_planes(cls, planes: np.ndarray, constants: NormalConstants) -> Self:
+        """The stored directions at unit length. Raises `ClipError` for another coordinate system."""
         if constants != NormalConstants():
             expected = NormalConstants().frame
             raise ClipError(f'normal: constants must have frame = "{expected}", got "{constants.frame}"')
-        planes = cls.decode_planes(data, np.uint16, 3)
+        cls.check_planes(planes, np.uint16, 3)
         out = np.empty((*planes.shape[:3], 3), np.float32)
         for target, plane in zip(out, planes, strict=True):
             target[:] = _normalize((plane.astype(np.float32) - ZERO_LEVEL) / LEVELS, 0)

@@ -1,14 +1,14 @@
 """RGB: the video frames."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 
 from openuni.manifests.arrays.resample import resize_smooth
-from openuni.manifests.contracts.modality import Modality, Payload, picture_levels
+from openuni.manifests.contracts.modality import Modality, picture_levels
 from openuni.manifests.errors import ClipError
-from openuni.manifests.video.encode import decode_lossless, encode_lossless
 
 
 class RGBConstants(NamedTuple):
@@ -30,6 +30,7 @@ class RGB(Modality):
     prompt: ClassVar[str] = "colour video"
     is_picture: ClassVar[bool] = True
     constants_type: ClassVar[type[RGBConstants]] = RGBConstants
+    coding: ClassVar[Mapping[str, bool]] = {"across_frames": True, "fast": True}  # RGB H.264
 
     def check(self) -> None:
         """Raise `ClipError` unless uint8 with three channels."""
@@ -40,14 +41,14 @@ class RGB(Modality):
         """The colour space, the same for all clips."""
         return RGBConstants()
 
-    def encode(self, fps: float) -> Payload:
-        """Encode as lossless RGB H.264."""
-        return Payload(encode_lossless(self.array, fps, across_frames=True, fast=True), self.suffix, self.constants())
+    def planes(self, constants: RGBConstants) -> np.ndarray:
+        """The frames themselves."""
+        return self.array
 
     @classmethod
-    def decode(cls, data: bytes, constants: RGBConstants) -> Self:
-        """Decode the stored picture."""
-        return cls(decode_lossless(data))
+    def from_planes(cls, planes: np.ndarray, constants: RGBConstants) -> Self:
+        """The stored picture."""
+        return cls(planes)
 
     def to_rgb(self) -> np.ndarray:
         """float32 [T, H, W, 3]: value / 255."""

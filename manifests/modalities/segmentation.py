@@ -1,5 +1,6 @@
 """Segmentation: the instance that each pixel belongs to."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import ClassVar, NamedTuple, Self
@@ -10,7 +11,7 @@ from openuni.manifests.arrays.resample import resize_nearest
 from openuni.manifests.contracts.modality import Modality, Payload, check_rendering
 from openuni.manifests.errors import ClipError
 from openuni.manifests.modalities._compact import downscale_to_budget
-from openuni.manifests.video.encode import decode_lossless, encode_lossless
+from openuni.manifests.video.encode import encode_lossless
 
 PALETTE_SIZE = 256
 COMPACT_BITS_PER_PX = 0.12  # 0.49 MB for 81 frames of 480 x 832
@@ -59,6 +60,19 @@ class Segmentation(Modality):
             return SegmentationConstants(list(self.known_ids))
         return SegmentationConstants(np.flatnonzero(np.bincount(self.array.ravel())).tolist())
 
+    @classmethod
+    def constants_of(cls, blocks: Iterable[Self]) -> SegmentationConstants:
+        """The ids in the maps, which are those to store."""
+        found = np.zeros(2**16, bool)
+        for block in blocks:
+            found |= np.bincount(block.array.ravel(), minlength=len(found)).astype(bool)
+        return SegmentationConstants(np.flatnonzero(found).tolist())
+
+    def planes(self, constants: SegmentationConstants) -> np.ndarray:
+        """Grey planes, 8 bits if all ids of the clip fit, else 16; exact."""
+        fits_8_bits = not constants.ids or constants.ids[-1] < PALETTE_SIZE
+        return self.array.astype(np.uint8) if fits_8_bits else self.array
+
     def encode(self, fps: float) -> Payload:
         """Encode as grey FFV1, 8 bits if all ids fit, else 16; exact."""
         return self._encode(fps, across_frames=False)
@@ -69,15 +83,14 @@ class Segmentation(Modality):
         return downscale_to_budget(fixed, lambda ids: ids._encode(fps, across_frames=True), COMPACT_BITS_PER_PX)
 
     def _encode(self, fps: float, *, across_frames: bool) -> Payload:
-        constants = replace(self, known_ids=None).constants()
-        fits_8_bits = not constants.ids or constants.ids[-1] < PALETTE_SIZE
-        planes = self.array.astype(np.uint8) if fits_8_bits else self.array
-        return Payload(encode_lossless(planes, fps, across_frames=across_frames), self.suffix, constants)
+        constants = self.constants_of([self])
+        data = encode_lossless(self.planes(constants), fps, across_frames=across_frames)
+        return Payload(data, self.suffix, constants)
 
     @classmethod
-    def decode(cls, data: bytes, constants: SegmentationConstants) -> Self:
-        """Decode the stored ids."""
-        return cls(decode_lossless(data).astype(np.uint16), tuple(constants.ids))
+    def from_planes(cls, planes: np.ndarray, constants: SegmentationConstants) -> Self:
+        """The stored ids."""
+        return cls(planes.astype(np.uint16), tuple(constants.ids))
 
     def to_rgb(self) -> np.ndarray:
         """float32 [T, H, W, 3]: palette colours. Raises `ClipError` for ids above 255."""

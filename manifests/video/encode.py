@@ -3,15 +3,16 @@
 import io
 import itertools
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import xxhash
 
 from openuni.manifests.errors import OpenUniError
+from openuni.manifests.video.decoder.limits import Limits
 from openuni.manifests.video.decoder.process import isolated
 from openuni.manifests.video.video_errors import CorruptVideo, VideoError
 
@@ -29,6 +30,7 @@ NTSC_NOMINAL_FPS = (15, 24, 30, 48, 60, 72, 90, 96, 120, 240)  # divided by 1.00
 MAX_FPS = 1000  # limit of common players
 KEYFRAME_INTERVAL = 24  # frames; allows reading single frames without decoding the whole clip
 CHECKSUM_TAG = "PLANES"
+READ_BYTES = 1 << 20  # of a stored map at a time
 DAMAGED = "stored planes are damaged ({}); recompute this column group"
 # The AVX-512 code of x264 gives other bytes than its C code, and not the same ones each time
 X264_PARAMS = "cpu-independent=1"
@@ -149,18 +151,33 @@ def encode_lossless(
     pictures, smaller for clean ones and for global motion.
     Raises `VideoError` for other arrays.
     """
+    target = io.BytesIO()
+    encode_lossless_to(target, [planes], fps, across_frames=across_frames, fast=fast)
+    return target.getvalue()
+
+
+def encode_lossless_to(
+    target: BinaryIO,
+    blocks: Iterable[np.ndarray],
+    fps: float | Fraction,
+    *,
+    across_frames: bool = False,
+    fast: bool = False,
+) -> None:
+    """Encode planes that come in blocks of frames into an open file; the same bytes as `encode_lossless` of them all.
+
+    `blocks`: uint8 or uint16 [n, H, W, C] each, of one dtype and size. They are iterated twice, since the header of the
+    file holds their checksum; so no more than one block is in memory. The other arguments are those of
+    `encode_lossless`.
+    """
     import av
 
-    formats = PLANE_FORMATS.get((str(planes.dtype), planes.shape[-1] if planes.ndim == 4 else 0))
-    if formats is None or not planes.size:
-        raise VideoError(f"planes must be uint8 or uint16 [T, H, W, 1 or 3], T > 0, got {planes.dtype} {planes.shape}")
-    input_format, stored_format = formats
+    checksum, (_, height_px, width_px, channels), dtype = _checked_blocks(blocks)
+    input_format, stored_format = PLANE_FORMATS[dtype, channels]
     codec = "ffv1"
-    if across_frames and planes.dtype == np.uint8:
-        codec, stored_format = ACROSS_FRAMES[planes.shape[-1]]
-    _, height_px, width_px, _ = planes.shape
+    if across_frames and dtype == "uint8":
+        codec, stored_format = ACROSS_FRAMES[channels]
     rate = frame_rate(fps)
-    target = io.BytesIO()
     with av.open(target, "w", format="matroska", options={"fflags": "+bitexact"}) as container:
         stream: Any = container.add_stream(codec, rate=rate)
         stream.width, stream.height, stream.pix_fmt = width_px, height_px, stored_format
@@ -172,16 +189,30 @@ def encode_lossless(
             h264 |= {"preset": "ultrafast", "g": str(KEYFRAME_INTERVAL)}
         stream.options = ffv1 if codec == "ffv1" else h264
         stream.codec_context.thread_count = 1
-        container.metadata[CHECKSUM_TAG] = _planes_checksum(planes)
-        for number, plane in enumerate(planes):
-            image = np.ascontiguousarray(plane if plane.shape[-1] == 3 else plane[..., 0])
+        container.metadata[CHECKSUM_TAG] = checksum
+        for number, plane in enumerate(itertools.chain.from_iterable(blocks)):
+            image = np.ascontiguousarray(plane if channels == 3 else plane[..., 0])
             frame = av.VideoFrame.from_ndarray(image, format=input_format)
             if stored_format != input_format:
                 frame = frame.reformat(format=stored_format, threads=1)
             frame.pts, frame.time_base = number, 1 / rate
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    return target.getvalue()
+
+
+def _checked_blocks(blocks: Iterable[np.ndarray]) -> tuple[str, tuple[int, ...], str]:
+    """Checksum, shape [T, H, W, C] and dtype of planes in blocks. Raises `VideoError` for what cannot be encoded."""
+    checksum: PlanesChecksum | None = None
+    for planes in blocks:
+        is_encodable = (str(planes.dtype), planes.shape[-1] if planes.ndim == 4 else 0) in PLANE_FORMATS
+        if not is_encodable or not planes.size:
+            got = f"{planes.dtype} {planes.shape}"
+            raise VideoError(f"planes must be uint8 or uint16 [T, H, W, 1 or 3], T > 0, got {got}")
+        checksum = checksum or PlanesChecksum(planes.dtype, planes.shape[1:])
+        checksum.add(planes)
+    if checksum is None:
+        raise VideoError("planes must be uint8 or uint16 [T, H, W, 1 or 3], T > 0, got no blocks")
+    return str(checksum), (checksum.frames, *checksum.frame_shape), str(checksum.dtype)
 
 
 @isolated
@@ -191,22 +222,81 @@ def decode_lossless(data: bytes) -> np.ndarray:
     On a wrong slice CRC, FFmpeg's decoder only logs the error and copies the slice from the previous frame. The planes
     are therefore protected by a checksum in the file's tags (dtype, shape and a hash of the values).
     """
+    planes = list(_iter_lossless(io.BytesIO(data)))
+    return np.stack(planes)
+
+
+def iter_lossless(file: BinaryIO, limits: Limits = Limits()) -> Iterator[np.ndarray]:
+    """Decode the frames of an open file that `encode_lossless` wrote, one by one: [H, W, C]. For files of any length.
+
+    Raises `CorruptVideo` for any damage, after the last frame if only the checksum shows it: results of the frames are
+    valid once the generator has ended.
+    """
+    nbytes = file.seek(0, io.SEEK_END)
+
+    def read_at(position: int, count: int) -> bytes:
+        file.seek(position)
+        return file.read(count)
+
+    return iter_lossless_from(read_at, nbytes, limits)
+
+
+@isolated
+def iter_lossless_from(
+    read_at: Callable[[int, int], bytes], nbytes: int, limits: Limits = Limits()
+) -> Generator[np.ndarray]:
+    """`iter_lossless` of a file that `read_at` reads: (position, number of bytes) -> bytes. `nbytes`: its length."""
+    with io.BufferedReader(_CalledFile(read_at, nbytes), READ_BYTES) as file:
+        yield from _iter_lossless(file)
+
+
+class _CalledFile(io.RawIOBase):
+    """A file whose contents a function returns."""
+
+    def __init__(self, read_at: Callable[[int, int], bytes], nbytes: int) -> None:
+        self.read_at, self.nbytes, self.position = read_at, nbytes, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.nbytes}[whence]
+        self.position = max(0, start + offset)
+        return self.position
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.read_at(self.position, len(buffer))
+        buffer[: len(data)] = data
+        self.position += len(data)
+        return len(data)
+
+
+def _iter_lossless(file: BinaryIO) -> Iterator[np.ndarray]:
     import av
 
+    checksum: PlanesChecksum | None = None
     try:
-        with av.open(io.BytesIO(data), "r", format="matroska", metadata_errors="replace") as container:
+        with av.open(file, "r", format="matroska", metadata_errors="replace") as container:
             expected = container.metadata.get(CHECKSUM_TAG, "")
             stream = next(iter(container.streams.video), None)
             if stream is None or stream.codec_context is None:
                 raise CorruptVideo(DAMAGED.format("no video stream"))
             stream.codec_context.thread_count = 1
-            planes = np.stack([_frame_to_plane(frame) for frame in container.decode(stream)])
+            for frame in container.decode(stream):
+                plane = _frame_to_plane(frame)
+                checksum = checksum or PlanesChecksum(plane.dtype, plane.shape)
+                checksum.add(plane[None])
+                yield plane
     except (av.FFmpegError, ValueError) as error:
         raise CorruptVideo(DAMAGED.format(error)) from error
-    checksum = _planes_checksum(planes)
-    if checksum != expected:
-        raise CorruptVideo(DAMAGED.format(f"expected {expected or 'unknown'}, got {checksum}"))
-    return planes
+    if checksum is None or str(checksum) != expected:
+        raise CorruptVideo(DAMAGED.format(f"expected {expected or 'unknown'}, got {checksum or 'no frames'}"))
 
 
 def _frame_to_plane(frame: Any) -> np.ndarray:
@@ -219,8 +309,21 @@ def _frame_to_plane(frame: Any) -> np.ndarray:
     return image if image.ndim == 3 else image[..., None]
 
 
-def _planes_checksum(planes: np.ndarray) -> str:
-    """Checksum of planes: dtype, shape and xxh3-64 of the little-endian values."""
-    values = np.ascontiguousarray(planes, dtype=planes.dtype.newbyteorder("<"))
-    sides = "x".join(str(side) for side in planes.shape)
-    return f"{planes.dtype} {sides} {xxhash.xxh3_64_hexdigest(values.data)}"
+class PlanesChecksum:
+    """Checksum of planes that come in blocks: dtype, shape and xxh3-64 of the little-endian values."""
+
+    def __init__(self, dtype: np.dtype[Any], frame_shape: tuple[int, ...]) -> None:
+        self.dtype, self.frame_shape, self.frames = dtype, frame_shape, 0
+        self._hash = xxhash.xxh3_64()
+
+    def add(self, planes: np.ndarray) -> None:
+        """Add a block, [n, H, W, C]. Raises `ValueError` if its dtype or size differs from that of the others."""
+        if planes.dtype != self.dtype or planes.shape[1:] != self.frame_shape:
+            got, expected = f"{planes.dtype} {planes.shape[1:]}", f"{self.dtype} {self.frame_shape}"
+            raise ValueError(f"all input arrays must have the same shape and dtype, got {got} after {expected}")
+        self.frames += len(planes)
+        self._hash.update(np.ascontiguousarray(planes, dtype=self.dtype.newbyteorder("<")).data)
+
+    def __str__(self) -> str:
+        sides = "x".join(str(side) for side in (self.frames, *self.frame_shape))
+        return f"{self.dtype} {sides} {self._hash.hexdigest()}"

@@ -89,6 +89,43 @@ def decode_frames(
 
 
 @isolated
+def iter_windows(  # noqa: PLR0913  # those of decode_frames, and two
+    clip: Clip,
+    short_side_px: int = 0,
+    limits: Limits = Limits(),
+    frames_per_window: int = 64,
+    overlap_frames: int = 0,
+    indices: np.ndarray | Callable[[np.ndarray], np.ndarray] | None = None,
+    threads: int = 0,
+    vectors: bool = False,
+) -> Generator[Frames]:
+    """Decode the frames of `decode_frames` in windows, in one pass and in the memory of one window.
+
+    Windows are consecutive, in presentation order, with `frames_per_window` new frames each (the last one with what
+    remains). Every window but the first begins with the last `overlap_frames` frames of the one before. The other
+    arguments are those of `decode_frames`; frames, times and vectors are the same. `limits.max_decoded_bytes` applies
+    to one window. Raises as `decode_frames`.
+    """
+    if frames_per_window < 1 or overlap_frames < 0:
+        raise VideoError(f"frames_per_window must be at least 1, got {frames_per_window}; overlap_frames at least 0")
+    _check_decoded_size(clip, min(clip.frame_count, frames_per_window + overlap_frames), short_side_px, limits)
+    threads = 1 if vectors else threads
+    before: Frames | None = None
+    done = 0
+    while True:
+        try:
+            for window in _new_frames(clip, short_side_px, limits, frames_per_window, indices, done, threads, vectors):
+                done += len(window.frames)
+                before = _joined(before, overlap_frames, window)
+                yield before
+            return
+        except CorruptVideo:
+            if threads == 1:
+                raise
+        threads = 1  # go on behind the last window: slower, but tolerates harmless faults
+
+
+@isolated
 def iter_frames(
     clip: Clip,
     short_side_px: int = 0,
@@ -172,6 +209,54 @@ def _decode_full_depth(clip: Clip, limits: Limits, data: bytes | None, threads: 
                 raise CorruptVideo(f"{clip.source}: frame size changes within the clip. Cut the video there.")
             target[:] = to_rgb48(frame, reformatter)
     return out
+
+
+def _new_frames(  # noqa: PLR0913  # those of iter_windows
+    clip: Clip,
+    short_side_px: int,
+    limits: Limits,
+    frames_per_window: int,
+    indices: np.ndarray | Callable[[np.ndarray], np.ndarray] | None,
+    start: int,
+    threads: int,
+    vectors: bool,
+) -> Iterator[Frames]:
+    """Windows without overlap of the wanted frames from the one numbered `start` on."""
+    with _open_clip(clip, limits, threads) as (reader, all_pts):
+        times_s = (all_pts - clip.start_pts) * (clip.time_base_num / clip.time_base_den)
+        selected = np.arange(len(all_pts)) if indices is None else indices(times_s) if callable(indices) else indices
+        wanted = _validate_indices(selected, len(all_pts))[start:]
+        if vectors:
+            reader.keep_vectors()
+        found: list[MotionVectors | None] = []
+
+        def decoded() -> "Iterator[VideoFrame]":
+            for frame in reader.frames(all_pts[wanted]):
+                if vectors:
+                    found.append(frame_motion_vectors(frame))
+                yield frame
+
+        size_px = working_size(clip, short_side_px)
+        images = _images(clip, decoded(), size_px, reader.pixel_aspect)
+        for first in range(0, len(wanted), frames_per_window):
+            places = wanted[first : first + frames_per_window]
+            frames = np.empty((len(places), *size_px, 3), np.uint8)
+            for target in frames:
+                target[:] = next(images)
+            yield Frames(frames, times_s[places], tuple(found) if vectors else None)
+            found.clear()
+
+
+def _joined(before: Frames | None, overlap_frames: int, window: Frames) -> Frames:
+    """The window, with the last frames of the window before at its beginning."""
+    if before is None or not overlap_frames:
+        return window
+    old = Frames(before.frames[-overlap_frames:], before.times_s[-overlap_frames:], None)
+    vectors = None
+    if before.vectors is not None and window.vectors is not None:
+        vectors = before.vectors[-overlap_frames:] + window.vectors
+    times_s = np.concatenate([old.times_s, window.times_s])
+    return Frames(np.concatenate([old.frames, window.frames]), times_s, vectors)
 
 
 @contextmanager

@@ -72,7 +72,8 @@ class WorkOptions:
     ] = 720
     max_decoded_gb: Annotated[
         float,
-        "maximum size of the decoded frames of a clip, GB; larger clips fail. Annotators need up to 15 times that",
+        "maximum size of the decoded frames of a clip, GB; larger clips are processed in windows of a sixteenth of it, "
+        "or fail in operators that need all frames at once (openuni show NAME). Annotators need up to 15 times that",
         Gt(0),
     ] = 4.0
     decoder_memory_gb: Annotated[

@@ -15,11 +15,18 @@ from openuni.manifests.contracts.modality import find_modality
 from openuni.manifests.contracts.operator import Annotator, Operator, find_operator, operator_names
 from openuni.manifests.contracts.options import option_text, strip_annotation
 from openuni.manifests.contracts.producer import Producer
+from openuni.manifests.contracts.windows import supports_windows
 from openuni.manifests.errors import OpenUniError, unknown_name
 from openuni.shots.shot_detector import find_shot_detector, shot_detector_names
 from openuni.training.codec import LatentCodec, TextCodec
 
 RECIPES_DIR = Path(__file__).parent / "recipes"
+LONG_CLIPS = {  # kind, whether windows are supported -> what happens
+    ("filter", True): "processed in windows",
+    ("filter", False): "fail if the sampled frames exceed it",
+    ("annotator", True): "processed in windows",
+    ("annotator", False): "fail, since all frames are needed at once",
+}
 HEAD = """\
 # Corpus recipe. Run it with
 #     openuni run {name} VIDEOS --out corpus/
@@ -106,6 +113,8 @@ def _facts_and_options(component: type[Component]) -> str:
         lines.append(f"  from {component.origin}")
     if component.gpus:
         lines.append(f"  uses {component.gpus:g} GPU per worker")
+    if issubclass(component, Operator):
+        lines.append(f"  clips over [work] max_decoded_gb: {LONG_CLIPS[component.kind, supports_windows(component)]}")
     options = [
         (option.name, toml_literal(option.default), _type_text(option.type), option.doc)
         for option in component.options()

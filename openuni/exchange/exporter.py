@@ -9,7 +9,7 @@ import json
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -20,10 +20,11 @@ from openuni.manifests.contracts.component import Component
 from openuni.manifests.contracts.discovery import find_component
 from openuni.manifests.contracts.modality import Modality, find_modality
 from openuni.manifests.corpus.corpus import Corpus
-from openuni.manifests.corpus.corpus_clip import EXTENT, read_modality
+from openuni.manifests.corpus.corpus_clip import EXTENT, read_modality, stored_blocks
 from openuni.manifests.corpus.layout import annotation_group
 from openuni.manifests.errors import ClipError, OpenUniError
 from openuni.manifests.video.clip import Clip
+from openuni.manifests.video.container import Limits
 
 # JSON allows these in strings; YAML does not, and some readers of lines end a line at U+0085, U+2028 and U+2029
 ESCAPED = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
@@ -65,6 +66,15 @@ class ExportClip:
         try:
             group = annotation_group(found.annotator)
             return read_modality(self.corpus, group, find_modality(modality), dict(found.row), self.clip)
+        except (OpenUniError, OSError) as error:
+            raise ClipError(f"{modality}: {error}") from error
+
+    def blocks(self, modality: str, frames_per_block: int) -> Iterator[Modality]:
+        """The decoded map in blocks of frames, for maps of any length (see `stored_blocks`). Raises `ClipError`."""
+        found = self.maps[modality]
+        group, kind = annotation_group(found.annotator), find_modality(modality)
+        try:
+            yield from stored_blocks(self.corpus, group, kind, dict(found.row), self.clip, frames_per_block, Limits())
         except (OpenUniError, OSError) as error:
             raise ClipError(f"{modality}: {error}") from error
 

@@ -13,7 +13,7 @@ from openuni.manifests.contracts.component import fingerprint
 from openuni.manifests.contracts.decoded_clip import decode
 from openuni.manifests.contracts.modality import Modality, find_modality
 from openuni.manifests.contracts.options import recorded
-from openuni.manifests.corpus.corpus_clip import read_modality
+from openuni.manifests.corpus.corpus_clip import stored_blocks
 from openuni.manifests.corpus.layout import annotation_group
 from openuni.manifests.corpus.shards import SafetensorsShard
 from openuni.manifests.errors import ClipError, OpenUniError
@@ -163,8 +163,9 @@ class EncodeWorker(CorpusWorker):
             return modality(decode(item.clip, np.arange(count), short_side_px, limits, threads).frames)
         extent = item.stored[MapSource(stream.annotator, name)]
         assert extent is not None  # else it would not be planned
-        signal = read_modality(self.corpus, annotation_group(stream.annotator), modality, extent, item.clip)
-        return signal.take(0, count)
+        group = annotation_group(stream.annotator)
+        blocks = stored_blocks(self.corpus, group, modality, extent, item.clip, count, self.spec.limits, stop=count)
+        return modality.joined(list(blocks))
 
     def _put(self, name: str, item: ClipItem, encoded: EncodedStream | ClipError) -> dict[str, Any]:
         if isinstance(encoded, ClipError):

@@ -4,25 +4,29 @@ import dataclasses
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from openuni.manifests.contracts import schema
 from openuni.manifests.contracts.decoded_clip import DecodedClip, decode
-from openuni.manifests.contracts.modality import Modality, Payload, find_modality
-from openuni.manifests.contracts.operator import Filter, Operator
+from openuni.manifests.contracts.modality import FilePayload, Modality, Payload, find_modality
+from openuni.manifests.contracts.operator import Operator
 from openuni.manifests.corpus.corpus_clip import read_modality
 from openuni.manifests.corpus.layout import annotation_group, operator_group
 from openuni.manifests.corpus.shards import TarShard
+from openuni.manifests.corpus.spool import SpooledMaps
 from openuni.manifests.errors import ClipError, OpenUniError, Unavailable
 from openuni.manifests.video.container import Limits
 from openuni.manifests.video.reader import decode_count
 from openuni.pipeline.failures import format_error
 from openuni.pipeline.gpu_memory import VramMeter
+from openuni.pipeline.long_clips.maps import DecodedInputs, MapWindows
+from openuni.pipeline.long_clips.samples import SampleWindows
+from openuni.pipeline.long_clips.worker import LongClip, OperatorResult, WindowedWorker, with_half_batch_size
 from openuni.pipeline.map_sources import MapSource
-from openuni.pipeline.phases import ClipItem, CorpusWorker, decoder_threads
+from openuni.pipeline.phases import ClipItem, decoder_threads
 from openuni.pipeline.worker import ItemOutcome, Spec
 
 
@@ -44,24 +48,7 @@ class OperatorSpec(Spec):
         return (FilterWorker if kinds == {"filter"} else AnnotatorWorker)(self, device)
 
 
-class OperatorResult(NamedTuple):
-    """What one operator gave for one clip: a value, or the error instead."""
-
-    value: Any
-    error: str | None
-    ms: float | None
-    status: str = "ok"
-    coded: Mapping[str, Payload] = {}  # fields that are coded already
-
-
-class DecodedInputs(NamedTuple):
-    """A clip's frames, and its stored maps that annotators start from; the reason instead of those not to be had."""
-
-    decoded: DecodedClip
-    maps: dict[MapSource, Modality | str]
-
-
-class OperatorWorker(CorpusWorker):
+class OperatorWorker(WindowedWorker):
     """Holds the models of all operators of a phase."""
 
     def __init__(self, spec: OperatorSpec, device: str) -> None:
@@ -84,6 +71,8 @@ class OperatorWorker(CorpusWorker):
 
     def compute(self, item: ClipItem, prepared: Any) -> dict[str, OperatorResult]:
         """Run every operator that has not seen the clip."""
+        if isinstance(prepared, LongClip):
+            return self.compute_long(item, prepared)
         return {name: self._run_one(name, item, prepared) for name in item.todo}
 
     def store(self, item: ClipItem, computed: dict[str, OperatorResult]) -> ItemOutcome:
@@ -121,11 +110,8 @@ class OperatorWorker(CorpusWorker):
                 value = self._value(name, self.view(name, prepared))
         except OpenUniError:
             raise  # a missing part: no clip's fault
-        except Unavailable as error:
-            return OperatorResult(None, format_error(error), None, "unavailable")
         except Exception as error:  # an operator may fail in any way; the others still run
-            self.note_failure(item.key, name, error)
-            return OperatorResult(None, format_error(error), None, "failed")
+            return self.error_result(name, item, error)
         return OperatorResult(value, None, (time.perf_counter() - started) * 1000)
 
     def _store_one(self, name: str, item: ClipItem, result: OperatorResult) -> str | None:
@@ -142,6 +128,8 @@ class OperatorWorker(CorpusWorker):
                 self.note_failure(item.key, name, error)
                 self.writers[name].rollback()
                 fields, text, ms, status = {}, format_error(error), None, "failed"
+            finally:
+                result.close()
         self._commit(name, item, self._outcome(name, status, text, ms) | fields)
         return text if status == "failed" else None
 
@@ -166,18 +154,20 @@ class OperatorWorker(CorpusWorker):
         self.writers[name].commit({"clip_id": item.clip.clip_id, name: row})
 
 
-class FilterWorker(OperatorWorker):
+class FilterWorker(SampleWindows, OperatorWorker):
     """One sparse decode of the union of all filters' samples."""
 
-    def prepare(self, item: ClipItem) -> tuple[DecodedClip, dict[str, np.ndarray]]:
+    def prepare(self, item: ClipItem) -> tuple[DecodedClip, dict[str, np.ndarray]] | LongClip:
         """Decode the frames any of the filters wants; remember which are whose."""
+        if self.is_long(item.clip):
+            return self.prepare_long(item)
         wanted: dict[str, np.ndarray] = {}
 
         def choose(times_s: np.ndarray) -> np.ndarray:
-            wanted.update({name: self._sample(name, times_s) for name in item.todo})
+            wanted.update({name: self.sample(name, times_s) for name in item.todo})
             return np.unique(np.concatenate(list(wanted.values())))
 
-        vectors = any(getattr(self.operators[name], "requires_motion_vectors", False) for name in item.todo)
+        vectors = self.wants_vectors(item)
         short_side_px = self.spec.short_side_px
         decoded = decode(item.clip, choose, short_side_px, self.limits, threads=decoder_threads(), vectors=vectors)
         union = np.unique(np.concatenate(list(wanted.values())))
@@ -188,17 +178,14 @@ class FilterWorker(OperatorWorker):
         decoded, positions = prepared
         return decoded.take(positions[name])
 
-    def _sample(self, name: str, times_s: np.ndarray) -> np.ndarray:
-        operator = self.operators[name]
-        assert isinstance(operator, Filter)
-        return operator.sample(times_s)
 
-
-class AnnotatorWorker(OperatorWorker):
+class AnnotatorWorker(MapWindows, OperatorWorker):
     """All frames, decoded once, for all annotators; those that start from maps of others come after these."""
 
-    def prepare(self, item: ClipItem) -> DecodedInputs:
+    def prepare(self, item: ClipItem) -> DecodedInputs | LongClip:
         """Decode every frame at the working size, and read the stored maps."""
+        if self.is_long(item.clip):
+            return LongClip()
         maps: dict[MapSource, Modality | str] = {}
         for source in {source for name in item.todo for source in self.spec.required_maps[name].values()}:
             if source.annotator not in item.todo:
@@ -218,11 +205,18 @@ class AnnotatorWorker(OperatorWorker):
 
     def field(self, key: str, value: Any, name: str, item: ClipItem, result: OperatorResult) -> Any:
         """Modalities go to the shard, and their extent and constants into the row."""
-        if not isinstance(value, Modality):
+        signal: Any = result.spooled.get(key, value)
+        if not isinstance(signal, Modality | SpooledMaps):
             return super().field(key, value, name, item, result)
-        payload = result.coded.get(key) or self._coded(value, item)
-        frames, (height_px, width_px) = len(value.array), payload.size_px or value.size_px
-        extent = self.writers[name].put(f"{item.clip.clip_id}.{value.name}.{payload.suffix}", payload.data)
+        payload = result.coded.get(key) or self.coded(signal, item)
+        entry = f"{item.clip.clip_id}.{signal.name}.{payload.suffix}"
+        if isinstance(payload, FilePayload):
+            frames, (height_px, width_px) = payload.frames, payload.size_px
+            with payload.file:
+                extent = self.writers[name].put_file(entry, payload.file)
+        else:
+            frames, (height_px, width_px) = item.clip.frame_count, payload.size_px or signal.size_px
+            extent = self.writers[name].put(entry, payload.data)
         size = {"frames": frames, "height_px": height_px, "width_px": width_px, "pts_hash": item.clip.pts_hash}
         return extent | size | schema.stored_constants(payload.constants, f"{name}.{key}")
 
@@ -248,13 +242,9 @@ class AnnotatorWorker(OperatorWorker):
         signal = getattr(result.value, modality)
         if signal is None:
             raise Unavailable("this clip has none")
-        payload = self._coded(signal, item)
+        payload = self.coded(signal, item)
+        assert isinstance(payload, Payload)  # of maps that are in memory
         return type(signal).decode(payload.data, payload.constants), payload
-
-    def _coded(self, signal: Modality, item: ClipItem) -> Payload:
-        if len(signal.array) != item.clip.frame_count:
-            raise ClipError(f"{signal.name} has {len(signal.array)} frames, the clip has {item.clip.frame_count}")
-        return signal.encode_compact(item.clip.fps) if self.spec.compact else signal.encode(item.clip.fps)
 
     def _stored(self, source: MapSource, item: ClipItem) -> Modality | str:
         extent = item.stored.get(source)
@@ -265,12 +255,3 @@ class AnnotatorWorker(OperatorWorker):
             return read_modality(self.corpus, group, find_modality(source.modality), extent, item.clip)
         except (ClipError, OpenUniError) as error:  # damaged: the reason of these rows, not the end of the run
             return format_error(error)
-
-
-BATCH_SIZE_OPTIONS = ("frames_per_batch", "points_per_batch")
-
-
-def with_half_batch_size(operator: Operator) -> Operator | None:
-    """The operator with half its batch size (one of `BATCH_SIZE_OPTIONS`), or None when there is no smaller one."""
-    smaller = {name: getattr(operator, name) // 2 for name in BATCH_SIZE_OPTIONS if getattr(operator, name, 1) > 1}
-    return dataclasses.replace(operator, **smaller) if smaller else None

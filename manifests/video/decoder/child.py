@@ -32,11 +32,13 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
         probe.matching_mp4_bytes,
         reader.decode_frames,
         reader.iter_frames,
+        reader.iter_windows,
         reader.decode_full_depth,
         images.exr_size,
         images.read_image,
         images.read_png_indices,
         encode.decode_lossless,
+        encode.iter_lossless_from,
     )
 }
 MAX_BATCH, MAX_BATCH_BYTES = 16, 2**22  # items of a generator in one message

@@ -58,7 +58,9 @@ class Rendered(Exporter):
 
     def _rendering(self, clip: ExportClip, modality: str) -> Iterator[np.ndarray]:
         """uint8 [H, W, 3] per frame, at the size of the clip's pixels before they are cropped to even sides."""
-        return rendering(clip.signal(modality), *working_size(clip.clip, self.short_side_px))
+        size_px = working_size(clip.clip, self.short_side_px)
+        for block in clip.blocks(modality, frames_at_once(*size_px)):
+            yield from rendering(block, *size_px)
 
     def guess_nbytes(self, clip: ExportClip) -> int:
         """Estimated total size of the clip's videos in bytes."""
@@ -66,9 +68,14 @@ class Rendered(Exporter):
         return int(height_px * width_px * clip.clip.frame_count * BITS_PER_PIXEL / 8) * (1 + len(clip.maps))
 
 
+def frames_at_once(height_px: int, width_px: int) -> int:
+    """Number of frames of this size that are rendered at a time."""
+    return max(1, PIXELS_AT_ONCE // (height_px * width_px))
+
+
 def rendering(signal: Modality, height_px: int, width_px: int) -> Iterator[np.ndarray]:
     """uint8 [height_px, width_px, 3] per frame of a map, a few frames at a time."""
-    count = max(1, PIXELS_AT_ONCE // (height_px * width_px))
+    count = frames_at_once(height_px, width_px)
     for start in range(0, len(signal.array), count):
         part = signal.take(start, start + count)
         if part.size_px != (height_px, width_px):

@@ -1,0 +1,1 @@
+"""Clips whose decoded frames exceed the limit: operators process them in windows."""
