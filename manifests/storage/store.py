@@ -10,9 +10,9 @@ from typing import Any, get_args
 from uuid import uuid4
 
 import fsspec
-from fsspec.core import url_to_fs
 
 from openuni.manifests.errors import DamagedFile, OpenUniError
+from openuni.manifests.storage.address import file_system
 from openuni.manifests.storage.checksums import parse_record
 
 MAX_DEPTH = 6  # of files below the root: latents/FAMILY/MODALITY/superseded/VERSION/
@@ -24,7 +24,7 @@ class Store:
     """Files under one root. Names are relative paths with forward slashes; names outside the root are rejected."""
 
     def __init__(self, url: str) -> None:
-        self.fs, path = url_to_fs(str(url), **_no_listing_cache(str(url)))
+        self.fs, path = file_system(str(url), **_no_listing_cache(str(url)))
         self.is_local = isinstance(self.fs, fsspec.implementations.local.LocalFileSystem)
         self.root = str(Path(path).resolve()) if self.is_local else path.rstrip("/")
         self.url = self.root if self.is_local else self.fs.unstrip_protocol(self.root)
