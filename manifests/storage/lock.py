@@ -66,7 +66,7 @@ def _needs_lease(store: Store) -> bool:
 def _lock_path(store: Store, name: str) -> Path:
     folder = store.local("") if store.is_local else spool_dir(store)
     folder.mkdir(parents=True, exist_ok=True)
-    return folder / f".{name}.lock"
+    return store.local(f".{name}.lock") if store.is_local else folder / f".{name}.lock"
 
 
 @contextmanager
