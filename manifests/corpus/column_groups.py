@@ -31,6 +31,7 @@ from openuni.manifests.corpus.layout import (
 )
 from openuni.manifests.corpus.names import check_folder_names, check_part_names, is_shard, name_columns, shown
 from openuni.manifests.corpus.part_files import CheckedDataset, open_part, parts_dataset, read_part, table_bytes
+from openuni.manifests.corpus.part_limits import check_kinds, check_values, checked_columns
 from openuni.manifests.corpus.shards import Shard, checksum
 from openuni.manifests.corpus.writer import PartWriter, open_parts_dir, recover, spool_dir, storage_errors
 from openuni.manifests.errors import DamagedFile, OpenUniError
@@ -301,21 +302,26 @@ class ColumnGroups:
         return check_folder_names(self.store.folders(folder), f"{self.store.url}/{folder}")
 
     def check_names(self, parts: Sequence[str]) -> None:
-        """Raise `OpenUniError` for a clip id, shard, collection or split that must not be used. Reads a part once.
+        """Raise `OpenUniError` for a clip id, shard, collection, split or number that must not be used.
 
-        Every access to rows is preceded by it, so that no later code needs to doubt a name.
+        Every access to rows is preceded by it, so that no later code needs to doubt them. Reads a part once.
         """
         unchecked = [part for part in parts if part not in self._checked_parts]
-
-        def check(part: str) -> None:
-            with open_part(self.store, part) as file:
-                columns = list(name_columns(file.schema_arrow))
-            table = read_part(self.store, part, [".".join(column) for column in columns])
-            check_part_names(table, columns, f"{self.store.url}/{part}")
-
         with ThreadPoolExecutor(PARALLEL_PARTS) as pool:
-            list(pool.map(check, unchecked))  # raises the first error
+            list(pool.map(self.check_part, unchecked))  # raises the first error
         self._checked_parts.update(unchecked)
+
+    def check_part(self, part: str, group: str = "") -> None:
+        """As `check_names`, for one part. `group`: by default that of its folder."""
+        group, where = group or part.rpartition("/")[0], f"{self.store.url}/{part}"
+        with open_part(self.store, part) as file:
+            schema = file.schema_arrow
+        check_kinds(schema, group, where)
+        columns = list(name_columns(schema))
+        needed = dict.fromkeys([*(".".join(column) for column in columns), *checked_columns(group, schema)])
+        table = read_part(self.store, part, list(needed))
+        check_part_names(table, columns, where)
+        check_values(table, group, where)
 
     def _row_count(self, part: str) -> int:
         with open_part(self.store, part) as file:

@@ -15,6 +15,7 @@ import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from openuni.manifests.corpus.part_limits import check_declared
 from openuni.manifests.errors import DamagedFile
 from openuni.manifests.storage.checksums import (
     TAIL_BYTES,
@@ -158,8 +159,11 @@ class _CheckedFiles(pafs.FSSpecHandler):
 def open_part(store: Store, part: str) -> pq.ParquetFile:
     """One part, for its metadata or rows. Raises `DamagedFile`."""
     with _named(store, part):
-        source = pa.PythonFile(CheckedFile(store, part), mode="r")
-        return pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=True)
+        checked = CheckedFile(store, part)
+        source = pa.PythonFile(checked, mode="r")
+        file = pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=True)
+    check_declared(file.metadata, checked.size(), store.location(part))
+    return file
 
 
 def read_part(store: Store, part: str, columns: Sequence[str] | None = None) -> pa.Table:
@@ -178,10 +182,15 @@ def verify_part(store: Store, part: str) -> bool:
             while file.read(VERIFIED_BYTES):
                 pass
             return True
+    _decode(store, part)
+    return False
+
+
+def _decode(store: Store, part: str) -> None:
+    """Decode a whole part. Raises `DamagedFile` if that fails."""
     with _named(store, part), open_part(store, part) as parquet:
         for batch in parquet.iter_batches():
             batch.validate(full=True)
-    return False
 
 
 @contextmanager
@@ -208,6 +217,8 @@ def part_errors(store: Store, parts: Sequence[str]) -> Iterator[None]:
     except READ_ERRORS:
         for part in parts:
             verify_part(store, part)
+        for part in parts:
+            _decode(store, part)
         raise
 
 
@@ -228,12 +239,16 @@ class CheckedDataset:
     def to_table(self, **options: Any) -> pa.Table:
         """See `pyarrow.dataset.Dataset`."""
         with part_errors(self.store, self.parts):
-            return self.unchecked.to_table(**options)
+            table = self.unchecked.to_table(**options)
+            table.validate(full=True)  # texts may be invalid UTF-8; takes a fifth of a second per GB
+            return table
 
     def to_batches(self, **options: Any) -> Iterator[pa.RecordBatch]:
         """See `pyarrow.dataset.Dataset`."""
         with part_errors(self.store, self.parts):
-            yield from self.unchecked.to_batches(**options)
+            for batch in self.unchecked.to_batches(**options):
+                batch.validate(full=True)
+                yield batch
 
     def tagged_batches(self, **options: Any) -> Iterator[Any]:
         """Batches (`record_batch`), each with the `fragment` that it comes from."""
