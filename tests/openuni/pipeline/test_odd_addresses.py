@@ -39,15 +39,15 @@ PASSWORDS = [
 @pytest.mark.parametrize("form", ["argument", "list"])
 def test_addresses_that_cannot_be_read_are_exit_code_2_or_failed_rows(form, tmp_path):
     (tmp_path / "r.toml").write_text("")
-    for url, message in REFUSED.items():
+    for number, (url, message) in enumerate(REFUSED.items()):
         (tmp_path / "list.txt").write_text(f"{url}\n", encoding="utf-8")
-        out = tmp_path / "corpus"
+        out = tmp_path / f"corpus{number}"
         given = url if form == "argument" else tmp_path / "list.txt"
         done = cli("run", tmp_path / "r.toml", given, "--out", out, "--workers", 0)
         if form == "argument":
             assert (done.returncode, message in done.stderr) == (2, True), done.stderr
         else:  # addresses of videos in a list are looked at in ingest only
-            assert done.returncode in (1, 2) and url in done.stdout + done.stderr, done.stderr
+            assert done.returncode in (1, 2) and url.partition(":")[0] in done.stdout + done.stderr, done.stderr
 
 
 def test_what_is_no_address_is_a_failed_row_that_says_so(tmp_path):
