@@ -35,6 +35,7 @@ from openuni.manifests.corpus.layout import (
 )
 from openuni.manifests.corpus.names import check_folder_names, check_part_names, is_shard, name_columns, shown
 from openuni.manifests.corpus.part_files import CheckedDataset, open_part, parts_dataset, read_part, table_bytes
+from openuni.manifests.corpus.part_limits import check_kinds, check_values, checked_columns
 from openuni.manifests.corpus.part_listing import (
     PARALLEL_PARTS,
     finish_compactions,
@@ -339,19 +340,26 @@ class ColumnGroups:
         return check_folder_names(self.store.folders(folder), f"{self.store.url}/{folder}")
 
     def check_names(self, parts: Sequence[str]) -> None:
-        """Raise `OpenUniError` for a clip id, shard, collection or split that must not be used. Reads a part once.
+        """Raise `OpenUniError` for a clip id, shard, collection, split or number that must not be used.
 
-        Every access to rows is preceded by it, so that no later code needs to doubt a name.
+        Every access to rows is preceded by it, so that no later code needs to doubt them. Reads a part once.
         """
         unchecked = [part for part in parts if part not in self._checked_parts]
-
-        def check(part: str) -> set[str]:
-            table = read_part(self.store, part, lambda schema: [".".join(column) for column in name_columns(schema)])
-            check_part_names(table, list(name_columns(table.schema)), f"{self.store.url}/{part}")
-            return shards_of(table)
-
         with ThreadPoolExecutor(PARALLEL_PARTS) as pool:
-            self._checked_parts.update(zip(unchecked, pool.map(check, unchecked), strict=True))  # or the first error
+            self._checked_parts.update(zip(unchecked, pool.map(self.check_part, unchecked), strict=True))
+
+    def check_part(self, part: str, group: str = "") -> set[str]:
+        """As `check_names`, for one part; returns the shards that it refers to. `group`: default: its folder."""
+        group, where = group or part.rpartition("/")[0], f"{self.store.url}/{part}"
+        with open_part(self.store, part) as file:
+            schema = file.schema_arrow
+        check_kinds(schema, group, where)
+        columns = list(name_columns(schema))
+        needed = dict.fromkeys([*(".".join(column) for column in columns), *checked_columns(group, schema)])
+        table = read_part(self.store, part, list(needed))
+        check_part_names(table, columns, where)
+        check_values(table, group, where)
+        return shards_of(table)
 
     def _row_count(self, part: str) -> int:
         with open_part(self.store, part) as file:

@@ -4,9 +4,8 @@ import re
 import stat
 from pathlib import Path
 
-from fsspec.core import url_to_fs
-
 from openuni.manifests.errors import ClipError
+from openuni.manifests.storage.address import file_system
 from openuni.manifests.video.container import translate_errors
 from openuni.manifests.video.http_file import read_http
 from openuni.manifests.video.source_file import BYTE_RANGE, HTTP_PROTOCOLS
@@ -52,7 +51,7 @@ def read_bounded(location: str, max_bytes: int, timeout_s: float = 120.0) -> byt
     """
     if location.startswith(tuple(f"{protocol}://" for protocol in HTTP_PROTOCOLS)):
         return _read_http(location, max_bytes, timeout_s)
-    fs, path = url_to_fs(location)
+    fs, path = file_system(location)
     try:
         if not is_url(location) and not stat.S_ISREG(Path(location).stat().st_mode):
             raise ClipError(f"{location} is not a regular file; remove it")

@@ -71,7 +71,8 @@ def local_state_dir(store: Store) -> Path:
 
 
 def _lock_path(store: Store, name: str) -> Path:
-    return local_state_dir(store) / f".{name}.lock"
+    folder = local_state_dir(store)
+    return store.local(f".{name}.lock") if store.is_local else folder / f".{name}.lock"
 
 
 @contextmanager

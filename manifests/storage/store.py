@@ -10,10 +10,11 @@ from typing import Any, get_args
 from uuid import uuid4
 
 import fsspec
-from fsspec.core import url_to_fs
 
 from openuni.manifests.errors import DamagedFile, OpenUniError
+from openuni.manifests.storage.address import file_system
 from openuni.manifests.storage.checksums import parse_record
+from openuni.manifests.storage.links import FOLLOW_LINKS, outside_target
 
 MAX_DEPTH = 6  # of files below the root: latents/FAMILY/MODALITY/superseded/VERSION/
 TEMP_FILE = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # names of incomplete files of `put`
@@ -24,10 +25,11 @@ class Store:
     """Files under one root. Names are relative paths with forward slashes; names outside the root are rejected."""
 
     def __init__(self, url: str) -> None:
-        self.fs, path = url_to_fs(str(url), **_no_listing_cache(str(url)))
+        self.fs, path = file_system(str(url), **_no_listing_cache(str(url)))
         self.is_local = isinstance(self.fs, fsspec.implementations.local.LocalFileSystem)
         self.root = str(Path(path).resolve()) if self.is_local else path.rstrip("/")
         self.url = self.root if self.is_local else self.fs.unstrip_protocol(self.root)
+        self._inside: set[str] = set()  # folders that no link leads out of
         self.fence: Callable[[], None] | None = None  # raises if this process may no longer write
 
     @staticmethod
@@ -39,7 +41,25 @@ class Store:
         """The full path of a name. Raises `OpenUniError` for names outside the root."""
         if not self.is_name(name):
             raise OpenUniError(f'"{name}" is not a name inside {self.url}; the manifest that contains it is damaged')
-        return f"{self.root}/{name}" if name else self.root
+        full = f"{self.root}/{name}" if name else self.root
+        if self.is_local and name:
+            self._check_links(full)
+        return full
+
+    def _check_links(self, path: str) -> None:
+        """Raise `OpenUniError` for a link that leads out of the root. Folders are looked at once."""
+        folder = path.rpartition("/")[0]
+        for place in (folder, path):
+            if place in self._inside or not (place == folder or Path(place).is_symlink()):
+                continue
+            target = outside_target(place, self.root)
+            if target is not None and os.environ.get(FOLLOW_LINKS) != "1":
+                raise OpenUniError(
+                    f"{place} leads to {target}, outside {self.url}. Replace the link by what it leads to. If you made "
+                    f"the link yourself, set the environment variable {FOLLOW_LINKS}=1."
+                )
+            if place == folder:
+                self._inside.add(folder)
 
     def location(self, name: str) -> str:
         """The absolute path or URL of a name, for other programs."""

@@ -16,7 +16,7 @@ import xxhash
 from openuni.manifests.errors import ClipError
 from openuni.manifests.video.decoder.limits import Limits as Limits
 from openuni.manifests.video.decoder.progress import allowing, tick
-from openuni.manifests.video.file_head import check_head
+from openuni.manifests.video.file_head import check_head, padded_transport_stream
 from openuni.manifests.video.mp4_tables import check_mp4_tables
 from openuni.manifests.video.source_file import HTTP_PROTOCOLS, ByteRangeFile, limit_requests, open_file
 from openuni.manifests.video.video_errors import CorruptVideo, LimitExceeded, NotAVideo, UnsafeSource, VideoError
@@ -72,6 +72,9 @@ def open_video(
                 else ByteRangeFile(source, io.BytesIO(data), 0, len(data) - 1)
             )
             check_head(source, file)
+            padded = padded_transport_stream(file)
+            if padded is not None:
+                file = ByteRangeFile(source, io.BytesIO(padded), 0, len(padded) - 1)
             check_mp4_tables(source, file, limits.max_frame_count, limits.max_probe_s)
             protocols = "file" if isinstance(file, str) else "none"
             container = stack.enter_context(
@@ -194,8 +197,8 @@ def packets_from_key(
     """All packets from a keyframe at or before `at_pts` on.
 
     Containers seek by decoding time or position, so a seek may land on a keyframe that is displayed too late; it is
-    then repeated from further back. In FLV it may land on the end marker, which has no frame; the last attempt is then
-    the file's first keyframe.
+    then repeated from further back. In FLV it may land on the end marker, which has no frame; the last attempts are
+    then the file's first keyframe, and its first byte: FFmpeg does not find the keyframe of a file that has only one.
     """
     import av
 
@@ -203,11 +206,14 @@ def packets_from_key(
     one_second = max(1, round(1 / stream.time_base)) if stream.time_base else 1
     first_dts = min(at_pts, stream.start_time or 0) - 10 * one_second
     offset = 0
-    is_backward = True
+    seek_modes = ["backward", "forward", "first byte"] if container.format.name == "flv" else ["backward"]
     while True:
         target = max(first_dts, at_pts - offset)
         with contextlib.suppress(av.error.PermissionError):  # FFmpeg's error if there is nothing before `target`
-            container.seek(target, stream=stream, backward=is_backward)
+            if seek_modes[0] == "first byte":
+                container.seek(0, unsupported_byte_offset=True)
+            else:
+                container.seek(target, stream=stream, backward=seek_modes[0] == "backward")
             packets = container.demux(stream)
             for packet in packets:
                 tick()
@@ -216,8 +222,8 @@ def packets_from_key(
                     if timestamp <= at_pts:
                         return itertools.chain((packet,), packets)
                     break
-        if target == first_dts and is_backward and container.format.name == "flv":
-            is_backward = False  # the first keyframe after `first_dts`
+        if target == first_dts and len(seek_modes) > 1:
+            seek_modes.pop(0)
             continue
         if target == first_dts:
             raise CorruptVideo(f"{source} has no keyframe at or before timestamp {at_pts}. Remux it to mp4 or mkv.")

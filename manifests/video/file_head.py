@@ -6,6 +6,11 @@ from typing import Any
 
 from openuni.manifests.video.video_errors import CorruptVideo, NotAVideo, UnsafeSource
 
+TS_PACKET_BYTES = 188
+TS_SYNC = 0x47
+NULL_PACKET = b"\x47\x1f\xff\x10" + b"\xff" * 184  # of an MPEG transport stream: it has no meaning
+TINY_PACKETS = 32  # FFmpeg does not open some streams of 9 and 10 packets
+
 
 def check_head(source: str, file: Any) -> None:
     """Reject empty files, playlists and files shorter than their header declares.
@@ -27,6 +32,24 @@ def check_head(source: str, file: Any) -> None:
     end = _declared_end(head)
     if size is not None and end > size:
         raise CorruptVideo(f"{source} is truncated: {size} bytes, its header declares {end}. Download it again.")
+
+
+def padded_transport_stream(file: Any) -> bytes | None:
+    """The contents of a tiny MPEG transport stream, followed by null packets; None for all other files.
+
+    `file`: as for `check_head`. FFmpeg needs more packets than a video of two frames may have to recognize the format.
+    """
+    size = Path(file).stat().st_size if isinstance(file, str) else file.size
+    if size is None or not TS_PACKET_BYTES < size < TINY_PACKETS * TS_PACKET_BYTES:
+        return None
+    if isinstance(file, str):
+        data = Path(file).read_bytes()
+    else:
+        data = bytes(file.read(size))
+        file.seek(0)
+    if any(data[place] != TS_SYNC for place in range(0, size, TS_PACKET_BYTES)):
+        return None
+    return data + NULL_PACKET * TINY_PACKETS
 
 
 def _declared_end(head: bytes) -> int:

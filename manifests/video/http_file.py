@@ -199,17 +199,19 @@ def _retry_after_s(answer: _Answer) -> float:
 def _attempt(url: str, first: int | None, count: int, deadline: float) -> _Answer:
     """One request, on fsspec's event loop and with its settings (headers, proxies, credentials)."""
     import aiohttp
+    import fsspec
     from fsspec.asyn import sync
-    from fsspec.core import url_to_fs
 
-    fs, path = url_to_fs(url)
+    fs = fsspec.filesystem(url.partition("://")[0])
     remaining_s = deadline - time.monotonic()
     if remaining_s <= 0:
         raise TimeoutError
     try:
-        answer: _Answer = sync(fs.loop, _get, fs, path, first, count, remaining_s, timeout=remaining_s + 5)
+        answer: _Answer = sync(fs.loop, _get, fs, url, first, count, remaining_s, timeout=remaining_s + 5)
     except aiohttp.TooManyRedirects as error:
         raise HttpError("too many redirects") from error
+    except ValueError as error:  # of yarl, aiohttp and the codec of host names
+        raise VideoError(f"{url} is not a valid address: {error}. Correct it.") from error
     return answer
 
 

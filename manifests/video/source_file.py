@@ -8,7 +8,7 @@ from typing import Any
 
 import xxhash
 
-from openuni.manifests.errors import MissingRequirement
+from openuni.manifests.storage.address import file_system, is_chained
 from openuni.manifests.video.http_file import HttpFile, ReadOnlyFile
 from openuni.manifests.video.video_errors import CorruptVideo, NotAVideo, UnsafeSource, VideoError
 
@@ -16,6 +16,7 @@ from openuni.manifests.video.video_errors import CorruptVideo, NotAVideo, Unsafe
 BYTE_RANGE = re.compile(r"#bytes=(\d{1,18})-(\d{1,18})(?:&xxh3=([0-9a-f]{16}))?$")
 HTTP_PROTOCOLS = ("http", "https")
 URL_PROTOCOLS = (*HTTP_PROTOCOLS, "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory")
+ALLOWED_ADDRESSES = f"Allowed: a local path, or a URL of {', '.join(URL_PROTOCOLS)}."
 _ESCAPED_BYTE = r"\udc"  # marks file names that are not UTF-8
 
 
@@ -48,18 +49,12 @@ def open_file(source: str, stack: contextlib.ExitStack, timeout_s: float) -> Any
 
 
 def _open_url(source: str, protocol: str, stack: contextlib.ExitStack, timeout_s: float) -> Any:
-    if protocol not in URL_PROTOCOLS or "::" in source:
-        allowed = ", ".join(URL_PROTOCOLS)
-        raise UnsafeSource(f"{source}: URL protocol is not allowed. Allowed: a local path, {allowed}.")
+    if protocol not in URL_PROTOCOLS or is_chained(source):
+        raise UnsafeSource(f"{source}: URL protocol is not allowed. {ALLOWED_ADDRESSES}")
     if protocol in HTTP_PROTOCOLS:
         return HttpFile(source, timeout_s)
-    from fsspec.core import url_to_fs
-
-    try:
-        fs, path = url_to_fs(source)
-        file = stack.enter_context(fs.open(path, "rb", block_size=2**20))
-    except ImportError as error:
-        raise MissingRequirement(f"{protocol}:// requires a package that is not installed: {error}") from error
+    fs, path = file_system(source)
+    file = stack.enter_context(fs.open(path, "rb", block_size=2**20))
     if not file.seekable():
         raise VideoError(f"{source} does not support range requests. Copy it to a local disk.")
     return file

@@ -1,6 +1,7 @@
 """Commands on corpora: run, import, export, summary, explain, select, duplicates, split, compact."""
 
 import json
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -186,6 +187,7 @@ def summary(
     from openuni.report.coverage import format_coverage, format_sizes
 
     opened = Corpus.open(corpus)
+    deque(opened.runs(), maxlen=0)  # logs a warning for each damaged ledger
     outcomes, covered, sizes = opened.summary(), coverage(opened), stored_sizes(opened)
     if as_json:
         stored = {"coverage": covered, "stored": [size._asdict() for size in sizes]}

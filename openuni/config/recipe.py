@@ -38,8 +38,9 @@ class IngestOptions:
     ] = 0.0
     max_s: Annotated[float, "maximum clip length, seconds; 0: no limit", Ge(0)] = 0.0
     split: Annotated[
-        Literal["equal", "windows", "drop"],
-        "handling of shots longer than max_s: equal parts, windows of max_s and a remainder, or discard",
+        Literal["equal", "windows", "first", "drop"],
+        "handling of shots longer than max_s: equal parts, windows of max_s and a remainder, the first window only, or "
+        "discard",
     ] = "equal"
     trim_frames: Annotated[
         int, "number of frames trimmed from both ends of a shot, in addition to dissolves and fades", Ge(0)

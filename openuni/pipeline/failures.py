@@ -3,6 +3,10 @@
 import traceback
 from typing import NamedTuple
 
+from openuni.console.terminal import one_line
+from openuni.manifests.errors import ClipError, OpenUniError
+
+MAX_ERROR_CHARS = 500
 MAX_TRACEBACK_CHARS = 4000
 MAX_FOREIGN_FRAMES = 3  # of other packages, at the inner end
 # drives every item, tells nothing of one
@@ -29,9 +33,19 @@ class ItemFailed(Exception):
 
 
 def format_error(error: BaseException) -> str:
-    """`Type: first line` of an error, short enough for a column."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:500]
+    """`Type: message` of an error, on one line and short enough for a column.
+
+    Our own messages are whole: the names in them may contain line ends. Of others, the first line.
+    """
+    message = str(error).strip()
+    if isinstance(error, ClipError | OpenUniError):
+        message = one_line(message)
+    lines = message.splitlines()
+    text = f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+    if len(text) <= MAX_ERROR_CHARS:
+        return text
+    half = MAX_ERROR_CHARS // 2  # long names come first, and the reason after them
+    return f"{text[: half - 3]}...{text[-half:]}"
 
 
 def trimmed_traceback(error: BaseException) -> str:

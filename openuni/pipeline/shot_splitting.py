@@ -88,14 +88,15 @@ def _split(shot: Shot, timeline: Timeline, options: IngestOptions) -> list[Shot]
         return [shot]
     if options.split == "drop":
         return []
-    way = _windows if options.split == "windows" else _equal
+    way = _equal if options.split == "equal" else _windows
     places = [shot.start]
     for frame in np.flatnonzero(np.diff(timeline.bounds[shot.start : shot.stop + 1]) > most).tolist():
         places += [*way(places[-1], shot.start + frame, timeline, most), shot.start + frame + 1]
     places += way(places[-1], shot.stop, timeline, most)
     borders = [shot.before, *(ShotBoundary("window") for _ in places[1:-1]), shot.after]
     parts = zip(places[:-1], places[1:], borders[:-1], borders[1:], strict=True)
-    return [Shot(*part) for part in parts if part[0] < part[1] and timeline.ticks_of(part[0], part[1]) <= most]
+    found = [Shot(*part) for part in parts if part[0] < part[1] and timeline.ticks_of(part[0], part[1]) <= most]
+    return found[:1] if options.split == "first" else found
 
 
 def _windows(start: int, stop: int, timeline: Timeline, most: Fraction) -> list[int]:

@@ -8,17 +8,22 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from fsspec.core import url_to_fs
 
 from openuni.manifests.corpus.corpus import Corpus
+from openuni.manifests.corpus.names import shown
 from openuni.manifests.errors import ClipError, OpenUniError
+from openuni.manifests.storage.address import file_system
 from openuni.manifests.text_files import decode_text
+from openuni.manifests.video.source_file import ALLOWED_ADDRESSES, URL_PROTOCOLS
 from openuni.pipeline.folder_scan import VIDEO_SUFFIXES, FolderScan, is_video, mode_of, suffix_of
 
 LIST_SUFFIX = ".txt"
+# credentials before the host; without a password, `abfs://container@account` is an address like any other
+PASSWORD = re.compile(r"(https?://)[^/?#]*@|(\w+://)[^/?#@:]*:[^/?#@]*@")
 
 
 class FoundSources(NamedTuple):
@@ -51,7 +56,7 @@ def find_with_links(given: str | Path | Sequence[str | Path]) -> FoundSources:
     names, links = dict.fromkeys(found), search.scan.links
     if links:
         names = dict.fromkeys(links[name] if links.get(name) in names else name for name in names)
-    texts = [_as_text(source) for source in names]
+    texts = list(dict.fromkeys(map(_as_text, names)))
     return FoundSources(texts, {name: links[name] for name in texts if name in links})
 
 
@@ -87,6 +92,7 @@ class _Search:
         if "\0" in item:
             raise OpenUniError(f"{item!a}: names of sources cannot contain a NUL character")
         if is_url(item):
+            _check_no_password(item)
             return _expand_url(item)
         path = _local(item)
         if suffix_of(path) != LIST_SUFFIX and (file := self._file(path)):
@@ -128,8 +134,9 @@ class _Search:
         self.lists.append(real)
         found: list[str] = []
         for number, line in enumerate(re.split(r"\r\n|\r|\n", text), start=1):
-            entry = _entry(line.strip(" \t"), path.rpartition("/")[0] or ("/" if path.startswith("/") else "."))
-            if is_url(entry) and is_video(entry) and not glob.has_magic(entry):
+            entry = _entry(line, path.rpartition("/")[0] or ("/" if path.startswith("/") else "."))
+            is_video_url = is_url(entry) and is_video(entry) and not glob.has_magic(entry)
+            if is_video_url and not PASSWORD.match(entry):
                 found.append(entry)
             elif entry:
                 try:
@@ -142,16 +149,25 @@ class _Search:
 
 def _entry(line: str, folder: str) -> str:
     """What a line of a list names, empty for a comment. Local names are relative to the list's folder."""
-    if is_url(line):
-        return _url_entry(line)
-    parts = line.split("#")
+    stripped = line.strip(" \t")
+    if is_url(stripped):
+        return _url_entry(stripped)
+    parts = stripped.split("#")
     names = ["#".join(parts[:count]).rstrip(" \t") for count in range(len(parts), 0, -1)]
-    is_relative = not line.startswith(("/", "~", "file://"))
-    entries = [f"{folder}/{name}" if name and is_relative else name for name in names]
+    if stripped and stripped != line:
+        names.insert(0, line)
+    entries = [entry for name in names for entry in _readings(name, folder)]
     if len(entries) == 1:
         return entries[0]
-    # names may contain "#": the longest that exists, else the shortest
+    # names may contain "#", and blanks at their ends: the longest that exists, else the shortest
     return next((entry for entry in entries if entry and _exists(_local(entry))), entries[-1])
+
+
+def _readings(name: str, folder: str) -> list[str]:
+    """The path of a name in a list; two of one that begins with `~`: a file of the folder, and a user's home."""
+    if not name or name.startswith(("/", "file://")):
+        return [name]
+    return [f"{folder}/{name}", name] if name.startswith("~") else [f"{folder}/{name}"]
 
 
 def _exists(path: str) -> bool:
@@ -161,6 +177,8 @@ def _exists(path: str) -> bool:
 def _local(item: str) -> str:
     """The path that a local item names."""
     path = item.removeprefix("file://")
+    if path != item and "%" in path and not mode_of(path, follow_links=False):
+        return unquote(path)  # a file URI, as browsers and file managers write it
     try:
         return str(Path(path).expanduser()) if path.startswith("~") else path
     except RuntimeError:  # no such user
@@ -169,7 +187,7 @@ def _local(item: str) -> str:
 
 def _matches(pattern: str) -> list[str]:
     """The visible files that match a local pattern, sorted; absolute."""
-    fs, path = url_to_fs(pattern)
+    fs, path = file_system(pattern)
     files = [file for file in sorted(fs.glob(_literal_folders(fs, path))) if fs.isfile(file)]
     return [file for file in files if not file.rpartition("/")[2].startswith(".")]
 
@@ -182,9 +200,13 @@ def _url_entry(line: str) -> str:
 
 
 def _expand_url(item: str) -> list[str]:
+    protocol = item.partition("://")[0]
+    if protocol not in URL_PROTOCOLS:
+        hint = f" Write it in lower case: {protocol.lower()}://" if protocol.lower() in URL_PROTOCOLS else ""
+        raise OpenUniError(f'"{item}": protocol {shown(protocol)} is not allowed.{hint} {ALLOWED_ADDRESSES}')
     if item.startswith(("http://", "https://")):
         return [item]  # a web server has no listing to search
-    fs, path = url_to_fs(item)
+    fs, path = file_system(item)
     if fs.isdir(path):
         files = [file for file in fs.find(path) if is_video(file)]
     elif fs.exists(path):
@@ -194,6 +216,18 @@ def _expand_url(item: str) -> list[str]:
     else:
         raise OpenUniError(f'"{item}" not found, or not accessible with these credentials.')
     return _not_empty(sorted(fs.unstrip_protocol(file) for file in files), f'"{item}"')
+
+
+def _check_no_password(url: str) -> None:
+    """Raise `OpenUniError` for credentials in a URL: sources are stored in every table, export and log."""
+    found = PASSWORD.match(url)
+    if found:
+        rest = url[found.end() :].partition("?")[0]
+        raise OpenUniError(
+            f"{found[1] or found[2]}...@{rest}: the URL contains credentials, which tables and logs would show. Remove "
+            "them, and set them in the environment, such as "
+            """FSSPEC_HTTPS='{"headers": {"Authorization": "Basic ..."}}'"""
+        )
 
 
 def _literal_folders(fs: Any, pattern: str) -> str:

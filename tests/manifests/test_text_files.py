@@ -4,6 +4,8 @@ import csv
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import openuni
 from openuni.config.recipe import CorpusRecipe
@@ -13,6 +15,7 @@ from openuni.exchange.importers._dataset_layout import read_text
 from openuni.manifests.errors import ClipError, OpenUniError
 from openuni.manifests.text_files import decode_text
 from openuni.training.recipe import TrainingRecipe
+from tests.odd_inputs import MARKED_ENCODINGS, OTHER_ENCODINGS, captions, settings
 from tests.raw_clips import write_clips
 
 TEXT = "café, it’s 映画 🎬"
@@ -99,3 +102,21 @@ def test_recipes_that_are_not_text(load, tmp_path):
     path.write_text("a = " + "[" * 100_000)
     with pytest.raises(OpenUniError, match=r"r\.toml is not valid TOML"):
         load(path)
+
+
+@settings(20)
+@given(captions(), st.sampled_from([*MARKED_ENCODINGS, *OTHER_ENCODINGS]))
+def test_any_text_in_any_encoding_is_itself_or_refused(text, encoding):
+    """A file without a mark may be valid UTF-8 by chance: then its letters are ASCII in both."""
+    try:
+        data = text.encode(encoding)
+    except UnicodeEncodeError:  # the encoding has no such letter
+        return
+    if encoding in MARKED_ENCODINGS:
+        # one mark at the beginning is that of the file
+        assert decode_text(data, "a.txt") == (text.removeprefix("\ufeff") if encoding == "utf-8" else text)
+        return
+    try:
+        assert decode_text(data, "a.txt") == text or not text.isascii()
+    except ClipError as error:
+        assert "a.txt, line" in str(error) and "Save the file as UTF-8" in str(error)

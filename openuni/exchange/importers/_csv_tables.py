@@ -77,8 +77,11 @@ def _cells(file: Path, listed: list[str], columns: CsvColumns) -> Iterator[tuple
     indices = {name: number for number, name in enumerate(listed)}
 
     def absolute(row: list[str], name: str) -> str | None:
-        cell = row[indices[name]].strip() if name in indices else ""
-        return os.path.normpath(file.parent / cell) if cell else None
+        cell = row[indices[name]] if name in indices else ""
+        stripped = cell.strip()
+        if stripped != cell and (file.parent / cell).is_file():  # the blanks belong to the name
+            return os.path.normpath(file.parent / cell)
+        return os.path.normpath(file.parent / stripped) if stripped else None
 
     with _open(file) as opened:
         for line, row in _rows(opened):

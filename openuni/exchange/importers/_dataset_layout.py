@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from openuni.exchange.export_job import RECORD
 from openuni.manifests.errors import ClipError, OpenUniError
+from openuni.manifests.storage.links import snapshot_blobs
 from openuni.manifests.text_files import decode_text
 
 # folder name -> split of the corpus
@@ -91,9 +92,17 @@ def split_of(key: str) -> str | None:
 
 
 def resolve_inside(path: Path, root: str | Path) -> Path:
-    """The path with links resolved; raises `ClipError` if it is outside the dataset folder."""
-    real = path.resolve()
-    if not real.is_relative_to(Path(root).resolve()):
+    """The path with links resolved; raises `ClipError` if it is outside the dataset folder.
+
+    Files of a Hugging Face snapshot are links to the `blobs/` of the same repository, whose names say nothing: they
+    keep their own name, in their real folder.
+    """
+    real, inside = path.resolve(), Path(root).resolve()
+    if not real.is_relative_to(inside):
+        blobs = snapshot_blobs(inside)
+        named = path.parent.resolve() / path.name
+        if blobs is not None and real.parent == blobs and named.is_relative_to(inside):
+            return named
         raise ClipError(
             f"{path} resolves to {real}, outside the dataset folder {root}. Copy the file into the dataset."
         )

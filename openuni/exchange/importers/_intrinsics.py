@@ -21,6 +21,7 @@ MAX_NON_UNIT_SHARE = 0.1  # maximum share of surface pixels; pixels at edges ave
 AWAY = -0.35  # normals with a lower z do not belong to a visible surface in usual perspectives
 AWAY_SHARE = 0.1
 MIN_CORRELATION = 0.5  # of albedo x irradiance with the picture
+CLEARLY_BETTER = 0.9  # 1 - correlation of a stream that is shifted, relative to that without the shift; chance: 0.98
 GAINS = (0.8, 1.25)  # allowed median of linear rgb / (albedo x irradiance)
 DARK = 0.02  # pixels with less linear light are excluded from ratios
 WHITE = 0.95  # pixels with more linear light are excluded from ratios
@@ -214,17 +215,26 @@ def check_product(picture: np.ndarray, colour: np.ndarray, light: np.ndarray, wh
 def _check_alignment(albedo: np.ndarray, irradiance: np.ndarray, shown: np.ndarray, where: Path) -> bool:
     """Reject a clip that fits better if one of the three streams is shifted; True if motion confirms the alignment.
 
-    A shift counts only if the product then explains the picture. Otherwise the streams are not of one scene, and the
-    shift with the smallest error says nothing.
+    A shift counts only if the product then explains the picture, and clearly better than without it. Otherwise the
+    streams are not of one scene, and the shift with the smallest error says nothing.
     """
     predictions = _predictions(albedo, irradiance)
     alignments = {stream: align_by_values(predict, shown) for stream, predict in predictions.items()}
     late = {stream: predictions[stream](found.shift) for stream, found in alignments.items() if found.shift}
+    fits = {stream: _correlation(prediction, shown) or 0.0 for stream, prediction in late.items()}
+    fits = {stream: fit for stream, fit in fits.items() if fit >= MIN_CORRELATION}
+    aligned_fit = (_correlation(predictions["rgb"](0), shown) or 0.0) if fits else 0.0
     errors = {
-        stream: float(np.abs(prediction - shown).mean())
-        for stream, prediction in late.items()
-        if (_correlation(prediction, shown) or 0.0) >= MIN_CORRELATION
+        stream: float(np.abs(late[stream] - shown).mean())
+        for stream, fit in fits.items()
+        if 1 - fit <= CLEARLY_BETTER * (1 - aligned_fit)
     }
+    if fits and not errors:
+        raise ClipError(
+            f"{where.parent}: albedo x irradiance does not explain rgb: the error is smaller if a stream is shifted, "
+            f"but no shift explains rgb better (correlation {max(fits.values()):.2f}, unshifted {aligned_fit:.2f}). "
+            "Check that folders match, and the codings (albedo_coding, ...). check_product = false disables the check."
+        )
     if errors:
         stream = min(errors, key=errors.__getitem__)
         frames = alignments[stream].shift * (-1 if stream == "rgb" else 1)

@@ -103,11 +103,13 @@ def text_of(sidecar: Mapping[str, Any], key: str, where: str) -> str | None:
 def caption_of(text: str | None, sidecar: Mapping[str, Any], key: str, where: str) -> str | None:
     """The caption in a text file or CSV cell, else that of the sidecar; None if it is empty.
 
-    Texts are read without the blanks around them. If that is all they differ in, the sidecar's is the exact one.
+    Texts are read without the blanks around them, and without a byte order mark. If that is all they differ in, the
+    sidecar's is the exact one.
     """
     exact = text_of(sidecar, key, where)
     stripped = (text or "").strip()
-    return exact if not stripped or (exact or "").strip() == stripped else stripped
+    same = not stripped or (exact or "").removeprefix("\ufeff").strip() == stripped
+    return exact if same else stripped
 
 
 def thumbnails_of(video: Clip) -> np.ndarray:

@@ -131,7 +131,10 @@ class WebDataset(Importer):
 
 
 def _clips_in(shard: Path, root: Path) -> Iterator[TarLocation]:
-    """The clips of one shard: consecutive members whose names are equal up to the first dot (WebDataset convention)."""
+    """The clips of one shard: consecutive members whose names are equal up to the first dot (WebDataset convention).
+
+    As there, hidden files (`._clip.mp4` of macOS) and files without a suffix belong to no clip.
+    """
     key: str | None = None
     listed: list[Member] = []
     fault = ""
@@ -141,7 +144,9 @@ def _clips_in(shard: Path, root: Path) -> Iterator[TarLocation]:
                 fault = path
                 break
             folder, slash, name = path.rpartition("/")
-            stem, _, suffix = name.partition(".")
+            stem, dot, suffix = name.partition(".")
+            if not (stem and dot):
+                continue
             if f"{folder}{slash}{stem}" != key:
                 if key is not None:
                     yield TarLocation(str(root), str(shard), key, tuple(listed))

@@ -9,6 +9,7 @@ import av
 import pytest
 
 from openuni.manifests.contracts.decoded_clip import decode
+from openuni.manifests.video.file_head import NULL_PACKET, TINY_PACKETS, padded_transport_stream
 from openuni.manifests.video.probe import make_clip, probe
 from tests.coded_clips import encode, numbers
 
@@ -104,3 +105,24 @@ def test_an_flv_whatever_its_composition_offsets(tmp_path: Path, count: int, ms_
 def test_every_span_of_a_short_file(tmp_path: Path, suffix: str, count: int) -> None:
     path = encode(tmp_path / f"clip.{suffix}", times=range(count), options={"bf": "0" if suffix == "avi" else "2"})
     check_every_span(path, list(range(count)))
+
+
+@pytest.mark.parametrize("suffix", ["flv", "ts", "mp4", "mkv", "avi", "mpg", "mov"])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_the_shortest_videos_are_exact(tmp_path: Path, suffix: str, count: int) -> None:
+    codec = "mpeg2video" if suffix == "mpg" else "libx264"
+    path = encode(tmp_path / f"short.{suffix}", codec, times=range(count))
+    info = probe(str(path))
+    assert (len(info.pts), info.fps) == (count, 25.0)
+    assert numbers(decode(make_clip(str(path), info)).frames) == [*range(count)]
+    last = make_clip(str(path), info, count - 1, count)
+    assert numbers(decode(last).frames) == [count - 1]
+
+
+def test_a_tiny_transport_stream_is_padded_and_nothing_else(tmp_path: Path) -> None:
+    path = encode(tmp_path / "short.ts", times=range(2))
+    data = path.read_bytes()
+    assert padded_transport_stream(str(path)) == data + NULL_PACKET * TINY_PACKETS
+    for other in (data[:-1] + b"x" * 90, b"x" + data[1:], data * 20, data[:100], b""):
+        path.write_bytes(other)
+        assert padded_transport_stream(str(path)) is None

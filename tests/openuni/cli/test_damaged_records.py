@@ -116,6 +116,10 @@ def test_a_damaged_ledger_is_lost_history(whole: Path, place: Path, tmp_path: Pa
     record = json.loads(path.read_bytes())
     data = DAMAGE.get(damage) or json.dumps(record | {damage: 7, "import": 7}).encode()
     path.write_bytes(b"" if damage == "empty" else data)
+    if damage in DAMAGE and damage != "no keys":
+        found = cli("summary", place, "--json")
+        assert f"skipped: {path} is damaged" in found.stderr and json.loads(found.stdout)["ok"] == 2
+        assert f"runs/{path.name}: " in cli("verify", place, "--workers", 1).stdout
     for name, command in commands(whole, place, tmp_path).items():
         assert cli(*command).returncode == 0, name
     assert cli("import", "openuni_csv", whole / "raw", "--out", place, "--workers", 0).returncode == 2  # no such set

@@ -12,10 +12,12 @@ def preset(name: str) -> CorpusRecipe:
     return CorpusRecipe.load(RECIPES_DIR / f"{name}.toml")
 
 
-@pytest.mark.parametrize(("name", "max_s", "min_s"), [("videox_fun", 10.0, 3.0), ("open_sora", 15.0, 2.0)])
-def test_long_shots_become_windows_and_a_rest(name, max_s, min_s):
+@pytest.mark.parametrize(
+    ("name", "max_s", "split", "min_s"), [("videox_fun", 10.0, "windows", 3.0), ("open_sora", 15.0, "first", 2.0)]
+)
+def test_what_becomes_of_long_shots(name, max_s, split, min_s):
     ingest = preset(name).ingest
-    assert (ingest.max_s, ingest.split, ingest.min_s) == (max_s, "windows", min_s)
+    assert (ingest.max_s, ingest.split, ingest.min_s) == (max_s, split, min_s)
 
 
 def test_the_size_that_videox_fun_asks_for_is_an_area(tmp_path):

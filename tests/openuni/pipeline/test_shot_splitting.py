@@ -55,6 +55,10 @@ def test_what_is_too_short_after_all_else_is_left_out():
 def test_long_shots_are_split_equally_into_windows_or_left_out():
     assert spans([], even(110), max_s=2) == [(0, 36), (36, 73), (73, 110)]
     assert spans([], even(110), max_s=2, split="windows") == [(0, 50), (50, 100), (100, 110)]
+    assert spans([], even(110), max_s=2, split="first") == [(0, 50)]
+    assert spans([HARD], even(220), max_s=2, split="first") == [(0, 50), (100, 150)]
+    assert spans([HARD], even(220), max_s=2, split="first", trim_frames=4) == [(4, 54), (104, 154)]
+    assert spans([], even(40), max_s=2, split="first") == [(0, 40)]
     assert spans([HARD], even(130), max_s=2, split="drop") == [(100, 130)]
     assert spans([], even(100), max_s=2) == [(0, 50), (50, 100)]
     parts = split_into_clips([HARD], even(200), IngestOptions(max_s=2))
@@ -66,6 +70,9 @@ def test_a_frame_shown_for_longer_than_a_clip_may_last_is_left_out():
     shown = Timeline(bounds, Fraction(1, 10))
     for split in ("equal", "windows"):
         assert spans([], shown, max_s=1, split=split) == [(0, 3), (4, 7)]
+    assert spans([], shown, max_s=1, split="first") == [(0, 3)]
+    still_first = Timeline(np.array([0, 90, 91, 92]), Fraction(1, 10))
+    assert spans([], still_first, max_s=1, split="first") == [(1, 3)]
 
 
 @given(

@@ -43,6 +43,29 @@ def test_generated_maps_of_another_scene_do_not_explain_the_picture(seed: int) -
     assert float(found[1]) <= float(found[2]) + 0.02 < MIN_CORRELATION + 0.02
 
 
+@pytest.mark.parametrize("share", [0.4, 0.6, 0.8])
+def test_a_picture_of_two_scenes_is_not_called_misaligned(share: float) -> None:
+    """All change steadily, so that some shift has a smaller error than none; it explains nothing more."""
+    for seed in range(10):
+        albedo, irradiance = brightening(3 * seed), brightening(3 * seed + 1)
+        picture = 255 * (share * brightening(3 * seed + 2) + (1 - share) * linear_to_srgb(albedo * irradiance))
+        try:
+            fit = check_product(*map(thumbnails, (picture, albedo, irradiance)), WHERE)
+        except ClipError as error:
+            assert "does not explain rgb" in str(error) and "misaligned" not in str(error)
+        else:  # mostly the product, and the error is smallest without a shift
+            assert share == 0.4 and fit.correlation is not None and fit.correlation > 0.7
+
+
+@pytest.mark.parametrize("stream", ["albedo", "rgb"])
+def test_a_shifted_stream_of_a_noisy_picture_is_named(stream: str) -> None:
+    room, other = render(21), render(21, phase=-0.12)
+    streams = {"rgb": room, "albedo": room} | {stream: other}
+    picture = pictures(streams["rgb"]) + np.random.default_rng(0).normal(0, 20, (21, 48, 64, 3))
+    text = reason(np.clip(picture, 0, 255).astype(np.uint8), streams["albedo"].albedo, room.irradiance)
+    assert f"{stream} is misaligned: 2 frames behind" in text
+
+
 @pytest.mark.parametrize("phase", [0.4, 0.8, 1.4, 2.0])
 def test_maps_from_other_places_of_a_scene_do_not_explain_the_picture(phase: float) -> None:
     there, elsewhere = render(21, phase=phase), render(21, phase=-phase)
