@@ -19,6 +19,7 @@ from openuni.manifests.corpus.layout import (
     MAX_GROUP_DEPTH,
     OPEN,
     OPERATOR_FOLDERS,
+    SHARD_SUFFIXES,
     SUPERSEDED,
     TEXT,
     annotation_group,
@@ -230,6 +231,8 @@ class ColumnGroups:
 
         Parts of other versions are moved to `superseded/`; earlier parts of this version are restored from there.
         """
+        for shard, folder in self.interrupted_moves(group).items():
+            self.store.move(shard, f"{folder}/{shard.rpartition('/')[2]}")
         parts = self.parts(group)
         with ThreadPoolExecutor(PARALLEL_PARTS) as pool:
             versions = list(pool.map(self._part_version, parts))
@@ -238,6 +241,24 @@ class ColumnGroups:
                 self._move_part(part, superseded(group, found))
         for part in self.parts(superseded(group, version)):
             self._move_part(part, group)
+
+    def interrupted_moves(self, group: str) -> dict[str, str]:
+        """Shards of a group whose part is in `superseded/`, and the folder where it is.
+
+        A process was killed between moving the two.
+        """
+        stems = {part.removesuffix(".parquet") for part in self.parts(group)}
+        shards = [name for suffix in SHARD_SUFFIXES for name in self.store.names(group, suffix)]
+        alone = {name.rpartition("/")[2].rpartition(".")[0]: name for name in shards}
+        alone = {stem: name for stem, name in alone.items() if f"{group}/{stem}" not in stems}
+        if not alone:
+            return {}
+        folders = [superseded(group, version) for version in self.store.folders(f"{group}/{SUPERSEDED}")]
+        found = {
+            folder: {part.rpartition("/")[2].removesuffix(".parquet") for part in self.parts(folder)}
+            for folder in folders
+        }
+        return {alone[stem]: folder for folder, names in found.items() for stem in names & alone.keys()}
 
     def delete_by_status(self, group: str, statuses: Sequence[str], among: Mapping[str, pa.Array] | None = None) -> int:
         """Delete the rows with these statuses, so that the next run retries them; return their number.

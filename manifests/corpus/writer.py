@@ -24,6 +24,7 @@ from openuni.manifests.corpus.layout import OPEN
 from openuni.manifests.corpus.part_files import read_part, table_bytes
 from openuni.manifests.corpus.shards import SafetensorsShard, Shard, ShardEntry, TarShard
 from openuni.manifests.errors import OpenUniError
+from openuni.manifests.storage.remote_errors import remote_errors
 from openuni.manifests.storage.store import Store
 
 MAX_PART_ROWS = 20_000
@@ -35,6 +36,10 @@ class StorageFull(OpenUniError):
     """The disk of the corpus is full. Finished clips are kept, and a rerun with free space resumes from there."""
 
 
+class StorageFailed(OpenUniError):
+    """The disk or store of the corpus refused a write. Finished clips are kept, and a rerun resumes from there."""
+
+
 class PartWriter:
     """Appends rows (and payloads) to one column group and seals parts that reach their maximum size."""
 
@@ -44,7 +49,7 @@ class PartWriter:
 
     def put(self, key: str, data: bytes, dtype: str = "", shape: tuple[int, ...] = ()) -> dict[str, Any]:
         """Append one payload; return its extent: shard, offset, nbytes, xxh3."""
-        with storage_errors(self.store):
+        with write_errors(self.store):
             entry = self._open_part().put(key, data, dtype, shape)
         assert self.part is not None
         shard = f"{self.part.name}{self.shard_type.suffix if self.shard_type else ''}"
@@ -52,7 +57,7 @@ class PartWriter:
 
     def commit(self, *rows: dict[str, Any]) -> None:
         """Finish one clip: its row and the payloads appended since the last commit. Several rows: one transaction."""
-        with storage_errors(self.store):
+        with write_errors(self.store):
             part = self._open_part()
             part.commit(*rows)
             if part.is_full:
@@ -67,7 +72,7 @@ class PartWriter:
         """Seal the open part, which makes it visible."""
         if self.part is not None:
             part, self.part = self.part, None
-            with storage_errors(self.store):
+            with write_errors(self.store):
                 part.seal(self.store, self.group)
 
     def _open_part(self) -> "OpenPart":
@@ -292,4 +297,20 @@ def storage_errors(store: Store) -> Iterator[None]:
         raise StorageFull(
             f"no space left while writing to {store.url} ({error}). Everything finished is kept. Free some space, then "
             "rerun the same command to resume."
+        ) from error
+
+
+@contextmanager
+def write_errors(store: Store) -> Iterator[None]:
+    """Context of writing rows and payloads: every error of the operating system or of the store is one of storage.
+
+    It ends the run. As an error of the clip it would become a failed row, which a rerun does not retry.
+    """
+    try:
+        with remote_errors(store.url), storage_errors(store):
+            yield
+    except OSError as error:
+        raise StorageFailed(
+            f"cannot write to {store.url} ({error}). Everything finished is kept. Check the disk, then rerun the same "
+            "command to resume."
         ) from error
