@@ -38,6 +38,7 @@ from openuni.manifests.corpus.part_files import CheckedDataset, open_part, parts
 from openuni.manifests.corpus.part_limits import check_kinds, check_values, checked_columns
 from openuni.manifests.corpus.part_listing import (
     PARALLEL_PARTS,
+    compactions,
     finish_compactions,
     relisted,
     shards_of,
@@ -262,6 +263,8 @@ class ColumnGroups:
         Parts of other versions are moved to `superseded/`; earlier parts of this version are restored from there.
         """
         finish_compactions(self.store, group)  # else the replaced parts would be visible again
+        for shard, folder in self.interrupted_moves(group).items():
+            self.store.move(shard, f"{folder}/{shard.rpartition('/')[2]}")
         parts = self.parts(group)
         with ThreadPoolExecutor(PARALLEL_PARTS) as pool:
             versions = list(pool.map(self._part_version, parts))
@@ -269,6 +272,29 @@ class ColumnGroups:
             moved = [part for part, found in zip(parts, versions, strict=True) if found == other]
             self._move_parts(moved, superseded(group, other))
         self._move_parts(self.parts(superseded(group, version)), group)
+
+    def interrupted_moves(self, group: str) -> dict[str, str]:
+        """Shards of a group whose part is in `superseded/`, and the folder where it is.
+
+        A process was killed between moving the two.
+        """
+        alone = set(self.store.names(group, SHARD_SUFFIXES)) - self._shards_of_parts(group)
+        if not alone:
+            return {}
+        folders = [superseded(group, version) for version in self.store.folders(f"{group}/{SUPERSEDED}")]
+        names = {name.rpartition("/")[2]: name for name in alone}
+        found = {}
+        for folder in folders:
+            there = {name.rpartition("/")[2] for name in self._shards_of_parts(folder)}
+            found |= {names[name]: folder for name in there & names.keys()}
+        return found
+
+    def _shards_of_parts(self, folder: str) -> set[str]:
+        """Names of the shards, there or not, that belong to the visible parts of a folder."""
+        parts = self.parts(folder)
+        own = {part.removesuffix(PART_SUFFIX) + suffix for part in parts for suffix in SHARD_SUFFIXES}
+        merged = [part for part in parts if compactions(part)[1]]  # others have a shard of their own name only
+        return own | {in_folder(folder, shard) for part in merged for shard in shards_of_part(self.store, part)}
 
     def delete_by_status(self, group: str, statuses: Sequence[str], among: Mapping[str, pa.Array] | None = None) -> int:
         """Delete the rows with these statuses, so that the next run retries them; return their number.

@@ -150,6 +150,7 @@ def evaluation(connection: duckdb.DuckDBPyConnection, limit_s: float) -> Iterato
         ) from error
     finally:
         timer.cancel()
+        timer.join()  # the thread holds the connection; freed there while the process exits, it would abort the process
 
 
 def evaluation_limit_s(rows: int) -> float:

@@ -25,6 +25,7 @@ from openuni.manifests.corpus.part_files import read_part, table_bytes
 from openuni.manifests.corpus.part_listing import finish_compactions, shards_of_part, unused_name, visible_parts
 from openuni.manifests.corpus.shards import SafetensorsShard, Shard, ShardEntry, TarShard
 from openuni.manifests.errors import OpenUniError
+from openuni.manifests.storage.remote_errors import remote_errors
 from openuni.manifests.storage.store import Store
 
 MAX_PART_ROWS = 20_000
@@ -36,6 +37,10 @@ class StorageFull(OpenUniError):
     """The disk of the corpus is full. Finished clips are kept, and a rerun with free space resumes from there."""
 
 
+class StorageFailed(OpenUniError):
+    """The disk or store of the corpus refused a write. Finished clips are kept, and a rerun resumes from there."""
+
+
 class PartWriter:
     """Appends rows (and payloads) to one column group and seals parts that reach their maximum size."""
 
@@ -45,18 +50,18 @@ class PartWriter:
 
     def put(self, key: str, data: bytes, dtype: str = "", shape: tuple[int, ...] = ()) -> dict[str, Any]:
         """Append one payload; return its extent: shard, offset, nbytes, xxh3."""
-        with storage_errors(self.store):
+        with write_errors(self.store):
             return self._extent(self._open_part().put(key, data, dtype, shape))
 
     def put_file(self, key: str, source: BinaryIO) -> dict[str, Any]:
         """Append the contents of an open file as one payload, in bounded memory; return its extent."""
-        with storage_errors(self.store):
+        with write_errors(self.store):
             return self._extent(self._open_part().put_file(key, source))
 
     def scratch_folder(self) -> Path:
         """Folder on a local disk for temporary files of the clip in work: that of the open parts."""
         folder = open_parts_dir(self.store, self.group)
-        with storage_errors(self.store):
+        with write_errors(self.store):
             folder.mkdir(parents=True, exist_ok=True)
         return folder
 
@@ -67,7 +72,7 @@ class PartWriter:
 
     def commit(self, *rows: dict[str, Any]) -> None:
         """Finish one clip: its row and the payloads appended since the last commit. Several rows: one transaction."""
-        with storage_errors(self.store):
+        with write_errors(self.store):
             part = self._open_part()
             part.commit(*rows)
             if part.is_full:
@@ -82,7 +87,7 @@ class PartWriter:
         """Seal the open part, which makes it visible."""
         if self.part is not None:
             part, self.part = self.part, None
-            with storage_errors(self.store):
+            with write_errors(self.store):
                 part.seal(self.store, self.group)
 
     def _open_part(self) -> "OpenPart":
@@ -315,4 +320,20 @@ def storage_errors(store: Store) -> Iterator[None]:
         raise StorageFull(
             f"no space left while writing to {store.url} ({error}). Everything finished is kept. Free some space, then "
             "rerun the same command to resume."
+        ) from error
+
+
+@contextmanager
+def write_errors(store: Store) -> Iterator[None]:
+    """Context of writing rows and payloads: every error of the operating system or of the store is one of storage.
+
+    It ends the run. As an error of the clip it would become a failed row, which a rerun does not retry.
+    """
+    try:
+        with remote_errors(store.url), storage_errors(store):
+            yield
+    except OSError as error:
+        raise StorageFailed(
+            f"cannot write to {store.url} ({error}). Everything finished is kept. Check the disk, then rerun the same "
+            "command to resume."
         ) from error

@@ -13,7 +13,7 @@ from openuni.inference.sampling_progress import sampling_progress
 from openuni.manifests.contracts.decoded_clip import decode
 from openuni.manifests.contracts.modality import Modality, find_modality, picture_levels, read_rendering
 from openuni.manifests.errors import OpenUniError
-from openuni.manifests.storage.store import require_folder
+from openuni.manifests.storage.store import TEMP_FILE, require_folder
 from openuni.manifests.video.encode import MAX_FPS, PixelFormat, check_fps, exact_fps, write_video
 from openuni.manifests.video.probe import make_clip, probe
 from openuni.manifests.video.video_errors import VideoError
@@ -68,6 +68,9 @@ def generate_files(run_dir: Path, request: GenerateRequest, out: Path, console: 
     )
     with sampling_progress(run, task, request.steps, console) if console else nullcontext():
         generated = run.generate(request.prompt, list(request.make), given or None, size, sampling)
+    for path in out.glob(".*.tmp"):
+        if TEMP_FILE.fullmatch(path.name) and path.name.split(".")[1] in generated:
+            path.unlink(missing_ok=True)  # of a process that was killed while it wrote this file
     return [path for name, signal in generated.items() for path in _write(name, signal, out, fps)]
 
 

@@ -89,12 +89,18 @@ class CorpusVerification:
         for kind in (LATENTS, TEXT):
             for family in self.store.folders(kind):
                 name = family_record(kind, family)
-                self._record(name, f"training on {in_folder(kind, family)}")
+                if self.store.exists(name) or self._family_has_parts(kind, family):  # else its first write was killed
+                    self._record(name, f"training on {in_folder(kind, family)}")
         for name in self.store.names(RUNS, ".json"):
             self._record(name, "the history of runs; no clips")
         for name in self.store.names(RUNS, FAILURES_SUFFIX):
             self._failures(name)
         return found
+
+    def _family_has_parts(self, kind: str, family: str) -> bool:
+        folder = in_folder(kind, family)
+        groups = [folder, *(in_folder(folder, name) for name in self.store.folders(folder))]
+        return any(self._parts_in(group) for group in groups)
 
     def _failures(self, name: str) -> None:
         """Lines of a log of failed items; the last one may be cut short by a kill."""
@@ -228,12 +234,21 @@ class CorpusVerification:
         rows = self._rows_of(part.name)
         extents = extents_of(rows, part.folder)
         ids = rows.column("clip_id").to_pylist()
-        check = check_payloads(self.store, part.folder, ids, extents, chosen)
+        check = check_payloads(self.store, self._payload_folder(part), ids, extents, chosen)
         if check.bad:
             fields = dict(zip(extents.row.tolist(), extents.field, strict=True))
             self._report_payloads(part, check.bad, ids, fields)
             self.found.bad_rows.setdefault(part.name, set()).update(bad.row for bad in check.bad)
         return check
+
+    def _payload_folder(self, part: Part) -> str:
+        """Where the shard of a part is: beside it, unless a process was killed while it moved the two."""
+        group = visible_group(part.folder)
+        if group == part.folder:
+            return group
+        stem = part.name.removesuffix(PART_SUFFIX).rpartition("/")[2]
+        moves = self.groups.interrupted_moves(group)
+        return group if any(in_folder(group, stem + suffix) in moves for suffix in SHARD_SUFFIXES) else part.folder
 
     def _report_payloads(self, part: Part, bad: list[BadPayload], ids: list[str], fields: dict[int, str]) -> None:
         """One finding per shard and kind of damage."""
@@ -252,7 +267,10 @@ class CorpusVerification:
         parts = self._parts_in(folder)
         known = {name.removesuffix(PART_SUFFIX) + suffix for name in parts for suffix in SHARD_SUFFIXES}
         known.update(*(self.found.shards.get(name, ()) for name in parts))
-        open_parts = {name.rpartition("/")[2] for name in self.groups.open_parts(visible_group(folder))}
+        group = visible_group(folder)
+        open_parts = {name.rpartition("/")[2] for name in self.groups.open_parts(group)}
+        if folder == group:
+            known.update(self.groups.interrupted_moves(group))
         orphans = [
             shard
             for shard in self.store.names(folder, SHARD_SUFFIXES)

@@ -1,6 +1,8 @@
 """Faults of an object store, drawn with a seed: errors, lost and truncated answers, slowness."""
 
+import os
 import random
+import signal
 import socket
 import threading
 import time
@@ -18,6 +20,8 @@ ERRORS = {
     "503": ("503 Service Unavailable", "SlowDown"),
 }
 KINDS = (*ERRORS, "slow", "truncated", "lost answer", "no answer")
+REMOTE_KILLS = ("SIGKILL before a request", "SIGKILL after a request")
+KILLED_BEFORE = ("SIGKILL before a request", "machine returns", "machine is suspended")
 SLOW_S = 0.2
 
 
@@ -42,7 +46,7 @@ class StorageFaults:
 
     def __call__(self, app: Application) -> Application:
         def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-            kind = self._draw() if self.on else ""
+            kind = self._next(environ) if self.on else ""
             if kind in ERRORS:
                 status, code = ERRORS[kind]
                 consume(environ)
@@ -50,22 +54,27 @@ class StorageFaults:
                 body = b"" if environ["REQUEST_METHOD"] == "HEAD" else body
                 start_response(status, [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
                 return [body]
-            if kind == "slow":
-                time.sleep(SLOW_S)
+            if kind in ("slow", *KILLED_BEFORE):
+                self._before(kind)
             if kind == "no answer":
                 return self._hang_up(environ)
-            if kind not in ("truncated", "lost answer"):
+            if kind not in ("truncated", "lost answer", "SIGKILL after a request"):
                 return app(environ, start_response)
             told: list[Any] = []
             body = b"".join(app(environ, lambda *args, **_: told.extend(args)))
-            if kind == "lost answer":  # the server has done what was asked
+            if kind == "SIGKILL after a request":
+                self._before(kind)
+            if kind != "truncated":  # the server has done what was asked
                 return self._hang_up(environ)
             start_response(*told)
             return [body[: len(body) // 2]]
 
         return answer
 
-    def _draw(self) -> str:
+    def _before(self, kind: str) -> None:
+        time.sleep(SLOW_S)
+
+    def _next(self, environ: dict[str, Any]) -> str:
         with self.guard:
             kind, left = self.left
             if not left and self.random.random() < self.share:
@@ -80,3 +89,44 @@ class StorageFaults:
     def _hang_up(environ: dict[str, Any]) -> Iterable[bytes]:
         environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
         raise ConnectionResetError
+
+
+class FaultAt(StorageFaults):
+    """One fault at a chosen request: `burst` requests in a row from the `number`-th, counted from `arm`."""
+
+    def __init__(self) -> None:
+        super().__init__(seed=0)
+        self.count, self.place = 0, ""
+        self.arm("none", 0, 0)
+
+    def arm(self, kind: str, number: int, burst: int) -> None:
+        """Count from here. For kinds that kill, `target` is to be called with the process."""
+        self.kind, self.number, self.burst, self.count, self.place = kind, number, burst, 0, ""
+        self.pid, self.known, self.hit = 0, threading.Event(), threading.Event()
+        self.on = True
+
+    def target(self, pid: int) -> None:
+        """The process to kill."""
+        self.pid = pid
+        self.known.set()
+
+    def _before(self, kind: str) -> None:
+        if kind == "slow":
+            super()._before(kind)
+            return
+        assert self.known.wait(30)
+        os.kill(self.pid, signal.SIGSTOP if kind == "machine is suspended" else signal.SIGKILL)
+        self.hit.set()
+
+    def wait_for_hit(self, process: Any) -> None:
+        """Wait until the process was killed or stopped, or has ended."""
+        while not self.hit.wait(0.02) and process.is_alive():
+            pass
+
+    def _next(self, environ: dict[str, Any]) -> str:
+        with self.guard:
+            self.count += 1
+            is_hit = self.number <= self.count < self.number + self.burst
+            if is_hit and not self.place:
+                self.place = f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}"
+            return self.kind if is_hit else ""

@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+import threading
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -33,6 +34,8 @@ class RunLog:
         self._digest, self._nbytes = xxhash.xxh3_64(data), len(data)
         Store(str(folder)).put(path.name, data)
         self._file = path.open("a")
+        self._excepthook = threading.excepthook
+        threading.excepthook = self._on_thread_error
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
 
     def write(self, row: dict[str, Any]) -> None:
@@ -59,7 +62,15 @@ class RunLog:
         try:
             self._file.close()
         finally:
-            self._board.close()
+            try:
+                self._board.close()
+            finally:
+                threading.excepthook = self._excepthook
+
+    def _on_thread_error(self, args: threading.ExceptHookArgs) -> None:
+        """Print no traceback for TensorBoard's thread: what it fails with, such as a full disk, `write` raises too."""
+        if not type(args.thread).__module__.startswith("tensorboard."):
+            self._excepthook(args)
 
 
 def _check(path: Path, written: dict[str, Any] | None) -> None:

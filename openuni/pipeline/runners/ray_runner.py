@@ -31,14 +31,16 @@ MAX_RAY_STARTS = 3
 CONNECT_TIMEOUT_S = 10.0  # of a cluster's address; Ray itself would wait for minutes
 POLL_S = 10.0  # how long to wait for a reply before asking whether Ray is alive
 LOST_AFTER_S = 60.0  # without a living node
+GCS_LOST_AFTER_S = 15.0  # without its control store; after 60 s Ray would end this process by itself, with exit code 1
 NO_NODE = "no node of the Ray cluster is alive"
+NO_GCS = "the control store of Ray (gcs_server) does not answer"
 PLACEMENT_NOTICE_S = 60.0  # without a first reply of any worker
 
 logger = logging.getLogger(__name__)
 
 
 class RayLost(Exception):
-    """No node of the Ray that was in use is alive."""
+    """No node of the Ray that was in use is alive, or its control store is gone."""
 
 
 @dataclass
@@ -78,6 +80,7 @@ class RayRunner(Runner):
         self.slots: list[ActorSlot] = []
         self.failed_starts = 0
         self.restarted = False
+        self.gcs_seen = self.gcs_asked = 0.0  # when the control store last answered, and when it was last asked
 
     @cached_property
     def ray(self) -> Any:
@@ -193,8 +196,11 @@ class RayRunner(Runner):
         lost_since: float | None = None
         while True:
             ready, _ = self.ray.wait(list(running), num_returns=1, timeout=POLL_S)
+            has_gcs = self._gcs_answers()
             if ready:
                 return ready[0]
+            if not has_gcs:
+                continue  # it could not be asked about nodes
             now = time.monotonic()
             lost_since = None if self._is_alive() else lost_since or now
             if lost_since is not None and now - lost_since >= LOST_AFTER_S:
@@ -208,6 +214,27 @@ class RayRunner(Runner):
                     self.resources.gpus_per_worker,
                     {name: amount for name, amount in self.ray.cluster_resources().items() if name in ("CPU", "GPU")},
                 )
+
+    def _gcs_answers(self) -> bool:
+        """Whether the control store is there; actors go on without it, and their replies still come.
+
+        Raises `RayLost` once it has been gone for `GCS_LOST_AFTER_S`.
+        """
+        now = time.monotonic()
+        if "://" in (self.resources.address or "") or now - self.gcs_asked < POLL_S / 2:
+            return self.gcs_seen == self.gcs_asked
+        if now - self.gcs_asked > 3 * POLL_S:
+            self.gcs_seen = now  # nobody has asked for a while
+        self.gcs_asked = now
+        host, _, port = self.ray.get_runtime_context().gcs_address.rpartition(":")
+        try:
+            with socket.create_connection((host, int(port)), timeout=POLL_S / 2):
+                self.gcs_seen = now
+        except OSError as error:
+            if now - self.gcs_seen >= GCS_LOST_AFTER_S:
+                raise RayLost(NO_GCS) from error
+            self.gcs_seen = min(self.gcs_seen, now - 1e-3)
+        return self.gcs_seen == now
 
     def _is_alive(self) -> bool:
         """Whether any node of the cluster is. Raises `RayLost` if nothing answers."""

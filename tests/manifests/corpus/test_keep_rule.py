@@ -1,5 +1,7 @@
 """`keep`: what is a rule, what passes, what is refused."""
 
+import threading
+
 import pyarrow as pa
 import pytest
 
@@ -164,3 +166,12 @@ def test_an_expression_reaches_no_file(tmp_path):
     with pytest.raises(Exception, match="configuration has been locked"):
         connection.execute("SET enable_external_access = true")
     assert not (tmp_path / "out.csv").exists()
+
+
+def test_no_thread_outlives_an_evaluation() -> None:
+    """It holds the connection, and DuckDB aborts a process that exits while another thread frees one."""
+    before = set(threading.enumerate())
+    for _ in range(20):
+        with keep_rule.evaluation(keep_rule.connect(), 60.0):
+            pass
+        assert set(threading.enumerate()) == before

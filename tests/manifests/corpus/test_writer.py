@@ -13,7 +13,7 @@ import xxhash
 
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.corpus.shards import TarShard
-from openuni.manifests.corpus.writer import PartWriter, StorageFull, recover, storage_errors
+from openuni.manifests.corpus.writer import PartWriter, StorageFailed, StorageFull, recover, storage_errors
 from openuni.manifests.errors import OpenUniError
 from openuni.manifests.storage.lock import lock
 from openuni.manifests.storage.store import Store
@@ -282,3 +282,27 @@ def test_two_open_parts_with_the_same_clip_give_one_row(store):
         write(writer, "a")
         die(writer)
     assert recover(store, GROUP) == 1 and visible(store) == expect("a")
+
+
+@pytest.mark.parametrize("step", ["open", "put", "commit", "finish"])
+def test_an_error_of_the_disk_is_no_error_of_the_clip(store, writer, step):
+    """It ends the run, whichever step meets it: as a failed row, a rerun would not retry the clip."""
+    group = Path(store.root) / GROUP
+    if step == "open":
+        group.mkdir(parents=True)
+        (group / ".open").write_text("in the way")
+    else:
+        write(writer, "a")
+        if step == "put":
+            writer.part.shard.file.close()
+            writer.part.shard.file = writer.part.shard.path.open("rb", buffering=0)  # of a disk that is read-only now
+        if step == "commit":
+            writer.part.journal.close()
+            writer.part.journal = writer.part.journal_path.open("rb", buffering=0)
+        if step == "finish":
+            writer.part.shard.path.unlink()
+    with pytest.raises(StorageFailed, match=f"cannot write to {store.url} .*Everything finished is kept.*rerun"):
+        if step == "finish":
+            writer.finish()
+        else:
+            write(writer, "b")

@@ -1,6 +1,7 @@
 """Commands that create a corpus, killed before any of their changes to the disk: the same command completes them."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -151,3 +152,41 @@ def test_a_run_completes_an_interrupted_split(tmp_path: Path) -> None:
     run(tmp_path / "raw", tmp_path / "corpus", "ingest")
     assert splits_of(corpus) == splits_of(Corpus.open(str(tmp_path / "whole")))
     assert None not in splits_of(corpus).values()
+
+
+@pytest.mark.parametrize(("number", "next_version"), [(4, "another"), (4, "former"), (8, "former")])
+def test_a_change_of_version_killed_between_a_part_and_its_shard(
+    corpus: Corpus, tmp_path: Path, number: int, next_version: str
+) -> None:
+    """It is no damage; whichever version comes next has all its payloads."""
+    group = "annotations/dis"
+    former, before = corpus.group_version(group), contents(corpus)[group]
+    copy = Path(shutil.copytree(corpus.store.local(""), tmp_path / "corpus"))
+    assert killed_at(number, copy / group, activate, copy, group, "another")
+    alone = {path.stem for path in (copy / group).glob("*.tar")} - {
+        path.stem for path in (copy / group).glob("*.parquet")
+    }
+    assert len(alone) == 1
+    assert openuni.verify(copy, reporter=Reporter(quiet=True)).damage == ()
+    activate(copy, group, {"another": "another", "former": former}[next_version])
+    assert {path.stem for path in (copy / group).glob("*.tar")} == {
+        path.stem for path in (copy / group).glob("*.parquet")
+    }
+    assert openuni.verify(copy, reporter=Reporter(quiet=True)).damage == ()
+    activate(copy, group, former)
+    assert contents(Corpus.open(str(copy)))[group] == before
+
+
+def activate(folder: Path, group: str, version: str) -> None:
+    Corpus.open(str(folder)).activate_version(group, version)
+
+
+def test_a_run_killed_in_its_first_write_of_a_family_is_not_damaged(corpus: Corpus, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(corpus.store.local(""), tmp_path / "corpus"))
+    for kind in ("latents", "text"):
+        (copy / kind / "dct-0123456789abcdef").mkdir()
+        assert openuni.verify(copy, reporter=Reporter(quiet=True)).damage == ()
+    family = next((copy / "text").glob("bytes-*"))
+    (family / "family.json").unlink()  # its rows are there
+    (damage,) = openuni.verify(copy, reporter=Reporter(quiet=True)).damage
+    assert (damage.file, damage.reason) == (f"text/{family.name}/family.json", "the file is missing")

@@ -199,3 +199,15 @@ def test_wrong_use_is_explained(some: Path, tmp_path: Path) -> None:
         openuni.import_set(FORMAT, write_set(tmp_path / "empty", {}), out=tmp_path / "e")
     with pytest.raises(OpenUniError, match=r"importer \"no_such\""):
         openuni.import_set("no_such", some, out=tmp_path / "f")
+
+
+def test_a_disk_that_refuses_a_write_ends_the_import_and_fails_no_clip(some: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "corpus" / "annotations" / FORMAT
+    openuni.import_set(FORMAT, some, out=tmp_path / "corpus", import_options=ImportOptions(limit=1))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ".open").write_text("in the way")
+    with pytest.raises(OpenUniError, match=r"cannot write to .*Everything finished is kept"):
+        openuni.import_set(FORMAT, some, out=tmp_path / "corpus")
+    (folder / ".open").unlink()
+    resumed = openuni.import_set(FORMAT, some, out=tmp_path / "corpus")
+    assert (resumed.summary().ok, len(resumed.summary().failed)) == (4, 1)

@@ -326,3 +326,11 @@ def test_text_is_written_and_printed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [how.shift for how in asked] == [5.0, 2.0]  # the video's, and of text alone the text's
     refused = CliRunner().invoke(app, [*command, "--prompt", "a walk"])
     assert refused.exit_code != 0 and 'task "rgb->text" does not use a prompt' in str(refused.exception)
+
+
+def test_what_a_killed_process_left_of_the_same_files_is_removed(run: Run, tmp_path: Path) -> None:
+    request = GenerateRequest(("rgb", "skeleton"), "a walk", steps=1)
+    for name in (".rgb.mp4.0123abcd.tmp", ".skeleton.mp4.0123abcd.tmp", ".depth.mp4.0123abcd.tmp", ".rgb.notes.tmp"):
+        (tmp_path / name).write_bytes(b"half a video")
+    generate_files(run.folder, request, tmp_path)
+    assert sorted(path.name for path in tmp_path.glob(".*")) == [".depth.mp4.0123abcd.tmp", ".rgb.notes.tmp"]

@@ -1,0 +1,174 @@
+"""Disturb a command at a chosen change to its files: kill it, send it a signal, or let the disk fail.
+
+Changes are counted from 1: files opened for writing, renamed, linked and removed, folders made, writes and `fsync`. The
+count is taken in the child process (audit events, and wrappers of `io.open` and `os.fsync`); product code has no part
+in it. Libraries that write by themselves (PyAV, safetensors, Arrow) are seen when they open a file through Python only;
+`file size limit` and kills at random times reach them.
+"""
+
+import builtins
+import errno
+import io
+import os
+import resource
+import signal
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+CHANGES = frozenset({"os.rename", "os.link", "os.symlink", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"})
+FREEING = frozenset({"os.remove", "os.rmdir", "os.truncate", "os.rename"})  # what a full disk still allows
+SIGNALS = {"SIGKILL": signal.SIGKILL, "torn write": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
+DISKS = {"full disk": errno.ENOSPC, "disk error": errno.EIO, "read-only disk": errno.EROFS}
+KILLS = ("SIGKILL", "torn write", "SIGTERM", "SIGINT", "SIGKILL at a time")
+DISK_FAULTS = (*DISKS, "one disk error", "file size limit", "slow disk")
+SLOW_S = 0.004
+
+
+@dataclass(frozen=True)
+class Disturbance:
+    """`number`: of the change at which it begins; of "file size limit": bytes. `seconds`: of "at a time"."""
+
+    kind: str = "none"
+    number: int = 0
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        where = f" after {self.seconds:.3f} s" if self.kind.endswith("at a time") else f" {self.number:,}"
+        return self.kind + (where if self.kind != "none" else "")
+
+
+class Watch:
+    """Counts the changes below `folders` and lets the disturbance happen; `report` gets the place and the count."""
+
+    def __init__(self, disturbance: Disturbance, folders: list[str], report: Path) -> None:
+        self.disturbance, self.folders, self.report = disturbance, folders, report
+        self.count, self.place, self.places = 0, "", Counter[str]()
+        self.watching = True
+
+    def install(self) -> None:
+        """For the rest of this process."""
+        if self.disturbance.kind == "file size limit":  # also holds for libraries that write by themselves
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.disturbance.number, resource.RLIM_INFINITY))
+        fsync, opened = os.fsync, io.open
+        watch = self
+
+        class WatchedFile(io.FileIO):
+            """Unbuffered, as seen by the disk."""
+
+            def write(self, data: Any) -> int:
+                watch.change(
+                    "write", str(self.name), lambda: super(WatchedFile, self).write(bytes(data)[: len(data) // 2])
+                )
+                return super().write(data)
+
+        def watched_open(
+            file: Any, mode: str = "r", buffering: int = -1, encoding: Any = None, *rest: Any, **named: Any
+        ) -> Any:
+            is_written = not isinstance(file, int) and set(mode) & set("wax+") and self.concerns(os.fspath(file))
+            if not is_written or rest or set(named) - {"errors", "newline"}:
+                return opened(file, mode, buffering, encoding, *rest, **named)
+            raw = WatchedFile(file, mode.replace("b", "").replace("t", ""))
+            if buffering == 0:
+                return raw
+            buffered = io.BufferedRandom(raw) if "+" in mode else io.BufferedWriter(raw)
+            if "b" in mode:
+                return buffered
+            text = io.TextIOWrapper(buffered, encoding, line_buffering=buffering == 1, **named)
+            text.mode = mode  # type: ignore[misc]
+            return text
+
+        def watched_fsync(descriptor: Any) -> None:
+            number = descriptor if isinstance(descriptor, int) else descriptor.fileno()
+            self.change("fsync", str(Path(f"/proc/self/fd/{number}").readlink()))
+            fsync(descriptor)
+
+        io.open = builtins.open = watched_open  # type: ignore[assignment]
+        os.fsync = watched_fsync
+        sys.addaudithook(self._audit)
+
+    def concerns(self, path: Any) -> bool:
+        """Whether it lies in a watched folder."""
+        text = os.fsdecode(path) if isinstance(path, str | bytes) else ""
+        return any(text.startswith(folder) for folder in self.folders)
+
+    def _audit(self, event: str, details: tuple[Any, ...]) -> None:
+        if event == "open":
+            path, _, flags = details
+            if not isinstance(flags, int) or not flags & (os.O_WRONLY | os.O_RDWR):
+                return
+        elif event in CHANGES:
+            path = details[0]
+        else:
+            return
+        if self.concerns(path):
+            self.change(event, os.fsdecode(path))
+
+    def change(self, event: str, path: str, half_done: Any = None) -> None:
+        """One change is about to happen."""
+        if not self.watching or not self.concerns(path):
+            return
+        self.count += 1
+        self.place = f"{event} {path}"
+        kind, number = self.disturbance.kind, self.disturbance.number
+        if kind == "none":
+            self.places[self.place] += 1
+        if kind == "slow disk":
+            time.sleep(SLOW_S)
+        if kind in SIGNALS and self.count == number:
+            if kind == "torn write" and half_done is not None:
+                half_done()
+            self.finish()
+            os.kill(os.getpid(), SIGNALS[kind])
+        frees = event in FREEING and kind == "full disk"
+        if (kind in DISKS and self.count >= number and not frees) or (
+            kind == "one disk error" and self.count == number
+        ):
+            if self.count == number:
+                self.finish()
+            code = DISKS.get(kind, errno.EIO)
+            raise OSError(code, os.strerror(code), path)
+
+    def finish(self) -> None:
+        """Write the report."""
+        self.watching = False
+        if self.disturbance.kind == "file size limit":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        self.report.write_text(f"{self.count}\n{self.place}\n")
+        self.watching = True
+
+
+def run_child(
+    arguments: list[str], folders: list[str], disturbance: Disturbance, reports: str, environment: dict[str, str]
+) -> None:
+    """The body of a child process: `openuni ARGUMENTS`, disturbed. Its output goes to `reports`.out and .err."""
+    os.environ.clear()
+    os.environ.update(environment)
+    for descriptor, name in ((1, "out"), (2, "err")):
+        file = os.open(f"{reports}.{name}", os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_APPEND)
+        os.dup2(file, descriptor)
+        os.close(file)
+    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.chdir(folders[0])
+    sys.argv = ["openuni", *arguments]
+    from openuni.cli.main import main
+    from openuni.manifests.storage import lease
+
+    if "CHAOS_LEASE_S" in os.environ:  # a machine that is not heard of for a second counts as dead
+        lease.LEASE_S = float(os.environ["CHAOS_LEASE_S"])
+        lease.BEAT_S = lease.LEASE_S / 5
+    watch = Watch(disturbance, folders, Path(f"{reports}.count"))
+    watch.install()
+    try:
+        main()
+    finally:
+        if disturbance.kind not in SIGNALS and disturbance.kind not in DISKS:
+            watch.finish()
+        sys.stdout.flush()
+        sys.stderr.flush()
