@@ -37,7 +37,8 @@ from openuni.manifests.video.clip import Clip, clip_id
 from openuni.manifests.video.probe import make_clip, probe
 from openuni.pipeline.ledger import run_ledger
 from openuni.pipeline.phases import CorpusWorker, decoder_threads
-from openuni.pipeline.runners.resources import Runner
+from openuni.pipeline.runners.pool_sizes import cpu_pool
+from openuni.pipeline.runners.resources import Pool, Runner
 from openuni.pipeline.worker import ItemOutcome, Spec
 
 
@@ -278,7 +279,8 @@ class ImportJob:
                         counter.add(outcome.status)
                         log.outcome(outcome, "import", raise_errors=self.import_options.raise_errors)
 
-                    runner.run(spec, listing.items(left), report, self._unfinished)
+                    size = cpu_pool(runner.resources, runner.capacity())
+                    runner.run_pools([Pool("import", spec, listing.items(left), report, self._unfinished, size)])
                 self.corpus.recover()
             self.corpus.refresh()
             missing = pc.sum(pc.invert(pc.is_in(ids, value_set=self.corpus.done("clips")))).as_py()
