@@ -206,9 +206,9 @@ class RayRunner(Runner):
                 logger.warning("no worker has started for %.0f s: %s", now - waited_since, self._wanted(stuck))
 
     def _wanted(self, runs: list[PoolRun]) -> str:
-        asked = " and ".join(f"{run.pool.size.workers} workers of {run.pool.size.shape} each" for run in runs)
+        asked = " and ".join(f"{run.pool.size.workers} x {run.pool.size.shape}" for run in runs)
         free = {name: amount for name, amount in self.ray.available_resources().items() if name in ("CPU", "GPU")}
-        return f"asked for {asked}; the cluster has {self.capacity()}, of which {free or 'nothing'} is free"
+        return f"workers need {asked}; the cluster has {self.capacity()}, of which {free or 'nothing'} is free"
 
     def _new_slot(self, shape: Shape) -> ActorSlot:
         return ActorSlot(self._new_actor(shape), shape)
