@@ -28,7 +28,7 @@ from openuni.manifests.storage.remote_errors import raises_store_errors
 from openuni.manifests.storage.store import Store
 from openuni.pipeline.changed_captions import changed_captions_note
 from openuni.pipeline.pipeline import Pipeline
-from openuni.pipeline.runners.resources import Resources
+from openuni.pipeline.runners.resources import Resources, Runner
 from openuni.pipeline.runners.runner import open_runner
 from openuni.pipeline.scope import RunScope
 from openuni.pipeline.sources import as_recorded, find_with_links
@@ -69,12 +69,13 @@ def run(
     if not isinstance(resources, Resources):
         count = len(found.names) if existing is None else len(existing)
         resources = resources(count) if resources is not None else Resources()
-    doctor.require_all(parsed, str(out), resources.gpus)
+    doctor.require_all(parsed, str(out), (resources.gpus or 0.0) if resources.address is None else 0.0)
     corpus = existing or Corpus.create(str(out))
     reporter = reporter or Reporter()
     with storage_errors(corpus.store), lock(corpus.store), reporter, open_runner(resources) as runner:
         _require_shards(parsed, corpus)
         names = as_recorded(found, corpus)
+        _require_cluster(parsed, runner, names, corpus)
         if note := changed_captions_note(corpus, names, parsed.ingest):
             reporter.print_line(note)
         Pipeline(parsed, corpus, runner, reporter, scope).run(names)
@@ -152,22 +153,32 @@ def to_recipe(recipe: str | Path | Mapping[str, Any] | CorpusRecipe) -> CorpusRe
 
 
 def default_resources(
-    workers: int | None = None, gpus: float | None = None, address: str | None = None, *, items: int | None = None
+    workers: int | None = None,
+    gpus: float | None = None,
+    address: str | None = None,
+    *,
+    items: int | None = None,
+    workers_per_gpu: int = 1,
+    placement_timeout_s: float | None = None,
 ) -> Resources:
-    """Return the resources of a run. Default: one worker per GPU, else one per core; `workers` 0 runs in-process.
+    """Return the resources of a run.
 
-    `items`: number of sources or clips to process, if known. Up to `FEW_ITEMS` without a GPU or cluster run in-process
-    by default.
+    `workers`: at a time; default: one per core of this machine, or as many as the cluster at `address` holds; 0:
+    in-process. `gpus`: default: all. `items`: number of sources or clips to process, if known; up to `FEW_ITEMS`
+    without a GPU or cluster run in-process by default. See `Resources` for the rest. Raises `OpenUniError` for negative
+    numbers.
     """
-    if gpus is None:
-        gpus = float(_visible_gpus()) if workers != 0 else 0.0
-    if workers is None and not gpus and address is None and items is not None and items <= FEW_ITEMS:
-        workers = 0
-    if workers is None:
-        workers = int(-(-gpus // 1)) if gpus else min(os.cpu_count() or 1, MAX_DEFAULT_WORKERS)
-    if workers < 0 or gpus < 0:
-        raise OpenUniError(f"--workers {workers} --gpus {gpus}: both must be at least 0")
-    return Resources(workers, gpus, address)
+    for flag, number in (("workers", workers), ("gpus", gpus), ("placement-timeout", placement_timeout_s)):
+        if number is not None and not number >= 0:
+            raise OpenUniError(f"--{flag} {number:g}: must be at least 0")
+    if workers_per_gpu < 1:
+        raise OpenUniError(f"--workers-per-gpu {workers_per_gpu}: must be at least 1")
+    if address is None:
+        gpus = (float(_visible_gpus()) if workers != 0 else 0.0) if gpus is None else gpus
+        if workers is None:
+            few = not gpus and items is not None and items <= FEW_ITEMS
+            workers = 0 if few else max(int(gpus * workers_per_gpu), min(os.cpu_count() or 1, MAX_DEFAULT_WORKERS))
+    return Resources(workers, gpus, address, workers_per_gpu, placement_timeout_s)
 
 
 @raises_store_errors
@@ -296,6 +307,18 @@ def _require_shards(recipe: CorpusRecipe, corpus: Corpus) -> None:
     """Raise `OpenUniError` if a shard of what the recipe produces is missing: its clips would pass for done."""
     encoded = corpus.record["encoded"].values() if recipe.encode is not None else ()
     corpus.require_shards([*map(annotation_group, recipe.annotators), *encoded])
+
+
+def _require_cluster(recipe: CorpusRecipe, runner: Runner, sources: Sequence[str], corpus: Corpus) -> None:
+    """Raise `MissingRequirement` if a node of the cluster lacks what the run needs, before any work."""
+    if runner.resources.address is None:
+        return
+    from openuni.pipeline.runners.ray_runner import RayRunner
+    from openuni.report.cluster import require_cluster
+
+    assert isinstance(runner, RayRunner)
+    known = sources or [clip.source for clip in (corpus[index].clip for index in (0, -1))] if len(corpus) else sources
+    require_cluster(recipe, runner, known, corpus.store.url)
 
 
 def _visible_gpus() -> int:

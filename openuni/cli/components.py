@@ -94,16 +94,23 @@ def init(
 def doctor(
     recipe: RecipeArgument,
     out: Annotated[str, typer.Option("--out", "-o", help="Output directory; its free space is checked")] = ".",
-    gpus: Annotated[float, typer.Option(help="Number of GPUs")] = 0.0,
+    gpus: Annotated[float | None, typer.Option(help="Number of GPUs. Default: 0, and all of a cluster")] = None,
+    address: Annotated[str | None, typer.Option(help="Address of a Ray cluster, whose nodes are checked too")] = None,
 ) -> None:
     """Run the preflight checks for a recipe.
 
-    Every failed check names the command that fixes it. Exit code 2 if a check fails.
+    Every failed check names the command that fixes it. Exit code 2 if a check fails. With --address, every node of the
+    cluster is asked for its version of openuni, its checkpoints and its view of an existing corpus at --out.
     """
     from openuni.config.recipe import CorpusRecipe
     from openuni.report.doctor import run_checks
 
-    results = run_checks(CorpusRecipe.load(recipe), out, gpus)
+    parsed = CorpusRecipe.load(recipe)
+    results = run_checks(parsed, out, gpus if gpus and address is None else 0.0)
+    if address is not None:
+        from openuni.report.cluster import check_cluster
+
+        results += check_cluster(parsed, address, gpus, out)
     for result in results:
         print_text(f"{result.level:<11} {result.what}: {result.text}")
     if any(result.is_blocking for result in results):

@@ -29,12 +29,25 @@ class RunFlags:
     workers: Annotated[
         int | None,
         typer.Option(
-            help="Number of Ray workers; 0 runs in-process. Default: one per GPU, else one per core, and 0 for up to "
-            "10 sources or clips without a GPU"
+            help="Number of Ray workers at a time; 0 runs in-process. Default: one per core, as many as fit on a "
+            "cluster, and 0 for up to 10 sources or clips without a GPU"
         ),
     ] = None
-    gpus: Annotated[float | None, typer.Option(help="GPUs shared by the workers. Default: all available")] = None
-    address: Annotated[str | None, typer.Option(help="Address of a running Ray cluster")] = None
+    gpus: Annotated[float | None, typer.Option(help="GPUs used by the workers. Default: all available")] = None
+    workers_per_gpu: Annotated[
+        int, typer.Option(min=1, help="Workers that share one GPU, for GPUs that one worker leaves idle")
+    ] = 1
+    address: Annotated[
+        str | None, typer.Option(help='Address of a running Ray cluster: HOST:PORT, ray://HOST:PORT or "auto"')
+    ] = None
+    placement_timeout: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Seconds to wait for nodes that an autoscaler starts. Default: the workers must fit on the nodes that "
+            "are there",
+        ),
+    ] = None
     limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of sources (or clips)")] = None
     only: Annotated[
         list[str] | None, typer.Option(help="Run only this operator or phase (ingest, encode); repeatable")
@@ -65,7 +78,14 @@ def run(given: RunFlags) -> None:
             raise OpenUniError(f'--only "{name}" is not in {given.recipe}. It has: {", ".join(sorted(known))}.')
 
     def resources(items: int) -> Resources:
-        return api.default_resources(given.workers, given.gpus, given.address, items=items)
+        return api.default_resources(
+            given.workers,
+            given.gpus,
+            given.address,
+            items=items,
+            workers_per_gpu=given.workers_per_gpu,
+            placement_timeout_s=given.placement_timeout,
+        )
 
     scope = RunScope(given.limit, tuple(given.only or ()), given.add, given.retry_failed, given.raise_errors)
     corpus = api.run(recipe, list(given.sources or ()), out=given.out, resources=resources, scope=scope)
@@ -92,6 +112,7 @@ class ImportFlags:
     workers: Annotated[
         int | None, typer.Option(help="Number of Ray workers; 0 runs in-process. Default: one per core")
     ] = None
+    address: Annotated[str | None, typer.Option(help="Address of a running Ray cluster")] = None
     limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of clips")] = None
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Retry rejected clips")] = False
     raise_errors: Annotated[
@@ -115,7 +136,7 @@ def import_(given: ImportFlags) -> None:
         given.folder,
         out=given.out,
         options=parse_assignments(given.options or (), f"import {given.format}"),
-        resources=api.default_resources(given.workers, 0.0),
+        resources=api.default_resources(given.workers, 0.0, given.address),
         import_options=ImportOptions(given.collection, given.limit, given.retry_failed, given.raise_errors),
     )
     outcomes = corpus.summary()

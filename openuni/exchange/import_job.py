@@ -38,7 +38,8 @@ from openuni.manifests.video.clip import Clip, clip_id
 from openuni.manifests.video.probe import make_clip, probe
 from openuni.pipeline.ledger import run_ledger
 from openuni.pipeline.phases import CorpusWorker, decoder_threads
-from openuni.pipeline.runners.resources import Runner
+from openuni.pipeline.runners.pool_sizes import cpu_pool
+from openuni.pipeline.runners.resources import Pool, Runner
 from openuni.pipeline.worker import ItemOutcome, Spec
 
 
@@ -279,7 +280,8 @@ class ImportJob:
                         counter.add(outcome.status)
                         log.outcome(outcome, "import", raise_errors=self.import_options.raise_errors)
 
-                    runner.run(spec, listing.items(left), report, self._unfinished)
+                    size = cpu_pool(runner.resources, runner.capacity())
+                    runner.run_pools([Pool("import", spec, listing.items(left), report, self._unfinished, size)])
                 self.corpus.recover()
                 compact_if_worthwhile(self.corpus, [CLIPS, self.group])
             self.corpus.refresh()

@@ -1,16 +1,24 @@
-"""How much GPU memory each operator really needs: its weights, and what it takes at most while it runs."""
+"""How much GPU memory each operator really needs: its weights, and what it takes at most while it runs.
 
-from collections.abc import Iterator
+Measured in every run and kept in the corpus's record, so that later phases know which models fit on a GPU together.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+from openuni.console.progress import Phase
+from openuni.manifests.corpus.corpus import Corpus
+
 BYTES_PER_MB = 1e6
+GPU_MEMORY_RECORD = "gpu_memory_mb"  # in the corpus's record: by version of an operator
+HEADROOM = 1.15  # of what was measured: the allocator keeps blocks, and larger clips may come
 
 
 class VramMeter:
     """Reads PyTorch's allocator on one device; sees nothing on a CPU, nor of libraries with their own allocator."""
 
     def __init__(self, device: str) -> None:
-        self.on_gpu = device.startswith("cuda")
+        self.on_gpu = device.startswith("cuda") and _has_gpu()
         self.weights: dict[str, int] = {}
         self.working: dict[str, int] = {}
 
@@ -49,3 +57,32 @@ class VramMeter:
         import torch
 
         return int(torch.cuda.memory_allocated())
+
+
+def gpu_shares(corpus: Corpus, versions: Mapping[str, str], gpu_memory_gb: float | None) -> dict[str, float]:
+    """By operator, the share of one GPU's memory that it takes, for those that have run before.
+
+    `versions`: of the operators. `gpu_memory_gb`: of the smallest GPU, 10^9 bytes; None: unknown.
+    """
+    measured = corpus.record.get(GPU_MEMORY_RECORD, {})
+    if not gpu_memory_gb:
+        return {}
+    gpu_mb = gpu_memory_gb * 1000
+    return {name: measured[version] * HEADROOM / gpu_mb for name, version in versions.items() if version in measured}
+
+
+def record_gpu_memory(corpus: Corpus, versions: Mapping[str, str], phases: Sequence[Phase]) -> None:
+    """Keep what the operators took in these phases."""
+    known = dict(corpus.record.get(GPU_MEMORY_RECORD, {}))
+    found = dict(known)
+    for phase in phases:
+        for name, used_mb in phase.vram_mb.items():
+            found[versions[name]] = max(used_mb, found.get(versions[name], 0.0))
+    if found != known:
+        corpus.save_record(**{GPU_MEMORY_RECORD: found})
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return bool(torch.cuda.is_available())

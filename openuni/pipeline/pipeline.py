@@ -8,17 +8,17 @@ import dataclasses
 import functools
 import json
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from openuni.config.captions import CaptionColumn, caption_column, captions, clip_ids_with_caption
+from openuni.config.captions import CaptionColumn, caption_column, clip_ids_with_caption
 from openuni.config.recipe import CorpusRecipe
-from openuni.console.progress import Reporter
+from openuni.console.progress import Counter, Reporter
 from openuni.dedup.deduplicator import not_compared_reason
 from openuni.manifests.contracts.component import fingerprint
 from openuni.manifests.contracts.operator import Operator
@@ -37,23 +37,35 @@ from openuni.manifests.corpus.layout import (
 )
 from openuni.manifests.corpus.splits import write_pending_splits
 from openuni.manifests.errors import OpenUniError
-from openuni.manifests.video.clip import Clip
 from openuni.manifests.video.decoder.limits import Limits
 from openuni.pipeline import encode_phase, shot_splitting
+from openuni.pipeline.gpu_memory import gpu_shares, record_gpu_memory
 from openuni.pipeline.ingest_phase import IngestSpec, SourceItem
 from openuni.pipeline.ledger import run_ledger
 from openuni.pipeline.map_sources import MapSource, annotator_of, extents, required_maps
 from openuni.pipeline.operator_phase import OperatorSpec
-from openuni.pipeline.phases import ClipItem
+from openuni.pipeline.passes import PoolPlan, plan_passes
+from openuni.pipeline.plans import INTERNAL_ERROR_HINT, clip_items, missing
 from openuni.pipeline.run_log import RunLog
-from openuni.pipeline.runners.resources import Runner
+from openuni.pipeline.runners.pool_sizes import cpu_pool, gpu_pool
+from openuni.pipeline.runners.resources import Pool, PoolSize, Runner
 from openuni.pipeline.scope import RunScope
 from openuni.pipeline.worker import ItemOutcome, Spec
 
 logger = logging.getLogger(__name__)
-WINDOW_ROWS = 50_000  # clips whose stored maps are looked up at a time: a plan of millions stays columnar
 INGEST_VERSION = "1"
-_INTERNAL_ERROR_HINT = "Internal error: rerun the command; if it persists, report it with the log of this run in runs/."
+
+
+class PlannedPool(NamedTuple):
+    """A pool of a phase before it runs."""
+
+    name: str
+    spec: Spec
+    items: Iterable[Any]
+    total: int
+    on_death: Callable[[list[Any]], list[Any]]
+    size: PoolSize
+    groups: Sequence[str]  # column groups that it fills
 
 
 @dataclass
@@ -110,7 +122,9 @@ class Pipeline:
         spec = IngestSpec(
             self.corpus.store.url, self.recipe.ingest, detector, INGEST_VERSION, self.recipe.work.limits()
         )
-        self._phase("ingest", spec, new, len(new), self._unfinished_sources, [CLIPS])
+        if new:
+            size = cpu_pool(self.runner.resources, self.runner.capacity())
+            self._phase([PlannedPool("ingest", spec, new, len(new), self._unfinished_sources, size, [CLIPS])])
         self.corpus.refresh()
         self._verify_sources(new)
 
@@ -127,17 +141,48 @@ class Pipeline:
             self.corpus.activate_version(group, versions[name])
             if self.scope.retry_failed:
                 self.corpus.delete_by_status(group, ["failed", "unavailable"])
-            todo[name] = self._missing(group, clips.column("clip_id"))
-        wanted = {name: wanted[name] for name in chosen}
+            todo[name] = missing(self.corpus, group, clips.column("clip_id"))
+        todo = {name: mask for name, mask in todo.items() if pc.any(mask).as_py()}
+        if not todo:
+            return
+        required = {name: wanted[name] for name in todo}
+        left = {name: chosen[name] for name in todo}
+        shares = gpu_shares(self.corpus, versions, self.runner.gpu_memory_gb())
+        for pools in plan_passes(left, required, self.runner.resources, self.runner.capacity(), shares):
+            planned = [self._operator_pool(kind, pool, left, versions, required, clips, todo) for pool in pools]
+            self._phase(planned)
+            record_gpu_memory(self.corpus, versions, self.reporter.phases[-len(planned) :])
+        for name in todo:
+            self._verify(groups[name], clips.column("clip_id"))
+
+    def _operator_pool(
+        self,
+        kind: str,
+        plan: PoolPlan,
+        operators: Mapping[str, Operator],
+        versions: Mapping[str, str],
+        required: Mapping[str, Mapping[str, MapSource]],
+        clips: pa.Table,
+        todo: Mapping[str, pa.Array],
+    ) -> PlannedPool:
+        names = plan.operators
+        maps = {name: required[name] for name in names}
+        sources = {source for of_one in maps.values() for source in of_one.values()}
+        groups = {name: operator_group(kind, name) for name in names}
         work = self.recipe.work
-        compact, limits = work.storage == "compact", work.limits()
-        spec = OperatorSpec(self.corpus.store.url, chosen, versions, work.short_side_px, wanted, compact, limits)
-        names = " + ".join(chosen) if len(chosen) <= 2 else f"{len(chosen)} {kind}s"
-        sources = {source for maps in wanted.values() for source in maps.values()}
-        items, count = self._clip_items(clips, todo, sources)
-        self._phase(names, spec, items, count, lambda held: self._unfinished(held, groups, sources), [*groups.values()])
-        for group in groups.values() if count else ():
-            self._verify(group, clips.column("clip_id"))
+        spec = OperatorSpec(
+            corpus_url=self.corpus.store.url,
+            operators={name: operators[name] for name in names},
+            versions={name: versions[name] for name in names},
+            short_side_px=work.short_side_px,
+            required_maps=maps,
+            compact=work.storage == "compact",
+            limits=work.limits(),
+        )
+        items, count = clip_items(self.corpus, clips, {name: todo[name] for name in names}, sources)
+        title = " + ".join(names) if len(names) <= 2 else f"{len(names)} {kind}s"
+        on_death = functools.partial(self._unfinished, groups=groups, sources=sources)
+        return PlannedPool(title, spec, items, count, on_death, plan.size, [*groups.values()])
 
     def _encode(self, clips: pa.Table) -> None:
         options, codec, text_codec = self.recipe.encode, self.recipe.latent_codec, self.recipe.text_codec
@@ -152,49 +197,55 @@ class Pipeline:
             self.corpus.activate_version(stream.group, stream.version)
             if self.scope.retry_failed:
                 self.corpus.delete_by_status(stream.group, ["failed"])
-            missing = self._missing(stream.group, clips.column("clip_id"))
+            left = missing(self.corpus, stream.group, clips.column("clip_id"))
             if stream.annotator:
                 present[stream.modality] = clip_ids_with_modality(self.corpus, stream.annotator, stream.modality)
-                missing = pc.and_(missing, pc.is_in(clips.column("clip_id"), present[stream.modality]))
+                left = pc.and_(left, pc.is_in(clips.column("clip_id"), present[stream.modality]))
             if self.captions and stream.modality == encode_phase.TEXT:
                 present[encode_phase.TEXT] = clip_ids_with_caption(self.corpus, self.captions)
-                missing = pc.and_(missing, pc.is_in(clips.column("clip_id"), present[encode_phase.TEXT]))
-            todo[stream.modality] = missing
+                left = pc.and_(left, pc.is_in(clips.column("clip_id"), present[encode_phase.TEXT]))
+            todo[stream.modality] = left
         limits = dataclasses.replace(self.recipe.work.limits(), max_decoded_bytes=Limits.max_decoded_bytes)
         spec = encode_phase.EncodeSpec(self.corpus.store.url, options, codec, text_codec, tuple(streams), limits)
         sources = {MapSource(stream.annotator, stream.modality) for stream in streams if stream.annotator}
-        items, count = self._clip_items(clips, todo, sources, self.captions)
+        items, count = clip_items(self.corpus, clips, todo, sources, self.captions)
         groups = {stream.modality: stream.group for stream in streams}
-        on_death = functools.partial(self._unfinished, groups=groups, sources=sources)
-        self._phase("encode", spec, items, count, on_death, list(groups.values()))
+        if count:
+            size = gpu_pool if codec.gpus or text_codec.gpus else cpu_pool
+            workers = size(self.runner.resources, self.runner.capacity())
+            on_death = functools.partial(self._unfinished, groups=groups, sources=sources)
+            self._phase([PlannedPool("encode", spec, items, count, on_death, workers, [*groups.values()])])
         for stream in streams if count else ():
             wanted = clips.column("clip_id")
             if stream.modality in present:
                 wanted = wanted.filter(pc.is_in(wanted, present[stream.modality]))
             self._verify(stream.group, wanted)
 
-    def _phase(
-        self,
-        name: str,
-        spec: Spec,
-        items: Iterable[Any],
-        count: int,
-        on_death: Callable[[list[Any]], list[Any]],
-        groups: Sequence[str],
-    ) -> None:
-        if not count:
-            return
-        with self.reporter.phase(name, count) as counter:
-
-            def report(outcome: ItemOutcome) -> None:
-                counter.add(outcome.status, outcome.decodes, outcome.vram_mb)
-                self.log.outcome(outcome, name, raise_errors=self.scope.raise_errors)
-
-            logger.info("phase %s started: %d items", name, count)
-            self.runner.run(spec, items, report, on_death)
-            logger.info("phase %s finished: %s", name, json.dumps(counter.phase.as_record()))
+    def _phase(self, planned: Sequence[PlannedPool]) -> None:
+        """Run pools at the same time; each counts by itself."""
+        pools, counters = [], []
+        with ExitStack() as stack:
+            for pool in planned:
+                counter = stack.enter_context(self.reporter.phase(pool.name, pool.total))
+                counters.append(counter)
+                pools.append(
+                    Pool(
+                        pool.name, pool.spec, pool.items, self._reporting(pool.name, counter), pool.on_death, pool.size
+                    )
+                )
+                logger.info("phase %s started: %d items, %d workers", pool.name, pool.total, pool.size.workers)
+            self.runner.run_pools(pools)
+        for counter in counters:
+            logger.info("phase %s finished: %s", counter.phase.name, json.dumps(counter.phase.as_record()))
         self.corpus.recover()  # parts of workers that died in this phase
-        compact_if_worthwhile(self.corpus, groups)
+        compact_if_worthwhile(self.corpus, [group for pool in planned for group in pool.groups])
+
+    def _reporting(self, phase: str, counter: Counter) -> Callable[[ItemOutcome], None]:
+        def report(outcome: ItemOutcome) -> None:
+            counter.add(outcome.status, outcome.decodes, outcome.vram_mb)
+            self.log.outcome(outcome, phase, raise_errors=self.scope.raise_errors)
+
+        return report
 
     # ------------------------------------------------------------------ plans
 
@@ -247,19 +298,6 @@ class Pipeline:
         if note:
             self.reporter.print_line(note)
         return clips.filter(pc.is_in(clips.column("clip_id"), self.corpus.kept_clip_id_array(self.recipe.keep)))
-
-    def _missing(self, group: str, wanted: pa.ChunkedArray | pa.Array) -> pa.Array:
-        """Which of the clips wanted have no row in the group, booleans; raises when one has several."""
-        if isinstance(wanted, pa.ChunkedArray):
-            wanted = wanted.combine_chunks()
-        found = self.corpus.table(group, ["clip_id"]).column("clip_id")
-        places = pc.index_in(found, value_set=wanted).drop_null()
-        rows = np.bincount(places.to_numpy(), minlength=len(wanted))
-        if (rows > 1).any():
-            raise OpenUniError(
-                f"{group}: {(rows > 1).sum()} of {len(wanted)} clips have more than one row. {_INTERNAL_ERROR_HINT}"
-            )
-        return pa.array(rows == 0)
 
     @functools.cached_property
     def required_maps(self) -> dict[str, dict[str, MapSource]]:
@@ -326,42 +364,6 @@ class Pipeline:
             return self._version(annotator, self.recipe.annotators[annotator])
         return self.corpus.group_version(annotation_group(annotator))
 
-    def _clip_items(
-        self,
-        clips: pa.Table,
-        todo: dict[str, pa.Array],
-        sources: Collection[MapSource],
-        texts: CaptionColumn | None = None,
-    ) -> tuple[Iterator[ClipItem], int]:
-        """The clips for which anything is left to do, with the places of the stored maps that this starts from.
-
-        `texts`: where the clips' captions are taken from instead of their own rows.
-        """
-        plan = _plan(clips, todo)
-
-        def items() -> Iterator[ClipItem]:
-            for start in range(0, len(plan), WINDOW_ROWS):
-                window = plan.slice(start, WINDOW_ROWS)
-                ids = window.column("clip_id").combine_chunks()
-                stored = extents(self.corpus, sources, ids)
-                said = captions(self.corpus, texts, ids) if texts else []
-                for position, (clip, names) in enumerate(self._rows(window, list(todo))):
-                    if texts:
-                        clip = dataclasses.replace(clip, caption=said[position].as_py())
-                    places = {source: found[position].as_py() for source, found in stored.items()}
-                    yield ClipItem(clip, names, places)
-
-        return items(), len(plan)
-
-    def _rows(self, plan: pa.Table, names: Sequence[str]) -> Iterator[tuple[Clip, tuple[str, ...]]]:
-        """Each clip of a plan, and which of the names it is planned for."""
-        start = 0
-        for table in self.corpus.clip_list.tables(plan.column("row").to_numpy()):
-            todo = plan.slice(start, len(table)).to_pylist()
-            start += len(table)
-            for row, planned in zip(table.to_pylist(), todo, strict=True):
-                yield self.corpus.clip_list.clip_of_row(row), tuple(name for name in names if planned[f"todo:{name}"])
-
     def _write_families(self, family: str, text_family: str, streams: list[encode_phase.EncodeStream]) -> None:
         options, codec, text_codec = self.recipe.encode, self.recipe.latent_codec, self.recipe.text_codec
         assert options is not None and codec is not None and text_codec is not None
@@ -380,24 +382,15 @@ class Pipeline:
             return
         lost = self._new_sources([item.source for item in items])
         if lost:
-            raise OpenUniError(f"clips: {len(lost)} of {len(items)} sources have no row. {_INTERNAL_ERROR_HINT}")
+            raise OpenUniError(f"clips: {len(lost)} of {len(items)} sources have no row. {INTERNAL_ERROR_HINT}")
         ids = self.corpus.table("clips", ["clip_id"]).column("clip_id")
         if pc.count_distinct(ids).as_py() != len(ids):
             raise OpenUniError(
-                f"clips: {len(ids) - pc.count_distinct(ids).as_py()} duplicate rows. {_INTERNAL_ERROR_HINT}"
+                f"clips: {len(ids) - pc.count_distinct(ids).as_py()} duplicate rows. {INTERNAL_ERROR_HINT}"
             )
 
     def _verify(self, group: str, wanted: pa.ChunkedArray | pa.Array) -> None:
         """Every planned clip has exactly one row, or the run ends with an error."""
-        lost = pc.sum(self._missing(group, wanted)).as_py()
+        lost = pc.sum(missing(self.corpus, group, wanted)).as_py()
         if lost:
-            raise OpenUniError(f"{group}: {lost} of {len(wanted)} clips have no row. {_INTERNAL_ERROR_HINT}")
-
-
-def _plan(clips: pa.Table, todo: dict[str, pa.Array]) -> pa.Table:
-    """The clips for which anything is left to do, with a column `todo:NAME` for each operator."""
-    plan, anything = clips, None
-    for name, mask in todo.items():
-        plan = plan.append_column(f"todo:{name}", mask)
-        anything = mask if anything is None else pc.or_(anything, mask)
-    return plan.filter(anything) if anything is not None else plan.slice(0, 0)
+            raise OpenUniError(f"{group}: {lost} of {len(wanted)} clips have no row. {INTERNAL_ERROR_HINT}")

@@ -61,7 +61,7 @@ def build(folder: str, rows: int, part_rows: int) -> None:
 
     recipe = CorpusRecipe.parse(RECIPE)
     corpus = Corpus.create(folder)
-    pipeline = Pipeline(recipe, corpus, InProcessRunner("cpu"), Reporter(quiet=True))
+    pipeline = Pipeline(recipe, corpus, InProcessRunner(), Reporter(quiet=True))
     groups: list[tuple[str, Any, str]] = [("clips", clip_schema(), INGEST_VERSION)]
     for folder_name, operators in (("filters", recipe.filters), ("annotations", recipe.annotators)):
         for name, operator in operators.items():
@@ -199,9 +199,9 @@ def resume(folder: str, recipe: dict[str, Any]) -> str:
     class PlanOnly(Runner):
         """Looks at the first items and stops."""
 
-        def run(self, spec: Any, items: Any, report: Any, on_death: Any) -> None:
-            """See `Runner.run`."""
-            first = [item.key for item, _ in zip(items, range(2500), strict=False)]
+        def run_pools(self, pools: Any) -> None:
+            """See `Runner.run_pools`."""
+            first = [item.key for item, _ in zip(pools[0].items, range(2500), strict=False)]
             raise Planned(f"the first {len(first):,} items drawn")
 
     corpus = Corpus.open(folder)

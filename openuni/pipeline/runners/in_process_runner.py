@@ -1,38 +1,37 @@
 """Running phases in this process: for debugging, small corpora, and machines without Ray."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from openuni.manifests.graceful_shutdown import graceful_shutdown
 from openuni.pipeline.runners.crash_marks import CrashMarks
-from openuni.pipeline.runners.resources import Runner
-from openuni.pipeline.worker import ItemOutcome, Spec, WorkerLoop, key_of
+from openuni.pipeline.runners.resources import Pool, Resources, Runner
+from openuni.pipeline.worker import ItemOutcome, WorkerLoop, key_of
 
 
 class InProcessRunner(Runner):
     """Everything in this process: for debugging, small corpora, and machines without Ray."""
 
-    def __init__(self, device: str) -> None:
-        self.device = device
+    def __init__(self, resources: Resources | None = None) -> None:
+        self.resources = resources or Resources()
+        self.device = "cuda" if self.resources.gpus else "cpu"
 
-    def run(
-        self,
-        spec: Spec,
-        items: Iterable[Any],
-        report: Callable[[ItemOutcome], None],
-        on_death: Callable[[list[Any]], list[Any]],
-    ) -> None:
-        """See `Runner.run`."""
-        marks = CrashMarks.of(spec)
-        loop = WorkerLoop(spec.start(self.device), marks.working_on)
+    def run_pools(self, pools: Sequence[Pool]) -> None:
+        """See `Runner.run_pools`; one after the other."""
+        for pool in pools:
+            self._run(pool)
+
+    def _run(self, pool: Pool) -> None:
+        marks = CrashMarks.of(pool.spec)
+        loop = WorkerLoop(pool.spec.start(self.device), marks.working_on)
 
         def done(outcome: ItemOutcome | None) -> None:
             if outcome is not None:
                 marks.finished(outcome.key)
-                report(outcome)
+                pool.report(outcome)
 
         try:
-            source = iter(items)
+            source = iter(pool.items)
             with graceful_shutdown("the current clip") as interrupted, marks.watching():
                 item = next(source, None)
                 while item is not None and not interrupted.is_set():

@@ -1,46 +1,36 @@
-"""Running phases on Ray actors. The only home of Ray in the pipeline, with `ray_worker`.
+"""Running phases on Ray actors, one pool of them per kind of work. The only home of Ray in the pipeline, with
+`ray_session` and `ray_worker`.
 
 Actors are processes that may die: the items they held are retried on another worker, one at a time, and recorded as
-failed after `MAX_ATTEMPTS`. Ray itself may fail: starting it is retried, and a Ray that is lost is started once more.
+failed after `MAX_ATTEMPTS`. A node that dies is not its items' fault. Nodes may come and go during a phase.
 """
 
 import logging
-import math
 import os
-import socket
-import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import chdir
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from openuni.console.logs import verbosity
 from openuni.manifests.contracts.discovery import local_import_roots
 from openuni.manifests.errors import OpenUniError
-from openuni.pipeline.failures import format_error
+from openuni.pipeline.runners.capacity import Capacity, Node, Shape
+from openuni.pipeline.runners.node_check import NodeReport, NodeRequest, code_version, gpu_memory_gb
+from openuni.pipeline.runners.ray_session import POLL_S, RayLost, RaySession
 from openuni.pipeline.runners.ray_worker import RayWorker, Reply, Setup, uninstalled_home
-from openuni.pipeline.runners.resources import MAX_ATTEMPTS, Resources, Runner
-from openuni.pipeline.worker import ItemOutcome, Spec
+from openuni.pipeline.runners.resources import MAX_ATTEMPTS, Pool, Resources, Runner
 
+MAX_NODE_DEATHS = 10  # of nodes that held the same item: it may be what ends them
 MAX_FAILED_STARTS = 10
-MAX_RAY_STARTS = 3
-CONNECT_TIMEOUT_S = 10.0  # of a cluster's address; Ray itself would wait for minutes
-POLL_S = 10.0  # how long to wait for a reply before asking whether Ray is alive
 LOST_AFTER_S = 60.0  # without a living node
-GCS_LOST_AFTER_S = 15.0  # without its control store; after 60 s Ray would end this process by itself, with exit code 1
 NO_NODE = "no node of the Ray cluster is alive"
-NO_GCS = "the control store of Ray (gcs_server) does not answer"
 PLACEMENT_NOTICE_S = 60.0  # without a first reply of any worker
+PLACEMENT_TIMEOUT_S = 600.0  # for nodes that others use; `Resources.placement_timeout_s` for nodes that are to come
 
 logger = logging.getLogger(__name__)
-
-
-class RayLost(Exception):
-    """No node of the Ray that was in use is alive, or its control store is gone."""
 
 
 @dataclass
@@ -48,9 +38,11 @@ class ActorSlot:
     """One Ray actor and what it is doing."""
 
     actor: Any
+    shape: Shape
     in_flight: dict[str, Any] = field(default_factory=dict)  # by key: given to the actor, and not reported yet
     following: Any | None = None  # of these, the one it prefetches
     started: bool = False
+    node_id: str = ""  # known once started
 
 
 @dataclass
@@ -62,14 +54,38 @@ class Queue:
     retries: deque[Any] = field(default_factory=deque)
     exhausted: deque[Any] = field(default_factory=deque)
     attempts: dict[str, int] = field(default_factory=dict)
+    node_deaths: dict[str, int] = field(default_factory=dict)
+    drained: bool = False  # `pending` has nothing more
 
-    def record_worker_death(self, held: list[Any]) -> None:
+    def record_worker_death(self, held: list[Any], *, with_node: bool) -> None:
         """Count a worker's death against the items it held, except those it had finished."""
+        counts, most = (self.node_deaths, MAX_NODE_DEATHS) if with_node else (self.attempts, MAX_ATTEMPTS)
+        what = "a node" if with_node else "a worker"
         for item in self.on_death(held):
-            self.attempts[item.key] = self.attempts.get(item.key, 0) + 1
-            too_often = self.attempts[item.key] >= MAX_ATTEMPTS
-            logger.warning("a worker died with %s in flight (attempt %d)", item.key, self.attempts[item.key])
-            (self.exhausted if too_often else self.retries).append(item)
+            counts[item.key] = counts.get(item.key, 0) + 1
+            logger.warning("%s died with %s in flight (attempt %d)", what, item.key, counts[item.key])
+            (self.exhausted if counts[item.key] >= most else self.retries).append(item)
+
+    def next_new(self) -> Any | None:
+        """The next item that nobody has had."""
+        item = None if self.drained else next(self.pending, None)
+        self.drained = item is None
+        return item
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is left to hand out."""
+        return self.drained and not self.retries and not self.exhausted
+
+
+@dataclass
+class PoolRun:
+    """A pool at work."""
+
+    pool: Pool
+    queue: Queue
+    slots: list[ActorSlot] = field(default_factory=list)
+    failed_starts: int = 0
 
 
 class RayRunner(Runner):
@@ -77,93 +93,43 @@ class RayRunner(Runner):
 
     def __init__(self, resources: Resources) -> None:
         self.resources = resources
-        self.slots: list[ActorSlot] = []
-        self.failed_starts = 0
+        self.session = RaySession(resources)
+        self.idle: list[ActorSlot] = []  # from an earlier phase: starting a process takes seconds
         self.restarted = False
-        self.gcs_seen = self.gcs_asked = 0.0  # when the control store last answered, and when it was last asked
+        self.grown_at = time.monotonic()  # when free nodes were last looked for
 
-    @cached_property
+    @property
     def ray(self) -> Any:
-        """Ray, started when the first phase has work: a run with nothing left to do does not wait for it."""
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # CPU workers keep what they see of GPUs
-        import ray
+        """Ray's module, connected."""
+        return self.session.ray
 
-        # Ray puts the folder in which it is started first on its workers' path, before all installed packages: a
-        # user's tensorflow.py there would be imported. A working_dir would prevent it too, and slow every start.
-        self.empty_folder = tempfile.TemporaryDirectory(prefix="openuni-")
-        _check_reachable(self.resources.address)
-        for attempt in range(1, MAX_RAY_STARTS + 1):
-            try:
-                with chdir(self.empty_folder.name):
-                    self._init(ray)
-                return ray
-            except Exception as error:  # of many kinds: Ray has no class for "could not start"
-                reason = format_error(error)
-                ray.shutdown()
-                if self.resources.address is not None:
-                    raise _cannot_join(self.resources.address, reason) from error
-                if attempt == MAX_RAY_STARTS:
-                    raise OpenUniError(
-                        f"Ray did not start in {MAX_RAY_STARTS} attempts: {reason}. Is the machine overloaded, or /tmp "
-                        "full? Try again later, or use --workers 0 to run without Ray."
-                    ) from error
-                logger.warning("Ray did not start (%s); attempt %d of %d", reason, attempt + 1, MAX_RAY_STARTS)
-                os.environ["RAY_raylet_start_wait_time_s"] = str(60 * attempt)  # noqa: SIM112  # as Ray spells it
-        raise AssertionError("unreachable")
+    def capacity(self) -> Capacity:
+        """See `Runner.capacity`. Starts Ray, or joins the cluster."""
+        return self.session.capacity()
 
-    def _init(self, ray: Any) -> None:
-        local = {
-            "address": "local",  # never a cluster that happens to run on this machine
-            "num_cpus": self.resources.workers,
-            "num_gpus": math.ceil(self.resources.gpus),
-            "include_dashboard": False,
-        }
-        ray.init(
-            **({"address": self.resources.address} if self.resources.address else local),
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-        )
+    def gpu_memory_gb(self) -> float | None:
+        """See `Runner.gpu_memory_gb`. Of a cluster: as its nodes answered `check_nodes`."""
+        if self.resources.address is None:
+            return min(gpu_memory_gb(), default=None) if self.capacity().gpus else None
+        return self.session.smallest_gpu_gb
 
-    @cached_property
-    def actor_type(self) -> Any:
-        """The actor class with its share of the machine."""
-        threads = str(max(1, (os.cpu_count() or 1) // self.resources.workers))
-        environment = {"OMP_NUM_THREADS": threads, "OPENUNI_THREADS": threads}
-        home = uninstalled_home()
-        if home is not None:
-            environment["PYTHONPATH"] = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH", "")]))
-        return self.ray.remote(RayWorker).options(
-            num_cpus=1,
-            num_gpus=self.resources.gpus_per_worker,
-            max_restarts=0,
-            runtime_env={"env_vars": environment},
-        )
+    def check_nodes(self, request_of: Callable[[Node], NodeRequest]) -> dict[Node, NodeReport | str]:
+        """What every node of the cluster answers to its request, or why it did not."""
+        return self.session.check_nodes(request_of)
 
     def close(self) -> None:
         """Stop all actors, and the local Ray."""
-        if "ray" in self.__dict__:
-            self.ray.shutdown()
-            self.empty_folder.cleanup()
-            for name in ("ray", "actor_type"):
-                self.__dict__.pop(name, None)
-        self.slots = []
+        self.session.close()
+        self.idle = []
 
-    def run(
-        self,
-        spec: Spec,
-        items: Iterable[Any],
-        report: Callable[[ItemOutcome], None],
-        on_death: Callable[[list[Any]], list[Any]],
-    ) -> None:
-        """See `Runner.run`. Raises `OpenUniError` if Ray cannot be started, or is lost twice."""
-        queue = Queue(iter(items), on_death)
+    def run_pools(self, pools: Sequence[Pool]) -> None:
+        """See `Runner.run_pools`. Raises `OpenUniError` if Ray cannot be started, or is lost twice."""
+        runs = [PoolRun(pool, Queue(iter(pool.items), pool.on_death)) for pool in pools]
         while True:
             try:
-                self._run(spec, queue, report)
+                self._run(runs)
                 return
             except RayLost as lost:
-                held = [item for slot in self.slots for item in slot.in_flight.values()]
                 if self.restarted or self.resources.address is not None:
                     raise OpenUniError(
                         f"the connection to Ray was lost: {lost}. Finished items are kept; run the same command again "
@@ -172,108 +138,125 @@ class RayRunner(Runner):
                 logger.warning("%s; starting Ray again", lost)
                 self.restarted = True
                 self.close()
-                queue.retries.extend(queue.on_death(held))
+                for run in runs:
+                    held = [item for slot in run.slots for item in slot.in_flight.values()]
+                    run.slots = []
+                    run.queue.retries.extend(run.queue.on_death(held))
 
-    def _run(self, spec: Spec, queue: Queue, report: Callable[[ItemOutcome], None]) -> None:
-        running: dict[Any, ActorSlot] = {}
-        self.failed_starts = 0
-        while len(self.slots) < self.resources.workers:
-            self.slots.append(ActorSlot(self._new_actor()))
-        for slot in self.slots:
-            running[self._start(slot, spec)] = slot
+    def _run(self, runs: list[PoolRun]) -> None:
+        running: dict[Any, tuple[PoolRun, ActorSlot]] = {}
+        self._take_slots(runs)
+        for run in runs:
+            run.failed_starts = 0
+            for slot in run.slots:
+                running[self._start(slot, run)] = (run, slot)
         while running:
-            slot_ready = self._next_ready(running)
-            slot = running.pop(slot_ready)
-            reference = self._advance(slot, slot_ready, spec, queue, report)
-            if reference is not None:
-                running[reference] = slot
-            self._wake_idle(running, queue)
-        self._finish()
+            for reply in self._next_replies(running, runs):
+                run, slot = running.pop(reply)
+                reference = self._advance(run, slot, reply)
+                if reference is not None:
+                    running[reference] = (run, slot)
+            for run in runs:
+                self._wake_idle(running, run)
+                self._release_unplaced(running, run)
+            self._grow(running, runs)
+        self._finish(runs)
 
-    def _next_ready(self, running: dict[Any, ActorSlot]) -> Any:
-        """The next finished call. Raises `RayLost` when none can come any more."""
+    def _take_slots(self, runs: list[PoolRun]) -> None:
+        """Actors for every pool: those of the phase before where they have the shape, else new ones."""
+        for run in runs:
+            workers, shape = run.pool.size
+            fitting = [slot for slot in self.idle if slot.shape == shape][:workers]
+            self.idle = [slot for slot in self.idle if not any(slot is taken for taken in fitting)]
+            run.slots = fitting
+        for slot in self.idle:  # first of all: the others may wait for what these hold
+            self.ray.kill(slot.actor)
+        self.idle = []
+        for run in runs:
+            while len(run.slots) < run.pool.size.workers:
+                run.slots.append(self._new_slot(run.pool.size.shape))
+
+    def _next_replies(self, running: dict[Any, tuple[PoolRun, ActorSlot]], runs: list[PoolRun]) -> list[Any]:
+        """All finished calls, at least one. Raises `RayLost` when none can come any more."""
         waited_since, noted = time.monotonic(), False
         lost_since: float | None = None
         while True:
-            ready, _ = self.ray.wait(list(running), num_returns=1, timeout=POLL_S)
-            has_gcs = self._gcs_answers()
-            if ready:
-                return ready[0]
+            ready, waiting = self.ray.wait(list(running), num_returns=1, timeout=POLL_S)
+            has_gcs = self.session.control_store_answers()
+            if ready:  # whatever else is there already: one question per reply would be too many for large clusters
+                more, _ = self.ray.wait(waiting, num_returns=len(waiting), timeout=0) if waiting else ([], [])
+                return [*ready, *more]
             if not has_gcs:
                 continue  # it could not be asked about nodes
             now = time.monotonic()
-            lost_since = None if self._is_alive() else lost_since or now
+            lost_since = None if self.session.living_nodes() else lost_since or now
             if lost_since is not None and now - lost_since >= LOST_AFTER_S:
                 raise RayLost(NO_NODE)
-            if not noted and now - waited_since > PLACEMENT_NOTICE_S and not any(slot.started for slot in self.slots):
-                noted = True
-                logger.warning(
-                    "no worker has started for %.0f s: %d workers need 1 CPU and %g GPU each, and the cluster has %s",
-                    now - waited_since,
-                    self.resources.workers,
-                    self.resources.gpus_per_worker,
-                    {name: amount for name, amount in self.ray.cluster_resources().items() if name in ("CPU", "GPU")},
+            self._grow(running, runs)
+            stuck = [run for run in runs if not run.queue.is_empty and not any(slot.started for slot in run.slots)]
+            if not stuck:
+                continue
+            timeout_s = max(PLACEMENT_TIMEOUT_S, self.resources.placement_timeout_s or 0.0)
+            if now - waited_since > timeout_s:
+                raise OpenUniError(
+                    f"no worker could be placed in {now - waited_since:.0f} s: {self._wanted(stuck)}. Free some nodes, "
+                    "or ask for fewer --workers or --gpus. Finished items are kept; run the same command to resume."
                 )
+            if not noted and now - waited_since > PLACEMENT_NOTICE_S:
+                noted = True
+                logger.warning("no worker has started for %.0f s: %s", now - waited_since, self._wanted(stuck))
 
-    def _gcs_answers(self) -> bool:
-        """Whether the control store is there; actors go on without it, and their replies still come.
+    def _wanted(self, runs: list[PoolRun]) -> str:
+        asked = " and ".join(f"{run.pool.size.workers} x {run.pool.size.shape}" for run in runs)
+        free = {name: amount for name, amount in self.ray.available_resources().items() if name in ("CPU", "GPU")}
+        return f"workers need {asked}; the cluster has {self.capacity()}, of which {free or 'nothing'} is free"
 
-        Raises `RayLost` once it has been gone for `GCS_LOST_AFTER_S`.
-        """
-        now = time.monotonic()
-        if "://" in (self.resources.address or "") or now - self.gcs_asked < POLL_S / 2:
-            return self.gcs_seen == self.gcs_asked
-        if now - self.gcs_asked > 3 * POLL_S:
-            self.gcs_seen = now  # nobody has asked for a while
-        self.gcs_asked = now
-        host, _, port = self.ray.get_runtime_context().gcs_address.rpartition(":")
-        try:
-            with socket.create_connection((host, int(port)), timeout=POLL_S / 2):
-                self.gcs_seen = now
-        except OSError as error:
-            if now - self.gcs_seen >= GCS_LOST_AFTER_S:
-                raise RayLost(NO_GCS) from error
-            self.gcs_seen = min(self.gcs_seen, now - 1e-3)
-        return self.gcs_seen == now
+    def _new_slot(self, shape: Shape) -> ActorSlot:
+        return ActorSlot(self._new_actor(shape), shape)
 
-    def _is_alive(self) -> bool:
-        """Whether any node of the cluster is. Raises `RayLost` if nothing answers."""
-        try:
-            return any(node["Alive"] for node in self.ray.nodes())
-        except Exception as error:  # the control store is gone too
-            raise RayLost(format_error(error)) from error
+    def _new_actor(self, shape: Shape) -> Any:
+        threads = str(max(1, int(shape.cpus)))
+        environment = {"OMP_NUM_THREADS": threads, "OPENUNI_THREADS": threads}
+        home = uninstalled_home()
+        if home is not None:
+            environment["PYTHONPATH"] = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH", "")]))
+        actor_type = self.ray.remote(RayWorker).options(
+            num_cpus=shape.cpus,
+            num_gpus=shape.gpus,
+            max_restarts=0,
+            runtime_env={"env_vars": environment},
+        )
+        return actor_type.remote(Setup(str(Path.cwd()), local_import_roots(), verbosity(), code_version()))
 
-    def _new_actor(self) -> Any:
-        return self.actor_type.remote(Setup(str(Path.cwd()), local_import_roots(), verbosity()))
-
-    def _start(self, slot: ActorSlot, spec: Spec) -> Any:
+    def _start(self, slot: ActorSlot, run: PoolRun) -> Any:
         slot.in_flight, slot.following, slot.started = {}, None, False
-        return slot.actor.start.remote(spec)
+        return slot.actor.start.remote(run.pool.spec)
 
-    def _get(self, reference: Any) -> ItemOutcome | None:
-        """The outcome in a reply; its log lines are logged here. Raises an actor's `OpenUniError` as it was."""
+    def _get(self, reference: Any) -> Reply:
+        """A reply; its log lines are logged here. Raises an actor's `OpenUniError` as it was."""
         try:
             reply: Reply = self.ray.get(reference)
         except self.ray.exceptions.RayTaskError as error:
             raise error.cause if isinstance(error.cause, OpenUniError) else error from None
         for line in reply.lines:
             line.emit()
-        return reply.outcome
+        return reply
 
-    def _advance(
-        self, slot: ActorSlot, done: Any, spec: Spec, queue: Queue, report: Callable[[ItemOutcome], None]
-    ) -> Any | None:
+    def _advance(self, run: PoolRun, slot: ActorSlot, done: Any) -> Any | None:
         """Take one finished call of an actor; returns its next call, or None when there is nothing left for it."""
         try:
-            outcome = self._get(done)
-        except self.ray.exceptions.RayActorError:
-            return self._replace(slot, spec, queue)
+            reply = self._get(done)
+        except self.ray.exceptions.RayActorError as error:
+            return self._replace(run, slot, preempted=bool(getattr(error, "preempted", False)))
+        if reply.refusal is not None:
+            self._drop(run, slot, reply.host, reply.refusal)
+            return None
         if not slot.started:
-            slot.started, self.failed_starts = True, 0
-        if outcome is not None:
-            del slot.in_flight[outcome.key]
-            report(outcome)
-        return self._next_call(slot, queue)
+            slot.started, slot.node_id, run.failed_starts = True, reply.node_id, 0
+        if reply.outcome is not None:
+            del slot.in_flight[reply.outcome.key]
+            run.pool.report(reply.outcome)
+        return self._next_call(slot, run.queue)
 
     def _next_call(self, slot: ActorSlot, queue: Queue) -> Any | None:
         """The slot's next call, or None when nothing is left for it."""
@@ -284,66 +267,102 @@ class RayRunner(Runner):
             if queue.exhausted:
                 item = queue.exhausted.popleft()
                 slot.in_flight[item.key] = item
-                error = f"WorkerDied: the worker process died {MAX_ATTEMPTS} times with this clip in flight"
-                return slot.actor.fail.remote(item, error)
+                return slot.actor.fail.remote(item, _death_text(queue, item))
             # a retried item runs alone: if the worker dies again, that item is the cause
-            item = queue.retries.popleft() if queue.retries else next(queue.pending, None)
+            item = queue.retries.popleft() if queue.retries else queue.next_new()
         if item is None:
             return slot.actor.flush.remote() if slot.in_flight else None
         slot.in_flight[item.key] = item
         if not queue.retries and not queue.exhausted and item.key not in queue.attempts:
-            slot.following = next(queue.pending, None)
+            slot.following = queue.next_new()
             if slot.following is not None:
                 slot.in_flight[slot.following.key] = slot.following
         return slot.actor.step.remote(item, slot.following)
 
-    def _replace(self, slot: ActorSlot, spec: Spec, queue: Queue) -> Any:
+    def _replace(self, run: PoolRun, slot: ActorSlot, *, preempted: bool) -> Any:
         """The actor died: retry what it held, and start another one."""
         held = list(slot.in_flight.values())
+        living = self.session.living_nodes()
         if not held:
-            self.failed_starts += 1
-            if not self._is_alive():
+            run.failed_starts += 1
+            if not living:
                 raise RayLost(NO_NODE)
-            if self.failed_starts >= MAX_FAILED_STARTS:
+            if run.failed_starts >= MAX_FAILED_STARTS:
                 raise OpenUniError(
                     f"{MAX_FAILED_STARTS} workers in a row died while starting. Is there enough memory for the models? "
                     "Use fewer --workers, or --workers 0 to see the error in this process."
                 )
-        queue.record_worker_death(held)
-        slot.actor = self._new_actor()
-        return self._start(slot, spec)
+        with_node = preempted or (bool(slot.node_id) and slot.node_id not in living)
+        run.queue.record_worker_death(held, with_node=with_node)
+        slot.actor, slot.node_id = self._new_actor(slot.shape), ""
+        return self._start(slot, run)
 
-    def _wake_idle(self, running: dict[Any, ActorSlot], queue: Queue) -> None:
+    def _drop(self, run: PoolRun, slot: ActorSlot, host: str, refusal: OpenUniError) -> None:
+        """A worker cannot take part: go on without it, or raise what it said if it was the last one."""
+        run.slots.remove(slot)
+        self.ray.kill(slot.actor)
+        if not run.slots:
+            raise refusal
+        logger.warning("a worker on %s cannot take part: %s; going on with %d workers", host, refusal, len(run.slots))
+
+    def _wake_idle(self, running: dict[Any, tuple[PoolRun, ActorSlot]], run: PoolRun) -> None:
         """Give retried items to actors that had run out of work."""
-        busy = {id(slot) for slot in running.values()}
-        for slot in self.slots:
-            if (queue.retries or queue.exhausted) and slot.started and id(slot) not in busy:
-                reference = self._next_call(slot, queue)
+        if not run.queue.retries and not run.queue.exhausted:
+            return
+        busy = {id(slot) for _, slot in running.values()}
+        for slot in run.slots:
+            if slot.started and id(slot) not in busy and (run.queue.retries or run.queue.exhausted):
+                reference = self._next_call(slot, run.queue)
                 if reference is not None:
-                    running[reference] = slot
+                    running[reference] = (run, slot)
 
-    def _finish(self) -> None:
-        for slot in self.slots:
+    def _release_unplaced(self, running: dict[Any, tuple[PoolRun, ActorSlot]], run: PoolRun) -> None:
+        """Do not wait for workers that no node has room for once their pool has nothing left to hand out."""
+        if not run.queue.is_empty or not any(slot.started for slot in run.slots):
+            return
+        if any(slot.in_flight for slot in run.slots):
+            return  # a worker may still die, and its items come back
+        for reference in [
+            reference for reference, (owner, slot) in running.items() if owner is run and not slot.started
+        ]:
+            _, slot = running.pop(reference)
+            self.ray.kill(slot.actor)
+            run.slots.remove(slot)
+
+    def _grow(self, running: dict[Any, tuple[PoolRun, ActorSlot]], runs: list[PoolRun]) -> None:
+        """Use nodes that have joined, if the number of workers was left open."""
+        if self.resources.workers is not None:
+            return
+        now = time.monotonic()
+        if now - self.grown_at < POLL_S:
+            return
+        self.grown_at = now
+        free = self.ray.available_resources()
+        for run in sorted(runs, key=lambda run: -run.pool.size.shape.gpus):
+            shape = run.pool.size.shape
+            if run.queue.is_empty or not all(slot.started for slot in run.slots):
+                continue
+            while free.get("CPU", 0.0) >= shape.cpus and free.get("GPU", 0.0) >= shape.gpus:
+                free["CPU"] = free.get("CPU", 0.0) - shape.cpus
+                free["GPU"] = free.get("GPU", 0.0) - shape.gpus
+                slot = self._new_slot(shape)
+                run.slots.append(slot)
+                running[self._start(slot, run)] = (run, slot)
+
+    def _finish(self, runs: list[PoolRun]) -> None:
+        slots = [slot for run in runs for slot in run.slots]
+        calls = [(slot, slot.actor.finish.remote()) for slot in slots]
+        for slot, call in calls:
             try:
-                self._get(slot.actor.finish.remote())
+                self._get(call)
+                self.idle.append(slot)
             except self.ray.exceptions.RayActorError:
-                slot.actor = self._new_actor()  # the rows it had finished are recovered from its journal
+                continue  # the rows it had finished are recovered from its journal
+        for run in runs:
+            run.slots = []
 
 
-def _check_reachable(address: str | None) -> None:
-    """Raise `OpenUniError` if nothing answers at `HOST:PORT`; other forms of an address are Ray's to check."""
-    host, _, port = (address or "").rpartition(":")
-    if not host or "/" in host or not port.isdigit():
-        return
-    try:
-        with socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S):
-            pass
-    except OSError as error:
-        raise _cannot_join(f"{host}:{port}", str(error)) from error
-
-
-def _cannot_join(address: str, reason: str) -> OpenUniError:
-    return OpenUniError(
-        f"cannot join the Ray cluster at {address}: {reason}. Check the address and that `ray status` works there, "
-        "or leave --address out to start Ray on this machine."
-    )
+def _death_text(queue: Queue, item: Any) -> str:
+    if queue.node_deaths.get(item.key, 0) >= MAX_NODE_DEATHS:
+        return f"WorkerDied: {MAX_NODE_DEATHS} nodes died with this clip in flight"
+    return f"WorkerDied: the worker process died {MAX_ATTEMPTS} times with this clip in flight"

@@ -1,12 +1,15 @@
 """The Ray actor: a `WorkerLoop` in a process of its own, whose log lines travel to the driver with its replies."""
 
 import os
+import platform
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import openuni
 from openuni.console.logs import LEVELS, Collector, Line, openuni_logger
+from openuni.manifests.errors import OpenUniError
+from openuni.pipeline.runners.node_check import code_version
 from openuni.pipeline.worker import ItemOutcome, Spec, WorkerLoop
 
 
@@ -16,6 +19,7 @@ class Setup(NamedTuple):
     folder: str  # current folder: relative paths in options start there
     import_roots: list[str]  # folders of operators that a recipe named by dotted paths
     verbosity: int  # how often -v was given
+    code: str  # `code_version()` of the driver
 
 
 class Reply(NamedTuple):
@@ -23,6 +27,9 @@ class Reply(NamedTuple):
 
     outcome: ItemOutcome | None
     lines: tuple[Line, ...]  # logged since the last reply
+    node_id: str  # Ray's, of the worker's node
+    host: str
+    refusal: OpenUniError | None = None  # why the worker cannot take part
 
 
 def uninstalled_home() -> str | None:
@@ -45,14 +52,24 @@ class RayWorker:
         logger.addHandler(self.logs)
         logger.setLevel(min(LEVELS[1], LEVELS[min(setup.verbosity, len(LEVELS) - 1)]))
         self.loop: WorkerLoop | None = None
+        self.node_id = ""
+        self.code = setup.code
 
     def start(self, spec: Spec) -> Reply:
         """Start a phase: load models, open writers."""
         import cv2
         import ray
 
+        self.node_id = ray.get_runtime_context().get_node_id()
+        if code_version() != self.code:
+            text = f"{platform.node()} has openuni {code_version()}, the driver has {self.code}"
+            return self._reply(None)._replace(refusal=OpenUniError(f"{text}. Install the same version on all nodes."))
         cv2.setNumThreads(int(os.environ["OPENUNI_THREADS"]))  # torch and others read OMP_NUM_THREADS themselves
-        self.loop = WorkerLoop(spec.start("cuda" if ray.get_gpu_ids() else "cpu"))
+        try:
+            worker = spec.start("cuda" if ray.get_gpu_ids() else "cpu")
+        except OpenUniError as error:  # what this node lacks others may have
+            return self._reply(None)._replace(refusal=error)
+        self.loop = WorkerLoop(worker)
         return self._reply(None)
 
     def step(self, item: Any, next_item: Any | None) -> Reply:
@@ -80,4 +97,4 @@ class RayWorker:
     def _reply(self, outcome: ItemOutcome | None) -> Reply:
         if outcome is not None:  # exceptions of any library do not travel; their tracebacks do
             outcome = outcome._replace(failures=tuple(one._replace(exception=None) for one in outcome.failures))
-        return Reply(outcome, self.logs.take())
+        return Reply(outcome, self.logs.take(), self.node_id, platform.node())

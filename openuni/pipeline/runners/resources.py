@@ -1,10 +1,11 @@
-"""What a run may use, and the runner contract: one phase over many items, in any number of processes."""
+"""What a run may use, and the runner contract: phases over many items, in any number of processes."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+from openuni.pipeline.runners.capacity import Capacity, Shape
 from openuni.pipeline.worker import ItemOutcome, Spec
 
 MAX_ATTEMPTS = 3  # of an item with which the process dies
@@ -12,30 +13,46 @@ MAX_ATTEMPTS = 3  # of an item with which the process dies
 
 @dataclass(frozen=True)
 class Resources:
-    """Where to run. `workers` 0 is this process; else that many Ray actors, `gpus` shared among them."""
+    """Where to run: in this process, on Ray workers of this machine, or on those of a cluster."""
 
-    workers: int = 0
-    gpus: float = 0.0
+    workers: int | None = 0  # Ray workers at a time; 0: this process; None: as many as the nodes hold
+    gpus: float | None = 0.0  # used by the workers; None: all of the cluster
     address: str | None = None  # of a running Ray cluster; None starts one on this machine
+    workers_per_gpu: int = 1  # that share one GPU
+    placement_timeout_s: float | None = None  # how long to wait for nodes; None: the workers must fit on those there
 
-    @property
-    def gpus_per_worker(self) -> float:
-        """Share of a GPU each worker asks Ray for."""
-        return self.gpus / self.workers if self.workers else 0.0
+
+class PoolSize(NamedTuple):
+    """How many workers a pool has, and what each reserves."""
+
+    workers: int
+    shape: Shape
+
+
+class Pool(NamedTuple):
+    """Workers of one kind and their work in a phase. The pools of a phase work at the same time."""
+
+    name: str
+    spec: Spec
+    items: Iterable[Any]
+    report: Callable[[ItemOutcome], None]  # called in the driver as each item is done, in no fixed order
+    on_death: Callable[[list[Any]], list[Any]]  # of the items that a dead worker held, those that still need work
+    size: PoolSize
 
 
 class Runner(ABC):
-    """Runs phases, one after the other, on the same processes."""
+    """Runs phases, one after the other, on the same processes where it can."""
+
+    resources: Resources = Resources()
+
+    def capacity(self) -> Capacity | None:
+        """What the nodes have; None: everything is done in this process."""
+        return None
+
+    def gpu_memory_gb(self) -> float | None:
+        """Memory of the smallest GPU, 10^9 bytes; None where it is not known."""
+        return None
 
     @abstractmethod
-    def run(
-        self,
-        spec: Spec,
-        items: Iterable[Any],
-        report: Callable[[ItemOutcome], None],
-        on_death: Callable[[list[Any]], list[Any]],
-    ) -> None:
-        """Do all items; `report` is called in this process as each one is done, in no fixed order.
-
-        `on_death` is called with the items that a dead worker held and returns those that still need work.
-        """
+    def run_pools(self, pools: Sequence[Pool]) -> None:
+        """Do all items of all pools."""

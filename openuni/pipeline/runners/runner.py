@@ -12,7 +12,7 @@ from openuni.pipeline.runners.resources import Resources, Runner
 def open_runner(resources: Resources) -> Iterator[Runner]:
     """The runner for these resources; its processes end with the context."""
     if resources.workers == 0:
-        yield InProcessRunner("cuda" if resources.gpus else "cpu")
+        yield InProcessRunner(resources)
         return
     runner = RayRunner(resources)
     try:

@@ -18,8 +18,8 @@ from openuni.console.progress import Phase, Reporter, duration_text
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.errors import OpenUniError
 from openuni.pipeline.failures import MAX_TRACEBACK_CHARS, ItemFailed, trimmed_traceback
-from openuni.pipeline.runners import ray_runner
-from openuni.pipeline.runners.ray_runner import RayRunner
+from openuni.pipeline.runners import ray_session
+from openuni.pipeline.runners.ray_session import RaySession
 from openuni.pipeline.runners.resources import Resources
 from openuni.pipeline.scope import RunScope
 from openuni.report.explain import explain
@@ -187,20 +187,20 @@ def test_progress_tells_rate_and_time_left():
 def test_a_ray_that_does_not_start_is_retried_and_told(monkeypatch):
     tries = []
 
-    def refuse(self: RayRunner, ray: object) -> None:
+    def refuse(self: RaySession, ray: object) -> None:
         tries.append(1)
         raise TimeoutError("The current node timed out during startup.\nmore")
 
-    monkeypatch.setattr(RayRunner, "_init", refuse)
+    monkeypatch.setattr(RaySession, "_init", refuse)
     monkeypatch.setenv("RAY_raylet_start_wait_time_s", "30")
     with pytest.raises(OpenUniError, match=r"did not start in 3 attempts: TimeoutError: .*startup\..*--workers 0"):
-        _ = RayRunner(Resources(2)).ray
-    assert len(tries) == ray_runner.MAX_RAY_STARTS
+        _ = RaySession(Resources(2)).ray
+    assert len(tries) == ray_session.MAX_STARTS
 
 
 def test_a_cluster_that_does_not_answer_is_told_at_once():
     with pytest.raises(OpenUniError, match=r"cannot join the Ray cluster at 127\.0\.0\.1:9: .*ray status"):
-        _ = RayRunner(Resources(2, address="127.0.0.1:9")).ray
+        _ = RaySession(Resources(2, address="127.0.0.1:9")).ray
 
 
 @pytest.mark.slow

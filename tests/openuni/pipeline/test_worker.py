@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from openuni.manifests.errors import OpenUniError
+from openuni.pipeline.runners.capacity import Shape
 from openuni.pipeline.runners.in_process_runner import InProcessRunner
+from openuni.pipeline.runners.resources import Pool, PoolSize
 from openuni.pipeline.worker import ItemOutcome, Spec, Worker, WorkerLoop
 
 PATIENCE_S = 10.0
@@ -141,7 +143,8 @@ def test_ctrl_c_waits_for_the_item_in_hand_and_a_second_one_does_not(times: int,
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background may ignore it
     try:
         with pytest.raises(KeyboardInterrupt):
-            InProcessRunner("cpu").run(RecorderSpec(worker), "abcd", reported.append, lambda held: held)
+            pool = Pool("x", RecorderSpec(worker), "abcd", reported.append, lambda held: held, PoolSize(1, Shape()))
+            InProcessRunner().run_pools([pool])
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)

@@ -1,0 +1,190 @@
+"""The connection to Ray: starting one on this machine, or joining a cluster.
+
+Ray itself may fail: starting it is retried, and the session tells whether any node is still alive.
+"""
+
+import logging
+import os
+import socket
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import chdir
+from functools import cached_property
+from typing import Any
+
+from openuni.manifests.errors import OpenUniError
+from openuni.pipeline.failures import format_error
+from openuni.pipeline.runners.capacity import Capacity, Node
+from openuni.pipeline.runners.node_check import ANSWER_TIMEOUT_S, NodeReport, NodeRequest, check_node
+from openuni.pipeline.runners.ray_worker import uninstalled_home
+from openuni.pipeline.runners.resources import Resources
+
+MAX_STARTS = 3
+POLL_S = 10.0  # how long to wait for a reply of a worker before asking whether Ray is alive
+GCS_LOST_AFTER_S = 15.0  # without its control store; after 60 s Ray would end this process by itself, with exit code 1
+NO_GCS = "the control store of Ray (gcs_server) does not answer"
+CONNECT_TIMEOUT_S = 10.0  # of a cluster's address; Ray itself would wait for minutes
+
+logger = logging.getLogger(__name__)
+
+
+class RayLost(Exception):
+    """No node of the Ray that was in use is alive, or its control store is gone."""
+
+
+class RaySession:
+    """Ray, started when the first phase has work: a run with nothing left to do does not wait for it."""
+
+    def __init__(self, resources: Resources) -> None:
+        self.resources = resources
+        self.smallest_gpu_gb: float | None = None  # as the nodes have answered
+        self.gcs_seen = self.gcs_asked = 0.0  # when the control store last answered, and when it was last asked
+
+    @property
+    def is_open(self) -> bool:
+        """Whether Ray was started or joined."""
+        return "ray" in self.__dict__
+
+    @cached_property
+    def ray(self) -> Any:
+        """The module, connected. Raises `OpenUniError` if Ray does not start, or the cluster cannot be joined."""
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # CPU workers keep what they see of GPUs
+        import ray
+
+        # Ray puts the folder in which it is started first on its workers' path, before all installed packages: a
+        # user's tensorflow.py there would be imported. A working_dir would prevent it too, and slow every start.
+        self.empty_folder = tempfile.TemporaryDirectory(prefix="openuni-")
+        _check_reachable(self.resources.address)
+        for attempt in range(1, MAX_STARTS + 1):
+            try:
+                with chdir(self.empty_folder.name):
+                    self._init(ray)
+                return ray
+            except Exception as error:  # of many kinds: Ray has no class for "could not start"
+                reason = format_error(error)
+                ray.shutdown()
+                if self.resources.address is not None:
+                    raise _cannot_join(self.resources.address, reason) from error
+                if attempt == MAX_STARTS:
+                    raise OpenUniError(
+                        f"Ray did not start in {MAX_STARTS} attempts: {reason}. Is the machine overloaded, or /tmp "
+                        "full? Try again later, or use --workers 0 to run without Ray."
+                    ) from error
+                logger.warning("Ray did not start (%s); attempt %d of %d", reason, attempt + 1, MAX_STARTS)
+                os.environ["RAY_raylet_start_wait_time_s"] = str(60 * attempt)  # noqa: SIM112  # as Ray spells it
+        raise AssertionError("unreachable")
+
+    def _init(self, ray: Any) -> None:
+        local = {
+            "address": "local",  # never a cluster that happens to run on this machine
+            # more workers than cores are the user's choice on their own machine
+            "num_cpus": max(os.cpu_count() or 1, self.resources.workers or 0),
+            "include_dashboard": False,
+        }
+        ray.init(
+            **({"address": self.resources.address} if self.resources.address else local),
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+        )
+
+    def capacity(self) -> Capacity:
+        """The living nodes and what they have in all, whether it is in use or not."""
+        nodes = [
+            Node(
+                name=str(node["NodeManagerHostname"]),
+                cpus=float(node["Resources"].get("CPU", 0.0)),
+                gpus=float(node["Resources"].get("GPU", 0.0)),
+                node_id=str(node["NodeID"]),
+            )
+            for node in self.ray.nodes()
+            if node["Alive"]
+        ]
+        return Capacity(tuple(sorted(nodes, key=lambda node: (node.name, node.node_id))))
+
+    def check_nodes(self, request_of: Callable[[Node], NodeRequest]) -> dict[Node, NodeReport | str]:
+        """What every node answers to its request, or why it did not."""
+        strategy = self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
+        home = uninstalled_home()
+        environment = {"env_vars": {"PYTHONPATH": home}} if home is not None else {}
+        calls = {}
+        for node in self.capacity().nodes:
+            task = self.ray.remote(check_node).options(
+                num_cpus=0,
+                max_retries=0,
+                scheduling_strategy=strategy(node.node_id, soft=False),
+                runtime_env=environment,
+            )
+            calls[node] = task.remote(request_of(node))
+        self.ray.wait(list(calls.values()), num_returns=len(calls), timeout=ANSWER_TIMEOUT_S)
+        answers: dict[Node, NodeReport | str] = {}
+        for node, call in calls.items():
+            try:
+                answers[node] = self.ray.get(call, timeout=0)
+            except self.ray.exceptions.GetTimeoutError:
+                answers[node] = f"did not answer within {ANSWER_TIMEOUT_S:.0f} s"
+            except Exception as error:  # noqa: BLE001  # openuni is not installed there, or its import fails in any way
+                answers[node] = f"cannot run openuni: {_cause(error)}"
+        memory_gb = [gb for report in answers.values() if isinstance(report, NodeReport) for gb in report.gpu_memory_gb]
+        self.smallest_gpu_gb = min(memory_gb, default=None)
+        return answers
+
+    def living_nodes(self) -> set[str]:
+        """Ids of the nodes that are alive. Raises `RayLost` if nothing answers."""
+        try:
+            return {str(node["NodeID"]) for node in self.ray.nodes() if node["Alive"]}
+        except Exception as error:  # the control store is gone too
+            raise RayLost(format_error(error)) from error
+
+    def control_store_answers(self) -> bool:
+        """Whether the control store is there; actors go on without it, and their replies still come.
+
+        Raises `RayLost` once it has been gone for `GCS_LOST_AFTER_S`.
+        """
+        now = time.monotonic()
+        if "://" in (self.resources.address or "") or now - self.gcs_asked < POLL_S / 2:
+            return self.gcs_seen == self.gcs_asked
+        if now - self.gcs_asked > 3 * POLL_S:
+            self.gcs_seen = now  # nobody has asked for a while
+        self.gcs_asked = now
+        host, _, port = self.ray.get_runtime_context().gcs_address.rpartition(":")
+        try:
+            with socket.create_connection((host, int(port)), timeout=POLL_S / 2):
+                self.gcs_seen = now
+        except OSError as error:
+            if now - self.gcs_seen >= GCS_LOST_AFTER_S:
+                raise RayLost(NO_GCS) from error
+            self.gcs_seen = min(self.gcs_seen, now - 1e-3)
+        return self.gcs_seen == now
+
+    def close(self) -> None:
+        """Disconnect; ends the Ray that was started here, with its workers."""
+        if self.is_open:
+            self.ray.shutdown()
+            self.empty_folder.cleanup()
+            del self.__dict__["ray"]
+
+
+def _cause(error: Exception) -> str:
+    """The last line of a remote error, which names what is missing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]
+
+
+def _check_reachable(address: str | None) -> None:
+    """Raise `OpenUniError` if nothing answers at `HOST:PORT`; other forms of an address are Ray's to check."""
+    host, _, port = (address or "").rpartition(":")
+    if not host or "/" in host or not port.isdigit():
+        return
+    try:
+        with socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S):
+            pass
+    except OSError as error:
+        raise _cannot_join(f"{host}:{port}", str(error)) from error
+
+
+def _cannot_join(address: str, reason: str) -> OpenUniError:
+    return OpenUniError(
+        f"cannot join the Ray cluster at {address}: {reason}. Check the address and that `ray status` works there, "
+        "or leave --address out to start Ray on this machine."
+    )

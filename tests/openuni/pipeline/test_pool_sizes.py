@@ -1,0 +1,132 @@
+"""How many workers of which shape, which operators together, in which order: planned without any cluster."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+
+from openuni.manifests.errors import OpenUniError
+from openuni.pipeline.map_sources import MapSource
+from openuni.pipeline.passes import plan_passes
+from openuni.pipeline.runners.capacity import Capacity, Node, Shape
+from openuni.pipeline.runners.pool_sizes import both_pools, cpu_pool, gpu_pool
+from openuni.pipeline.runners.resources import PoolSize, Resources
+from tests.operators.logged import Logged
+
+CPU_NODE, GPU_NODE = Node("c", 4.0), Node("g", 8.0, 2.0)
+CLUSTER = Capacity((CPU_NODE, GPU_NODE, GPU_NODE))
+EVERYTHING = Resources(None, None, "a")
+
+
+@dataclass(frozen=True)
+class OnGpu(Logged):
+    """As the one it is made of, with a GPU."""
+
+    gpus: ClassVar[float] = 0.5
+
+
+@pytest.mark.parametrize(
+    ("node", "shape", "workers"),
+    [
+        (CPU_NODE, Shape(), 4),
+        (CPU_NODE, Shape(3.0), 1),
+        (CPU_NODE, Shape(5.0), 0),
+        (CPU_NODE, Shape(0.5), 8),
+        (CPU_NODE, Shape(1.0, 0.25), 0),
+        (GPU_NODE, Shape(1.0, 1.0), 2),
+        (GPU_NODE, Shape(1.0, 0.5), 4),
+        (GPU_NODE, Shape(1.0, 0.4), 4),  # two per GPU: a share does not span two
+        (GPU_NODE, Shape(1.0, 1 / 3), 6),
+        (GPU_NODE, Shape(4.0, 0.25), 2),  # bound by CPUs
+        (Node("half", 4.0, 0.5), Shape(1.0, 0.25), 2),
+    ],
+)
+def test_workers_of_a_shape_that_fit_on_a_node(node: Node, shape: Shape, workers: int):
+    assert node.fits(shape) == workers
+
+
+def test_what_is_left_beside_workers_is_spread_over_the_nodes():
+    left = CLUSTER.without(Shape(4.0, 1.0), 3)
+    assert [(node.cpus, node.gpus) for node in left.nodes] == [(4.0, 0.0), (0.0, 0.0), (4.0, 1.0)]
+    assert CLUSTER.without(Shape(100.0), 3) == CLUSTER
+
+
+def test_cpu_workers_share_the_cores():
+    assert cpu_pool(Resources(None, 0.0, "a"), CLUSTER) == PoolSize(20, Shape(1.0))
+    assert cpu_pool(Resources(5, 0.0, "a"), CLUSTER) == PoolSize(5, Shape(4.0))
+    assert cpu_pool(Resources(4, 0.0, "a"), CLUSTER) == PoolSize(4, Shape(4.0))  # 5 would fit on one GPU node alone
+    assert cpu_pool(Resources(30, 0.0, "a"), CLUSTER) == PoolSize(30, Shape(0.5))
+    assert cpu_pool(Resources(0), None).workers == 1
+
+
+def test_gpu_workers_take_all_gpus_and_leave_cores_to_cpu_workers():
+    assert gpu_pool(Resources(None, None, "a"), CLUSTER) == PoolSize(4, Shape(4.0, 1.0))
+    assert gpu_pool(Resources(None, None, "a", workers_per_gpu=2), CLUSTER) == PoolSize(8, Shape(2.0, 0.5))
+    assert gpu_pool(Resources(None, 0.0, "a"), CLUSTER) == PoolSize(20, Shape(1.0))
+    assert both_pools(Resources(None, None, "a"), CLUSTER) == (PoolSize(4, Shape(4.0, 1.0)), PoolSize(4, Shape()))
+    assert both_pools(Resources(6, None, "a"), CLUSTER) == (PoolSize(4, Shape(4.0, 1.0)), PoolSize(2, Shape()))
+    assert both_pools(Resources(4, None, "a"), CLUSTER) == (PoolSize(4, Shape(4.0, 1.0)), None)
+    one = Capacity((Node("m", 16.0, 1.0),))
+    assert both_pools(Resources(16, 1.0), one) == (PoolSize(1, Shape(4.0, 1.0)), PoolSize(12, Shape()))
+
+
+@pytest.mark.parametrize(
+    ("resources", "text"),
+    [
+        (
+            Resources(81, 0.0, "a"),
+            r"81 workers do not fit: the cluster has 3 nodes with 20 CPUs and 4 GPUs .*c: 4 CPUs",
+        ),
+        (Resources(None, 5.0, "a"), r"--gpus 5: the cluster has 3 nodes with 20 CPUs and 4 GPUs.*at most --gpus 4"),
+        (Resources(None, None, "a", workers_per_gpu=40), r"160 workers of 1 CPU and 0\.025 GPUs each do not fit"),
+    ],
+)
+def test_more_than_there_is_says_what_there_is(resources: Resources, text: str):
+    with pytest.raises(OpenUniError, match=text):
+        (cpu_pool if resources.gpus == 0.0 else gpu_pool)(resources, CLUSTER)
+
+
+def test_with_a_placement_timeout_nodes_may_be_yet_to_come():
+    waiting = Resources(81, 64.0, "a", placement_timeout_s=60)
+    assert cpu_pool(waiting, CLUSTER) == PoolSize(81, Shape(1.0))
+    assert gpu_pool(waiting, CLUSTER) == PoolSize(64, Shape(1.0, 1.0))
+
+
+def planned(
+    kinds: dict[str, bool],
+    requires: dict[str, tuple[str, ...]],
+    shares: dict[str, float],
+    resources: Resources = EVERYTHING,
+    capacity: Capacity | None = CLUSTER,
+) -> list[list[str]]:
+    operators = {name: (OnGpu if gpu else Logged)("log") for name, gpu in kinds.items()}
+    required = {name: {f"m{n}": MapSource(one, "m") for n, one in enumerate(requires.get(name, ()))} for name in kinds}
+    passes = plan_passes(operators, required, resources, capacity, shares)
+    return [[" ".join(pool.operators) for pool in pools] for pools in passes]
+
+
+def test_operators_without_a_gpu_get_workers_of_their_own():
+    kinds = {"dis": False, "raft": True, "still": False}
+    assert planned(kinds, {}, {}) == [["raft", "dis still"]]
+    assert planned(kinds, {}, {}, Resources(None, 0.0, "a")) == [["dis raft still"]]
+    assert planned(kinds, {}, {}, Resources(0), None) == [["dis raft still"]]
+    assert planned(kinds, {}, {}, Resources(4, None, "a")) == [["dis raft still"]]  # no worker is left for them
+
+
+def test_operators_that_start_from_maps_stay_with_those_that_make_them():
+    kinds = {"depth": True, "normals": False, "dis": False, "smooth": True}
+    requires = {"normals": ("depth",), "smooth": ("dis",)}
+    assert planned(kinds, requires, {"depth": 0.6}) == [["depth normals dis"], ["smooth"]]
+    assert planned(kinds, requires, {}) == [["depth normals dis smooth"]]
+    assert planned({"stored": False}, {"stored": ("elsewhere",)}, {}) == [["stored"]]
+
+
+def test_models_that_do_not_fit_together_follow_each_other():
+    kinds = dict.fromkeys(("a", "b", "c", "d"), True)
+    shares = {"a": 0.6, "b": 0.6, "c": 0.4, "d": 2.0}
+    assert planned(kinds, {}, shares) == [["a c"], ["b"], ["d"]]
+    # a map must be there before what starts from it, even where there would be room earlier
+    assert planned(kinds, {"c": ("b",)}, shares) == [["a"], ["b c"], ["d"]]
+    assert planned(kinds, {}, dict.fromkeys(kinds, 0.25)) == [["a b c d"]]
+    halves = Resources(None, None, "a", workers_per_gpu=2)
+    assert planned(kinds, {}, dict.fromkeys(kinds, 0.25), halves) == [["a b"], ["c d"]]
