@@ -283,7 +283,7 @@ class ColumnGroups:
             return {}
         folders = [superseded(group, version) for version in self.store.folders(f"{group}/{SUPERSEDED}")]
         names = {name.rpartition("/")[2]: name for name in alone}
-        found = {}
+        found: dict[str, str] = {}
         for folder in folders:
             there = {name.rpartition("/")[2] for name in self._shards_of_parts(folder)}
             found |= {names[name]: folder for name in there & names.keys()}
