@@ -150,6 +150,7 @@ def evaluation(connection: duckdb.DuckDBPyConnection, limit_s: float) -> Iterato
         ) from error
     finally:
         timer.cancel()
+        timer.join()  # it holds the connection: ending it while the process exits would abort the process
 
 
 def evaluation_limit_s(rows: int) -> float:
