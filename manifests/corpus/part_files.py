@@ -32,7 +32,9 @@ VERIFIED_BYTES = 8 * 1024**2  # read at a time by `verify_part`
 def table_bytes(table: pa.Table) -> bytes:
     """Serialize a table as one Parquet file in memory, with page and block checksums."""
     sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    # dictionaries of numbers, which hardly repeat, cost time and space
+    texts = [path for path, kind in _leaves(list(table.schema)) if pa.types.is_string(kind)]
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True, use_dictionary=texts or False)
     return add_block_checksums(sink.getvalue())
 
 
@@ -52,6 +54,18 @@ class _CheckedFiles(pafs.FSSpecHandler):
         return self.open_input_file(path)
 
 
+def _leaves(fields: Sequence[pa.Field], prefix: str = "") -> Iterator[tuple[str, pa.DataType]]:
+    """Path in the file and type of every column that Parquet stores."""
+    for field in fields:
+        path = f"{prefix}{field.name}"
+        if pa.types.is_struct(field.type):
+            yield from _leaves(list(field.type), f"{path}.")
+        elif pa.types.is_list(field.type):
+            yield from _leaves([field.type.value_field.with_name("element")], f"{path}.list.")
+        else:
+            yield path, field.type
+
+
 def open_part(store: Store, part: str) -> pq.ParquetFile:
     """One part, for its metadata or rows. Raises `DamagedFile`."""
     return _unless_replaced(store, part, lambda: _open_part(store, part))
@@ -69,8 +83,9 @@ def _open(store: Store, part: str) -> tuple[pq.ParquetFile, CheckedFile | None]:
             with file:
                 return pq.ParquetFile(pa.BufferReader(file.read()), page_checksum_verification=file.table is None), None
         # without pre_buffer: Arrow's threads would let go of the file later, at the end of the process perhaps
-        source = pa.PythonFile(file, mode="r")
-        return pq.ParquetFile(source, page_checksum_verification=file.table is None, pre_buffer=False), file
+        source, footer = pa.PythonFile(file, mode="r"), pq.read_metadata(pa.BufferReader(file.footer()))
+        checks_pages = file.table is None
+        return pq.ParquetFile(source, metadata=footer, page_checksum_verification=checks_pages, pre_buffer=False), file
 
 
 def read_part(

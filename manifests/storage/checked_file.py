@@ -5,7 +5,15 @@ import os
 from collections.abc import Sequence
 
 from openuni.manifests.errors import DamagedFile
-from openuni.manifests.storage.checksums import BLOCK_BYTES, TAIL_BYTES, BlockTable, block_table, wanted_tail_bytes
+from openuni.manifests.storage.checksums import (
+    BLOCK_BYTES,
+    END_BYTES,
+    PARQUET,
+    TAIL_BYTES,
+    BlockTable,
+    block_table,
+    wanted_tail_bytes,
+)
 from openuni.manifests.storage.store import Store
 
 MAX_GAP_BYTES = 512 * 1024  # bytes that may be read in vain to save a request
@@ -37,8 +45,8 @@ class CheckedFile(io.RawIOBase):
         self.table: BlockTable | None = block_table(tail, self._nbytes, self.where)
         self._tail = tail
         if kept is None and self._descriptor is None:
-            needed = tail if len(tail) == self._nbytes else tail[-wanted_tail_bytes(tail, self._nbytes) :]
-            store.tails.put(name, self._nbytes, needed)
+            needed = max(wanted_tail_bytes(tail, self._nbytes), _footer_bytes(tail))
+            store.tails.put(name, self._nbytes, tail if len(tail) == self._nbytes else tail[-needed:])
 
     def _size(self) -> int:
         if self._descriptor is not None:
@@ -75,6 +83,10 @@ class CheckedFile(io.RawIOBase):
         data = self._read_verified(start, end) if end > start else b""
         self._position = start + len(data)
         return data
+
+    def footer(self) -> bytes:
+        """A Parquet file of the footer alone; readers that read it from this one would read what is before it, too."""
+        return PARQUET + self._tail[-_footer_bytes(self._tail) :]
 
     def load(self, ranges: Sequence[tuple[int, int]]) -> None:
         """Read these ranges (start, end) now, close ones together, in as few requests as is reasonable."""
@@ -142,3 +154,7 @@ class CheckedFile(io.RawIOBase):
         if len(data) != end - start:
             raise DamagedFile(self.where, f"{len(data):,} bytes at {start:,}, expected {end - start:,}: truncated")
         return data
+
+
+def _footer_bytes(tail: bytes) -> int:
+    return END_BYTES + int.from_bytes(tail[-END_BYTES:-4], "little")
