@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from openuni.manifests.contracts.schema import clip_schema
 from openuni.manifests.corpus.column_groups import ColumnGroups
-from openuni.manifests.corpus.part_files import parts_dataset
+from openuni.manifests.corpus.part_files import parts_dataset, read_columns
 from openuni.manifests.corpus.part_listing import MAX_LISTINGS, relisted
 from openuni.manifests.errors import OpenUniError
 from openuni.manifests.video.clip import Clip
@@ -27,25 +27,22 @@ class ClipList:
 
     def __init__(self, corpus: ColumnGroups) -> None:
         self.corpus = corpus
-        self._cached_part: tuple[str, pa.Table] | None = None  # path and rows of the last part that was read
+        self._cached_part: tuple[str, pa.Table] | None = None  # name and rows of the last part that was read
         relisted(self._list)
 
     def _list(self) -> None:
-        corpus = self.corpus
-        dataset = corpus.dataset("clips", clip_schema())
-        ids, accepted, self.paths, ends = [], [], list[str](), list[int]()
-        for tagged in dataset.tagged_batches(columns=["clip_id", "status"]) if dataset.parts else ():
-            batch, path = tagged.record_batch, tagged.fragment.path
-            if path not in self.paths[-1:]:
-                self.paths.append(path)
-                ends.append(ends[-1] if ends else 0)
-            ends[-1] += len(batch)
-            ids.append(batch.column("clip_id"))
-            accepted.append(pc.fill_null(pc.equal(batch.column("status"), "ok"), False))
+        dataset = self.corpus.dataset("clips", clip_schema())
+        self.parts = list(dataset.parts)
+        columns = {"clip_id": ("clip_id",), "status": ("status",)}
+        tables = read_columns(self.corpus.store, self.parts, columns, dataset.schema)
+        ids = [chunk for table in tables for chunk in table["clip_id"].chunks]
+        accepted = [pc.fill_null(pc.equal(chunk, "ok"), False) for table in tables for chunk in table["status"].chunks]
         mask = pa.chunked_array(accepted, pa.bool_())
         self.ids: pa.Array = pa.chunked_array(ids, pa.string()).filter(mask).combine_chunks()
         self.rows: np.ndarray = np.flatnonzero(mask.to_numpy())
-        self.starts = np.array([0, *ends], np.int64)  # first row of each part, then the total number of rows
+        self.starts = np.cumsum(
+            [0, *map(len, tables)], dtype=np.int64
+        )  # first row of each part, then the total number of rows
 
     def tables(self, rows: np.ndarray) -> Iterator[pa.Table]:
         """The rows with these indices (int64, increasing), in order, in tables of at most `MAX_ROWS`."""
@@ -91,11 +88,9 @@ class ClipList:
         raise self._changed()
 
     def _part(self, number: int) -> pa.Table:
-        path = self.paths[number]
-        if self._cached_part is None or self._cached_part[0] != path:
-            store = self.corpus.store
-            part = parts_dataset(store, [store.name_of(path)], clip_schema())
-            self._cached_part = path, part.to_table()
+        name = self.parts[number]
+        if self._cached_part is None or self._cached_part[0] != name:
+            self._cached_part = name, parts_dataset(self.corpus.store, [name], clip_schema()).to_table()
         return self._cached_part[1]
 
     def _changed(self) -> OpenUniError:

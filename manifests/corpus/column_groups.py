@@ -12,7 +12,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as pads
 
 from openuni.manifests.corpus.layout import (
     CLIPS,
@@ -33,17 +32,19 @@ from openuni.manifests.corpus.layout import (
     superseded,
     text_group,
 )
-from openuni.manifests.corpus.names import check_folder_names, check_part_names, is_shard, name_columns, shown
-from openuni.manifests.corpus.part_files import CheckedDataset, open_part, parts_dataset, read_part, table_bytes
-from openuni.manifests.corpus.part_limits import check_kinds, check_values, checked_columns
-from openuni.manifests.corpus.part_listing import (
+from openuni.manifests.corpus.names import check_folder_names, is_shard, shown
+from openuni.manifests.corpus.part_files import (
     PARALLEL_PARTS,
+    open_part,
+    read_part,
+    table_bytes,
+)
+from openuni.manifests.corpus.part_listing import (
+    GroupReader,
     compactions,
     finish_compactions,
     relisted,
-    shards_of,
     shards_of_part,
-    visible_parts,
 )
 from openuni.manifests.corpus.shards import Shard, checksum
 from openuni.manifests.corpus.writer import PartWriter, open_parts_dir, recover, spool_dir, storage_errors
@@ -62,13 +63,12 @@ FAMILY_REMEDY = (
 )
 
 
-class ColumnGroups:
+class ColumnGroups(GroupReader):
     """A corpus as a collection of column groups. `record`: the contents of its corpus.json."""
 
     def __init__(self, store: Store, record: dict[str, Any]) -> None:
-        self.store = store
+        super().__init__(store)
         self.record = record
-        self._checked_parts: dict[str, set[str]] = {}  # parts whose names were found harmless -> their shards
 
     def write_json(self, name: str, record: dict[str, Any]) -> None:
         """Write a JSON file of the corpus atomically, with its checksum, unless its contents are the same."""
@@ -108,10 +108,6 @@ class ColumnGroups:
         """All column groups that have rows, `clips` first."""
         return [group for group in self.group_folders() if self.parts(group)]
 
-    def parts(self, group: str) -> list[str]:
-        """Names of a group's visible Parquet files, in order of creation."""
-        return visible_parts(self.store, group)
-
     def group_version(self, group: str) -> str:
         """The version of a group's rows; "none" if it is empty."""
         return relisted(lambda: next(map(self._part_version, self.parts(group)), "none"))
@@ -126,58 +122,9 @@ class ColumnGroups:
 
         def fields() -> list[pa.Field]:
             parts = self.parts(group)[:1]  # all parts of a group share a schema
-            return [field for part in parts for field in self._operator_column(self._part_schema(part), group).type]
+            return [field for part in parts for field in self.operator_column(self._part_schema(part), group).type]
 
         return relisted(fields)
-
-    def dataset(self, group: str, schema: pa.Schema | None = None) -> CheckedDataset:
-        """The group as a lazy pyarrow dataset. `schema`: used for groups without parts; default: only `clip_id`.
-
-        Reading raises `DamagedFile` for a damaged part. `dataset(group).unchecked` is the `pyarrow.dataset.Dataset`.
-        """
-
-        def open_parts() -> CheckedDataset:
-            parts = self.parts(group)
-            if not parts:
-                empty = (schema or pa.schema([pa.field("clip_id", pa.string())])).empty_table()
-                return CheckedDataset(self.store, [], pads.dataset(empty))
-            self.check_names(parts)
-            found = parts_dataset(self.store, parts, schema)
-            if operator_of(group) is not None:
-                self._operator_column(found.schema, group)
-            return found
-
-        found = relisted(open_parts)
-        found.reopen = open_parts
-        return found
-
-    def table(self, group: str, columns: Sequence[str] | Mapping[str, pads.Expression] | None = None) -> pa.Table:
-        """The group in memory, one row per clip. `columns`: names, or name -> pyarrow expression; default: all."""
-        selection = list(columns) if isinstance(columns, Sequence) else columns
-        return self.dataset(group).to_table(columns=selection)
-
-    def look_up(self, group: str, ids: pa.Array, columns: Mapping[str, pads.Expression]) -> pa.StructArray:
-        """Columns of a group (name -> pyarrow expression) for each clip_id, in the order of `ids`; null without a row.
-
-        The result stays in Arrow, where a hundred thousand rows take a few megabytes; `array[i].as_py()` converts one
-        row to a dict.
-        """
-        selection = {"clip_id": pads.field("clip_id")} | dict(columns)
-        table = self.dataset(group).to_table(columns=selection, filter=pads.field("clip_id").isin(ids))
-        rows = pc.index_in(ids, value_set=table.column("clip_id").combine_chunks())
-        return table.drop_columns("clip_id").to_struct_array().combine_chunks().take(rows)
-
-    def find(self, group: str, clip_id: str) -> dict[str, Any] | None:
-        """A clip's row in a group, or None. Reads only the ids to locate the row, then its part."""
-        return relisted(lambda: self._find(group, clip_id))
-
-    def _find(self, group: str, clip_id: str) -> dict[str, Any] | None:
-        dataset = self.dataset(group)
-        for tagged in dataset.tagged_batches(columns=["clip_id"]):
-            if pc.index(tagged.record_batch.column("clip_id"), clip_id).as_py() >= 0:
-                part = parts_dataset(self.store, [self.store.name_of(tagged.fragment.path)], dataset.schema)
-                return dict(part.to_table(filter=pads.field("clip_id") == clip_id).to_pylist()[0])
-        return None
 
     def missing_shards(self, group: str) -> list[str]:
         """Names of shards that rows of the group refer to and that do not exist."""
@@ -365,48 +312,12 @@ class ColumnGroups:
     def _folders(self, folder: str) -> list[str]:
         return check_folder_names(self.store.folders(folder), f"{self.store.url}/{folder}")
 
-    def check_names(self, parts: Sequence[str]) -> None:
-        """Raise `OpenUniError` for a clip id, shard, collection, split or number that must not be used.
-
-        Every access to rows is preceded by it, so that no later code needs to doubt them. Reads a part once.
-        """
-        unchecked = [part for part in parts if part not in self._checked_parts]
-        with ThreadPoolExecutor(PARALLEL_PARTS) as pool:
-            self._checked_parts.update(zip(unchecked, pool.map(self.check_part, unchecked), strict=True))
-
-    def check_part(self, part: str, group: str = "") -> set[str]:
-        """As `check_names`, for one part; returns the shards that it refers to. `group`: default: its folder."""
-        group, where = group or part.rpartition("/")[0], f"{self.store.url}/{part}"
-        with open_part(self.store, part) as file:
-            schema = file.schema_arrow
-        check_kinds(schema, group, where)
-        columns = list(name_columns(schema))
-        needed = dict.fromkeys([*(".".join(column) for column in columns), *checked_columns(group, schema)])
-        table = read_part(self.store, part, list(needed))
-        check_part_names(table, columns, where)
-        check_values(table, group, where)
-        return shards_of(table)
-
-    def _row_count(self, part: str) -> int:
-        with open_part(self.store, part) as file:
-            return int(file.metadata.num_rows)
-
     def _part_version(self, part: str) -> str:
         return (self._part_schema(part).metadata or {}).get(VERSION_KEY, b"unknown").decode()
 
     def _part_schema(self, part: str) -> pa.Schema:
         with open_part(self.store, part) as file:
             return file.schema_arrow
-
-    def _operator_column(self, schema: pa.Schema, group: str) -> pa.Field:
-        """The column that has the operator's name; raises `OpenUniError` for a folder that holds another's rows."""
-        operator = operator_of(group) or ""
-        if operator not in schema.names:
-            raise OpenUniError(
-                f"{self.store.url}/{group} holds rows of {', '.join(schema.names[1:])}, not of {operator}. If "
-                "the folder was renamed, restore its name; otherwise delete it and run again."
-            )
-        return schema.field(operator)
 
     def _move_parts(self, parts: Sequence[str], folder: str) -> None:
         """Move all parts of one version, and their shards: a shard may belong to several parts."""

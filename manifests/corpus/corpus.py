@@ -26,8 +26,8 @@ from openuni.manifests.corpus.layout import (
     family_record,
     in_folder,
 )
-from openuni.manifests.corpus.part_files import parts_dataset, read_part, table_bytes
-from openuni.manifests.corpus.part_listing import PARALLEL_PARTS, relisted, shards_of
+from openuni.manifests.corpus.part_files import PARALLEL_PARTS, read_columns, read_part, table_bytes
+from openuni.manifests.corpus.part_listing import relisted, shards_of
 from openuni.manifests.corpus.splits import require_complete_splits
 from openuni.manifests.corpus.writer import storage_errors
 from openuni.manifests.errors import DamagedFile, OpenUniError
@@ -207,19 +207,24 @@ class Corpus(ColumnGroups):
         if not parts:
             return
         self.check_names(parts)
-        ids = parts_dataset(self.store, parts).to_table(columns=["clip_id"]).column("clip_id")
-        mask = pc.is_in(ids, value_set=kept)  # computed once for all parts, since it hashes all of `kept`
+        columns = {"clip_id": ("clip_id",)}
+        ids = [
+            table["clip_id"]
+            for table in read_columns(self.store, parts, columns, pa.schema([("clip_id", pa.string())]))
+        ]
+        chunks = pa.chunked_array([chunk for column in ids for chunk in column.chunks], pa.string())
+        mask = pc.is_in(chunks, value_set=kept)  # computed once for all parts, since it hashes all of `kept`
         payloads = set(self.store.names(group, SHARD_SUFFIXES))
 
         def copy(part: str, mask_of_part: pa.ChunkedArray) -> None:
-            rows = read_part(self.store, part).filter(mask_of_part)
-            if not len(rows):
+            if not pc.any(mask_of_part).as_py():
                 return
+            rows = read_part(self.store, part).filter(mask_of_part)
             for payload in payloads & {in_folder(group, shard) for shard in shards_of(rows)}:
                 self.store.copy_to(target.store, payload)
             target.store.put(part, table_bytes(rows))
 
         with ThreadPoolExecutor(PARALLEL_PARTS) as pool:
-            ends = accumulate(pool.map(self._row_count, parts), initial=0)
+            ends = accumulate(map(len, ids), initial=0)
             masks = [mask.slice(start, end - start) for start, end in pairwise(ends)]
             list(pool.map(copy, parts, masks))  # raises the first error

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as pads
 
 from openuni.manifests.contracts.schema import clip_schema, null_nonfinite
 from openuni.manifests.corpus import coverage, keep_rule
@@ -142,9 +141,11 @@ def summary(corpus: ColumnGroups) -> Summary:
         rows = connection.execute(query).fetchall()
     result = _to_summary(rows, rules, corpus.record["keep"])
     done_by = (*filters, *annotators)
-    unavailable = [(name, _count(connection, f"{_quote(name)}.status = 'unavailable'")) for name in done_by]
-    waiting = f"{outcome} = 'pending'"
-    not_done = [(name, _count(connection, f"{waiting} AND {_quote(name)} IS NULL")) for name in done_by]
+    absent = [f"{_quote(name)}.status = 'unavailable'" for name in done_by]
+    waiting = [f"{outcome} = 'pending' AND {_quote(name)} IS NULL" for name in done_by] if result.pending else []
+    counts = _counts(connection, [*absent, *waiting])
+    unavailable = list(zip(done_by, counts, strict=False))
+    not_done = list(zip(done_by, counts[len(done_by) :], strict=False))
     not_done += [(name, result.pending) for name in (*missing, *missing_annotators)]
     order = [*required, *filters, *corpus.record["annotators"]]  # filters first, as they run
     return result._replace(
@@ -155,8 +156,10 @@ def summary(corpus: ColumnGroups) -> Summary:
     )
 
 
-def _count(connection: duckdb.DuckDBPyConnection, condition: str) -> int:
-    return int(connection.execute(f"SELECT count(*) FROM joined WHERE {condition}").fetchall()[0][0])
+def _counts(connection: duckdb.DuckDBPyConnection, conditions: Sequence[str]) -> list[int]:
+    """Number of clips for which each condition holds."""
+    selection = ", ".join(f"count(*) FILTER (WHERE {condition})" for condition in conditions)
+    return list(connection.execute(f"SELECT {selection} FROM joined").fetchall()[0]) if conditions else []
 
 
 def _to_summary(rows: list[Any], rules: Sequence[keep_rule.KeepRule], keep: str) -> Summary:
@@ -256,9 +259,8 @@ def _join_columns(
             else:
                 full_columns.add(top)
     names = [name for name in clip_schema().names if name in full_columns | {"clip_id"}]
-    columns = {name: pads.field(name) for name in names}
-    columns |= {"clip_status": pads.field("status"), "clip_error": pads.field("error")}
-    joined = _null_nonfinite(corpus.dataset("clips", clip_schema()).to_table(columns=columns))
+    columns = {name: (name,) for name in names} | {"clip_status": ("status",), "clip_error": ("error",)}
+    joined = _null_nonfinite(corpus.columns("clips", columns, schema=clip_schema()))
     if any(column[0] == coverage.COLUMN for rule in rules for column in rule.columns):
         masks = coverage.modality_availability(corpus, joined.column("clip_id"))
         joined = joined.append_column(coverage.COLUMN, pa.StructArray.from_arrays(masks.values(), list(masks)))
@@ -275,14 +277,14 @@ def _join_columns(
 def _struct_fields(corpus: ColumnGroups, group: str, name: str, fields: Sequence[str]) -> tuple[pa.Array, pa.Array]:
     """clip_ids of a group, and its struct column with only these fields; no other columns are read."""
     prefix = (name,) if operator_of(group) else ()  # other groups have top-level columns
-    columns = {"clip_id": pads.field("clip_id")} | {f"{name}.{field}": pads.field(*prefix, field) for field in fields}
-    table = corpus.dataset(group).to_table(columns=columns)
+    columns = {"clip_id": ("clip_id",)} | {f"{name}.{field}": (*prefix, field) for field in fields}
+    table = corpus.columns(group, columns)
     ids, *parts = (_to_array(column) for column in table.columns)
     return ids, pa.StructArray.from_arrays(parts, fields)
 
 
 def _full_struct(corpus: ColumnGroups, group: str, name: str) -> tuple[pa.Array, pa.Array]:
-    table = corpus.table(group)
+    table = corpus.table(group, ["clip_id", name])
     return table.column("clip_id").combine_chunks(), table.column(name).combine_chunks()
 
 
@@ -301,4 +303,6 @@ def _to_array(column: pa.ChunkedArray) -> pa.Array:
 
 def _align(clips: pa.ChunkedArray, ids: pa.Array, struct: pa.Array) -> pa.Array:
     """The struct of each clip, null without a row."""
+    if len(clips) == len(ids) and clips.cast(ids.type).equals(pa.chunked_array([ids])):
+        return null_nonfinite(struct)  # in the same order, as a single worker writes them
     return null_nonfinite(struct).take(pc.index_in(clips.cast(ids.type), value_set=ids).combine_chunks())

@@ -5,28 +5,26 @@ are written too, for other programs, and verified. Parts of earlier versions hav
 """
 
 import io
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from functools import cached_property
+from typing import Any, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from openuni.manifests.corpus.part_limits import check_declared
 from openuni.manifests.errors import DamagedFile
-from openuni.manifests.storage.checksums import (
-    TAIL_BYTES,
-    BlockTable,
-    add_block_checksums,
-    block_table,
-    wanted_tail_bytes,
-)
+from openuni.manifests.storage.checked_file import CheckedFile
+from openuni.manifests.storage.checksums import TAIL_BYTES, add_block_checksums
 from openuni.manifests.storage.store import Store
 
-MAX_CACHED_BYTES = 1024**2  # the last read is kept if it is at most this long
+T = TypeVar("T")
+PARALLEL_PARTS = 8  # files processed concurrently, to hide the latency of object stores
 READ_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError)
 MAX_REOPENED = 20  # times that a dataset is opened anew while parts are merged
 VERIFIED_BYTES = 8 * 1024**2  # read at a time by `verify_part`
@@ -35,110 +33,10 @@ VERIFIED_BYTES = 8 * 1024**2  # read at a time by `verify_part`
 def table_bytes(table: pa.Table) -> bytes:
     """Serialize a table as one Parquet file in memory, with page and block checksums."""
     sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    # dictionaries of numbers, which hardly repeat, cost time and space
+    texts = [path for path, kind in _leaves(list(table.schema)) if pa.types.is_string(kind)]
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True, use_dictionary=texts or False)
     return add_block_checksums(sink.getvalue())
-
-
-class CheckedFile(io.RawIOBase):
-    """A part, open for reading; what is returned has been verified block by block.
-
-    Raises `DamagedFile` that names the part. `table` is None for parts without checksums.
-    """
-
-    def __init__(self, store: Store, name: str) -> None:
-        super().__init__()
-        self.where = store.location(name)
-        self._store, self._name = store, name
-        # an open file: a part that is replaced meanwhile stays the same for this reader
-        self._descriptor = os.open(store.path(name), os.O_RDONLY) if store.is_local else None
-        self._nbytes = store.nbytes(name) if self._descriptor is None else os.fstat(self._descriptor).st_size
-        self._position = 0
-        self._cached: tuple[int, bytes] = (0, b"")
-        tail = self._read_raw(max(0, self._nbytes - TAIL_BYTES), self._nbytes)
-        while len(tail) < (wanted := wanted_tail_bytes(tail, self._nbytes) if len(tail) >= 8 else 0):
-            tail = self._read_raw(self._nbytes - wanted, self._nbytes)
-        self.table: BlockTable | None = block_table(tail, self._nbytes, self.where)
-        self._tail = tail
-
-    def readable(self) -> bool:
-        """See `io.IOBase`."""
-        return True
-
-    def seekable(self) -> bool:
-        """See `io.IOBase`."""
-        return True
-
-    def tell(self) -> int:
-        """See `io.IOBase`."""
-        return self._position
-
-    def size(self) -> int:
-        """Size of the file, bytes."""
-        return self._nbytes
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """See `io.IOBase`."""
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._nbytes}[whence]
-        self._position = base + offset
-        return self._position
-
-    def read(self, nbytes: int | None = -1) -> bytes:
-        """Up to `nbytes` bytes from the current position. Raises `DamagedFile` for a wrong checksum."""
-        start = self._position
-        end = self._nbytes if nbytes is None or nbytes < 0 else min(start + nbytes, self._nbytes)
-        data = self._read_verified(start, end) if end > start else b""
-        self._position = start + len(data)
-        return data
-
-    def close(self) -> None:
-        """See `io.IOBase`."""
-        descriptor, self._descriptor = getattr(self, "_descriptor", None), None
-        if descriptor is not None:
-            os.close(descriptor)
-        super().close()
-
-    def _read_verified(self, start: int, end: int) -> bytes:
-        tail_start = self._nbytes - len(self._tail)
-        if start >= tail_start and (self.table is None or start >= self.table.body_bytes):
-            return self._tail[start - tail_start : end - tail_start]
-        if self.table is None:
-            return self._read_raw(start, end)
-        body_end = min(end, self.table.body_bytes)
-        data = self._blocks(start, body_end)
-        return data if end == body_end else data + self._tail[body_end - tail_start : end - tail_start]
-
-    def _blocks(self, start: int, end: int) -> bytes:
-        """Bytes of the body; whole blocks are read and verified."""
-        assert self.table is not None
-        cached_start, cached = self._cached
-        if cached_start <= start and end <= cached_start + len(cached):
-            return cached[start - cached_start : end - cached_start]
-        block_bytes = self.table.block_bytes
-        first, last = start // block_bytes, -(-end // block_bytes)
-        read_start, read_end = first * block_bytes, min(last * block_bytes, self.table.body_bytes)
-        data = self._read_raw(read_start, read_end)
-        view = memoryview(data)
-        for number in range(first, last):
-            at = number * block_bytes - read_start
-            if not self.table.verify(number, view[at : at + block_bytes]):
-                raise DamagedFile(self.where, f"checksum mismatch of the 64 KiB from byte {number * block_bytes:,}")
-        if len(data) <= MAX_CACHED_BYTES:
-            self._cached = read_start, data
-        return data[start - read_start : end - read_start]
-
-    def _read_raw(self, start: int, end: int) -> bytes:
-        if self._descriptor is not None:
-            data = os.pread(self._descriptor, end - start, start)
-            while data and len(data) < end - start:  # a read is limited to 2 GiB
-                more = os.pread(self._descriptor, end - start - len(data), start + len(data))
-                if not more:
-                    break
-                data += more
-        else:
-            data = self._store.read_range(self._name, start, end - start) if end > start else b""
-        if len(data) != end - start:
-            raise DamagedFile(self.where, f"{len(data):,} bytes at {start:,}, expected {end - start:,}: truncated")
-        return data
 
 
 class _CheckedFiles(pafs.FSSpecHandler):
@@ -157,23 +55,134 @@ class _CheckedFiles(pafs.FSSpecHandler):
         return self.open_input_file(path)
 
 
+def _leaves(fields: Sequence[pa.Field], prefix: str = "") -> Iterator[tuple[str, pa.DataType]]:
+    """Path in the file and type of every column that Parquet stores."""
+    for field in fields:
+        path = f"{prefix}{field.name}"
+        if pa.types.is_struct(field.type):
+            yield from _leaves(list(field.type), f"{path}.")
+        elif pa.types.is_list(field.type):
+            yield from _leaves([field.type.value_field.with_name("element")], f"{path}.list.")
+        else:
+            yield path, field.type
+
+
 def open_part(store: Store, part: str) -> pq.ParquetFile:
     """One part, for its metadata or rows. Raises `DamagedFile`."""
+    return _unless_replaced(store, part, lambda: _open_part(store, part))
+
+
+def _open_part(store: Store, part: str) -> pq.ParquetFile:
+    return _open(store, part)[0]
+
+
+def _open(store: Store, part: str) -> tuple[pq.ParquetFile, CheckedFile | None]:
+    """The part, and the file that it is read from unless all of it is in memory."""
     with _named(store, part):
-        checked = CheckedFile(store, part)
-        source = pa.PythonFile(checked, mode="r")
-        file = pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=True)
-    check_declared(file.metadata, checked.size(), store.location(part))
-    return file
+        file = CheckedFile(store, part)
+        if file.size() <= TAIL_BYTES:  # its end is all of it: without a call for each page
+            with file:
+                data = pa.BufferReader(file.read())
+            small = pq.ParquetFile(data, page_checksum_verification=file.table is None)
+            check_declared(small.metadata, file.size(), store.location(part))
+            return small, None
+        # without pre_buffer: Arrow's threads would let go of the file later, at the end of the process perhaps
+        source, footer = pa.PythonFile(file, mode="r"), pq.read_metadata(pa.BufferReader(file.footer()))
+        checks_pages = file.table is None
+        found = pq.ParquetFile(source, metadata=footer, page_checksum_verification=checks_pages, pre_buffer=False)
+    check_declared(footer, file.size(), store.location(part))
+    return found, file
 
 
 def read_part(
     store: Store, part: str, columns: Sequence[str] | Callable[[pa.Schema], list[str]] | None = None
 ) -> pa.Table:
     """The rows of one part. `columns`: names, or a function of the schema that gives them. Raises `DamagedFile`."""
-    with _named(store, part), open_part(store, part) as file:
-        wanted = columns(file.schema_arrow) if callable(columns) else columns
-        return file.read(None if wanted is None else list(wanted))
+
+    def read() -> pa.Table:
+        with _named(store, part):
+            file, source = _open(store, part)
+            with file:
+                names = columns(file.schema_arrow) if callable(columns) else columns
+                wanted = None if names is None else list(names)
+                if source is not None and not store.is_local:
+                    source.load(_ranges(file.metadata, wanted))
+                return _validated(file.read(wanted, use_threads=False))
+
+    return _unless_replaced(store, part, read)
+
+
+def _ranges(metadata: pq.FileMetaData, columns: Sequence[str] | None) -> list[tuple[int, int]]:
+    """Start and end of the bytes with these columns (names or paths; default: all)."""
+    found = []
+    for group in (metadata.row_group(number) for number in range(metadata.num_row_groups)):
+        for chunk in (group.column(number) for number in range(group.num_columns)):
+            if columns is None or any(f"{chunk.path_in_schema}.".startswith(f"{name}.") for name in columns):
+                first = chunk.dictionary_page_offset or chunk.data_page_offset
+                found.append((first, first + chunk.total_compressed_size))
+    return found
+
+
+def _unless_replaced(store: Store, part: str, read: Callable[[], T]) -> T:
+    """The result of `read`. A part that another process has written since it was listed would look damaged."""
+    try:
+        return read()
+    except DamagedFile:
+        if not store.tails.forget(part):
+            raise
+    return read()
+
+
+Path = tuple[str, ...]  # of a column: its name, then those of fields of structs
+
+
+def read_columns(
+    store: Store,
+    parts: Sequence[str],
+    columns: Mapping[str, Path],
+    schema: pa.Schema,
+    change: Callable[[pa.Table], pa.Table] = lambda rows: rows,
+) -> list[pa.Table]:
+    """Columns of each part, name -> path; no others are read, also within structs.
+
+    `schema`: has all paths; what a part of an earlier version lacks is null. `change`: of the columns of each part, so
+    that less is held in memory. Raises `DamagedFile`.
+    """
+    types = {name: type_at(schema, path) for name, path in columns.items()}
+
+    def read(part: str) -> pa.Table:
+        found: dict[str, str] = {}
+
+        def wanted(own: pa.Schema) -> list[str]:
+            found.update({name: ".".join(path) for name, path in columns.items() if type_at(own, path) is not None})
+            return list(found.values()) or ["clip_id"]
+
+        rows = read_part(store, part, wanted)
+        arrays = [
+            _column_at(rows, columns[name], kind) if name in found else pa.nulls(len(rows), kind)
+            for name, kind in types.items()
+        ]
+        return change(pa.table(arrays, names=list(types)))
+
+    with ThreadPoolExecutor(PARALLEL_PARTS) as pool:
+        return list(pool.map(read, parts))  # raises the first error
+
+
+def type_at(schema: pa.Schema, path: Path) -> pa.DataType | None:
+    """The type of a column; None if there is no such path."""
+    kind = pa.struct(list(schema))
+    for name in path:
+        if not pa.types.is_struct(kind) or kind.get_field_index(name) < 0:
+            return None
+        kind = kind.field(name).type
+    return kind
+
+
+def _column_at(rows: pa.Table, path: Path, kind: pa.DataType) -> pa.ChunkedArray:
+    column = rows.column(path[0])
+    for name in path[1:]:
+        column = pc.struct_field(column, name)
+    return column if column.type == kind else column.cast(kind)
 
 
 def verify_part(store: Store, part: str) -> bool:
@@ -235,28 +244,53 @@ def _validated(table: pa.Table) -> pa.Table:
 class CheckedDataset:
     """The methods of `pyarrow.dataset.Dataset` that read, with errors that name the damaged part.
 
-    `unchecked`: the dataset itself. Its reads are verified too, but errors in parts without checksums are pyarrow's.
     `reopen`: the dataset anew, if parts have been merged into others since they were listed; the rows are the same.
+    Raises `DamagedFile` if the first part, whose schema counts unless one is given, is damaged.
     """
 
-    def __init__(self, store: Store, parts: Sequence[str], unchecked: pads.Dataset) -> None:
-        self.store, self.parts, self.unchecked = store, parts, unchecked
+    def __init__(self, store: Store, parts: Sequence[str], schema: pa.Schema | None = None) -> None:
+        self.store, self.parts, self.schema = store, parts, _schema_of(store, parts[0]) if schema is None else schema
         self.reopen: Callable[[], CheckedDataset] | None = None
 
-    @property
-    def schema(self) -> pa.Schema:
-        """See `pyarrow.dataset.Dataset`."""
-        return self.unchecked.schema
+    @cached_property
+    def unchecked(self) -> pads.Dataset:
+        """The dataset itself. Its reads are verified too, but errors in parts without checksums are pyarrow's."""
+        if not self.parts:
+            return pads.dataset(self.schema.empty_table())
+        options = pads.ParquetFragmentScanOptions(page_checksum_verification=True)
+        with part_errors(self.store, self.parts):
+            return pads.dataset(
+                [self.store.path(part) for part in self.parts],
+                filesystem=pafs.PyFileSystem(_CheckedFiles(self.store)),
+                format=pads.ParquetFileFormat(default_fragment_scan_options=options),
+                schema=self.schema,
+            )
 
-    def to_table(self, **options: Any) -> pa.Table:
-        """See `pyarrow.dataset.Dataset`."""
+    def to_table(
+        self, columns: Sequence[str] | Mapping[str, Path | pads.Expression] | None = None, **options: Any
+    ) -> pa.Table:
+        """See `pyarrow.dataset.Dataset`. `columns` also allows paths, which are much faster than expressions.
+
+        With paths or names alone, no other columns and fields of structs are read.
+        """
         for _ in range(MAX_REOPENED):
             try:
-                with part_errors(self.store, self.parts):
-                    return _validated(self.unchecked.to_table(**options))
+                return self._to_table(columns, **options)
             except FileNotFoundError as error:
                 self._reopen(error)
-        return _validated(self.unchecked.to_table(**options))
+        return self._to_table(columns, **options)
+
+    def _to_table(self, columns: Any, **options: Any) -> pa.Table:
+        names = self.schema.names if columns is None else columns
+        paths = names if isinstance(names, Mapping) else {name: (name,) for name in names}
+        is_plain = all(isinstance(path, tuple) and type_at(self.schema, path) is not None for path in paths.values())
+        if is_plain and not options:
+            empty = pa.schema([(name, type_at(self.schema, path)) for name, path in paths.items()]).empty_table()
+            return pa.concat_tables([*read_columns(self.store, self.parts, paths, self.schema), empty])
+        if isinstance(columns, Mapping):
+            columns = {name: pads.field(*path) if isinstance(path, tuple) else path for name, path in columns.items()}
+        with part_errors(self.store, self.parts):
+            return _validated(self.unchecked.to_table(columns=columns, **options))
 
     def to_batches(self, **options: Any) -> Iterator[pa.RecordBatch]:
         """See `pyarrow.dataset.Dataset`."""
@@ -277,30 +311,19 @@ class CheckedDataset:
                     raise
                 self._reopen(error)
 
-    def tagged_batches(self, **options: Any) -> Iterator[Any]:
-        """Batches (`record_batch`), each with the `fragment` that it comes from.
-
-        Raises `FileNotFoundError` if a part has been merged meanwhile.
-        """
-        with part_errors(self.store, self.parts):
-            yield from self.unchecked.scanner(**options).scan_batches()
-
     def _reopen(self, error: FileNotFoundError) -> None:
         """Read the parts that are there now."""
         if self.reopen is None:
             raise error
-        other = self.reopen()
-        self.parts, self.unchecked = other.parts, other.unchecked
+        self.parts = self.reopen().parts
+        self.__dict__.pop("unchecked", None)
+
+
+def _schema_of(store: Store, part: str) -> pa.Schema:
+    with open_part(store, part) as file:
+        return file.schema_arrow
 
 
 def parts_dataset(store: Store, parts: Sequence[str], schema: pa.Schema | None = None) -> CheckedDataset:
     """Parts as a lazy dataset; reading it raises `DamagedFile` that names the part. `schema`: default: the first's."""
-    options = pads.ParquetFragmentScanOptions(page_checksum_verification=True)
-    with part_errors(store, parts):
-        dataset = pads.dataset(
-            [store.path(part) for part in parts],
-            filesystem=pafs.PyFileSystem(_CheckedFiles(store)),
-            format=pads.ParquetFileFormat(default_fragment_scan_options=options),
-            schema=schema,
-        )
-    return CheckedDataset(store, parts, dataset)
+    return CheckedDataset(store, parts, schema)

@@ -1,4 +1,4 @@
-"""Which Parquet files of a folder are its parts, also while parts are being merged, and which shards they refer to.
+"""The parts of column groups: which files they are, also while parts are being merged, their shards and their rows.
 
 `compaction.py` merges parts into one whose name is FIRST-cN: FIRST is the first of them, without the suffix of an
 earlier compaction, and N counts compactions. Its footer lists the parts that it replaces. Writing it is the commit:
@@ -8,7 +8,7 @@ unfinished: only then are lists read.
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -16,15 +16,25 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as pads
 
-from openuni.manifests.corpus.layout import PART_SUFFIX, SHARD_SUFFIXES, in_folder
-from openuni.manifests.corpus.names import is_shard
-from openuni.manifests.corpus.part_files import open_part, read_part
+from openuni.manifests.corpus.layout import PART_SUFFIX, SHARD_SUFFIXES, in_folder, operator_of
+from openuni.manifests.corpus.names import check_part_names, is_shard, name_columns
+from openuni.manifests.corpus.part_files import (
+    PARALLEL_PARTS,
+    CheckedDataset,
+    Path,
+    open_part,
+    parts_dataset,
+    read_columns,
+    read_part,
+    type_at,
+)
+from openuni.manifests.corpus.part_limits import check_kinds, check_values, checked_columns
 from openuni.manifests.errors import DamagedFile, OpenUniError
 from openuni.manifests.storage.store import Store
 
 T = TypeVar("T")
-PARALLEL_PARTS = 8  # files processed concurrently, to hide the latency of object stores
 REPLACES_KEY = b"openuni.replaces"  # in the footer: JSON list of names in the same folder
 COMPACTED = re.compile(r"(.+)-c([0-9]{1,9})")
 PAGE_ENTRIES = 1000  # number of entries that an object store lists at once
@@ -186,3 +196,129 @@ def _shard_names(rows: pa.Table) -> Iterator[pa.ChunkedArray]:
         for name in rest:
             column = pc.struct_field(column, name)
         yield column
+
+
+# ---------------------------------------------------------------------- rows
+
+
+class GroupReader:
+    """Reads the rows of column groups."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._checked_parts: dict[str, set[str]] = {}  # parts whose names were found harmless -> their shards
+
+    def parts(self, group: str) -> list[str]:
+        """Names of a group's visible Parquet files, in order of creation."""
+        return visible_parts(self.store, group)
+
+    def dataset(self, group: str, schema: pa.Schema | None = None) -> CheckedDataset:
+        """The group as a lazy pyarrow dataset. `schema`: used for groups without parts; default: only `clip_id`.
+
+        Reading raises `DamagedFile` for a damaged part. `dataset(group).unchecked` is the `pyarrow.dataset.Dataset`.
+        """
+
+        def open_parts() -> CheckedDataset:
+            parts = self.parts(group)
+            if not parts:
+                return CheckedDataset(self.store, [], schema or pa.schema([pa.field("clip_id", pa.string())]))
+            self.check_names(parts)
+            found = parts_dataset(self.store, parts, schema)
+            if operator_of(group) is not None:
+                self.operator_column(found.schema, group)
+            return found
+
+        found = relisted(open_parts)
+        found.reopen = open_parts
+        return found
+
+    def table(
+        self, group: str, columns: Sequence[str] | Mapping[str, Path | pads.Expression] | None = None
+    ) -> pa.Table:
+        """The group in memory, one row per clip. `columns`: see `CheckedDataset.to_table`; default: all."""
+        selection = list(columns) if isinstance(columns, Sequence) else columns
+        return self.dataset(group).to_table(columns=selection)
+
+    def columns(
+        self,
+        group: str,
+        paths: Mapping[str, Path],
+        change: Callable[[pa.Table], pa.Table] = lambda rows: rows,
+        schema: pa.Schema | None = None,
+    ) -> pa.Table:
+        """Columns of a group (name -> path), after `change` of those of each part; see `read_columns`."""
+
+        def read() -> pa.Table:
+            dataset = self.dataset(group, schema)
+            empty = pa.schema([(name, type_at(dataset.schema, path)) for name, path in paths.items()]).empty_table()
+            tables = read_columns(self.store, dataset.parts, paths, dataset.schema, change)
+            return pa.concat_tables(tables or [change(empty)])
+
+        return relisted(read)
+
+    def look_up(self, group: str, ids: pa.Array, columns: Mapping[str, Path | pads.Expression]) -> pa.StructArray:
+        """Columns of a group (name -> path or expression) for each clip_id, in the order of `ids`; null without a row.
+
+        The result stays in Arrow, where a hundred thousand rows take a few megabytes; `array[i].as_py()` converts one
+        row to a dict.
+        """
+        paths: dict[str, Any] = {"clip_id": ("clip_id",)} | dict(columns)
+        dataset = self.dataset(group)
+        if all(isinstance(path, tuple) for path in paths.values()):
+            table = self.columns(group, paths, lambda rows: rows.filter(pc.is_in(rows["clip_id"], value_set=ids)))
+        else:
+            table = dataset.to_table(columns=paths, filter=pads.field("clip_id").isin(ids))
+        rows = pc.index_in(ids, value_set=table.column("clip_id").combine_chunks())
+        return table.drop_columns("clip_id").to_struct_array().combine_chunks().take(rows)
+
+    def find(self, group: str, clip_id: str) -> dict[str, Any] | None:
+        """A clip's row in a group, or None. Reads only the ids to locate the row, then its part."""
+        return relisted(lambda: self._find(group, clip_id))
+
+    def _find(self, group: str, clip_id: str) -> dict[str, Any] | None:
+        dataset = self.dataset(group)
+
+        def place(part: str) -> int:
+            ids = read_columns(self.store, [part], {"clip_id": ("clip_id",)}, dataset.schema)[0]["clip_id"]
+            return int(pc.index(ids, clip_id).as_py())
+
+        with ThreadPoolExecutor(PARALLEL_PARTS) as pool:
+            for part, row in zip(dataset.parts, pool.map(place, dataset.parts), strict=True):
+                if row >= 0:
+                    rows = parts_dataset(self.store, [part], dataset.schema).to_table()
+                    return dict(rows.slice(row, 1).to_pylist()[0])
+        return None
+
+    def check_names(self, parts: Sequence[str]) -> None:
+        """Raise `OpenUniError` for a clip id, shard, collection, split or number that must not be used.
+
+        Every access to rows is preceded by it, so that no later code needs to doubt them. Reads a part once.
+        """
+        unchecked = [part for part in parts if part not in self._checked_parts]
+        with ThreadPoolExecutor(PARALLEL_PARTS) as pool:  # or the first error
+            self._checked_parts.update(zip(unchecked, pool.map(self.check_part, unchecked), strict=True))
+
+    def check_part(self, part: str, group: str = "") -> set[str]:
+        """As `check_names`, for one part; returns the shards that it refers to. `group`: default: its folder."""
+        group, where = group or part.rpartition("/")[0], f"{self.store.url}/{part}"
+        columns: list[tuple[str, ...]] = []
+
+        def needed(schema: pa.Schema) -> list[str]:
+            check_kinds(schema, group, where)
+            columns.extend(name_columns(schema))
+            return list(dict.fromkeys([*(".".join(path) for path in columns), *checked_columns(group, schema)]))
+
+        table = read_part(self.store, part, needed)
+        check_part_names(table, columns, where)
+        check_values(table, group, where)
+        return shards_of(table)
+
+    def operator_column(self, schema: pa.Schema, group: str) -> pa.Field:
+        """The column that has the operator's name; raises `OpenUniError` for a folder that holds another's rows."""
+        operator = operator_of(group) or ""
+        if operator not in schema.names:
+            raise OpenUniError(
+                f"{self.store.url}/{group} holds rows of {', '.join(schema.names[1:])}, not of {operator}. If "
+                "the folder was renamed, restore its name; otherwise delete it and run again."
+            )
+        return schema.field(operator)

@@ -6,8 +6,8 @@ the random seed and their names. Each goes to the split with the largest deficit
 (collection and modalities) and the whole corpus.
 """
 
+import math
 import shlex
-from collections import defaultdict
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -26,15 +26,16 @@ from openuni.manifests.corpus.writer import table_bytes
 from openuni.manifests.errors import OpenUniError
 
 TRAIN = "train"
+NAMES_AT_A_TIME = 50_000  # names of groups held as Python strings
 
 
-class SplitGroup(NamedTuple):
-    """Clips that must get the same split."""
+class SplitGroups(NamedTuple):
+    """Clips that must get the same split, one entry for each group; sequences of the same length."""
 
-    name: str
-    stratum: tuple[str, int]  # collection, and bit mask of the modalities that any of the clips has
-    clips: int  # number of clips
-    split: str | None  # existing split
+    names: pa.Array  # strings
+    strata: list[int]  # number of the stratum: collection, and the modalities that any of the clips has
+    clips: list[int]  # number of clips
+    splits: list[str | None]  # existing splits
 
 
 def assign(corpus: ColumnGroups, shares: Mapping[str, float], seed: int = 0, *, anew: bool = False) -> dict[str, int]:
@@ -46,22 +47,25 @@ def assign(corpus: ColumnGroups, shares: Mapping[str, float], seed: int = 0, *, 
     """
     fractions = _with_train(shares)
     write_pending_splits(corpus)
-    columns = ["clip_id", "source", "origin", "collection", "split", "status"]
-    clips = corpus.dataset("clips", clip_schema()).to_table(columns=columns)
-    clips = clips.filter(pc.equal(clips["status"], "ok"))
+    paths = {name: (name,) for name in ("clip_id", "source", "origin", "collection", "split", "status")}
+
+    def accepted(rows: pa.Table) -> pa.Table:
+        return rows.filter(pc.equal(rows["status"], "ok")).drop_columns("status")
+
+    clips = corpus.columns("clips", paths, accepted, clip_schema())
     if not len(clips):
         raise OpenUniError(f"{corpus.store.url} has no clips to assign splits to. Add some with: openuni run")
     names = split_group_names(clips)
     groups = _split_groups(corpus, clips, names, anew=anew)
     splits = _assign_groups(groups, fractions, seed)
-    split_by_group = pa.array([splits[group.name] for group in groups], pa.string())
+    split_by_group = pa.array(splits, pa.string())
     split_by_clip = pa.DictionaryArray.from_arrays(names.indices, split_by_group).cast(pa.string())
     decision = pa.table({"clip_id": clips["clip_id"], "split": split_by_clip})
     corpus.store.put(PENDING_SPLITS, table_bytes(decision))
     write_pending_splits(corpus)
     counts = {name: 0 for name in fractions}
-    for group in groups:
-        counts[splits[group.name]] = counts.get(splits[group.name], 0) + group.clips
+    for split, size in zip(splits, groups.clips, strict=True):
+        counts[split] = counts.get(split, 0) + size
     return counts
 
 
@@ -87,7 +91,7 @@ def _with_train(shares: Mapping[str, float]) -> dict[str, float]:
     return {TRAIN: 1 - sum(shares.values()), **shares}
 
 
-def _split_groups(corpus: ColumnGroups, clips: pa.Table, names: pa.DictionaryArray, *, anew: bool) -> list[SplitGroup]:
+def _split_groups(corpus: ColumnGroups, clips: pa.Table, names: pa.DictionaryArray, *, anew: bool) -> SplitGroups:
     codes = names.indices.to_numpy()
     count = len(names.dictionary)
     bits = np.zeros(count, np.int64)
@@ -95,7 +99,11 @@ def _split_groups(corpus: ColumnGroups, clips: pa.Table, names: pa.DictionaryArr
         bits[codes[mask.to_numpy(zero_copy_only=False)]] |= 1 << position
     first = np.zeros(count, np.int64)
     first[codes[::-1]] = np.arange(len(codes))[::-1]  # the first clip of a group determines its collection
-    collections = pc.fill_null(clips["collection"], NO_COLLECTION).take(pa.array(first)).to_pylist()
+    collections = pc.fill_null(clips["collection"], NO_COLLECTION).take(pa.array(first)).combine_chunks()
+    masks, of_mask = np.unique(bits, return_inverse=True)
+    _, strata = np.unique(
+        collections.dictionary_encode().indices.to_numpy().astype(np.int64) * len(masks) + of_mask, return_inverse=True
+    )
     sizes = np.bincount(codes, minlength=count).tolist()
     known: list[str | None] = [None] * count
     if not anew:
@@ -109,33 +117,54 @@ def _split_groups(corpus: ColumnGroups, clips: pa.Table, names: pa.DictionaryArr
                     "Correct the dataset, or assign all splits again with --reassign."
                 )
             known[code] = split
-    rows = zip(names.dictionary.to_pylist(), collections, bits.tolist(), sizes, known, strict=True)
-    return [SplitGroup(name, (collection, mask), size, split) for name, collection, mask, size, split in rows]
+    return SplitGroups(names.dictionary, strata.tolist(), sizes, known)
 
 
-def _assign_groups(groups: list[SplitGroup], fractions: Mapping[str, float], seed: int) -> dict[str, str]:
-    """Split group -> split."""
-    assigned: dict[str, str] = {}
-    counts: dict[tuple[str, int] | None, dict[str, int]] = defaultdict(lambda: dict.fromkeys(fractions, 0))
-    total: dict[tuple[str, int] | None, int] = defaultdict(int)  # None: the whole corpus
+def _assign_groups(groups: SplitGroups, fractions: Mapping[str, float], seed: int) -> list[str]:
+    """The split of each group."""
+    assigned: list[str | None] = list(groups.splits)
+    known = dict.fromkeys([*fractions, *(split for split in groups.splits if split is not None)])
+    number_of = {split: number for number, split in enumerate(known)}
+    shares = list(fractions.items())  # the first of `known`
+    everything = max(groups.strata, default=-1) + 1  # number of a stratum that holds the whole corpus
+    counts = [[0] * len(known) for _ in range(everything + 1)]  # clips by stratum and split
+    total = [0] * (everything + 1)  # clips by stratum
+    all_counts = counts[everything]
+    for stratum, size, split in zip(groups.strata, groups.clips, groups.splits, strict=True):
+        if split is not None:
+            for one in (stratum, everything):
+                counts[one][number_of[split]] += size
+                total[one] += size
+    for position in _order(groups, seed):
+        stratum, size = groups.strata[position], groups.clips[position]
+        of_stratum = counts[stratum]
+        in_stratum, in_all = total[stratum] + size, total[everything] + size
+        best, largest = 0, -math.inf
+        for number, (_, share) in enumerate(shares):  # ties go to the first: train
+            deficit = (share * in_stratum - of_stratum[number]) + (share * in_all - all_counts[number])
+            if deficit > largest:
+                best, largest = number, deficit
+        assigned[position] = shares[best][0]
+        of_stratum[best] += size
+        all_counts[best] += size
+        total[stratum], total[everything] = in_stratum, in_all
+    return [split for split in assigned if split is not None]
 
-    def put(group: SplitGroup, split: str) -> None:
-        assigned[group.name] = split
-        for stratum in (group.stratum, None):
-            counts[stratum][split] = counts[stratum].get(split, 0) + group.clips
-            total[stratum] += group.clips
 
-    def deficit(group: SplitGroup, split: str) -> float:
-        strata = (group.stratum, None)
-        return sum(fractions[split] * (total[stratum] + group.clips) - counts[stratum][split] for stratum in strata)
-
-    for group in groups:
-        if group.split is not None:
-            put(group, group.split)
-    new = [group for group in groups if group.split is None]
-    for group in sorted(new, key=lambda group: (_order_key(seed, group.name), group.name)):
-        put(group, max(fractions, key=lambda split: deficit(group, split)))  # ties go to the first: train
-    return assigned
+def _order(groups: SplitGroups, seed: int) -> list[int]:
+    """Positions of the groups without a split, in the order in which they get one: by hash, then by name."""
+    new = np.array([position for position, split in enumerate(groups.splits) if split is None], np.int64)
+    names = groups.names.take(pa.array(new))
+    keys = np.empty(len(new), np.uint64)
+    for start in range(0, len(new), NAMES_AT_A_TIME):
+        texts = names.slice(start, NAMES_AT_A_TIME).to_pylist()
+        keys[start : start + len(texts)] = [_order_key(seed, text) for text in texts]
+    order = np.argsort(keys, kind="stable")
+    in_order = keys[order]
+    if (in_order[1:] == in_order[:-1]).any():
+        texts = names.to_pylist()
+        order = np.array(sorted(range(len(new)), key=lambda place: (keys[place], texts[place])))
+    return list(new[order].tolist())
 
 
 def _order_key(seed: int, name: str) -> int:
@@ -161,11 +190,18 @@ def write_pending_splits(corpus: ColumnGroups) -> None:
     if not corpus.store.exists(PENDING_SPLITS):
         return
     decided = pq.read_table(corpus.store.path(PENDING_SPLITS), filesystem=corpus.store.fs)
-    ids = decided["clip_id"].combine_chunks()
+    splits = decided["split"].combine_chunks()
+    # computed once for all parts, since it hashes all ids
+    every_place = pc.index_in(
+        corpus.table("clips", ["clip_id"])["clip_id"], value_set=decided["clip_id"].combine_chunks()
+    )
+    start = 0
 
     def change(rows: pa.Table) -> pa.Table:
-        places = pc.index_in(rows["clip_id"], value_set=ids)
-        column = pc.if_else(pc.is_valid(places), decided["split"].combine_chunks().take(places), rows["split"])
+        nonlocal start
+        places = every_place.slice(start, len(rows)).combine_chunks()
+        start += len(rows)
+        column = pc.if_else(pc.is_valid(places), splits.take(places), rows["split"])
         return rows.set_column(rows.schema.get_field_index("split"), rows.schema.field("split"), column)
 
     corpus.rewrite("clips", change)

@@ -4,8 +4,10 @@ import json
 import os
 import re
 import shutil
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from threading import Lock
 from typing import Any, get_args
 from uuid import uuid4
 
@@ -16,9 +18,61 @@ from openuni.manifests.storage.address import file_system
 from openuni.manifests.storage.checksums import parse_record
 from openuni.manifests.storage.links import FOLLOW_LINKS, outside_target
 
+MAX_TAILS_BYTES = 64 * 1024**2  # ends of files kept in memory
 MAX_DEPTH = 6  # of files below the root: latents/FAMILY/MODALITY/superseded/VERSION/
 TEMP_FILE = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # names of incomplete files of `put`
 LEFTOVER = re.compile(r"\..+\.tmp|\.(driver|workers)\.lock")  # all that a process killed in its first write leaves
+
+
+class Tails:
+    """The ends of remote files, which hold the footers of Parquet parts: read once while a file stays as it is.
+
+    A listing tells the state of each file (size and entity tag). A file that was written since loses its entry.
+    """
+
+    def __init__(self) -> None:
+        self.known: dict[str, tuple[int, Any]] = {}  # name -> state in the latest listing
+        self.kept: OrderedDict[str, tuple[tuple[int, Any], bytes]] = OrderedDict()
+        self.nbytes = 0
+        self.guard = Lock()
+
+    def listed(self, entries: Mapping[str, tuple[int, Any]]) -> None:
+        """Note the state of files in a listing."""
+        with self.guard:
+            self.known.update(entries)
+
+    def size(self, name: str) -> int | None:
+        """Size of a file in the latest listing, bytes."""
+        with self.guard:
+            return self.known[name][0] if name in self.known else None
+
+    def get(self, name: str) -> tuple[int, bytes] | None:
+        """Size of the file and its end, unless the file was written since."""
+        with self.guard:
+            state, tail = self.kept.get(name, (None, b""))
+            return (state[0], tail) if state is not None and state == self.known.get(name) else None
+
+    def put(self, name: str, nbytes: int, tail: bytes) -> None:
+        """Keep the end of a file of this size, if a listing has shown the same file."""
+        with self.guard:
+            state = self.known.get(name)
+            self._drop(name)
+            if state is None or state[0] != nbytes:
+                return
+            self.kept[name] = state, tail
+            self.nbytes += len(tail)
+            while self.nbytes > MAX_TAILS_BYTES:
+                self._drop(next(iter(self.kept)))
+
+    def forget(self, name: str) -> bool:
+        """Drop what is known of a file; returns whether there was anything."""
+        with self.guard:
+            return self._drop(name) | (self.known.pop(name, None) is not None)
+
+    def _drop(self, name: str) -> bool:
+        state, tail = self.kept.pop(name, (None, b""))
+        self.nbytes -= len(tail)
+        return state is not None
 
 
 class Store:
@@ -30,6 +84,7 @@ class Store:
         self.root = str(Path(path).resolve()) if self.is_local else path.rstrip("/")
         self.url = self.root if self.is_local else self.fs.unstrip_protocol(self.root)
         self._inside: set[str] = set()  # folders that no link leads out of
+        self.tails = Tails()
         self.fence: Callable[[], None] | None = None  # raises if this process may no longer write
 
     @staticmethod
@@ -76,10 +131,18 @@ class Store:
     def names(self, folder: str, suffix: str | tuple[str, ...]) -> list[str]:
         """Names (relative to the root) of the entries directly in `folder` that end in one of `suffix`, sorted."""
         try:
-            entries = self.fs.ls(self.path(folder), detail=False)
-        except FileNotFoundError:
+            if self.is_local:
+                with os.scandir(self.path(folder)) as entries:
+                    return sorted(f"{folder}/{entry.name}" for entry in entries if entry.name.endswith(suffix))
+            found = self.fs.ls(self.path(folder), detail=True)
+        except (FileNotFoundError, NotADirectoryError):
             return []
-        return sorted(f"{folder}/{entry.rsplit('/', 1)[1]}" for entry in entries if str(entry).endswith(suffix))
+        states = {
+            f"{folder}/{str(entry['name']).rstrip('/').rsplit('/', 1)[1]}": (entry["size"], entry.get("ETag"))
+            for entry in found
+        }
+        self.tails.listed({name: state for name, state in states.items() if state[1] is not None})
+        return sorted(name for name in states if name.endswith(suffix))
 
     def folders(self, folder: str) -> list[str]:
         """Names (last component) of the folders directly in `folder`, sorted; hidden folders are skipped."""
@@ -148,6 +211,7 @@ class Store:
     def put(self, name: str, data: bytes) -> None:
         """Write a file atomically."""
         self._check_fence()
+        self.tails.forget(name)
         if not self.is_local:
             self.fs.pipe_file(self.path(name), data)
             return
@@ -166,6 +230,7 @@ class Store:
     def put_file(self, source: Path, name: str) -> None:
         """Move a finished local file into the store atomically."""
         self._check_fence()
+        self.tails.forget(name)
         if not self.is_local:
             self.fs.put_file(str(source), self.path(name))
             source.unlink()
@@ -179,6 +244,8 @@ class Store:
     def move(self, name: str, to: str) -> None:
         """Rename within the store."""
         self._check_fence()
+        self.tails.forget(name)
+        self.tails.forget(to)
         if self.is_local:
             self.local(to).parent.mkdir(parents=True, exist_ok=True)
             self.local(name).replace(self.local(to))
@@ -215,6 +282,7 @@ class Store:
     def delete(self, name: str) -> None:
         """Delete a file if it exists."""
         self._check_fence()
+        self.tails.forget(name)
         if self.exists(name):
             self.fs.rm_file(self.path(name))
 

@@ -13,7 +13,7 @@ import pytest
 
 import openuni
 from openuni.console.progress import Reporter
-from openuni.manifests.corpus import column_groups, compaction
+from openuni.manifests.corpus import compaction, part_listing
 from openuni.manifests.corpus.compaction import compact, compact_if_worthwhile
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.corpus.part_files import table_bytes
@@ -154,7 +154,7 @@ def test_another_writer_keeps_it_out(corpus):
 def test_a_reader_that_has_listed_the_parts_lists_again(corpus, monkeypatch):
     expected = seen(corpus.store.url)
     reader, calls = Corpus.open(corpus.store.url), []
-    merged = column_groups.parts_dataset
+    merged = part_listing.parts_dataset
 
     def late(store, parts, schema=None):
         calls.append(parts)
@@ -162,7 +162,7 @@ def test_a_reader_that_has_listed_the_parts_lists_again(corpus, monkeypatch):
             compact(corpus, parts[0].rpartition("/")[0])
         return merged(store, parts, schema)
 
-    monkeypatch.setattr(column_groups, "parts_dataset", late)
+    monkeypatch.setattr(part_listing, "parts_dataset", late)
     for group in GROUPS:
         assert reader.table(group).to_pylist() == expected[group]
     assert [len(parts) for parts in calls] == [4, 1, 4, 1, 4, 1]
@@ -319,7 +319,7 @@ def test_a_list_that_is_no_list_of_names_is_refused(corpus, text, monkeypatch):
     first = corpus.parts("clips")[0]
     key = {compaction.REPLACES_KEY: text.encode()}
     table = corpus.table("clips").slice(0, 2)
-    table = table.replace_schema_metadata(table.schema.metadata | key)
+    table = table.replace_schema_metadata(key)
     corpus.store.put(compaction.merged_name(first), table_bytes(table))
     done = cli("summary", corpus.store.url)
     assert done.returncode == 2 and "openuni.replaces is not a list of file names" in done.stderr
