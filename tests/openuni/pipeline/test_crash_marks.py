@@ -154,6 +154,14 @@ def test_a_death_counts_once_and_for_its_phase_and_machine_only(
         assert CrashMarks(tmp_path, "phase").attempts == {"clip": 1}
 
 
+def test_an_interrupted_run_leaves_no_marks(tmp_path: Path) -> None:
+    left = CrashMarks(tmp_path, "phase")
+    with pytest.raises(KeyboardInterrupt), left.watching(), left.working_on("clip"):
+        assert len(list(tmp_path.iterdir())) == 2
+        raise KeyboardInterrupt
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"phase": {}}', b'{"phase": 1}', b"\xff", b"\0" * 2**21])
 def test_damaged_marks_are_no_marks(tmp_path: Path, content: bytes) -> None:
     path = CrashMarks(tmp_path, "phase").path
