@@ -297,6 +297,7 @@ def test_a_decoder_ends_with_its_parent_even_if_it_hangs(clip: Clip) -> None:
         "from openuni.manifests.video.probe import probe\n"
         f"probe({clip.source!r})\n"
         "pid = process._pool.idle[0].connection.process.pid\n"
+        "os.kill(pid, signal.SIGSTOP)\n"
         "print(pid, flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
