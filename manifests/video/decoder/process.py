@@ -159,12 +159,15 @@ class Decoder:
 
     def stream(self, request: _Request) -> Iterator[Any]:
         """Call a generator function and yield its items; the decoder is a few items ahead."""
-        with self._requested(request, stream=True) as (watch, _):
+        with self._requested(request, stream=True) as (watch, payload):
             try:
                 while True:
                     kind, value = self._next(watch)
                     if kind == "end":
                         return
+                    if kind == "ask":
+                        self._answer(value, payload, watch)
+                        continue
                     value.reverse()
                     while value:
                         yield value.pop()  # no reference stays, so that its memory can be used again
