@@ -10,7 +10,10 @@ MAX_ERROR_CHARS = 500
 MAX_TRACEBACK_CHARS = 4000
 MAX_FOREIGN_FRAMES = 3  # of other packages, at the inner end
 # drives every item, tells nothing of one
-MACHINERY = ("openuni/pipeline/worker.py", "concurrent/futures/thread.py", "concurrent/futures/_base.py")
+MACHINERY = (
+    *("openuni/pipeline/worker.py", "manifests/video/decoder/process.py"),
+    *("concurrent/futures/thread.py", "concurrent/futures/_base.py"),
+)
 
 
 class Failure(NamedTuple):

@@ -72,9 +72,9 @@ class Spec(ABC):
 class WorkerLoop:
     """Drives a worker: prefetches the next item, writes the previous one, and turns every error into a failed row."""
 
-    def __init__(self, worker: Worker, working_on: Callable[[str], AbstractContextManager[None]] = nullcontext) -> None:
+    def __init__(self, worker: Worker, working_on: Callable[[str], AbstractContextManager[Any]] | None = None) -> None:
         """`working_on`: context in which a thread works on the item of this key."""
-        self.worker, self.working_on = worker, working_on
+        self.worker, self.working_on = worker, working_on or nullcontext
         self.reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
         self.writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
         self.prefetched: tuple[Any, Future[Any]] | None = None

@@ -90,7 +90,7 @@ class Payload:
         fd = memory_file(self.nbytes)
         at = 0
         for array in self.arrays:
-            data = memoryview(np.ascontiguousarray(array)).cast("B")
+            data = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
             written = 0
             while written < len(data):
                 written += os.pwrite(fd, data[written : written + 2**30], at + written)

@@ -223,7 +223,7 @@ class Server:
 
 def _limit(message: dict[str, Any], base_bytes: int) -> None:
     """Set the limits and the current folder of a request."""
-    if str(Path.cwd()) != message["folder"]:
+    with contextlib.suppress(OSError):  # it was removed: absolute paths do not need it
         os.chdir(message["folder"])
     if sys.platform == "linux":
         allowed = base_bytes + int(message["memory_bytes"]) + SLACK_BYTES

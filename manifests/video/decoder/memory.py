@@ -46,7 +46,7 @@ class SharedMemory:
 
     def view(self) -> np.ndarray:
         """The bytes, uint8 [nbytes]; valid until `unmap`."""
-        return np.frombuffer((ctypes.c_ubyte * self.nbytes).from_address(self.address), np.uint8)
+        return np.frombuffer(memoryview((ctypes.c_ubyte * self.nbytes).from_address(self.address)), np.uint8)
 
     def unmap(self, *, discard: bool = False) -> None:
         """End the mapping; `discard`: free the memory, though the other process still maps it."""

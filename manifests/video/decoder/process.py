@@ -86,10 +86,17 @@ class _Request(NamedTuple):
             "where": self.where,
             "memory_bytes": self.limits.max_decoder_bytes,
             "cpu_s": min(cpu_s, 1e9),
-            "folder": str(Path.cwd()),
+            "folder": _current_folder(),
             "stream": stream,
             "credit": STREAM_CREDIT,
         }
+
+
+def _current_folder() -> str:
+    try:
+        return str(Path.cwd())
+    except FileNotFoundError:  # it was removed: absolute paths do not need it
+        return "/"
 
 
 class _Watch:

@@ -110,6 +110,12 @@ class CrashMarks:
         if self.attempts.pop(key, None) is not None:
             self._write()
 
+    def completed(self) -> None:
+        """All items have their rows."""
+        self.attempts.clear()
+        self.deaths.clear()
+        self._write()
+
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Context in which a crash of this process is written down."""
@@ -121,10 +127,9 @@ class CrashMarks:
             faulthandler.enable(file, all_threads=True)
             try:
                 yield
-            finally:
+            finally:  # not reached if the process dies
                 _restore(was_enabled)
-        self.crash_path.unlink(missing_ok=True)
-        self._write()
+                self.crash_path.unlink(missing_ok=True)
 
     def _mark(self, thread: str, key: str | None) -> None:
         with self.lock:

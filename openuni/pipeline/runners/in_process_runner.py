@@ -42,6 +42,7 @@ class InProcessRunner(Runner):
                 done(loop.flush())
             if interrupted.is_set():
                 raise KeyboardInterrupt
+            marks.completed()
         finally:
             loop.finish()
 

@@ -179,6 +179,7 @@ def test_a_crash_while_frames_are_iterated_is_an_error_of_the_clip(clip: Clip, o
     assert sum(1 for _ in iter_frames(clip)) == 60
 
 
+@pytest.mark.slow
 def test_a_decoder_that_another_process_kills_is_replaced_once_and_then_fails(
     clip: Clip, one_decoder: Callable[[], int]
 ) -> None:
@@ -278,10 +279,15 @@ def test_settings_of_clients_are_those_at_the_time_of_the_request(
         assert one_decoder() != before and len(served.asked) == asked
 
 
-def test_relative_paths_are_of_the_current_folder(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_paths_are_of_the_current_folder(clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     probe(clip.source)
     monkeypatch.chdir(Path(clip.source).parent)
     assert len(probe("a.mp4").pts) == 60
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    probe(clip.source)
+    (tmp_path / "gone").rmdir()
+    assert len(probe(clip.source).pts) == 60
 
 
 def test_a_decoder_ends_with_its_parent_even_if_it_hangs(clip: Clip) -> None:
@@ -291,6 +297,7 @@ def test_a_decoder_ends_with_its_parent_even_if_it_hangs(clip: Clip) -> None:
         "from openuni.manifests.video.probe import probe\n"
         f"probe({clip.source!r})\n"
         "pid = process._pool.idle[0].connection.process.pid\n"
+        "os.kill(pid, signal.SIGSTOP)\n"
         "print(pid, flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )

@@ -78,12 +78,13 @@ def test_a_clip_that_crashes_the_process_is_a_failed_row_of_the_next_run(folder:
     assert found["b_deadly"]["error"].startswith(f"WorkerDied: the process crashed ({how}")
     assert times_seen(folder) == {"a": 1, "b_deadly": 1, "c": 1, "d": 1}
     assert marks(folder) == []
-    (failures,) = (folder / "c" / "runs").glob("*.failures.jsonl")
-    (failure,) = map(json.loads, failures.read_text().splitlines())
+    logs = (folder / "c" / "runs").glob("*.failures.jsonl")
+    (failure,) = (json.loads(line) for path in logs for line in path.read_text().splitlines())
     assert "Fatal Python error" in failure["traceback"] and "dying.py" in failure["traceback"]
     assert "worker.py" not in failure["traceback"]
 
 
+@pytest.mark.slow
 def test_retry_failed_tries_it_again(folder: Path) -> None:
     assert [run(folder), run(folder)] == [-signal.SIGSEGV, 0]
     (folder / "raw" / "b_deadly.mp4.spare").touch()
@@ -98,6 +99,7 @@ def test_a_run_that_is_killed_twice_loses_no_clip(folder: Path) -> None:
     assert {row["status"] for row in rows(folder).values()} == {"ok"} and marks(folder) == []
 
 
+@pytest.mark.slow
 def test_a_clip_with_which_the_process_dies_three_times_fails(folder: Path) -> None:
     assert [run(folder, "SIGKILL") for _ in range(MAX_ATTEMPTS)] == MAX_ATTEMPTS * [-signal.SIGKILL]
     assert run(folder, "SIGKILL") == 0
@@ -150,6 +152,14 @@ def test_a_death_counts_once_and_for_its_phase_and_machine_only(
     monkeypatch.undo()
     for _ in range(3):  # of starts that die before they work on anything
         assert CrashMarks(tmp_path, "phase").attempts == {"clip": 1}
+
+
+def test_an_interrupted_run_leaves_no_marks(tmp_path: Path) -> None:
+    left = CrashMarks(tmp_path, "phase")
+    with pytest.raises(KeyboardInterrupt), left.watching(), left.working_on("clip"):
+        assert len(list(tmp_path.iterdir())) == 2
+        raise KeyboardInterrupt
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"phase": {}}', b'{"phase": 1}', b"\xff", b"\0" * 2**21])

@@ -125,7 +125,7 @@ def test_a_file_that_grows_while_it_is_read_is_a_row(tmp_path: Path) -> None:
 
     def grow() -> None:
         with (tmp_path / "raw" / "a.ts").open("ab") as file:
-            while not ended.is_set() and file.tell() < 50_000_000:
+            while not ended.is_set() and file.tell() < 5_000_000:
                 file.write(data)
                 file.flush()
 
