@@ -86,18 +86,18 @@ class SpooledMaps(Generic[M]):
     def is_streamable(self, compact: bool) -> bool:
         """Whether the maps can be encoded in bounded memory."""
         kind = type(self.template)
-        is_same = kind.encode_compact is Modality.encode_compact
-        return self.template is not None and kind.is_streamable() and (is_same or not compact)
+        is_standard = not compact or kind.encode_compact is Modality.encode_compact
+        return self.template is not None and kind.is_streamable() and is_standard
 
     def whole(self) -> M:
         """All maps in one array."""
         return type(self.template).joined(list(self))  # type: ignore[union-attr, return-value]
 
-    def encode(self, fps: float) -> FilePayload:
-        """Encode all maps into another temporary file."""
+    def encode(self, fps: float, *, compact: bool) -> FilePayload:
+        """Encode all maps into another temporary file, for full or compact storage."""
         assert self.template is not None
         file = self._temporary_file()
-        return type(self.template).encode_blocks(self, fps, file)
+        return type(self.template).encode_blocks(self, fps, file, compact=compact)
 
     def close(self) -> None:
         """Free the disk."""
