@@ -18,7 +18,6 @@ from openuni.manifests.corpus.layout import annotation_group
 from openuni.manifests.corpus.shards import SafetensorsShard
 from openuni.manifests.errors import ClipError, OpenUniError
 from openuni.manifests.video.clip import Clip
-from openuni.manifests.video.container import Limits
 from openuni.pipeline.failures import format_error
 from openuni.pipeline.map_sources import MapSource
 from openuni.pipeline.phases import ClipItem, CorpusWorker, decoder_threads
@@ -162,7 +161,7 @@ class EncodeWorker(CorpusWorker):
         extent = item.stored[MapSource(stream.annotator, name)]
         assert extent is not None  # else it would not be planned
         group = annotation_group(stream.annotator)
-        blocks = stored_blocks(self.corpus, group, modality, extent, item.clip, count, Limits(), stop=count)
+        blocks = stored_blocks(self.corpus, group, modality, extent, item.clip, count, stop=count)
         return modality.joined(list(blocks))
 
     def _put(self, name: str, item: ClipItem, encoded: EncodedStream | ClipError) -> dict[str, Any]:
