@@ -138,11 +138,8 @@ class Modality(ABC):
         if storage is not None:
             return storage.encode_blocks(cls, blocks, fps, file)
         constants = cls.constants_of(blocks)
-        encode_lossless_to(file, PlanesOfBlocks(blocks, constants), fps, **cls.coding)
-        frames, size_px = 0, (0, 0)
-        for block in blocks:
-            frames, size_px = frames + len(block.array), block.size_px
-        return FilePayload(file, cls.suffix, constants, frames, size_px)
+        frames, *size_px = encode_lossless_to(file, PlanesOfBlocks(blocks, constants), fps, **cls.coding)
+        return FilePayload(file, cls.suffix, constants, frames, (size_px[0], size_px[1]))
 
     @classmethod
     def decode_blocks(cls, file: BinaryIO, constants: Any, frames_per_block: int) -> Iterator[Self]:

@@ -91,10 +91,12 @@ class Flow(Modality):
     def constants_of(cls, blocks: Iterable[Self]) -> FlowConstants:
         """See `Modality.constants_of`: maximum component and percentile of the speed over all blocks, exact."""
         first = next(iter(blocks))
-        max_component = max(max_abs(block.array) for block in blocks)
+        max_component, size = 0.0, 0
+        for block in blocks:
+            max_component, size = max(max_component, max_abs(block.array)), size + block.array.size // 2
         is_large = max_component > FINE_RANGE_PX
         doublings = max(0, math.ceil(math.log2(max_component / FINE_RANGE_PX))) if is_large else 0
-        divisor = first.divisor_px or _divisor(blocks)
+        divisor = first.divisor_px or _divisor(blocks, size)
         return FlowConstants(STEP_PX * 2**doublings, divisor, first.valid is not None)
 
     def planes(self, constants: FlowConstants) -> np.ndarray:
@@ -182,9 +184,8 @@ def max_abs(array: np.ndarray) -> float:
     return max((float(np.abs(frame).max(initial=0.0)) for frame in array), default=0.0)
 
 
-def _divisor(blocks: Iterable[Flow]) -> float:
-    """99.9th percentile of speed over the clip, at least `DIVISOR_FLOOR_PX`."""
-    size = sum(block.array.size // 2 for block in blocks)
+def _divisor(blocks: Iterable[Flow], size: int) -> float:
+    """99.9th percentile of speed over the clip, which has `size` vectors; at least `DIVISOR_FLOOR_PX`."""
     if not size:
         return DIVISOR_FLOOR_PX
 
