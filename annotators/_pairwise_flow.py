@@ -1,6 +1,6 @@
 """Shared by the optical-flow annotators: result columns, frame pairs, the forward-backward check."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -45,7 +45,7 @@ class FlowWindows(WindowedRun[FlowOfClip]):
         self.times_s: list[np.ndarray] = []
         self.valid_pixels = 0
 
-    def add(self, window: DecodedClip) -> dict[str, Modality]:
+    def add(self, window: DecodedClip) -> Mapping[str, Modality]:
         """See `WindowedRun.add`: the flow of all complete batches of pairs."""
         self.times_s.append(window.times_s[window.overlap_frames :])
         frames = window.frames if self.waiting is None else np.concatenate([self.waiting, window.new_frames])
@@ -57,6 +57,7 @@ class FlowWindows(WindowedRun[FlowOfClip]):
         height_px, width_px = self.waiting.shape[1:3]
         rest = self._process(self.waiting, len(self.waiting) - 1)
         if self.last is None:
+            self.pair_flow_of(self.waiting)  # raises for frames that the method cannot process
             return FlowOfClip(Flow.from_pairs(np.empty((0, height_px, width_px, 2), np.float32)), 0.0, None)
         flow = Flow.joined([*rest.values(), self.last])
         length_px, times_s = np.concatenate(self.lengths_px), np.concatenate(self.times_s)

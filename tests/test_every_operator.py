@@ -16,6 +16,7 @@ from openuni.manifests.contracts.component import fingerprint
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.contracts.operator import find_operator, operator_names
 from openuni.manifests.contracts.options import former_names, recorded
+from openuni.manifests.contracts.windows import supports_windows
 from openuni.manifests.modalities.segmentation import Segmentation
 from tests import faulty_operators as faulty
 from tests import operator_contract as contract
@@ -76,17 +77,22 @@ def test_result_is_deterministic(case):
 
 
 def test_windows_give_the_same(case):
+    if case[0].gpus:
+        pytest.skip("networks take their time: see below")
+    contract.windows_give_the_same(*case[1](LONGER), sizes=range(1, len(LONGER) + 1))
+    contract.windows_give_the_same(*case[1](LONGER[:1]))
+    contract.windows_give_the_same(*case[1](NOTHING["black"]))
+
+
+@pytest.mark.slow
+def test_windows_of_networks_give_the_same(case):
+    """Windows of one batch: two batches of two frames, and a half."""
+    if not case[0].gpus or not supports_windows(case[0]):
+        pytest.skip("no network, or no windows")
     operator, clip = case[1](LONGER)
-    if operator.gpus:  # a network takes its time: windows of one size, of two batches and a half
-        contract.windows_give_the_same(with_batches_of_two(operator), clip, sizes=[1])
-    else:
-        contract.windows_give_the_same(operator, clip, sizes=range(1, len(LONGER) + 1))
-        contract.windows_give_the_same(*case[1](LONGER[:1]))
-        contract.windows_give_the_same(*case[1](NOTHING["black"]))
-
-
-def with_batches_of_two(operator):
-    return dataclasses.replace(operator, frames_per_batch=2) if hasattr(operator, "frames_per_batch") else operator
+    if hasattr(operator, "frames_per_batch"):
+        operator = dataclasses.replace(operator, frames_per_batch=2)
+    contract.windows_give_the_same(operator, clip, sizes=[1])
 
 
 @pytest.mark.parametrize("times_s", TIMES_S, ids=["one frame", "even", "uneven"])

@@ -4,12 +4,13 @@ A modality is a value: an array with the metadata needed to interpret it. Its fi
 only definition, which annotators, importers, viewer, latent encoder, trainer and metrics share.
 """
 
+import io
 import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, BinaryIO, ClassVar, NamedTuple, Self
+from typing import Any, BinaryIO, ClassVar, NamedTuple, Protocol, Self
 
 import numpy as np
 
@@ -37,6 +38,15 @@ class FilePayload(NamedTuple):
     constants: tuple[Any, ...]
     frames: int
     size_px: tuple[int, int]
+
+
+class BlockEncoder(Protocol):
+    """Encodes maps that come in blocks of frames."""
+
+    def encode_blocks(
+        self, kind: "type[Modality]", blocks: "Iterable[Modality]", fps: float, file: BinaryIO
+    ) -> FilePayload:
+        """Encode into an open file. `blocks` is iterated several times."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,17 +124,22 @@ class Modality(ABC):
         return Payload(encode_lossless(self.planes(constants), fps, **self.coding), self.suffix, constants)
 
     @classmethod
-    def encode_blocks(cls, blocks: Iterable[Self], fps: float, file: BinaryIO) -> FilePayload:
-        """Encode maps that come in blocks of frames into an open file: the bytes and constants of `encode`.
+    def compact_storage(cls) -> "BlockEncoder | None":
+        """How maps are encoded for compact storage, see `_compact.py`. Default: None, as for full storage."""
+        return None
+
+    @classmethod
+    def encode_blocks(cls, blocks: Iterable[Self], fps: float, file: BinaryIO, *, compact: bool = False) -> FilePayload:
+        """Encode maps that come in blocks of frames into an open file, as `encode` or `encode_compact` of them all.
 
         `blocks` is iterated several times; one block is in memory at a time.
         """
+        storage = cls.compact_storage() if compact else None
+        if storage is not None:
+            return storage.encode_blocks(cls, blocks, fps, file)
         constants = cls.constants_of(blocks)
-        encode_lossless_to(file, PlanesOfBlocks(blocks, constants), fps, **cls.coding)
-        frames, size_px = 0, (0, 0)
-        for block in blocks:
-            frames, size_px = frames + len(block.array), block.size_px
-        return FilePayload(file, cls.suffix, constants, frames, size_px)
+        frames, *size_px = encode_lossless_to(file, PlanesOfBlocks(blocks, constants), fps, **cls.coding)
+        return FilePayload(file, cls.suffix, constants, frames, (size_px[0], size_px[1]))
 
     @classmethod
     def decode_blocks(cls, file: BinaryIO, constants: Any, frames_per_block: int) -> Iterator[Self]:
@@ -148,9 +163,13 @@ class Modality(ABC):
     def encode_compact(self, fps: float) -> Payload:
         """Encode for compact storage: within the bit budget and error bound that the subclass's docstring states.
 
-        Default: the same as `encode`.
+        Default: as `compact_storage` says.
         """
-        return self.encode(fps)
+        if self.compact_storage() is None:
+            return self.encode(fps)
+        file = io.BytesIO()
+        payload = self.encode_blocks([self], fps, file, compact=True)
+        return Payload(file.getvalue(), payload.suffix, payload.constants, payload.size_px)
 
     @classmethod
     def decode(cls, data: bytes, constants: Any) -> Self:

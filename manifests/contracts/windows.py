@@ -99,8 +99,5 @@ class WindowFilter(Filter):
 
 def supports_windows(operator: type[Operator] | Operator) -> bool:
     """Whether the operator processes clips of any length, in windows."""
-    return (
-        operator.start_windows is not Operator.start_windows
-        if isinstance(operator, type)
-        else (type(operator).start_windows is not Operator.start_windows)
-    )
+    kind = operator if isinstance(operator, type) else type(operator)
+    return kind.start_windows is not Operator.start_windows

@@ -58,6 +58,22 @@ class CorpusClip:
 
         Raises `OpenUniError` if the map is missing, ambiguous or damaged.
         """
+        producer, extent = self._stored(name, annotator)
+        return read_modality(self.corpus, annotation_group(producer), find_modality(name), extent, self.clip)
+
+    def modality_blocks(
+        self, name: str, annotator: str | None = None, frames_per_block: int = 64
+    ) -> Iterator[Modality]:
+        """A modality map of the clip in blocks of frames, for clips that are too long for the memory.
+
+        Raises as `modality`; damage of the decoded maps may only show behind the last block.
+        """
+        producer, extent = self._stored(name, annotator)
+        kind = find_modality(name)
+        yield from stored_blocks(self.corpus, annotation_group(producer), kind, extent, self.clip, frames_per_block)
+
+    def _stored(self, name: str, annotator: str | None) -> tuple[str, dict[str, Any]]:
+        """The annotator of a map, and where it lies. Raises `OpenUniError` if it is missing or ambiguous."""
         extents = {
             producer: row[field] for producer, field, row in self._rows_with(name) if annotator in (None, producer)
         }
@@ -69,8 +85,7 @@ class CorpusClip:
                 f"several annotators produced {name}: {', '.join(sorted(extents))}. Select one: "
                 f'modality("{name}", "{min(extents)}")'
             )
-        producer, extent = next(iter(extents.items()))
-        return read_modality(self.corpus, annotation_group(producer), find_modality(name), extent, self.clip)
+        return next(iter(extents.items()))
 
     @property
     def rgb(self) -> np.ndarray:
@@ -119,13 +134,13 @@ def stored_blocks(  # noqa: PLR0913  # those of read_modality, and three
     extent: Mapping[str, Any],
     clip: Clip,
     frames_per_block: int,
-    limits: Limits,
+    limits: Limits | None = None,
     stop: int | None = None,
 ) -> Iterator[Modality]:
     """A stored map in blocks of frames, of which one is in memory; to frame `stop` (exclusive), or to the end.
 
     The payload is verified against its checksum before the first block, the decoded maps behind the last one. Maps that
-    are not stored as one lossless video come as one block, within `limits.max_decoded_bytes`.
+    are not stored as one lossless video come as one block, within `limits.max_decoded_bytes` if that is given.
     Raises as `read_modality`.
     """
     constants = _constants_of_clip(group, modality, extent, clip)
@@ -134,7 +149,7 @@ def stored_blocks(  # noqa: PLR0913  # those of read_modality, and three
         file.seek(0)
         if not modality.is_streamable() or is_passthrough(head):
             nbytes = extent["frames"] * extent["height_px"] * extent["width_px"] * MAX_BYTES_PER_PX
-            if nbytes > limits.max_decoded_bytes:
+            if limits is not None and nbytes > limits.max_decoded_bytes:
                 raise ClipError(
                     f"{group}: {modality.name} of clip {clip.clip_id} is read at once and may need {nbytes / 1e9:.3g} "
                     f"GB, over the limit of {limits.max_decoded_bytes / 1e9:.3g} GB ([work] max_decoded_gb)"

@@ -71,7 +71,7 @@ class SpooledMaps(Generic[M]):
     def __iter__(self) -> Iterator[M]:
         """The blocks, as they were appended."""
         for block in self._blocks:
-            yield cast(M, replace(self.template, **{name: self._read(place) for name, place in block.items()}))
+            yield replace(cast(M, self.template), **{name: self._read(place) for name, place in block.items()})
 
     @property
     def name(self) -> str:
@@ -85,19 +85,21 @@ class SpooledMaps(Generic[M]):
 
     def is_streamable(self, compact: bool) -> bool:
         """Whether the maps can be encoded in bounded memory."""
-        kind = type(self.template)
-        is_same = kind.encode_compact is Modality.encode_compact
-        return self.template is not None and kind.is_streamable() and (is_same or not compact)
+        if self.template is None:
+            return False
+        is_standard = not compact or type(self.template).encode_compact is Modality.encode_compact
+        return self.template.is_streamable() and is_standard
 
     def whole(self) -> M:
         """All maps in one array."""
-        return type(self.template).joined(list(self))  # type: ignore[union-attr, return-value]
+        assert self.template is not None
+        return type(self.template).joined(list(self))
 
-    def encode(self, fps: float) -> FilePayload:
-        """Encode all maps into another temporary file."""
+    def encode(self, fps: float, *, compact: bool) -> FilePayload:
+        """Encode all maps into another temporary file, for full or compact storage."""
         assert self.template is not None
         file = self._temporary_file()
-        return type(self.template).encode_blocks(self, fps, file)
+        return type(self.template).encode_blocks(self, fps, file, compact=compact)
 
     def close(self) -> None:
         """Free the disk."""
@@ -108,7 +110,7 @@ class SpooledMaps(Generic[M]):
         assert self._file is not None
         self._file.seek(place.offset)
         array = np.empty(place.shape, place.dtype)
-        self._file.readinto(memoryview(array).cast("B"))  # type: ignore[attr-defined]
+        self._file.readinto(array.reshape(-1).view(np.uint8).data)  # type: ignore[attr-defined]
         return array
 
     def _temporary_file(self) -> BinaryIO:

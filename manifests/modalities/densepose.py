@@ -7,10 +7,9 @@ from typing import ClassVar, NamedTuple, Self
 import numpy as np
 
 from openuni.manifests.arrays.resample import resize_nearest
-from openuni.manifests.contracts.modality import Modality, Payload, check_rendering
+from openuni.manifests.contracts.modality import Modality, check_rendering
 from openuni.manifests.errors import ClipError
-from openuni.manifests.modalities._compact import downscale_to_budget
-from openuni.manifests.video.encode import encode_lossless
+from openuni.manifests.modalities._compact import CompactStorage
 
 PART_COUNT = 24
 COMPACT_BITS_PER_PX = 0.49  # 1.98 MB for 81 frames of 480 x 832
@@ -56,13 +55,10 @@ class DensePose(Modality):
         """The values themselves, 8 bits."""
         return self.array
 
-    def encode_compact(self, fps: float) -> Payload:
-        """Encode as lossless H.264 with inter-frame prediction, downscaled if the bit budget requires it."""
-
-        def encode(maps: DensePose) -> Payload:
-            return Payload(encode_lossless(maps.array, fps, across_frames=True), self.suffix, self.constants())
-
-        return downscale_to_budget(self, encode, COMPACT_BITS_PER_PX)
+    @classmethod
+    def compact_storage(cls) -> CompactStorage:
+        """As lossless H.264 with inter-frame prediction, downscaled if the bit budget requires it."""
+        return CompactStorage(COMPACT_BITS_PER_PX, coding={"across_frames": True})
 
     @classmethod
     def from_planes(cls, planes: np.ndarray, constants: DensePoseConstants) -> Self:

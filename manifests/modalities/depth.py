@@ -9,7 +9,7 @@ import numpy as np
 from openuni.manifests.arrays.resample import resize_smooth
 from openuni.manifests.contracts.modality import Modality, Payload, check_rendering
 from openuni.manifests.errors import ClipError
-from openuni.manifests.modalities._compact import finest_within_budget
+from openuni.manifests.modalities._compact import CompactStorage
 from openuni.manifests.video.encode import encode_lossless
 
 LEVELS = 65535  # maximum of the stored 16-bit planes
@@ -97,7 +97,8 @@ class Depth(Modality):
                 raise ClipError(f"depth: all maps of a clip must have one unit, got {first.unit} and {block.unit}")
             lo, hi = min(lo, float(block.array.min())), max(hi, float(block.array.max()))
         stored = first.normalisation
-        return stored if stored and stored.lo <= lo and hi <= stored.hi else DepthConstants(first.unit, lo, hi)
+        found = stored if stored and stored.lo <= lo and hi <= stored.hi else DepthConstants(first.unit, lo, hi)
+        return found._replace(levels=LEVELS)
 
     def planes(self, constants: DepthConstants) -> np.ndarray:
         """Grey planes with `constants.levels` steps over the range of `constants`, in 8 bits if these suffice."""
@@ -111,19 +112,18 @@ class Depth(Modality):
 
     def encode(self, fps: float) -> Payload:
         """Encode as 16-bit grey FFV1 over the range of `constants()`, or of the array if that is wider."""
-        return self.encode_in_steps(fps, LEVELS)
-
-    def encode_compact(self, fps: float) -> Payload:
-        """Encode for compact storage: fewer levels, 8 bits for 255 levels; see the class for the error bound."""
-        scaled = replace(self, normalisation=self.constants())  # so that sampled frames use the same range
-        return finest_within_budget(
-            scaled, lambda depth, levels: depth.encode_in_steps(fps, levels), COMPACT_LEVELS, COMPACT_BITS_PER_PX
-        )
-
-    def encode_in_steps(self, fps: float, levels: int) -> Payload:
-        """Encode with `levels` steps between minimum and maximum; in 8 bits if these suffice."""
-        constants = self.constants_of([self])._replace(levels=levels)
+        constants = self.constants_of([self])
         return Payload(encode_lossless(self.planes(constants), fps), self.suffix, constants)
+
+    @classmethod
+    def compact_storage(cls) -> CompactStorage:
+        """Fewer levels, 8 bits for 255 levels; see the class for the error bound."""
+        return CompactStorage(
+            COMPACT_BITS_PER_PX,
+            COMPACT_LEVELS,
+            lambda constants, levels: constants._replace(levels=levels),
+            lambda depth, constants: replace(depth, normalisation=constants),  # sampled frames use the same range
+        )
 
     @classmethod
     def from_planes(cls, planes: np.ndarray, constants: DepthConstants) -> Self:

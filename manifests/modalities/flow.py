@@ -10,10 +10,9 @@ import numpy as np
 
 from openuni.manifests.arrays.order_statistics import value_at_rank
 from openuni.manifests.arrays.resample import resize_nearest, resize_smooth
-from openuni.manifests.contracts.modality import Modality, Payload, check_rendering
+from openuni.manifests.contracts.modality import Modality, check_rendering
 from openuni.manifests.errors import ClipError
-from openuni.manifests.modalities._compact import finest_within_budget
-from openuni.manifests.video.encode import encode_lossless
+from openuni.manifests.modalities._compact import CompactStorage
 
 STEP_PX = 1 / 64
 ZERO_LEVEL = 32768  # level of zero in the stored 16-bit planes
@@ -92,10 +91,12 @@ class Flow(Modality):
     def constants_of(cls, blocks: Iterable[Self]) -> FlowConstants:
         """See `Modality.constants_of`: maximum component and percentile of the speed over all blocks, exact."""
         first = next(iter(blocks))
-        max_component = max(max_abs(block.array) for block in blocks)
+        max_component, size = 0.0, 0
+        for block in blocks:
+            max_component, size = max(max_component, max_abs(block.array)), size + block.array.size // 2
         is_large = max_component > FINE_RANGE_PX
         doublings = max(0, math.ceil(math.log2(max_component / FINE_RANGE_PX))) if is_large else 0
-        divisor = first.divisor_px or _divisor(blocks)
+        divisor = first.divisor_px or _divisor(blocks, size)
         return FlowConstants(STEP_PX * 2**doublings, divisor, first.valid is not None)
 
     def planes(self, constants: FlowConstants) -> np.ndarray:
@@ -107,20 +108,15 @@ class Flow(Modality):
             planes[..., 2:] = self.valid
         return planes
 
-    def encode_compact(self, fps: float) -> Payload:
-        """Encode for compact storage: the same planes with coarser steps; see the class."""
-        scaled = replace(self, divisor_px=self.constants().divisor_px)
-
-        def encode(flow: Flow, factor: int) -> Payload:
-            return flow.encode_with_step(fps, factor)
-
-        return finest_within_budget(scaled, encode, STEP_FACTORS, COMPACT_BITS_PER_PX)
-
-    def encode_with_step(self, fps: float, factor: int) -> Payload:
-        """Encode with `factor` times the step of `constants()`."""
-        constants = self.constants()
-        constants = constants._replace(step_px=constants.step_px * factor)
-        return Payload(encode_lossless(self.planes(constants), fps), self.suffix, constants)
+    @classmethod
+    def compact_storage(cls) -> CompactStorage:
+        """The same planes with coarser steps; see the class."""
+        return CompactStorage(
+            COMPACT_BITS_PER_PX,
+            STEP_FACTORS,
+            lambda constants, factor: constants._replace(step_px=constants.step_px * factor),
+            lambda flow, constants: replace(flow, divisor_px=constants.divisor_px),
+        )
 
     @classmethod
     def from_planes(cls, planes: np.ndarray, constants: FlowConstants) -> Self:
@@ -188,9 +184,8 @@ def max_abs(array: np.ndarray) -> float:
     return max((float(np.abs(frame).max(initial=0.0)) for frame in array), default=0.0)
 
 
-def _divisor(blocks: Iterable[Flow]) -> float:
-    """99.9th percentile of speed over the clip, at least `DIVISOR_FLOOR_PX`."""
-    size = sum(block.array.size // 2 for block in blocks)
+def _divisor(blocks: Iterable[Flow], size: int) -> float:
+    """99.9th percentile of speed over the clip, which has `size` vectors; at least `DIVISOR_FLOOR_PX`."""
     if not size:
         return DIVISOR_FLOOR_PX
 

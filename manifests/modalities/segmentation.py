@@ -10,7 +10,7 @@ import numpy as np
 from openuni.manifests.arrays.resample import resize_nearest
 from openuni.manifests.contracts.modality import Modality, Payload, check_rendering
 from openuni.manifests.errors import ClipError
-from openuni.manifests.modalities._compact import downscale_to_budget
+from openuni.manifests.modalities._compact import CompactStorage
 from openuni.manifests.video.encode import encode_lossless
 
 PALETTE_SIZE = 256
@@ -75,17 +75,13 @@ class Segmentation(Modality):
 
     def encode(self, fps: float) -> Payload:
         """Encode as grey FFV1, 8 bits if all ids fit, else 16; exact."""
-        return self._encode(fps, across_frames=False)
-
-    def encode_compact(self, fps: float) -> Payload:
-        """Encode with inter-frame prediction if 8 bits hold the ids, downscaled if the bit budget requires it."""
-        fixed = replace(self, known_ids=tuple(self.constants().ids))
-        return downscale_to_budget(fixed, lambda ids: ids._encode(fps, across_frames=True), COMPACT_BITS_PER_PX)
-
-    def _encode(self, fps: float, *, across_frames: bool) -> Payload:
         constants = self.constants_of([self])
-        data = encode_lossless(self.planes(constants), fps, across_frames=across_frames)
-        return Payload(data, self.suffix, constants)
+        return Payload(encode_lossless(self.planes(constants), fps), self.suffix, constants)
+
+    @classmethod
+    def compact_storage(cls) -> CompactStorage:
+        """With inter-frame prediction if 8 bits hold the ids, downscaled if the bit budget requires it."""
+        return CompactStorage(COMPACT_BITS_PER_PX, coding={"across_frames": True})
 
     @classmethod
     def from_planes(cls, planes: np.ndarray, constants: SegmentationConstants) -> Self:

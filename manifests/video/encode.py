@@ -163,8 +163,10 @@ def encode_lossless_to(
     *,
     across_frames: bool = False,
     fast: bool = False,
-) -> None:
+) -> tuple[int, int, int]:
     """Encode planes that come in blocks of frames into an open file; the same bytes as `encode_lossless` of them all.
+
+    Returns the number of frames, and their height and width.
 
     `blocks`: uint8 or uint16 [n, H, W, C] each, of one dtype and size. They are iterated twice, since the header of the
     file holds their checksum; so no more than one block is in memory. The other arguments are those of
@@ -172,7 +174,7 @@ def encode_lossless_to(
     """
     import av
 
-    checksum, (_, height_px, width_px, channels), dtype = _checked_blocks(blocks)
+    checksum, (frames, height_px, width_px, channels), dtype = _checked_blocks(blocks)
     input_format, stored_format = PLANE_FORMATS[dtype, channels]
     codec = "ffv1"
     if across_frames and dtype == "uint8":
@@ -198,6 +200,7 @@ def encode_lossless_to(
             frame.pts, frame.time_base = number, 1 / rate
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+    return frames, height_px, width_px
 
 
 def _checked_blocks(blocks: Iterable[np.ndarray]) -> tuple[str, tuple[int, ...], str]:

@@ -24,7 +24,6 @@ from openuni.manifests.corpus.corpus_clip import EXTENT, read_modality, stored_b
 from openuni.manifests.corpus.layout import annotation_group
 from openuni.manifests.errors import ClipError, OpenUniError
 from openuni.manifests.video.clip import Clip
-from openuni.manifests.video.container import Limits
 
 # JSON allows these in strings; YAML does not, and some readers of lines end a line at U+0085, U+2028 and U+2029
 ESCAPED = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
@@ -74,7 +73,7 @@ class ExportClip:
         found = self.maps[modality]
         group, kind = annotation_group(found.annotator), find_modality(modality)
         try:
-            yield from stored_blocks(self.corpus, group, kind, dict(found.row), self.clip, frames_per_block, Limits())
+            yield from stored_blocks(self.corpus, group, kind, dict(found.row), self.clip, frames_per_block)
         except (OpenUniError, OSError) as error:
             raise ClipError(f"{modality}: {error}") from error
 

@@ -164,7 +164,7 @@ class EncodeWorker(CorpusWorker):
         extent = item.stored[MapSource(stream.annotator, name)]
         assert extent is not None  # else it would not be planned
         group = annotation_group(stream.annotator)
-        blocks = stored_blocks(self.corpus, group, modality, extent, item.clip, count, self.spec.limits, stop=count)
+        blocks = stored_blocks(self.corpus, group, modality, extent, item.clip, count, stop=count)
         return modality.joined(list(blocks))
 
     def _put(self, name: str, item: ClipItem, encoded: EncodedStream | ClipError) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from openuni.manifests.contracts.modality import Modality
 from openuni.manifests.errors import ClipError
 from openuni.manifests.video.clip import Clip
 from openuni.manifests.video.reader import Frames
-from openuni.pipeline.failures import format_error
 
 
 class SampleFeed:
@@ -87,7 +86,7 @@ class MapFeed:
         try:
             return self._take(overlap, count, is_last)
         except ClipError as error:
-            self.fault, self.held = format_error(error), []
+            self.fault, self.held = str(error), []
             return self.fault
 
     def _take(self, overlap: int, count: int, is_last: bool) -> Modality:

@@ -87,7 +87,7 @@ class MapWindows(WindowedWorker):
                 )
             signal = signal.whole()
         if isinstance(signal, SpooledMaps):
-            return signal.encode(fps)
+            return signal.encode(fps, compact=compact)
         return signal.encode_compact(fps) if compact else signal.encode(fps)
 
     def _map_blocks(

@@ -40,14 +40,19 @@ def blocks(signal, size):
 
 @pytest.mark.parametrize("name", modality_names())
 @pytest.mark.parametrize("size", range(1, FRAMES + 1))
-def test_blocks_are_stored_and_read_as_the_whole(maps, name, size):
+@pytest.mark.parametrize("compact", [False, True], ids=["full", "compact"])
+def test_blocks_are_stored_and_read_as_the_whole(maps, name, size, compact):
     if name == "skeleton":
         pytest.skip("stored as tensors")
     signal = maps[name]
-    whole, file = signal.encode(25), io.BytesIO()
-    payload = type(signal).encode_blocks(blocks(signal, size), 25, file)
+    whole, file = signal.encode_compact(25) if compact else signal.encode(25), io.BytesIO()
+    payload = type(signal).encode_blocks(blocks(signal, size), 25, file, compact=compact)
     assert file.getvalue() == whole.data
-    assert (payload.constants, payload.frames, payload.size_px) == (whole.constants, FRAMES, signal.size_px)
+    assert (payload.constants, payload.frames, payload.size_px) == (
+        whole.constants,
+        FRAMES,
+        whole.size_px or signal.size_px,
+    )
     file.seek(0)
     back = type(signal).joined(list(type(signal).decode_blocks(file, payload.constants, size)))
     expected = type(signal).decode(whole.data, whole.constants)

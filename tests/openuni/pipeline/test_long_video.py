@@ -3,9 +3,6 @@
 import pytest
 
 import openuni
-from openuni.manifests.corpus.corpus_clip import stored_blocks
-from openuni.manifests.modalities.flow import Flow
-from openuni.manifests.video.container import Limits
 from tests.benchmarks.long_clips import FILTERS, measure_in_own_process, write_panning
 
 FRAMES, FPS = 7200, 12
@@ -29,7 +26,7 @@ def test_a_long_video_is_processed_in_bounded_memory(tmp_path):
     assert rows["still"]["frozen_share"] == 0
     clip = openuni.open_corpus(tmp_path / "corpus")[0]
     frames = 0
-    for block in stored_blocks(clip.corpus, "annotations/dis", Flow, rows["dis"]["flow"], clip.clip, 500, Limits()):
+    for block in clip.modality_blocks("flow", frames_per_block=500):
         frames += len(block.array)
         inner = block.array[:, 16:-16, 16:-16]
         assert abs(inner[..., 0] - 1).mean() < 0.05 and abs(inner[..., 1]).mean() < 0.05
