@@ -254,7 +254,8 @@ HOSTILE: dict[str, Hostile] = {
         record("corpus/corpus.json", filters=["evil.module"]), {"summary": 0, "run": 0}
     ),
     "a keep rule reads files": Hostile(
-        record("corpus/corpus.json", keep="read_text('SECRET') IS NOT NULL"), refused("summary", "webdataset", "csv")
+        record("corpus/corpus.json", keep="(SELECT content FROM read_text('SECRET')) LIKE '%7f%'"),
+        refused("summary", "webdataset", "csv"),
     ),
     "a recipe in a ledger is code": Hostile(LEDGER, {"summary": 0, "verify": 0}),
     "a model is code": Hostile(record("run/run.json", model={"name": "evil.module"}), refused("generate")),
@@ -276,9 +277,7 @@ HOSTILE: dict[str, Hostile] = {
     "extents of exabytes": Hostile(in_rows("annotations/dis", extent("nbytes", 2**62)), {"webdataset": 1, "verify": 1}),
     "latents of objects": Hostile(in_rows("latents/*/rgb", column("dtype", "object")), refused("train")),
     "latents beyond memory": Hostile(in_rows("latents/*/rgb", column("shape", [2**31 - 1] * 4)), refused("train")),
-    "records 10,000 deep": Hostile(
-        text("run/step-*/state.json", "[" * 10_000), refused("generate") | {"verify run": 1}
-    ),
+    "a run 10,000 deep": Hostile(text("run/run.json", "[" * 10_000), refused("generate") | {"verify run": 1}),
     "tensors with a header of a terabyte": Hostile(tensors(WEIGHTS, "long"), refused("generate")),
     "tensors that overlap": Hostile(tensors(WEIGHTS, "overlapping"), refused("generate")),
     "tensors out of range": Hostile(tensors(WEIGHTS, "out of range"), refused("generate")),
