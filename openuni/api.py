@@ -24,7 +24,7 @@ from openuni.manifests.errors import OpenUniError
 from openuni.manifests.storage.lock import lock
 from openuni.manifests.storage.remote_errors import raises_store_errors
 from openuni.manifests.storage.store import Store
-from openuni.pipeline.changed_captions import changed_captions_note
+from openuni.pipeline.changed_captions import changed_captions_note, update_captions
 from openuni.pipeline.pipeline import Pipeline
 from openuni.pipeline.runners.resources import Resources
 from openuni.pipeline.runners.runner import open_runner
@@ -73,7 +73,9 @@ def run(
     with storage_errors(corpus.store), lock(corpus.store), reporter, open_runner(resources) as runner:
         _require_shards(parsed, corpus)
         names = as_recorded(found, corpus)
-        if note := changed_captions_note(corpus, names, parsed.ingest):
+        if scope.update_captions:
+            reporter.print_line(f"updated the captions of {update_captions(corpus, names, parsed):,} sources")
+        elif note := changed_captions_note(corpus, names, parsed.ingest):
             reporter.print_line(note)
         Pipeline(parsed, corpus, runner, reporter, scope).run(names)
     corpus.refresh()
