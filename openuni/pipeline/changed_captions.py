@@ -49,6 +49,8 @@ def update_captions(corpus: Corpus, sources: Sequence[str], recipe: CorpusRecipe
     those that `openuni.unified` estimated with a caption as its prompt too. Raises `OpenUniError` for a caption file
     that cannot be read; nothing is changed then.
     """
+    if not sources:
+        raise OpenUniError("--update-captions requires sources. Pass the videos or folders whose captions changed.")
     if not recipe.ingest.captions or not corpus.parts(CLIPS):
         return 0
     corpus.recover()  # rows in open parts would be sealed after the deletion

@@ -148,5 +148,7 @@ def test_a_caption_that_cannot_be_read_changes_nothing(raw, tmp_path):
     (raw / "clip-001.txt").unlink()
     done = cli("run", "r.toml", "raw", "--out", "corpus", "--workers", 0, "--update-captions", cwd=tmp_path)
     assert done.returncode == 0 and "updated the captions of 1 sources" in done.stdout + done.stderr
+    done = cli("run", "r.toml", "--out", "corpus", "--workers", 0, "--update-captions", cwd=tmp_path)
+    assert done.returncode == 2 and "requires sources" in done.stderr
     captions = Corpus.open(str(tmp_path / "corpus")).clips.column("caption")
     assert pc.index(captions, "another text").as_py() >= 0
