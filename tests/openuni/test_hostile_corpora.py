@@ -5,9 +5,11 @@ they name is executed; nothing outside them is shown, copied or written.
 """
 
 import json
+import resource
 import shutil
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -349,4 +351,19 @@ def test_what_is_hostile_is_refused_by_every_command(place: Path, name: str) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LARGE)
 def test_what_is_large_is_refused_in_bounded_memory(place: Path, name: str) -> None:
-    check(place, LARGE[name], list(LARGE[name].codes))
+    hostile = LARGE[name]
+    hostile.change(place)
+    with at_most_gib(2.5):  # of address space, of which every thread reserves some
+        check(place, Hostile(lambda folder: None, hostile.codes), list(hostile.codes))
+
+
+@contextmanager
+def at_most_gib(size: float) -> Iterator[None]:
+    """Let this process take no more memory than that in addition to what it has."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + int(size * 2**30), before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
