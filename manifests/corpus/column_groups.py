@@ -311,9 +311,17 @@ class ColumnGroups:
             list(pool.map(self.check_part, unchecked))  # raises the first error
         self._checked_parts.update(unchecked)
 
-    def check_part(self, part: str, group: str = "") -> None:
-        """As `check_names`, for one part. `group`: by default that of its folder."""
-        group, where = group or part.rpartition("/")[0], f"{self.store.url}/{part}"
+    def check_part_values(self, part: str, group: str) -> None:
+        """Raise `DamagedFile` for numbers and types of a part with which its rows cannot be used."""
+        with open_part(self.store, part) as file:
+            schema = file.schema_arrow
+        check_kinds(schema, group, self.store.location(part))
+        if columns := checked_columns(group, schema):
+            check_values(read_part(self.store, part, columns), group, self.store.location(part))
+
+    def check_part(self, part: str) -> None:
+        """As `check_names`, for one part."""
+        group, where = part.rpartition("/")[0], f"{self.store.url}/{part}"
         with open_part(self.store, part) as file:
             schema = file.schema_arrow
         check_kinds(schema, group, where)
