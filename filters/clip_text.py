@@ -27,6 +27,7 @@ class ClipText(ClipFilter):
     fail.
     """
 
+    reads_caption: ClassVar[bool] = True
     licence: ClassVar[str] = "Apache-2.0"
     origin: ClassVar[str] = "CLIP, Radford et al. 2021 (arXiv:2103.00020), in open_clip; CLIPScore, Hessel et al. 2021"
 

@@ -26,7 +26,7 @@ from openuni.manifests.errors import OpenUniError
 from openuni.manifests.storage.lock import lock
 from openuni.manifests.storage.remote_errors import raises_store_errors
 from openuni.manifests.storage.store import Store
-from openuni.pipeline.changed_captions import changed_captions_note
+from openuni.pipeline.changed_captions import changed_captions_note, update_captions
 from openuni.pipeline.pipeline import Pipeline
 from openuni.pipeline.runners.resources import Resources, Runner
 from openuni.pipeline.runners.runner import open_runner
@@ -76,7 +76,9 @@ def run(
         _require_shards(parsed, corpus)
         names = as_recorded(found, corpus)
         _require_cluster(parsed, runner, names, corpus)
-        if note := changed_captions_note(corpus, names, parsed.ingest):
+        if scope.update_captions:
+            reporter.print_line(f"updated the captions of {update_captions(corpus, names, parsed):,} sources")
+        elif note := changed_captions_note(corpus, names, parsed.ingest):
             reporter.print_line(note)
         Pipeline(parsed, corpus, runner, reporter, scope).run(names)
     corpus.refresh()

@@ -55,6 +55,7 @@ class Filter(Operator):
 
     kind: ClassVar[str] = "filter"
     requires_motion_vectors: ClassVar[bool] = False  # whether `run` reads `clip.vectors`
+    reads_caption: ClassVar[bool] = False  # whether `run` reads the clip's caption: recomputed if that is updated
 
     def sample(self, times_s: np.ndarray) -> np.ndarray:
         """Indices of the frames that this filter measures: float64 [T] seconds -> int64 [n], increasing.

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from openuni.manifests.contracts.schema import LATENT_SCHEMA, OUTCOME_FIELDS, clip_schema
 from openuni.manifests.corpus.layout import CLIPS, LATENTS, TEXT, operator_of
+from openuni.manifests.corpus.names import RULES
 from openuni.manifests.errors import DamagedFile
 
 MIN_ROWS = 10_000  # always allowed
@@ -79,7 +80,7 @@ def check_kinds(schema: pa.Schema, group: str, where: str) -> None:
             raise DamagedFile(where, f"column {operator} has type {schema.field(operator).type}, not struct", ADVICE)
         expected, found = OUTCOME_FIELDS, pa.schema(list(schema.field(operator).type))
     for field in expected:
-        place = found.get_field_index(field.name)
+        place = -1 if field.name in RULES else found.get_field_index(field.name)  # names have an error of their own
         if place >= 0 and _kind(found.field(place).type) not in (_kind(field.type), "null"):
             text = f"column {field.name} has type {found.field(place).type}, not {field.type}"
             raise DamagedFile(where, text, ADVICE)

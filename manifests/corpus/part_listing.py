@@ -298,9 +298,17 @@ class GroupReader:
         with ThreadPoolExecutor(PARALLEL_PARTS) as pool:  # or the first error
             self._checked_parts.update(zip(unchecked, pool.map(self.check_part, unchecked), strict=True))
 
-    def check_part(self, part: str, group: str = "") -> set[str]:
-        """As `check_names`, for one part; returns the shards that it refers to. `group`: default: its folder."""
-        group, where = group or part.rpartition("/")[0], f"{self.store.url}/{part}"
+    def check_part_values(self, part: str, group: str) -> None:
+        """Raise `DamagedFile` for numbers and types of a part with which its rows cannot be used."""
+        with open_part(self.store, part) as file:
+            schema = file.schema_arrow
+        check_kinds(schema, group, self.store.location(part))
+        if columns := checked_columns(group, schema):
+            check_values(read_part(self.store, part, columns), group, self.store.location(part))
+
+    def check_part(self, part: str) -> set[str]:
+        """As `check_names`, for one part; returns the shards that it refers to."""
+        group, where = part.rpartition("/")[0], f"{self.store.url}/{part}"
         columns: list[tuple[str, ...]] = []
 
         def needed(schema: pa.Schema) -> list[str]:

@@ -57,6 +57,13 @@ class RunFlags:
     raise_errors: Annotated[
         bool, typer.Option("--raise-errors", help="Stop at the first failed item and show its traceback")
     ] = False
+    update_captions: Annotated[
+        bool,
+        typer.Option(
+            "--update-captions",
+            help="Read caption files again that changed after ingest; recompute text embeddings and scores of captions",
+        ),
+    ] = False
 
 
 @app.command()
@@ -87,7 +94,9 @@ def run(given: RunFlags) -> None:
             placement_timeout_s=given.placement_timeout,
         )
 
-    scope = RunScope(given.limit, tuple(given.only or ()), given.add, given.retry_failed, given.raise_errors)
+    scope = RunScope(
+        given.limit, tuple(given.only or ()), given.add, given.retry_failed, given.raise_errors, given.update_captions
+    )
     corpus = api.run(recipe, list(given.sources or ()), out=given.out, resources=resources, scope=scope)
     outcomes = corpus.summary()
     print_text(outcomes)

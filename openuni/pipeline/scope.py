@@ -12,6 +12,7 @@ class RunScope:
     add: bool = False  # sources that share nothing with the corpus's may be added to it
     retry_failed: bool = False  # also items that failed before
     raise_errors: bool = False  # stop at the first failed item with its exception
+    update_captions: bool = False  # read caption files again that were edited after ingest
 
     def covers(self, name: str) -> bool:
         """Whether the operator or phase of that name is to run."""

@@ -162,7 +162,7 @@ class CorpusVerification:
         folder = name.rpartition("/")[0]
         try:
             self.found.unprotected += not verify_part(self.store, name)
-            self.groups.check_part(name, visible_group(folder))
+            self.groups.check_part_values(name, visible_group(folder))
             rows = self._rows_of(name)
             self.found.shards[name] = {in_folder(folder, shard) for shard in shards_of(rows)}
             return Part(name, folder, len(extents_of(rows, folder).row) if visible_group(folder) != CLIPS else 0)
@@ -171,10 +171,6 @@ class CorpusVerification:
         except DamagedFile as error:
             self.found.bad_parts.append(name)
             self.found.damage.append(Damage(name, "part", error.reason, self._depends(folder)))
-            return None
-        except OpenUniError as error:  # a name that must not be used
-            self.found.bad_parts.append(name)
-            self.found.damage.append(Damage(name, "part", str(error), self._depends(folder)))
             return None
 
     def _rows_of(self, name: str) -> pa.Table:

@@ -5,9 +5,11 @@ they name is executed; nothing outside them is shown, copied or written.
 """
 
 import json
+import resource
 import shutil
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -254,7 +256,8 @@ HOSTILE: dict[str, Hostile] = {
         record("corpus/corpus.json", filters=["evil.module"]), {"summary": 0, "run": 0}
     ),
     "a keep rule reads files": Hostile(
-        record("corpus/corpus.json", keep="read_text('SECRET') IS NOT NULL"), refused("summary", "webdataset", "csv")
+        record("corpus/corpus.json", keep="(SELECT content FROM read_text('SECRET')) LIKE '%7f%'"),
+        refused("summary", "webdataset", "csv"),
     ),
     "a recipe in a ledger is code": Hostile(LEDGER, {"summary": 0, "verify": 0}),
     "a model is code": Hostile(record("run/run.json", model={"name": "evil.module"}), refused("generate")),
@@ -276,9 +279,7 @@ HOSTILE: dict[str, Hostile] = {
     "extents of exabytes": Hostile(in_rows("annotations/dis", extent("nbytes", 2**62)), {"webdataset": 1, "verify": 1}),
     "latents of objects": Hostile(in_rows("latents/*/rgb", column("dtype", "object")), refused("train")),
     "latents beyond memory": Hostile(in_rows("latents/*/rgb", column("shape", [2**31 - 1] * 4)), refused("train")),
-    "records 10,000 deep": Hostile(
-        text("run/step-*/state.json", "[" * 10_000), refused("generate") | {"verify run": 1}
-    ),
+    "a run 10,000 deep": Hostile(text("run/run.json", "[" * 10_000), refused("generate") | {"verify run": 1}),
     "tensors with a header of a terabyte": Hostile(tensors(WEIGHTS, "long"), refused("generate")),
     "tensors that overlap": Hostile(tensors(WEIGHTS, "overlapping"), refused("generate")),
     "tensors out of range": Hostile(tensors(WEIGHTS, "out of range"), refused("generate")),
@@ -350,4 +351,19 @@ def test_what_is_hostile_is_refused_by_every_command(place: Path, name: str) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LARGE)
 def test_what_is_large_is_refused_in_bounded_memory(place: Path, name: str) -> None:
-    check(place, LARGE[name], list(LARGE[name].codes))
+    hostile = LARGE[name]
+    hostile.change(place)
+    with at_most_gib(2.5):  # of address space, of which every thread reserves some
+        check(place, Hostile(lambda folder: None, hostile.codes), list(hostile.codes))
+
+
+@contextmanager
+def at_most_gib(size: float) -> Iterator[None]:
+    """Let this process take no more memory than that in addition to what it has."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + int(size * 2**30), before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
