@@ -18,7 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded: see tes
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from tests.chaos.commands import World
-from tests.chaos.disturbance import DISK_FAULTS, KILLS
+from tests.chaos.disturbance import DISK_FAULTS, KILLS, has_small_disks
 from tests.chaos.faulty_storage import KINDS, REMOTE_KILLS, FaultAt
 from tests.chaos.processes import start_server
 from tests.chaos.ray_tries import RAY_KILLS, RayLaboratory
@@ -43,7 +43,8 @@ def laboratories(kinds: Sequence[str]) -> Iterator[dict[str, Laboratory]]:
         with s3_bucket("chaos", faults) as bucket:
             faults.on = False
             if not set(kinds).isdisjoint(REMOTE):
-                found |= dict.fromkeys(REMOTE, RemoteLaboratory(world, folder, bucket, faults))
+                small = World(folder / "small", small=True)
+                found |= dict.fromkeys(REMOTE, RemoteLaboratory(small, folder, bucket, faults))
             yield found
 
 
@@ -76,7 +77,10 @@ def main() -> int:
     plan = [
         (KILLS, given.kills - remote_kills),
         ((*REMOTE_KILLS, *MACHINES), remote_kills),
-        (DISK_FAULTS, given.faults - remote_faults),
+        (
+            tuple(kind for kind in DISK_FAULTS if kind != "small disk" or has_small_disks()),
+            given.faults - remote_faults,
+        ),
         (KINDS, remote_faults),
         (RAY_KILLS, given.ray),
     ]

@@ -43,16 +43,33 @@ modalities = ["rgb", "flow"]
 size_px = [16, 32]
 frames = 5
 """
+SMALL_RECIPE = """
+keep = "luminance.mean > 0.01"
+[work]
+short_side_px = {px}
+[filters.luminance]
+[filters.perceptual_hash]
+[annotators.dis]
+preset = "ultrafast"
+[encode]
+modalities = ["rgb"]
+size_px = [16, 32]
+frames = 5
+"""
 FORMATS = ("webdataset", "openuni_csv", "huggingface", "diffsynth", "univid")
 
 
 class World:
-    """Inputs and finished corpora in one folder, from which tries start; nothing in it changes."""
+    """Inputs and finished corpora in one folder, from which tries start; nothing in it changes.
 
-    def __init__(self, folder: Path) -> None:
+    `small`: fewer clips and operators, for object stores, whose test server takes milliseconds for a request.
+    """
+
+    def __init__(self, folder: Path, *, small: bool = False) -> None:
         self.folder = folder
-        write_clips(folder / "raw", 3)
-        write_clips(folder / "all", 5)
+        raw, some, more = (1, 2, 3) if small else (3, 4, 5)
+        write_clips(folder / "raw", raw)
+        write_clips(folder / "all", more)
         write_clips(folder / "flawed", 2)
         (folder / "flawed" / "broken.mp4").write_bytes(b"not a video")
         (folder / "drawn").mkdir()
@@ -60,11 +77,12 @@ class World:
             (folder / "drawn" / f"{name}.clip").write_text(text)
         self.log = folder / "log"
         self.recipe, self.other = folder / "corpus.toml", folder / "other.toml"
-        self.recipe.write_text(RECIPE.format(px=32, more="[filters.luminance]", log=self.log))
-        self.other.write_text(RECIPE.format(px=24, more="[filters.sharpness]", log=self.log))
+        text = SMALL_RECIPE if small else RECIPE
+        self.recipe.write_text(text.format(px=32, more="[filters.luminance]", log=self.log))
+        self.other.write_text(text.format(px=24, more="[filters.sharpness]", log=self.log))
         openuni.run(self.recipe, folder / "raw", out=folder / "corpus", reporter=QUIET)
         shutil.copytree(folder / "corpus", folder / "parts")  # several parts per column group
-        for limit in (4, 5):
+        for limit in (some, more):
             scope = RunScope(add=True, limit=limit)
             openuni.run(self.recipe, folder / "all", out=folder / "parts", reporter=QUIET, scope=scope)
         self._damage(shutil.copytree(folder / "corpus", folder / "damaged"))
@@ -75,7 +93,7 @@ class World:
     @staticmethod
     def _damage(corpus: Path) -> None:
         """A payload, a part and a record."""
-        shard, part = min(corpus.glob("annotations/dis/*.tar")), min(corpus.glob("filters/motion/*.parquet"))
+        shard, part = min(corpus.glob("annotations/dis/*.tar")), min(corpus.glob("filters/perceptual_hash/*.parquet"))
         for path, place in ((shard, 700), (part, -40), (min(corpus.glob("latents/*/family.json")), 5)):
             data = bytearray(path.read_bytes())
             data[place] ^= 4

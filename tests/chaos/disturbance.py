@@ -7,14 +7,19 @@ in it. Libraries that write by themselves (PyAV, safetensors, Arrow) are seen wh
 """
 
 import builtins
+import contextlib
+import ctypes
 import errno
 import io
 import os
 import resource
+import shutil
 import signal
 import sys
+import tempfile
 import time
-from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,13 +29,16 @@ FREEING = frozenset({"os.remove", "os.rmdir", "os.truncate", "os.rename"})  # wh
 SIGNALS = {"SIGKILL": signal.SIGKILL, "torn write": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
 DISKS = {"full disk": errno.ENOSPC, "disk error": errno.EIO, "read-only disk": errno.EROFS}
 KILLS = ("SIGKILL", "torn write", "SIGTERM", "SIGINT", "SIGKILL at a time")
-DISK_FAULTS = (*DISKS, "one disk error", "file size limit", "slow disk")
+DISK_FAULTS = (*DISKS, "one disk error", "file size limit", "small disk", "slow disk")  # a small disk is a real one
 SLOW_S = 0.004
 
 
 @dataclass(frozen=True)
 class Disturbance:
-    """`number`: of the change at which it begins; of "file size limit": bytes. `seconds`: of "at a time"."""
+    """`number`: of the change at which it begins, of "torn write" among the writes; of a limit or disk: bytes.
+
+    `seconds`: of "at a time".
+    """
 
     kind: str = "none"
     number: int = 0
@@ -41,12 +49,52 @@ class Disturbance:
         return self.kind + (where if self.kind != "none" else "")
 
 
+def has_small_disks() -> bool:
+    """Whether this process may mount a small disk for a child: root, or root of a container that allows it."""
+    if not hasattr(os, "geteuid") or os.geteuid() != 0:
+        return False
+    pid = os.fork()
+    if not pid:
+        with contextlib.suppress(BaseException):
+            _mount_small_disk(Path(tempfile.gettempdir()), 4096)
+            os._exit(0)
+        os._exit(1)
+    return os.waitpid(pid, 0)[1] == 0
+
+
+def _mount_small_disk(folder: Path, nbytes: int) -> None:
+    """A disk of `nbytes` at `folder`, which this process alone sees."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    failed = (
+        libc.unshare(0x00020000)  # CLONE_NEWNS
+        or libc.mount(b"none", b"/", None, 0x4000 | 0x40000, None)  # MS_REC | MS_PRIVATE
+        or libc.mount(b"tmpfs", os.fsencode(folder), b"tmpfs", 0, f"size={nbytes}".encode())
+    )
+    if failed:
+        raise OSError(ctypes.get_errno(), "no small disk")
+
+
+@contextmanager
+def small_disk(folder: Path, spare: int) -> Iterator[None]:
+    """Context in which a folder is a disk with `spare` bytes left. What it holds in the end is in the folder `kept`."""
+    seed, kept = folder.with_name("seed"), folder.with_name("kept")
+    shutil.copytree(folder, seed)
+    used = sum(-(-path.stat().st_size // 4096) * 4096 for path in seed.rglob("*") if path.is_file())
+    _mount_small_disk(folder, used + spare)
+    shutil.copytree(seed, folder, dirs_exist_ok=True)
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        shutil.copytree(folder, kept)
+
+
 class Watch:
     """Counts the changes below `folders` and lets the disturbance happen; `report` gets the place and the count."""
 
     def __init__(self, disturbance: Disturbance, folders: list[str], report: Path) -> None:
         self.disturbance, self.folders, self.report = disturbance, folders, report
-        self.count, self.place, self.places = 0, "", Counter[str]()
+        self.count, self.writes, self.place = 0, 0, ""
         self.watching = True
 
     def install(self) -> None:
@@ -65,19 +113,20 @@ class Watch:
                 )
                 return super().write(data)
 
-        def watched_open(
-            file: Any, mode: str = "r", buffering: int = -1, encoding: Any = None, *rest: Any, **named: Any
-        ) -> Any:
+        def watched_open(file: Any, mode: str = "r", buffering: int = -1, *rest: Any, **named: Any) -> Any:
+            names = ("encoding", "errors", "newline", "closefd", "opener")
+            given = dict(zip(names, rest, strict=False)) | named
             is_written = not isinstance(file, int) and set(mode) & set("wax+") and self.concerns(os.fspath(file))
-            if not is_written or rest or set(named) - {"errors", "newline"}:
-                return opened(file, mode, buffering, encoding, *rest, **named)
+            if not is_written or given.get("opener") is not None:
+                return opened(file, mode, buffering, **given)
             raw = WatchedFile(file, mode.replace("b", "").replace("t", ""))
             if buffering == 0:
                 return raw
             buffered = io.BufferedRandom(raw) if "+" in mode else io.BufferedWriter(raw)
             if "b" in mode:
                 return buffered
-            text = io.TextIOWrapper(buffered, encoding, line_buffering=buffering == 1, **named)
+            how = {name: given.get(name) for name in names[:3]}
+            text = io.TextIOWrapper(buffered, **how, line_buffering=buffering == 1)
             text.mode = mode  # type: ignore[misc]
             return text
 
@@ -114,12 +163,15 @@ class Watch:
         self.count += 1
         self.place = f"{event} {path}"
         kind, number = self.disturbance.kind, self.disturbance.number
-        if kind == "none":
-            self.places[self.place] += 1
+        self.writes += half_done is not None
         if kind == "slow disk":
             time.sleep(SLOW_S)
-        if kind in SIGNALS and self.count == number:
-            if kind == "torn write" and half_done is not None:
+        if kind == "torn write":
+            is_now = half_done is not None and self.writes == number
+        else:
+            is_now = kind in SIGNALS and self.count == number
+        if is_now:
+            if kind == "torn write":
                 half_done()
             self.finish()
             os.kill(os.getpid(), SIGNALS[kind])
@@ -137,7 +189,7 @@ class Watch:
         self.watching = False
         if self.disturbance.kind == "file size limit":
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-        self.report.write_text(f"{self.count}\n{self.place}\n")
+        self.report.write_text(f"{self.count} {self.writes}\n{self.place}\n")
         self.watching = True
 
 
@@ -164,9 +216,11 @@ def run_child(
         lease.LEASE_S = float(os.environ["CHAOS_LEASE_S"])
         lease.BEAT_S = lease.LEASE_S / 5
     watch = Watch(disturbance, folders, Path(f"{reports}.count"))
-    watch.install()
+    is_small = disturbance.kind == "small disk"
     try:
-        main()
+        with small_disk(Path(folders[0]), disturbance.number) if is_small else nullcontext():
+            watch.install()
+            main()
     finally:
         if disturbance.kind not in SIGNALS and disturbance.kind not in DISKS:
             watch.finish()

@@ -17,14 +17,17 @@ TIMEOUT_S = 180.0
 IMPORTS = [
     "openuni.api", "openuni.cli.main", "openuni.training.loop.trainer", "openuni.inference.generate", "openuni.unified",
     "openuni.training.models.unityvideo", "openuni.training.codecs.dct", "openuni.training.codecs.bytes",
-    "torch._dynamo", "torch.utils.tensorboard", "diffusers", "s3fs", "duckdb", "pyarrow.dataset", "av", "cv2", "scipy.ndimage",
+    "torch._dynamo", "torch.utils.tensorboard", "diffusers", "s3fs", "duckdb", "pyarrow.dataset", "av", "cv2",
     "openuni.annotators.dis", "openuni.filters.motion", "openuni.filters.perceptual_hash", "openuni.filters.luminance",
     "openuni.dedup.deduplicators.duplicates", "openuni.manifests.modalities.skeleton", "tests.chaos.disturbance",
 ]  # fmt: skip
 
 
 class Ended(NamedTuple):
-    """How a process ended: exit code (negative: killed by this signal), what it printed, its last counted change."""
+    """How a process ended: exit code (negative: killed by this signal), what it printed, its last counted change.
+
+    `changes`: number of changes to its files, of them `writes` writes.
+    """
 
     code: int
     out: str
@@ -32,6 +35,7 @@ class Ended(NamedTuple):
     changes: int
     place: str
     seconds: float
+    writes: int = 0
 
 
 class Process:
@@ -77,10 +81,11 @@ class Process:
         if self.process.exitcode is None:
             self.kill()
             raise AssertionError(f"did not end within {TIMEOUT_S:.0f} s: {self._read('err')}")
-        count, _, place = self._read("count").partition("\n")
+        counts, _, place = self._read("count").partition("\n")
+        changes, writes = map(int, counts.split() or (0, 0))
         ended = Ended(
-            self.process.exitcode, self._read("out"), self._read("err"), int(count or 0), place.strip(),
-            time.monotonic() - self.started,
+            self.process.exitcode, self._read("out"), self._read("err"), changes, place.strip(),
+            time.monotonic() - self.started, writes,
         )  # fmt: skip
         shutil.rmtree(self.reports)
         return ended

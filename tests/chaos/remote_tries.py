@@ -39,7 +39,7 @@ class RemoteLaboratory(Laboratory):
     def _has(self, command: Command) -> bool:
         return command.is_remote
 
-    def _reset(self, command: Command) -> None:
+    def reset(self, command: Command) -> None:
         self.faults.on = False
         for folder in (self.slot, self.spool):
             shutil.rmtree(folder, ignore_errors=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.commands import World, commands
-from tests.chaos.disturbance import DISK_FAULTS, KILLS
+from tests.chaos.disturbance import DISK_FAULTS, KILLS, has_small_disks
 from tests.chaos.faulty_storage import KINDS, REMOTE_KILLS, FaultAt
 from tests.chaos.processes import start_server
 from tests.chaos.ray_tries import RayLaboratory
@@ -34,11 +34,14 @@ def disk(world: World, tmp_path_factory: pytest.TempPathFactory) -> Laboratory:
 
 
 @pytest.fixture(scope="module")
-def store(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RemoteLaboratory]:
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RemoteLaboratory]:
     faults = FaultAt()
     with s3_bucket("chaos", faults) as bucket:
         faults.on = False
-        yield RemoteLaboratory(world, tmp_path_factory.mktemp("store"), bucket, faults)
+        folder = tmp_path_factory.mktemp("store")
+        small = World(folder / "world", small=True)
+        start_server()
+        yield RemoteLaboratory(small, folder, bucket, faults)
 
 
 def try_all(where: Laboratory, kinds: tuple[str, ...], count: int) -> list[Record]:
@@ -55,7 +58,8 @@ def test_kills(disk: Laboratory) -> None:
 
 
 def test_faults_of_the_disk(disk: Laboratory) -> None:
-    records = try_all(disk, DISK_FAULTS, len(disk.commands))
+    kinds = tuple(kind for kind in DISK_FAULTS if kind != "small disk" or has_small_disks())
+    records = try_all(disk, kinds, len(disk.commands))
     assert any(2 in record.codes for record in records)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.chaos.commands import Command, Place, World, commands, phase_of
-from tests.chaos.disturbance import DISK_FAULTS, DISKS, KILLS, SIGNALS, Disturbance
+from tests.chaos.disturbance import DISKS, SIGNALS, Disturbance
 from tests.chaos.processes import Ended, Process
 
 FORBIDDEN = ("Traceback", "internal error", "Exception ignored", "Fatal Python error")
@@ -42,8 +42,6 @@ class Record(NamedTuple):
 class Laboratory:
     """Tries of all commands on a local disk, one after another in one folder."""
 
-    kinds: tuple[str, ...] = (*KILLS, *DISK_FAULTS)
-
     def __init__(self, world: World, folder: Path) -> None:
         self.world, self.slot = world, folder / "slot"
         self.place = Place(world, self._root(), self.slot)
@@ -56,7 +54,7 @@ class Laboratory:
     def _has(self, command: Command) -> bool:
         return True
 
-    def _reset(self, command: Command) -> None:
+    def reset(self, command: Command) -> None:
         shutil.rmtree(self.slot, ignore_errors=True)
         self.slot.mkdir()
         self.world.log.write_text("")
@@ -71,7 +69,7 @@ class Laboratory:
         """How the command ends if nothing happens."""
         if name not in self._undisturbed:
             command = self.commands[name]
-            self._reset(command)
+            self.reset(command)
             ends = [self._measure(call) for call in command.calls(self.place)]
             assert ends[-1].code in command.codes, ends[-1]
             self._undisturbed[name] = Undisturbed(command.result(self.place), ends, self._annotated())
@@ -92,7 +90,7 @@ class Laboratory:
 
     def _attempt(self, record: Record, draw: random.Random) -> None:
         command, usual = self.commands[record.name], self.undisturbed(record.name)
-        self._reset(command)
+        self.reset(command)
         calls = command.calls(self.place)
         (disturbed,) = draw.choices(range(len(calls)), [end.changes for end in usual.ends])
         for index, call in enumerate(calls):
@@ -109,7 +107,7 @@ class Laboratory:
                     self._read(draw, command)
             ended = self.start(self._again(call, record.codes)).wait()
             assert ended.code == usual.ends[index].code, f"given again: {_told(ended)}"
-            self._check_text(ended)
+            self.check_text(ended)
         _require_equal(command.result(self.place), usual.result, "in the end")
         done = self._annotated()
         allowed = usual.annotated + REDONE * len(record.codes)
@@ -118,8 +116,15 @@ class Laboratory:
     def _disturb(self, call: list[str], kind: str, usual: Ended, draw: random.Random) -> Ended:
         if kind == "file size limit":
             return self.start(call, Disturbance(kind, int(2 ** draw.uniform(11, 16)))).wait()
+        if kind == "small disk":
+            ended = self.start(call, Disturbance(kind, 4096 * draw.randint(0, 60))).wait()
+            shutil.rmtree(self.slot)
+            shutil.rmtree(self.slot.with_name("seed"))
+            self.slot.with_name("kept").rename(self.slot)
+            return ended
         seconds = draw.uniform(0, usual.seconds)
-        return self.start(call, Disturbance(kind, draw.randint(1, max(1, usual.changes)), seconds)).wait()
+        count = usual.writes if kind == "torn write" else usual.changes
+        return self.start(call, Disturbance(kind, draw.randint(1, max(1, count)), seconds)).wait()
 
     def _again(self, call: list[str], codes: list[int]) -> list[str]:
         """The command that is given after a disturbance: the same."""
@@ -131,7 +136,7 @@ class Laboratory:
         return bool(ended.out.strip()) and call[0] != "verify"
 
     def _check(self, kind: str, ended: Ended, command: Command) -> None:
-        self._check_text(ended)
+        self.check_text(ended)
         allowed: tuple[int, ...] = command.codes
         if kind in SIGNALS or kind.startswith(("SIGKILL", "machine returns")):
             allowed += SIGNAL_CODES.get(kind, (-9,) if " of the " not in kind else (-9, 2))
@@ -146,7 +151,7 @@ class Laboratory:
             assert "openuni: stopped. " in ended.err, _told(ended)
 
     @staticmethod
-    def _check_text(ended: Ended) -> None:
+    def check_text(ended: Ended) -> None:
         assert ended.code != 3 and not any(word in ended.err for word in FORBIDDEN), _told(ended)
 
     def _read(self, draw: random.Random, command: Command) -> None:
@@ -157,7 +162,7 @@ class Laboratory:
         corpus = draw.choice(corpora)
         question = draw.choice([["summary", corpus], ["verify", corpus], ["explain", corpus, "clip-000.mp4"]])
         ended = self.start(question).wait()
-        self._check_text(ended)
+        self.check_text(ended)
         assert ended.code in (0, 1, 2), f"{question}: {_told(ended)}"
         if question[0] == "verify" and "damaged" not in command.bases:
             assert ended.code in (0, 2), f"{question}: {_told(ended)}"
