@@ -133,6 +133,15 @@ def read_all(source: str) -> bytes:
         return Path(file).read_bytes() if isinstance(file, str) else bytes(file.read())
 
 
+def demux(container: "InputContainer", stream: "VideoStream") -> "Iterator[Packet[VideoStream]]":
+    """The packets of a stream, as `container.demux`; leaves nothing behind when it is not read to its end.
+
+    A generator of PyAV that is dropped is not finalized: its packet buffer would leak and its time limit stay set.
+    `yield from` closes it together with this one.
+    """
+    yield from container.demux(stream)
+
+
 def lacks_timestamps(container: "InputContainer") -> bool:
     """Whether a container stores no presentation timestamps. AVI only numbers its frames in decoding order.
 
@@ -217,7 +226,7 @@ def packets_from_key(
         target = max(first_dts, at_pts - offset)
         with contextlib.suppress(av.error.PermissionError):  # FFmpeg's error if there is nothing before `target`
             container.seek(target, stream=stream, backward=is_backward)
-            packets = container.demux(stream)
+            packets = demux(container, stream)
             for packet in packets:
                 timestamp = packet_timestamp(packet, by_count)
                 if packet.size and packet.is_keyframe and timestamp is not None:

@@ -12,6 +12,7 @@ import numpy as np
 import xxhash
 
 from openuni.manifests.errors import OpenUniError
+from openuni.manifests.video.container import demux
 from openuni.manifests.video.video_errors import CorruptVideo, VideoError
 
 # NumPy dtype and number of channels -> input and stored pixel format. FFV1 has no 24-bit RGB; the padding byte of bgr0
@@ -198,7 +199,8 @@ def decode_lossless(data: bytes) -> np.ndarray:
             if stream is None or stream.codec_context is None:
                 raise CorruptVideo(DAMAGED.format("no video stream"))
             stream.codec_context.thread_count = 1
-            planes = np.stack([_frame_to_plane(frame) for frame in container.decode(stream)])
+            packets = demux(container, stream)
+            planes = np.stack([_frame_to_plane(frame) for packet in packets for frame in packet.decode()])
     except (av.FFmpegError, ValueError) as error:
         raise CorruptVideo(DAMAGED.format(error)) from error
     checksum = _planes_checksum(planes)
