@@ -57,17 +57,22 @@ def searched(vectors, min_similarity=MIN_SIMILARITY):
     return EmbeddingSearch(vectors, min_similarity).run(lambda share: None)
 
 
-@pytest.fixture
-def small_tiles(monkeypatch):
-    monkeypatch.setattr(_embedding_search, "BLOCK_ROWS", 100)
-    monkeypatch.setattr(_embedding_search, "TILE_ROWS", 256)
+def set_up(monkeypatch, block=100, tile=256, widths=(8,), share=1.0):
+    """Sizes, and bounds of that many columns, whether they pay here or not; `share`: see `MAX_COSINE_SHARE`."""
+    values = {"BLOCK_ROWS": block, "TILE_ROWS": tile, "WIDTHS": widths, "MAX_COSINE_SHARE": share, "COSINE_COST": 0.0}
+    for name, value in values.items():
+        monkeypatch.setattr(_embedding_search, name, value)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("common", [0.0, 1.0, 3.0])
-def test_it_equals_brute_force(small_tiles, seed, common):
+@pytest.mark.parametrize("widths", [(8,), (32,), ()], ids=["8 columns", "32 columns", "no bounds"])
+def test_it_equals_brute_force(monkeypatch, seed, common, widths):
+    set_up(monkeypatch, widths=widths)
     vectors = planted(1500, seed, common=common)
-    found, (representative, similarity) = searched(vectors), by_brute_force(vectors)
+    search = EmbeddingSearch(vectors, MIN_SIMILARITY)
+    assert (search.bounds is None) == (not widths)
+    found, (representative, similarity) = search.run(lambda share: None), by_brute_force(vectors)
     assert np.array_equal(found.representative, representative)
     np.testing.assert_allclose(found.similarity, similarity, atol=1e-12)
     assert (representative != np.arange(1500)).sum() > 50
@@ -86,10 +91,8 @@ def test_it_equals_brute_force_on_five_thousand_as_they_are_compared_by_default(
 def test_tiles_and_bounds_change_nothing(monkeypatch):
     vectors = planted(1200, seed=5)
     first = searched(vectors)
-    names = ("BLOCK_ROWS", "TILE_ROWS", "MAX_COSINE_SHARE", "WIDTHS")
-    for case in [(7, 64, 1 / 256, (32,)), (64, 7, 1.0, (8, 16)), (500, 333, 0.0, (32,)), (1200, 100, 1 / 256, ())]:
-        for name, value in zip(names, case, strict=True):
-            monkeypatch.setattr(_embedding_search, name, value)
+    for case in [(7, 64, (32,), 1.0), (64, 7, (8,), 1 / 256), (500, 333, (32,), 0.0), (1200, 100, (), 1.0)]:
+        set_up(monkeypatch, *case)
         found = searched(vectors)
         assert np.array_equal(found.representative, first.representative)
         assert np.array_equal(found.similarity, first.similarity, equal_nan=True)  # to the last bit
