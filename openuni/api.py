@@ -198,7 +198,9 @@ def select(corpus: str | Path | Corpus, keep: str, *, out: str | Path) -> Corpus
 
 
 @raises_store_errors
-def duplicates(corpus: str | Path | Corpus, by: str = "hash", **options: Any) -> dedup.DedupReport:
+def duplicates(
+    corpus: str | Path | Corpus, by: str = "hash", *, reporter: Reporter | None = None, **options: Any
+) -> dedup.DedupReport:
     """Find duplicates across a corpus and mark one representative per cluster. Call again after the corpus has grown.
 
     `by`: "hash" (near-duplicates; requires the filter perceptual_hash) or "embedding" (semantic duplicates; requires
@@ -209,7 +211,8 @@ def duplicates(corpus: str | Path | Corpus, by: str = "hash", **options: Any) ->
     chosen = dedup.deduplicator_by(by)
     opened = corpus if isinstance(corpus, Corpus) else Corpus.open(str(corpus))
     with lock(opened.store):
-        return dedup.find_duplicates(parse_options(chosen, options, f"duplicates by {by}"), opened)
+        deduplicator = parse_options(chosen, options, f"duplicates by {by}")
+        return dedup.find_duplicates(deduplicator, opened, reporter or Reporter())
 
 
 @raises_store_errors

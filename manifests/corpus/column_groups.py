@@ -47,7 +47,14 @@ from openuni.manifests.corpus.part_listing import (
     shards_of_part,
 )
 from openuni.manifests.corpus.shards import Shard, checksum
-from openuni.manifests.corpus.writer import PartWriter, open_parts_dir, recover, spool_dir, storage_errors
+from openuni.manifests.corpus.writer import (
+    PartWriter,
+    new_part_name,
+    open_parts_dir,
+    recover,
+    spool_dir,
+    storage_errors,
+)
 from openuni.manifests.errors import DamagedFile, OpenUniError
 from openuni.manifests.storage.checksums import parse_record, record_bytes
 from openuni.manifests.storage.store import Store
@@ -286,6 +293,13 @@ class ColumnGroups(GroupReader):
             if not changed.equals(rows):
                 with storage_errors(self.store):
                     self.store.put(part, table_bytes(changed))
+
+    def replace(self, group: str, table: pa.Table, version: str) -> None:
+        """Replace a group without payloads by one part with these rows; never leaves a part of them."""
+        data = table_bytes(table.replace_schema_metadata({VERSION_KEY: version.encode()}))
+        self.delete_parts(group)  # not moved to superseded/: recomputing is expected to be cheap
+        with storage_errors(self.store):
+            self.store.put(f"{group}/{new_part_name()}.parquet", data)
 
     def done(self, group: str) -> pa.Array:
         """clip_ids that have a row in the group."""

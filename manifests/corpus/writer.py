@@ -41,6 +41,11 @@ class StorageFailed(OpenUniError):
     """The disk or store of the corpus refused a write. Finished clips are kept, and a rerun resumes from there."""
 
 
+def new_part_name() -> str:
+    """Name of a part, without suffix. Names sort by creation time: readers list clips in the order of writing."""
+    return f"part-{time.time_ns():016x}-{uuid4().hex[:6]}"
+
+
 class PartWriter:
     """Appends rows (and payloads) to one column group and seals parts that reach their maximum size."""
 
@@ -94,9 +99,7 @@ class PartWriter:
         if self.part is None:
             folder = open_parts_dir(self.store, self.group)
             folder.mkdir(parents=True, exist_ok=True)
-            # names sort by creation time, so that readers list clips in the order in which they were written
-            name = f"part-{time.time_ns():016x}-{uuid4().hex[:6]}"
-            self.part = OpenPart.create(folder, name, self.schema, self.shard_type)
+            self.part = OpenPart.create(folder, new_part_name(), self.schema, self.shard_type)
         return self.part
 
 

@@ -126,6 +126,15 @@ def read_all(source: str) -> bytes:
         return Path(file).read_bytes() if isinstance(file, str) else bytes(file.read())
 
 
+def demux(container: "InputContainer", stream: "VideoStream") -> "Iterator[Packet[VideoStream]]":
+    """The packets of a stream, as `container.demux`; leaves nothing behind when it is not read to its end.
+
+    A generator of PyAV that is dropped is not finalized: its packet buffer would leak and its time limit stay set.
+    `yield from` closes it together with this one.
+    """
+    yield from container.demux(stream)
+
+
 def lacks_timestamps(container: "InputContainer") -> bool:
     """Whether a container stores no presentation timestamps. AVI only numbers its frames in decoding order.
 
@@ -214,7 +223,7 @@ def packets_from_key(
                 container.seek(0, unsupported_byte_offset=True)
             else:
                 container.seek(target, stream=stream, backward=seek_modes[0] == "backward")
-            packets = container.demux(stream)
+            packets = demux(container, stream)
             for packet in packets:
                 tick()
                 timestamp = packet_timestamp(packet, by_count)

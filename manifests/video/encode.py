@@ -12,6 +12,7 @@ import numpy as np
 import xxhash
 
 from openuni.manifests.errors import OpenUniError
+from openuni.manifests.video.container import demux
 from openuni.manifests.video.decoder.limits import Limits
 from openuni.manifests.video.decoder.process import isolated
 from openuni.manifests.video.video_errors import CorruptVideo, VideoError
@@ -291,7 +292,7 @@ def _iter_lossless(file: BinaryIO) -> Iterator[np.ndarray]:
             if stream is None or stream.codec_context is None:
                 raise CorruptVideo(DAMAGED.format("no video stream"))
             stream.codec_context.thread_count = 1
-            for frame in container.decode(stream):
+            for frame in (frame for packet in demux(container, stream) for frame in packet.decode()):
                 plane = _frame_to_plane(frame)
                 checksum = checksum or PlanesChecksum(plane.dtype, plane.shape)
                 checksum.add(plane[None])

@@ -99,6 +99,7 @@ class HttpFile(ReadOnlyFile):
                     self.blocks[number] = self._download(number * BLOCK_BYTES)
             except Exception as error:
                 self.failure = error
+                self.blocks.clear()  # error and file refer to each other: they stay until garbage is collected
                 raise
             if len(self.blocks) > CACHED_BLOCKS:
                 self.blocks.popitem(last=False)

@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from openuni.manifests.video.clip import Clip, clip_id, content_hash, pts_hash
-from openuni.manifests.video.container import Limits, Packets, list_packets, open_video, read_all, translate_errors
+from openuni.manifests.video.container import (
+    Limits,
+    Packets,
+    demux,
+    list_packets,
+    open_video,
+    read_all,
+    translate_errors,
+)
 from openuni.manifests.video.decoder.process import isolated
 from openuni.manifests.video.decoder.values import transferable
 from openuni.manifests.video.frames import IDENTITY_ORIENTATION, FrameReader, display_size, is_interlaced, orientation
@@ -50,7 +58,7 @@ def probe(
     with open_video(source, limits, data, only_probe=True) as (container, stream), translate_errors(source):
         if stream.time_base is None:
             raise CorruptVideo(f"{source} has no time base. Remux it to mp4 or mkv.")
-        packets = list_packets(container, container.demux(stream), source, limits)
+        packets = list_packets(container, demux(container, stream), source, limits)
         pts = packets.pts
         if not len(pts):
             raise CorruptVideo(f"{source} has a {stream.codec.canonical_name} stream without keyframes. Re-encode it.")

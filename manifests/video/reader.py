@@ -13,6 +13,7 @@ from openuni.manifests.video.container import (
     Limits,
     Packets,
     Span,
+    demux,
     lacks_timestamps,
     list_packets,
     open_video,
@@ -293,7 +294,7 @@ def decode_count() -> int:
 def _clip_packets(clip: Clip, container: "InputContainer", stream: "VideoStream", limits: Limits) -> Packets:
     """Packets from the last keyframe before the clip to its end; of the whole file if it has no timestamps."""
     if lacks_timestamps(container):
-        return list_packets(container, container.demux(stream), clip.source, limits)
+        return list_packets(container, demux(container, stream), clip.source, limits)
     packets = packets_from_key(container, stream, clip.start_pts, clip.source)
     span = Span(clip.start_pts, clip.end_pts, clip.frame_count)
     return list_packets(container, packets, clip.source, limits, span)

@@ -8,9 +8,15 @@ if TYPE_CHECKING:
 
 
 def side_data(frame: "VideoFrame", name: str) -> Any:
-    """The frame's side data of the type `name` (as in `av.sidedata.sidedata.Type`), or None."""
+    """The frame's side data of the type `name` (as in `av.sidedata.sidedata.Type`), or None.
+
+    `frame.side_data` would keep the container in the frame, which it refers to: such a cycle holds the decoded picture
+    until the garbage collector runs, hundreds of frames later.
+    """
+    from av.sidedata.sidedata import SideDataContainer
+
     _accept_unknown_types()
-    return frame.side_data.get(name)
+    return SideDataContainer(frame).get(name)
 
 
 @cache

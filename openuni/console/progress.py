@@ -143,6 +143,24 @@ class Counter:
             self.reporter.print_line(f"{phase.name}: {phase.text()}")
 
 
+class ShareProgress:
+    """Shows the share of a task that is done, with an ETA: a bar on a terminal, else a plain line every few seconds."""
+
+    def __init__(self, reporter: Reporter, name: str) -> None:
+        self.reporter, self.name = reporter, name
+        self.task = reporter.progress.add_task(name, total=100, failed=0, rate=0.0)
+        self.started = self.logged = time.perf_counter()
+
+    def __call__(self, share: float) -> None:
+        """`share`: of the work that is done, 0..1."""
+        now = time.perf_counter()
+        self.reporter.progress.update(self.task, completed=int(100 * share))
+        if now - self.logged > LOG_EVERY_S and share and not self.reporter.live:
+            self.logged = now
+            eta = duration_text((now - self.started) * (1 - share) / share)
+            self.reporter.print_line(f"{self.name}: {share:.0%} done, ETA {eta}")
+
+
 class TrainingProgress:
     """Shows the rows of a training log: a bar on a terminal, a plain line every few seconds elsewhere."""
 

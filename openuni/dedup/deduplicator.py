@@ -7,6 +7,7 @@ changed.
 """
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, NamedTuple
 
@@ -16,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import xxhash
 
+from openuni.console.progress import Reporter, ShareProgress
 from openuni.manifests.contracts.component import fingerprint
 from openuni.manifests.contracts.discovery import component_names, find_component
 from openuni.manifests.contracts.producer import Producer
@@ -24,6 +26,8 @@ from openuni.manifests.corpus import keep_rule
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.corpus.layout import filter_group
 from openuni.manifests.errors import OpenUniError, unknown_name
+
+DIGEST_ROWS = 50_000
 
 
 class DuplicateInfo(NamedTuple):
@@ -62,8 +66,11 @@ class Deduplicator(Producer):
     column: ClassVar[str]  # column of that filter
 
     @abstractmethod
-    def find(self, corpus: Corpus, clips: RankedClips) -> DuplicateAssignments:
-        """Compare all clips. The result must not depend on the order or the parts in which rows are stored."""
+    def find(self, corpus: Corpus, clips: RankedClips, progress: Callable[[float], None]) -> DuplicateAssignments:
+        """Compare all clips. The result must not depend on the order or the parts in which rows are stored.
+
+        `progress` is called now and then with the share of the work that is done, 0..1.
+        """
 
     @classmethod
     def result_type(cls) -> type[tuple[Any, ...]]:
@@ -97,13 +104,17 @@ class DedupReport(NamedTuple):
         return f'{text}. Keep one clip per cluster with: keep = "{name}.is_representative"'
 
 
-def find_duplicates(deduplicator: Deduplicator, corpus: Corpus) -> DedupReport:
-    """Write the deduplicator's column group, unless it is up to date. The caller holds the lease of the corpus."""
+def find_duplicates(deduplicator: Deduplicator, corpus: Corpus, reporter: Reporter) -> DedupReport:
+    """Write the deduplicator's column group, unless it is up to date. The caller holds the lease of the corpus.
+
+    It is replaced as a whole: a search that is interrupted leaves the last result as it was.
+    """
     corpus.recover()
     clips = rank_clips(corpus, deduplicator)
     clips_digest = xxhash.xxh3_64(clips.known.tobytes())
-    for text in clips.ids.to_pylist():
-        clips_digest.update(f"{text}\n".encode())
+    for start in range(0, len(clips.ids), DIGEST_ROWS):
+        texts = clips.ids[start : start + DIGEST_ROWS].to_pylist()
+        clips_digest.update("".join(f"{text}\n" for text in texts).encode())
     version = fingerprint(
         finder=deduplicator.version(),
         reads=corpus.group_version(filter_group(deduplicator.source_filter)),
@@ -112,9 +123,9 @@ def find_duplicates(deduplicator: Deduplicator, corpus: Corpus) -> DedupReport:
     group = deduplicator.group()
     done = corpus.group_version(group) == version and len(corpus.done(group)) == len(clips.ids)
     if not done:
-        found = deduplicator.find(corpus, clips)
-        corpus.delete_parts(group)  # not moved to superseded/: recomputing takes no longer than writing
-        _write(corpus, deduplicator, clips, found, version)
+        with reporter:
+            found = deduplicator.find(corpus, clips, ShareProgress(reporter, deduplicator.name()))
+        corpus.replace(group, _rows(deduplicator, clips, found, version), version)
     sizes = corpus.table(
         group, {"clips": pads.field(deduplicator.name(), "clips"), "kept": _representative_field(deduplicator)}
     )
@@ -198,26 +209,29 @@ def not_compared_reason(corpus: Corpus, keep: str) -> str:
     return "; ".join(notes)
 
 
-def _write(
-    corpus: Corpus, deduplicator: Deduplicator, clips: RankedClips, found: DuplicateAssignments, version: str
-) -> None:
-    name = deduplicator.name()
-    writer = corpus.writer(deduplicator.group(), producer_schema(type(deduplicator)), version)
-    sizes = np.bincount(found.representative, minlength=len(clips.ids))
-    unknown = {
-        "status": "unavailable",
-        "error": f"{deduplicator.source_filter} has no result for this clip",
-        "version": version,
+def _rows(deduplicator: Deduplicator, clips: RankedClips, found: DuplicateAssignments, version: str) -> pa.Table:
+    """The rows of all clips, in order of rank."""
+    count, known, unknown = len(clips.ids), pa.array(clips.known), pa.array(~clips.known)
+    own = found.representative == np.arange(count)
+    sizes = np.bincount(found.representative, minlength=count)
+    error = f"{deduplicator.source_filter} has no result for this clip"
+    columns = {
+        "status": pc.if_else(known, "ok", "unavailable"),
+        "error": pc.if_else(known, pa.scalar(None, pa.string()), error),
+        "version": pa.repeat(version, count),
+        "cluster": _null_where(unknown, clips.ids.take(pa.array(found.representative))),
+        "is_representative": _null_where(unknown, pa.array(own)),
+        "clips": _null_where(unknown, pa.array(sizes[found.representative])),
+        "similarity": _null_where(pa.array(own | ~clips.known), pa.array(found.similarity)),
     }
-    for number, clip_id in enumerate(clips.ids.to_pylist()):
-        row: dict[str, Any] = unknown
-        if clips.known[number]:
-            kept = int(found.representative[number])
-            similarity = float(found.similarity[number]) if kept != number else None
-            duplicates = DuplicateInfo(clips.ids[kept].as_py(), kept == number, int(sizes[kept]), similarity)
-            row = {"status": "ok", "error": None, "version": version, "ms": None} | duplicates._asdict()
-        writer.commit({"clip_id": clip_id, name: row})
-    writer.finish()
+    schema = producer_schema(type(deduplicator))
+    fields = list(schema.field(deduplicator.name()).type)
+    values = [columns.get(field.name, pa.nulls(count, field.type)).cast(field.type) for field in fields]
+    return pa.table([clips.ids, pa.StructArray.from_arrays(values, fields=fields)], schema=schema)
+
+
+def _null_where(mask: pa.Array, values: pa.Array) -> pa.Array:
+    return pc.if_else(mask, pa.scalar(None, values.type), values)
 
 
 def _representative_field(deduplicator: Deduplicator) -> pads.Expression:

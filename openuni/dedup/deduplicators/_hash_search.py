@@ -5,7 +5,7 @@ of at least one of their four parts. The hashes are therefore sorted by each par
 is close enough.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import combinations
 
 import numpy as np
@@ -17,10 +17,13 @@ BATCH_PAIRS = 512 * 1024
 SPREAD_BLOCK = 256 * 1024
 
 
-def near_pairs(hashes: np.ndarray, max_distance: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def near_pairs(
+    hashes: np.ndarray, max_distance: int, progress: Callable[[float], None] = lambda share: None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Positions (int64 [n], int64 [n]) of all pairs that differ in 1 to `max_distance` bits; pairs may be repeated.
 
-    `hashes`: uint64 [N], distinct. `max_distance`: 0 to 11; the work grows with `max_distance // 4`.
+    `hashes`: uint64 [N], distinct. `max_distance`: 0 to 11; the work grows with `max_distance // 4`. `progress`: called
+    with the share of the hashes compared, 0..1.
     """
     parts = _spread(hashes)
     flips = _flips(max_distance // PARTS)
@@ -31,6 +34,7 @@ def near_pairs(hashes: np.ndarray, max_distance: int) -> Iterator[tuple[np.ndarr
         for left, right in _of_part(hashes[order], parts[order, part], flips, max_distance):
             pending.append((order[left], order[right]))
             count += len(left)
+            progress((part + float(left[-1]) / len(hashes)) / PARTS)  # in the order of sorting
             if count >= BATCH_PAIRS:
                 yield _joined(pending)
                 pending, count = [], 0

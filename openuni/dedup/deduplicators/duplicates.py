@@ -1,6 +1,6 @@
 """Near-duplicates of a clip: re-encoded, scaled, trimmed or recoloured."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -49,11 +49,11 @@ class Duplicates(Deduplicator):
     column: ClassVar[str] = "hashes"
     origin: ClassVar[str] = "multi-index hashing, Norouzi et al. 2012 (CVPR)"
 
-    def find(self, corpus: Corpus, clips: RankedClips) -> DuplicateAssignments:
+    def find(self, corpus: Corpus, clips: RankedClips, progress: Callable[[float], None]) -> DuplicateAssignments:
         """See `Deduplicator.find`. The similarity is 1 minus the mean share of differing bits of matching frames."""
         frames = FrameHashes.read(corpus, self, clips)
         groups = UnionFind(len(clips.ids))
-        for left, right in frames.candidates(self.max_distance):
+        for left, right in frames.candidates(self.max_distance, progress):
             for start in range(0, len(left), PAIRS_AT_ONCE):
                 one, other = left[start : start + PAIRS_AT_ONCE], right[start : start + PAIRS_AT_ONCE]
                 unlinked = groups.unlinked(one, other)
@@ -101,8 +101,13 @@ class FrameHashes:
         """The hashes of one clip, uint64 [n]."""
         return self.hashes[self.starts[clip] : self.starts[clip + 1]]
 
-    def candidates(self, max_distance: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Pairs of clips (int64 [n], int64 [n]) with at least one matching frame; pairs may be repeated."""
+    def candidates(
+        self, max_distance: int, progress: Callable[[float], None]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Pairs of clips (int64 [n], int64 [n]) with at least one matching frame; pairs may be repeated.
+
+        `progress`: as of `Deduplicator.find`.
+        """
         owners = np.repeat(np.arange(len(self.starts) - 1), np.diff(self.starts))
         order = np.lexsort((owners, self._next_hashes(), self.hashes))  # near-duplicates become neighbours
         owners = owners[order]
@@ -111,7 +116,7 @@ class FrameHashes:
             same = np.flatnonzero(self.hashes[order[:-step]] == self.hashes[order[step:]])
             yield _different(owners[same], owners[same + step])
         counts = np.minimum(counts, MAX_CLIPS_PER_HASH)
-        for near in near_pairs(values, max_distance):  # similar frames
+        for near in near_pairs(values, max_distance, progress):  # similar frames
             for start in range(0, len(near[0]), FRAMES_AT_ONCE):
                 left, right = (values_of[start : start + FRAMES_AT_ONCE] for values_of in near)
                 sizes = counts[left] * counts[right]

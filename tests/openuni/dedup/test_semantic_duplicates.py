@@ -1,12 +1,21 @@
-"""Semantic duplicates from stored embeddings, exactly and through the index."""
+"""Semantic duplicates from stored embeddings, from corpora to rows."""
+
+import io
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from rich.console import Console
 
 from openuni import api
+from openuni.console.progress import Reporter, ShareProgress
 from openuni.dedup.deduplicator import deduplicator_by
 from openuni.dedup.deduplicators import _embedding_search
+from openuni.filters.embedding import Embedding
+from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.errors import OpenUniError
+from tests.benchmarks.duplicates import put_clips, put_scores
+from tests.benchmarks.manifests import measure
 from tests.openuni.dedup.scored import clip, clusters_of, scored_corpus
 
 WIDTH = 64
@@ -37,10 +46,10 @@ def expected(names):
     return {name: name if name.startswith("own") else f"own-{name[-4:]}" for name in names}
 
 
-@pytest.mark.parametrize("max_exact", [20_000, 100], ids=["all pairs", "index"])
-def test_planted_copies_are_found_and_nothing_else(tmp_path, monkeypatch, max_exact):
-    monkeypatch.setattr(_embedding_search, "MAX_EXACT", max_exact)
-    monkeypatch.setattr(_embedding_search, "BATCH_ROWS", 64)  # several batches
+def test_planted_copies_are_found_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(_embedding_search, "READ_ROWS", 64)  # several batches
+    monkeypatch.setattr(_embedding_search, "BLOCK_ROWS", 50)
+    monkeypatch.setattr(_embedding_search, "TILE_ROWS", 80)
     vectors = planted(400)
     corpus = scored_corpus(tmp_path / "corpus", [clip(name) for name in vectors], vectors, part_rows=170)
     report = api.duplicates(corpus, by="embedding")
@@ -51,12 +60,10 @@ def test_planted_copies_are_found_and_nothing_else(tmp_path, monkeypatch, max_ex
     assert (row["is_representative"], row["clips"], row["status"]) == (False, 3, "ok")
 
 
-@pytest.mark.parametrize("max_exact", [20_000, 5], ids=["all pairs", "index"])
-def test_more_copies_than_neighbours_are_one_cluster(tmp_path, monkeypatch, max_exact):
-    monkeypatch.setattr(_embedding_search, "MAX_EXACT", max_exact)
+def test_many_copies_are_one_cluster(tmp_path):
     rng = np.random.default_rng(0)
     vector = unit(rng.normal(size=WIDTH))
-    vectors = {f"{number:03}": near(vector, 0.999, rng) for number in range(5 * _embedding_search.NEIGHBOURS)}
+    vectors = {f"{number:03}": near(vector, 0.999, rng) for number in range(80)}
     corpus = scored_corpus(tmp_path / "corpus", [clip(name) for name in vectors], vectors)
     assert set(clusters_of_after(corpus).values()) == {"000"}
 
@@ -96,3 +103,62 @@ def test_vectors_of_two_networks_are_refused(tmp_path):
 def test_what_duplicates_go_by_is_named():
     with pytest.raises(OpenUniError, match=r'deduplication method "embeding" is not known\. Did you mean "embedding"'):
         deduplicator_by("embeding")
+
+
+def test_row_order_and_parts_change_nothing(tmp_path):
+    vectors = planted(60)
+    names = list(vectors)
+    found = []
+    for number, part_rows in enumerate((1000, 17, 5)):
+        order = np.random.default_rng(number).permutation(names).tolist() if number else names
+        stored = {name: vectors[name] for name in np.random.default_rng(-number % 99).permutation(names).tolist()}
+        corpus = scored_corpus(tmp_path / str(number), [clip(name) for name in order], stored, part_rows)
+        api.duplicates(corpus, by="embedding")
+        rows = corpus.table("filters/semantic_duplicates").to_pylist()
+        found.append({row["clip_id"]: row["semantic_duplicates"] for row in rows})
+    assert found[0] == found[1] == found[2]
+
+
+def test_a_search_that_is_interrupted_leaves_the_last_result(tmp_path, monkeypatch):
+    vectors = planted(100)
+    corpus = scored_corpus(tmp_path / "corpus", [clip(name) for name in vectors], vectors)
+    api.duplicates(corpus, by="embedding")
+    before = corpus.table("filters/semantic_duplicates")
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ShareProgress, "__call__", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        api.duplicates(corpus, by="embedding", min_similarity=0.5)
+    assert corpus.table("filters/semantic_duplicates").equals(before)
+    monkeypatch.undo()
+    assert not api.duplicates(corpus, by="embedding").computed
+    assert len(corpus.parts("filters/semantic_duplicates")) == 1  # written at once
+
+
+def test_progress_has_an_eta(tmp_path, monkeypatch):
+    monkeypatch.setattr("openuni.console.progress.LOG_EVERY_S", 0)
+    monkeypatch.setattr(_embedding_search, "BLOCK_ROWS", 100)
+    vectors = planted(300)
+    corpus = scored_corpus(tmp_path / "corpus", [clip(name) for name in vectors], vectors)
+    shown = io.StringIO()
+    api.duplicates(corpus, by="embedding", reporter=Reporter(Console(file=shown)))
+    lines = shown.getvalue().splitlines()
+    assert lines[0].startswith("semantic_duplicates: 6% done, ETA ")  # the later a clip, the more it is compared with
+    assert lines[-1] == "semantic_duplicates: 100% done, ETA 0 s"
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_take_little_more_memory_than_their_vectors(tmp_path):
+    vectors, rng = 100_000 * 256 * 2 / 1e6, np.random.default_rng(0)
+    corpus = Corpus.create(str(tmp_path / "corpus"))
+    for start in range(0, 100_000, 20_000):
+        ids = pa.array([f"{number:06}" for number in range(start, start + 20_000)])
+        flat = unit(rng.standard_normal((20_000, 256))).astype(np.float16).astype(np.float32)
+        flat[19_000:] = flat[:1000]
+        put_clips(corpus, start, ids)
+        put_scores(corpus, Embedding, start, ids, pa.array(flat.ravel()), 256)
+    row = measure("duplicates", "-m", "openuni", "duplicates", corpus.store.url, "--by", "embedding")
+    assert "95,000 representatives, 5,000 duplicates" in row.result
+    assert row.peak_mb < 400 + 4 * vectors
