@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import types
+from functools import cache
 from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -71,12 +72,11 @@ class Column(NamedTuple):
     doc: str
 
 
+@cache
 def clip_schema() -> pa.Schema:
     """Schema of `clips/`: the fields of `Clip`, then `status` and `error` of ingest."""
-    fields = []
-    for field in dataclasses.fields(Clip):
-        bare = _strip_optional(get_type_hints(Clip)[field.name])
-        fields.append(pa.field(field.name, SCALARS[bare]))
+    hints = get_type_hints(Clip)
+    fields = [pa.field(field.name, SCALARS[_strip_optional(hints[field.name])]) for field in dataclasses.fields(Clip)]
     return pa.schema([*fields, pa.field("status", pa.string()), pa.field("error", pa.string())])
 
 

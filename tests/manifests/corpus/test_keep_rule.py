@@ -1,5 +1,7 @@
 """`keep`: what is a rule, what passes, what is refused."""
 
+import threading
+
 import pyarrow as pa
 import pytest
 
@@ -164,3 +166,12 @@ def test_an_expression_reaches_no_file(tmp_path):
     with pytest.raises(Exception, match="configuration has been locked"):
         connection.execute("SET enable_external_access = true")
     assert not (tmp_path / "out.csv").exists()
+
+
+def test_an_evaluation_leaves_no_thread_behind():
+    """One that still ends while the interpreter exits would abort the process: exit code 134 after a whole run."""
+    connection, before = keep_rule.connect(), threading.enumerate()
+    for _ in range(200):
+        with keep_rule.evaluation(connection, 60.0):
+            pass
+        assert threading.enumerate() == before
