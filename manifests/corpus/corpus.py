@@ -17,7 +17,15 @@ from openuni.manifests.corpus import outcomes
 from openuni.manifests.corpus.clip_list import ClipList
 from openuni.manifests.corpus.column_groups import PARALLEL_PARTS, ColumnGroups
 from openuni.manifests.corpus.corpus_clip import CorpusClip
-from openuni.manifests.corpus.layout import CORPUS_RECORD, LATENTS, RUNS, TEXT, family_record
+from openuni.manifests.corpus.layout import (
+    CORPUS_RECORD,
+    LATENTS,
+    PART_SUFFIX,
+    RUNS,
+    SHARD_SUFFIXES,
+    TEXT,
+    family_record,
+)
 from openuni.manifests.corpus.part_files import parts_dataset, read_part, table_bytes
 from openuni.manifests.corpus.splits import require_complete_splits
 from openuni.manifests.corpus.writer import storage_errors
@@ -35,7 +43,12 @@ REMEDY = (
     '{"format": 1, "keep": "", "filters": [], "annotators": [], "encoded": {}} and run: '
     "openuni run RECIPE --out CORPUS, which fills it in and recomputes nothing."
 )
-PART_SUFFIXES = (".parquet", ".tar", ".safetensors")
+
+
+def new_record() -> dict[str, Any]:
+    """The contents of corpus.json without a recipe: no keep rule and no operators."""
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"format": FORMAT, "created": created, "keep": "", "filters": [], "annotators": [], "encoded": {}}
 
 
 class Corpus(ColumnGroups):
@@ -81,16 +94,7 @@ class Corpus(ColumnGroups):
                 f"{store.url} is not empty and not a corpus (corpus.json not found). "
                 "Pass a new or empty folder with --out."
             )
-        record = {
-            "format": FORMAT,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "keep": "",
-            "filters": [],
-            "annotators": [],
-            "encoded": {},
-            **facts,
-        }
-        corpus = cls(store, record)
+        corpus = cls(store, new_record() | facts)
         corpus.save_record()
         return corpus
 
@@ -194,7 +198,7 @@ class Corpus(ColumnGroups):
 
     def _delete_parts(self) -> None:
         for group in self.group_folders():
-            for suffix in PART_SUFFIXES:  # the Parquet files first: visible rows have their payloads
+            for suffix in (PART_SUFFIX, *SHARD_SUFFIXES):  # the Parquet files first: visible rows have their payloads
                 for name in self.store.names(group, suffix):
                     self.store.delete(name)
 
@@ -205,13 +209,13 @@ class Corpus(ColumnGroups):
         self.check_names(parts)
         ids = parts_dataset(self.store, parts).to_table(columns=["clip_id"]).column("clip_id")
         mask = pc.is_in(ids, value_set=kept)  # computed once for all parts, since it hashes all of `kept`
-        payloads = {*self.store.names(group, ".tar"), *self.store.names(group, ".safetensors")}
+        payloads = {name for suffix in SHARD_SUFFIXES for name in self.store.names(group, suffix)}
 
         def copy(part: str, mask_of_part: pa.ChunkedArray) -> None:
             rows = read_part(self.store, part).filter(mask_of_part)
             if not len(rows):
                 return
-            for payload in payloads & {part.removesuffix(".parquet") + suffix for suffix in (".tar", ".safetensors")}:
+            for payload in payloads & {part.removesuffix(PART_SUFFIX) + suffix for suffix in SHARD_SUFFIXES}:
                 self.store.copy_to(target.store, payload)
             target.store.put(part, table_bytes(rows))
 

@@ -51,6 +51,7 @@ class Part(NamedTuple):
     name: str
     folder: str  # a column group, or a folder of its superseded parts
     payloads: int
+    has_checksums: bool
 
 
 @dataclass
@@ -64,7 +65,6 @@ class Findings:
     parts: list[Part] = field(default_factory=list)  # sound ones
     payloads: int = 0
     payload_bytes: int = 0
-    unprotected: int = 0  # parts without checksums
     bad_records: list[str] = field(default_factory=list)
     bad_parts: list[str] = field(default_factory=list)
     bad_shards: list[str] = field(default_factory=list)  # headers damaged, or without a part
@@ -165,9 +165,10 @@ class CorpusVerification:
     def _check_part(self, name: str) -> Part | None:
         folder = name.rpartition("/")[0]
         try:
-            self.found.unprotected += not verify_part(self.store, name)
+            has_checksums = verify_part(self.store, name)
             rows = self._rows_of(name)
-            return Part(name, folder, len(extents_of(rows, folder).row) if visible_group(folder) != CLIPS else 0)
+            payloads = len(extents_of(rows, folder).row) if visible_group(folder) != CLIPS else 0
+            return Part(name, folder, payloads, has_checksums)
         except FileNotFoundError:
             return None  # superseded or rewritten while verifying
         except DamagedFile as error:
@@ -344,9 +345,9 @@ class CorpusVerification:
             self.found.notes.append(f"{group}: {text}")
 
     def _leftovers(self) -> None:
-        if self.found.unprotected:
+        if unprotected := sum(not part.has_checksums for part in self.found.parts):
             text = "have no checksums (written by an earlier version): a changed value in them cannot be found"
-            self.found.notes.append(f"{self.found.unprotected:,} Parquet parts {text}")
+            self.found.notes.append(f"{unprotected:,} Parquet parts {text}")
         temporary = self.store.temp_files()
         if temporary:
             some = ", ".join(temporary[:3])
