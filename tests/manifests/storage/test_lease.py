@@ -152,10 +152,11 @@ def test_who_was_succeeded_cannot_write(url, takeovers):
     assert not newest_lease(Store(url))[1].released
 
 
-def test_a_damaged_lease_is_succeeded(url):
+@pytest.mark.parametrize("data", [b"{", b"[" * 100_000, b"[]"], ids=["cut", "nested", "list"])
+def test_a_damaged_lease_is_succeeded(url, data):
     store = Store(url)
     orphan(store)
-    store.fs.pipe_file(store.path(".lease/00000001.json"), b"{")
+    store.fs.pipe_file(store.path(".lease/00000001.json"), data)
     successor = Lease(store, **QUICK)
     successor.acquire()
     successor.release()
