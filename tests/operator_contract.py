@@ -184,7 +184,8 @@ for line in sys.stdin:
             error = traceback.format_exc()
         print(json.dumps([output.getvalue(), error]), flush=True)
         os._exit(0)
-    os.wait()
+    if os.wait()[1]:
+        print(json.dumps(["", "the process died"]), flush=True)
 """
 
 
