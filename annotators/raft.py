@@ -39,6 +39,20 @@ RENAMES = (
     (r"^update_block\.mask\.0\.", "mask_predictor.convrelu.0."),
     (r"^update_block\.mask\.2\.", "mask_predictor.conv."),
 )
+# torchvision's weights, so that listing checkpoints need not import it: name -> end of the file's name
+FILES = {
+    "large": {
+        "C_T_V1": "22a6c225",
+        "C_T_V2": "1bb1363a",
+        "C_T_SKHT_V1": "0b8c9e55",
+        "C_T_SKHT_V2": "ff5fadd5",
+        "C_T_SKHT_K_V1": "4a6a5039",
+        "C_T_SKHT_K_V2": "b5c70766",
+    },
+    "small": {"C_T_V1": "ad48884c", "C_T_V2": "01064c6d"},
+}
+DEFAULTS = {"large": "C_T_SKHT_V2", "small": "C_T_V2"}
+SIZES_MB = {"large": 21.1, "small": 4.0}
 SHORTCUT_NORM = re.compile(r"layer\d\.\d\.norm[34]\.")  # a second name of the norm in `downsample`
 
 
@@ -74,16 +88,17 @@ class Raft(Annotator):
         """The weights file: a path, or the file behind torchvision's weights name."""
         if Path(self.checkpoint).suffix in (".pth", ".pt", ".safetensors") or "/" in self.checkpoint:
             return (Checkpoint(self.checkpoint, "path", self.licence),)
-        known = _torchvision_weights()[self.size].__members__
-        if self.checkpoint not in known:
+        name = DEFAULTS[self.size] if self.checkpoint == "DEFAULT" else self.checkpoint
+        known = FILES[self.size]
+        if name not in known:
             what = f"weights of RAFT {self.size}"
-            raise OpenUniError(f"{unknown_name(what, self.checkpoint, known)} Or pass the path of a file.")
-        return (_published(known[self.checkpoint]),)
+            raise OpenUniError(f"{unknown_name(what, name, [*known, 'DEFAULT'])} Or pass the path of a file.")
+        return (_published(self.size, name),)
 
     @classmethod
     def published(cls) -> tuple[Checkpoint, ...]:
         """Torchvision's weights for both sizes."""
-        return tuple(_published(member) for kind in _torchvision_weights().values() for member in kind)
+        return tuple(_published(size, name) for size, names in FILES.items() for name in names)
 
     def load(self, device: str) -> Any:
         """Load the network on `device`. Raises `OpenUniError` if the weights do not match `size`."""
@@ -165,17 +180,10 @@ def torchvision_names(weights: Mapping[str, Any]) -> dict[str, Any]:
     return renamed
 
 
-def _torchvision_weights() -> dict[str, Any]:
-    from torchvision.models import optical_flow
-
-    return {"large": optical_flow.Raft_Large_Weights, "small": optical_flow.Raft_Small_Weights}
-
-
-def _published(weights: Any) -> Checkpoint:
-    url = weights.url
-    # torchvision's sizes are in MiB
-    size_mb = round(weights.meta["_file_size"] * 2**20 / 1e6, 1)
-    return Checkpoint(url.rpartition("/")[2], "torchvision", Raft.licence, url, size_mb=size_mb)
+def _published(size: str, name: str) -> Checkpoint:
+    file = f"raft_{size}_{name}-{FILES[size][name]}.pth"
+    url = f"https://download.pytorch.org/models/{file}"
+    return Checkpoint(file, "torchvision", Raft.licence, url, size_mb=SIZES_MB[size])
 
 
 def _correlation_in_fp32(radius: int) -> Any:

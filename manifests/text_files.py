@@ -51,5 +51,5 @@ def load_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(decode_text(path.read_bytes(), str(path)))
     except ClipError as error:
         raise OpenUniError(str(error)) from error
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also an integer of thousands of digits
         raise OpenUniError(f"{path} is not valid TOML: {error}") from error

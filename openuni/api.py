@@ -24,7 +24,7 @@ from openuni.manifests.corpus.layout import annotation_group
 from openuni.manifests.corpus.writer import storage_errors
 from openuni.manifests.errors import OpenUniError
 from openuni.manifests.storage.lock import lock
-from openuni.manifests.storage.remote_errors import raises_store_errors
+from openuni.manifests.storage.remote_errors import remote_errors
 from openuni.manifests.storage.store import Store
 from openuni.pipeline.changed_captions import changed_captions_note, update_captions
 from openuni.pipeline.pipeline import Pipeline
@@ -33,8 +33,7 @@ from openuni.pipeline.runners.runner import open_runner
 from openuni.pipeline.scope import RunScope
 from openuni.pipeline.sources import as_recorded, find_with_links
 from openuni.report import doctor
-from openuni.report import verify as verification
-from openuni.report.verify_report import VerifyReport
+from openuni.report.verify import verify as verify  # the job is that function
 
 if TYPE_CHECKING:
     from openuni.training.recipe import TrainingRecipe
@@ -44,7 +43,7 @@ MAX_DEFAULT_WORKERS = 16
 FEW_ITEMS = 10  # starting Ray for these takes longer than it saves
 
 
-@raises_store_errors
+@remote_errors()
 def run(
     recipe: str | Path | Mapping[str, Any] | CorpusRecipe,
     sources: str | Path | Sequence[str | Path] = (),
@@ -85,7 +84,7 @@ def run(
     return corpus
 
 
-@raises_store_errors
+@remote_errors()
 def import_set(
     format: str,
     folder: str | Path,
@@ -120,7 +119,7 @@ def import_set(
     return corpus
 
 
-@raises_store_errors
+@remote_errors()
 def export(
     corpus: str | Path | Corpus,
     format: str,
@@ -183,13 +182,13 @@ def default_resources(
     return Resources(workers, gpus, address, workers_per_gpu, placement_timeout_s)
 
 
-@raises_store_errors
+@remote_errors()
 def open_corpus(path: str | Path) -> Corpus:
     """Open the corpus at a folder or URL. Raises `OpenUniError` if there is none."""
     return Corpus.open(str(path))
 
 
-@raises_store_errors
+@remote_errors()
 def select(corpus: str | Path | Corpus, keep: str, *, out: str | Path) -> Corpus:
     """Create a corpus from the clips that pass `keep`. Takes seconds: nothing is decoded, payload files are shared."""
     source = corpus if isinstance(corpus, Corpus) else Corpus.open(str(corpus))
@@ -197,7 +196,7 @@ def select(corpus: str | Path | Corpus, keep: str, *, out: str | Path) -> Corpus
     return source.select(keep, str(out))
 
 
-@raises_store_errors
+@remote_errors()
 def duplicates(
     corpus: str | Path | Corpus, by: str = "hash", *, reporter: Reporter | None = None, **options: Any
 ) -> dedup.DedupReport:
@@ -215,7 +214,7 @@ def duplicates(
         return dedup.find_duplicates(deduplicator, opened, reporter or Reporter())
 
 
-@raises_store_errors
+@remote_errors()
 def compact(corpus: str | Path | Corpus, *, reporter: Reporter | None = None) -> list[Compacted]:
     """Merge the small Parquet parts of every column group, which many short runs leave; return what was done by group.
 
@@ -233,7 +232,7 @@ def compact(corpus: str | Path | Corpus, *, reporter: Reporter | None = None) ->
     return done
 
 
-@raises_store_errors
+@remote_errors()
 def split(
     corpus: str | Path | Corpus,
     shares: Mapping[str, float],
@@ -260,7 +259,7 @@ def split(
     return counts
 
 
-@raises_store_errors
+@remote_errors()
 def train(
     recipe: "str | Path | TrainingRecipe",
     corpus: str | Path | Corpus,
@@ -276,8 +275,7 @@ def train(
     from openuni.training.loop.trainer import train as train_model
 
     opened = corpus if isinstance(corpus, Corpus) else Corpus.open(str(corpus))
-    with storage_errors(Store(str(out))):
-        return train_model(recipe, opened, Path(out), progress=progress)
+    return train_model(recipe, opened, Path(out), progress=progress)
 
 
 def open_run(path: str | Path) -> "Run":
@@ -285,27 +283,6 @@ def open_run(path: str | Path) -> "Run":
     from openuni.training.run import Run
 
     return Run.open(Path(path))
-
-
-def verify(
-    path: str | Path | Corpus,
-    sample: float | None = None,
-    *,
-    repair: bool = False,
-    workers: int | None = None,
-    seed: int | None = None,
-    reporter: Reporter | None = None,
-) -> VerifyReport:
-    """Verify the checksums of a corpus (folder or URL) or a training run (folder).
-
-    `sample`: verify a random sample of a corpus's payloads only: a fraction (below 1) or a number of payloads; records,
-    Parquet parts and references are always verified. `repair`: move what is damaged to the folder `damaged/TIME/`, so
-    that the next run recomputes exactly that. `workers`: number of threads; default one per core, up to 8. `seed`:
-    random seed of the sample. Raises `OpenUniError` if the path is neither a corpus nor a training run; damage raises
-    nothing, see `VerifyReport.damage`.
-    """
-    place = path.store.url if isinstance(path, Corpus) else str(path)
-    return verification.verify(place, sample, repair=repair, workers=workers, seed=seed, reporter=reporter)
 
 
 def _require_shards(recipe: CorpusRecipe, corpus: Corpus) -> None:

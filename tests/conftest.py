@@ -35,6 +35,17 @@ def no_test_leaves_real_time_priority():
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_waiting_for_disks() -> Iterator[None]:
+    """fsync protects from power cuts, which no test has, and is a third of the time of a small run.
+
+    That files are synced before they become visible is tested in tests/manifests/storage/test_store.py.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def ray_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A Ray cluster that all tests of this process join: starting one takes longer than most runs on it.

@@ -23,7 +23,8 @@ from openuni.training.loop.training_checkpoint import TrainingCheckpoint, list_c
 from openuni.training.model import Model, Streams
 from openuni.training.objectives.text_flow_matching import TextSampler
 from openuni.training.recipe import TrainingRecipe
-from openuni.training.run_record import RUN_FILE, TEXTS_FILE, empty_model, read_record
+from openuni.training.run_files import RUN_FILE, TEXTS_FILE
+from openuni.training.run_record import empty_model, read_record
 from openuni.training.tasks import TEXT, Task
 
 logger = logging.getLogger(__name__)

@@ -11,10 +11,9 @@ from openuni.manifests.storage.checksums import parse_record, record_bytes
 from openuni.manifests.storage.store import Store
 from openuni.training.loop.training_checkpoint import list_checkpoints
 from openuni.training.model import Model, UnrecordedDefault
+from openuni.training.run_files import RUN_FILE
 
 FORMAT = 1
-RUN_FILE = "run.json"
-TEXTS_FILE = "texts.safetensors"
 
 
 def read_record(folder: Path) -> dict[str, Any]:

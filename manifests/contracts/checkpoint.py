@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -188,9 +189,13 @@ def checkpoint_dir() -> Path:
 
 
 def _torch_cache() -> Path:
-    import torch
+    """The folder of `torch.hub`; torch, which takes seconds to import, is asked only if it is loaded."""
+    if "torch" in sys.modules:
+        import torch
 
-    return Path(torch.hub.get_dir()) / "checkpoints"
+        return Path(torch.hub.get_dir()) / "checkpoints"
+    caches = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    return Path(os.environ.get("TORCH_HOME", f"{caches}/torch")).expanduser() / "hub" / "checkpoints"
 
 
 @lru_cache(maxsize=1024)

@@ -75,10 +75,8 @@ class Column(NamedTuple):
 @cache
 def clip_schema() -> pa.Schema:
     """Schema of `clips/`: the fields of `Clip`, then `status` and `error` of ingest."""
-    fields, hints = [], get_type_hints(Clip)
-    for field in dataclasses.fields(Clip):
-        bare = _strip_optional(hints[field.name])
-        fields.append(pa.field(field.name, SCALARS[bare]))
+    hints = get_type_hints(Clip)
+    fields = [pa.field(field.name, SCALARS[_strip_optional(hints[field.name])]) for field in dataclasses.fields(Clip)]
     return pa.schema([*fields, pa.field("status", pa.string()), pa.field("error", pa.string())])
 
 

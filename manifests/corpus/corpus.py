@@ -46,6 +46,12 @@ REMEDY = (
 )
 
 
+def new_record() -> dict[str, Any]:
+    """The contents of corpus.json without a recipe: no keep rule and no operators."""
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"format": FORMAT, "created": created, "keep": "", "filters": [], "annotators": [], "encoded": {}}
+
+
 class Corpus(ColumnGroups):
     """A corpus, opened with `Corpus.open(url)`, created by `openuni.run`. `corpus[key]`: a clip by index or clip_id."""
 
@@ -89,16 +95,7 @@ class Corpus(ColumnGroups):
                 f"{store.url} is not empty and not a corpus (corpus.json not found). "
                 "Pass a new or empty folder with --out."
             )
-        record = {
-            "format": FORMAT,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "keep": "",
-            "filters": [],
-            "annotators": [],
-            "encoded": {},
-            **facts,
-        }
-        corpus = cls(store, record)
+        corpus = cls(store, new_record() | facts)
         corpus.save_record()
         return corpus
 

@@ -5,7 +5,7 @@ import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import duckdb
@@ -15,6 +15,7 @@ from openuni.manifests.errors import OpenUniError, did_you_mean
 
 MEMORY_LIMIT = "1500MB"
 CHECK_S = 5.0  # for a rule on a single row
+CACHED = 64  # rules whose parses and checks are kept: each takes a DuckDB of its own, which takes 20 ms
 # what DuckDB does not declare as dependent on time, or has as keywords
 CLOCKS = {
     *("current_date", "current_time", "current_timestamp", "localtime", "localtimestamp"),
@@ -57,14 +58,15 @@ def parse(keep: str) -> list[KeepRule]:
     if not keep.strip():
         return []
     try:
-        return _parse(keep)
+        return list(_parse(keep))
     except RecursionError:
         raise OpenUniError(
             f"keep = {keep[:80]!r}...: the condition is nested too deeply. Write fewer parentheses and operators."
         ) from None
 
 
-def _parse(keep: str) -> list[KeepRule]:
+@lru_cache(maxsize=CACHED)
+def _parse(keep: str) -> tuple[KeepRule, ...]:
     connection = connect()
     # with parentheses no clause can follow the condition; without them none can be closed too early
     parses = [_parse_sql(connection, f"SELECT 1 WHERE {text}") for text in (keep, f"({keep}\n)")]
@@ -87,7 +89,7 @@ def _parse(keep: str) -> list[KeepRule]:
         text = connection.execute("SELECT json_deserialize_sql(?)", [json.dumps(parsed)]).fetchall()[0][0]
         return _strip_parentheses(str(text).removeprefix("SELECT 1 WHERE "))
 
-    return [
+    return tuple(
         KeepRule(
             text=to_sql(condition),
             columns=frozenset(_columns(condition)),
@@ -95,7 +97,7 @@ def _parse(keep: str) -> list[KeepRule]:
             functions=frozenset(_functions(condition)),
         )
         for condition in conditions
-    ]
+    )
 
 
 def check(rules: Sequence[KeepRule], schemas: Mapping[str, pa.Schema]) -> None:
@@ -128,7 +130,7 @@ def check(rules: Sequence[KeepRule], schemas: Mapping[str, pa.Schema]) -> None:
                     f"Available: {', '.join(known[top]) or 'no inner columns'}."
                 )
     if rules:
-        _bind(rules, pa.schema([field for field in columns.values() if field.type != pa.struct([])]))
+        _bind(tuple(rules), pa.schema([field for field in columns.values() if field.type != pa.struct([])]))
 
 
 @contextmanager
@@ -150,7 +152,7 @@ def evaluation(connection: duckdb.DuckDBPyConnection, limit_s: float) -> Iterato
         ) from error
     finally:
         timer.cancel()
-        timer.join()  # the thread holds the connection; freed there while the process exits, it would abort the process
+        timer.join()  # a thread that still ends while the interpreter exits would abort the process
 
 
 def evaluation_limit_s(rows: int) -> float:
@@ -190,7 +192,8 @@ def _stabilities() -> dict[str, str]:
     return {name: stability for name, stability in sorted(rows) if stability is not None}
 
 
-def _bind(rules: Sequence[KeepRule], schema: pa.Schema) -> None:
+@lru_cache(maxsize=CACHED)
+def _bind(rules: tuple[KeepRule, ...], schema: pa.Schema) -> None:
     connection = connect()
     values = {field.name: _example(field.type) for field in schema}
     for name, rows in (("empty", []), ("nulls", [dict.fromkeys(values)]), ("example", [values])):

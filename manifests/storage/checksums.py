@@ -89,7 +89,10 @@ def block_table(tail: bytes, size: int, where: str) -> BlockTable | None:
     covered = tail[max(table_at, 0) : digest_at] + tail[footer_start:]
     if table_at < 0 or xxhash.xxh3_64_digest(covered) != digest:
         raise DamagedFile(where, "checksum mismatch of the footer")
-    return BlockTable(size - len(tail) + table_at, block_bytes, tail[table_at + len(MARK) : counts_at])
+    body_bytes = size - len(tail) + table_at
+    if not block_bytes or count != -(-body_bytes // block_bytes):  # of another program, since the digest is right
+        raise DamagedFile(where, f"{count:,} checksums of {block_bytes:,} bytes each for {body_bytes:,} bytes")
+    return BlockTable(body_bytes, block_bytes, tail[table_at + len(MARK) : counts_at])
 
 
 def record_bytes(record: Mapping[str, Any], indent: int | None = 2) -> bytes:

@@ -235,7 +235,7 @@ def _read(store: Store, number: int) -> LeaseRecord | None:
         return None
     try:
         return LeaseRecord(**json.loads(data))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return LeaseRecord("damaged", "unknown", 0, "", "unknown")
 
 

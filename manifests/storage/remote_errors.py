@@ -1,9 +1,7 @@
 """Errors of object stores and networks as what they are: the client libraries raise classes of their own."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import wraps
-from typing import ParamSpec, TypeVar
 
 from openuni.manifests.errors import OpenUniError
 
@@ -12,10 +10,6 @@ CLIENT_PACKAGES = {
     *("botocore", "aiobotocore", "boto3", "s3fs", "gcsfs", "adlfs", "azure", "google", "ossfs", "huggingface_hub"),
     *("aiohttp", "httpx", "requests", "urllib3", "paramiko"),
 }
-
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
 class StoreError(OpenUniError):
@@ -38,28 +32,17 @@ def store_error(error: BaseException, url: str = "the object store") -> StoreErr
 
 
 @contextmanager
-def remote_errors(url: str) -> Iterator[None]:
-    """Context that raises `StoreError` for failed requests, and for access denied by a store."""
+def remote_errors(url: str = "") -> Iterator[None]:
+    """Context that raises `StoreError` for failed requests; also a decorator: `@remote_errors()`.
+
+    `url`: of the store that is used within, if it is known. All its `OSError`s are converted, such as access denied.
+    """
+    is_store = "://" in url
     try:
         yield
     except OpenUniError:
         raise
     except Exception as error:
-        if "://" in url and (is_remote_error(error) or isinstance(error, OSError)):
-            raise store_error(error, url) from error
+        if is_remote_error(error) or (is_store and isinstance(error, OSError)):
+            raise (store_error(error, url) if is_store else store_error(error)) from error
         raise
-
-
-def raises_store_errors(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorator: exceptions of client libraries become `StoreError`."""
-
-    @wraps(function)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return function(*args, **kwargs)
-        except Exception as error:
-            if isinstance(error, OpenUniError) or not is_remote_error(error):
-                raise
-            raise store_error(error) from error
-
-    return wrapped

@@ -232,6 +232,8 @@ def parse_assignments(given: Sequence[str], where: str) -> dict[str, Any]:
             table[name] = tomllib.loads(f"value = {value}")["value"]
         except tomllib.TOMLDecodeError:
             table[name] = value.strip()  # a text without quotes
+        except (ValueError, RecursionError) as error:  # thousands of digits or brackets
+            raise OpenUniError(f"{where}: {name}={value[:40]}... is not valid TOML: {error}") from error
     return table
 
 

@@ -32,7 +32,6 @@ from openuni.manifests.errors import OpenUniError
 from openuni.manifests.storage.store import Store, is_unused, require_folder
 
 RECORD, FAILED, UNFINISHED = "export.json", "failed.csv", ".unfinished"
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how spreadsheets tell a formula
 WAITING_PER_WORKER = 2  # batches submitted ahead of the one that is collected next
 
 
@@ -249,12 +248,16 @@ class ExportJob:
         path = self.out / FAILED
         if not path.is_file():
             return []
-        with path.open(encoding="utf-8", newline="") as file:
-            return [
-                ExportFailure(*map(unguarded, row))
-                for row in csv.reader(file)
-                if len(row) == 3 and tuple(row) != ExportFailure._fields
-            ]
+        try:
+            with path.open(encoding="utf-8", newline="") as file:
+                rows = list(csv.reader(file))
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise OpenUniError(
+                f"{path} is damaged: {error}. Restore it, or delete it and export to a new folder with --out."
+            ) from error
+        return [
+            ExportFailure(*map(unguarded, row)) for row in rows if len(row) == 3 and tuple(row) != ExportFailure._fields
+        ]
 
 
 def write_failures(path: Path, failures: Sequence[ExportFailure], mode: str) -> None:

@@ -145,7 +145,7 @@ def _rule_results(
         named = keep_rule.names_read([rule])
         waiting = sorted(named - joined.keys() | {name for name in named & rows.keys() if rows[name] is None})
         if waiting:
-            yield f"  not done yet {rule.text}: no results of {', '.join(waiting)}"
+            yield f"  {NOT_DONE} {rule.text}: no results of {', '.join(waiting)}"
             continue
         try:
             keep_rule.check([rule], {"joined": table.schema})

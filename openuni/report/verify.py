@@ -6,20 +6,24 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from openuni.console.progress import Reporter
+from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.corpus.layout import CLIPS, CORPUS_RECORD
 from openuni.manifests.errors import OpenUniError
 from openuni.manifests.storage.lock import lock
+from openuni.manifests.storage.remote_errors import remote_errors
 from openuni.manifests.storage.store import Store
 from openuni.report.verify_corpus import CorpusVerification
 from openuni.report.verify_repair import Repair, finish_interrupted
 from openuni.report.verify_report import VerifyReport
-from openuni.report.verify_run import RUN_RECORD, verify_run
+from openuni.report.verify_run import verify_run
+from openuni.training.run_files import RUN_FILE, STATE_FILE
 
 MAX_DEFAULT_WORKERS = 8
 
 
+@remote_errors()
 def verify(
-    path: str,
+    path: str | Path | Corpus,
     sample: float | None = None,
     *,
     repair: bool = False,
@@ -27,16 +31,23 @@ def verify(
     seed: int | None = None,
     reporter: Reporter | None = None,
 ) -> VerifyReport:
-    """Verify the corpus (folder or URL) or the training run (folder) at `path`; see `openuni.verify`."""
+    """Verify the checksums of a corpus (folder or URL) or a training run (folder).
+
+    `sample`: verify a random sample of a corpus's payloads only: a fraction (below 1) or a number of payloads; records,
+    Parquet parts and references are always verified. `repair`: move what is damaged to the folder `damaged/TIME/`, so
+    that the next run recomputes exactly that. `workers`: number of threads; default one per core, up to 8. `seed`:
+    random seed of the sample. Raises `OpenUniError` if the path is neither a corpus nor a training run; damage raises
+    nothing, see `VerifyReport.damage`.
+    """
     _check_sample(sample)
     if workers is not None and workers < 1:
         raise OpenUniError(f"--workers {workers}: must be at least 1")
-    store = Store(path)
+    store = Store(path.store.url if isinstance(path, Corpus) else str(path))
     is_corpus = store.exists(CORPUS_RECORD) or bool(store.names(CLIPS, ".parquet"))
-    is_run = store.is_local and (store.exists(RUN_RECORD) or any(Path(store.root).glob("step-*/state.json")))
+    is_run = store.is_local and (store.exists(RUN_FILE) or any(Path(store.root).glob(f"step-*/{STATE_FILE}")))
     if not is_corpus and not is_run:
         raise OpenUniError(
-            f"{store.url} is neither a corpus (corpus.json not found) nor a training run ({RUN_RECORD} not found)"
+            f"{store.url} is neither a corpus (corpus.json not found) nor a training run ({RUN_FILE} not found)"
         )
     with reporter or Reporter() as shown:
         if not is_corpus:

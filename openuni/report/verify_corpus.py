@@ -161,11 +161,12 @@ class CorpusVerification:
     def _check_part(self, name: str) -> Part | None:
         folder = name.rpartition("/")[0]
         try:
-            self.found.unprotected += not verify_part(self.store, name)
+            has_checksums = verify_part(self.store, name)
             self.groups.check_part_values(name, visible_group(folder))
             rows = self._rows_of(name)
             self.found.shards[name] = {in_folder(folder, shard) for shard in shards_of(rows)}
-            return Part(name, folder, len(extents_of(rows, folder).row) if visible_group(folder) != CLIPS else 0)
+            payloads = len(extents_of(rows, folder).row) if visible_group(folder) != CLIPS else 0
+            return Part(name, folder, payloads, has_checksums)
         except FileNotFoundError:
             return None  # superseded or rewritten while verifying
         except DamagedFile as error:
@@ -361,9 +362,9 @@ class CorpusVerification:
             self.found.notes.append(f"{group}: {text}")
 
     def _leftovers(self) -> None:
-        if self.found.unprotected:
+        if unprotected := sum(not part.has_checksums for part in self.found.parts):
             text = "have no checksums (written by an earlier version): a changed value in them cannot be found"
-            self.found.notes.append(f"{self.found.unprotected:,} Parquet parts {text}")
+            self.found.notes.append(f"{unprotected:,} Parquet parts {text}")
         temporary = self.store.temp_files()
         if temporary:
             some = ", ".join(temporary[:3])

@@ -15,6 +15,7 @@ class Part(NamedTuple):
     name: str
     folder: str  # a column group, or a folder of its superseded parts
     payloads: int
+    has_checksums: bool
 
 
 @dataclass
@@ -28,7 +29,6 @@ class Findings:
     parts: list[Part] = field(default_factory=list)  # sound ones
     payloads: int = 0
     payload_bytes: int = 0
-    unprotected: int = 0  # parts without checksums
     bad_records: list[str] = field(default_factory=list)
     bad_parts: list[str] = field(default_factory=list)
     bad_shards: list[str] = field(default_factory=list)  # headers damaged, or without a part

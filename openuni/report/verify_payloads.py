@@ -189,7 +189,7 @@ def _index_problem(store: Store, name: str, size: int, wanted: set[Entry]) -> st
     """
     try:
         found = set(_tar_members(store, name, size) if name.endswith(".tar") else _tensors(store, name, size))
-    except (tarfile.TarError, ValueError, KeyError, TypeError, OSError) as error:
+    except (tarfile.TarError, ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         return f"its headers are damaged: {str(error)[:200]}"
     lost = len(wanted - found)
     return f"its headers do not list {lost:,} of {len(wanted):,} payloads" if lost else ""
@@ -210,6 +210,8 @@ def _tensors(store: Store, name: str, size: int) -> Iterator[Entry]:
     if header_bytes > min(size - 8, MAX_HEADER_BYTES):
         raise ValueError(f"a header of {header_bytes:,} bytes in a file of {size:,}")
     header = json.loads(store.read_range(name, 8, header_bytes))
+    if not isinstance(header, dict):
+        raise ValueError("the header is not a table")
     for key, entry in header.items():
         if key != "__metadata__":
             start, end = entry["data_offsets"]

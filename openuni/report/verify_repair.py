@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from openuni.config.captions import caption_column
 from openuni.config.recipe import CorpusRecipe
 from openuni.manifests.contracts.discovery import component_names
-from openuni.manifests.corpus.corpus import FORMAT, Corpus
+from openuni.manifests.corpus.corpus import Corpus, new_record
 from openuni.manifests.corpus.layout import (
     CLIPS,
     CORPUS_RECORD,
@@ -173,7 +173,7 @@ class Repair:
 
     def _is_import(self, folder: str) -> bool:
         """Whether the rows of a column group come from an importer."""
-        names = {*component_names("importers"), *(one.get("format") for one in self.imports)}
+        names = {*component_names("importers"), *(str(one.get("format")) for one in self.imports)}
         return folder.startswith(OPERATOR_FOLDERS["annotator"]) and operator_of(folder) in names
 
     def _parts_set_aside(self) -> list[str]:
@@ -192,14 +192,7 @@ class Repair:
 
     def _corpus_record(self, recipes: list[CorpusRecipe]) -> dict[str, Any]:
         """Without a recipe: no keep rule and no operators, until the next run."""
-        record: dict[str, Any] = {
-            "format": FORMAT,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "keep": "",
-            "filters": [],
-            "annotators": [],
-            "encoded": {},
-        }
+        record = new_record()
         for recipe in recipes[:1]:
             record["keep"] = recipe.keep
             record["filters"], record["annotators"] = list(recipe.filters), list(recipe.annotators)
@@ -219,7 +212,10 @@ class Repair:
                 streams = [encode_phase.EncodeStream(one, "", latent_group(family, one), family) for one in found]
                 return encode_phase.family_record(options, codec, streams)
             if kind == TEXT and encode_phase.text_family_name(text_codec) == family:
-                return encode_phase.text_family_record(text_codec, self._caption(recipe))
+                try:
+                    return encode_phase.text_family_record(text_codec, self._caption(recipe))
+                except OpenUniError:  # its caption column does not exist here
+                    continue
         return None
 
     def _caption(self, recipe: CorpusRecipe) -> str:

@@ -1,7 +1,6 @@
 """Verification of a training run: record, log, training checkpoints."""
 
 import json
-import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,12 +10,15 @@ from openuni.manifests.corpus.layout import set_aside
 from openuni.manifests.errors import DamagedFile
 from openuni.manifests.storage.checksums import file_checksum, parse_record
 from openuni.report.verify_report import Damage, VerifyReport
-
-RUN_RECORD = "run.json"
-LOG = "log.jsonl"
-CHECKSUMS = "checksums.json"  # file name -> xxh3-64 as 16 hex digits
-CHECKPOINT = re.compile(r"step-\d{6,}")
-TENSOR_FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
+from openuni.training.run_files import (
+    CHECKSUMS_FILE,
+    LOG_FILE,
+    RUN_FILE,
+    STATE_FILE,
+    TENSOR_FILES,
+    UNFINISHED_CHECKPOINTS,
+    checkpoint_folders,
+)
 
 
 def verify_run(folder: Path, reporter: Reporter, *, repair: bool) -> VerifyReport:
@@ -24,23 +26,23 @@ def verify_run(folder: Path, reporter: Reporter, *, repair: bool) -> VerifyRepor
     damage, notes = list(_record(folder)), []
     lines, log_damage = _log(folder)
     damage += log_damage
-    checkpoints = sorted(path for path in folder.glob("step-*") if CHECKPOINT.fullmatch(path.name) and path.is_dir())
+    checkpoints = checkpoint_folders(folder)
     nbytes = files = 0
     bad: list[Path] = []
     with reporter.phase("checkpoints", len(checkpoints) + 1) as counter:
-        for place in [folder, *checkpoints]:
-            found = list(_tensors(place, folder, required=TENSOR_FILES if place != folder else ()))
+        for step, place in [(None, folder), *checkpoints]:
+            found = list(_tensors(place, folder, required=() if step is None else TENSOR_FILES))
             tensors = sorted(place.glob("*.safetensors"))
             files, nbytes = files + len(tensors), nbytes + sum(path.stat().st_size for path in tensors)
-            if place != folder:
-                found += _state(place, folder)
+            if step is not None:
+                found += _state(place, folder, step)
                 bad += [place] if found else []
             damage += found
             counter.add("failed" if found else "ok")
-    leftovers = [path.name for path in folder.glob(".step-*.tmp")]
+    leftovers = [path.name for path in folder.glob(UNFINISHED_CHECKPOINTS)]
     if leftovers:
         notes.append(f"{', '.join(leftovers)}: left by a killed process; the next checkpoint deletes them")
-    if checkpoints and not any((place / CHECKSUMS).is_file() for place in checkpoints):
+    if checkpoints and not any((place / CHECKSUMS_FILE).is_file() for _, place in checkpoints):
         notes.append("checkpoints have no checksums: only sizes and headers of their tensors were verified")
     if repair and bad:
         time = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}"
@@ -57,17 +59,17 @@ def verify_run(folder: Path, reporter: Reporter, *, repair: bool) -> VerifyRepor
 def _record(folder: Path) -> Iterator[Damage]:
     depends = ("resuming", "sampling")
     try:
-        if "recipe" not in parse_record((folder / RUN_RECORD).read_bytes(), RUN_RECORD):
-            yield Damage(RUN_RECORD, "record", "it has no recipe", depends)
+        if "recipe" not in parse_record((folder / RUN_FILE).read_bytes(), RUN_FILE):
+            yield Damage(RUN_FILE, "record", "it has no recipe", depends)
     except FileNotFoundError:
-        yield Damage(RUN_RECORD, "record", "the file is missing", depends)
+        yield Damage(RUN_FILE, "record", "the file is missing", depends)
     except DamagedFile as error:
-        yield Damage(RUN_RECORD, "record", error.reason, depends)
+        yield Damage(RUN_FILE, "record", error.reason, depends)
 
 
 def _log(folder: Path) -> tuple[int, list[Damage]]:
     """Number of sound lines, and the damage."""
-    path = folder / LOG
+    path = folder / LOG_FILE
     lines = path.read_bytes().splitlines() if path.is_file() else []
     for number, line in enumerate(lines):
         try:
@@ -77,19 +79,18 @@ def _log(folder: Path) -> tuple[int, list[Damage]]:
             is_row = False
         if not is_row:
             reason = f"line {number + 1} of {len(lines)} is not a row of the log"
-            return number, [Damage(LOG, "log", reason, ("plots and validation losses from there on; no weights",))]
+            return number, [Damage(LOG_FILE, "log", reason, ("plots and validation losses from there on; no weights",))]
     return len(lines), []
 
 
-def _state(place: Path, folder: Path) -> list[Damage]:
-    name = f"{place.name}/state.json"
+def _state(place: Path, folder: Path, step: int) -> list[Damage]:
+    name = f"{place.name}/{STATE_FILE}"
     try:
         state = parse_record((folder / name).read_bytes(), name)
     except FileNotFoundError:
         return [Damage(name, "checkpoint", "the file is missing", ("resuming",))]
     except DamagedFile as error:
         return [Damage(name, "checkpoint", error.reason, ("resuming",))]
-    step = int(place.name.partition("-")[2])
     if state.get("step") != step:
         return [Damage(name, "checkpoint", f"step {state.get('step')!r} in the folder of step {step}", ("resuming",))]
     return []
@@ -99,11 +100,11 @@ def _tensors(place: Path, folder: Path, required: tuple[str, ...]) -> Iterator[D
     """Damage of the files of a folder: wrong checksums, and tensor files with wrong headers or sizes."""
     known: dict[str, object] = {}
     prefix = "" if place == folder else f"{place.name}/"
-    if (place / CHECKSUMS).is_file():
+    if (place / CHECKSUMS_FILE).is_file():
         try:
-            known = parse_record((place / CHECKSUMS).read_bytes(), CHECKSUMS)
+            known = parse_record((place / CHECKSUMS_FILE).read_bytes(), CHECKSUMS_FILE)
         except DamagedFile as error:
-            yield Damage(prefix + CHECKSUMS, "checkpoint", error.reason, ("verification of this folder",))
+            yield Damage(prefix + CHECKSUMS_FILE, "checkpoint", error.reason, ("verification of this folder",))
     present = {path.name for path in place.glob("*.safetensors")}
     for name in sorted(present | set(required) | {name for name in known if "/" not in name}):
         path = place / name
@@ -111,7 +112,7 @@ def _tensors(place: Path, folder: Path, required: tuple[str, ...]) -> Iterator[D
         if not path.is_file():
             yield Damage(prefix + name, "checkpoint", "the file is missing", depends)
         elif name in known and file_checksum(path) != known[name]:
-            yield Damage(prefix + name, "checkpoint", f"checksum mismatch with {CHECKSUMS}", depends)
+            yield Damage(prefix + name, "checkpoint", f"checksum mismatch with {CHECKSUMS_FILE}", depends)
         elif name.endswith(".safetensors") and (problem := _tensor_problem(path)):
             yield Damage(prefix + name, "checkpoint", problem, depends)
 

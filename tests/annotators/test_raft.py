@@ -1,4 +1,5 @@
 import copy
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -180,6 +181,29 @@ def test_safetensors_load_too(tmp_path):
     from_pth = annotate(Raft(size="small", checkpoint=saved(tmp_path), iterations=1, check=False), frames)
     from_file = annotate(Raft(size="small", checkpoint=str(path), iterations=1, check=False), frames)
     assert np.array_equal(from_pth.flow.array, from_file.flow.array)
+
+
+def test_torchvisions_weights_are_listed_as_torchvision_names_them():
+    kinds = {"large": optical_flow.Raft_Large_Weights, "small": optical_flow.Raft_Small_Weights}
+    theirs = [(size, member) for size, kind in kinds.items() for member in kind]
+    assert [checkpoint.url for checkpoint in Raft.published()] == [member.url for _, member in theirs]
+    for (size, member), checkpoint in zip(theirs, Raft.published(), strict=True):
+        assert Raft(size=size, checkpoint=member.name).checkpoints() == (checkpoint,)
+        assert abs(checkpoint.size_mb - member.meta["_file_size"] * 2**20 / 1e6) < 0.05
+    for size, kind in kinds.items():
+        assert Raft(size=size).checkpoints()[0].url == kind.DEFAULT.url
+
+
+@pytest.mark.parametrize("variables", [{}, {"XDG_CACHE_HOME": "/caches"}, {"TORCH_HOME": "~/weights"}])
+def test_the_cache_is_torchs_own_without_torch(monkeypatch, variables):
+    for name in ("XDG_CACHE_HOME", "TORCH_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    asked = Raft().checkpoints()[0].download_path()
+    assert asked.parent == Path(torch.hub.get_dir()) / "checkpoints"
+    monkeypatch.delitem(sys.modules, "torch")
+    assert Raft().checkpoints()[0].download_path() == asked
 
 
 def test_weights_named_as_in_torchvision_are_looked_for_in_its_cache(tmp_path, monkeypatch):

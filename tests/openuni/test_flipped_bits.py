@@ -20,18 +20,12 @@ from openuni.manifests.video.video_errors import VideoError
 from openuni.pipeline.run_log import failures_of
 from tests.command_line import cli
 from tests.raw_clips import write_clips
+from tests.tiny_corpus import RECIPE
 
-RECIPE = {
-    "keep": "luminance.mean > 0.05",
-    "work": {"short_side_px": 32},
-    "filters": {"luminance": {}},
-    "annotators": {"dis": {"preset": "ultrafast"}},
-    "encode": {"modalities": ["rgb", "flow"], "size_px": [16, 16], "frames": 5},
-}
 KINDS = ("*.parquet", "*.tar", "*.safetensors", "corpus.json", "family.json", "runs/*.json", "*.failures.jsonl")
 SHARES = (8, 4, 3, 2, 2, 2, 1)  # how often each kind is drawn
 EXTENT = ("shard", "offset", "nbytes", "xxh3")
-FLIPS, MANY_FLIPS = 320, 10_000
+FLIPS, MANY_FLIPS = 120, 10_000
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +126,7 @@ def flip_bits(folder: Path, count: int, seed: int) -> Counter[tuple[str, str]]:
 def test_no_flipped_bit_changes_a_value(tiny: Path, tmp_path: Path) -> None:
     found = flip_bits(shutil.copytree(tiny, tmp_path / "corpus"), FLIPS, seed=0)
     for kind in KINDS:
-        assert found[kind, "error"] > 5, found
+        assert found[kind, "error"], found
     assert found["*.tar", "verify"] and found["*.safetensors", "verify"], found
 
 

@@ -4,12 +4,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from openuni.manifests.corpus.writer import STORAGE_FULL_ERRNOS, StorageFull
+from openuni.manifests.corpus.writer import StorageFull, is_disk_full
+from openuni.manifests.errors import OpenUniError
 from openuni.manifests.storage.lock import exclusive_lock
 from openuni.manifests.storage.store import require_folder
-from openuni.training.loop.training_checkpoint import kept_text
-
-LOCK_FILE = ".train.lock"
+from openuni.training.run_files import LOCK_FILE, checkpoint_folders, is_written
 
 
 @contextmanager
@@ -33,15 +32,21 @@ def run_lock(folder: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
+def kept_text(run: Path) -> str:
+    """What a run that stops early can be resumed from, as a sentence."""
+    steps = [step for step, path in checkpoint_folders(run) if is_written(path)]
+    return f"The checkpoint of step {steps[-1]} is kept." if steps else "There is no checkpoint to resume from."
+
+
 @contextmanager
 def storage_errors(folder: Path) -> Iterator[None]:
-    """Context that converts "disk full" errors of the operating system to `StorageFull`."""
+    """Context that converts "disk full" errors to `StorageFull`, which says what a rerun resumes from."""
     try:
         yield
-    except OSError as error:
-        if error.errno in STORAGE_FULL_ERRNOS:
-            raise StorageFull(
-                f"no space left while writing to {folder} ({error.strerror}). {kept_text(folder)} Free some space, "
-                "then rerun the same command to resume."
-            ) from error
-        raise
+    except Exception as error:
+        if isinstance(error, OpenUniError) or not is_disk_full(error):
+            raise
+        raise StorageFull(
+            f"no space left while writing to {folder} ({error}). {kept_text(folder)} Free some space, then rerun the "
+            "same command to resume."
+        ) from error

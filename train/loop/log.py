@@ -11,8 +11,8 @@ from typing import Any
 import xxhash
 
 from openuni.manifests.storage.store import Store
+from openuni.training.run_files import LOG_FILE
 
-LOG_FILE = "log.jsonl"
 logger = logging.getLogger(__name__)
 
 

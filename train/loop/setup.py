@@ -25,14 +25,8 @@ from openuni.training.data.tokenizer import Tokenizer, make_tokenizer, tokenizer
 from openuni.training.loop.training_checkpoint import list_checkpoints
 from openuni.training.model import Model
 from openuni.training.recipe import TextStreamOptions, TrainingRecipe
-from openuni.training.run_record import (
-    FORMAT,
-    RUN_FILE,
-    TEXTS_FILE,
-    read_record,
-    unrecorded_options,
-    write_record,
-)
+from openuni.training.run_files import RUN_FILE, TEXTS_FILE
+from openuni.training.run_record import FORMAT, read_record, unrecorded_options, write_record
 from openuni.training.tasks import TaskMix
 
 if TYPE_CHECKING:

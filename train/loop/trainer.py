@@ -18,14 +18,13 @@ from openuni.manifests.graceful_shutdown import graceful_shutdown
 from openuni.training.data.batches import Loader, TrainingBatch, prefetched
 from openuni.training.data.index import TensorError
 from openuni.training.finite import NonFiniteError, all_finite, non_finite
-from openuni.training.loop.guards import run_lock, storage_errors
+from openuni.training.loop.guards import kept_text, run_lock, storage_errors
 from openuni.training.loop.log import RunLog
 from openuni.training.loop.setup import Setup, prepare
 from openuni.training.loop.training_checkpoint import (
     DamagedCheckpoint,
     TrainingCheckpoint,
     check_sizes,
-    kept_text,
     list_checkpoints,
     load_model,
     load_optimizer,
@@ -68,7 +67,7 @@ def train(
     recipe = recipe if isinstance(recipe, TrainingRecipe) else TrainingRecipe.load(recipe)
     corpus = corpus if isinstance(corpus, Corpus) else Corpus.open(str(corpus))
     folder = Path(out)
-    with run_lock(folder), storage_errors(folder):
+    with storage_errors(folder), run_lock(folder):
         setup = prepare(recipe, corpus, folder)
         trainer = Trainer(setup, folder, pick_device(device), progress)
         trainer.run()

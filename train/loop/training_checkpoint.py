@@ -16,10 +16,15 @@ from torch import nn
 from openuni.manifests.errors import OpenUniError
 from openuni.manifests.storage.checksums import file_checksum
 from openuni.training.finite import non_finite
+from openuni.training.run_files import (
+    CHECKSUMS_FILE,
+    STATE_FILE,
+    UNFINISHED_CHECKPOINTS,
+    checkpoint_folders,
+    checkpoint_name,
+    is_written,
+)
 
-NAME = re.compile(r"step-(\d{6,})")
-STATE_FILE = "state.json"
-CHECKSUMS_FILE = "checksums.json"  # file name -> xxh3-64 of its bytes; written last
 OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how the safetensors library reports errors of the operating system
 
 
@@ -107,18 +112,7 @@ class TrainingCheckpoint(NamedTuple):
 
 def list_checkpoints(run: Path) -> list[TrainingCheckpoint]:
     """All checkpoints of a run, oldest first, damaged ones included."""
-    found = [(NAME.fullmatch(path.name), path) for path in run.glob("step-*") if _is_written(path)]
-    return sorted(TrainingCheckpoint(int(match.group(1)), path) for match, path in found if match)
-
-
-def _is_written(path: Path) -> bool:
-    return any((path / name).is_file() for name in (STATE_FILE, CHECKSUMS_FILE))
-
-
-def kept_text(run: Path) -> str:
-    """What a run that stops early can be resumed from, as a sentence."""
-    found = list_checkpoints(run)
-    return f"The checkpoint of step {found[-1].step} is kept." if found else "There is no checkpoint to resume from."
+    return [TrainingCheckpoint(step, path) for step, path in checkpoint_folders(run) if is_written(path)]
 
 
 def set_aside(checkpoint: TrainingCheckpoint) -> Path:
@@ -135,8 +129,9 @@ def save(run: Path, step: int, tensors: dict[str, dict[str, torch.Tensor]], stat
     `tensors`: by file name; `state`: JSON-able, written as state.json with the step. Raises `OSError` if the disk is
     full; nothing of the new checkpoint is left then.
     """
-    final, temporary = run / f"step-{step:06d}", run / f".step-{step:06d}.tmp"
-    for leftover in run.glob(".step-*.tmp"):
+    final = run / checkpoint_name(step)
+    temporary = run / f".{final.name}.tmp"
+    for leftover in run.glob(UNFINISHED_CHECKPOINTS):
         shutil.rmtree(leftover)
     temporary.mkdir(parents=True)
     try:

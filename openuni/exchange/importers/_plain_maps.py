@@ -172,6 +172,8 @@ def _array(inputs: PlainMapInputs, name: str) -> np.ndarray | None:
         ValueError,
         TypeError,
         ArithmeticError,
+        MemoryError,
+        RecursionError,
         EOFError,
         OSError,
         zipfile.BadZipFile,

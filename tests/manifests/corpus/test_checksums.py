@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
+import xxhash
 
 from openuni.manifests.corpus.part_files import (
     CheckedFile,
@@ -20,7 +21,7 @@ from openuni.manifests.corpus.part_files import (
     verify_part,
 )
 from openuni.manifests.errors import DamagedFile
-from openuni.manifests.storage.checksums import BLOCK_BYTES, MARK, parse_record, record_bytes
+from openuni.manifests.storage.checksums import BLOCK_BYTES, COUNTS, MARK, parse_record, record_bytes
 from openuni.manifests.storage.store import Store
 
 PART = "filters/motion/part-1.parquet"
@@ -105,6 +106,20 @@ def test_a_truncated_part_is_an_error(store, keep):
     store.put(PART, table_bytes(table())[:keep])
     with pytest.raises(DamagedFile, match=r"part-1\.parquet is damaged"):
         read_part(store, PART)
+
+
+@pytest.mark.parametrize("counts", [(0, 4), (0, 0), (BLOCK_BYTES, 3), (BLOCK_BYTES, 5), (2**32 - 1, 4)])
+def test_a_table_that_somebody_made_up_is_an_error(store, counts):
+    """With a right digest, which needs no secret."""
+    data = table_bytes(table())
+    footer_start = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    body = data[: data.index(MARK)]
+    head = MARK + bytes(8 * counts[1]) + COUNTS.pack(*counts)
+    digest = xxhash.xxh3_64_digest(head + data[footer_start:])
+    store.put(PART, b"".join([body, head, digest, MARK, data[footer_start:]]))
+    for read in (read_part, verify_part):
+        with pytest.raises(DamagedFile, match=rf"{counts[1]} checksums of .* bytes each"):
+            read(store, PART)
 
 
 def test_only_what_is_read_is_verified_and_damage_elsewhere_is_found_by_verify(tmp_path):

@@ -20,7 +20,7 @@ from openuni.manifests.storage.lock import lock, worker_lock
 from openuni.manifests.storage.store import Store
 from tests.s3_server import s3_bucket
 
-QUICK = {"lease_s": 1.0, "beat_s": 0.1, "settle_s": 0.5}
+QUICK = {"lease_s": 0.3, "beat_s": 0.1, "settle_s": 0.5}
 PATIENT = QUICK | {"lease_s": 60.0}  # no owner counts as dead because the machine is busy with other work
 
 
@@ -98,7 +98,7 @@ def test_a_dead_owner_is_succeeded_and_not_before_its_time(url):
 def test_a_living_owner_is_not(url):
     owner = Lease(Store(url), **PATIENT)
     owner.acquire()
-    time.sleep(1.0)
+    time.sleep(0.3)
     with pytest.raises(OpenUniError, match=f"process {os.getpid()}, since 20"):
         Lease(Store(url), **PATIENT).acquire()
     owner.check()
@@ -136,9 +136,9 @@ def test_who_was_succeeded_cannot_write(url, takeovers):
     for store in (suspended, worker):
         store.put("clips/before.parquet", b"1")
     for _ in range(takeovers):
-        successor = Lease(Store(url), lease_s=0.5, beat_s=3600.0, settle_s=0.1)
+        successor = Lease(Store(url), lease_s=0.3, beat_s=0.4, settle_s=0.1)
         successor.acquire()
-        successor.stop.set()
+        successor.stop.set()  # before its first sign of life
     for store in (suspended, worker):
         for write in (
             lambda store=store: store.put("clips/late.parquet", b"2"),
@@ -152,10 +152,11 @@ def test_who_was_succeeded_cannot_write(url, takeovers):
     assert not newest_lease(Store(url))[1].released
 
 
-def test_a_damaged_lease_is_succeeded(url):
+@pytest.mark.parametrize("data", [b"{", b"[" * 100_000, b"[]"], ids=["cut", "nested", "list"])
+def test_a_damaged_lease_is_succeeded(url, data):
     store = Store(url)
     orphan(store)
-    store.fs.pipe_file(store.path(".lease/00000001.json"), b"{")
+    store.fs.pipe_file(store.path(".lease/00000001.json"), data)
     successor = Lease(store, **QUICK)
     successor.acquire()
     successor.release()

@@ -68,19 +68,25 @@ def test_the_channels_of_an_exr_are_counted_before_pixels_are_read(tmp_path, nam
 
 
 @pytest.mark.parametrize(
-    "corners", [(0, 0, 10**5, 10**5), (0, 0, 2**31 - 2, 2**31 - 2), (5, 5, 0, 0), (-(2**31), -(2**31), 2**31 - 1, 0)]
+    ("corners", "reason"),
+    [
+        ((0, 0, 10**5, 10**5), "1 frames of 100001 x 100001 exceed"),
+        ((0, 0, 2**31 - 2, 2**31 - 2), "damaged"),
+        ((5, 5, 0, 0), "damaged"),
+        ((-(2**31), -(2**31), 2**31 - 1, 0), "damaged"),
+    ],
 )
-def test_windows_of_an_exr(tmp_path, corners):
+def test_windows_of_an_exr(tmp_path, corners, reason):
     data = with_window(exr(tmp_path / "a.exr", ["R", "G", "B"]), corners)
-    with pytest.raises(ClipError, match=r"exceed|damaged"):
+    with pytest.raises(ClipError, match=reason):
         PassthroughFiles(pack_files("exr", 1, [data], PixelDecoding()), "a map").values()
 
 
 def test_sizes_of_png_and_jpeg():
     bomb = zlib.compress(bytes(50_000_000), 9)
-    for data in (png(2**31 - 1, 2**31 - 1), png(60_000, 60_000), png(0, 0)):
-        with pytest.raises(ClipError, match=r"exceed|damaged"):
-            PassthroughFiles(pack_files("png", 1, [data], PixelDecoding()), "a map").values()
+    for side_px, reason in {2**31 - 1: "exceed Limits", 60_000: "exceed Limits", 0: "damaged"}.items():
+        with pytest.raises(ClipError, match=reason):
+            PassthroughFiles(pack_files("png", 1, [png(side_px, side_px)], PixelDecoding()), "a map").values()
     for name in (b"zTXt", b"iCCP"):
         with pytest.raises(ClipError, match="damaged"):
             read_image(png(16, 16, chunk(name, b"k\0\0" + bomb)), "png", "a.png")
@@ -89,31 +95,50 @@ def test_sizes_of_png_and_jpeg():
             read(jpeg(65_000, 65_000), "jpg", "a.jpg")
 
 
-def npy(shape: str, descr: str = "'<f4'", version: int = 1) -> bytes:
-    text = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}}}\n".encode()
-    return b"\x93NUMPY" + bytes([version, 0]) + struct.pack("<H" if version == 1 else "<I", len(text)) + text
+def npy(shape: str, descr: str = "'<f4'") -> bytes:
+    return npy_header(f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}}}")
 
 
+def npy_header(text: str) -> bytes:
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text) + 1) + text.encode() + b"\n"
+
+
+def saved(shape: tuple[int, ...], dtype: str) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.zeros(shape, dtype))
+    return buffer.getvalue()
+
+
+INVALID = r"is not a valid \.npy file"
 ARRAYS = {
-    "a thousand million million": npy("(1000000, 1000000, 1000)"),
-    "an overflow": npy("(9223372036854775807, 9)"),
-    "negative": npy("(-1, -1, -1)"),
-    "nested": npy("(" * 2000 + ")" * 2000),
-    "too many dimensions": npy("(1," * 1 + "1," * 99 + ")"),
-    "objects": npy("(5, 16, 16)", "'|O'"),
-    "a long header": b"\x93NUMPY\x02\x00" + struct.pack("<I", 2**32 - 1) + b"(" * 100_000,
-    "an archive": b"PK\x03\x04" + bytes(1000),
+    "nothing": (b"", INVALID),
+    "a thousand million million": (npy("(1000000, 1000000, 1000)"), INVALID),
+    "an overflow": (npy("(9223372036854775807, 9)"), INVALID),
+    "beyond 64 bits": (npy(f"({2**70},)"), INVALID),
+    "negative": (npy("(-1, -1, -1)"), INVALID),
+    "nested": (npy("(" * 2000 + ")" * 2000), INVALID),
+    "signs": (npy_header("-" * 5000 + "1"), INVALID),
+    "not closed": (npy_header("{'descr': (((("), INVALID),
+    "keys that cannot be sorted": (npy_header("{1: 2, 'a': 3}"), INVALID),
+    "objects": (npy("(5, 16, 16)", "'|O'"), INVALID),
+    "a long header": (b"\x93NUMPY\x02\x00" + struct.pack("<I", 2**32 - 1) + b"(" * 100_000, INVALID),
+    "an archive": (b"PK\x03\x04" + bytes(1000), INVALID),
+    "another dimension": (saved((5, 16, 16, 1, 1), "f4"), r"contains float32 \(5, 16, 16, 1, 1\); expected"),
+    "texts": (saved((5, 16, 16), "S4"), r"contains \|S4 \(5, 16, 16\); expected"),
+    "cells of no bytes": (npy("(1000000, 1000000, 1000)", "'V0'"), r"contains \|V0 .*; expected"),
+    "more frames": (saved((50, 16, 16, 1), "f4"), r"has \(50, 16, 16, 1\), more than 5 frames of 16 x 16 require"),
 }
 
 
 @pytest.mark.parametrize("name", ARRAYS)
 def test_arrays_are_measured_before_they_are_read(tmp_path, name):
-    (tmp_path / "depth.npy").write_bytes(ARRAYS[name])
+    data, reason = ARRAYS[name]
+    (tmp_path / "depth.npy").write_bytes(data)
     inputs = _plain_maps.PlainMapInputs(
         **dict.fromkeys(_plain_maps.PlainMapInputs._fields)
         | {"location": ClipLocation(str(tmp_path), str(tmp_path), None), "size": (5, 16, 16)}
     )
-    with pytest.raises(ClipError, match=r"depth\.npy"):
+    with pytest.raises(ClipError, match=rf"depth\.npy {reason}"):
         _plain_maps._array(inputs, "depth")
 
 

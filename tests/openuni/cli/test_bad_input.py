@@ -15,21 +15,13 @@ from openuni.pipeline.scope import RunScope
 from tests.coded_clips import write_tone
 from tests.command_line import cli
 from tests.raw_clips import contents, write_clips
-
-RECIPE = """
-keep = "luminance.mean > 0.05"
-[work]
-short_side_px = 32
-[filters.luminance]
-[annotators.dis]
-preset = "ultrafast"
-"""
+from tests.tiny_corpus import MEASURED, RECIPE
 
 
 @pytest.fixture
 def recipe(tmp_path):
     path = tmp_path / "corpus.toml"
-    path.write_text(RECIPE)
+    path.write_text(MEASURED)
     return path
 
 
@@ -221,12 +213,8 @@ def test_a_manifest_cannot_point_outside_its_corpus(recipe, raw, tmp_path):
 
 
 def test_a_damaged_map_fails_its_own_latents_only(raw, tmp_path):
-    tables = {
-        "work": {"short_side_px": 32},
-        "annotators": {"dis": {"preset": "ultrafast"}},
-        "encode": {"modalities": ["rgb", "flow"], "size_px": [32, 48], "frames": 5},
-    }
-    corpus = run(tables, raw, tmp_path / "corpus", only=("ingest", "dis"))
+    tables = RECIPE | {"keep": ""}
+    corpus = run(tables, raw, tmp_path / "corpus", only=("ingest", "luminance", "dis"))
     (tar,) = (tmp_path / "corpus" / "annotations" / "dis").glob("*.tar")
     data = bytearray(tar.read_bytes())
     data[corpus[0].row("dis")["flow"]["offset"] + 200] ^= 1

@@ -1,50 +1,21 @@
-"""A full disk in every command that writes: a message that names the place and what is kept, and a rerun that resumes.
+"""A full disk in every command that writes: a message with the place and what is kept, and a rerun that resumes."""
 
-A limit on file size stands for the full disk: the same system calls fail, without privileges.
-"""
-
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-import openuni
-from openuni.console.progress import Reporter
 from openuni.manifests.corpus.corpus import Corpus
 from tests.command_line import cli
-from tests.raw_clips import contents, write_clips
-
-RECIPE = """
-[work]
-short_side_px = 32
-[filters.luminance]
-[annotators.dis]
-preset = "ultrafast"
-[encode]
-modalities = ["rgb", "flow"]
-size_px = [32, 48]
-frames = 5
-"""
-
-
-@contextmanager
-def files_of_at_most(nbytes: int) -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+from tests.full_disk import files_of_at_most
+from tests.raw_clips import contents
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def inputs(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny corpus, and csv/: its export."""
     folder = tmp_path_factory.mktemp("inputs")
-    write_clips(folder / "raw", 3)
-    (folder / "corpus.toml").write_text(RECIPE)
-    openuni.run(folder / "corpus.toml", folder / "raw", out=folder / "corpus", reporter=Reporter(quiet=True))
+    for path in tiny.iterdir():
+        (folder / path.name).symlink_to(path)
     assert cli("export", folder / "corpus", "--format", "openuni_csv", "--out", folder / "csv").returncode == 0
     return folder
 
@@ -76,8 +47,8 @@ def test_the_message_names_the_place_and_a_rerun_completes(
     assert full.returncode == 2, full.stderr
     last = full.stderr.splitlines()[-1]
     assert last.startswith("openuni: no space left"), last
-    kept = "There is no checkpoint to resume from. Free" if name == "train" else "is kept. Free"
-    assert f"{kept} some space, then rerun" in last or "is kept. Free some space, then rerun" in last, last
+    kept = "There is no checkpoint to resume from" if name == "train" else "Everything finished is kept"
+    assert f"{kept}. Free some space, then rerun" in last, last
     assert "Traceback" not in full.stderr
     if name != "world":
         assert f"while writing to {out}" in last, last

@@ -99,3 +99,15 @@ def test_nested_json_of_runs_and_exports(tmp_path):
         (tmp_path / "set/export.json").write_text(text)
         done = cli("export", tmp_path / "corpus", "--format", "univid", "--out", tmp_path / "set", "--workers", 1)
         assert done.returncode == 2 and "export.json is damaged" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("value", ["[" * 3000, "9" * 5000], ids=["brackets", "digits"])
+def test_values_in_toml_of_thousands_of_signs(tmp_path, value):
+    (tmp_path / "recipe.toml").write_text(f"[work]\nshort_side_px = {value}\n")
+    (tmp_path / "raw").mkdir()
+    for command in (
+        ("doctor", tmp_path / "recipe.toml"),
+        ("import", "folder", tmp_path / "raw", "--set", f"fps={value}", "--out", tmp_path / "corpus"),
+    ):
+        done = cli(*command)
+        assert done.returncode == 2 and "not valid TOML" in done.stderr and len(done.stderr) < 1000, done.stderr

@@ -10,29 +10,16 @@ from openuni.console.progress import Reporter
 from openuni.demo.demo import QUICK, Demo
 from openuni.manifests.errors import OpenUniError
 from tests.command_line import Done, cli
-from tests.raw_clips import write_clips
-
-RECIPE = """
-[work]
-short_side_px = 32
-[annotators.dis]
-preset = "ultrafast"
-[encode]
-modalities = ["rgb", "flow"]
-size_px = [32, 48]
-frames = 5
-"""
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recipe, videos, a dataset, a corpus and a training run."""
+def inputs(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny corpus, csv/: its export, and run/: a training run on it."""
     folder = tmp_path_factory.mktemp("inputs")
-    write_clips(folder / "raw", 2)
-    write_clips(folder / "set" / "room" / "video", 1)
-    (folder / "corpus.toml").write_text(RECIPE)
-    corpus = openuni.run(folder / "corpus.toml", folder / "raw", out=folder / "corpus", reporter=Reporter(quiet=True))
-    openuni.train("unityvideo_debug", corpus, out=folder / "run")
+    for path in tiny.iterdir():
+        (folder / path.name).symlink_to(path)
+    assert cli("export", folder / "corpus", "--format", "openuni_csv", "--out", folder / "csv").returncode == 0
+    openuni.train("unityvideo_debug", folder / "corpus", out=folder / "run")
     return folder
 
 
@@ -52,8 +39,6 @@ COMMANDS: dict[str, Callable[[Path], tuple[object, ...]]] = {
 
 
 def start(command: str, inputs: Path, out: Path) -> Done:
-    if command == "import" and not (inputs / "csv").exists():
-        assert cli("export", inputs / "corpus", "--format", "openuni_csv", "--out", inputs / "csv").returncode == 0
     return cli(*COMMANDS[command](inputs), out)
 
 

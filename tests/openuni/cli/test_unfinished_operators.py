@@ -20,13 +20,7 @@ from openuni.manifests.corpus.shards import SafetensorsShard, TarShard
 from openuni.pipeline.scope import RunScope
 from tests.command_line import cli
 from tests.raw_clips import contents, write_clips
-
-RECIPE = {
-    "keep": "luminance.mean > 0.05",
-    "work": {"short_side_px": 32},
-    "filters": {"luminance": {}},
-    "annotators": {"dis": {"preset": "ultrafast"}},
-}
+from tests.tiny_corpus import MEASURED_RECIPE
 
 
 @pytest.fixture
@@ -35,7 +29,9 @@ def ingested(tmp_path: Path) -> Corpus:
     write_clips(tmp_path / "raw", 2)
     (tmp_path / "raw" / "prose.mp4").write_text("no video")
     scope = RunScope(only=("ingest",))
-    return openuni.run(RECIPE, tmp_path / "raw", out=tmp_path / "corpus", scope=scope, reporter=Reporter(quiet=True))
+    return openuni.run(
+        MEASURED_RECIPE, tmp_path / "raw", out=tmp_path / "corpus", scope=scope, reporter=Reporter(quiet=True)
+    )
 
 
 def leave_open(corpus: Corpus, kind: str) -> None:
@@ -62,7 +58,7 @@ def begin(corpus: Corpus, kind: str, state: str) -> None:
     elif state == "empty folder":
         corpus.store.local(group).mkdir(parents=True)
     elif state == "superseded":  # the recipe changed, and the run was killed before it had new rows
-        openuni.run(RECIPE, out=corpus.store.url, reporter=Reporter(quiet=True))
+        openuni.run(MEASURED_RECIPE, out=corpus.store.url, reporter=Reporter(quiet=True))
         corpus.activate_version(group, "another")
 
 
@@ -96,7 +92,7 @@ def test_a_first_filter_is_not_done_yet(ingested: Corpus, state: str, tmp_path: 
 
 def test_a_first_annotator_is_not_done_yet(ingested: Corpus, state: str, tmp_path: Path) -> None:
     openuni.run(
-        RECIPE,
+        MEASURED_RECIPE,
         out=ingested.store.url,
         scope=RunScope(only=("luminance",)),
         reporter=Reporter(quiet=True),
@@ -128,15 +124,17 @@ def test_after_reading_a_killed_run_resumes_to_the_same_corpus(ingested: Corpus,
     leave_open(ingested, "filter")
     assert cli("summary", ingested.store.url).returncode == 0
     quiet = Reporter(quiet=True)
-    resumed = openuni.run(RECIPE, tmp_path / "raw", out=ingested.store.url, reporter=quiet)
-    whole = openuni.run(RECIPE, tmp_path / "raw", out=tmp_path / "whole", reporter=quiet)
+    resumed = openuni.run(MEASURED_RECIPE, tmp_path / "raw", out=ingested.store.url, reporter=quiet)
+    whole = openuni.run(MEASURED_RECIPE, tmp_path / "raw", out=tmp_path / "whole", reporter=quiet)
     assert contents(resumed) == contents(whole)
     assert resumed.summary().not_done == []
 
 
 def test_training_during_the_first_encode_says_what_is_missing(ingested: Corpus, tmp_path: Path) -> None:
     encode = {"encode": {"modalities": ["rgb"], "size_px": [32, 48], "frames": 5}}
-    corpus = openuni.run(RECIPE | encode, tmp_path / "raw", out=tmp_path / "whole", reporter=Reporter(quiet=True))
+    corpus = openuni.run(
+        MEASURED_RECIPE | encode, tmp_path / "raw", out=tmp_path / "whole", reporter=Reporter(quiet=True)
+    )
     (family,) = corpus.families()
     group = latent_group(family, "rgb")
     for part in corpus.parts(group):

@@ -33,8 +33,9 @@ def served() -> Iterator[Served]:
 def cli(*commands: tuple[str, ...], **environment: str) -> list[Done]:
     """`openuni checkpoints` with each of these arguments, in one process of its own: the hub reads variables once."""
     script = (
-        "import json; from tests.command_line import cli; "
-        f"print(json.dumps([cli('checkpoints', *command) for command in {commands!r}]))"
+        "import json, sys; from tests.command_line import cli; "
+        f"print(json.dumps([cli('checkpoints', *command) for command in {commands!r}])); "
+        "assert 'torch' not in sys.modules"  # seconds that no listing needs
     )
     done = subprocess.run([sys.executable, "-c", script], env=os.environ | environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -17,14 +17,8 @@ from openuni.manifests.storage.lock import lock
 from openuni.report.verify_report import VerifyReport
 from tests.command_line import cli
 from tests.raw_clips import contents, write_clips
+from tests.tiny_corpus import RECIPE
 
-RECIPE = {
-    "keep": "luminance.mean > 0.05",
-    "work": {"short_side_px": 32},
-    "filters": {"luminance": {}},
-    "annotators": {"dis": {"preset": "ultrafast"}},
-    "encode": {"modalities": ["rgb", "flow"], "size_px": [16, 16], "frames": 5},
-}
 FORMAT = "tests.operators.drawn_set"
 
 
@@ -185,6 +179,17 @@ DAMAGES: dict[Callable[[Path], tuple[str, str, int | None]], dict[str, int]] = {
     damage_duplicate_parts: {},
     damage_reference: {"encode": 1},
 }
+
+
+@pytest.mark.parametrize("header", [b"[]", b"null", b'{"a": 1}', b"[" * 100_000, b"\xff"], ids=range(5))
+def test_a_header_of_another_kind_is_damage(corpus: Path, header: bytes) -> None:
+    shard = only(corpus, "latents/*/rgb/*.safetensors")
+    data = shard.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = header.ljust(end - 8)  # if it fits, the payloads stay where they are
+    shard.write_bytes(len(header).to_bytes(8, "little") + header + data[end:])
+    done = cli("verify", corpus)
+    assert done.returncode == 1 and f"{shard.relative_to(corpus)}: its headers are damaged" in done.stdout, done
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import random
 import shutil
 from pathlib import Path
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.errors import OpenUniError
 from openuni.training.loop.trainer import train
-from openuni.training.loop.training_checkpoint import TrainingCheckpoint, list_checkpoints
+from openuni.training.loop.training_checkpoint import TrainingCheckpoint, list_checkpoints, save
 from openuni.training.run import Run
 from tests.train.loop.test_trainer import MODEL, assert_same, state
 from tests.train.small_runs import small_recipe
@@ -39,6 +40,13 @@ def flip(path: Path, bit: int) -> None:
     data = bytearray(path.read_bytes())
     data[bit // 8] ^= 1 << bit % 8
     path.write_bytes(data)
+
+
+def test_files_are_synced_before_the_checkpoint_is_visible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    final, synced = tmp_path / "step-000007", set[int]()
+    monkeypatch.setattr(os, "fsync", lambda file: None if final.exists() else synced.add(os.fstat(file).st_ino))
+    assert save(tmp_path, 7, {"model": {"weight": torch.zeros(2)}}, {}, keep=1) == final
+    assert {path.stat().st_ino for path in final.iterdir()} == synced and len(synced) == 3
 
 
 def test_every_flipped_bit_of_a_checkpoint_is_detected(run: Path) -> None:

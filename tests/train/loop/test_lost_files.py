@@ -1,10 +1,9 @@
 """Trainings whose latents change meanwhile, or whose disk is full: what is said and what is kept."""
 
-import contextlib
 import resource
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from openuni.training.loop.trainer import train
 from openuni.training.loop.training_checkpoint import list_checkpoints
 from openuni.training.run import Run
 from tests.command_line import cli
+from tests.full_disk import files_of_at_most
 from tests.train.corpora import random_clips, write_corpus
 from tests.train.loop.test_trainer import MODEL, assert_same, recipe, state
 from tests.train.small_runs import steps_saved, write_recipe
@@ -79,30 +79,19 @@ def test_a_shard_of_held_out_clips_that_is_gone_is_named_by_the_validation(tmp_p
 # ---------------------------------------------------------------- full disk
 
 
-@contextlib.contextmanager
-def file_size_limit(nbytes: int) -> Iterator[None]:
-    """A limit on file size stands for the full disk: the same error from the same system call, without privileges."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def test_a_full_disk_stops_the_training_and_keeps_the_last_checkpoint(corpus: Corpus, tmp_path: Path, run: Run) -> None:
     out = tmp_path / "run"
     path = write_recipe(tmp_path, MODEL)
     arguments = ("train", path, "--corpus", corpus.store.local(""), "--out", out)
     sizes = {path.name: path.stat().st_size for path in run.checkpoint.path.iterdir()}
     full = "no space left while writing to"
-    with file_size_limit(sizes["optimizer.safetensors"] - 1):
+    with files_of_at_most(sizes["optimizer.safetensors"] - 1):
         done = cli(*arguments)
     assert done.returncode == 2 and full in done.stderr and "There is no checkpoint" in done.stderr, done.stderr
     assert steps_saved(out) == [] and not list(out.glob(".step-*"))
     train(recipe(optimizer={"steps": 3}), corpus, out)
     for limit in (sizes["model.safetensors"] - 1, 1500, 0):  # the second one: not even the log; the last one: nothing
-        with file_size_limit(limit):
+        with files_of_at_most(limit):
             done = cli(*arguments)
         assert done.returncode == 2 and full in done.stderr and "The checkpoint of step 3 is kept" in done.stderr
         assert "rerun the same command" in done.stderr and "Traceback" not in done.stderr

@@ -133,7 +133,6 @@ def drain(descriptor: int) -> None:
 
 
 def test_a_second_training_is_refused_and_changes_nothing(corpus: Corpus, tmp_path: Path) -> None:
-    """From another process, and from this one."""
     out = tmp_path / "run"
     refused: list[Any] = []
 
@@ -141,26 +140,30 @@ def test_a_second_training_is_refused_and_changes_nothing(corpus: Corpus, tmp_pa
         if row["step"] != 2:
             return
         before = {path.name: path.read_bytes() for path in out.glob("*.json*")}
-        arguments = ["train", write_recipe(tmp_path, MODEL), "--corpus", corpus.store.local(""), "--out", out]
-        refused.append(cli(*arguments))
-        command = [sys.executable, "-m", "openuni", *map(str, arguments)]
-        refused.append(subprocess.run(command, capture_output=True, text=True, cwd=ROOT))
+        refused.append(
+            cli("train", write_recipe(tmp_path, MODEL), "--corpus", corpus.store.local(""), "--out", out),
+        )
         assert {path.name: path.read_bytes() for path in out.glob("*.json*")} == before
 
     train(recipe(), corpus, out, try_second)
-    assert [done.returncode for done in refused] == [2, 2]
-    assert all(f"training run {out} is locked by another training" in done.stderr for done in refused)
+    (done,) = refused
+    assert done.returncode == 2 and f"training run {out} is locked by another training" in done.stderr
     assert [row["step"] for row in Run.open(out).log if "loss" in row] == [1, 2, 3, 4, 5, 6]
     assert train(recipe(), corpus, out).checkpoint.step == 6  # the lock is released
 
 
-def test_a_killed_process_leaves_no_lock(corpus: Corpus, tmp_path: Path) -> None:
+def test_another_process_holds_the_lock_until_it_is_killed(corpus: Corpus, tmp_path: Path) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from openuni.training.loop.guards import run_lock\n"
-        "with run_lock(Path(sys.argv[1])): os.kill(os.getpid(), 9)"
+        "import sys, time; from pathlib import Path; from openuni.training.loop.guards import run_lock\n"
+        "with run_lock(Path(sys.argv[1])):\n print('held', flush=True); time.sleep(600)"
     )
-    killed = subprocess.run([sys.executable, "-c", code, tmp_path / "run"], cwd=ROOT)
-    assert killed.returncode == -9 and (tmp_path / "run").is_dir()
+    command = [sys.executable, "-c", code, tmp_path / "run"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        with pytest.raises(OpenUniError, match="is locked by another training"):
+            train(recipe(), corpus, tmp_path / "run")
+        process.kill()
+    assert (tmp_path / "run").is_dir()
     assert train(recipe(), corpus, tmp_path / "run").checkpoint.step == 6
 
 

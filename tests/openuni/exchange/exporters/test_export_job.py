@@ -275,6 +275,14 @@ def test_a_clip_cut_from_a_file_is_its_own_frames_alone(tmp_path, name):
     ]
 
 
+@pytest.mark.parametrize("data", ["clip_id,source,error\na,café,b\n".encode("latin-1"), b'"' + b"a" * 200_000])
+def test_a_list_of_failures_that_cannot_be_read_is_named(corpus, tmp_path, data):
+    export(corpus, "univid", tmp_path / "set")
+    (tmp_path / "set" / "failed.csv").write_bytes(data)
+    with pytest.raises(openuni.OpenUniError, match=r"failed\.csv is damaged: .*Restore it"):
+        export(corpus, "univid", tmp_path / "set")
+
+
 def test_of_several_annotators_one_is_named(tmp_path):
     (tmp_path / "raw").mkdir()
     supply(tmp_path / "raw" / "a.mp4", pictures(5, 48, 64), ["flow", "depth"], "a")

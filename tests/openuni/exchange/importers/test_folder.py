@@ -246,7 +246,7 @@ def test_each_fault_is_named_and_the_rest_comes_in(tmp_path, ray_workers):
     write_stored(base / "damaged", stored_maps())
     again = bring_in("folder", base, tmp_path / "corpus", retry_failed=True)
     assert set(reasons(again)) == set(FAULTS) - {"damaged"}
-    assert results(again) == results(bring_in("folder", base, tmp_path / "shared", ray_workers(2)))
+    assert results(again) == results(bring_in("folder", base, tmp_path / "shared", ray_workers(1)))
 
 
 def test_plain_depth_of_eight_bits_is_refused(tmp_path):

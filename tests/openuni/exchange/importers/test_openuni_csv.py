@@ -234,7 +234,7 @@ def test_each_fault_is_named_and_the_rest_comes_in(tmp_path, made, ray_workers):
     write(base / "depth/short.mp4", depth)
     again = bring_in("openuni_csv", base, tmp_path / "corpus", retry_failed=True)
     assert "video/short.mp4" not in reasons(again) and len(again.kept_clip_ids()) == 2
-    assert results(again) == results(bring_in("openuni_csv", base, tmp_path / "shared", ray_workers(2)))
+    assert results(again) == results(bring_in("openuni_csv", base, tmp_path / "shared", ray_workers(1)))
     free = bring_in("openuni_csv", base, tmp_path / "free", allow_outside=True)
     allowed = {"video/climbing.mp4", "video/linked.mp4", outside}
     assert not allowed & set(reasons(free))

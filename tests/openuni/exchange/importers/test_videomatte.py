@@ -260,7 +260,7 @@ def test_each_fault_is_named_and_the_rest_comes_in(tmp_path, ray_workers):
     write_clip(base, "late", *matte())
     again = bring_in("videomatte", base, tmp_path / "corpus", retry_failed=True)
     assert set(reasons(again)) == set(FAULTS) - {"late"}
-    assert results(again) == results(bring_in("videomatte", base, tmp_path / "shared", ray_workers(2)))
+    assert results(again) == results(bring_in("videomatte", base, tmp_path / "shared", ray_workers(1)))
 
 
 def test_what_is_no_such_set(tmp_path):

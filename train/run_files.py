@@ -1,0 +1,33 @@
+"""Names of the files of a training run. Verification and exports read them without importing torch."""
+
+import re
+from pathlib import Path
+
+RUN_FILE = "run.json"
+LOG_FILE = "log.jsonl"
+TEXTS_FILE = "texts.safetensors"  # cache of the embeddings of fixed texts
+LOCK_FILE = ".train.lock"
+
+# in the folder of a training checkpoint
+STATE_FILE = "state.json"
+CHECKSUMS_FILE = "checksums.json"  # file name -> xxh3-64 of its bytes, 16 hex digits; written last
+TENSOR_FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
+
+CHECKPOINT = re.compile(r"step-(\d{6,})")
+UNFINISHED_CHECKPOINTS = ".step-*.tmp"  # glob; a checkpoint gets its name when it is complete
+
+
+def checkpoint_name(step: int) -> str:
+    """Folder name of the training checkpoint of a step."""
+    return f"step-{step:06d}"
+
+
+def checkpoint_folders(run: Path) -> list[tuple[int, Path]]:
+    """Step and path of every checkpoint of a run, damaged ones included, oldest first."""
+    found = [(CHECKPOINT.fullmatch(path.name), path) for path in run.glob("step-*") if path.is_dir()]
+    return sorted((int(match[1]), path) for match, path in found if match)
+
+
+def is_written(checkpoint: Path) -> bool:
+    """Whether the folder of a checkpoint is one that a run can resume from, as far as its files exist."""
+    return any((checkpoint / name).is_file() for name in (STATE_FILE, CHECKSUMS_FILE))
