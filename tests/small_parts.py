@@ -43,6 +43,7 @@ def add_part(corpus: Corpus, names: list[str]) -> None:
         clip = {field.name: None for field in clip_schema()} | {"clip_id": name, "source": f"/raw/{name}.mp4"}
         clip |= {"status": "ok", "caption": f"clip {name}", "time_base_num": 1, "time_base_den": 25, "start_pts": 0}
         clip |= {"end_pts": 6, "frame_count": 6, "fps": 25.0, "width_px": 64, "height_px": 48, "codec": "h264"}
+        clip |= {"stream_index": 0, "pts_hash": "0" * 16}
         clip_writer.commit(clip)
         score = {"status": "ok", "version": "1", "ms": 1.0, "speed_diag_per_s": 0.01 * (1 + number % 3)}
         filter_writer.commit({"clip_id": name, "motion": score})

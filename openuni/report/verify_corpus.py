@@ -244,7 +244,7 @@ class CorpusVerification:
         if group == part.folder:
             return group
         stem = part.name.removesuffix(PART_SUFFIX).rpartition("/")[2]
-        moves = self.groups.interrupted_moves(group)
+        moves = self._interrupted_moves(group)
         return group if any(in_folder(group, stem + suffix) in moves for suffix in SHARD_SUFFIXES) else part.folder
 
     def _report_payloads(self, part: Part, bad: list[BadPayload], ids: list[str], fields: dict[int, str]) -> None:
@@ -259,6 +259,12 @@ class CorpusVerification:
             depends = self._depends(part.folder, sorted({fields[one.row] for one in several}))
             self.found.damage.append(Damage(file, kind, several[0].reason, depends, len(clips), named(clips)))
 
+    def _interrupted_moves(self, group: str) -> dict[str, str]:
+        try:
+            return self.groups.interrupted_moves(group)
+        except DamagedFile:  # a merged part, which has been reported
+            return {}
+
     def _orphan_shards(self, folder: str) -> None:
         """Shards whose Parquet part is gone."""
         parts = self._parts_in(folder)
@@ -267,7 +273,7 @@ class CorpusVerification:
         group = visible_group(folder)
         open_parts = {name.rpartition("/")[2] for name in self.groups.open_parts(group)}
         if folder == group:
-            known.update(self.groups.interrupted_moves(group))
+            known.update(self._interrupted_moves(group))
         orphans = [
             shard
             for shard in self.store.names(folder, SHARD_SUFFIXES)

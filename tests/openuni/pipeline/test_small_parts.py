@@ -19,15 +19,14 @@ CLIPS = 9
 
 def test_a_run_merges_the_parts_of_its_phases(tmp_path, monkeypatch):
     write_clips(tmp_path / "raw", CLIPS)
-    quiet = Reporter(quiet=True)
-    whole = openuni.run(RECIPE, tmp_path / "raw", out=tmp_path / "whole", reporter=quiet)
+    whole = openuni.run(RECIPE, tmp_path / "raw", out=tmp_path / "whole", reporter=Reporter(quiet=True))
     monkeypatch.setattr("openuni.manifests.corpus.writer.MAX_PART_ROWS", 1)
-    corpus = openuni.run(RECIPE, tmp_path / "raw", out=tmp_path / "corpus", reporter=quiet)
+    corpus = openuni.run(RECIPE, tmp_path / "raw", out=tmp_path / "corpus", reporter=Reporter(quiet=True))
     assert {group: len(corpus.parts(group)) for group in corpus.groups()} == dict.fromkeys(whole.groups(), 1)
     assert len(corpus.store.names("annotations/dis", ".tar")) == CLIPS
     assert contents(corpus) == contents(whole) and [clip.clip_id for clip in corpus] == [c.clip_id for c in whole]
-    assert openuni.verify(corpus, reporter=quiet).damage == ()
-    openuni.run(RECIPE, tmp_path / "raw", out=tmp_path / "corpus", reporter=quiet)
+    assert openuni.verify(corpus, reporter=Reporter(quiet=True)).damage == ()
+    openuni.run(RECIPE, tmp_path / "raw", out=tmp_path / "corpus", reporter=Reporter(quiet=True))
     ledger = json.loads(max((tmp_path / "corpus" / "runs").glob("*.json")).read_text())
     assert ledger["phases"] == [] and contents(Corpus.open(str(tmp_path / "corpus"))) == contents(whole)
 
