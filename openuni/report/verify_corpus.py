@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -231,21 +230,12 @@ class CorpusVerification:
         rows = self._rows_of(part.name)
         extents = extents_of(rows, part.folder)
         ids = rows.column("clip_id").to_pylist()
-        check = check_payloads(self.store, self._payload_folder(part), ids, extents, chosen)
+        check = check_payloads(self.store, part.folder, ids, extents, chosen, self._misplaced(part.folder))
         if check.bad:
             fields = dict(zip(extents.row.tolist(), extents.field, strict=True))
             self._report_payloads(part, check.bad, ids, fields)
             self.found.bad_rows.setdefault(part.name, set()).update(bad.row for bad in check.bad)
         return check
-
-    def _payload_folder(self, part: Part) -> str:
-        """Where the shard of a part is: beside it, unless a process was killed while it moved the two."""
-        group = visible_group(part.folder)
-        if group == part.folder:
-            return group
-        stem = part.name.removesuffix(PART_SUFFIX).rpartition("/")[2]
-        moves = self._interrupted_moves(group)
-        return group if any(in_folder(group, stem + suffix) in moves for suffix in SHARD_SUFFIXES) else part.folder
 
     def _report_payloads(self, part: Part, bad: list[BadPayload], ids: list[str], fields: dict[int, str]) -> None:
         """One finding per shard and kind of damage."""
@@ -264,6 +254,12 @@ class CorpusVerification:
             return self.groups.interrupted_moves(group)
         except DamagedFile:  # a merged part, which has been reported
             return {}
+
+    def _misplaced(self, folder: str) -> dict[str, str]:
+        """Shards of a folder of superseded parts that a killed process left in the group -> their names."""
+        group = visible_group(folder)
+        moves = self._interrupted_moves(group) if folder != group else {}
+        return {name.rpartition("/")[2]: name for name, target in moves.items() if target == folder}
 
     def _orphan_shards(self, folder: str) -> None:
         """Shards whose Parquet part is gone."""
@@ -368,9 +364,6 @@ class CorpusVerification:
             self.found.notes.append(f"{group}: {text}")
 
     def _leftovers(self) -> None:
-        if unprotected := sum(not part.has_checksums for part in self.found.parts):
-            text = "have no checksums (written by an earlier version): a changed value in them cannot be found"
-            self.found.notes.append(f"{unprotected:,} Parquet parts {text}")
         temporary = self.store.temp_files()
         if temporary:
             some = ", ".join(temporary[:3])
@@ -398,7 +391,7 @@ class CorpusVerification:
 
 
 def _in_order(pool: ThreadPoolExecutor, check: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
-    futures = [pool.submit(partial(check, item)) for item in items]
+    futures = [pool.submit(check, item) for item in items]
     try:
         for future in futures:
             yield future.result()

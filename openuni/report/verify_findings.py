@@ -42,6 +42,9 @@ class Findings:
         counts = self.records, len(self.parts), self.payloads, self.payload_bytes, total
         damage = sorted(self.damage, key=lambda one: (one.file, one.kind))
         notes = list(self.notes)
+        if unprotected := sum(not part.has_checksums for part in self.parts):
+            text = "have no checksums (written by an earlier version): a changed value in them cannot be found"
+            notes.append(f"{unprotected:,} Parquet parts {text}")
         for merged, left in self.replaced.items():
             text = f"an interrupted compaction left {len(left):,} parts that it replaces, such as {left[0]}"
             notes.append(f"{merged}: {text}; {NEXT_RUN}, or --repair, deletes them")

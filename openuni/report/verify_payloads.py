@@ -4,7 +4,8 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -113,11 +114,17 @@ def _joined(parts: list[Extents]) -> Extents:
 
 
 def check_payloads(
-    store: Store, folder: str, clip_ids: list[str], extents: Extents, chosen: np.ndarray | None
+    store: Store,
+    folder: str,
+    clip_ids: list[str],
+    extents: Extents,
+    chosen: np.ndarray | None,
+    misplaced: Mapping[str, str] = MappingProxyType({}),
 ) -> PayloadCheck:
     """Verify shard references of all payloads, and the checksums of the chosen ones (indices; None: all).
 
-    `clip_ids`: of the rows. The headers of a shard are verified if all payloads are.
+    `clip_ids`: of the rows. The headers of a shard are verified if all payloads are. `misplaced`: shards that are in
+    another folder -> their names.
     """
     bad: list[BadPayload] = []
     bad_index: list[tuple[str, str]] = []
@@ -125,7 +132,7 @@ def check_payloads(
     to_read = set(range(len(extents.row)) if chosen is None else chosen.tolist())
     is_clips = visible_group(folder) == CLIPS
     for shard, indices in _by_shard(extents):
-        name = shard if is_clips else in_folder(folder, shard)
+        name = shard if is_clips else misplaced.get(shard, in_folder(folder, shard))
         plain = is_clips or "/" not in shard
         size = _size(store, name) if plain and store.is_name(name) else None
         if size is None:
