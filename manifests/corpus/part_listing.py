@@ -24,11 +24,12 @@ from openuni.manifests.corpus.part_files import (
     PARALLEL_PARTS,
     CheckedDataset,
     Path,
+    joined_runs,
     open_part,
     parts_dataset,
     read_columns,
+    read_joined,
     read_part,
-    type_at,
 )
 from openuni.manifests.errors import DamagedFile, OpenUniError
 from openuni.manifests.storage.store import Store
@@ -205,7 +206,8 @@ class GroupReader:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self._checked_parts: dict[str, set[str]] = {}  # parts whose names were found harmless -> their shards
+        # parts whose names were found harmless -> their shards and those of parts that were checked together
+        self._checked_parts: dict[str, set[str]] = {}
 
     def parts(self, group: str) -> list[str]:
         """Names of a group's visible Parquet files, in order of creation."""
@@ -249,9 +251,7 @@ class GroupReader:
 
         def read() -> pa.Table:
             dataset = self.dataset(group, schema)
-            empty = pa.schema([(name, type_at(dataset.schema, path)) for name, path in paths.items()]).empty_table()
-            tables = read_columns(self.store, dataset.parts, paths, dataset.schema, change)
-            return pa.concat_tables(tables or [change(empty)])
+            return read_joined(self.store, dataset.parts, paths, dataset.schema, change)
 
         return relisted(read)
 
@@ -300,8 +300,14 @@ class GroupReader:
             check_part_names(table, list(name_columns(table.schema)), f"{self.store.url}/{part}")
             return shards_of(table)
 
-        with ThreadPoolExecutor(PARALLEL_PARTS) as pool:
-            self._checked_parts.update(zip(unchecked, pool.map(check, unchecked), strict=True))  # or the first error
+        for run, rows in joined_runs(self.store, unchecked):
+            if rows is not None:
+                with suppress(OpenUniError):  # of which part: see below
+                    check_part_names(rows, list(name_columns(rows.schema)), self.store.url)
+                    self._checked_parts.update(dict.fromkeys(run, shards_of(rows)))
+                    continue
+            with ThreadPoolExecutor(PARALLEL_PARTS) as pool:
+                self._checked_parts.update(zip(run, pool.map(check, run), strict=True))  # or the first error
 
     def operator_column(self, schema: pa.Schema, group: str) -> pa.Field:
         """The column that has the operator's name; raises `OpenUniError` for a folder that holds another's rows."""
