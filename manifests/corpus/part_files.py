@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import groupby
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -26,6 +27,10 @@ from openuni.manifests.storage.store import Store
 T = TypeVar("T")
 PARALLEL_PARTS = 8  # files processed concurrently, to hide the latency of object stores
 READ_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError)
+MIN_SMALL_PARTS = 4  # successive ones that are read at once
+SMALL_PARTS_AT_A_TIME = 256
+MAX_KEPT_COLUMNS = 48  # of parts with more, only the columns that are asked for are read
+MAX_KEPT_BYTES = 128 * 1024**2  # rows of the small parts of a column group
 MAX_REOPENED = 20  # times that a dataset is opened anew while parts are merged
 VERIFIED_BYTES = 8 * 1024**2  # read at a time by `verify_part`
 
@@ -148,24 +153,73 @@ def read_columns(
     `schema`: has all paths; what a part of an earlier version lacks is null. `change`: of the columns of each part, so
     that less is held in memory. Raises `DamagedFile`.
     """
-    types = {name: type_at(schema, path) for name, path in columns.items()}
 
     def read(part: str) -> pa.Table:
-        found: dict[str, str] = {}
-
         def wanted(own: pa.Schema) -> list[str]:
-            found.update({name: ".".join(path) for name, path in columns.items() if type_at(own, path) is not None})
-            return list(found.values()) or ["clip_id"]
+            return [".".join(path) for path in columns.values() if type_at(own, path) is not None] or ["clip_id"]
 
-        rows = read_part(store, part, wanted)
-        arrays = [
-            _column_at(rows, columns[name], kind) if name in found else pa.nulls(len(rows), kind)
-            for name, kind in types.items()
-        ]
-        return change(pa.table(arrays, names=list(types)))
+        return change(_columns_of(read_part(store, part, wanted), columns, schema))
 
     with ThreadPoolExecutor(PARALLEL_PARTS) as pool:
         return list(pool.map(read, parts))  # raises the first error
+
+
+def read_joined(
+    store: Store,
+    parts: Sequence[str],
+    columns: Mapping[str, Path],
+    schema: pa.Schema,
+    change: Callable[[pa.Table], pa.Table] = lambda rows: rows,
+) -> pa.Table:
+    """The same in one table. Of successive small parts, all columns are read at once and kept for the next query."""
+    tables: list[pa.Table] = []
+    for run, rows in joined_runs(store, parts):
+        if rows is None:
+            tables += read_columns(store, run, columns, schema, change)
+        else:
+            tables.append(change(_columns_of(rows, columns, schema)))
+    empty = pa.schema([(name, type_at(schema, path)) for name, path in columns.items()]).empty_table()
+    return pa.concat_tables(tables or [change(empty)])
+
+
+def joined_runs(store: Store, parts: Sequence[str]) -> Iterator[tuple[list[str], pa.Table | None]]:
+    """The parts in runs: successive small ones with all their rows, and others, with None."""
+    for is_small, several in groupby(parts, lambda part: store.size(part) <= TAIL_BYTES):
+        run = list(several)
+        yield run, _small_parts(store, run) if is_small and len(run) >= MIN_SMALL_PARTS else None
+
+
+def _small_parts(store: Store, parts: Sequence[str]) -> pa.Table | None:
+    """All rows of small parts; None if their columns differ, or they take too much memory."""
+    states = [store.state(part) for part in parts]
+    key = parts[0].rpartition("/")[0]
+    kept_states, kept = store.kept_rows.get(key, (None, None))
+    if kept_states == (parts, states):
+        return kept
+    store.kept_rows.pop(key, None)
+    if sum(1 for _ in _leaves(list(_schema_of(store, parts[0])))) > MAX_KEPT_COLUMNS:
+        return None
+    with ThreadPoolExecutor(PARALLEL_PARTS) as pool:
+        tables, nbytes = list[pa.Table](), 0
+        for start in range(0, len(parts), SMALL_PARTS_AT_A_TIME):
+            several = parts[start : start + SMALL_PARTS_AT_A_TIME]
+            read = map if store.is_local else pool.map  # a disk has no latency that is worth the threads
+            tables += read(lambda part: read_part(store, part), several)
+            nbytes += sum(table.nbytes for table in tables[start:])
+            if nbytes > MAX_KEPT_BYTES or not all(table.schema.equals(tables[0].schema) for table in tables[start:]):
+                return None
+    rows = pa.concat_tables(table.replace_schema_metadata(None) for table in tables).combine_chunks()
+    store.kept_rows[key] = (list(parts), states), rows
+    return rows
+
+
+def _columns_of(rows: pa.Table, columns: Mapping[str, Path], schema: pa.Schema) -> pa.Table:
+    arrays = []
+    for path in columns.values():
+        kind = type_at(schema, path)
+        there = type_at(rows.schema, path) is not None
+        arrays.append(_column_at(rows, path, kind) if there else pa.nulls(len(rows), kind))
+    return pa.table(arrays, names=list(columns))
 
 
 def type_at(schema: pa.Schema, path: Path) -> pa.DataType | None:
@@ -285,8 +339,7 @@ class CheckedDataset:
         paths = names if isinstance(names, Mapping) else {name: (name,) for name in names}
         is_plain = all(isinstance(path, tuple) and type_at(self.schema, path) is not None for path in paths.values())
         if is_plain and not options:
-            empty = pa.schema([(name, type_at(self.schema, path)) for name, path in paths.items()]).empty_table()
-            return pa.concat_tables([*read_columns(self.store, self.parts, paths, self.schema), empty])
+            return read_joined(self.store, self.parts, paths, self.schema)
         if isinstance(columns, Mapping):
             columns = {name: pads.field(*path) if isinstance(path, tuple) else path for name, path in columns.items()}
         with part_errors(self.store, self.parts):

@@ -24,11 +24,12 @@ from openuni.manifests.corpus.part_files import (
     PARALLEL_PARTS,
     CheckedDataset,
     Path,
+    joined_runs,
     open_part,
     parts_dataset,
     read_columns,
+    read_joined,
     read_part,
-    type_at,
 )
 from openuni.manifests.corpus.part_limits import check_kinds, check_values, checked_columns
 from openuni.manifests.errors import DamagedFile, OpenUniError
@@ -206,7 +207,8 @@ class GroupReader:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self._checked_parts: dict[str, set[str]] = {}  # parts whose names were found harmless -> their shards
+        # parts whose names were found harmless -> their shards and those of parts that were checked together
+        self._checked_parts: dict[str, set[str]] = {}
 
     def parts(self, group: str) -> list[str]:
         """Names of a group's visible Parquet files, in order of creation."""
@@ -250,9 +252,7 @@ class GroupReader:
 
         def read() -> pa.Table:
             dataset = self.dataset(group, schema)
-            empty = pa.schema([(name, type_at(dataset.schema, path)) for name, path in paths.items()]).empty_table()
-            tables = read_columns(self.store, dataset.parts, paths, dataset.schema, change)
-            return pa.concat_tables(tables or [change(empty)])
+            return read_joined(self.store, dataset.parts, paths, dataset.schema, change)
 
         return relisted(read)
 
@@ -295,8 +295,15 @@ class GroupReader:
         Every access to rows is preceded by it, so that no later code needs to doubt them. Reads a part once.
         """
         unchecked = [part for part in parts if part not in self._checked_parts]
-        with ThreadPoolExecutor(PARALLEL_PARTS) as pool:  # or the first error
-            self._checked_parts.update(zip(unchecked, pool.map(self.check_part, unchecked), strict=True))
+        for run, rows in joined_runs(self.store, unchecked):
+            if rows is not None:
+                with suppress(OpenUniError):  # of which part: see below
+                    group = run[0].rpartition("/")[0]
+                    check_kinds(rows.schema, group, self.store.url)
+                    self._checked_parts.update(dict.fromkeys(run, _checked(rows, group, self.store.url)))
+                    continue
+            with ThreadPoolExecutor(PARALLEL_PARTS) as pool:
+                self._checked_parts.update(zip(run, pool.map(self.check_part, run), strict=True))  # or the first error
 
     def check_part_values(self, part: str, group: str) -> None:
         """Raise `DamagedFile` for numbers and types of a part with which its rows cannot be used."""
@@ -309,17 +316,13 @@ class GroupReader:
     def check_part(self, part: str) -> set[str]:
         """As `check_names`, for one part; returns the shards that it refers to."""
         group, where = part.rpartition("/")[0], f"{self.store.url}/{part}"
-        columns: list[tuple[str, ...]] = []
 
         def needed(schema: pa.Schema) -> list[str]:
             check_kinds(schema, group, where)
-            columns.extend(name_columns(schema))
-            return list(dict.fromkeys([*(".".join(path) for path in columns), *checked_columns(group, schema)]))
+            names = [".".join(path) for path in name_columns(schema)]
+            return list(dict.fromkeys([*names, *checked_columns(group, schema)]))
 
-        table = read_part(self.store, part, needed)
-        check_part_names(table, columns, where)
-        check_values(table, group, where)
-        return shards_of(table)
+        return _checked(read_part(self.store, part, needed), group, where)
 
     def operator_column(self, schema: pa.Schema, group: str) -> pa.Field:
         """The column that has the operator's name; raises `OpenUniError` for a folder that holds another's rows."""
@@ -330,3 +333,10 @@ class GroupReader:
                 "the folder was renamed, restore its name; otherwise delete it and run again."
             )
         return schema.field(operator)
+
+
+def _checked(rows: pa.Table, group: str, where: str) -> set[str]:
+    """The shards that rows refer to. Raises `OpenUniError` for names and numbers that must not be used."""
+    check_part_names(rows, list(name_columns(rows.schema)), where)
+    check_values(rows, group, where)
+    return shards_of(rows)

@@ -85,6 +85,7 @@ class Store:
         self.url = self.root if self.is_local else self.fs.unstrip_protocol(self.root)
         self._inside: set[str] = set()  # folders that no link leads out of
         self.tails = Tails()
+        self.kept_rows: dict[str, tuple[Any, Any]] = {}  # column group -> state and rows of its small parts
         self.fence: Callable[[], None] | None = None  # raises if this process may no longer write
 
     @staticmethod
@@ -172,7 +173,21 @@ class Store:
 
     def nbytes(self, name: str) -> int:
         """Size of a file, bytes. Raises `FileNotFoundError`."""
+        if self.is_local:
+            return self.local(name).stat().st_size
         return int(self.fs.info(self.path(name))["size"])
+
+    def state(self, name: str) -> Any:
+        """A value that changes whenever a file is written. Raises `FileNotFoundError`."""
+        if self.is_local:
+            facts = self.local(name).stat()
+            return facts.st_size, facts.st_mtime_ns, facts.st_ino
+        return self.tails.known.get(name) or uuid4()
+
+    def size(self, name: str) -> int:
+        """Size of a file in the latest listing if there was one, bytes. Raises `FileNotFoundError`."""
+        listed = self.tails.size(name)
+        return self.nbytes(name) if listed is None else listed
 
     def read(self, name: str) -> bytes:
         """All bytes of a file."""
