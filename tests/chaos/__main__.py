@@ -34,11 +34,12 @@ def laboratories(kinds: Sequence[str]) -> Iterator[dict[str, Laboratory]]:
     """Kind of disturbance -> where it is tried; only what these kinds need is made."""
     with tempfile.TemporaryDirectory(prefix="openuni-chaos-") as name:
         folder = Path(name)
-        world = World(folder / "world")
         start_server()
-        local = Laboratory(world, folder)
-        found: dict[str, Laboratory] = dict.fromkeys((*KILLS, *DISK_FAULTS), local)
-        found |= dict.fromkeys(RAY_KILLS, RayLaboratory(world, folder))
+        found: dict[str, Laboratory] = {}
+        if not set(kinds) <= set(REMOTE):
+            world = World(folder / "world")
+            found = dict.fromkeys((*KILLS, *DISK_FAULTS), Laboratory(world, folder))
+            found |= dict.fromkeys(RAY_KILLS, RayLaboratory(world, folder))
         faults = FaultAt()
         with s3_bucket("chaos", faults) as bucket:
             faults.on = False

@@ -154,7 +154,7 @@ def test_a_run_completes_an_interrupted_split(tmp_path: Path) -> None:
     assert None not in splits_of(corpus).values()
 
 
-@pytest.mark.parametrize(("number", "next_version"), [(4, "another"), (4, "former"), (8, "former")])
+@pytest.mark.parametrize(("number", "next_version"), [(6, "another"), (6, "former"), (10, "former")])
 def test_a_change_of_version_killed_between_a_part_and_its_shard(
     corpus: Corpus, tmp_path: Path, number: int, next_version: str
 ) -> None:
