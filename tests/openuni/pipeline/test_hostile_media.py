@@ -29,7 +29,7 @@ REASONS = {
     "huge.mp4": "max_pixels|cannot be decoded",
     "many_samples.mp4": "declares 60000000 samples",
     "many_edits.mp4": "edit list",
-    "tracks.mp4": "the decoder needed more than 1 GB of memory",
+    "tracks.mp4": "could not allocate memory: the file has over 1000 streams, or needs more than 1 GB",
     "hls_file.mp4": "is a playlist",
     "hls_marked_http.ts": "is a playlist",
     "sdp_http.mp4": "container format is not allowed",
