@@ -240,7 +240,7 @@ def _described(error: BaseException, message: dict[str, Any]) -> dict[str, Any]:
     lines = traceback.format_exception(error)
     if chain is not None:
         gigabytes = message["memory_bytes"] / 1e9
-        error = LimitExceeded(process.TOO_MUCH_MEMORY.format(where=message["where"], gigabytes=gigabytes))
+        error = LimitExceeded(process.NO_MEMORY.format(where=message["where"], gigabytes=gigabytes))
     base = next(cls.__name__ for cls in type(error).__mro__ if cls.__name__ in process.ERRORS)
     arguments = [one for one in error.args if isinstance(one, (str, int))] if isinstance(error, OSError) else []
     text = f"{type(error).__name__}: {error}" if base == "Exception" else str(error)

@@ -47,6 +47,10 @@ TOO_MUCH_MEMORY = (
     "{where}: the decoder needed more than {gigabytes:.3g} GB of memory. Re-encode it, or raise [work] "
     "decoder_memory_gb (Limits.max_decoder_bytes)."
 )
+NO_MEMORY = (  # FFmpeg gives the same error for both
+    "{where}: the decoder could not allocate memory: the file has over 1000 streams, or needs more than "
+    "{gigabytes:.3g} GB. Remux it, or raise [work] decoder_memory_gb (Limits.max_decoder_bytes)."
+)
 STREAM_CREDIT = 2  # messages with items that a generator may be ahead
 MAX_IDLE = max(2, os.cpu_count() or 1)
 POLL_S = 0.05  # how often a decoder is looked at

@@ -29,7 +29,7 @@ REASONS = {
     "huge.mp4": "max_pixels|cannot be decoded",
     "many_samples.mp4": "declares 60000000 samples",
     "many_edits.mp4": "edit list",
-    "tracks.mp4": "the decoder needed more than 1 GB of memory",
+    "tracks.mp4": "could not allocate memory: the file has over 1000 streams, or needs more than 1 GB",
     "hls_file.mp4": "is a playlist",
     "hls_marked_http.ts": "is a playlist",
     "sdp_http.mp4": "container format is not allowed",
@@ -50,9 +50,10 @@ def test_every_hostile_file_is_its_row_and_reaches_nothing(tmp_path: Path) -> No
         files = all_files(tmp_path / "made", str(canary), served.url)
         for name, data in files.items():
             (tmp_path / "raw" / name).write_bytes(data)
-        before, began = files_under(tmp_path), time.monotonic()
+        before, began, memory = files_under(tmp_path), time.monotonic(), peak_bytes(reset=True)
         done = cli("run", tmp_path / "recipe.toml", tmp_path / "raw", "--out", tmp_path / "corpus", "--workers", 0)
         assert time.monotonic() - began < LONGEST_S
+        assert peak_bytes() - memory < 300e6, "a file took memory of this process"
         assert served.asked == [], "a file reached the network"
     assert done.returncode == 1, done.stderr
     after = {name: data for name, data in files_under(tmp_path).items() if not name.startswith("corpus/")}
@@ -69,6 +70,14 @@ def test_every_hostile_file_is_its_row_and_reaches_nothing(tmp_path: Path) -> No
     scores = {names[row["clip_id"]]: row["luminance"] for row in corpus.table("filters/luminance").to_pylist()}
     assert {name for name, row in scores.items() if row["status"] == "failed"} == {"size_changes.mkv"}
     assert "CorruptVideo" in scores["size_changes.mkv"]["error"]
+
+
+def peak_bytes(*, reset: bool = False) -> int:
+    """The most memory that this process has had; `reset`: forget what was before."""
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
 def _matches(reason: str, error: str) -> bool:
