@@ -165,7 +165,7 @@ def pair_camera_motions(flow: GuideFlow) -> list[tuple[float, ...]] | None:
     step = min(GRID_PX, max(1, min(height_px, width_px) // 8))
     rows, columns = np.mgrid[step // 2 : height_px : step, step // 2 : width_px : step]
     centre = np.array([(width_px - 1) / 2, (height_px - 1) / 2])
-    found = []
+    found: list[tuple[float, ...]] = []
     for way, valid in zip(flow.forward, flow.forward_valid, strict=True):
         usable = valid[rows, columns]
         if usable.sum() < max(MIN_POINTS, 0.3 * usable.size):

@@ -79,6 +79,11 @@ class SpooledMaps(Generic[M]):
         return self.template.name if self.template is not None else "map"
 
     @property
+    def size_px(self) -> tuple[int, int]:
+        """Height and width of the picture that the maps describe."""
+        return self.template.size_px if self.template is not None else (0, 0)
+
+    @property
     def nbytes(self) -> int:
         """Size of all maps."""
         return self._end

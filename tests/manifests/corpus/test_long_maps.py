@@ -50,6 +50,14 @@ def test_other_attributes_are_those_of_the_first_block(tmp_path):
     assert [block.unit for block in spooled(tmp_path, metres, 4)] == ["metres"] * 3
 
 
+def test_maps_that_are_stored_as_tensors_are_encoded_whole(tmp_path):
+    points = np.zeros((FRAMES, 2, 133, 3), np.float32)
+    points[..., 2] = 0.5
+    maps = spooled(tmp_path, Skeleton(points, 48, 64), 4)
+    assert not maps.is_streamable(compact=False) and maps.size_px == (48, 64)
+    assert maps.whole().encode(25).data == Skeleton(points, 48, 64).encode(25).data
+
+
 def test_maps_that_do_not_fit_together_are_refused(tmp_path):
     maps = SpooledMaps(tmp_path, FRAMES)
     maps.append(FLOW.take(0, 3))
