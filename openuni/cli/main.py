@@ -60,6 +60,13 @@ def _report(error: Exception) -> int:
     if is_remote_error(error):
         print_text(f"openuni: {store_error(error)}", error=True)
         return 2
+    if isinstance(error, MemoryError):  # of Arrow too: a part may expand to any size
+        print_text(
+            f"openuni: out of memory: {error}. Finished items are kept. Use fewer --workers, or check a corpus that is "
+            "not your own with: openuni verify",
+            error=True,
+        )
+        return 2
     if isinstance(error, OSError):  # a file that cannot be read or written where the user said
         print_text(f"openuni: {type(error).__name__}: {error}", error=True)
         return 2

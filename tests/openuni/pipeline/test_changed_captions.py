@@ -80,8 +80,7 @@ UPDATED = RunScope(update_captions=True)
 RECIPE = {
     "work": {"short_side_px": 32},
     "filters": {"luminance": {}},
-    "annotators": {"dis": {"preset": "ultrafast"}},
-    "encode": {"modalities": ["rgb", "flow"], "size_px": [16, 16], "frames": 5},
+    "encode": {"modalities": ["rgb"], "size_px": [16, 16], "frames": 5},
 }
 
 

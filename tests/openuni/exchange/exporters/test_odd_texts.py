@@ -33,7 +33,7 @@ class Texts(NamedTuple):
 
 
 TEXTS = st.builds(Texts, st.none() | captions(), st.none() | captions(3).filter(is_label), st.none() | captions(3))
-ROWS = st.lists(TEXTS, min_size=12, max_size=12)
+ROWS = st.lists(TEXTS, min_size=8, max_size=8)
 
 
 @pytest.fixture(scope="module")
