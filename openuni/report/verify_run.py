@@ -27,10 +27,11 @@ def verify_run(folder: Path, reporter: Reporter, *, repair: bool) -> VerifyRepor
     lines, log_damage = _log(folder)
     damage += log_damage
     checkpoints = checkpoint_folders(folder)
+    places: list[tuple[int | None, Path]] = [(None, folder), *checkpoints]
     nbytes = files = 0
     bad: list[Path] = []
     with reporter.phase("checkpoints", len(checkpoints) + 1) as counter:
-        for step, place in [(None, folder), *checkpoints]:
+        for step, place in places:
             found = list(_tensors(place, folder, required=() if step is None else TENSOR_FILES))
             tensors = sorted(place.glob("*.safetensors"))
             files, nbytes = files + len(tensors), nbytes + sum(path.stat().st_size for path in tensors)
