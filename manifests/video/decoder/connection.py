@@ -14,7 +14,6 @@ from typing import IO, Any
 
 import numpy as np
 
-import openuni
 from openuni.manifests.errors import OpenUniError
 from openuni.manifests.video.decoder import progress
 from openuni.manifests.video.decoder.channel import Channel, Closed, Payload
@@ -79,7 +78,7 @@ class Connection:
             options = json.dumps(fds)
             try:
                 self.process = subprocess.Popen(
-                    [sys.executable, "-P", "-c", START, options, str(Path(openuni.__file__).absolute().parent.parent)],
+                    [sys.executable, "-P", "-c", START, options, _home()],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=self.words,
@@ -185,6 +184,11 @@ class Connection:
         size = os.fstat(self.words.fileno()).st_size
         data = os.pread(self.words.fileno(), MAX_WORDS_BYTES, max(0, size - MAX_WORDS_BYTES))
         return Words(data.decode("utf-8", "backslashreplace")) if data.strip(b"\0\n ") else None
+
+
+def _home() -> str:
+    """The folder from which this process imports openuni: that of the decoder if openuni is not installed."""
+    return str(Path(str(sys.modules["openuni"].__file__)).absolute().parent.parent)
 
 
 def _cannot_start(reason: str) -> OpenUniError:
