@@ -129,8 +129,7 @@ class CorpusVerification:
 
     def _family_has_parts(self, kind: str, family: str) -> bool:
         folder = in_folder(kind, family)
-        groups = [folder, *(in_folder(folder, name) for name in self.store.folders(folder))]
-        return any(self._parts_in(group) for group in groups)
+        return any(map(self._parts_in, [folder, *(in_folder(folder, name) for name in self.store.folders(folder))]))
 
     def _failures(self, name: str) -> None:
         """Lines of a log of failed items; the last one may be cut short by a kill."""
@@ -248,10 +247,8 @@ class CorpusVerification:
     def _payload_folder(self, part: Part) -> str:
         """Where the shard of a part is: beside it, unless a process was killed while it moved the two."""
         group = visible_group(part.folder)
-        if group == part.folder:
-            return group
+        moves = self.groups.interrupted_moves(group) if group != part.folder else {}
         stem = part.name.removesuffix(PART_SUFFIX).rpartition("/")[2]
-        moves = self.groups.interrupted_moves(group)
         return group if any(in_folder(group, stem + suffix) in moves for suffix in SHARD_SUFFIXES) else part.folder
 
     def _report_payloads(self, part: Part, bad: list[BadPayload], ids: list[str], fields: dict[int, str]) -> None:
