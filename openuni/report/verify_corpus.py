@@ -98,8 +98,7 @@ class CorpusVerification:
 
     def _family_has_parts(self, kind: str, family: str) -> bool:
         folder = in_folder(kind, family)
-        groups = [folder, *(in_folder(folder, name) for name in self.store.folders(folder))]
-        return any(self._parts_in(group) for group in groups)
+        return any(map(self._parts_in, [folder, *(in_folder(folder, name) for name in self.store.folders(folder))]))
 
     def _failures(self, name: str) -> None:
         """Lines of a log of failed items; the last one may be cut short by a kill."""

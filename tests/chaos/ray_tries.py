@@ -1,9 +1,11 @@
 """Tries in which a process of a run with Ray is killed: the driver, a worker, the raylet, the control store."""
 
+import os
 import random
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 
@@ -31,6 +33,7 @@ class RayLaboratory(Laboratory):
         driver = subprocess.Popen(
             [sys.executable, "-m", "openuni", *call],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=self.slot,
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
         )  # fmt: skip
         family: list[psutil.Process] = []
         name = VICTIMS[kind.removeprefix("SIGKILL of the ")]
@@ -53,6 +56,7 @@ class RayLaboratory(Laboratory):
             out, err = driver.communicate(timeout=TIMEOUT_S)
         finally:
             driver.kill()
+        assert driver.returncode != 2 or "Ray" in err, err  # what is wrong is that a process of Ray was killed
         if not name:
             psutil.wait_procs(family, timeout=20)
         return Ended(
