@@ -27,7 +27,7 @@ def test_a_run_merges_the_parts_of_its_phases(tmp_path, monkeypatch):
     assert len(corpus.store.names("annotations/dis", ".tar")) == CLIPS
     assert contents(corpus) == contents(whole) and [clip.clip_id for clip in corpus] == [c.clip_id for c in whole]
     assert openuni.verify(corpus, reporter=quiet).damage == ()
-    openuni.run(RECIPE, tmp_path / "raw", out=tmp_path / "corpus", reporter=quiet)
+    openuni.run(RECIPE, tmp_path / "raw", out=tmp_path / "corpus", reporter=Reporter(quiet=True))
     ledger = json.loads(max((tmp_path / "corpus" / "runs").glob("*.json")).read_text())
     assert ledger["phases"] == [] and contents(Corpus.open(str(tmp_path / "corpus"))) == contents(whole)
 
