@@ -227,7 +227,7 @@ def compact(corpus: str | Path | Corpus, *, reporter: Reporter | None = None) ->
         opened.recover()
         for group in opened.groups():
             with shown.phase(f"compact {group}", len(opened.parts(group))) as counter:
-                done.append(compact_group(opened, group, lambda part, counter=counter: counter.add("ok")))
+                done.append(compact_group(opened, group, counter.add))
     opened.refresh()
     return done
 

@@ -63,11 +63,11 @@ class _Small(NamedTuple):
     schema: pa.Schema
 
 
-def compact(corpus: ColumnGroups, group: str, report: Callable[[str], None] = lambda part: None) -> Compacted:
+def compact(corpus: ColumnGroups, group: str, report: Callable[[str], None] = lambda status: None) -> Compacted:
     """Merge the small parts of a group. The caller holds the lock of the corpus, and no worker writes to it.
 
     Small parts have at most half of `MAX_PART_ROWS` rows and `MAX_MERGED_BYTES` bytes. Successive ones of the same
-    version and columns are merged up to these limits. `report`: called with each part that is done with.
+    version and columns are merged up to these limits. `report`: called with "ok" for each part that is done with.
     Raises `DamagedFile` if a part is damaged.
     """
     with storage_errors(corpus.store):
@@ -156,16 +156,16 @@ def _merge_all(
     group: str,
     before: Sequence[str],
     merges: Sequence[Merge],
-    report: Callable[[str], None] = lambda part: None,
+    report: Callable[[str], None] = lambda status: None,
 ) -> Compacted:
     merged = {name for merge in merges for name in merge.parts}
     for name in before:
         if name not in merged:
-            report(name)
+            report("ok")
     for merge in merges:
         _merge(store, merge)
-        for name in merge.parts:
-            report(name)
+        for _ in merge.parts:
+            report("ok")
     removed = sum(len(merge.parts) - 1 for merge in merges)
     return Compacted(group, len(before), len(before) - removed, sum(merge.rows for merge in merges))
 

@@ -27,8 +27,10 @@ class Requests:
 
     def __call__(self, app: Application) -> Application:
         def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-            is_list = "list-type" in environ["QUERY_STRING"]
-            self.seen.append(("LIST" if is_list else environ["REQUEST_METHOD"], environ["PATH_INFO"]))
+            query = environ["QUERY_STRING"]
+            is_list = "list-type" in query
+            if ".lease" not in environ["PATH_INFO"] + query:  # signs of life come with time
+                self.seen.append(("LIST" if is_list else environ["REQUEST_METHOD"], environ["PATH_INFO"]))
             return app(environ, start_response)
 
         return answer
