@@ -10,7 +10,7 @@ from annotated_types import Ge
 
 from openuni.manifests.arrays.dense_inverse_search import dis_estimator
 from openuni.manifests.contracts.decoded_clip import DecodedClip
-from openuni.manifests.contracts.windows import WindowFilter
+from openuni.manifests.contracts.window_filter import WindowFilter
 
 Flow = Callable[[np.ndarray, np.ndarray], np.ndarray]  # two uint8 [320, 576, 3] RGB -> float32 [320, 576, 2] pixels
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.contracts.options import UNIT_INTERVAL
-from openuni.manifests.contracts.windows import WindowFilter
+from openuni.manifests.contracts.window_filter import WindowFilter
 from openuni.manifests.errors import OpenUniError
 
 BT709_WEIGHTS = np.array([0.2126, 0.7152, 0.0722])  # of R, G, B; sum 1

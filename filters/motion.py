@@ -10,7 +10,7 @@ from annotated_types import Ge, Gt
 from openuni.filters._samples import sample_pairs
 from openuni.manifests.arrays.dense_inverse_search import dis_estimator
 from openuni.manifests.contracts.decoded_clip import DecodedClip
-from openuni.manifests.contracts.windows import WindowFilter
+from openuni.manifests.contracts.window_filter import WindowFilter
 
 MOVING_PX = 0.5
 GRID_POINTS = 40  # points of the camera fit along the longer side

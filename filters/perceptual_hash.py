@@ -10,7 +10,7 @@ from annotated_types import Ge, Gt
 from openuni.filters._samples import at_most
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.contracts.operator import sample_evenly
-from openuni.manifests.contracts.windows import WindowFilter
+from openuni.manifests.contracts.window_filter import WindowFilter
 
 PICTURE_PX = 32  # side of the hashed image
 FREQUENCIES = 8  # number of lowest frequencies along each axis

@@ -9,7 +9,7 @@ from annotated_types import Gt
 
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.contracts.operator import sample_evenly
-from openuni.manifests.contracts.windows import WindowFilter
+from openuni.manifests.contracts.window_filter import WindowFilter
 
 BLUR_PX = 11  # length of the reference blur
 

@@ -9,7 +9,8 @@ import numpy as np
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.contracts.modality import Modality
 from openuni.manifests.contracts.operator import Annotator, Filter
-from openuni.manifests.contracts.windows import WindowedRun, WindowFilter
+from openuni.manifests.contracts.window_filter import WindowFilter
+from openuni.manifests.contracts.windows import WindowedRun
 from openuni.manifests.modalities.segmentation import Segmentation
 
 

@@ -24,7 +24,7 @@ from openuni.manifests.contracts.modality import Modality
 from openuni.manifests.contracts.operator import Filter, Operator
 from openuni.manifests.contracts.options import annotation_text, strip_annotation
 from openuni.manifests.contracts.schema import producer_schema, result_hints
-from openuni.manifests.contracts.windows import supports_windows
+from openuni.manifests.contracts.window_filter import supports_windows
 from openuni.manifests.errors import OpenUniError
 
 ROOT = Path(__file__).parents[1]

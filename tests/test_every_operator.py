@@ -16,7 +16,7 @@ from openuni.manifests.contracts.component import fingerprint
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.contracts.operator import find_operator, operator_names
 from openuni.manifests.contracts.options import former_names, recorded
-from openuni.manifests.contracts.windows import supports_windows
+from openuni.manifests.contracts.window_filter import supports_windows
 from openuni.manifests.modalities.segmentation import Segmentation
 from tests import faulty_operators as faulty
 from tests import operator_contract as contract

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
+from typing import Any, ClassVar, get_type_hints
 
 import numpy as np
 
@@ -11,10 +11,8 @@ from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.contracts.discovery import component_names, find_component
 from openuni.manifests.contracts.producer import Producer
 from openuni.manifests.contracts.schema import modality_fields
+from openuni.manifests.contracts.windows import WindowedRun
 from openuni.manifests.errors import OpenUniError
-
-if TYPE_CHECKING:
-    from openuni.manifests.contracts.windows import WindowedRun
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class Operator(Producer):
         Raise `ClipError` if the clip cannot be processed, `Unavailable` if it has no input for this operator.
         """
 
-    def start_windows(self, model: Any) -> "WindowedRun[Any] | None":
+    def start_windows(self, model: Any) -> WindowedRun[Any] | None:
         """Begin to process a clip in windows, for clips that are too long to be decoded whole.
 
         The results must be those of `run`, to the bit. Default: None, the operator needs all frames at once, and clips

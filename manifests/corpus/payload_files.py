@@ -23,12 +23,12 @@ def open_payload(
 
     Raises `DamagedFile`, or `OpenUniError` if the shard is missing, as `ColumnGroups.read`.
     """
+    if not is_shard(shard) or offset < 0 or nbytes < 1:
+        raise OpenUniError(f"{group}/{shown(shard)}: {nbytes} bytes at offset {offset}; the Parquet file is damaged")
     name = f"{group}/{shard}"
     where = corpus.store.location(name)
-    if not is_shard(shard) or offset < 0 or nbytes < 1 or not corpus.store.exists(name):
-        if is_shard(shard) and offset >= 0:
-            corpus.read(group, shard, offset, min(nbytes, 1), xxh3)  # raises, and says what to do
-        raise OpenUniError(f"{group}/{shown(shard)}: {nbytes} bytes at offset {offset}; the Parquet file is damaged")
+    if not corpus.store.exists(name):
+        corpus.read(group, shard, offset, 1, xxh3)  # raises, and says what to do
     with ExitStack() as stack:
         try:
             file = stack.enter_context(corpus.store.fs.open(corpus.store.path(name), "rb"))

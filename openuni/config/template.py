@@ -15,7 +15,7 @@ from openuni.manifests.contracts.modality import find_modality
 from openuni.manifests.contracts.operator import Annotator, Operator, find_operator, operator_names
 from openuni.manifests.contracts.options import option_text, strip_annotation
 from openuni.manifests.contracts.producer import Producer
-from openuni.manifests.contracts.windows import supports_windows
+from openuni.manifests.contracts.window_filter import supports_windows
 from openuni.manifests.errors import OpenUniError, unknown_name
 from openuni.shots.shot_detector import find_shot_detector, shot_detector_names
 from openuni.training.codec import LatentCodec, TextCodec

@@ -8,7 +8,7 @@ import numpy as np
 
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.contracts.operator import Filter
-from openuni.manifests.contracts.windows import supports_windows
+from openuni.manifests.contracts.window_filter import supports_windows
 from openuni.manifests.errors import Unavailable
 from openuni.manifests.video.reader import Frames, iter_windows
 from openuni.pipeline.long_clips.feeds import SampleFeed

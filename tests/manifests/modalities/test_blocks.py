@@ -7,12 +7,14 @@ import pytest
 
 from openuni.manifests.contracts.modality import find_modality, modality_names
 from openuni.manifests.errors import ClipError
+from openuni.manifests.modalities.albedo import Albedo
 from openuni.manifests.modalities.alpha import Alpha
 from openuni.manifests.modalities.background import Background
 from openuni.manifests.modalities.densepose import DensePose
 from openuni.manifests.modalities.depth import Depth
 from openuni.manifests.modalities.flow import Flow
 from openuni.manifests.modalities.foreground import Foreground
+from openuni.manifests.modalities.irradiance import Irradiance
 from openuni.manifests.modalities.rgb import RGB
 from openuni.manifests.modalities.segmentation import Segmentation
 from openuni.manifests.video.video_errors import VideoError
@@ -24,10 +26,12 @@ FRAMES = 7
 @pytest.fixture(scope="module")
 def maps():
     """One map of every modality."""
-    found = dict(make_clip(1, frames=FRAMES, height_px=48, width_px=64, preset="people").modalities)
+    found = dict(make_clip(1, frames=FRAMES, height_px=48, width_px=64, preset="layers").modalities)
     rng = np.random.default_rng(0)
     made = {"densepose": DensePose(rng.integers(0, 25, (FRAMES, 48, 64, 3), np.uint8))}
     made["alpha"] = Alpha(rng.random((FRAMES, 48, 64, 1), np.float32))
+    made["albedo"] = Albedo(rng.random((FRAMES, 48, 64, 3), np.float32))
+    made["irradiance"] = Irradiance(rng.random((FRAMES, 48, 64, 3), np.float32) * 3)
     made["rgb"], made["foreground"], made["background"] = (
         kind(rng.integers(0, 256, (FRAMES, 48, 64, 3), np.uint8)) for kind in (RGB, Foreground, Background)
     )

@@ -1,7 +1,7 @@
 """A clip over the limit of decoded frames goes through operators in windows, or is a failed row with what to do."""
 
 import json
-from collections import namedtuple
+from types import SimpleNamespace
 
 import pytest
 
@@ -138,8 +138,8 @@ def test_out_of_memory_in_a_window_passes_again_with_half_the_batch(raw):
 
 
 def test_maps_that_need_more_than_half_of_the_free_disk_are_a_failed_row(raw, monkeypatch):
-    usage = namedtuple("usage", "free")
-    monkeypatch.setattr(spool.shutil, "disk_usage", lambda folder: usage(2 * 21 * 48 * 64 * 9 - 1))
+    usage = SimpleNamespace(free=2 * 21 * 48 * 64 * 9 - 1)
+    monkeypatch.setattr(spool, "shutil", SimpleNamespace(disk_usage=lambda folder: usage))
     corpus = run(raw, 5, filters={}, annotators={"dis": {}, "template_caption": {}})
     assert {"Allowed: half of the" in row["error"] for row in rows(corpus, "annotations/dis")} == {True}
     assert statuses(corpus, "annotations/template_caption") == {"ok"}
