@@ -14,7 +14,7 @@ from openuni.manifests.contracts.decoded_clip import decode
 from openuni.manifests.contracts.modality import Modality, find_modality, picture_levels, read_rendering
 from openuni.manifests.errors import OpenUniError
 from openuni.manifests.storage.store import TEMP_FILE, require_folder
-from openuni.manifests.video.encode import MAX_FPS, PixelFormat, check_fps, exact_fps, write_video
+from openuni.manifests.video.encode import MAX_FPS, PixelFormat, check_fps, write_video
 from openuni.manifests.video.probe import make_clip, probe
 from openuni.manifests.video.video_errors import VideoError
 
@@ -87,7 +87,7 @@ def _paths(given: tuple[str, ...]) -> dict[str, str]:
 def _output_fps(asked: float | None, given: dict[str, float], record: dict[str, Any]) -> float:
     """Frame rate of the output: as asked for, else of the conditions, else of the clips that the run was trained on."""
     if asked is not None:
-        return exact_fps(asked)
+        return asked  # `write_video` takes 29.97 for 30000/1001
     if not given:
         return record["data"].get("fps") or DEFAULT_FPS
     if max(given.values()) - min(given.values()) > SAME_FPS:

@@ -47,5 +47,5 @@ def test_corpora_without_hashes_are_read_and_extended(tmp_path):
     path = corpus.store.path(part)
     pq.write_table(pq.read_table(path).drop_columns(["content_hash"]), path)
     write_clips(tmp_path / "raw", 3)
-    again = run(RECIPE, tmp_path / "raw", tmp_path / "corpus")
+    again = run(RECIPE | {"annotators": {"dis": {"preset": "ultrafast"}}}, tmp_path / "raw", tmp_path / "corpus")
     assert [clip.clip.content_hash is None for clip in again] == [True, True, False] and again.summary().ok == 3
