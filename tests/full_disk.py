@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def files_of_at_most(nbytes: int) -> Iterator[None]:
-    """Writes beyond this size fail in this process. Python would leave cut .pyc files of modules imported meanwhile."""
+    """Writes beyond this size fail in this process. Nor does Python write bytecode: it would leave cut files."""
     before, writes_bytecode = resource.getrlimit(resource.RLIMIT_FSIZE), not sys.dont_write_bytecode
     sys.dont_write_bytecode = True
     resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, before[1]))
