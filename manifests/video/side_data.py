@@ -16,7 +16,7 @@ def side_data(frame: "VideoFrame", name: str) -> Any:
     from av.sidedata.sidedata import SideDataContainer
 
     _accept_unknown_types()
-    return SideDataContainer(frame).get(name)  # type: ignore[call-arg]  # its stubs leave the frame out
+    return SideDataContainer(frame).get(name)  # type: ignore[call-arg]  # the stubs lack its __init__
 
 
 @cache
