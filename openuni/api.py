@@ -17,10 +17,10 @@ from openuni.exchange.importer import find_importer
 from openuni.manifests.contracts.parsing import parse_options
 from openuni.manifests.corpus import keep_rule as rules
 from openuni.manifests.corpus import splits
-from openuni.manifests.corpus.compaction import Compacted
-from openuni.manifests.corpus.compaction import compact as compact_group
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.corpus.layout import annotation_group
+from openuni.manifests.corpus.parts.compaction import Compacted
+from openuni.manifests.corpus.parts.compaction import compact as compact_group
 from openuni.manifests.corpus.writer import storage_errors
 from openuni.manifests.errors import OpenUniError
 from openuni.manifests.storage.lock import lock

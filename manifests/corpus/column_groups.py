@@ -33,13 +33,13 @@ from openuni.manifests.corpus.layout import (
     text_group,
 )
 from openuni.manifests.corpus.names import check_folder_names, is_shard, shown
-from openuni.manifests.corpus.part_files import (
+from openuni.manifests.corpus.parts.part_files import (
     PARALLEL_PARTS,
     open_part,
     read_part,
     table_bytes,
 )
-from openuni.manifests.corpus.part_listing import (
+from openuni.manifests.corpus.parts.part_listing import (
     GroupReader,
     compactions,
     finish_compactions,

@@ -26,8 +26,8 @@ from openuni.manifests.corpus.layout import (
     family_record,
     in_folder,
 )
-from openuni.manifests.corpus.part_files import PARALLEL_PARTS, read_columns, read_part, table_bytes
-from openuni.manifests.corpus.part_listing import relisted, shards_of
+from openuni.manifests.corpus.parts.part_files import PARALLEL_PARTS, read_columns, read_part, table_bytes
+from openuni.manifests.corpus.parts.part_listing import relisted, shards_of
 from openuni.manifests.corpus.splits import require_complete_splits
 from openuni.manifests.corpus.writer import storage_errors
 from openuni.manifests.errors import DamagedFile, OpenUniError

@@ -10,7 +10,7 @@ from openuni.manifests.contracts.decoded_clip import decode
 from openuni.manifests.contracts.modality import Modality, find_modality, modality_names
 from openuni.manifests.corpus.column_groups import ColumnGroups
 from openuni.manifests.corpus.layout import annotation_group, operator_group
-from openuni.manifests.corpus.payload_files import open_payload
+from openuni.manifests.corpus.parts.payload_files import open_payload
 from openuni.manifests.errors import ClipError, OpenUniError, unknown_name
 from openuni.manifests.video.clip import Clip
 from openuni.manifests.video.container import Limits

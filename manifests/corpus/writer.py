@@ -21,8 +21,8 @@ import pyarrow as pa
 import xxhash
 
 from openuni.manifests.corpus.layout import OPEN
-from openuni.manifests.corpus.part_files import read_part, table_bytes
-from openuni.manifests.corpus.part_listing import finish_compactions, shards_of_part, unused_name, visible_parts
+from openuni.manifests.corpus.parts.part_files import read_part, table_bytes
+from openuni.manifests.corpus.parts.part_listing import finish_compactions, shards_of_part, unused_name, visible_parts
 from openuni.manifests.corpus.shards import SafetensorsShard, Shard, ShardEntry, TarShard
 from openuni.manifests.errors import OpenUniError
 from openuni.manifests.storage.remote_errors import remote_errors

@@ -27,10 +27,10 @@ from openuni.manifests.contracts import schema
 from openuni.manifests.contracts.modality import Modality, Payload
 from openuni.manifests.contracts.options import recorded
 from openuni.manifests.corpus.clip_list import WITHIN
-from openuni.manifests.corpus.compaction import compact_if_worthwhile
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.corpus.layout import CLIPS, annotation_group
 from openuni.manifests.corpus.names import is_label, new_label_fault, shown
+from openuni.manifests.corpus.parts.compaction import compact_if_worthwhile
 from openuni.manifests.corpus.shards import TarShard
 from openuni.manifests.corpus.splits import write_pending_splits
 from openuni.manifests.errors import ClipError, OpenUniError

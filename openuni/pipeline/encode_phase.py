@@ -20,8 +20,8 @@ from openuni.manifests.errors import ClipError, OpenUniError
 from openuni.manifests.video.clip import Clip
 from openuni.manifests.video.decoder.limits import Limits
 from openuni.pipeline.failures import format_error
-from openuni.pipeline.map_sources import MapSource
 from openuni.pipeline.phases import ClipItem, CorpusWorker, decoder_threads
+from openuni.pipeline.planning.map_sources import MapSource
 from openuni.pipeline.worker import ItemOutcome, Spec
 from openuni.training.codec import LatentCodec, TextCodec
 

@@ -15,18 +15,18 @@ from openuni.manifests.contracts.modality import FilePayload, Modality, Payload,
 from openuni.manifests.contracts.operator import Operator
 from openuni.manifests.corpus.corpus_clip import read_modality
 from openuni.manifests.corpus.layout import annotation_group, operator_group
+from openuni.manifests.corpus.parts.spool import SpooledMaps
 from openuni.manifests.corpus.shards import TarShard
-from openuni.manifests.corpus.spool import SpooledMaps
 from openuni.manifests.errors import ClipError, OpenUniError, Unavailable
 from openuni.manifests.video.container import Limits
 from openuni.manifests.video.reader import decode_count
 from openuni.pipeline.failures import format_error
-from openuni.pipeline.gpu_memory import VramMeter
 from openuni.pipeline.long_clips.maps import DecodedInputs, MapWindows
 from openuni.pipeline.long_clips.samples import SampleWindows
 from openuni.pipeline.long_clips.worker import LongClip, OperatorResult, WindowedWorker, with_half_batch_size
-from openuni.pipeline.map_sources import MapSource
 from openuni.pipeline.phases import ClipItem, decoder_threads
+from openuni.pipeline.planning.gpu_memory import VramMeter
+from openuni.pipeline.planning.map_sources import MapSource
 from openuni.pipeline.worker import ItemOutcome, Spec
 
 

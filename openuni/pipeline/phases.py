@@ -9,7 +9,7 @@ from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.corpus.writer import PartWriter
 from openuni.manifests.storage.lock import worker_lock
 from openuni.manifests.video.clip import Clip
-from openuni.pipeline.map_sources import MapSource
+from openuni.pipeline.planning.map_sources import MapSource
 from openuni.pipeline.worker import Worker
 
 

@@ -22,7 +22,6 @@ from openuni.console.progress import Counter, Reporter
 from openuni.dedup.deduplicator import not_compared_reason
 from openuni.manifests.contracts.component import fingerprint
 from openuni.manifests.contracts.operator import Operator
-from openuni.manifests.corpus.compaction import compact_if_worthwhile
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.corpus.coverage import clip_ids_with_modality
 from openuni.manifests.corpus.layout import (
@@ -35,17 +34,18 @@ from openuni.manifests.corpus.layout import (
     operator_group,
     text_group,
 )
+from openuni.manifests.corpus.parts.compaction import compact_if_worthwhile
 from openuni.manifests.corpus.splits import write_pending_splits
 from openuni.manifests.errors import OpenUniError
 from openuni.manifests.video.decoder.limits import Limits
 from openuni.pipeline import encode_phase, shot_splitting
-from openuni.pipeline.gpu_memory import gpu_shares, record_gpu_memory
 from openuni.pipeline.ingest_phase import IngestSpec, SourceItem
 from openuni.pipeline.ledger import run_ledger
-from openuni.pipeline.map_sources import MapSource, annotator_of, extents, required_maps
 from openuni.pipeline.operator_phase import OperatorSpec
-from openuni.pipeline.passes import PoolPlan, plan_passes
-from openuni.pipeline.plans import INTERNAL_ERROR_HINT, clip_items, missing
+from openuni.pipeline.planning.gpu_memory import gpu_shares, record_gpu_memory
+from openuni.pipeline.planning.map_sources import MapSource, annotator_of, extents, required_maps
+from openuni.pipeline.planning.passes import PoolPlan, plan_passes
+from openuni.pipeline.planning.plans import INTERNAL_ERROR_HINT, clip_items, missing
 from openuni.pipeline.run_log import RunLog
 from openuni.pipeline.runners.pool_sizes import cpu_pool, gpu_pool
 from openuni.pipeline.runners.resources import Pool, PoolSize, Runner

@@ -7,7 +7,7 @@ from openuni.config.recipe import CorpusRecipe
 from openuni.manifests.contracts.checkpoint import Checkpoint
 from openuni.manifests.errors import MissingRequirement, OpenUniError
 from openuni.manifests.storage.store import Store
-from openuni.pipeline.map_sources import annotator_of, required_maps
+from openuni.pipeline.planning.map_sources import annotator_of, required_maps
 
 MIN_FREE_BYTES = 1024**3
 CODECS = ("h264", "hevc", "vp9", "av1", "mpeg4")

@@ -26,8 +26,8 @@ from openuni.manifests.corpus.layout import (
     set_aside,
     visible_group,
 )
-from openuni.manifests.corpus.part_files import read_part, table_bytes
-from openuni.manifests.corpus.part_listing import delete_replaced, rows_with_shard, shards_of
+from openuni.manifests.corpus.parts.part_files import read_part, table_bytes
+from openuni.manifests.corpus.parts.part_listing import delete_replaced, rows_with_shard, shards_of
 from openuni.manifests.errors import OpenUniError
 from openuni.manifests.storage.checksums import record_bytes
 from openuni.pipeline import encode_phase, shot_splitting

@@ -168,7 +168,7 @@ def put_scores(corpus: Any, kind: Any, start: int, ids: Any, flat: Any, width: i
 def put(corpus: Any, group: str, start: int, table: Any) -> None:
     """One part."""
     from openuni.manifests.corpus.column_groups import VERSION_KEY
-    from openuni.manifests.corpus.part_files import table_bytes
+    from openuni.manifests.corpus.parts.part_files import table_bytes
 
     data = table_bytes(table.replace_schema_metadata({VERSION_KEY: b"1"}))
     corpus.store.put(f"{group}/part-{start:09d}.parquet", data)

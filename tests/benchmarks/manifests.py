@@ -57,7 +57,7 @@ def build(folder: str, rows: int, part_rows: int) -> None:
     from openuni.manifests.contracts.schema import clip_schema, producer_schema
     from openuni.manifests.corpus.column_groups import VERSION_KEY
     from openuni.manifests.corpus.corpus import Corpus
-    from openuni.manifests.corpus.part_files import table_bytes
+    from openuni.manifests.corpus.parts.part_files import table_bytes
     from openuni.pipeline.pipeline import INGEST_VERSION, Pipeline
     from openuni.pipeline.runners.in_process_runner import InProcessRunner
 

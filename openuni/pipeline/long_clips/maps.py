@@ -7,15 +7,15 @@ from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.contracts.modality import FilePayload, Modality, Payload, find_modality
 from openuni.manifests.corpus.corpus_clip import stored_blocks
 from openuni.manifests.corpus.layout import annotation_group
-from openuni.manifests.corpus.spool import SpooledMaps
+from openuni.manifests.corpus.parts.spool import SpooledMaps
 from openuni.manifests.errors import ClipError, OpenUniError, Unavailable
 from openuni.manifests.video.reader import Frames, iter_windows
 from openuni.pipeline.failures import format_error
 from openuni.pipeline.long_clips.feeds import MapFeed
 from openuni.pipeline.long_clips.window_pass import OperatorPass, frames_per_window
 from openuni.pipeline.long_clips.worker import LongClip, OperatorResult, Views, WindowedWorker
-from openuni.pipeline.map_sources import MapSource
 from openuni.pipeline.phases import ClipItem, decoder_threads
+from openuni.pipeline.planning.map_sources import MapSource
 
 
 class DecodedInputs(NamedTuple):

@@ -13,7 +13,7 @@ from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.contracts.modality import Modality
 from openuni.manifests.contracts.operator import Operator
 from openuni.manifests.contracts.windows import WindowedRun
-from openuni.manifests.corpus.spool import SpooledMaps
+from openuni.manifests.corpus.parts.spool import SpooledMaps
 from openuni.manifests.errors import ClipError, OpenUniError, Unavailable
 from openuni.manifests.video.clip import Clip
 from openuni.manifests.video.reader import Frames, working_size

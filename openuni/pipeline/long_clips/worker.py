@@ -9,15 +9,15 @@ import numpy as np
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.contracts.modality import FilePayload, Payload
 from openuni.manifests.contracts.operator import Operator
-from openuni.manifests.corpus.spool import SpooledMaps
+from openuni.manifests.corpus.parts.spool import SpooledMaps
 from openuni.manifests.errors import ClipError, OpenUniError, Unavailable
 from openuni.manifests.video.clip import Clip
 from openuni.manifests.video.container import Limits
 from openuni.manifests.video.reader import Frames, working_size
 from openuni.pipeline.failures import format_error
-from openuni.pipeline.gpu_memory import VramMeter
 from openuni.pipeline.long_clips.window_pass import OperatorPass, run_windows
 from openuni.pipeline.phases import ClipItem, CorpusWorker
+from openuni.pipeline.planning.gpu_memory import VramMeter
 
 BATCH_SIZE_OPTIONS = ("frames_per_batch", "points_per_batch")
 NO_WINDOWS = (

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import xxhash
 
-from openuni.manifests.corpus.part_files import (
+from openuni.manifests.corpus.parts.part_files import (
     CheckedFile,
     open_part,
     parts_dataset,

@@ -9,9 +9,9 @@ from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.contracts.modality import Modality
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.corpus.corpus_clip import read_modality, stored_blocks
-from openuni.manifests.corpus.payload_files import open_payload
+from openuni.manifests.corpus.parts.payload_files import open_payload
+from openuni.manifests.corpus.parts.spool import SpooledMaps
 from openuni.manifests.corpus.shards import TarShard
-from openuni.manifests.corpus.spool import SpooledMaps
 from openuni.manifests.errors import ClipError, DamagedFile, OpenUniError
 from openuni.manifests.modalities.depth import Depth
 from openuni.manifests.modalities.flow import Flow

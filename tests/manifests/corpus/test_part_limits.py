@@ -8,7 +8,7 @@ import pytest
 
 import openuni
 from openuni.manifests.corpus.corpus import Corpus
-from openuni.manifests.corpus.part_limits import CLIP_BOUNDS, MAP_BOUNDS, TENSOR_BOUNDS
+from openuni.manifests.corpus.parts.part_limits import CLIP_BOUNDS, MAP_BOUNDS, TENSOR_BOUNDS
 from openuni.manifests.errors import DamagedFile
 from tests.bare_corpora import bare_corpus
 from tests.command_line import cli

@@ -12,7 +12,7 @@ import openuni
 from openuni.manifests.contracts.schema import clip_schema
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.corpus.coverage import coverage, stored_sizes
-from openuni.manifests.corpus.part_files import table_bytes
+from openuni.manifests.corpus.parts.part_files import table_bytes
 from openuni.manifests.storage.checksums import TAIL_BYTES
 from openuni.report.explain import explain
 from tests.s3_server import Application, s3_bucket

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from openuni.console.progress import Reporter
-from openuni.pipeline.gpu_memory import VramMeter
+from openuni.pipeline.planning.gpu_memory import VramMeter
 
 MB = 10**6
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 import openuni
-from openuni.manifests.corpus import spool
+from openuni.manifests.corpus.parts import spool
 from openuni.pipeline.scope import RunScope
 from tests.raw_clips import contents, write_clips
 

@@ -6,8 +6,8 @@ from typing import ClassVar
 import pytest
 
 from openuni.manifests.errors import OpenUniError
-from openuni.pipeline.map_sources import MapSource
-from openuni.pipeline.passes import plan_passes
+from openuni.pipeline.planning.map_sources import MapSource
+from openuni.pipeline.planning.passes import plan_passes
 from openuni.pipeline.runners.capacity import Capacity, Node, Shape
 from openuni.pipeline.runners.pool_sizes import both_pools, cpu_pool, gpu_pool
 from openuni.pipeline.runners.resources import PoolSize, Resources

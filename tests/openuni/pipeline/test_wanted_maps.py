@@ -9,7 +9,7 @@ import openuni
 from openuni.config.recipe import CorpusRecipe
 from openuni.console.progress import Reporter
 from openuni.manifests.errors import OpenUniError
-from openuni.pipeline.map_sources import MapSource, required_maps
+from openuni.pipeline.planning.map_sources import MapSource, required_maps
 from openuni.pipeline.scope import RunScope
 from tests.raw_clips import write_clips
 

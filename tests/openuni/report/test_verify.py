@@ -12,7 +12,7 @@ import pytest
 import openuni
 from openuni.console.progress import Reporter
 from openuni.manifests.corpus.corpus import Corpus
-from openuni.manifests.corpus.part_files import read_part, table_bytes
+from openuni.manifests.corpus.parts.part_files import read_part, table_bytes
 from openuni.manifests.storage.lock import lock
 from openuni.report.verify_report import VerifyReport
 from tests.command_line import cli

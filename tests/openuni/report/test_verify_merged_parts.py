@@ -8,8 +8,8 @@ import pytest
 
 import openuni
 from openuni.console.progress import Reporter
-from openuni.manifests.corpus.compaction import compact
 from openuni.manifests.corpus.corpus import Corpus
+from openuni.manifests.corpus.parts.compaction import compact
 from openuni.manifests.errors import DamagedFile
 from openuni.report.verify_report import VerifyReport
 from tests.command_line import cli

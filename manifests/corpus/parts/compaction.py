@@ -15,8 +15,8 @@ import pyarrow as pa
 
 from openuni.manifests.corpus.column_groups import ColumnGroups
 from openuni.manifests.corpus.layout import PART_SUFFIX
-from openuni.manifests.corpus.part_files import PARALLEL_PARTS, open_part, read_part, table_bytes, verify_part
-from openuni.manifests.corpus.part_listing import (
+from openuni.manifests.corpus.parts.part_files import PARALLEL_PARTS, open_part, read_part, table_bytes, verify_part
+from openuni.manifests.corpus.parts.part_listing import (
     REPLACES_KEY,
     compactions,
     delete_replaced,

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from openuni.manifests.contracts.operator import Operator
-from openuni.pipeline.map_sources import MapSource
+from openuni.pipeline.planning.map_sources import MapSource
 from openuni.pipeline.runners.capacity import Capacity
 from openuni.pipeline.runners.pool_sizes import both_pools, cpu_pool, gpu_pool, usable_gpus
 from openuni.pipeline.runners.resources import PoolSize, Resources

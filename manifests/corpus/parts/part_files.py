@@ -18,7 +18,7 @@ import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from openuni.manifests.corpus.part_limits import check_declared
+from openuni.manifests.corpus.parts.part_limits import check_declared
 from openuni.manifests.errors import DamagedFile
 from openuni.manifests.storage.checked_file import CheckedFile
 from openuni.manifests.storage.checksums import TAIL_BYTES, add_block_checksums

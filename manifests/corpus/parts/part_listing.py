@@ -20,7 +20,7 @@ import pyarrow.dataset as pads
 
 from openuni.manifests.corpus.layout import PART_SUFFIX, SHARD_SUFFIXES, in_folder, operator_of
 from openuni.manifests.corpus.names import check_part_names, is_shard, name_columns
-from openuni.manifests.corpus.part_files import (
+from openuni.manifests.corpus.parts.part_files import (
     PARALLEL_PARTS,
     CheckedDataset,
     Path,
@@ -31,7 +31,7 @@ from openuni.manifests.corpus.part_files import (
     read_joined,
     read_part,
 )
-from openuni.manifests.corpus.part_limits import check_kinds, check_values, checked_columns
+from openuni.manifests.corpus.parts.part_limits import check_kinds, check_values, checked_columns
 from openuni.manifests.errors import DamagedFile, OpenUniError
 from openuni.manifests.storage.store import Store
 

@@ -11,8 +11,8 @@ from openuni.config.captions import CaptionColumn, captions
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.errors import OpenUniError
 from openuni.manifests.video.clip import Clip
-from openuni.pipeline.map_sources import MapSource, extents
 from openuni.pipeline.phases import ClipItem
+from openuni.pipeline.planning.map_sources import MapSource, extents
 
 WINDOW_ROWS = 50_000  # clips whose stored maps are looked up at a time: a plan of millions stays columnar
 INTERNAL_ERROR_HINT = "Internal error: rerun the command; if it persists, report it with the log of this run in runs/."
