@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -247,7 +247,7 @@ def duplicates(
     from openuni import api
 
     given = {"max_distance": max_distance, "min_similarity": min_similarity}
-    options = {name: value for name, value in given.items() if value is not None}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     print_text(api.duplicates(corpus, by, **options))
 
 
