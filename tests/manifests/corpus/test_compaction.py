@@ -13,8 +13,8 @@ import pytest
 
 import openuni
 from openuni.console.progress import Reporter
-from openuni.manifests.corpus.parts import compaction, part_listing
 from openuni.manifests.corpus.corpus import Corpus
+from openuni.manifests.corpus.parts import compaction, part_listing
 from openuni.manifests.corpus.parts.compaction import compact, compact_if_worthwhile
 from openuni.manifests.corpus.parts.part_files import table_bytes
 from openuni.manifests.corpus.writer import PartWriter

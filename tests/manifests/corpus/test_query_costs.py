@@ -4,9 +4,9 @@ from collections import Counter
 
 import pytest
 
-from openuni.manifests.corpus.parts import part_files
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.corpus.coverage import coverage, stored_sizes
+from openuni.manifests.corpus.parts import part_files
 from openuni.manifests.corpus.parts.compaction import compact
 from tests.benchmarks.manifests import SELECT, build, measure
 from tests.small_parts import GROUPS, seen, small_parts
