@@ -124,6 +124,7 @@ class Server:
     def __init__(self, channel: Channel) -> None:
         self.channel, self.buffers = channel, memory.Buffers()
         self.credit = 0
+        self.is_abandoned = False
         memory.use_buffers(self.buffers)
         self.base_bytes = _data_bytes()
 
@@ -144,7 +145,10 @@ class Server:
             except Closed:
                 raise
             except Exception as error:  # of any kind: it is raised in the parent
-                self.channel.send({"error": _described(error, message)}, [])
+                if self.is_abandoned:
+                    self.send("end")
+                else:
+                    self.channel.send({"error": _described(error, message)}, [])
             self.buffers.end_request()
 
     def send(self, kind: str, value: Any = None) -> None:
@@ -158,15 +162,23 @@ class Server:
             os.close(fd)
 
     def ask(self, number: int, arguments: tuple[Any, ...]) -> Any:
-        """Call a function of the parent."""
-        self.send("ask", (number, arguments))
-        while True:
-            message, fds = self._receive()
-            if "answer" in message:
-                return values.decode(message["answer"], _Inbox(self, fds))
-            self.credit += int(message.get("more", 0))
+        """Call a function of the parent. Raises `ConnectionAbortedError` if the parent no longer wants the result.
+
+        It may be called by FFmpeg, through which only an `Exception` passes.
+        """
+        try:
+            self._stop_if_abandoned()
+            self.send("ask", (number, arguments))
+            while True:
+                message, fds = self._receive()
+                if "answer" in message:
+                    return values.decode(message["answer"], _Inbox(self, fds))
+                self.credit += int(message.get("more", 0))
+        except _Abandoned as error:
+            raise ConnectionAbortedError from error
 
     def _answer(self, message: dict[str, Any], fds: list[int]) -> None:
+        self.is_abandoned = False
         _limit(message, self.base_bytes)
         inbox = _Inbox(self, fds)
         arguments = values.decode(message["arguments"], inbox)
@@ -206,6 +218,7 @@ class Server:
 
     def _wait_for_credit(self) -> None:
         """Wait until the parent can use one more item. Raises `_Abandoned` if it wants no more."""
+        self._stop_if_abandoned()
         while not self.credit or select.select([self.channel.connection], [], [], 0)[0]:
             message, _ = self._receive()
             self.credit += int(message.get("more", 0))
@@ -213,9 +226,13 @@ class Server:
     def _receive(self) -> tuple[dict[str, Any], list[int]]:
         message, fds = self.channel.receive()
         self._take_over(message)
-        if message.get("abandon"):
-            raise _Abandoned
+        self.is_abandoned = self.is_abandoned or bool(message.get("abandon"))
+        self._stop_if_abandoned()
         return message, fds
+
+    def _stop_if_abandoned(self) -> None:
+        if self.is_abandoned:
+            raise _Abandoned
 
     def _take_over(self, message: dict[str, Any]) -> None:
         self.buffers.release(message["release"], message["drop"])

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import io
 import json
 import os
 import signal
@@ -21,9 +22,9 @@ from openuni.manifests.video.clip import Clip
 from openuni.manifests.video.container import Limits
 from openuni.manifests.video.decoder import process
 from openuni.manifests.video.decoder.memory import MAX_POOLED_BYTES
-from openuni.manifests.video.encode import decode_lossless, encode_lossless
+from openuni.manifests.video.encode import decode_lossless, encode_lossless, iter_lossless
 from openuni.manifests.video.probe import probe, probe_clip
-from openuni.manifests.video.reader import decode_count, decode_frames, iter_frames
+from openuni.manifests.video.reader import decode_count, decode_frames, iter_frames, iter_windows
 from openuni.manifests.video.video_errors import CorruptVideo, LimitExceeded, NotAVideo, VideoError
 from tests.coded_clips import encode, numbers
 from tests.file_server import file_server
@@ -102,6 +103,23 @@ def test_a_generator_that_is_left_early_leaves_a_usable_decoder(clip: Clip, one_
     first = one_decoder()
     frames.close()
     assert numbers(decode_frames(clip, np.array([59])).frames) == [59]
+    assert one_decoder() == first
+
+
+@pytest.mark.timeout(60)
+def test_a_generator_that_calls_back_is_read_whole_or_left_early(clip: Clip, one_decoder: Callable[[], int]) -> None:
+    """FFmpeg swallows what is raised while it reads a file that the parent reads for it."""
+    planes = np.random.default_rng(0).integers(0, 256, (400, 96, 128, 1), np.uint8)
+    file = io.BytesIO(encode_lossless(planes, 25))
+    assert np.array_equal(np.stack(list(iter_lossless(file))), planes)
+    first = one_decoder()
+    for count in (1, 3, 200):  # the decoder waits for credit, or for a read
+        frames = iter_lossless(file)
+        assert np.array_equal(np.stack([next(frames) for _ in range(count)]), planes[:count])
+        frames.close()
+        assert numbers(decode_frames(clip, np.array([59])).frames) == [59]
+    windows = iter_windows(clip, frames_per_window=4, indices=lambda times_s: np.arange(0, len(times_s), 5))
+    assert [numbers(window.frames) for window in windows] == [[0, 5, 10, 15], [20, 25, 30, 35], [40, 45, 50, 55]]
     assert one_decoder() == first
 
 
