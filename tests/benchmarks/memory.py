@@ -280,7 +280,8 @@ class IdleSpec(Spec):
 def pending_marks(count: int, workers: int) -> list[Mark]:
     """The driver of a phase with so many items that cost nothing."""
     from openuni.pipeline.ingest_phase import SourceItem
-    from openuni.pipeline.runners.resources import Resources
+    from openuni.pipeline.runners.pool_sizes import cpu_pool
+    from openuni.pipeline.runners.resources import Pool, Resources
     from openuni.pipeline.runners.runner import open_runner
 
     marks: list[Mark] = []
@@ -293,7 +294,9 @@ def pending_marks(count: int, workers: int) -> list[Mark]:
             marks.append(mark())
 
     with open_runner(Resources(workers)) as runner:
-        runner.run(IdleSpec(), (SourceItem(f"{number}.mp4") for number in range(count)), report, lambda held: held)
+        items = (SourceItem(f"{number}.mp4") for number in range(count))
+        size = cpu_pool(runner.resources, runner.capacity())
+        runner.run_pools([Pool("idle", IdleSpec(), items, report, lambda held: held, size)])
     return marks
 
 

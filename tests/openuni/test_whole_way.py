@@ -66,7 +66,7 @@ def recipe(tmp_path_factory):
 @pytest.mark.timeout(900)
 def test_raw_clips_to_generated_videos(raw, recipe, tmp_path, ray_address):
     assert cli("doctor", recipe).returncode == 0
-    done = cli("run", recipe, raw, "--out", tmp_path / "corpus", "--workers", 1, "--address", ray_address)
+    done = cli("run", recipe, raw, "--out", tmp_path / "corpus", "--workers", 1, "--gpus", 0, "--address", ray_address)
     assert done.returncode == 0, done.stderr
     corpus = openuni.open_corpus(tmp_path / "corpus")
     assert corpus.summary().ok >= 4 and corpus.summary().pending == 0

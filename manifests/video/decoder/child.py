@@ -323,6 +323,8 @@ def main() -> None:
     options = json.loads(sys.argv[1])
     faulthandler.enable(sys.stderr)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))  # shared memory counts as a file
     _prefer_for_killing()
     _keep_heap()
     _end_with_parent(options["lifeline"])

@@ -18,7 +18,7 @@ class VramMeter:
     """Reads PyTorch's allocator on one device; sees nothing on a CPU, nor of libraries with their own allocator."""
 
     def __init__(self, device: str) -> None:
-        self.on_gpu = device.startswith("cuda") and _has_gpu()
+        self.on_gpu = device.startswith("cuda")
         self.weights: dict[str, int] = {}
         self.working: dict[str, int] = {}
 
@@ -32,7 +32,7 @@ class VramMeter:
     @contextmanager
     def running(self, name: str) -> Iterator[None]:
         """Around a run of the operator."""
-        if not self.on_gpu:
+        if not self._has_counters():
             yield
             return
         import torch
@@ -51,8 +51,16 @@ class VramMeter:
             name: round((self.weights.get(name, 0) + used) / BYTES_PER_MB, 1) for name, used in self.working.items()
         }
 
-    def _allocated(self) -> int:
+    def _has_counters(self) -> bool:
+        """Whether PyTorch uses the GPU; its counters are there from then on."""
         if not self.on_gpu:
+            return False
+        import torch
+
+        return bool(torch.cuda.is_initialized())
+
+    def _allocated(self) -> int:
+        if not self._has_counters():
             return 0
         import torch
 
@@ -80,9 +88,3 @@ def record_gpu_memory(corpus: Corpus, versions: Mapping[str, str], phases: Seque
             found[versions[name]] = max(used_mb, found.get(versions[name], 0.0))
     if found != known:
         corpus.save_record(**{GPU_MEMORY_RECORD: found})
-
-
-def _has_gpu() -> bool:
-    import torch
-
-    return bool(torch.cuda.is_available())

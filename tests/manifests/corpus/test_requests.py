@@ -15,6 +15,7 @@ from openuni.manifests.corpus.coverage import coverage, stored_sizes
 from openuni.manifests.corpus.parts.part_files import table_bytes
 from openuni.manifests.storage.checksums import TAIL_BYTES
 from openuni.report.explain import explain
+from tests.bare_corpora import NUMBERS
 from tests.s3_server import Application, s3_bucket
 from tests.small_parts import GROUPS, MAPS, add_part, rows_seen, seen, small_parts
 
@@ -107,7 +108,7 @@ def test_columns_of_large_parts_are_read_in_few_requests(bucket, requests):
     """A part that does not fit into its first request: its end, then the columns that are asked for."""
     corpus = Corpus.create(f"{bucket}/large")
     texts = [random.Random(number).randbytes(20).hex() for number in range(6000)]
-    rows = [{"clip_id": f"c{number}", "source": "x", "status": "ok"} for number in range(6000)]
+    rows = [NUMBERS | {"clip_id": f"c{number}", "source": "x", "status": "ok"} for number in range(6000)]
     table = pa.Table.from_pylist(rows, clip_schema())
     table = table.set_column(table.schema.get_field_index("caption"), "caption", pa.array(texts))
     corpus.store.put("clips/part-1.parquet", table_bytes(table))

@@ -20,6 +20,12 @@ from tests.memory_in_use import growth_per_call
 MAX_BYTES = 100  # per call; an AVPacket takes 150, a frame of 64 x 48 pixels 4,600
 
 
+@pytest.fixture(autouse=True)
+def in_process(monkeypatch):
+    """What is left behind is left in the process that decodes."""
+    monkeypatch.setenv("OPENUNI_DECODER", "in-process")
+
+
 @pytest.fixture
 def clip(tmp_path):
     return probe_clip(str(encode(tmp_path / "clip.mp4", times=range(40), options={"g": "5", "bf": "0"})))

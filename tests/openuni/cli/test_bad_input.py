@@ -179,7 +179,7 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(recipe, tmp_path):
     limit = shard.stat().st_size // 2
 
     def shrink() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
     arguments = ("run", recipe, tmp_path / "raw", "--out", tmp_path / "corpus", "--workers", 0)
     command = [sys.executable, "-m", "openuni", *map(str, arguments)]

@@ -17,6 +17,7 @@ def gpu(monkeypatch):
     def reset():
         memory["peak"] = memory["now"]
 
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: memory["now"])
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: memory["peak"])
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset)

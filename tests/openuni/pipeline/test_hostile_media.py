@@ -24,7 +24,7 @@ from tests.hostile_media import SECRET, all_files
 RECIPE = "[ingest]\nprobe_timeout_s = 5\n[work]\ndecoder_timeout_s = 5\ndecoder_memory_gb = 1\n[filters.luminance]\n"
 # the others fail when they are probed
 PROBED = {"huge_track.mkv", "no_timescale.mkv", "matroska.avi", "attached.mkv", "link.mkv", "size_changes.mkv"}
-PROBED |= {"cut_2.ts", "cut_3.ts", "cut_1.flv", "cut_2.flv", "cut_3.flv"}
+PROBED |= {"cut_1.ts", "cut_2.ts", "cut_3.ts", "cut_1.flv", "cut_2.flv", "cut_3.flv"}
 REASONS = {
     "huge.mp4": "max_pixels|cannot be decoded",
     "many_samples.mp4": "declares 60000000 samples",
