@@ -159,22 +159,41 @@ class RayRunner(Runner):
             for run in runs:
                 self._wake_idle(running, run)
                 self._release_unplaced(running, run)
+            self._release_done(running, runs)
             self._grow(running, runs)
         self._finish(runs)
 
     def _take_slots(self, runs: list[PoolRun]) -> None:
-        """Actors for every pool: those of the phase before where they have the shape, else new ones."""
-        for run in runs:
+        """Actors for every pool: those of the phase before where they have the shape, else new ones.
+
+        Those with a GPU first: the others could take the cores of the nodes that have one.
+        """
+        for run in sorted(runs, key=lambda run: -run.pool.size.shape.gpus):
             workers, shape = run.pool.size
-            fitting = [slot for slot in self.idle if slot.shape == shape][:workers]
-            self.idle = [slot for slot in self.idle if not any(slot is taken for taken in fitting)]
-            run.slots = fitting
-        for slot in self.idle:  # first of all: the others may wait for what these hold
+            run.slots = [slot for slot in self.idle if slot.shape == shape][:workers]
+            self.idle = [slot for slot in self.idle if not any(slot is taken for taken in run.slots)]
+            new = workers - len(run.slots)
+            if new and shape.gpus:
+                self._kill_idle()
+            run.slots += [self._new_slot(shape) for _ in range(new)]
+            if new and shape.gpus and len(runs) > 1:
+                calls = [slot.actor.ready.remote() for slot in run.slots]
+                self.ray.wait(calls, num_returns=len(calls), timeout=PLACEMENT_NOTICE_S)
+        self._kill_idle()  # the others may wait for what these hold
+
+    def _kill_idle(self) -> None:
+        for slot in self.idle:
             self.ray.kill(slot.actor)
         self.idle = []
+
+    def _release_done(self, running: dict[Any, tuple[PoolRun, ActorSlot]], runs: list[PoolRun]) -> None:
+        """End the workers of a pool that is done while another one waits for room."""
+        waiting = {id(run) for run, slot in running.values() if not slot.started}
+        busy = {id(run) for run, _ in running.values()}
         for run in runs:
-            while len(run.slots) < run.pool.size.workers:
-                run.slots.append(self._new_slot(run.pool.size.shape))
+            if waiting - {id(run)} and run.slots and run.queue.is_empty and id(run) not in busy:
+                self._finish([run])
+                self._kill_idle()
 
     def _next_replies(self, running: dict[Any, tuple[PoolRun, ActorSlot]], runs: list[PoolRun]) -> list[Any]:
         """All finished calls, at least one. Raises `RayLost` when none can come any more."""

@@ -55,6 +55,9 @@ class RayWorker:
         self.node_id = ""
         self.code = setup.code
 
+    def ready(self) -> None:
+        """Answers once the actor has been placed."""
+
     def start(self, spec: Spec) -> Reply:
         """Start a phase: load models, open writers."""
         import cv2
