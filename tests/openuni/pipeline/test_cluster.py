@@ -4,9 +4,9 @@ import queue
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import chdir
 from pathlib import Path
 from typing import Any
@@ -59,12 +59,13 @@ class ThreeNodes:
 def three_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThreeNodes]:
     from ray.cluster_utils import Cluster
 
-    with chdir(tmp_path_factory.mktemp("ray")):
+    with chdir(tmp_path_factory.mktemp("ray")):  # as in conftest
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-        try:
-            yield ThreeNodes(cluster)
-        finally:
-            cluster.shutdown()
+        nodes = ThreeNodes(cluster)
+    try:
+        yield nodes
+    finally:
+        cluster.shutdown()
 
 
 def write_recipe(folder: Path, seconds: float = 0.0) -> Path:
@@ -116,7 +117,15 @@ def test_nodes_that_die_in_every_phase_and_others_that_join_change_nothing(tmp_p
             started.put(name)
             return super().phase(name, total)
 
-    def disturb() -> None:
+    def work() -> Corpus:
+        out, resources = tmp_path / "out", Resources(None, None, three_nodes.address)
+        try:
+            return openuni.run(recipe, tmp_path / "raw", out=out, resources=resources, reporter=Watching(quiet=True))
+        finally:
+            started.put(None)
+
+    with ThreadPoolExecutor(1) as pool:  # Ray adds nodes in the main thread only
+        done = pool.submit(work)
         while (phase := started.get(timeout=300)) is not None:
             if phase == "dis":
                 continue  # at the same time as the phase before
@@ -128,15 +137,7 @@ def test_nodes_that_die_in_every_phase_and_others_that_join_change_nothing(tmp_p
                 three_nodes.kill(three_nodes.cpu_node)
                 three_nodes.cpu_node = three_nodes.add(2)
             killed.append(phase)
-
-    thread = threading.Thread(target=disturb)
-    thread.start()
-    try:
-        out, resources = tmp_path / "out", Resources(None, None, three_nodes.address)
-        corpus = openuni.run(recipe, tmp_path / "raw", out=out, resources=resources, reporter=Watching(quiet=True))
-    finally:
-        started.put(None)
-        thread.join()
+        corpus = done.result()
     assert killed == ["ingest", "motion + luminance", "tests.operators.on_gpu", "encode"]
     assert contents(corpus) == contents(alone)
 
