@@ -228,7 +228,7 @@ def test_ray_workers(folder, bare, installed):
     marks = folder.marks()
     assert marks.keys() == {"lab"}
     processes = {line for line in marks["lab"].splitlines() if line.startswith("pid ")}
-    assert len(processes) == 3, "the command, and two workers"
+    assert len(processes) in (2, 3), "the command, and the workers that were placed before the work was done"
 
 
 def test_mypy_sees_our_types(folder):

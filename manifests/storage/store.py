@@ -232,15 +232,11 @@ class Store:
             return
         target = self.local(name)
         target.parent.mkdir(parents=True, exist_ok=True)
-        temp_path = _temp_path(target)
         try:
-            with temp_path.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temp_path.replace(target)
-        finally:
-            temp_path.unlink(missing_ok=True)
+            _write_atomically(target, data)
+        except FileNotFoundError:
+            # another process that has just locked the corpus took it for a leftover: see `delete_temp_files`
+            _write_atomically(target, data)
 
     def put_file(self, source: Path, name: str) -> None:
         """Move a finished local file into the store atomically."""
@@ -354,3 +350,15 @@ def _temp_path(target: Path) -> Path:
 def _no_listing_cache(url: str) -> dict[str, Any]:
     # a cached listing could hide a later commit of another worker
     return {"use_listings_cache": False} if "://" in url and not url.startswith(("file:", "local:")) else {}
+
+
+def _write_atomically(target: Path, data: bytes) -> None:
+    temp_path = _temp_path(target)
+    try:
+        with temp_path.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temp_path.replace(target)
+    finally:
+        temp_path.unlink(missing_ok=True)

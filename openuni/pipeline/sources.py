@@ -178,7 +178,7 @@ def _local(item: str) -> str:
     """The path that a local item names."""
     path = item.removeprefix("file://")
     if path != item and "%" in path and not mode_of(path, follow_links=False):
-        return unquote(path)  # a file URI, as browsers and file managers write it
+        return unquote(path, errors="surrogateescape")  # a file URI, as browsers and file managers write it
     try:
         return str(Path(path).expanduser()) if path.startswith("~") else path
     except RuntimeError:  # no such user

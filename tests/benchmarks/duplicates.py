@@ -143,7 +143,8 @@ def put_clips(corpus: Any, start: int, ids: Any) -> None:
     from openuni.manifests.contracts.schema import clip_schema
 
     same = {"source": "x.mp4", "status": "ok", "time_base_num": 1, "time_base_den": 25, "start_pts": 0}
-    same |= {"end_pts": 125, "width_px": 1280, "height_px": 720}
+    same |= {"end_pts": 125, "width_px": 1280, "height_px": 720, "stream_index": 0, "frame_count": 125, "fps": 25.0}
+    same |= {"codec": "h264", "pts_hash": "0" * 16}
     columns = {name: pa.repeat(pa.scalar(value), len(ids)) for name, value in same.items()} | {"clip_id": ids}
     schema = clip_schema()
     table = [columns[f.name].cast(f.type) if f.name in columns else pa.nulls(len(ids), f.type) for f in schema]

@@ -7,8 +7,6 @@ the pipeline in a process of its own, without Ray, and prints what it measured a
 import argparse
 import json
 import multiprocessing
-import resource
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -53,12 +51,13 @@ def measure(video: Path, out: Path, recipe: Mapping[str, Any]) -> dict[str, Any]
     rows = {}
     for kind, group in (("filters", "filters"), ("annotators", "annotations")):
         rows |= {name: corpus.table(f"{group}/{name}").to_pylist()[0][name] for name in recipe.get(kind, {})}
-    unit = 1 if sys.platform == "darwin" else 1024
+    status = Path("/proc/self/status").read_text()  # `ru_maxrss` would begin with that of the process that forked it
+    (peak_kb,) = (int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
     return {
         "clips": corpus.table("clips").num_rows,
         "seconds": time.perf_counter() - started,
         "cpu_seconds": time.process_time(),
-        "peak_rss_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9,
+        "peak_rss_gb": peak_kb * 1024 / 1e9,
         "rows": rows,
     }
 

@@ -274,11 +274,27 @@ CHILDREN = {
 }
 
 
+WAIT_FOR_END = os.WEXITED | os.WNOHANG | os.WNOWAIT
+
+
+def _peak_kb(pid: int) -> int:
+    """Largest resident size of a process so far. `ru_maxrss` would begin with that of the process that forked it."""
+    try:
+        text = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in text.splitlines() if line.startswith("VmHWM:")), 0)
+
+
 def measure(what: str, *command: str) -> Measured:
     """Wall time from start to exit of one process, and the largest resident size it had."""
     started = time.perf_counter()
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=output, stderr=output)
+        peak_kb = 0
+        while process.returncode is None and os.waitid(os.P_PID, process.pid, WAIT_FOR_END) is None:
+            peak_kb = max(peak_kb, _peak_kb(process.pid))
+            time.sleep(0.02)
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         seconds = time.perf_counter() - started
@@ -287,7 +303,7 @@ def measure(what: str, *command: str) -> Measured:
     if process.returncode:
         raise SystemExit(f"{what} failed:\n" + "\n".join(lines))
     cpu_s = usage.ru_utime + usage.ru_stime
-    return Measured(what, seconds, cpu_s, usage.ru_maxrss / 1024, lines[0] if lines else "")
+    return Measured(what, seconds, cpu_s, peak_kb / 1024, lines[0] if lines else "")
 
 
 def measure_all(corpus: Path, scratch: Path) -> Iterator[Measured]:

@@ -20,6 +20,7 @@ from openuni.manifests.corpus.parts.part_files import table_bytes
 from openuni.manifests.corpus.writer import PartWriter
 from openuni.manifests.errors import OpenUniError
 from openuni.manifests.storage.lock import lock
+from openuni.manifests.storage.store import Store
 from tests.command_line import cli
 from tests.s3_server import s3_bucket
 from tests.small_parts import (
@@ -131,8 +132,17 @@ def test_killed_at_any_change_every_row_is_seen_once_and_the_next_one_completes_
 
 @pytest.mark.slow
 def test_the_same_on_an_object_store(bucket, monkeypatch):
+    made = small_parts(f"{bucket}/small", parts=3).store
+    names = [made.name_of(path) for path in made.fs.find(made.root)]
     numbers = iter(range(1000))
-    assert check_kills(lambda: small_parts(f"{bucket}/{next(numbers)}", parts=3), monkeypatch) == 3 * 4
+
+    def fresh() -> Corpus:
+        store = Store(f"{bucket}/{next(numbers)}")
+        for name in names:
+            made.fs.cp_file(made.path(name), store.path(name))
+        return Corpus.open(store.url)
+
+    assert check_kills(fresh, monkeypatch) == 3 * 4
 
 
 def test_on_an_object_store_it_is_merged_under_the_lease(bucket):
