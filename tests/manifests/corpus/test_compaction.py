@@ -132,14 +132,12 @@ def test_killed_at_any_change_every_row_is_seen_once_and_the_next_one_completes_
 
 @pytest.mark.slow
 def test_the_same_on_an_object_store(bucket, monkeypatch):
-    made = small_parts(f"{bucket}/small", parts=3).store
-    names = [made.name_of(path) for path in made.fs.find(made.root)]
-    numbers = iter(range(1000))
+    made, numbers = small_parts(f"{bucket}/small", parts=3).store, iter(range(1000))
 
     def fresh() -> Corpus:
         store = Store(f"{bucket}/{next(numbers)}")
-        for name in names:
-            made.fs.cp_file(made.path(name), store.path(name))
+        for path in made.fs.find(made.root):
+            made.fs.cp_file(path, store.path(made.name_of(path)))
         return Corpus.open(store.url)
 
     assert check_kills(fresh, monkeypatch) == 3 * 4
