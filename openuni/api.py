@@ -293,14 +293,15 @@ def _require_shards(recipe: CorpusRecipe, corpus: Corpus) -> None:
 
 def _require_cluster(recipe: CorpusRecipe, runner: Runner, sources: Sequence[str], corpus: Corpus) -> None:
     """Raise `MissingRequirement` if a node of the cluster lacks what the run needs, before any work."""
-    if runner.resources.address is None:
+    if runner.resources.address is None or runner.resources.workers == 0:
         return
     from openuni.pipeline.runners.ray_runner import RayRunner
     from openuni.report.cluster import require_cluster
 
     assert isinstance(runner, RayRunner)
-    known = sources or [clip.source for clip in (corpus[index].clip for index in (0, -1))] if len(corpus) else sources
-    require_cluster(recipe, runner, known, corpus.store.url)
+    if not sources and len(corpus):
+        sources = [corpus[0].clip.source, corpus[-1].clip.source]
+    require_cluster(recipe, runner, sources, corpus.store.url)
 
 
 def _visible_gpus() -> int:

@@ -232,7 +232,8 @@ class ColumnGroups(GroupReader):
 
         A process was killed between moving the two.
         """
-        alone = set(self.store.names(group, SHARD_SUFFIXES)) - self._shards_of_parts(group)
+        alone = set(self.store.names(group, SHARD_SUFFIXES))
+        alone = alone - self._shards_of_parts(group) if alone else alone  # a group without shards is not listed again
         if not alone:
             return {}
         folders = [superseded(group, version) for version in self.store.folders(f"{group}/{SUPERSEDED}")]

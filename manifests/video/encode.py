@@ -15,6 +15,7 @@ from openuni.manifests.errors import OpenUniError
 from openuni.manifests.video.container import demux
 from openuni.manifests.video.decoder.limits import Limits
 from openuni.manifests.video.decoder.process import isolated
+from openuni.manifests.video.source_file import CalledFile
 from openuni.manifests.video.video_errors import CorruptVideo, VideoError
 
 # NumPy dtype and number of channels -> input and stored pixel format. FFV1 has no 24-bit RGB; the padding byte of bgr0
@@ -250,35 +251,8 @@ def iter_lossless_from(
     read_at: Callable[[int, int], bytes], nbytes: int, limits: Limits = Limits()
 ) -> Generator[np.ndarray]:
     """`iter_lossless` of a file that `read_at` reads: (position, number of bytes) -> bytes. `nbytes`: its length."""
-    with io.BufferedReader(_CalledFile(read_at, nbytes), READ_BYTES) as file:
+    with io.BufferedReader(CalledFile(read_at, nbytes), READ_BYTES) as file:
         yield from _iter_lossless(file)
-
-
-class _CalledFile(io.RawIOBase):
-    """A file whose contents a function returns."""
-
-    def __init__(self, read_at: Callable[[int, int], bytes], nbytes: int) -> None:
-        self.read_at, self.nbytes, self.position = read_at, nbytes, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self.position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.nbytes}[whence]
-        self.position = max(0, start + offset)
-        return self.position
-
-    def readinto(self, buffer: Any) -> int:
-        data = self.read_at(self.position, len(buffer))
-        buffer[: len(data)] = data
-        self.position += len(data)
-        return len(data)
 
 
 def _iter_lossless(file: BinaryIO) -> Iterator[np.ndarray]:

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,22 @@ class ByteRangeFile(ReadOnlyFile):
         data = bytes(self.file.read(remaining if count < 0 else min(count, remaining)))
         self.position += len(data)
         return data
+
+
+class CalledFile(ReadOnlyFile):
+    """A read-only file whose contents a function returns: (position, number of bytes) -> bytes."""
+
+    def __init__(self, read_at: Callable[[int, int], bytes], nbytes: int) -> None:
+        super().__init__(nbytes)
+        self.read_at = read_at
+
+    def readinto(self, buffer: Any) -> int:
+        """See `io.RawIOBase`."""
+        wanted = min(len(buffer), max(0, self.size - self.position))
+        data = self.read_at(self.position, wanted) if wanted else b""
+        buffer[: len(data)] = data
+        self.position += len(data)
+        return len(data)
 
 
 def _verified(source: str, file: ByteRangeFile, xxh3: str) -> ByteRangeFile:

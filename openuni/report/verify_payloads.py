@@ -1,10 +1,9 @@
 """Verification of the payloads and shards that one Parquet part refers to."""
 
-import io
 import json
-import os
 import tarfile
 from collections.abc import Iterator, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -17,7 +16,7 @@ from openuni.manifests.contracts.schema import EXTENT_FIELDS
 from openuni.manifests.corpus.clip_list import WITHIN
 from openuni.manifests.corpus.layout import CLIPS, in_folder, operator_of, visible_group
 from openuni.manifests.storage.store import Store
-from openuni.manifests.video.source_file import BYTE_RANGE
+from openuni.manifests.video.source_file import BYTE_RANGE, CalledFile
 
 READ_BYTES = 16 * 1024**2  # read at a time, which bounds the memory of a thread
 EXTENT = [field.name for field in EXTENT_FIELDS]
@@ -204,7 +203,7 @@ def _index_problem(store: Store, name: str, size: int, wanted: set[Entry]) -> st
 
 def _tar_members(store: Store, name: str, size: int) -> Iterator[Entry]:
     end = 0
-    with tarfile.open(fileobj=_RangeReader(store, name, size), mode="r:") as tar:
+    with tarfile.open(fileobj=CalledFile(partial(store.read_range, name), size), mode="r:") as tar:
         for member in tar:
             yield "", (member.offset_data, member.size)
             end = member.offset_data + member.size + (-member.size % tarfile.BLOCKSIZE)
@@ -226,31 +225,3 @@ def _tensors(store: Store, name: str, size: int) -> Iterator[Entry]:
             if not 0 <= start <= end <= size - 8 - header_bytes or int(np.prod(entry["shape"])) * width != end - start:
                 raise ValueError(f'size or position of "{key[:80]}"')
             yield key, (8 + header_bytes + start, end - start)
-
-
-class _RangeReader(io.RawIOBase):
-    """A file of a store, read by byte ranges."""
-
-    def __init__(self, store: Store, name: str, nbytes: int) -> None:
-        super().__init__()
-        self.store, self.name, self.nbytes, self.position = store, name, nbytes, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self.position
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self.position = max(0, {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.nbytes}[whence] + offset)
-        return self.position
-
-    def read(self, nbytes: int | None = -1) -> bytes:
-        left = max(0, self.nbytes - self.position)
-        wanted = left if nbytes is None or nbytes < 0 else min(nbytes, left)
-        data = self.store.read_range(self.name, self.position, wanted) if wanted else b""
-        self.position += len(data)
-        return data

@@ -14,6 +14,7 @@ from openuni.manifests.contracts.component import Component
 from openuni.manifests.corpus.layout import CORPUS_RECORD
 from openuni.manifests.errors import OpenUniError
 from openuni.manifests.storage.store import Store
+from openuni.manifests.video.source_file import BYTE_RANGE
 
 ANSWER_TIMEOUT_S = 120.0  # of one node: it imports openuni and the operators, from a cold disk
 
@@ -65,7 +66,7 @@ def node_request(components: Sequence[Component], sources: Sequence[str] = (), c
 
     `sources`: as given or as recorded; the first and the last local one are looked for. `corpus`: URL, if there is one.
     """
-    local = [name for name in sources if "://" not in name]
+    local = [BYTE_RANGE.sub("", name) for name in sources if "://" not in name]
     sample = tuple(dict.fromkeys(str(Path(name).absolute()) for name in (*local[:1], *local[-1:])))
     file, digest = _corpus_probe(corpus)
     return NodeRequest(

@@ -17,6 +17,7 @@ import openuni
 from openuni.console.progress import Reporter
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.errors import MissingRequirement, OpenUniError
+from openuni.pipeline.runners.node_check import check_node, node_request
 from openuni.pipeline.runners.resources import Resources
 from openuni.report.cluster import check_cluster
 from tests.command_line import cli
@@ -174,6 +175,23 @@ def test_what_does_not_fit_is_told_before_any_work(tmp_path, ray_address):
         assert not (tmp_path / "out/clips").exists()
     with pytest.raises(OpenUniError, match=r"cannot join the Ray cluster at 127\.0\.0\.1:9"):
         run(recipe, tmp_path / "raw", tmp_path / "out", Resources(None, None, "127.0.0.1:9"))
+
+
+def test_no_worker_means_this_process_also_with_an_address(tmp_path):
+    write_clips(tmp_path / "raw", 2)
+    out = tmp_path / "out"
+    done = cli(
+        "run", write_recipe(tmp_path), tmp_path / "raw", "--out", out, "--workers", 0, "--address", "127.0.0.1:9"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_nodes_look_for_the_files_that_hold_imported_clips(tmp_path):
+    (tmp_path / "part.tar").write_bytes(b"0")
+    request = node_request([], [f"{tmp_path}/part.tar#bytes=0-99", f"{tmp_path}/gone.tar#bytes=5-9&xxh3={'0' * 16}"])
+    assert request.files == (f"{tmp_path}/part.tar", f"{tmp_path}/gone.tar")
+    problems = " ".join(check_node(request).problems)
+    assert "gone.tar" in problems and "part.tar" not in problems
 
 
 def test_doctor_asks_every_node(tmp_path, ray_address):
