@@ -10,7 +10,8 @@ import pyarrow.compute as pc
 
 from openuni.manifests.contracts.schema import clip_schema
 from openuni.manifests.corpus.column_groups import ColumnGroups
-from openuni.manifests.corpus.parts.part_files import parts_dataset, read_columns
+from openuni.manifests.corpus.parts.checked_dataset import parts_dataset
+from openuni.manifests.corpus.parts.part_files import read_columns
 from openuni.manifests.corpus.parts.part_listing import MAX_LISTINGS, relisted
 from openuni.manifests.errors import OpenUniError
 from openuni.manifests.video.clip import Clip

@@ -34,7 +34,6 @@ from openuni.manifests.corpus.layout import (
 )
 from openuni.manifests.corpus.names import check_folder_names, is_shard, shown
 from openuni.manifests.corpus.parts.part_files import (
-    PARALLEL_PARTS,
     open_part,
     read_part,
     table_bytes,
@@ -220,7 +219,7 @@ class ColumnGroups(GroupReader):
         for shard, folder in self.interrupted_moves(group).items():
             self.store.move(shard, f"{folder}/{shard.rpartition('/')[2]}")
         parts = self.parts(group)
-        with ThreadPoolExecutor(PARALLEL_PARTS) as pool:
+        with ThreadPoolExecutor(self.store.parallel_files) as pool:
             versions = list(pool.map(self._part_version, parts))
         for other in sorted({*versions} - {version}):
             moved = [part for part, found in zip(parts, versions, strict=True) if found == other]

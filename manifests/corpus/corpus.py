@@ -26,7 +26,7 @@ from openuni.manifests.corpus.layout import (
     family_record,
     in_folder,
 )
-from openuni.manifests.corpus.parts.part_files import PARALLEL_PARTS, read_columns, read_part, table_bytes
+from openuni.manifests.corpus.parts.part_files import read_columns, read_part, table_bytes
 from openuni.manifests.corpus.parts.part_listing import relisted, shards_of
 from openuni.manifests.corpus.splits import require_complete_splits
 from openuni.manifests.corpus.writer import storage_errors
@@ -221,7 +221,7 @@ class Corpus(ColumnGroups):
                 self.store.copy_to(target.store, payload)
             target.store.put(part, table_bytes(rows))
 
-        with ThreadPoolExecutor(PARALLEL_PARTS) as pool:
+        with ThreadPoolExecutor(self.store.parallel_files) as pool:
             ends = accumulate(map(len, ids), initial=0)
             masks = [mask.slice(start, end - start) for start, end in pairwise(ends)]
             list(pool.map(copy, parts, masks))  # raises the first error

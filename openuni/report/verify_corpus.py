@@ -31,7 +31,8 @@ from openuni.manifests.corpus.layout import (
     superseded,
     visible_group,
 )
-from openuni.manifests.corpus.parts.part_files import parts_dataset, read_part, verify_part
+from openuni.manifests.corpus.parts.checked_dataset import parts_dataset
+from openuni.manifests.corpus.parts.part_files import read_part, verify_part
 from openuni.manifests.corpus.parts.part_listing import compactions, shards_of, unfinished_compactions, visible_parts
 from openuni.manifests.errors import DamagedFile, OpenUniError
 from openuni.manifests.storage.checksums import parse_record

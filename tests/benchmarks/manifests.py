@@ -211,11 +211,11 @@ def resume(folder: str, recipe: dict[str, Any]) -> str:
     reporter = Reporter(quiet=True)
     try:
         with lock(corpus.store):
-            ledger = Pipeline(CorpusRecipe.parse(recipe), corpus, PlanOnly(), reporter).run(sources)
+            Pipeline(CorpusRecipe.parse(recipe), corpus, PlanOnly(), reporter).run(sources)
     except Planned as planned:
         phase = reporter.phases[-1]
         return f"{phase.name}: {phase.total:,} of {len(corpus):,} clips to do, {planned}"
-    return f"nothing to do; {ledger.ok:,} ok"
+    return "nothing to do"
 
 
 def bare_summary(folder: str) -> str:

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from openuni.manifests.corpus.column_groups import ColumnGroups
 from openuni.manifests.corpus.layout import PART_SUFFIX
-from openuni.manifests.corpus.parts.part_files import PARALLEL_PARTS, open_part, read_part, table_bytes, verify_part
+from openuni.manifests.corpus.parts.part_files import open_part, read_part, table_bytes, verify_part
 from openuni.manifests.corpus.parts.part_listing import (
     REPLACES_KEY,
     compactions,
@@ -114,7 +114,7 @@ def _plan(corpus: ColumnGroups, group: str, parts: Sequence[str]) -> tuple[list[
         is_small = 2 * rows <= MAX_PART_ROWS and 2 * nbytes <= MAX_MERGED_BYTES
         return _Small(name, rows, nbytes, schema.with_metadata(kept)) if is_small else None
 
-    with ThreadPoolExecutor(PARALLEL_PARTS) as pool:
+    with ThreadPoolExecutor(store.parallel_files) as pool:
         found = list(pool.map(look, parts))
     merges = []
     for run in _runs(found):
@@ -171,7 +171,7 @@ def _merge_all(
 
 
 def _merge(store: Store, merge: Merge) -> None:
-    with ThreadPoolExecutor(PARALLEL_PARTS) as pool:
+    with ThreadPoolExecutor(store.parallel_files) as pool:
         tables = list(pool.map(lambda name: read_part(store, name), merge.parts))
     metadata = {key: value for key, value in (tables[0].schema.metadata or {}).items() if key != REPLACES_KEY}
     names = [name.rpartition("/")[2] for name in merge.parts]

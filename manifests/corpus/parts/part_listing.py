@@ -20,18 +20,16 @@ import pyarrow.dataset as pads
 
 from openuni.manifests.corpus.layout import PART_SUFFIX, SHARD_SUFFIXES, in_folder, operator_of
 from openuni.manifests.corpus.names import check_part_names, is_shard, name_columns
+from openuni.manifests.corpus.parts.checked_dataset import CheckedDataset, parts_dataset
 from openuni.manifests.corpus.parts.part_files import (
-    PARALLEL_PARTS,
-    CheckedDataset,
     Path,
-    joined_runs,
     open_part,
-    parts_dataset,
     read_columns,
-    read_joined,
     read_part,
+    schema_of,
 )
 from openuni.manifests.corpus.parts.part_limits import check_kinds, check_values, checked_columns
+from openuni.manifests.corpus.parts.small_parts import joined_runs, read_joined
 from openuni.manifests.errors import DamagedFile, OpenUniError
 from openuni.manifests.storage.store import Store
 
@@ -129,7 +127,7 @@ def delete_replaced(store: Store, merged: str, parts: Sequence[str]) -> int:
     unused = own.intersection(store.names(folder, SHARD_SUFFIXES)) - _files_of(store, merged)
     if unused:  # rare, and only then are all parts looked at
         unused = unused.difference(*(_files_of(store, part) for part in visible_parts(store, folder)))
-    with ThreadPoolExecutor(PARALLEL_PARTS) as pool:
+    with ThreadPoolExecutor(store.parallel_files) as pool:
         for several in (sorted(unused), parts[:-1], parts[-1:]):
             list(pool.map(store.delete, several))  # raises the first error
     return len(parts)
@@ -282,7 +280,7 @@ class GroupReader:
             ids = read_columns(self.store, [part], {"clip_id": ("clip_id",)}, dataset.schema)[0]["clip_id"]
             return int(pc.index(ids, clip_id).as_py())
 
-        with ThreadPoolExecutor(PARALLEL_PARTS) as pool:
+        with ThreadPoolExecutor(self.store.parallel_files) as pool:
             for part, row in zip(dataset.parts, pool.map(place, dataset.parts), strict=True):
                 if row >= 0:
                     rows = parts_dataset(self.store, [part], dataset.schema).to_table()
@@ -295,14 +293,14 @@ class GroupReader:
         Every access to rows is preceded by it, so that no later code needs to doubt them. Reads a part once.
         """
         unchecked = [part for part in parts if part not in self._checked_parts]
-        for run, rows in joined_runs(self.store, unchecked):
+        for run, rows in joined_runs(self.store, unchecked, _checked_names):
             if rows is not None:
                 with suppress(OpenUniError):  # of which part: see below
                     group = run[0].rpartition("/")[0]
-                    check_kinds(rows.schema, group, self.store.url)
+                    check_kinds(schema_of(self.store, run[0]), group, self.store.url)
                     self._checked_parts.update(dict.fromkeys(run, _checked(rows, group, self.store.url)))
                     continue
-            with ThreadPoolExecutor(PARALLEL_PARTS) as pool:
+            with ThreadPoolExecutor(self.store.parallel_files) as pool:
                 self._checked_parts.update(zip(run, pool.map(self.check_part, run), strict=True))  # or the first error
 
     def check_part_values(self, part: str, group: str) -> None:
@@ -319,8 +317,7 @@ class GroupReader:
 
         def needed(schema: pa.Schema) -> list[str]:
             check_kinds(schema, group, where)
-            names = [".".join(path) for path in name_columns(schema)]
-            return list(dict.fromkeys([*names, *checked_columns(group, schema)]))
+            return _checked_names(part, schema)
 
         return _checked(read_part(self.store, part, needed), group, where)
 
@@ -333,6 +330,12 @@ class GroupReader:
                 "the folder was renamed, restore its name; otherwise delete it and run again."
             )
         return schema.field(operator)
+
+
+def _checked_names(part: str, schema: pa.Schema) -> list[str]:
+    """The columns of a part that `_checked` looks at, as dotted names."""
+    names = [".".join(path) for path in name_columns(schema)]
+    return list(dict.fromkeys([*names, *checked_columns(part.rpartition("/")[0], schema)]))
 
 
 def _checked(rows: pa.Table, group: str, where: str) -> set[str]:

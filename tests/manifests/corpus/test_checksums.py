@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 import xxhash
 
+from openuni.manifests.corpus.parts.checked_dataset import parts_dataset
 from openuni.manifests.corpus.parts.part_files import (
     CheckedFile,
     open_part,
-    parts_dataset,
     read_part,
     table_bytes,
     verify_part,
