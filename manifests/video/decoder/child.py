@@ -43,6 +43,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 }
 MAX_BATCH, MAX_BATCH_BYTES = 16, 2**22  # items of a generator in one message
 ALIGNMENT = 64
+PACKED_BYTES = 2**16  # larger arrays have a buffer of their own: whoever keeps a small one would keep them too
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 KEPT_HEAP_BYTES = 128 * 2**20
 SLACK_BYTES = 2**29  # what an allocation may exceed the limit by, before the parent ends this process
@@ -60,12 +61,16 @@ class _Outbox:
         self.buffers = buffers
         self.message: dict[str, Any] = {"new": []}  # buffers that the parent lacks
         self.fds: list[int] = []
-        self.copied: list[np.ndarray] = []  # arrays that share one buffer, `packed`
+        self.copied: list[np.ndarray] = []  # small arrays that share one buffer, `packed`
         self.nbytes = 0
 
     def put(self, data: np.ndarray) -> dict[str, Any]:
         """See `values.Outgoing`. An array that was allocated by `memory.empty`, and not sent before, is not copied."""
         place = self.buffers.find(data)
+        if place is None and data.nbytes > PACKED_BYTES:
+            copy = self.buffers.empty(data.shape, data.dtype)
+            copy[...] = data
+            place = self.buffers.find(copy)
         if place is not None:
             self._send(place[0])
             return {"buffer": place[0], "at": place[1]}

@@ -260,6 +260,18 @@ def test_memory_of_frames_is_given_back(clip: Clip, one_decoder: Callable[[], in
     assert sum(one.nbytes for one in mappings.pooled.values()) <= MAX_POOLED_BYTES
 
 
+def test_whoever_keeps_the_times_of_windows_does_not_keep_their_frames(
+    tmp_path: Path, one_decoder: Callable[[], int]
+) -> None:
+    long = probe_clip(str(encode(tmp_path / "long.mp4", times=range(900))))
+    times_s = [window.times_s[1:] for window in iter_windows(long, 0, Limits(), 300, 1)]  # with a view of each
+    gc.collect()
+    (idle,) = process._pool.idle
+    mappings = idle.connection.mappings
+    kept = [one.nbytes for number, one in mappings.mapped.items() if number not in mappings.pooled]
+    assert sum(map(len, times_s)) == 899 and sum(kept) < 2**15
+
+
 def test_maps_travel_as_bytes_and_come_back_exact() -> None:
     planes = np.random.default_rng(0).integers(0, 2**16, (3, 40, 50, 3)).astype(np.uint16)
     assert np.array_equal(decode_lossless(encode_lossless(planes, 25)), planes)
