@@ -127,14 +127,17 @@ def export(
     out: str | Path,
     export_options: selection.ExportOptions | None = None,
     workers: int | None = None,
+    address: str | None = None,
     reporter: Reporter | None = None,
     **options: Any,
 ) -> ExportReport:
     """Export the kept clips of a corpus in another project's format. Call again to resume.
 
     `format`: name of an exporter, with its `options`. `export_options`: modalities, split and maximum number of clips;
-    default all. `workers`: number of threads; default one per core. Clips that cannot be exported are listed in the
-    report and in failed.csv. Raises `OpenUniError` for invalid options, and if `out` contains a different export.
+    default all. `workers`: number of threads; default one per core. `address`: of a running Ray cluster, whose workers
+    write instead (default: as many as it holds); all nodes must see `out` under the same path. Clips that cannot be
+    exported are listed in the report and in failed.csv. Raises `OpenUniError` for invalid options, and if `out` holds
+    a different export.
     """
     opened = corpus if isinstance(corpus, Corpus) else Corpus.open(str(corpus))
     exporter = parse_options(find_exporter(format, imports=True), options, f"export {format}")
@@ -143,7 +146,10 @@ def export(
     place = Path(out).expanduser().resolve()
     with reporter or Reporter() as shown, storage_errors(Store(str(place))):
         job = ExportJob(exporter, opened, place, export_options or selection.ExportOptions())
-        return job.run(workers or min(os.cpu_count() or 1, MAX_DEFAULT_WORKERS), shown)
+        if address is None:
+            return job.run(workers or min(os.cpu_count() or 1, MAX_DEFAULT_WORKERS), shown)
+        with open_runner(default_resources(workers, 0.0, address)) as runner:
+            return job.run(0, shown, runner)
 
 
 def to_recipe(recipe: str | Path | Mapping[str, Any] | CorpusRecipe) -> CorpusRecipe:

@@ -176,7 +176,17 @@ class ExportFlags:
             "--set", metavar="OPTION=VALUE", help="Option of the exporter (see `openuni show FORMAT`); repeatable"
         ),
     ] = None
-    workers: Annotated[int | None, typer.Option(min=1, help="Number of threads. Default: one per core")] = None
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Number of threads, or of Ray workers with --address. Default: one per core, or as many as fit on the "
+            "cluster",
+        ),
+    ] = None
+    address: Annotated[
+        str | None, typer.Option(help="Address of a running Ray cluster; all nodes must see the output directory")
+    ] = None
 
 
 @app.command()
@@ -194,7 +204,13 @@ def export(given: ExportFlags) -> None:
     options = parse_assignments(given.options or (), f"export {given.format}")
     selection = ExportOptions(modalities, given.split, given.limit)
     report = api.export(
-        given.corpus, given.format, out=given.out, export_options=selection, workers=given.workers, **options
+        given.corpus,
+        given.format,
+        out=given.out,
+        export_options=selection,
+        workers=given.workers,
+        address=given.address,
+        **options,
     )
     print_text(report)
     if report.failed:

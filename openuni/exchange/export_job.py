@@ -5,9 +5,10 @@ folder within the export and moved into place when finished. `export.json` ident
 clips that could not be exported and is updated before their batch is moved into place.
 """
 
-import csv
 import fcntl
+import itertools
 import json
+import logging
 import os
 import shutil
 from collections import deque
@@ -21,8 +22,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import xxhash
 
-from openuni.console.progress import Reporter
-from openuni.exchange.csv_cells import csv_line, unguarded
+from openuni.console.progress import Counter, Reporter
+from openuni.exchange.export_batches import (
+    FAILED,
+    RECORD,
+    UNFINISHED,
+    BatchItem,
+    ExportSpec,
+    read_failures,
+    write_batch,
+    write_failures,
+    written_folder,
+)
 from openuni.exchange.export_selection import ExportOptions, Selection
 from openuni.exchange.exporter import ExportBatch, ExportClip, ExportContext, Exporter, ExportFailure, json_line
 from openuni.manifests.contracts.component import fingerprint
@@ -30,8 +41,12 @@ from openuni.manifests.contracts.options import recorded
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.errors import OpenUniError
 from openuni.manifests.storage.store import Store, is_unused, require_folder
+from openuni.pipeline.runners.pool_sizes import cpu_pool
+from openuni.pipeline.runners.resources import Pool, Runner
+from openuni.pipeline.worker import ItemOutcome
 
-RECORD, FAILED, UNFINISHED = "export.json", "failed.csv", ".unfinished"
+logger = logging.getLogger(__name__)
+
 WAITING_PER_WORKER = 2  # batches submitted ahead of the one that is collected next
 
 
@@ -58,14 +73,6 @@ class BatchPlan(NamedTuple):
     positions: np.ndarray
 
 
-class PendingBatch(NamedTuple):
-    """A submitted batch, the folder it is written to, and its result; no future if its files already exist."""
-
-    batch: ExportBatch
-    folder: Path
-    future: "Future[list[ExportFailure]] | None"
-
-
 @dataclass(frozen=True)
 class ExportJob:
     """One export into one folder. Running it again resumes it."""
@@ -75,26 +82,29 @@ class ExportJob:
     out: Path
     export_options: ExportOptions
 
-    def run(self, workers: int, reporter: Reporter) -> ExportReport:
-        """Write all missing files. Raises `OpenUniError` if the folder contains a different export."""
+    def run(self, workers: int, reporter: Reporter, runner: Runner | None = None) -> ExportReport:
+        """Write all missing files, in `workers` threads or by the workers of a runner.
+
+        Raises `OpenUniError` if the folder contains a different export.
+        """
         selection = Selection(self.corpus, self.exporter, self.export_options, self.out)
         with self._folder_lock():
             shutil.rmtree(self.out / UNFINISHED, ignore_errors=True)
             plans, facts = self._plan(selection)
             self._check_record(facts)
-            failed_before = {failure.clip_id for failure in self._failures()}
+            failed_before = {failure.clip_id for failure in read_failures(self.out / FAILED)}
             self._put_record(facts, finished=False)
-            failed: list[ExportFailure] = []
-            written = 0
             with reporter.phase(f"export {self.exporter.name()}", len(selection)) as counter:
-                for clips, failures, fresh in self._write_all(selection, plans, failed_before, workers):
-                    failed += failures
-                    written += (clips - len(failures)) if fresh else 0
-                    for status in ["failed"] * len(failures) + ["ok"] * (clips - len(failures)):
-                        counter.add(status)
+                progress = _Progress(counter)
+                items = self._items(selection, plans, failed_before, progress)
+                if runner is None:
+                    self._write_in_threads(items, selection.contents, progress, workers)
+                else:
+                    self._write_in_pool(items, selection.contents, progress, runner)
+            failed = progress.failed()
             self._finish(selection, failed)
             self._put_record(facts, finished=True)
-        return ExportReport(len(selection), written, len(selection) - written - len(failed), failed)
+        return ExportReport(len(selection), progress.written, len(selection) - progress.written - len(failed), failed)
 
     # ------------------------------------------------------------------ plan
 
@@ -128,25 +138,69 @@ class ExportJob:
 
     # ------------------------------------------------------------------ writing
 
-    def _write_all(
-        self, selection: Selection, plans: Sequence[BatchPlan], failed_before: set[str], workers: int
-    ) -> Iterator[tuple[int, list[ExportFailure], bool]]:
-        """For each batch, in order: the number of clips, the failures, and whether it was written now."""
-        waiting: deque[PendingBatch] = deque()
+    def _items(
+        self, selection: Selection, plans: Sequence[BatchPlan], failed_before: set[str], progress: "_Progress"
+    ) -> Iterator[BatchItem]:
+        """The batches to write; those whose files exist are counted as done."""
+        for number, batch in enumerate(self._batches(selection, plans)):
+            retry = any(clip.clip_id in failed_before for clip in batch.clips)
+            if not retry and all((self.out / name).is_file() for name in self.exporter.files(batch)):
+                progress.add(number, len(batch.clips), [], is_new=False)
+            else:
+                yield BatchItem.of(number, batch)
+
+    def _write_in_threads(
+        self, items: Iterator[BatchItem], contents: ExportContext, progress: "_Progress", workers: int
+    ) -> None:
+        waiting: deque[tuple[BatchItem, Future[None]]] = deque()
+
+        def collect() -> None:
+            item, future = waiting.popleft()
+            future.result()
+            self._finalize(item, progress)
+
         with ThreadPoolExecutor(workers) as pool:
             try:
-                for number, batch in enumerate(self._batches(selection, plans)):
+                for item in items:
                     if len(waiting) >= WAITING_PER_WORKER * workers:
-                        yield self._finalize(waiting.popleft())
-                    retry = any(clip.clip_id in failed_before for clip in batch.clips)
-                    done = not retry and all((self.out / name).is_file() for name in self.exporter.files(batch))
-                    folder = self.out / UNFINISHED / f"{number:08}"
-                    future = None if done else pool.submit(self._write, batch, folder, selection.contents)
-                    waiting.append(PendingBatch(batch, folder, future))
+                        collect()
+                    waiting.append((item, pool.submit(write_batch, self.exporter, contents, item)))
                 while waiting:
-                    yield self._finalize(waiting.popleft())
+                    collect()
             finally:
                 pool.shutdown(cancel_futures=True)
+
+    def _write_in_pool(
+        self, items: Iterator[BatchItem], contents: ExportContext, progress: "_Progress", runner: Runner
+    ) -> None:
+        given: dict[str, BatchItem] = {}
+        first = next(items, None)
+        if first is None:
+            return  # workers take seconds to start
+
+        def handed_out() -> Iterator[BatchItem]:
+            for item in itertools.chain([first], items):
+                given[item.key] = item
+                yield item
+
+        def report(outcome: ItemOutcome) -> None:
+            for failure in outcome.failures:
+                logger.warning("batch %s: %s\n%s", outcome.key, failure.error, failure.traceback)
+            self._finalize(given.pop(outcome.key), progress)
+
+        def unfinished(held: list[BatchItem]) -> list[BatchItem]:
+            """Of the batches that a dead worker held: those that it has not written."""
+            for item in held:
+                if written_folder(self.out, item).is_dir():
+                    self._finalize(given.pop(item.key), progress)
+            return [item for item in held if item.key in given]
+
+        record = (self.out / RECORD).read_text(encoding="utf-8")
+        spec = ExportSpec(
+            self.corpus.store.url, self.exporter, contents.annotators, contents.scores, str(self.out), record
+        )
+        size = cpu_pool(runner.resources, runner.capacity())
+        runner.run_pools([Pool(f"export {self.exporter.name()}", spec, handed_out(), report, unfinished, size)])
 
     def _batches(self, selection: Selection, plans: Sequence[BatchPlan]) -> Iterator[ExportBatch]:
         if not self.exporter.batch_bytes():  # one clip per batch: rows are read in windows, not one by one
@@ -156,25 +210,19 @@ class ExportJob:
         for plan in plans:
             yield ExportBatch(list(selection.clips(plan.positions)), plan.group_key, plan.number, plan.total)
 
-    def _write(self, batch: ExportBatch, folder: Path, contents: ExportContext) -> list[ExportFailure]:
-        folder.mkdir(parents=True)
-        return self.exporter.write(batch, folder, contents)
-
-    def _finalize(self, pending: "PendingBatch") -> tuple[int, list[ExportFailure], bool]:
+    def _finalize(self, item: BatchItem, progress: "_Progress") -> None:
         """Record the failures of a written batch, then move its files into place."""
-        batch, folder, future = pending
-        if future is None:
-            return len(batch.clips), [], False
-        failures = future.result()
+        folder = written_folder(self.out, item)
+        failures = read_failures(folder / FAILED)
         if failures:
             write_failures(self.out / FAILED, failures, "a")
-        for name in self.exporter.files(batch):
+        for name in self.exporter.files(item.batch(self.corpus)):
             if (folder / name).is_file():
                 move(folder / name, self.out / name)
             else:
                 (self.out / name).unlink(missing_ok=True)  # left by an earlier run; this clip fails now
         shutil.rmtree(folder)
-        return len(batch.clips), failures, True
+        progress.add(item.number, len(item.clips), failures, is_new=True)
 
     def _finish(self, selection: Selection, failed: list[ExportFailure]) -> None:
         folder = self.out / UNFINISHED / "lists"
@@ -244,26 +292,26 @@ class ExportJob:
         draft.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         draft.replace(self.out / RECORD)
 
-    def _failures(self) -> list[ExportFailure]:
-        path = self.out / FAILED
-        if not path.is_file():
-            return []
-        try:
-            with path.open(encoding="utf-8", newline="") as file:
-                rows = list(csv.reader(file))
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise OpenUniError(
-                f"{path} is damaged: {error}. Restore it, or delete it and export to a new folder with --out."
-            ) from error
-        return [
-            ExportFailure(*map(unguarded, row)) for row in rows if len(row) == 3 and tuple(row) != ExportFailure._fields
-        ]
 
+class _Progress:
+    """What has become of the batches so far, in whatever order they are done."""
 
-def write_failures(path: Path, failures: Sequence[ExportFailure], mode: str) -> None:
-    """Write or append to the list of failures."""
-    with path.open(mode, encoding="utf-8", newline="") as file:
-        file.writelines(map(csv_line, [*([] if file.tell() else [ExportFailure._fields]), *failures]))
+    def __init__(self, counter: Counter) -> None:
+        self.counter = counter
+        self.written = 0  # clips
+        self._failures: dict[int, list[ExportFailure]] = {}  # by number of the batch
+
+    def add(self, number: int, clips: int, failures: list[ExportFailure], *, is_new: bool) -> None:
+        """Count a batch; `is_new`: it was written now."""
+        if failures:
+            self._failures[number] = failures
+        self.written += (clips - len(failures)) if is_new else 0
+        for status in ["failed"] * len(failures) + ["ok"] * (clips - len(failures)):
+            self.counter.add(status)
+
+    def failed(self) -> list[ExportFailure]:
+        """All failures, in the order of the batches."""
+        return [failure for number in sorted(self._failures) for failure in self._failures[number]]
 
 
 def move(path: Path, target: Path) -> None:
