@@ -2,6 +2,7 @@
 
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -36,8 +37,9 @@ class Logged(Annotator):
             with Path(self.log).open("ab", buffering=0) as file:
                 file.write(f"{os.getpid()} {clip.clip.clip_id}\n".encode())
         time.sleep(self.seconds)
-        while self.held and os.path.exists(self.held) and Path(self.held).read_text() in clip.clip.source:
-            time.sleep(0.01)
+        with suppress(FileNotFoundError):
+            while self.held and Path(self.held).read_text() in clip.clip.source:
+                time.sleep(0.01)
         grey = clip.frames.mean(axis=-1, keepdims=True)
         ids = (grey > grey.mean()).astype(np.uint16)
         return Halves(Segmentation(ids), float(ids.mean()))

@@ -222,10 +222,14 @@ def test_a_decoder_that_another_process_kills_is_replaced_once_and_then_fails(
     assert len(decode_frames(clip).frames) == 60
 
 
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 @contextlib.contextmanager
 def no_more_open_files() -> Iterator[None]:
     most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")), most[1]))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (open_files(), most[1]))
     try:
         yield
     finally:
@@ -244,17 +248,17 @@ def test_a_decoder_that_the_machine_cannot_start_is_no_fault_of_the_clip(
 ) -> None:
     """An error of the clip would become a failed row, which a rerun does not retry."""
     context, text = SHORTAGES[shortage]
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_files()
     with context(), pytest.raises(OpenUniError, match=text):
         decode_frames(clip, np.array([0]))
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_files() == before
     assert len(decode_frames(clip, np.array([0])).frames) == 1
 
 
 def test_a_decoder_whose_input_does_not_fit_into_memory_is_no_fault_of_the_clip() -> None:
     data = encode_lossless(np.random.default_rng(0).integers(0, 2**16, (2, 64, 64, 1), np.uint16), 25.0)
     maps = decode_lossless(data)
-    with files_of_at_most(2000), pytest.raises(OpenUniError, match="could not be given its input: .*File too large"):
+    with files_of_at_most(2000), pytest.raises(OpenUniError, match=r"could not be given its input: .*File too large"):
         decode_lossless(data)
     assert np.array_equal(decode_lossless(data), maps)
 
