@@ -5,7 +5,6 @@ import gc
 import io
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -29,7 +28,6 @@ from openuni.manifests.video.reader import decode_count, decode_frames, iter_fra
 from openuni.manifests.video.video_errors import CorruptVideo, LimitExceeded, NotAVideo, VideoError
 from tests.coded_clips import encode, numbers
 from tests.file_server import file_server
-from tests.full_disk import files_of_at_most
 
 CRASHES = (signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
 
@@ -220,47 +218,6 @@ def test_a_decoder_that_another_process_kills_is_replaced_once_and_then_fails(
         decode_frames(clip, always)
     os.kill(one_decoder(), signal.SIGKILL) if process._pool.idle else None
     assert len(decode_frames(clip).frames) == 60
-
-
-def open_files() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
-@contextlib.contextmanager
-def no_more_open_files() -> Iterator[None]:
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (open_files(), most[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, most)
-
-
-SHORTAGES = {
-    "size of files": (lambda: files_of_at_most(2000), "did not start: .*File too large"),
-    "open files": (no_more_open_files, "did not start: .*Too many open files"),
-}
-
-
-@pytest.mark.parametrize("shortage", SHORTAGES)
-def test_a_decoder_that_the_machine_cannot_start_is_no_fault_of_the_clip(
-    clip: Clip, one_decoder: Callable[[], int], shortage: str
-) -> None:
-    """An error of the clip would become a failed row, which a rerun does not retry."""
-    context, text = SHORTAGES[shortage]
-    before = open_files()
-    with context(), pytest.raises(OpenUniError, match=text):
-        decode_frames(clip, np.array([0]))
-    assert open_files() == before
-    assert len(decode_frames(clip, np.array([0])).frames) == 1
-
-
-def test_a_decoder_whose_input_does_not_fit_into_memory_is_no_fault_of_the_clip() -> None:
-    data = encode_lossless(np.random.default_rng(0).integers(0, 2**16, (2, 64, 64, 1), np.uint16), 25.0)
-    maps = decode_lossless(data)
-    with files_of_at_most(2000), pytest.raises(OpenUniError, match=r"could not be given its input: .*File too large"):
-        decode_lossless(data)
-    assert np.array_equal(decode_lossless(data), maps)
 
 
 def test_a_decoder_without_progress_is_stopped(clip: Clip, one_decoder: Callable[[], int]) -> None:
