@@ -41,8 +41,11 @@ from openuni.manifests.corpus.parts.part_files import (
 from openuni.manifests.corpus.parts.part_listing import (
     GroupReader,
     compactions,
+    delete_replaced,
     finish_compactions,
+    merged_name,
     relisted,
+    replacing,
     shards_of_part,
 )
 from openuni.manifests.corpus.shards import Shard, checksum
@@ -295,11 +298,25 @@ class ColumnGroups(GroupReader):
                     self.store.put(part, table_bytes(changed))
 
     def replace(self, group: str, table: pa.Table, version: str) -> None:
-        """Replace a group without payloads by one part with these rows; never leaves a part of them."""
-        data = table_bytes(table.replace_schema_metadata({VERSION_KEY: version.encode()}))
-        self.delete_parts(group)  # not moved to superseded/: recomputing is expected to be cheap
+        """Replace a group without payloads by one part with these rows.
+
+        Readers see the former rows or these, wherever the process is killed. The former ones are not moved to
+        `superseded/`: recomputing them is expected to be cheap.
+        """
+        finish_compactions(self.store, group)
+        former, metadata, name = (
+            self.parts(group),
+            {VERSION_KEY: version.encode()},
+            f"{group}/{new_part_name()}.parquet",
+        )
+        if former:
+            metadata |= replacing(former)
+            name = merged_name(former[0])
+            while name in former:
+                name = merged_name(name)
         with storage_errors(self.store):
-            self.store.put(f"{group}/{new_part_name()}.parquet", data)
+            self.store.put(name, table_bytes(table.replace_schema_metadata(metadata)))
+            delete_replaced(self.store, name, former[::-1])
 
     def done(self, group: str) -> pa.Array:
         """clip_ids that have a row in the group."""

@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 from uuid import uuid4
@@ -25,6 +25,7 @@ from openuni.manifests.corpus.parts.part_files import read_part, table_bytes
 from openuni.manifests.corpus.parts.part_listing import finish_compactions, shards_of_part, unused_name, visible_parts
 from openuni.manifests.corpus.shards import SafetensorsShard, Shard, ShardEntry, TarShard
 from openuni.manifests.errors import OpenUniError
+from openuni.manifests.storage.lease import LeaseLost
 from openuni.manifests.storage.remote_errors import remote_errors
 from openuni.manifests.storage.store import Store
 
@@ -160,14 +161,17 @@ class OpenPart:
     def seal(self, store: Store, group: str, name: str = "") -> None:
         """Move the shard into place, then write the Parquet file, which is the commit. `name`: of the Parquet file."""
         self.rollback()
-        if self.shard is not None:
-            self.shard.close(finish=bool(self.rows))
+        with _withdrawn_if_lost(store) as written:
+            if self.shard is not None:
+                self.shard.close(finish=bool(self.rows))
+                if self.rows:
+                    written.append(f"{group}/{self.shard.path.name}")
+                    store.put_file(self.shard.path, written[-1])
+                else:
+                    self.shard.path.unlink()
             if self.rows:
-                store.put_file(self.shard.path, f"{group}/{self.shard.path.name}")
-            else:
-                self.shard.path.unlink()
-        if self.rows:
-            store.put(f"{group}/{name or self.name}.parquet", parquet_bytes(self.rows, self.schema))
+                written.append(f"{group}/{name or self.name}.parquet")
+                store.put(written[-1], parquet_bytes(self.rows, self.schema))
         self.journal_path.unlink()
         self.journal.close()
 
@@ -180,6 +184,27 @@ class OpenPart:
         except OSError:
             os.truncate(self.journal_path, end)  # an incomplete line would invalidate all later ones
             raise
+
+
+@contextmanager
+def _withdrawn_if_lost(store: Store) -> Iterator[list[str]]:
+    """Context of writing the files of a part, whose names it collects: nobody else writes files of these names.
+
+    A write may take effect late, after another run has taken over and written rows of the same clips, such as a request
+    of a machine that was suspended meanwhile. Then these files are deleted again, and `LeaseLost` is raised.
+    """
+    written: list[str] = []
+    try:
+        yield written
+        store.check_fence()
+    except BaseException:
+        with suppress(Exception):  # the first error counts
+            try:
+                store.check_fence()
+            except LeaseLost:
+                for name in reversed(written):
+                    store.withdraw(name)
+        raise
 
 
 def recover(store: Store, group: str) -> int:
@@ -236,7 +261,9 @@ def _recover_part(store: Store, group: str, journal_path: Path, known: set[str])
         # killed after moving the shard, before writing the Parquet file; or after it, and the part was merged since
         rows = _new_rows([row for line in lines[1:] for row in line["rows"]], known)
         if rows:
-            store.put(f"{group}/{target}.parquet", parquet_bytes(rows, schema))
+            with _withdrawn_if_lost(store) as written:
+                written.append(f"{group}/{target}.parquet")
+                store.put(written[0], parquet_bytes(rows, schema))
         elif not any(f"{name}{suffix}" in shards_of_part(store, part) for part in visible_parts(store, group)):
             store.delete(f"{group}/{name}{suffix}")
         journal_path.unlink()

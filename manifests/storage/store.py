@@ -6,6 +6,7 @@ import re
 import shutil
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any, get_args
@@ -230,7 +231,7 @@ class Store:
 
     def put(self, name: str, data: bytes) -> None:
         """Write a file atomically."""
-        self._check_fence()
+        self.check_fence()
         self.tails.forget(name)
         if not self.is_local:
             self.fs.pipe_file(self.path(name), data)
@@ -245,7 +246,7 @@ class Store:
 
     def put_file(self, source: Path, name: str) -> None:
         """Move a finished local file into the store atomically."""
-        self._check_fence()
+        self.check_fence()
         self.tails.forget(name)
         if not self.is_local:
             self.fs.put_file(str(source), self.path(name))
@@ -259,7 +260,7 @@ class Store:
 
     def move(self, name: str, to: str) -> None:
         """Rename within the store."""
-        self._check_fence()
+        self.check_fence()
         self.tails.forget(name)
         self.tails.forget(to)
         if self.is_local:
@@ -297,7 +298,7 @@ class Store:
 
     def delete(self, name: str) -> None:
         """Delete a file if it exists."""
-        self._check_fence()
+        self.check_fence()
         self.tails.forget(name)
         if self.exists(name):
             self.fs.rm_file(self.path(name))
@@ -315,7 +316,14 @@ class Store:
         found = [path for level in levels for path in Path(self.root).glob(level)]
         return sorted(self.name_of(str(path)) for path in found if TEMP_FILE.fullmatch(path.name))
 
-    def _check_fence(self) -> None:
+    def withdraw(self, name: str) -> None:
+        """Delete a file that this process alone has written, also if it may no longer write."""
+        self.tails.forget(name)
+        with suppress(FileNotFoundError):
+            self.fs.rm_file(self.path(name))
+
+    def check_fence(self) -> None:
+        """Raise if this process may no longer write: see `lease.py`."""
         if self.fence is not None:
             self.fence()
 

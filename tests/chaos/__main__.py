@@ -18,7 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded: see tes
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from tests.chaos.commands import World
-from tests.chaos.disturbance import DISK_FAULTS, KILLS, has_small_disks
+from tests.chaos.disturbance import DISK_FAULTS, KILLS, possible_disk_faults
 from tests.chaos.faulty_storage import KINDS, REMOTE_KILLS, FaultAt
 from tests.chaos.processes import start_server
 from tests.chaos.ray_tries import RAY_KILLS, RayLaboratory
@@ -78,10 +78,7 @@ def main() -> int:
     plan = [
         (KILLS, given.kills - remote_kills),
         ((*REMOTE_KILLS, *MACHINES), remote_kills),
-        (
-            tuple(kind for kind in DISK_FAULTS if kind != "small disk" or has_small_disks()),
-            given.faults - remote_faults,
-        ),
+        (possible_disk_faults(), given.faults - remote_faults),
         (KINDS, remote_faults),
         (RAY_KILLS, given.ray),
     ]
@@ -99,9 +96,7 @@ def main() -> int:
             report(found[kind].attempt(name, kind, int(seed)))
         for some, count in [] if repeated else plan:
             if count:
-                where = found[some[0]]
-                where.commands = {name: one for name, one in where.commands.items() if name.startswith(given.only)}
-                draw_tries(where, some, count, given.seed, report)
+                draw_tries(found[some[0]], some, count, given.seed, report, given.only)
     faults = [record for record in records if record.fault]
     print(f"\n{table(records)}\n\n{len(records)} tries, {len(faults)} faults, {time.monotonic() - began:.0f} s")
     return bool(faults)

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import openuni
-from openuni.cli.app import app
 from openuni.console.progress import Reporter
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.storage.store import Store
@@ -86,6 +85,9 @@ class World:
             scope = RunScope(add=True, limit=limit)
             openuni.run(self.recipe, folder / "all", out=folder / "parts", reporter=QUIET, scope=scope)
         self._damage(shutil.copytree(folder / "corpus", folder / "damaged"))
+        write_clips(folder / "retold", raw)
+        openuni.run(self.recipe, folder / "retold", out=folder / "former", reporter=QUIET)
+        (folder / "retold" / "clip-000.txt").write_text("another caption")
         write_corpus(folder / "latents", random_clips(8))
         self.training = write_recipe(folder, MODEL, optimizer={"steps": 5}, checkpoints={"every_steps": 2, "keep": 2})
         openuni.train(self.training, folder / "latents", out=folder / "trained")
@@ -151,48 +153,53 @@ def _generate(place: Place) -> list[list[str]]:
     return [_words("generate", place.local / "trained", "--make", "rgb", "--make", "depth", *out)]
 
 
-def _is_there(name: str) -> bool:
-    return name in {command.name for command in app.registered_commands}
+def _at(place: Place, name: str) -> str:
+    return f"{place.root}/{name}"
 
 
-def commands() -> dict[str, Command]:
-    """All of them by name."""
-    at = "{0.root}/{1}".format
-    found = [
-        Command("run", (),
-                lambda place: [_run(place.world.recipe, place.world.folder / "raw", out=at(place, "corpus"))],
-                lambda place: corpus_facts(at(place, "corpus"))),
-        Command("run, some fail", (),
-                lambda place: [_run(place.world.recipe, place.world.folder / "flawed", out=at(place, "corpus"))],
-                lambda place: corpus_facts(at(place, "corpus")), codes=(1,)),
-        Command("run, changed", ("corpus",), lambda place: [_changed(place)],
-                lambda place: corpus_facts(at(place, "corpus"))),
-        Command("select", ("parts",),
-                lambda place: [_words("select", at(place, "parts"), "--keep", "luminance.mean > 0.4", "--out",
-                                      at(place, "few"))],
-                lambda place: (corpus_facts(at(place, "parts")), corpus_facts(at(place, "few")))),
-        Command("split", ("parts",), lambda place: [_words("split", at(place, "parts"), "--fraction", "test=0.4")],
-                lambda place: corpus_facts(at(place, "parts"))),
-        Command("duplicates", ("parts",), lambda place: [_words("duplicates", at(place, "parts"))],
-                lambda place: corpus_facts(at(place, "parts"))),
-        Command("import", (),
-                lambda place: [_words("import", IMPORTER, place.world.folder / "drawn", "--out", at(place, "corpus"),
-                                      "--workers", 0)],
-                lambda place: corpus_facts(at(place, "corpus")), codes=(1,)),
-        *(_export(name) for name in FORMATS),
-        Command("verify --repair", ("damaged",),
-                lambda place: [_words("verify", at(place, "damaged"), "--repair"),
-                               _run(place.world.recipe, place.world.folder / "raw", out=at(place, "damaged"))],
-                lambda place: corpus_facts(at(place, "damaged"))),
-        Command("train", ("latents",), lambda place: [_train(place)], lambda place: run_facts(place.local / "run")),
-        Command("generate", ("trained",), _generate, lambda place: made_facts(place.local / "made"), is_remote=False),
-    ]  # fmt: skip
-    if _is_there("compact"):
-        found.append(
-            Command("compact", ("parts",), lambda place: [_words("compact", at(place, "parts"))],
-                    lambda place: (corpus_facts(at(place, "parts")), part_counts(at(place, "parts"))))
-        )  # fmt: skip
-    return {command.name: command for command in found}
+COMMANDS = (
+    Command("run", (),
+            lambda place: [_run(place.world.recipe, place.world.folder / "raw", out=_at(place, "corpus"))],
+            lambda place: corpus_facts(_at(place, "corpus"))),
+    Command("run, some fail", (),
+            lambda place: [_run(place.world.recipe, place.world.folder / "flawed", out=_at(place, "corpus"))],
+            lambda place: corpus_facts(_at(place, "corpus")), codes=(1,)),
+    Command("run, changed", ("corpus",), lambda place: [_changed(place)],
+            lambda place: corpus_facts(_at(place, "corpus"))),
+    Command("run --update-captions", ("former",),
+            lambda place: [_run(place.world.recipe, place.world.folder / "retold", out=_at(place, "former"),
+                                more=("--update-captions",))],
+            lambda place: corpus_facts(_at(place, "former"))),
+    Command("select", ("parts",),
+            lambda place: [_words("select", _at(place, "parts"), "--keep", "luminance.mean > 0.4", "--out",
+                                  _at(place, "few"))],
+            lambda place: (corpus_facts(_at(place, "parts")), corpus_facts(_at(place, "few")))),
+    Command("split", ("parts",), lambda place: [_words("split", _at(place, "parts"), "--fraction", "test=0.4")],
+            lambda place: corpus_facts(_at(place, "parts"))),
+    Command("duplicates", ("parts",), lambda place: [_words("duplicates", _at(place, "parts"))],
+            lambda place: corpus_facts(_at(place, "parts"))),
+    Command("duplicates, others", ("parts",),
+            lambda place: [_words("duplicates", _at(place, "parts")),
+                           _words("duplicates", _at(place, "parts"), "--set", "max_distance=3")],
+            lambda place: corpus_facts(_at(place, "parts"))),
+    Command("import", (),
+            lambda place: [_words("import", IMPORTER, place.world.folder / "drawn", "--out", _at(place, "corpus"),
+                                  "--workers", 0)],
+            lambda place: corpus_facts(_at(place, "corpus")), codes=(1,)),
+    *(_export(name) for name in FORMATS),
+    Command("verify --repair", ("damaged",),
+            lambda place: [_words("verify", _at(place, "damaged"), "--repair"),
+                           _run(place.world.recipe, place.world.folder / "raw", out=_at(place, "damaged"))],
+            lambda place: corpus_facts(_at(place, "damaged"))),
+    Command("train", ("latents",), lambda place: [_train(place)], lambda place: run_facts(place.local / "run")),
+    Command("generate", ("trained",), _generate, lambda place: made_facts(place.local / "made"), is_remote=False),
+    Command("world", (),
+            lambda place: [_words("world", "--preset", "solids", "--clips", 2, "--frames", 3, "--size", "32x32",
+                                  "--workers", 1, "--out", place.local / "made")],
+            lambda place: tree(place.local / "made"), is_remote=False),
+    Command("compact", ("parts",), lambda place: [_words("compact", _at(place, "parts"))],
+            lambda place: (corpus_facts(_at(place, "parts")), part_counts(_at(place, "parts")))),
+)  # fmt: skip
 
 
 # ---------------------------------------------------------------- results

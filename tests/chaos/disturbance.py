@@ -44,12 +44,13 @@ class Disturbance:
     number: int = 0
     seconds: float = 0.0
 
-    def __str__(self) -> str:
-        where = f" after {self.seconds:.3f} s" if self.kind.endswith("at a time") else f" {self.number:,}"
-        return self.kind + (where if self.kind != "none" else "")
+
+def possible_disk_faults() -> tuple[str, ...]:
+    """Without the small disk where this process must not mount one."""
+    return tuple(kind for kind in DISK_FAULTS if kind != "small disk" or _has_small_disks())
 
 
-def has_small_disks() -> bool:
+def _has_small_disks() -> bool:
     """Whether this process may mount a small disk for a child: root, or root of a container that allows it."""
     if not hasattr(os, "geteuid") or os.geteuid() != 0:
         return False

@@ -9,7 +9,7 @@ import fsspec
 
 from tests.chaos.commands import Command, World
 from tests.chaos.disturbance import Disturbance
-from tests.chaos.faulty_storage import KINDS, REMOTE_KILLS, FaultAt
+from tests.chaos.faulty_storage import FaultAt
 from tests.chaos.processes import Ended, Process
 from tests.chaos.tries import Laboratory
 
@@ -20,8 +20,6 @@ LONGEST_BURST = 6  # requests in a row; clients give up after two
 
 class RemoteLaboratory(Laboratory):
     """Tries with corpora in a bucket, whose server goes through `faults`."""
-
-    kinds = (*KINDS, *REMOTE_KILLS, *MACHINES)
 
     def __init__(self, world: World, folder: Path, bucket: str, faults: FaultAt) -> None:
         self.bucket, self.faults, self.spool = bucket, faults, folder / "spool"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.chaos.commands import Command, Place, World, commands, phase_of
+from tests.chaos.commands import COMMANDS, Command, Place, World, phase_of
 from tests.chaos.disturbance import DISKS, SIGNALS, Disturbance
 from tests.chaos.processes import Ended, Process
 
@@ -45,7 +45,7 @@ class Laboratory:
     def __init__(self, world: World, folder: Path) -> None:
         self.world, self.slot = world, folder / "slot"
         self.place = Place(world, self._root(), self.slot)
-        self.commands = {name: command for name, command in commands().items() if self._has(command)}
+        self.commands = {command.name: command for command in COMMANDS if self._has(command)}
         self._undisturbed: dict[str, Undisturbed] = {}
 
     def _root(self) -> str:
@@ -97,7 +97,7 @@ class Laboratory:
             if index == disturbed:
                 for _ in range(draw.choice((1, 1, 2))):
                     ended = self._disturb(call, record.kind, usual.ends[index], draw)
-                    record.phases.append(phase_of(ended.place, self._folders()) or "at a time")
+                    record.phases.append(phase_of(ended.place, self._folders()) or "not known")
                     record.codes.append(ended.code)
                     self._check(record.kind, ended, command)
                     if (ended.code in command.codes and record.kind not in SIGNALS) or self._claims(ended, call):
@@ -201,15 +201,20 @@ def _told(ended: Ended) -> str:
 
 
 def draw_tries(
-    laboratory: Laboratory, kinds: tuple[str, ...], count: int, seed: int, report: Callable[[Record], None]
+    laboratory: Laboratory,
+    kinds: tuple[str, ...],
+    count: int,
+    seed: int,
+    report: Callable[[Record], None],
+    only: str = "",
 ) -> list[Record]:
-    """`count` tries that go through all commands and kinds in turn, in a drawn order."""
+    """`count` tries that go through all commands whose names begin with `only`, and all kinds, in a drawn order."""
     draw = random.Random(seed)
     pairs: list[tuple[str, str]] = []
-    found = []
-    while len(found) < count:
+    names = [name for name in laboratory.commands if name.startswith(only)]
+    found: list[Record] = []
+    while names and len(found) < count:
         if not pairs:
-            names = list(laboratory.commands)
             draw.shuffle(names)
             turns = list(kinds)
             draw.shuffle(turns)

@@ -2,6 +2,7 @@
 
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -26,6 +27,7 @@ class Logged(Annotator):
 
     log: Annotated[str, "file that gets a line per clip; empty for none"] = ""
     seconds: Annotated[float, "time it takes, seconds"] = 0.0
+    held: Annotated[str, "file; while it exists, a clip whose source name is its content waits; empty for none"] = ""
 
     origin = "made for the tests"
 
@@ -35,6 +37,9 @@ class Logged(Annotator):
             with Path(self.log).open("ab", buffering=0) as file:
                 file.write(f"{os.getpid()} {clip.clip.clip_id}\n".encode())
         time.sleep(self.seconds)
+        with suppress(FileNotFoundError):
+            while self.held and Path(self.held).read_text() in clip.clip.source:
+                time.sleep(0.01)
         grey = clip.frames.mean(axis=-1, keepdims=True)
         ids = (grey > grey.mean()).astype(np.uint16)
         return Halves(Segmentation(ids), float(ids.mean()))

@@ -5,7 +5,6 @@ Row order, versions and the results of all queries stay the same. `part_listing.
 and wherever the process is killed, every row is visible exactly once.
 """
 
-import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,9 +17,10 @@ from openuni.manifests.corpus.layout import PART_SUFFIX
 from openuni.manifests.corpus.parts.part_files import open_part, read_part, table_bytes, verify_part
 from openuni.manifests.corpus.parts.part_listing import (
     REPLACES_KEY,
-    compactions,
     delete_replaced,
     finish_compactions,
+    merged_name,
+    replacing,
     visible_parts,
 )
 from openuni.manifests.corpus.writer import MAX_PART_ROWS, StorageFull, storage_errors
@@ -145,12 +145,6 @@ def _runs(parts: Sequence[_Small | None]) -> Iterator[list[_Small]]:
             rows, nbytes = rows + part.rows, nbytes + part.nbytes
 
 
-def merged_name(first: str) -> str:
-    """The name of the part that several are merged into; `first`: the first of them."""
-    stem, count = compactions(first)
-    return f"{stem}-c{count + 1}{PART_SUFFIX}"
-
-
 def _merge_all(
     store: Store,
     group: str,
@@ -173,11 +167,9 @@ def _merge_all(
 def _merge(store: Store, merge: Merge) -> None:
     with ThreadPoolExecutor(store.parallel_files) as pool:
         tables = list(pool.map(lambda name: read_part(store, name), merge.parts))
-    metadata = {key: value for key, value in (tables[0].schema.metadata or {}).items() if key != REPLACES_KEY}
-    names = [name.rpartition("/")[2] for name in merge.parts]
-    schema = tables[0].schema.with_metadata(metadata | {REPLACES_KEY: json.dumps(names).encode()})
+    metadata = (tables[0].schema.metadata or {}) | replacing(merge.parts)
     rows = pa.concat_tables(table.replace_schema_metadata(None) for table in tables)
-    rows = rows.replace_schema_metadata(schema.metadata).combine_chunks()
+    rows = rows.replace_schema_metadata(metadata).combine_chunks()
     store.put(merge.name, table_bytes(rows))
     verify_part(store, merge.name)  # before anything is deleted
     delete_replaced(store, merge.name, merge.parts[::-1])

@@ -3,7 +3,7 @@
 `compaction.py` merges parts into one whose name is FIRST-cN: FIRST is the first of them, without the suffix of an
 earlier compaction, and N counts compactions. Its footer lists the parts that it replaces. Writing it is the commit:
 from then on these parts are hidden. They are deleted next, the first one last, so that names tell whether a deletion is
-unfinished: only then are lists read.
+unfinished: only then are lists read. A group whose rows are replaced as a whole is written in the same way.
 """
 
 import json
@@ -91,6 +91,17 @@ def compactions(part: str) -> tuple[str, int]:
     stem = part.removesuffix(PART_SUFFIX)
     match = COMPACTED.fullmatch(stem)
     return (match[1], int(match[2])) if match else (stem, 0)
+
+
+def merged_name(first: str) -> str:
+    """The name of the part that several are merged into; `first`: the first of them."""
+    stem, count = compactions(first)
+    return f"{stem}-c{count + 1}{PART_SUFFIX}"
+
+
+def replacing(parts: Sequence[str]) -> dict[bytes, bytes]:
+    """What the footer of a part holds that replaces others of its folder."""
+    return {REPLACES_KEY: json.dumps([name.rpartition("/")[2] for name in parts]).encode()}
 
 
 def replaced_by(store: Store, part: str) -> list[str]:

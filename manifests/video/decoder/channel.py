@@ -88,6 +88,14 @@ class Payload:
         if not self.arrays:
             return []
         fd = memory_file(self.nbytes)
+        try:
+            self._write(fd)
+        except OSError:
+            os.close(fd)
+            raise
+        return [fd]
+
+    def _write(self, fd: int) -> None:
         at = 0
         for array in self.arrays:
             data = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
@@ -95,4 +103,3 @@ class Payload:
             while written < len(data):
                 written += os.pwrite(fd, data[written : written + 2**30], at + written)
             at += -(-array.nbytes // 64) * 64
-        return [fd]

@@ -69,14 +69,26 @@ class Connection:
     def __init__(self) -> None:
         self.environment = environment()
         self.mappings = Mappings()
-        self.words = _growing_file()
-        ours, theirs = socket.socketpair()
-        lifeline, self.lifeline = os.pipe()
-        with os.fdopen(memory_file(progress.PAGE_BYTES), "r+b") as page:
-            self.page = memoryview(mmap.mmap(page.fileno(), progress.PAGE_BYTES)).cast("Q")
-            fds = {"connection": theirs.fileno(), "lifeline": lifeline, "page": page.fileno()}
-            options = json.dumps(fds)
+        with contextlib.ExitStack() as opened:
             try:
+                self._start(opened)
+            except OSError as error:  # too many open files, no memory, a limit: of this machine, not of a clip
+                raise _cannot_start(str(error)) from error
+            opened.pop_all()
+        self._wait_until_ready()
+
+    def _start(self, opened: contextlib.ExitStack) -> None:
+        """Start the process. `opened`: gets what must be closed if this fails."""
+        self.words = opened.enter_context(_growing_file())
+        ours, theirs = socket.socketpair()
+        opened.enter_context(ours)
+        with theirs, os.fdopen(memory_file(progress.PAGE_BYTES), "r+b") as page:
+            lifeline, self.lifeline = os.pipe()
+            opened.callback(os.close, self.lifeline)
+            try:
+                self.page = memoryview(mmap.mmap(page.fileno(), progress.PAGE_BYTES)).cast("Q")
+                fds = {"connection": theirs.fileno(), "lifeline": lifeline, "page": page.fileno()}
+                options = json.dumps(fds)
                 self.process = subprocess.Popen(
                     [sys.executable, "-P", "-c", START, options, _home()],
                     stdin=subprocess.DEVNULL,
@@ -85,15 +97,10 @@ class Connection:
                     pass_fds=tuple(fds.values()),
                     start_new_session=True,  # a Ctrl-C at the terminal is for the parent
                 )
-            except OSError as error:
-                ours.close()
-                raise _cannot_start(str(error)) from error
             finally:
-                theirs.close()
                 os.close(lifeline)
         self.socket = ours
         self.channel = Channel(ours)
-        self._wait_until_ready()
 
     def _wait_until_ready(self) -> None:
         self.socket.settimeout(START_S)
@@ -109,8 +116,11 @@ class Connection:
         self.base_bytes = self.memory_bytes()
 
     def send(self, message: dict[str, Any], payload: Payload | None = None) -> None:
-        """Send a message with its arrays. Raises `Closed`, `TimeoutError`."""
-        fds = payload.fds() if payload is not None else []
+        """Send a message with its arrays. Raises `Closed`, `TimeoutError`, `OpenUniError`."""
+        try:
+            fds = payload.fds() if payload is not None else []
+        except OSError as error:
+            raise _cannot_start(str(error), "could not be given its input") from error
         try:
             self.channel.send(message | self.mappings.told(), fds)
         finally:
@@ -191,10 +201,10 @@ def _home() -> str:
     return str(Path(str(sys.modules["openuni"].__file__)).absolute().parent.parent)
 
 
-def _cannot_start(reason: str) -> OpenUniError:
+def _cannot_start(reason: str, what: str = "did not start") -> OpenUniError:
     return OpenUniError(
-        f"the decoder process did not start: {reason}. Is the machine out of memory? Try again, or decode in this "
-        "process with the environment variable OPENUNI_DECODER=in-process."
+        f"the decoder process {what}: {reason}. Is the machine out of memory or of open files (ulimit -a)? Try "
+        "again, or decode in this process with the environment variable OPENUNI_DECODER=in-process."
     )
 
 

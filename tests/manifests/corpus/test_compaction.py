@@ -328,7 +328,7 @@ def test_a_list_that_is_no_list_of_names_is_refused(corpus, text, monkeypatch):
     key = {compaction.REPLACES_KEY: text.encode()}
     table = corpus.table("clips").slice(0, 2)
     table = table.replace_schema_metadata(key)
-    corpus.store.put(compaction.merged_name(first), table_bytes(table))
+    corpus.store.put(part_listing.merged_name(first), table_bytes(table))
     done = cli("summary", corpus.store.url)
     assert done.returncode == 2 and "openuni.replaces is not a list of file names" in done.stderr
 

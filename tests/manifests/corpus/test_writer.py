@@ -15,6 +15,7 @@ from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.corpus.shards import TarShard
 from openuni.manifests.corpus.writer import PartWriter, StorageFailed, StorageFull, recover, storage_errors
 from openuni.manifests.errors import OpenUniError
+from openuni.manifests.storage.lease import LeaseLost
 from openuni.manifests.storage.lock import lock
 from openuni.manifests.storage.store import Store
 
@@ -274,6 +275,35 @@ def test_a_machine_that_comes_back_adds_no_second_rows(tmp_path, monkeypatch, se
     assert recover(store, GROUP) == 0
     rows = [len(pq.read_table(store.path(name), filesystem=store.fs)) for name in store.names(GROUP, ".parquet")]
     assert all(rows)
+
+
+@pytest.mark.parametrize("lost_after", range(4))
+@pytest.mark.parametrize("step", ["seal", "recover"])
+def test_rows_that_arrive_after_a_takeover_are_withdrawn(tmp_path, monkeypatch, step, lost_after):
+    """Whichever of its writes is under way when another run takes over: a part has two, each after a check."""
+    monkeypatch.setenv("OPENUNI_SPOOL", str(tmp_path / "spool"))
+    store = Store(f"memory://{tmp_path.name}-{step}-{lost_after}")
+    writer = PartWriter(store, GROUP, SCHEMA, TarShard)
+    write(writer, "a")
+    if step == "recover":
+        die(writer)
+    checks = 0
+
+    def check() -> None:
+        nonlocal checks
+        checks += 1
+        if checks > lost_after:
+            raise LeaseLost("taken over")
+
+    store.fence = check
+    if lost_after >= 3:
+        writer.finish() if step == "seal" else recover(store, GROUP)
+        assert visible(store) == expect("a")
+        return
+    with pytest.raises(LeaseLost):
+        writer.finish() if step == "seal" else recover(store, GROUP)
+    store.fence = None
+    assert store.names(GROUP, "") == []
 
 
 def test_two_open_parts_with_the_same_clip_give_one_row(store):

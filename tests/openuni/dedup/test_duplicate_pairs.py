@@ -1,12 +1,19 @@
 """Copies by hash: what counts as one, which clip is kept, and that order and parts change nothing."""
 
+import shutil
+from functools import partial
+
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from openuni import api
 from openuni.dedup.deduplicators.duplicates import MAX_CLIPS_PER_HASH
+from openuni.manifests.corpus.corpus import Corpus
+from openuni.manifests.corpus.parts.part_files import table_bytes
 from openuni.manifests.errors import OpenUniError
 from tests.openuni.dedup.scored import clip, clusters_of, random_hashes, scored_corpus, turned, write_scores
+from tests.small_parts import killed_at
 
 
 def clusters(folder, scores, clips=None, part_rows=1000, **options):
@@ -155,6 +162,38 @@ def test_what_a_kill_left_is_replaced(tmp_path):
     assert api.duplicates(corpus).computed
     assert clusters_of(corpus) == found
     assert corpus.parts("filters/duplicates") != [part]
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_killed_at_any_change_readers_have_the_former_result_or_the_new_one(tmp_path, monkeypatch, parts):
+    scores = mixture()
+    corpus = scored_corpus(tmp_path / "corpus", [clip(name) for name in scores], scores)
+    api.duplicates(corpus, max_distance=0)
+    if parts > 1:  # as another program may have written them
+        (part,) = corpus.parts("filters/duplicates")
+        rows = corpus.table("filters/duplicates").replace_schema_metadata(
+            pq.read_schema(corpus.store.path(part)).metadata
+        )
+        corpus.store.delete(part)
+        for number in range(parts):
+            piece = rows.slice(number * (len(rows) // parts), len(rows) // parts + (number == parts - 1) * parts)
+            corpus.store.put(f"filters/duplicates/part-{number}.parquet", table_bytes(piece))
+    former = clusters_of(corpus)
+    whole = shutil.copytree(tmp_path / "corpus", tmp_path / "whole")
+    api.duplicates(whole, max_distance=7)
+    new = clusters_of(Corpus.open(str(whole)))
+    assert former != new
+    seen = []
+    while True:
+        killed = Corpus.open(shutil.copytree(tmp_path / "corpus", tmp_path / f"killed-{len(seen)}"))
+        if not killed_at(len(seen) + 1, monkeypatch, partial(api.duplicates, killed, max_distance=7)):
+            break
+        seen.append(clusters_of(Corpus.open(killed.store.url)))
+        assert seen[-1] in (former, new)
+        api.duplicates(Corpus.open(killed.store.url), max_distance=7)
+        assert clusters_of(Corpus.open(killed.store.url)) == new
+        assert len(killed.store.names("filters/duplicates", "")) == 1
+    assert former in seen and new in seen and len(seen) == 1 + parts
 
 
 def test_a_planted_fault_would_be_seen(tmp_path, monkeypatch):
