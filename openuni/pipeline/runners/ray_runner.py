@@ -150,6 +150,7 @@ class RayRunner(Runner):
             run.failed_starts = 0
             for slot in run.slots:
                 running[self._start(slot, run)] = (run, slot)
+        _tell(runs)
         while running:
             for reply in self._next_replies(running, runs):
                 run, slot = running.pop(reply)
@@ -161,6 +162,7 @@ class RayRunner(Runner):
                 self._release_unplaced(running, run)
             self._release_done(running, runs)
             self._grow(running, runs)
+            _tell(runs)
         self._finish(runs)
 
     def _take_slots(self, runs: list[PoolRun]) -> None:
@@ -313,6 +315,7 @@ class RayRunner(Runner):
                 )
         with_node = preempted or (bool(slot.node_id) and slot.node_id not in living)
         run.queue.record_worker_death(held, with_node=with_node)
+        run.pool.watcher.worker_died(slot.node_id)
         slot.actor, slot.node_id = self._new_actor(slot.shape), ""
         return self._start(slot, run)
 
@@ -379,6 +382,14 @@ class RayRunner(Runner):
                 continue  # the rows it had finished are recovered from its journal
         for run in runs:
             run.slots = []
+
+
+def _tell(runs: Sequence[PoolRun]) -> None:
+    """Tell the watchers of the pools how many workers have started, and what they hold."""
+    for run in runs:
+        placed = sum(slot.started for slot in run.slots)
+        in_flight = sum(len(slot.in_flight) for slot in run.slots)
+        run.pool.watcher.workers(placed, max(run.pool.size.workers, len(run.slots)), in_flight)
 
 
 def _death_text(queue: Queue, item: Any) -> str:

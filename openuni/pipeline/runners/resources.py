@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from openuni.console.usage import PoolWatcher
 from openuni.pipeline.runners.capacity import Capacity, Shape
 from openuni.pipeline.worker import ItemOutcome, Spec
 
@@ -38,6 +39,7 @@ class Pool(NamedTuple):
     report: Callable[[ItemOutcome], None]  # called in the driver as each item is done, in no fixed order
     on_death: Callable[[list[Any]], list[Any]]  # of the items that a dead worker held, those that still need work
     size: PoolSize
+    watcher: PoolWatcher = PoolWatcher()  # is told of the workers, if they are processes of their own
 
 
 class Runner(ABC):
