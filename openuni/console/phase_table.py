@@ -11,7 +11,7 @@ from openuni.console.phase_usage import Phase, duration_text, percent
 from openuni.console.terminal import one_line
 
 COLUMNS = ("pool", "done", "failed", "items/s", "ETA", "workers", "GPU", "decode", "store", "queue")
-MAX_NAME_CHARS = 22
+WIDE_COLUMNS = 100  # from here on names are less short, and columns further apart
 
 
 class PhaseTable(Progress):
@@ -24,29 +24,30 @@ class PhaseTable(Progress):
         if others or not pools:
             yield self.make_tasks_table(others)
         if pools:
-            yield pool_table(pools)
+            yield pool_table(pools, self.console.width)
 
 
-def pool_table(phases: Sequence[Phase]) -> Table:
-    """One row per pool, and their total if there are several."""
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+def pool_table(phases: Sequence[Phase], width: int) -> Table:
+    """One row per pool, and their total if there are several. `width`: of the terminal, in characters."""
+    is_wide = width >= WIDE_COLUMNS
+    table = Table(box=None, padding=(0, 2 if is_wide else 1, 0, 0), pad_edge=False, header_style="bold")
     for column in COLUMNS:
         table.add_column(column, justify="left" if column == "pool" else "right", no_wrap=True)
     for phase in phases:
-        table.add_row(*(Text(cell) for cell in _row(phase)))
+        table.add_row(*(Text(cell) for cell in _row(phase, 22 if is_wide else 14)))
     if len(phases) > 1:
         table.add_row(*(Text(cell, style="bold") for cell in _total(phases)))
     return table
 
 
-def _row(phase: Phase) -> list[str]:
+def _row(phase: Phase, max_name_chars: int) -> list[str]:
     decode, store = phase.usage.shares()
     name = one_line(phase.name)
     return [
-        name if len(name) <= MAX_NAME_CHARS else f"{name[: MAX_NAME_CHARS - 1]}\u2026",
+        name if len(name) <= max_name_chars else f"{name[: max_name_chars - 1]}\u2026",
         f"{phase.done:,}/{phase.total:,}",
         f"{phase.failed:,}",
-        f"{phase.items_per_s:.1f}",
+        _rate(phase.items_per_s),
         _time(phase),
         "-" if phase.seconds else f"{phase.placed}/{phase.wanted}",
         percent(phase.usage.gpu_busy),
@@ -54,6 +55,10 @@ def _row(phase: Phase) -> list[str]:
         percent(store),
         "-" if phase.seconds else f"{phase.queue:,}",
     ]
+
+
+def _rate(items_per_s: float) -> str:
+    return f"{items_per_s:.1f}" if items_per_s >= 0.95 or not items_per_s else f"{items_per_s:.2g}"
 
 
 def _time(phase: Phase) -> str:
@@ -73,13 +78,13 @@ def _total(phases: Sequence[Phase]) -> list[str]:
         "total",
         f"{sum(phase.done for phase in phases):,}/{sum(phase.total for phase in phases):,}",
         f"{sum(phase.failed for phase in phases):,}",
-        f"{sum(phase.items_per_s for phase in running):.1f}",
+        _rate(sum(phase.items_per_s for phase in running)) if running else "-",
         "-" if not etas or None in etas else duration_text(max(eta for eta in etas if eta is not None)),
-        f"{sum(phase.placed for phase in running)}/{sum(phase.wanted for phase in running)}",
+        f"{sum(phase.placed for phase in running)}/{sum(phase.wanted for phase in running)}" if running else "-",
         percent(sum(shares) / len(shares) if shares else None),
         percent(min(1.0, sum(total.decode_s for total in totals) / worker_s) if worker_s else None),
         percent(min(1.0, sum(total.store_s for total in totals) / worker_s) if worker_s else None),
-        f"{sum(phase.queue for phase in running):,}",
+        f"{sum(phase.queue for phase in running):,}" if running else "-",
     ]
 
 

@@ -92,6 +92,11 @@ class Counter(PoolWatcher):
             self.phase.vram_mb[name] = max(used_mb, self.phase.vram_mb.get(name, 0.0))
         self.show()
 
+    @property
+    def queue(self) -> int:
+        """See `PoolWatcher.queue`."""
+        return self.phase.queue
+
     def workers(self, placed: int, wanted: int, in_flight: int) -> None:
         """See `PoolWatcher.workers`."""
         self.phase.placed, self.phase.wanted, self.phase.in_flight = placed, wanted, in_flight

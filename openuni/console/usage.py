@@ -38,6 +38,11 @@ class ItemUsage(NamedTuple):
 class PoolWatcher:
     """Is told how the workers of a pool fare. This one does nothing."""
 
+    @property
+    def queue(self) -> int:
+        """Items that no worker holds yet."""
+        return 0
+
     def workers(self, placed: int, wanted: int, in_flight: int) -> None:
         """`placed`: workers that have started. `in_flight`: items that workers hold."""
 

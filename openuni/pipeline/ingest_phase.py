@@ -94,7 +94,7 @@ class IngestWorker(CorpusWorker):
 
     def operator_seconds(self, computed: list[Clip], compute_s: float) -> dict[str, float]:
         """See `Worker.operator_seconds`; of the shot detector."""
-        return {self.detector.name(): compute_s}
+        return {f"shots.{self.detector.name()}": compute_s}
 
     def store(self, item: SourceItem, computed: list[Clip]) -> ItemOutcome:
         """Write the clips' rows: all of them or none, so that a source that has a row is done."""

@@ -18,6 +18,7 @@ from openuni.console.logs import verbosity
 from openuni.manifests.contracts.discovery import local_import_roots
 from openuni.manifests.errors import OpenUniError
 from openuni.pipeline.runners.capacity import Capacity, Node, Shape
+from openuni.pipeline.runners.metrics import DriverMetrics, PoolState
 from openuni.pipeline.runners.node_check import NodeReport, NodeRequest, code_version, gpu_memory_gb
 from openuni.pipeline.runners.ray_session import POLL_S, RayLost, RaySession
 from openuni.pipeline.runners.ray_worker import RayWorker, Reply, Setup, uninstalled_home
@@ -87,6 +88,12 @@ class PoolRun:
     slots: list[ActorSlot] = field(default_factory=list)
     failed_starts: int = 0
 
+    def state(self) -> PoolState:
+        """How its workers fare."""
+        placed, held = sum(slot.started for slot in self.slots), sum(len(slot.in_flight) for slot in self.slots)
+        wanted = max(self.pool.size.workers, len(self.slots))
+        return PoolState(self.pool.name, self.pool.watcher, placed, wanted, held)
+
 
 class RayRunner(Runner):
     """Actors that pull items. Frames never travel: an actor gets names, and writes its own parts."""
@@ -150,7 +157,8 @@ class RayRunner(Runner):
             run.failed_starts = 0
             for slot in run.slots:
                 running[self._start(slot, run)] = (run, slot)
-        _tell(runs)
+        self.metrics = DriverMetrics()
+        self.metrics.tell((run.state() for run in runs), at_once=True)
         while running:
             for reply in self._next_replies(running, runs):
                 run, slot = running.pop(reply)
@@ -162,7 +170,7 @@ class RayRunner(Runner):
                 self._release_unplaced(running, run)
             self._release_done(running, runs)
             self._grow(running, runs)
-            _tell(runs)
+            self.metrics.tell(run.state() for run in runs)
         self._finish(runs)
 
     def _take_slots(self, runs: list[PoolRun]) -> None:
@@ -251,7 +259,7 @@ class RayRunner(Runner):
 
     def _start(self, slot: ActorSlot, run: PoolRun) -> Any:
         slot.in_flight, slot.following, slot.started = {}, None, False
-        return slot.actor.start.remote(run.pool.spec)
+        return slot.actor.start.remote(run.pool.spec, run.pool.name)
 
     def _get(self, reference: Any) -> Reply:
         """A reply; its log lines are logged here. Raises an actor's `OpenUniError` as it was."""
@@ -315,7 +323,7 @@ class RayRunner(Runner):
                 )
         with_node = preempted or (bool(slot.node_id) and slot.node_id not in living)
         run.queue.record_worker_death(held, with_node=with_node)
-        run.pool.watcher.worker_died(slot.node_id)
+        self.metrics.worker_died(run.state(), slot.node_id)
         slot.actor, slot.node_id = self._new_actor(slot.shape), ""
         return self._start(slot, run)
 
@@ -382,14 +390,6 @@ class RayRunner(Runner):
                 continue  # the rows it had finished are recovered from its journal
         for run in runs:
             run.slots = []
-
-
-def _tell(runs: Sequence[PoolRun]) -> None:
-    """Tell the watchers of the pools how many workers have started, and what they hold."""
-    for run in runs:
-        placed = sum(slot.started for slot in run.slots)
-        in_flight = sum(len(slot.in_flight) for slot in run.slots)
-        run.pool.watcher.workers(placed, max(run.pool.size.workers, len(run.slots)), in_flight)
 
 
 def _death_text(queue: Queue, item: Any) -> str:

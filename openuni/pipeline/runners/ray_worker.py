@@ -13,6 +13,7 @@ from openuni.console.logs import LEVELS, Collector, Line, openuni_logger
 from openuni.console.usage import GpuShare
 from openuni.manifests.errors import OpenUniError
 from openuni.pipeline.runners.gpu_usage import gpu_sampler
+from openuni.pipeline.runners.metrics import WorkerMetrics
 from openuni.pipeline.runners.node_check import code_version
 from openuni.pipeline.worker import ItemOutcome, Spec, WorkerLoop
 
@@ -58,14 +59,15 @@ class RayWorker:
         self.loop: WorkerLoop | None = None
         self.node_id = ""
         self.code = setup.code
+        self.metrics: WorkerMetrics | None = None
         self.sampling = ExitStack()
         self.gpu_shares: Callable[[], dict[str, GpuShare]] = dict
 
     def ready(self) -> None:
         """Answers once the actor has been placed."""
 
-    def start(self, spec: Spec) -> Reply:
-        """Start a phase: load models, open writers."""
+    def start(self, spec: Spec, pool: str) -> Reply:
+        """Start a phase: load models, open writers. `pool`: its name."""
         import cv2
         import ray
 
@@ -80,6 +82,7 @@ class RayWorker:
         except OpenUniError as error:  # what this node lacks others may have
             return self._reply(None)._replace(refusal=error)
         self.loop = WorkerLoop(worker)
+        self.metrics = WorkerMetrics(pool)
         self.gpu_shares = self.sampling.enter_context(gpu_sampler(device))
         return self._reply(None)
 
@@ -111,4 +114,6 @@ class RayWorker:
             failures = tuple(one._replace(exception=None) for one in outcome.failures)
             usage = outcome.usage._replace(node_id=self.node_id, gpus=self.gpu_shares())
             outcome = outcome._replace(failures=failures, usage=usage)
+            assert self.metrics is not None
+            self.metrics.record(outcome)
         return Reply(outcome, self.logs.take(), self.node_id, platform.node())
