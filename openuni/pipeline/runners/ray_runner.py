@@ -18,6 +18,7 @@ from openuni.manifests.contracts.discovery import local_import_roots
 from openuni.manifests.errors import OpenUniError
 from openuni.pipeline.runners.calls import Answer, Calls
 from openuni.pipeline.runners.capacity import Capacity, Node, Shape
+from openuni.pipeline.runners.metrics import DriverMetrics
 from openuni.pipeline.runners.node_check import NodeReport, NodeRequest, code_version, gpu_memory_gb
 from openuni.pipeline.runners.ray_session import POLL_S, RayLost, RaySession
 from openuni.pipeline.runners.ray_worker import RayWorker, Reply, Setup, uninstalled_home
@@ -95,6 +96,8 @@ class RayRunner(Runner):
             run.failed_starts = run.calls = 0
             for slot in run.slots:
                 calls.add(run, slot, self._start(slot, run))
+        self.metrics = DriverMetrics()
+        self.metrics.tell((run.state() for run in runs), at_once=True)
         while calls:
             for answer in self._next_answers(calls, runs):
                 calls.add(answer.run, answer.slot, self._advance(answer))
@@ -104,6 +107,7 @@ class RayRunner(Runner):
                 self._release_unplaced(calls, run)
             self._release_done(runs)
             self._grow(calls, runs)
+            self.metrics.tell(run.state() for run in runs)
         self._finish(runs)
 
     def _take_slots(self, runs: list[PoolRun]) -> None:
@@ -197,7 +201,7 @@ class RayRunner(Runner):
 
     def _start(self, slot: ActorSlot, run: PoolRun) -> Any:
         slot.in_flight, slot.following, slot.started = {}, None, False
-        return slot.actor.start.remote(run.pool.spec)
+        return slot.actor.start.remote(run.pool.spec, run.pool.name)
 
     def _get(self, call: Future[Any]) -> Reply:
         """A reply; its log lines are logged here. Raises an actor's `OpenUniError` as it was."""
@@ -262,6 +266,7 @@ class RayRunner(Runner):
                 )
         with_node = preempted or (bool(slot.node_id) and slot.node_id not in living)
         run.queue.record_worker_death(held, with_node=with_node)
+        self.metrics.worker_died(run.state(), slot.node_id)
         slot.actor, slot.node_id = self.new_actor(slot.shape), ""
         return self._start(slot, run)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final, NamedTuple
 
+from openuni.console.usage import PoolWatcher
 from openuni.pipeline.runners.capacity import Capacity, Shape
 from openuni.pipeline.worker import ItemOutcome, Spec
 
@@ -48,6 +49,7 @@ class Pool(NamedTuple):
     report: Callable[[ItemOutcome], None]  # called in the driver as each item is done, in no fixed order
     on_death: Callable[[list[Any]], list[Any]]  # of the items that a dead worker held, those that still need work
     size: PoolSize
+    watcher: PoolWatcher = PoolWatcher()  # is told of the workers, if they are processes of their own
     follows: bool = False  # its items may be `LATER`, and it ends with the other pools: the rest is another phase's
 
 

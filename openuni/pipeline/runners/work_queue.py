@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from openuni.pipeline.runners.capacity import Shape
+from openuni.pipeline.runners.metrics import PoolState
 from openuni.pipeline.runners.resources import LATER, MAX_ATTEMPTS, Pool
 
 MAX_NODE_DEATHS = 10  # of nodes that held the same item: it may be what ends them
@@ -89,6 +90,12 @@ class PoolRun:
     slots: list[ActorSlot] = field(default_factory=list)
     calls: int = 0  # that workers have not answered
     failed_starts: int = 0
+
+    def state(self) -> PoolState:
+        """How its workers fare."""
+        placed, held = sum(slot.started for slot in self.slots), sum(len(slot.in_flight) for slot in self.slots)
+        wanted = max(self.pool.size.workers, len(self.slots))
+        return PoolState(self.pool.name, self.pool.watcher, placed, wanted, held)
 
     @property
     def is_done(self) -> bool:
