@@ -7,62 +7,14 @@ from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from openuni.console.phase_table import PhaseTable
+from openuni.console.phase_usage import Phase, duration_text
 from openuni.console.terminal import escape
+from openuni.console.usage import ItemUsage, PoolWatcher
 
 LOG_EVERY_S = 10.0
-
-
-def duration_text(seconds: float) -> str:
-    """ "40 s", "12 min", "3 h 20 min"."""
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
-
-
-class Phase:
-    """Counts of one phase."""
-
-    def __init__(self, name: str, total: int) -> None:
-        self.name, self.total = name, total
-        self.ok = self.failed = self.decodes = 0
-        self.vram_mb: dict[str, float] = {}
-        self.started = time.perf_counter()
-        self.seconds = 0.0
-
-    @property
-    def done(self) -> int:
-        """Items finished, whatever became of them."""
-        return self.ok + self.failed
-
-    @property
-    def items_per_s(self) -> float:
-        """Mean rate since the phase began."""
-        elapsed = self.seconds or (time.perf_counter() - self.started)
-        return self.done / elapsed if elapsed > 0 else 0.0
-
-    def text(self) -> str:
-        """Counts, rate and, while items are left, the ETA: "3/8 done, 0 failed, 0.5/s, ETA 10 s"."""
-        rate = self.items_per_s
-        speed = f"{rate:.1f}/s" if rate >= 0.1 or not rate else f"{1 / rate:.0f} s per item"
-        text = f"{self.done}/{self.total} done, {self.failed} failed, {speed}"
-        left = self.total - self.done
-        return f"{text}, ETA {duration_text(left / rate)}" if left and rate else text
-
-    def as_record(self) -> dict[str, Any]:
-        """What the ledger keeps: `decodes` counts how often video was opened to decode frames."""
-        record = {
-            "phase": self.name,
-            "planned": self.total,
-            "ok": self.ok,
-            "failed": self.failed,
-            "seconds": round(self.seconds, 3),
-            "items_per_s": round(self.items_per_s, 3),
-            "decodes": self.decodes,
-        }
-        return record | ({"vram_mb": self.vram_mb} if self.vram_mb else {})
 
 
 class Reporter:
@@ -73,7 +25,7 @@ class Reporter:
         self.live = self.console.is_terminal and not quiet
         self.quiet = quiet
         self.phases: list[Phase] = []
-        self.progress = Progress(
+        self.progress = PhaseTable(
             TextColumn("{task.description:<12}"),
             BarColumn(),
             MofNCompleteColumn(),
@@ -112,16 +64,25 @@ class Reporter:
             counter.show(final=True)
 
 
-class Counter:
+class Counter(PoolWatcher):
     """Counts one phase and shows it."""
 
     def __init__(self, reporter: Reporter, phase: Phase) -> None:
         self.reporter, self.phase = reporter, phase
-        self.task = reporter.progress.add_task(phase.name, total=phase.total, failed=0, rate=0.0)
+        self.task = reporter.progress.add_task(phase.name, total=phase.total, failed=0, rate=0.0, phase=phase)
         self.logged = time.perf_counter()
 
-    def add(self, status: str, decodes: int = 0, vram_mb: Mapping[str, float] = MappingProxyType({})) -> None:
+    def add(
+        self,
+        status: str,
+        decodes: int = 0,
+        vram_mb: Mapping[str, float] = MappingProxyType({}),
+        key: str = "",
+        usage: ItemUsage | None = None,
+    ) -> None:
         """One more item, "ok" or "failed"; see `openuni.pipeline.worker.ItemOutcome` for the rest."""
+        if usage is not None:
+            self.phase.usage.add(key, status, decodes, usage)
         if status == "ok":
             self.phase.ok += 1
         else:
@@ -130,6 +91,20 @@ class Counter:
         for name, used_mb in vram_mb.items():
             self.phase.vram_mb[name] = max(used_mb, self.phase.vram_mb.get(name, 0.0))
         self.show()
+
+    @property
+    def queue(self) -> int:
+        """See `PoolWatcher.queue`."""
+        return self.phase.queue
+
+    def workers(self, placed: int, wanted: int, in_flight: int) -> None:
+        """See `PoolWatcher.workers`."""
+        self.phase.placed, self.phase.wanted, self.phase.in_flight = placed, wanted, in_flight
+        self.show()
+
+    def worker_died(self, node_id: str) -> None:
+        """See `PoolWatcher.worker_died`."""
+        self.phase.usage.add_death(node_id)
 
     def show(self, *, final: bool = False) -> None:
         """Refresh the table, or log a line when it is time for one."""

@@ -146,6 +146,10 @@ class ImportWorker(CorpusWorker):
         }
         return PreparedClip(clip, payloads, sizes, values)
 
+    def operator_seconds(self, computed: PreparedClip, compute_s: float) -> dict[str, float]:
+        """See `Worker.operator_seconds`; of the importer."""
+        return {self.name: compute_s}
+
     def store(self, item: ImportItem, computed: PreparedClip) -> ItemOutcome:
         """Write the payloads and the importer's row, then the clip's row."""
         row = {"status": "ok", "error": None, "version": self.spec.version, "ms": None, **computed.values}
@@ -277,11 +281,12 @@ class ImportJob:
                 with reporter.phase(f"import {self.importer.name()}", count) as counter:
 
                     def report(outcome: ItemOutcome) -> None:
-                        counter.add(outcome.status)
+                        counter.add(outcome.status, outcome.decodes, key=outcome.key, usage=outcome.usage)
                         log.outcome(outcome, "import", raise_errors=self.import_options.raise_errors)
 
                     size = cpu_pool(runner.resources, runner.capacity())
-                    runner.run_pools([Pool("import", spec, listing.items(left), report, self._unfinished, size)])
+                    pool = Pool("import", spec, listing.items(left), report, self._unfinished, size, counter)
+                    runner.run_pools([pool])
                 self.corpus.recover()
                 compact_if_worthwhile(self.corpus, [CLIPS, self.group])
             self.corpus.refresh()

@@ -54,6 +54,10 @@ class EncodeSpec(Spec):
         """See `Spec.start`."""
         return EncodeWorker(self, device)
 
+    def operator_versions(self) -> dict[str, str]:
+        """See `Spec.operator_versions`."""
+        return {codec.name(): codec.version() for codec in (self.latent_codec, self.text_codec)}
+
 
 def family_name(options: EncodeOptions, codec: LatentCodec) -> str:
     """Name of the latent family: the codec and a fingerprint of all that shapes its latents."""
@@ -118,6 +122,15 @@ class EncodeWorker(CorpusWorker):
             except ClipError as error:
                 found[name] = error
         return found
+
+    def operator_seconds(self, computed: dict[str, EncodedStream | ClipError], compute_s: float) -> dict[str, float]:
+        """See `Worker.operator_seconds`; of the codecs."""
+        seconds: dict[str, float] = {}
+        for stream, encoded in computed.items():
+            if isinstance(encoded, EncodedStream):
+                codec = self.spec.text_codec if stream == TEXT else self.spec.latent_codec
+                seconds[codec.name()] = seconds.get(codec.name(), 0.0) + encoded.ms / 1000
+        return seconds
 
     def store(self, item: ClipItem, computed: dict[str, EncodedStream | ClipError]) -> ItemOutcome:
         """Write each stream's tensor and row."""

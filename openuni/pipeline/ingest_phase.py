@@ -92,6 +92,10 @@ class IngestWorker(CorpusWorker):
             self._clip(prepared, shot, share=self.options.copy_caption_to_clips or len(shots) == 1) for shot in shots
         ]
 
+    def operator_seconds(self, computed: list[Clip], compute_s: float) -> dict[str, float]:
+        """See `Worker.operator_seconds`; of the shot detector."""
+        return {f"shots.{self.detector.name()}": compute_s}
+
     def store(self, item: SourceItem, computed: list[Clip]) -> ItemOutcome:
         """Write the clips' rows: all of them or none, so that a source that has a row is done."""
         kind = pa.struct(list(schema.clip_schema()))

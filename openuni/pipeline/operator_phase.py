@@ -47,6 +47,10 @@ class OperatorSpec(Spec):
         kinds = {operator.kind for operator in self.operators.values()}
         return (FilterWorker if kinds == {"filter"} else AnnotatorWorker)(self, device)
 
+    def operator_versions(self) -> Mapping[str, str]:
+        """See `Spec.operator_versions`."""
+        return self.versions
+
 
 class OperatorWorker(WindowedWorker):
     """Holds the models of all operators of a phase."""
@@ -74,6 +78,10 @@ class OperatorWorker(WindowedWorker):
         if isinstance(prepared, LongClip):
             return self.compute_long(item, prepared)
         return {name: self._run_one(name, item, prepared) for name in item.todo}
+
+    def operator_seconds(self, computed: dict[str, OperatorResult], compute_s: float) -> dict[str, float]:
+        """See `Worker.operator_seconds`; of the operators that have a result."""
+        return {name: result.ms / 1000 for name, result in computed.items() if result.ms is not None}
 
     def store(self, item: ClipItem, computed: dict[str, OperatorResult]) -> ItemOutcome:
         """Write every operator's row; each has a fate of its own."""

@@ -47,6 +47,7 @@ from openuni.pipeline.planning.map_sources import MapSource, annotator_of, exten
 from openuni.pipeline.planning.passes import PoolPlan, plan_passes
 from openuni.pipeline.planning.plans import INTERNAL_ERROR_HINT, clip_items, missing
 from openuni.pipeline.run_log import RunLog
+from openuni.pipeline.runners.gpu_usage import record_gpu_busy
 from openuni.pipeline.runners.pool_sizes import cpu_pool, gpu_pool
 from openuni.pipeline.runners.resources import Pool, PoolSize, Runner
 from openuni.pipeline.scope import RunScope
@@ -228,21 +229,20 @@ class Pipeline:
             for pool in planned:
                 counter = stack.enter_context(self.reporter.phase(pool.name, pool.total))
                 counters.append(counter)
-                pools.append(
-                    Pool(
-                        pool.name, pool.spec, pool.items, self._reporting(pool.name, counter), pool.on_death, pool.size
-                    )
-                )
+                report = self._reporting(pool.name, counter)
+                pools.append(Pool(pool.name, pool.spec, pool.items, report, pool.on_death, pool.size, counter))
                 logger.info("phase %s started: %d items, %d workers", pool.name, pool.total, pool.size.workers)
             self.runner.run_pools(pools)
-        for counter in counters:
+        for pool, counter in zip(planned, counters, strict=True):
+            per_gpu = self.runner.resources.workers_per_gpu
+            record_gpu_busy(self.corpus, pool.spec.operator_versions(), counter.phase, per_gpu)
             logger.info("phase %s finished: %s", counter.phase.name, json.dumps(counter.phase.as_record()))
         self.corpus.recover()  # parts of workers that died in this phase
         compact_if_worthwhile(self.corpus, [group for pool in planned for group in pool.groups])
 
     def _reporting(self, phase: str, counter: Counter) -> Callable[[ItemOutcome], None]:
         def report(outcome: ItemOutcome) -> None:
-            counter.add(outcome.status, outcome.decodes, outcome.vram_mb)
+            counter.add(outcome.status, outcome.decodes, outcome.vram_mb, outcome.key, outcome.usage)
             self.log.outcome(outcome, phase, raise_errors=self.scope.raise_errors)
 
         return report

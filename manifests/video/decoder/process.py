@@ -186,10 +186,11 @@ class Decoder:
         decodes = one.page[progress.DECODES]
         message = request.message(payload, stream=stream)
         self.is_idle = False
+        watch = _Watch(one, request)
         try:
             one.clear_words()
             one.send(message, payload)
-            yield _Watch(one, request), payload
+            yield watch, payload
         except Closed as error:
             raise self._death(request) from (one.last_words() or error)
         except TimeoutError as error:
@@ -202,6 +203,7 @@ class Decoder:
             raise video_errors.LimitExceeded(text) from error
         finally:
             progress.count_decode((one.page[progress.DECODES] - decodes) & 0xFFFFFFFF)
+            progress.count_seconds(watch.waited_s)
 
     def _next(self, watch: _Watch) -> tuple[str, Any]:
         """Kind and value of the next message of a request. Raises the error that it holds."""

@@ -25,6 +25,7 @@ class _ThreadSafeCounter:
 
 
 _decodes = _ThreadSafeCounter()
+_waited = threading.local()
 
 
 def use_page(page: memoryview) -> None:
@@ -60,3 +61,13 @@ def count_decode(number: int = 1) -> None:
 def decode_count() -> int:
     """Number of times that clips' sources were opened for decoding, for this process. Shows that decodes are shared."""
     return _decodes.count
+
+
+def count_seconds(seconds: float) -> None:
+    """Count time in which this thread waited for a decoder."""
+    _waited.seconds = decoder_seconds() + seconds
+
+
+def decoder_seconds() -> float:
+    """Seconds in which this thread has waited for decoders; none while they run in this process."""
+    return getattr(_waited, "seconds", 0.0)

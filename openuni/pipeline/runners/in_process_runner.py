@@ -5,6 +5,7 @@ from typing import Any
 
 from openuni.manifests.graceful_shutdown import graceful_shutdown
 from openuni.pipeline.runners.crash_marks import CrashMarks
+from openuni.pipeline.runners.gpu_usage import gpu_sampler
 from openuni.pipeline.runners.resources import Pool, Resources, Runner
 from openuni.pipeline.worker import ItemOutcome, WorkerLoop, key_of
 
@@ -28,11 +29,15 @@ class InProcessRunner(Runner):
         def done(outcome: ItemOutcome | None) -> None:
             if outcome is not None:
                 marks.finished(outcome.key)
-                pool.report(outcome)
+                pool.report(outcome._replace(usage=outcome.usage._replace(gpus=gpu_shares())))
 
         try:
             source = iter(pool.items)
-            with graceful_shutdown("the current clip") as interrupted, marks.watching():
+            with (
+                graceful_shutdown("the current clip") as interrupted,
+                marks.watching(),
+                gpu_sampler(self.device) as gpu_shares,
+            ):
                 item = next(source, None)
                 while item is not None and not interrupted.is_set():
                     following = next(source, None)

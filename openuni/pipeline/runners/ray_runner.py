@@ -8,22 +8,23 @@ failed after `MAX_ATTEMPTS`. A node that dies is not its items' fault. Nodes may
 import logging
 import os
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 from openuni.console.logs import verbosity
 from openuni.manifests.contracts.discovery import local_import_roots
 from openuni.manifests.errors import OpenUniError
+from openuni.pipeline.runners.calls import Answer, Calls
 from openuni.pipeline.runners.capacity import Capacity, Node, Shape
+from openuni.pipeline.runners.metrics import DriverMetrics
 from openuni.pipeline.runners.node_check import NodeReport, NodeRequest, code_version, gpu_memory_gb
 from openuni.pipeline.runners.ray_session import POLL_S, RayLost, RaySession
 from openuni.pipeline.runners.ray_worker import RayWorker, Reply, Setup, uninstalled_home
-from openuni.pipeline.runners.resources import MAX_ATTEMPTS, Pool, Resources, Runner
+from openuni.pipeline.runners.resources import Pool, Resources, Runner
+from openuni.pipeline.runners.work_queue import ActorSlot, PoolRun, Queue
 
-MAX_NODE_DEATHS = 10  # of nodes that held the same item: it may be what ends them
 MAX_FAILED_STARTS = 10
 LOST_AFTER_S = 60.0  # without a living node
 NO_NODE = "no node of the Ray cluster is alive"
@@ -31,61 +32,6 @@ PLACEMENT_NOTICE_S = 60.0  # without a first reply of any worker
 PLACEMENT_TIMEOUT_S = 600.0  # for nodes that others use; `Resources.placement_timeout_s` for nodes that are to come
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class ActorSlot:
-    """One Ray actor and what it is doing."""
-
-    actor: Any
-    shape: Shape
-    in_flight: dict[str, Any] = field(default_factory=dict)  # by key: given to the actor, and not reported yet
-    following: Any | None = None  # of these, the one it prefetches
-    started: bool = False
-    node_id: str = ""  # known once started
-
-
-@dataclass
-class Queue:
-    """What is left: new items, retries (one at a time), and exhausted items, which only need their failed row."""
-
-    pending: Iterator[Any]
-    on_death: Callable[[list[Any]], list[Any]]
-    retries: deque[Any] = field(default_factory=deque)
-    exhausted: deque[Any] = field(default_factory=deque)
-    attempts: dict[str, int] = field(default_factory=dict)
-    node_deaths: dict[str, int] = field(default_factory=dict)
-    drained: bool = False  # `pending` has nothing more
-
-    def record_worker_death(self, held: list[Any], *, with_node: bool) -> None:
-        """Count a worker's death against the items it held, except those it had finished."""
-        counts, most = (self.node_deaths, MAX_NODE_DEATHS) if with_node else (self.attempts, MAX_ATTEMPTS)
-        what = "a node" if with_node else "a worker"
-        for item in self.on_death(held):
-            counts[item.key] = counts.get(item.key, 0) + 1
-            logger.warning("%s died with %s in flight (attempt %d)", what, item.key, counts[item.key])
-            (self.exhausted if counts[item.key] >= most else self.retries).append(item)
-
-    def next_new(self) -> Any | None:
-        """The next item that nobody has had."""
-        item = None if self.drained else next(self.pending, None)
-        self.drained = item is None
-        return item
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing is left to hand out."""
-        return self.drained and not self.retries and not self.exhausted
-
-
-@dataclass
-class PoolRun:
-    """A pool at work."""
-
-    pool: Pool
-    queue: Queue
-    slots: list[ActorSlot] = field(default_factory=list)
-    failed_starts: int = 0
 
 
 class RayRunner(Runner):
@@ -144,23 +90,24 @@ class RayRunner(Runner):
                     run.queue.retries.extend(run.queue.on_death(held))
 
     def _run(self, runs: list[PoolRun]) -> None:
-        running: dict[Any, tuple[PoolRun, ActorSlot]] = {}
+        calls = Calls()
         self._take_slots(runs)
         for run in runs:
-            run.failed_starts = 0
+            run.failed_starts = run.calls = 0
             for slot in run.slots:
-                running[self._start(slot, run)] = (run, slot)
-        while running:
-            for reply in self._next_replies(running, runs):
-                run, slot = running.pop(reply)
-                reference = self._advance(run, slot, reply)
-                if reference is not None:
-                    running[reference] = (run, slot)
+                calls.add(run, slot, self._start(slot, run))
+        self.metrics = DriverMetrics()
+        self.metrics.tell((run.state() for run in runs), at_once=True)
+        while calls:
+            for answer in self._next_answers(calls, runs):
+                calls.add(answer.run, answer.slot, self._advance(answer))
+            _close_followers(runs)
             for run in runs:
-                self._wake_idle(running, run)
-                self._release_unplaced(running, run)
-            self._release_done(running, runs)
-            self._grow(running, runs)
+                self._wake_idle(calls, run)
+                self._release_unplaced(calls, run)
+            self._release_done(runs)
+            self._grow(calls, runs)
+            self.metrics.tell(run.state() for run in runs)
         self._finish(runs)
 
     def _take_slots(self, runs: list[PoolRun]) -> None:
@@ -171,7 +118,8 @@ class RayRunner(Runner):
         for run in sorted(runs, key=lambda run: -run.pool.size.shape.gpus):
             workers, shape = run.pool.size
             run.slots = [slot for slot in self.idle if slot.shape == shape][:workers]
-            self.idle = [slot for slot in self.idle if not any(slot is taken for taken in run.slots)]
+            taken = {id(slot) for slot in run.slots}
+            self.idle = [slot for slot in self.idle if id(slot) not in taken]
             new = workers - len(run.slots)
             if new and shape.gpus:
                 self._kill_idle()
@@ -183,36 +131,35 @@ class RayRunner(Runner):
 
     def _kill_idle(self) -> None:
         for slot in self.idle:
-            self.ray.kill(slot.actor)
+            self.kill_actor(slot.actor)
         self.idle = []
 
-    def _release_done(self, running: dict[Any, tuple[PoolRun, ActorSlot]], runs: list[PoolRun]) -> None:
+    def _release_done(self, runs: list[PoolRun]) -> None:
         """End the workers of a pool that is done while another one waits for room."""
-        waiting = {id(run) for run, slot in running.values() if not slot.started}
-        busy = {id(run) for run, _ in running.values()}
         for run in runs:
-            if waiting - {id(run)} and run.slots and run.queue.is_empty and id(run) not in busy:
+            if run.slots and run.is_done and any(other is not run and _wants_room(other) for other in runs):
                 self._finish([run])
                 self._kill_idle()
 
-    def _next_replies(self, running: dict[Any, tuple[PoolRun, ActorSlot]], runs: list[PoolRun]) -> list[Any]:
-        """All finished calls, at least one. Raises `RayLost` when none can come any more."""
+    def _next_answers(self, calls: Calls, runs: list[PoolRun]) -> list[Answer]:
+        """All finished calls, at least one unless a pool waits for items. Raises `RayLost` when none can come."""
         waited_since, noted = time.monotonic(), False
         lost_since: float | None = None
         while True:
-            ready, waiting = self.ray.wait(list(running), num_returns=1, timeout=POLL_S)
+            answers = calls.take(POLL_S)
             has_gcs = self.session.control_store_answers()
-            if ready:  # whatever else is there already: one question per reply would be too many for large clusters
-                more, _ = self.ray.wait(waiting, num_returns=len(waiting), timeout=0) if waiting else ([], [])
-                return [*ready, *more]
+            if answers:
+                return answers
             if not has_gcs:
                 continue  # it could not be asked about nodes
             now = time.monotonic()
             lost_since = None if self.session.living_nodes() else lost_since or now
             if lost_since is not None and now - lost_since >= LOST_AFTER_S:
                 raise RayLost(NO_NODE)
-            self._grow(running, runs)
-            stuck = [run for run in runs if not run.queue.is_empty and not any(slot.started for slot in run.slots)]
+            if any(run.queue.waiting for run in runs):
+                return []
+            self._grow(calls, runs)
+            stuck = [run for run in runs if not run.pool.follows and not run.queue.is_empty and _is_unplaced(run)]
             if not stuck:
                 continue
             timeout_s = max(PLACEMENT_TIMEOUT_S, self.resources.placement_timeout_s or 0.0)
@@ -231,9 +178,10 @@ class RayRunner(Runner):
         return f"workers need {asked}; the cluster has {self.capacity()}, of which {free or 'nothing'} is free"
 
     def _new_slot(self, shape: Shape) -> ActorSlot:
-        return ActorSlot(self._new_actor(shape), shape)
+        return ActorSlot(self.new_actor(shape), shape)
 
-    def _new_actor(self, shape: Shape) -> Any:
+    def new_actor(self, shape: Shape) -> Any:
+        """A worker that is being placed on a node."""
         threads = str(max(1, int(shape.cpus)))
         environment = {"OMP_NUM_THREADS": threads, "OPENUNI_THREADS": threads}
         home = uninstalled_home()
@@ -247,24 +195,29 @@ class RayRunner(Runner):
         )
         return actor_type.remote(Setup(str(Path.cwd()), local_import_roots(), verbosity(), code_version()))
 
+    def kill_actor(self, actor: Any) -> None:
+        """End a worker."""
+        self.ray.kill(actor)
+
     def _start(self, slot: ActorSlot, run: PoolRun) -> Any:
         slot.in_flight, slot.following, slot.started = {}, None, False
-        return slot.actor.start.remote(run.pool.spec)
+        return slot.actor.start.remote(run.pool.spec, run.pool.name)
 
-    def _get(self, reference: Any) -> Reply:
+    def _get(self, call: Future[Any]) -> Reply:
         """A reply; its log lines are logged here. Raises an actor's `OpenUniError` as it was."""
         try:
-            reply: Reply = self.ray.get(reference)
+            reply: Reply = call.result()
         except self.ray.exceptions.RayTaskError as error:
             raise error.cause if isinstance(error.cause, OpenUniError) else error from None
         for line in reply.lines:
             line.emit()
         return reply
 
-    def _advance(self, run: PoolRun, slot: ActorSlot, done: Any) -> Any | None:
+    def _advance(self, answer: Answer) -> Any | None:
         """Take one finished call of an actor; returns its next call, or None when there is nothing left for it."""
+        run, slot, call = answer
         try:
-            reply = self._get(done)
+            reply = self._get(call)
         except self.ray.exceptions.RayActorError as error:
             return self._replace(run, slot, preempted=bool(getattr(error, "preempted", False)))
         if reply.refusal is not None:
@@ -286,7 +239,7 @@ class RayRunner(Runner):
             if queue.exhausted:
                 item = queue.exhausted.popleft()
                 slot.in_flight[item.key] = item
-                return slot.actor.fail.remote(item, _death_text(queue, item))
+                return slot.actor.fail.remote(item, queue.death_text(item))
             # a retried item runs alone: if the worker dies again, that item is the cause
             item = queue.retries.popleft() if queue.retries else queue.next_new()
         if item is None:
@@ -313,42 +266,44 @@ class RayRunner(Runner):
                 )
         with_node = preempted or (bool(slot.node_id) and slot.node_id not in living)
         run.queue.record_worker_death(held, with_node=with_node)
-        slot.actor, slot.node_id = self._new_actor(slot.shape), ""
+        self.metrics.worker_died(run.state(), slot.node_id)
+        slot.actor, slot.node_id = self.new_actor(slot.shape), ""
         return self._start(slot, run)
 
     def _drop(self, run: PoolRun, slot: ActorSlot, host: str, refusal: OpenUniError) -> None:
         """A worker cannot take part: go on without it, or raise what it said if it was the last one."""
         run.slots.remove(slot)
-        self.ray.kill(slot.actor)
+        self.kill_actor(slot.actor)
         if not run.slots:
+            if run.pool.follows:  # the phase of its own that comes later will say so
+                run.queue.close()
+                return
             raise refusal
         logger.warning("a worker on %s cannot take part: %s; going on with %d workers", host, refusal, len(run.slots))
 
-    def _wake_idle(self, running: dict[Any, tuple[PoolRun, ActorSlot]], run: PoolRun) -> None:
-        """Give retried items to actors that had run out of work."""
-        if not run.queue.retries and not run.queue.exhausted:
+    def _wake_idle(self, calls: Calls, run: PoolRun) -> None:
+        """Give retried and new items to actors that had run out of work."""
+        if run.queue.is_empty or run.calls == len(run.slots):
             return
-        busy = {id(slot) for _, slot in running.values()}
         for slot in run.slots:
-            if slot.started and id(slot) not in busy and (run.queue.retries or run.queue.exhausted):
+            if slot.started and slot.call is None:
                 reference = self._next_call(slot, run.queue)
-                if reference is not None:
-                    running[reference] = (run, slot)
+                if reference is None:
+                    return  # there is nothing yet
+                calls.add(run, slot, reference)
 
-    def _release_unplaced(self, running: dict[Any, tuple[PoolRun, ActorSlot]], run: PoolRun) -> None:
+    def _release_unplaced(self, calls: Calls, run: PoolRun) -> None:
         """Do not wait for workers that no node has room for once their pool has nothing left to hand out."""
-        if not run.queue.is_empty or not any(slot.started for slot in run.slots):
+        if not run.queue.is_empty or not (run.pool.follows or any(slot.started for slot in run.slots)):
             return
         if any(slot.in_flight for slot in run.slots):
             return  # a worker may still die, and its items come back
-        for reference in [
-            reference for reference, (owner, slot) in running.items() if owner is run and not slot.started
-        ]:
-            _, slot = running.pop(reference)
-            self.ray.kill(slot.actor)
+        for slot in [slot for slot in run.slots if not slot.started]:
+            calls.drop(run, slot)
+            self.kill_actor(slot.actor)
             run.slots.remove(slot)
 
-    def _grow(self, running: dict[Any, tuple[PoolRun, ActorSlot]], runs: list[PoolRun]) -> None:
+    def _grow(self, calls: Calls, runs: list[PoolRun]) -> None:
         """Use nodes that have joined, if the number of workers was left open."""
         if self.resources.workers is not None:
             return
@@ -366,14 +321,14 @@ class RayRunner(Runner):
                 free["GPU"] = free.get("GPU", 0.0) - shape.gpus
                 slot = self._new_slot(shape)
                 run.slots.append(slot)
-                running[self._start(slot, run)] = (run, slot)
+                calls.add(run, slot, self._start(slot, run))
 
     def _finish(self, runs: list[PoolRun]) -> None:
         slots = [slot for run in runs for slot in run.slots]
         calls = [(slot, slot.actor.finish.remote()) for slot in slots]
         for slot, call in calls:
             try:
-                self._get(call)
+                self._get(call.future())
                 self.idle.append(slot)
             except self.ray.exceptions.RayActorError:
                 continue  # the rows it had finished are recovered from its journal
@@ -381,7 +336,19 @@ class RayRunner(Runner):
             run.slots = []
 
 
-def _death_text(queue: Queue, item: Any) -> str:
-    if queue.node_deaths.get(item.key, 0) >= MAX_NODE_DEATHS:
-        return f"WorkerDied: {MAX_NODE_DEATHS} nodes died with this clip in flight"
-    return f"WorkerDied: the worker process died {MAX_ATTEMPTS} times with this clip in flight"
+def _is_unplaced(run: PoolRun) -> bool:
+    """Whether none of the workers of a pool has started."""
+    return bool(run.slots) and not any(slot.started for slot in run.slots)
+
+
+def _wants_room(run: PoolRun) -> bool:
+    """Whether a worker of a pool has not started."""
+    return any(not slot.started for slot in run.slots)
+
+
+def _close_followers(runs: list[PoolRun]) -> None:
+    """End the pools that follow others once these are done."""
+    if all(run.is_done for run in runs if not run.pool.follows):
+        for run in runs:
+            if run.pool.follows:
+                run.queue.close()

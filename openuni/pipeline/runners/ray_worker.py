@@ -3,12 +3,17 @@
 import os
 import platform
 import sys
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import openuni
 from openuni.console.logs import LEVELS, Collector, Line, openuni_logger
+from openuni.console.usage import GpuShare
 from openuni.manifests.errors import OpenUniError
+from openuni.pipeline.runners.gpu_usage import gpu_sampler
+from openuni.pipeline.runners.metrics import WorkerMetrics
 from openuni.pipeline.runners.node_check import code_version
 from openuni.pipeline.worker import ItemOutcome, Spec, WorkerLoop
 
@@ -54,12 +59,15 @@ class RayWorker:
         self.loop: WorkerLoop | None = None
         self.node_id = ""
         self.code = setup.code
+        self.metrics: WorkerMetrics | None = None
+        self.sampling = ExitStack()
+        self.gpu_shares: Callable[[], dict[str, GpuShare]] = dict
 
     def ready(self) -> None:
         """Answers once the actor has been placed."""
 
-    def start(self, spec: Spec) -> Reply:
-        """Start a phase: load models, open writers."""
+    def start(self, spec: Spec, pool: str) -> Reply:
+        """Start a phase: load models, open writers. `pool`: its name."""
         import cv2
         import ray
 
@@ -68,11 +76,14 @@ class RayWorker:
             text = f"{platform.node()} has openuni {code_version()}, the driver has {self.code}"
             return self._reply(None)._replace(refusal=OpenUniError(f"{text}. Install the same version on all nodes."))
         cv2.setNumThreads(int(os.environ["OPENUNI_THREADS"]))  # torch and others read OMP_NUM_THREADS themselves
+        device = "cuda" if ray.get_gpu_ids() else "cpu"
         try:
-            worker = spec.start("cuda" if ray.get_gpu_ids() else "cpu")
+            worker = spec.start(device)
         except OpenUniError as error:  # what this node lacks others may have
             return self._reply(None)._replace(refusal=error)
         self.loop = WorkerLoop(worker)
+        self.metrics = WorkerMetrics(pool)
+        self.gpu_shares = self.sampling.enter_context(gpu_sampler(device))
         return self._reply(None)
 
     def step(self, item: Any, next_item: Any | None) -> Reply:
@@ -94,10 +105,15 @@ class RayWorker:
         """Finish the phase; the process stays for the next one."""
         if self.loop is not None:
             loop, self.loop = self.loop, None
+            self.sampling.close()
             loop.finish()
         return self._reply(None)
 
     def _reply(self, outcome: ItemOutcome | None) -> Reply:
         if outcome is not None:  # exceptions of any library do not travel; their tracebacks do
-            outcome = outcome._replace(failures=tuple(one._replace(exception=None) for one in outcome.failures))
+            failures = tuple(one._replace(exception=None) for one in outcome.failures)
+            usage = outcome.usage._replace(node_id=self.node_id, gpus=self.gpu_shares())
+            outcome = outcome._replace(failures=failures, usage=usage)
+            assert self.metrics is not None
+            self.metrics.record(outcome)
         return Reply(outcome, self.logs.take(), self.node_id, platform.node())

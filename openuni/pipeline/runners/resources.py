@@ -3,12 +3,23 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from enum import Enum
+from typing import Any, Final, NamedTuple
 
+from openuni.console.usage import PoolWatcher
 from openuni.pipeline.runners.capacity import Capacity, Shape
 from openuni.pipeline.worker import ItemOutcome, Spec
 
 MAX_ATTEMPTS = 3  # of an item with which the process dies
+
+
+class Later(Enum):
+    """What `Pool.items` give while they have none."""
+
+    LATER = "nothing now; ask again later"
+
+
+LATER: Final = Later.LATER
 
 
 @dataclass(frozen=True)
@@ -38,6 +49,8 @@ class Pool(NamedTuple):
     report: Callable[[ItemOutcome], None]  # called in the driver as each item is done, in no fixed order
     on_death: Callable[[list[Any]], list[Any]]  # of the items that a dead worker held, those that still need work
     size: PoolSize
+    watcher: PoolWatcher = PoolWatcher()  # is told of the workers, if they are processes of their own
+    follows: bool = False  # its items may be `LATER`, and it ends with the other pools: the rest is another phase's
 
 
 class Runner(ABC):

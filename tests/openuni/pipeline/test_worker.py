@@ -1,13 +1,16 @@
 """The loop that drives a worker: order, overlap, and what becomes of errors in each of its three stages."""
 
 import os
+import platform
 import signal
 import threading
+import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
+from openuni.console.usage import ItemUsage
 from openuni.manifests.errors import OpenUniError
 from openuni.pipeline.runners.capacity import Shape
 from openuni.pipeline.runners.in_process_runner import InProcessRunner
@@ -59,7 +62,13 @@ def drive(*items: str) -> tuple[Recorder, list[ItemOutcome]]:
     outcomes.append(loop.flush())
     loop.finish()
     assert outcomes[0] is None and loop.flush() is None
-    return worker, [outcome for outcome in outcomes if outcome is not None]
+    return worker, [without_usage(outcome) for outcome in outcomes if outcome is not None]
+
+
+def without_usage(outcome: ItemOutcome | None) -> ItemOutcome:
+    """All but the seconds that it took."""
+    assert outcome is not None
+    return outcome._replace(usage=ItemUsage())
 
 
 def test_every_item_is_reported_once_in_order_and_finish_comes_last():
@@ -91,7 +100,7 @@ def test_the_next_is_computed_while_the_one_before_is_written_but_no_further():
     assert ("compute", "b") in worker.events and ("store", "a") not in worker.events
     worker.let_write.set()
     second.join(PATIENCE_S)
-    assert loop.flush() == ItemOutcome("b", "ok")
+    assert without_usage(loop.flush()) == ItemOutcome("b", "ok")
     loop.finish()
 
 
@@ -111,6 +120,47 @@ def test_what_is_being_written_is_written_before_the_worker_is_finished():
     threading.Timer(0.2, worker.let_write.set).start()
     loop.finish()
     assert worker.events[-2:] == [("store", "a"), ("finish", "")]
+
+
+class Slow(Recorder):
+    """Takes known times; items named after a stage fail at its end."""
+
+    SECONDS: ClassVar = {"prepare": 0.2, "compute": 0.3, "store": 0.02}
+
+    def _do(self, stage: str, item: str) -> Any:
+        time.sleep(self.SECONDS[stage])
+        return super()._do(stage, item)
+
+    def operator_seconds(self, computed: str, compute_s: float) -> dict[str, float]:
+        return {"slow": compute_s}
+
+
+def usages(*items: str) -> list[ItemUsage]:
+    loop = WorkerLoop(Slow())
+    outcomes = [loop.step(item, following) for item, following in zip(items, [*items[1:], None], strict=True)]
+    outcomes.append(loop.flush())
+    loop.finish()
+    return [outcome.usage for outcome in outcomes if outcome is not None]
+
+
+def test_outcomes_say_how_long_each_stage_took():
+    first, second = usages("a", "b")
+    for usage in (first, second):
+        assert usage.host == platform.node() and usage.node_id == ""
+        assert usage.decode_s >= 0.2 and usage.compute_s >= 0.3 and usage.store_s >= 0.02
+        assert usage.operators_s == {"slow": usage.compute_s}
+        assert usage.work_s == usage.decode_s + usage.compute_s + usage.store_s
+    assert first.wait_s >= 0.2 > second.wait_s, "the second was prepared while the first was computed"
+
+
+@pytest.mark.parametrize("stage", ["prepare", "compute", "store"])
+def test_an_item_that_fails_has_the_seconds_up_to_its_end(stage):
+    """A clip that takes minutes until its decoder gives up is among the slowest."""
+    _, failed = usages("a", stage)
+    reached = ["prepare", "compute", "store"]
+    for name, seconds in zip(reached, (failed.decode_s, failed.compute_s, failed.store_s), strict=True):
+        if reached.index(name) <= reached.index(stage):
+            assert seconds >= Slow.SECONDS[name]
 
 
 @dataclass(frozen=True)
