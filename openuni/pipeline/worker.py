@@ -1,7 +1,7 @@
 """The work of one phase in one process, and the loop that drives it: read ahead, compute, write behind."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
@@ -33,8 +33,11 @@ class Worker(ABC):
         """The work itself; writes nothing."""
 
     @abstractmethod
-    def store(self, item: Any, computed: Any) -> ItemOutcome:
-        """Write the item's rows. Runs in a thread, while the next item is computed."""
+    def store(self, item: Any, computed: Any) -> ItemOutcome | None:
+        """Write the item's rows. Runs in a thread, while the next item is computed.
+
+        None: a part of the item waits for `compute_batch`, and is stored with a further call.
+        """
 
     @abstractmethod
     def fail(self, item: Any, error: str) -> ItemOutcome:
@@ -43,6 +46,18 @@ class Worker(ABC):
     @abstractmethod
     def finish(self) -> None:
         """Seal what was written; nothing more comes."""
+
+    def waiting(self) -> Sequence[Any]:
+        """The items of which a part waits to be computed together with that of others. Default: none."""
+        return ()
+
+    def is_batch_full(self) -> bool:
+        """Whether as many items wait as can be computed together."""
+        return False
+
+    def compute_batch(self) -> Sequence[tuple[Any, Any]]:
+        """The rest of the work on the items that wait: each with what `store` takes. Then none waits."""
+        raise NotImplementedError
 
     def note_failure(self, key: str, operator: str, error: BaseException) -> None:
         """Keep the traceback of a failure that becomes a row. `operator`: empty for the phase itself."""
@@ -70,20 +85,24 @@ class Spec(ABC):
 
 
 class WorkerLoop:
-    """Drives a worker: prefetches the next item, writes the previous one, and turns every error into a failed row."""
+    """Drives a worker: prefetches the next item, writes the previous one, and turns every error into a failed row.
 
-    def __init__(self, worker: Worker, working_on: Callable[[str], AbstractContextManager[Any]] | None = None) -> None:
-        """`working_on`: context in which a thread works on the item of this key."""
-        self.worker, self.working_on = worker, working_on or nullcontext
+    Work that a worker does on several items together is done when enough of them wait, when nothing is known to follow,
+    and before anything is flushed.
+    """
+
+    def __init__(self, worker: Worker, working_on: Callable[..., AbstractContextManager[Any]] | None = None) -> None:
+        """`working_on`: context in which a thread works on the items of these keys."""
+        self.worker, self.working_on = worker, working_on or (lambda *keys: nullcontext())
         self.reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
         self.writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
         self.prefetched: tuple[Any, Future[Any]] | None = None
-        self.pending_write: Future[ItemOutcome] | None = None
+        self.pending_write: Future[list[ItemOutcome]] | None = None
 
-    def step(self, item: Any, next_item: Any | None) -> ItemOutcome | None:
+    def step(self, item: Any, next_item: Any | None) -> list[ItemOutcome]:
         """Compute `item` and start to write it; start to prepare `next_item`.
 
-        Returns the outcome of the item before this one; None if `flush` has returned it already.
+        Returns the outcomes of the items that were completed since the last call: those of items before this one.
         """
         ready, self.prefetched = self.prefetched, None
         future = ready[1] if ready is not None and ready[0] == item else self.reader.submit(self._prepare, item)
@@ -97,24 +116,23 @@ class WorkerLoop:
             raise  # the run cannot go on (a full disk, a missing part): not this clip's fault
         except Exception as error:  # with `_store` the place where a clip's error of any kind becomes a row
             self.worker.note_failure(key_of(item), "", error)
-            return self.fail(item, format_error(error))
-        outcome = self.flush()  # at most one item waits to be written: results take memory
-        self.pending_write = self.writer.submit(self._store, item, computed)
-        return outcome
+            outcomes = self.fail(item, format_error(error))
+        else:
+            outcomes = self._written()  # at most one item waits to be written: results take memory
+            self.pending_write = self.writer.submit(self._store, [(item, computed)])
+        if next_item is None or self.worker.is_batch_full():
+            outcomes += self._compute_batch()
+        return outcomes
 
-    def fail(self, item: Any, error: str) -> ItemOutcome | None:
-        """Start to write the item's failure; returns the outcome of the item before."""
-        outcome = self.flush()
-        self.pending_write = self.writer.submit(self.worker.fail, item, error)
-        return outcome
+    def fail(self, item: Any, error: str) -> list[ItemOutcome]:
+        """Start to write the item's failure; returns the outcomes of items before."""
+        outcomes = self._written()
+        self.pending_write = self.writer.submit(lambda: [self.worker.fail(item, error)])
+        return outcomes
 
-    def flush(self) -> ItemOutcome | None:
-        """Wait until everything is written; returns the outcome of the last item, once."""
-        pending, self.pending_write = self.pending_write, None
-        if pending is None:
-            return None
-        outcome = pending.result()
-        return outcome._replace(failures=outcome.failures + self.worker.take_failures(outcome.key))
+    def flush(self) -> list[ItemOutcome]:
+        """Compute what waits, and wait until everything is written; returns the outcomes that are left, once."""
+        return self._compute_batch() + self._written()
 
     def finish(self) -> None:
         """Seal and stop the threads; what is being written is written."""
@@ -122,11 +140,32 @@ class WorkerLoop:
         self.writer.shutdown()
         self.worker.finish()
 
+    def _compute_batch(self) -> list[ItemOutcome]:
+        """Compute the items that wait together, and start to write them; returns the outcomes of items before."""
+        waiting = self.worker.waiting()
+        if not waiting:
+            return []
+        with self.working_on(*map(key_of, waiting)):
+            computed = self.worker.compute_batch()
+        outcomes = self._written()
+        self.pending_write = self.writer.submit(self._store, computed)
+        return outcomes
+
+    def _written(self) -> list[ItemOutcome]:
+        """Wait until what was computed is written; returns the outcomes, once."""
+        pending, self.pending_write = self.pending_write, None
+        done = [] if pending is None else pending.result()
+        return [one._replace(failures=one.failures + self.worker.take_failures(one.key)) for one in done]
+
     def _prepare(self, item: Any) -> Any:
         with self.working_on(key_of(item)):
             return self.worker.prepare(item)
 
-    def _store(self, item: Any, computed: Any) -> ItemOutcome:
+    def _store(self, parts: Sequence[tuple[Any, Any]]) -> list[ItemOutcome]:
+        outcomes = [self._store_one(item, computed) for item, computed in parts]
+        return [outcome for outcome in outcomes if outcome is not None]
+
+    def _store_one(self, item: Any, computed: Any) -> ItemOutcome | None:
         try:
             with self.working_on(key_of(item)):
                 return self.worker.store(item, computed)

@@ -3,6 +3,7 @@
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ class Setup(NamedTuple):
 class Reply(NamedTuple):
     """The answer to a call of an actor."""
 
-    outcome: ItemOutcome | None
+    outcomes: tuple[ItemOutcome, ...]
     lines: tuple[Line, ...]  # logged since the last reply
     node_id: str  # Ray's, of the worker's node
     host: str
@@ -66,14 +67,14 @@ class RayWorker:
         self.node_id = ray.get_runtime_context().get_node_id()
         if code_version() != self.code:
             text = f"{platform.node()} has openuni {code_version()}, the driver has {self.code}"
-            return self._reply(None)._replace(refusal=OpenUniError(f"{text}. Install the same version on all nodes."))
+            return self._reply()._replace(refusal=OpenUniError(f"{text}. Install the same version on all nodes."))
         cv2.setNumThreads(int(os.environ["OPENUNI_THREADS"]))  # torch and others read OMP_NUM_THREADS themselves
         try:
             worker = spec.start("cuda" if ray.get_gpu_ids() else "cpu")
         except OpenUniError as error:  # what this node lacks others may have
-            return self._reply(None)._replace(refusal=error)
+            return self._reply()._replace(refusal=error)
         self.loop = WorkerLoop(worker)
-        return self._reply(None)
+        return self._reply()
 
     def step(self, item: Any, next_item: Any | None) -> Reply:
         """See `WorkerLoop.step`."""
@@ -95,9 +96,12 @@ class RayWorker:
         if self.loop is not None:
             loop, self.loop = self.loop, None
             loop.finish()
-        return self._reply(None)
+        return self._reply()
 
-    def _reply(self, outcome: ItemOutcome | None) -> Reply:
-        if outcome is not None:  # exceptions of any library do not travel; their tracebacks do
-            outcome = outcome._replace(failures=tuple(one._replace(exception=None) for one in outcome.failures))
-        return Reply(outcome, self.logs.take(), self.node_id, platform.node())
+    def _reply(self, outcomes: Sequence[ItemOutcome] = ()) -> Reply:
+        # exceptions of any library do not travel; their tracebacks do
+        plain = tuple(
+            outcome._replace(failures=tuple(one._replace(exception=None) for one in outcome.failures))
+            for outcome in outcomes
+        )
+        return Reply(plain, self.logs.take(), self.node_id, platform.node())

@@ -58,8 +58,8 @@ def drive(*items: str) -> tuple[Recorder, list[ItemOutcome]]:
     outcomes = [loop.step(item, following) for item, following in zip(items, [*items[1:], None], strict=True)]
     outcomes.append(loop.flush())
     loop.finish()
-    assert outcomes[0] is None and loop.flush() is None
-    return worker, [outcome for outcome in outcomes if outcome is not None]
+    assert outcomes[0] == [] and loop.flush() == []
+    return worker, [outcome for some in outcomes for outcome in some]
 
 
 def test_every_item_is_reported_once_in_order_and_finish_comes_last():
@@ -83,7 +83,7 @@ def test_the_next_is_computed_while_the_one_before_is_written_but_no_further():
     worker = Recorder()
     worker.let_write.clear()
     loop = WorkerLoop(worker)
-    assert loop.step("a", "b") is None
+    assert loop.step("a", "b") == []
     second = threading.Thread(target=loop.step, args=("b", None))
     second.start()
     second.join(0.3)
@@ -91,7 +91,7 @@ def test_the_next_is_computed_while_the_one_before_is_written_but_no_further():
     assert ("compute", "b") in worker.events and ("store", "a") not in worker.events
     worker.let_write.set()
     second.join(PATIENCE_S)
-    assert loop.flush() == ItemOutcome("b", "ok")
+    assert loop.flush() == [ItemOutcome("b", "ok")]
     loop.finish()
 
 
