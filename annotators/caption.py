@@ -3,15 +3,18 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from annotated_types import Ge
 
+from openuni.annotators._caption_transformers import Answer, ShownFrames, answers, load_transformers
+from openuni.annotators._caption_vllm import EngineOptions, VllmModel
 from openuni.manifests.contracts.checkpoint import Checkpoint, published_or_path
 from openuni.manifests.contracts.decoded_clip import DecodedClip
-from openuni.manifests.contracts.inference import Precision, inference
+from openuni.manifests.contracts.inference import Precision
 from openuni.manifests.contracts.operator import Annotator, sample_evenly
+from openuni.manifests.contracts.options import UNIT_INTERVAL, Added, Execution
 from openuni.manifests.errors import ClipError, OpenUniError
 
 BRIEF = (
@@ -23,6 +26,11 @@ DETAILED = (
     "looks and actions, the setting, the light and colours, and how the camera moves. Say only what can be seen; do "
     "not guess names or feelings, and do not begin with 'the video'."
 )
+
+
+DEFAULT_BATCH_CLIPS = {"transformers": 1, "vllm": 64}
+MAX_REASON_CHARS = 500
+VLLM_OPTIONS = ("tensor_parallel_size", "gpu_memory_share", "context_tokens")
 
 
 class CaptionOfClip(NamedTuple):
@@ -41,9 +49,11 @@ class CaptionOfClip(NamedTuple):
 class Caption(Annotator):
     """A brief and a detailed caption by a vision-language model, with greedy decoding, so results are deterministic.
 
-    Supports every checkpoint of transformers' AutoModelForImageTextToText with a chat template. Frames are passed as
-    one video if the processor supports videos, else as several images. The default is Apache-2.0; Qwen2.5-VL-3B is for
-    research only, 72B has Qwen's own licence. Generated captions may contain errors: review a sample before training.
+    Supports every checkpoint of transformers' AutoModelForImageTextToText with a chat template, or of vLLM. Frames are
+    passed as one video if the processor supports videos, else as several images. In fp32, clips that are processed
+    together get the captions that each gets alone, unless two tokens are equally likely within rounding; in bf16 a few
+    differ. The default is Apache-2.0; Qwen2.5-VL-3B is for research only, 72B has Qwen's own licence. Generated
+    captions may contain errors: review a sample before training.
     """
 
     checkpoint: Annotated[str, "vision-language model in transformers format: Hugging Face name or folder"] = (
@@ -59,6 +69,22 @@ class Caption(Annotator):
     precision: Annotated[
         Precision, "numerical precision: bf16 for weights and computation (half the memory), or fp32"
     ] = "bf16"
+    backend: Annotated[
+        Literal["transformers", "vllm"], "library that runs the model; vllm: pip install 'openuni[vllm]'", Added()
+    ] = "transformers"
+    batch_clips: Annotated[
+        int, "clips processed together; 0: 1 with transformers, 64 with vllm", Ge(0), Execution()
+    ] = 0
+    tensor_parallel_size: Annotated[int, "vllm: number of GPUs that one model is spread over", Ge(1), Execution()] = 1
+    gpu_memory_share: Annotated[
+        float,
+        "vllm: share of each GPU's memory that it reserves; 0: 0.9 of the worker's share of the GPU",
+        UNIT_INTERVAL,
+        Execution(),
+    ] = 0.0
+    context_tokens: Annotated[
+        int, "vllm: maximum number of tokens of prompt, frames and caption; 0: as the model allows", Ge(0), Execution()
+    ] = 0
 
     gpus: ClassVar[float] = 1.0
     licence: ClassVar[str] = "Apache-2.0"
@@ -69,6 +95,20 @@ class Caption(Annotator):
         for option in ("brief_prompt", "detailed_prompt"):
             if not getattr(self, option).strip():
                 raise OpenUniError(f"caption: {option} is empty. Allowed: a prompt text. Remove it to use the default.")
+        for option in VLLM_OPTIONS if self.backend == "transformers" else ():
+            if getattr(self, option) != getattr(type(self), option):
+                raise OpenUniError(
+                    f'caption: {option} = {getattr(self, option)} applies to backend = "vllm" only. Allowed: '
+                    f'backend = "vllm"; or remove {option}.'
+                )
+
+    def gpus_per_worker(self) -> float:
+        """See `Component.gpus_per_worker`."""
+        return float(self.tensor_parallel_size)
+
+    def packages(self) -> Sequence[str]:
+        """See `Component.packages`."""
+        return ("vllm",) if self.backend == "vllm" else ()
 
     def checkpoints(self) -> Sequence[Checkpoint]:
         """The model's checkpoint."""
@@ -90,45 +130,47 @@ class Caption(Annotator):
         )
 
     def load(self, device: str) -> Any:
-        """Load the network on `device` and its processor.
+        """Load the network on `device` and its processor, or start vLLM's engine.
 
-        Raises `OpenUniError` if the folder is not a vision-language model with a chat template.
+        Raises `OpenUniError` if the folder is not a vision-language model with a chat template, `MissingRequirement` if
+        vLLM is not installed.
         """
-        import torch
-        from transformers import AutoModelForImageTextToText, AutoProcessor
-
         folder = self.checkpoints()[0].resolve()
-        only_data = {"local_files_only": True, "trust_remote_code": False}  # no downloads, no remote code
-        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
-        try:
-            processor = AutoProcessor.from_pretrained(folder, **only_data)
-            if not getattr(processor, "chat_template", None):
-                raise ValueError("its processor has no chat template")
-            network = AutoModelForImageTextToText.from_pretrained(
-                folder, dtype=dtype, use_safetensors=True, **only_data
-            )
-        except (OSError, ValueError, KeyError) as error:
-            raise OpenUniError(
-                f"{folder} is not a vision-language model in transformers format: {error}. Use one such as "
-                "Qwen/Qwen2.5-VL-7B-Instruct."
-            ) from error
-        return network.eval().to(device), processor
+        if self.backend == "transformers":
+            return load_transformers(folder, self.precision, device)
+        dtype = "bfloat16" if self.precision == "bf16" else "float32"
+        share, context = self.gpu_memory_share, self.context_tokens
+        return VllmModel(EngineOptions(folder, dtype, self.max_frames, self.tensor_parallel_size, share, context))
 
     def run(self, model: Any, clip: DecodedClip) -> CaptionOfClip:
         """Generate both captions. Raises `ClipError` for frames that the model's processor rejects."""
-        indices = self.select_frames(clip.times_s)
-        brief, brief_cut = self._answer(model, clip, indices, self.brief_prompt)
-        detailed, detailed_cut = self._answer(model, clip, indices, self.detailed_prompt)
+        return self.run_batch(model, [self.excerpt(model, clip)])[0]
+
+    def clips_per_batch(self) -> int:
+        """See `Operator.clips_per_batch`."""
+        return self.batch_clips or DEFAULT_BATCH_CLIPS[self.backend]
+
+    def excerpt(self, model: Any, clip: DecodedClip) -> ShownFrames:
+        """The frames that the model is shown."""
+        return ShownFrames.of(clip, self.select_frames(clip.times_s))
+
+    def run_batch(self, model: Any, excerpts: Sequence[ShownFrames]) -> list[CaptionOfClip]:
+        """Generate both captions of several clips. Raises `ClipError` if the model's processor rejects one."""
+        briefs = self._answers(model, excerpts, self.brief_prompt)
+        details = self._answers(model, excerpts, self.detailed_prompt)
         prompts = f"{self.brief_prompt}\0{self.detailed_prompt}"
-        return CaptionOfClip(
-            brief=brief or None,
-            detailed=detailed or None,
-            source="model",
-            model=self.checkpoint,
-            prompt_hash=hashlib.sha256(prompts.encode()).hexdigest()[:16],
-            frame_times_s=[round(time_s, 6) for time_s in clip.times_s[indices].tolist()],
-            cut_short=brief_cut or detailed_cut,
-        )
+        return [
+            CaptionOfClip(
+                brief=brief.text or None,
+                detailed=detailed.text or None,
+                source="model",
+                model=self.checkpoint,
+                prompt_hash=hashlib.sha256(prompts.encode()).hexdigest()[:16],
+                frame_times_s=[round(time_s, 6) for time_s in shown.times_s.tolist()],
+                cut_short=brief.is_cut or detailed.is_cut,
+            )
+            for shown, brief, detailed in zip(excerpts, briefs, details, strict=True)
+        ]
 
     def select_frames(self, times_s: np.ndarray) -> np.ndarray:
         """Frames for the model: times float64 [T] in seconds -> increasing indices int64 [n], n <= max_frames."""
@@ -139,49 +181,18 @@ class Caption(Annotator):
         grid = np.linspace(times_s[0], times_s[-1], self.max_frames)
         return np.unique(np.abs(times_s[None, :] - grid[:, None]).argmin(axis=1)).astype(np.int64)
 
-    def _answer(self, model: Any, clip: DecodedClip, indices: np.ndarray, prompt: str) -> tuple[str, bool]:
-        """The model's response, and whether it was truncated."""
-        network, processor = model
+    def _answers(self, model: Any, shown: Sequence[ShownFrames], prompt: str) -> list[Answer]:
+        """The model's responses."""
         try:
-            inputs = build_inputs(processor, clip, indices, prompt).to(network.device)
+            if self.backend == "vllm":
+                found: list[Answer] = model.answers(shown, prompt, self.max_new_tokens)
+                return found
+            return answers(model, shown, prompt, self.max_new_tokens)
         except ValueError as error:
-            size = f"{clip.frames.shape[2]} x {clip.frames.shape[1]}"
-            raise ClipError(f"the model's processor rejects {len(indices)} frames of {size} px: {error}") from error
-        for name, value in inputs.items():
-            if hasattr(value, "is_floating_point") and value.is_floating_point() and name.startswith("pixel"):
-                inputs[name] = value.to(network.dtype)
-        with inference(network.device.type, "fp32"):  # the weights already have the requested precision
-            tokens = network.generate(
-                **inputs,
-                max_new_tokens=self.max_new_tokens,
-                do_sample=False,
-                num_beams=1,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-            )
-        new = tokens[0, inputs["input_ids"].shape[1] :]
-        ends = network.generation_config.eos_token_id
-        ends = ends if isinstance(ends, list) else [ends]
-        cut = len(new) >= self.max_new_tokens and int(new[-1]) not in ends
-        text: str = processor.tokenizer.decode(new, skip_special_tokens=True)
-        return " ".join(text.split()), cut
+            what = " and ".join(f"{len(one.frames)} frames of {_size(one)} px" for one in shown)
+            reason = " ".join(str(error.__cause__ or error).split())[:MAX_REASON_CHARS]  # vLLM's contain the frames
+            raise ClipError(f"the model's processor rejects {what}: {reason}") from error
 
 
-def build_inputs(processor: Any, clip: DecodedClip, indices: np.ndarray, prompt: str) -> Any:
-    """Model inputs for a prompt about the frames at `indices`: as a video with timestamps, or as images."""
-    frames = clip.frames[indices]  # a copy: the clip is read-only
-    video = getattr(processor, "video_processor", None) is not None
-    seen = [{"type": "video"}] if video else [{"type": "image"}] * len(frames)
-    turn = {"role": "user", "content": [*seen, {"type": "text", "text": prompt}]}
-    text = processor.apply_chat_template([turn], add_generation_prompt=True, tokenize=False)
-    if not video:
-        return processor(text=[text], images=[list(frames)], return_tensors="pt")
-    facts = {
-        "total_num_frames": len(clip.frames),
-        "fps": clip.fps,
-        "duration": len(clip.frames) / clip.fps,
-        "frames_indices": indices.tolist(),
-    }
-    options = {"do_sample_frames": False, "video_metadata": [facts]}
-    return processor(text=[text], videos=[list(frames)], videos_kwargs=options, return_tensors="pt")
+def _size(shown: ShownFrames) -> str:
+    return f"{shown.frames.shape[2]} x {shown.frames.shape[1]}"

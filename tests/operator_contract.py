@@ -15,14 +15,14 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.contracts.modality import Modality
 from openuni.manifests.contracts.operator import Filter, Operator
-from openuni.manifests.contracts.options import annotation_text, strip_annotation
+from openuni.manifests.contracts.options import Execution, annotation_extras, annotation_text, strip_annotation
 from openuni.manifests.contracts.schema import producer_schema, result_hints
 from openuni.manifests.contracts.window_filter import supports_windows
 from openuni.manifests.errors import OpenUniError
@@ -176,14 +176,17 @@ def version_is_the_same_everywhere(operator: Operator, folder: Path = ROOT) -> N
 
 
 def version_follows_the_options(operator: Operator) -> None:
-    """Every option changes the version, if it can take another value without other files."""
+    """Every option changes the version, if it can take another value without other files; `Execution` options never."""
+    hints = get_type_hints(type(operator), include_extras=True)
     for name, value in vars(operator).items():
+        is_execution = any(isinstance(extra, Execution) for extra in annotation_extras(hints[name]))
         for other in _others(next(option.type for option in operator.options() if option.name == name), value):
             try:
                 version = dataclasses.replace(operator, **{name: other}).version()
             except OpenUniError:
                 continue  # not allowed for this option, or needs other files; try the next
-            assert version != operator.version(), f"{name} = {other!r} has the version of {name} = {value!r}"
+            is_same = version == operator.version()
+            assert is_same == is_execution, f"{name} = {other!r}, {value!r}: the same version is {is_same}"
             break
 
 

@@ -8,6 +8,7 @@ import dataclasses
 import importlib
 import runpy
 from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ import pytest
 from openuni.manifests.contracts.component import fingerprint
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.contracts.operator import find_operator, operator_names
-from openuni.manifests.contracts.options import former_names, recorded
+from openuni.manifests.contracts.options import Added, annotation_extras, former_names, recorded
 from openuni.manifests.contracts.window_filter import supports_windows
 from openuni.manifests.modalities.segmentation import Segmentation
 from tests import faulty_operators as faulty
@@ -148,7 +149,10 @@ def test_renamed_options_keep_their_former_names_in_versions_and_records(kind, n
     assert former_names(operator_class) == former
     monkeypatch.setattr(operator_class, "checkpoints", lambda self: ())  # versions without local weights
     for operator in (operator_class(), _with_changed(operator_class(), former)):
-        before = {former.get(option, option): value for option, value in dataclasses.asdict(operator).items()}
+        hints = get_type_hints(operator_class, include_extras=True)
+        added = {name for name, hint in hints.items() if any(isinstance(one, Added) for one in annotation_extras(hint))}
+        options = {name: value for name, value in dataclasses.asdict(operator).items() if name not in added}
+        before = {former.get(option, option): value for option, value in options.items()}
         assert recorded(operator) == before
         facts = {"name": name, "revision": operator.revision, "options": before, "weights": []}
         assert operator.version() == fingerprint(**facts)

@@ -43,6 +43,17 @@ class Component:
         """Build what the work needs (weights on `device`, such as "cpu" or "cuda"), once per worker."""
         return None
 
+    def gpus_per_worker(self) -> float:
+        """GPUs of one worker with these options: a share of one, or a whole number. Default: `gpus`."""
+        return self.gpus
+
+    def packages(self) -> Sequence[str]:
+        """Optional packages that `load` imports with these options, by the name of their extra of openuni.
+
+        Preflight checks that they are installed before any worker starts.
+        """
+        return ()
+
     def checkpoints(self) -> Sequence[Checkpoint]:
         """The files with weights that `load` will open; preflight checks them before any worker starts."""
         return ()
@@ -79,9 +90,14 @@ class Component:
         return fingerprint(
             name=self.name(),
             revision=self.revision,
-            options=recorded(self),
+            options=recorded(self, version=True),
             weights=[checkpoint.digest() for checkpoint in self.checkpoints()],
         )
+
+
+def missing_package(package: str) -> str:
+    """The message for an optional package that is not installed."""
+    return f"the package {package} is not installed. Install it with: pip install 'openuni[{package}]'"
 
 
 def fingerprint(**facts: Any) -> str:

@@ -41,6 +41,29 @@ class Operator(Producer):
         """All windows but the last have a multiple of this number of new frames, such as the frames of a batch."""
         return 1
 
+    def clips_per_batch(self) -> int:
+        """How many clips `run_batch` takes at most. Default: 1, the operator gets one clip at a time, in `run`.
+
+        An operator that gives no maps may take several, to use its device better. It defines `excerpt` and `run_batch`.
+        Neither the order of the clips nor which of them are together may change results.
+        """
+        return 1
+
+    def excerpt(self, model: Any, clip: DecodedClip) -> Any:
+        """What `run_batch` needs of a clip, such as a few frames: kept in memory while the batch is collected.
+
+        It must be a copy: a view would keep all frames. Raises as `run`.
+        """
+        raise NotImplementedError(f"{self.name()} takes several clips at a time, but does not define excerpt()")
+
+    def run_batch(self, model: Any, excerpts: Sequence[Any]) -> Sequence[Any]:
+        """The results of several clips, in order; each is what `run` gives for that clip alone.
+
+        May raise whatever `run` raises, also for one clip: the worker tries parts of the batch until it knows which
+        clip fails. If the error is called `OutOfMemoryError`, later batches are smaller too.
+        """
+        raise NotImplementedError(f"{self.name()} takes several clips at a time, but does not define run_batch()")
+
     @classmethod
     def result_type(cls) -> type[tuple[Any, ...]]:
         """The NamedTuple that `run` is annotated to return."""

@@ -37,6 +37,22 @@ class Formerly:
     name: str
 
 
+@dataclass(frozen=True)
+class Added:
+    """Beside the meaning of an option that was added to a component which corpora had been made with.
+
+    Records and versions leave it out at its default, so they stay what they were.
+    """
+
+
+@dataclass(frozen=True)
+class Execution(Added):
+    """As `Added`, beside an option that decides how the work is done and not what comes out: batch size, GPUs.
+
+    Versions always leave it out: another value recomputes nothing.
+    """
+
+
 def strip_annotation(hint: Any) -> Any:
     """The bare type of `Annotated[type, ...]`."""
     return get_args(hint)[0] if get_origin(hint) is Annotated else hint
@@ -68,18 +84,30 @@ def former_names(kind: Any) -> dict[str, str]:
     }
 
 
-def recorded(options: Any) -> dict[str, Any]:
-    """The fields of a dataclass as records and versions name them: those renamed since under their former names."""
-    former = former_names(type(options))
-    return {former.get(field.name, field.name): _recorded(getattr(options, field.name)) for field in fields(options)}
+def recorded(options: Any, *, version: bool = False) -> dict[str, Any]:
+    """The fields of a dataclass as records and versions name them: those renamed since under their former names.
+
+    Without what was added since and has its default (`Added`). `version`: also without `Execution` options.
+    """
+    kind: Any = type(options)
+    former, hints = former_names(kind), _hints(kind)
+    found = {}
+    for field in fields(options):
+        extras, value = annotation_extras(hints[field.name]), getattr(options, field.name)
+        is_added = any(isinstance(extra, Added) for extra in extras)
+        is_execution = any(isinstance(extra, Execution) for extra in extras)
+        if (is_added and value == field.default) or (is_execution and version):
+            continue
+        found[former.get(field.name, field.name)] = _recorded(value, version)
+    return found
 
 
-def _recorded(value: Any) -> Any:
+def _recorded(value: Any, version: bool) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
-        return recorded(value)
+        return recorded(value, version=version)
     if isinstance(value, list | tuple):
-        return type(value)(_recorded(entry) for entry in value)
-    return {key: _recorded(entry) for key, entry in value.items()} if isinstance(value, dict) else value
+        return type(value)(_recorded(entry, version) for entry in value)
+    return {key: _recorded(entry, version) for key, entry in value.items()} if isinstance(value, dict) else value
 
 
 def check_options(options: Any, name: str) -> None:

@@ -39,12 +39,17 @@ class ItemClock:
 
     @contextmanager
     def storing(self) -> Iterator[None]:
-        """Around the writing of the item."""
+        """Around the writing of the item, or of a part of it."""
         started = time.perf_counter()
         try:
             yield
         finally:
-            self.store_s = time.perf_counter() - started
+            self.store_s += time.perf_counter() - started
+
+    def add_batch(self, seconds: float, operators_s: Mapping[str, float]) -> None:
+        """Count the item's share of a computation of several items together."""
+        self.compute_s += seconds
+        self.operators_s = {**self.operators_s, **operators_s}
 
     def usage(self) -> ItemUsage:
         """What was measured, on this host."""

@@ -2,9 +2,9 @@
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,7 @@ from openuni.manifests.corpus.shards import TarShard
 from openuni.manifests.errors import ClipError, OpenUniError, Unavailable
 from openuni.manifests.video.container import Limits
 from openuni.manifests.video.reader import decode_count
+from openuni.pipeline.clip_batches import ClipBatches, Waiting
 from openuni.pipeline.failures import format_error
 from openuni.pipeline.long_clips.maps import DecodedInputs, MapWindows
 from openuni.pipeline.long_clips.samples import SampleWindows
@@ -62,7 +63,9 @@ class OperatorWorker(WindowedWorker):
         self.operators = dict(spec.operators)
         self.vram = VramMeter(device)
         self.decodes_reported = decode_count()
-        self.models = {}
+        self.models: dict[str, Any] = {}
+        self.batches = ClipBatches(self.operators, self.models, self.vram)
+        self.begun: dict[str, _Begun] = {}  # by key, the items of which a part is stored
         self.result_types: dict[str, pa.StructType] = {}  # of each operator's struct column
         for name, operator in self.operators.items():
             with self.vram.loading(name):
@@ -74,27 +77,65 @@ class OperatorWorker(WindowedWorker):
             self.writers[name] = self.corpus.writer(group, row_schema, spec.versions[name], shard_type)
 
     def compute(self, item: ClipItem, prepared: Any) -> dict[str, OperatorResult]:
-        """Run every operator that has not seen the clip."""
+        """Run every operator that has not seen the clip; keep what those need of it that take several clips."""
         if isinstance(prepared, LongClip):
             return self.compute_long(item, prepared)
-        return {name: self._run_one(name, item, prepared) for name in item.todo}
+        alone = [name for name in item.todo if not self.batches.takes(name)]
+        results = {name: self._run_one(name, item, prepared) for name in alone}
+        excerpts, ms = {}, {}
+        for name in [name for name in item.todo if self.batches.takes(name)]:
+            started = time.perf_counter()
+            try:
+                excerpts[name] = self.operators[name].excerpt(self.models[name], self.view(name, prepared))
+            except OpenUniError:
+                raise  # a missing part: no clip's fault
+            except Exception as error:  # an operator may fail in any way; the others still run
+                results[name] = self.error_result(name, item, error)
+            ms[name] = (time.perf_counter() - started) * 1000
+        if excerpts:
+            self.batches.waiting.append(Waiting(item, excerpts, ms))
+        return results
 
     def operator_seconds(self, computed: dict[str, OperatorResult], compute_s: float) -> dict[str, float]:
         """See `Worker.operator_seconds`; of the operators that have a result."""
         return {name: result.ms / 1000 for name, result in computed.items() if result.ms is not None}
 
-    def store(self, item: ClipItem, computed: dict[str, OperatorResult]) -> ItemOutcome:
-        """Write every operator's row; each has a fate of its own."""
-        errors = []
-        for name in item.todo:
+    def waiting(self) -> Sequence[ClipItem]:
+        """See `Worker.waiting`."""
+        return [clip.item for clip in self.batches.waiting]
+
+    def is_batch_full(self) -> bool:
+        """See `Worker.is_batch_full`."""
+        return self.batches.is_full
+
+    def compute_batch(self) -> list[tuple[ClipItem, dict[str, OperatorResult]]]:
+        """See `Worker.compute_batch`."""
+        computed = []
+        for item, found in self.batches.run():
+            results = {}
+            for name, (value, error, ms) in found.items():
+                result = OperatorResult(value, None, ms)
+                results[name] = result if error is None else self.error_result(name, item, error)
+            computed.append((item, results))
+        return computed
+
+    def store(self, item: ClipItem, computed: dict[str, OperatorResult]) -> ItemOutcome | None:
+        """Write the rows of the operators that are done; each has a fate of its own. None while others are not."""
+        begun = self.begun.pop(item.key, None) or _Begun([], [])
+        for name in [name for name in item.todo if name in computed]:
+            begun.stored.append(name)
             error = self._store_one(name, item, computed.pop(name))
             if error:
-                errors.append(f"{name}: {error}")
-        return self._done(item, "failed" if errors else "ok", "; ".join(errors))
+                begun.errors.append(f"{name}: {error}")
+        if len(begun.stored) < len(item.todo):
+            self.begun[item.key] = begun
+            return None
+        return self._done(item, "failed" if begun.errors else "ok", "; ".join(begun.errors))
 
     def fail(self, item: ClipItem, error: str) -> ItemOutcome:
-        """The clip could not be decoded, or killed its workers: that is every operator's outcome."""
-        for name in item.todo:
+        """The clip could not be decoded, or killed its workers: that is the outcome of every operator without a row."""
+        begun = self.begun.pop(item.key, None) or _Begun([], [])
+        for name in [name for name in item.todo if name not in begun.stored]:
             self._commit(name, item, self._outcome(name, "failed", error, None))
         return self._done(item, "failed", error)
 
@@ -160,6 +201,13 @@ class OperatorWorker(WindowedWorker):
 
     def _commit(self, name: str, item: ClipItem, row: dict[str, Any]) -> None:
         self.writers[name].commit({"clip_id": item.clip.clip_id, name: row})
+
+
+class _Begun(NamedTuple):
+    """An item of which a part is stored, while the rest waits for other clips."""
+
+    stored: list[str]  # operators
+    errors: list[str]
 
 
 class FilterWorker(SampleWindows, OperatorWorker):

@@ -2,7 +2,7 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
@@ -37,8 +37,11 @@ class Worker(ABC):
         """The work itself; writes nothing."""
 
     @abstractmethod
-    def store(self, item: Any, computed: Any) -> ItemOutcome:
-        """Write the item's rows. Runs in a thread, while the next item is computed."""
+    def store(self, item: Any, computed: Any) -> ItemOutcome | None:
+        """Write the item's rows. Runs in a thread, while the next item is computed.
+
+        None: a part of the item waits for `compute_batch`, and is stored with a further call.
+        """
 
     @abstractmethod
     def fail(self, item: Any, error: str) -> ItemOutcome:
@@ -51,6 +54,18 @@ class Worker(ABC):
     def operator_seconds(self, computed: Any, compute_s: float) -> Mapping[str, float]:
         """Seconds by operator of what `compute` returned; default: none. `compute_s`: of the whole computation."""
         return {}
+
+    def waiting(self) -> Sequence[Any]:
+        """The items of which a part waits to be computed together with that of others. Default: none."""
+        return ()
+
+    def is_batch_full(self) -> bool:
+        """Whether as many items wait as can be computed together."""
+        return False
+
+    def compute_batch(self) -> Sequence[tuple[Any, Any]]:
+        """The rest of the work on the items that wait: each with what `store` takes. Then none waits."""
+        raise NotImplementedError
 
     def note_failure(self, key: str, operator: str, error: BaseException) -> None:
         """Keep the traceback of a failure that becomes a row. `operator`: empty for the phase itself."""
@@ -82,24 +97,30 @@ class Spec(ABC):
 
 
 class WorkerLoop:
-    """Drives a worker: prefetches the next item, writes the previous one, and turns every error into a failed row."""
+    """Drives a worker: prefetches the next item, writes the previous one, and turns every error into a failed row.
 
-    def __init__(self, worker: Worker, working_on: Callable[[str], AbstractContextManager[Any]] | None = None) -> None:
-        """`working_on`: context in which a thread works on the item of this key."""
-        self.worker, self.working_on = worker, working_on or nullcontext
+    Work that a worker does on several items together is done when enough of them wait, when nothing is known to follow,
+    and before anything is flushed.
+    """
+
+    def __init__(self, worker: Worker, working_on: Callable[..., AbstractContextManager[Any]] | None = None) -> None:
+        """`working_on`: context in which a thread works on the items of these keys."""
+        self.worker, self.working_on = worker, working_on or (lambda *keys: nullcontext())
         self.reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
         self.writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
         self.prefetched: tuple[Any, Future[Any], ItemClock] | None = None
-        self.pending_write: Future[ItemOutcome] | None = None
+        self.pending_write: Future[list[ItemOutcome]] | None = None
+        self.clocks: dict[str, ItemClock] = {}  # of the items that are not completed, by key
         self.free_since = time.perf_counter()  # when the last computation ended
 
-    def step(self, item: Any, next_item: Any | None) -> ItemOutcome | None:
+    def step(self, item: Any, next_item: Any | None) -> list[ItemOutcome]:
         """Compute `item` and start to write it; start to prepare `next_item`.
 
-        Returns the outcome of the item before this one; None if `flush` has returned it already.
+        Returns the outcomes of the items that were completed since the last call: those of items before this one.
         """
         ready, self.prefetched = self.prefetched, None
         _, future, clock = ready if ready is not None and ready[0] == item else self._prefetch(item)
+        self.clocks[key_of(item)] = clock
         try:
             prepared = future.result()
             if next_item is not None:
@@ -114,24 +135,23 @@ class WorkerLoop:
             raise  # the run cannot go on (a full disk, a missing part): not this clip's fault
         except Exception as error:  # with `_store` the place where a clip's error of any kind becomes a row
             self.worker.note_failure(key_of(item), "", error)
-            return self.fail(item, format_error(error), clock)
-        outcome = self.flush()  # at most one item waits to be written: results take memory
-        self.pending_write = self.writer.submit(self._store, item, computed, clock)
-        return outcome
+            outcomes = self.fail(item, format_error(error))
+        else:
+            outcomes = self._written()  # at most one item waits to be written: results take memory
+            self.pending_write = self.writer.submit(self._store, [(item, computed)])
+        if next_item is None or self.worker.is_batch_full():
+            outcomes += self._compute_batch()
+        return outcomes
 
-    def fail(self, item: Any, error: str, clock: ItemClock | None = None) -> ItemOutcome | None:
-        """Start to write the item's failure; returns the outcome of the item before."""
-        outcome = self.flush()
-        self.pending_write = self.writer.submit(self._store_failure, item, error, clock or ItemClock())
-        return outcome
+    def fail(self, item: Any, error: str) -> list[ItemOutcome]:
+        """Start to write the item's failure; returns the outcomes of items before."""
+        outcomes = self._written()
+        self.pending_write = self.writer.submit(lambda: [self._store_failure(item, error)])
+        return outcomes
 
-    def flush(self) -> ItemOutcome | None:
-        """Wait until everything is written; returns the outcome of the last item, once."""
-        pending, self.pending_write = self.pending_write, None
-        if pending is None:
-            return None
-        outcome = pending.result()
-        return outcome._replace(failures=outcome.failures + self.worker.take_failures(outcome.key))
+    def flush(self) -> list[ItemOutcome]:
+        """Compute what waits, and wait until everything is written; returns the outcomes that are left, once."""
+        return self._compute_batch() + self._written()
 
     def finish(self) -> None:
         """Seal and stop the threads; what is being written is written."""
@@ -147,21 +167,50 @@ class WorkerLoop:
         with clock.preparing(), self.working_on(key_of(item)):
             return self.worker.prepare(item)
 
-    def _store(self, item: Any, computed: Any, clock: ItemClock) -> ItemOutcome:
+    def _compute_batch(self) -> list[ItemOutcome]:
+        """Compute the items that wait together, and start to write them; returns the outcomes of items before."""
+        waiting = self.worker.waiting()
+        if not waiting:
+            return []
+        started = time.perf_counter()
+        with self.working_on(*map(key_of, waiting)):
+            computed = self.worker.compute_batch()
+        self.free_since = time.perf_counter()
+        share_s = (self.free_since - started) / len(computed)
+        for item, results in computed:
+            self.clocks[key_of(item)].add_batch(share_s, self.worker.operator_seconds(results, share_s))
+        outcomes = self._written()
+        self.pending_write = self.writer.submit(self._store, computed)
+        return outcomes
+
+    def _written(self) -> list[ItemOutcome]:
+        """Wait until what was computed is written; returns the outcomes, once."""
+        pending, self.pending_write = self.pending_write, None
+        done = [] if pending is None else pending.result()
+        return [one._replace(failures=one.failures + self.worker.take_failures(one.key)) for one in done]
+
+    def _store(self, parts: Sequence[tuple[Any, Any]]) -> list[ItemOutcome]:
+        outcomes = [self._store_one(item, computed) for item, computed in parts]
+        return [outcome for outcome in outcomes if outcome is not None]
+
+    def _store_one(self, item: Any, computed: Any) -> ItemOutcome | None:
         try:
-            with clock.storing(), self.working_on(key_of(item)):
+            with self.clocks[key_of(item)].storing(), self.working_on(key_of(item)):
                 outcome = self.worker.store(item, computed)
         except OpenUniError:
             raise
         except Exception as error:
             self.worker.note_failure(key_of(item), "", error)
-            outcome = self.worker.fail(item, format_error(error))
-        return outcome._replace(usage=clock.usage())
+            return self._store_failure(item, format_error(error))
+        return outcome if outcome is None else self._completed(item, outcome)
 
-    def _store_failure(self, item: Any, error: str, clock: ItemClock) -> ItemOutcome:
-        with clock.storing():
+    def _store_failure(self, item: Any, error: str) -> ItemOutcome:
+        with self.clocks.setdefault(key_of(item), ItemClock()).storing():
             outcome = self.worker.fail(item, error)
-        return outcome._replace(usage=clock.usage())
+        return self._completed(item, outcome)
+
+    def _completed(self, item: Any, outcome: ItemOutcome) -> ItemOutcome:
+        return outcome._replace(usage=self.clocks.pop(key_of(item)).usage())
 
 
 def key_of(item: Any) -> str:

@@ -1,10 +1,13 @@
 """Preflight checks of a recipe, run before any worker starts. Every failed check names the command that fixes it."""
 
 from collections.abc import Iterator
+from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Literal, NamedTuple
 
 from openuni.config.recipe import CorpusRecipe
 from openuni.manifests.contracts.checkpoint import Checkpoint
+from openuni.manifests.contracts.component import missing_package
 from openuni.manifests.errors import MissingRequirement, OpenUniError
 from openuni.manifests.storage.store import Store
 from openuni.pipeline.planning.map_sources import annotator_of, required_maps
@@ -52,6 +55,11 @@ def _codecs() -> Iterator[CheckResult]:
 
 def _components(recipe: CorpusRecipe, gpus: float) -> Iterator[CheckResult]:
     for component in recipe.components():
+        for package in component.packages():
+            if find_spec(package) is None:
+                yield CheckResult("unavailable", component.name(), missing_package(package))
+            else:
+                yield CheckResult("ok", component.name(), f"{package} {version(package)}")
         for checkpoint in component.checkpoints():
             yield from _checkpoint(component.name(), checkpoint, recipe.accept)
         if component.gpus and not gpus:

@@ -14,7 +14,9 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from openuni.annotators.caption import BRIEF, DETAILED, Caption, build_inputs
+from openuni.annotators._caption_transformers import ShownFrames
+from openuni.annotators._caption_transformers import build_inputs as batch_inputs
+from openuni.annotators.caption import BRIEF, DETAILED, Caption
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.errors import ClipError, MissingRequirement, OpenUniError
 from tests.moving_pictures import panned
@@ -96,6 +98,10 @@ def tiny_checkpoint(folder, template=TEMPLATE):
 
 def tiny(checkpoint, **options):
     return Caption(checkpoint=checkpoint, **({"max_new_tokens": 12, "precision": "fp32"} | options))
+
+
+def build_inputs(processor, clip, indices, prompt):
+    return batch_inputs(processor, [ShownFrames.of(clip, indices)], prompt)
 
 
 def contract_case(folder, frames):

@@ -70,13 +70,15 @@ class VramMeter:
 def gpu_shares(corpus: Corpus, versions: Mapping[str, str], gpu_memory_gb: float | None) -> dict[str, float]:
     """By operator, the share of one GPU's memory that it takes, for those that have run before.
 
+    Not for those of which 0 was measured: their libraries have an allocator of their own (vLLM, onnxruntime).
+
     `versions`: of the operators. `gpu_memory_gb`: of the smallest GPU, 10^9 bytes; None: unknown.
     """
     measured = corpus.record.get(GPU_MEMORY_RECORD, {})
     if not gpu_memory_gb:
         return {}
     gpu_mb = gpu_memory_gb * 1000
-    return {name: measured[version] * HEADROOM / gpu_mb for name, version in versions.items() if version in measured}
+    return {name: measured[version] * HEADROOM / gpu_mb for name, version in versions.items() if measured.get(version)}
 
 
 def record_gpu_memory(corpus: Corpus, versions: Mapping[str, str], phases: Sequence[Phase]) -> None:

@@ -43,15 +43,26 @@ def plan_passes(
         size = gpu_pool if any(uses_gpu.values()) else cpu_pool
         return [[PoolPlan(names, size(resources, capacity))]]
     on_gpu, on_cpu = _by_kind(names, required, uses_gpu)
-    shares = {name: gpu_shares.get(name, operators[name].gpus) for name in on_gpu}
+    needed = {name: operators[name].gpus_per_worker() for name in on_gpu}
+    shares = {name: gpu_shares.get(name, needed[name]) if needed[name] <= 1 else needed[name] for name in on_gpu}
     gpu_passes = _spread(on_gpu, required, shares, 1.0 / resources.workers_per_gpu)
-    gpu_size, cpu_size = both_pools(resources, capacity) if on_cpu else (gpu_pool(resources, capacity), None)
+
+    def alone(members: tuple[str, ...]) -> PoolSize:
+        """The workers of a pass that has the cores to itself."""
+        return gpu_pool(resources, capacity, gpus_per_worker=_most(needed, members))
+
+    both = both_pools(resources, capacity, _most(needed, gpu_passes[0])) if on_cpu else None
+    gpu_size, cpu_size = both or (alone(gpu_passes[0]), None)
     if cpu_size is None:  # no room beside the GPU workers
         first = tuple(name for name in names if name in gpu_passes[0] or name in on_cpu)
-        return [[PoolPlan(members, gpu_size)] for members in (first, *gpu_passes[1:])]
-    alone = gpu_pool(resources, capacity)  # later passes have the cores to themselves
-    later = [[PoolPlan(members, alone)] for members in gpu_passes[1:]]
+        return [[PoolPlan(members, alone(members))] for members in (first, *gpu_passes[1:])]
+    later = [[PoolPlan(members, alone(members))] for members in gpu_passes[1:]]
     return [[PoolPlan(gpu_passes[0], gpu_size), PoolPlan(on_cpu, cpu_size)], *later]
+
+
+def _most(needed: Mapping[str, float], members: tuple[str, ...]) -> float:
+    """GPUs of a worker with these operators."""
+    return max(1.0, *(needed.get(name, 0.0) for name in members))
 
 
 def _by_kind(

@@ -13,7 +13,7 @@ class Shape:
     """What one worker reserves on its node."""
 
     cpus: float = 1.0
-    gpus: float = 0.0  # share of one GPU
+    gpus: float = 0.0  # a share of one GPU, or a whole number of GPUs
 
     def __str__(self) -> str:
         return " and ".join([_count(self.cpus, "CPU"), *([_count(self.gpus, "GPU")] if self.gpus else [])])
@@ -33,6 +33,8 @@ class Node:
         by_cpus = int(self.cpus / shape.cpus + EPSILON) if shape.cpus else 10**6
         if not shape.gpus:
             return by_cpus
+        if shape.gpus > 1:
+            return min(by_cpus, int(self.gpus / shape.gpus + EPSILON))
         # a share below one never spans two GPUs
         per_gpu = int(1 / shape.gpus + EPSILON)
         by_gpus = int(self.gpus + EPSILON) * per_gpu + int((self.gpus % 1) / shape.gpus + EPSILON)

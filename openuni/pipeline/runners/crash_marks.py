@@ -20,7 +20,7 @@ import platform
 import re
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -93,17 +93,19 @@ class CrashMarks:
         return death
 
     @contextmanager
-    def working_on(self, key: str) -> Iterator[None]:
-        """Context in which this thread works on an item."""
+    def working_on(self, *keys: str) -> Iterator[None]:
+        """Context in which this thread works on an item, or on several together."""
         if self.path is None:
             yield
             return
         thread = f"{threading.get_ident():x}"
-        self._mark(thread, key)
+        # of several, a crash does not say which: no thread is called so, and it counts as one attempt of each
+        names = [thread] if len(keys) == 1 else [f"{thread}/{number}" for number in range(len(keys))]
+        self._mark(dict(zip(names, keys, strict=True)))
         try:
             yield
         finally:  # not reached if the process dies
-            self._mark(thread, None)
+            self._mark(dict.fromkeys(names))
 
     def finished(self, key: str) -> None:
         """The item has its rows: deaths before do not count any more."""
@@ -131,12 +133,13 @@ class CrashMarks:
                 _restore(was_enabled)
                 self.crash_path.unlink(missing_ok=True)
 
-    def _mark(self, thread: str, key: str | None) -> None:
+    def _mark(self, keys: Mapping[str, str | None]) -> None:
         with self.lock:
-            if key is None:
-                self.in_flight.pop(thread, None)
-            else:
-                self.in_flight[thread] = key
+            for thread, key in keys.items():
+                if key is None:
+                    self.in_flight.pop(thread, None)
+                else:
+                    self.in_flight[thread] = key
             self._write()
 
     def _write(self) -> None:

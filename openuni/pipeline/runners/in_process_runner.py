@@ -1,6 +1,6 @@
 """Running phases in this process: for debugging, small corpora, and machines without Ray."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from openuni.manifests.graceful_shutdown import graceful_shutdown
@@ -26,8 +26,8 @@ class InProcessRunner(Runner):
         marks = CrashMarks.of(pool.spec)
         loop = WorkerLoop(pool.spec.start(self.device), marks.working_on)
 
-        def done(outcome: ItemOutcome | None) -> None:
-            if outcome is not None:
+        def done(outcomes: Iterable[ItemOutcome]) -> None:
+            for outcome in outcomes:
                 marks.finished(outcome.key)
                 pool.report(outcome._replace(usage=outcome.usage._replace(gpus=gpu_shares())))
 
@@ -41,8 +41,8 @@ class InProcessRunner(Runner):
                 item = next(source, None)
                 while item is not None and not interrupted.is_set():
                     following = next(source, None)
-                    for outcome in _steps(loop, marks, item, following):
-                        done(outcome)
+                    for outcomes in _steps(loop, marks, item, following):
+                        done(outcomes)
                     item = following
                 done(loop.flush())
             if interrupted.is_set():
@@ -52,7 +52,7 @@ class InProcessRunner(Runner):
             loop.finish()
 
 
-def _steps(loop: WorkerLoop, marks: CrashMarks, item: Any, following: Any | None) -> Iterator[ItemOutcome | None]:
+def _steps(loop: WorkerLoop, marks: CrashMarks, item: Any, following: Any | None) -> Iterator[list[ItemOutcome]]:
     """Process an item. One with which the process died before runs alone, or fails."""
     if not marks.is_known(key_of(item)):
         is_prefetched = following is not None and not marks.is_known(key_of(following))

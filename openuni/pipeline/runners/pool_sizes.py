@@ -18,33 +18,48 @@ def cpu_pool(resources: Resources, capacity: Capacity | None) -> PoolSize:
     return _fitting(max(1, workers), 0.0, resources, capacity)
 
 
-def gpu_pool(resources: Resources, capacity: Capacity | None, most_cpus: float = math.inf) -> PoolSize:
+def gpu_pool(
+    resources: Resources, capacity: Capacity | None, most_cpus: float = math.inf, gpus_per_worker: float = 1.0
+) -> PoolSize:
     """The pool of a phase that uses GPUs, of at most `most_cpus` cores per worker; CPU workers if there is no GPU.
 
-    Raises `OpenUniError` if the GPUs asked for are not there, or the workers do not fit.
+    `gpus_per_worker`: what the largest model needs; above 1, workers do not share GPUs. Raises `OpenUniError` if the
+    GPUs asked for are not there, or the workers do not fit.
     """
     gpus = usable_gpus(resources, capacity)
     if capacity is None or not gpus:
         return cpu_pool(resources, capacity)
-    workers = max(1, int(gpus * resources.workers_per_gpu))
+    if gpus_per_worker > 1 and gpus < gpus_per_worker:
+        raise OpenUniError(
+            f"a model is spread over {gpus_per_worker:g} GPUs, and the run may use {gpus:g}: "
+            f"{_there(resources, capacity)}. Use a smaller tensor_parallel_size, or --gpus {gpus_per_worker:g}."
+        )
+    if gpus_per_worker > 1:  # all of one node: of a node with fewer, or of a remainder, none are used
+        each, workers = gpus_per_worker, int(gpus / gpus_per_worker)
+        workers = max(1, min(workers, capacity.fits(Shape(1.0, each)))) if resources.address else workers
+    else:
+        each = min(1.0, gpus) / resources.workers_per_gpu
+        workers = max(1, int(gpus * resources.workers_per_gpu))
     if resources.workers is not None:
         workers = min(workers, resources.workers)
-    return _fitting(workers, min(1.0, gpus) / resources.workers_per_gpu, resources, capacity, most_cpus)
+    return _fitting(workers, each, resources, capacity, most_cpus)
 
 
-def both_pools(resources: Resources, capacity: Capacity | None) -> tuple[PoolSize, PoolSize | None]:
+def both_pools(
+    resources: Resources, capacity: Capacity | None, gpus_per_worker: float = 1.0
+) -> tuple[PoolSize, PoolSize | None]:
     """The pools of a phase with operators of both kinds: of GPU workers, and of CPU workers beside them.
 
-    The second is None where nothing is left for it: no core, or no further worker.
+    `gpus_per_worker` as in `gpu_pool`. The second is None where nothing is left for it: no core, or no further worker.
     """
     if capacity is None or not usable_gpus(resources, capacity):
         return cpu_pool(resources, capacity), None
-    small = gpu_pool(resources, capacity, MAX_GPU_WORKER_CPUS)
+    small = gpu_pool(resources, capacity, MAX_GPU_WORKER_CPUS, gpus_per_worker)
     beside = capacity.without(small.shape, small.workers).fits(Shape())
     if resources.workers is not None:
         beside = min(beside, resources.workers - small.workers)
     if beside < 1:
-        return gpu_pool(resources, capacity), None
+        return gpu_pool(resources, capacity, gpus_per_worker=gpus_per_worker), None
     return small, PoolSize(beside, Shape())
 
 

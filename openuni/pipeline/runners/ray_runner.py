@@ -183,7 +183,8 @@ class RayRunner(Runner):
     def new_actor(self, shape: Shape) -> Any:
         """A worker that is being placed on a node."""
         threads = str(max(1, int(shape.cpus)))
-        environment = {"OMP_NUM_THREADS": threads, "OPENUNI_THREADS": threads}
+        gpus = f"{shape.gpus:g}"  # for libraries that reserve a share of a GPU's memory
+        environment = {"OMP_NUM_THREADS": threads, "OPENUNI_THREADS": threads, "OPENUNI_GPUS": gpus}
         home = uninstalled_home()
         if home is not None:
             environment["PYTHONPATH"] = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH", "")]))
@@ -225,9 +226,9 @@ class RayRunner(Runner):
             return None
         if not slot.started:
             slot.started, slot.node_id, run.failed_starts = True, reply.node_id, 0
-        if reply.outcome is not None:
-            del slot.in_flight[reply.outcome.key]
-            run.pool.report(reply.outcome)
+        for outcome in reply.outcomes:
+            del slot.in_flight[outcome.key]
+            run.pool.report(outcome)
         return self._next_call(slot, run.queue)
 
     def _next_call(self, slot: ActorSlot, queue: Queue) -> Any | None:

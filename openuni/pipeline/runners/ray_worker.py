@@ -3,7 +3,7 @@
 import os
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +30,7 @@ class Setup(NamedTuple):
 class Reply(NamedTuple):
     """The answer to a call of an actor."""
 
-    outcome: ItemOutcome | None
+    outcomes: tuple[ItemOutcome, ...]
     lines: tuple[Line, ...]  # logged since the last reply
     node_id: str  # Ray's, of the worker's node
     host: str
@@ -74,17 +74,17 @@ class RayWorker:
         self.node_id = ray.get_runtime_context().get_node_id()
         if code_version() != self.code:
             text = f"{platform.node()} has openuni {code_version()}, the driver has {self.code}"
-            return self._reply(None)._replace(refusal=OpenUniError(f"{text}. Install the same version on all nodes."))
+            return self._reply()._replace(refusal=OpenUniError(f"{text}. Install the same version on all nodes."))
         cv2.setNumThreads(int(os.environ["OPENUNI_THREADS"]))  # torch and others read OMP_NUM_THREADS themselves
         device = "cuda" if ray.get_gpu_ids() else "cpu"
         try:
             worker = spec.start(device)
         except OpenUniError as error:  # what this node lacks others may have
-            return self._reply(None)._replace(refusal=error)
+            return self._reply()._replace(refusal=error)
         self.loop = WorkerLoop(worker)
         self.metrics = WorkerMetrics(pool)
         self.gpu_shares = self.sampling.enter_context(gpu_sampler(device))
-        return self._reply(None)
+        return self._reply()
 
     def step(self, item: Any, next_item: Any | None) -> Reply:
         """See `WorkerLoop.step`."""
@@ -107,13 +107,16 @@ class RayWorker:
             loop, self.loop = self.loop, None
             self.sampling.close()
             loop.finish()
-        return self._reply(None)
+        return self._reply()
 
-    def _reply(self, outcome: ItemOutcome | None) -> Reply:
-        if outcome is not None:  # exceptions of any library do not travel; their tracebacks do
-            failures = tuple(one._replace(exception=None) for one in outcome.failures)
-            usage = outcome.usage._replace(node_id=self.node_id, gpus=self.gpu_shares())
-            outcome = outcome._replace(failures=failures, usage=usage)
-            assert self.metrics is not None
-            self.metrics.record(outcome)
-        return Reply(outcome, self.logs.take(), self.node_id, platform.node())
+    def _reply(self, outcomes: Sequence[ItemOutcome] = ()) -> Reply:
+        return Reply(tuple(map(self._for_driver, outcomes)), self.logs.take(), self.node_id, platform.node())
+
+    def _for_driver(self, outcome: ItemOutcome) -> ItemOutcome:
+        # exceptions of any library do not travel; their tracebacks do
+        failures = tuple(one._replace(exception=None) for one in outcome.failures)
+        usage = outcome.usage._replace(node_id=self.node_id, gpus=self.gpu_shares())
+        found = outcome._replace(failures=failures, usage=usage)
+        assert self.metrics is not None
+        self.metrics.record(found)
+        return found

@@ -1,10 +1,13 @@
 """GPU memory per operator: PyTorch's counters, which a GPU would move, are moved by hand here."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from openuni.console.progress import Reporter
-from openuni.pipeline.planning.gpu_memory import VramMeter
+from openuni.manifests.corpus.corpus import Corpus
+from openuni.pipeline.planning.gpu_memory import VramMeter, gpu_shares
 
 MB = 10**6
 
@@ -55,3 +58,10 @@ def test_a_phase_keeps_the_most_of_all_workers_and_sums_the_decodes():
         record = reporter.phases[0].as_record()
     assert (record["decodes"], record["vram_mb"]) == (3, {"raft": 200.0, "sam": 900.0})
     assert (record["ok"], record["failed"]) == (2, 1)
+
+
+def test_nothing_measured_is_no_measurement(tmp_path: Path):
+    """Libraries with an allocator of their own, which PyTorch does not see, keep the share that they declare."""
+    corpus = Corpus.create(str(tmp_path / "c"))
+    corpus.save_record(gpu_memory_mb={"seen": 4000.0, "unseen": 0.0})
+    assert gpu_shares(corpus, {"a": "seen", "b": "unseen"}, 40.0) == {"a": pytest.approx(0.115)}

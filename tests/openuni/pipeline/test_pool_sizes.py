@@ -39,6 +39,9 @@ class OnGpu(Logged):
         (GPU_NODE, Shape(1.0, 1 / 3), 6),
         (GPU_NODE, Shape(4.0, 0.25), 2),  # bound by CPUs
         (Node("half", 4.0, 0.5), Shape(1.0, 0.25), 2),
+        (GPU_NODE, Shape(1.0, 2.0), 1),  # all GPUs of a worker are of one node
+        (GPU_NODE, Shape(1.0, 4.0), 0),
+        (Node("eight", 16.0, 8.0), Shape(1.0, 3.0), 2),
     ],
 )
 def test_workers_of_a_shape_that_fit_on_a_node(node: Node, shape: Shape, workers: int):
@@ -130,3 +133,34 @@ def test_models_that_do_not_fit_together_follow_each_other():
     assert planned(kinds, {}, dict.fromkeys(kinds, 0.25)) == [["a b c d"]]
     halves = Resources(None, None, "a", workers_per_gpu=2)
     assert planned(kinds, {}, dict.fromkeys(kinds, 0.25), halves) == [["a b"], ["c d"]]
+
+
+@dataclass(frozen=True)
+class Spread(Logged):
+    """A model that is spread over GPUs."""
+
+    gpus: ClassVar[float] = 1.0
+    over: int = 2
+
+    def gpus_per_worker(self) -> float:
+        return float(self.over)
+
+
+def test_a_model_that_is_spread_over_gpus_has_workers_of_its_own():
+    operators = {"small": OnGpu(), "large": Spread(), "cpu": Logged()}
+    passes = plan_passes(operators, {name: {} for name in operators}, EVERYTHING, CLUSTER, {"small": 0.2, "large": 0.1})
+    assert [[(plan.operators, plan.size.workers, plan.size.shape.gpus) for plan in pools] for pools in passes] == [
+        [(("small",), 4, 1.0), (("cpu",), 4, 0.0)],
+        [(("large",), 2, 2.0)],
+    ]
+    first = plan_passes({"large": Spread(), "cpu": Logged()}, {"large": {}, "cpu": {}}, EVERYTHING, CLUSTER, {})
+    assert [(plan.operators, plan.size.shape.gpus) for plan in first[0]] == [(("large",), 2.0), (("cpu",), 0.0)]
+
+
+def test_gpus_that_no_node_has_together_are_refused():
+    odd = Capacity((Node("a", 8.0, 3.0), Node("b", 8.0, 3.0)))
+    assert gpu_pool(EVERYTHING, odd, gpus_per_worker=2.0).workers == 2  # one GPU of each node is left
+    with pytest.raises(OpenUniError, match="do not fit"):
+        gpu_pool(EVERYTHING, odd, gpus_per_worker=4.0)
+    with pytest.raises(OpenUniError, match="spread over 2 GPUs, and the run may use 1"):
+        gpu_pool(Resources(None, 1.0, "a"), odd, gpus_per_worker=2.0)
