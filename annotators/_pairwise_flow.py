@@ -10,6 +10,7 @@ from openuni.manifests.contracts.modality import Modality
 from openuni.manifests.contracts.windows import WindowedRun
 from openuni.manifests.modalities.flow import Flow
 
+PAIRS_AT_A_TIME = 32  # rounded to whole batches
 UNFLOW_ALPHA = 0.01  # Meister et al. 2018 (arXiv:1711.07837): tolerance relative to the sum of both flow lengths ...
 UNFLOW_BETA_PX = 0.5  # ... plus an absolute tolerance
 
@@ -39,6 +40,8 @@ class FlowWindows(WindowedRun[FlowOfClip]):
 
     def __init__(self, pair_flow_of: PairFlowOf, check: bool, pairs_per_batch: int = 1) -> None:
         self.pair_flow_of, self.check, self.pairs_per_batch = pair_flow_of, check, pairs_per_batch
+        # more at once would take the memory of another clip: backward flow, lengths
+        self.pairs_at_a_time = max(1, PAIRS_AT_A_TIME // pairs_per_batch) * pairs_per_batch
         self.waiting: np.ndarray | None = None  # the last frame that has a flow, and those behind it
         self.last: Flow | None = None  # of one frame
         self.lengths_px: list[np.ndarray] = []  # per pair: mean over the pixels
@@ -70,15 +73,20 @@ class FlowWindows(WindowedRun[FlowOfClip]):
         self.waiting = frames[count:].copy()
         if not count:
             return {}
+        height_px, width_px = frames.shape[1:3]
         pair_flow = self.pair_flow_of(frames[: count + 1])
-        first, second = np.arange(count), np.arange(1, count + 1)
-        forward, valid = pair_flow(first, second), None
-        if self.check:
-            backward = pair_flow(second, first)
-            agree = [consistent(there, back) for there, back in zip(forward, backward, strict=True)]
-            valid = np.stack(agree)[..., None]
+        forward = np.empty((count, height_px, width_px, 2), np.float32)
+        valid = np.empty((count, height_px, width_px, 1), bool) if self.check else None
+        for start in range(0, count, self.pairs_at_a_time):
+            first = np.arange(start, min(start + self.pairs_at_a_time, count))
+            there = forward[first[0] : first[-1] + 1]
+            there[:] = pair_flow(first, first + 1)
+            self.lengths_px.append(np.hypot(there[..., 0], there[..., 1]).mean(axis=(1, 2), dtype=np.float64))
+            if valid is not None:
+                for pair, back in enumerate(pair_flow(first + 1, first)):
+                    valid[start + pair, ..., 0] = consistent(there[pair], back)
+        if valid is not None:
             self.valid_pixels += int(np.count_nonzero(valid))
-        self.lengths_px.append(np.hypot(forward[..., 0], forward[..., 1]).mean(axis=(1, 2), dtype=np.float64))
         self.last = Flow(forward[-1:].copy(), None if valid is None else valid[-1:].copy())
         return {"flow": Flow(forward, valid)}
 

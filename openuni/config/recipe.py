@@ -74,7 +74,8 @@ class WorkOptions:
     max_decoded_gb: Annotated[
         float,
         "maximum size of the decoded frames of a clip, GB; larger clips are processed in windows of a sixteenth of it, "
-        "or fail in operators that need all frames at once (openuni show NAME). Annotators need up to 15 times that",
+        "or fail in operators that need all frames at once (openuni show NAME), which take up to 15 times that. If all "
+        "annotators of a worker can, clips above a quarter of it are processed in windows, too",
         Gt(0),
     ] = 4.0
     decoder_memory_gb: Annotated[

@@ -240,7 +240,7 @@ class AnnotatorWorker(MapWindows, OperatorWorker):
 
     def prepare(self, item: ClipItem) -> DecodedInputs | LongClip:
         """Decode every frame at the working size, and read the stored maps."""
-        if self.is_long(item.clip):
+        if self.is_long(item.clip) or self.is_better_in_windows(item):
             return LongClip()
         maps: dict[MapSource, Modality | str] = {}
         for source in {source for name in item.todo for source in self.spec.required_maps[name].values()}:

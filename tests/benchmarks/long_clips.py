@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from openuni.config.recipe import WorkOptions
 from openuni.manifests.video.encode import write_video
 from tests.moving_pictures import texture
 
@@ -74,7 +75,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=7200)
     parser.add_argument("--fps", type=float, default=12)
     parser.add_argument("--size", default="96x128", help="height x width, pixels")
-    parser.add_argument("--max-decoded-gb", type=float, default=0.5)
+    parser.add_argument("--max-decoded-gb", type=float, default=WorkOptions.max_decoded_gb)
     parser.add_argument("--annotators", default="dis", help="names, with commas between")
     parser.add_argument("--preset", default="fast", help="of dis")
     options = parser.parse_args()

@@ -317,7 +317,7 @@ def measure_all(corpus: Path, scratch: Path) -> Iterator[Measured]:
     yield measure("openuni split", "-m", "openuni", "split", str(corpus), *splits)
     yield measure("openuni split, nothing new", "-m", "openuni", "split", str(corpus))
     yield measure("resume, nothing left", *me, "resume", str(corpus))
-    for phase, group in (("filter", "filters/motion"), ("annotate", "annotations/dis")):
+    for phase, group in (("filter", "filters/motion"), ("annotate", "annotations/supplied")):
         with out_of_sight(corpus / group, scratch):
             yield measure(f"resume, {phase}: a tenth left", *me, "resume", str(corpus))
     yield measure("first plan of encode", *me, "encode", str(corpus))

@@ -19,6 +19,7 @@ from openuni.pipeline.long_clips.window_pass import OperatorPass, run_windows
 from openuni.pipeline.phases import ClipItem, CorpusWorker
 from openuni.pipeline.planning.gpu_memory import VramMeter
 
+WHOLE_PER_LIMIT = 4  # clips above this fraction of the limit go in windows if they can
 BATCH_SIZE_OPTIONS = ("frames_per_batch", "points_per_batch")
 NO_WINDOWS = (
     "{name} needs all {frames} frames at once, and decoded they take {gb:.3g} GB at {width_px}x{height_px}, over the "
@@ -72,6 +73,16 @@ class WindowedWorker(CorpusWorker):
     def is_long(self, clip: Clip) -> bool:
         """Whether the decoded frames of a clip exceed the limit."""
         return self.decoded_bytes(clip, clip.frame_count) > self.limits.max_decoded_bytes
+
+    def is_better_in_windows(self, item: ClipItem) -> bool:
+        """Whether a clip is processed in windows though it could be decoded whole: it is large, and all operators can.
+
+        Whole, operators need a multiple of the decoded frames. Small clips are decoded ahead while others are computed.
+        """
+        is_large = (
+            self.decoded_bytes(item.clip, item.clip.frame_count) * WHOLE_PER_LIMIT > self.limits.max_decoded_bytes
+        )
+        return is_large and all(self.operators[name].start_windows(self.models[name]) is not None for name in item.todo)
 
     def start_pass(self, name: str, item: ClipItem, prepared: LongClip) -> OperatorPass:
         """The named operator at the beginning of a long clip. Raises `ClipError` if it does not support windows."""

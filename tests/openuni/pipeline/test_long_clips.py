@@ -7,6 +7,7 @@ import pytest
 
 import openuni
 from openuni.manifests.corpus.parts import spool
+from openuni.pipeline.long_clips.worker import WindowedWorker
 from openuni.pipeline.scope import RunScope
 from tests.raw_clips import contents, write_clips
 
@@ -55,6 +56,20 @@ def test_windows_give_the_rows_and_maps_of_the_whole_clip(raw, frames):
     assert not [path for path in (raw / "windows").rglob(".open/*") if path.is_file()], "nothing is left on disk"
     ledger = json.loads(max((raw / "windows/runs").glob("*.json")).read_text())
     assert [phase["decodes"] for phase in ledger["phases"][1:]] == [2, 2], "one decode serves all operators"
+
+
+@pytest.mark.parametrize(
+    ("frames", "annotators", "clips_in_windows"),
+    [(80, ("dis",), 2), (90, ("dis",), 0), (80, ("dis", "retinex"), 0)],  # clips of 21 frames; a quarter is 20 or 22.5
+)
+def test_clips_above_a_quarter_of_the_limit_go_in_windows_if_all_annotators_can(
+    raw, monkeypatch, frames, annotators, clips_in_windows
+):
+    whole, large = run(raw, 1e5, "whole", annotators={name: {} for name in annotators}), []
+    compute = WindowedWorker.compute_long
+    monkeypatch.setattr(WindowedWorker, "compute_long", lambda *given: large.append(given) or compute(*given))
+    found = run(raw, frames, annotators={name: {} for name in annotators})
+    assert (contents(found), len(large)) == (contents(whole), clips_in_windows)
 
 
 def test_another_limit_is_not_another_version(raw):
