@@ -87,6 +87,7 @@ class Store:
         self._inside: set[str] = set()  # folders that no link leads out of
         self.tails = Tails()
         self.kept_rows: dict[str, tuple[Any, Any]] = {}  # column group -> state and rows of its small parts
+        self.measured_texts: dict[tuple[str, int], dict[str, int]] = {}  # part and its size -> see `part_texts.py`
         self.fence: Callable[[], None] | None = None  # raises if this process may no longer write
 
     @staticmethod

@@ -201,6 +201,14 @@ def page_bomb(folder: Path) -> None:
     pq.write_table(rows, part(folder, "clips"), compression="zstd")
 
 
+def dictionary_bomb(rows: pa.Table) -> pa.Table:
+    """One caption of 500 KB in ten thousand rows: 5 GB, of which the file holds one."""
+    many = pa.array([0] * 10_000, pa.int32())
+    captions = pa.DictionaryArray.from_arrays(many, ["x" * 500_000])
+    rows = rows.take(many).set_column(0, "clip_id", pa.array(map(str, range(len(many)))))
+    return rows.set_column(rows.schema.get_field_index("caption"), "caption", captions)
+
+
 class Payload:
     """Unpickling it writes a file."""
 
@@ -270,6 +278,10 @@ HOSTILE: dict[str, Hostile] = {
     # sizes and values
     "two billion rows declared": Hostile(declared_rows, refused(*ROWS)),
     "five million rows in kilobytes": Hostile(real_rows, refused(*ROWS)),
+    "ten thousand captions in a dictionary": Hostile(
+        in_rows("clips", dictionary_bomb),
+        refused("explain", "select", "split", "webdataset", "huggingface", "csv", "run"),
+    ),
     "a footer of two gigabytes": Hostile(footer_length, refused(*ROWS)),
     "a type 300 deep": Hostile(in_rows("clips", nested_type), refused(*ROWS)),
     "ten thousand columns": Hostile(in_rows("clips", many_columns), refused(*ROWS)),
