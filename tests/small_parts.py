@@ -1,6 +1,9 @@
 """Corpora of many small parts, as short runs leave them, with payloads; and all that their readers see."""
 
+import shutil
+import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,18 @@ def small_parts(folder: Path | str, parts: int = 4, clips: int = 2) -> Corpus:
         add_part(corpus, [f"clip-{part}-{number}" for number in range(clips)])
     corpus.save_record(keep=KEEP, filters=["motion"], annotators=["dis"])
     return corpus
+
+
+def copied_small_parts(folder: Path) -> Corpus:
+    """A copy of that corpus, which a process makes once."""
+    return Corpus.open(str(shutil.copytree(f"{_made().name}/corpus", folder)))
+
+
+@cache
+def _made() -> tempfile.TemporaryDirectory[str]:
+    made = tempfile.TemporaryDirectory(prefix="openuni-small-parts-")
+    small_parts(Path(made.name) / "corpus")
+    return made
 
 
 def add_part(corpus: Corpus, names: list[str]) -> None:

@@ -14,7 +14,6 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import xxhash
 
 from openuni.manifests.contracts.schema import clip_schema
@@ -22,7 +21,7 @@ from openuni.manifests.corpus.column_groups import ColumnGroups
 from openuni.manifests.corpus.coverage import NO_COLLECTION, modality_availability
 from openuni.manifests.corpus.layout import PENDING_SPLITS
 from openuni.manifests.corpus.names import new_label_fault
-from openuni.manifests.corpus.writer import table_bytes
+from openuni.manifests.corpus.parts.part_files import read_part, table_bytes
 from openuni.manifests.errors import OpenUniError
 
 TRAIN = "train"
@@ -189,7 +188,7 @@ def write_pending_splits(corpus: ColumnGroups) -> None:
     """
     if not corpus.store.exists(PENDING_SPLITS):
         return
-    decided = pq.read_table(corpus.store.path(PENDING_SPLITS), filesystem=corpus.store.fs)
+    decided = read_part(corpus.store, PENDING_SPLITS)
     splits = decided["split"].combine_chunks()
     # computed once for all parts, since it hashes all ids
     every_place = pc.index_in(

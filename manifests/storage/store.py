@@ -90,6 +90,7 @@ class Store:
         self.kept_rows: dict[str, tuple[Any, Any]] = {}  # column group -> state and rows of its small parts
         # files processed at a time: they hide the latency of an object store; a disk has none, and threads cost time
         self.parallel_files = min(MAX_PARALLEL_FILES, os.cpu_count() or 1) if self.is_local else MAX_PARALLEL_FILES
+        self.measured_texts: dict[tuple[str, int], dict[str, int]] = {}  # part and its size -> see `part_texts.py`
         self.fence: Callable[[], None] | None = None  # raises if this process may no longer write
 
     @staticmethod

@@ -132,8 +132,9 @@ class Laboratory:
 
     @staticmethod
     def _claims(ended: Ended, call: list[str]) -> bool:
-        """Whether it has printed its result, which must then be true."""
-        return bool(ended.out.strip()) and call[0] != "verify"
+        """Whether it has printed its result, which must then be true. Exports that name failed clips retry them."""
+        names_failures = call[0] == "export" and ended.code == 1
+        return bool(ended.out.strip()) and call[0] != "verify" and not names_failures
 
     def _check(self, kind: str, ended: Ended, command: Command) -> None:
         self.check_text(ended)

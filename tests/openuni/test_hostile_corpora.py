@@ -22,25 +22,11 @@ import torch
 
 import openuni
 from openuni.cli.main import _report
-from openuni.console.progress import Reporter
 from tests.command_line import cli
 from tests.hostile import files_under, rewrite
-from tests.raw_clips import write_clips
 from tests.train.small_runs import small_recipe, write_recipe
 
 SECRET = "canary-7f3a9c"
-RECIPE = """
-keep = "luminance.mean > 0.05"
-[work]
-short_side_px = 32
-[filters.luminance]
-[annotators.dis]
-preset = "ultrafast"
-[encode]
-modalities = ["rgb", "flow"]
-size_px = [16, 16]
-frames = 5
-"""
 MODEL = {"name": "unityvideo", "num_layers": 1, "heads": 1, "head_dim": 12, "ffn_dim": 16, "freq_dim": 8}
 COMMANDS: dict[str, tuple[object, ...]] = {
     "summary": ("summary", "corpus", "--scores"),
@@ -201,6 +187,14 @@ def page_bomb(folder: Path) -> None:
     pq.write_table(rows, part(folder, "clips"), compression="zstd")
 
 
+def dictionary_bomb(rows: pa.Table) -> pa.Table:
+    """One caption of 500 KB in ten thousand rows: 5 GB, of which the file holds one."""
+    many = pa.array([0] * 10_000, pa.int32())
+    captions = pa.DictionaryArray.from_arrays(many, ["x" * 500_000])
+    rows = rows.take(many).set_column(0, "clip_id", pa.array(map(str, range(len(many)))))
+    return rows.set_column(rows.schema.get_field_index("caption"), "caption", captions)
+
+
 class Payload:
     """Unpickling it writes a file."""
 
@@ -270,6 +264,10 @@ HOSTILE: dict[str, Hostile] = {
     # sizes and values
     "two billion rows declared": Hostile(declared_rows, refused(*ROWS)),
     "five million rows in kilobytes": Hostile(real_rows, refused(*ROWS)),
+    "ten thousand captions in a dictionary": Hostile(
+        in_rows("clips", dictionary_bomb),
+        refused("explain", "select", "split", "webdataset", "huggingface", "csv", "run"),
+    ),
     "a footer of two gigabytes": Hostile(footer_length, refused(*ROWS)),
     "a type 300 deep": Hostile(in_rows("clips", nested_type), refused(*ROWS)),
     "ten thousand columns": Hostile(in_rows("clips", many_columns), refused(*ROWS)),
@@ -302,16 +300,12 @@ MAX_ADDRESS_SPACE_KIB = 10 * 2**20  # of which PyTorch and the threads reserve m
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A corpus of two clips and a run of one step on it."""
-    folder = tmp_path_factory.mktemp("whole")
-    write_clips(folder / "raw", 2, frames=5, height_px=32, width_px=32)
-    (folder / "corpus.toml").write_text(RECIPE)
-    quiet = Reporter(quiet=True)
-    corpus = openuni.run(folder / "corpus.toml", folder / "raw", out=folder / "corpus", reporter=quiet)
+def whole(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny corpus, and a run of one step on it."""
+    folder = shutil.copytree(tiny, tmp_path_factory.mktemp("whole"), dirs_exist_ok=True)
     changes = {"optimizer": {"steps": 1}, "data": {"validation_share": 0.0}, "checkpoints": {"every_steps": 1}}
     changes |= {"validation": {"every_steps": 0}}
-    openuni.train(small_recipe({"model": MODEL}, changes), corpus, out=folder / "run")
+    openuni.train(small_recipe({"model": MODEL}, changes), folder / "corpus", out=folder / "run")
     write_recipe(folder, MODEL, **changes)
     (folder / "outside").mkdir()
     (folder / "outside/secret.txt").write_text(SECRET * 100)

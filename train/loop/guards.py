@@ -7,7 +7,7 @@ from pathlib import Path
 from openuni.manifests.corpus.writer import StorageFull, is_disk_full
 from openuni.manifests.errors import OpenUniError
 from openuni.manifests.storage.lock import exclusive_lock
-from openuni.manifests.storage.store import require_folder
+from openuni.manifests.storage.store import Store, require_folder
 from openuni.training.run_files import LOCK_FILE, checkpoint_folders, is_written
 
 
@@ -25,6 +25,7 @@ def run_lock(folder: Path) -> Iterator[None]:
     )
     with exclusive_lock(folder / LOCK_FILE, busy):
         try:
+            Store(str(folder)).delete_temp_files()  # of a training that was killed while it wrote a record
             yield
         finally:
             if is_new and [path.name for path in folder.iterdir()] == [LOCK_FILE]:

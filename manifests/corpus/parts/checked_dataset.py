@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 
-from openuni.manifests.corpus.parts.part_files import Path, part_errors, schema_of, type_at, validated
+from openuni.manifests.corpus.parts.part_files import Path, measure_parts, part_errors, schema_of, type_at, validated
 from openuni.manifests.corpus.parts.small_parts import read_joined
 from openuni.manifests.storage.checked_file import CheckedFile
 from openuni.manifests.storage.store import Store
@@ -48,6 +48,7 @@ class CheckedDataset:
         """The dataset itself. Its reads are verified too, but errors in parts without checksums are pyarrow's."""
         if not self.parts:
             return pads.dataset(self.schema.empty_table())
+        measure_parts(self.store, self.parts)
         options = pads.ParquetFragmentScanOptions(page_checksum_verification=True)
         with part_errors(self.store, self.parts):
             return pads.dataset(

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from openuni.manifests.corpus.parts.part_limits import check_declared
+from openuni.manifests.corpus.parts.part_texts import OpenedPart, is_among, is_measured, measure_texts, read_opened
 from openuni.manifests.errors import DamagedFile
 from openuni.manifests.storage.checked_file import CheckedFile
 from openuni.manifests.storage.checksums import TAIL_BYTES, add_block_checksums
@@ -52,25 +53,24 @@ def open_part(store: Store, part: str) -> pq.ParquetFile:
 
 
 def _open_part(store: Store, part: str) -> pq.ParquetFile:
-    return _open(store, part)[0]
+    return _open(store, part).file
 
 
-def _open(store: Store, part: str) -> tuple[pq.ParquetFile, CheckedFile | None]:
-    """The part, and the file that it is read from unless all of it is in memory."""
+def _open(store: Store, part: str) -> OpenedPart:
     with _named(store, part):
         file = CheckedFile(store, part)
         if file.size() <= TAIL_BYTES:  # its end is all of it: without a call for each page
             with file:
                 data = pa.BufferReader(file.read())
             small = pq.ParquetFile(data, page_checksum_verification=file.table is None)
-            check_declared(small.metadata, file.size(), store.location(part))
-            return small, None
+            texts = check_declared(small.metadata, file.size(), store.location(part))
+            return OpenedPart(small, data, None, file.size(), texts)
         # without pre_buffer: Arrow's threads would let go of the file later, at the end of the process perhaps
         source, footer = pa.PythonFile(file, mode="r"), pq.read_metadata(pa.BufferReader(file.footer()))
         checks_pages = file.table is None
         found = pq.ParquetFile(source, metadata=footer, page_checksum_verification=checks_pages, pre_buffer=False)
-    check_declared(footer, file.size(), store.location(part))
-    return found, file
+    texts = check_declared(footer, file.size(), store.location(part))
+    return OpenedPart(found, source, file, file.size(), texts)
 
 
 def read_part(
@@ -80,13 +80,13 @@ def read_part(
 
     def read() -> pa.Table:
         with _named(store, part):
-            file, source = _open(store, part)
-            with file:
+            opened = _open(store, part)
+            with opened.file as file:
                 names = columns(file.schema_arrow) if callable(columns) else columns
                 wanted = None if names is None else list(names)
-                if source is not None and not store.is_local:
-                    source.load(_ranges(file.metadata, wanted))
-                return validated(file.read(wanted, use_threads=False))
+                if opened.checked is not None and not store.is_local:
+                    opened.checked.load(_ranges(file.metadata, wanted))
+                return validated(read_opened(store, part, opened, wanted))
 
     return _unless_replaced(store, part, read)
 
@@ -96,7 +96,7 @@ def _ranges(metadata: pq.FileMetaData, columns: Sequence[str] | None) -> list[tu
     found = []
     for group in (metadata.row_group(number) for number in range(metadata.num_row_groups)):
         for chunk in (group.column(number) for number in range(group.num_columns)):
-            if columns is None or any(f"{chunk.path_in_schema}.".startswith(f"{name}.") for name in columns):
+            if is_among(chunk.path_in_schema, columns):
                 first = chunk.dictionary_page_offset or chunk.data_page_offset
                 found.append((first, first + chunk.total_compressed_size))
     return found
@@ -185,8 +185,17 @@ def verify_part(store: Store, part: str) -> bool:
 def decode(store: Store, part: str) -> None:
     """Decode a whole part. Raises `DamagedFile` if that fails."""
     with _named(store, part), open_part(store, part) as parquet:
+        measure_texts(store, part, _open(store, part))
         for batch in parquet.iter_batches():
             batch.validate(full=True)
+
+
+def measure_parts(store: Store, parts: Sequence[str]) -> None:
+    """See `measure_texts`: of parts that pyarrow will read by itself. Raises `DamagedFile`."""
+    for part in parts:
+        if not is_measured(store, part):
+            with _named(store, part):
+                measure_texts(store, part, _open(store, part))
 
 
 @contextmanager

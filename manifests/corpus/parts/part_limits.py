@@ -20,6 +20,9 @@ MIN_ROWS = 10_000  # always allowed
 MAX_ROWS_PER_BYTE = 2  # of a file; ids that count on take about one byte in zstd
 MAX_EXPANSION = 500  # of compressed pages; zstd reaches several thousand, but not with data that anybody measured
 MIN_EXPANDED_BYTES = 256 * 2**20  # always allowed
+NUMBER_BYTES = 8  # of any number in memory
+TEXT_KIND = "BYTE_ARRAY"  # how Parquet stores texts
+PREFIX_ENCODING = "DELTA_BYTE_ARRAY"  # texts as what they share with the one before, and the rest; others write it
 MAX_COLUMNS = 10_000  # leaves; all operators together have fewer than a thousand
 ADVICE = (
     "OpenUni does not write such values. Do not use this corpus if you do not know where it comes from; else correct "
@@ -47,15 +50,48 @@ TENSOR_BOUNDS = EXTENT_BOUNDS | {"shard": None, "shape": None, "dtype": None}
 MAP_BOUNDS = EXTENT_BOUNDS | {"frames": 1, "height_px": 1, "width_px": 1}
 
 
-def check_declared(metadata: pq.FileMetaData, nbytes: int, where: str) -> None:
-    """Raise `DamagedFile` for a part of `nbytes` bytes whose footer declares more than such a file can hold."""
+def check_declared(metadata: pq.FileMetaData, nbytes: int, where: str) -> list[str]:
+    """Raise `DamagedFile` for a part of `nbytes` bytes whose footer declares more than such a file can hold.
+
+    Returns the paths of the text columns that must be measured when they are read, see `part_texts.py`: a few kilobytes
+    may hold one text of 100 MB in a dictionary, and ten thousand references to it. Most parts have none.
+    """
     if metadata.num_rows > max(MIN_ROWS, MAX_ROWS_PER_BYTE * nbytes):
         raise DamagedFile(where, f"declares {metadata.num_rows:,} rows in {nbytes:,} bytes", ADVICE)
     if metadata.num_columns > MAX_COLUMNS:
         raise DamagedFile(where, f"has {metadata.num_columns:,} columns; at most {MAX_COLUMNS:,} are allowed", ADVICE)
-    expanded = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
-    if expanded > max(MIN_EXPANDED_BYTES, MAX_EXPANSION * nbytes):
-        raise DamagedFile(where, f"expands from {nbytes:,} to {expanded:,} bytes", ADVICE)
+    limit = max_expanded_bytes(nbytes)
+    expanded, numbers, texts = 0, 0, dict[str, int]()
+    for group in (metadata.row_group(number) for number in range(metadata.num_row_groups)):
+        expanded += group.total_byte_size
+        for chunk in (group.column(number) for number in range(group.num_columns)):
+            if chunk.physical_type != TEXT_KIND:
+                numbers += chunk.num_values * NUMBER_BYTES
+                continue
+            most, path = chunk.num_values * chunk.total_uncompressed_size, chunk.path_in_schema
+            texts[path] = texts.get(path, 0) + most
+            if most > limit and PREFIX_ENCODING in chunk.encodings:
+                raise DamagedFile(where, f"column {path} has the encoding {PREFIX_ENCODING}", ADVICE)
+    if max(expanded, numbers) > limit:
+        raise DamagedFile(where, f"expands from {nbytes:,} to {max(expanded, numbers):,} bytes", ADVICE)
+    return list(texts) if sum(texts.values()) > limit else []
+
+
+def max_expanded_bytes(nbytes: int) -> int:
+    """The memory that the rows of a part of `nbytes` bytes may take."""
+    return max(MIN_EXPANDED_BYTES, MAX_EXPANSION * nbytes)
+
+
+def text_bytes(values: pa.Array) -> int:
+    """Bytes of all texts that an array of any type refers to by a dictionary: footers tell the size of others."""
+    if pa.types.is_struct(values.type):
+        return sum(text_bytes(values.field(number)) for number in range(values.type.num_fields))
+    if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
+        return text_bytes(values.values)
+    if pa.types.is_dictionary(values.type) and _kind(values.type) == "text":
+        lengths = pc.binary_length(values.dictionary).cast(pa.int64())
+        return int(pc.sum(lengths.take(values.indices)).as_py() or 0)
+    return 0
 
 
 def checked_columns(group: str, schema: pa.Schema) -> list[str]:

@@ -12,7 +12,9 @@ from typing import Any, BinaryIO, Generic, NamedTuple, TypeVar, cast
 import numpy as np
 
 from openuni.manifests.contracts.modality import FilePayload, Modality
+from openuni.manifests.corpus.writer import storage_errors, write_errors
 from openuni.manifests.errors import ClipError
+from openuni.manifests.storage.store import Store
 
 FREE_SHARE = 0.5  # fraction of the free disk that the maps of one clip may take
 
@@ -36,6 +38,7 @@ class SpooledMaps(Generic[M]):
 
     def __init__(self, folder: Path, frame_count: int) -> None:
         self.folder, self.frame_count = folder, frame_count
+        self._store = Store(str(folder))  # for messages
         self.frames = 0
         self.template: M | None = None  # the first block, without frames
         self._blocks: list[dict[str, SpooledArray]] = []
@@ -48,7 +51,8 @@ class SpooledMaps(Generic[M]):
             return
         fields = {name: getattr(maps, name) for name in maps.frame_fields if getattr(maps, name) is not None}
         if self.template is None:
-            self._file = self._reserve(sum(array[0].nbytes for array in fields.values()) * self.frame_count)
+            with write_errors(self._store):
+                self._file = self._reserve(sum(array[0].nbytes for array in fields.values()) * self.frame_count)
             self.template = replace(maps, **{name: array[:0].copy() for name, array in fields.items()})
         self.frames += len(maps.array)
         if self.frames > self.frame_count:
@@ -59,13 +63,15 @@ class SpooledMaps(Generic[M]):
                 given is not None and (given.dtype, given.shape[1:]) != (expected.dtype, expected.shape[1:])
             ):
                 raise ClipError(f"{maps.name}: all windows of a clip must have maps of one size and dtype")
-        assert self._file is not None
-        self._file.seek(self._end)
         block = {}
-        for name, array in fields.items():
-            block[name] = SpooledArray(self._end, array.dtype, array.shape)
-            self._file.write(np.ascontiguousarray(array).data)
-            self._end += array.nbytes
+        with write_errors(self._store):  # not of the clip, as which it would become a failed row
+            assert self._file is not None
+            self._file.seek(self._end)
+            for name, array in fields.items():
+                block[name] = SpooledArray(self._end, array.dtype, array.shape)
+                self._file.write(np.ascontiguousarray(array).data)
+                self._end += array.nbytes
+            self._file.flush()
         self._blocks.append(block)
 
     def __iter__(self) -> Iterator[M]:
@@ -103,8 +109,9 @@ class SpooledMaps(Generic[M]):
     def encode(self, fps: float, *, compact: bool) -> FilePayload:
         """Encode all maps into another temporary file, for full or compact storage."""
         assert self.template is not None
-        file = self._temporary_file()
-        return type(self.template).encode_blocks(self, fps, file, compact=compact)
+        with storage_errors(self._store):
+            file = self._temporary_file()
+            return type(self.template).encode_blocks(self, fps, file, compact=compact)
 
     def close(self) -> None:
         """Free the disk."""

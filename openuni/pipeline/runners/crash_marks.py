@@ -28,7 +28,9 @@ from typing import IO, Any, NamedTuple
 import xxhash
 
 from openuni.manifests.corpus.corpus import Corpus
+from openuni.manifests.corpus.writer import write_errors
 from openuni.manifests.storage.lock import local_state_dir
+from openuni.manifests.storage.store import Store
 from openuni.pipeline.runners.resources import MAX_ATTEMPTS
 from openuni.pipeline.worker import Spec
 
@@ -60,6 +62,7 @@ class CrashMarks:
     def __init__(self, folder: Path | None, phase: str) -> None:
         self.phase, self.lock = phase, threading.Lock()
         machine = xxhash.xxh3_64_hexdigest(platform.node().encode())
+        self.store = Store(str(folder)) if folder is not None else None  # for messages
         self.path = folder / f".in-flight-{machine}.json" if folder is not None else None
         name = f".crash-{machine}-{xxhash.xxh3_64_hexdigest(phase.encode())}.txt"  # other phases leave it alone
         self.crash_path = folder / name if folder is not None else None
@@ -144,16 +147,17 @@ class CrashMarks:
 
     def _write(self) -> None:
         """Replace the file; remove it if there is nothing to remember."""
-        if self.path is None:
+        if self.path is None or self.store is None:
             return
         mine = {"attempts": self.attempts, "in_flight": self.in_flight, "deaths": self.deaths}
         state = self.others | ({self.phase: mine} if any(mine.values()) else {})
-        if not state:
-            self.path.unlink(missing_ok=True)
-            return
-        temp_path = self.path.with_name(f"{self.path.name}.tmp")
-        temp_path.write_text(json.dumps(state))
-        temp_path.replace(self.path)
+        with write_errors(self.store):  # not of the item, as which it would become a failed row
+            if not state:
+                self.path.unlink(missing_ok=True)
+                return
+            temp_path = self.path.with_name(f"{self.path.name}.tmp")
+            temp_path.write_text(json.dumps(state))
+            temp_path.replace(self.path)
 
     def _settle(self) -> None:
         """Take over the marks of the last run. If it died, decide what that means for the items in flight."""

@@ -6,7 +6,9 @@ Ray itself may fail: starting it is retried, and the session tells whether any n
 import logging
 import os
 import socket
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from contextlib import chdir
@@ -23,6 +25,7 @@ from openuni.pipeline.runners.resources import Resources
 MAX_STARTS = 3
 POLL_S = 10.0  # how long to wait for a reply of a worker before asking whether Ray is alive
 GCS_LOST_AFTER_S = 15.0  # without its control store; after 60 s Ray would end this process by itself, with exit code 1
+GCS_FATAL_AFTER_S = 45.0  # the same, where a call of Ray waits for it and cannot be interrupted
 NO_GCS = "the control store of Ray (gcs_server) does not answer"
 CONNECT_TIMEOUT_S = 10.0  # of a cluster's address; Ray itself would wait for minutes
 
@@ -39,6 +42,7 @@ class RaySession:
     def __init__(self, resources: Resources) -> None:
         self.resources = resources
         self.smallest_gpu_gb: float | None = None  # as the nodes have answered
+        self.watch: ControlStoreWatch | None = None
         self.gcs_seen = self.gcs_asked = 0.0  # when the control store last answered, and when it was last asked
 
     @property
@@ -61,6 +65,7 @@ class RaySession:
             try:
                 with chdir(self.empty_folder.name):
                     self._init(ray)
+                self._watch_control_store(ray)
                 return ray
             except Exception as error:  # of many kinds: Ray has no class for "could not start"
                 reason = format_error(error)
@@ -88,6 +93,12 @@ class RaySession:
             logging_level=logging.ERROR,
             log_to_driver=False,
         )
+
+    def _watch_control_store(self, ray: Any) -> None:
+        if "://" not in (self.resources.address or ""):
+            host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+            self.watch = ControlStoreWatch(host, int(port), GCS_FATAL_AFTER_S)
+            self.watch.start()
 
     def capacity(self) -> Capacity:
         """The living nodes and what they have in all, whether it is in use or not."""
@@ -161,9 +172,42 @@ class RaySession:
     def close(self) -> None:
         """Disconnect; ends the Ray that was started here, with its workers."""
         if self.is_open:
+            if self.watch is not None:
+                self.watch.stop.set()
             self.ray.shutdown()
             self.empty_folder.cleanup()
             del self.__dict__["ray"]
+
+
+class ControlStoreWatch(threading.Thread):
+    """Ends this process once the control store has been gone for `fatal_after_s`, and says so.
+
+    Calls that start or end an actor wait for the control store, without a time limit, until Ray ends the process by
+    itself, with exit code 1.
+    """
+
+    def __init__(self, host: str, port: int, fatal_after_s: float, end: Callable[[], object] = lambda: os._exit(2)):
+        super().__init__(name="control store", daemon=True)
+        self.host, self.port, self.fatal_after_s, self.end = host, port, fatal_after_s, end
+        self.stop = threading.Event()
+
+    def run(self) -> None:
+        """Ask until `stop` is set."""
+        seen, wait_s = time.monotonic(), min(POLL_S, self.fatal_after_s) / 2
+        while not self.stop.wait(wait_s):
+            try:
+                with socket.create_connection((self.host, self.port), timeout=wait_s):
+                    seen = time.monotonic()
+            except OSError:
+                if time.monotonic() - seen < self.fatal_after_s or self.stop.is_set():
+                    continue
+                sys.stderr.write(
+                    f"openuni: the connection to Ray was lost: {NO_GCS}. Finished items are kept; run the same command "
+                    "again to resume, with --workers 0 to run without Ray.\n"
+                )
+                sys.stderr.flush()
+                self.end()
+                return
 
 
 def _cause(error: Exception) -> str:

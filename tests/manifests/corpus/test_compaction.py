@@ -29,6 +29,7 @@ from tests.small_parts import (
     MAPS,
     add_part,
     compact_all,
+    copied_small_parts,
     killed_at,
     part_names,
     rows_seen,
@@ -39,16 +40,9 @@ from tests.small_parts import (
 VERSION_0_1 = Path(__file__).parents[2] / "data" / "version_0_1"
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("small") / "corpus"
-    small_parts(folder)
-    return folder
-
-
 @pytest.fixture
-def corpus(made: Path, tmp_path: Path) -> Corpus:
-    return Corpus.open(str(shutil.copytree(made, tmp_path / "corpus")))
+def corpus(tmp_path: Path) -> Corpus:
+    return copied_small_parts(tmp_path / "corpus")
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +70,8 @@ def test_all_that_readers_see_stays_and_shards_are_not_touched(corpus):
     assert str(compact(corpus, MAPS)) == f"{MAPS}: 1 parts, nothing to merge"
 
 
-def test_names_and_bytes_are_the_same_every_time_and_later_parts_come_last(corpus, made, tmp_path):
-    other = Corpus.open(str(shutil.copytree(made, tmp_path / "other")))
+def test_names_and_bytes_are_the_same_every_time_and_later_parts_come_last(corpus, tmp_path):
+    other = copied_small_parts(tmp_path / "other")
     for one in (corpus, other):
         compact_all(one)
     assert part_names(corpus) == part_names(other)

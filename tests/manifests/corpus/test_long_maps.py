@@ -12,12 +12,14 @@ from openuni.manifests.corpus.corpus_clip import read_modality, stored_blocks
 from openuni.manifests.corpus.parts.payload_files import open_payload
 from openuni.manifests.corpus.parts.spool import SpooledMaps
 from openuni.manifests.corpus.shards import TarShard
+from openuni.manifests.corpus.writer import StorageFull
 from openuni.manifests.errors import ClipError, DamagedFile, OpenUniError
 from openuni.manifests.modalities.depth import Depth
 from openuni.manifests.modalities.flow import Flow
 from openuni.manifests.modalities.skeleton import Skeleton
 from openuni.manifests.video.clip import Clip
 from openuni.manifests.video.container import Limits
+from tests.full_disk import files_of_at_most
 
 FRAMES = 9
 RNG = np.random.default_rng(0)
@@ -66,6 +68,16 @@ def test_maps_that_do_not_fit_together_are_refused(tmp_path):
             maps.append(other.take(0, 1))
     with pytest.raises(ClipError, match=f"the clip has {FRAMES}"):
         maps.append(FLOW)
+
+
+def test_a_full_disk_is_no_error_of_the_clip(tmp_path):
+    """As one it would become a failed row, which a rerun does not retry."""
+    with files_of_at_most(500), pytest.raises(StorageFull, match=f"no space left while writing to {tmp_path}"):
+        spooled(tmp_path, FLOW, 4)
+    maps = spooled(tmp_path, FLOW, 4)
+    with files_of_at_most(500), pytest.raises(StorageFull, match=f"no space left while writing to {tmp_path}"):
+        maps.encode(25, compact=False)
+    assert maps.encode(25, compact=False).file.tell() > 500
 
 
 def test_a_file_in_a_shard_is_the_payload_of_its_bytes(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 import openuni
 from openuni.console.progress import Reporter
 from openuni.manifests.corpus.corpus import Corpus
+from openuni.manifests.corpus.writer import StorageFailed
 from openuni.pipeline.runners import crash_marks
 from openuni.pipeline.runners.crash_marks import CrashMarks
 from openuni.pipeline.runners.resources import MAX_ATTEMPTS, Resources
@@ -172,3 +173,16 @@ def test_damaged_marks_are_no_marks(tmp_path: Path, content: bytes) -> None:
     with found.working_on("clip"):
         assert "clip" in path.read_text()
     assert not path.exists()
+
+
+def test_marks_that_cannot_be_written_end_the_run_and_fail_no_clip(folder: Path) -> None:
+    Corpus.create(str(folder / "c"))
+    marks = CrashMarks(folder / "c", "any")
+    assert marks.path is not None
+    in_the_way = marks.path.with_name(f"{marks.path.name}.tmp")
+    in_the_way.mkdir()
+    with pytest.raises(StorageFailed, match=r"cannot write to .*Everything finished is kept"):
+        build(str(folder), "none", {})
+    in_the_way.rmdir()
+    build(str(folder), "none", {})
+    assert {row["status"] for row in Corpus.open(folder / "c").table("clips").to_pylist()} == {"ok"}

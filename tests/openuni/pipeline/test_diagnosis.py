@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.errors import OpenUniError
 from openuni.pipeline.failures import MAX_TRACEBACK_CHARS, ItemFailed, trimmed_traceback
 from openuni.pipeline.runners import ray_session
-from openuni.pipeline.runners.ray_session import RaySession
+from openuni.pipeline.runners.ray_session import ControlStoreWatch, RaySession
 from openuni.pipeline.runners.resources import Resources
 from openuni.pipeline.scope import RunScope
 from openuni.report.explain import explain
@@ -201,6 +202,25 @@ def test_a_ray_that_does_not_start_is_retried_and_told(monkeypatch):
 def test_a_cluster_that_does_not_answer_is_told_at_once():
     with pytest.raises(OpenUniError, match=r"cannot join the Ray cluster at 127\.0\.0\.1:9: .*ray status"):
         _ = RaySession(Resources(2, address="127.0.0.1:9")).ray
+
+
+def test_a_control_store_that_is_gone_ends_the_process_and_one_that_answers_does_not(capsys):
+    """A call of Ray that waits for it cannot be interrupted: see `ControlStoreWatch`."""
+    ended = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        watch = ControlStoreWatch("127.0.0.1", port, 0.2, lambda: ended.append(1))
+        watch.start()
+        watch.join(1.0)
+        assert watch.is_alive() and not ended
+    watch.join(10)
+    assert ended == [1]
+    assert "openuni: the connection to Ray was lost: the control store" in capsys.readouterr().err
+    stopped = ControlStoreWatch("127.0.0.1", port, 0.2, lambda: ended.append(2))
+    stopped.stop.set()
+    stopped.start()
+    stopped.join(10)
+    assert ended == [1]
 
 
 @pytest.mark.slow

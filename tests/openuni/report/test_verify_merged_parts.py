@@ -1,6 +1,5 @@
 """`openuni verify` of parts that were merged: a damaged shard costs its own rows, wherever they are now."""
 
-import shutil
 import tarfile
 from pathlib import Path
 
@@ -13,19 +12,12 @@ from openuni.manifests.corpus.parts.compaction import compact
 from openuni.manifests.errors import DamagedFile
 from openuni.report.verify_report import VerifyReport
 from tests.command_line import cli
-from tests.small_parts import MAPS, compact_all, killed_at, seen, small_parts
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("small") / "corpus"
-    small_parts(folder)
-    return folder
+from tests.small_parts import MAPS, compact_all, copied_small_parts, killed_at, seen
 
 
 @pytest.fixture
-def corpus(made: Path, tmp_path: Path) -> Corpus:
-    return Corpus.open(str(shutil.copytree(made, tmp_path / "corpus")))
+def corpus(tmp_path: Path) -> Corpus:
+    return copied_small_parts(tmp_path / "corpus")
 
 
 def verify(corpus: Corpus, repair: bool = False) -> VerifyReport:

@@ -132,6 +132,14 @@ def drain(descriptor: int) -> None:
 # ---------------------------------------------------------------- one training per folder
 
 
+def test_what_a_killed_training_left_half_written_is_deleted(corpus: Corpus, tmp_path: Path) -> None:
+    train(recipe(optimizer={"steps": 1}), corpus, tmp_path / "run")
+    for name in (".run.json.0123abcd.tmp", ".log.jsonl.89abcdef.tmp", ".mine.tmp"):
+        (tmp_path / "run" / name).write_text("{")
+    train(recipe(optimizer={"steps": 1}), corpus, tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").glob(".*.tmp")] == [".mine.tmp"]
+
+
 def test_a_second_training_is_refused_and_changes_nothing(corpus: Corpus, tmp_path: Path) -> None:
     out = tmp_path / "run"
     refused: list[Any] = []
