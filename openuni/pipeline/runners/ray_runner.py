@@ -108,6 +108,7 @@ class RayRunner(Runner):
             self._release_done(runs)
             self._grow(calls, runs)
             self.metrics.tell(run.state() for run in runs)
+        self.metrics.tell((run.state() for run in runs), at_once=True)
         self._finish(runs)
 
     def _take_slots(self, runs: list[PoolRun]) -> None:
