@@ -8,8 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
+from openuni.cli import submission
 from openuni.cli.app import CorpusArgument, OutOption, RecipeArgument, app, command_from_dataclass
 from openuni.cli.former_flags import accepts_former_flags
+from openuni.cli.submission import NoWaitOption, SubmitOption
 from openuni.console.terminal import print_text
 from openuni.manifests.errors import OpenUniError
 
@@ -53,6 +55,8 @@ class RunFlags:
             "are there",
         ),
     ] = None
+    submit: SubmitOption = None
+    no_wait: NoWaitOption = False
     limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of sources (or clips)")] = None
     only: Annotated[
         list[str] | None, typer.Option(help="Run only this operator or phase (ingest, encode); repeatable")
@@ -88,6 +92,8 @@ def run(given: RunFlags) -> None:
     for name in given.only or ():
         if name not in known:
             raise OpenUniError(f'--only "{name}" is not in {given.recipe}. It has: {", ".join(sorted(known))}.')
+    if submission.is_wanted(given.submit, given.address, no_wait=given.no_wait):
+        submission.submit_run(given, recipe)
 
     def resources(items: int) -> Resources:
         return api.default_resources(
@@ -127,6 +133,8 @@ class ImportFlags:
         int | None, typer.Option(help="Number of Ray workers; 0 runs in-process. Default: one per core")
     ] = None
     address: Annotated[str | None, typer.Option(help="Address of a running Ray cluster")] = None
+    submit: SubmitOption = None
+    no_wait: NoWaitOption = False
     limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of clips")] = None
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Retry rejected clips")] = False
     raise_errors: Annotated[
@@ -145,6 +153,8 @@ def import_(given: ImportFlags) -> None:
     from openuni.config.recipe import parse_assignments
     from openuni.exchange.import_job import ImportOptions
 
+    if submission.is_wanted(given.submit, given.address, no_wait=given.no_wait):
+        submission.submit_import(given)
     corpus = api.import_set(
         given.format,
         given.folder,

@@ -110,6 +110,7 @@ class RayRunner(Runner):
             self._grow(calls, runs)
             self._leave_draining(calls, runs)
             self.metrics.tell(run.state() for run in runs)
+        self.metrics.tell((run.state() for run in runs), at_once=True)
         self._finish(runs)
 
     def _take_slots(self, runs: list[PoolRun]) -> None:
