@@ -165,7 +165,7 @@ def default_resources(
     address: str | None = None,
     *,
     items: int | None = None,
-    workers_per_gpu: int = 1,
+    workers_per_gpu: int | None = None,
     placement_timeout_s: float | None = None,
 ) -> Resources:
     """Return the resources of a run.
@@ -178,13 +178,15 @@ def default_resources(
     for flag, number in (("workers", workers), ("gpus", gpus), ("placement-timeout", placement_timeout_s)):
         if number is not None and not number >= 0:
             raise OpenUniError(f"--{flag} {number:g}: must be at least 0")
-    if workers_per_gpu < 1:
+    if workers_per_gpu is not None and workers_per_gpu < 1:
         raise OpenUniError(f"--workers-per-gpu {workers_per_gpu}: must be at least 1")
     if address is None:
         gpus = (float(_visible_gpus()) if workers != 0 else 0.0) if gpus is None else gpus
         if workers is None:
             few = not gpus and items is not None and items <= FEW_ITEMS
-            workers = 0 if few else max(int(gpus * workers_per_gpu), min(os.cpu_count() or 1, MAX_DEFAULT_WORKERS))
+            workers = (
+                0 if few else max(int(gpus * (workers_per_gpu or 1)), min(os.cpu_count() or 1, MAX_DEFAULT_WORKERS))
+            )
     return Resources(workers, gpus, address, workers_per_gpu, placement_timeout_s)
 
 

@@ -170,6 +170,17 @@ def names_read(rules: Sequence[KeepRule]) -> set[str]:
     return {column[0] for rule in rules for column in rule.columns}
 
 
+def is_row_wise(rules: Sequence[KeepRule]) -> bool:
+    """Whether all rules call only functions of one row: no aggregates, no window functions."""
+    return all(name in _stabilities() and name not in _aggregates() for rule in rules for name in rule.functions)
+
+
+@cache
+def _aggregates() -> frozenset[str]:
+    query = "SELECT DISTINCT function_name FROM duckdb_functions() WHERE function_type NOT IN ('scalar', 'macro')"
+    return frozenset(name for (name,) in connect().execute(query).fetchall())
+
+
 def _check_function(rule: KeepRule, name: str) -> None:
     stability = _stabilities().get(name, "CONSISTENT")
     if name in CLOCKS or stability != "CONSISTENT":

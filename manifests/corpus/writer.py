@@ -48,11 +48,16 @@ def new_part_name() -> str:
 
 
 class PartWriter:
-    """Appends rows (and payloads) to one column group and seals parts that reach their maximum size."""
+    """Appends rows (and payloads) to one column group and seals parts that reach their maximum size.
+
+    `seal_after_s`: also a part that has been open for so long, for readers that follow while it is written. It doubles
+    with every part sealed for this reason, so that a long run does not leave many small ones.
+    """
 
     def __init__(self, store: Store, group: str, schema: pa.Schema, shard_type: type[Shard] | None = None) -> None:
         self.store, self.group, self.schema, self.shard_type = store, group, schema, shard_type
         self.part: OpenPart | None = None
+        self.seal_after_s: float | None = None
 
     def put(self, key: str, data: bytes, dtype: str = "", shape: tuple[int, ...] = ()) -> dict[str, Any]:
         """Append one payload; return its extent: shard, offset, nbytes, xxh3."""
@@ -82,6 +87,9 @@ class PartWriter:
             part = self._open_part()
             part.commit(*rows)
             if part.is_full:
+                self.finish()
+            elif self.seal_after_s is not None and time.monotonic() - part.opened >= self.seal_after_s:
+                self.seal_after_s *= 2
                 self.finish()
 
     def rollback(self) -> None:
@@ -118,6 +126,7 @@ class OpenPart:
         fcntl.flock(self.journal, fcntl.LOCK_EX)  # keeps other processes from sealing this part
         self.shard = shard_type(folder / f"{name}{shard_type.suffix}") if shard_type else None
         self.rows: list[dict[str, Any]] = []
+        self.opened = time.monotonic()
         self.committed = 0  # number of shard entries that belong to finished rows
 
     @classmethod

@@ -37,8 +37,13 @@ class RunFlags:
     ] = None
     gpus: Annotated[float | None, typer.Option(help="GPUs used by the workers. Default: all available")] = None
     workers_per_gpu: Annotated[
-        int, typer.Option(min=1, help="Workers that share one GPU, for GPUs that one worker leaves idle")
-    ] = 1
+        int | None,
+        typer.Option(
+            min=1,
+            help="Workers that share one GPU. Default: 1, and up to 4 for operators that left GPUs idle before and fit "
+            "into their memory as often",
+        ),
+    ] = None
     address: Annotated[
         str | None, typer.Option(help='Address of a running Ray cluster: HOST:PORT, ray://HOST:PORT or "auto"')
     ] = None

@@ -91,6 +91,9 @@ class WorkOptions:
         "storage of modality maps: full precision, or compact (about 2 bits per pixel of depth, 4 of flow; for the "
         "errors see openuni show depth)",
     ] = "full"
+    overlap: Annotated[
+        bool, "whether GPU workers of a Ray cluster annotate or encode clips while CPU workers still filter others"
+    ] = True
 
     def __post_init__(self) -> None:
         check_options(self, "[work]")

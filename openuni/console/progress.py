@@ -92,6 +92,11 @@ class Counter(PoolWatcher):
             self.phase.vram_mb[name] = max(used_mb, self.phase.vram_mb.get(name, 0.0))
         self.show()
 
+    def grow(self, items: int) -> None:
+        """More items have been planned."""
+        self.phase.total += items
+        self.reporter.progress.update(self.task, total=self.phase.total)
+
     @property
     def queue(self) -> int:
         """See `PoolWatcher.queue`."""

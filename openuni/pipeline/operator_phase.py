@@ -42,6 +42,7 @@ class OperatorSpec(Spec):
     required_maps: Mapping[str, Mapping[str, MapSource]]  # operator -> modality -> the map it starts from
     compact: bool  # how maps are stored
     limits: Limits  # of decoding one clip
+    seal_after_s: float | None = None  # see `PartWriter`
 
     def start(self, device: str) -> "OperatorWorker":
         """See `Spec.start`."""
@@ -75,6 +76,7 @@ class OperatorWorker(WindowedWorker):
             self.result_types[name] = row_schema.field(name).type
             shard_type = TarShard if schema.modality_fields(type(operator)) else None
             self.writers[name] = self.corpus.writer(group, row_schema, spec.versions[name], shard_type)
+            self.writers[name].seal_after_s = spec.seal_after_s
 
     def compute(self, item: ClipItem, prepared: Any) -> dict[str, OperatorResult]:
         """Run every operator that has not seen the clip; keep what those need of it that take several clips."""

@@ -8,65 +8,40 @@ import dataclasses
 import functools
 import json
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from openuni.config.captions import CaptionColumn, caption_column, clip_ids_with_caption
 from openuni.config.recipe import CorpusRecipe
 from openuni.console.progress import Counter, Reporter
 from openuni.dedup.deduplicator import not_compared_reason
-from openuni.manifests.contracts.component import fingerprint
 from openuni.manifests.contracts.operator import Operator
 from openuni.manifests.corpus.corpus import Corpus
-from openuni.manifests.corpus.coverage import clip_ids_with_modality
-from openuni.manifests.corpus.layout import (
-    CLIPS,
-    LATENTS,
-    TEXT,
-    annotation_group,
-    family_record,
-    latent_group,
-    operator_group,
-    text_group,
-)
+from openuni.manifests.corpus.layout import CLIPS, operator_group
 from openuni.manifests.corpus.parts.compaction import compact_if_worthwhile
 from openuni.manifests.corpus.splits import write_pending_splits
 from openuni.manifests.errors import OpenUniError
-from openuni.manifests.video.decoder.limits import Limits
-from openuni.pipeline import encode_phase, shot_splitting
+from openuni.pipeline import shot_splitting
 from openuni.pipeline.ingest_phase import IngestSpec, SourceItem
 from openuni.pipeline.ledger import run_ledger
-from openuni.pipeline.operator_phase import OperatorSpec
+from openuni.pipeline.planning import overlap
 from openuni.pipeline.planning.gpu_memory import gpu_shares, record_gpu_memory
-from openuni.pipeline.planning.map_sources import MapSource, annotator_of, extents, required_maps
+from openuni.pipeline.planning.overlap import Following, following_work
 from openuni.pipeline.planning.passes import PoolPlan, plan_passes
-from openuni.pipeline.planning.plans import INTERNAL_ERROR_HINT, clip_items, missing
+from openuni.pipeline.planning.planner import PlannedPool, Planner
+from openuni.pipeline.planning.plans import INTERNAL_ERROR_HINT, missing
 from openuni.pipeline.run_log import RunLog
-from openuni.pipeline.runners.gpu_usage import record_gpu_busy
-from openuni.pipeline.runners.pool_sizes import cpu_pool, gpu_pool
+from openuni.pipeline.runners.gpu_usage import measured_gpu_busy, record_gpu_busy
+from openuni.pipeline.runners.pool_sizes import cpu_pool, gpu_pool, overlapping_pools, workers_sharing_gpu
 from openuni.pipeline.runners.resources import Pool, PoolSize, Runner
 from openuni.pipeline.scope import RunScope
-from openuni.pipeline.worker import ItemOutcome, Spec
+from openuni.pipeline.worker import ItemOutcome
 
 logger = logging.getLogger(__name__)
 INGEST_VERSION = "1"
-
-
-class PlannedPool(NamedTuple):
-    """A pool of a phase before it runs."""
-
-    name: str
-    spec: Spec
-    items: Iterable[Any]
-    total: int
-    on_death: Callable[[list[Any]], list[Any]]
-    size: PoolSize
-    groups: Sequence[str]  # column groups that it fills
 
 
 @dataclass
@@ -79,6 +54,12 @@ class Pipeline:
     reporter: Reporter
     scope: RunScope = RunScope()
     log: RunLog = field(init=False)  # of the run in progress
+    followed: pa.ChunkedArray | None = None  # clips that were planned as kept before all filters had ended
+
+    @functools.cached_property
+    def planner(self) -> Planner:
+        """What is left to do."""
+        return Planner(self.recipe, self.corpus, self.scope)
 
     def run(self, sources: Sequence[str]) -> None:
         """Run all phases; the caller holds the lock of the corpus. Without `sources`: process the existing clips."""
@@ -86,7 +67,7 @@ class Pipeline:
         asked = {"recipe": tables, "scope": dataclasses.asdict(self.scope)}
         self._check_sources(sources)
         if self.scope.covers("encode"):
-            _ = self.captions  # a column that is nowhere is reported before the work, not after it
+            _ = self.planner.captions  # a column that is nowhere is reported before the work, not after it
         write_pending_splits(self.corpus)
         saved = self.corpus.recover()
         if saved:
@@ -97,8 +78,8 @@ class Pipeline:
             self._ingest(sources)
             clips = self._clips(sources)
             kept = functools.cache(lambda: self._kept_clips(clips))  # asked once the filters have run, if at all
-            self._operators("filter", self.recipe.filters, lambda: clips)
-            self._operators("annotator", self.recipe.annotators, kept)
+            self._operators("filter", lambda: clips)
+            self._operators("annotator", kept)
             if self.recipe.encode is not None and self.scope.covers("encode"):
                 self._encode(kept())
 
@@ -129,98 +110,101 @@ class Pipeline:
         self.corpus.refresh()
         self._verify_sources(new)
 
-    def _operators(self, kind: str, operators: Any, clips_of_phase: Callable[[], pa.Table]) -> None:
-        wanted = self.required_maps if kind == "annotator" else {name: {} for name in operators}
-        chosen = {name: operators[name] for name in wanted if self.scope.covers(name)}
+    def _operators(self, kind: str, clips_of_phase: Callable[[], pa.Table]) -> None:
+        planner, resources = self.planner, self.runner.resources
+        chosen = planner.operators(kind)
         if not chosen:
             return
         clips = clips_of_phase()
-        versions = {name: self._version(name, operator) for name, operator in chosen.items()}
-        groups = {name: operator_group(kind, name) for name in chosen}
-        todo = {}
-        for name, group in groups.items():
-            self.corpus.activate_version(group, versions[name])
-            if self.scope.retry_failed:
-                self.corpus.delete_by_status(group, ["failed", "unavailable"])
-            todo[name] = missing(self.corpus, group, clips.column("clip_id"))
+        planner.activate(kind)
+        todo = planner.operators_todo(kind, chosen, clips.column("clip_id"))
         todo = {name: mask for name, mask in todo.items() if pc.any(mask).as_py()}
         if not todo:
             return
-        required = {name: wanted[name] for name in todo}
         left = {name: chosen[name] for name in todo}
-        shares = gpu_shares(self.corpus, versions, self.runner.gpu_memory_gb())
-        for pools in plan_passes(left, required, self.runner.resources, self.runner.capacity(), shares):
-            planned = [self._operator_pool(kind, pool, left, versions, required, clips, todo) for pool in pools]
-            self._phase(planned)
-            record_gpu_memory(self.corpus, versions, self.reporter.phases[-len(planned) :])
+        maps = {name: planner.maps_of(kind, name) for name in todo}
+        passes = plan_passes(left, maps, resources, self.runner.capacity(), self._gpu_shares(kind), self._sharing(kind))
+        for pools in passes:
+            if len(passes) == len(pools) == 1 and not pools[0].size.shape.gpus:
+                self._overlapping(kind, pools[0], clips, todo)
+                continue
+            self._phase([self._operator_pool(kind, pool.operators, clips, todo, pool.size) for pool in pools])
         for name in todo:
-            self._verify(groups[name], clips.column("clip_id"))
+            self._verify(operator_group(kind, name), clips.column("clip_id"))
 
     def _operator_pool(
         self,
         kind: str,
-        plan: PoolPlan,
-        operators: Mapping[str, Operator],
-        versions: Mapping[str, str],
-        required: Mapping[str, Mapping[str, MapSource]],
+        names: Sequence[str],
         clips: pa.Table,
         todo: Mapping[str, pa.Array],
+        size: PoolSize,
+        seal_after_s: float | None = None,
     ) -> PlannedPool:
-        names = plan.operators
-        maps = {name: required[name] for name in names}
-        sources = {source for of_one in maps.values() for source in of_one.values()}
-        groups = {name: operator_group(kind, name) for name in names}
-        work = self.recipe.work
-        spec = OperatorSpec(
-            corpus_url=self.corpus.store.url,
-            operators={name: operators[name] for name in names},
-            versions={name: versions[name] for name in names},
-            short_side_px=work.short_side_px,
-            required_maps=maps,
-            compact=work.storage == "compact",
-            limits=work.limits(),
-        )
-        items, count = clip_items(self.corpus, clips, {name: todo[name] for name in names}, sources)
-        title = " + ".join(names) if len(names) <= 2 else f"{len(names)} {kind}s"
-        on_death = functools.partial(self._unfinished, groups=groups, sources=sources)
-        return PlannedPool(title, spec, items, count, on_death, plan.size, [*groups.values()])
+        work = self.planner.operators_work(kind, names, seal_after_s)
+        return self.planner.planned(work, *self.planner.items(work, clips, {name: todo[name] for name in names}), size)
+
+    def _overlapping(self, kind: str, pool: PoolPlan, clips: pa.Table, todo: Mapping[str, pa.Array]) -> None:
+        """A phase of CPU workers, and where GPUs are free beside it, what can follow already."""
+        resources, capacity = self.runner.resources, self.runner.capacity()
+        work = following_work(kind, self.planner, self.runner, lambda: self._gpu_shares("annotator"))
+        if work is not None and work.name != "encode" and resources.workers_per_gpu is None:
+            per_gpu = self._sharing("annotator")([*work.groups])
+            resources = dataclasses.replace(resources, workers_per_gpu=per_gpu)
+        sizes = None
+        if work is not None and capacity is not None:
+            annotators = self.planner.operators("annotator") if work.name != "encode" else {}
+            gpus = max([1.0, *(annotators[name].gpus_per_worker() for name in work.groups if annotators)])
+            sizes = overlapping_pools(resources, capacity, gpus)
+        if work is None or sizes is None:
+            self._phase([self._operator_pool(kind, pool.operators, clips, todo, pool.size)])
+            return
+        self.planner.activate("annotator")
+        if work.name == "encode":
+            self.planner.activate_streams()
+        gpu_size, cpu_size = sizes
+        earlier = self._operator_pool(kind, pool.operators, clips, todo, cpu_size, overlap.FIRST_SEAL_S)
+        with Following(self.planner, work, clips, is_filtered=kind == "annotator") as items:
+            later = self.planner.planned(work, items, 0, gpu_size)._replace(follows=True)
+            self._phase([earlier, later])
+            if kind == "filter":
+                self.followed = items.planned_ids()
+
+    def _gpu_shares(self, kind: str) -> dict[str, float]:
+        versions = {name: self.planner.version(name, one) for name, one in self.planner.operators(kind).items()}
+        return gpu_shares(self.corpus, versions, self.runner.gpu_memory_gb())
+
+    def _sharing(self, kind: str) -> Callable[[Sequence[str]], int]:
+        """How many workers of some operators share a GPU, as measured in this corpus; says so where it is not one."""
+        operators, shares = self.planner.operators(kind), self._gpu_shares(kind)
+
+        def sharing(names: Sequence[str]) -> int:
+            busy = measured_gpu_busy(self.corpus, [self.planner.version(name, operators[name]) for name in names])
+            memory_share = sum(shares[name] for name in names) if shares.keys() >= set(names) else None
+            workers = workers_sharing_gpu(busy, memory_share)
+            if busy is not None and memory_share and workers > 1:
+                self.reporter.print_line(
+                    f"{' + '.join(names)}: {workers} workers per GPU ({busy.workers_per_gpu} kept it busy for "
+                    f"{busy.busy:.0%} of the time; each takes up to {memory_share:.0%} of its memory)"
+                )
+            return workers
+
+        return sharing
 
     def _encode(self, clips: pa.Table) -> None:
-        options, codec, text_codec = self.recipe.encode, self.recipe.latent_codec, self.recipe.text_codec
-        assert options is not None and codec is not None and text_codec is not None
-        family, text_family = encode_phase.family_name(options, codec), encode_phase.text_family_name(text_codec)
-        streams = self._streams(family, text_family)
-        self._write_families(family, text_family, streams)
-        self.corpus.save_record(encoded={stream.modality: stream.group for stream in streams})
-        present: dict[str, pa.Array] = {}
-        todo: dict[str, pa.Array] = {}
-        for stream in streams:
-            self.corpus.activate_version(stream.group, stream.version)
-            if self.scope.retry_failed:
-                self.corpus.delete_by_status(stream.group, ["failed"])
-            left = missing(self.corpus, stream.group, clips.column("clip_id"))
-            if stream.annotator:
-                present[stream.modality] = clip_ids_with_modality(self.corpus, stream.annotator, stream.modality)
-                left = pc.and_(left, pc.is_in(clips.column("clip_id"), present[stream.modality]))
-            if self.captions and stream.modality == encode_phase.TEXT:
-                present[encode_phase.TEXT] = clip_ids_with_caption(self.corpus, self.captions)
-                left = pc.and_(left, pc.is_in(clips.column("clip_id"), present[encode_phase.TEXT]))
-            todo[stream.modality] = left
-        limits = dataclasses.replace(self.recipe.work.limits(), max_decoded_bytes=Limits.max_decoded_bytes)
-        spec = encode_phase.EncodeSpec(self.corpus.store.url, options, codec, text_codec, tuple(streams), limits)
-        sources = {MapSource(stream.annotator, stream.modality) for stream in streams if stream.annotator}
-        items, count = clip_items(self.corpus, clips, todo, sources, self.captions)
-        groups = {stream.modality: stream.group for stream in streams}
-        if count:
-            size = gpu_pool if codec.gpus or text_codec.gpus else cpu_pool
-            workers = size(self.runner.resources, self.runner.capacity())
-            on_death = functools.partial(self._unfinished, groups=groups, sources=sources)
-            self._phase([PlannedPool("encode", spec, items, count, on_death, workers, [*groups.values()])])
-        for stream in streams if count else ():
-            wanted = clips.column("clip_id")
-            if stream.modality in present:
-                wanted = wanted.filter(pc.is_in(wanted, present[stream.modality]))
-            self._verify(stream.group, wanted)
+        planner, codec, text_codec = self.planner, self.recipe.latent_codec, self.recipe.text_codec
+        assert codec is not None and text_codec is not None
+        planner.activate_streams()
+        ids = clips.column("clip_id").combine_chunks()
+        work = planner.encode_work()
+        items, count = planner.items(work, clips, planner.streams_todo(ids))
+        if not count:
+            return
+        size = gpu_pool if codec.gpus or text_codec.gpus else cpu_pool
+        self._phase([planner.planned(work, items, count, size(self.runner.resources, self.runner.capacity()))])
+        for stream in planner.streams:
+            there = planner.encodable(stream)
+            self._verify(stream.group, ids if there is None else ids.filter(pc.is_in(ids, there)))
 
     def _phase(self, planned: Sequence[PlannedPool]) -> None:
         """Run pools at the same time; each counts by itself."""
@@ -230,15 +214,28 @@ class Pipeline:
                 counter = stack.enter_context(self.reporter.phase(pool.name, pool.total))
                 counters.append(counter)
                 report = self._reporting(pool.name, counter)
-                pools.append(Pool(pool.name, pool.spec, pool.items, report, pool.on_death, pool.size, counter))
+                if isinstance(pool.items, Following):
+                    pool.items.grow = counter.grow
+                pools.append(
+                    Pool(pool.name, pool.spec, pool.items, report, pool.on_death, pool.size, counter, pool.follows)
+                )
                 logger.info("phase %s started: %d items, %d workers", pool.name, pool.total, pool.size.workers)
             self.runner.run_pools(pools)
         for pool, counter in zip(planned, counters, strict=True):
-            per_gpu = self.runner.resources.workers_per_gpu
-            record_gpu_busy(self.corpus, pool.spec.operator_versions(), counter.phase, per_gpu)
+            if pool.follows:
+                self._end_following(counter)
+            else:  # its workers were also idle because clips were not filtered yet: that says nothing of their number
+                record_gpu_busy(self.corpus, pool.spec.operator_versions(), counter.phase, pool.size.per_gpu)
+            record_gpu_memory(self.corpus, pool.spec.operator_versions(), [counter.phase])
             logger.info("phase %s finished: %s", counter.phase.name, json.dumps(counter.phase.as_record()))
         self.corpus.recover()  # parts of workers that died in this phase
         compact_if_worthwhile(self.corpus, [group for pool in planned for group in pool.groups])
+
+    def _end_following(self, counter: Counter) -> None:
+        """What was planned and not done is planned again; a phase that did nothing is not told of."""
+        counter.phase.total = counter.phase.done
+        if not counter.phase.done:
+            self.reporter.phases.remove(counter.phase)
 
     def _reporting(self, phase: str, counter: Counter) -> Callable[[ItemOutcome], None]:
         def report(outcome: ItemOutcome) -> None:
@@ -297,82 +294,17 @@ class Pipeline:
         note = not_compared_reason(self.corpus, self.recipe.keep)
         if note:
             self.reporter.print_line(note)
-        return clips.filter(pc.is_in(clips.column("clip_id"), self.corpus.kept_clip_id_array(self.recipe.keep)))
-
-    @functools.cached_property
-    def required_maps(self) -> dict[str, dict[str, MapSource]]:
-        """The maps that each annotator starts from; the annotators in an order in which they can be made."""
-        return required_maps(self.recipe, self.corpus)
+        kept = self.planner.kept_clips(clips)
+        if self.followed is not None and not pc.all(pc.is_in(self.followed, kept.column("clip_id"))).as_py():
+            raise OpenUniError(f"clips were annotated that keep drops. {INTERNAL_ERROR_HINT}")
+        return kept
 
     def _version(self, name: str, operator: Operator) -> str:
-        # the frames an operator sees depend on the working size, so its results do too
-        parts: dict[str, Any] = {"operator": operator.version(), "short_side_px": self.recipe.work.short_side_px}
-        if operator.kind == "annotator" and self.recipe.work.storage != "full":
-            parts["storage"] = self.recipe.work.storage
-        maps = self.required_maps[name] if operator.kind == "annotator" else {}
-        if maps:  # and on the maps it starts from
-            parts["maps"] = [[*source, self._group_version(source.annotator)] for source in maps.values()]
-        return fingerprint(**parts)
-
-    def _unfinished(self, held: list[Any], groups: dict[str, str], sources: Collection[MapSource]) -> list[Any]:
-        """After a worker's death: its journals are sealed, and what they hold needs no second run."""
-        self.corpus.recover()
-        left = []
-        for item in held:
-            one = pa.array([item.clip.clip_id], pa.string())
-            todo = tuple(
-                name for name in item.todo if not pc.any(pc.is_in(one, self.corpus.done(groups[name]))).as_py()
-            )
-            if todo:  # what it had finished may be what the others start from
-                stored = {source: found[0].as_py() for source, found in extents(self.corpus, sources, one).items()}
-                left.append(dataclasses.replace(item, todo=todo, stored=stored))
-        return left
+        return self.planner.version(name, operator)
 
     def _unfinished_sources(self, held: list[SourceItem]) -> list[SourceItem]:
         self.corpus.recover()
         return self._new_sources([item.source for item in held])
-
-    # ------------------------------------------------------------------ encode plans
-
-    def _streams(self, family: str, text_family: str) -> list[encode_phase.EncodeStream]:
-        assert self.recipe.encode is not None
-        streams = []
-        for name in self.recipe.encode.modalities:
-            annotator, _, modality = name.rpartition(".")
-            group = latent_group(family, modality)
-            if modality == "rgb" and not annotator:
-                streams.append(encode_phase.EncodeStream(modality, "", group, family))
-                continue
-            annotator = annotator or annotator_of(modality, "[encode] modalities", self.recipe, self.corpus)
-            version = fingerprint(family=family, source=self._group_version(annotator), annotator=annotator)
-            streams.append(encode_phase.EncodeStream(modality, annotator, group, version))
-        version = text_family
-        if self.captions:  # other texts, or the same column made anew: other embeddings
-            made = self._group_version(self.captions.annotator)
-            version = fingerprint(family=text_family, source=made, captions=".".join(self.captions))
-        streams.append(encode_phase.EncodeStream(encode_phase.TEXT, "", text_group(text_family), version))
-        return streams
-
-    @functools.cached_property
-    def captions(self) -> CaptionColumn | None:
-        """The annotator's column that captions are taken from; None: the clips' own."""
-        given = self.recipe.encode.caption if self.recipe.encode else ""
-        return caption_column(given, self.recipe.annotators, self.corpus) if given else None
-
-    def _group_version(self, annotator: str) -> str:
-        if annotator in self.recipe.annotators and self.scope.covers(annotator):
-            return self._version(annotator, self.recipe.annotators[annotator])
-        return self.corpus.group_version(annotation_group(annotator))
-
-    def _write_families(self, family: str, text_family: str, streams: list[encode_phase.EncodeStream]) -> None:
-        options, codec, text_codec = self.recipe.encode, self.recipe.latent_codec, self.recipe.text_codec
-        assert options is not None and codec is not None and text_codec is not None
-        record = encode_phase.family_record(options, codec, streams)
-        known = self.corpus.families().get(family, {}).get("modalities", [])
-        record["modalities"] = sorted({*record["modalities"], *known})
-        self.corpus.write_json(family_record(LATENTS, family), record)
-        text_record = encode_phase.text_family_record(text_codec, ".".join(self.captions or ()))
-        self.corpus.write_json(family_record(TEXT, text_family), text_record)
 
     # ------------------------------------------------------------------ conservation
 

@@ -5,7 +5,8 @@ Operators without a GPU get CPU workers of their own where the nodes have room f
 fit on one GPU together are spread over passes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from openuni.manifests.contracts.operator import Operator
@@ -30,12 +31,14 @@ def plan_passes(
     resources: Resources,
     capacity: Capacity | None,
     gpu_shares: Mapping[str, float],
+    sharing: Callable[[Sequence[str]], int] = lambda names: 1,
 ) -> list[list[PoolPlan]]:
     """The passes of a phase, each a list of pools.
 
     `operators`: in an order in which they can be made. `required`: the maps that each starts from. `gpu_shares`: by
-    operator, the share of one GPU's memory that it takes, where measured; else its `gpus`. Raises `OpenUniError` if the
-    workers that `resources` asks for do not fit.
+    operator, the share of one GPU's memory that it takes, where measured; else its `gpus`. `sharing`: how many workers
+    of these operators may share a GPU, if `resources` leave it open. Raises `OpenUniError` if the workers that
+    `resources` asks for do not fit.
     """
     names = tuple(operators)
     uses_gpu = {name: bool(operators[name].gpus) for name in names}
@@ -45,19 +48,22 @@ def plan_passes(
     on_gpu, on_cpu = _by_kind(names, required, uses_gpu)
     needed = {name: operators[name].gpus_per_worker() for name in on_gpu}
     shares = {name: gpu_shares.get(name, needed[name]) if needed[name] <= 1 else needed[name] for name in on_gpu}
-    gpu_passes = _spread(on_gpu, required, shares, 1.0 / resources.workers_per_gpu)
+    gpu_passes = _spread(on_gpu, required, shares, 1.0 / resources.per_gpu)
+
+    def sized(members: Sequence[str]) -> Resources:
+        return resources if resources.workers_per_gpu else replace(resources, workers_per_gpu=sharing(members))
 
     def alone(members: tuple[str, ...]) -> PoolSize:
         """The workers of a pass that has the cores to itself."""
-        return gpu_pool(resources, capacity, gpus_per_worker=_most(needed, members))
+        return gpu_pool(sized(members), capacity, gpus_per_worker=_most(needed, members))
 
-    both = both_pools(resources, capacity, _most(needed, gpu_passes[0])) if on_cpu else None
-    gpu_size, cpu_size = both or (alone(gpu_passes[0]), None)
-    if cpu_size is None:  # no room beside the GPU workers
+    both = both_pools(sized(gpu_passes[0]), capacity, _most(needed, gpu_passes[0])) if on_cpu else None
+    if both is not None and both[1] is not None:
+        together = [PoolPlan(gpu_passes[0], both[0]), PoolPlan(on_cpu, both[1])]
+    else:  # nothing, or no room, beside the GPU workers
         first = tuple(name for name in names if name in gpu_passes[0] or name in on_cpu)
-        return [[PoolPlan(members, alone(members))] for members in (first, *gpu_passes[1:])]
-    later = [[PoolPlan(members, alone(members))] for members in gpu_passes[1:]]
-    return [[PoolPlan(gpu_passes[0], gpu_size), PoolPlan(on_cpu, cpu_size)], *later]
+        together = [PoolPlan(first, alone(first))]
+    return [together, *([PoolPlan(members, alone(members))] for members in gpu_passes[1:])]
 
 
 def _most(needed: Mapping[str, float], members: tuple[str, ...]) -> float:

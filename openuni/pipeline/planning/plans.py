@@ -1,7 +1,9 @@
 """Plans of phases: which clips have no row yet, and the items that workers are given for them."""
 
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +16,8 @@ from openuni.manifests.video.clip import Clip
 from openuni.pipeline.phases import ClipItem
 from openuni.pipeline.planning.map_sources import MapSource, extents
 
+T = TypeVar("T")
+R = TypeVar("R")
 WINDOW_ROWS = 50_000  # clips whose stored maps are looked up at a time: a plan of millions stays columnar
 INTERNAL_ERROR_HINT = "Internal error: rerun the command; if it persists, report it with the log of this run in runs/."
 
@@ -46,12 +50,13 @@ def clip_items(
     """
     plan = _plan(clips, todo)
 
+    def look_up(window: pa.Table) -> tuple[dict[MapSource, pa.Array], pa.Array]:
+        ids = window.column("clip_id").combine_chunks()
+        return extents(corpus, sources, ids), captions(corpus, texts, ids) if texts else pa.array([])
+
     def items() -> Iterator[ClipItem]:
-        for start in range(0, len(plan), WINDOW_ROWS):
-            window = plan.slice(start, WINDOW_ROWS)
-            ids = window.column("clip_id").combine_chunks()
-            stored = extents(corpus, sources, ids)
-            said = captions(corpus, texts, ids) if texts else []
+        windows = [plan.slice(start, WINDOW_ROWS) for start in range(0, len(plan), WINDOW_ROWS)]
+        for window, (stored, said) in zip(windows, _ahead(look_up, windows), strict=True):
             for position, (clip, names) in enumerate(_rows(corpus, window, list(todo))):
                 if texts:
                     clip = dataclasses.replace(clip, caption=said[position].as_py())
@@ -59,6 +64,21 @@ def clip_items(
                 yield ClipItem(clip, names, places)
 
     return items(), len(plan)
+
+
+def _ahead(call: Callable[[T], R], arguments: Sequence[T]) -> Iterator[R]:
+    """The results of the calls, each but the first computed in a thread while the one before is in use: no worker
+    waits until a million places have been looked at.
+    """
+    if not arguments:
+        return
+    with ThreadPoolExecutor(1, thread_name_prefix="plan") as thread:
+        result = call(arguments[0])
+        for argument in arguments[1:]:
+            following = thread.submit(call, argument)
+            yield result
+            result = following.result()
+        yield result
 
 
 def _rows(corpus: Corpus, plan: pa.Table, names: Sequence[str]) -> Iterator[tuple[Clip, tuple[str, ...]]]:

@@ -4,9 +4,14 @@ import math
 
 from openuni.manifests.errors import OpenUniError
 from openuni.pipeline.runners.capacity import Capacity, Shape
+from openuni.pipeline.runners.gpu_usage import GpuBusy
 from openuni.pipeline.runners.resources import PoolSize, Resources
 
 IN_PROCESS = PoolSize(1, Shape())
+OVERLAP_CPU_SHARE = 0.25  # of the cores, for GPU workers whose clips come from a phase that still runs
+BUSY_ENOUGH, FULLY_BUSY = 0.6, 0.9  # shares of time in which a GPU runs kernels
+MIN_BUSY_SAMPLES = 60  # seconds of measurement
+MAX_PER_GPU = 4
 MAX_GPU_WORKER_CPUS = 4.0  # beside a pool of CPU workers, which need cores too
 
 
@@ -38,8 +43,8 @@ def gpu_pool(
         each, workers = gpus_per_worker, int(gpus / gpus_per_worker)
         workers = max(1, min(workers, capacity.fits(Shape(1.0, each)))) if resources.address else workers
     else:
-        each = min(1.0, gpus) / resources.workers_per_gpu
-        workers = max(1, int(gpus * resources.workers_per_gpu))
+        each = min(1.0, gpus) / resources.per_gpu
+        workers = max(1, int(gpus * resources.per_gpu))
     if resources.workers is not None:
         workers = min(workers, resources.workers)
     return _fitting(workers, each, resources, capacity, most_cpus)
@@ -55,12 +60,47 @@ def both_pools(
     if capacity is None or not usable_gpus(resources, capacity):
         return cpu_pool(resources, capacity), None
     small = gpu_pool(resources, capacity, MAX_GPU_WORKER_CPUS, gpus_per_worker)
-    beside = capacity.without(small.shape, small.workers).fits(Shape())
-    if resources.workers is not None:
-        beside = min(beside, resources.workers - small.workers)
-    if beside < 1:
+    beside = _cpu_pool_beside(small, resources, capacity)
+    if beside is None:
         return gpu_pool(resources, capacity, gpus_per_worker=gpus_per_worker), None
-    return small, PoolSize(beside, Shape())
+    return small, beside
+
+
+def overlapping_pools(
+    resources: Resources, capacity: Capacity, gpus_per_worker: float = 1.0
+) -> tuple[PoolSize, PoolSize] | None:
+    """The pools of phases that overlap: the GPU workers of the later one and the CPU workers of the earlier one.
+
+    GPU workers get at most a quarter of the cores, or one core each: most of them are idle until the first clips are
+    ready. None where nothing is left for the CPU workers.
+    """
+    workers = gpu_pool(resources, capacity, 1.0, gpus_per_worker).workers
+    most_cpus = min(MAX_GPU_WORKER_CPUS, max(1.0, OVERLAP_CPU_SHARE * capacity.cpus / workers))
+    small = gpu_pool(resources, capacity, most_cpus, gpus_per_worker)
+    beside = _cpu_pool_beside(small, resources, capacity)
+    return None if beside is None else (small, beside)
+
+
+def _cpu_pool_beside(small: PoolSize, resources: Resources, capacity: Capacity) -> PoolSize | None:
+    workers = capacity.without(small.shape, small.workers).fits(Shape())
+    if resources.workers is not None:
+        workers = min(workers, resources.workers - small.workers)
+    return PoolSize(workers, Shape()) if workers >= 1 else None
+
+
+def workers_sharing_gpu(busy: GpuBusy | None, memory_share: float | None) -> int:
+    """How many workers share one GPU, from what earlier phases of the same operators measured.
+
+    `memory_share`: of the GPU's memory that one worker takes; None: not measured. With a busy share of at least
+    `BUSY_ENOUGH` the number stays as it was measured with; below, so many more as would make the GPU busy if each
+    added as much, at most `MAX_PER_GPU`, and never more than fit into the memory. 1 as long as either is unknown.
+    """
+    if busy is None or busy.samples < MIN_BUSY_SAMPLES or not memory_share:
+        return 1
+    wanted = busy.workers_per_gpu
+    if busy.busy < BUSY_ENOUGH:
+        wanted = max(wanted + 1, int(wanted * FULLY_BUSY / max(busy.busy, 0.01)))
+    return max(1, min(wanted, MAX_PER_GPU, int(1 / memory_share)))
 
 
 def usable_gpus(resources: Resources, capacity: Capacity | None) -> float:

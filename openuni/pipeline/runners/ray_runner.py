@@ -23,7 +23,7 @@ from openuni.pipeline.runners.node_check import NodeReport, NodeRequest, code_ve
 from openuni.pipeline.runners.ray_session import POLL_S, RayLost, RaySession
 from openuni.pipeline.runners.ray_worker import RayWorker, Reply, Setup, uninstalled_home
 from openuni.pipeline.runners.resources import Pool, Resources, Runner
-from openuni.pipeline.runners.work_queue import ActorSlot, PoolRun, Queue
+from openuni.pipeline.runners.work_queue import ActorSlot, PoolRun, Queue, close_followers
 
 MAX_FAILED_STARTS = 10
 LOST_AFTER_S = 60.0  # without a living node
@@ -43,6 +43,7 @@ class RayRunner(Runner):
         self.idle: list[ActorSlot] = []  # from an earlier phase: starting a process takes seconds
         self.restarted = False
         self.grown_at = time.monotonic()  # when free nodes were last looked for
+        self.drains_seen_at = time.monotonic()  # when draining nodes were last looked for
 
     @property
     def ray(self) -> Any:
@@ -101,12 +102,13 @@ class RayRunner(Runner):
         while calls:
             for answer in self._next_answers(calls, runs):
                 calls.add(answer.run, answer.slot, self._advance(answer))
-            _close_followers(runs)
+            close_followers(runs)
             for run in runs:
                 self._wake_idle(calls, run)
                 self._release_unplaced(calls, run)
             self._release_done(runs)
             self._grow(calls, runs)
+            self._leave_draining(calls, runs)
             self.metrics.tell(run.state() for run in runs)
         self.metrics.tell((run.state() for run in runs), at_once=True)
         self._finish(runs)
@@ -138,7 +140,7 @@ class RayRunner(Runner):
     def _release_done(self, runs: list[PoolRun]) -> None:
         """End the workers of a pool that is done while another one waits for room."""
         for run in runs:
-            if run.slots and run.is_done and any(other is not run and _wants_room(other) for other in runs):
+            if run.slots and run.is_done and any(other is not run and other.wants_room for other in runs):
                 self._finish([run])
                 self._kill_idle()
 
@@ -160,7 +162,7 @@ class RayRunner(Runner):
             if any(run.queue.waiting for run in runs):
                 return []
             self._grow(calls, runs)
-            stuck = [run for run in runs if not run.pool.follows and not run.queue.is_empty and _is_unplaced(run)]
+            stuck = [run for run in runs if not run.pool.follows and not run.queue.is_empty and run.is_unplaced]
             if not stuck:
                 continue
             timeout_s = max(PLACEMENT_TIMEOUT_S, self.resources.placement_timeout_s or 0.0)
@@ -202,7 +204,8 @@ class RayRunner(Runner):
         self.ray.kill(actor)
 
     def _start(self, slot: ActorSlot, run: PoolRun) -> Any:
-        slot.in_flight, slot.following, slot.started = {}, None, False
+        slot.in_flight, slot.following = {}, None
+        slot.started = slot.retiring = slot.finishing = False
         return slot.actor.start.remote(run.pool.spec, run.pool.name)
 
     def _get(self, call: Future[Any]) -> Reply:
@@ -220,7 +223,10 @@ class RayRunner(Runner):
         run, slot, call = answer
         try:
             reply = self._get(call)
-        except self.ray.exceptions.RayActorError as error:
+        except self.ray.exceptions.RayError as error:
+            if not _is_loss(error):
+                raise
+            self.kill_actor(slot.actor)
             return self._replace(run, slot, preempted=bool(getattr(error, "preempted", False)))
         if reply.refusal is not None:
             self._drop(run, slot, reply.host, reply.refusal)
@@ -230,11 +236,18 @@ class RayRunner(Runner):
         for outcome in reply.outcomes:
             del slot.in_flight[outcome.key]
             run.pool.report(outcome)
+        if slot.finishing:
+            return self._move(run, slot)
         return self._next_call(slot, run.queue)
 
     def _next_call(self, slot: ActorSlot, queue: Queue) -> Any | None:
         """The slot's next call, or None when nothing is left for it."""
         item, slot.following = slot.following, None
+        if slot.retiring:
+            if item is not None:  # read ahead at most
+                queue.returned.append(slot.in_flight.pop(item.key))
+            slot.finishing = not slot.in_flight
+            return slot.actor.finish.remote() if slot.finishing else slot.actor.flush.remote()
         if item is None:
             if slot.in_flight and (queue.exhausted or queue.retries):
                 return slot.actor.flush.remote()  # the next item runs alone
@@ -269,6 +282,30 @@ class RayRunner(Runner):
         with_node = preempted or (bool(slot.node_id) and slot.node_id not in living)
         run.queue.record_worker_death(held, with_node=with_node)
         self.metrics.worker_died(run.state(), slot.node_id)
+        slot.actor, slot.node_id = self.new_actor(slot.shape), ""
+        return self._start(slot, run)
+
+    def _leave_draining(self, calls: Calls, runs: list[PoolRun]) -> None:
+        """Workers on nodes that are about to go get no new items, and seal the rows that they have finished."""
+        now = time.monotonic()
+        if now - self.drains_seen_at < POLL_S / 2:
+            return
+        self.drains_seen_at = now
+        draining = self.session.draining_nodes()
+        for run in runs if draining else ():
+            for slot in run.slots:
+                if slot.started and not slot.retiring and slot.node_id in draining:
+                    logger.info("a worker on node %s is moved: the node is draining", slot.node_id)
+                    slot.retiring = True
+                    if slot.call is None:
+                        calls.add(run, slot, self._next_call(slot, run.queue))
+
+    def _move(self, run: PoolRun, slot: ActorSlot) -> Any | None:
+        """The worker has sealed its rows: start another one, if there is anything left for it."""
+        self.kill_actor(slot.actor)
+        if run.queue.is_empty:
+            run.slots.remove(slot)
+            return None
         slot.actor, slot.node_id = self.new_actor(slot.shape), ""
         return self._start(slot, run)
 
@@ -332,25 +369,18 @@ class RayRunner(Runner):
             try:
                 self._get(call.future())
                 self.idle.append(slot)
-            except self.ray.exceptions.RayActorError:
-                continue  # the rows it had finished are recovered from its journal
+            except self.ray.exceptions.RayError as error:
+                if not _is_loss(error):
+                    raise
+                self.kill_actor(slot.actor)  # the rows it had finished are recovered from its journal
         for run in runs:
             run.slots = []
 
 
-def _is_unplaced(run: PoolRun) -> bool:
-    """Whether none of the workers of a pool has started."""
-    return bool(run.slots) and not any(slot.started for slot in run.slots)
+def _is_loss(error: Exception) -> bool:
+    """Whether an error of Ray means that the worker or its reply is lost: it died, alone or with its node, was killed
+    for lack of memory, or its reply did not fit into a full object store. Else it is an exception of our own code.
+    """
+    from ray.exceptions import RayError, RayTaskError
 
-
-def _wants_room(run: PoolRun) -> bool:
-    """Whether a worker of a pool has not started."""
-    return any(not slot.started for slot in run.slots)
-
-
-def _close_followers(runs: list[PoolRun]) -> None:
-    """End the pools that follow others once these are done."""
-    if all(run.is_done for run in runs if not run.pool.follows):
-        for run in runs:
-            if run.pool.follows:
-                run.queue.close()
+    return not isinstance(error, RayTaskError) or isinstance(error.cause, RayError)

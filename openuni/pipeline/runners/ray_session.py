@@ -148,6 +148,16 @@ class RaySession:
         except Exception as error:  # the control store is gone too
             raise RayLost(format_error(error)) from error
 
+    def draining_nodes(self) -> set[str]:
+        """Ids of the nodes that are about to go, such as spot instances with a notice; none through a Ray client."""
+        if "://" in (self.resources.address or ""):
+            return set()
+        try:
+            return set(self.ray._private.state.state.get_draining_nodes())
+        except Exception as error:  # noqa: BLE001  # the control store may be gone, or Ray has moved the function
+            logger.info("cannot ask which nodes are draining: %s", format_error(error))
+            return set()
+
     def control_store_answers(self) -> bool:
         """Whether the control store is there; actors go on without it, and their replies still come.
 

@@ -29,8 +29,13 @@ class Resources:
     workers: int | None = 0  # Ray workers at a time; 0: this process; None: as many as the nodes hold
     gpus: float | None = 0.0  # used by the workers; None: all of the cluster
     address: str | None = None  # of a running Ray cluster; None starts one on this machine
-    workers_per_gpu: int = 1  # that share one GPU
+    workers_per_gpu: int | None = None  # that share one GPU; None: 1, or more where measurements say so
     placement_timeout_s: float | None = None  # how long to wait for nodes; None: the workers must fit on those there
+
+    @property
+    def per_gpu(self) -> int:
+        """Workers that share one GPU."""
+        return self.workers_per_gpu or 1
 
 
 class PoolSize(NamedTuple):
@@ -38,6 +43,11 @@ class PoolSize(NamedTuple):
 
     workers: int
     shape: Shape
+
+    @property
+    def per_gpu(self) -> int:
+        """Workers that share one GPU."""
+        return max(1, round(1 / self.shape.gpus)) if self.shape.gpus else 1
 
 
 class Pool(NamedTuple):

@@ -101,3 +101,21 @@ class PoolRun:
     def is_done(self) -> bool:
         """Whether nothing is left to hand out, and nothing is in hand."""
         return self.queue.is_empty and not self.calls
+
+    @property
+    def is_unplaced(self) -> bool:
+        """Whether none of its workers has started."""
+        return bool(self.slots) and not any(slot.started for slot in self.slots)
+
+    @property
+    def wants_room(self) -> bool:
+        """Whether one of its workers has not started."""
+        return any(not slot.started for slot in self.slots)
+
+
+def close_followers(runs: list[PoolRun]) -> None:
+    """End the pools that follow others once these are done."""
+    if all(run.is_done for run in runs if not run.pool.follows):
+        for run in runs:
+            if run.pool.follows:
+                run.queue.close()

@@ -1,15 +1,23 @@
 """How many workers of which shape, which operators together, in which order: planned without any cluster."""
 
 from dataclasses import dataclass
+from io import StringIO
 from typing import ClassVar
 
 import pytest
+from rich.console import Console
 
+from openuni.config.recipe import CorpusRecipe
+from openuni.console.progress import Reporter
+from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.errors import OpenUniError
+from openuni.pipeline.pipeline import Pipeline
 from openuni.pipeline.planning.map_sources import MapSource
 from openuni.pipeline.planning.passes import plan_passes
 from openuni.pipeline.runners.capacity import Capacity, Node, Shape
-from openuni.pipeline.runners.pool_sizes import both_pools, cpu_pool, gpu_pool
+from openuni.pipeline.runners.gpu_usage import GpuBusy
+from openuni.pipeline.runners.in_process_runner import InProcessRunner
+from openuni.pipeline.runners.pool_sizes import both_pools, cpu_pool, gpu_pool, workers_sharing_gpu
 from openuni.pipeline.runners.resources import PoolSize, Resources
 from tests.operators.logged import Logged
 
@@ -164,3 +172,63 @@ def test_gpus_that_no_node_has_together_are_refused():
         gpu_pool(EVERYTHING, odd, gpus_per_worker=4.0)
     with pytest.raises(OpenUniError, match="spread over 2 GPUs, and the run may use 1"):
         gpu_pool(Resources(None, 1.0, "a"), odd, gpus_per_worker=2.0)
+
+
+@pytest.mark.parametrize(
+    ("busy", "memory_share", "workers"),
+    [
+        (None, 0.1, 1),  # nothing measured
+        (GpuBusy(0.2, 1, 600), None, 1),  # nobody knows whether two fit
+        (GpuBusy(0.2, 1, 30), 0.1, 1),  # of half a minute only
+        (GpuBusy(0.65, 1, 600), 0.1, 1),  # busy enough
+        (GpuBusy(0.55, 1, 600), 0.1, 2),
+        (GpuBusy(0.3, 1, 600), 0.1, 3),
+        (GpuBusy(0.0, 1, 600), 0.1, 4),  # at most four
+        (GpuBusy(0.2, 1, 600), 0.45, 2),  # more do not fit
+        (GpuBusy(0.2, 1, 600), 0.6, 1),
+        (GpuBusy(0.8, 3, 600), 0.1, 3),  # three keep it busy: it stays at that
+        (GpuBusy(0.5, 2, 600), 0.1, 3),
+        (GpuBusy(0.8, 3, 600), 0.4, 2),  # on smaller GPUs than those that were measured
+        (GpuBusy(0.3, 4, 600), 0.1, 4),
+    ],
+)
+def test_workers_share_a_gpu_that_they_leave_idle_as_far_as_they_fit(busy, memory_share, workers):
+    assert workers_sharing_gpu(busy, memory_share) == workers
+
+
+def test_each_pass_shares_gpus_by_its_own_measurement():
+    operators = {name: OnGpu("log") for name in ("a", "b")}
+    required = {name: dict[str, MapSource]() for name in operators}
+    of = {("a",): 3, ("b",): 1}.get
+    shares = {"a": 0.3, "b": 0.9}
+    passes = plan_passes(operators, required, EVERYTHING, CLUSTER, shares, lambda names: of(tuple(names)) or 9)
+    assert [(pool.operators, pool.size.per_gpu, pool.size.workers) for (pool,) in passes] == [
+        (("a",), 3, 12),
+        (("b",), 1, 4),
+    ]
+    given = Resources(None, None, "a", workers_per_gpu=2)  # the user's number stands
+    passes = plan_passes({"a": OnGpu("log")}, required, given, CLUSTER, shares, lambda names: 4)
+    assert passes[0][0].size.per_gpu == 2
+
+
+def test_a_run_shows_and_uses_how_many_workers_share_a_gpu(tmp_path):
+    """The measurements are given; the cluster is only planned for."""
+    (tmp_path / "corpus.toml").write_text('[annotators."tests.operators.on_gpu"]\n')
+    corpus = Corpus.create(str(tmp_path / "corpus"))
+    shown = StringIO()
+    recipe = CorpusRecipe.load(tmp_path / "corpus.toml")
+
+    class OnCluster(InProcessRunner):
+        def gpu_memory_gb(self) -> float | None:
+            return 80.0
+
+    pipeline = Pipeline(recipe, corpus, OnCluster(), Reporter(Console(file=shown, width=200)))
+    version = pipeline._version("tests.operators.on_gpu", recipe.annotators["tests.operators.on_gpu"])
+    assert pipeline._sharing("annotator")(["tests.operators.on_gpu"]) == 1
+    assert shown.getvalue() == ""
+    busy = {"busy": 0.3, "workers_per_gpu": 1, "samples": 600}
+    corpus.save_record(gpu_busy={version: busy}, gpu_memory_mb={version: 12_000.0})
+    assert pipeline._sharing("annotator")(["tests.operators.on_gpu"]) == 3
+    assert "tests.operators.on_gpu: 3 workers per GPU (1 kept it busy for 30% of the time" in shown.getvalue()
+    corpus.save_record(gpu_memory_mb={version: 30_000.0})
+    assert pipeline._sharing("annotator")(["tests.operators.on_gpu"]) == 2
