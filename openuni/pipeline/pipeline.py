@@ -42,6 +42,7 @@ from openuni.pipeline import encode_phase, shot_splitting
 from openuni.pipeline.ingest_phase import IngestSpec, SourceItem
 from openuni.pipeline.ledger import run_ledger
 from openuni.pipeline.operator_phase import OperatorSpec
+from openuni.pipeline.planning.environments import environment_facts, ready_environments
 from openuni.pipeline.planning.gpu_memory import gpu_shares, record_gpu_memory
 from openuni.pipeline.planning.map_sources import MapSource, annotator_of, extents, required_maps
 from openuni.pipeline.planning.passes import PoolPlan, plan_passes
@@ -174,6 +175,7 @@ class Pipeline:
             corpus_url=self.corpus.store.url,
             operators={name: operators[name] for name in names},
             versions={name: versions[name] for name in names},
+            environments=ready_environments(self.recipe, kind, names),
             short_side_px=work.short_side_px,
             required_maps=maps,
             compact=work.storage == "compact",
@@ -309,6 +311,7 @@ class Pipeline:
         parts: dict[str, Any] = {"operator": operator.version(), "short_side_px": self.recipe.work.short_side_px}
         if operator.kind == "annotator" and self.recipe.work.storage != "full":
             parts["storage"] = self.recipe.work.storage
+        parts |= environment_facts(self.recipe, operator.kind, name)
         maps = self.required_maps[name] if operator.kind == "annotator" else {}
         if maps:  # and on the maps it starts from
             parts["maps"] = [[*source, self._group_version(source.annotator)] for source in maps.values()]
