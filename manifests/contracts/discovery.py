@@ -154,7 +154,7 @@ def _loaded(point: importlib.metadata.EntryPoint, base: type[Any]) -> Any:
 def _module(name: str, what: str, imports: bool) -> ModuleType:
     """The module of a dotted name."""
     if name in sys.modules:
-        _note_root(name)
+        note_import_root(name)
         return sys.modules[name]
     if not imports and not name.startswith("openuni."):
         raise OpenUniError(
@@ -176,7 +176,7 @@ def _module(name: str, what: str, imports: bool) -> ModuleType:
         raise OpenUniError(f'{what} "{name}" requires the module {missing}, which is not installed') from error
     except Exception as error:  # the author's code ran, and may fail in any way
         raise OpenUniError(f'{what} "{name}" cannot be imported: {type(error).__name__}: {error}') from error
-    _note_root(name)
+    note_import_root(name)
     return module
 
 
@@ -188,7 +188,8 @@ def _is_known(name: str) -> bool:
         return True
 
 
-def _note_root(name: str) -> None:
+def note_import_root(name: str) -> None:
+    """Remember from which folder a module that is imported came; see `local_import_roots`."""
     top = sys.modules[name.split(".")[0]]
     places = list(getattr(top, "__path__", [])) or [getattr(top, "__file__", None) or ""]
     for place in places:

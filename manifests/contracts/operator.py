@@ -10,7 +10,6 @@ import numpy as np
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.contracts.discovery import component_names, find_component
 from openuni.manifests.contracts.producer import Producer
-from openuni.manifests.contracts.schema import modality_fields
 from openuni.manifests.contracts.windows import WindowedRun
 from openuni.manifests.errors import OpenUniError
 
@@ -98,6 +97,8 @@ class Annotator(Operator):
 
     def produces(self) -> Sequence[str]:
         """Names of the modalities produced with these options. Default: all modalities of the result type."""
+        from openuni.manifests.contracts.schema import modality_fields  # imports pyarrow
+
         return [modality.name for modality in modality_fields(type(self)).values()]
 
     def requires(self) -> Sequence[str]:

@@ -12,12 +12,14 @@ import types
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
-from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import BaseMetadata, Ge, GroupedMetadata, Gt, Interval, Le, Lt, MinLen, MultipleOf
-from pydantic import ConfigDict, InstanceOf, TypeAdapter, ValidationError
 
 from openuni.manifests.errors import OpenUniError, did_you_mean
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 UNIT_INTERVAL = Interval(ge=0, le=1)
 
@@ -110,8 +112,19 @@ def _recorded(value: Any, version: bool) -> Any:
     return {key: _recorded(entry, version) for key, entry in value.items()} if isinstance(value, dict) else value
 
 
+_are_checked = False  # by the parent of this process
+
+
+def options_are_checked() -> None:
+    """In the process of an operator's own environment: its parent has checked all options; pydantic is not needed."""
+    global _are_checked
+    _are_checked = True
+
+
 def check_options(options: Any, name: str) -> None:
     """Raises `OpenUniError` for the first field of a dataclass whose value its type or its bounds do not allow."""
+    if _are_checked:
+        return
     kind: Any = type(options)
     hints = _hints(kind)
     for field in fields(options):
@@ -127,6 +140,8 @@ def parse_value(hint: Any, given: Any, where: str) -> Any:
 
 
 def _validate(hint: Any, given: Any, where: str, *, as_json: bool = False) -> Any:
+    from pydantic import ValidationError
+
     option = _option(hint)
     if option.adapter is None:
         return given
@@ -177,7 +192,7 @@ def _json(given: Any) -> str:
 class _Option(NamedTuple):
     """What a hint allows."""
 
-    adapter: TypeAdapter[Any] | None  # None: a dataclass, which checks itself
+    adapter: "TypeAdapter[Any] | None"  # None: a dataclass, which checks itself
     choices: tuple[Any, ...]
     allowed: str  # for a value of the right type: "at least 1"
     allowed_with_type: str  # "integer, at least 1 (frames in one forward pass)"
@@ -190,6 +205,8 @@ def _hints(kind: Any) -> dict[str, Any]:
 
 @cache
 def _option(hint: Any) -> _Option:
+    from pydantic import ConfigDict, TypeAdapter
+
     bare, bounds = strip_annotation(hint), bounds_of(hint)
     if is_dataclass(bare):
         return _Option(None, (), "", "")
@@ -205,6 +222,8 @@ def _option(hint: Any) -> _Option:
 
 def _bounded(bare: Any, bounds: list[BaseMetadata]) -> Any:
     """The type with the bounds at the numbers in it, where pydantic reads them."""
+    from pydantic import InstanceOf
+
     if get_origin(bare) is tuple:
         lengths = [bound for bound in bounds if isinstance(bound, MinLen)]
         entries = [bound for bound in bounds if not isinstance(bound, MinLen)]

@@ -2,9 +2,6 @@
 
 from typing import Any
 
-from fsspec.core import url_to_fs
-from fsspec.implementations.local import LocalFileSystem
-
 from openuni.manifests.errors import MissingRequirement, OpenUniError
 
 
@@ -19,6 +16,9 @@ def file_system(address: str, **options: Any) -> tuple[Any, str]:
 
     Raises `OpenUniError` for unknown protocols, those that need a package that is not installed, and chains of URLs.
     """
+    from fsspec.core import url_to_fs
+    from fsspec.implementations.local import LocalFileSystem
+
     protocol, separator, _ = address.partition("://")
     if not separator:
         return LocalFileSystem(**options), str(LocalFileSystem._strip_protocol(address))

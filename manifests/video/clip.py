@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-import xxhash
 
 from openuni.manifests.video.decoder.values import transferable
 
@@ -14,16 +13,22 @@ def pts_hash(pts: np.ndarray) -> str:
     `pts`: int64 [T], presentation timestamps in the stream's time base. Returns 16 hex digits (xxh3-64 of the
     little-endian timestamps).
     """
+    import xxhash
+
     return xxhash.xxh3_64_hexdigest(np.ascontiguousarray(pts, dtype="<i8").tobytes())
 
 
 def content_hash(hashes: np.ndarray) -> str:
     """Hash of a clip's compressed frames: 16 hex digits. `hashes`: uint64 [T], of each frame, in presentation order."""
+    import xxhash
+
     return xxhash.xxh3_64_hexdigest(np.ascontiguousarray(hashes, dtype="<u8").tobytes())
 
 
 def clip_id(source: str, start_pts: int, end_pts: int, digest: str) -> str:
     """Id of a clip: 32 hex digits, a hash of source, span and the timestamps' `digest`."""
+    import xxhash
+
     return xxhash.xxh3_128_hexdigest(f"{source}\0{start_pts}\0{end_pts}\0{digest}".encode("utf-8", "surrogatepass"))
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import xxhash
 
 from openuni.manifests.errors import ClipError
 from openuni.manifests.video.decoder.limits import Limits as Limits
@@ -167,6 +166,8 @@ def list_packets(
     by_count = lacks_timestamps(container)
     pts: list[int] = []
     hashes: list[int] = []
+    from xxhash import xxh3_64_intdigest
+
     keys: list[int] = []
     latest, last_duration, in_span = -math.inf, 0, 0
     for packet in packets:
@@ -187,7 +188,7 @@ def list_packets(
             latest, last_duration = timestamp, packet.duration or 0
         pts.append(timestamp)
         in_span += span is not None and span.start_pts <= timestamp < span.end_pts
-        hashes.append(xxhash.xxh3_64_intdigest(memoryview(packet)))
+        hashes.append(xxh3_64_intdigest(memoryview(packet)))
         if len(pts) > limits.max_frame_count:
             text = f"{source} has more than {limits.max_frame_count} frames. Cut it, or raise Limits.max_frame_count."
             raise LimitExceeded(text)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
-import xxhash
 
 from openuni.manifests.errors import OpenUniError
 from openuni.manifests.video.container import demux
@@ -291,6 +290,8 @@ class PlanesChecksum:
     """Checksum of planes that come in blocks: dtype, shape and xxh3-64 of the little-endian values."""
 
     def __init__(self, dtype: np.dtype[Any], frame_shape: tuple[int, ...]) -> None:
+        import xxhash
+
         self.dtype, self.frame_shape, self.frames = dtype, frame_shape, 0
         self._hash = xxhash.xxh3_64()
 

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
 from openuni.manifests.storage.address import file_system, is_chained
 from openuni.manifests.video.http_file import HttpFile, ReadOnlyFile
 from openuni.manifests.video.video_errors import CorruptVideo, NotAVideo, UnsafeSource, VideoError
@@ -105,6 +103,8 @@ class CalledFile(ReadOnlyFile):
 
 def _verified(source: str, file: ByteRangeFile, xxh3: str) -> ByteRangeFile:
     """The same file in memory. Raises `CorruptVideo` if their checksum (16 hex digits) differs."""
+    import xxhash
+
     data = file.read()
     if xxhash.xxh3_64_hexdigest(data) != xxh3:
         raise CorruptVideo(f"{source}: checksum mismatch; the file changed after it was written. Rerun the import.")

@@ -22,6 +22,7 @@ from openuni.manifests.corpus import keep_rule
 from openuni.manifests.corpus.layout import filter_group
 from openuni.manifests.corpus.names import new_label_fault
 from openuni.manifests.errors import OpenUniError, did_you_mean
+from openuni.manifests.hosting.environment import Environment, split_table
 from openuni.manifests.text_files import load_toml
 from openuni.manifests.video.decoder.limits import Limits
 from openuni.shots.shot_detector import ShotDetector, find_shot_detector, shot_detector_names
@@ -150,6 +151,7 @@ class CorpusRecipe:
     work: WorkOptions = WorkOptions()
     filters: Mapping[str, Filter] = field(default_factory=dict)
     annotators: Mapping[str, Annotator] = field(default_factory=dict)
+    environments: Mapping[str, Environment] = field(default_factory=dict)  # by "filters.NAME" or "annotators.NAME"
     encode: EncodeOptions | None = None
     latent_codec: LatentCodec | None = None
     text_codec: TextCodec | None = None
@@ -163,8 +165,11 @@ class CorpusRecipe:
         return cls.parse(load_toml(file), str(file))
 
     @classmethod
-    def parse(cls, tables: Mapping[str, Any], where: str = "recipe") -> "CorpusRecipe":
-        """Check tables as `tomllib` gives them. Raises `OpenUniError` with the nearest known name."""
+    def parse(cls, tables: Mapping[str, Any], where: str = "recipe", *, imports: bool = True) -> "CorpusRecipe":
+        """Check tables as `tomllib` gives them. Raises `OpenUniError` with the nearest known name.
+
+        `imports`: whether dotted names may import modules; not for tables that are data, such as those of a ledger.
+        """
         reject_unknown_keys(tables, ["keep", "accept", "ingest", "work", "filters", "annotators", "encode"], where)
         keep = tables.get("keep", "")
         if not isinstance(keep, str):
@@ -172,20 +177,24 @@ class CorpusRecipe:
         accept = tables.get("accept", [])
         if not (isinstance(accept, list | tuple) and all(isinstance(name, str) for name in accept)):
             raise OpenUniError(f"{where}: accept must be a list of checkpoint names, got {accept!r}")
+        environments: dict[str, Environment] = {}
         filters = {
-            name: _operator("filter", name, options, where) for name, options in _tables(tables, "filters", where)
+            name: _operator("filter", name, options, where, environments, imports)
+            for name, options in _tables(tables, "filters", where)
         }
         annotators = {
-            name: _operator("annotator", name, options, where) for name, options in _tables(tables, "annotators", where)
+            name: _operator("annotator", name, options, where, environments, imports)
+            for name, options in _tables(tables, "annotators", where)
         }
         recipe = cls(
             keep=keep,
             accept=tuple(accept),
-            **_ingest_parts(tables.get("ingest", {}), where),
+            **_ingest_parts(tables.get("ingest", {}), where, imports),
             work=parse_options(WorkOptions, tables.get("work", {}), f"{where}: [work]"),
             filters=filters,
             annotators=annotators,
-            **_encode_parts(tables.get("encode"), where),
+            environments=environments,
+            **_encode_parts(tables.get("encode"), where, imports),
         )
         recipe.check()
         return recipe
@@ -214,6 +223,9 @@ class CorpusRecipe:
             "filters": {name: recorded(operator) for name, operator in self.filters.items()},
             "annotators": {name: recorded(operator) for name, operator in self.annotators.items()},
         }
+        for place, environment in self.environments.items():
+            kind, _, name = place.partition(".")
+            tables[kind][name] |= {key: value for key, value in recorded(environment).items() if value}
         if self.encode is not None and self.latent_codec is not None and self.text_codec is not None:
             tables["encode"] = recorded(self.encode) | {
                 self.encode.latents: recorded(self.latent_codec),
@@ -248,11 +260,18 @@ def _tables(tables: Mapping[str, Any], kind: str, where: str) -> list[tuple[str,
     return list(group.items())
 
 
-def _operator(kind: str, name: str, options: Any, where: str) -> Any:
-    return parse_options(find_operator(kind, name, imports=True), options, f"{where}: [{kind}s.{name}]")
+def _operator(
+    kind: str, name: str, options: Any, where: str, environments: dict[str, Environment], imports: bool
+) -> Any:
+    """An operator from its table. If that names an environment, it is added to those."""
+    cls, table = find_operator(kind, name, imports=imports), f"{where}: [{kind}s.{name}]"
+    options, environment = split_table(cls, options)
+    if environment:
+        environments[f"{kind}s.{name}"] = parse_options(Environment, environment, table)
+    return parse_options(cls, options, table)
 
 
-def _ingest_parts(table: Any, where: str) -> dict[str, Any]:
+def _ingest_parts(table: Any, where: str, imports: bool) -> dict[str, Any]:
     if not isinstance(table, Mapping):
         raise OpenUniError(f"{where}: [ingest] must be a table, got {table!r}")
     name = str(table.get("shots", IngestOptions.shots))
@@ -262,11 +281,11 @@ def _ingest_parts(table: Any, where: str) -> dict[str, Any]:
     ingest = parse_options(
         IngestOptions, {key: value for key, value in table.items() if key != name}, f"{where}: [ingest]"
     )
-    cls = find_shot_detector(ingest.shots, imports=True)
+    cls = find_shot_detector(ingest.shots, imports=imports)
     return {"ingest": ingest, "shot_detector": parse_options(cls, detector, f"{where}: [ingest.{name}]")}
 
 
-def _encode_parts(table: Any, where: str) -> dict[str, Any]:
+def _encode_parts(table: Any, where: str, imports: bool) -> dict[str, Any]:
     if table is None:
         return {}
     if not isinstance(table, Mapping):
@@ -280,6 +299,6 @@ def _encode_parts(table: Any, where: str) -> dict[str, Any]:
     )
     codecs = {}
     for key, base, name in (("latent_codec", LatentCodec, encode.latents), ("text_codec", TextCodec, encode.text)):
-        cls = find_component("codecs", base, name, imports=True)
+        cls = find_component("codecs", base, name, imports=imports)
         codecs[key] = parse_options(cls, inner.get(name, {}), f"{where}: [encode.{name}]")
     return {"encode": encode, **codecs}

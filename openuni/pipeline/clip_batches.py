@@ -1,5 +1,6 @@
 """Operators that process several clips together: the clips of a worker that wait for one another."""
 
+import functools
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -7,6 +8,7 @@ from typing import Any, NamedTuple
 from openuni.manifests.contracts import schema
 from openuni.manifests.contracts.operator import Operator
 from openuni.manifests.errors import ClipError, OpenUniError
+from openuni.manifests.hosting.process import HostedModel
 from openuni.pipeline.phases import ClipItem
 from openuni.pipeline.planning.gpu_memory import VramMeter
 
@@ -83,7 +85,9 @@ class ClipBatches:
         """Per clip its result, or its error. A batch that fails is tried in halves, down to single clips."""
         operator = self.operators[name]
         try:
-            values = list(operator.run_batch(self.models[name], excerpts))
+            model = self.models[name]
+            run_batch = functools.partial(model.run_batch, operator) if isinstance(model, HostedModel) else None
+            values = list(run_batch(excerpts) if run_batch else operator.run_batch(model, excerpts))
             if len(values) != len(excerpts):
                 raise ClipError(f"run_batch returned {len(values)} results for {len(excerpts)} clips")
             return [self._checked(operator, value) for value in values]

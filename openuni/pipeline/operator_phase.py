@@ -18,6 +18,8 @@ from openuni.manifests.corpus.layout import annotation_group, operator_group
 from openuni.manifests.corpus.parts.spool import SpooledMaps
 from openuni.manifests.corpus.shards import TarShard
 from openuni.manifests.errors import ClipError, OpenUniError, Unavailable
+from openuni.manifests.hosting.environment import ReadyEnvironment, on_this_node
+from openuni.manifests.hosting.process import HostedModel, run_operator
 from openuni.manifests.video.container import Limits
 from openuni.manifests.video.reader import decode_count
 from openuni.pipeline.clip_batches import ClipBatches, Waiting
@@ -28,6 +30,7 @@ from openuni.pipeline.long_clips.worker import LongClip, OperatorResult, Windowe
 from openuni.pipeline.phases import ClipItem, decoder_threads
 from openuni.pipeline.planning.gpu_memory import VramMeter
 from openuni.pipeline.planning.map_sources import MapSource
+from openuni.pipeline.runners.resources import MAX_ATTEMPTS
 from openuni.pipeline.worker import ItemOutcome, Spec
 
 
@@ -43,6 +46,7 @@ class OperatorSpec(Spec):
     compact: bool  # how maps are stored
     limits: Limits  # of decoding one clip
     seal_after_s: float | None = None  # see `PartWriter`
+    environments: Mapping[str, ReadyEnvironment] = dataclasses.field(default_factory=dict)  # operators' own
 
     def start(self, device: str) -> "OperatorWorker":
         """See `Spec.start`."""
@@ -69,6 +73,11 @@ class OperatorWorker(WindowedWorker):
         self.begun: dict[str, _Begun] = {}  # by key, the items of which a part is stored
         self.result_types: dict[str, pa.StructType] = {}  # of each operator's struct column
         for name, operator in self.operators.items():
+            environment = spec.environments.get(name)
+            if environment is not None:
+                python, timeout_s = on_this_node(environment), environment.timeout_s
+                self.models[name] = HostedModel(operator, python, device, timeout_s, MAX_ATTEMPTS)
+                continue
             with self.vram.loading(name):
                 self.models[name] = operator.load(device)
         for name, operator in self.operators.items():
@@ -88,7 +97,9 @@ class OperatorWorker(WindowedWorker):
         for name in [name for name in item.todo if self.batches.takes(name)]:
             started = time.perf_counter()
             try:
-                excerpts[name] = self.operators[name].excerpt(self.models[name], self.view(name, prepared))
+                model = self.models[name]  # of an operator in another process: not here
+                hosted = isinstance(model, HostedModel)
+                excerpts[name] = self.operators[name].excerpt(None if hosted else model, self.view(name, prepared))
             except OpenUniError:
                 raise  # a missing part: no clip's fault
             except Exception as error:  # an operator may fail in any way; the others still run
@@ -141,6 +152,13 @@ class OperatorWorker(WindowedWorker):
             self._commit(name, item, self._outcome(name, "failed", error, None))
         return self._done(item, "failed", error)
 
+    def finish(self) -> None:
+        """See `Worker.finish`."""
+        for model in self.models.values():
+            if isinstance(model, HostedModel):
+                model.close()
+        super().finish()
+
     def view(self, name: str, prepared: Any) -> DecodedClip:
         """What the named operator sees of what was decoded. Raises `Unavailable` when it lacks a map it starts from."""
         raise NotImplementedError
@@ -187,13 +205,13 @@ class OperatorWorker(WindowedWorker):
     def _value(self, name: str, clip: DecodedClip) -> Any:
         operator = self.operators[name]
         try:
-            result = operator.run(self.models[name], clip)
+            result = run_operator(operator, self.models[name], clip)
         except RuntimeError as error:
             smaller = with_half_batch_size(operator)
             if type(error).__name__ != "OutOfMemoryError" or smaller is None:
                 raise
             self.operators[name] = smaller  # the GPU will not grow: stay with the smaller batch
-            result = smaller.run(self.models[name], clip)
+            result = run_operator(smaller, self.models[name], clip)
         if not isinstance(result, operator.result_type()):
             raise ClipError(f"returned {type(result).__name__}, declared {operator.result_type().__name__}")
         return result

@@ -9,6 +9,8 @@ from openuni.config.recipe import CorpusRecipe
 from openuni.manifests.contracts.checkpoint import Checkpoint
 from openuni.manifests.contracts.component import missing_package
 from openuni.manifests.errors import MissingRequirement, OpenUniError
+from openuni.manifests.hosting.environment import check_python
+from openuni.manifests.hosting.process import check_import
 from openuni.manifests.storage.store import Store
 from openuni.pipeline.planning.map_sources import annotator_of, required_maps
 
@@ -54,8 +56,10 @@ def _codecs() -> Iterator[CheckResult]:
 
 
 def _components(recipe: CorpusRecipe, gpus: float) -> Iterator[CheckResult]:
+    hosted = {place.partition(".")[2] for place in recipe.environments}
+    yield from _environments(recipe)
     for component in recipe.components():
-        for package in component.packages():
+        for package in component.packages() if component.name() not in hosted else ():
             if find_spec(package) is None:
                 yield CheckResult("unavailable", component.name(), missing_package(package))
             else:
@@ -64,6 +68,25 @@ def _components(recipe: CorpusRecipe, gpus: float) -> Iterator[CheckResult]:
             yield from _checkpoint(component.name(), checkpoint, recipe.accept)
         if component.gpus and not gpus:
             yield CheckResult("note", component.name(), "designed for a GPU; will run on the CPU, slowly")
+
+
+def _environments(recipe: CorpusRecipe) -> Iterator[CheckResult]:
+    """Whether the environments of operators are there, new enough, and can import them. Builds those that uv builds."""
+    for place, environment in recipe.environments.items():
+        kind, _, name = place.partition(".")
+        operator = (recipe.filters if kind == "filters" else recipe.annotators)[name]
+        try:
+            ready = environment.ready()
+            check_python(ready)
+            check_import(operator, ready.python)
+        except MissingRequirement as error:
+            yield CheckResult("unavailable", name, str(error))
+        except OpenUniError as error:
+            yield CheckResult("missing", name, str(error))
+        else:
+            version = ".".join(map(str, ready.contents.python))
+            text = f"runs in {ready.python} (Python {version}, {len(ready.contents.packages)} packages)"
+            yield CheckResult("ok", name, text)
 
 
 def _checkpoint(name: str, checkpoint: Checkpoint, accepted: tuple[str, ...]) -> Iterator[CheckResult]:

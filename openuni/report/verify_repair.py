@@ -244,6 +244,7 @@ def _own_part(shard: str) -> str:
 def _recipe_of(ledger: Mapping[str, Any]) -> CorpusRecipe | None:
     """The recipe of a run; None for imports, and for recipes with components that are not installed here."""
     try:
-        return CorpusRecipe.parse(ledger["recipe"]) if isinstance(ledger.get("recipe"), dict) else None
+        given = ledger.get("recipe")
+        return CorpusRecipe.parse(given, imports=False) if isinstance(given, dict) else None
     except OpenUniError:
         return None

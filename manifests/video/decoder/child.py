@@ -2,13 +2,11 @@
 
 import contextlib
 import ctypes
-import fcntl
 import json
 import mmap
 import os
 import resource
 import select
-import signal
 import socket
 import sys
 import time
@@ -23,6 +21,7 @@ from openuni.manifests.video import encode, images, probe, reader
 from openuni.manifests.video.decoder import memory, process, progress, values
 from openuni.manifests.video.decoder.channel import Channel, Closed
 from openuni.manifests.video.decoder.connection import PACKED
+from openuni.manifests.video.decoder.lifeline import end_with_parent
 from openuni.manifests.video.video_errors import LimitExceeded
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
@@ -294,16 +293,6 @@ def _data_bytes() -> int:
         return 0
 
 
-def _end_with_parent(lifeline: int) -> None:
-    """Let the kernel end this process when the other end of a pipe is closed, even while native code hangs."""
-    if hasattr(fcntl, "F_SETSIG"):
-        fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
-        fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
-        fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC | os.O_NONBLOCK)
-    if select.select([lifeline], [], [], 0)[0]:  # it is gone already
-        os._exit(0)
-
-
 def _prefer_for_killing() -> None:
     """Where memory is short, the kernel should end this process rather than the worker."""
     with contextlib.suppress(OSError):  # not Linux, or not allowed
@@ -332,7 +321,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))  # shared memory counts as a file
     _prefer_for_killing()
     _keep_heap()
-    _end_with_parent(options["lifeline"])
+    end_with_parent(options["lifeline"])
     page = mmap.mmap(options["page"], progress.PAGE_BYTES)
     progress.use_page(memoryview(page).cast("Q"))
     process.serve_here()

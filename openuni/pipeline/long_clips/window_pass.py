@@ -15,6 +15,7 @@ from openuni.manifests.contracts.operator import Operator
 from openuni.manifests.contracts.windows import WindowedRun
 from openuni.manifests.corpus.parts.spool import SpooledMaps
 from openuni.manifests.errors import ClipError, OpenUniError, Unavailable
+from openuni.manifests.hosting.process import run_operator
 from openuni.manifests.video.clip import Clip
 from openuni.manifests.video.reader import Frames, working_size
 
@@ -97,7 +98,7 @@ class WholeRun(WindowedRun[Any]):
 
     def add(self, window: DecodedClip) -> Mapping[str, Modality]:
         """See `WindowedRun.add`."""
-        self.value = self.operator.run(self.model, window)
+        self.value = run_operator(self.operator, self.model, window)
         return {}
 
     def result(self) -> Any:

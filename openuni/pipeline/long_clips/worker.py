@@ -11,6 +11,7 @@ from openuni.manifests.contracts.modality import FilePayload, Payload
 from openuni.manifests.contracts.operator import Operator
 from openuni.manifests.corpus.parts.spool import SpooledMaps
 from openuni.manifests.errors import ClipError, OpenUniError, Unavailable
+from openuni.manifests.hosting.process import HostedModel
 from openuni.manifests.video.clip import Clip
 from openuni.manifests.video.container import Limits
 from openuni.manifests.video.reader import Frames, working_size
@@ -87,7 +88,8 @@ class WindowedWorker(CorpusWorker):
     def start_pass(self, name: str, item: ClipItem, prepared: LongClip) -> OperatorPass:
         """The named operator at the beginning of a long clip. Raises `ClipError` if it does not support windows."""
         operator = self.operators[name]
-        started = operator.start_windows(self.models[name])
+        model = self.models[name]
+        started = None if isinstance(model, HostedModel) else operator.start_windows(model)
         if started is None:
             count = len(prepared.positions[name]) if prepared.positions else item.clip.frame_count
             height_px, width_px = working_size(item.clip, self.spec.short_side_px)

@@ -28,6 +28,7 @@ from openuni.manifests.video.decoder.limits import Limits
 from openuni.pipeline import encode_phase
 from openuni.pipeline.operator_phase import OperatorSpec
 from openuni.pipeline.phases import ClipItem
+from openuni.pipeline.planning.environments import environment_facts, ready_environments
 from openuni.pipeline.planning.map_sources import MapSource, annotator_of, extents, required_maps
 from openuni.pipeline.planning.plans import clip_items, missing
 from openuni.pipeline.runners.resources import PoolSize
@@ -137,6 +138,7 @@ class Planner:
             corpus_url=self.corpus.store.url,
             operators={name: operators[name] for name in names},
             versions={name: self.version(name, operators[name]) for name in names},
+            environments=ready_environments(self.recipe, kind, names),
             short_side_px=options.short_side_px,
             required_maps=maps,
             compact=options.storage == "compact",
@@ -153,6 +155,7 @@ class Planner:
         parts: dict[str, Any] = {"operator": operator.version(), "short_side_px": self.recipe.work.short_side_px}
         if operator.kind == "annotator" and self.recipe.work.storage != "full":
             parts["storage"] = self.recipe.work.storage
+        parts |= environment_facts(self.recipe, operator.kind, name)
         maps = self.maps_of(operator.kind, name)
         if maps:  # and on the maps it starts from
             parts["maps"] = [[*source, self.group_version(source.annotator)] for source in maps.values()]

@@ -1,0 +1,378 @@
+"""Operators in environments of their own: two versions of one package in one recipe, built from the registry."""
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import openuni
+from openuni.config.recipe import CorpusRecipe
+from openuni.console.progress import Reporter
+from openuni.manifests.corpus.corpus import Corpus
+from openuni.manifests.errors import MissingRequirement, OpenUniError
+from openuni.manifests.hosting import environment
+from openuni.manifests.hosting.environment import (
+    Contents,
+    Environment,
+    ReadyEnvironment,
+    built_from_list,
+    check_python,
+    contents_of,
+    on_this_node,
+)
+from openuni.pipeline.runners.resources import Resources
+from tests.coded_clips import encode
+from tests.command_line import cli
+
+ONE, OTHER, FILTER = (
+    f"tests.operators.{name}" for name in ("in_environment", "in_other_environment", "filter_in_environment")
+)
+BATCHING = "tests.operators.batching"
+NAMES = ("a", "absent", "b", "nan", "refused", "wrong")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("environments")
+        patch.setenv(environment.CACHE_VARIABLE, str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def old_and_new(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> tuple[str, str]:
+    """Requirements of two environments with two versions of a package."""
+    folder = tmp_path_factory.mktemp("requirements")
+    for name, version in (("old", "1.1.1"), ("new", "2.0.0")):
+        (folder / f"{name}.txt").write_text(f"-r {name}-nested.txt\n")
+        (folder / f"{name}-nested.txt").write_text(f"iniconfig=={version}\n")
+    return str(folder / "old.txt"), str(folder / "new.txt")
+
+
+@pytest.fixture(scope="module")
+def python(old_and_new: tuple[str, str]) -> str:
+    """The interpreter of the old one."""
+    return Environment(requirements=old_and_new[0]).ready().python
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return clips(tmp_path_factory.mktemp("raw"), *NAMES)
+
+
+def clips(folder: Path, *names: str) -> Path:
+    for number, name in enumerate(names):
+        encode(folder / f"{name}.mp4", times=range(3 + number))
+    return folder
+
+
+def run(raw: Path, out: Path, workers: int | Resources = 0, **tables: Any) -> Corpus:
+    recipe = {"work": {"short_side_px": 24}, **tables}
+    resources = workers if isinstance(workers, Resources) else Resources(workers=workers)
+    openuni.run(recipe, str(raw), out=str(out), reporter=Reporter(quiet=True), resources=resources)
+    return Corpus.open(out)
+
+
+def rows(corpus: Corpus, name: str, group: str = "annotations") -> dict[str, Any]:
+    """Rows by name of the source, without durations, versions and places; maps by their checksum."""
+    sources = {row["clip_id"]: Path(row["source"]).stem for row in corpus.table("clips").to_pylist()}
+    found = {}
+    for row in corpus.table(f"{group}/{name}").to_pylist():
+        values = {key: value for key, value in row[name].items() if key not in ("ms", "version")}
+        if values.get("segmentation"):
+            values["segmentation"] = values["segmentation"]["xxh3"]
+        found[sources[row["clip_id"]]] = values
+    return found
+
+
+@pytest.fixture(scope="module")
+def both(raw: Path, old_and_new: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """Two annotators in two environments, one of which starts from the map of the other, and a filter."""
+    old, new = old_and_new
+    annotators = {ONE: {"requirements": old, "size": [5, 6]}, OTHER: {"requirements": new}}
+    return run(
+        raw, tmp_path_factory.mktemp("both") / "c", annotators=annotators, filters={FILTER: {"requirements": new}}
+    )
+
+
+def test_each_operator_has_its_own_version_of_a_package(both: Corpus) -> None:
+    found, others = rows(both, ONE), rows(both, OTHER)
+    assert {row["package"] for row in found.values() if row["status"] == "ok"} == {"1.1.1"}
+    assert {row["package"] for row in others.values() if row["status"] == "ok"} == {"2.0.0"}
+    assert {row["device"] for row in found.values() if row["status"] == "ok"} == {"cpu"}
+    assert not any(row["heavy"] for row in rows(both, FILTER, "filters").values())
+
+
+def test_the_rows_are_those_of_the_same_operators_in_this_process(both: Corpus, raw: Path, tmp_path: Path) -> None:
+    """Results, maps and errors; what they did not find here is the other version."""
+    here = run(raw, tmp_path / "c", annotators={ONE: {"size": [5, 6]}, OTHER: {}}, filters={FILTER: {}})
+    for name, group in ((ONE, "annotations"), (OTHER, "annotations"), (FILTER, "filters")):
+        plain, hosted = rows(here, name, group), rows(both, name, group)
+        for row in (*plain.values(), *hosted.values()):
+            row.pop("package", None), row.pop("heavy", None)
+        assert hosted == plain
+    assert rows(both, ONE)["wrong"]["error"] == "ValueError: a bug"
+    assert rows(both, ONE)["absent"]["status"] == "unavailable"
+
+
+def test_tracebacks_and_what_it_writes_reach_the_log_of_the_run(both: Corpus) -> None:
+    runs = Path(both.store.url) / "runs"
+    (failures,) = runs.glob("*.failures.jsonl")
+    assert any("misbehave" in json.loads(line)["traceback"] for line in failures.read_text().splitlines())
+    (log,) = runs.glob("*.log")
+    assert "loaded iniconfig on cpu" in log.read_text() and "lab: looking at a" in log.read_text()
+
+
+def test_workers_of_ray_give_the_same(
+    both: Corpus, raw: Path, tmp_path: Path, old_and_new: tuple[str, str], ray_workers: Callable[[int], Resources]
+) -> None:
+    old, new = old_and_new
+    annotators = {ONE: {"requirements": old, "size": [5, 6]}, OTHER: {"requirements": new}}
+    there = run(raw, tmp_path / "c", ray_workers(2), annotators=annotators)
+    assert rows(there, ONE) == rows(both, ONE) and rows(there, OTHER) == rows(both, OTHER)
+
+
+def test_another_environment_recomputes_and_the_same_packages_do_not(
+    raw: Path, tmp_path: Path, old_and_new: tuple[str, str], python: str
+) -> None:
+    def version(**table: str) -> str:
+        corpus = run(raw, tmp_path / "c", annotators={ONE: table})
+        return corpus.group_version(f"annotations/{ONE}")
+
+    first = version(requirements=old_and_new[0])
+    ledgers = set((tmp_path / "c" / "runs").glob("*.json"))
+    assert version(python=python) == first
+    (ledger,) = set((tmp_path / "c" / "runs").glob("*.json")) - ledgers
+    assert json.loads(ledger.read_text())["phases"] == []
+    assert len({first, version(requirements=old_and_new[1]), version()}) == 3
+
+
+def test_the_record_of_a_run_names_the_environment(old_and_new: tuple[str, str]) -> None:
+    table = {"requirements": old_and_new[0], "timeout_s": 9.0, "size": [1]}
+    recipe = CorpusRecipe.parse({"annotators": {ONE: table}})
+    assert recipe.environments == {f"annotators.{ONE}": Environment(requirements=old_and_new[0], timeout_s=9.0)}
+    again = CorpusRecipe.parse(json.loads(json.dumps(recipe.as_tables())))
+    assert again.environments == recipe.environments and again.annotators == recipe.annotators
+    assert "python" not in CorpusRecipe.parse({"annotators": {ONE: {}}}).as_tables()["annotators"][ONE]
+
+
+# ---------------------------------------------------------------------- death and time
+
+
+def test_a_process_that_dies_costs_the_clip_alone_after_three_tries(tmp_path: Path, python: str) -> None:
+    raw = clips(tmp_path, "a", "deadly", "once", "z")
+    found = rows(run(raw, tmp_path / "c", annotators={ONE: {"python": python}}), ONE)
+    assert {name: row["status"] for name, row in found.items()} == {
+        "a": "ok",
+        "deadly": "failed",
+        "once": "ok",  # at the second try
+        "z": "ok",
+    }
+    text = found["deadly"]["error"]
+    assert text.startswith("WorkerDied: the process of its environment was killed (SIGSEGV), 3 times with this clip")
+    failures = next((tmp_path / "c" / "runs").glob("*.failures.jsonl")).read_text()
+    assert "native code is about to crash" in failures and "Segmentation fault" in failures
+
+
+def test_a_clip_that_takes_too_long_fails(tmp_path: Path, python: str) -> None:
+    raw = clips(tmp_path, "a", "slow", "z")
+    found = rows(run(raw, tmp_path / "c", annotators={ONE: {"python": python, "timeout_s": 1.5}}), ONE)
+    assert {name: row["status"] for name, row in found.items()} == {"a": "ok", "slow": "failed", "z": "ok"}
+    assert "took longer than 1.5 s for one clip; its process was ended. Raise timeout_s" in found["slow"]["error"]
+
+
+def test_several_clips_together(tmp_path: Path, python: str) -> None:
+    raw = clips(tmp_path, "a", "b", "broken-c", "deadly", "d", "e")
+    options = {"clips": 3, "deadly": "deadly", "log": str(tmp_path / "log")}
+    found = rows(run(raw, tmp_path / "c", annotators={BATCHING: {"python": python, **options}}), BATCHING)
+    assert {name for name, row in found.items() if row["status"] == "ok"} == {"a", "b", "d", "e"}
+    assert found["broken-c"]["error"] == "ClipError: broken-c cannot be read"
+    assert found["deadly"]["error"].startswith("WorkerDied: the process of its environment was killed (SIGKILL)")
+    assert max(len(line.split()) for line in (tmp_path / "log").read_text().splitlines()) == 3
+    plain = rows(run(raw, tmp_path / "d", annotators={BATCHING: {"clips": 1, "deadly": "none"}}), BATCHING)
+    assert {name: plain[name] for name in "abde"} == {name: found[name] for name in "abde"}
+
+
+HOLD = """
+import sys, time
+from openuni.manifests.contracts.operator import find_operator
+from openuni.manifests.hosting.process import HostedModel
+operator = find_operator("annotator", sys.argv[1], imports=True)()
+print(HostedModel(operator, sys.argv[2], "cpu", 60.0, 1).process.process.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_the_process_ends_with_its_worker(python: str) -> None:
+    parent = subprocess.Popen([sys.executable, "-c", HOLD, ONE, python], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    assert Path(f"/proc/{child}").exists()
+    parent.send_signal(signal.SIGKILL)
+    parent.communicate()
+    until = time.monotonic() + 10
+    while Path(f"/proc/{child}/exe").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    with pytest.raises(OSError):
+        Path(f"/proc/{child}/exe").readlink()
+
+
+# ---------------------------------------------------------------------- what is wrong with an environment
+
+
+def stops(tmp_path: Path, raw: Path, match: str, **table: Any) -> None:
+    """Doctor says so, and a run does not begin: exit code 2."""
+    given = "\n".join(f"{name} = {json.dumps(value)}" for name, value in table.items())
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(f'[annotators."{ONE}"]\n{given}\n')
+    doctor = cli("doctor", recipe)
+    assert doctor.returncode in (1, 2) and match in " ".join((doctor.stdout + doctor.stderr).split())
+    done = cli("run", recipe, raw, "--out", tmp_path / "c", "--workers", 0)
+    assert done.returncode == 2 and match in " ".join(done.stderr.split()), done.stderr
+    assert not list((tmp_path / "c").glob("annotations/*")) if (tmp_path / "c").exists() else True
+
+
+def test_a_missing_interpreter(tmp_path: Path, raw: Path) -> None:
+    stops(
+        tmp_path, raw, "does not exist. Give the path of the Python", python=str(tmp_path / "none" / "bin" / "python")
+    )
+
+
+def test_a_file_that_is_no_interpreter(tmp_path: Path, raw: Path) -> None:
+    stops(tmp_path, raw, "is not an executable file", python=str(tmp_path))
+    stops(tmp_path, raw, "is not a Python interpreter that works", python="/bin/true")
+
+
+def test_an_environment_without_what_the_contract_imports(tmp_path: Path, raw: Path) -> None:
+    subprocess.run([environment.find_uv(), "venv", "-q", "--python", sys.executable, tmp_path / "bare"], check=True)
+    stops(tmp_path, raw, "lacks numpy>=1.26 and annotated-types>=0.7", python=str(tmp_path / "bare" / "bin" / "python"))
+
+
+def test_a_python_that_is_too_old() -> None:
+    ready = ReadyEnvironment("/envs/old/bin/python", Contents((3, 10, 4), ()), False, 9.0)
+    with pytest.raises(OpenUniError, match=r"is Python 3\.10\.4\. Allowed: Python 3\.11 or later"):
+        check_python(ready)
+
+
+def test_requirements_that_do_not_install(tmp_path: Path, raw: Path) -> None:
+    (tmp_path / "r.txt").write_text("iniconfig==99.0\n")
+    stops(tmp_path, raw, "cannot be installed. Correct the file", requirements=str(tmp_path / "r.txt"))
+
+
+def test_requirements_that_are_not_there(tmp_path: Path, raw: Path) -> None:
+    stops(tmp_path, raw, "does not exist. Give a file", requirements=str(tmp_path / "none.txt"))
+
+
+def test_both_at_once_and_no_time_are_refused(python: str, old_and_new: tuple[str, str]) -> None:
+    for table, match in (
+        ({"python": python, "requirements": old_and_new[0]}, "Allowed: one of them"),
+        ({"python": python, "timeout_s": 0.0}, "timeout_s = 0.0. Allowed: above 0"),
+        ({"python": 3}, "python = 3. Allowed: string"),
+        ({"timeout_s": 3.0}, 'no option "timeout_s"'),
+    ):
+        with pytest.raises(OpenUniError, match=match):
+            CorpusRecipe.parse({"annotators": {ONE: table}})
+
+
+def test_without_uv_the_message_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, old_and_new: tuple[str, str]
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv(environment.CACHE_VARIABLE, str(tmp_path / "empty"))
+    with pytest.raises(MissingRequirement, match=r"needs uv.*pip install uv, or give python ="):
+        Environment(requirements=old_and_new[0]).ready()
+
+
+def test_a_module_that_the_environment_cannot_import(
+    tmp_path: Path, python: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from openuni.annotators.dis import Dis
+    from openuni.manifests.hosting.process import HostedModel
+
+    class Elsewhere(Dis):
+        """Its module is nowhere else."""
+
+    Elsewhere.__module__ = "nowhere.to.be_found"
+    with pytest.raises(OpenUniError, match=r"cannot be imported by .*No module named 'nowhere'.*inside of functions"):
+        HostedModel(Elsewhere(), python, "cpu", 9.0, 1)
+
+
+# ---------------------------------------------------------------------- nodes, and what a corpus may say
+
+
+def test_a_node_without_the_environment_builds_the_same(
+    python: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, old_and_new: tuple[str, str]
+) -> None:
+    ready = Environment(requirements=old_and_new[0]).ready()
+    assert on_this_node(ready) == python
+    monkeypatch.setenv(environment.CACHE_VARIABLE, str(tmp_path))
+    there = on_this_node(ready._replace(python=str(tmp_path / "of-the-driver" / "bin" / "python")))
+    assert there.startswith(str(tmp_path)) and contents_of(there).identity == ready.contents.identity
+    assert built_from_list(ready.contents) == there
+
+
+def test_a_node_with_other_packages_takes_no_part(python: str, old_and_new: tuple[str, str]) -> None:
+    new = Environment(requirements=old_and_new[1]).ready()
+    with pytest.raises(OpenUniError, match=r"other packages or another Python on this node.*iniconfig"):
+        on_this_node(new._replace(python=python, is_built=False))
+
+
+def test_a_corpus_starts_no_interpreter_and_imports_no_module(raw: Path, tmp_path: Path) -> None:
+    """The record of a run names both: nothing but a recipe that a person gives does anything with them."""
+    run(raw, tmp_path / "c", annotators={ONE: {}})
+    (ledger,) = (tmp_path / "c" / "runs").glob("*.json")
+    script = tmp_path / "script"
+    script.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+    script.chmod(0o755)
+    (tmp_path / "planted").mkdir()
+    (tmp_path / "planted" / "operator.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w')\n")
+    told = json.loads(ledger.read_text())
+    told.pop("checksum", None)
+    for names in ({ONE: {"python": str(script)}}, {"planted.operator": {}}):
+        told["recipe"]["annotators"] = names
+        ledger.write_text(json.dumps(told))
+        (tmp_path / "c" / "corpus.json").unlink()  # it is rebuilt from the ledger
+        with contextlib.chdir(tmp_path):
+            assert cli("verify", tmp_path / "c", "--repair").returncode in (0, 1)
+            assert (tmp_path / "c" / "corpus.json").exists()
+            cli("summary", tmp_path / "c")
+    assert not (tmp_path / "started").exists() and not (tmp_path / "imported").exists()
+
+
+def test_results_name_no_other_classes() -> None:
+    from openuni.manifests.hosting.messages import Received, result_classes, unpack
+    from openuni.manifests.modalities.segmentation import Segmentation
+    from tests.operators.in_environment import InEnvironment, Seen
+
+    find = result_classes(InEnvironment)
+    assert find("tests.operators.in_environment", "Seen") is Seen
+    assert find("openuni.manifests.modalities.segmentation", "Segmentation") is Segmentation
+    for module, name in (
+        ("os", "system"),
+        ("subprocess", "Popen"),
+        ("tests.operators.in_environment", "InEnvironment"),
+        ("tests.operators.in_environment", "Path"),
+        ("openuni.manifests.modalities.not_imported", "X"),
+        ("openuni.manifests.errors", "OpenUniError"),
+    ):
+        with pytest.raises(ValueError, match="is not a result"):
+            unpack({"$": "record", "module": module, "class": name, "fields": {}}, Received([]), find)
+
+
+def test_arrays_outside_of_the_message_are_refused() -> None:
+    from openuni.manifests.hosting.messages import Received, unpack
+
+    for place in ({"at": 0}, {"at": 10**9}, {"at": -1}):
+        message = {"$": "array", "dtype": "<f4", "shape": [3000], **place}
+        with pytest.raises(ValueError):
+            unpack(message, Received([]), lambda module, name: object)
+    with pytest.raises((ValueError, TypeError)):
+        unpack({"$": "array", "dtype": "|O", "shape": [1], "base64": "AAAA"}, Received([]), lambda module, name: object)
