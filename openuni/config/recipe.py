@@ -74,7 +74,7 @@ class WorkOptions:
     ] = 720
     max_decoded_gb: Annotated[
         float,
-        "maximum size of the decoded frames of a clip, GB; larger clips are processed in windows of a sixteenth of it, "
+        "maximum size of the decoded frames of a clip, GB; larger clips are processed in windows of about 3 % of it, "
         "or fail in operators that need all frames at once (openuni show NAME), which take up to 15 times that. If all "
         "annotators of a worker can, clips above a quarter of it are processed in windows, too",
         Gt(0),

@@ -19,7 +19,9 @@ from openuni.manifests.hosting.process import run_operator
 from openuni.manifests.video.clip import Clip
 from openuni.manifests.video.reader import Frames, working_size
 
-WINDOWS_PER_LIMIT = 16  # a window has at most this fraction of the limit of a decode: operators need multiples of it
+WINDOWS_PER_LIMIT = (
+    32  # a window has at most this fraction of the limit of a decode: annotators need up to 15 times as much
+)
 
 T = TypeVar("T")
 
@@ -107,7 +109,7 @@ class WholeRun(WindowedRun[Any]):
 
 
 def frames_per_window(clip: Clip, short_side_px: int, max_bytes: int, steps: Iterable[int]) -> int:
-    """Number of new frames of a window: a multiple of all steps, about a sixteenth of the limit of a decode.
+    """Number of new frames of a window: a multiple of all steps, about a thirty-second of the limit of a decode.
 
     Raises `ClipError` if the smallest window, and the frame before it, exceed the limit.
     """

@@ -14,7 +14,8 @@ import pytest
 
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.corpus.parts import part_limits
-from openuni.manifests.corpus.parts.part_files import parts_dataset, read_part, table_bytes, verify_part
+from openuni.manifests.corpus.parts.checked_dataset import parts_dataset
+from openuni.manifests.corpus.parts.part_files import read_part, table_bytes, verify_part
 from openuni.manifests.corpus.splits import write_pending_splits
 from openuni.manifests.errors import DamagedFile
 from openuni.manifests.storage.store import Store
