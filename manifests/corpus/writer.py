@@ -114,7 +114,7 @@ class OpenPart:
     def __init__(self, folder: Path, name: str, schema: pa.Schema, shard_type: type[Shard] | None) -> None:
         self.folder, self.name, self.schema = folder, name, schema
         self.journal_path = folder / f"{name}.journal"
-        self.journal = self.journal_path.open("ab")
+        self.journal = self.journal_path.open("ab", buffering=0)  # nothing of a line that failed is written later
         fcntl.flock(self.journal, fcntl.LOCK_EX)  # keeps other processes from sealing this part
         self.shard = shard_type(folder / f"{name}{shard_type.suffix}") if shard_type else None
         self.rows: list[dict[str, Any]] = []
@@ -177,10 +177,11 @@ class OpenPart:
 
     def _append_line(self, record: dict[str, Any]) -> None:
         text = json.dumps(record, separators=(",", ":")).encode()
-        end = self.journal.tell()
+        left = memoryview(b"%016x %s\n" % (xxhash.xxh3_64_intdigest(text), text))
+        end = os.fstat(self.journal.fileno()).st_size
         try:
-            self.journal.write(b"%016x %s\n" % (xxhash.xxh3_64_intdigest(text), text))
-            self.journal.flush()
+            while left:
+                left = left[self.journal.write(left) :]
         except OSError:
             os.truncate(self.journal_path, end)  # an incomplete line would invalidate all later ones
             raise
