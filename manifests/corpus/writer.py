@@ -160,6 +160,11 @@ class OpenPart:
 
     def seal(self, store: Store, group: str, name: str = "") -> None:
         """Move the shard into place, then write the Parquet file, which is the commit. `name`: of the Parquet file."""
+        with self.journal:  # if it fails, the next run seals the part, in this process too
+            self._seal(store, group, name)
+            self.journal_path.unlink()
+
+    def _seal(self, store: Store, group: str, name: str) -> None:
         self.rollback()
         with _withdrawn_if_lost(store) as written:
             if self.shard is not None:
@@ -172,8 +177,6 @@ class OpenPart:
             if self.rows:
                 written.append(f"{group}/{name or self.name}.parquet")
                 store.put(written[-1], parquet_bytes(self.rows, self.schema))
-        self.journal_path.unlink()
-        self.journal.close()
 
     def _append_line(self, record: dict[str, Any]) -> None:
         text = json.dumps(record, separators=(",", ":")).encode()

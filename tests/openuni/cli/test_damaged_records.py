@@ -49,8 +49,8 @@ DAMAGE = {
 
 
 def write_damaged(path: Path, damage: str, value: object) -> None:
-    """Replace a record by DAMAGE, or else its entry of that name by the value."""
-    record = json.loads(path.read_bytes())
+    """Replace a record by DAMAGE, or else its entry of that name by the value; without the checksum that would tell."""
+    record = {key: entry for key, entry in json.loads(path.read_bytes()).items() if key != "checksum"}
     path.write_bytes(DAMAGE[damage] if damage in DAMAGE else json.dumps(record | {damage: value}).encode())
 
 
