@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 Change = Callable[[Path], object]
-SECRET = "outside/secret.txt"
+SECRET, VIDEO = "outside/secret.txt", "outside/video.mp4"  # the video could be imported
 MARKUP = "\x1b]0;owned\x07<script>=1+1"
 DEPTH = {"file": "depth.mkv", "constants": {"near": 1.0, "far": 2.0}}
 CODE = {"modalities": {"evil.module": DEPTH}}
@@ -30,6 +30,7 @@ def folder_set(**changes: Any) -> Change:
     """One folder per clip. `changes`: file of the clip -> bytes, the record of a clip.json, or a link's target."""
 
     def make(place: Path) -> None:
+        shutil.copy(place / "raw/clip-000.mp4", place / VIDEO)
         clip = place / "set/a"
         clip.mkdir(parents=True)
         shutil.copy(place / "raw/clip-000.mp4", clip / "rgb.mp4")
@@ -47,12 +48,13 @@ def folder_set(**changes: Any) -> Change:
 
 
 def csv_set(video: str = "a.mp4", prompt: str = "a", **more: str) -> Change:
-    """A metadata.csv of one row; SECRET stands for the path of the secret."""
+    """A metadata.csv of one row; PLACE stands for the path of the place."""
 
     def make(place: Path) -> None:
+        shutil.copy(place / "raw/clip-000.mp4", place / VIDEO)
         (place / "set").mkdir()
         shutil.copy(place / "raw/clip-000.mp4", place / "set/a.mp4")
-        row = {"video": video.replace("SECRET", str(place / SECRET)), "prompt": prompt} | more
+        row = {"video": video.replace("PLACE", str(place)), "prompt": prompt} | more
         with (place / "set/metadata.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, list(row))
             writer.writeheader()
@@ -102,13 +104,14 @@ def huge_array() -> bytes:
 SETS: dict[str, HostileSet] = {
     # paths
     "folder: a picture is a link to a secret": HostileSet("folder", folder_set(rgb__mp4=SECRET), 1),
+    "folder: a picture is a link outside": HostileSet("folder", folder_set(rgb__mp4=VIDEO), 1),
     "folder: a caption is a link to a secret": HostileSet("folder", folder_set(caption__txt=SECRET), 1),
     "folder: a map outside": HostileSet(
         "folder", folder_set(clip__json={"modalities": {"depth": DEPTH | {"file": f"../../{SECRET}"}}}), 1
     ),
-    "csv: a video outside": HostileSet("openuni_csv", csv_set(video=f"../{SECRET}"), 1),
-    "csv: a video elsewhere": HostileSet("openuni_csv", csv_set(video="SECRET"), 1),
-    "csv: a playlist of secrets": HostileSet("openuni_csv", csv_set(video="concat:SECRET|SECRET"), 1),
+    "csv: a video outside": HostileSet("openuni_csv", csv_set(video=f"../{VIDEO}"), 1),
+    "csv: a video elsewhere": HostileSet("openuni_csv", csv_set(video=f"PLACE/{VIDEO}"), 1),
+    "csv: a playlist of secrets": HostileSet("openuni_csv", csv_set(video=f"concat:PLACE/{SECRET}|PLACE/{SECRET}"), 1),
     "csv: a map outside": HostileSet("openuni_csv", csv_set(depth=f"../{SECRET}"), 1),
     "tar: names outside": HostileSet("webdataset", tar_set(("../../up.mp4", None), ("/tmp/up.mp4", None)), 0),
     "tar: a link to a secret": HostileSet("webdataset", tar_set(("a.mp4", None), link="a.txt"), 0),
