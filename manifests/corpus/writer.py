@@ -122,7 +122,7 @@ class OpenPart:
     def __init__(self, folder: Path, name: str, schema: pa.Schema, shard_type: type[Shard] | None) -> None:
         self.folder, self.name, self.schema = folder, name, schema
         self.journal_path = folder / f"{name}.journal"
-        self.journal = self.journal_path.open("ab")
+        self.journal = self.journal_path.open("ab", buffering=0)  # nothing of a line that failed is written later
         fcntl.flock(self.journal, fcntl.LOCK_EX)  # keeps other processes from sealing this part
         self.shard = shard_type(folder / f"{name}{shard_type.suffix}") if shard_type else None
         self.rows: list[dict[str, Any]] = []
@@ -169,6 +169,11 @@ class OpenPart:
 
     def seal(self, store: Store, group: str, name: str = "") -> None:
         """Move the shard into place, then write the Parquet file, which is the commit. `name`: of the Parquet file."""
+        with self.journal:  # if it fails, the next run seals the part, in this process too
+            self._seal(store, group, name)
+            self.journal_path.unlink()
+
+    def _seal(self, store: Store, group: str, name: str) -> None:
         self.rollback()
         with _withdrawn_if_lost(store) as written:
             if self.shard is not None:
@@ -181,15 +186,14 @@ class OpenPart:
             if self.rows:
                 written.append(f"{group}/{name or self.name}.parquet")
                 store.put(written[-1], parquet_bytes(self.rows, self.schema))
-        self.journal_path.unlink()
-        self.journal.close()
 
     def _append_line(self, record: dict[str, Any]) -> None:
         text = json.dumps(record, separators=(",", ":")).encode()
-        end = self.journal.tell()
+        left = memoryview(b"%016x %s\n" % (xxhash.xxh3_64_intdigest(text), text))
+        end = os.fstat(self.journal.fileno()).st_size
         try:
-            self.journal.write(b"%016x %s\n" % (xxhash.xxh3_64_intdigest(text), text))
-            self.journal.flush()
+            while left:
+                left = left[self.journal.write(left) :]
         except OSError:
             os.truncate(self.journal_path, end)  # an incomplete line would invalidate all later ones
             raise

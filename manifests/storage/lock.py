@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TextIO
+from weakref import WeakSet
 
 from openuni.manifests.corpus.writer import spool_dir
 from openuni.manifests.errors import OpenUniError
@@ -25,6 +26,7 @@ from openuni.manifests.storage.store import Store
 NO_LOCKS_ERRNOS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
 
 logger = logging.getLogger(__name__)
+_worker_locks: dict[str, WeakSet[TextIO]] = {}  # path -> files that workers in this process hold
 
 
 @contextmanager
@@ -39,6 +41,8 @@ def lock(store: Store, wait_s: float = 30.0) -> Iterator[None]:
         has_locks = held.enter_context(exclusive_lock(_lock_path(store, "driver"), busy))
         if _needs_lease(store) or not has_locks:
             held.enter_context(held_lease(store))
+        for left in _worker_locks.pop(str(_lock_path(store, "workers")), ()):
+            left.close()  # of a failed run in this process, whose exception somebody keeps: it has no workers any more
         with exclusive_lock(_lock_path(store, "workers"), busy, wait_s):
             store.delete_temp_files()  # safe: all workers have exited
         yield
@@ -46,7 +50,9 @@ def lock(store: Store, wait_s: float = 30.0) -> Iterator[None]:
 
 def worker_lock(store: Store) -> TextIO:
     """Acquire a worker's shared lock, released when its process ends: no other run starts while it may still write."""
-    file = _lock_path(store, "workers").open("a")
+    path = _lock_path(store, "workers")
+    file = path.open("a")
+    _worker_locks.setdefault(str(path), WeakSet()).add(file)
     try:
         fcntl.flock(file, fcntl.LOCK_SH)
     except OSError as error:

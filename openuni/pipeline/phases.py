@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
@@ -36,10 +37,11 @@ class CorpusWorker(Worker):
         self.writers: dict[str, PartWriter] = {}
 
     def finish(self) -> None:
-        """Seal all writers and release the lock."""
-        for writer in self.writers.values():
-            writer.finish()
-        self.lock.close()
+        """Seal all writers and release the lock, also if some of them fail."""
+        with ExitStack() as last:
+            last.callback(self.lock.close)
+            for writer in reversed(self.writers.values()):
+                last.callback(writer.finish)
 
 
 def decoder_threads() -> int:

@@ -124,7 +124,7 @@ def test_suspended_in_the_middle_of_a_part(machines: Machines) -> None:
     machines.require_equal("middle")
 
 
-@pytest.mark.parametrize("file", ["clips/.*parquet", "annotations/.*tar", "latents/.*parquet"])
+@pytest.mark.parametrize("file", ["clips/.*parquet", "annotations/.*tar"])
 def test_suspended_while_a_request_is_under_way(machines: Machines, file: str) -> None:
     corpus = re.sub(r"\W+", "-", file)
     machines.late.hold(f"PUT (/machines)?/{corpus}/{file}")

@@ -24,10 +24,12 @@ import openuni
 from openuni.cli.main import _report
 from tests.command_line import cli
 from tests.hostile import files_under, rewrite
+from tests.openuni.hostile_sets import SETS
 from tests.train.small_runs import small_recipe, write_recipe
 
 SECRET = "canary-7f3a9c"
 MODEL = {"name": "unityvideo", "num_layers": 1, "heads": 1, "head_dim": 12, "ffn_dim": 16, "freq_dim": 8}
+FORMATS = sorted({hostile.format for hostile in SETS.values()})
 COMMANDS: dict[str, tuple[object, ...]] = {
     "summary": ("summary", "corpus", "--scores"),
     "explain": ("explain", "corpus", "clip-000.mp4"),
@@ -40,6 +42,7 @@ COMMANDS: dict[str, tuple[object, ...]] = {
     "run": ("run", "corpus.toml", "--out", "corpus", "--workers", 0),
     "train": ("train", "small.toml", "--corpus", "corpus", "--out", "new"),
     "verify run": ("verify", "run"),
+    **{f"import {format}": ("import", format, "set", "--workers", 0, "--out", "imported") for format in FORMATS},
     "generate": ("generate", "run", "--make", "rgb", "--make", "flow", "--steps", 1, "--out", "made"),
 }
 ROWS = ("summary", "explain", "select", "split", "webdataset", "huggingface", "csv", "run", "train")
@@ -291,6 +294,7 @@ HOSTILE: dict[str, Hostile] = {
         in_rows("clips", column("caption", "\x1b]0;owned\x07<script>=1+1")), {"explain": 0, "csv": 0, "huggingface": 0}
     ),
 }
+HOSTILE |= {name: Hostile(one.make, {f"import {one.format}": one.code}) for name, one in SETS.items()}
 LARGE: dict[str, Hostile] = {
     "a caption of 300 MB in kilobytes": Hostile(page_bomb, refused("summary", "webdataset")),
     "a record of 100 MB": Hostile(text("corpus/corpus.json", f'{{"a": "{"x" * (100 << 20)}"}}'), refused("summary")),
@@ -343,6 +347,7 @@ QUICK = (  # one of each kind; the slow step takes all of them
         "a recipe in a ledger is code",
     ),
     *("a model is code", "two billion rows declared", "texts that are not UTF-8", "extents below zero"),
+    *("folder: a caption is a link to a secret", "tar: a modality is code", "csv: a video elsewhere"),
     *("a type 300 deep", "tensors that overlap", "weights that execute code", "captions that control the terminal"),
 )
 

@@ -23,13 +23,13 @@ class Parts(NamedTuple):
 class Moving(Annotator):
     """Marks the pixels that move faster than half a pixel per frame."""
 
-    of: Annotated[str, "the flow it starts from"] = "flow"
+    of: Annotated[str, "the flow it starts from; several, separated by spaces, are refused"] = "flow"
 
     origin = "made for the tests"
 
     def requires(self) -> Sequence[str]:
         """The flow."""
-        return (self.of,)
+        return self.of.split()
 
     def run(self, model: Any, clip: DecodedClip) -> Parts:
         """uint8 [T, H, W, 3] RGB -> ids 0 and 1."""

@@ -18,6 +18,7 @@ from openuni.manifests.errors import OpenUniError
 from openuni.manifests.storage.lease import LeaseLost
 from openuni.manifests.storage.lock import lock
 from openuni.manifests.storage.store import Store
+from tests.full_disk import files_of_at_most
 
 GROUP = "annotations/depth"
 SCHEMA = pa.schema([("clip_id", pa.string()), ("shard", pa.string()), ("offset", pa.int64()), ("nbytes", pa.int64())])
@@ -312,6 +313,18 @@ def test_two_open_parts_with_the_same_clip_give_one_row(store):
         write(writer, "a")
         die(writer)
     assert recover(store, GROUP) == 1 and visible(store) == expect("a")
+
+
+@pytest.mark.parametrize("room_bytes", [0, 1, 20, 60])
+def test_a_line_that_a_full_disk_cuts_spoils_no_later_one(store, writer, room_bytes):
+    write(writer, "a")
+    extent = writer.put("b.bin", b"b" * 100)
+    with files_of_at_most(writer.part.journal_path.stat().st_size + room_bytes), pytest.raises(StorageFull):
+        writer.commit({"clip_id": "b"} | {key: extent[key] for key in ("shard", "offset", "nbytes")})
+    writer.rollback()
+    write(writer, "c")
+    die(writer)
+    assert recover(store, GROUP) == 2 and visible(store) == expect("a", "c")
 
 
 @pytest.mark.parametrize("step", ["open", "put", "commit", "finish"])

@@ -49,8 +49,8 @@ DAMAGE = {
 
 
 def write_damaged(path: Path, damage: str, value: object) -> None:
-    """Replace a record by DAMAGE, or else its entry of that name by the value."""
-    record = json.loads(path.read_bytes())
+    """Replace a record by DAMAGE, or else its entry of that name by the value; without the checksum that would tell."""
+    record = {key: entry for key, entry in json.loads(path.read_bytes()).items() if key != "checksum"}
     path.write_bytes(DAMAGE[damage] if damage in DAMAGE else json.dumps(record | {damage: value}).encode())
 
 
@@ -72,13 +72,16 @@ def test_corpus_json_can_be_rebuilt_as_the_message_says(tiny: Path, place: Path,
     assert contents(corpus) == before and str(corpus.summary()) == str(Corpus.open(str(tiny / "corpus")).summary())
 
 
-@pytest.mark.parametrize("damage", [*DAMAGE, "codec", "modalities", "size_px", "frames", "options"])
-@pytest.mark.parametrize("kind", ["latents", "text"])
+@pytest.mark.parametrize(
+    ("kind", "damage"),
+    [
+        *(("latents", damage) for damage in (*DAMAGE, "codec", "modalities", "size_px", "frames", "options")),
+        *(("text", damage) for damage in (*DAMAGE, "codec", "options")),
+    ],
+)
 def test_family_json(tiny: Path, place: Path, tmp_path: Path, kind: str, damage: str) -> None:
     (path,) = (place / kind).glob("*/family.json")
     before = path.read_bytes()
-    if kind == "text" and damage in ("modalities", "size_px", "frames"):
-        return
     write_damaged(path, damage, [None])
     found = commands(tiny, place, tmp_path)
     for name in ("train", "select", *(["run"] if kind == "latents" else [])):

@@ -136,6 +136,15 @@ def test_one_of_several_is_named():
     assert list(wanted).index("dis") < list(wanted).index(MOVING)
 
 
+def test_a_modality_is_required_once():
+    supplied = {"modalities": ["flow"]}
+    recipe = CorpusRecipe.parse(
+        {"annotators": {MOVING: {"of": "dis.flow supplied.flow"}, "dis": {}, "supplied": supplied}}
+    )
+    with pytest.raises(OpenUniError, match=f"{MOVING}: requires flow twice; only one map per modality is allowed"):
+        required_maps(recipe)
+
+
 def test_what_an_annotator_could_make_but_is_not_asked_for_does_not_count():
     recipe = CorpusRecipe.parse({"annotators": {MOVING: {}, "dis": {}, "supplied": {"modalities": ["depth"]}}})
     assert required_maps(recipe)[MOVING] == {"flow": MapSource("dis", "flow")}
