@@ -2,7 +2,6 @@
 
 import os
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -217,11 +216,10 @@ def test_a_cluster_runs_what_is_submitted(tmp_path, dashboard, own_operator):
     done = cli("import", "folder", "raw", "--out", "imported", "--submit", dashboard, "--no-wait", cwd=user)
     assert done.returncode == 0 and "sent: no files" in done.stderr and done.stdout == ""
     (job,) = re.findall(r"submitted job (\S+) to ", done.stderr)
-    status = [str(Path(sys.executable).parent / "ray"), "job", "status", "--address", dashboard, job]
-    deadline = time.monotonic() + 100
-    while time.monotonic() < deadline:
-        said = subprocess.run(status, capture_output=True, text=True, check=False).stdout
-        if "FAILED" in said or "succeeded" in said:
-            break
-        time.sleep(1.0)
+    from ray.job_submission import JobSubmissionClient
+
+    client, deadline = JobSubmissionClient(dashboard), time.monotonic() + 100
+    while not client.get_job_status(job).is_terminal():
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
     assert (user / "imported/corpus.json").is_file()
