@@ -108,7 +108,8 @@ def doctor(
     from openuni.report.doctor import run_checks
 
     parsed = CorpusRecipe.load(recipe)
-    results, cluster = run_checks(parsed, out, gpus if gpus and address is None else 0.0), None
+    results = run_checks(parsed, out, gpus if gpus and address is None else 0.0)
+    cluster = None
     if address is not None:
         from openuni.report.cluster import check_cluster
 

@@ -114,8 +114,8 @@ class RaySession:
     def check_nodes(self, request_of: Callable[[Node], NodeRequest]) -> dict[Node, NodeReport | str]:
         """What every node answers to its request, or why it did not."""
         calls = {node: self._task_on(node, check_node).remote(request_of(node)) for node in self.capacity().nodes}
-        self.ray.wait(list(calls.values()), num_returns=len(calls), timeout=ANSWER_TIMEOUT_S)
-        clocks = self._clocks(calls)
+        done, _ = self.ray.wait(list(calls.values()), num_returns=len(calls), timeout=ANSWER_TIMEOUT_S)
+        clocks = self._clocks([node for node, call in calls.items() if call in done])  # a process waits there already
         answers: dict[Node, NodeReport | str] = {}
         for node, call in calls.items():
             try:
