@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import chdir
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,8 +21,9 @@ from openuni.config.recipe import CorpusRecipe
 from openuni.manifests.contracts import discovery
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.errors import OpenUniError
-from openuni.pipeline.runners import job_files
+from openuni.pipeline.runners import job_files, job_submission
 from openuni.pipeline.runners.job_files import local_modules, pack
+from openuni.pipeline.runners.job_submission import Job, follow
 from tests.command_line import cli
 from tests.raw_clips import write_clips
 
@@ -223,3 +225,59 @@ def test_a_cluster_runs_what_is_submitted(tmp_path, dashboard, own_operator):
         assert time.monotonic() < deadline
         time.sleep(0.5)
     assert (user / "imported/corpus.json").is_file()
+
+
+class Flaky:
+    """A client of a cluster whose connection is lost twice while a job runs; Ray's own cannot be made to fail so."""
+
+    def __init__(self, status: str, code: int | None, failures: int = 2) -> None:
+        self.failures, self.info = (
+            failures,
+            SimpleNamespace(status=Status(status), driver_exit_code=code, message="why"),
+        )
+
+    async def tail_job_logs(self, job_id: str) -> Any:
+        """The log from its beginning, up to where the connection breaks."""
+        pieces = ["one\ntw", "o\nthree\n", "four\n"]
+        for number, piece in enumerate(pieces):
+            if self.failures and number == len(pieces) - self.failures:
+                self.failures -= 1
+                raise RuntimeError("WebSocket connection closed unexpectedly")
+            yield piece
+
+    def get_job_info(self, job_id: str) -> Any:
+        return self.info
+
+    def get_address(self) -> str:
+        return "http://head:8265"
+
+
+class Status(str):
+    """As Ray's: prints as its name."""
+
+    def is_terminal(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "expected"),
+    [("SUCCEEDED", 0, 0), ("FAILED", 1, 1), ("FAILED", 2, 2), ("FAILED", -9, 137), ("STOPPED", None, 143)],
+)
+def test_the_log_goes_on_after_a_lost_connection_and_the_exit_code_is_the_jobs(status, code, expected, monkeypatch):
+    monkeypatch.setattr(job_submission, "POLL_S", 0.0)
+    shown: list[str] = []
+    assert follow(Job(Flaky(status, code), "job"), shown.append) == expected
+    assert "".join(shown) == "one\ntwo\nthree\nfour\n"
+
+
+def test_a_job_that_did_not_start_and_a_cluster_that_is_gone_are_errors(monkeypatch):
+    monkeypatch.setattr(job_submission, "POLL_S", 0.0)
+    monkeypatch.setattr(job_submission, "LOST_AFTER_S", 0.01)
+    with pytest.raises(OpenUniError, match="failed before it started openuni: why"):
+        follow(Job(Flaky("FAILED", None, 0), "job"), lambda text: None)
+    gone = Flaky("SUCCEEDED", 0)
+    gone.get_job_info = None  # type: ignore[assignment,method-assign]
+    with pytest.raises(
+        OpenUniError, match=r"may still be running; .* ray job logs --follow --address http://head:8265"
+    ):
+        follow(Job(gone, "job"), lambda text: None)
