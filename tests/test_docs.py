@@ -158,7 +158,7 @@ def test_a_tutorial_works_in_an_empty_folder(page, tmp_path, environment):
     Reader(tmp_path).follow(page)
 
 
-@pytest.mark.parametrize("page", [*pages("how_to"), *pages("formats")], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [*pages("how_to"), *pages("formats"), *pages("cluster")], ids=lambda page: page.stem)
 def test_a_page_works_after_the_quick_start(page, started):
     Reader(started).follow(page)
 

@@ -96,23 +96,33 @@ def doctor(
     out: Annotated[str, typer.Option("--out", "-o", help="Output directory; its free space is checked")] = ".",
     gpus: Annotated[float | None, typer.Option(help="Number of GPUs. Default: 0, and all of a cluster")] = None,
     address: Annotated[str | None, typer.Option(help="Address of a Ray cluster, whose nodes are checked too")] = None,
+    as_json: Annotated[bool, typer.Option("--json", "-j", help="JSON output: checks, and facts of every node")] = False,
 ) -> None:
     """Run the preflight checks for a recipe.
 
     Every failed check names the command that fixes it. Exit code 2 if a check fails. With --address, every node of the
-    cluster is asked for its version of openuni, its checkpoints and its view of an existing corpus at --out.
+    cluster is asked for its versions, checkpoints, free disk, GPUs, decoders and clock, and for its view of an existing
+    corpus at --out; a table shows them. Notes, such as a clock that is over 5 s off, do not prevent a run.
     """
     from openuni.config.recipe import CorpusRecipe
     from openuni.report.doctor import run_checks
 
     parsed = CorpusRecipe.load(recipe)
     results = run_checks(parsed, out, gpus if gpus and address is None else 0.0)
+    cluster = None
     if address is not None:
         from openuni.report.cluster import check_cluster
 
-        results += check_cluster(parsed, address, gpus, out)
-    for result in results:
-        print_text(f"{result.level:<11} {result.what}: {result.text}")
+        cluster = check_cluster(parsed, address, gpus, out)
+        results += cluster.checks
+    if as_json:
+        nodes = cluster.nodes_record() if cluster is not None else []
+        print_text(json.dumps({"checks": [result._asdict() for result in results], "nodes": nodes}, indent=2))
+    else:
+        for result in results:
+            print_text(f"{result.level:<11} {result.what}: {result.text}")
+        if cluster is not None:
+            print_text(f"\n{cluster.table()}")
     if any(result.is_blocking for result in results):
         raise typer.Exit(2)
 

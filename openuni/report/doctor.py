@@ -8,9 +8,7 @@ from openuni.manifests.contracts.checkpoint import Checkpoint
 from openuni.manifests.errors import MissingRequirement, OpenUniError
 from openuni.manifests.storage.store import Store
 from openuni.pipeline.planning.map_sources import annotator_of, required_maps
-
-MIN_FREE_BYTES = 1024**3
-CODECS = ("h264", "hevc", "vp9", "av1", "mpeg4")
+from openuni.pipeline.runners.node_check import CODECS, MIN_FREE_BYTES, missing_codecs
 
 
 class CheckResult(NamedTuple):
@@ -43,7 +41,7 @@ def require_all(recipe: CorpusRecipe, out: str | None, gpus: float) -> None:
 def _codecs() -> Iterator[CheckResult]:
     import av
 
-    absent = [name for name in CODECS if name not in av.codecs_available]
+    absent = missing_codecs()
     if absent:
         yield CheckResult("note", "video", f"PyAV {av.__version__} has no decoder for {', '.join(absent)}")
     else:

@@ -74,14 +74,16 @@ def follow(job: Job, show: Callable[[str], None]) -> int:
 
     Raises `OpenUniError` if it could not be started, or if the cluster does not answer any more.
     """
-    log, answered = _Log(job, show), time.monotonic()
+    log = _Log(job, show)
+    lost_since: float | None = None
     while True:
         try:
             asyncio.run(log.follow())
             info = job.client.get_job_info(job.job_id)
-            answered = time.monotonic()
+            lost_since = None
         except Exception as error:  # Ray has no class for it
-            if time.monotonic() - answered > LOST_AFTER_S:
+            lost_since = lost_since or time.monotonic()
+            if time.monotonic() - lost_since > LOST_AFTER_S:
                 raise OpenUniError(
                     f"the cluster has not answered for {LOST_AFTER_S:.0f} s: {format_error(error)}. The job "
                     f"{job.job_id} may still be running; see its log with: {job.follow_command}"

@@ -8,15 +8,22 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import chdir
+from collections.abc import Callable, Iterable
+from contextlib import chdir, suppress
 from functools import cached_property
 from typing import Any
 
 from openuni.manifests.errors import OpenUniError
 from openuni.pipeline.failures import format_error
 from openuni.pipeline.runners.capacity import Capacity, Node
-from openuni.pipeline.runners.node_check import ANSWER_TIMEOUT_S, NodeReport, NodeRequest, check_node
+from openuni.pipeline.runners.node_check import (
+    ANSWER_TIMEOUT_S,
+    NodeReport,
+    NodeRequest,
+    check_node,
+    clock_difference,
+    read_clock,
+)
 from openuni.pipeline.runners.ray_worker import uninstalled_home
 from openuni.pipeline.runners.resources import Resources
 
@@ -24,6 +31,7 @@ MAX_STARTS = 3
 POLL_S = 10.0  # how long to wait for a reply of a worker before asking whether Ray is alive
 GCS_LOST_AFTER_S = 15.0  # without its control store; after 60 s Ray would end this process by itself, with exit code 1
 NO_GCS = "the control store of Ray (gcs_server) does not answer"
+CLOCK_TIMEOUT_S = 20.0
 CONNECT_TIMEOUT_S = 10.0  # of a cluster's address; Ray itself would wait for minutes
 
 logger = logging.getLogger(__name__)
@@ -105,23 +113,13 @@ class RaySession:
 
     def check_nodes(self, request_of: Callable[[Node], NodeRequest]) -> dict[Node, NodeReport | str]:
         """What every node answers to its request, or why it did not."""
-        strategy = self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
-        home = uninstalled_home()
-        environment = {"env_vars": {"PYTHONPATH": home}} if home is not None else {}
-        calls = {}
-        for node in self.capacity().nodes:
-            task = self.ray.remote(check_node).options(
-                num_cpus=0,
-                max_retries=0,
-                scheduling_strategy=strategy(node.node_id, soft=False),
-                runtime_env=environment,
-            )
-            calls[node] = task.remote(request_of(node))
-        self.ray.wait(list(calls.values()), num_returns=len(calls), timeout=ANSWER_TIMEOUT_S)
+        calls = {node: self._task_on(node, check_node).remote(request_of(node)) for node in self.capacity().nodes}
+        done, _ = self.ray.wait(list(calls.values()), num_returns=len(calls), timeout=ANSWER_TIMEOUT_S)
+        clocks = self._clocks([node for node, call in calls.items() if call in done])  # a process waits there already
         answers: dict[Node, NodeReport | str] = {}
         for node, call in calls.items():
             try:
-                answers[node] = self.ray.get(call, timeout=0)
+                answers[node] = self.ray.get(call, timeout=0)._replace(clock_s=clocks.get(node))
             except self.ray.exceptions.GetTimeoutError:
                 answers[node] = f"did not answer within {ANSWER_TIMEOUT_S:.0f} s"
             except Exception as error:  # noqa: BLE001  # openuni is not installed there, or its import fails in any way
@@ -129,6 +127,30 @@ class RaySession:
         memory_gb = [gb for report in answers.values() if isinstance(report, NodeReport) for gb in report.gpu_memory_gb]
         self.smallest_gpu_gb = min(memory_gb, default=None)
         return answers
+
+    def _task_on(self, node: Node, function: Callable[..., Any]) -> Any:
+        """The function as a task of Ray that runs on the node, beside whatever else runs there."""
+        strategy = self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
+        home = uninstalled_home()
+        return self.ray.remote(function).options(
+            num_cpus=0,
+            max_retries=0,
+            scheduling_strategy=strategy(node.node_id, soft=False),
+            runtime_env={"env_vars": {"PYTHONPATH": home}} if home is not None else {},
+        )
+
+    def _clocks(self, nodes: Iterable[Node]) -> dict[Node, float]:
+        """How far the clocks of nodes are ahead of this one's at least, seconds; of those that answer."""
+        asked_s = time.time()
+        calls = {self._task_on(node, read_clock).remote(): node for node in nodes}
+        found: dict[Node, float] = {}
+        waiting, deadline = list(calls), time.monotonic() + CLOCK_TIMEOUT_S
+        while waiting and time.monotonic() < deadline:
+            ready, waiting = self.ray.wait(waiting, num_returns=1, timeout=1.0)
+            for call in ready:
+                with suppress(Exception):  # the check itself says why
+                    found[calls[call]] = clock_difference(self.ray.get(call), asked_s, time.time())
+        return found
 
     def living_nodes(self) -> set[str]:
         """Ids of the nodes that are alive. Raises `RayLost` if nothing answers."""

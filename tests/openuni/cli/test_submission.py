@@ -2,12 +2,12 @@
 
 import os
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import chdir
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,8 +21,9 @@ from openuni.config.recipe import CorpusRecipe
 from openuni.manifests.contracts import discovery
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.errors import OpenUniError
-from openuni.pipeline.runners import job_files
+from openuni.pipeline.runners import job_files, job_submission
 from openuni.pipeline.runners.job_files import local_modules, pack
+from openuni.pipeline.runners.job_submission import Job, follow
 from tests.command_line import cli
 from tests.raw_clips import write_clips
 
@@ -217,11 +218,66 @@ def test_a_cluster_runs_what_is_submitted(tmp_path, dashboard, own_operator):
     done = cli("import", "folder", "raw", "--out", "imported", "--submit", dashboard, "--no-wait", cwd=user)
     assert done.returncode == 0 and "sent: no files" in done.stderr and done.stdout == ""
     (job,) = re.findall(r"submitted job (\S+) to ", done.stderr)
-    status = [str(Path(sys.executable).parent / "ray"), "job", "status", "--address", dashboard, job]
-    deadline = time.monotonic() + 100
-    while time.monotonic() < deadline:
-        said = subprocess.run(status, capture_output=True, text=True, check=False).stdout
-        if "FAILED" in said or "succeeded" in said:
-            break
-        time.sleep(1.0)
+    from ray.job_submission import JobSubmissionClient
+
+    client, deadline = JobSubmissionClient(dashboard), time.monotonic() + 100
+    while not client.get_job_status(job).is_terminal():
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
     assert (user / "imported/corpus.json").is_file()
+
+
+class Flaky:
+    """A client of a cluster whose connection is lost twice while a job runs; Ray's own cannot be made to fail so."""
+
+    def __init__(self, status: str, code: int | None, failures: int = 2) -> None:
+        self.failures, self.info = (
+            failures,
+            SimpleNamespace(status=Status(status), driver_exit_code=code, message="why"),
+        )
+
+    async def tail_job_logs(self, job_id: str) -> Any:
+        """The log from its beginning, up to where the connection breaks."""
+        pieces = ["one\ntw", "o\nthree\n", "four\n"]
+        for number, piece in enumerate(pieces):
+            if self.failures and number == len(pieces) - self.failures:
+                self.failures -= 1
+                raise RuntimeError("WebSocket connection closed unexpectedly")
+            yield piece
+
+    def get_job_info(self, job_id: str) -> Any:
+        return self.info
+
+    def get_address(self) -> str:
+        return "http://head:8265"
+
+
+class Status(str):
+    """As Ray's: prints as its name."""
+
+    def is_terminal(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "expected"),
+    [("SUCCEEDED", 0, 0), ("FAILED", 1, 1), ("FAILED", 2, 2), ("FAILED", -9, 137), ("STOPPED", None, 143)],
+)
+def test_the_log_goes_on_after_a_lost_connection_and_the_exit_code_is_the_jobs(status, code, expected, monkeypatch):
+    monkeypatch.setattr(job_submission, "POLL_S", 0.0)
+    shown: list[str] = []
+    assert follow(Job(Flaky(status, code), "job"), shown.append) == expected
+    assert "".join(shown) == "one\ntwo\nthree\nfour\n"
+
+
+def test_a_job_that_did_not_start_and_a_cluster_that_is_gone_are_errors(monkeypatch):
+    monkeypatch.setattr(job_submission, "POLL_S", 0.0)
+    monkeypatch.setattr(job_submission, "LOST_AFTER_S", 0.01)
+    with pytest.raises(OpenUniError, match="failed before it started openuni: why"):
+        follow(Job(Flaky("FAILED", None, 0), "job"), lambda text: None)
+    gone = Flaky("SUCCEEDED", 0)
+    gone.get_job_info = None  # type: ignore[assignment,method-assign]
+    with pytest.raises(
+        OpenUniError, match=r"may still be running; .* ray job logs --follow --address http://head:8265"
+    ):
+        follow(Job(gone, "job"), lambda text: None)

@@ -1,6 +1,9 @@
 """A Ray cluster of three nodes on this machine, one with GPUs that only Ray counts."""
 
+import json
+import platform
 import queue
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,13 +14,15 @@ from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import openuni
 from openuni.console.progress import Reporter
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.errors import MissingRequirement, OpenUniError
-from openuni.pipeline.runners.node_check import check_node, node_request
+from openuni.pipeline.runners import node_check
+from openuni.pipeline.runners.node_check import NodeReport, check_node, clock_difference, differences, node_request
 from openuni.pipeline.runners.resources import Resources
 from openuni.report.cluster import check_cluster
 from tests.command_line import cli
@@ -200,12 +205,59 @@ def test_doctor_asks_every_node(tmp_path, ray_address):
     recipe.write_text('[filters.luminance]\n[annotators.raft]\ncheckpoint = "no/such.pth"\n')
     done = cli("doctor", recipe, "--address", ray_address, "--gpus", "0")
     assert done.returncode == 2
-    lines = [line for line in done.stdout.splitlines() if "node " in line]
+    lines = [line for line in done.stdout.splitlines() if " node " in line]
     assert len(lines) == 1 and "unavailable" in lines[0] and "no/such.pth" in lines[0]
     recipe.write_text("[filters.luminance]\n")
     done = cli("doctor", recipe, "--address", ray_address)
     assert done.returncode == 0
     assert f"openuni {openuni.__version__} (" in done.stdout and "8 CPUs, 0 GPUs" in done.stdout
+
+
+def test_doctor_shows_what_every_node_has(tmp_path, ray_address):
+    import av
+
+    recipe = tmp_path / "corpus.toml"
+    recipe.write_text("[filters.luminance]\n")
+    done = cli("doctor", recipe, "--address", ray_address, "--out", tmp_path / "corpus")
+    header, row = done.stdout.split("\n\n")[1].splitlines()
+    assert header.split("  ")[0] == "node" and header.endswith("clock")
+    free = f"{shutil.disk_usage(tmp_path).free / 1024**3:.0f}"
+    assert row.split()[1:3] == ["8", "0"] and row.split()[3].split(".")[0] in {free, str(int(free) - 1)}
+    assert platform.python_version() in row and av.__version__ in row and row.endswith("ok")
+    done = cli("doctor", recipe, "--address", ray_address, "--out", "memory://doctor/corpus", "--json")
+    (node,) = json.loads(done.stdout)["nodes"]
+    assert node["corpus_free_bytes"] is None and node["spool_free_bytes"] > 0
+    assert node["versions"]["numpy"] == np.__version__ and node["missing_codecs"] == [] and node["clock_s"] == 0.0
+    done = cli("doctor", recipe, "--json", "--out", tmp_path / "corpus")
+    assert json.loads(done.stdout)["nodes"] == [] and json.loads(done.stdout)["checks"][0]["what"] == "video"
+
+
+def test_what_could_change_results_on_a_node_is_named():
+    report = NodeReport("n", "3.12.1", "0.1.0 (abc)", (), (), versions={"av": "17.0", "torch": "2.13"}, clock_s=-7.2)
+    found = differences(report, "3.11.9", {"av": "18.1", "torch": "2.13", "ffmpeg": "8.0"})
+    assert found == [
+        "Python 3.12.1, the driver has 3.11.9",
+        "av 17.0, the driver has 18.1",
+        "its clock is 7 s behind the driver's (at most 5 s): synchronize it",
+    ]
+    assert differences(report._replace(missing_codecs=("av1",), clock_s=5.0), "3.12.1", {}) == ["no decoder for av1"]
+    assert differences(report._replace(clock_s=60.0), "3.12.1", {})[0].startswith("its clock is 60 s ahead of")
+
+
+@pytest.mark.parametrize(("node_s", "difference"), [(100.0, 0.0), (103.0, 0.0), (105.5, 2.5), (90.0, -10.0)])
+def test_a_clock_differs_by_what_the_time_of_the_answer_cannot_explain(node_s, difference):
+    assert clock_difference(node_s, asked_s=100.0, answered_s=103.0) == difference
+
+
+def test_a_node_without_room_cannot_take_part(tmp_path, monkeypatch):
+    request = node_request([], (), str(tmp_path / "corpus"))
+    assert check_node(request).problems == ()
+    monkeypatch.setattr(node_check, "MIN_FREE_BYTES", 2**60)
+    (problem,) = check_node(request).problems
+    assert "GiB free for the corpus; 1 GiB is required" in problem
+    monkeypatch.setenv("OPENUNI_SPOOL", str(tmp_path / "spool"))
+    (problem,) = check_node(request._replace(out="memory://doctor/corpus")).problems
+    assert "OPENUNI_SPOOL" in problem
 
 
 def test_a_node_with_another_openuni_or_corpus_is_refused(tmp_path, ray_address, monkeypatch):
@@ -222,7 +274,7 @@ def test_a_node_with_another_openuni_or_corpus_is_refused(tmp_path, ray_address,
 
     monkeypatch.setattr(report, "node_request", other)
     found = check_cluster(CorpusRecipe.parse({"filters": {"luminance": {}}}), ray_address, None, str(tmp_path))
-    texts = " ".join(result.text for result in found if result.is_blocking)
+    texts = " ".join(result.text for result in found.checks if result.is_blocking)
     assert "the driver has 9.9.9 (abc)" in texts
     assert "cannot see /no/such/footage.mp4" in texts
     assert f"has another corpus at {tmp_path}" in texts

@@ -176,6 +176,8 @@ def test_a_clip_that_kills_its_worker_is_retried_then_failed(tmp_path, ray_addre
     ]
     rows = {Path(clip.clip.source).name: clip.row("tests.operators.aborting") for clip in corpus}
     assert "died 3 times" in rows.pop("deadly.mp4")["error"]
+    *_, record = corpus.runs()
+    assert sum(node["deaths"] for node in record["nodes"]) == 3
     assert {(row["status"], row["frames"]) for row in rows.values()} == {("ok", 6)}
     assert not list((tmp_path / "corpus" / "annotations" / "tests.operators.aborting" / ".open").iterdir())
 
