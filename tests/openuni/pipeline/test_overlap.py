@@ -209,7 +209,6 @@ short_side_px = 24
 [filters.motion]
 [filters."tests.operators.slow"]
 log = "{log}"
-seconds = {seconds}
 [annotators.dis]
 [annotators."tests.operators.on_gpu"]
 log = "{log}"
@@ -222,7 +221,8 @@ frames = 5
 
 def cluster_recipe(folder: Path, seconds: float) -> Path:
     path = folder / "corpus.toml"
-    path.write_text(CLUSTER_RECIPE.format(log=folder / "log", seconds=seconds))
+    path.write_text(CLUSTER_RECIPE.format(log=folder / "log"))
+    (folder / "log.seconds").write_text(str(seconds))
     (folder / "log").write_text("")
     return path
 

@@ -22,7 +22,7 @@ from openuni.pipeline.runners.ray_worker import RayWorker, Reply
 from openuni.pipeline.runners.resources import LATER, Pool, PoolSize, Resources
 from openuni.pipeline.runners.work_queue import Queue
 from openuni.pipeline.worker import ItemOutcome, Spec, Worker
-from tests.raw_clips import contents, write_clips
+from tests.raw_clips import write_clips
 
 
 class Numbers(Worker):
@@ -133,13 +133,12 @@ def test_a_node_that_is_about_to_go_is_left_before_it_does(tmp_path, two_nodes, 
     """Its workers get no new items and seal what they have; so its end interrupts nothing."""
     monkeypatch.setattr(ray_runner, "POLL_S", 1.0)
     cluster, node = two_nodes
-    write_clips(tmp_path / "raw", 40)
+    write_clips(tmp_path / "raw", 70)
     log = tmp_path / "log"
     log.write_text("")
     recipe = tmp_path / "corpus.toml"
-    recipe.write_text(
-        f'[work]\nshort_side_px = 24\n[annotators."tests.operators.logged"]\nlog = "{log}"\nseconds = 0.5\n'
-    )
+    text = f'[work]\nshort_side_px = 24\n[annotators."tests.operators.logged"]\nlog = "{log}"\nseconds = 0.5\n'
+    recipe.write_text(text)
 
     def work() -> Corpus:
         resources = Resources(None, None, cluster.address)
@@ -159,7 +158,7 @@ def test_a_node_that_is_about_to_go_is_left_before_it_does(tmp_path, two_nodes, 
         subprocess.run([*command, "--deadline-remaining-seconds", "120"], check=True, capture_output=True)
         time.sleep(5.0)
         lines = len(log.read_text().splitlines())
-        assert lines < 40 and not done.done()
+        assert lines < 70 and not done.done()
         time.sleep(2.0)
         late = {line.split()[0] for line in log.read_text().splitlines()[lines:]}
         assert len(late) == 1  # the worker on the other node
@@ -167,15 +166,7 @@ def test_a_node_that_is_about_to_go_is_left_before_it_does(tmp_path, two_nodes, 
         cluster.remove_node(node, allow_graceful=False)
         corpus = done.result()
     found = [line.split()[1] for line in log.read_text().splitlines()]
-    assert len(found) == len(set(found)) == 40  # none was done twice
+    assert len(found) == len(set(found)) == 70  # none was done twice
     assert "died with" not in "".join(path.read_text() for path in (tmp_path / "out/runs").glob("*.log"))
-    log.write_text("")
-    recipe.write_text(recipe.read_text().replace("0.5", "0.0"))
-    alone = openuni.run(
-        recipe, tmp_path / "raw", out=tmp_path / "alone", resources=Resources(), reporter=Reporter(quiet=True)
-    )
-    assert [
-        row["tests.operators.logged"]["bright_share"] for row in contents(corpus)["annotations/tests.operators.logged"]
-    ] == [
-        row["tests.operators.logged"]["bright_share"] for row in contents(alone)["annotations/tests.operators.logged"]
-    ]
+    rows = corpus.table("annotations/tests.operators.logged").to_pylist()
+    assert [row["tests.operators.logged"]["status"] for row in rows] == ["ok"] * 70
