@@ -28,13 +28,14 @@ from openuni.manifests.hosting.environment import (
     on_this_node,
 )
 from openuni.pipeline.runners.resources import Resources
+from tests.annotators.test_caption import tiny_checkpoint
 from tests.coded_clips import encode
 from tests.command_line import cli
 
 ONE, OTHER, FILTER = (
     f"tests.operators.{name}" for name in ("in_environment", "in_other_environment", "filter_in_environment")
 )
-BATCHING = "tests.operators.batching"
+BATCHING, STARTING = "tests.operators.batching", "tests.operators.starting"
 NAMES = ("a", "absent", "b", "nan", "refused", "wrong")
 
 
@@ -74,7 +75,7 @@ def clips(folder: Path, *names: str) -> Path:
 
 
 def run(raw: Path, out: Path, workers: int | Resources = 0, **tables: Any) -> Corpus:
-    recipe = {"work": {"short_side_px": 24}, **tables}
+    recipe = {"work": {"short_side_px": 24}} | tables
     resources = workers if isinstance(workers, Resources) else Resources(workers=workers)
     openuni.run(recipe, str(raw), out=str(out), reporter=Reporter(quiet=True), resources=resources)
     return Corpus.open(out)
@@ -86,8 +87,9 @@ def rows(corpus: Corpus, name: str, group: str = "annotations") -> dict[str, Any
     found = {}
     for row in corpus.table(f"{group}/{name}").to_pylist():
         values = {key: value for key, value in row[name].items() if key not in ("ms", "version")}
-        if values.get("segmentation"):
-            values["segmentation"] = values["segmentation"]["xxh3"]
+        for key, value in values.items():
+            if isinstance(value, dict) and "xxh3" in value:
+                values[key] = value["xxh3"]
         found[sources[row["clip_id"]]] = values
     return found
 
@@ -205,23 +207,43 @@ import sys, time
 from openuni.manifests.contracts.operator import find_operator
 from openuni.manifests.hosting.process import HostedModel
 operator = find_operator("annotator", sys.argv[1], imports=True)()
-print(HostedModel(operator, sys.argv[2], "cpu", 60.0, 1).process.process.pid, flush=True)
+model = HostedModel(operator, sys.argv[2], "cpu", 60.0, 1)
+print(model.process.process.pid, flush=True)
+if sys.argv[3] == "close":
+    model.close()
+    print("closed", flush=True)
 time.sleep(60)
 """
 
 
-def test_the_process_ends_with_its_worker(python: str) -> None:
-    parent = subprocess.Popen([sys.executable, "-c", HOLD, ONE, python], stdout=subprocess.PIPE, text=True)
+@pytest.mark.parametrize("how", ["close", "kill"])
+def test_the_process_and_what_it_has_started_end_with_its_worker(how: str, python: str) -> None:
+    """Also when the worker is killed: engines hold the memory of GPUs."""
+    command = [sys.executable, "-c", HOLD, STARTING, python, how]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     child = int(parent.stdout.readline())
-    assert Path(f"/proc/{child}").exists()
-    parent.send_signal(signal.SIGKILL)
-    parent.communicate()
+    if how == "close":
+        assert parent.stdout.readline() == "closed\n"
+    else:
+        assert len(members(child)) == 2
+        parent.send_signal(signal.SIGKILL)
     until = time.monotonic() + 10
-    while Path(f"/proc/{child}/exe").exists() and time.monotonic() < until:
+    while members(child) and time.monotonic() < until:
         time.sleep(0.05)
-    with pytest.raises(OSError):
-        Path(f"/proc/{child}/exe").readlink()
+    assert members(child) == []
+    parent.kill()
+    parent.communicate()
+
+
+def members(group: int) -> list[int]:
+    """The living processes of a group."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, its_group = path.read_text().rpartition(")")[2].split()[:3]
+            found += [int(path.parent.name)] if int(its_group) == group and state != "Z" else []
+    return found
 
 
 # ---------------------------------------------------------------------- what is wrong with an environment
@@ -376,3 +398,34 @@ def test_arrays_outside_of_the_message_are_refused() -> None:
             unpack(message, Received([]), lambda module, name: object)
     with pytest.raises((ValueError, TypeError)):
         unpack({"$": "array", "dtype": "|O", "shape": [1], "base64": "AAAA"}, Received([]), lambda module, name: object)
+
+
+# ---------------------------------------------------------------------- our own operators
+
+
+def test_an_annotator_of_ours_with_maps(tmp_path: Path) -> None:
+    """In the environment of this process: the same code, in another process."""
+    raw = clips(tmp_path, "a", "b")
+    hosted = run(raw, tmp_path / "c", annotators={"dis": {"python": sys.executable}})
+    plain = run(raw, tmp_path / "d", annotators={"dis": {}})
+    assert rows(hosted, "dis") == rows(plain, "dis") and {row["status"] for row in rows(plain, "dis").values()} == {
+        "ok"
+    }
+
+
+@pytest.mark.slow
+def test_captions_of_several_clips_together(tmp_path: Path) -> None:
+    raw = clips(tmp_path, "a", "b", "c")
+    options = {"checkpoint": tiny_checkpoint(tmp_path), "max_new_tokens": 8, "precision": "fp32"}
+    hosted = run(raw, tmp_path / "c", annotators={"caption": {"python": sys.executable, "batch_clips": 3, **options}})
+    plain = run(raw, tmp_path / "d", annotators={"caption": options})
+    assert rows(hosted, "caption") == rows(plain, "caption")
+    assert all(row["brief"] for row in rows(plain, "caption").values())
+
+
+def test_a_clip_that_is_too_long_says_so(tmp_path: Path, python: str) -> None:
+    """Windows do not travel: such operators get all frames at once."""
+    raw = clips(tmp_path, "a", "long")
+    work = {"short_side_px": 24, "max_decoded_gb": 24 * 32 * 3 * 3.5 / 1e9}
+    found = rows(run(raw, tmp_path / "c", work=work, annotators={"dis": {"python": sys.executable}}), "dis")
+    assert found["a"]["status"] == "ok" and "needs all 4 frames at once" in found["long"]["error"]
