@@ -73,7 +73,7 @@ def main() -> None:
     given = json.loads(sys.argv[1])
     faulthandler.enable(sys.stderr)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
-    end_with_parent(given["lifeline"])
+    end_with_parent(given["lifeline"], group=True)
     sys.path.extend(given["roots"])
     options.options_are_checked()
     channel = Channel(socket.socket(fileno=given["connection"]))

@@ -110,14 +110,13 @@ def unpack(message: Any, found: Received, find_class: Callable[[str, str], type]
     return values.decode(message, found)
 
 
-def result_classes(operator: type) -> Callable[[str, str], type]:
-    """`find_class` for results of an operator: records of its module, of ours that define data, imported already."""
+def result_classes(operator: Any) -> Callable[[str, str], type]:
+    """`find_class` for results of an operator's class: NamedTuples and maps of its modules and of our modalities."""
+    modules = {cls.__module__ for cls in operator.__mro__} | {operator.result_type().__module__}
 
     def find(module: str, name: str) -> type:
-        is_ours = module.startswith(("openuni.manifests.modalities.", "openuni.manifests.video."))
-        home = sys.modules.get(module)
-        is_known = home is not None and (is_ours or module == operator.__module__)
-        found: Any = getattr(home, name, None) if is_known else None
+        is_known = module in modules or module.startswith("openuni.manifests.modalities.")
+        found: Any = getattr(sys.modules.get(module), name, None) if is_known else None
         is_record = isinstance(found, type) and (
             issubclass(found, Modality) or (issubclass(found, tuple) and hasattr(found, "_fields"))
         )

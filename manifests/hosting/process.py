@@ -28,6 +28,7 @@ from openuni.manifests.hosting.messages import Received, error_of, pack, result_
 from openuni.manifests.video.decoder.channel import Channel, Closed, Payload
 
 START_S = 300.0  # imports of the operator's module, on a machine that is busy with other work
+END_S = 10.0  # for it to end by itself
 LOAD_S = 3600.0  # weights of hundreds of gigabytes
 POLL_S = 0.5
 MAX_WORDS_BYTES = 4000
@@ -230,21 +231,30 @@ class _Process:
         until = time.monotonic() + timeout_s
         while not select.select([self.channel.connection], [], [], POLL_S)[0]:
             if time.monotonic() > until:
-                self.process.kill()
+                self._kill()
                 raise TimeoutError(f"took longer than {timeout_s:g} s")
         try:
             message, fds = self.channel.receive()
         except (Closed, OSError, ValueError) as error:
-            self.process.kill()
             raise self._death() from error
         return message, Received(fds)
 
     def _death(self) -> _Died:
-        code = self.process.wait()
+        try:
+            code = self.process.wait(END_S)
+        except subprocess.TimeoutExpired:  # it has closed the connection, or sent what is no message
+            code = -signal.SIGKILL
+        self._kill()
         if code >= 0:
             return _Died(f"ended with exit code {code}")
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
         return _Died(f"was killed ({name})")
+
+    def _kill(self) -> None:
+        """End the process and what is left of its group, at once."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)  # it is the leader of a group of its own
+        self.process.wait()
 
     def _log(self) -> None:
         """Hand on what the process has written, line by line."""
@@ -265,10 +275,11 @@ class _Process:
         return Words(data.decode("utf-8", "backslashreplace")) if data.strip(b"\0\n ") else None
 
     def close(self) -> None:
-        """End the process and close what belongs to it."""
-        self.process.kill()
-        self.process.wait()
-        self.channel.connection.close()
+        """End the process, with those that it has started, and close what belongs to it."""
+        self.channel.connection.close()  # then it ends by itself, and engines in it end theirs
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(END_S)
+        self._kill()
         self.words.close()
         with contextlib.suppress(OSError):
             os.close(self.lifeline)

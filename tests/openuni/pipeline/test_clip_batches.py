@@ -96,6 +96,7 @@ def test_others_of_the_same_clip_keep_their_own_rows(raw: Path, tmp_path: Path, 
     assert (phase["ok"], phase["failed"]) == (7, 1)
 
 
+@pytest.mark.slow
 def test_workers_do_not_change_the_rows(
     raw: Path, tmp_path: Path, alone: dict[str, Any], ray_workers: Callable[[int], Resources]
 ) -> None:

@@ -16,25 +16,20 @@ import openuni
 from openuni.config.recipe import CorpusRecipe
 from openuni.console.progress import Reporter
 from openuni.manifests.corpus.corpus import Corpus
-from openuni.manifests.errors import MissingRequirement, OpenUniError
 from openuni.manifests.hosting import environment
 from openuni.manifests.hosting.environment import (
-    Contents,
     Environment,
-    ReadyEnvironment,
-    built_from_list,
-    check_python,
-    contents_of,
-    on_this_node,
 )
 from openuni.pipeline.runners.resources import Resources
+from tests.annotators.test_caption import tiny_checkpoint
 from tests.coded_clips import encode
 from tests.command_line import cli
+from tests.two_environments import write_requirements
 
 ONE, OTHER, FILTER = (
     f"tests.operators.{name}" for name in ("in_environment", "in_other_environment", "filter_in_environment")
 )
-BATCHING = "tests.operators.batching"
+BATCHING, STARTING = "tests.operators.batching", "tests.operators.starting"
 NAMES = ("a", "absent", "b", "nan", "refused", "wrong")
 
 
@@ -49,11 +44,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def old_and_new(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> tuple[str, str]:
     """Requirements of two environments with two versions of a package."""
-    folder = tmp_path_factory.mktemp("requirements")
-    for name, version in (("old", "1.1.1"), ("new", "2.0.0")):
-        (folder / f"{name}.txt").write_text(f"-r {name}-nested.txt\n")
-        (folder / f"{name}-nested.txt").write_text(f"iniconfig=={version}\n")
-    return str(folder / "old.txt"), str(folder / "new.txt")
+    return write_requirements(tmp_path_factory.mktemp("requirements"))
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +65,7 @@ def clips(folder: Path, *names: str) -> Path:
 
 
 def run(raw: Path, out: Path, workers: int | Resources = 0, **tables: Any) -> Corpus:
-    recipe = {"work": {"short_side_px": 24}, **tables}
+    recipe = {"work": {"short_side_px": 24}} | tables
     resources = workers if isinstance(workers, Resources) else Resources(workers=workers)
     openuni.run(recipe, str(raw), out=str(out), reporter=Reporter(quiet=True), resources=resources)
     return Corpus.open(out)
@@ -86,8 +77,9 @@ def rows(corpus: Corpus, name: str, group: str = "annotations") -> dict[str, Any
     found = {}
     for row in corpus.table(f"{group}/{name}").to_pylist():
         values = {key: value for key, value in row[name].items() if key not in ("ms", "version")}
-        if values.get("segmentation"):
-            values["segmentation"] = values["segmentation"]["xxh3"]
+        for key, value in values.items():
+            if isinstance(value, dict) and "xxh3" in value:
+                values[key] = value["xxh3"]
         found[sources[row["clip_id"]]] = values
     return found
 
@@ -130,6 +122,7 @@ def test_tracebacks_and_what_it_writes_reach_the_log_of_the_run(both: Corpus) ->
     assert "loaded iniconfig on cpu" in log.read_text() and "lab: looking at a" in log.read_text()
 
 
+@pytest.mark.slow
 def test_workers_of_ray_give_the_same(
     both: Corpus, raw: Path, tmp_path: Path, old_and_new: tuple[str, str], ray_workers: Callable[[int], Resources]
 ) -> None:
@@ -181,6 +174,7 @@ def test_a_process_that_dies_costs_the_clip_alone_after_three_tries(tmp_path: Pa
     assert "native code is about to crash" in failures and "Segmentation fault" in failures
 
 
+@pytest.mark.slow
 def test_a_clip_that_takes_too_long_fails(tmp_path: Path, python: str) -> None:
     raw = clips(tmp_path, "a", "slow", "z")
     found = rows(run(raw, tmp_path / "c", annotators={ONE: {"python": python, "timeout_s": 1.5}}), ONE)
@@ -188,6 +182,7 @@ def test_a_clip_that_takes_too_long_fails(tmp_path: Path, python: str) -> None:
     assert "took longer than 1.5 s for one clip; its process was ended. Raise timeout_s" in found["slow"]["error"]
 
 
+@pytest.mark.slow
 def test_several_clips_together(tmp_path: Path, python: str) -> None:
     raw = clips(tmp_path, "a", "b", "broken-c", "deadly", "d", "e")
     options = {"clips": 3, "deadly": "deadly", "log": str(tmp_path / "log")}
@@ -205,124 +200,46 @@ import sys, time
 from openuni.manifests.contracts.operator import find_operator
 from openuni.manifests.hosting.process import HostedModel
 operator = find_operator("annotator", sys.argv[1], imports=True)()
-print(HostedModel(operator, sys.argv[2], "cpu", 60.0, 1).process.process.pid, flush=True)
+model = HostedModel(operator, sys.argv[2], "cpu", 60.0, 1)
+print(model.process.process.pid, flush=True)
+if sys.argv[3] == "close":
+    model.close()
+    print("closed", flush=True)
 time.sleep(60)
 """
 
 
-def test_the_process_ends_with_its_worker(python: str) -> None:
-    parent = subprocess.Popen([sys.executable, "-c", HOLD, ONE, python], stdout=subprocess.PIPE, text=True)
+@pytest.mark.parametrize("how", ["close", "kill"])
+def test_the_process_and_what_it_has_started_end_with_its_worker(how: str, python: str) -> None:
+    """Also when the worker is killed: engines hold the memory of GPUs."""
+    command = [sys.executable, "-c", HOLD, STARTING, python, how]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     child = int(parent.stdout.readline())
-    assert Path(f"/proc/{child}").exists()
-    parent.send_signal(signal.SIGKILL)
-    parent.communicate()
+    if how == "close":
+        assert parent.stdout.readline() == "closed\n"
+    else:
+        assert len(members(child)) == 2
+        parent.send_signal(signal.SIGKILL)
     until = time.monotonic() + 10
-    while Path(f"/proc/{child}/exe").exists() and time.monotonic() < until:
+    while members(child) and time.monotonic() < until:
         time.sleep(0.05)
-    with pytest.raises(OSError):
-        Path(f"/proc/{child}/exe").readlink()
+    assert members(child) == []
+    parent.kill()
+    parent.communicate()
 
 
-# ---------------------------------------------------------------------- what is wrong with an environment
+def members(group: int) -> list[int]:
+    """The living processes of a group."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, its_group = path.read_text().rpartition(")")[2].split()[:3]
+            found += [int(path.parent.name)] if int(its_group) == group and state != "Z" else []
+    return found
 
 
-def stops(tmp_path: Path, raw: Path, match: str, **table: Any) -> None:
-    """Doctor says so, and a run does not begin: exit code 2."""
-    given = "\n".join(f"{name} = {json.dumps(value)}" for name, value in table.items())
-    recipe = tmp_path / "recipe.toml"
-    recipe.write_text(f'[annotators."{ONE}"]\n{given}\n')
-    doctor = cli("doctor", recipe)
-    assert doctor.returncode in (1, 2) and match in " ".join((doctor.stdout + doctor.stderr).split())
-    done = cli("run", recipe, raw, "--out", tmp_path / "c", "--workers", 0)
-    assert done.returncode == 2 and match in " ".join(done.stderr.split()), done.stderr
-    assert not list((tmp_path / "c").glob("annotations/*")) if (tmp_path / "c").exists() else True
-
-
-def test_a_missing_interpreter(tmp_path: Path, raw: Path) -> None:
-    stops(
-        tmp_path, raw, "does not exist. Give the path of the Python", python=str(tmp_path / "none" / "bin" / "python")
-    )
-
-
-def test_a_file_that_is_no_interpreter(tmp_path: Path, raw: Path) -> None:
-    stops(tmp_path, raw, "is not an executable file", python=str(tmp_path))
-    stops(tmp_path, raw, "is not a Python interpreter that works", python="/bin/true")
-
-
-def test_an_environment_without_what_the_contract_imports(tmp_path: Path, raw: Path) -> None:
-    subprocess.run([environment.find_uv(), "venv", "-q", "--python", sys.executable, tmp_path / "bare"], check=True)
-    stops(tmp_path, raw, "lacks numpy>=1.26 and annotated-types>=0.7", python=str(tmp_path / "bare" / "bin" / "python"))
-
-
-def test_a_python_that_is_too_old() -> None:
-    ready = ReadyEnvironment("/envs/old/bin/python", Contents((3, 10, 4), ()), False, 9.0)
-    with pytest.raises(OpenUniError, match=r"is Python 3\.10\.4\. Allowed: Python 3\.11 or later"):
-        check_python(ready)
-
-
-def test_requirements_that_do_not_install(tmp_path: Path, raw: Path) -> None:
-    (tmp_path / "r.txt").write_text("iniconfig==99.0\n")
-    stops(tmp_path, raw, "cannot be installed. Correct the file", requirements=str(tmp_path / "r.txt"))
-
-
-def test_requirements_that_are_not_there(tmp_path: Path, raw: Path) -> None:
-    stops(tmp_path, raw, "does not exist. Give a file", requirements=str(tmp_path / "none.txt"))
-
-
-def test_both_at_once_and_no_time_are_refused(python: str, old_and_new: tuple[str, str]) -> None:
-    for table, match in (
-        ({"python": python, "requirements": old_and_new[0]}, "Allowed: one of them"),
-        ({"python": python, "timeout_s": 0.0}, "timeout_s = 0.0. Allowed: above 0"),
-        ({"python": 3}, "python = 3. Allowed: string"),
-        ({"timeout_s": 3.0}, 'no option "timeout_s"'),
-    ):
-        with pytest.raises(OpenUniError, match=match):
-            CorpusRecipe.parse({"annotators": {ONE: table}})
-
-
-def test_without_uv_the_message_says_how_to_get_it(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, old_and_new: tuple[str, str]
-) -> None:
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setenv(environment.CACHE_VARIABLE, str(tmp_path / "empty"))
-    with pytest.raises(MissingRequirement, match=r"needs uv.*pip install uv, or give python ="):
-        Environment(requirements=old_and_new[0]).ready()
-
-
-def test_a_module_that_the_environment_cannot_import(
-    tmp_path: Path, python: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from openuni.annotators.dis import Dis
-    from openuni.manifests.hosting.process import HostedModel
-
-    class Elsewhere(Dis):
-        """Its module is nowhere else."""
-
-    Elsewhere.__module__ = "nowhere.to.be_found"
-    with pytest.raises(OpenUniError, match=r"cannot be imported by .*No module named 'nowhere'.*inside of functions"):
-        HostedModel(Elsewhere(), python, "cpu", 9.0, 1)
-
-
-# ---------------------------------------------------------------------- nodes, and what a corpus may say
-
-
-def test_a_node_without_the_environment_builds_the_same(
-    python: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, old_and_new: tuple[str, str]
-) -> None:
-    ready = Environment(requirements=old_and_new[0]).ready()
-    assert on_this_node(ready) == python
-    monkeypatch.setenv(environment.CACHE_VARIABLE, str(tmp_path))
-    there = on_this_node(ready._replace(python=str(tmp_path / "of-the-driver" / "bin" / "python")))
-    assert there.startswith(str(tmp_path)) and contents_of(there).identity == ready.contents.identity
-    assert built_from_list(ready.contents) == there
-
-
-def test_a_node_with_other_packages_takes_no_part(python: str, old_and_new: tuple[str, str]) -> None:
-    new = Environment(requirements=old_and_new[1]).ready()
-    with pytest.raises(OpenUniError, match=r"other packages or another Python on this node.*iniconfig"):
-        on_this_node(new._replace(python=python, is_built=False))
+# ---------------------------------------------------------------------- what a corpus may say
 
 
 def test_a_corpus_starts_no_interpreter_and_imports_no_module(raw: Path, tmp_path: Path) -> None:
@@ -347,32 +264,33 @@ def test_a_corpus_starts_no_interpreter_and_imports_no_module(raw: Path, tmp_pat
     assert not (tmp_path / "started").exists() and not (tmp_path / "imported").exists()
 
 
-def test_results_name_no_other_classes() -> None:
-    from openuni.manifests.hosting.messages import Received, result_classes, unpack
-    from openuni.manifests.modalities.segmentation import Segmentation
-    from tests.operators.in_environment import InEnvironment, Seen
-
-    find = result_classes(InEnvironment)
-    assert find("tests.operators.in_environment", "Seen") is Seen
-    assert find("openuni.manifests.modalities.segmentation", "Segmentation") is Segmentation
-    for module, name in (
-        ("os", "system"),
-        ("subprocess", "Popen"),
-        ("tests.operators.in_environment", "InEnvironment"),
-        ("tests.operators.in_environment", "Path"),
-        ("openuni.manifests.modalities.not_imported", "X"),
-        ("openuni.manifests.errors", "OpenUniError"),
-    ):
-        with pytest.raises(ValueError, match="is not a result"):
-            unpack({"$": "record", "module": module, "class": name, "fields": {}}, Received([]), find)
+# ---------------------------------------------------------------------- our own operators
 
 
-def test_arrays_outside_of_the_message_are_refused() -> None:
-    from openuni.manifests.hosting.messages import Received, unpack
+def test_an_annotator_of_ours_with_maps(tmp_path: Path) -> None:
+    """In the environment of this process: the same code, in another process."""
+    raw = clips(tmp_path, "a", "b")
+    hosted = run(raw, tmp_path / "c", annotators={"dis": {"python": sys.executable}})
+    plain = run(raw, tmp_path / "d", annotators={"dis": {}})
+    assert rows(hosted, "dis") == rows(plain, "dis") and {row["status"] for row in rows(plain, "dis").values()} == {
+        "ok"
+    }
 
-    for place in ({"at": 0}, {"at": 10**9}, {"at": -1}):
-        message = {"$": "array", "dtype": "<f4", "shape": [3000], **place}
-        with pytest.raises(ValueError):
-            unpack(message, Received([]), lambda module, name: object)
-    with pytest.raises((ValueError, TypeError)):
-        unpack({"$": "array", "dtype": "|O", "shape": [1], "base64": "AAAA"}, Received([]), lambda module, name: object)
+
+@pytest.mark.slow
+def test_captions_of_several_clips_together(tmp_path: Path) -> None:
+    raw = clips(tmp_path, "a", "b", "c")
+    options = {"checkpoint": tiny_checkpoint(tmp_path), "max_new_tokens": 8, "precision": "fp32"}
+    hosted = run(raw, tmp_path / "c", annotators={"caption": {"python": sys.executable, "batch_clips": 3, **options}})
+    plain = run(raw, tmp_path / "d", annotators={"caption": options})
+    assert rows(hosted, "caption") == rows(plain, "caption")
+    assert all(row["brief"] for row in rows(plain, "caption").values())
+
+
+@pytest.mark.slow
+def test_a_clip_that_is_too_long_says_so(tmp_path: Path, python: str) -> None:
+    """Windows do not travel: such operators get all frames at once."""
+    raw = clips(tmp_path, "a", "long")
+    work = {"short_side_px": 24, "max_decoded_gb": 24 * 32 * 3 * 3.5 / 1e9}
+    found = rows(run(raw, tmp_path / "c", work=work, annotators={"dis": {"python": sys.executable}}), "dis")
+    assert found["a"]["status"] == "ok" and "needs all 4 frames at once" in found["long"]["error"]
