@@ -32,7 +32,7 @@ from openuni.pipeline.runners.resources import Resources
 MAX_STARTS = 3
 POLL_S = 10.0  # how long to wait for a reply of a worker before asking whether Ray is alive
 GCS_LOST_AFTER_S = 15.0  # without its control store; after 60 s Ray would end this process by itself, with exit code 1
-GCS_FATAL_AFTER_S = 45.0  # the same, where a call of Ray waits for it and cannot be interrupted
+GCS_MARGIN_S = 15.0  # before Ray would: where a call of Ray waits for the control store and cannot be interrupted
 NO_GCS = "the control store of Ray (gcs_server) does not answer"
 CLOCK_TIMEOUT_S = 20.0
 CONNECT_TIMEOUT_S = 10.0  # of a cluster's address; Ray itself would wait for minutes
@@ -105,7 +105,9 @@ class RaySession:
     def _watch_control_store(self, ray: Any) -> None:
         if "://" not in (self.resources.address or ""):
             host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
-            self.watch = ControlStoreWatch(host, int(port), GCS_FATAL_AFTER_S)
+            ray_ends_after_s = float(os.environ.get("RAY_gcs_rpc_server_reconnect_timeout_s", "60"))  # noqa: SIM112
+            fatal_after_s = max(GCS_LOST_AFTER_S, ray_ends_after_s - GCS_MARGIN_S)
+            self.watch = ControlStoreWatch(host, int(port), fatal_after_s)
             self.watch.start()
 
     def capacity(self) -> Capacity:
