@@ -249,9 +249,11 @@ def test_annotating_begins_while_filters_run_and_changes_nothing(tmp_path, gpu_n
     assert contents(corpus) == contents(alone)
     *_, ledger = corpus.runs()
     names = [phase["phase"] for phase in ledger["phases"]]
-    on_gpu = [phase for phase in ledger["phases"] if phase["phase"] == "tests.operators.on_gpu"]
-    assert names[:3] == ["ingest", "motion + tests.operators.slow", "tests.operators.on_gpu"]
-    assert sum(phase["planned"] for phase in on_gpu) == sum(phase["ok"] for phase in on_gpu) == 32
+    both = "dis + tests.operators.on_gpu"  # the node has no core for a pool of its own beside the GPU worker
+    assert names == ["ingest", "motion + tests.operators.slow", both, both, "encode"]
+    first, second = (phase for phase in ledger["phases"] if phase["phase"] == both)
+    assert first["planned"] == first["ok"] > 0
+    assert first["ok"] + second["ok"] == 32
 
 
 @pytest.mark.slow
