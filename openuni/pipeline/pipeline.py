@@ -218,11 +218,10 @@ class Pipeline:
                 logger.info("phase %s started: %d items, %d workers", pool.name, pool.total, pool.size.workers)
             self.runner.run_pools(pools)
         for pool, counter in zip(planned, counters, strict=True):
-            per_gpu = self.runner.resources.workers_per_gpu
             if pool.follows:
                 self._end_following(counter)
             record_gpu_memory(self.corpus, pool.spec.operator_versions(), [counter.phase])
-            record_gpu_busy(self.corpus, pool.spec.operator_versions(), counter.phase, per_gpu)
+            record_gpu_busy(self.corpus, pool.spec.operator_versions(), counter.phase, pool.size.per_gpu)
             logger.info("phase %s finished: %s", counter.phase.name, json.dumps(counter.phase.as_record()))
         self.corpus.recover()  # parts of workers that died in this phase
         compact_if_worthwhile(self.corpus, [group for pool in planned for group in pool.groups])
