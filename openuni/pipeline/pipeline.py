@@ -295,7 +295,8 @@ class Pipeline:
         if note:
             self.reporter.print_line(note)
         kept = self.planner.kept_clips(clips)
-        if self.followed is not None and not pc.all(pc.is_in(self.followed, kept.column("clip_id"))).as_py():
+        passed = pc.is_in(self.followed, kept.column("clip_id")) if self.followed is not None else None
+        if passed is not None and not pc.all(passed, min_count=0).as_py():
             raise OpenUniError(f"clips were annotated that keep drops. {INTERNAL_ERROR_HINT}")
         return kept
 

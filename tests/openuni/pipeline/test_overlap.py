@@ -17,7 +17,9 @@ from openuni.config.recipe import CorpusRecipe
 from openuni.console.progress import Reporter
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.corpus.writer import PartWriter
+from openuni.manifests.errors import OpenUniError
 from openuni.pipeline.phases import ClipItem
+from openuni.pipeline.pipeline import Pipeline
 from openuni.pipeline.planning import overlap
 from openuni.pipeline.planning.overlap import Following, following_work, is_row_wise
 from openuni.pipeline.planning.planner import Planner
@@ -173,6 +175,22 @@ def test_streams_are_encoded_once_their_maps_are_sealed(tmp_path):
         assert drawn(items) == []
 
 
+def test_what_was_annotated_early_must_be_kept_in_the_end(tmp_path):
+    write_clips(tmp_path / "raw", 5)
+    recipe = recipe_of(tmp_path)
+    corpus = run(recipe, tmp_path / "raw", tmp_path / "out", RunScope(only=("ingest", "motion", "luminance")))
+    pipeline = Pipeline(CorpusRecipe.load(recipe), corpus, InProcessRunner(), Reporter(quiet=True))
+    clips = pa.table({"clip_id": corpus.clip_list.ids, "row": corpus.clip_list.rows})
+    kept = pipeline._kept_clips(clips).column("clip_id")
+    assert len(kept) == 4
+    for early in (pa.chunked_array([], pa.string()), kept):
+        pipeline.followed = early
+        assert pipeline._kept_clips(clips).column("clip_id").equals(kept)
+    pipeline.followed = clips.column("clip_id")  # also the clip that stands still
+    with pytest.raises(OpenUniError, match="clips were annotated that keep drops"):
+        pipeline._kept_clips(clips)
+
+
 def test_parts_are_sealed_after_a_time_that_doubles(tmp_path, monkeypatch):
     now = [0.0]
     monkeypatch.setattr("openuni.manifests.corpus.writer.time.monotonic", lambda: now[0])
@@ -249,9 +267,11 @@ def test_annotating_begins_while_filters_run_and_changes_nothing(tmp_path, gpu_n
     assert contents(corpus) == contents(alone)
     *_, ledger = corpus.runs()
     names = [phase["phase"] for phase in ledger["phases"]]
-    on_gpu = [phase for phase in ledger["phases"] if phase["phase"] == "tests.operators.on_gpu"]
-    assert names[:3] == ["ingest", "motion + tests.operators.slow", "tests.operators.on_gpu"]
-    assert sum(phase["planned"] for phase in on_gpu) == sum(phase["ok"] for phase in on_gpu) == 32
+    both = "dis + tests.operators.on_gpu"  # the node has no core for a pool of its own beside the GPU worker
+    assert names == ["ingest", "motion + tests.operators.slow", both, both, "encode"]
+    first, second = (phase for phase in ledger["phases"] if phase["phase"] == both)
+    assert first["planned"] == first["ok"] > 0
+    assert first["ok"] + second["ok"] == 32
 
 
 @pytest.mark.slow

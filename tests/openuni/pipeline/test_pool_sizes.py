@@ -1,5 +1,6 @@
 """How many workers of which shape, which operators together, in which order: planned without any cluster."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import StringIO
 from typing import ClassVar
@@ -7,8 +8,10 @@ from typing import ClassVar
 import pytest
 from rich.console import Console
 
+import openuni
 from openuni.config.recipe import CorpusRecipe
 from openuni.console.progress import Reporter
+from openuni.console.usage import GpuShare, ItemUsage
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.errors import OpenUniError
 from openuni.pipeline.pipeline import Pipeline
@@ -18,8 +21,11 @@ from openuni.pipeline.runners.capacity import Capacity, Node, Shape
 from openuni.pipeline.runners.gpu_usage import GpuBusy
 from openuni.pipeline.runners.in_process_runner import InProcessRunner
 from openuni.pipeline.runners.pool_sizes import both_pools, cpu_pool, gpu_pool, workers_sharing_gpu
-from openuni.pipeline.runners.resources import PoolSize, Resources
+from openuni.pipeline.runners.resources import Pool, PoolSize, Resources, Runner
+from openuni.pipeline.scope import RunScope
+from openuni.pipeline.worker import ItemOutcome
 from tests.operators.logged import Logged
+from tests.raw_clips import write_clips
 
 CPU_NODE, GPU_NODE = Node("c", 4.0), Node("g", 8.0, 2.0)
 CLUSTER = Capacity((CPU_NODE, GPU_NODE, GPU_NODE))
@@ -232,3 +238,41 @@ def test_a_run_shows_and_uses_how_many_workers_share_a_gpu(tmp_path):
     assert "tests.operators.on_gpu: 3 workers per GPU (1 kept it busy for 30% of the time" in shown.getvalue()
     corpus.save_record(gpu_memory_mb={version: 30_000.0})
     assert pipeline._sharing("annotator")(["tests.operators.on_gpu"]) == 2
+
+
+class MeasuredCluster(Runner):
+    """Does nothing, and says that it kept GPUs of 80 GB busy for a third of the time, with 12 GB."""
+
+    resources = EVERYTHING
+
+    def __init__(self) -> None:
+        self.sizes: list[PoolSize] = []
+
+    def capacity(self) -> Capacity | None:
+        return CLUSTER
+
+    def gpu_memory_gb(self) -> float | None:
+        return 80.0
+
+    def run_pools(self, pools: Sequence[Pool]) -> None:
+        for pool in pools:
+            self.sizes.append(pool.size)
+            for item in pool.items:
+                usage = ItemUsage("g", "1", operators_s={NAME: 1.0}, gpus={"g": GpuShare(0.3, 100)})
+                pool.report(ItemOutcome(item.key, "ok", vram_mb={NAME: 12_000.0}, usage=usage))
+
+
+NAME = "tests.operators.on_gpu"
+
+
+def test_what_one_run_measures_the_next_one_uses(tmp_path):
+    write_clips(tmp_path / "raw", 2)
+    recipe = CorpusRecipe.parse({"annotators": {NAME: {}}})
+    corpus = openuni.run(recipe, tmp_path / "raw", out=tmp_path / "out", scope=RunScope(only=("ingest",)))
+    runner = MeasuredCluster()
+    for _ in range(2):
+        with pytest.raises(OpenUniError, match="2 of 2 clips have no row"):
+            Pipeline(recipe, corpus, runner, Reporter(quiet=True)).run([])
+    assert [(size.workers, size.per_gpu) for size in runner.sizes] == [(4, 1), (12, 3)]
+    (measured,) = corpus.record["gpu_busy"].values()
+    assert measured["workers_per_gpu"] == 3  # of the second run
