@@ -179,7 +179,7 @@ def test_relative_checkpoints_mean_nothing_elsewhere(tmp_path):
 @pytest.fixture
 def dashboard(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A cluster with the API for jobs, whose `python` is this one. Of one node: two would share its folder of jobs."""
-    from ray._private.utils import reset_ray_address, write_ray_address
+    from ray._private.utils import get_ray_address_file, write_ray_address
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
@@ -189,7 +189,7 @@ def dashboard(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
         cluster = Cluster(initialize_head=True, head_node_args=arguments)
         write_ray_address(cluster.address)  # as `ray start` does: jobs ask for "auto", and others may run here
         yield f"http://{cluster.head_node.webui_url}"
-        reset_ray_address()
+        Path(get_ray_address_file(None)).unlink(missing_ok=True)
         cluster.shutdown()
 
 
