@@ -19,6 +19,8 @@ from openuni.pipeline.runners.job_files import pack
 from openuni.pipeline.runners.ray_session import CONNECT_TIMEOUT_S
 
 POLL_S = 1.0
+START_TIMEOUT_S = 60.0
+NO_AGENT = "No available agent to submit job"  # Ray's words for a head node that is not ready yet
 LOST_AFTER_S = 120.0  # without an answer of the cluster
 STOPPED_CODE = 143  # as of a process that SIGTERM ended
 CHATTY_LOGGERS = (
@@ -60,13 +62,25 @@ def submit(address: str, arguments: Sequence[str], files: Mapping[str, Path]) ->
             environment["working_dir"] = folder
         entrypoint = shlex.join(["python", "-m", "openuni", *arguments])
         try:
-            job_id = client.submit_job(entrypoint=entrypoint, runtime_env=environment)
+            job_id = _submitted(client, entrypoint, environment)
         except Exception as error:  # Ray has no class for it
             raise OpenUniError(
                 f"the Ray cluster at {address} did not take the job: {format_error(error)}. Its head node needs "
                 "ray[default]: pip install 'openuni[cluster]' there."
             ) from error
     return Job(client, str(job_id))
+
+
+def _submitted(client: Any, entrypoint: str, environment: dict[str, Any]) -> Any:
+    """The id of the job. Waits for the agent of a head node that has just started."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while True:
+        try:
+            return client.submit_job(entrypoint=entrypoint, runtime_env=environment)
+        except RuntimeError as error:
+            if NO_AGENT not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(POLL_S)
 
 
 def follow(job: Job, show: Callable[[str], None]) -> int:

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from contextlib import chdir
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
@@ -180,16 +179,17 @@ def test_relative_checkpoints_mean_nothing_elsewhere(tmp_path):
 @pytest.fixture
 def dashboard(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A cluster with the API for jobs, whose `python` is this one. Of one node: two would share its folder of jobs."""
-    from ray._private.utils import write_ray_address
+    from ray._private.utils import get_ray_address_file, write_ray_address
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    with chdir(tmp_path_factory.mktemp("ray")), TemporaryDirectory(prefix="ray-", dir="/tmp") as place:
-        arguments = {"num_cpus": 2, "include_dashboard": True, "dashboard_port": 0, "temp_dir": place}
+    with chdir(tmp_path_factory.mktemp("ray")):
+        arguments = {"num_cpus": 2, "include_dashboard": True, "dashboard_port": 0}
         cluster = Cluster(initialize_head=True, head_node_args=arguments)
-        write_ray_address(cluster.address, place)  # as `ray start` does: jobs ask for "auto", and others may run here
+        write_ray_address(cluster.address)  # as `ray start` does: jobs ask for "auto", and others may run here
         yield f"http://{cluster.head_node.webui_url}"
+        Path(get_ray_address_file(None)).unlink(missing_ok=True)
         cluster.shutdown()
 
 
