@@ -86,6 +86,7 @@ class OnForgetfulWorkers(RayRunner):
         return actor.remote(setup)
 
 
+@pytest.mark.slow
 def test_items_whose_replies_ray_loses_are_tried_again(tmp_path, ray_address):
     """For lack of memory, or of room in the object store."""
     runner = OnForgetfulWorkers(Resources(2, 0.0, ray_address))
