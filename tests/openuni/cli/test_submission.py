@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -186,6 +187,9 @@ def dashboard(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     with chdir(tmp_path_factory.mktemp("ray")):
         arguments = {"num_cpus": 2, "include_dashboard": True, "dashboard_port": 0}
+        with socket.socket() as free:  # the usual port of the agent that takes jobs may be another Ray's
+            free.bind(("127.0.0.1", 0))
+            arguments["dashboard_agent_listen_port"] = free.getsockname()[1]
         cluster = Cluster(initialize_head=True, head_node_args=arguments)
         write_ray_address(cluster.address)  # as `ray start` does: jobs ask for "auto", and others may run here
         yield f"http://{cluster.head_node.webui_url}"
