@@ -1,6 +1,7 @@
 """Decoder processes on a machine that is short of something: an error of the machine, not of a clip."""
 
 import contextlib
+import gc
 import resource
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,10 +49,11 @@ def test_a_decoder_that_the_machine_cannot_start_is_no_fault_of_the_clip(clip: C
     """An error of the clip would become a failed row, which a rerun does not retry."""
     context, text = SHORTAGES[shortage]
     process.close_decoders()
+    gc.collect()  # files of tests before would be closed meanwhile
     before = open_files()
     with context(), pytest.raises(OpenUniError, match=text):
         decode_frames(clip, np.array([0]))
-    assert open_files() == before
+    assert open_files() <= before
     assert len(decode_frames(clip, np.array([0])).frames) == 1
 
 

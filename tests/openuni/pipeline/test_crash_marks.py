@@ -77,7 +77,9 @@ def test_a_clip_that_crashes_the_process_is_a_failed_row_of_the_next_run(folder:
         "d": "ok",
     }
     assert found["b_deadly"]["error"].startswith(f"WorkerDied: the process crashed ({how}")
-    assert times_seen(folder) == {"a": 1, "b_deadly": 1, "c": 1, "d": 1}
+    seen = times_seen(folder)
+    assert seen.pop("a") in (1, 2)  # its row was being written while the process crashed
+    assert seen == {"b_deadly": 1, "c": 1, "d": 1}
     assert marks(folder) == []
     logs = (folder / "c" / "runs").glob("*.failures.jsonl")
     (failure,) = (json.loads(line) for path in logs for line in path.read_text().splitlines())
