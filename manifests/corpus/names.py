@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -19,7 +20,10 @@ from openuni.manifests.errors import OpenUniError
 CLIP_ID = r"[0-9A-Za-z_](?:[0-9A-Za-z_ -]{0,126}[0-9A-Za-z_-])?"
 # file names that Windows gives to devices, with any suffix
 RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE | re.DOTALL)
-LONGEST_RESERVED = 4
+LONGEST_RESERVED, LONGEST_ID = 4, 128
+PLAIN = np.isin(
+    np.arange(256), np.frombuffer(b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ_abcdefghijklmnopqrstuvwxyz", np.uint8)
+)
 SHARD = re.compile(r"[0-9A-Za-z_][0-9A-Za-z_.+-]{0,199}")
 FOLDER = re.compile(r"\w[\w.+-]{0,199}")
 MAX_LABEL_CHARS = 255
@@ -97,6 +101,8 @@ def find_fault(values: pa.ChunkedArray, column: Sequence[str]) -> tuple[int, Any
     if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
         return 0, f"a column of {values.type}", "text"
     if column[-1] == "clip_id":  # all differ, and there may be millions
+        if all(map(_are_plain_ids, values.chunks)):
+            return None
         allowed = pc.match_substring_regex(values, rf"\A{CLIP_ID}\z")
         if pc.all(allowed, skip_nulls=False).as_py() is True:
             short = pc.unique(values.filter(pc.less_equal(pc.binary_length(values), LONGEST_RESERVED))).to_pylist()
@@ -107,6 +113,22 @@ def find_fault(values: pa.ChunkedArray, column: Sequence[str]) -> tuple[int, Any
         return None
     row = min(pc.index(values, value).as_py() if value is not None else _first_null(values) for value in faults[:1000])
     return row, values[row].as_py(), rule
+
+
+def _are_plain_ids(values: pa.Array) -> bool:
+    """Whether all are of letters, digits and _ alone, and too long for a reserved name: as OpenUni makes them.
+
+    Ten times as fast as the pattern. Offsets have been validated when the part was read.
+    """
+    if values.null_count or not len(values):
+        return not values.null_count
+    kind = np.int64 if pa.types.is_large_string(values.type) else np.int32
+    _, offsets, data = values.buffers()
+    ends = np.frombuffer(offsets, kind)[values.offset : values.offset + len(values) + 1]
+    lengths = np.diff(ends)
+    if lengths.min() <= LONGEST_RESERVED or lengths.max() > LONGEST_ID or data is None:
+        return False
+    return bool(PLAIN[np.frombuffer(data, np.uint8)[ends[0] : ends[-1]]].all())
 
 
 def _is_valid(text: str | None, column: str, is_allowed: Callable[[str], bool]) -> bool:

@@ -264,13 +264,14 @@ def _join_columns(
     if any(column[0] == coverage.COLUMN for rule in rules for column in rule.columns):
         masks = coverage.modality_availability(corpus, joined.column("clip_id"))
         joined = joined.append_column(coverage.COLUMN, pa.StructArray.from_arrays(masks.values(), list(masks)))
+    clips = _to_array(joined.column("clip_id"))
     for name, group in groups.items():
         struct = (
             _full_struct(corpus, group, name)
             if name in full_columns
             else _struct_fields(corpus, group, name, sorted(wanted_fields[name]))
         )
-        joined = joined.append_column(name, _align(joined.column("clip_id"), *struct))
+        joined = joined.append_column(name, _align(clips, *struct))
     return joined
 
 
@@ -301,8 +302,10 @@ def _to_array(column: pa.ChunkedArray) -> pa.Array:
     return (column.cast(pa.large_string()) if pa.types.is_string(column.type) else column).combine_chunks()
 
 
-def _align(clips: pa.ChunkedArray, ids: pa.Array, struct: pa.Array) -> pa.Array:
-    """The struct of each clip, null without a row."""
-    if len(clips) == len(ids) and clips.cast(ids.type).equals(pa.chunked_array([ids])):
+def _align(clips: pa.Array, ids: pa.Array, struct: pa.Array) -> pa.Array:
+    """The struct of each clip, null without a row. `clips`, `ids`: large strings."""
+    if ids.type != clips.type:
+        ids = ids.cast(clips.type)
+    if clips.equals(ids):
         return null_nonfinite(struct)  # in the same order, as a single worker writes them
-    return null_nonfinite(struct).take(pc.index_in(clips.cast(ids.type), value_set=ids).combine_chunks())
+    return null_nonfinite(struct).take(pc.index_in(clips, value_set=ids))

@@ -9,6 +9,7 @@ import numpy as np
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.contracts.modality import FilePayload, Payload
 from openuni.manifests.contracts.operator import Operator
+from openuni.manifests.contracts.windows import WindowedRun
 from openuni.manifests.corpus.parts.spool import SpooledMaps
 from openuni.manifests.errors import ClipError, OpenUniError, Unavailable
 from openuni.manifests.hosting.process import HostedModel
@@ -83,20 +84,23 @@ class WindowedWorker(CorpusWorker):
         is_large = (
             self.decoded_bytes(item.clip, item.clip.frame_count) * WHOLE_PER_LIMIT > self.limits.max_decoded_bytes
         )
-        return is_large and all(self.operators[name].start_windows(self.models[name]) is not None for name in item.todo)
+        return is_large and all(self._started_windows(name) is not None for name in item.todo)
+
+    def _started_windows(self, name: str) -> WindowedRun[Any] | None:
+        """The named operator at the beginning of a clip in windows; None if it does not support them."""
+        model = self.models[name]
+        return None if isinstance(model, HostedModel) else self.operators[name].start_windows(model)
 
     def start_pass(self, name: str, item: ClipItem, prepared: LongClip) -> OperatorPass:
         """The named operator at the beginning of a long clip. Raises `ClipError` if it does not support windows."""
-        operator = self.operators[name]
-        model = self.models[name]
-        started = None if isinstance(model, HostedModel) else operator.start_windows(model)
+        started = self._started_windows(name)
         if started is None:
             count = len(prepared.positions[name]) if prepared.positions else item.clip.frame_count
             height_px, width_px = working_size(item.clip, self.spec.short_side_px)
             gb, limit_gb = self.decoded_bytes(item.clip, count) / 1e9, self.limits.max_decoded_bytes / 1e9
             size = {"frames": count, "height_px": height_px, "width_px": width_px, "gb": gb, "limit_gb": limit_gb}
             raise ClipError(NO_WINDOWS.format(source=item.clip.source, name=name, **size))
-        return OperatorPass(name, operator, started, item.clip, self.writers[name].scratch_folder)
+        return OperatorPass(name, self.operators[name], started, item.clip, self.writers[name].scratch_folder)
 
     def open_windows(
         self, item: ClipItem, prepared: LongClip, passes: Mapping[str, OperatorPass], done: Mapping[str, OperatorResult]

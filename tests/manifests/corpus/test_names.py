@@ -5,7 +5,7 @@ import pytest
 
 from openuni.manifests.contracts.schema import clip_schema
 from openuni.manifests.corpus.corpus import Corpus
-from openuni.manifests.corpus.names import is_clip_id, is_folder, is_label, is_shard, new_label_fault
+from openuni.manifests.corpus.names import find_fault, is_clip_id, is_folder, is_label, is_shard, new_label_fault
 from openuni.manifests.errors import OpenUniError
 from openuni.manifests.video.clip import clip_id
 from tests.bare_corpora import bare_corpus
@@ -109,3 +109,17 @@ def test_names_that_openuni_writes_are_allowed():
         assert is_label(label) and new_label_fault(label) is None
     for label in ("<script>", "=cmd()", "a|b", "a`b", "*", " a", "a ", "[x](http://y)", "x" * 101, "", *LABELS):
         assert new_label_fault(label) is not None
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
+@pytest.mark.parametrize(
+    ("wrong", "row"),
+    [("../b", 2), ("a.bcdef", 2), ("-abcde", 2), ("abcde ", 2), ("é" * 8, 2), ("b" * 129, 2), ("", 2), ("aux", 2)],
+)
+def test_one_bad_id_among_plain_ones_is_found_in_slices_too(kind, wrong, row):
+    ids = pa.array(["x/outside", "a" * 32, "b" * 32, wrong, "c" * 128, "d_1" * 3], kind)
+    assert find_fault(pa.chunked_array([ids.slice(1, 2), ids.slice(4)]), ("clip_id",)) is None
+    found = find_fault(pa.chunked_array([ids.slice(1)]), ("clip_id",))
+    assert found is not None and found[:2] == (row, wrong)
+    with_null = pa.chunked_array([ids.slice(4), pa.array([None], kind)])
+    assert find_fault(with_null, ("clip_id",))[0] == 2
