@@ -18,7 +18,7 @@ from openuni.manifests.corpus.corpus import Corpus
 from tests.command_line import cli
 from tests.raw_clips import contents, write_clips
 
-KILLS = 20
+KILLS = 10
 CLIPS = 60
 WORKERS = 2
 RECIPE = """
@@ -69,8 +69,8 @@ def kill_driver(driver: subprocess.Popen) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_twenty_kills_change_nothing(tmp_path):
-    """Kills workers and drivers until there were twenty, over as many runs as that takes."""
+def test_ten_kills_change_nothing(tmp_path):
+    """Kills workers and drivers until there were ten, over as many runs as that takes."""
     chance = random.Random(20)
     raw = tmp_path / "raw"
     write_clips(raw, CLIPS)
