@@ -18,7 +18,6 @@ import pyarrow.compute as pc
 from openuni.config.recipe import CorpusRecipe
 from openuni.console.progress import Counter, Reporter
 from openuni.dedup.deduplicator import not_compared_reason
-from openuni.manifests.contracts.operator import Operator
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.corpus.layout import CLIPS, operator_group
 from openuni.manifests.corpus.parts.compaction import compact_if_worthwhile
@@ -299,9 +298,6 @@ class Pipeline:
         if passed is not None and not pc.all(passed, min_count=0).as_py():
             raise OpenUniError(f"clips were annotated that keep drops. {INTERNAL_ERROR_HINT}")
         return kept
-
-    def _version(self, name: str, operator: Operator) -> str:
-        return self.planner.version(name, operator)
 
     def _unfinished_sources(self, held: list[SourceItem]) -> list[SourceItem]:
         self.corpus.recover()

@@ -67,7 +67,9 @@ def build(folder: str, rows: int, part_rows: int) -> None:
     groups: list[tuple[str, Any, str]] = [("clips", clip_schema(), INGEST_VERSION)]
     for folder_name, operators in (("filters", recipe.filters), ("annotations", recipe.annotators)):
         for name, operator in operators.items():
-            groups.append((f"{folder_name}/{name}", producer_schema(type(operator)), pipeline._version(name, operator)))
+            groups.append(
+                (f"{folder_name}/{name}", producer_schema(type(operator)), pipeline.planner.version(name, operator))
+            )
     rng = np.random.default_rng(0)
     all_ids = _hex(rng, rows)
     for group, schema, version in groups:

@@ -17,9 +17,7 @@ from openuni.config.recipe import CorpusRecipe
 from openuni.console.progress import Reporter
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.hosting import environment
-from openuni.manifests.hosting.environment import (
-    Environment,
-)
+from openuni.manifests.hosting.environment import Environment
 from openuni.pipeline.runners.resources import Resources
 from tests.annotators.test_caption import tiny_checkpoint
 from tests.coded_clips import encode

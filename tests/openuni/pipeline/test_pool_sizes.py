@@ -229,7 +229,7 @@ def test_a_run_shows_and_uses_how_many_workers_share_a_gpu(tmp_path):
             return 80.0
 
     pipeline = Pipeline(recipe, corpus, OnCluster(), Reporter(Console(file=shown, width=200)))
-    version = pipeline._version("tests.operators.on_gpu", recipe.annotators["tests.operators.on_gpu"])
+    version = pipeline.planner.version("tests.operators.on_gpu", recipe.annotators["tests.operators.on_gpu"])
     assert pipeline._sharing("annotator")(["tests.operators.on_gpu"]) == 1
     assert shown.getvalue() == ""
     busy = {"busy": 0.3, "workers_per_gpu": 1, "samples": 600}
