@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,29 +22,12 @@ from openuni.manifests.hosting.environment import (
 )
 from tests.coded_clips import encode
 from tests.command_line import cli
-from tests.two_environments import write_requirements
 
 ONE = "tests.operators.in_environment"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("environments")
-        patch.setenv(environment.CACHE_VARIABLE, str(folder))
-        yield folder
-
-
-@pytest.fixture(scope="module")
-def old_and_new(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> tuple[str, str]:
-    """Requirements of two environments with two versions of a package."""
-    return write_requirements(tmp_path_factory.mktemp("requirements"))
-
-
-@pytest.fixture(scope="module")
-def python(old_and_new: tuple[str, str]) -> str:
-    """The interpreter of the old one."""
-    return Environment(requirements=old_and_new[0]).ready().python
+pytest_plugins = ("tests.two_environments",)
+pytestmark = pytest.mark.usefixtures("environment_cache")
 
 
 @pytest.fixture(scope="module")

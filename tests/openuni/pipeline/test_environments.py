@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,11 @@ import openuni
 from openuni.config.recipe import CorpusRecipe
 from openuni.console.progress import Reporter
 from openuni.manifests.corpus.corpus import Corpus
-from openuni.manifests.hosting import environment
 from openuni.manifests.hosting.environment import Environment
 from openuni.pipeline.runners.resources import Resources
 from tests.annotators.test_caption import tiny_checkpoint
 from tests.coded_clips import encode
 from tests.command_line import cli
-from tests.two_environments import write_requirements
 
 ONE, OTHER, FILTER = (
     f"tests.operators.{name}" for name in ("in_environment", "in_other_environment", "filter_in_environment")
@@ -31,24 +29,8 @@ BATCHING, STARTING = "tests.operators.batching", "tests.operators.starting"
 NAMES = ("a", "absent", "b", "nan", "refused", "wrong")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("environments")
-        patch.setenv(environment.CACHE_VARIABLE, str(folder))
-        yield folder
-
-
-@pytest.fixture(scope="module")
-def old_and_new(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> tuple[str, str]:
-    """Requirements of two environments with two versions of a package."""
-    return write_requirements(tmp_path_factory.mktemp("requirements"))
-
-
-@pytest.fixture(scope="module")
-def python(old_and_new: tuple[str, str]) -> str:
-    """The interpreter of the old one."""
-    return Environment(requirements=old_and_new[0]).ready().python
+pytest_plugins = ("tests.two_environments",)
+pytestmark = pytest.mark.usefixtures("environment_cache")
 
 
 @pytest.fixture(scope="module")
