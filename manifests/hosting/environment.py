@@ -111,6 +111,17 @@ def on_this_node(ready: ReadyEnvironment) -> str:
     return python
 
 
+def check_on_this_node(ready: ReadyEnvironment) -> None:
+    """As `on_this_node`, without building: what a node lacks that the run would build there needs uv alone.
+
+    Raises `OpenUniError`.
+    """
+    if ready.is_built and not _is_complete(Path(ready.python).parent.parent):
+        find_uv()
+    else:
+        on_this_node(ready)
+
+
 def interpreter(given: str) -> str:
     """The absolute path of an interpreter. Raises `OpenUniError` if it does not exist."""
     path = Path(os.path.abspath(Path(given).expanduser()))  # noqa: PTH100  # links must stay: they say which environment

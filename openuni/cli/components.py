@@ -101,8 +101,9 @@ def doctor(
     """Run the preflight checks for a recipe.
 
     Every failed check names the command that fixes it. Exit code 2 if a check fails. With --address, every node of the
-    cluster is asked for its versions, checkpoints, free disk, GPUs, decoders and clock, and for its view of an existing
-    corpus at --out; a table shows them. Notes, such as a clock that is over 5 s off, do not prevent a run.
+    cluster is asked for its versions, checkpoints, environments of operators, free disk, GPUs, decoders and clock, and
+    for its view of an existing corpus at --out; a table shows them. Notes, such as a clock that is over 5 s off, do not
+    prevent a run.
     """
     from openuni.config.recipe import CorpusRecipe
     from openuni.report.doctor import run_checks

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from openuni.config.recipe import CorpusRecipe
 from openuni.console.text_table import format_columns
 from openuni.manifests.errors import MissingRequirement, OpenUniError
+from openuni.pipeline.planning.environments import found_environments
 from openuni.pipeline.runners.capacity import Capacity, Node
 from openuni.pipeline.runners.node_check import (
     NodeReport,
@@ -104,12 +105,19 @@ def _answers(
     recipe: CorpusRecipe, runner: RayRunner, sources: Sequence[str], corpus: str, *, on_gpus: bool
 ) -> dict[Node, NodeReport | str]:
     components = list(recipe.components())
-    everything = node_request(components, sources, corpus)
-    light = checkpoints_of([component for component in components if not component.gpus])
+    environments = found_environments(recipe)
+    everything = node_request(components, sources, corpus)._replace(environments=environments)
+    on_cpus = [component for component in components if not component.gpus]
+    names = {component.name() for component in on_cpus}
+    light = everything._replace(
+        checkpoints=checkpoints_of(on_cpus),
+        environments=tuple(one for one in environments if one[0] in names),
+        gpu_memory=False,
+    )
 
     def request_of(node: Node) -> NodeRequest:
         if on_gpus and not node.gpus:  # it gets no GPU worker
-            return everything._replace(checkpoints=light, gpu_memory=False)
+            return light
         return everything._replace(gpu_memory=bool(node.gpus))
 
     return runner.check_nodes(request_of)

@@ -91,7 +91,8 @@ class Host:
         elif method == "finish":
             for writer in self.writers.values():
                 writer.finish()
-        return Reply(outcome, (), f"node-{number % NODES}", f"host-{number % NODES}")
+        outcomes = () if outcome is None else (outcome,)
+        return Reply(outcomes, (), f"node-{number % NODES}", f"host-{number % NODES}")
 
     async def take_clocks(self) -> dict[bool, list[float]]:
         """Seconds of work, of waiting for the driver, and steps since they were last asked for."""

@@ -1,9 +1,11 @@
 """The environments of their own in which operators of a recipe run."""
 
+import contextlib
 from collections.abc import Iterable
 from typing import Any
 
 from openuni.config.recipe import CorpusRecipe
+from openuni.manifests.errors import OpenUniError
 from openuni.manifests.hosting.environment import ReadyEnvironment
 
 
@@ -17,3 +19,12 @@ def environment_facts(recipe: CorpusRecipe, kind: str, name: str) -> dict[str, A
     """What the environment adds to an operator's version: nothing if it has none of its own."""
     found = ready_environments(recipe, kind, [name])
     return {"environment": found[name].contents.identity} if found else {}
+
+
+def found_environments(recipe: CorpusRecipe) -> tuple[tuple[str, ReadyEnvironment], ...]:
+    """The environments of all operators with their names, built if need be, without those for which that fails."""
+    found = []
+    for place, environment in recipe.environments.items():
+        with contextlib.suppress(OpenUniError):
+            found.append((place.partition(".")[2], environment.ready()))
+    return tuple(found)

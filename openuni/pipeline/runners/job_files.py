@@ -68,8 +68,15 @@ def _file(root: Path, parts: list[str]) -> Path | None:
 
 
 def _imports(file: Path, package: list[str]) -> Iterator[str]:
-    """Dotted names that a module imports; of `from a import b` also `a.b`, which may be a module."""
-    for node in ast.walk(ast.parse(file.read_bytes())):
+    """Dotted names that a module imports; of `from a import b` also `a.b`, which may be a module.
+
+    None of a file that is not valid Python: it is sent, and fails there as it would here, if it is imported at all.
+    """
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):
+        return
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

@@ -16,6 +16,7 @@ from openuni.manifests.contracts.component import Component
 from openuni.manifests.corpus.layout import CORPUS_RECORD
 from openuni.manifests.corpus.writer import spool_dir
 from openuni.manifests.errors import OpenUniError
+from openuni.manifests.hosting.environment import ReadyEnvironment, check_on_this_node
 from openuni.manifests.storage.store import Store
 from openuni.manifests.video.source_file import BYTE_RANGE
 
@@ -38,6 +39,7 @@ class NodeRequest(NamedTuple):
     corpus_file: str = ""  # a file of the corpus
     corpus_digest: str = ""  # its SHA-256, as the driver reads it
     out: str = ""  # URL or absolute path of the corpus, whether it exists or not; empty: do not look at disks
+    environments: tuple[tuple[str, ReadyEnvironment], ...] = ()  # with the names of the operators that run in them
 
 
 class NodeReport(NamedTuple):
@@ -176,6 +178,11 @@ def _problems(request: NodeRequest) -> Iterator[str]:
     for name, checkpoint in request.checkpoints:
         try:
             checkpoint.resolve()
+        except OpenUniError as error:
+            yield f"{name}: {error}"
+    for name, environment in request.environments:
+        try:
+            check_on_this_node(environment)
         except OpenUniError as error:
             yield f"{name}: {error}"
 

@@ -20,6 +20,7 @@ from openuni.manifests.hosting.environment import (
     contents_of,
     on_this_node,
 )
+from openuni.pipeline.runners.node_check import check_node, node_request
 from tests.coded_clips import encode
 from tests.command_line import cli
 
@@ -133,6 +134,25 @@ def test_a_node_with_other_packages_takes_no_part(python: str, old_and_new: tupl
     new = Environment(requirements=old_and_new[1]).ready()
     with pytest.raises(OpenUniError, match=r"other packages or another Python on this node.*iniconfig"):
         on_this_node(new._replace(python=python, is_built=False))
+
+
+def test_a_node_says_what_is_wrong_with_its_environments(
+    python: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, old_and_new: tuple[str, str]
+) -> None:
+    new = Environment(requirements=old_and_new[1]).ready()
+    other = new._replace(python=python, is_built=False)  # with the packages of `old`
+    gone = new._replace(python=str(tmp_path / "bin" / "python"), is_built=False)
+    request = node_request([])._replace(environments=(("good", new), ("other", other), ("gone", gone)))
+    problems = check_node(request).problems
+    assert len(problems) == 2
+    assert problems[0].startswith("other: ") and "iniconfig" in problems[0]
+    assert problems[1].startswith("gone: ") and "does not exist" in problems[1]
+
+    cache = tmp_path / "cache"
+    monkeypatch.setenv(environment.CACHE_VARIABLE, str(cache))
+    unbuilt = new._replace(python=str(tmp_path / "of-the-driver" / "bin" / "python"))
+    assert check_node(request._replace(environments=(("unbuilt", unbuilt),))).problems == ()
+    assert not cache.exists()  # only the run builds it
 
 
 def test_results_name_no_other_classes() -> None:

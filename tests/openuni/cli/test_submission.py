@@ -96,7 +96,11 @@ def folder_of_a_user(folder: Path) -> Path:
     (package / "says.py").write_text(OPERATOR)
     (package / "words.py").write_text("WORD = 'over'\n")
     (package / "unused.py").write_text("")
-    (folder / "submit_helper.py").write_text("import submit_deep.er as er\ndef number():\n    return er.SEVEN\n")
+    (folder / "submit_helper.py").write_text(
+        "import submit_deep.er as er\ntry:\n    import submit_old\nexcept SyntaxError:\n    pass\n"
+        "def number():\n    return er.SEVEN\n"
+    )
+    (folder / "submit_old.py").write_text("print 'Python 2'\n")
     (folder / "submit_deep").mkdir()  # a package without __init__.py
     (folder / "submit_deep/er.py").write_text("import os, numpy, openuni\nSEVEN = 7\n")
     for name in ("secret.txt", ".env", "train.py", "openuni.toml"):
@@ -115,7 +119,14 @@ def own_operator(tmp_path, monkeypatch) -> Iterator[Path]:
         del sys.modules[name]
 
 
-SENT = ["submit_deep/er.py", "submit_helper.py", "submit_lab/__init__.py", "submit_lab/says.py", "submit_lab/words.py"]
+SENT = [
+    "submit_deep/er.py",
+    "submit_helper.py",
+    "submit_lab/__init__.py",
+    "submit_lab/says.py",
+    "submit_lab/words.py",
+    "submit_old.py",
+]
 
 
 def test_only_the_modules_of_the_recipe_are_sent(own_operator, tmp_path, monkeypatch):
