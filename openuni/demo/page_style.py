@@ -33,7 +33,7 @@ p { margin: .5rem 0; max-width: 52rem; }
   .videos[data-count="3"] { grid-template-columns: repeat(3, minmax(0, 1fr)); }
 }
 .videos figure { margin: 0; }
-.videos video { display: block; width: 100%; height: auto; border-radius: .35rem; background: #000; }
+.videos video { display: block; width: 100%; height: auto; border-radius: .35rem; background: transparent; }
 figcaption { font-size: .85rem; margin-top: .25rem; }
 .row > p { font-size: .9rem; margin: .4rem 0 0; }
 .wide { overflow-x: auto; }
