@@ -1,5 +1,6 @@
 """Batches of samples: latents, noise, sigmas and texts, from named random draws."""
 
+import threading
 from collections import defaultdict
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -54,6 +55,24 @@ class TrainingBatch:
         return {name: add_noise(clean, self.noise[name], self.sigmas[name]) for name, clean in self.clean.items()}
 
 
+class Staging(threading.local):
+    """Memory that a thread uses again for every read: new memory costs as much as reading into it."""
+
+    def __init__(self) -> None:
+        self.memory = torch.empty(0, dtype=torch.uint8)
+
+    def bytes(self, count: int) -> torch.Tensor:
+        """The first bytes, uint8; the next call gives the same."""
+        if len(self.memory) < count:
+            self.memory = torch.empty(count, dtype=torch.uint8)
+        return self.memory[:count]
+
+
+def pinned_bytes(count: int) -> torch.Tensor:
+    """Memory from which a GPU copies asynchronously."""
+    return torch.empty(count, dtype=torch.uint8, pin_memory=True)
+
+
 @dataclass(frozen=True, eq=False)
 class Loader:
     """Collator from samples to batches. Pure: equal arguments give equal batches, in any thread and order."""
@@ -87,9 +106,7 @@ class Loader:
         """
         streams = samples[0].task.streams
         clips = [sample.clip for sample in samples]
-        clean = {stream: self.index.read_latents(self.reader, stream, clips, pinned=self.pinned) for stream in streams}
-        if not self.pinned:  # in this thread rather than in that of the training step
-            clean = {stream: latents.float() for stream, latents in clean.items()}
+        clean = {stream: self._latents(stream, clips) for stream in streams}
         shape = clean[streams[0]].shape[1:]
         return TrainingBatch(
             clips=clips,
@@ -104,6 +121,18 @@ class Loader:
             text={stream: self._texts(stream, samples, names) for stream in streams},
             text_stream=self._text_stream(samples, sigmas, names),
         )
+
+    def _latents(self, stream: str, clips: list[int]) -> torch.Tensor:
+        if self.pinned:  # PyTorch keeps pinned memory for the next batches
+            return self.index.read_latents(self.reader, stream, clips, pinned_bytes)
+        # float32 in this thread rather than in that of the training step, from memory that it uses again
+        stored = self.index.read_latents(self.reader, stream, clips, self.staging.bytes)
+        return stored.to(torch.float32, copy=True)
+
+    @cached_property
+    def staging(self) -> "Staging":
+        """Memory of this loader's threads."""
+        return Staging()
 
     def _noise(self, shape: torch.Size, names: Sequence[tuple[int | str, ...]], stream: str) -> torch.Tensor:
         noise = torch.empty(len(names), *shape, pin_memory=self.pinned)

@@ -1,6 +1,7 @@
 """Index of the latents and text embeddings of a corpus, as arrays that scale to millions of clips."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from openuni.manifests.corpus.corpus import Corpus
     from openuni.training.data.captions import Captions
 
-COLUMNS = ("clip_id", "status", "shard", "offset", "nbytes", "shape", "dtype", "xxh3")
+COLUMNS = ("clip_id", "status", "shard", "offset", "nbytes", "shape", "dtype", "xxh3", "absmax")
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -33,6 +34,14 @@ EXPONENTS = {
     torch.float32: (np.uint32, 0x7F800000),
 }
 FINITE_CHECK_BYTES = 1 << 17  # at a time: stays in the cache
+
+
+Allocate = Callable[[int], torch.Tensor]  # memory of a number of bytes: uint8, contiguous, in RAM
+
+
+def new_bytes(count: int) -> torch.Tensor:
+    """Memory that nothing else uses."""
+    return torch.empty(count, dtype=torch.uint8)
 
 
 class TensorError(OpenUniError):
@@ -52,6 +61,7 @@ class Extents:
     xxh3: np.ndarray  # uint64 [N]
     dtype: np.ndarray  # int8 [N], index into `dtypes`
     shape: np.ndarray  # int32 [N, dimensions]
+    finite: np.ndarray  # bool [N], whether their largest value was recorded as finite when they were written
 
     @cached_property
     def present(self) -> np.ndarray:
@@ -63,16 +73,17 @@ class Extents:
         numbers = (int(values[clip]) for values in (self.offset, self.nbytes, self.xxh3))
         return Payload(self.group, self.shards[self.shard[clip]], *numbers)
 
-    def empty(self, clips: Sequence[int], *, pinned: bool = False) -> torch.Tensor:
+    def place(self, clips: Sequence[int], allocate: Allocate) -> torch.Tensor:
         """Memory for the tensors of clips of one shape and dtype, as they are stored: [B, *shape].
 
-        Raises `OpenUniError` if they differ, or if their sizes are not those of the shape.
+        Raises `OpenUniError` if they differ.
         """
         kinds = {(tuple(self.shape[clip].tolist()), int(self.dtype[clip])) for clip in clips}
         if len(kinds) != 1:
             raise OpenUniError(f"{self.group}: tensors of different shapes or dtypes: {sorted(kinds)}")
-        (shape, dtype), *_ = kinds
-        return torch.empty(len(clips), *shape, dtype=DTYPES[self.dtypes[dtype]], pin_memory=pinned)
+        (shape, number), *_ = kinds
+        dtype = DTYPES[self.dtypes[number]]
+        return allocate(len(clips) * math.prod(shape) * dtype.itemsize).view(dtype).reshape(len(clips), *shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,32 +135,32 @@ class Index:
         return shapes
 
     def read_latents(
-        self, reader: PayloadReader, modality: str, clips: Sequence[int], *, pinned: bool = False
+        self, reader: PayloadReader, modality: str, clips: Sequence[int], allocate: Allocate = new_bytes
     ) -> torch.Tensor:
         """Latents of a modality of clips of one shape: [B, C, T, H, W], in the dtype in which they are stored.
 
-        `pinned`: in memory from which a GPU copies asynchronously. Raises `TensorError`.
+        Raises `TensorError`.
         """
-        return self._read(reader, self.latents[modality], f"{modality} latents", clips, pinned)
+        return self._read(reader, self.latents[modality], f"{modality} latents", clips, allocate)
 
     def read_text(self, reader: PayloadReader, clip: int) -> torch.Tensor:
         """Text embedding of clip number `clip`, float32 [L, D]. Raises `TensorError`."""
-        return self._read(reader, self.text, "text embedding", [clip], False)[0].float()
+        return self._read(reader, self.text, "text embedding", [clip], new_bytes)[0].float()
 
     def _read(
-        self, reader: PayloadReader, extents: Extents, what: str, clips: Sequence[int], pinned: bool
+        self, reader: PayloadReader, extents: Extents, what: str, clips: Sequence[int], allocate: Allocate
     ) -> torch.Tensor:
         payloads = [extents.payload(clip) for clip in clips]
         place = f"clip {self.clip_ids[clips[0]]}: {what}"
         try:
-            tensors = extents.empty(clips, pinned=pinned)
+            tensors = extents.place(clips, allocate)
         except OpenUniError as error:
             raise TensorError(f"{place}: {error}") from error
         buffers = [memoryview(one.view(torch.uint8).numpy().reshape(-1)) for one in tensors]
-        for position, error in reader.read_into(payloads, buffers).items():
-            raise self._unreadable(f"clip {self.clip_ids[clips[position]]}: {what}", payloads[position], error)
+        for position, reason in reader.read_into(payloads, buffers).items():
+            raise self._unreadable(f"clip {self.clip_ids[clips[position]]}: {what}", payloads[position], reason)
         for position, buffer in enumerate(buffers):
-            if reader.verify and not all_finite(buffer, tensors.dtype):
+            if reader.verify and not extents.finite[clips[position]] and not all_finite(buffer, tensors.dtype):
                 raise TensorError(
                     f"clip {self.clip_ids[clips[position]]}: {what} in {payloads[position].name} have NaN or infinite "
                     "values. Re-encode the clip, or exclude it."
@@ -292,7 +303,13 @@ def _extents(corpus: "Corpus", group: str, kept: pa.Array, dimensions: int) -> E
     empty = {"shard": np.full(count, -1, np.int32), "shape": np.zeros((count, dimensions), np.int32)}
     arrays: dict[str, np.ndarray] = empty | {
         name: np.zeros(count, kind)
-        for name, kind in {"offset": np.int64, "nbytes": np.int64, "xxh3": np.uint64, "dtype": np.int8}.items()
+        for name, kind in {
+            "offset": np.int64,
+            "nbytes": np.int64,
+            "xxh3": np.uint64,
+            "dtype": np.int8,
+            "finite": bool,
+        }.items()
     }
     corpus.require_shards([group])
     if not corpus.parts(group):
@@ -307,6 +324,7 @@ def _extents(corpus: "Corpus", group: str, kept: pa.Array, dimensions: int) -> E
         arrays[name][where] = codes.indices.to_numpy(zero_copy_only=False)
     for name in ("offset", "nbytes", "xxh3"):
         arrays[name][where] = table[name].to_numpy()
+    arrays["finite"][where] = pc.fill_null(pc.is_finite(table["absmax"]), False).to_numpy()
     sizes = table["shape"].combine_chunks().flatten().to_numpy()
     if len(sizes) != len(table) * dimensions:
         raise OpenUniError(f"{group}: tensors must have {dimensions} dimensions, but the manifest differs")

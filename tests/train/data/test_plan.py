@@ -5,11 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from openuni.manifests.corpus.payload_reader import PayloadReader
 from openuni.manifests.errors import OpenUniError
 from openuni.training.data.index import choose_family, held_out, open_index
-from openuni.training.data.plan import BLOCK, Plan
+from openuni.training.data.plan import BLOCK, Plan, shape_keys
 from openuni.training.randomness import normal, permuted, uniform
 from openuni.training.tasks import RELEASED_WEIGHTS, TaskMix
 from tests.train.corpora import FAMILY, random_clips, write_corpus
@@ -159,3 +162,11 @@ def test_families_are_chosen_by_name_or_codec() -> None:
         choose_family("latent", families, "wan_vae-3")
     with pytest.raises(OpenUniError, match=r"\[encode\]"):
         choose_family("latent", {}, "")
+
+
+@given(
+    arrays(np.int32, st.tuples(st.integers(1, 30), st.just(4)), elements=st.integers(0, 2**31 - 1) | st.integers(0, 2))
+)
+def test_buckets_are_the_shapes_in_their_order(shapes: np.ndarray) -> None:
+    _, inverse = np.unique(shapes, axis=0, return_inverse=True)
+    assert np.array_equal(np.unique(shape_keys(shapes), return_inverse=True)[1], inverse.ravel())
