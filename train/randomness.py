@@ -22,10 +22,13 @@ def uniform(seed: int, *names: Name) -> float:
     return (named_seed(seed, *names) >> 10) / 2**53
 
 
-def normal(shape: Sequence[int], seed: int, *names: Name) -> torch.Tensor:
-    """float32 tensor of `shape` on the CPU, standard normal; equal on every device and number of threads."""
+def normal(shape: Sequence[int], seed: int, *names: Name, out: torch.Tensor | None = None) -> torch.Tensor:
+    """float32 tensor of `shape` on the CPU, standard normal; equal on every device and number of threads.
+
+    `out`: contiguous memory of that shape to write it to.
+    """
     generator = torch.Generator().manual_seed(named_seed(seed, *names))
-    return torch.randn(*shape, generator=generator)
+    return torch.randn(*shape, generator=generator, out=out)
 
 
 def uniforms(shape: Sequence[int], seed: int, *names: Name) -> torch.Tensor:

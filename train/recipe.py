@@ -43,6 +43,9 @@ class DataOptions(RecipeTable):
         UNIT_INTERVAL,
         Formerly("given_dropout"),
     ] = 0.0
+    verify_checksums: Annotated[
+        bool, "compare every latent and text embedding with its checksum, and reject NaN and infinite values"
+    ] = True
     validation_share: Annotated[
         float, "fraction of sources held out for validation, if clips have no split", UNIT_INTERVAL
     ] = 0.1

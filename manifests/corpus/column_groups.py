@@ -151,9 +151,10 @@ class ColumnGroups(GroupReader):
         """Raise `OpenUniError` if a shard of these groups is missing."""
         missing = [name for group in groups for name in self.missing_shards(group)]
         if missing:
-            raise OpenUniError("\n".join(self._missing_shard_message(name) for name in missing))
+            raise OpenUniError("\n".join(self.missing_shard_message(name) for name in missing))
 
-    def _missing_shard_message(self, name: str) -> str:
+    def missing_shard_message(self, name: str) -> str:
+        """What is missing and how to get it back. `name`: of a shard, with its group."""
         part = name.rpartition(".")[0] + PART_SUFFIX
         if self.store.exists(part):
             remedy = f"delete {part}"
@@ -174,7 +175,7 @@ class ColumnGroups(GroupReader):
         try:
             data = self.store.read_range(f"{group}/{shard}", offset, nbytes)
         except FileNotFoundError as error:
-            raise OpenUniError(self._missing_shard_message(f"{group}/{shard}")) from error
+            raise OpenUniError(self.missing_shard_message(f"{group}/{shard}")) from error
         except (MemoryError, OverflowError, ValueError) as error:  # of a row without checksums
             raise DamagedFile(where, f"no {nbytes} bytes at offset {offset}") from error
         if len(data) != nbytes or checksum(data) != xxh3:

@@ -1,7 +1,8 @@
 """Batches of samples: latents, noise, sigmas and texts, from named random draws."""
 
+import threading
 from collections import defaultdict
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from openuni.manifests.corpus.payload_reader import PayloadReader
 from openuni.training.data.fixed_texts import FixedTexts
 from openuni.training.data.index import Index
 from openuni.training.data.plan import Sample, StepSchedule
@@ -31,7 +33,7 @@ class TrainingBatch:
 
     clips: list[int]
     tasks: list[Task]
-    clean: Streams  # float32 [B, C, T, H, W]
+    clean: Streams  # [B, C, T, H, W]: float32, or as stored before `to` moves them to a GPU
     noise: Streams  # the same
     sigmas: dict[str, torch.Tensor]  # float32 [B]; exactly the model's `condition_sigma` for conditions, 1 if dropped
     targets: dict[str, torch.Tensor]  # bool [B]
@@ -44,12 +46,31 @@ class TrainingBatch:
             name: {key: tensor.to(device, non_blocking=True) for key, tensor in getattr(self, name).items()}
             for name in ("clean", "noise", "sigmas", "targets", "text")
         }
+        moved["clean"] = {name: latents.float() for name, latents in moved["clean"].items()}
         text_stream = self.text_stream.to(device) if self.text_stream is not None else None
         return TrainingBatch(self.clips, self.tasks, text_stream=text_stream, **moved)
 
     def noisy(self) -> Streams:
         """Model inputs: condition streams at `condition_sigma` (usually 0, clean), target streams at their sigma."""
         return {name: add_noise(clean, self.noise[name], self.sigmas[name]) for name, clean in self.clean.items()}
+
+
+class Staging(threading.local):
+    """Memory that a thread uses again for every read: new memory costs as much as reading into it."""
+
+    def __init__(self) -> None:
+        self.memory = torch.empty(0, dtype=torch.uint8)
+
+    def bytes(self, count: int) -> torch.Tensor:
+        """The first bytes, uint8; the next call gives the same."""
+        if len(self.memory) < count:
+            self.memory = torch.empty(count, dtype=torch.uint8)
+        return self.memory[:count]
+
+
+def pinned_bytes(count: int) -> torch.Tensor:
+    """Memory from which a GPU copies asynchronously."""
+    return torch.empty(count, dtype=torch.uint8, pin_memory=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +83,12 @@ class Loader:
     recipe: TrainingRecipe
     model: Model
     tokenizer: Tokenizer | None = None  # for models that generate text
+    pinned: bool = False  # latents as stored, in pinned memory: for training on a GPU
+
+    @cached_property
+    def reader(self) -> PayloadReader:
+        """Reads the corpus, also from several threads."""
+        return PayloadReader(self.corpus, verify=self.recipe.data.verify_checksums)
 
     def step(self, plan: StepSchedule, step: int) -> list[list[TrainingBatch]]:
         """The batches of one optimizer step, by gradient accumulation step."""
@@ -78,33 +105,44 @@ class Loader:
         `names`: per sample, the name of its random draws.
         """
         streams = samples[0].task.streams
-        seed = self.recipe.seed
-        clean = {
-            stream: torch.stack([self.index.read_latents(self.corpus, stream, sample.clip) for sample in samples])
-            for stream in streams
-        }
+        clips = [sample.clip for sample in samples]
+        clean = {stream: self._latents(stream, clips) for stream in streams}
         shape = clean[streams[0]].shape[1:]
         return TrainingBatch(
-            clips=[sample.clip for sample in samples],
+            clips=clips,
             tasks=[sample.task for sample in samples],
             clean=clean,
-            noise={
-                stream: torch.stack([normal(shape, seed, "noise", *name, stream) for name in names])
-                for stream in streams
-            },
+            noise={stream: self._noise(shape, names, stream) for stream in streams},
             sigmas={
                 stream: torch.tensor([sigma.get(stream, self.model.condition_sigma) for sigma in sigmas])
                 for stream in streams
             },
             targets={stream: torch.tensor([stream in sample.task.targets for sample in samples]) for stream in streams},
-            text={
-                stream: torch.stack(
-                    [self._text(stream, sample, name) for sample, name in zip(samples, names, strict=True)]
-                )
-                for stream in streams
-            },
+            text={stream: self._texts(stream, samples, names) for stream in streams},
             text_stream=self._text_stream(samples, sigmas, names),
         )
+
+    def _latents(self, stream: str, clips: list[int]) -> torch.Tensor:
+        if self.pinned:  # PyTorch keeps pinned memory for the next batches
+            return self.index.read_latents(self.reader, stream, clips, pinned_bytes)
+        # float32 in this thread rather than in that of the training step, from memory that it uses again
+        stored = self.index.read_latents(self.reader, stream, clips, self.staging.bytes)
+        return stored.to(torch.float32, copy=True)
+
+    @cached_property
+    def staging(self) -> "Staging":
+        """Memory of this loader's threads."""
+        return Staging()
+
+    def _noise(self, shape: torch.Size, names: Sequence[tuple[int | str, ...]], stream: str) -> torch.Tensor:
+        noise = torch.empty(len(names), *shape, pin_memory=self.pinned)
+        for place, name in zip(noise, names, strict=True):
+            normal(shape, self.recipe.seed, "noise", *name, stream, out=place)
+        return noise
+
+    def _texts(self, stream: str, samples: Sequence[Sample], names: Sequence[tuple[int | str, ...]]) -> torch.Tensor:
+        texts = torch.stack([self._text(stream, sample, name) for sample, name in zip(samples, names, strict=True)])
+        return texts.pin_memory() if self.pinned else texts
 
     def _batches(self, samples: list[Sample], step: int, slots: range) -> list[TrainingBatch]:
         groups: dict[tuple[bool, tuple[str, ...]], list[int]] = defaultdict(list)
@@ -165,7 +203,7 @@ class Loader:
             return self.texts.prompt(stream) if condition == "prompt" else self.texts.empty
         if self._caption_dropped(sample.task, name) or not self.index.text.present[sample.clip]:
             return self.texts.empty
-        return self.texts.padded(self.index.read_text(self.corpus, sample.clip))
+        return self.texts.padded(self.index.read_text(self.reader, sample.clip))
 
     def _caption_dropped(self, task: Task, name: tuple[int | str, ...]) -> bool:
         """Whether caption dropout or condition dropout applies to a sample."""

@@ -1,5 +1,7 @@
 """Index of the latents and text embeddings of a corpus, as arrays that scale to millions of clips."""
 
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -12,6 +14,7 @@ import xxhash
 
 from openuni.manifests.contracts.schema import clip_schema
 from openuni.manifests.corpus.layout import latent_group, text_group
+from openuni.manifests.corpus.payload_reader import Payload, PayloadReader
 from openuni.manifests.corpus.splits import require_complete_splits, split_group_names
 from openuni.manifests.errors import OpenUniError, did_you_mean
 from openuni.training.tasks import TEXT
@@ -20,8 +23,25 @@ if TYPE_CHECKING:
     from openuni.manifests.corpus.corpus import Corpus
     from openuni.training.data.captions import Captions
 
-COLUMNS = ("clip_id", "status", "shard", "offset", "nbytes", "shape", "dtype", "xxh3")
+COLUMNS = ("clip_id", "status", "shard", "offset", "nbytes", "shape", "dtype", "xxh3", "absmax")
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+# of each stored dtype: an integer of its size, and the bits of the exponent, all set in NaN and infinity
+EXPONENTS = {
+    torch.float16: (np.uint16, 0x7C00),
+    torch.bfloat16: (np.uint16, 0x7F80),
+    torch.float32: (np.uint32, 0x7F800000),
+}
+FINITE_CHECK_BYTES = 1 << 17  # at a time: stays in the cache
+
+
+Allocate = Callable[[int], torch.Tensor]  # memory of a number of bytes: uint8, contiguous, in RAM
+
+
+def new_bytes(count: int) -> torch.Tensor:
+    """Memory that nothing else uses."""
+    return torch.empty(count, dtype=torch.uint8)
 
 
 class TensorError(OpenUniError):
@@ -41,23 +61,29 @@ class Extents:
     xxh3: np.ndarray  # uint64 [N]
     dtype: np.ndarray  # int8 [N], index into `dtypes`
     shape: np.ndarray  # int32 [N, dimensions]
+    finite: np.ndarray  # bool [N], whether their largest value was recorded as finite when they were written
 
     @cached_property
     def present(self) -> np.ndarray:
         """bool [N]."""
         return self.shard >= 0
 
-    def read(self, corpus: "Corpus", clip: int) -> torch.Tensor:
-        """The tensor of one clip as float32. Raises `OpenUniError` on a checksum mismatch."""
-        data = corpus.read(
-            self.group,
-            self.shards[self.shard[clip]],
-            int(self.offset[clip]),
-            int(self.nbytes[clip]),
-            int(self.xxh3[clip]),
-        )
-        stored = torch.frombuffer(bytearray(data), dtype=DTYPES[self.dtypes[self.dtype[clip]]])
-        return stored.reshape(tuple(self.shape[clip])).float()
+    def payload(self, clip: int) -> Payload:
+        """Where the tensor of a clip lies."""
+        numbers = (int(values[clip]) for values in (self.offset, self.nbytes, self.xxh3))
+        return Payload(self.group, self.shards[self.shard[clip]], *numbers)
+
+    def place(self, clips: Sequence[int], allocate: Allocate) -> torch.Tensor:
+        """Memory for the tensors of clips of one shape and dtype, as they are stored: [B, *shape].
+
+        Raises `OpenUniError` if they differ.
+        """
+        kinds = {(tuple(self.shape[clip].tolist()), int(self.dtype[clip])) for clip in clips}
+        if len(kinds) != 1:
+            raise OpenUniError(f"{self.group}: tensors of different shapes or dtypes: {sorted(kinds)}")
+        (shape, number), *_ = kinds
+        dtype = DTYPES[self.dtypes[number]]
+        return allocate(len(clips) * math.prod(shape) * dtype.itemsize).view(dtype).reshape(len(clips), *shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,32 +134,49 @@ class Index:
             shapes[extents.present] = extents.shape[extents.present]
         return shapes
 
-    def read_latents(self, corpus: "Corpus", modality: str, clip: int) -> torch.Tensor:
-        """Latents of a modality of clip number `clip`, float32 [C, T, H, W]. Raises `TensorError`."""
-        return self._read(corpus, self.latents[modality], f"{modality} latents", clip)
+    def read_latents(
+        self, reader: PayloadReader, modality: str, clips: Sequence[int], allocate: Allocate = new_bytes
+    ) -> torch.Tensor:
+        """Latents of a modality of clips of one shape: [B, C, T, H, W], in the dtype in which they are stored.
 
-    def read_text(self, corpus: "Corpus", clip: int) -> torch.Tensor:
+        Raises `TensorError`.
+        """
+        return self._read(reader, self.latents[modality], f"{modality} latents", clips, allocate)
+
+    def read_text(self, reader: PayloadReader, clip: int) -> torch.Tensor:
         """Text embedding of clip number `clip`, float32 [L, D]. Raises `TensorError`."""
-        return self._read(corpus, self.text, "text embedding", clip)
+        return self._read(reader, self.text, "text embedding", [clip], new_bytes)[0].float()
 
-    def _read(self, corpus: "Corpus", extents: Extents, what: str, clip: int) -> torch.Tensor:
-        place = f"clip {self.clip_ids[clip]}: {what}"
-        file = f"{corpus.store.url}/{extents.group}/{extents.shards[extents.shard[clip]]}"
-        remedy = (
-            "Restore the file, or delete its .parquet part and recompute it with: openuni run. Training can only "
-            "resume on the same latents and texts."
-        )
+    def _read(
+        self, reader: PayloadReader, extents: Extents, what: str, clips: Sequence[int], allocate: Allocate
+    ) -> torch.Tensor:
+        payloads = [extents.payload(clip) for clip in clips]
+        place = f"clip {self.clip_ids[clips[0]]}: {what}"
         try:
-            tensor = extents.read(corpus, clip)
-        except FileNotFoundError as error:
-            raise TensorError(f"{place}: {file} not found; the corpus changed while it was used. {remedy}") from error
-        except OSError as error:
-            raise TensorError(f"{place}: {file} cannot be read: {error}. {remedy}") from error
+            tensors = extents.place(clips, allocate)
         except OpenUniError as error:
             raise TensorError(f"{place}: {error}") from error
-        if not tensor.isfinite().all():
-            raise TensorError(f"{place} in {file} have NaN or infinite values. Re-encode the clip, or exclude it.")
-        return tensor
+        buffers = [memoryview(one.view(torch.uint8).numpy().reshape(-1)) for one in tensors]
+        for position, reason in reader.read_into(payloads, buffers).items():
+            raise self._unreadable(f"clip {self.clip_ids[clips[position]]}: {what}", payloads[position], reason)
+        for position, buffer in enumerate(buffers):
+            if reader.verify and not extents.finite[clips[position]] and not all_finite(buffer, tensors.dtype):
+                raise TensorError(
+                    f"clip {self.clip_ids[clips[position]]}: {what} in {payloads[position].name} have NaN or infinite "
+                    "values. Re-encode the clip, or exclude it."
+                )
+        return tensors
+
+    def _unreadable(self, place: str, payload: Payload, error: Exception) -> TensorError:
+        if isinstance(error, OpenUniError):
+            found = TensorError(f"{place}: {error}")
+        else:
+            found = TensorError(
+                f"{place}: {payload.name} cannot be read: {error}. Restore the file, or delete its .parquet part and "
+                "recompute it with: openuni run. Training can only resume on the same latents and texts."
+            )
+        found.__cause__ = error
+        return found
 
     def digest(self) -> str:
         """Fingerprint (16 hex digits) of all clips, splits and tensors."""
@@ -181,6 +224,19 @@ def open_index(
         latents={name: _extents(corpus, latent_group(latent_family, name), kept, 4) for name in modalities},
         text=_extents(corpus, text_group(text_family), kept, 2),
     )
+
+
+def all_finite(data: memoryview, dtype: torch.dtype) -> bool:
+    """Whether stored values have neither NaN nor infinity; many times as fast as `torch.isfinite` of 16-bit values."""
+    kind, exponent = EXPONENTS[dtype]
+    values = np.frombuffer(data, kind)
+    step = FINITE_CHECK_BYTES // values.itemsize
+    scratch = np.empty(min(step, len(values)), kind)
+    for start in range(0, len(values), step):
+        part = values[start : start + step]
+        if np.bitwise_and(part, exponent, out=scratch[: len(part)]).max() == exponent:
+            return False
+    return True
 
 
 def choose_family(kind: str, families: dict[str, dict[str, Any]], wanted: str) -> str:
@@ -247,7 +303,13 @@ def _extents(corpus: "Corpus", group: str, kept: pa.Array, dimensions: int) -> E
     empty = {"shard": np.full(count, -1, np.int32), "shape": np.zeros((count, dimensions), np.int32)}
     arrays: dict[str, np.ndarray] = empty | {
         name: np.zeros(count, kind)
-        for name, kind in {"offset": np.int64, "nbytes": np.int64, "xxh3": np.uint64, "dtype": np.int8}.items()
+        for name, kind in {
+            "offset": np.int64,
+            "nbytes": np.int64,
+            "xxh3": np.uint64,
+            "dtype": np.int8,
+            "finite": bool,
+        }.items()
     }
     corpus.require_shards([group])
     if not corpus.parts(group):
@@ -262,6 +324,7 @@ def _extents(corpus: "Corpus", group: str, kept: pa.Array, dimensions: int) -> E
         arrays[name][where] = codes.indices.to_numpy(zero_copy_only=False)
     for name in ("offset", "nbytes", "xxh3"):
         arrays[name][where] = table[name].to_numpy()
+    arrays["finite"][where] = pc.fill_null(pc.is_finite(table["absmax"]), False).to_numpy()
     sizes = table["shape"].combine_chunks().flatten().to_numpy()
     if len(sizes) != len(table) * dimensions:
         raise OpenUniError(f"{group}: tensors must have {dimensions} dimensions, but the manifest differs")

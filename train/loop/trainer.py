@@ -81,7 +81,15 @@ class Trainer:
         self.setup, self.folder, self.progress = setup, folder, progress
         self.recipe = setup.recipe
         self.device = torch.device(device)
-        self.loader = Loader(setup.corpus, setup.index, setup.texts, self.recipe, setup.model, setup.tokenizer)
+        self.loader = Loader(
+            setup.corpus,
+            setup.index,
+            setup.texts,
+            self.recipe,
+            setup.model,
+            setup.tokenizer,
+            pinned=self.device.type == "cuda",
+        )
         self.plan = setup.plan
         with torch.random.fork_rng():
             torch.manual_seed(named_seed(self.recipe.seed, "weights"))

@@ -5,10 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
+from openuni.manifests.corpus.payload_reader import PayloadReader
 from openuni.manifests.errors import OpenUniError
 from openuni.training.data.index import choose_family, held_out, open_index
-from openuni.training.data.plan import BLOCK, Plan
+from openuni.training.data.plan import BLOCK, Plan, shape_keys
 from openuni.training.randomness import normal, permuted, uniform
 from openuni.training.tasks import RELEASED_WEIGHTS, TaskMix
 from tests.train.corpora import FAMILY, random_clips, write_corpus
@@ -104,14 +108,14 @@ def test_tensors_are_read_back_and_checked(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path, clips)
     index = open_index(corpus, ("rgb", "depth"), "", "", 0.0)
     stored = {clip["latents"]["rgb"].astype(np.float16).tobytes() for clip in clips}
-    read = {index.latents["rgb"].read(corpus, number).numpy().astype(np.float16).tobytes() for number in range(3)}
-    assert read == stored
+    reader = PayloadReader(corpus)
+    assert {one.numpy().tobytes() for one in index.read_latents(reader, "rgb", range(3))} == stored
     shard = next((tmp_path / "latents" / FAMILY / "rgb").glob("*.safetensors"))
     data = bytearray(shard.read_bytes())
     data[int(index.latents["rgb"].offset[0])] ^= 1
     shard.write_bytes(data)
-    with pytest.raises(OpenUniError, match="changed after it was written"):
-        index.latents["rgb"].read(corpus, 0)
+    with pytest.raises(OpenUniError, match=f"clip {index.clip_ids[0]}: rgb latents: .*changed after it was written"):
+        index.read_latents(reader, "rgb", [1, 0])
 
 
 def test_digest_follows_the_data(tmp_path: Path) -> None:
@@ -158,3 +162,11 @@ def test_families_are_chosen_by_name_or_codec() -> None:
         choose_family("latent", families, "wan_vae-3")
     with pytest.raises(OpenUniError, match=r"\[encode\]"):
         choose_family("latent", {}, "")
+
+
+@given(
+    arrays(np.int32, st.tuples(st.integers(1, 30), st.just(4)), elements=st.integers(0, 2**31 - 1) | st.integers(0, 2))
+)
+def test_buckets_are_the_shapes_in_their_order(shapes: np.ndarray) -> None:
+    _, inverse = np.unique(shapes, axis=0, return_inverse=True)
+    assert np.array_equal(np.unique(shape_keys(shapes), return_inverse=True)[1], inverse.ravel())

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from openuni.manifests.corpus import payload_reader
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.errors import OpenUniError
 from openuni.training.loop.trainer import train
@@ -39,6 +40,13 @@ def encoded_again(shard: Path) -> None:
     shard.write_bytes(data[:-384] + bytes(byte ^ 85 for byte in data[-384:]))
 
 
+@pytest.fixture
+def files_are_opened_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of a large corpus, of which few stay open."""
+    monkeypatch.setattr(payload_reader, "MAX_OPEN", 0)
+
+
+@pytest.mark.usefixtures("files_are_opened_anew")
 @pytest.mark.parametrize("group", ["latents/*/depth", "latents/*/rgb", "text/*"])
 @pytest.mark.parametrize(("change", "message"), [(gone, "is missing"), (cut, "checksum"), (encoded_again, "checksum")])
 def test_a_shard_that_changes_during_the_training_is_named_with_its_clip(
@@ -61,6 +69,23 @@ def test_a_shard_that_changes_during_the_training_is_named_with_its_clip(
     assert f"The checkpoint of step {done} is kept" in text
 
 
+def test_a_shard_that_is_open_may_go(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus", random_clips(6))
+
+    def meanwhile(row: dict[str, Any]) -> None:
+        if row["step"] == 2 and "loss" in row:
+            for shard in (tmp_path / "corpus").glob("*/**/*.safetensors"):
+                shard.unlink()
+
+    settings = recipe(optimizer={"steps": 4}, data={"caption_dropout": 0.0})
+    train(settings, write_corpus(tmp_path / "whole", random_clips(6)), tmp_path / "undisturbed")
+    train(settings, corpus, tmp_path / "run", meanwhile)
+    assert_same(state(tmp_path / "run"), state(tmp_path / "undisturbed"))
+    with pytest.raises(OpenUniError, match="is missing"):  # whoever begins later is told
+        train(settings, corpus, tmp_path / "later")
+
+
+@pytest.mark.usefixtures("files_are_opened_anew")
 def test_a_shard_of_held_out_clips_that_is_gone_is_named_by_the_validation(tmp_path: Path) -> None:
     held_out = random_clips(6)
     clips = [clip | {"split": "validation" if number == 5 else "train"} for number, clip in enumerate(held_out)]
