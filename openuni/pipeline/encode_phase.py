@@ -19,6 +19,7 @@ from openuni.manifests.corpus.shards import SafetensorsShard
 from openuni.manifests.errors import ClipError, OpenUniError
 from openuni.manifests.video.clip import Clip
 from openuni.manifests.video.decoder.limits import Limits
+from openuni.pipeline.batching.video_batches import EncodedStream, VideoBatches
 from openuni.pipeline.failures import format_error
 from openuni.pipeline.phases import ClipItem, CorpusWorker, decoder_threads
 from openuni.pipeline.planning.map_sources import MapSource
@@ -72,15 +73,6 @@ def text_family_name(codec: TextCodec) -> str:
     return f"{codec.name()}-{codec.version()[:8]}"
 
 
-class EncodedStream(NamedTuple):
-    """One stream of one clip."""
-
-    array: np.ndarray  # float32: latents [C, T', H', W'], or embeddings [L, D]
-    dtype: str  # to store it in
-    frames: int | None  # of the video behind it
-    ms: float
-
-
 class EncodeWorker(CorpusWorker):
     """Holds the codecs; reads a window of each modality, renders it as RGB, encodes it."""
 
@@ -94,6 +86,9 @@ class EncodeWorker(CorpusWorker):
             self.writers[stream.modality] = self.corpus.writer(
                 stream.group, schema.LATENT_SCHEMA, stream.version, SafetensorsShard
             )
+        size = spec.latent_codec.videos_per_batch(self.latent_model, *spec.options.size_px)
+        self.batches = VideoBatches(spec.latent_codec, self.latent_model, size)
+        self.begun: dict[str, _Begun] = {}  # by key, the items of which a part is stored
 
     def prepare(self, item: ClipItem) -> dict[str, Modality | ClipError]:
         """Read and fit what is to be encoded; what cannot be read stands there as its error."""
@@ -113,17 +108,43 @@ class EncodeWorker(CorpusWorker):
 
     def compute(
         self, item: ClipItem, prepared: dict[str, Modality | ClipError]
-    ) -> dict[str, EncodedStream | ClipError]:
-        """Encode each stream that is not there yet; each has a fate of its own."""
-        found: dict[str, EncodedStream | ClipError] = {}
+    ) -> dict[str, EncodedStream | Exception]:
+        """Encode each stream that is not there yet; each has a fate of its own.
+
+        If the codec takes several videos at a time, those of this clip wait for `compute_batch`.
+        """
+        found: dict[str, EncodedStream | Exception] = {}
+        videos: dict[str, Modality] = {}
         for name in item.todo:
+            signal = prepared.get(name)
             try:
-                found[name] = self._encode(item, prepared.get(name))
+                if isinstance(signal, ClipError):
+                    raise signal
+                if signal is None:
+                    found[name] = self._encode_caption(item)
+                elif self.batches.size > 1:
+                    videos[name] = signal
+                else:
+                    found |= self.batches.encode({name: signal})
             except ClipError as error:
                 found[name] = error
+        if videos:
+            self.batches.waiting.append((item, videos))
         return found
 
-    def operator_seconds(self, computed: dict[str, EncodedStream | ClipError], compute_s: float) -> dict[str, float]:
+    def waiting(self) -> list[ClipItem]:
+        """See `Worker.waiting`."""
+        return [item for item, _ in self.batches.waiting]
+
+    def is_batch_full(self) -> bool:
+        """See `Worker.is_batch_full`."""
+        return self.batches.is_full
+
+    def compute_batch(self) -> list[tuple[ClipItem, dict[str, EncodedStream | Exception]]]:
+        """See `Worker.compute_batch`."""
+        return self.batches.run()
+
+    def operator_seconds(self, computed: dict[str, EncodedStream | Exception], compute_s: float) -> dict[str, float]:
         """See `Worker.operator_seconds`; of the codecs."""
         seconds: dict[str, float] = {}
         for stream, encoded in computed.items():
@@ -132,40 +153,32 @@ class EncodeWorker(CorpusWorker):
                 seconds[codec.name()] = seconds.get(codec.name(), 0.0) + encoded.ms / 1000
         return seconds
 
-    def store(self, item: ClipItem, computed: dict[str, EncodedStream | ClipError]) -> ItemOutcome:
-        """Write each stream's tensor and row."""
-        errors = []
-        for name in item.todo:
-            try:
-                row = self._put(name, item, computed.pop(name))
-            except ClipError as error:
+    def store(self, item: ClipItem, computed: dict[str, EncodedStream | Exception]) -> ItemOutcome | None:
+        """Write the tensor and row of each stream that is encoded; None while others are not."""
+        begun = self.begun.pop(item.key, None) or _Begun([], [])
+        for name in [name for name in item.todo if name in computed]:
+            begun.stored.append(name)
+            row, error = self._row(name, item, computed.pop(name))
+            if error is not None:
                 self.note_failure(item.key, f"encode {name}", error)
-                self.writers[name].rollback()
-                errors.append(f"{name}: {format_error(error)}")
-                row = {"status": "failed", "error": format_error(error)}
+                begun.errors.append(f"{name}: {format_error(error)}")
             self._commit(name, item, row)
-        return ItemOutcome(item.key, "failed" if errors else "ok", "; ".join(errors))
-
-    def _encode(self, item: ClipItem, signal: Modality | ClipError | None) -> EncodedStream:
-        started = time.perf_counter()
-        if isinstance(signal, ClipError):
-            raise signal
-        if signal is None:
-            array, dtype, frames = (
-                self.spec.text_codec.encode(self.text_model, item.clip.caption or ""),
-                "bfloat16",
-                None,
-            )
-        else:
-            rgb = signal.to_rgb()
-            array, dtype, frames = self.spec.latent_codec.encode(self.latent_model, rgb), "float16", len(rgb)
-        return EncodedStream(array, dtype, frames, (time.perf_counter() - started) * 1000)
+        if len(begun.stored) < len(item.todo):
+            self.begun[item.key] = begun
+            return None
+        return ItemOutcome(item.key, "failed" if begun.errors else "ok", "; ".join(begun.errors))
 
     def fail(self, item: ClipItem, error: str) -> ItemOutcome:
-        """Nothing of the clip could be read."""
-        for name in item.todo:
+        """Nothing of the clip could be read, or it killed its workers: what is not stored has failed."""
+        begun = self.begun.pop(item.key, None) or _Begun([], [])
+        for name in [name for name in item.todo if name not in begun.stored]:
             self._commit(name, item, {"status": "failed", "error": error})
         return ItemOutcome(item.key, "failed", error)
+
+    def _encode_caption(self, item: ClipItem) -> EncodedStream:
+        started = time.perf_counter()
+        array = self.spec.text_codec.encode(self.text_model, item.clip.caption or "")
+        return EncodedStream(array, "bfloat16", None, (time.perf_counter() - started) * 1000)
 
     def _read(self, name: str, item: ClipItem, count: int) -> Modality:
         stream = self.streams[name]
@@ -180,9 +193,19 @@ class EncodeWorker(CorpusWorker):
         blocks = stored_blocks(self.corpus, group, modality, extent, item.clip, count, stop=count)
         return modality.joined(list(blocks))
 
-    def _put(self, name: str, item: ClipItem, encoded: EncodedStream | ClipError) -> dict[str, Any]:
-        if isinstance(encoded, ClipError):
-            raise encoded
+    def _row(
+        self, name: str, item: ClipItem, encoded: EncodedStream | Exception
+    ) -> tuple[dict[str, Any], Exception | None]:
+        """The row of one stream, and the error if it is a failure."""
+        try:
+            if not isinstance(encoded, Exception):
+                return self._put(name, item, encoded), None
+        except ClipError as error:
+            self.writers[name].rollback()
+            encoded = error
+        return {"status": "failed", "error": format_error(encoded)}, encoded
+
+    def _put(self, name: str, item: ClipItem, encoded: EncodedStream) -> dict[str, Any]:
         array, dtype, frames, ms = encoded
         absmax, std = float(np.abs(array).max()), float(array.std())
         if not np.isfinite(array).all() or (dtype == "float16" and absmax > 6e4):
@@ -193,6 +216,13 @@ class EncodeWorker(CorpusWorker):
 
     def _commit(self, name: str, item: ClipItem, row: dict[str, Any]) -> None:
         self.writers[name].commit({"clip_id": item.clip.clip_id, "version": self.streams[name].version} | row)
+
+
+class _Begun(NamedTuple):
+    """An item of which a part is stored, while the rest waits for other clips."""
+
+    stored: list[str]  # streams
+    errors: list[str]
 
 
 def encoded_frame_count(frame_count: int, frames: int) -> int:
