@@ -8,7 +8,10 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from annotated_types import Ge, MultipleOf
 
+from openuni.annotators import _depth_input
+from openuni.annotators._host_threads import in_threads
 from openuni.manifests.contracts.checkpoint import Checkpoint, published_or_path
+from openuni.manifests.contracts.device_batches import each_batch
 from openuni.manifests.contracts.inference import Precision, inference
 from openuni.manifests.contracts.operator import Annotator
 from openuni.manifests.errors import ClipError, OpenUniError
@@ -93,28 +96,38 @@ class FrameDepth(Annotator):
     def raw_frames(self, model: Any, frames: np.ndarray) -> tuple[np.ndarray, DepthUnit]:
         """As `each_frame`, with the network's zeros."""
         network, processor = model
-        step = self.frames_per_batch
-        starts = range(0, len(frames), step)
-        depth = np.concatenate([self._batch(network, processor, frames[i : i + step]) for i in starts])
+        device = next(network.parameters()).device
+        on_device = self.resize == "transformers" and _depth_input.can_process(processor)
+        starts = range(0, len(frames), self.frames_per_batch)
+        parts = (frames[start : start + self.frames_per_batch] for start in starts)
+        batches = ((part if on_device else self._host_pixels(processor, part),) for part in parts)
+        depth = np.empty(frames.shape[:3], np.float32)
+
+        def compute(given: Any) -> Any:
+            with inference(device.type, self.precision):
+                pixels = given
+                if on_device:
+                    images = given.permute(0, 3, 1, 2).contiguous()
+                    pixels = _depth_input.process(processor, images, self.input_size)
+                return self._depth(network, pixels, frames.shape[1:3])
+
+        for start, found in zip(starts, each_batch(device, batches, compute), strict=True):
+            depth[start : start + len(found)] = found
         return depth, "metres" if network.config.depth_estimation_type == "metric" else "disparity"
 
-    def _batch(self, network: Any, processor: Any, frames: np.ndarray) -> np.ndarray:
-        """uint8 [B, H, W, 3] -> float32 [B, H, W]."""
+    def _depth(self, network: Any, pixels: Any, size_px: tuple[int, ...]) -> Any:
+        """Depth float32 [B, H, W] from the network's input, float32 [B, 3, h, w]."""
         import torch
 
-        original = self.resize == "original"
-        pixels = original_pixels(frames, self.input_size) if original else self._processed(processor, frames)
-        device = next(network.parameters()).device
-        with inference(device.type, self.precision):
-            raw = network(pixel_values=torch.from_numpy(pixels).to(device)).predicted_depth.float()
-            # bilinear as in the authors' code: transformers' bicubic post-processing overshoots below 0 at edges
-            size = frames.shape[1:3]
-            depth = torch.nn.functional.interpolate(raw[:, None], size, mode="bilinear", align_corners=original)
-        result: np.ndarray = depth[:, 0].cpu().numpy()
-        return result
+        raw = network(pixel_values=pixels).predicted_depth.float()
+        # bilinear as in the authors' code: transformers' bicubic post-processing overshoots below 0 at edges
+        corners = self.resize == "original"
+        return torch.nn.functional.interpolate(raw[:, None], size_px, mode="bilinear", align_corners=corners)[:, 0]
 
-    def _processed(self, processor: Any, frames: np.ndarray) -> np.ndarray:
-        """uint8 [B, H, W, 3] -> float32 [B, 3, h, w], by the checkpoint's image processor."""
+    def _host_pixels(self, processor: Any, frames: np.ndarray) -> np.ndarray:
+        """uint8 [B, H, W, 3] -> float32 [B, 3, h, w] on the CPU: the authors' rule, or any other image processor."""
+        if self.resize == "original":
+            return original_pixels(frames, self.input_size)
         size = {"height": self.input_size, "width": self.input_size}
         # copies protect the read-only clip; the explicit layout prevents the processor from guessing it
         images = processor(list(frames.copy()), size=size, input_data_format="channels_last", return_tensors="np")
@@ -174,8 +187,11 @@ def original_pixels(frames: np.ndarray, input_size: int) -> np.ndarray:
     import cv2
 
     height_px, width_px = original_size(frames.shape[1], frames.shape[2], input_size)
-    scaled = [
-        cv2.resize(frame / 255.0, (width_px, height_px), interpolation=cv2.INTER_CUBIC) for frame in frames
-    ]  # float64 until the final cast, as in the authors' code
-    normalized = (np.stack(scaled) - IMAGENET_MEAN) / IMAGENET_STD
-    return np.ascontiguousarray(normalized.transpose(0, 3, 1, 2), dtype=np.float32)
+    pixels = np.empty((len(frames), 3, height_px, width_px), np.float32)
+
+    def one(frame: np.ndarray, out: np.ndarray) -> None:  # float64 until the final cast, as in the authors' code
+        scaled = cv2.resize(frame / 255.0, (width_px, height_px), interpolation=cv2.INTER_CUBIC)
+        out[:] = ((scaled - IMAGENET_MEAN) / IMAGENET_STD).transpose(2, 0, 1)
+
+    in_threads(one, frames, pixels)
+    return pixels

@@ -10,6 +10,7 @@ from transformers import (
 )
 
 from openuni.annotators._depth_anything import original_size
+from openuni.annotators._depth_input import process
 from openuni.annotators.depth_anything import DepthAnything
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.errors import MissingRequirement, OpenUniError
@@ -91,11 +92,10 @@ def test_size_of_the_input_by_the_authors_rule(frame, wanted):
 
 @pytest.mark.parametrize(("frame", "wanted"), SIZES.items())
 def test_size_of_the_input_by_transformers(checkpoints, frame, wanted):
-    operator = DepthAnything(checkpoint=checkpoints["relative"])
-    _, processor = operator.load("cpu")
-    pixels = operator._processed(processor, np.zeros((1, *frame, 3), np.uint8))
+    _, processor = DepthAnything(checkpoint=checkpoints["relative"]).load("cpu")
+    pixels = process(processor, torch.zeros((1, 3, *frame), dtype=torch.uint8), 518)
     assert pixels.shape == (1, 3, *wanted[1])
-    assert pixels.dtype == np.float32
+    assert pixels.dtype == torch.float32
 
 
 @pytest.mark.parametrize("kind", ["relative", "metric"])

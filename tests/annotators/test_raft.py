@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save_file
 from torchvision.models import optical_flow
 
-from openuni.annotators.raft import Raft, split_padding, torchvision_names
+from openuni.annotators._raft_pairs import split_padding
+from openuni.annotators.raft import Raft, torchvision_names
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.errors import MissingRequirement, OpenUniError
 from tests.moving_pictures import panned
