@@ -11,7 +11,7 @@ from annotated_types import Ge, MultipleOf
 from openuni.annotators import _depth_input
 from openuni.annotators._host_threads import in_threads
 from openuni.manifests.contracts.checkpoint import Checkpoint, published_or_path
-from openuni.manifests.contracts.device_batches import each_batch
+from openuni.manifests.contracts.device_batches import each_batch, on_device
 from openuni.manifests.contracts.inference import Precision, inference
 from openuni.manifests.contracts.operator import Annotator
 from openuni.manifests.errors import ClipError, OpenUniError
@@ -86,7 +86,7 @@ class FrameDepth(Annotator):
                 f"{folder} is not a Depth Anything checkpoint in transformers format: {error}. Use one such as "
                 "depth-anything/Depth-Anything-V2-Small-hf."
             ) from error
-        return network.eval().to(device), processor
+        return on_device(network, device), processor
 
     def each_frame(self, model: Any, frames: np.ndarray) -> tuple[np.ndarray, DepthUnit]:
         """Predict depth frame by frame: uint8 [T, H, W, 3] -> values float32 [T, H, W], and their unit."""
@@ -97,16 +97,16 @@ class FrameDepth(Annotator):
         """As `each_frame`, with the network's zeros."""
         network, processor = model
         device = next(network.parameters()).device
-        on_device = self.resize == "transformers" and _depth_input.can_process(processor)
+        raw_input = self.resize == "transformers" and _depth_input.can_process(processor)
         starts = range(0, len(frames), self.frames_per_batch)
         parts = (frames[start : start + self.frames_per_batch] for start in starts)
-        batches = ((part if on_device else self._host_pixels(processor, part),) for part in parts)
+        batches = ((part if raw_input else self._host_pixels(processor, part),) for part in parts)
         depth = np.empty(frames.shape[:3], np.float32)
 
         def compute(given: Any) -> Any:
             with inference(device.type, self.precision):
                 pixels = given
-                if on_device:
+                if raw_input:
                     images = given.permute(0, 3, 1, 2).contiguous()
                     pixels = _depth_input.process(processor, images, self.input_size)
                 return self._depth(network, pixels, frames.shape[1:3])

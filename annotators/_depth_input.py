@@ -103,7 +103,7 @@ def _on_device(before_px: int, after_px: int, device: Any) -> tuple[Any, Any, in
 
     found = axis_weights(before_px, after_px)
     with torch.inference_mode(False):
-        return torch.from_numpy(found.places).to(device), torch.from_numpy(found.weights).to(device), found.bits
+        return torch.tensor(found.places).to(device), torch.tensor(found.weights).to(device), found.bits
 
 
 def axis_weights(before_px: int, after_px: int) -> AxisWeights:

@@ -39,6 +39,19 @@ def each_batch(device: Any, batches: Iterable[tuple[np.ndarray, ...]], compute: 
         yield waiting()
 
 
+def on_device(network: Any, device: str) -> Any:
+    """The network (a `torch.nn.Module`), in evaluation mode, on `device`; unless that is the CPU, in channels_last.
+
+    cuDNN then runs convolutions as matrix products. With float32 in the default format, without TF32 and with
+    `deterministic`, it takes algorithms by Fourier transform for many of them: one launches hundreds of small kernels,
+    and its workspace is gigabytes. They do not exist for channels_last. Results differ by rounding.
+    """
+    import torch
+
+    placed = network.eval().to(device)
+    return placed if torch.device(device).type == "cpu" else placed.to(memory_format=torch.channels_last)
+
+
 class _HostCopies:
     """Transfers without streams: on the CPU there is nothing to overlap, and results are views."""
 

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from openuni.manifests.contracts.device_batches import each_batch
+from openuni.manifests.contracts.device_batches import each_batch, on_device
 
 COPIES = ("_to_copy", "copy_", "clone")
 
@@ -94,3 +95,16 @@ def test_errors_of_the_network_arrive():
 
     with pytest.raises(torch.OutOfMemoryError, match="batch too large"):
         list(each_batch("cpu", batches(2), compute))
+
+
+def test_convolutions_on_a_device_are_channels_last():
+    def network():
+        return torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Linear(4, 4))
+
+    placed = on_device(network(), "meta")
+    assert not placed.training and placed[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert on_device(network(), "cpu")[0].weight.is_contiguous()
+    with FakeTensorMode(), torch.device("cuda"):
+        weight = torch.empty(8, 3, 3, 3).to(memory_format=torch.channels_last)
+        result = torch.nn.functional.conv2d(torch.empty(2, 3, 16, 16), weight)
+    assert result.is_contiguous(memory_format=torch.channels_last), "whatever the format of the image"
