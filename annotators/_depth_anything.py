@@ -21,6 +21,9 @@ IMAGENET_MEAN = np.array([0.485, 0.456, 0.406])
 IMAGENET_STD = np.array([0.229, 0.224, 0.225])
 SMALL_SHA256 = "3152477ce0d8d6978d76b995120de97cb5b928701fd0f817769f59e249a16b70"
 
+HEAD_BYTES = 8e9  # of the frames whose full-size features are computed together
+HEAD_COPIES = 3  # of full-size features, float32: before and after a layer, and the workspace
+
 MIN_METRES = 0.001
 DepthUnit = Literal["disparity", "metres"]
 
@@ -119,7 +122,8 @@ class FrameDepth(Annotator):
         """Depth float32 [B, H, W] from the network's input, float32 [B, 3, h, w]."""
         import torch
 
-        raw = network(pixel_values=pixels).predicted_depth.float()
+        parts = pixels.split(frames_together(network.config, *pixels.shape[-2:]))
+        raw = torch.cat([network(pixel_values=part).predicted_depth.float() for part in parts])
         # bilinear as in the authors' code: transformers' bicubic post-processing overshoots below 0 at edges
         corners = self.resize == "original"
         return torch.nn.functional.interpolate(raw[:, None], size_px, mode="bilinear", align_corners=corners)[:, 0]
@@ -169,6 +173,15 @@ def without_zero_metres(depth: np.ndarray) -> np.ndarray:
         return depth
     smallest = depth[depth > 0].min(initial=np.float32(MIN_METRES))
     return np.where(is_zero, smallest, depth)
+
+
+def frames_together(config: Any, height_px: int, width_px: int) -> int:
+    """Upper bound of the frames in a forward pass, so that memory is bounded for large inputs: `HEAD_BYTES`.
+
+    At 518 x 896 px it is 8 for the Large network and 22 for Small. `config`: of the network.
+    """
+    channels = config.fusion_hidden_size // 2 + config.head_hidden_size
+    return max(1, int(HEAD_BYTES // (height_px * width_px * channels * 4 * HEAD_COPIES)))
 
 
 def original_size(height_px: int, width_px: int, input_size: int) -> tuple[int, int]:

@@ -9,8 +9,8 @@ from transformers import (
     DPTImageProcessor,
 )
 
-from openuni.annotators import _depth_input
-from openuni.annotators._depth_anything import original_size
+from openuni.annotators import _depth_anything, _depth_input
+from openuni.annotators._depth_anything import frames_together, original_size
 from openuni.annotators._depth_input import process
 from openuni.annotators.depth_anything import DepthAnything
 from openuni.manifests.contracts.decoded_clip import DecodedClip
@@ -210,6 +210,24 @@ def test_batches_do_not_change_the_depth(checkpoints):
     ]
     for depth in depths[1:]:
         assert np.abs(depth - depths[0]).max() < 1e-5 * np.abs(depths[0]).max()
+
+
+def test_frames_together_are_bounded_by_their_size(checkpoints, monkeypatch):
+    sizes = {"Small": (64, 32), "Large": (256, 32)}
+    configs = {name: DepthAnythingConfig(fusion_hidden_size=a, head_hidden_size=b) for name, (a, b) in sizes.items()}
+    assert {name: frames_together(config, 518, 896) for name, config in configs.items()} == {"Small": 22, "Large": 8}
+    assert frames_together(configs["Large"], 20_000, 20_000) == 1
+
+    frames = panned([(i, 0) for i in range(5)], 45, 80)
+    operator = DepthAnything(checkpoint=checkpoints["relative"], input_size=56, frames_per_batch=4)
+    network, processor = operator.load("cpu")
+    free, given = operator.raw_frames((network, processor), frames)[0], []
+    network.register_forward_hook(lambda module, args, result: given.append(len(result.predicted_depth)))
+    channels = network.config.fusion_hidden_size // 2 + network.config.head_hidden_size
+    monkeypatch.setattr(_depth_anything, "HEAD_BYTES", 3 * 56 * 98 * channels * 12)
+    bounded = operator.raw_frames((network, processor), frames)[0]
+    assert given == [3, 1, 1], "four frames in two passes, and the last one: batches stay where they were"
+    assert np.abs(bounded - free).max() < 1e-5 * free.max()
 
 
 def test_bf16_stays_near_fp32(checkpoints):

@@ -66,7 +66,7 @@ def test_flow_at_an_odd_size_equals_pad_network_unpad_by_hand(tmp_path, size):
     by_hand = padded[0, :, 3:133, 2:205].permute(1, 2, 0).numpy()
     assert np.abs(by_hand).mean() > 0.01
     # the context encoder gets two frames here, one there, which the small network rounds differently
-    assert np.abs(flow[0] - by_hand).max() <= {"large": 0, "small": 1e-5}[size]
+    assert np.abs(flow[0] - by_hand).max() <= {"large": 0, "small": 1e-4}[size]
     assert np.array_equal(flow[1], flow[0])
 
 

@@ -15,6 +15,7 @@ from tests.fake_gpu import fake_gpu
 from tests.moving_pictures import panned
 
 FRAMES = panned([(2 * step, step % 3) for step in range(6)], 48, 64)
+ITERATIONS = 3
 
 
 def annotate(operator, network=None, frames=FRAMES):
@@ -25,26 +26,25 @@ def by_torchvision(frames, before, after, iterations):
     """Flow between frames by torchvision's own forward pass and its own correlation block, padded by hand."""
     images = [as_input(torch.from_numpy(frames[numbers]), *frames.shape[1:3]) for numbers in (before, after)]
     with torch.inference_mode():
-        flow = random_network("large")(*images, num_flow_updates=iterations)[-1]
+        flow = random_network("small")(*images, num_flow_updates=iterations)[-1]
     return flow[:, :, 40:88, 32:96].permute(0, 2, 3, 1).numpy()  # 48 x 64, padded to 128 x 128
 
 
 def test_both_directions_equal_torchvision_pair_by_pair(tmp_path):
-    operator = Raft(checkpoint=saved(tmp_path, "large"), iterations=2, frames_per_batch=2)
+    operator = Raft(size="small", checkpoint=saved(tmp_path), iterations=2, frames_per_batch=2)
     found = annotate(operator).flow
     first = np.arange(5)
     forward = by_torchvision(FRAMES, first, first + 1, 2)
     backward = by_torchvision(FRAMES, first + 1, first, 2)
     assert np.abs(forward).mean() > 0.01
-    assert np.abs(found.array[:5] - forward).max() < 1e-5, "batches differ by rounding"
+    assert np.abs(found.array[:5] - forward).max() < 1e-4, "batches differ by rounding"
     agrees = np.stack([consistent(there, back) for there, back in zip(forward, backward, strict=True)])
     assert 0 < agrees.mean() < 1 and (found.valid[:5, ..., 0] == agrees).mean() > 0.999
 
 
-@pytest.mark.parametrize("check", [True, False])
-@pytest.mark.parametrize("frames_per_batch", [1, 2, 8])
+@pytest.mark.parametrize(("frames_per_batch", "check"), [(1, False), (2, True), (8, True)])
 def test_every_frame_is_encoded_once_and_masks_are_predicted_at_the_end(tmp_path, frames_per_batch, check):
-    operator = Raft(checkpoint=saved(tmp_path, "large"), iterations=3, frames_per_batch=frames_per_batch, check=check)
+    operator = Raft(checkpoint=saved(tmp_path, "large"), iterations=2, frames_per_batch=frames_per_batch, check=check)
     network, images = operator.load("cpu"), {"feature_encoder": 0, "context_encoder": 0, "mask_predictor": 0}
 
     def counted(name):
@@ -60,35 +60,31 @@ def test_every_frame_is_encoded_once_and_masks_are_predicted_at_the_end(tmp_path
     assert images == {"feature_encoder": 6, "context_encoder": 6, "mask_predictor": pairs}
 
 
-def on_a_gpu(network_of, batches=1, iterations=12):
-    """Operators and transfers of one batch of four pairs behind another, 480 x 832."""
+def on_a_gpu():
+    """Operators and transfers of a batch of four pairs, behind another batch, on a GPU without values."""
     with fake_gpu() as ops:
         with torch.device("cuda"):
-            network = network_of()
-        pairs = RaftPairs(network.eval(), iterations, "fp32", both=True, pairs_per_batch=4)
-        frames = torch.empty(5, 480, 832, 3, dtype=torch.uint8, device="cuda")
-        pairs._batch(as_input(frames, 480, 832), 480, 832)
+            network = raft_large(corr_block=correlation_block(4)).eval()
+        pairs = RaftPairs(network, ITERATIONS, "fp32", both=True, pairs_per_batch=4)
+        images = as_input(torch.empty(5, 128, 128, 3, dtype=torch.uint8, device="cuda"), 128, 128)
+        pairs._batch(images, 128, 128)
         ops.names.clear(), ops.transfers.clear()
-        for _ in range(batches):
-            pairs._batch(as_input(frames[1:], 480, 832), 480, 832)
+        pairs._batch(images[1:], 128, 128)
     return ops
 
 
 def test_nothing_is_copied_between_host_and_gpu_within_a_batch():
-    ours = on_a_gpu(lambda: raft_large(corr_block=correlation_block(4)))
+    ours = on_a_gpu()
     assert not ours.transfers
+    assert ours.names["bmm"] == 1, "the correlation of a pair serves both directions"
     with fake_gpu() as theirs:
         with torch.device("cuda"):
             network = raft_large().eval()
-        images = torch.empty(4, 3, 480, 832, device="cuda")
-        network(images, images, num_flow_updates=12)
-    assert theirs.transfers == {"cpu to cuda": 14}, "the spy finds the copies of torchvision's own loop"
+        images = torch.empty(4, 3, 128, 128, device="cuda")
+        theirs.transfers.clear(), theirs.names.clear()
+        network(images, images, num_flow_updates=ITERATIONS)
+    assert theirs.transfers == {"cpu to cuda": ITERATIONS + 2}, "the spy finds the copies of torchvision's own loop"
     assert ours.names["convolution"] < 2 * theirs.names["convolution"], "of both directions"
-
-
-def test_the_correlation_is_computed_once_for_both_directions():
-    ours = on_a_gpu(lambda: raft_large(corr_block=correlation_block(4)))
-    assert ours.names["bmm"] == 1
 
 
 def test_pairs_together_are_bounded_by_their_correlation(tmp_path, monkeypatch):
