@@ -110,7 +110,7 @@ class _CudaCopies:
 
         with torch.cuda.stream(self.down_stream):
             copied = _each(result, to_pinned)
-            done = self.down_stream.record_event()
+            done = self.down_stream.record_event(torch.cuda.Event(blocking=True))  # waiting leaves the core to others
 
         def arrays() -> Any:
             done.synchronize()
