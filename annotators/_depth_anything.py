@@ -8,7 +8,10 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from annotated_types import Ge, MultipleOf
 
+from openuni.annotators import _depth_input
+from openuni.annotators._host_threads import in_threads
 from openuni.manifests.contracts.checkpoint import Checkpoint, published_or_path
+from openuni.manifests.contracts.device_batches import each_batch, on_device
 from openuni.manifests.contracts.inference import Precision, inference
 from openuni.manifests.contracts.operator import Annotator
 from openuni.manifests.errors import ClipError, OpenUniError
@@ -17,6 +20,9 @@ PATCH_PX = 14  # of the DINOv2 encoder
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406])
 IMAGENET_STD = np.array([0.229, 0.224, 0.225])
 SMALL_SHA256 = "3152477ce0d8d6978d76b995120de97cb5b928701fd0f817769f59e249a16b70"
+
+HEAD_BYTES = 8e9  # of the frames whose full-size features are computed together
+HEAD_COPIES = 3  # of full-size features, float32: before and after a layer, and the workspace
 
 MIN_METRES = 0.001
 DepthUnit = Literal["disparity", "metres"]
@@ -83,7 +89,7 @@ class FrameDepth(Annotator):
                 f"{folder} is not a Depth Anything checkpoint in transformers format: {error}. Use one such as "
                 "depth-anything/Depth-Anything-V2-Small-hf."
             ) from error
-        return network.eval().to(device), processor
+        return on_device(network, device), processor
 
     def each_frame(self, model: Any, frames: np.ndarray) -> tuple[np.ndarray, DepthUnit]:
         """Predict depth frame by frame: uint8 [T, H, W, 3] -> values float32 [T, H, W], and their unit."""
@@ -93,28 +99,39 @@ class FrameDepth(Annotator):
     def raw_frames(self, model: Any, frames: np.ndarray) -> tuple[np.ndarray, DepthUnit]:
         """As `each_frame`, with the network's zeros."""
         network, processor = model
-        step = self.frames_per_batch
-        starts = range(0, len(frames), step)
-        depth = np.concatenate([self._batch(network, processor, frames[i : i + step]) for i in starts])
+        device = next(network.parameters()).device
+        raw_input = self.resize == "transformers" and _depth_input.can_process(processor)
+        starts = range(0, len(frames), self.frames_per_batch)
+        parts = (frames[start : start + self.frames_per_batch] for start in starts)
+        batches = ((part if raw_input else self._host_pixels(processor, part),) for part in parts)
+        depth = np.empty(frames.shape[:3], np.float32)
+
+        def compute(given: Any) -> Any:
+            with inference(device.type, self.precision):
+                pixels = given
+                if raw_input:
+                    images = given.permute(0, 3, 1, 2).contiguous()
+                    pixels = _depth_input.process(processor, images, self.input_size)
+                return self._depth(network, pixels, frames.shape[1:3])
+
+        for start, found in zip(starts, each_batch(device, batches, compute), strict=True):
+            depth[start : start + len(found)] = found
         return depth, "metres" if network.config.depth_estimation_type == "metric" else "disparity"
 
-    def _batch(self, network: Any, processor: Any, frames: np.ndarray) -> np.ndarray:
-        """uint8 [B, H, W, 3] -> float32 [B, H, W]."""
+    def _depth(self, network: Any, pixels: Any, size_px: tuple[int, ...]) -> Any:
+        """Depth float32 [B, H, W] from the network's input, float32 [B, 3, h, w]."""
         import torch
 
-        original = self.resize == "original"
-        pixels = original_pixels(frames, self.input_size) if original else self._processed(processor, frames)
-        device = next(network.parameters()).device
-        with inference(device.type, self.precision):
-            raw = network(pixel_values=torch.from_numpy(pixels).to(device)).predicted_depth.float()
-            # bilinear as in the authors' code: transformers' bicubic post-processing overshoots below 0 at edges
-            size = frames.shape[1:3]
-            depth = torch.nn.functional.interpolate(raw[:, None], size, mode="bilinear", align_corners=original)
-        result: np.ndarray = depth[:, 0].cpu().numpy()
-        return result
+        parts = pixels.split(frames_together(network.config, *pixels.shape[-2:]))
+        raw = torch.cat([network(pixel_values=part).predicted_depth.float() for part in parts])
+        # bilinear as in the authors' code: transformers' bicubic post-processing overshoots below 0 at edges
+        corners = self.resize == "original"
+        return torch.nn.functional.interpolate(raw[:, None], size_px, mode="bilinear", align_corners=corners)[:, 0]
 
-    def _processed(self, processor: Any, frames: np.ndarray) -> np.ndarray:
-        """uint8 [B, H, W, 3] -> float32 [B, 3, h, w], by the checkpoint's image processor."""
+    def _host_pixels(self, processor: Any, frames: np.ndarray) -> np.ndarray:
+        """uint8 [B, H, W, 3] -> float32 [B, 3, h, w] on the CPU: the authors' rule, or any other image processor."""
+        if self.resize == "original":
+            return original_pixels(frames, self.input_size)
         size = {"height": self.input_size, "width": self.input_size}
         # copies protect the read-only clip; the explicit layout prevents the processor from guessing it
         images = processor(list(frames.copy()), size=size, input_data_format="channels_last", return_tensors="np")
@@ -158,6 +175,15 @@ def without_zero_metres(depth: np.ndarray) -> np.ndarray:
     return np.where(is_zero, smallest, depth)
 
 
+def frames_together(config: Any, height_px: int, width_px: int) -> int:
+    """Upper bound of the frames in a forward pass, so that memory is bounded for large inputs: `HEAD_BYTES`.
+
+    At 518 x 896 px it is 8 for the Large network and 22 for Small. `config`: of the network.
+    """
+    channels = config.fusion_hidden_size // 2 + config.head_hidden_size
+    return max(1, int(HEAD_BYTES // (height_px * width_px * channels * 4 * HEAD_COPIES)))
+
+
 def original_size(height_px: int, width_px: int, input_size: int) -> tuple[int, int]:
     """Height and width of the network input in the authors' code: both sides >= `input_size`, multiples of 14."""
     scale = max(input_size / height_px, input_size / width_px)
@@ -174,8 +200,11 @@ def original_pixels(frames: np.ndarray, input_size: int) -> np.ndarray:
     import cv2
 
     height_px, width_px = original_size(frames.shape[1], frames.shape[2], input_size)
-    scaled = [
-        cv2.resize(frame / 255.0, (width_px, height_px), interpolation=cv2.INTER_CUBIC) for frame in frames
-    ]  # float64 until the final cast, as in the authors' code
-    normalized = (np.stack(scaled) - IMAGENET_MEAN) / IMAGENET_STD
-    return np.ascontiguousarray(normalized.transpose(0, 3, 1, 2), dtype=np.float32)
+    pixels = np.empty((len(frames), 3, height_px, width_px), np.float32)
+
+    def one(frame: np.ndarray, out: np.ndarray) -> None:  # float64 until the final cast, as in the authors' code
+        scaled = cv2.resize(frame / 255.0, (width_px, height_px), interpolation=cv2.INTER_CUBIC)
+        out[:] = ((scaled - IMAGENET_MEAN) / IMAGENET_STD).transpose(2, 0, 1)
+
+    in_threads(one, frames, pixels)
+    return pixels

@@ -5,7 +5,7 @@ window contains the clip's first frame), the 13th, and the last eight. The first
 previous window. The other eight overlap with it and are blended.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -29,16 +29,15 @@ def windows_of(count: int) -> Iterator[np.ndarray]:
         yield indices
 
 
-def stitch_depth(depth_of: Callable[[np.ndarray], np.ndarray], count: int, *, align: bool) -> np.ndarray:
+def stitch_depth(windows: Iterable[np.ndarray], count: int, *, align: bool) -> np.ndarray:
     """Depth float32 [count, H, W], >= 0, of a clip of `count` frames.
 
-    `depth_of`: frame indices int64 [32] -> float32 [32, H, W], each window with its own scale and shift.
+    `windows`: depth of the frames of each of `windows_of(count)`, float32 [32, H, W], with its own scale and shift.
     `align`: map all windows to the first window's scale and shift; False for a metric network.
     """
     parts: list[np.ndarray] = []  # final frames
     known = tail = np.empty(0)
-    for number, indices in enumerate(windows_of(count)):
-        depth = depth_of(indices)
+    for number, depth in enumerate(windows):
         if number == 0:
             first = depth[0]
             parts.append(depth[: REFERENCE_SLOTS[ALIGNED]])

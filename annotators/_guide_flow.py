@@ -3,11 +3,16 @@
 It is used to link masks over time and to measure temporal consistency. It is not stored.
 """
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from openuni.annotators._dis_flow import dis_pair_flow
+from openuni.annotators._host_threads import in_threads
 from openuni.annotators._pairwise_flow import consistent
 from openuni.manifests.arrays.dense_inverse_search import fits_dis
 from openuni.manifests.contracts.decoded_clip import DecodedClip
@@ -15,7 +20,8 @@ from openuni.manifests.contracts.decoded_clip import DecodedClip
 SHORT_SIDE_PX = 256
 
 
-class GuideFlow(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class GuideFlow:
     """Optical flow between frames t and t + 1 of a clip, on frames downscaled to [h, w].
 
     `forward`, `backward`: float32 [T - 1, h, w, 2], pixels at this size, x to the right, y down; forward from t to
@@ -26,7 +32,14 @@ class GuideFlow(NamedTuple):
     forward: np.ndarray
     backward: np.ndarray
     forward_valid: np.ndarray
-    backward_valid: np.ndarray
+    can_match: bool = True  # whether DIS can process frames of this size
+
+    @cached_property
+    def backward_valid(self) -> np.ndarray:
+        """See the class. Computed when it is first needed: only propagation of masks does."""
+        if not self.can_match:
+            return np.zeros_like(self.forward_valid)
+        return _all_consistent(self.backward, self.forward)
 
     @property
     def size_px(self) -> tuple[int, int]:
@@ -45,6 +58,18 @@ def guide_flow(clip: DecodedClip, short_side_px: int = SHORT_SIDE_PX) -> GuideFl
         clip.cache[key] = _computed(clip, short_side_px)
     found: GuideFlow = clip.cache[key]
     return found
+
+
+@contextmanager
+def guide_flow_in_background(clip: DecodedClip) -> Iterator[None]:
+    """Compute the guide flow in a thread while the body waits for a network; afterwards it is in the clip's cache.
+
+    It takes the time of one clip's depth on a fast GPU, but none of the GPU.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="guide flow") as thread:
+        started = thread.submit(guide_flow, clip)
+        yield
+    started.result()  # raises what failed
 
 
 def warp(values: np.ndarray, flow: np.ndarray, *, nearest: bool = False) -> np.ndarray:
@@ -73,14 +98,19 @@ def _computed(clip: DecodedClip, short_side_px: int) -> GuideFlow:
     if count < 2 or not fits_dis(*size):
         nothing = np.zeros((max(0, count - 1), *size), bool)
         at_rest = np.zeros((*nothing.shape, 2), np.float32)
-        return GuideFlow(at_rest, at_rest, nothing, nothing)
+        return GuideFlow(at_rest, at_rest, nothing, can_match=False)
     frames = clip.frames
     if size != (height_px, width_px):
-        frames = np.stack([cv2.resize(frame, size[::-1], interpolation=cv2.INTER_AREA) for frame in frames])
+        frames = np.empty((count, *size, 3), np.uint8)
+        in_threads(
+            lambda frame, out: cv2.resize(frame, size[::-1], out, interpolation=cv2.INTER_AREA), clip.frames, frames
+        )
     pair_flow = dis_pair_flow(frames, "medium")
     first, second = np.arange(count - 1), np.arange(1, count)
     forward, backward = pair_flow(first, second), pair_flow(second, first)
-    pairs = list(zip(forward, backward, strict=True))
-    there = np.stack([consistent(one, other) for one, other in pairs])
-    back = np.stack([consistent(other, one) for one, other in pairs])
-    return GuideFlow(forward, backward, there, back)
+    return GuideFlow(forward, backward, _all_consistent(forward, backward))
+
+
+def _all_consistent(forward: np.ndarray, backward: np.ndarray) -> np.ndarray:
+    """The forward-backward check of all pairs: float32 [n, h, w, 2] each -> bool [n, h, w]."""
+    return np.stack(in_threads(consistent, forward, backward))

@@ -1,23 +1,23 @@
 """Shared by the optical-flow annotators: result columns, frame pairs, the forward-backward check."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, NamedTuple
 
 import numpy as np
 
+from openuni.annotators._host_threads import in_threads
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.contracts.modality import Modality
 from openuni.manifests.contracts.windows import WindowedRun
 from openuni.manifests.modalities.flow import Flow
 
-PAIRS_AT_A_TIME = 32  # rounded to whole batches
 UNFLOW_ALPHA = 0.01  # Meister et al. 2018 (arXiv:1711.07837): tolerance relative to the sum of both flow lengths ...
 UNFLOW_BETA_PX = 0.5  # ... plus an absolute tolerance
 
-# a function of frames uint8 [n, H, W, 3] that gives the flow between any two of them:
-# int [m] first frames, int [m] second frames -> float32 [m, H, W, 2], pixels from first to second
-PairFlow = Callable[[np.ndarray, np.ndarray], np.ndarray]
-PairFlowOf = Callable[[np.ndarray], PairFlow]
+# Frames uint8 [n + 1, H, W, 3] -> the flow of their adjacent pairs, some pairs at a time and in order: forward flow
+# and, if the method computes it, backward flow, float32 [m, H, W, 2] each. The first frame is the last one of the call
+# before.
+AdjacentFlow = Callable[[np.ndarray], Iterator[tuple[np.ndarray, np.ndarray | None]]]
 
 
 class FlowOfClip(NamedTuple):
@@ -33,18 +33,16 @@ class FlowOfClip(NamedTuple):
 class FlowWindows(WindowedRun[FlowOfClip]):
     """Flow between all adjacent frames of a clip; the last frame repeats the previous flow, so the length stays T.
 
-    `pair_flow_of`: the method. With `check`, the backward flow is also computed and `Flow.valid` is true where both
-    agree. `pairs_per_batch`: pairs are processed in multiples of this number, in windows as in a clip that is whole;
-    the frames of an incomplete batch wait for the next window. The flow of a clip of one frame is zero.
+    `flow_of`: the method, for this clip. With `check`, it also gives the backward flow, and `Flow.valid` is true where
+    both agree. `pairs_per_batch`: pairs are processed in multiples of this number, in windows as in a clip that is
+    whole; the frames of an incomplete batch wait for the next window. The flow of a clip of one frame is zero.
     """
 
-    def __init__(self, pair_flow_of: PairFlowOf, check: bool, pairs_per_batch: int = 1) -> None:
-        self.pair_flow_of, self.check, self.pairs_per_batch = pair_flow_of, check, pairs_per_batch
-        # more at once would take the memory of another clip: backward flow, lengths
-        self.pairs_at_a_time = max(1, PAIRS_AT_A_TIME // pairs_per_batch) * pairs_per_batch
+    def __init__(self, flow_of: AdjacentFlow, check: bool, pairs_per_batch: int = 1) -> None:
+        self.flow_of, self.check, self.pairs_per_batch = flow_of, check, pairs_per_batch
         self.waiting: np.ndarray | None = None  # the last frame that has a flow, and those behind it
         self.last: Flow | None = None  # of one frame
-        self.lengths_px: list[np.ndarray] = []  # per pair: mean over the pixels
+        self.lengths_px: list[float] = []  # per pair: mean over the pixels
         self.times_s: list[np.ndarray] = []
         self.valid_pixels = 0
 
@@ -60,10 +58,10 @@ class FlowWindows(WindowedRun[FlowOfClip]):
         height_px, width_px = self.waiting.shape[1:3]
         rest = self._process(self.waiting, len(self.waiting) - 1)
         if self.last is None:
-            self.pair_flow_of(self.waiting)  # raises for frames that the method cannot process
+            list(self.flow_of(self.waiting))  # raises for frames that the method cannot process
             return FlowOfClip(Flow.from_pairs(np.empty((0, height_px, width_px, 2), np.float32)), 0.0, None)
         flow = Flow.joined([*rest.values(), self.last])
-        length_px, times_s = np.concatenate(self.lengths_px), np.concatenate(self.times_s)
+        length_px, times_s = np.array(self.lengths_px), np.concatenate(self.times_s)
         speed = float((length_px / np.diff(times_s)).mean() / float(np.hypot(height_px, width_px)))
         inconsistent = float(1.0 - self.valid_pixels / (len(length_px) * height_px * width_px)) if self.check else None
         return FlowOfClip(flow, speed, inconsistent)
@@ -74,21 +72,26 @@ class FlowWindows(WindowedRun[FlowOfClip]):
         if not count:
             return {}
         height_px, width_px = frames.shape[1:3]
-        pair_flow = self.pair_flow_of(frames[: count + 1])
         forward = np.empty((count, height_px, width_px, 2), np.float32)
         valid = np.empty((count, height_px, width_px, 1), bool) if self.check else None
-        for start in range(0, count, self.pairs_at_a_time):
-            first = np.arange(start, min(start + self.pairs_at_a_time, count))
-            there = forward[first[0] : first[-1] + 1]
-            there[:] = pair_flow(first, first + 1)
-            self.lengths_px.append(np.hypot(there[..., 0], there[..., 1]).mean(axis=(1, 2), dtype=np.float64))
+        start = 0
+        for there, back in self.flow_of(frames[: count + 1]):
+            pairs = slice(start, start + len(there))
+            forward[pairs] = there
+            self.lengths_px += in_threads(_mean_length_px, forward[pairs])
             if valid is not None:
-                for pair, back in enumerate(pair_flow(first + 1, first)):
-                    valid[start + pair, ..., 0] = consistent(there[pair], back)
+                assert back is not None, "the method gives the backward flow, too"
+                valid[pairs, ..., 0] = in_threads(consistent, forward[pairs], back)
+            start = pairs.stop
         if valid is not None:
             self.valid_pixels += int(np.count_nonzero(valid))
         self.last = Flow(forward[-1:].copy(), None if valid is None else valid[-1:].copy())
         return {"flow": Flow(forward, valid)}
+
+
+def _mean_length_px(flow: np.ndarray) -> float:
+    """Mean length of flow float32 [H, W, 2]."""
+    return float(np.hypot(flow[..., 0], flow[..., 1]).mean(dtype=np.float64))
 
 
 def consistent(forward: np.ndarray, backward: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from openuni.annotators._guide_flow import guide_flow, warp
+from openuni.annotators._host_threads import in_threads
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.contracts.modality import Modality
 from openuni.manifests.modalities.depth import Depth
@@ -37,10 +38,15 @@ class WarpedChange:
         if self.last is not None:
             array = np.concatenate([self.last, array])
         self.last = array[-1:].copy()
-        for now, after, forward, valid in zip(array, array[1:], flow.forward, flow.forward_valid, strict=False):
-            if valid.mean() >= MIN_FOLLOWED_SHARE:
-                there = warp(after, forward).reshape(after.shape)
-                self.changes.append(float(np.median(self.distance(now[valid], there[valid]))))
+        changes = in_threads(self._change, array[:-1], array[1:], flow.forward, flow.forward_valid)
+        self.changes += [change for change in changes if change is not None]
+
+    def _change(self, now: np.ndarray, after: np.ndarray, forward: np.ndarray, valid: np.ndarray) -> float | None:
+        """Change between two maps [h, w, C]; None for too few pixels with valid flow."""
+        if valid.mean() < MIN_FOLLOWED_SHARE:
+            return None
+        there = warp(after, forward).reshape(after.shape)
+        return float(np.median(self.distance(now[valid], there[valid])))
 
     def mean(self) -> float | None:
         """The score; None if no frame pair remains."""

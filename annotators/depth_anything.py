@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 import numpy as np
 
 from openuni.annotators._depth_anything import FrameDepth, ZeroMetres
+from openuni.annotators._guide_flow import guide_flow_in_background
 from openuni.annotators._temporal_consistency import DepthChange
 from openuni.manifests.arrays.streaming_mean import StreamingMean
 from openuni.manifests.contracts.decoded_clip import DecodedClip
@@ -74,7 +75,8 @@ class DepthWindows(WindowedRun[DepthOfClip]):
 
     def add(self, window: DecodedClip) -> Mapping[str, Modality]:
         """See `WindowedRun.add`."""
-        values, unit = self.operator.raw_frames(self.model, window.new_frames)
+        with guide_flow_in_background(window):  # for the scores
+            values, unit = self.operator.raw_frames(self.model, window.new_frames)
         if unit == "metres":
             values = self.zeros.replaced(values)
         depth = Depth(values[..., None], unit=unit)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from openuni.annotators._dis_flow import dis_pair_flow
+from openuni.annotators._dis_flow import dis_adjacent_flow
 from openuni.annotators._pairwise_flow import FlowOfClip, FlowWindows
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.contracts.operator import Annotator
@@ -38,4 +38,4 @@ class Dis(Annotator):
 
     def start_windows(self, model: Any) -> FlowWindows:
         """See `Operator.start_windows`."""
-        return FlowWindows(lambda frames: dis_pair_flow(frames, self.preset), self.check)
+        return FlowWindows(lambda frames: dis_adjacent_flow(frames, self.preset, self.check), self.check)

@@ -5,6 +5,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from openuni.annotators._guide_flow import guide_flow_in_background
 from openuni.annotators._marigold import NEEDED_FILES, Marigold
 from openuni.annotators._temporal_consistency import mean_change, warped_change
 from openuni.manifests.arrays.srgb import srgb_to_linear
@@ -95,7 +96,8 @@ class MarigoldIntrinsics(Marigold):
 
     def run(self, model: Any, clip: DecodedClip) -> Intrinsics:
         """Predict albedo and irradiance, float32 [T, H, W, 3] each, linear."""
-        maps, spread = self.predict(model, clip.frames)
+        with guide_flow_in_background(clip):  # for the scores
+            maps, spread = self.predict(model, clip.frames)
         names = target_names(model)
 
         def linear(name: str) -> np.ndarray:

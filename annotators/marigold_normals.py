@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from openuni.annotators._guide_flow import guide_flow_in_background
 from openuni.annotators._marigold import NEEDED_FILES, Marigold
 from openuni.annotators._temporal_consistency import WarpedChange, normal_angle_deg
 from openuni.manifests.arrays.streaming_mean import StreamingMean
@@ -78,7 +79,8 @@ class NormalWindows(WindowedRun[NormalsOfClip]):
     def add(self, window: DecodedClip) -> Mapping[str, Modality]:
         """See `WindowedRun.add`."""
         first = window.first_frame + window.overlap_frames
-        maps, spread = self.operator.predict(self.model, window.new_frames, first)
+        with guide_flow_in_background(window):  # for the scores
+            maps, spread = self.operator.predict(self.model, window.new_frames, first)
         normal = Normal(unit(maps[:, 0]))
         if spread is not None:
             self.spread.add(spread)

@@ -6,20 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-import numpy as np
 from annotated_types import Ge
 
-from openuni.annotators._pairwise_flow import FlowOfClip, FlowWindows, PairFlow
+from openuni.annotators._pairwise_flow import FlowOfClip, FlowWindows
+from openuni.annotators._raft_pairs import RaftPairs, correlation_block
 from openuni.manifests.contracts.checkpoint import Checkpoint
 from openuni.manifests.contracts.decoded_clip import DecodedClip
-from openuni.manifests.contracts.inference import Precision, inference
+from openuni.manifests.contracts.inference import Precision
 from openuni.manifests.contracts.operator import Annotator
 from openuni.manifests.contracts.weights import read_weights
 from openuni.manifests.contracts.windows import run_at_once
 from openuni.manifests.errors import OpenUniError, unknown_name
-
-STRIDE_PX = 8  # of the feature maps
-MIN_SIDE_PX = 128  # below this, the top of the correlation pyramid has fewer than two cells and gives NaN
 
 # names in the authors' checkpoints -> names in torchvision, applied in order
 RENAMES = (
@@ -61,8 +58,9 @@ class Raft(Annotator):
     """Forward optical flow between adjacent frames, with a forward-backward check. The last frame repeats the flow.
 
     Frames are processed at their size, padded by border replication on both sides to a multiple of 8 and at least
-    128 px; the flow is cropped accordingly. Memory per frame pair grows with the square of the area: about 0.8 GB at
-    1280 x 720, 4.2 GB at 1920 x 1080.
+    128 px; the flow is cropped accordingly. Memory per frame pair grows with the square of the area: about 1.1 GB at
+    1280 x 720, 5.6 GB at 1920 x 1080. At most 6 GB of pairs are computed together, whatever `frames_per_batch` is, and
+    with the check twice that is allocated for a moment.
     """
 
     size: Annotated[
@@ -109,7 +107,7 @@ class Raft(Annotator):
         path = self.checkpoints()[0].resolve()
         weights = torchvision_names(read_weights(path))
         build = {"large": optical_flow.raft_large, "small": optical_flow.raft_small}[self.size]
-        network = build(weights=None, corr_block=_correlation_in_fp32(radius=4 if self.size == "large" else 3))
+        network = build(weights=None, corr_block=correlation_block(radius=4 if self.size == "large" else 3))
         try:
             network.load_state_dict(weights)
         except RuntimeError as error:
@@ -126,46 +124,8 @@ class Raft(Annotator):
 
     def start_windows(self, model: Any) -> FlowWindows:
         """See `Operator.start_windows`."""
-        return FlowWindows(lambda frames: self._pair_flow(model, frames), self.check, self.frames_per_batch)
-
-    def _pair_flow(self, model: Any, frames: np.ndarray) -> PairFlow:
-        """A function that computes the flow between any two of the frames, batch by batch."""
-
-        def pair_flow(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-            batches = [
-                slice(start, start + self.frames_per_batch) for start in range(0, len(first), self.frames_per_batch)
-            ]
-            flows = [self._batch(model, frames[first[part]], frames[second[part]]) for part in batches]
-            return np.concatenate(flows)
-
-        return pair_flow
-
-    def _batch(self, model: Any, before: np.ndarray, after: np.ndarray) -> np.ndarray:
-        """Flow float32 [B, H, W, 2] in pixels between two batches uint8 [B, H, W, 3]."""
-        import torch
-
-        device = next(model.parameters()).device
-        height_px, width_px = before.shape[1:3]
-        left, right = split_padding(width_px)
-        top, bottom = split_padding(height_px)
-
-        def as_input(frames: np.ndarray) -> torch.Tensor:
-            images = torch.from_numpy(frames).to(device).permute(0, 3, 1, 2).float().contiguous()
-            images = images.div(255).sub(0.5).div(0.5)  # -1..1, rounded in the same order as torchvision's transform
-            return torch.nn.functional.pad(images, (left, right, top, bottom), mode="replicate")
-
-        with inference(device.type, self.precision):
-            flow = model(as_input(before), as_input(after), num_flow_updates=self.iterations)[-1].float()
-        flow = flow[:, :, top : top + height_px, left : left + width_px]
-        result: np.ndarray = flow.permute(0, 2, 3, 1).contiguous().cpu().numpy()
-        return result
-
-
-def split_padding(side_px: int) -> tuple[int, int]:
-    """Padding before and after a side, to a multiple of 8 and at least 128 px; an odd pixel is added after."""
-    padded_px = max(MIN_SIDE_PX, -(-side_px // STRIDE_PX) * STRIDE_PX)
-    before = (padded_px - side_px) // 2
-    return before, padded_px - side_px - before
+        pairs = RaftPairs(model, self.iterations, self.precision, self.check, self.frames_per_batch)
+        return FlowWindows(pairs, self.check, self.frames_per_batch)
 
 
 def torchvision_names(weights: Mapping[str, Any]) -> dict[str, Any]:
@@ -186,16 +146,3 @@ def _published(size: str, name: str) -> Checkpoint:
     file = f"raft_{size}_{name}-{FILES[size][name]}.pth"
     url = f"https://download.pytorch.org/models/{file}"
     return Checkpoint(file, "torchvision", Raft.licence, url, size_mb=SIZES_MB[size])
-
-
-def _correlation_in_fp32(radius: int) -> Any:
-    """Torchvision's correlation block, kept in float32 under autocast: 16-bit precision is not sufficient."""
-    import torch
-    from torchvision.models.optical_flow.raft import CorrBlock
-
-    class Float32CorrBlock(CorrBlock):
-        def build_pyramid(self, fmap1: torch.Tensor, fmap2: torch.Tensor) -> None:
-            with torch.autocast(fmap1.device.type, enabled=False):
-                super().build_pyramid(fmap1.float(), fmap2.float())
-
-    return Float32CorrBlock(num_levels=4, radius=radius)

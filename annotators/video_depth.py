@@ -8,12 +8,14 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 import numpy as np
 from annotated_types import Ge
 
-from openuni.annotators._depth_anything import PATCH_PX, FrameDepth, original_pixels, without_zero_metres
+from openuni.annotators._depth_anything import PATCH_PX, DepthUnit, FrameDepth, original_pixels, without_zero_metres
 from openuni.annotators._depth_stabilization import stabilize_depth
-from openuni.annotators._depth_windows import WINDOW, stitch_depth
+from openuni.annotators._depth_windows import WINDOW, stitch_depth, windows_of
+from openuni.annotators._guide_flow import guide_flow_in_background
 from openuni.annotators._temporal_consistency import depth_change_share
 from openuni.manifests.contracts.checkpoint import Checkpoint
 from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.contracts.device_batches import each_batch
 from openuni.manifests.contracts.inference import inference
 from openuni.manifests.contracts.options import Formerly
 from openuni.manifests.errors import OpenUniError
@@ -91,42 +93,52 @@ class VideoDepth(FrameDepth):
 
     def run(self, model: Any, clip: DecodedClip) -> SteadyDepth:
         """Predict depth, float32 [T, H, W, 1] at the size of the frames."""
+        with guide_flow_in_background(clip):  # for scores and stabilization
+            values, unit = self._windows(model, clip) if self.window_network else self.each_frame(model, clip.frames)
+        found = depth_change_share(clip, Depth(values[..., None], unit=unit))
         if self.window_network:
-            align = self.window_unit == "disparity"
-            values = stitch_depth(
-                lambda numbers: self._window(model, clip.frames, numbers), len(clip.frames), align=align
-            )
-            values = values if align else without_zero_metres(values)
-            depth = Depth(values[..., None], unit=self.window_unit)
-            return SteadyDepth(depth, depth_change_share(clip, depth), None, None)
-        values, unit = self.each_frame(model, clip.frames)
-        raw = depth_change_share(clip, Depth(values[..., None], unit=unit))
+            return SteadyDepth(Depth(values[..., None], unit=unit), found, None, None)
         aligned = None
         if self.stabilization_frames and len(values) > 1:
             values, aligned = stabilize_depth(clip, values, self.stabilization_frames, scale_only=unit == "metres")
         depth = Depth(values[..., None], unit=unit)
-        return SteadyDepth(depth, depth_change_share(clip, depth), raw, aligned)
+        return SteadyDepth(depth, depth_change_share(clip, depth), found, aligned)
 
-    def _window(self, network: Any, frames: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-        """Depth float32 [32, H, W] of the frames with indices `numbers`, int64 [32], of uint8 [T, H, W, 3]."""
+    def _windows(self, network: Any, clip: DecodedClip) -> tuple[np.ndarray, DepthUnit]:
+        """Depth of a video network: values float32 [T, H, W], and their unit."""
         import torch
 
-        size = window_input_size(frames.shape[1], frames.shape[2], self.input_size)
-        once, places = np.unique(numbers, return_inverse=True)
-        pixels = torch.from_numpy(original_pixels(frames[once], size)[places])[None]
+        count, *size_px = clip.frames.shape[:3]
+        input_size = window_input_size(*size_px, self.input_size)
         device = next((value.device for value in network.parameters()), torch.device("cpu"))
-        with inference(device.type, self.precision):
-            raw = network(pixels.to(device))
-            if not (isinstance(raw, torch.Tensor) and raw.shape[:2] == (1, WINDOW) and raw.ndim == 4):
-                given = tuple(raw.shape) if isinstance(raw, torch.Tensor) else type(raw).__name__
-                raise OpenUniError(
-                    f"{self.window_network} returned {given} for 1 x {WINDOW} frames; it must map "
-                    f"[1, {WINDOW}, 3, h, w] to [1, {WINDOW}, h, w]. Export the network with such a forward method."
-                )
-            shape = frames.shape[1:3]
-            depth = torch.nn.functional.interpolate(raw[0][:, None].float(), shape, mode="bilinear", align_corners=True)
-        result: np.ndarray = depth[:, 0].cpu().numpy()
-        return result
+
+        def pixels(numbers: np.ndarray) -> np.ndarray:
+            once, places = np.unique(numbers, return_inverse=True)
+            found: np.ndarray = original_pixels(clip.frames[once], input_size)[places]
+            return found
+
+        def compute(given: Any) -> Any:
+            with inference(device.type, self.precision):
+                return self._window(network, given[None], size_px)
+
+        align = self.window_unit == "disparity"
+        batches = ((pixels(numbers),) for numbers in windows_of(count))
+        values = stitch_depth(each_batch(device, batches, compute), count, align=align)
+        return values if align else without_zero_metres(values), self.window_unit
+
+    def _window(self, network: Any, pixels: Any, size_px: Sequence[int]) -> Any:
+        """Depth float32 [32, H, W] of the network's input, float32 [1, 32, 3, h, w]."""
+        import torch
+
+        raw = network(pixels)
+        if not (isinstance(raw, torch.Tensor) and raw.shape[:2] == (1, WINDOW) and raw.ndim == 4):
+            given = tuple(raw.shape) if isinstance(raw, torch.Tensor) else type(raw).__name__
+            raise OpenUniError(
+                f"{self.window_network} returned {given} for 1 x {WINDOW} frames; it must map "
+                f"[1, {WINDOW}, 3, h, w] to [1, {WINDOW}, h, w]. Export the network with such a forward method."
+            )
+        interpolate = torch.nn.functional.interpolate
+        return interpolate(raw[0][:, None].float(), tuple(size_px), mode="bilinear", align_corners=True)[:, 0]
 
 
 def window_input_size(height_px: int, width_px: int, input_size: int) -> int:

@@ -9,10 +9,13 @@ from transformers import (
     DPTImageProcessor,
 )
 
-from openuni.annotators._depth_anything import original_size
+from openuni.annotators import _depth_anything, _depth_input
+from openuni.annotators._depth_anything import frames_together, original_size
+from openuni.annotators._depth_input import process
 from openuni.annotators.depth_anything import DepthAnything
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.errors import MissingRequirement, OpenUniError
+from tests.fake_gpu import fake_gpu
 from tests.moving_pictures import panned, texture
 
 # height, width of the frame -> height, width of the network's input by the authors' rule and by transformers'
@@ -91,11 +94,10 @@ def test_size_of_the_input_by_the_authors_rule(frame, wanted):
 
 @pytest.mark.parametrize(("frame", "wanted"), SIZES.items())
 def test_size_of_the_input_by_transformers(checkpoints, frame, wanted):
-    operator = DepthAnything(checkpoint=checkpoints["relative"])
-    _, processor = operator.load("cpu")
-    pixels = operator._processed(processor, np.zeros((1, *frame, 3), np.uint8))
+    _, processor = DepthAnything(checkpoint=checkpoints["relative"]).load("cpu")
+    pixels = process(processor, torch.zeros((1, 3, *frame), dtype=torch.uint8), 518)
     assert pixels.shape == (1, 3, *wanted[1])
-    assert pixels.dtype == np.float32
+    assert pixels.dtype == torch.float32
 
 
 @pytest.mark.parametrize("kind", ["relative", "metric"])
@@ -149,6 +151,47 @@ def test_the_unit_is_the_checkpoints(checkpoints):
     assert relative.array.shape == metric.array.shape == (2, 45, 80, 1)
 
 
+@pytest.mark.parametrize("resize", ["transformers", "original"])
+def test_a_clip_takes_one_call_and_one_transfer_each_way_per_batch(checkpoints, resize):
+    from tests.manifests.contracts.test_device_batches import CountsTransfers
+
+    frames = panned([(i, 0) for i in range(5)], 45, 80)
+    for frames_per_batch, batches in ((1, 5), (2, 3), (8, 1)):
+        operator = DepthAnything(
+            checkpoint=checkpoints["relative"], input_size=56, resize=resize, frames_per_batch=frames_per_batch
+        )
+        network, processor = operator.load("cpu")
+        operator.raw_frames((network, processor), frames)  # constants stay on the device from here on
+        calls = []
+        network.register_forward_hook(lambda module, given, result, calls=calls: calls.append(module))
+        in_network = CountsTransfers()
+        with in_network:
+            network(pixel_values=torch.zeros(1, 3, 56, 56))
+        calls.clear()
+        with CountsTransfers() as moved:
+            operator.raw_frames((network, processor), frames)
+        assert len(calls) == batches
+        assert moved.calls == batches * (3 + in_network.calls)
+
+
+def test_on_a_gpu_no_value_is_read_and_nothing_copied_within_a_batch(checkpoints):
+    from transformers.initialization import no_init_weights
+
+    operator = DepthAnything(checkpoint=checkpoints["relative"])
+    processor = AutoImageProcessor.from_pretrained(checkpoints["relative"])
+    with fake_gpu() as ops:
+        with torch.device("cuda"), no_init_weights():
+            network = DepthAnythingForDepthEstimation(DepthAnythingConfig.from_pretrained(checkpoints["relative"]))
+        images = torch.empty(2, 3, 480, 832, dtype=torch.uint8, device="cuda")
+        operator._depth(network.eval(), process(processor, images, 518), (480, 832))
+        constants = ops.transfers.copy()
+        depth = operator._depth(network, process(processor, images, 518), (480, 832))
+    for cached in (_depth_input._normalization, _depth_input._on_device):
+        cached.cache_clear()  # of tensors without values
+    assert depth.shape == (2, 480, 832)
+    assert ops.transfers == constants == {"cpu to cuda": 6}, "only constants, once"
+
+
 def test_depth_is_raw_so_a_frame_does_not_depend_on_the_others(checkpoints):
     frames = np.stack([texture(45, 80), texture(45, 80, seed=5) // 4])
     operator = DepthAnything(checkpoint=checkpoints["relative"], input_size=56, frames_per_batch=1)
@@ -167,6 +210,24 @@ def test_batches_do_not_change_the_depth(checkpoints):
     ]
     for depth in depths[1:]:
         assert np.abs(depth - depths[0]).max() < 1e-5 * np.abs(depths[0]).max()
+
+
+def test_frames_together_are_bounded_by_their_size(checkpoints, monkeypatch):
+    sizes = {"Small": (64, 32), "Large": (256, 32)}
+    configs = {name: DepthAnythingConfig(fusion_hidden_size=a, head_hidden_size=b) for name, (a, b) in sizes.items()}
+    assert {name: frames_together(config, 518, 896) for name, config in configs.items()} == {"Small": 22, "Large": 8}
+    assert frames_together(configs["Large"], 20_000, 20_000) == 1
+
+    frames = panned([(i, 0) for i in range(5)], 45, 80)
+    operator = DepthAnything(checkpoint=checkpoints["relative"], input_size=56, frames_per_batch=4)
+    network, processor = operator.load("cpu")
+    free, given = operator.raw_frames((network, processor), frames)[0], []
+    network.register_forward_hook(lambda module, args, result: given.append(len(result.predicted_depth)))
+    channels = network.config.fusion_hidden_size // 2 + network.config.head_hidden_size
+    monkeypatch.setattr(_depth_anything, "HEAD_BYTES", 3 * 56 * 98 * channels * 12)
+    bounded = operator.raw_frames((network, processor), frames)[0]
+    assert given == [3, 1, 1], "four frames in two passes, and the last one: batches stay where they were"
+    assert np.abs(bounded - free).max() < 1e-5 * free.max()
 
 
 def test_bf16_stays_near_fp32(checkpoints):

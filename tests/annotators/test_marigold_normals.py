@@ -60,6 +60,32 @@ def test_batches_and_neighbours_do_not_change_a_frame(folder, shared):
     assert np.array_equal(first[0], alone[0])
 
 
+@pytest.mark.parametrize(("frames_per_batch", "batches"), [(1, 3), (2, 2), (4, 1)])
+def test_the_networks_are_called_per_batch_and_nothing_is_moved_per_frame(folder, frames_per_batch, batches):
+    from tests.manifests.contracts.test_device_batches import CountsTransfers
+
+    operator = tiny(folder, frames_per_batch=frames_per_batch, steps=3)
+    pipeline = operator.load("cpu")
+    operator.predict(pipeline, FRAMES[:1])  # the text embedding, once
+    calls = {"unet": 0, "encoder": 0, "decoder": 0}
+
+    def counted(name):
+        def hook(module, given, result):
+            calls[name] += 1
+
+        return hook
+
+    for name, module in zip(calls, (pipeline.unet, pipeline.vae.encoder, pipeline.vae.decoder), strict=True):
+        module.register_forward_hook(counted(name))
+    with CountsTransfers() as moved:
+        operator.predict(pipeline, FRAMES)
+    assert calls == {"unet": 3 * batches, "encoder": batches, "decoder": batches}
+    with CountsTransfers() as one_batch:
+        operator.predict(pipeline, FRAMES[:frames_per_batch])
+    assert moved.calls == one_batch.calls * batches, "however many frames are in a batch"
+    assert pipeline.image_processor.config.do_range_check is False, "or the host waits for a minimum and a maximum"
+
+
 def test_shared_noise_takes_the_flicker_of_noise_away(folder):
     still = np.repeat(texture(40, 60)[None], 3, axis=0)
     shared = annotate(tiny(folder), still)

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save_file
 from torchvision.models import optical_flow
 
-from openuni.annotators.raft import Raft, split_padding, torchvision_names
+from openuni.annotators._raft_pairs import split_padding
+from openuni.annotators.raft import Raft, torchvision_names
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.errors import MissingRequirement, OpenUniError
 from tests.moving_pictures import panned
@@ -64,7 +65,8 @@ def test_flow_at_an_odd_size_equals_pad_network_unpad_by_hand(tmp_path, size):
         padded = random_network(size)(pad(before), pad(after), num_flow_updates=3)[-1]
     by_hand = padded[0, :, 3:133, 2:205].permute(1, 2, 0).numpy()
     assert np.abs(by_hand).mean() > 0.01
-    assert np.array_equal(flow[0], by_hand)
+    # the context encoder gets two frames here, one there, which the small network rounds differently
+    assert np.abs(flow[0] - by_hand).max() <= {"large": 0, "small": 1e-4}[size]
     assert np.array_equal(flow[1], flow[0])
 
 

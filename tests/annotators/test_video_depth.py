@@ -111,20 +111,16 @@ def test_windows_in_metres_are_not_aligned(tmp_path):
 
 
 def test_what_an_alignment_takes_below_zero_is_zero():
-    depths = iter([np.full((32, 1, 2), 5.0), np.full((32, 1, 2), 9.0)])
-
-    def window(numbers):
-        depth = next(depths).astype(np.float32)
+    depths = [np.full((32, 1, 2), 5, np.float32), np.full((32, 1, 2), 9, np.float32)]
+    for depth in depths:
         depth[:, 0, 1] -= 1
         depth[20:, 0, 1] -= 20
-        return depth
-
-    assert stitch_depth(window, 40, align=True).min() == 0
+    assert stitch_depth(depths, 40, align=True).min() == 0
 
 
 def test_eight_frames_are_blended_from_the_old_window_to_the_new():
-    depths = iter([np.zeros((32, 1, 1), np.float32), np.ones((32, 1, 1), np.float32)])
-    found = stitch_depth(lambda numbers: next(depths), 40, align=False)[:, 0, 0]
+    depths = [np.zeros((32, 1, 1), np.float32), np.ones((32, 1, 1), np.float32)]
+    found = stitch_depth(depths, 40, align=False)[:, 0, 0]
     assert not found[:24].any() and (found[32:] == 1).all()
     assert np.allclose(found[24:32], np.arange(8) / 7)
 
