@@ -20,3 +20,8 @@ def inference(device: str, precision: Precision) -> Iterator[None]:
     autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
     with torch.inference_mode(), deterministic, autocast:
         yield
+
+
+def decoder_precision(precision: Precision) -> Precision:
+    """Precision of a part whose numbers are compared with thresholds: that of the option, but never 16 bits."""
+    return "fp32" if precision == "bf16" else precision
