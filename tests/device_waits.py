@@ -1,7 +1,8 @@
 """Counts where code would wait for a GPU: copies to the host, values read from tensors, sizes that depend on data.
 
 On a CPU nothing waits, so the operations are counted that do on a GPU: a test of a loop over frames or instances fails
-when one of them returns to it. Copies to the device count too: from ordinary memory they wait for all queued work.
+when one of them returns to it. Copies to the device (`.to(device)`, the CPU in a test) count too: from ordinary
+memory they wait for all queued work.
 """
 
 from collections import Counter
@@ -13,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 # functions of tensors that bring values to the host
 TO_HOST = ("cpu", "numpy", "tolist", "__array__", "pin_memory")
-FROM_HOST = ("from_numpy", "as_tensor", "tensor")
+FROM_HOST = ("as_tensor", "tensor")
 # operators whose result, or its size, the host has to know; `_local_scalar_dense` is item(), bool(), int(), float()
 READS = ("_local_scalar_dense", "nonzero", "masked_select", "nms", "_unique2", "unique_dim", "unique_consecutive")
 
