@@ -63,8 +63,10 @@ def propagate_labels(labels: np.ndarray, flow: GuideFlow, start: int, stop: int)
     step = 1 if stop > start else -1
     found = np.zeros((abs(stop - start), height_px, width_px), np.uint16)
     certain = np.zeros(found.shape, bool)
-    x, y = np.arange(width_px, dtype=np.float32), np.arange(height_px, dtype=np.float32)[:, None]
-    scale = np.array([width_px / small[1], height_px / small[0]], np.float32)
+    x, y = np.arange(width_px, dtype=np.float32), np.arange(height_px, dtype=np.float32)
+    # x and y in turns in one row: NumPy is slow over a last axis of two
+    places = np.stack(np.meshgrid(x, y), axis=-1).reshape(height_px, -1)
+    scales = np.tile(np.array([width_px / small[1], height_px / small[0]], np.float32), width_px)
 
     def steps() -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         nonlocal way, sure
@@ -82,9 +84,9 @@ def propagate_labels(labels: np.ndarray, flow: GuideFlow, start: int, stop: int)
     def sample(accumulated: tuple[int, np.ndarray, np.ndarray]) -> None:
         row, way, sure = accumulated
         whole = cv2.resize(way, (width_px, height_px))
-        whole *= scale
-        whole[..., 0] += x
-        whole[..., 1] += y
+        flat = whole.reshape(height_px, -1)
+        flat *= scales
+        flat += places
         cv2.remap(labels, whole, None, cv2.INTER_NEAREST, found[row])
         certain[row] = cv2.resize(sure, (width_px, height_px), interpolation=cv2.INTER_NEAREST) > 0
 
@@ -125,6 +127,9 @@ def _followed(way: PropagatedLabels, numbers: int) -> np.ndarray:
 
     Later frames contain only stray pixels of instances that enter or leave the picture.
     """
-    areas = np.stack(in_threads(lambda row: np.bincount(row[0][row[1]], minlength=numbers), zip(*way, strict=True)))
+    # unsure pixels count as background, which is not followed
+    areas = np.stack(
+        in_threads(lambda row: np.bincount((row[0] * row[1]).ravel(), minlength=numbers), zip(*way, strict=True))
+    )
     enough = areas >= FOLLOWED_SHARE * areas.max(axis=0)
     return np.logical_and.accumulate(enough & (areas > 0), axis=0)
