@@ -1,13 +1,14 @@
 """Automatic mask generation: a promptable network is given a grid of point prompts, as in Segment Anything."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 EDGE_PX = 20  # a mask whose box is at most this far from a crop edge is considered truncated
+ROUND_BATCHES = 16  # batches of points whose low-resolution logits are on the device at once: 805 MB at the defaults
 CROP_OVERLAP = 512 / 1500  # overlap of first-layer crops, as a fraction of the image's shorter side
 
 
@@ -35,12 +36,17 @@ class Masks(NamedTuple):
 
 
 class PromptableNetwork(Protocol):
-    """A network that embeds an image once and then predicts masks for point prompts."""
+    """A network that embeds images once and then predicts masks for point prompts in one of them."""
 
-    def set_image(self, image: np.ndarray) -> None:
-        """Embed an image, uint8 [h, w, 3] RGB."""
+    device: Any  # of the network: torch.device or its name
 
-    def predict_points(self, points_px: np.ndarray) -> tuple[Any, Any]:
+    def embed(self, images: Sequence[np.ndarray]) -> Sequence[Any]:
+        """Embed images, uint8 [h, w, 3] RGB, in one forward pass: one embedding per image, whatever their sizes."""
+
+    def use(self, embedding: Any) -> None:
+        """Select the image that the following calls refer to."""
+
+    def predict_points(self, points_px: Any) -> tuple[Any, Any]:
         """Tensors for points float64 [N, 2] (x, y): low-resolution logits float32 [N, M, s, s], IoU float32 [N, M]."""
 
     def upscale(self, logits: Any) -> Any:
@@ -60,23 +66,72 @@ class _Candidates(NamedTuple):
         return _Candidates(*(field[kept] for field in self))
 
 
+class PackedMasks(NamedTuple):
+    """The selected masks of one crop of an image, as they leave the device: one bit per pixel."""
+
+    bits: np.ndarray  # uint8 [N, ceil(h * w / 8)], as `np.packbits` orders them
+    facts: np.ndarray  # float64 [N, 8]: predicted IoU, stability, box (4) and point (2) in the crop
+    crop: tuple[int, int, int, int]  # x0, y0, x1, y1 in the image, half-open
+    size_px: tuple[int, int]  # height and width of the image
+
+    def unpacked(self) -> Masks:
+        """The masks in coordinates of the image."""
+        x0, y0, x1, y1 = self.crop
+        masks = unpacked_bits(self.bits, (y1 - y0, x1 - x0))
+        if masks.shape[1:] != self.size_px:
+            whole = np.zeros((len(masks), *self.size_px), bool)
+            whole[:, y0:y1, x0:x1] = masks
+            masks = whole
+        predicted, stability, boxes, points = np.split(self.facts, [1, 2, 6], axis=1)
+        return Masks(
+            masks,
+            predicted[:, 0],
+            stability[:, 0],
+            boxes.astype(np.int64) + np.array([x0, y0, x0, y0]),
+            points + np.array([x0, y0]),
+        )
+
+
 def automatic_masks(network: PromptableNetwork, image: np.ndarray, rules: MaskRules) -> Masks:
     """Masks of all objects that `network` detects in `image`, uint8 [H, W, 3] RGB.
 
     Masks and their order equal those of Segment Anything's automatic generator with the same settings (and
     crop_n_points_downscale_factor = 1). A mask without a pixel above the threshold has stability 0, not NaN.
     """
-    height_px, width_px = image.shape[:2]
+    (crops,) = detected(network, [image], rules, 1)
+    return assembled(crops, rules)
+
+
+def detected(
+    network: PromptableNetwork, images: Sequence[np.ndarray], rules: MaskRules, images_per_batch: int
+) -> Iterator[list[PackedMasks]]:
+    """For every image, uint8 [H, W, 3] RGB, the masks of its crops, for `assembled`.
+
+    `images_per_batch` images or crops are embedded in one forward pass. Work is queued on the device without waiting
+    for it, except in `_masks_of_crop`.
+    """
     grid = point_grid(rules.points_per_side)
-    found: list[Masks] = []
-    areas: list[np.ndarray] = []
-    for x0, y0, x1, y1 in crop_boxes(height_px, width_px, rules.crop_layers):
-        crop = _masks_of_crop(network, image, (x0, y0, x1, y1), grid, rules)
-        found.append(crop)
-        areas.append(np.full(len(crop.masks), float((x1 - x0) * (y1 - y0))))
-    together = Masks(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+    jobs = [(image, box) for image in images for box in crop_boxes(*image.shape[:2], rules.crop_layers)]
+    per_image = len(jobs) // len(images)
+    crops: list[PackedMasks] = []
+    for part in _parts(len(jobs), images_per_batch):
+        embeddings = network.embed([image[y0:y1, x0:x1] for image, (x0, y0, x1, y1) in jobs[part]])
+        for (image, box), embedding in zip(jobs[part], embeddings, strict=True):
+            network.use(embedding)
+            crops.append(_masks_of_crop(network, box, (image.shape[0], image.shape[1]), grid, rules))
+            if len(crops) == per_image:
+                yield crops
+                crops = []
+
+
+def assembled(crops: Sequence[PackedMasks], rules: MaskRules) -> Masks:
+    """The masks of an image from those of its crops, without duplicates, cleaned up. Computed on the host."""
+    found = [crop.unpacked() for crop in crops]
+    together = Masks(*(np.concatenate(parts) for parts in zip(*found, strict=True))) if len(found) > 1 else found[0]
     if len(found) > 1:  # prefer masks of smaller crops: they are more detailed
-        together = _select(together, _nms(together.boxes_px, 1 / np.concatenate(areas), rules.nms_iou))
+        areas = [float((x1 - x0) * (y1 - y0)) for x0, y0, x1, y1 in (crop.crop for crop in crops)]
+        scores = 1 / np.repeat(areas, [len(masks.masks) for masks in found])
+        together = _select(together, _nms(together.boxes_px, scores, rules.nms_iou))
     if rules.min_region_px > 0:
         together = clean_masks(together, rules.min_region_px, rules.nms_iou)
     return together
@@ -103,51 +158,99 @@ def crop_boxes(height_px: int, width_px: int, layers: int) -> list[tuple[int, in
 
 
 def _masks_of_crop(
-    network: PromptableNetwork, image: np.ndarray, box: tuple[int, int, int, int], grid: np.ndarray, rules: MaskRules
-) -> Masks:
-    """Masks of one crop, in coordinates of the full image."""
+    network: PromptableNetwork,
+    box: tuple[int, int, int, int],
+    size_px: tuple[int, int],
+    grid: np.ndarray,
+    rules: MaskRules,
+) -> PackedMasks:
+    """Masks of one crop, which `network` has embedded.
+
+    The host waits for the device a fixed number of times, whatever the number of points and masks: to upload the
+    points, per round (`ROUND_BATCHES`) twice for the number of masks that pass a threshold, for the suppression of
+    duplicates, and for the masks and the numbers about them.
+    """
     import torch
 
     x0, y0, x1, y1 = box
-    height_px, width_px = image.shape[:2]
-    network.set_image(image[y0:y1, x0:x1])
-    points = grid * (x1 - x0, y1 - y0)
-    batches = [
-        _candidates(network, points[start : start + rules.points_per_batch], rules)
-        for start in range(0, len(points), rules.points_per_batch)
+    points = torch.from_numpy(grid * (x1 - x0, y1 - y0)).to(network.device)
+    rounds = [
+        _candidates(network, points[part], box, size_px, rules)
+        for part in _parts(len(points), rules.points_per_batch * ROUND_BATCHES)
     ]
-    candidates = _Candidates(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
-    candidates = candidates.take(~_truncated(candidates.boxes, box, (height_px, width_px)))
+    candidates = _Candidates(*(torch.cat(parts) for parts in zip(*rounds, strict=True)))
     kept = candidates.take(_nms_indices(candidates.boxes, candidates.predicted_iou, rules.nms_iou))
-    masks = np.zeros((len(kept.logits), height_px, width_px), bool)
-    for part in _parts(len(masks), rules.points_per_batch):
-        masks[part, y0:y1, x0:x1] = (network.upscale(kept.logits[part]) > 0).cpu().numpy()
-    return Masks(
-        masks,
-        kept.predicted_iou.double().cpu().numpy(),
-        kept.stability.double().cpu().numpy(),
-        kept.boxes.cpu().numpy() + np.array([x0, y0, x0, y0]),
-        kept.points.cpu().numpy() + np.array([x0, y0]),
+    bits = [
+        packed_bits(network.upscale(kept.logits[part]) > 0) for part in _parts(len(kept.logits), rules.points_per_batch)
+    ]
+    facts = [kept.predicted_iou[:, None], kept.stability[:, None], kept.boxes, kept.points]
+    return PackedMasks(
+        torch.cat(bits).cpu().numpy(), torch.cat([one.double() for one in facts], dim=1).cpu().numpy(), box, size_px
     )
 
 
-def _candidates(network: PromptableNetwork, points_px: np.ndarray, rules: MaskRules) -> _Candidates:
-    """Masks for a batch of points that pass the predicted-IoU and stability thresholds."""
+def _candidates(
+    network: PromptableNetwork,
+    points: Any,
+    crop: tuple[int, int, int, int],
+    size_px: tuple[int, int],
+    rules: MaskRules,
+) -> _Candidates:
+    """Masks for points, float64 [N, 2], that pass the thresholds of predicted IoU and stability and are whole."""
     import torch
 
-    logits, predicted = network.predict_points(points_px)
+    logits, predicted = _predicted(network, points, rules.points_per_batch)
     per_point = logits.shape[1]
     logits, predicted = logits.flatten(0, 1), predicted.flatten()
-    points = torch.from_numpy(np.repeat(points_px, per_point, axis=0)).to(logits.device)
     if rules.min_predicted_iou > 0:
-        sure = predicted > rules.min_predicted_iou
-        logits, predicted, points = logits[sure], predicted[sure], points[sure]
-    full = network.upscale(logits)
-    inner = (full > rules.stability_offset).sum((-2, -1))
-    outer = (full > -rules.stability_offset).sum((-2, -1))
-    stability = inner / outer.clamp(min=1)
-    kept = stability >= rules.min_stability
-    return _Candidates(logits[kept], predicted[kept], stability[kept], _boxes(full[kept] > 0), points[kept])
+        sure = _where(predicted > rules.min_predicted_iou)
+        logits, predicted, points = logits[sure], predicted[sure], points[sure // per_point]
+    else:
+        points = points.repeat_interleave(per_point, dim=0, output_size=len(points) * per_point)
+    measured = []
+    for part in _parts(len(logits), rules.points_per_batch):
+        full = network.upscale(logits[part])
+        inner = (full > rules.stability_offset).sum((-2, -1))
+        outer = (full > -rules.stability_offset).sum((-2, -1))
+        measured.append((inner / outer.clamp(min=1), _boxes(full > 0)))
+    stability, boxes = (torch.cat(parts) for parts in zip(*measured, strict=True))
+    kept = _where((stability >= rules.min_stability) & ~_truncated(boxes, crop, size_px))
+    return _Candidates(logits, predicted, stability, boxes, points).take(kept)
+
+
+def _predicted(network: PromptableNetwork, points: Any, per_batch: int) -> tuple[Any, Any]:
+    """Answers for points, float64 [N, 2], in batches, in tensors that are allocated once."""
+    logits = predicted = None
+    for part in _parts(len(points), per_batch):
+        some_logits, some_predicted = network.predict_points(points[part])
+        if logits is None or predicted is None:
+            logits = some_logits.new_empty((len(points), *some_logits.shape[1:]))
+            predicted = some_predicted.new_empty((len(points), *some_predicted.shape[1:]))
+        logits[part], predicted[part] = some_logits, some_predicted
+    return logits, predicted
+
+
+def _where(condition: Any) -> Any:
+    """Indices int64 [K] at which bool [N] is true. On a GPU the host waits for their number, once for all fields."""
+    return condition.nonzero()[:, 0]
+
+
+def packed_bits(masks: Any) -> Any:
+    """bool [K, h, w] -> uint8 [K, ceil(h * w / 8)], eight pixels per byte, the first in the highest bit."""
+    import torch
+
+    flat = masks.flatten(1).to(torch.uint8)
+    flat = torch.nn.functional.pad(flat, (0, -flat.shape[1] % 8)).unflatten(1, (-1, 8))
+    packed = flat[..., 0] << 7
+    for place in range(1, 8):  # in place: a product with the powers of two would need a tensor of them on the device
+        packed |= flat[..., place] << (7 - place)
+    return packed
+
+
+def unpacked_bits(bits: np.ndarray, size_px: tuple[int, ...]) -> np.ndarray:
+    """Masks bool [K, h, w] of `packed_bits`."""
+    masks: np.ndarray = np.unpackbits(bits, axis=1, count=size_px[0] * size_px[1]).view(bool)
+    return masks.reshape(-1, *size_px)
 
 
 def _boxes(masks: Any) -> Any:
@@ -165,15 +268,16 @@ def _boxes(masks: Any) -> Any:
     return boxes * masks.flatten(1).any(dim=1)[:, None]
 
 
-def _truncated(boxes: Any, crop: tuple[int, int, int, int], size: tuple[int, int]) -> Any:
+def _truncated(boxes: Any, crop: tuple[int, int, int, int], size_px: tuple[int, int]) -> Any:
     """Whether each box is close to a crop edge that is not also an image edge: bool [K]."""
     import torch
 
-    x0, y0, _, _ = crop
-    placed = boxes.double() + torch.tensor([x0, y0, x0, y0], device=boxes.device)
-    sides = torch.tensor(crop, device=boxes.device)
-    whole = torch.tensor([0, 0, size[1], size[0]], device=boxes.device)
-    return (((placed - sides).abs() <= EDGE_PX) & ((placed - whole).abs() > EDGE_PX)).any(dim=1)
+    whole = (0, 0, size_px[1], size_px[0])
+    found = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
+    for side in range(4):  # with numbers, not tensors: these would have to be copied to the device
+        placed = boxes[:, side] + crop[side % 2]
+        found |= ((placed - crop[side]).abs() <= EDGE_PX) & ((placed - whole[side]).abs() > EDGE_PX)
+    return found
 
 
 def _nms_indices(boxes: Any, scores: Any, iou: float) -> Any:
@@ -196,7 +300,8 @@ def _select(masks: Masks, rows: np.ndarray) -> Masks:
 
 
 def _parts(count: int, size: int) -> Iterator[slice]:
-    return (slice(start, start + size) for start in range(0, count, size))
+    """Slices of at most `size` that cover `count` items; one empty slice for none."""
+    return (slice(start, start + size) for start in range(0, max(1, count), size))
 
 
 def clean_masks(masks: Masks, min_region_px: int, nms_iou: float) -> Masks:
@@ -207,15 +312,13 @@ def clean_masks(masks: Masks, min_region_px: int, nms_iou: float) -> Masks:
     """
     if not len(masks.masks):
         return masks
-    cleaned, untouched = [], []
-    for mask in masks.masks:
+    clean, untouched = masks.masks.copy(), np.ones(len(masks.masks))
+    for row, mask in enumerate(masks.masks):
         filled, had_holes = _without_small_holes(mask, min_region_px)
-        clean_mask, had_islands = _without_small_islands(filled, min_region_px)
-        cleaned.append(clean_mask)
-        untouched.append(not (had_holes or had_islands))
-    clean = np.stack(cleaned)
+        clean[row], had_islands = _without_small_islands(filled, min_region_px)
+        untouched[row] = not (had_holes or had_islands)
     boxes = np.stack([box_of(mask) for mask in clean])
-    kept = _nms(boxes, np.array(untouched, np.float64), nms_iou)
+    kept = _nms(boxes, untouched, nms_iou)
     return _select(masks._replace(masks=clean, boxes_px=boxes), kept)
 
 

@@ -1,11 +1,13 @@
 """Propagation of instance masks along the optical flow between two keyframes."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from openuni.annotators._guide_flow import GuideFlow, warp
 from openuni.annotators._instances import FrameInstances, iou_of, joint
+from openuni.annotators._threads import in_threads
 
 FOLLOWED_SHARE = 0.2  # minimum fraction of an instance's area with valid flow
 
@@ -61,21 +63,34 @@ def propagate_labels(labels: np.ndarray, flow: GuideFlow, start: int, stop: int)
     step = 1 if stop > start else -1
     found = np.zeros((abs(stop - start), height_px, width_px), np.uint16)
     certain = np.zeros(found.shape, bool)
-    x, y = np.meshgrid(np.arange(width_px, dtype=np.float32), np.arange(height_px, dtype=np.float32))
-    for row in range(len(found)):
-        pair = start + row if step > 0 else start - row - 1  # frames `pair` and `pair` + 1
-        back, trusted = (
-            (flow.backward[pair], flow.backward_valid[pair])
-            if step > 0
-            else (flow.forward[pair], flow.forward_valid[pair])
-        )
-        way = back + warp(way, back)
-        sure = warp(sure, back, nearest=True) * trusted
-        whole = cv2.resize(way, (width_px, height_px)) * np.array(
-            [width_px / small[1], height_px / small[0]], np.float32
-        )
-        found[row] = cv2.remap(labels, x + whole[..., 0], y + whole[..., 1], cv2.INTER_NEAREST)
+    x, y = np.arange(width_px, dtype=np.float32), np.arange(height_px, dtype=np.float32)
+    # x and y in turns in one row: NumPy is slow over a last axis of two
+    places = np.stack(np.meshgrid(x, y), axis=-1).reshape(height_px, -1)
+    scales = np.tile(np.array([width_px / small[1], height_px / small[0]], np.float32), width_px)
+
+    def steps() -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        nonlocal way, sure
+        for row in range(len(found)):
+            pair = start + row if step > 0 else start - row - 1  # frames `pair` and `pair` + 1
+            back, trusted = (
+                (flow.backward[pair], flow.backward_valid[pair])
+                if step > 0
+                else (flow.forward[pair], flow.forward_valid[pair])
+            )
+            way = back + warp(way, back)
+            sure = warp(sure, back, nearest=True) * trusted
+            yield row, way, sure
+
+    def sample(accumulated: tuple[int, np.ndarray, np.ndarray]) -> None:
+        row, way, sure = accumulated
+        whole = cv2.resize(way, (width_px, height_px))
+        flat = whole.reshape(height_px, -1)
+        flat *= scales
+        flat += places
+        cv2.remap(labels, whole, None, cv2.INTER_NEAREST, found[row])
         certain[row] = cv2.resize(sure, (width_px, height_px), interpolation=cv2.INTER_NEAREST) > 0
+
+    in_threads(sample, steps())
     return PropagatedLabels(found, certain)
 
 
@@ -86,21 +101,24 @@ def between(before: PropagatedLabels, after: PropagatedLabels, in_both: np.ndarr
     Where the two disagree, the one with valid flow is used; if both are valid, that of the nearer keyframe. An instance
     that only one keyframe has is shown wherever its flow is valid: in the other keyframe it was missed or occluded.
     """
-    count = len(before.labels)
+    count, numbers = len(before.labels), np.arange(len(in_both), dtype=np.uint16)
     result = np.empty_like(before.labels)
     followed = (
         _followed(before, len(in_both)),
         _followed(PropagatedLabels(*(part[::-1] for part in after)), len(in_both))[::-1],
     )
-    for row in range(count):
+
+    def merge(row: int) -> None:
         ways = [(before, followed[0]), (after, followed[1])]
         (near, _), (far, _) = ways = ways if 2 * (row + 1) <= count + 1 else ways[::-1]
         labels = np.where(near.sure[row] | ~far.sure[row], near.labels[row], far.labels[row])
-        labels = np.where(in_both[labels], labels, 0)
+        labels = np.where(in_both, numbers, 0)[labels]
         for one, still in ways:
-            alone = one.sure[row] & (still[row] & ~in_both)[one.labels[row]] & (labels == 0)
-            labels = np.where(alone, one.labels[row], labels)
+            alone = np.where(still[row] & ~in_both, numbers, 0)[one.labels[row]]
+            np.copyto(labels, alone, where=one.sure[row] & (labels == 0))
         result[row] = labels
+
+    in_threads(merge, range(count))
     return result
 
 
@@ -109,6 +127,9 @@ def _followed(way: PropagatedLabels, numbers: int) -> np.ndarray:
 
     Later frames contain only stray pixels of instances that enter or leave the picture.
     """
-    areas = np.stack([np.bincount(row[sure], minlength=numbers) for row, sure in zip(*way, strict=True)])
+    # unsure pixels count as background, which is not followed
+    areas = np.stack(
+        in_threads(lambda row: np.bincount((row[0] * row[1]).ravel(), minlength=numbers), zip(*way, strict=True))
+    )
     enough = areas >= FOLLOWED_SHARE * areas.max(axis=0)
     return np.logical_and.accumulate(enough & (areas > 0), axis=0)

@@ -6,6 +6,7 @@ import numpy as np
 
 from openuni.annotators._guide_flow import GuideFlow, warp
 from openuni.annotators._instances import Tracks, iou_of, joint
+from openuni.annotators._threads import in_threads
 from openuni.manifests.arrays.resample import resize_nearest
 from openuni.manifests.modalities.segmentation import Segmentation
 
@@ -51,7 +52,7 @@ class InstancesOfClip(NamedTuple):
 
 def instances_of_clip(labels: np.ndarray, tracks: Tracks, flow: GuideFlow, max_instances: int) -> InstancesOfClip:
     """Columns from maps of track numbers, uint16 [T, H, W]; the `max_instances` largest tracks get ids from 1."""
-    areas = np.stack([np.bincount(frame.ravel(), minlength=len(tracks.known) + 1) for frame in labels])
+    areas = np.stack(in_threads(lambda frame: np.bincount(frame.ravel(), minlength=len(tracks.known) + 1), labels))
     areas[:, 0] = 0
     total = areas.sum(axis=0)
     first = (areas > 0).argmax(axis=0)
@@ -60,7 +61,8 @@ def instances_of_clip(labels: np.ndarray, tracks: Tracks, flow: GuideFlow, max_i
     order = sorted(shown, key=lambda n: (-total[n], first[n], int(np.argmax(labels[first[n]] == n))))[:max_instances]
     ids = np.zeros(len(total), np.uint16)
     ids[order] = np.arange(1, len(order) + 1)
-    segmentation = ids[labels]
+    segmentation = np.empty_like(labels)
+    in_threads(lambda frame: np.take(ids, frame[0], out=frame[1], mode="clip"), zip(labels, segmentation, strict=True))
     table = [_instance(int(ids[n]), areas[:, n], labels, n, tracks.known[n].predicted_iou) for n in order]
     links = np.array(tracks.link_iou, np.float64).reshape(-1, 2)
     return InstancesOfClip(
@@ -78,16 +80,23 @@ def instances_of_clip(labels: np.ndarray, tracks: Tracks, flow: GuideFlow, max_i
 
 def flow_iou(labels: np.ndarray, flow: GuideFlow) -> float | None:
     """Mean IoU (area-weighted) of each id in uint16 [T, H, W] with itself one frame later, over valid flow."""
-    small = resize_nearest(labels[..., None], *flow.size_px)[..., 0]
-    total, weight = 0.0, 0.0
-    for pair in range(len(small) - 1):
+    if len(labels) < 2:
+        return None
+    small = np.concatenate(in_threads(lambda frame: resize_nearest(frame[None, ..., None], *flow.size_px), labels))[
+        ..., 0
+    ]
+
+    def overlap(pair: int) -> tuple[float, float]:
         later = warp(small[pair + 1], flow.forward[pair], nearest=True)
         where = flow.forward_valid[pair]
         size = max(int(small[pair].max()), int(later.max())) + 1
         counts = joint(small[pair], later, (size, size), where)
         area = (counts.sum(axis=0) + counts.sum(axis=1))[1:]
-        total += float((np.diagonal(iou_of(counts))[1:] * area).sum())
-        weight += float(area.sum())
+        return float((np.diagonal(iou_of(counts))[1:] * area).sum()), float(area.sum())
+
+    total, weight = 0.0, 0.0
+    for part, area in in_threads(overlap, range(len(small) - 1)):
+        total, weight = total + part, weight + area
     return total / weight if weight else None
 
 

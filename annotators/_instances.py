@@ -49,30 +49,35 @@ def merge_masks(masks: Masks, overlap_priority: OverlapPriority, min_share: floa
     The result does not depend on the order of the masks.
     """
     size = masks.masks.shape[1:]
-    areas = masks.masks.sum(axis=(1, 2))
+    areas = np.array([np.count_nonzero(mask) for mask in masks.masks], np.int64)
     rows = np.flatnonzero((areas > 0) & (areas <= max_share * size[0] * size[1]))
     first = [int(np.argmax(masks.masks[row])) for row in rows]  # tie-break: the uppermost first
     rank = {"small": -areas[rows], "large": areas[rows], "confident": masks.predicted_iou[rows]}[overlap_priority]
     rows = rows[np.lexsort((-np.array(first, np.int64), masks.predicted_iou[rows], rank))]  # painted last is on top
-    seen = np.bincount(_painted(masks.masks[rows], size).ravel(), minlength=len(rows) + 1)[1:]
-    rows = rows[seen >= max(1.0, min_share * size[0] * size[1])]
-    return FrameInstances(_painted(masks.masks[rows], size), masks.predicted_iou[rows])
+    labels = _painted(masks.masks, rows, size)
+    seen = np.bincount(labels.ravel(), minlength=len(rows) + 1)[1:]
+    kept = seen >= max(1.0, min_share * size[0] * size[1])
+    if not kept.all():  # what was below the others is seen then
+        labels = _painted(masks.masks, rows[kept], size)
+    return FrameInstances(labels, masks.predicted_iou[rows[kept]])
 
 
 def largest(found: FrameInstances, count: int) -> FrameInstances:
     """Keep the `count` largest instances; ties are broken by predicted IoU, then by position (uppermost first)."""
     areas = np.bincount(found.labels.ravel(), minlength=found.total + 1)[1:]
-    first = [int(np.argmax(found.labels == number)) for number in range(1, found.total + 1)]
-    kept = np.lexsort((np.array(first, np.int64), -found.predicted_iou, -areas))[:count]
+    first = np.zeros(found.total + 1, np.int64)
+    first[found.labels.ravel()[::-1]] = np.arange(found.labels.size)[::-1]  # of equal indices the last one is assigned
+    kept = np.lexsort((first[1:], -found.predicted_iou, -areas))[:count]
     numbers = np.zeros(found.total, np.int64)
     numbers[kept] = np.arange(1, len(kept) + 1)
     return FrameInstances(renamed(found.labels, numbers.tolist()), found.predicted_iou[kept])
 
 
-def _painted(masks: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+def _painted(masks: np.ndarray, rows: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """Label map of masks bool [N, H, W]: mask `rows[n - 1]` has label n, later ones are on top."""
     labels = np.zeros(size, np.uint16)
-    for number, mask in enumerate(masks, 1):
-        labels[mask] = number
+    for number, row in enumerate(rows, 1):
+        np.copyto(labels, np.uint16(number), where=masks[row])
     return labels
 
 
@@ -112,24 +117,30 @@ def appearances(found: FrameInstances, frame: np.ndarray, motion_px_per_s: np.nd
     which is robust to errors at its edges.
     """
     height_px, width_px = found.labels.shape
-    labels, count = found.labels.astype(np.int64), found.total
+    labels, count = found.labels.astype(np.intp), found.total
     areas = np.bincount(labels.ravel(), minlength=count + 1)
-    y, x = np.mgrid[:height_px, :width_px]
-    centres = [np.bincount(labels.ravel(), axis.ravel(), count + 1) / np.maximum(areas, 1) for axis in (x, y)]
+    places = np.arange(width_px, dtype=np.float64), np.arange(height_px, dtype=np.float64)[:, None]  # x, y
+    centres = [
+        np.bincount(labels.ravel(), np.broadcast_to(place, labels.shape).ravel(), count + 1) / np.maximum(areas, 1)
+        for place in places
+    ]
+    labels *= COLOUR_BINS
+    bins = frame // (256 // COLOUR_BINS)
     colours = np.stack(
         [
-            np.bincount(
-                (labels * COLOUR_BINS + frame[..., channel] // (256 // COLOUR_BINS)).ravel(),
-                minlength=(count + 1) * COLOUR_BINS,
-            ).reshape(count + 1, COLOUR_BINS)
+            np.bincount((labels + bins[..., channel]).ravel(), minlength=(count + 1) * COLOUR_BINS).reshape(
+                count + 1, COLOUR_BINS
+            )
             for channel in range(3)
         ],
         axis=1,
     ) / np.maximum(areas, 1).reshape(-1, 1, 1)
-    small = resize_nearest(found.labels[None, ..., None], *motion_px_per_s.shape[:2])[0, ..., 0]
+    small = resize_nearest(found.labels[None, ..., None], *motion_px_per_s.shape[:2])[0, ..., 0].ravel()
+    ends = np.cumsum(np.bincount(small, minlength=count + 1))  # of each label among the sorted pixels
+    sorted_moves = motion_px_per_s.reshape(-1, 2)[np.argsort(small, kind="stable")]
     looks = []
     for number in range(1, count + 1):
-        moves = motion_px_per_s[small == number]
+        moves = sorted_moves[ends[number - 1] : ends[number]]
         motion = np.median(moves, axis=0).astype(np.float64) if len(moves) else np.zeros(2)
         centre = np.array([centres[0][number], centres[1][number]])
         looks.append(Appearance(int(areas[number]), centre, motion, colours[number]))

@@ -1,36 +1,45 @@
-"""ONNX networks, run by onnxruntime on the requested device without silent fallback."""
+"""ONNX networks, run by onnxruntime or PyTorch on the requested device without silent fallback."""
 
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
+from openuni.annotators._onnx_torch import TorchGraph
+from openuni.annotators._threads import in_threads
+from openuni.manifests.contracts.inference import inference
 from openuni.manifests.errors import MissingRequirement, OpenUniError
 
 OUT_OF_MEMORY = ("Failed to allocate memory", "out of memory", "ALLOC_FAILED", "bad allocation")
+T = TypeVar("T")
 
 
 class OutOfMemoryError(RuntimeError):
     """Out of memory in onnxruntime. Named as in PyTorch, so the worker recognizes it and halves the batch size."""
 
 
+Backend = Literal["auto", "onnxruntime", "torch"]
+GPU_BATCHES = 4  # images per forward pass on a GPU for each of `per_batch`: it is not filled otherwise
+
+
 class OnnxNetwork:
     """A network with one image input, float32 [N, C, H, W].
 
-    `path`: the .onnx file. `device`: "cpu", "cuda" or "cuda:1". An ONNX file is data: onnxruntime executes only its
-    built-in operators. It can refer to external weight files; these are rejected, because their digests would not be
-    verified. Raises `OpenUniError` if the file is not such a network, `MissingRequirement` if onnxruntime cannot run on
-    that device.
+    `path`: the .onnx file. `device`: "cpu", "cuda" or "cuda:1". `backend`: onnxruntime, PyTorch (`TorchGraph`), or
+    "auto": onnxruntime on a CPU, PyTorch elsewhere. An ONNX file is data: only built-in operators are executed. It can
+    refer to external weight files; these are rejected, because their digests would not be verified. Raises
+    `OpenUniError` if the file is not such a network, `MissingRequirement` if onnxruntime cannot run on that device.
     """
 
-    def __init__(self, path: Path, device: str) -> None:
-        self.path = path
-        self.session = _session(path, device)
+    def __init__(self, path: Path, device: str, backend: Backend = "auto") -> None:
+        self.path, self.device = path, device
+        is_torch = backend == "torch" or (backend == "auto" and device != "cpu")
+        # onnxruntime checks the file for both
+        self.session = _session(path, "cpu" if is_torch else device)
         inputs = self.session.get_inputs()
         if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type != "tensor(float)":
             found = ", ".join(f"{one.name} {one.type} {one.shape}" for one in inputs)
@@ -40,21 +49,69 @@ class OnnxNetwork:
         self.batch, self.height_px, self.width_px = fixed[0], fixed[2], fixed[3]  # None: dynamic
         outputs = self.session.get_outputs()
         self.outputs = [[side if isinstance(side, int) else None for side in one.shape] for one in outputs]
+        self.graph: TorchGraph | None = None
+        self.levels: tuple[np.ndarray, Any] | None = None  # the last table of levels, and its copy on the device
+        if is_torch:
+            self.graph, self.session = TorchGraph(path, device), None
 
-    def each(self, pictures: Iterable[np.ndarray], per_batch: int) -> Iterator[list[np.ndarray]]:
-        """Outputs of the network for each image [C, H, W], without the batch axis.
+    def batch_size(self, per_batch: int) -> int:
+        """Images per forward pass: those of the file, or `per_batch`, on a GPU `GPU_BATCHES` times as many."""
+        return self.batch or per_batch * (GPU_BATCHES if self.device != "cpu" else 1)
 
-        `per_batch`: images per forward pass if the batch axis is dynamic. For a fixed batch size, the last batch is
-        padded with black images.
+    def each(
+        self,
+        items: Sequence[T],
+        picture: Callable[[T], np.ndarray],
+        per_batch: int,
+        levels: np.ndarray | None = None,
+        columns: int | None = None,
+    ) -> Iterator[list[np.ndarray]]:
+        """Outputs of the network for each item, without the batch axis.
+
+        `picture`: the image of an item, uint8 [H, W, C], computed in threads while the network runs. `levels`: float32
+        [256, C], what becomes of the 8-bit levels of each channel; None: the levels as numbers. For a fixed batch
+        size, the last batch is padded with black images. `columns`: how much of the outputs' last axis is copied from
+        the device; None: all. A batch is awaited when the next one is queued.
         """
-        pending, size = iter(pictures), self.batch or per_batch
-        with ThreadPoolExecutor(1) as ahead:  # prepares the next batch during inference
-            coming = ahead.submit(lambda: list(islice(pending, size)))
-            while batch := coming.result():
-                coming = ahead.submit(lambda: list(islice(pending, size)))
-                fill = [np.zeros_like(batch[0])] * ((self.batch or 0) - len(batch))
-                found = self._run(np.stack([*batch, *fill]))
-                yield from ([output[place] for output in found] for place in range(len(batch)))
+        size = self.batch_size(per_batch)
+        waiting: Callable[[], list[list[np.ndarray]]] | None = None
+        with ThreadPoolExecutor(1, thread_name_prefix="images") as ahead:
+
+            def prepared(start: int) -> "Future[np.ndarray]":
+                return ahead.submit(lambda: self._batch(in_threads(picture, items[start : start + size]), levels))
+
+            coming = prepared(0) if len(items) else None
+            for start in range(0, len(items), size):
+                batch = coming.result() if coming else np.empty(0)
+                coming = prepared(start + size) if start + size < len(items) else None
+                count = min(size, len(items) - start)
+                queued = self._queued(batch, count, levels, columns)
+                if waiting is not None:
+                    yield from waiting()
+                waiting = queued
+        if waiting is not None:
+            yield from waiting()
+
+    def _batch(self, pictures: Sequence[np.ndarray], levels: np.ndarray | None) -> np.ndarray:
+        """Images filled up to a fixed batch size: uint8 [N, H, W, C] for PyTorch, the input itself for onnxruntime."""
+        fill = [np.zeros_like(pictures[0])] * ((self.batch or 0) - len(pictures))
+        batch = np.stack([*pictures, *fill])
+        return as_input(batch, levels) if self.graph is None else batch
+
+    def _queued(
+        self, batch: np.ndarray, count: int, levels: np.ndarray | None, columns: int | None
+    ) -> Callable[[], list[list[np.ndarray]]]:
+        """Start a forward pass of a `_batch`. Returns a function that waits for the outputs of `count` images."""
+        outputs = self._run(batch) if self.graph is None else self._torch_run(batch, levels)
+        wrong = [tuple(output.shape) for output in outputs if output.ndim < 1 or len(output) != len(batch)]
+        if wrong:
+            raise OpenUniError(
+                f"{self.path}: output of shape {wrong[0]} for a batch of {len(batch)} images. The first axis must be "
+                "the batch; export the network with a batch axis on every output."
+            )
+        wanted = [output[:count] if columns is None else output[:count, ..., :columns] for output in outputs]
+        on_host = host_copies(wanted)
+        return lambda: [list(one) for one in zip(*on_host(), strict=True)]
 
     def _run(self, batch: np.ndarray) -> list[np.ndarray]:
         try:
@@ -63,13 +120,56 @@ class OnnxNetwork:
             if any(sign in str(error) for sign in OUT_OF_MEMORY):
                 raise OutOfMemoryError(f"{self.path.name}, batch of {len(batch)} images: {error}") from error
             raise
-        wrong = [output.shape for output in found if output.ndim < 1 or len(output) != len(batch)]
-        if wrong:
-            raise OpenUniError(
-                f"{self.path}: output of shape {wrong[0]} for a batch of {len(batch)} images. The first axis must be "
-                "the batch; export the network with a batch axis on every output."
-            )
         return found
+
+    def _torch_run(self, batch: np.ndarray, levels: np.ndarray | None) -> list[Any]:
+        """Outputs as tensors on the device. Images are copied to it with 8 bits per value, which is a quarter."""
+        import torch
+
+        assert self.graph is not None
+        device = self.graph.device
+        with inference(device.type, "fp32"):
+            given = torch.from_numpy(batch)
+            given = (given.pin_memory() if device.type == "cuda" else given).to(device, non_blocking=True)
+            images = given.permute(0, 3, 1, 2)
+            if levels is None:
+                return self.graph(images.float().contiguous())
+            if self.levels is None or self.levels[0] is not levels:
+                self.levels = levels, torch.from_numpy(levels).to(device)
+            table = self.levels[1]
+            channels = [table[:, channel][images[:, channel].long()] for channel in range(images.shape[1])]
+            return self.graph(torch.stack(channels, dim=1))
+
+
+def as_input(pictures: np.ndarray, levels: np.ndarray | None) -> np.ndarray:
+    """uint8 [N, H, W, C] -> float32 [N, C, H, W]. `levels`: see `OnnxNetwork.each`."""
+    channels = range(pictures.shape[-1])
+    if levels is None:
+        return np.ascontiguousarray(pictures.transpose(0, 3, 1, 2), np.float32)
+    return np.stack([levels[:, channel].take(pictures[..., channel]) for channel in channels], axis=1)
+
+
+def host_copies(outputs: Sequence[Any]) -> Callable[[], list[np.ndarray]]:
+    """Start to copy tensors to the host. Returns a function that waits for these copies alone: the arrays.
+
+    A plain `.cpu()` would also wait for what has been queued after them. Arrays are returned as they are.
+    """
+    import torch
+
+    tensors = [output for output in outputs if isinstance(output, torch.Tensor)]
+    if not tensors or tensors[0].device.type != "cuda":
+        arrays = [output.cpu().numpy() if isinstance(output, torch.Tensor) else output for output in outputs]
+        return lambda: arrays
+    pinned = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors]
+    for target, tensor in zip(pinned, tensors, strict=True):
+        target.copy_(tensor, non_blocking=True)
+    done = torch.cuda.current_stream(tensors[0].device).record_event()
+
+    def arrays_when_done() -> list[np.ndarray]:
+        done.synchronize()
+        return [target.numpy() for target in pinned]
+
+    return arrays_when_done
 
 
 def _session(path: Path, device: str) -> Any:
@@ -117,6 +217,7 @@ def require_provider(wanted: str, there: list[str], why: str) -> None:
     if wanted not in there:
         raise MissingRequirement(
             f"onnxruntime cannot use the requested device: {wanted} is not available, only {', '.join(there)} ({why}). "
-            "For a GPU, replace the package: pip uninstall onnxruntime, then pip install onnxruntime-gpu for your CUDA "
-            'version (the two packages conflict). Or run on the CPU: provider = "cpu"'
+            'Use PyTorch, backend = "torch" (or "auto"), or the CPU, provider = "cpu". To use onnxruntime on a GPU, '
+            "replace the package: pip uninstall onnxruntime, then pip install onnxruntime-gpu for your CUDA version "
+            "(the two packages cannot be installed together)"
         )

@@ -1,6 +1,8 @@
 """Base of the annotators that detect masks in keyframes and propagate them through the clip."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Protocol
@@ -8,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Protocol
 import numpy as np
 from annotated_types import Ge, Gt, Interval
 
-from openuni.annotators._automatic_masks import MaskRules, PromptableNetwork, automatic_masks
+from openuni.annotators._automatic_masks import MaskRules, Masks, PromptableNetwork, assembled, detected
 from openuni.annotators._guide_flow import guide_flow
 from openuni.annotators._instance_table import InstancesOfClip, instances_of_clip
 from openuni.annotators._instances import (
@@ -20,11 +22,12 @@ from openuni.annotators._instances import (
     keyframe_indices,
     merge_masks,
 )
+from openuni.annotators._threads import in_threads
 from openuni.manifests.contracts.component import fingerprint
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.contracts.inference import Precision
 from openuni.manifests.contracts.operator import Annotator
-from openuni.manifests.contracts.options import UNIT_INTERVAL, Formerly
+from openuni.manifests.contracts.options import UNIT_INTERVAL, Execution, Formerly
 
 KeyframeIntervalS = Annotated[float, "maximum interval between keyframes, seconds", Gt(0), Formerly("key_every_s")]
 MinPredictedIou = Annotated[float, "minimum predicted IoU of a mask, 0 to 1", Formerly("least_predicted_iou")]
@@ -78,16 +81,20 @@ class Segmenter(Annotator):
         "maximum number of instances with an id, largest first; renderings distinguish at most 255",
         Interval(ge=1, le=np.iinfo(np.uint16).max),
     ] = 255
+    frames_per_batch: Annotated[int, "keyframes per forward pass of the image encoder", Ge(1), Execution()] = 4
     precision: Annotated[Precision, "numerical precision: fp32, tf32 (on CPUs fp32), bf16 or fp16 autocast"] = "fp32"
 
     gpus: ClassVar[float] = 0.5
     licence: ClassVar[str] = "Apache-2.0"
 
     def version(self) -> str:
-        """See `Component.version`. The second version of the clean-up is named only where there is any."""
-        if not self.min_region_px:
-            return super().version()
-        return fingerprint(version=super().version(), cleanup=2)
+        """See `Component.version`. The second versions of parts are named only where a part is used.
+
+        These are the clean-up, and the mask decoder beside an image encoder in bfloat16: it was in bfloat16 too.
+        """
+        changed = {"cleanup": self.min_region_px > 0, "decoder": self.precision == "bf16"}
+        parts = {name: 2 for name, is_used in changed.items() if is_used}
+        return fingerprint(version=super().version(), **parts) if parts else super().version()
 
     @abstractmethod
     def promptable(self, model: Any) -> PromptableNetwork:
@@ -105,23 +112,21 @@ class Segmenter(Annotator):
         tracks = Tracks(self.match_iou, self.max_gap_s)
         labels = np.zeros(clip.frames.shape[:3], np.uint16)
         keys = keyframe_indices(times_s, self.keyframe_interval_s).tolist()
-        found, looks = self.inspect_frame(model, clip, 0)
-        labels[0] = tracks.start(found, looks, times_s[0])
+        with ThreadPoolExecutor(1, thread_name_prefix="flow") as beside:  # on the CPU, while the network runs
+            flow = beside.submit(guide_flow, clip)
+            found = dict(zip(keys, self.segment_frames(model, [clip.frames[key] for key in keys]), strict=True))
+            flow.result()
+        looks = dict(zip(keys, in_threads(lambda key: _looks(clip, key, found[key]), keys), strict=True))
+        labels[0] = tracks.start(found[0], looks[0], times_s[0])
         for first, last in pairwise(keys):
             way = self.keyframe_interval(model, clip, labels[first], first, last)
-            found, looks = self.inspect_frame(model, clip, last)
-            affinity = way.affinity(found, len(tracks.known))
-            labels[last] = tracks.link(found, looks, way.carried, affinity, times_s[last])
+            affinity = way.affinity(found[last], len(tracks.known))
+            labels[last] = tracks.link(found[last], looks[last], way.carried, affinity, times_s[last])
             labels[first + 1 : last] = way.between(labels[last])
         return instances_of_clip(labels, tracks, guide_flow(clip), self.max_instances)
 
-    def inspect_frame(self, model: Any, clip: DecodedClip, index: int) -> tuple[FrameInstances, list[Appearance]]:
-        """Detected instances of one frame, and the appearance of each."""
-        found = self.segment_frame(model, clip.frames[index])
-        return found, appearances(found, clip.frames[index], motion(clip, index))
-
-    def segment_frame(self, model: Any, frame: np.ndarray) -> FrameInstances:
-        """Detect the instances of one frame, uint8 [H, W, 3] RGB."""
+    def segment_frames(self, model: Any, frames: Sequence[np.ndarray]) -> list[FrameInstances]:
+        """Detect the instances of frames, uint8 [H, W, 3] RGB. Masks are merged in threads while the network runs."""
         rules = MaskRules(
             self.points_per_side,
             self.points_per_batch,
@@ -131,7 +136,11 @@ class Segmenter(Annotator):
             crop_layers=self.crop_layers,
             min_region_px=self.min_region_px,
         )
-        masks = automatic_masks(self.promptable(model), frame, rules)
+        packed = detected(self.promptable(model), frames, rules, self.frames_per_batch)
+        return in_threads(lambda crops: self.instances_of(assembled(crops, rules)), packed)
+
+    def instances_of(self, masks: Masks) -> FrameInstances:
+        """Merge the masks of one frame."""
         return merge_masks(masks, self.overlap_priority, self.min_area_share, self.max_area_share)
 
 
@@ -145,6 +154,11 @@ class KeyframeInterval(Protocol):
 
     def between(self, last: np.ndarray) -> np.ndarray:
         """Maps of the frames in between, uint16 [n, H, W], given `last`, the linked map of the last keyframe."""
+
+
+def _looks(clip: DecodedClip, index: int, found: FrameInstances) -> list[Appearance]:
+    """Appearance of every instance of one frame."""
+    return appearances(found, clip.frames[index], motion(clip, index))
 
 
 def motion(clip: DecodedClip, index: int) -> np.ndarray:

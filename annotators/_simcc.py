@@ -10,7 +10,9 @@ BOX_MARGIN = 1.25  # size of the crop relative to the person's box
 MEAN = np.array([123.675, 116.28, 103.53])  # of 8-bit red, green and blue
 STD = np.array([58.395, 57.12, 57.375])
 BINS_PER_PX = 2  # SimCC bins per crop pixel
-NORMALIZED = ((np.arange(256)[:, None] - MEAN) / STD).astype(np.float32)  # lookup table [level, channel]
+NORMALIZED = ((np.arange(256)[:, None] - MEAN) / STD).astype(
+    np.float32
+)  # of levels, per channel, which is not reordered
 ALIGNED_PX = 0.5  # a crop has its origin at the centre of the first pixel, a `Skeleton` at its corner
 
 
@@ -50,11 +52,6 @@ def _corner(middle: np.ndarray, width: float) -> np.ndarray:
     down = centre - above
     points: np.ndarray = np.stack([centre, above, above + np.array([-down[1], down[0]])])
     return points
-
-
-def as_input(picture: np.ndarray) -> np.ndarray:
-    """Normalize each channel, without reordering: uint8 [h, w, 3] -> float32 [3, h, w]."""
-    return np.stack([NORMALIZED[:, channel].take(picture[..., channel]) for channel in range(3)])
 
 
 def peaks(across: np.ndarray, down: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,6 @@
 """Person detection by YOLOX: letterboxing of the input, decoding of the output.
 
-Input conventions of the network: BGR, 0..255, the frame in the top left corner of a grey square.
+Input conventions of the network: BGR, levels 0..255 as numbers, the frame in the top left corner of a grey square.
 """
 
 from functools import lru_cache
@@ -12,11 +12,12 @@ from openuni.manifests.errors import OpenUniError
 STRIDES_PX = (8, 16, 32)
 GREY = 114
 PERSON = 0  # COCO class index
+PERSON_COLUMNS = 6  # up to the score of the first class, which is that of persons
 FIRST_CLASS = 5  # index of the first class score, after x, y, width, height and objectness
 
 
 def letterbox(frame: np.ndarray, height_px: int, width_px: int) -> tuple[np.ndarray, float]:
-    """Resize and pad a frame: uint8 [H, W, 3] -> float32 [3, height, width], 0..255, and the scale factor.
+    """Resize and pad a frame: uint8 [H, W, 3] -> uint8 [height, width, 3], and the scale factor.
 
     The channel order is kept. Bilinear, without antialiasing; sides are truncated to whole pixels; the padding to the
     right and below is grey.
@@ -27,7 +28,7 @@ def letterbox(frame: np.ndarray, height_px: int, width_px: int) -> tuple[np.ndar
     tall, wide = max(1, int(frame.shape[0] * ratio)), max(1, int(frame.shape[1] * ratio))
     square = np.full((height_px, width_px, 3), GREY, np.uint8)
     square[:tall, :wide] = cv2.resize(frame, (wide, tall), interpolation=cv2.INTER_LINEAR)
-    return np.ascontiguousarray(square.transpose(2, 0, 1), np.float32), ratio
+    return square, ratio
 
 
 def anchor_count(height_px: int, width_px: int) -> int:

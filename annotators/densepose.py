@@ -1,6 +1,7 @@
 """Body surface coordinates of persons by DensePose, from a TorchScript export (without detectron2)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple
@@ -8,6 +9,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 import numpy as np
 
 from openuni.annotators._guide_flow import guide_flow, warp
+from openuni.annotators._threads import in_threads
 from openuni.manifests.arrays.resample import resize_nearest
 from openuni.manifests.contracts.checkpoint import Checkpoint, hub_or_path
 from openuni.manifests.contracts.decoded_clip import DecodedClip
@@ -28,6 +30,8 @@ PUBLISHED = Checkpoint(REPOSITORY, "hub", LICENCE, sha256=SHA256, size_mb=265.0,
 MIN_SIDE_PX = 8  # a frame with a width of 3 px could be mistaken for a channels-last image
 # maximum box side relative to the frame's longer side; a network predicts boxes within its padded input
 LARGEST_BOX = 2
+FRAMES_AT_ONCE = 8  # copied to the device, and their pictures back, together
+PERSONS_AT_ONCE = 32  # whose maps are on the device before they are painted: 5 MB each
 KEYS = ("pred_boxes", "pred_densepose_coarse_segm", "pred_densepose_fine_segm", "pred_densepose_u", "pred_densepose_v")
 
 
@@ -145,11 +149,17 @@ class DensePoseWindows(WindowedRun[DensePoseOfClip]):
         if min(height_px, width_px) < MIN_SIDE_PX:
             raise ClipError(f"densepose: frames must have sides >= {MIN_SIDE_PX} px, got {width_px} x {height_px}")
         array = np.zeros(window.new_frames.shape, np.uint8)
-        for frame, target in zip(window.new_frames, array, strict=True):
-            found = _look(self.module, self.device, frame)
-            self.counts.append(len(found.boxes))
-            self.scores += [] if found.scores is None else found.scores.tolist()
-            _paint(target, found)
+        with ThreadPoolExecutor(1, thread_name_prefix="flow") as beside:  # on the CPU, while the network runs
+            flow = None
+            for rows, found, painted in _painted_frames(self.module, self.device, window.new_frames):
+                array[rows] = painted
+                self.counts += [len(one.boxes) for one in found]
+                for one in found:
+                    self.scores += [] if one.scores is None else one.scores.tolist()
+                if flow is None and any(self.counts[-len(found) :]):
+                    flow = beside.submit(guide_flow, window)
+            if flow is not None:
+                flow.result()
         parts = array[..., 0]
         self.covered, self.pixels = self.covered + int(np.count_nonzero(parts)), self.pixels + parts.size
         joined = parts if self.last is None else np.concatenate([self.last, parts])
@@ -177,14 +187,51 @@ class DetectedPersons(NamedTuple):
 
     boxes: np.ndarray  # int64 [n, 4]: left, top, width, height in pixels of the frame
     scores: np.ndarray | None  # float64 [n]
-    maps: tuple[Any, Any, Any, Any]  # tensors [n, C, h, w], float32: coarse (C >= 2), fine, u and v (C = 25)
+    maps: tuple[Any, Any, Any, Any]  # tensors [n, C, h, w]: coarse (C >= 2), fine, u and v (C = 25)
 
 
-def _look(module: Any, device: Any, frame: np.ndarray) -> DetectedPersons:
-    """Run the network on a frame, uint8 [H, W, 3] RGB. Raises `OpenUniError` for unexpected outputs."""
+class _Output(NamedTuple):
+    """The same as it comes, on the device."""
+
+    boxes: Any  # [n, 4]: left, top, right, bottom
+    scores: Any  # [n], or None
+    maps: tuple[Any, Any, Any, Any]
+
+
+def _painted_frames(
+    module: Any, device: Any, frames: np.ndarray
+) -> Iterator[tuple[slice, list[DetectedPersons], np.ndarray]]:
+    """Persons and I, U, V (uint8 [n, H, W, 3]) of a few frames at a time, with the rows of `frames` that they are of.
+
+    The network takes one frame at a time. Frames are copied to the device together; boxes and pictures come back
+    together, so that the host waits for the device a few times per `FRAMES_AT_ONCE` frames, beside the network itself.
+    """
     import torch
 
-    blue_first = torch.from_numpy(np.ascontiguousarray(frame[..., ::-1].transpose(2, 0, 1))).to(device)
+    for start in range(0, len(frames), FRAMES_AT_ONCE):
+        part = torch.from_numpy(np.array(frames[start : start + FRAMES_AT_ONCE]))
+        if device.type == "cuda":
+            part = part.pin_memory()
+        blue_first = part.to(device, non_blocking=True).flip(-1).permute(0, 3, 1, 2)
+        outputs: list[_Output] = []
+        done = start
+        for row, frame in enumerate(blue_first, start):
+            outputs.append(_look(module, device, frame.contiguous()))
+            if row + 1 == start + len(part) or sum(len(one.boxes) for one in outputs) >= PERSONS_AT_ONCE:
+                with inference(device.type, "fp32"):
+                    found = _on_host(outputs, frames.shape[1:3])
+                    canvas = torch.zeros((len(found), *frames.shape[1:]), dtype=torch.uint8, device=device)
+                    for target, persons in zip(canvas, found, strict=True):
+                        _paint(target, persons)
+                    painted = canvas.cpu().numpy()
+                yield slice(done, row + 1), found, painted
+                outputs, done = [], row + 1
+
+
+def _look(module: Any, device: Any, blue_first: Any) -> _Output:
+    """Run the network on a frame, uint8 [3, H, W] BGR on the device. Raises `OpenUniError` for unexpected outputs."""
+    import torch
+
     # the optimized executor is not deterministic
     with inference(device.type, "fp32"), torch.jit.optimized_execution(False):
         given = module(blue_first)
@@ -198,7 +245,7 @@ def _look(module: Any, device: Any, frame: np.ndarray) -> DetectedPersons:
             f"densepose: the module returns {type(given).__name__}; expected a tuple (boxes, coarse, fine, u, v) or a "
             f"dictionary with {', '.join(KEYS)}. Use a DensePose export."
         )
-    boxes, *maps = given[0], *(one.float() for one in given[1:])
+    boxes, *maps = given
     parts, count = PART_COUNT + 1, len(boxes)
     fits = all(one.ndim == 4 and one.shape[0] == count for one in maps)
     fits = fits and [one.shape[1] for one in maps[1:]] == [parts] * 3
@@ -206,36 +253,55 @@ def _look(module: Any, device: Any, frame: np.ndarray) -> DetectedPersons:
         shapes = ", ".join(str(tuple(one.shape)) for one in (boxes, *maps))
         allowed = f"[n, 4], [n, C, h, w] and three times [n, {parts}, h, w]"
         raise OpenUniError(f"densepose: the module returns {shapes}; expected {allowed}. Use a DensePose export.")
-    sides = boxes[:, 2:] - boxes[:, :2]
-    if not torch.isfinite(boxes).all() or (sides > LARGEST_BOX * max(frame.shape)).any():
-        raise ClipError(
-            f"densepose: the network returned boxes that are not finite or far larger than the frame: {boxes.tolist()}"
-        )
-    return DetectedPersons(
-        torch.cat([boxes[:, :2], sides], dim=1).long().cpu().numpy(),  # corner and sides are truncated separately
-        None if scores is None else scores.double().cpu().numpy(),
-        (maps[0], maps[1], maps[2], maps[3]),
-    )
+    return _Output(boxes, scores, (maps[0], maps[1], maps[2], maps[3]))
 
 
-def _paint(target: np.ndarray, found: DetectedPersons) -> None:
-    """Draw all persons into one frame's I, U, V (uint8 [H, W, 3]), most confident on top; background is transparent.
+def _on_host(outputs: list[_Output], size_px: tuple[int, ...]) -> list[DetectedPersons]:
+    """Boxes and scores of several frames, in one copy each. Raises `ClipError` for boxes that no frame has."""
+    import torch
 
-    Without scores, the network's order is used (most confident first).
+    # in the type of the network, so that sides round as they do there
+    boxes = torch.cat([torch.cat([one.boxes, one.boxes[:, 2:] - one.boxes[:, :2]], dim=1) for one in outputs]).cpu()
+    scores = None
+    if outputs[0].scores is not None:
+        scores = torch.cat([one.scores for one in outputs]).double().cpu().numpy()
+    found, start = [], 0
+    for one in outputs:
+        rows = slice(start, start + len(one.boxes))
+        mine = boxes[rows]
+        if not torch.isfinite(mine[:, :4]).all() or (mine[:, 4:] > LARGEST_BOX * max(size_px)).any():
+            raise ClipError(
+                "densepose: the network returned boxes that are not finite or far larger than the frame: "
+                f"{mine[:, :4].tolist()}"
+            )
+        whole = mine[:, [0, 1, 4, 5]].long().numpy()  # corner and sides are truncated separately
+        found.append(DetectedPersons(whole, None if scores is None else scores[rows], one.maps))
+        start = rows.stop
+    return found
+
+
+def _paint(target: Any, found: DetectedPersons) -> None:
+    """Draw all persons into one frame's I, U, V (tensor uint8 [H, W, 3]), most confident on top.
+
+    Background is transparent. Without scores, the network's order is used (most confident first).
     """
-    by_score = range(len(found.boxes)) if found.scores is None else np.argsort(-found.scores, kind="stable")
+    import torch
+
+    by_score = range(len(found.boxes)) if found.scores is None else np.argsort(-found.scores, kind="stable").tolist()
     for place in list(by_score)[::-1]:
         left, top, wide, high = found.boxes[place].tolist()
-        coarse, fine, u, v = (one[place] for one in found.maps)
-        whole = surface(coarse, fine, u, v, max(1, high), max(1, wide))
+        coarse, fine, u, v = (one[place].float() for one in found.maps)
         x, y = max(0, left), max(0, top)
-        seen = whole[y - top : max(0, target.shape[0] - top), x - left : max(0, target.shape[1] - left)]
+        if y - top >= max(1, high) or x - left >= max(1, wide) or y >= target.shape[0] or x >= target.shape[1]:
+            continue
+        whole = surface(coarse, fine, u, v, max(1, high), max(1, wide))
+        seen = whole[y - top : target.shape[0] - top, x - left : target.shape[1] - left]
         window = target[y : y + seen.shape[0], x : x + seen.shape[1]]
-        np.copyto(window, seen, where=seen[..., :1] > 0)
+        window.copy_(torch.where(seen[..., :1] > 0, seen, window))
 
 
-def surface(coarse: Any, fine: Any, u: Any, v: Any, height_px: int, width_px: int) -> np.ndarray:
-    """I, U, V of one person, uint8 [height, width, 3], from the network's maps (tensors [C, h, w]).
+def surface(coarse: Any, fine: Any, u: Any, v: Any, height_px: int, width_px: int) -> Any:
+    """I, U, V of one person, tensor uint8 [height, width, 3], from the network's maps (tensors [C, h, w]).
 
     U and V are scaled from 0..1 to 0..255 and rounded; 0 on background.
     """
@@ -247,18 +313,18 @@ def surface(coarse: Any, fine: Any, u: Any, v: Any, height_px: int, width_px: in
 
     part = scaled(fine).argmax(dim=0) * (scaled(coarse).argmax(dim=0) > 0)
     on_it = [scaled(maps).gather(0, part[None])[0].clamp(0, 1).mul(255).round() * (part > 0) for maps in (u, v)]
-    out: np.ndarray = torch.stack([part.float(), *on_it], dim=-1).to(torch.uint8).cpu().numpy()
-    return out
+    return torch.stack([part.float(), *on_it], dim=-1).to(torch.uint8)
 
 
 def _stable_parts(clip: DecodedClip, parts: np.ndarray) -> tuple[int, int]:
     """Pixels of a body that have a successor, and those of the same part there. `parts`: uint8 [T, H, W]."""
     guide = guide_flow(clip)
     small = resize_nearest(parts[..., None], *guide.size_px)[..., 0]
-    body, same = 0, 0
-    for now, after, flow, valid in zip(small, small[1:], guide.forward, guide.forward_valid, strict=False):
-        then = warp(after, flow, nearest=True)
-        either = valid & ((now > 0) | (then > 0))
-        body += int(either.sum())
-        same += int((either & (now == then)).sum())
-    return body, same
+
+    def counts(pair: int) -> tuple[int, int]:
+        now, then = small[pair], warp(small[pair + 1], guide.forward[pair], nearest=True)
+        either = guide.forward_valid[pair] & ((now > 0) | (then > 0))
+        return np.count_nonzero(either), np.count_nonzero(either & (now == then))
+
+    found = in_threads(counts, range(min(len(small) - 1, len(guide.forward))))
+    return sum(body for body, _ in found), sum(same for _, same in found)

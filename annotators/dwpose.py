@@ -9,15 +9,15 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 import numpy as np
 from annotated_types import Ge
 
-from openuni.annotators._onnx import OnnxNetwork
+from openuni.annotators._onnx import GPU_BATCHES, Backend, OnnxNetwork
 from openuni.annotators._person_tracks import BODY, SURE, Persons, track_identities
-from openuni.annotators._simcc import as_input, crop, key_points, window_of
-from openuni.annotators._yolox import FIRST_CLASS, anchor_count, letterbox, persons
+from openuni.annotators._simcc import NORMALIZED, CropWindow, crop, key_points, window_of
+from openuni.annotators._yolox import FIRST_CLASS, PERSON_COLUMNS, anchor_count, letterbox, persons
 from openuni.manifests.contracts.checkpoint import Checkpoint
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.contracts.modality import Modality
 from openuni.manifests.contracts.operator import Annotator
-from openuni.manifests.contracts.options import UNIT_INTERVAL, Formerly
+from openuni.manifests.contracts.options import UNIT_INTERVAL, Execution, Formerly
 from openuni.manifests.contracts.windows import WindowedRun, run_at_once
 from openuni.manifests.errors import MissingRequirement, OpenUniError
 from openuni.manifests.modalities.skeleton import POINT_COUNT, Skeleton
@@ -85,13 +85,18 @@ class Dwpose(Annotator):
     nms_iou: Annotated[float, "NMS IoU threshold", UNIT_INTERVAL, Formerly("most_overlap")] = 0.45
     max_persons: Annotated[int, "maximum number of persons in a clip", Ge(1)] = 8
     max_gap_s: Annotated[float, "maximum gap in a track, seconds", Ge(0), Formerly("longest_gap_s")] = 1.0
-    frames_per_batch: Annotated[int, "images per forward pass, if the ONNX file has a dynamic batch axis", Ge(1)] = 4
+    frames_per_batch: Annotated[
+        int, "images per forward pass, on a GPU four times as many, if the ONNX file has a dynamic batch axis", Ge(1)
+    ] = 4
     channels: Annotated[
         Literal["bgr", "rgb"], "channel order of the pose network's input: bgr as in the authors' code; rgb as trained"
     ] = "bgr"
     provider: Annotated[Literal["device", "cpu"], "device of the networks: the worker's device, or always the CPU"] = (
         "device"
     )
+    backend: Annotated[
+        Backend, "library that runs the networks; auto: onnxruntime on a CPU, PyTorch on a GPU", Execution()
+    ] = "auto"
 
     gpus: ClassVar[float] = 0.25
     licence: ClassVar[str] = LICENCE
@@ -132,7 +137,7 @@ class Dwpose(Annotator):
                 raise MissingRequirement(
                     f"dwpose: {name} not found in {folder}. Copy it there, or set detector_file and pose_file."
                 )
-            networks.append(OnnxNetwork(folder / name, place))
+            networks.append(OnnxNetwork(folder / name, place, self.backend))
         model = Networks(*networks)
         _check_networks(model)
         return model
@@ -147,14 +152,18 @@ class Dwpose(Annotator):
 
     def window_step(self) -> int:
         """Windows hold whole batches."""
-        return self.frames_per_batch
+        return self.frames_per_batch * GPU_BATCHES
 
     def boxes(self, model: Networks, frames: np.ndarray) -> Iterator[np.ndarray]:
         """Person boxes of every frame, float32 [n, 4], best score first."""
         size_px = _size_of(model.detector, DETECTOR_PX)
         ratio = letterbox(frames[0], *size_px)[1]
-        pictures = (letterbox(frame, *size_px)[0][::-1] for frame in frames)
-        for outputs in model.detector.each(pictures, self.frames_per_batch):
+
+        def picture(frame: np.ndarray) -> np.ndarray:
+            return letterbox(frame, *size_px)[0][..., ::-1]
+
+        # scores of other classes than persons stay on the device
+        for outputs in model.detector.each(frames, picture, self.frames_per_batch, columns=PERSON_COLUMNS):
             yield persons(outputs[0], size_px, ratio, self.min_score, self.nms_iou)[0]
 
     def poses(self, network: OnnxNetwork, crops: "Sequence[PersonCrop]") -> Iterator[np.ndarray]:
@@ -162,10 +171,13 @@ class Dwpose(Annotator):
         size_px = _size_of(network, POSE_PX)
         step = -1 if self.channels == "bgr" else 1
         windows = [window_of(one.box, *size_px) for one in crops]
-        pictures = (
-            as_input(crop(one.frame, window, *size_px)[..., ::step]) for one, window in zip(crops, windows, strict=True)
-        )
-        for window, outputs in zip(windows, network.each(pictures, self.frames_per_batch), strict=True):
+
+        def picture(one: "tuple[PersonCrop, CropWindow]") -> np.ndarray:
+            return crop(one[0].frame, one[1], *size_px)[..., ::step]
+
+        given = list(zip(crops, windows, strict=True))
+        found = network.each(given, picture, self.frames_per_batch, NORMALIZED)
+        for window, outputs in zip(windows, found, strict=True):
             if len(outputs) != 2 or any(output.shape[:1] != (POINT_COUNT,) for output in outputs):
                 raise _not_whole_body(network, [output.shape for output in outputs])
             yield key_points(outputs[0], outputs[1], window, *size_px)
@@ -200,7 +212,7 @@ class SkeletonWindows(WindowedRun[SkeletonOfClip]):
             there = Persons(boxes, np.empty((len(boxes), POINT_COUNT, 3), np.float32))
             self.found.append(there)
             self.waiting += map(PersonCrop, itertools.repeat(frame), boxes, there.points)
-        batch = self.operator.frames_per_batch
+        batch = self.model.pose.batch_size(self.operator.frames_per_batch)
         self._estimate(len(self.waiting) // batch * batch)
         # copies, since the frames are views of the window
         self.waiting = [one._replace(frame=one.frame.copy()) for one in self.waiting]

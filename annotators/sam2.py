@@ -7,13 +7,13 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from annotated_types import Ge
 
-from openuni.annotators._automatic_masks import PromptableNetwork
+from openuni.annotators._automatic_masks import Masks
 from openuni.annotators._instances import FrameInstances, largest
 from openuni.annotators._sam2_memory import MemoryInterval, Sam2Prompted
 from openuni.annotators._segmenter import KeyframeIntervalS, MinPredictedIou, Segmenter
 from openuni.manifests.contracts.checkpoint import Checkpoint, published_or_path
 from openuni.manifests.contracts.decoded_clip import DecodedClip
-from openuni.manifests.contracts.options import Formerly
+from openuni.manifests.contracts.options import Execution, Formerly
 from openuni.manifests.errors import OpenUniError
 
 SIZES_MB = {"tiny": 156.0, "small": 184.4, "base-plus": 323.6, "large": 898.1}
@@ -24,7 +24,7 @@ class Sam2(Segmenter):
     """Instance segmentation by SAM 2 (transformers), with temporally consistent ids.
 
     In keyframes, masks are detected by a grid of point prompts, with the rules of the authors' automatic generator.
-    They are propagated to the next keyframe by the network's memory, in a separate session with bounded RAM. There they
+    They are propagated to the next keyframe by the network's memory, many instances at once, in bounded RAM. There they
     are linked by IoU to newly detected masks, so drift does not accumulate. New instances get an id and are propagated
     backward to the frame in which they appear. Instances that were out of sight are re-identified by position, size and
     colours. Where instances overlap, the higher logit wins. Time grows with the number of instances;
@@ -42,6 +42,7 @@ class Sam2(Segmenter):
         Ge(1),
         Formerly("instances_at_a_time"),
     ] = 32
+    tracked_per_batch: Annotated[int, "instances per forward pass of the memory attention", Ge(1), Execution()] = 16
     fill_holes_px: Annotated[
         int,
         "maximum size of holes to fill in propagated masks, in pixels at a quarter of the network's input side; 0 "
@@ -96,19 +97,17 @@ class Sam2(Segmenter):
             ) from error
         return network.eval().requires_grad_(False).to(device), processor
 
-    def promptable(self, model: Any) -> PromptableNetwork:
+    def promptable(self, model: Any) -> Sam2Prompted:
         """See `Segmenter.promptable`."""
         network, processor = model
-        return Sam2Prompted(network, processor, self.precision)
+        return Sam2Prompted(network, processor, self.precision, self.frames_per_batch, self.tracked_per_batch)
 
-    def segment_frame(self, model: Any, frame: np.ndarray) -> FrameInstances:
-        """Detect the largest instances of one frame, uint8 [H, W, 3] RGB."""
-        return largest(super().segment_frame(model, frame), self.instances_per_batch)
+    def instances_of(self, masks: Masks) -> FrameInstances:
+        """Merge the masks of one frame and keep its largest instances."""
+        return largest(super().instances_of(masks), self.instances_per_batch)
 
     def keyframe_interval(
         self, model: Any, clip: DecodedClip, labels: np.ndarray, first: int, last: int
     ) -> MemoryInterval:
         """See `Segmenter.keyframe_interval`."""
-        network, processor = model
-        seen = Sam2Prompted(network, processor, self.precision)
-        return MemoryInterval(seen, clip.frames, labels, (first, last), self.fill_holes_px)
+        return MemoryInterval(self.promptable(model), clip.frames, labels, (first, last), self.fill_holes_px)

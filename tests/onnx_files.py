@@ -11,12 +11,12 @@ FLOAT, INT64 = 1, 7  # TensorProto.DataType
 
 
 class Node(NamedTuple):
-    """One operator: its type, the names of what goes in and comes out, and integer attributes."""
+    """One operator: its type, the names of what goes in and comes out, and attributes: integers and texts."""
 
     kind: str
     inputs: Sequence[str]
     outputs: Sequence[str]
-    attributes: Mapping[str, int | Sequence[int]] = {}
+    attributes: Mapping[str, int | str | Sequence[int]] = {}
 
 
 def write_onnx(
@@ -52,9 +52,11 @@ def _node(node: Node) -> bytes:
     return data + _field(4, node.kind) + b"".join(_field(5, _attribute(*pair)) for pair in node.attributes.items())
 
 
-def _attribute(name: str, value: int | Sequence[int]) -> bytes:
+def _attribute(name: str, value: int | str | Sequence[int]) -> bytes:
     if isinstance(value, int):
         return _field(1, name) + _field(3, value) + _field(20, 2)
+    if isinstance(value, str):
+        return _field(1, name) + _field(4, value) + _field(20, 3)
     return _field(1, name) + b"".join(_field(8, one) for one in value) + _field(20, 7)
 
 

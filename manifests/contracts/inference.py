@@ -39,6 +39,11 @@ def inference(device: str, precision: Precision) -> Iterator[None]:
         yield
 
 
+def decoder_precision(precision: Precision) -> Precision:
+    """Precision of a part whose numbers are compared with thresholds: that of the option, but never 16 bits."""
+    return "fp32" if precision in ("bf16", "fp16") else precision
+
+
 @contextmanager
 def float32_arithmetic(convolutions: Float32, matrix_products: Float32) -> Iterator[None]:
     """Context with one arithmetic for float32 convolutions and matrix products on GPUs; on CPUs always 32-bit.

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from openuni.annotators import densepose
 from openuni.annotators.densepose import (
     FILE,
     REPOSITORY,
@@ -23,6 +24,7 @@ from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.errors import ClipError, MissingRequirement, OpenUniError
 from openuni.manifests.modalities.densepose import part_colours
 from openuni.world import make_clip
+from tests.device_waits import Waits
 from tests.moving_pictures import texture
 
 MAPS_PX = 12
@@ -176,7 +178,7 @@ def test_boxes_wholly_out_of_the_frame_paint_nothing():
     maps[0][0, 1] += 1
     maps[1][0, 3] += 1
     for box in ((96, 10, 20, 20), (200, 200, 20, 20), (-30, 5, 20, 20), (10, -20, 20, 20), (10, 64, 5, 5)):
-        target = np.zeros((64, 96, 3), np.uint8)
+        target = torch.zeros((64, 96, 3), dtype=torch.uint8)
         _paint(target, DetectedPersons(np.array([box]), None, maps))
         assert not target.any()
     _paint(target, DetectedPersons(np.array([(95, 63, 20, 20)]), None, maps))
@@ -247,6 +249,35 @@ def test_an_export_in_half_precision_runs_on_a_cpu(tmp_path):
     assert half.load("cpu")[0].fine.dtype == torch.float32
     same = found.densepose.array[..., 0] == whole.densepose.array[..., 0]
     assert same.mean() > 0.999  # 11 bits decide a few pixels between two parts otherwise
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 8])
+def test_frames_at_once_change_nothing(tmp_path, monkeypatch, at_once):
+    operator = Densepose(checkpoint=export(tmp_path, TableExport()))
+    both = [(20, 30, 44, 52), (5, 60, 30, 80)]
+    frames = [picture(*both[: n % 3]) if n % 4 else picture() for n in range(10)]
+    expected = annotate(operator, *frames)
+    monkeypatch.setattr(densepose, "FRAMES_AT_ONCE", at_once)
+    monkeypatch.setattr(densepose, "PERSONS_AT_ONCE", 2 * at_once)
+    found = annotate(operator, *frames)
+    np.testing.assert_array_equal(found.densepose.array, expected.densepose.array)
+    assert found[1:] == expected[1:]
+
+
+def test_waits_for_the_device_are_three_per_batch_of_frames_whatever_is_in_them(tmp_path):
+    operator = Densepose(checkpoint=export(tmp_path, TableExport()))
+    model, counts = operator.load("cpu"), []
+    for places in ([None, None], [(20, 30, 44, 52), None], [(20, 30, 44, 52), (5, 60, 30, 80)]):
+        clip = DecodedClip.from_frames(np.stack([picture(*places)] * 12))
+        with Waits() as waits:
+            operator.run(model, clip)
+        # the network itself, which finds persons by their colour, has `nonzero` and boolean masks in each frame
+        counts.append(
+            {name: count for name, count in waits.counts.items() if name in ("cpu", "to", "_local_scalar_dense")}
+        )
+    uploads = counts[0]["to"]
+    assert uploads == 2 and all(one["cpu"] == 3 * 2 and one["to"] == uploads for one in counts)
+    assert counts[1].get("_local_scalar_dense", 0) == counts[2].get("_local_scalar_dense", 0)
 
 
 def test_parts_that_follow_the_motion_are_stable_and_others_are_not(tmp_path):

@@ -4,7 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-from openuni.annotators._simcc import as_input, crop, key_points, peaks, window_of
+from openuni.annotators._onnx import as_input
+from openuni.annotators._simcc import NORMALIZED, crop, key_points, peaks, window_of
 from openuni.annotators._yolox import boxes_of, letterbox, non_max_suppression, persons
 from tests.moving_pictures import texture
 
@@ -16,7 +17,8 @@ from tests.moving_pictures import texture
 def test_letterbox_is_top_left_bilinear_and_grey(frame, shown):
     picture = texture(*frame, grain_px=6.0)
     picture[..., 0] //= 2
-    square, ratio = letterbox(picture, 640, 640)
+    shown_rows, ratio = letterbox(picture, 640, 640)
+    square = as_input(shown_rows[None], None)[0]
     assert ratio == min(640 / frame[0], 640 / frame[1])
     assert square.dtype == np.float32 and square.shape == (3, 640, 640)
     tall, wide = shown
@@ -139,7 +141,9 @@ def test_crops_are_the_affine_window_of_the_definition(box):
 def test_levels_are_normalised_with_the_authors_numbers_in_the_order_they_have():
     picture = np.random.default_rng(0).integers(0, 256, (16, 12, 3), dtype=np.uint8)
     expected = (picture - np.array([123.675, 116.28, 103.53])) / np.array([58.395, 57.12, 57.375])
-    np.testing.assert_array_equal(as_input(picture), expected.transpose(2, 0, 1).astype(np.float32))
+    np.testing.assert_array_equal(
+        as_input(picture[None], NORMALIZED)[0], expected.transpose(2, 0, 1).astype(np.float32)
+    )
 
 
 def simcc_by_definition(across, down, box):

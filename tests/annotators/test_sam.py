@@ -1,3 +1,4 @@
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -9,11 +10,15 @@ from segment_anything.modeling import Sam as Network
 from transformers import SamImageProcessor
 from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 
+from openuni.annotators._automatic_masks import MaskRules, detected
 from openuni.annotators.sam import Sam, SamPrompted, build
+from openuni.manifests.contracts.component import fingerprint
 from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.contracts.options import recorded
 from openuni.manifests.contracts.schema import producer_schema
 from openuni.manifests.errors import MissingRequirement, OpenUniError
 from tests.annotators.test_raft import Payload
+from tests.device_waits import Waits
 from tests.moving_pictures import panned
 
 SIZES = [(96, 128), (128, 96), (45, 80), (130, 203), (64, 64)]
@@ -81,6 +86,14 @@ def images(size):
     return np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
 
 
+def pixels(image):
+    """What the image encoder gets of an image."""
+    network, seen = random_network(), []
+    network.image_encoder.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    SamPrompted(network, "fp32").embed([image])
+    return seen[0].numpy()
+
+
 def prepared(processor_class, image, side_px):
     processor = processor_class(size={"longest_edge": side_px}, pad_size={"height": side_px, "width": side_px})
     return processor(image, return_tensors="np")["pixel_values"]
@@ -92,13 +105,14 @@ def test_pixels_are_those_of_the_authors_predictor(size):
     seen = []
     network.image_encoder.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
     SamPredictor(network).set_image(image)
-    assert torch.equal(SamPrompted(network, "fp32").pixels(image), seen[0])
+    SamPrompted(network, "fp32").embed([image])
+    assert torch.equal(seen[1], seen[0])
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_pixels_equal_those_of_transformers_pil_processor(size):
     image = images(size)
-    ours = SamPrompted(random_network(), "fp32").pixels(image).numpy()
+    ours = pixels(image)
     # equal 8-bit pixels; their normalising divides by 255 first and so rounds apart: 4 units in the last place of 2.6
     assert np.abs(ours - prepared(SamImageProcessorPil, image, 128)).max() < 1e-6
     # their default processor resizes with torchvision instead of PIL: at most one level of 255 / 57.12 per pixel
@@ -108,11 +122,11 @@ def test_pixels_equal_those_of_transformers_pil_processor(size):
 @pytest.mark.parametrize("size", SIZES)
 def test_logits_are_enlarged_as_by_transformers(size):
     prompted = SamPrompted(random_network(), "fp32")
-    prompted.pixels(images(size))
+    prompted.use(*prompted.embed([images(size)]))
     logits = torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(0))
     ours = prompted.upscale(logits)
     theirs = SamImageProcessorPil(pad_size={"height": 128, "width": 128}).post_process_masks(
-        [logits[None]], [size], [prompted.scaled_px], binarize=False
+        [logits[None]], [size], [prompted.image.scaled_px], binarize=False
     )[0][0]
     # the same two interpolations, of one batch or another: rounding of float32
     assert torch.allclose(ours, theirs, rtol=0, atol=1e-5)
@@ -124,7 +138,7 @@ def test_answers_are_those_of_the_authors_predictor(checkpoint):
     network = Sam(checkpoint=checkpoint).load("cpu")
     predictor, ours = SamPredictor(random_network()), SamPrompted(network, "fp32")
     predictor.set_image(image)
-    ours.set_image(image)
+    ours.use(*ours.embed([image]))
     logits, predicted = ours.predict_points(np.array([[40.0, 30.0], [7.5, 80.0]]))
     masks, scores, low = predictor.predict(np.array([[7.5, 80.0]]), np.array([1]), return_logits=True)
     assert np.abs(low).max() > 1
@@ -180,6 +194,92 @@ def test_the_batch_of_points_changes_next_to_nothing(checkpoint):
     assert np.mean(small.segmentation.array != exact.run(network, clip).segmentation.array) < 1e-3
 
 
+def waits_of(network, images, rules, images_per_batch=4):
+    """Waits for the device (see `Waits`) while masks of images are detected, and the number of masks."""
+    with Waits() as waits:
+        found = list(detected(SamPrompted(network, "fp32"), images, rules, images_per_batch))
+    return waits, [sum(len(crop.bits) for crop in crops) for crops in found]
+
+
+@pytest.mark.parametrize("crop_layers", [0, 1])
+def test_waits_for_the_device_do_not_grow_with_points_batches_or_masks(checkpoint, crop_layers):
+    images_ = [panned([(shift, 0)], 96, 128)[0] for shift in (0, 9, 18)]
+    network = Sam(checkpoint=checkpoint).load("cpu")
+    counts, masks = [], []
+    for side, per_batch, stability in ((4, 64, 0.9), (8, 64, 0.1), (8, 4, 0.1)):
+        rules = MaskRules(side, per_batch, -99.0, stability, nms_iou=0.99, crop_layers=crop_layers)
+        waits, found = waits_of(network, images_, rules)
+        counts.append(waits.counts)
+        masks.append(sum(found))
+    assert counts[0] == counts[1] == counts[2]
+    assert masks[1] > 2 * masks[0]
+    crops = 3 * (1 + 4 * crop_layers)
+    assert counts[0]["cpu"] == 2 * crops and counts[0]["nonzero"] == crops
+    assert waits.total <= 8 * crops
+    waits, _ = waits_of(network, images_, rules._replace(min_predicted_iou=0.01))
+    assert waits.counts["nonzero"] == 2 * crops and waits.total <= 9 * crops
+    # what is counted: the library's own prompt encoder selects points by boolean masks in every batch
+    assert waits_of(random_network(), images_, rules)[0].counts["index"] >= 3 * crops * 16
+
+
+def test_points_are_embedded_as_by_the_library(checkpoint):
+    ours, theirs = Sam(checkpoint=checkpoint).load("cpu").prompt_encoder, random_network().prompt_encoder
+    points = torch.rand(5, 3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 128
+    labels = torch.tensor([[1, 0, -1]] * 5)
+    boxes = torch.rand(5, 4, generator=torch.Generator().manual_seed(1)) * 128
+    for given in (None, boxes):  # with boxes, no point is added
+        found, expected = (encoder((points, labels), given, None)[0] for encoder in (ours, theirs))
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_logits_are_enlarged_as_by_the_authors_to_the_bit(size):
+    prompted = SamPrompted(random_network(), "fp32")
+    prompted.use(*prompted.embed([images(size)]))
+    logits = torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(0))
+    theirs = prompted.network.postprocess_masks(logits[:, None], prompted.image.scaled_px, size)
+    assert torch.equal(prompted.upscale(logits), theirs[:, 0])
+
+
+def test_keyframes_are_encoded_together(checkpoint):
+    frames = panned([(2 * i, i) for i in range(9)], 64, 96)
+    operator = Sam(checkpoint=checkpoint, keyframe_interval_s=0.08, **LOOSE)
+    network, batches, found = operator.load("cpu"), [], []
+    network.image_encoder.register_forward_pre_hook(lambda module, given: batches.append(len(given[0])))
+    for size in (1, 3):
+        operator = replace(operator, frames_per_batch=size)
+        found.append(operator.run(network, DecodedClip.from_frames(frames)).segmentation.array)
+    assert batches == [1, 1, 1, 1, 1, 3, 2]
+    assert np.mean(found[0] != found[1]) < 1e-3  # rounding
+    assert operator.version() == replace(operator, frames_per_batch=1).version()
+
+
+def test_crops_of_different_sizes_are_encoded_together():
+    prompted = SamPrompted(random_network(), "fp32")
+    given = [images(size) for size in SIZES[:3]]
+    for image, together in zip(given, prompted.embed(given), strict=True):
+        (alone,) = prompted.embed([image])
+        assert (alone.size_px, alone.scaled_px) == (together.size_px, together.scaled_px)
+        assert torch.allclose(alone.features, together.features, rtol=0, atol=1e-4 * float(alone.features.abs().max()))
+
+
+def test_bf16_is_the_precision_of_the_encoder_and_thresholds_get_all_digits(tmp_path):
+    prompted = SamPrompted(random_network(), "bf16")
+    kinds = []
+    linear = prompted.network.image_encoder.blocks[0].mlp.lin1
+    linear.register_forward_hook(lambda module, given, found: kinds.append(found.dtype))
+    prompted.use(*prompted.embed([panned([(0, 0)], 64, 96)[0]]))
+    logits, predicted = prompted.predict_points(np.array([[30.0, 20.0], [50.0, 9.0]]))
+    assert kinds == [torch.bfloat16]
+    for numbers in (logits, predicted):
+        assert (numbers != numbers.bfloat16().float()).float().mean() > 0.9
+    (tmp_path / "sam.pth").write_bytes(b"weights")
+    plain, half = (Sam(checkpoint=str(tmp_path / "sam.pth"), precision=name) for name in ("fp32", "bf16"))
+    facts = {"name": "sam", "revision": 1, "weights": [checkpoint.digest() for checkpoint in plain.checkpoints()]}
+    assert plain.version() == fingerprint(options=recorded(plain, version=True), **facts)
+    assert half.version() != fingerprint(options=recorded(half, version=True), **facts)  # its decoder was in bf16
+
+
 def test_bf16_stays_near_fp32():
     network = random_network()
     for weight in network.parameters():
@@ -187,7 +287,7 @@ def test_bf16_stays_near_fp32():
     logits = []
     for precision in ("fp32", "bf16"):
         prompted = SamPrompted(network, precision)
-        prompted.set_image(panned([(0, 0)], 64, 96)[0])
+        prompted.use(*prompted.embed([panned([(0, 0)], 64, 96)[0]]))
         logits.append(prompted.predict_points(np.array([[30.0, 20.0]]))[0])
     assert logits[1].dtype == torch.float32
     assert 0 < (logits[0] - logits[1]).abs().max() < 0.1 * logits[0].abs().max()

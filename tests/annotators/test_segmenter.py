@@ -151,7 +151,7 @@ def test_order_of_masks_does_not_matter():
 
     class Backwards(Truth):
         def predict_points(self, points_px):
-            logits, sure = super().predict_points(points_px[::-1].copy())
+            logits, sure = super().predict_points(points_px.flip(0))
             return logits, sure
 
     options = TrueSam(keyframe_interval_s=0.25)

@@ -22,7 +22,7 @@ from openuni.pipeline.phases import ClipItem, CorpusWorker
 from openuni.pipeline.planning.gpu_memory import VramMeter
 
 WHOLE_PER_LIMIT = 4  # clips above this fraction of the limit go in windows if they can
-BATCH_SIZE_OPTIONS = ("frames_per_batch", "points_per_batch")
+BATCH_SIZE_OPTIONS = ("frames_per_batch", "points_per_batch", "tracked_per_batch")
 NO_WINDOWS = (
     "{name} needs all {frames} frames at once, and decoded they take {gb:.3g} GB at {width_px}x{height_px}, over the "
     "limit of {limit_gb:.3g} GB ({source}). Set shorter clips ([ingest] max_s) or a smaller [work] short_side_px, or "
