@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from openuni.manifests.video.clip import Clip, content_hash, pts_hash
-from openuni.manifests.video.clip_images import Attempt, attempts_of, displayed_images, images_by
 from openuni.manifests.video.container import (
     Limits,
     Packets,
@@ -25,7 +24,8 @@ from openuni.manifests.video.decoder.process import isolated
 from openuni.manifests.video.decoder.values import transferable
 from openuni.manifests.video.frames import FrameReader, is_deep, to_rgb48
 from openuni.manifests.video.motion_vectors import MotionVectors
-from openuni.manifests.video.nvdec_reader import hardware
+from openuni.manifests.video.readers.clip_images import Attempt, attempts_of, displayed_images, images_by
+from openuni.manifests.video.readers.nvdec_reader import hardware
 from openuni.manifests.video.video_errors import CorruptVideo, LimitExceeded, SourceChanged, VideoError
 
 if TYPE_CHECKING:

@@ -49,7 +49,7 @@ class EncodeSpec(Spec):
     text_codec: TextCodec
     streams: tuple[EncodeStream, ...]
     limits: Limits = field(default_factory=Limits)  # of decoding one clip
-    reader: str = "pyav"  # what decodes frames: see `manifests.video.clip_images`
+    reader: str = "pyav"  # what decodes frames: see `manifests.video.readers.clip_images`
 
     def start(self, device: str) -> "EncodeWorker":
         """See `Spec.start`."""

@@ -25,10 +25,10 @@ from openuni.manifests.video.container import Limits
 from openuni.manifests.video.reader import decode_count, fallback_count
 from openuni.pipeline.clip_batches import ClipBatches, Waiting
 from openuni.pipeline.failures import format_error
+from openuni.pipeline.long_clips.map_coding import Coded, MapCoders, coded_payload
 from openuni.pipeline.long_clips.maps import DecodedInputs, MapWindows
 from openuni.pipeline.long_clips.samples import SampleWindows
 from openuni.pipeline.long_clips.worker import LongClip, OperatorResult, WindowedWorker, with_half_batch_size
-from openuni.pipeline.map_coding import Coded, MapCoders, coded_payload
 from openuni.pipeline.phases import ClipItem, decoder_threads, reader_on
 from openuni.pipeline.planning.gpu_memory import VramMeter
 from openuni.pipeline.planning.map_sources import MapSource
@@ -50,7 +50,7 @@ class OperatorSpec(Spec):
     required_maps: Mapping[str, Mapping[str, MapSource]]  # operator -> modality -> the map it starts from
     compact: bool  # how maps are stored
     limits: Limits  # of decoding one clip
-    reader: str = "pyav"  # what decodes frames: see `manifests.video.clip_images`
+    reader: str = "pyav"  # what decodes frames: see `manifests.video.readers.clip_images`
     seal_after_s: float | None = None  # see `PartWriter`
     environments: Mapping[str, ReadyEnvironment] = dataclasses.field(default_factory=dict)  # operators' own
 

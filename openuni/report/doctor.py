@@ -12,7 +12,7 @@ from openuni.manifests.errors import MissingRequirement, OpenUniError
 from openuni.manifests.hosting.environment import check_python
 from openuni.manifests.hosting.process import check_import
 from openuni.manifests.storage.store import Store
-from openuni.manifests.video.nvdec_reader import nvdec_problem
+from openuni.manifests.video.readers.nvdec_reader import nvdec_problem
 from openuni.pipeline.planning.map_sources import annotator_of, required_maps
 from openuni.pipeline.runners.node_check import CODECS, MIN_FREE_BYTES, missing_codecs
 

@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from openuni.manifests.video import encode, images, nvdec_reader, probe, reader
+from openuni.manifests.video import encode, images, probe, reader
 from openuni.manifests.video.decoder import memory, process, progress, values
 from openuni.manifests.video.decoder.channel import Channel, Closed
 from openuni.manifests.video.decoder.connection import PACKED
 from openuni.manifests.video.decoder.lifeline import end_with_parent
+from openuni.manifests.video.readers import nvdec_reader
 from openuni.manifests.video.video_errors import LimitExceeded
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {

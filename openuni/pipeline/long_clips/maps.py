@@ -12,9 +12,9 @@ from openuni.manifests.errors import ClipError, OpenUniError, Unavailable
 from openuni.manifests.video.reader import Frames, iter_windows
 from openuni.pipeline.failures import format_error
 from openuni.pipeline.long_clips.feeds import MapFeed
+from openuni.pipeline.long_clips.map_coding import coded_payload
 from openuni.pipeline.long_clips.window_pass import OperatorPass, frames_per_window
 from openuni.pipeline.long_clips.worker import LongClip, OperatorResult, Views, WindowedWorker
-from openuni.pipeline.map_coding import coded_payload
 from openuni.pipeline.phases import ClipItem, decoder_threads
 from openuni.pipeline.planning.map_sources import MapSource
 

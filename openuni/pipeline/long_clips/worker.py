@@ -17,8 +17,8 @@ from openuni.manifests.video.clip import Clip
 from openuni.manifests.video.container import Limits
 from openuni.manifests.video.reader import Frames, working_size
 from openuni.pipeline.failures import format_error
+from openuni.pipeline.long_clips.map_coding import Coded, discard
 from openuni.pipeline.long_clips.window_pass import OperatorPass, run_windows
-from openuni.pipeline.map_coding import Coded, discard
 from openuni.pipeline.phases import ClipItem, CorpusWorker
 from openuni.pipeline.planning.gpu_memory import VramMeter
 

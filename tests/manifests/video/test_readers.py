@@ -11,16 +11,17 @@ import openuni
 from openuni.console.progress import Reporter
 from openuni.manifests.contracts.decoded_clip import decode
 from openuni.manifests.errors import ClipError, MissingRequirement, OpenUniError
-from openuni.manifests.video import nvdec_reader, reader
+from openuni.manifests.video import reader
 from openuni.manifests.video.clip import Clip
-from openuni.manifests.video.clip_images import Attempt, attempts_of, displayed_images, hardware_images
 from openuni.manifests.video.container import Limits, demux, list_packets, open_video
 from openuni.manifests.video.decoder import progress
 from openuni.manifests.video.frames import FrameReader, to_rgb24
-from openuni.manifests.video.nvdec_reader import HardwareRefused, nvdec_problem
 from openuni.manifests.video.probe import make_clip, probe, probe_clip
 from openuni.manifests.video.reader import iter_windows
-from openuni.manifests.video.reader_check import Difference, compared, sampled_timestamps
+from openuni.manifests.video.readers import nvdec_reader
+from openuni.manifests.video.readers.clip_images import Attempt, attempts_of, displayed_images, hardware_images
+from openuni.manifests.video.readers.nvdec_reader import HardwareRefused, nvdec_problem
+from openuni.manifests.video.readers.reader_check import Difference, compared, sampled_timestamps
 from openuni.manifests.video.video_errors import ReaderMismatch, SourceChanged, VideoError
 from tests.coded_clips import encode, numbers, picture
 

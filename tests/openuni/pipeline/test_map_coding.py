@@ -11,7 +11,7 @@ import openuni
 from openuni.console.progress import Reporter
 from openuni.manifests.contracts.modality import Payload
 from openuni.manifests.errors import ClipError, OpenUniError
-from openuni.pipeline.map_coding import MapCoders, coded_payload, discard
+from openuni.pipeline.long_clips.map_coding import MapCoders, coded_payload, discard
 from openuni.pipeline.operator_phase import OperatorSpec
 from openuni.pipeline.phases import ClipItem
 from openuni.pipeline.planning.planner import Planner

@@ -1,7 +1,7 @@
 """Reading frames with decord 0.6, as an alternative to PyAV. What it would get wrong, as far as it shows, is an error.
 
 decord addresses frames by their number in the file. Its number and timestamps of frames are compared with those that
-PyAV lists, and three of its pictures with PyAV's: see `openuni.manifests.video.reader_check`.
+PyAV lists, and three of its pictures with PyAV's: see `openuni.manifests.video.readers.reader_check`.
 """
 
 import contextlib

@@ -8,7 +8,6 @@ import numpy as np
 
 from openuni.manifests.video.clip import Clip
 from openuni.manifests.video.container import Limits, open_video, translate_errors
-from openuni.manifests.video.decord_reader import MAX_MEAN_LEVELS, check_plain, decord_images, reference_image
 from openuni.manifests.video.frames import (
     FieldSelector,
     FrameReader,
@@ -19,8 +18,9 @@ from openuni.manifests.video.frames import (
     to_rgb24,
 )
 from openuni.manifests.video.motion_vectors import MotionVectors, frame_motion_vectors
-from openuni.manifests.video.nvdec_reader import MAX_LEVELS, hardware_frames, require_supported
-from openuni.manifests.video.reader_check import Difference, compared, sampled_timestamps
+from openuni.manifests.video.readers.decord_reader import MAX_MEAN_LEVELS, check_plain, decord_images, reference_image
+from openuni.manifests.video.readers.nvdec_reader import MAX_LEVELS, hardware_frames, require_supported
+from openuni.manifests.video.readers.reader_check import Difference, compared, sampled_timestamps
 from openuni.manifests.video.video_errors import CorruptVideo, VideoError
 
 if TYPE_CHECKING:
