@@ -244,6 +244,9 @@ class SurfaceNetwork(torch.nn.Module):
         self.backbone = _convolutions([(3, 64, 2), (64, 128, 2), (128, 256, 2), *[(256, 256, 1)] * BACKBONE_LAYERS])
         self.head = _convolutions([(256, 512, 1), *[(512, 512, 1)] * (HEAD_LAYERS - 1)])
         self.maps = torch.nn.Conv2d(512, 2 + 3 * PARTS, 1)
+        with torch.no_grad():
+            assert self.maps.bias is not None
+            self.maps.bias[[1, 2 + 3]] += 10.0  # a body everywhere in the box, of part 3
 
     def forward(
         self, image: torch.Tensor

@@ -26,12 +26,10 @@ import dataclasses
 import datetime
 import importlib
 import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -51,6 +49,7 @@ GOAL_TOGETHER, GOAL_BUSY, GOAL_RATIO = 1000, 0.8, 0.9
 STAGES = ("alone", "precision", "together", "pipeline", "decode", "coding")
 NEEDED = {"pipeline": ("av", "duckdb", "xxhash"), "decode": ("av", "xxhash"), "coding": ("av", "duckdb", "xxhash")}
 MAX_ROUNDS = 20
+SHORT_S = 5.0  # clips that take no longer are profiled, whatever the time
 
 
 class Bench:
@@ -94,8 +93,10 @@ def machine(device: str) -> dict[str, Any]:
     packages = ("torch", "torchvision", "transformers", "numpy", "av", "decord", "onnxruntime")
     versions = {}
     for name in packages:
-        with_version = importlib.util.find_spec(name) is not None if name not in sys.modules else True
-        versions[name] = importlib.metadata.version(name) if with_version else "missing"
+        try:
+            versions[name] = importlib.metadata.version(name) if is_importable(name) else "missing"
+        except importlib.metadata.PackageNotFoundError:  # its distribution has another name
+            versions[name] = "unknown"
     return {
         "date": datetime.date.today().isoformat(),
         "gpu": card,
@@ -136,11 +137,11 @@ def paired(bench: Bench, operator: Any, model: Any, rounds: int) -> dict[str, fl
         run_once(operator, model, bench.clips[0])()
     measures.replay(calls, bench.device, precision)  # both are warm now
     whole, bare = [], []
-    for number in range(rounds):
-        seconds, _ = measures.timed(run_once(operator, model, bench.clips[0]), bench.device)
+    for _ in range(rounds):
+        seconds = measures.timed(run_once(operator, model, bench.clips[0]), bench.device)[0]
         whole.append(seconds)
         bare.append(measures.replay(calls, bench.device, precision))
-        if not bench.has_time and number:
+        if not bench.has_time:
             break
     found = {"s_per_clip": statistics.median(whole), "bare_s_per_clip": statistics.median(bare)}
     return found | {"ratio": found["bare_s_per_clip"] / found["s_per_clip"], "rounds": len(whole), "calls": len(calls)}
@@ -165,8 +166,9 @@ def alone(bench: Bench) -> None:
                     break
         found["gpu_busy"] = statistics.mean(shares) if shares else None
         once = run_once(operator, model, bench.clips[0])
-        found["device_shares"] = measures.kernel_shares(once, bench.device) if bench.has_time else None
-        found["host_shares"] = measures.host_shares(once, bench.device) if bench.has_time else None
+        is_short = bench.has_time or found["s_per_clip"] < SHORT_S
+        found["device_shares"] = measures.kernel_shares(once, bench.device) if is_short else None
+        found["host_shares"] = measures.host_shares(once, bench.device) if is_short else None
         bench.keep("alone", name, found)
         goal = verdict(3600 / found["s_per_clip"], GOALS[name], bench)
         print(f"{name}: {found['s_per_clip']:.3f} s per clip, {3600 / found['s_per_clip']:,.0f} clips/h; {goal}")
@@ -267,6 +269,7 @@ def coding(bench: Bench) -> None:
     """See the module."""
     from tests.operators.sleeping import _maps
 
+    bench.size = (27, 480, 832)  # of a size that matters, also where the networks are tiny
     maps = _maps(bench.size)
     began = time.perf_counter()
     for value in maps:
@@ -274,7 +277,7 @@ def coding(bench: Bench) -> None:
     coding_s = time.perf_counter() - began
     threads = min(os.cpu_count() or 1, 8)
     for sleep_s in (coding_s, coding_s / 2):
-        record, _ = run_phase(bench, {"tests.operators.sleeping": {"seconds": round(sleep_s, 3)}})
+        record, _ = run_phase(bench, {"tests.operators.sleeping": {"seconds": round(sleep_s, 3)}}, clips=8)
         each = record["seconds"] / record["planned"]
         found = {"sleep_s": sleep_s, "coding_s": coding_s, "s_per_clip": each, "coders": threads}
         bench.keep("coding", f"sleep {sleep_s:.3f}", found)
@@ -297,15 +300,15 @@ def write_clips(bench: Bench, folder: Path, count: int) -> list[Path]:
     return paths
 
 
-def run_phase(bench: Bench, annotators: dict[str, Any]) -> tuple[dict[str, Any], list[float]]:
+def run_phase(bench: Bench, annotators: dict[str, Any], clips: int = 4) -> tuple[dict[str, Any], list[float]]:
     """The annotate phase of a run in this process into a new corpus: its record in the ledger, and GPU shares."""
     import openuni
     from openuni.console.progress import Reporter
     from openuni.pipeline.runners.resources import Resources
     from openuni.pipeline.scope import RunScope
 
-    raw = bench.folder / "raw"
-    write_clips(bench, raw, max(4, bench.given.clips))
+    raw = bench.folder / f"raw-{bench.size}"
+    write_clips(bench, raw, max(clips, bench.given.clips))
     recipe = {"work": {"short_side_px": 0, "reader": bench.given.reader}, "annotators": annotators}
     resources = Resources(workers=0, gpus=float(bench.device == "cuda"))
     with tempfile.TemporaryDirectory(dir=bench.folder) as scratch:
@@ -375,6 +378,8 @@ def main() -> None:
         facts = ", ".join(f"{key} {value}" for key, value in bench.results["machine"].items())
         print(f"{facts}\n{len(bench.clips)} clips of {bench.size[0]} frames, {bench.size[1]} x {bench.size[2]}")
         print(f"tiny: {', '.join(bench.small) or 'none'}; stand-ins: {', '.join(bench.stand_ins) or 'none'}")
+        if not bench.operators:
+            raise SystemExit(f"no annotator can be built: {bench.left_out}")
         for stage in given.stages.split(","):
             absent = [name for name in NEEDED.get(stage, ()) if not is_importable(name)]
             if absent:
