@@ -68,7 +68,8 @@ def run(
     if not isinstance(resources, Resources):
         count = len(found.names) if existing is None else len(existing)
         resources = resources(count) if resources is not None else Resources()
-    doctor.require_all(parsed, str(out), (resources.gpus or 0.0) if resources.address is None else 0.0)
+    is_local = resources.address is None
+    doctor.require_all(parsed, str(out), (resources.gpus or 0.0) if is_local else 0.0, on_cluster=not is_local)
     corpus = existing or Corpus.create(str(out))
     reporter = reporter or Reporter()
     with storage_errors(corpus.store), lock(corpus.store), reporter, open_runner(resources) as runner:

@@ -109,6 +109,7 @@ def decode(
     limits: Limits = Limits(),
     threads: int = 0,
     vectors: bool = False,
+    reader: str = "pyav",
 ) -> DecodedClip:
     """Decode the clip, or its frames at `indices`; see `openuni.manifests.video.reader.decode_frames`."""
-    return DecodedClip(clip, *decode_frames(clip, indices, short_side_px, limits, threads, vectors))
+    return DecodedClip(clip, *decode_frames(clip, indices, short_side_px, limits, threads, vectors, reader))

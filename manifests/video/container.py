@@ -52,13 +52,14 @@ class Packets(NamedTuple):
 
 @contextlib.contextmanager
 def open_video(
-    source: str, limits: Limits, data: bytes | None = None, *, only_probe: bool = False
+    source: str, limits: Limits, data: bytes | None = None, *, only_probe: bool = False, hwaccel: Any = None
 ) -> Iterator["tuple[InputContainer, VideoStream]"]:
     """Context with the container and its main video stream. URLs are read through a seekable file object.
 
     `data`: contents of the video; `source` then only serves as its name in errors.
     `only_probe`: for HTTP, `limits.max_probe_s` is the time for all requests; else for those that open the file, and
     for each that follows.
+    `hwaccel`: PyAV's `HWAccel`, if its decoder is to be the stream's.
     Raises a `VideoError`.
     """
     import av
@@ -84,6 +85,7 @@ def open_video(
                     options={"max_pixels": str(limits.max_pixels)},
                     metadata_errors="replace",
                     timeout=limits.max_probe_s,
+                    hwaccel=hwaccel,
                 )
             )
             stream = _main_stream(source, container)

@@ -42,6 +42,7 @@ class FrameReader:
         self.container = container
         self.stream = stream
         self.pixel_aspect = pixel_aspect(source, stream)
+        self.packets = packets
         self.pts = packets.pts
         self.by_count = lacks_timestamps(container)
         self.key_pts = packets.keys[:1] if self.by_count else packets.keys

@@ -3,8 +3,7 @@
 import itertools
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from fractions import Fraction
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -23,23 +22,14 @@ from openuni.manifests.video.container import (
 from openuni.manifests.video.decoder import memory, progress
 from openuni.manifests.video.decoder.process import isolated
 from openuni.manifests.video.decoder.values import transferable
-from openuni.manifests.video.frames import (
-    FieldSelector,
-    FrameReader,
-    apply_orientation,
-    display_size,
-    is_deep,
-    is_transposed,
-    orientation,
-    to_rgb24,
-    to_rgb48,
-)
-from openuni.manifests.video.motion_vectors import MotionVectors, frame_motion_vectors
+from openuni.manifests.video.frames import FrameReader, is_deep, to_rgb48
+from openuni.manifests.video.motion_vectors import MotionVectors
+from openuni.manifests.video.readers.clip_images import Attempt, attempts_of, displayed_images, images_by
+from openuni.manifests.video.readers.nvdec_reader import hardware
 from openuni.manifests.video.video_errors import CorruptVideo, LimitExceeded, SourceChanged, VideoError
 
 if TYPE_CHECKING:
     from av.container import InputContainer
-    from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
 
@@ -60,6 +50,7 @@ def decode_frames(
     limits: Limits = Limits(),
     threads: int = 0,
     vectors: bool = False,
+    reader: str = "pyav",
 ) -> Frames:
     """Decode the frames of the clip's PTS span in presentation order, or those at `indices`.
 
@@ -69,6 +60,9 @@ def decode_frames(
     Frames are scaled one by one, so memory is bounded by the working size.
     `threads`: number of decoder threads; 0: one per core.
     `vectors`: also return the codec's motion vectors; decoding then uses one thread.
+    `reader`: what decodes the frames, one of `READERS`: PyAV on the CPU; decord, which raises `VideoError` for what it
+    would show otherwise, see `decord_reader`; or PyAV with NVDEC, with the same frames. What NVDEC does not decode the
+    CPU does, and `fallback_count` counts. Frames of both are checked against PyAV's on the CPU, see `reader_check`.
 
     RGB is full range, by the colour matrix of the stream; default: BT.709 from 720 lines on, else BT.601. HDR is not
     tone-mapped. Non-square pixels become square by stretching the width. Interlaced frames are replaced by their top
@@ -81,12 +75,14 @@ def decode_frames(
     if indices is None:
         _check_decoded_size(clip, clip.frame_count, short_side_px, limits)  # before the source is opened
     threads = 1 if vectors else threads  # with several, FFmpeg may export vectors before a frame is fully decoded
-    try:
-        return _decode(clip, indices, short_side_px, limits, threads, vectors)
-    except CorruptVideo:
-        if threads == 1:
-            raise
-    return _decode(clip, indices, short_side_px, limits, 1, vectors)  # slower, but tolerates harmless faults
+    attempts = attempts_of(reader, threads, vectors)
+    for attempt in attempts:
+        try:
+            return _decode(clip, indices, short_side_px, limits, attempt, vectors)
+        except CorruptVideo:
+            if attempt == attempts[-1]:
+                raise
+    raise AssertionError("unreachable")
 
 
 @isolated
@@ -99,6 +95,7 @@ def iter_windows(  # noqa: PLR0913  # those of decode_frames, and two
     indices: np.ndarray | Callable[[np.ndarray], np.ndarray] | None = None,
     threads: int = 0,
     vectors: bool = False,
+    reader: str = "pyav",
 ) -> Generator[Frames]:
     """Decode the frames of `decode_frames` in windows, in one pass and in the memory of one window.
 
@@ -111,19 +108,19 @@ def iter_windows(  # noqa: PLR0913  # those of decode_frames, and two
         raise VideoError(f"frames_per_window must be at least 1, got {frames_per_window}; overlap_frames at least 0")
     _check_decoded_size(clip, min(clip.frame_count, frames_per_window + overlap_frames), short_side_px, limits)
     threads = 1 if vectors else threads
+    attempts = attempts_of(reader, threads, vectors)
     before: Frames | None = None
     done = 0
-    while True:
+    for attempt in attempts:  # the next one goes on behind the last window
         try:
-            for window in _new_frames(clip, short_side_px, limits, frames_per_window, indices, done, threads, vectors):
+            for window in _new_frames(clip, short_side_px, limits, frames_per_window, indices, done, attempt, vectors):
                 done += len(window.frames)
                 before = _joined(before, overlap_frames, window)
                 yield before
             return
         except CorruptVideo:
-            if threads == 1:
+            if attempt == attempts[-1]:
                 raise
-        threads = 1  # go on behind the last window: slower, but tolerates harmless faults
 
 
 @isolated
@@ -141,7 +138,8 @@ def iter_frames(
     `CorruptVideo`.
     """
     with _open_clip(clip, limits, threads) as (reader, pts):
-        yield from _images(clip, reader.frames(pts), size_px or working_size(clip, short_side_px), reader.pixel_aspect)
+        size_px = size_px or working_size(clip, short_side_px)
+        yield from displayed_images(clip, reader.frames(pts), size_px, reader.pixel_aspect)
 
 
 @isolated
@@ -170,27 +168,30 @@ def _decode(
     indices: np.ndarray | Callable[[np.ndarray], np.ndarray] | None,
     short_side_px: int,
     limits: Limits,
-    threads: int,
+    attempt: Attempt,
     vectors: bool,
 ) -> Frames:
     collected: list[MotionVectors | None] = []
-
-    def collect_vectors(frames: "Iterator[VideoFrame]") -> "Iterator[VideoFrame]":
-        for frame in frames:
-            collected.append(frame_motion_vectors(frame))
-            yield frame
-
     unit_s = clip.time_base_num / clip.time_base_den
-    with _open_clip(clip, limits, threads) as (reader, pts):
+    with _open_for(attempt, clip, limits) as (reader, pts):
         if indices is not None:
             selected = indices((pts - clip.start_pts) * unit_s) if callable(indices) else indices
             pts = pts[_validate_indices(selected, len(pts))]
-        if vectors:
-            reader.keep_vectors()
-        video_frames = collect_vectors(reader.frames(pts)) if vectors else reader.frames(pts)
-        images = _images(clip, video_frames, working_size(clip, short_side_px), reader.pixel_aspect)
+        size_px = working_size(clip, short_side_px)
+        images = images_by(attempt, clip, reader, pts, size_px, limits, collected if vectors else None)
         frames = _stack(clip, images, len(pts), short_side_px, limits)
     return Frames(frames, (pts - clip.start_pts) * unit_s, tuple(collected) if vectors else None)
+
+
+@contextmanager
+def _open_for(attempt: Attempt, clip: Clip, limits: Limits) -> Iterator[tuple[FrameReader, np.ndarray]]:
+    """Context of `_open_clip` with the decoder of an attempt."""
+    if attempt.is_fallback:
+        progress.count_fallback()
+    hwaccel = hardware() if attempt.reader == "nvdec" else None
+    threads = 1 if attempt.reader == "decord" else attempt.threads  # PyAV then decodes two frames
+    with _open_clip(clip, limits, threads, hwaccel=hwaccel) as opened:
+        yield opened
 
 
 def _decode_full_depth(clip: Clip, limits: Limits, data: bytes | None, threads: int) -> np.ndarray:
@@ -202,7 +203,7 @@ def _decode_full_depth(clip: Clip, limits: Limits, data: bytes | None, threads: 
         first = next(frames)
         frames = itertools.chain([first], frames)
         if not is_deep(first):
-            images = _images(clip, frames, working_size(clip, 0), reader.pixel_aspect)
+            images = displayed_images(clip, frames, working_size(clip, 0), reader.pixel_aspect)
             return _stack(clip, images, len(pts), 0, limits)
         out = memory.empty((len(pts), first.height, first.width, 3), np.uint16)
         for target, frame in zip(out, frames, strict=True):
@@ -219,26 +220,17 @@ def _new_frames(  # noqa: PLR0913  # those of iter_windows
     frames_per_window: int,
     indices: np.ndarray | Callable[[np.ndarray], np.ndarray] | None,
     start: int,
-    threads: int,
+    attempt: Attempt,
     vectors: bool,
 ) -> Iterator[Frames]:
     """Windows without overlap of the wanted frames from the one numbered `start` on."""
-    with _open_clip(clip, limits, threads) as (reader, all_pts):
+    with _open_for(attempt, clip, limits) as (reader, all_pts):
         times_s = (all_pts - clip.start_pts) * (clip.time_base_num / clip.time_base_den)
         selected = np.arange(len(all_pts)) if indices is None else indices(times_s) if callable(indices) else indices
         wanted = _validate_indices(selected, len(all_pts))[start:]
-        if vectors:
-            reader.keep_vectors()
         found: list[MotionVectors | None] = []
-
-        def decoded() -> "Iterator[VideoFrame]":
-            for frame in reader.frames(all_pts[wanted]):
-                if vectors:
-                    found.append(frame_motion_vectors(frame))
-                yield frame
-
         size_px = working_size(clip, short_side_px)
-        images = _images(clip, decoded(), size_px, reader.pixel_aspect)
+        images = images_by(attempt, clip, reader, all_pts[wanted], size_px, limits, found if vectors else None)
         for first in range(0, len(wanted), frames_per_window):
             places = wanted[first : first + frames_per_window]
             frames = np.empty((len(places), *size_px, 3), np.uint8)
@@ -262,14 +254,14 @@ def _joined(before: Frames | None, overlap_frames: int, window: Frames) -> Frame
 
 @contextmanager
 def _open_clip(
-    clip: Clip, limits: Limits, threads: int = 1, data: bytes | None = None
+    clip: Clip, limits: Limits, threads: int = 1, data: bytes | None = None, hwaccel: Any = None
 ) -> Iterator[tuple[FrameReader, np.ndarray]]:
     """Context with a reader of the clip's source and the clip's timestamps, int64 [T].
 
     Raises `SourceChanged` if the timestamps or the compressed frames in the source differ from the clip's.
     """
     progress.count_decode()
-    with open_video(clip.source, limits, data) as (container, stream), translate_errors(clip.source):
+    with open_video(clip.source, limits, data, hwaccel=hwaccel) as (container, stream), translate_errors(clip.source):
         if stream.index != clip.stream_index:
             text = f"main video stream is {stream.index}, was {clip.stream_index}"
             raise SourceChanged(f"{clip.source} changed after ingest ({text}). Ingest it again.")
@@ -289,6 +281,11 @@ def _open_clip(
 def decode_count() -> int:
     """Number of times that this process opened a clip's source for decoding. Shows that decodes are shared."""
     return progress.decode_count()
+
+
+def fallback_count() -> int:
+    """Number of decodes that the CPU did for this process because NVDEC could not."""
+    return progress.fallback_count()
 
 
 def _clip_packets(clip: Clip, container: "InputContainer", stream: "VideoStream", limits: Limits) -> Packets:
@@ -333,22 +330,3 @@ def working_size(clip: Clip, short_side_px: int) -> tuple[int, int]:
     clip_short_side_px = min(clip.width_px, clip.height_px)
     scale = short_side_px / clip_short_side_px if 0 < short_side_px < clip_short_side_px else 1.0
     return max(1, round(clip.height_px * scale)), max(1, round(clip.width_px * scale))
-
-
-def _images(
-    clip: Clip, frames: "Iterator[VideoFrame]", size_px: tuple[int, int], pixel_aspect: Fraction
-) -> Iterator[np.ndarray]:
-    """Convert frames to displayed images, uint8 [H, W, 3]: deinterlaced, converted to RGB, scaled and rotated."""
-    from av.video.reformatter import VideoReformatter
-
-    height_px, width_px = size_px
-    reformatter, select_field = VideoReformatter(), FieldSelector(clip.codec)
-    display_matrix: tuple[int, int, int, int] | None = None
-    for number, frame in enumerate(frames):
-        display_matrix = orientation(frame) if display_matrix is None else display_matrix
-        stored_size = (height_px, width_px) if is_transposed(display_matrix) else (width_px, height_px)
-        displayed = display_size(frame, display_matrix, pixel_aspect)
-        if displayed != (clip.width_px, clip.height_px):
-            text = f"frame {number} is {displayed[0]}x{displayed[1]}, the clip is {clip.width_px}x{clip.height_px}"
-            raise CorruptVideo(f"{clip.source}: {text}. Cut the video where its size changes.")
-        yield apply_orientation(to_rgb24(select_field(frame), *stored_size, reformatter), display_matrix)

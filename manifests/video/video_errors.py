@@ -25,3 +25,7 @@ class UnsafeSource(VideoError):
 
 class SourceChanged(VideoError):
     """The file is readable, but its timestamps differ from those that the clip was created from."""
+
+
+class ReaderMismatch(VideoError):
+    """Another reader than PyAV (`[work] reader`) gives other frames than PyAV, or would."""

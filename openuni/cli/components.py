@@ -109,7 +109,7 @@ def doctor(
     from openuni.report.doctor import run_checks
 
     parsed = CorpusRecipe.load(recipe)
-    results = run_checks(parsed, out, gpus if gpus and address is None else 0.0)
+    results = run_checks(parsed, out, gpus if gpus and address is None else 0.0, on_cluster=address is not None)
     cluster = None
     if address is not None:
         from openuni.report.cluster import check_cluster

@@ -87,6 +87,11 @@ class WorkOptions:
     decoder_timeout_s: Annotated[
         float, "time without a packet or frame, seconds, after which a decoder is stopped and its clip fails", Gt(0)
     ] = 60.0
+    reader: Annotated[
+        Literal["pyav", "decord", "nvdec"],
+        "decoder of frames: PyAV on the CPU; decord, which rejects clips that it would show otherwise; or NVDEC, with "
+        "the frames of PyAV (openuni doctor checks that a GPU can)",
+    ] = "pyav"
     storage: Annotated[
         Literal["full", "compact"],
         "storage of modality maps: full precision, or compact (about 2 bits per pixel of depth, 4 of flow; for the "
@@ -207,6 +212,12 @@ class CorpusRecipe:
         keep_rule.check(keep_rule.parse(self.keep), schemas)
         if self.encode is not None and self.encode.caption:
             caption_column(self.encode.caption, self.annotators)
+        for name, operator in self.filters.items():
+            if self.work.reader == "decord" and getattr(operator, "requires_motion_vectors", False):
+                raise OpenUniError(
+                    f'[work] reader = "decord" gives no motion vectors, which [filters.{name}] requires. Set reader = '
+                    '"pyav" or "nvdec", or leave the filter out.'
+                )
 
     def components(self) -> list[Component]:
         """Every component that a run of this recipe loads."""

@@ -24,7 +24,7 @@ class Phase:
 
     def __init__(self, name: str, total: int) -> None:
         self.name, self.total = name, total
-        self.ok = self.failed = self.decodes = 0
+        self.ok = self.failed = self.decodes = self.decode_fallbacks = 0
         self.vram_mb: dict[str, float] = {}
         self.usage = PhaseUsage(name)
         self.placed = self.wanted = self.in_flight = 0  # workers that have started, all of them; items that they hold
@@ -81,7 +81,9 @@ class Phase:
         return f"{text}, queue {self.queue}" if self.queue else text
 
     def as_record(self) -> dict[str, Any]:
-        """What the ledger keeps: `decodes` counts how often video was opened to decode frames."""
+        """What the ledger keeps: `decodes` counts how often video was opened to decode frames, `decode_fallbacks` how
+        often the CPU did so because NVDEC could not.
+        """
         record = {
             "phase": self.name,
             "planned": self.total,
@@ -92,4 +94,5 @@ class Phase:
             "decodes": self.decodes,
         }
         record |= {"vram_mb": self.vram_mb} if self.vram_mb else {}
+        record |= {"decode_fallbacks": self.decode_fallbacks} if self.decode_fallbacks else {}
         return record | (self.usage.as_record() if self.usage.nodes else {})

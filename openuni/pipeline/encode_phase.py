@@ -21,7 +21,7 @@ from openuni.manifests.video.clip import Clip
 from openuni.manifests.video.decoder.limits import Limits
 from openuni.pipeline.batching.video_batches import EncodedStream, VideoBatches
 from openuni.pipeline.failures import format_error
-from openuni.pipeline.phases import ClipItem, CorpusWorker, decoder_threads
+from openuni.pipeline.phases import ClipItem, CorpusWorker, decoder_threads, reader_on
 from openuni.pipeline.planning.map_sources import MapSource
 from openuni.pipeline.worker import ItemOutcome, Spec
 from openuni.training.codec import LatentCodec, TextCodec
@@ -50,6 +50,7 @@ class EncodeSpec(Spec):
     text_codec: TextCodec
     streams: tuple[EncodeStream, ...]
     limits: Limits = field(default_factory=Limits)  # of decoding one clip
+    reader: str = "pyav"  # what decodes frames: see `manifests.video.readers.clip_images`
 
     def start(self, device: str) -> "EncodeWorker":
         """See `Spec.start`."""
@@ -78,7 +79,7 @@ class EncodeWorker(CorpusWorker):
 
     def __init__(self, spec: EncodeSpec, device: str) -> None:
         super().__init__(spec.corpus_url)
-        self.spec = spec
+        self.spec, self.reader = spec, reader_on(device, spec.reader)
         self.streams = {stream.modality: stream for stream in spec.streams}
         self.latent_model = spec.latent_codec.load(device)
         self.text_model = spec.text_codec.load(device) if TEXT in self.streams else None
@@ -186,7 +187,8 @@ class EncodeWorker(CorpusWorker):
         if not stream.annotator:
             short_side_px = cover_short_side(item.clip, self.spec.options.size_px)
             limits, threads = self.spec.limits, decoder_threads()
-            return modality(decode(item.clip, np.arange(count), short_side_px, limits, threads).frames)
+            indices, reader = np.arange(count), self.reader
+            return modality(decode(item.clip, indices, short_side_px, limits, threads, reader=reader).frames)
         extent = item.stored[MapSource(stream.annotator, name)]
         assert extent is not None  # else it would not be planned
         group = annotation_group(stream.annotator)

@@ -1,6 +1,7 @@
 """The phases of filters and annotators: one decode of a clip serves all operators of a phase."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,17 +22,21 @@ from openuni.manifests.errors import ClipError, OpenUniError, Unavailable
 from openuni.manifests.hosting.environment import ReadyEnvironment, on_this_node
 from openuni.manifests.hosting.process import HostedModel, run_operator
 from openuni.manifests.video.container import Limits
-from openuni.manifests.video.reader import decode_count
+from openuni.manifests.video.reader import decode_count, fallback_count
 from openuni.pipeline.clip_batches import ClipBatches, Waiting
 from openuni.pipeline.failures import format_error
+from openuni.pipeline.long_clips.map_coding import Coded, MapCoders, coded_payload
 from openuni.pipeline.long_clips.maps import DecodedInputs, MapWindows
 from openuni.pipeline.long_clips.samples import SampleWindows
 from openuni.pipeline.long_clips.worker import LongClip, OperatorResult, WindowedWorker, with_half_batch_size
-from openuni.pipeline.phases import ClipItem, decoder_threads
+from openuni.pipeline.phases import ClipItem, decoder_threads, reader_on
 from openuni.pipeline.planning.gpu_memory import VramMeter
 from openuni.pipeline.planning.map_sources import MapSource
 from openuni.pipeline.runners.resources import MAX_ATTEMPTS
 from openuni.pipeline.worker import ItemOutcome, Spec
+
+MAX_WAITING_CLIPS = 2  # whose maps are coded while later ones are computed
+WAITING_SHARE = 4  # they take at most this fraction of `[work] max_decoded_gb`, or are one
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,7 @@ class OperatorSpec(Spec):
     required_maps: Mapping[str, Mapping[str, MapSource]]  # operator -> modality -> the map it starts from
     compact: bool  # how maps are stored
     limits: Limits  # of decoding one clip
+    reader: str = "pyav"  # what decodes frames: see `manifests.video.readers.clip_images`
     seal_after_s: float | None = None  # see `PartWriter`
     environments: Mapping[str, ReadyEnvironment] = dataclasses.field(default_factory=dict)  # operators' own
 
@@ -64,14 +70,15 @@ class OperatorWorker(WindowedWorker):
     def __init__(self, spec: OperatorSpec, device: str) -> None:
         super().__init__(spec.corpus_url)
         self.spec = spec
-        self.limits = spec.limits
+        self.limits, self.reader = spec.limits, reader_on(device, spec.reader)
         self.operators = dict(spec.operators)
         self.vram = VramMeter(device)
-        self.decodes_reported = decode_count()
+        self.decodes_reported, self.fallbacks_reported = decode_count(), fallback_count()
         self.models: dict[str, Any] = {}
         self.batches = ClipBatches(self.operators, self.models, self.vram)
         self.begun: dict[str, _Begun] = {}  # by key, the items of which a part is stored
         self.result_types: dict[str, pa.StructType] = {}  # of each operator's struct column
+        self.map_fields: dict[str, tuple[str, ...]] = {}  # by operator, the fields of its result that are maps
         for name, operator in self.operators.items():
             environment = spec.environments.get(name)
             if environment is not None:
@@ -83,7 +90,8 @@ class OperatorWorker(WindowedWorker):
         for name, operator in self.operators.items():
             group, row_schema = operator_group(operator.kind, name), schema.producer_schema(type(operator))
             self.result_types[name] = row_schema.field(name).type
-            shard_type = TarShard if schema.modality_fields(type(operator)) else None
+            self.map_fields[name] = tuple(schema.modality_fields(type(operator)))
+            shard_type = TarShard if self.map_fields[name] else None
             self.writers[name] = self.corpus.writer(group, row_schema, spec.versions[name], shard_type)
             self.writers[name].seal_after_s = spec.seal_after_s
 
@@ -168,9 +176,11 @@ class OperatorWorker(WindowedWorker):
         return schema.stored(value, self.result_types[name].field(key).type, f"{name}.{key}")
 
     def _done(self, item: ClipItem, status: str, error: str) -> ItemOutcome:
-        decodes = decode_count()
+        decodes, fallbacks = decode_count(), fallback_count()
         new, self.decodes_reported = decodes - self.decodes_reported, decodes
-        return ItemOutcome(item.key, status, error, new, self.vram.peaks_mb())
+        new_fallbacks, self.fallbacks_reported = fallbacks - self.fallbacks_reported, fallbacks
+        outcome = ItemOutcome(item.key, status, error, new, self.vram.peaks_mb())
+        return outcome._replace(decode_fallbacks=new_fallbacks)
 
     def _run_one(self, name: str, item: ClipItem, prepared: Any) -> OperatorResult:
         started = time.perf_counter()
@@ -223,6 +233,12 @@ class OperatorWorker(WindowedWorker):
         self.writers[name].commit({"clip_id": item.clip.clip_id, name: row})
 
 
+def _map_bytes(result: OperatorResult) -> int:
+    """Memory of the maps of a result."""
+    values = result.value if isinstance(result.value, tuple) else ()
+    return sum(value.array.nbytes for value in values if isinstance(value, Modality))
+
+
 class _Begun(NamedTuple):
     """An item of which a part is stored, while the rest waits for other clips."""
 
@@ -245,7 +261,8 @@ class FilterWorker(SampleWindows, OperatorWorker):
 
         vectors = self.wants_vectors(item)
         short_side_px = self.spec.short_side_px
-        decoded = decode(item.clip, choose, short_side_px, self.limits, threads=decoder_threads(), vectors=vectors)
+        threads, reader = decoder_threads(), self.reader
+        decoded = decode(item.clip, choose, short_side_px, self.limits, threads, vectors, reader)
         union = np.unique(np.concatenate(list(wanted.values())))
         return decoded, {name: np.searchsorted(union, indices) for name, indices in wanted.items()}
 
@@ -256,7 +273,29 @@ class FilterWorker(SampleWindows, OperatorWorker):
 
 
 class AnnotatorWorker(MapWindows, OperatorWorker):
-    """All frames, decoded once, for all annotators; those that start from maps of others come after these."""
+    """All frames, decoded once, for all annotators; those that start from maps of others come after these.
+
+    Maps are coded in threads, from when their annotator has made them; `store` waits for them, in order.
+    """
+
+    def __init__(self, spec: OperatorSpec, device: str) -> None:
+        super().__init__(spec, device)
+        self.coders = MapCoders(decoder_threads(), self.limits.max_decoded_bytes)
+
+    def may_wait(self, waiting: Sequence[tuple[Any, Any]]) -> bool:
+        """See `Worker.may_wait`: as long as the maps that wait take a quarter of the memory for decoded frames."""
+        nbytes = sum(_map_bytes(result) for _, computed in waiting for result in [*computed.values()])
+        return len(waiting) <= MAX_WAITING_CLIPS and nbytes <= self.limits.max_decoded_bytes / WAITING_SHARE
+
+    def compute(self, item: ClipItem, prepared: Any) -> dict[str, OperatorResult]:
+        """See `OperatorWorker.compute`."""
+        results = super().compute(item, prepared)
+        return {name: self._start_coding(name, item, result) for name, result in results.items()}
+
+    def finish(self) -> None:
+        """See `Worker.finish`."""
+        self.coders.close()
+        super().finish()
 
     def prepare(self, item: ClipItem) -> DecodedInputs | LongClip:
         """Decode every frame at the working size, and read the stored maps."""
@@ -266,7 +305,8 @@ class AnnotatorWorker(MapWindows, OperatorWorker):
         for source in {source for name in item.todo for source in self.spec.required_maps[name].values()}:
             if source.annotator not in item.todo:
                 maps[source] = self._stored(source, item)
-        decoded = decode(item.clip, None, self.spec.short_side_px, self.limits, threads=decoder_threads())
+        threads, reader = decoder_threads(), self.reader
+        decoded = decode(item.clip, None, self.spec.short_side_px, self.limits, threads, reader=reader)
         return DecodedInputs(decoded, maps)
 
     def view(self, name: str, prepared: DecodedInputs) -> DecodedClip:
@@ -284,7 +324,7 @@ class AnnotatorWorker(MapWindows, OperatorWorker):
         signal: Any = result.spooled.get(key, value)
         if not isinstance(signal, Modality | SpooledMaps):
             return super().field(key, value, name, item, result)
-        payload = result.coded.get(key) or self.coded(signal, item)
+        payload = coded_payload(result.coded.get(key)) or self.coded(signal, item)
         entry = f"{item.clip.clip_id}.{signal.name}.{payload.suffix}"
         if isinstance(payload, FilePayload):
             frames, (height_px, width_px) = payload.frames, payload.size_px
@@ -310,7 +350,21 @@ class AnnotatorWorker(MapWindows, OperatorWorker):
                 prepared.maps[source], coded[source.modality] = self._pass_to_dependents(result, source.modality, item)
             except Exception as error:  # it cannot be stored: `store` will say so in its row, this in the others'
                 prepared.maps[source] = f"it failed: {format_error(error)}"
+        return self._start_coding(name, item, result._replace(coded=coded))
+
+    def _start_coding(self, name: str, item: ClipItem, result: OperatorResult) -> OperatorResult:
+        """The same result; those of its maps that are not coded yet are, from now on."""
+        coded = dict(result.coded)
+        for key in self.map_fields[name] if result.status == "ok" else ():
+            signal: Any = result.spooled.get(key) or getattr(result.value, key)
+            if key not in coded and isinstance(signal, Modality | SpooledMaps):
+                nbytes = signal.array.nbytes if isinstance(signal, Modality) else 0
+                coded[key] = self.coders.submit(nbytes, functools.partial(self._code, signal, item))
         return result._replace(coded=coded)
+
+    def _code(self, signal: Modality | SpooledMaps[Any], item: ClipItem) -> Coded:
+        with self.working_on(item.key):
+            return self.coded(signal, item)
 
     def _pass_to_dependents(self, result: OperatorResult, modality: str, item: ClipItem) -> tuple[Modality, Payload]:
         if result.status != "ok":

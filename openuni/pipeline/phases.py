@@ -44,6 +44,11 @@ class CorpusWorker(Worker):
                 last.callback(writer.finish)
 
 
+def reader_on(device: str, reader: str) -> str:
+    """What decodes the frames of a worker on this device: NVDEC only where it has a GPU, else its equal on the CPU."""
+    return "pyav" if reader == "nvdec" and not device.startswith("cuda") else reader
+
+
 def decoder_threads() -> int:
     """Threads of a worker's decoder: its share of the cores, which the runner states; all of them without a runner."""
     return int(os.environ.get("OPENUNI_THREADS", "0"))

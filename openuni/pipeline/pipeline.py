@@ -239,6 +239,7 @@ class Pipeline:
     def _reporting(self, phase: str, counter: Counter) -> Callable[[ItemOutcome], None]:
         def report(outcome: ItemOutcome) -> None:
             counter.add(outcome.status, outcome.decodes, outcome.vram_mb, outcome.key, outcome.usage)
+            counter.phase.decode_fallbacks += outcome.decode_fallbacks
             self.log.outcome(outcome, phase, raise_errors=self.scope.raise_errors)
 
         return report

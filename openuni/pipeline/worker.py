@@ -2,6 +2,7 @@
 
 import time
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -23,10 +24,15 @@ class ItemOutcome(NamedTuple):
     vram_mb: Mapping[str, float] = {}  # per operator, the most GPU memory that it needed so far, 10^6 bytes
     failures: tuple[Failure, ...] = ()  # with their tracebacks; empty where the worker died
     usage: ItemUsage = ItemUsage()  # where it was processed, and how long its stages took
+    decode_fallbacks: int = 0  # of `decodes`, those that the CPU did because NVDEC could not
 
 
 class Worker(ABC):
     """The work of one phase in one process. Made by a `Spec` inside the process that uses it."""
+
+    def working_on(self, *keys: str) -> AbstractContextManager[Any]:
+        """Context in which a thread of the worker's own works on the items of these keys; the loop replaces it."""
+        return nullcontext()
 
     @abstractmethod
     def prepare(self, item: Any) -> Any:
@@ -54,6 +60,13 @@ class Worker(ABC):
     def operator_seconds(self, computed: Any, compute_s: float) -> Mapping[str, float]:
         """Seconds by operator of what `compute` returned; default: none. `compute_s`: of the whole computation."""
         return {}
+
+    def may_wait(self, waiting: Sequence[tuple[Any, Any]]) -> bool:
+        """Whether these may wait to be stored while further items are computed; one always may. Default: one.
+
+        `waiting`: the items and what `compute` returned of them, which takes memory.
+        """
+        return False
 
     def waiting(self) -> Sequence[Any]:
         """The items of which a part waits to be computed together with that of others. Default: none."""
@@ -96,6 +109,13 @@ class Spec(ABC):
         return {}
 
 
+class _Write(NamedTuple):
+    """What is being written, or waits for it."""
+
+    parts: Sequence[tuple[Any, Any]]  # items and results; none for a failure
+    future: Future[list[ItemOutcome]]
+
+
 class WorkerLoop:
     """Drives a worker: prefetches the next item, writes the previous one, and turns every error into a failed row.
 
@@ -106,10 +126,12 @@ class WorkerLoop:
     def __init__(self, worker: Worker, working_on: Callable[..., AbstractContextManager[Any]] | None = None) -> None:
         """`working_on`: context in which a thread works on the items of these keys."""
         self.worker, self.working_on = worker, working_on or (lambda *keys: nullcontext())
+        worker.working_on = self.working_on  # type: ignore[method-assign]
         self.reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
         self.writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
         self.prefetched: tuple[Any, Future[Any], ItemClock] | None = None
-        self.pending_write: Future[list[ItemOutcome]] | None = None
+        self.pending_writes: deque[_Write] = deque()  # in order; the writer has begun with the first one
+        self.is_broken = False  # a write ended the run: those that follow would be on top of what it left
         self.clocks: dict[str, ItemClock] = {}  # of the items that are not completed, by key
         self.free_since = time.perf_counter()  # when the last computation ended
 
@@ -137,8 +159,8 @@ class WorkerLoop:
             self.worker.note_failure(key_of(item), "", error)
             outcomes = self.fail(item, format_error(error))
         else:
-            outcomes = self._written()  # at most one item waits to be written: results take memory
-            self.pending_write = self.writer.submit(self._store, [(item, computed)])
+            outcomes = self._make_room(item, computed)  # results take memory
+            self._write([(item, computed)])
         if next_item is None or self.worker.is_batch_full():
             outcomes += self._compute_batch()
         return outcomes
@@ -146,7 +168,7 @@ class WorkerLoop:
     def fail(self, item: Any, error: str) -> list[ItemOutcome]:
         """Start to write the item's failure; returns the outcomes of items before."""
         outcomes = self._written()
-        self.pending_write = self.writer.submit(lambda: [self._store_failure(item, error)])
+        self.pending_writes.append(_Write((), self.writer.submit(lambda: [self._store_failure(item, error)])))
         return outcomes
 
     def flush(self) -> list[ItemOutcome]:
@@ -180,17 +202,41 @@ class WorkerLoop:
         for item, results in computed:
             self.clocks[key_of(item)].add_batch(share_s, self.worker.operator_seconds(results, share_s))
         outcomes = self._written()
-        self.pending_write = self.writer.submit(self._store, computed)
+        self._write(computed)
+        return outcomes
+
+    def _write(self, parts: Sequence[tuple[Any, Any]]) -> None:
+        self.pending_writes.append(_Write(parts, self.writer.submit(self._store, parts)))
+
+    def _make_room(self, item: Any, computed: Any) -> list[ItemOutcome]:
+        """Wait until this result may wait to be written beside others; returns the outcomes of those written."""
+        outcomes: list[ItemOutcome] = []
+        while self.pending_writes:
+            waiting = [part for write in self.pending_writes for part in write.parts]
+            if not self.pending_writes[0].future.done() and self.worker.may_wait([*waiting, (item, computed)]):
+                break
+            outcomes += self._take_written()
         return outcomes
 
     def _written(self) -> list[ItemOutcome]:
-        """Wait until what was computed is written; returns the outcomes, once."""
-        pending, self.pending_write = self.pending_write, None
-        done = [] if pending is None else pending.result()
+        """Wait until everything that was computed is written; returns the outcomes, once."""
+        outcomes: list[ItemOutcome] = []
+        while self.pending_writes:
+            outcomes += self._take_written()
+        return outcomes
+
+    def _take_written(self) -> list[ItemOutcome]:
+        done = self.pending_writes.popleft().future.result()
         return [one._replace(failures=one.failures + self.worker.take_failures(one.key)) for one in done]
 
     def _store(self, parts: Sequence[tuple[Any, Any]]) -> list[ItemOutcome]:
-        outcomes = [self._store_one(item, computed) for item, computed in parts]
+        if self.is_broken:
+            return []
+        try:
+            outcomes = [self._store_one(item, computed) for item, computed in parts]
+        except BaseException:
+            self.is_broken = True
+            raise
         return [outcome for outcome in outcomes if outcome is not None]
 
     def _store_one(self, item: Any, computed: Any) -> ItemOutcome | None:

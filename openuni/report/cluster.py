@@ -89,6 +89,9 @@ def uses_gpus(recipe: CorpusRecipe, resources: Resources, capacity: Capacity) ->
 
 def _size(recipe: CorpusRecipe, resources: Resources, capacity: Capacity) -> Iterator[CheckResult]:
     designed = sorted(component.name() for component in recipe.components() if component.gpus)
+    if recipe.work.reader == "nvdec" and not capacity.gpus:
+        text = f'reader = "nvdec" requires a GPU, and the cluster has {capacity}'
+        yield CheckResult("missing", "[work]", f'{text}. Add GPU nodes, or set reader = "pyav"')
     if designed and not capacity.gpus and resources.gpus is None and resources.placement_timeout_s is None:
         text = f"{', '.join(designed)}: designed for a GPU, and the cluster has {capacity}"
         yield CheckResult("missing", "GPU", f"{text}. Add GPU nodes, or pass --gpus 0 to run on CPUs, slowly")

@@ -12,6 +12,7 @@ from openuni.manifests.errors import MissingRequirement, OpenUniError
 from openuni.manifests.hosting.environment import check_python
 from openuni.manifests.hosting.process import check_import
 from openuni.manifests.storage.store import Store
+from openuni.manifests.video.readers.nvdec_reader import nvdec_problem
 from openuni.pipeline.planning.map_sources import annotator_of, required_maps
 from openuni.pipeline.runners.node_check import CODECS, MIN_FREE_BYTES, missing_codecs
 
@@ -29,14 +30,21 @@ class CheckResult(NamedTuple):
         return self.level in ("missing", "unavailable")
 
 
-def run_checks(recipe: CorpusRecipe, out: str | None = None, gpus: float = 0.0) -> list[CheckResult]:
-    """Return the results of all checks on this machine; `out` is the output directory of the corpus."""
-    return [*_codecs(), *_components(recipe, gpus), *_streams(recipe), *_disk(out), *_gpus(gpus)]
+def run_checks(
+    recipe: CorpusRecipe, out: str | None = None, gpus: float = 0.0, *, on_cluster: bool = False
+) -> list[CheckResult]:
+    """Return the results of all checks on this machine.
+
+    `out`: output directory of the corpus. `gpus`: of this machine, that the run uses. `on_cluster`: the work is done on
+    other machines.
+    """
+    readers = [] if on_cluster else _reader(recipe, gpus)
+    return [*_codecs(), *readers, *_components(recipe, gpus), *_streams(recipe), *_disk(out), *_gpus(gpus)]
 
 
-def require_all(recipe: CorpusRecipe, out: str | None, gpus: float) -> None:
+def require_all(recipe: CorpusRecipe, out: str | None, gpus: float, *, on_cluster: bool = False) -> None:
     """Raise `MissingRequirement` with all failed checks, if there are any."""
-    failed = [result for result in run_checks(recipe, out, gpus) if result.is_blocking]
+    failed = [result for result in run_checks(recipe, out, gpus, on_cluster=on_cluster) if result.is_blocking]
     if failed:
         raise MissingRequirement(
             "\n".join(["preflight checks failed:", *(f"  {result.what}: {result.text}" for result in failed)])
@@ -51,6 +59,23 @@ def _codecs() -> Iterator[CheckResult]:
         yield CheckResult("note", "video", f"PyAV {av.__version__} has no decoder for {', '.join(absent)}")
     else:
         yield CheckResult("ok", "video", f"PyAV {av.__version__} decodes {', '.join(CODECS)}")
+
+
+def _reader(recipe: CorpusRecipe, gpus: float) -> Iterator[CheckResult]:
+    """Whether what the recipe decodes with is there."""
+    reader = recipe.work.reader
+    what = f"[work] reader = {reader}"
+    if reader == "decord":
+        if find_spec("decord") is None:
+            yield CheckResult("unavailable", what, missing_package("decord"))
+        else:
+            yield CheckResult("ok", what, f"decord {version('decord')}")
+    if reader == "nvdec" and not gpus:
+        text = 'requires a GPU: none is available to the run. Pass --gpus 1, or set reader = "pyav"'
+        yield CheckResult("unavailable", what, text)
+    elif reader == "nvdec":
+        problem = nvdec_problem()
+        yield CheckResult("unavailable", what, problem) if problem else CheckResult("ok", what, "FFmpeg opens the GPU")
 
 
 def _components(recipe: CorpusRecipe, gpus: float) -> Iterator[CheckResult]:

@@ -22,6 +22,7 @@ from openuni.manifests.video.decoder import memory, process, progress, values
 from openuni.manifests.video.decoder.channel import Channel, Closed
 from openuni.manifests.video.decoder.connection import PACKED
 from openuni.manifests.video.decoder.lifeline import end_with_parent
+from openuni.manifests.video.readers import nvdec_reader
 from openuni.manifests.video.video_errors import LimitExceeded
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
@@ -130,7 +131,7 @@ class Server:
         self.credit = 0
         self.is_abandoned = False
         memory.use_buffers(self.buffers)
-        self.base_bytes = _data_bytes()
+        self.base_bytes = memory.data_bytes()
 
     def run(self) -> None:
         """Answer until the parent is gone."""
@@ -160,7 +161,8 @@ class Server:
         outbox = _Outbox(self.buffers)
         encoded = values.encode(value, outbox)
         outbox.pack()
-        retire = kind != "items" and _data_bytes() - self.base_bytes > RETIRE_BYTES
+        held_bytes = memory.data_bytes() - self.base_bytes - nvdec_reader.device_bytes()
+        retire = kind != "items" and held_bytes > RETIRE_BYTES
         self.channel.send({kind: encoded, "retire": retire} | outbox.message, outbox.fds)
         for fd in outbox.fds:
             os.close(fd)
@@ -283,14 +285,6 @@ def _memory_file(path: str, data: bytes) -> None:
     fs = fsspec.filesystem("memory")
     fs.store.clear()
     fs.pipe_file(path, data)
-
-
-def _data_bytes() -> int:
-    """Private writable memory of this process, what RLIMIT_DATA limits."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[5]) * mmap.PAGESIZE
-    except OSError:  # not Linux
-        return 0
 
 
 def _prefer_for_killing() -> None:

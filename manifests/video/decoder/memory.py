@@ -12,6 +12,7 @@ import tempfile
 import weakref
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,14 @@ class SharedMemory:
                 _C.madvise(self.address, self.nbytes, _MADV_REMOVE)
             _C.munmap(self.address, self.nbytes)
             self.nbytes = 0
+
+
+def data_bytes() -> int:
+    """Private writable memory of this process, what RLIMIT_DATA limits; 0 where that is not known."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[5]) * mmap.PAGESIZE
+    except OSError:  # not Linux
+        return 0
 
 
 def memory_file(nbytes: int) -> int:

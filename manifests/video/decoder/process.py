@@ -183,7 +183,7 @@ class Decoder:
     @contextmanager
     def _requested(self, request: _Request, *, stream: bool) -> Iterator[tuple[_Watch, Payload]]:
         one, payload = self.connection, Payload()
-        decodes = one.page[progress.DECODES]
+        decodes, fallbacks = one.page[progress.DECODES], one.page[progress.FALLBACKS]
         message = request.message(payload, stream=stream)
         self.is_idle = False
         watch = _Watch(one, request)
@@ -203,6 +203,7 @@ class Decoder:
             raise video_errors.LimitExceeded(text) from error
         finally:
             progress.count_decode((one.page[progress.DECODES] - decodes) & 0xFFFFFFFF)
+            progress.count_fallback((one.page[progress.FALLBACKS] - fallbacks) & 0xFFFFFFFF)
             progress.count_seconds(watch.waited_s)
 
     def _next(self, watch: _Watch) -> tuple[str, Any]:

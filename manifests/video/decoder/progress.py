@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 PAGE_BYTES = 4096
-STEPS, DECODES, ALLOWED_MS = 0, 1, 2  # positions in the page, uint64
+STEPS, DECODES, ALLOWED_MS, FALLBACKS = 0, 1, 2, 3  # positions in the page, uint64
 
 _page = memoryview(bytearray(PAGE_BYTES)).cast("Q")
 
@@ -24,7 +24,7 @@ class _ThreadSafeCounter:
             self.count += number
 
 
-_decodes = _ThreadSafeCounter()
+_decodes, _fallbacks = _ThreadSafeCounter(), _ThreadSafeCounter()
 _waited = threading.local()
 
 
@@ -61,6 +61,17 @@ def count_decode(number: int = 1) -> None:
 def decode_count() -> int:
     """Number of times that clips' sources were opened for decoding, for this process. Shows that decodes are shared."""
     return _decodes.count
+
+
+def count_fallback(number: int = 1) -> None:
+    """Count a decode that the CPU did because NVDEC could not."""
+    _fallbacks.add(number)
+    _page[FALLBACKS] = _fallbacks.count
+
+
+def fallback_count() -> int:
+    """Number of decodes that the CPU did because NVDEC could not, for this process."""
+    return _fallbacks.count
 
 
 def count_seconds(seconds: float) -> None:

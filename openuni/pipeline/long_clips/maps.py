@@ -12,6 +12,7 @@ from openuni.manifests.errors import ClipError, OpenUniError, Unavailable
 from openuni.manifests.video.reader import Frames, iter_windows
 from openuni.pipeline.failures import format_error
 from openuni.pipeline.long_clips.feeds import MapFeed
+from openuni.pipeline.long_clips.map_coding import coded_payload
 from openuni.pipeline.long_clips.window_pass import OperatorPass, frames_per_window
 from openuni.pipeline.long_clips.worker import LongClip, OperatorResult, Views, WindowedWorker
 from openuni.pipeline.phases import ClipItem, decoder_threads
@@ -56,7 +57,7 @@ class MapWindows(WindowedWorker):
                 except Unavailable as error:
                     yield name, error
 
-        return iter_windows(clip, size, limits, count, 1, None, decoder_threads()), views
+        return iter_windows(clip, size, limits, count, 1, None, decoder_threads(), reader=self.reader), views
 
     def hand_on(self, name: str, item: ClipItem, result: OperatorResult) -> OperatorResult:
         """See `WindowedWorker.hand_on`: as they will be stored, so a run that is resumed gives the same."""
@@ -111,7 +112,7 @@ class MapWindows(WindowedWorker):
             return
         if result.status != "ok":
             raise ClipError(f"it failed: {result.error}")
-        payload = result.coded.get(source.modality)
+        payload = coded_payload(result.coded.get(source.modality))
         if payload is None:
             has_maps = source.modality in result.spooled or getattr(result.value, source.modality) is not None
             raise ClipError("it failed: its map cannot be stored" if has_maps else "this clip has none")

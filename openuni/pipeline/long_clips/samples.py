@@ -88,7 +88,7 @@ class SampleWindows(WindowedWorker):
         size = self.spec.short_side_px
         count = frames_per_window(item.clip, size, self.limits.max_decoded_bytes, ())
         vectors = self.wants_vectors(item)
-        return iter_windows(item.clip, size, self.limits, count, 0, choose, decoder_threads(), vectors)
+        return iter_windows(item.clip, size, self.limits, count, 0, choose, decoder_threads(), vectors, self.reader)
 
 
 def _chained(first: Frames, windows: Generator[Frames]) -> Generator[Frames]:

@@ -2,12 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable, Generator, Iterator, Mapping
+from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from openuni.manifests.contracts.decoded_clip import DecodedClip
-from openuni.manifests.contracts.modality import FilePayload, Payload
 from openuni.manifests.contracts.operator import Operator
 from openuni.manifests.contracts.windows import WindowedRun
 from openuni.manifests.corpus.parts.spool import SpooledMaps
@@ -17,6 +17,7 @@ from openuni.manifests.video.clip import Clip
 from openuni.manifests.video.container import Limits
 from openuni.manifests.video.reader import Frames, working_size
 from openuni.pipeline.failures import format_error
+from openuni.pipeline.long_clips.map_coding import Coded, discard
 from openuni.pipeline.long_clips.window_pass import OperatorPass, run_windows
 from openuni.pipeline.phases import ClipItem, CorpusWorker
 from openuni.pipeline.planning.gpu_memory import VramMeter
@@ -39,16 +40,15 @@ class OperatorResult(NamedTuple):
     error: str | None
     ms: float | None
     status: str = "ok"
-    coded: Mapping[str, Payload | FilePayload] = {}  # fields that are coded already
+    coded: Mapping[str, Coded | Future[Coded]] = {}  # fields that are coded already, or are being coded
     spooled: Mapping[str, SpooledMaps[Any]] = {}  # fields whose maps are on disk: those of a long clip
 
     def close(self) -> None:
         """Free the disk that spooled and encoded maps take."""
+        for payload in self.coded.values():
+            discard(payload)
         for maps in self.spooled.values():
             maps.close()
-        for payload in self.coded.values():
-            if isinstance(payload, FilePayload):
-                payload.file.close()
 
 
 class LongClip(NamedTuple):
@@ -63,6 +63,7 @@ class WindowedWorker(CorpusWorker):
 
     spec: Any  # OperatorSpec
     limits: Limits
+    reader: str
     operators: dict[str, Operator]
     models: dict[str, Any]
     vram: VramMeter

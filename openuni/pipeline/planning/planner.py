@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from openuni.config.captions import CaptionColumn, caption_column, clip_ids_with_caption
-from openuni.config.recipe import CorpusRecipe
+from openuni.config.recipe import CorpusRecipe, WorkOptions
 from openuni.manifests.contracts.component import fingerprint
 from openuni.manifests.contracts.operator import Operator
 from openuni.manifests.corpus.corpus import Corpus
@@ -143,6 +143,7 @@ class Planner:
             required_maps=maps,
             compact=options.storage == "compact",
             limits=options.limits(),
+            reader=options.reader,
             seal_after_s=seal_after_s,
         )
         title = " + ".join(names) if len(names) <= 2 else f"{len(names)} {kind}s"
@@ -155,11 +156,17 @@ class Planner:
         parts: dict[str, Any] = {"operator": operator.version(), "short_side_px": self.recipe.work.short_side_px}
         if operator.kind == "annotator" and self.recipe.work.storage != "full":
             parts["storage"] = self.recipe.work.storage
+        parts |= self._reader_facts()
         parts |= environment_facts(self.recipe, operator.kind, name)
         maps = self.maps_of(operator.kind, name)
         if maps:  # and on the maps it starts from
             parts["maps"] = [[*source, self.group_version(source.annotator)] for source in maps.values()]
         return fingerprint(**parts)
+
+    def _reader_facts(self) -> dict[str, str]:
+        """The part of a version that says by what frames are decoded; nothing for the default."""
+        reader = self.recipe.work.reader
+        return {} if reader == WorkOptions.reader else {"reader": reader}
 
     def group_version(self, annotator: str) -> str:
         """The version that an annotator's rows have, or will have after this run."""
@@ -185,7 +192,9 @@ class Planner:
             annotator, _, modality = name.rpartition(".")
             group = latent_group(family, modality)
             if modality == "rgb" and not annotator:
-                streams.append(encode_phase.EncodeStream(modality, "", group, family))
+                facts = self._reader_facts()
+                version = fingerprint(family=family, **facts) if facts else family
+                streams.append(encode_phase.EncodeStream(modality, "", group, version))
                 continue
             annotator = annotator or annotator_of(modality, "[encode] modalities", self.recipe, self.corpus)
             version = fingerprint(family=family, source=self.group_version(annotator), annotator=annotator)
@@ -233,7 +242,8 @@ class Planner:
         assert options is not None and codec is not None and text_codec is not None
         limits = dataclasses.replace(self.recipe.work.limits(), max_decoded_bytes=Limits.max_decoded_bytes)
         streams = tuple(self.streams)
-        spec = encode_phase.EncodeSpec(self.corpus.store.url, options, codec, text_codec, streams, limits)
+        url, reader = self.corpus.store.url, self.recipe.work.reader
+        spec = encode_phase.EncodeSpec(url, options, codec, text_codec, streams, limits, reader)
         sources = frozenset(MapSource(stream.annotator, stream.modality) for stream in streams if stream.annotator)
         return Work("encode", spec, {stream.modality: stream.group for stream in streams}, sources, self.captions)
 

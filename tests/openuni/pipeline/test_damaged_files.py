@@ -137,6 +137,22 @@ def test_every_damaged_file_is_a_clip_or_a_failed_row(whole: dict[str, bytes], t
 
 
 @pytest.mark.slow
+def test_damaged_files_that_pyav_opens_are_frames_or_errors_by_decord(whole: dict[str, bytes], tmp_path: Path) -> None:
+    read, failed = 0, 0
+    for path in write_damaged(tmp_path / "damaged", whole, FILES // 2):
+        with suppress(VideoError):
+            clip = make_clip(str(path), probe(str(path)))
+            try:
+                frames = decode(clip, limits=Limits(max_stall_s=MAX_S_PER_FILE), threads=1, reader="decord").frames
+            except VideoError:
+                failed += 1
+                continue
+            assert len(frames) == clip.frame_count
+            read += 1
+    assert read > 5 and failed > 5, (read, failed)
+
+
+@pytest.mark.slow
 def test_memory_stays_flat_over_many_opens(whole: dict[str, bytes], tmp_path: Path) -> None:
     paths = write_damaged(tmp_path / "damaged", whole, 40)
     for name, data in whole.items():
