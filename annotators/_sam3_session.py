@@ -1,7 +1,6 @@
 """SAM 3's detector and tracker over a whole clip, in bounded RAM and without code from the hub."""
 
 from collections.abc import Iterator, Sequence
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -83,7 +82,7 @@ class HostOperations:
         return torch.from_numpy(labels).to(masks.device), torch.from_numpy(areas).to(masks.device)
 
 
-def use_host_operations(library: ModuleType) -> None:
+def use_host_operations(library: Any) -> None:
     """Give the library our `HostOperations`.
 
     Without them it skips suppression and the filling of holes; if the package `kernels` is installed, it downloads

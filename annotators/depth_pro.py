@@ -142,12 +142,13 @@ class DepthPro(Annotator):
     def predict(self, model: Any, frames: np.ndarray) -> Predicted:
         """Depth and field of view of frames, uint8 [T, H, W, 3] RGB."""
         step = self.frames_per_batch
-        parts = [self._batch(*model, frames[start : start + step]) for start in range(0, len(frames), step)]
+        parts = [self._batch(model, frames[start : start + step]) for start in range(0, len(frames), step)]
         return Predicted(*(np.concatenate(values) for values in zip(*parts, strict=True)))
 
-    def _batch(self, network: Any, processor: Any, frames: np.ndarray) -> Predicted:
+    def _batch(self, model: Any, frames: np.ndarray) -> Predicted:
         import torch
 
+        network, processor = model
         device = next(network.parameters()).device
         count, *size_px = frames.shape[:3]
         with inference(device.type, self.precision):

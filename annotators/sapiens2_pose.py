@@ -165,6 +165,7 @@ class Sapiens2Pose(Sapiens2):
             if self.flip_test:
                 pairs = torch.tensor(network.config.flip_pairs, device=device)
                 mirrored = network(pixel_values=given.flip(-1), flip_pairs=pairs)
+        with inference(device.type, "fp32"):  # the refinement takes differences of neighbouring pixels
             poses = processor.post_process_pose_estimation(found, boxes=boxes, outputs_flipped=mirrored)
         for (pose,) in poses:
             yield whole_body(pose["keypoints"].cpu().numpy(), pose["scores"].cpu().numpy())
