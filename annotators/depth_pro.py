@@ -72,10 +72,10 @@ class DepthPro(Annotator):
         "apple/DepthPro-hf"
     )
     fov_deg: Annotated[
-        float | None,
-        "known horizontal field of view of the whole frame, degrees; default: estimated for every frame",
-        Interval(gt=0, lt=180),
-    ] = None
+        float,
+        "known horizontal field of view of the whole frame, degrees; 0: estimated for every frame",
+        Interval(ge=0, lt=180),
+    ] = 0.0
     frames_per_batch: Annotated[int, "frames per forward pass", Ge(1)] = 2
     precision: Annotated[Precision, "numerical precision: fp32, or bf16 autocast"] = "fp32"
 
@@ -121,7 +121,7 @@ class DepthPro(Annotator):
                 f"{folder} is not a Depth Pro checkpoint in transformers format: {error}. Use one such as "
                 "apple/DepthPro-hf."
             ) from error
-        if self.fov_deg is None and not network.use_fov_model:
+        if not self.fov_deg and not network.use_fov_model:
             raise OpenUniError(
                 f"depth_pro: {folder} has no head for the field of view (use_fov_model in config.json). Set fov_deg."
             )
@@ -158,7 +158,7 @@ class DepthPro(Annotator):
             )
             found = network(pixel_values=given["pixel_values"].to(device))
             found.predicted_depth = found.predicted_depth.float()
-            if self.fov_deg is None:
+            if not self.fov_deg:
                 found.field_of_view = found.field_of_view.float()
             else:
                 found.field_of_view = torch.full((count,), self.fov_deg, device=device)

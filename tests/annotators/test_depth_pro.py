@@ -221,7 +221,7 @@ def test_the_published_checkpoint_is_for_non_commercial_research():
     assert chosen.requires_acceptance
 
 
-@pytest.mark.parametrize("wrong", [{"fov_deg": 0.0}, {"fov_deg": 180.0}, {"frames_per_batch": 0}, {"precision": "x"}])
+@pytest.mark.parametrize("wrong", [{"fov_deg": -1.0}, {"fov_deg": 180.0}, {"frames_per_batch": 0}, {"precision": "x"}])
 def test_wrong_options_are_refused(wrong):
     with pytest.raises(OpenUniError, match="Allowed"):
         DepthPro(**wrong)
