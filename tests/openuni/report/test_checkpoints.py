@@ -189,6 +189,7 @@ def test_preflight_names_what_is_unavailable_and_asks_for_consent() -> None:
         ("LicenseRef-SAM-License", "use-restricted"),
         ("Apache-2.0 AND LicenseRef-Sapiens2-License", "use-restricted"),
         ("LicenseRef-Apple-Machine-Learning-Research-Model", "non-commercial"),
+        ("LicenseRef-S-Lab-License-1.0", "non-commercial"),
         ("LicenseRef-SAM", "unclear"),
         ("AGPL-3.0", "copyleft"),
         ("CC-BY-SA-3.0", "copyleft"),
