@@ -52,18 +52,19 @@ class InstancesOfClip(NamedTuple):
 
 def instances_of_clip(labels: np.ndarray, tracks: Tracks, flow: GuideFlow, max_instances: int) -> InstancesOfClip:
     """Columns from maps of track numbers, uint16 [T, H, W]; the `max_instances` largest tracks get ids from 1."""
-    areas = np.stack(in_threads(lambda frame: np.bincount(frame.ravel(), minlength=len(tracks.known) + 1), labels))
-    areas[:, 0] = 0
-    total = areas.sum(axis=0)
-    first = (areas > 0).argmax(axis=0)
-    shown = [number for number in tracks.known if total[number]]
-    # ties: first frame, then position, so that the order of detection does not matter
-    order = sorted(shown, key=lambda n: (-total[n], first[n], int(np.argmax(labels[first[n]] == n))))[:max_instances]
-    ids = np.zeros(len(total), np.uint16)
+    areas, order = by_area(labels, len(tracks.known), max_instances)
+    ids = np.zeros(len(tracks.known) + 1, np.uint16)
     ids[order] = np.arange(1, len(order) + 1)
     segmentation = np.empty_like(labels)
     in_threads(lambda frame: np.take(ids, frame[0], out=frame[1], mode="clip"), zip(labels, segmentation, strict=True))
-    table = [_instance(int(ids[n]), areas[:, n], labels, n, tracks.known[n].predicted_iou) for n in order]
+    table = [
+        Instance(
+            id=int(ids[n]),
+            predicted_iou=float(np.mean(tracks.known[n].predicted_iou)),
+            **extent(areas[:, n], labels, n)._asdict(),
+        )
+        for n in order
+    ]
     links = np.array(tracks.link_iou, np.float64).reshape(-1, 2)
     return InstancesOfClip(
         Segmentation(segmentation[..., None]),
@@ -100,18 +101,43 @@ def flow_iou(labels: np.ndarray, flow: GuideFlow) -> float | None:
     return total / weight if weight else None
 
 
-def _instance(number: int, areas: np.ndarray, labels: np.ndarray, track: int, predicted: list[float]) -> Instance:
+class Extent(NamedTuple):
+    """Where an instance is, with the meanings of `Instance`."""
+
+    first_frame: int
+    last_frame: int
+    frames: int
+    area_share: float
+    largest_frame: int
+    box_px: list[int]
+
+
+def by_area(labels: np.ndarray, count: int, max_instances: int) -> tuple[np.ndarray, list[int]]:
+    """Areas of the labels 0..`count` in each frame, int64 [T, 1 + count] (0 for the background), and their order.
+
+    `labels`: uint16 [T, H, W]. The order has the `max_instances` labels of the largest total area that occur.
+    """
+    areas = np.stack(in_threads(lambda frame: np.bincount(frame.ravel(), minlength=count + 1), labels))
+    areas[:, 0] = 0
+    total = areas.sum(axis=0)
+    first = (areas > 0).argmax(axis=0)
+    shown = np.flatnonzero(total).tolist()
+    # ties: first frame, then position, so that the order of detection does not matter
+    order = sorted(shown, key=lambda n: (-total[n], first[n], int(np.argmax(labels[first[n]] == n))))
+    return areas, order[:max_instances]
+
+
+def extent(areas: np.ndarray, labels: np.ndarray, label: int) -> Extent:
+    """Extent of one label of `labels`, uint16 [T, H, W]; `areas`: int64 [T], its areas."""
     shown = np.flatnonzero(areas)
     largest = int(areas.argmax())
-    rows, columns = np.nonzero(labels[largest] == track)
+    rows, columns = np.nonzero(labels[largest] == label)
     left, top = int(columns.min()), int(rows.min())
-    return Instance(
-        number,
+    return Extent(
         int(shown[0]),
         int(shown[-1]),
         len(shown),
         float(areas[shown].mean() / labels[0].size),
-        float(np.mean(predicted)),
         largest,
         [left, top, int(columns.max()) - left + 1, int(rows.max()) - top + 1],
     )

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 from annotated_types import Ge
@@ -191,13 +191,35 @@ class PersonCrop(NamedTuple):
     points: np.ndarray  # float32 [133, 3], where the pose goes
 
 
+class PoseEstimator(Protocol):
+    """What `SkeletonWindows` needs of an operator."""
+
+    @property
+    def frames_per_batch(self) -> int:
+        """Images per forward pass."""
+
+    @property
+    def max_gap_s(self) -> float:
+        """Maximum gap in a track, seconds."""
+
+    @property
+    def max_persons(self) -> int:
+        """Maximum number of persons in a clip."""
+
+    def boxes(self, model: Any, frames: np.ndarray) -> Iterator[np.ndarray]:
+        """Person boxes of every frame, float32 [n, 4], best score first."""
+
+    def poses(self, network: Any, crops: "Sequence[PersonCrop]") -> Iterator[np.ndarray]:
+        """Keypoints float32 [133, 3] of each person, by `model.pose`."""
+
+
 class SkeletonWindows(WindowedRun[SkeletonOfClip]):
     """Detects the persons of each window and estimates their poses; tracks follow at the end.
 
     Poses are estimated in batches over all persons of the clip, so those of an incomplete batch wait.
     """
 
-    def __init__(self, operator: Dwpose, model: Networks) -> None:
+    def __init__(self, operator: PoseEstimator, model: Any) -> None:
         self.operator, self.model = operator, model
         self.found: list[Persons] = []
         self.times_s: list[np.ndarray] = []

@@ -14,6 +14,9 @@ from openuni.manifests.errors import MissingRequirement, OpenUniError
 MIRROR_VARIABLE = "OPENUNI_CHECKPOINTS"
 FULL_SHA256 = re.compile(r"[0-9a-f]{64}")
 WEIGHT_SUFFIXES = (".safetensors", ".onnx", ".torchscript")  # suffixes of weight files in hub repositories
+# licences without an SPDX identifier that allow commercial use and prohibit listed uses
+USE_RESTRICTED = ("LICENSEREF-SAM-LICENSE", "LICENSEREF-SAPIENS2-LICENSE")
+NON_COMMERCIAL = ("LICENSEREF-S-LAB-LICENSE-1.0",)
 SHORT_SHA256 = re.compile(r"-([0-9a-f]{8,64})\.\w+$")  # part of torchvision's file names
 
 LicenceTerms = Literal["permissive", "non-commercial", "copyleft", "use-restricted", "unclear"]
@@ -171,14 +174,16 @@ def terms_of(licence: str) -> LicenceTerms:
     name = licence.upper()
     if not name:
         return "unclear"
+    parts = [part.strip() for part in name.split(" AND ")]
+    if any(part in NON_COMMERCIAL for part in parts):
+        return "non-commercial"
     if "-NC" in name or "NONCOMMERCIAL" in name or "NON-COMMERCIAL" in name or "RESEARCH" in name:
         return "non-commercial"
-    if "GPL" in name or "-SA" in name:
+    if "GPL" in name or re.search(r"-SA\b", name):
         return "copyleft"
-    if "RAIL" in name:  # commercial use is allowed, listed uses are prohibited
+    if "RAIL" in name or any(part in USE_RESTRICTED for part in parts):  # commercial use is allowed, listed uses not
         return "use-restricted"
     permissive = ("APACHE-2.0", "MIT", "BSD-2-CLAUSE", "BSD-3-CLAUSE", "CC-BY-4.0", "CC0-1.0", "ISC", "UNLICENSE")
-    parts = [part.strip() for part in name.split(" AND ")]
     return "permissive" if all(part in permissive for part in parts) else "unclear"
 
 
