@@ -182,6 +182,10 @@ class Dwpose(Annotator):
                 raise _not_whole_body(network, [output.shape for output in outputs])
             yield key_points(outputs[0], outputs[1], window, *size_px)
 
+    def poses_per_batch(self, network: OnnxNetwork) -> int:
+        """Persons per forward pass."""
+        return network.batch_size(self.frames_per_batch)
+
 
 class PersonCrop(NamedTuple):
     """A person whose pose is to be estimated."""
@@ -193,10 +197,6 @@ class PersonCrop(NamedTuple):
 
 class PoseEstimator(Protocol):
     """What `SkeletonWindows` needs of an operator."""
-
-    @property
-    def frames_per_batch(self) -> int:
-        """Images per forward pass."""
 
     @property
     def max_gap_s(self) -> float:
@@ -211,6 +211,9 @@ class PoseEstimator(Protocol):
 
     def poses(self, network: Any, crops: "Sequence[PersonCrop]") -> Iterator[np.ndarray]:
         """Keypoints float32 [133, 3] of each person, by `model.pose`."""
+
+    def poses_per_batch(self, network: Any) -> int:
+        """Persons per forward pass of `model.pose`."""
 
 
 class SkeletonWindows(WindowedRun[SkeletonOfClip]):
@@ -234,7 +237,7 @@ class SkeletonWindows(WindowedRun[SkeletonOfClip]):
             there = Persons(boxes, np.empty((len(boxes), POINT_COUNT, 3), np.float32))
             self.found.append(there)
             self.waiting += map(PersonCrop, itertools.repeat(frame), boxes, there.points)
-        batch = self.model.pose.batch_size(self.operator.frames_per_batch)
+        batch = self.operator.poses_per_batch(self.model.pose)
         self._estimate(len(self.waiting) // batch * batch)
         # copies, since the frames are views of the window
         self.waiting = [one._replace(frame=one.frame.copy()) for one in self.waiting]

@@ -8,9 +8,9 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 import numpy as np
 from annotated_types import Ge
 
-from openuni.annotators._onnx import OnnxNetwork
+from openuni.annotators._onnx import GPU_BATCHES, OnnxNetwork
 from openuni.annotators._sapiens2 import LICENCE, Sapiens2, pixels
-from openuni.annotators._yolox import FIRST_CLASS, anchor_count, letterbox, persons
+from openuni.annotators._yolox import FIRST_CLASS, PERSON_COLUMNS, anchor_count, letterbox, persons
 from openuni.annotators.dwpose import (
     DETECTOR_FILE,
     DETECTOR_PX,
@@ -137,21 +137,28 @@ class Sapiens2Pose(Sapiens2):
         return SkeletonWindows(self, model)
 
     def window_step(self) -> int:
-        """Windows hold whole batches."""
-        return self.frames_per_batch
+        """Windows hold whole batches, on a GPU too."""
+        return self.frames_per_batch * GPU_BATCHES
 
     def boxes(self, model: Networks, frames: np.ndarray) -> Iterator[np.ndarray]:
         """Person boxes of every frame, float32 [n, 4], best score first."""
         size_px = _size_of(model.detector)
         ratio = letterbox(frames[0], *size_px)[1]
-        pictures = (letterbox(frame, *size_px)[0][::-1] for frame in frames)  # BGR
-        for outputs in model.detector.each(pictures, self.frames_per_batch):
+
+        def picture(frame: np.ndarray) -> np.ndarray:
+            return letterbox(frame, *size_px)[0][..., ::-1]  # BGR
+
+        for outputs in model.detector.each(frames, picture, self.frames_per_batch, columns=PERSON_COLUMNS):
             yield persons(outputs[0], size_px, ratio, self.min_score, self.nms_iou)[0]
 
     def poses(self, network: Any, crops: Sequence[PersonCrop]) -> Iterator[np.ndarray]:
         """Keypoints float32 [133, 3] of each person."""
         for start in range(0, len(crops), self.frames_per_batch):
             yield from self._batch(network, crops[start : start + self.frames_per_batch])
+
+    def poses_per_batch(self, network: Any) -> int:
+        """Persons per forward pass."""
+        return self.frames_per_batch
 
     def _batch(self, model: Any, crops: Sequence[PersonCrop]) -> Iterator[np.ndarray]:
         import torch
