@@ -1,32 +1,43 @@
 """The encode phase: latents of every modality and embeddings of every caption, in shards the trainer reads."""
 
+import heapq
+import itertools
+import logging
 import math
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from openuni.config.recipe import EncodeOptions
+from openuni.config.encode_options import EncodeOptions
 from openuni.manifests.contracts import schema
 from openuni.manifests.contracts.component import fingerprint
-from openuni.manifests.contracts.decoded_clip import decode
 from openuni.manifests.contracts.modality import Modality, find_modality
 from openuni.manifests.contracts.options import recorded
-from openuni.manifests.corpus.corpus_clip import stored_blocks
 from openuni.manifests.corpus.layout import annotation_group
-from openuni.manifests.corpus.shards import SafetensorsShard
+from openuni.manifests.corpus.shards import SafetensorsShard, checksum
 from openuni.manifests.errors import ClipError, OpenUniError
 from openuni.manifests.video.clip import Clip
 from openuni.manifests.video.decoder.limits import Limits
+from openuni.manifests.video.encode import exact_fps
+from openuni.manifests.video.reader import frame_times
+from openuni.pipeline.encode_reading import decoded_windows, stored_windows
+from openuni.pipeline.encode_windows import ClipWindows, windows_of
 from openuni.pipeline.failures import format_error
-from openuni.pipeline.phases import ClipItem, CorpusWorker, decoder_threads
+from openuni.pipeline.phases import ClipItem, CorpusWorker
 from openuni.pipeline.planning.map_sources import MapSource
 from openuni.pipeline.worker import ItemOutcome, Spec
 from openuni.training.codec import LatentCodec, TextCodec
 
 RESIZE_POLICY = "cover and crop the centre; the first 4k + 1 frames"
 TEXT = "text"  # stands for the caption among the streams to encode
+PSNR_EVERY = 1000  # of so many clips, the latents of one are decoded
+MIN_PSNR_CLIPS = 4  # in a run
+MAX_PSNR_DB = 100.0  # of equal pictures
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,7 @@ class EncodeSpec(Spec):
     text_codec: TextCodec
     streams: tuple[EncodeStream, ...]
     limits: Limits = field(default_factory=Limits)  # of decoding one clip
+    psnr_clips: frozenset[str] = frozenset()  # ids of clips whose latents are decoded, beside every thousandth
 
     def start(self, device: str) -> "EncodeWorker":
         """See `Spec.start`."""
@@ -62,9 +74,33 @@ class EncodeSpec(Spec):
 def family_name(options: EncodeOptions, codec: LatentCodec) -> str:
     """Name of the latent family: the codec and a fingerprint of all that shapes its latents."""
     digits = fingerprint(
-        codec=codec.version(), size_px=options.size_px, frames=options.frames, policy=RESIZE_POLICY, revision=1
+        codec=codec.version(),
+        size_px=options.size_px,
+        frames=options.frames,
+        policy=RESIZE_POLICY,
+        revision=1,
+        **_windowing(options),
     )
     return f"{codec.name()}-{digits[:8]}"
+
+
+def _windowing(options: EncodeOptions) -> dict[str, Any]:
+    """What families have that choose rate and windows; empty for others, which keep the names that they always had."""
+    facts: dict[str, Any] = {} if options.fps is None else {"fps": exact_fps(options.fps)}
+    if options.has_windows:
+        names = ("windows", "window_stride_frames", "window_stride_s")
+        facts["windows"] = {name: value for name in names if (value := getattr(options, name)) is not None}
+    return facts
+
+
+def is_windowed(options: EncodeOptions) -> bool:
+    """Whether rows have the columns of `WINDOWED_LATENT_SCHEMA`."""
+    return options.has_buckets or bool(_windowing(options))
+
+
+def psnr_clips(ids: Iterable[str]) -> frozenset[str]:
+    """The clips of a run whose latents are decoded in any case, by their ids alone."""
+    return frozenset(heapq.nsmallest(MIN_PSNR_CLIPS, ids, key=lambda one: checksum(one.encode())))
 
 
 def text_family_name(codec: TextCodec) -> str:
@@ -75,14 +111,23 @@ def text_family_name(codec: TextCodec) -> str:
 class EncodedStream(NamedTuple):
     """One stream of one clip."""
 
-    array: np.ndarray  # float32: latents [C, T', H', W'], or embeddings [L, D]
+    array: np.ndarray  # float32: latents [C, T', H', W'], with windows [N, C, T', H', W'], or embeddings [L, D]
     dtype: str  # to store it in
-    frames: int | None  # of the video behind it
+    frames: int | None  # of the video behind it, or behind a window
     ms: float
+    plan: ClipWindows | None = None  # of latents
+    psnr_db: float | None = None  # of pictures decoded from the latents, if they were decoded
+
+
+class ReadStream(NamedTuple):
+    """The windows of one modality of one clip, fitted to the size at which they are encoded. The first one is read."""
+
+    plan: ClipWindows
+    windows: Iterator[Modality]
 
 
 class EncodeWorker(CorpusWorker):
-    """Holds the codecs; reads a window of each modality, renders it as RGB, encodes it."""
+    """Holds the codecs; reads the windows of each modality, renders them as RGB, encodes them."""
 
     def __init__(self, spec: EncodeSpec, device: str) -> None:
         super().__init__(spec.corpus_url)
@@ -90,35 +135,48 @@ class EncodeWorker(CorpusWorker):
         self.streams = {stream.modality: stream for stream in spec.streams}
         self.latent_model = spec.latent_codec.load(device)
         self.text_model = spec.text_codec.load(device) if TEXT in self.streams else None
-        for stream in spec.streams:
-            self.writers[stream.modality] = self.corpus.writer(
-                stream.group, schema.LATENT_SCHEMA, stream.version, SafetensorsShard
-            )
+        if self.text_model is not None:
+            from openuni.training.data.fixed_texts import store_prompts  # imports torch, which planning does not need
 
-    def prepare(self, item: ClipItem) -> dict[str, Modality | ClipError]:
-        """Read and fit what is to be encoded; what cannot be read stands there as its error."""
-        height_px, width_px = self.spec.options.size_px
-        count = encoded_frame_count(item.clip.frame_count, self.spec.options.frames)
-        found: dict[str, Modality | ClipError] = {}
-        for name in item.todo:
-            if name == TEXT:
-                continue
+            family = text_family_name(spec.text_codec)
+            store_prompts(self.corpus, family, spec.text_codec, self.text_model)
+        self.is_windowed = is_windowed(spec.options)
+        for stream in spec.streams:
+            windowed = self.is_windowed and stream.modality != TEXT
+            columns = schema.WINDOWED_LATENT_SCHEMA if windowed else schema.LATENT_SCHEMA
+            self.writers[stream.modality] = self.corpus.writer(stream.group, columns, stream.version, SafetensorsShard)
+
+    def prepare(self, item: ClipItem) -> dict[str, ReadStream | ClipError]:
+        """Read and fit the first window of what is to be encoded; what cannot be read stands there as its error."""
+        names = [name for name in item.todo if name != TEXT]
+        if not names:
+            return {}
+        try:
+            options, clip = self.spec.options, item.clip
+            stride = self.spec.latent_codec.stride[0]
+            plan = windows_of(clip, options, stride, lambda: frame_times(clip, self.spec.limits))
+        except ClipError as error:
+            return dict.fromkeys(names, error)
+        found: dict[str, ReadStream | ClipError] = {}
+        for name in names:
+            windows = self._windows(name, item, plan)
             try:
-                found[name] = self._read(name, item, count).fit(height_px, width_px)
+                found[name] = ReadStream(plan, itertools.chain([next(windows)], windows))
             except ClipError as error:
                 found[name] = error
-            except OpenUniError as error:  # a stored map that is damaged: this clip's failure, not the run's
-                found[name] = ClipError(str(error))
         return found
 
     def compute(
-        self, item: ClipItem, prepared: dict[str, Modality | ClipError]
+        self, item: ClipItem, prepared: dict[str, ReadStream | ClipError]
     ) -> dict[str, EncodedStream | ClipError]:
         """Encode each stream that is not there yet; each has a fate of its own."""
         found: dict[str, EncodedStream | ClipError] = {}
         for name in item.todo:
+            read = prepared.pop(name, None)
             try:
-                found[name] = self._encode(item, prepared.get(name))
+                if isinstance(read, ClipError):
+                    raise read
+                found[name] = self._encode_caption(item) if read is None else self._encode(name, item, read)
             except ClipError as error:
                 found[name] = error
         return found
@@ -134,32 +192,65 @@ class EncodeWorker(CorpusWorker):
 
     def store(self, item: ClipItem, computed: dict[str, EncodedStream | ClipError]) -> ItemOutcome:
         """Write each stream's tensor and row."""
-        errors = []
+        errors, psnr_db = [], None
         for name in item.todo:
+            encoded = computed.pop(name)
             try:
-                row = self._put(name, item, computed.pop(name))
+                row = self._put(name, item, encoded)
+                psnr_db = encoded.psnr_db if name == "rgb" and isinstance(encoded, EncodedStream) else psnr_db
             except ClipError as error:
                 self.note_failure(item.key, f"encode {name}", error)
                 self.writers[name].rollback()
                 errors.append(f"{name}: {format_error(error)}")
                 row = {"status": "failed", "error": format_error(error)}
             self._commit(name, item, row)
-        return ItemOutcome(item.key, "failed" if errors else "ok", "; ".join(errors))
+        return ItemOutcome(item.key, "failed" if errors else "ok", "; ".join(errors), psnr_db=psnr_db)
 
-    def _encode(self, item: ClipItem, signal: Modality | ClipError | None) -> EncodedStream:
+    def _encode_caption(self, item: ClipItem) -> EncodedStream:
         started = time.perf_counter()
-        if isinstance(signal, ClipError):
-            raise signal
-        if signal is None:
-            array, dtype, frames = (
-                self.spec.text_codec.encode(self.text_model, item.clip.caption or ""),
-                "bfloat16",
-                None,
-            )
-        else:
+        array = self.spec.text_codec.encode(self.text_model, item.clip.caption or "")
+        return EncodedStream(array, "bfloat16", None, (time.perf_counter() - started) * 1000)
+
+    def _encode(self, name: str, item: ClipItem, read: ReadStream) -> EncodedStream:
+        arrays: list[np.ndarray] = []
+        seconds, measured = 0.0, None
+        for signal in read.windows:
+            started = time.perf_counter()
             rgb = signal.to_rgb()
-            array, dtype, frames = self.spec.latent_codec.encode(self.latent_model, rgb), "float16", len(rgb)
-        return EncodedStream(array, dtype, frames, (time.perf_counter() - started) * 1000)
+            arrays.append(self.spec.latent_codec.encode(self.latent_model, rgb))
+            seconds += time.perf_counter() - started
+            if len(arrays) == 1:
+                self._check_total(arrays[0].nbytes * len(read.plan.frames))
+                measured = self._psnr_db(rgb, arrays[0]) if name == "rgb" and self._is_measured(item) else None
+        array = np.stack(arrays) if self.spec.options.has_windows else arrays[0]
+        return EncodedStream(array, "float16", read.plan.frames.shape[1], seconds * 1000, read.plan, measured)
+
+    def _check_total(self, nbytes: int) -> None:
+        """Raise `ClipError` if the latents of all windows of a clip would take too much memory."""
+        limit = self.spec.limits.max_decoded_bytes
+        if nbytes > limit:
+            raise ClipError(
+                f"the latents of all windows of the clip take {nbytes / 1e9:.3g} GB in memory; at most "
+                f"{limit / 1e9:.3g} GB are allowed. Take fewer windows, or cut the clip ([ingest] max_s)."
+            )
+
+    def _is_measured(self, item: ClipItem) -> bool:
+        """Whether the clip's latents are decoded, to compare the pictures: by its id alone."""
+        is_drawn = checksum(item.clip.clip_id.encode()) % PSNR_EVERY == 0
+        return self.spec.options.psnr and (is_drawn or item.clip.clip_id in self.spec.psnr_clips)
+
+    def _psnr_db(self, rgb: np.ndarray, latents: np.ndarray) -> float | None:
+        """PSNR of the pictures decoded from latents as they are stored; None if they cannot be decoded here.
+
+        A measurement never fails a clip: decoding takes more memory than encoding, and a codec may have no decoder.
+        """
+        try:
+            decoded = self.spec.latent_codec.decode(self.latent_model, latents.astype(np.float16).astype(np.float32))
+            measured = psnr_db(rgb, decoded)
+            return measured if math.isfinite(measured) else None
+        except (RuntimeError, MemoryError, ValueError, ClipError) as error:  # of torch: RuntimeError
+            logger.warning("the PSNR of decoded latents was not measured: %s", format_error(error))
+            return None
 
     def fail(self, item: ClipItem, error: str) -> ItemOutcome:
         """Nothing of the clip could be read."""
@@ -167,43 +258,65 @@ class EncodeWorker(CorpusWorker):
             self._commit(name, item, {"status": "failed", "error": error})
         return ItemOutcome(item.key, "failed", error)
 
-    def _read(self, name: str, item: ClipItem, count: int) -> Modality:
-        stream = self.streams[name]
-        modality = find_modality(name)
-        if not stream.annotator:
-            short_side_px = cover_short_side(item.clip, self.spec.options.size_px)
-            limits, threads = self.spec.limits, decoder_threads()
-            return modality(decode(item.clip, np.arange(count), short_side_px, limits, threads).frames)
-        extent = item.stored[MapSource(stream.annotator, name)]
-        assert extent is not None  # else it would not be planned
-        group = annotation_group(stream.annotator)
-        blocks = stored_blocks(self.corpus, group, modality, extent, item.clip, count, stop=count)
-        return modality.joined(list(blocks))
+    def _windows(self, name: str, item: ClipItem, plan: ClipWindows) -> Iterator[Modality]:
+        """The windows of a modality, at the size of the encoded video. Raises `ClipError`."""
+        stream, kind = self.streams[name], find_modality(name)
+        try:
+            if not stream.annotator:
+                short_side_px = cover_short_side(item.clip, plan.size_px)
+                windows = decoded_windows(item.clip, kind, plan.frames, short_side_px, self.spec.limits)
+            else:
+                extent = item.stored[MapSource(stream.annotator, name)]
+                assert extent is not None  # else it would not be planned
+                group = annotation_group(stream.annotator)
+                windows = stored_windows(self.corpus, group, kind, extent, item.clip, plan.frames)
+            for window in windows:
+                yield window.fit(*plan.size_px)
+        except OpenUniError as error:  # a stored map that is damaged: this clip's failure, not the run's
+            raise ClipError(str(error)) from error
 
     def _put(self, name: str, item: ClipItem, encoded: EncodedStream | ClipError) -> dict[str, Any]:
         if isinstance(encoded, ClipError):
             raise encoded
-        array, dtype, frames, ms = encoded
+        array, dtype, frames, ms, plan, _ = encoded
         absmax, std = float(np.abs(array).max()), float(array.std())
         if not np.isfinite(array).all() or (dtype == "float16" and absmax > 6e4):
             raise ClipError(f"{name}: the codec gave values that float16 cannot hold (largest {absmax:g})")
-        extent = self.writers[name].put(item.clip.clip_id, to_bytes(array, dtype), dtype, array.shape)
+        data = to_bytes(array, dtype)
+        extent = self.writers[name].put(item.clip.clip_id, data, dtype, array.shape)
         facts = {"shape": list(array.shape), "dtype": dtype, "frames": frames, "absmax": absmax, "std": std}
+        if plan is not None and self.is_windowed:
+            facts |= window_facts(plan, data if self.spec.options.has_windows else None)
         return extent | facts | {"status": "ok", "error": None, "ms": ms}
 
     def _commit(self, name: str, item: ClipItem, row: dict[str, Any]) -> None:
         self.writers[name].commit({"clip_id": item.clip.clip_id, "version": self.streams[name].version} | row)
 
 
-def encoded_frame_count(frame_count: int, frames: int) -> int:
-    """How many frames of a clip are encoded: the largest 4k + 1 that it has, at most `frames`."""
-    return (min(frame_count, frames) - 1) // 4 * 4 + 1
-
-
 def cover_short_side(clip: Clip, size_px: tuple[int, int]) -> int:
     """Short side at which decoded frames still cover `size_px`: no pixel is decoded that the crop cannot use."""
     scale = max(size_px[0] / clip.height_px, size_px[1] / clip.width_px)
     return math.ceil(min(clip.height_px, clip.width_px) * scale) if scale < 1 else 0
+
+
+def psnr_db(rgb: np.ndarray, decoded: np.ndarray) -> float:
+    """Peak signal-to-noise ratio of pictures in 0..1, dB; 100 at most."""
+    error = float(np.square(rgb.astype(np.float64) - decoded).mean())
+    return min(MAX_PSNR_DB, -10 * math.log10(max(error, 1e-12)))
+
+
+def window_facts(plan: ClipWindows, data: bytes | None) -> dict[str, Any]:
+    """The columns that `WINDOWED_LATENT_SCHEMA` adds. `data`: the payload with all windows; None without windows."""
+    facts: dict[str, Any] = {"fps": plan.fps, "height_px": plan.size_px[0], "width_px": plan.size_px[1]}
+    if data is None:
+        return facts | {"windows": None}
+    step = len(data) // len(plan.frames)
+    return facts | {
+        "windows": [
+            {"first_frame": int(window[0]), "xxh3": checksum(data[number * step : (number + 1) * step])}
+            for number, window in enumerate(plan.frames)
+        ]
+    }
 
 
 def to_bytes(array: np.ndarray, dtype: str) -> bytes:
@@ -216,17 +329,24 @@ def to_bytes(array: np.ndarray, dtype: str) -> bytes:
 
 
 def family_record(options: EncodeOptions, codec: LatentCodec, streams: list[EncodeStream]) -> dict[str, Any]:
-    """What `family.json` says, and the trainer needs to decode the latents again."""
-    return {
+    """What `family.json` says, and the trainer needs to decode the latents again.
+
+    With buckets, `size_px` and `frames` are those of the first size and the largest number; `buckets` has all.
+    """
+    record = {
         "codec": codec.name(),
         "options": recorded(codec),
         "version": codec.version(),
-        "size_px": list(options.size_px),
-        "frames": options.frames,
+        "size_px": list(options.sizes_px[0]),
+        "frames": max(options.frame_counts),
         "policy": RESIZE_POLICY,
         "modalities": sorted(stream.modality for stream in streams if stream.modality != TEXT),
         "fingerprint": family_name(options, codec),
     }
+    if options.has_buckets:
+        frames = list(options.frames) if isinstance(options.frames, tuple) else options.frames
+        record["buckets"] = {"sizes_px": [list(size_px) for size_px in options.sizes_px], "frames": frames}
+    return record | _windowing(options)
 
 
 def text_family_record(codec: TextCodec, caption: str) -> dict[str, Any]:

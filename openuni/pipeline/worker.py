@@ -23,6 +23,7 @@ class ItemOutcome(NamedTuple):
     vram_mb: Mapping[str, float] = {}  # per operator, the most GPU memory that it needed so far, 10^6 bytes
     failures: tuple[Failure, ...] = ()  # with their tracebacks; empty where the worker died
     usage: ItemUsage = ItemUsage()  # where it was processed, and how long its stages took
+    psnr_db: float | None = None  # of a clip whose latents were decoded to measure it
 
 
 class Worker(ABC):

@@ -28,6 +28,7 @@ from openuni.manifests.corpus.layout import (
     in_folder,
     latent_group,
     operator_of,
+    prompts_record,
     superseded,
     visible_group,
 )
@@ -91,6 +92,9 @@ class CorpusVerification:
                 name = family_record(kind, family)
                 if self.store.exists(name) or self._family_has_parts(kind, family):  # else its first write was killed
                     self._record(name, f"training on {in_folder(kind, family)}")
+        for family in self.store.folders(TEXT):
+            if self.store.exists(prompts_record(family)):
+                self._record(prompts_record(family), "no clips: training loads the text codec instead")
         for name in self.store.names(RUNS, ".json"):
             self._record(name, "the history of runs; no clips")
         for name in self.store.names(RUNS, FAILURES_SUFFIX):

@@ -1,8 +1,8 @@
 """Index of the latents and text embeddings of a corpus, as arrays that scale to millions of clips."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from openuni.manifests.corpus.corpus import Corpus
     from openuni.training.data.captions import Captions
 
+DAMAGED_ROWS = "OpenUni does not write such rows: delete the group's .parquet files and rerun to recompute it."
 COLUMNS = ("clip_id", "status", "shard", "offset", "nbytes", "shape", "dtype", "xxh3")
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -28,9 +29,17 @@ class TensorError(OpenUniError):
     """Latents or a text embedding of a clip cannot be read or used."""
 
 
+class WindowTable(NamedTuple):
+    """The windows in the tensors of a column group, by clip: none in groups of families without windows."""
+
+    counts: np.ndarray  # int64 [clips]; 0 for a clip without a tensor, 1 for one without windows
+    first: np.ndarray  # int64 [clips], place of the clip's first window in `xxh3`
+    xxh3: np.ndarray  # uint64 [windows], of each window
+
+
 @dataclass(frozen=True, eq=False)
 class Extents:
-    """Tensors of one column group, by clip number. Arrays have length N; a clip without a tensor has shard -1."""
+    """Tensors of one column group, by sample number. Arrays have length N; a sample without a tensor has shard -1."""
 
     group: str
     shards: list[str]
@@ -41,6 +50,18 @@ class Extents:
     xxh3: np.ndarray  # uint64 [N]
     dtype: np.ndarray  # int8 [N], index into `dtypes`
     shape: np.ndarray  # int32 [N, dimensions]
+    windows: WindowTable | None = None  # of tensors with several windows, before `expanded`
+
+    def expanded(self, clip: np.ndarray, window: np.ndarray) -> "Extents":
+        """The tensors of samples: window number `window` (int [N]) of clip number `clip` (int [N])."""
+        arrays = {name: getattr(self, name)[clip] for name in ("shard", "offset", "nbytes", "xxh3", "dtype", "shape")}
+        if self.windows is not None:
+            counts = self.windows.counts[clip]
+            several = counts > 0
+            arrays["nbytes"] = arrays["nbytes"] // np.maximum(counts, 1)
+            arrays["offset"] = arrays["offset"] + window * arrays["nbytes"]
+            arrays["xxh3"][several] = self.windows.xxh3[(self.windows.first[clip] + window)[several]]
+        return Extents(self.group, self.shards, self.dtypes, **arrays)
 
     @cached_property
     def present(self) -> np.ndarray:
@@ -62,17 +83,28 @@ class Extents:
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """The trainer's view of a corpus: kept clips with their split, and the extents of their tensors."""
+    """The trainer's view of a corpus: samples with their split, and the extents of their tensors.
+
+    A sample is a kept clip, or a window of one in families with windows. All windows of a clip have its split and text.
+    """
 
     latent_family: str
     text_family: str
-    clip_ids: list[str]  # [N], sorted
+    clip_ids: list[str]  # [N], sorted; of clips with several windows, once per window
     held_out: np.ndarray  # bool [N]
     collections: list[str]  # names, sorted; "" for clips without a collection
     collection: np.ndarray  # int32 [N], index into `collections`
     latents: dict[str, Extents]  # by modality
     text: Extents
     captions: "Captions | None" = None  # for models that generate text
+    window: np.ndarray | None = None  # int64 [N], number of the window in its clip; None without windows
+
+    @cached_property
+    def sample_ids(self) -> list[str]:
+        """[N]: the clip id, and for windows `CLIP_ID#WINDOW`."""
+        if self.window is None:
+            return self.clip_ids
+        return [f"{clip}#{window}" for clip, window in zip(self.clip_ids, self.window.tolist(), strict=True)]
 
     @cached_property
     def present(self) -> np.ndarray:
@@ -102,7 +134,7 @@ class Index:
                 clip = differing[0]
                 raise OpenUniError(
                     f"{len(differing)} clips have {name} latents of another shape than their other streams, first "
-                    f"{self.clip_ids[clip]}: {extents.shape[clip].tolist()} and {shapes[clip].tolist()}. "
+                    f"{self.sample_ids[clip]}: {extents.shape[clip].tolist()} and {shapes[clip].tolist()}. "
                     f"Re-encode the corpus."
                 )
             shapes[extents.present] = extents.shape[extents.present]
@@ -117,7 +149,7 @@ class Index:
         return self._read(corpus, self.text, "text embedding", clip)
 
     def _read(self, corpus: "Corpus", extents: Extents, what: str, clip: int) -> torch.Tensor:
-        place = f"clip {self.clip_ids[clip]}: {what}"
+        place = f"clip {self.sample_ids[clip]}: {what}"
         file = f"{corpus.store.url}/{extents.group}/{extents.shards[extents.shard[clip]]}"
         remedy = (
             "Restore the file, or delete its .parquet part and recompute it with: openuni run. Training can only "
@@ -137,7 +169,7 @@ class Index:
 
     def digest(self) -> str:
         """Fingerprint (16 hex digits) of all clips, splits and tensors."""
-        total = xxhash.xxh3_64(",".join(self.clip_ids).encode())
+        total = xxhash.xxh3_64(",".join(self.sample_ids).encode())
         total.update(self.held_out.tobytes())
         if self.collections != [""]:
             total.update(",".join(self.collections).encode())
@@ -171,7 +203,7 @@ def open_index(
     kept = table["clip_id"].combine_chunks()
     names = pc.fill_null(table["collection"], "").combine_chunks()
     known = sorted(set(names.unique().to_pylist()))
-    return Index(
+    found = Index(
         latent_family=latent_family,
         text_family=text_family,
         clip_ids=kept.to_pylist(),
@@ -180,6 +212,34 @@ def open_index(
         collection=pc.index_in(names, value_set=pa.array(known, pa.string())).to_numpy(zero_copy_only=False),
         latents={name: _extents(corpus, latent_group(latent_family, name), kept, 4) for name in modalities},
         text=_extents(corpus, text_group(text_family), kept, 2),
+    )
+    return _with_windows(found) if "windows" in corpus.families()[latent_family] else found
+
+
+def _with_windows(clips: Index) -> Index:
+    """The index of all windows of the clips. Raises `OpenUniError` if streams of a clip differ in their number."""
+    counts = np.zeros(len(clips.clip_ids), np.int64)
+    for name, extents in clips.latents.items():
+        own = extents.windows.counts if extents.windows is not None else extents.present.astype(np.int64)
+        differing = np.flatnonzero((own > 0) & (counts > 0) & (own != counts))
+        if len(differing):
+            clip = differing[0]
+            raise OpenUniError(
+                f"{len(differing)} clips have another number of {name} windows than of their other streams, first "
+                f"{clips.clip_ids[clip]}: {own[clip]} and {counts[clip]}. Re-encode the corpus."
+            )
+        counts = np.maximum(counts, own)
+    counts = np.maximum(counts, 1)  # a clip without latents stays in the counts
+    clip = np.repeat(np.arange(len(counts)), counts)
+    window = np.arange(len(clip)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return replace(
+        clips,
+        clip_ids=[clips.clip_ids[number] for number in clip.tolist()],
+        held_out=clips.held_out[clip],
+        collection=clips.collection[clip],
+        latents={name: extents.expanded(clip, window) for name, extents in clips.latents.items()},
+        text=clips.text.expanded(clip, window),
+        window=window,
     )
 
 
@@ -252,7 +312,8 @@ def _extents(corpus: "Corpus", group: str, kept: pa.Array, dimensions: int) -> E
     corpus.require_shards([group])
     if not corpus.parts(group):
         return Extents(group=group, shards=[], dtypes=[], **arrays)
-    table = corpus.table(group, COLUMNS)
+    has_windows = "windows" in corpus.dataset(group).schema.names
+    table = corpus.table(group, [*COLUMNS, "windows"] if has_windows else COLUMNS)
     table = table.filter(pc.equal(table["status"], "ok"))
     where = pc.index_in(table["clip_id"].combine_chunks(), value_set=kept)
     table = table.filter(pc.is_valid(where))
@@ -262,11 +323,35 @@ def _extents(corpus: "Corpus", group: str, kept: pa.Array, dimensions: int) -> E
         arrays[name][where] = codes.indices.to_numpy(zero_copy_only=False)
     for name in ("offset", "nbytes", "xxh3"):
         arrays[name][where] = table[name].to_numpy()
+    windows, per_window = _windows_of_rows(table, where, count, group) if has_windows else (None, None)
+    own = dimensions + (per_window is not None)
     sizes = table["shape"].combine_chunks().flatten().to_numpy()
-    if len(sizes) != len(table) * dimensions:
-        raise OpenUniError(f"{group}: tensors must have {dimensions} dimensions, but the manifest differs")
-    arrays["shape"][where] = sizes.reshape(-1, dimensions)
+    if (pc.list_value_length(table["shape"]).to_numpy() != own).any():
+        raise OpenUniError(f"{group}: tensors must have {own} dimensions, but the manifest differs")
+    shapes = sizes.reshape(-1, own)
+    arrays["shape"][where] = shapes[:, own - dimensions :]
+    if per_window is not None and (shapes[:, 0] != per_window).any():
+        raise OpenUniError(f"{group}: tensors have another number of windows than the manifest says. {DAMAGED_ROWS}")
     shards, dtypes = (named[name].dictionary.to_pylist() for name in ("shard", "dtype"))
     if odd := set(dtypes) - set(DTYPES):
         raise OpenUniError(f"{group}: dtype must be one of {', '.join(DTYPES)}, got {', '.join(sorted(odd))}")
-    return Extents(group=group, shards=shards, dtypes=dtypes, **arrays)
+    return Extents(group=group, shards=shards, dtypes=dtypes, **arrays, windows=windows)
+
+
+def _windows_of_rows(
+    table: pa.Table, where: np.ndarray, count: int, group: str
+) -> tuple[WindowTable | None, np.ndarray | None]:
+    """The windows in the tensors of a group, and their number per row; None and None if no row has windows.
+
+    `table`: its rows; `where`: their clip numbers, of `count` clips.
+    """
+    listed = table["windows"].combine_chunks()
+    if listed.null_count == len(listed):
+        return None, None
+    per_row = pc.fill_null(pc.list_value_length(listed), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    xxh3 = pc.struct_field(listed.flatten(), "xxh3")
+    if (per_row < 1).any() or xxh3.null_count or (table["nbytes"].to_numpy() % per_row).any():
+        raise OpenUniError(f"{group}: rows without windows, or with windows without checksum. {DAMAGED_ROWS}")
+    counts, first = np.zeros(count, np.int64), np.zeros(count, np.int64)
+    counts[where], first[where] = per_row, np.cumsum(per_row) - per_row
+    return WindowTable(counts, first, xxh3.to_numpy()), per_row

@@ -227,15 +227,26 @@ class Planner:
             todo[stream.modality] = left.combine_chunks() if isinstance(left, pa.ChunkedArray) else left
         return todo
 
-    def encode_work(self) -> Work:
-        """The work of the pool that encodes."""
+    def encode_work(self, ids: pa.ChunkedArray | pa.Array) -> Work:
+        """The work of the pool that encodes. `ids`: of the clips that may be encoded."""
         options, codec, text_codec = self.recipe.encode, self.recipe.latent_codec, self.recipe.text_codec
         assert options is not None and codec is not None and text_codec is not None
         limits = dataclasses.replace(self.recipe.work.limits(), max_decoded_bytes=Limits.max_decoded_bytes)
         streams = tuple(self.streams)
-        spec = encode_phase.EncodeSpec(self.corpus.store.url, options, codec, text_codec, streams, limits)
+        measured = encode_phase.psnr_clips(self.clips_without_latents(ids).to_pylist()) if options.psnr else frozenset()
+        spec = encode_phase.EncodeSpec(self.corpus.store.url, options, codec, text_codec, streams, limits, measured)
         sources = frozenset(MapSource(stream.annotator, stream.modality) for stream in streams if stream.annotator)
         return Work("encode", spec, {stream.modality: stream.group for stream in streams}, sources, self.captions)
+
+    def clips_without_latents(self, ids: pa.ChunkedArray | pa.Array) -> pa.Array:
+        """Those of the clips that have no latents of their frames yet."""
+        group = next((stream.group for stream in self.streams if stream.modality == "rgb"), None)
+        return ids.filter(missing(self.corpus, group, ids)) if group else ids.slice(0, 0)
+
+    @functools.cached_property
+    def latent_family(self) -> str:
+        """Name of the latent family that the recipe encodes into."""
+        return self._families()[0]
 
     def _families(self) -> tuple[str, str]:
         options, codec, text_codec = self.recipe.encode, self.recipe.latent_codec, self.recipe.text_codec
