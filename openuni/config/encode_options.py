@@ -41,7 +41,7 @@ class EncodeOptions:
     ] = 81
     fps: Annotated[
         float | None,
-        "frames per second of the encoded video; default: the clip's own rate, which may be half of it at least",
+        "frames per second of the encoded video, at most twice the clip's own rate; default: the clip's own rate",
         Added(),
         Gt(0),
         Le(MAX_FPS),
@@ -51,16 +51,20 @@ class EncodeOptions:
     ] = 1
     window_stride_frames: Annotated[
         int | None,
-        "encoded frames from the start of a window to that of the next, instead of `windows`; default: none",
+        "number of encoded frames from the start of a window to that of the next, for as many windows as fit; default: "
+        "see `windows`",
         Added(),
         Ge(1),
     ] = None
     window_stride_s: Annotated[
-        float | None, "the same in seconds, rounded to whole frames, at least one; default: none", Added(), Gt(0)
+        float | None,
+        "as window_stride_frames, in seconds, rounded to whole frames (at least one); default: see `windows`",
+        Added(),
+        Gt(0),
     ] = None
     psnr: Annotated[
         bool,
-        "whether the latents of 1 clip in 1,000, and of 4 clips at least, are decoded and their PSNR is recorded",
+        "whether the latents of 1 clip in 1,000, and of at least 4 clips per run, are decoded to record the PSNR",
         Execution(),
     ] = True
 

@@ -252,7 +252,7 @@ def _real_folder(folder: str) -> str:
 def _not_empty(files: list[str], what: str) -> list[str]:
     if not files:
         raise OpenUniError(
-            f"{what} contains no video (looked for {' '.join(sorted(VIDEO_SUFFIXES))}). Pictures are sources where they "
-            'are named, such as by the pattern "FOLDER/*.jpg".'
+            f"{what} contains no video (looked for {' '.join(sorted(VIDEO_SUFFIXES))}). Pictures are sources if "
+            'they are named, such as by the pattern "FOLDER/*.jpg".'
         )
     return files
