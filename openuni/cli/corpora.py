@@ -243,9 +243,9 @@ def summary(
     """
     from openuni.manifests.corpus.corpus import Corpus
     from openuni.manifests.corpus.coverage import coverage, stored_sizes
+    from openuni.pipeline.encoding.quality import decoded_quality, format_quality
     from openuni.pipeline.ledger import summary_record
     from openuni.report.coverage import format_coverage, format_sizes
-    from openuni.report.decoded_latents import decoded_quality, format_quality
 
     opened = Corpus.open(corpus)
     quality = decoded_quality(opened)  # logs a warning for each damaged ledger

@@ -1,11 +1,9 @@
 """The encode phase: latents of every modality and embeddings of every caption, in shards the trainer reads."""
 
-import heapq
 import itertools
-import logging
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -23,8 +21,9 @@ from openuni.manifests.video.clip import Clip
 from openuni.manifests.video.decoder.limits import Limits
 from openuni.manifests.video.encode import exact_fps
 from openuni.manifests.video.reader import frame_times
-from openuni.pipeline.encode_reading import decoded_windows, stored_windows
-from openuni.pipeline.encode_windows import ClipWindows, windows_of
+from openuni.pipeline.encoding.quality import decoded_psnr_db, is_drawn
+from openuni.pipeline.encoding.reading import decoded_windows, stored_windows
+from openuni.pipeline.encoding.windows import ClipWindows, windows_of
 from openuni.pipeline.failures import format_error
 from openuni.pipeline.phases import ClipItem, CorpusWorker
 from openuni.pipeline.planning.map_sources import MapSource
@@ -33,11 +32,6 @@ from openuni.training.codec import LatentCodec, TextCodec
 
 RESIZE_POLICY = "cover and crop the centre; the first 4k + 1 frames"
 TEXT = "text"  # stands for the caption among the streams to encode
-PSNR_EVERY = 1000  # of so many clips, the latents of one are decoded
-MIN_PSNR_CLIPS = 4  # in a run
-MAX_PSNR_DB = 100.0  # of equal pictures
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,7 +54,7 @@ class EncodeSpec(Spec):
     text_codec: TextCodec
     streams: tuple[EncodeStream, ...]
     limits: Limits = field(default_factory=Limits)  # of decoding one clip
-    psnr_clips: frozenset[str] = frozenset()  # ids of clips whose latents are decoded, beside every thousandth
+    psnr_clips: frozenset[str] = frozenset()  # that are measured, beside those that `is_drawn`
 
     def start(self, device: str) -> "EncodeWorker":
         """See `Spec.start`."""
@@ -96,11 +90,6 @@ def _windowing(options: EncodeOptions) -> dict[str, Any]:
 def is_windowed(options: EncodeOptions) -> bool:
     """Whether rows have the columns of `WINDOWED_LATENT_SCHEMA`."""
     return options.has_buckets or bool(_windowing(options))
-
-
-def psnr_clips(ids: Iterable[str]) -> frozenset[str]:
-    """The clips of a run whose latents are decoded in any case, by their ids alone."""
-    return frozenset(heapq.nsmallest(MIN_PSNR_CLIPS, ids, key=lambda one: checksum(one.encode())))
 
 
 def text_family_name(codec: TextCodec) -> str:
@@ -221,7 +210,7 @@ class EncodeWorker(CorpusWorker):
             seconds += time.perf_counter() - started
             if len(arrays) == 1:
                 self._check_total(arrays[0].nbytes * len(read.plan.frames))
-                measured = self._psnr_db(rgb, arrays[0]) if name == "rgb" and self._is_measured(item) else None
+                measured = self._psnr_db(item.clip.clip_id, rgb, arrays[0]) if name == "rgb" else None
         array = np.stack(arrays) if self.spec.options.has_windows else arrays[0]
         return EncodedStream(array, "float16", read.plan.frames.shape[1], seconds * 1000, read.plan, measured)
 
@@ -234,23 +223,12 @@ class EncodeWorker(CorpusWorker):
                 f"{limit / 1e9:.3g} GB are allowed. Take fewer windows, or cut the clip ([ingest] max_s)."
             )
 
-    def _is_measured(self, item: ClipItem) -> bool:
-        """Whether the clip's latents are decoded, to compare the pictures: by its id alone."""
-        is_drawn = checksum(item.clip.clip_id.encode()) % PSNR_EVERY == 0
-        return self.spec.options.psnr and (is_drawn or item.clip.clip_id in self.spec.psnr_clips)
-
-    def _psnr_db(self, rgb: np.ndarray, latents: np.ndarray) -> float | None:
-        """PSNR of the pictures decoded from latents as they are stored; None if they cannot be decoded here.
-
-        A measurement never fails a clip: decoding takes more memory than encoding, and a codec may have no decoder.
-        """
-        try:
-            decoded = self.spec.latent_codec.decode(self.latent_model, latents.astype(np.float16).astype(np.float32))
-            measured = psnr_db(rgb, decoded)
-            return measured if math.isfinite(measured) else None
-        except (RuntimeError, MemoryError, ValueError, ClipError) as error:  # of torch: RuntimeError
-            logger.warning("the PSNR of decoded latents was not measured: %s", format_error(error))
+    def _psnr_db(self, clip_id: str, rgb: np.ndarray, latents: np.ndarray) -> float | None:
+        """PSNR of the pictures decoded from latents, if the clip is one that is measured; None if it cannot be."""
+        spec = self.spec
+        if not spec.options.psnr or not (clip_id in spec.psnr_clips or is_drawn(clip_id)):
             return None
+        return decoded_psnr_db(spec.latent_codec, self.latent_model, rgb, latents)
 
     def fail(self, item: ClipItem, error: str) -> ItemOutcome:
         """Nothing of the clip could be read."""
@@ -297,12 +275,6 @@ def cover_short_side(clip: Clip, size_px: tuple[int, int]) -> int:
     """Short side at which decoded frames still cover `size_px`: no pixel is decoded that the crop cannot use."""
     scale = max(size_px[0] / clip.height_px, size_px[1] / clip.width_px)
     return math.ceil(min(clip.height_px, clip.width_px) * scale) if scale < 1 else 0
-
-
-def psnr_db(rgb: np.ndarray, decoded: np.ndarray) -> float:
-    """Peak signal-to-noise ratio of pictures in 0..1, dB; 100 at most."""
-    error = float(np.square(rgb.astype(np.float64) - decoded).mean())
-    return min(MAX_PSNR_DB, -10 * math.log10(max(error, 1e-12)))
 
 
 def window_facts(plan: ClipWindows, data: bytes | None) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from openuni.manifests.corpus.layout import (
 )
 from openuni.manifests.video.decoder.limits import Limits
 from openuni.pipeline import encode_phase
+from openuni.pipeline.encoding.quality import psnr_clips
 from openuni.pipeline.operator_phase import OperatorSpec
 from openuni.pipeline.phases import ClipItem
 from openuni.pipeline.planning.environments import environment_facts, ready_environments
@@ -233,7 +234,7 @@ class Planner:
         assert options is not None and codec is not None and text_codec is not None
         limits = dataclasses.replace(self.recipe.work.limits(), max_decoded_bytes=Limits.max_decoded_bytes)
         streams = tuple(self.streams)
-        measured = encode_phase.psnr_clips(self.clips_without_latents(ids).to_pylist()) if options.psnr else frozenset()
+        measured = psnr_clips(self.clips_without_latents(ids).to_pylist()) if options.psnr else frozenset()
         spec = encode_phase.EncodeSpec(self.corpus.store.url, options, codec, text_codec, streams, limits, measured)
         sources = frozenset(MapSource(stream.annotator, stream.modality) for stream in streams if stream.annotator)
         return Work("encode", spec, {stream.modality: stream.group for stream in streams}, sources, self.captions)

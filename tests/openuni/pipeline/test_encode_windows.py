@@ -13,7 +13,7 @@ from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.errors import ClipError, OpenUniError
 from openuni.manifests.video.clip import Clip
 from openuni.manifests.video.encode import frame_rate
-from openuni.pipeline.encode_windows import frames_at_rate, size_of, window_starts, windows_of
+from openuni.pipeline.encoding.windows import frames_at_rate, size_of, window_starts, windows_of
 
 MS = Fraction(1, 1000)
 NTSC = Fraction(30000, 1001)

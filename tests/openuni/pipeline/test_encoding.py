@@ -20,7 +20,10 @@ from openuni.training.data.index import open_index
 from tests.coded_clips import encode, numbers, picture
 from tests.command_line import cli
 from tests.raw_clips import contents, write_clips
+from tests.train.small_runs import small_recipe
 
+MODEL = {"name": "unityvideo", "modalities": ["rgb", "albedo"], "num_layers": 1, "heads": 2, "head_dim": 24}
+MODEL |= {"ffn_dim": 96, "freq_dim": 32, "switcher_dim": 16}
 EXACT = Dct(channels=768)  # whose latents are the frames
 ANNOTATOR = "tests.operators.painted"
 # frames 0, 40, 80, ... ms, then a pause of 400 ms, then 25 more frames at twice the rate
@@ -255,7 +258,7 @@ def test_the_psnr_of_decoded_latents_is_known_by_codec(tmp_path: Path) -> None:
     corpus = run(tmp_path / "raw", tmp_path / "corpus", coarse)
     run(tmp_path / "raw", tmp_path / "corpus", recipe(frames=5, modalities=["rgb"]))
     run(tmp_path / "raw", tmp_path / "corpus", recipe(frames=1, modalities=["rgb"], psnr=False))
-    from openuni.report.decoded_latents import decoded_quality
+    from openuni.pipeline.encoding.quality import decoded_quality
 
     found = decoded_quality(corpus)
     assert [(one.codec, one.clips) for one in found] == [("dct", 4)] * 2
@@ -294,12 +297,7 @@ def test_two_sizes_two_windows_and_a_rate_from_footage_to_generated_video(tmp_pa
     write_clips(tmp_path / "tall", 3, frames=30, height_px=64, width_px=48)
     tables = recipe(size_px=[[32, 48], [48, 32]], frames=[1, 5, 9], fps=12.0, windows=2, dct={"channels": 4})
     corpus = run([tmp_path / "raw", tmp_path / "tall"], tmp_path / "corpus", tables)
-    training = {
-        "model": {"name": "unityvideo_debug", "modalities": ["rgb", "albedo"]},
-        "optimizer": {"steps": 4, "batch_size": 2},
-        "data": {"validation_share": 0.2},
-    }
-    run_of = openuni.train(training, corpus, out=tmp_path / "run")
+    run_of = openuni.train(small_recipe({"model": MODEL, "optimizer": {"steps": 4}}), corpus, out=tmp_path / "run")
     data, latents = run_of.record["data"], run_of.record["latents"]
     assert (data["clips"], data["windows"], data["fps"]) == (6, 12, 12.0)
     assert latents["size_px"] in ([32, 48], [48, 32]) and latents["frames"] == 9
