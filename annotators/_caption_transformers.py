@@ -69,10 +69,11 @@ def load_transformers(folder: Path, precision: Precision, device: str) -> Transf
     from transformers import AutoModelForImageTextToText
 
     processor = load_processor(folder)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
     try:
         network = AutoModelForImageTextToText.from_pretrained(
             folder,
-            dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
+            dtype=dtype,
             use_safetensors=True,
             local_files_only=True,  # no downloads
             trust_remote_code=False,
@@ -90,17 +91,20 @@ def not_a_model(folder: Path, error: Exception) -> OpenUniError:
     )
 
 
-def answers(model: Any, shown: Sequence[ShownFrames], prompt: str, max_new_tokens: int) -> list[Answer]:
+def answers(
+    model: Any, shown: Sequence[ShownFrames], prompt: str, max_new_tokens: int, precision: Precision
+) -> list[Answer]:
     """The responses to a prompt about each clip, with greedy decoding. `model`: network and processor.
 
-    Raises `ValueError` for frames that the processor rejects.
+    `precision`: the weights already have its dtype; TF32 is a matter of the arithmetic. Raises `ValueError` for frames
+    that the processor rejects.
     """
     network, processor = model
     inputs = build_inputs(processor, shown, prompt).to(network.device)
     for name, value in inputs.items():
         if hasattr(value, "is_floating_point") and value.is_floating_point() and name.startswith("pixel"):
             inputs[name] = value.to(network.dtype)
-    with inference(network.device.type, "fp32"):  # the weights already have the requested precision
+    with inference(network.device.type, "tf32" if precision == "tf32" else "fp32"):
         tokens = network.generate(
             **inputs,
             max_new_tokens=max_new_tokens,

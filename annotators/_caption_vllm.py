@@ -28,7 +28,7 @@ class EngineOptions(NamedTuple):
     """How an engine is started."""
 
     folder: Path
-    dtype: str  # bfloat16 or float32
+    dtype: str  # bfloat16, float16 or float32
     max_frames: int
     tensor_parallel_size: int
     gpu_memory_share: float  # of each GPU, 0 to 1; 0: see `memory_share`

@@ -37,7 +37,7 @@ class FrameDepth(Annotator):
         int, "target side length of the network input, pixels", Ge(PATCH_PX), MultipleOf(PATCH_PX)
     ] = 518
     frames_per_batch: Annotated[int, "frames per forward pass", Ge(1)] = 8
-    precision: Annotated[Precision, "numerical precision: fp32, or bf16 autocast"] = "fp32"
+    precision: Annotated[Precision, "numerical precision: fp32, tf32 (on CPUs fp32), bf16 or fp16 autocast"] = "fp32"
 
     gpus: ClassVar[float] = 0.25
     licence: ClassVar[str] = "Apache-2.0"

@@ -60,7 +60,7 @@ class Marigold(Annotator):
     shared_noise: Annotated[bool, "use the same initial noise for all frames (reduces flicker)"] = True
     seed: Annotated[int, "random seed of the noise", Ge(0)] = 0
     frames_per_batch: Annotated[int, "frames per forward pass", Ge(1)] = 1
-    precision: Annotated[Precision, "numerical precision: fp32, or bf16 autocast"] = "fp32"
+    precision: Annotated[Precision, "numerical precision: fp32, tf32 (on CPUs fp32), bf16 or fp16 autocast"] = "fp32"
 
     gpus: ClassVar[float] = 0.5
     licence: ClassVar[str] = "Apache-2.0 AND OpenRAIL++-M"  # code AND weights; the latter with use restrictions

@@ -67,7 +67,9 @@ class Caption(Annotator):
     max_frames: Annotated[int, "maximum number of sampled frames, evenly spaced", Ge(1)] = 16
     max_new_tokens: Annotated[int, "maximum caption length, tokens", Ge(1)] = 512
     precision: Annotated[
-        Precision, "numerical precision: bf16 for weights and computation (half the memory), or fp32"
+        Precision,
+        "numerical precision: bf16 or fp16 for weights and computation (half the memory), fp32, or tf32 (transformers; "
+        "on CPUs fp32)",
     ] = "bf16"
     backend: Annotated[
         Literal["transformers", "vllm"], "library that runs the model; vllm: pip install 'openuni[vllm]'", Added()
@@ -95,6 +97,11 @@ class Caption(Annotator):
         for option in ("brief_prompt", "detailed_prompt"):
             if not getattr(self, option).strip():
                 raise OpenUniError(f"caption: {option} is empty. Allowed: a prompt text. Remove it to use the default.")
+        if self.backend == "vllm" and self.precision == "tf32":
+            raise OpenUniError(
+                'caption: precision = "tf32" applies to backend = "transformers" only. Allowed with vllm: bf16, fp16, '
+                "fp32."
+            )
         for option in VLLM_OPTIONS if self.backend == "transformers" else ():
             if getattr(self, option) != getattr(type(self), option):
                 raise OpenUniError(
@@ -138,7 +145,7 @@ class Caption(Annotator):
         folder = self.checkpoints()[0].resolve()
         if self.backend == "transformers":
             return load_transformers(folder, self.precision, device)
-        dtype = "bfloat16" if self.precision == "bf16" else "float32"
+        dtype = {"bf16": "bfloat16", "fp16": "float16"}.get(self.precision, "float32")
         share, context = self.gpu_memory_share, self.context_tokens
         return VllmModel(EngineOptions(folder, dtype, self.max_frames, self.tensor_parallel_size, share, context))
 
@@ -187,7 +194,7 @@ class Caption(Annotator):
             if self.backend == "vllm":
                 found: list[Answer] = model.answers(shown, prompt, self.max_new_tokens)
                 return found
-            return answers(model, shown, prompt, self.max_new_tokens)
+            return answers(model, shown, prompt, self.max_new_tokens, self.precision)
         except ValueError as error:
             what = " and ".join(f"{len(one.frames)} frames of {_size(one)} px" for one in shown)
             reason = " ".join(str(error.__cause__ or error).split())[:MAX_REASON_CHARS]  # vLLM's contain the frames

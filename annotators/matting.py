@@ -74,7 +74,7 @@ class Matting(Annotator):
         UNIT_INTERVAL,
     ] = 0.0
     frames_per_batch: Annotated[int, "frames per forward pass; does not affect results", Ge(1)] = 4
-    precision: Annotated[Precision, "numerical precision: fp32, or bf16 autocast"] = "fp32"
+    precision: Annotated[Precision, "numerical precision: fp32, tf32 (on CPUs fp32), bf16 or fp16 autocast"] = "fp32"
 
     gpus: ClassVar[float] = 0.25
     licence: ClassVar[str] = "Apache-2.0"

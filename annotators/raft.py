@@ -75,7 +75,9 @@ class Raft(Annotator):
         int, "number of flow updates; torchvision's evaluation uses 12, the authors' demo 20", Ge(1)
     ] = 12
     frames_per_batch: Annotated[int, "frame pairs per forward pass", Ge(1)] = 4
-    precision: Annotated[Precision, "numerical precision: fp32, or bf16 autocast (correlation in fp32)"] = "fp32"
+    precision: Annotated[
+        Precision, "numerical precision: fp32, tf32 (on CPUs fp32), bf16 or fp16 autocast (correlation in fp32)"
+    ] = "fp32"
     check: Annotated[
         bool, "run the forward-backward check, which marks unreliable pixels as invalid (doubles the time)"
     ] = True

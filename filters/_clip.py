@@ -121,7 +121,7 @@ class ClipFilter(Filter):
     frames_per_s: Annotated[float, "sampled frames per second of the clip", Gt(0)] = 1.0
     max_frames: Annotated[int, "maximum number of sampled frames per clip, evenly spaced", Ge(1)] = 32
     frames_per_batch: Annotated[int, "frames per forward pass", Ge(1)] = 16
-    precision: Annotated[Precision, "numerical precision: fp32, or bf16 autocast"] = "fp32"
+    precision: Annotated[Precision, "numerical precision: fp32, tf32 (on CPUs fp32), bf16 or fp16 autocast"] = "fp32"
 
     gpus: ClassVar[float] = 0.25
 

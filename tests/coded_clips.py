@@ -1,13 +1,13 @@
 """Videos whose every frame says which one it is, encoded on the spot: exactness can be read off the pixels."""
 
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
+
+from tests.thread_priority import ordinary_priority
 
 WIDTH_PX, HEIGHT_PX = 64, 48
 BITS = 8
@@ -27,19 +27,6 @@ def numbers(frames: np.ndarray) -> list[int]:
     bars = frames[:, height_px // 2, centres].mean(axis=-1)
     assert ((bars < 70) | (bars > 180)).all(), f"bars are neither dark nor bright: {bars}"
     return [int(((bar > 125) << np.arange(BITS)).sum()) for bar in bars]
-
-
-@contextmanager
-def ordinary_priority() -> Iterator[None]:
-    """Undo what the AV1 encoder does: run as root, it gives the thread that calls it real-time priority, for good.
-
-    All that this thread starts afterwards inherits it, and threads that wait by spinning then starve all others.
-    """
-    try:
-        yield
-    finally:
-        if hasattr(os, "sched_setscheduler") and os.sched_getscheduler(0) != os.SCHED_OTHER:
-            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
 def encode(

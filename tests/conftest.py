@@ -4,6 +4,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import chdir
+from typing import TYPE_CHECKING
 
 # as the command line does (openuni/cli/main.py), before anything loads torch: the machine may be busy with other work
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -17,8 +18,10 @@ os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 import pytest
 
-from openuni.pipeline.runners.resources import Resources
-from tests.coded_clips import ordinary_priority
+from tests.thread_priority import ordinary_priority
+
+if TYPE_CHECKING:
+    from openuni.pipeline.runners.resources import Resources
 
 LONG = ("test_readme.py", "test_docs.py")  # a minute and more in one file: begun last, it would run on alone
 
@@ -62,6 +65,8 @@ def ray_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def ray_workers(ray_address: str) -> Callable[[int], Resources]:
+def ray_workers(ray_address: str) -> "Callable[[int], Resources]":
     """Resources of a number of workers on that cluster."""
+    from openuni.pipeline.runners.resources import Resources
+
     return lambda workers: Resources(workers, address=ray_address)

@@ -1,6 +1,7 @@
 """The codec contract: video <-> latents and text -> embeddings."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -21,6 +22,17 @@ class LatentCodec(Component, ABC):
 
         T' = (T - 1) / 4 + 1, H' = H / 8, W' = W / 8 at the default stride. Raises `ClipError` for other sizes.
         """
+
+    def videos_per_batch(self, model: Any, height_px: int, width_px: int) -> int:
+        """How many videos of this size `encode_batch` takes at most. Default: 1."""
+        return 1
+
+    def encode_batch(self, model: Any, videos: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The latents of several videos of one shape, in order; each is what `encode` gives, up to rounding.
+
+        May raise whatever `encode` raises, also for one of them: the worker then tries parts of the batch.
+        """
+        return [self.encode(model, rgb) for rgb in videos]
 
     @abstractmethod
     def decode(self, model: Any, latents: np.ndarray) -> np.ndarray:

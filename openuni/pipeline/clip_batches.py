@@ -1,18 +1,17 @@
 """Operators that process several clips together: the clips of a worker that wait for one another."""
 
-import functools
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from openuni.manifests.contracts import schema
 from openuni.manifests.contracts.operator import Operator
 from openuni.manifests.errors import ClipError, OpenUniError
 from openuni.manifests.hosting.process import HostedModel
+from openuni.pipeline.batching.halving import results_in_halves
 from openuni.pipeline.phases import ClipItem
 from openuni.pipeline.planning.gpu_memory import VramMeter
-
-OUT_OF_MEMORY = "OutOfMemoryError"  # the name of the classes by which libraries say so
 
 
 class Waiting(NamedTuple):
@@ -83,25 +82,20 @@ class ClipBatches:
 
     def _together(self, name: str, excerpts: Sequence[Any]) -> list[Any]:
         """Per clip its result, or its error. A batch that fails is tried in halves, down to single clips."""
-        operator = self.operators[name]
-        try:
-            model = self.models[name]
-            run_batch = functools.partial(model.run_batch, operator) if isinstance(model, HostedModel) else None
-            values = list(run_batch(excerpts) if run_batch else operator.run_batch(model, excerpts))
-            if len(values) != len(excerpts):
-                raise ClipError(f"run_batch returned {len(values)} results for {len(excerpts)} clips")
+        operator, model = self.operators[name], self.models[name]
+        is_hosted = isinstance(model, HostedModel)
+        run_batch = partial(model.run_batch, operator) if is_hosted else partial(operator.run_batch, model)
+
+        def together(part: Sequence[Any]) -> list[Any]:
+            values = list(run_batch(part))
+            if len(values) != len(part):
+                raise ClipError(f"run_batch returned {len(values)} results for {len(part)} clips")
             return [self._checked(operator, value) for value in values]
-        except OpenUniError:
-            raise  # a missing part: no clip's fault
-        except Exception as error:  # of one of these clips, of any kind
-            if len(excerpts) == 1:
-                return [error]
-            is_out_of_memory = type(error).__name__ == OUT_OF_MEMORY
-        # outside of the handler, whose error holds the memory that the batch took
-        half = len(excerpts) // 2
-        if is_out_of_memory:
-            self.sizes[name] = min(self.sizes[name], max(1, half))  # the GPU will not grow
-        return self._together(name, excerpts[:half]) + self._together(name, excerpts[half:])
+
+        def shrink(size: int) -> None:
+            self.sizes[name] = min(self.sizes[name], size)
+
+        return results_in_halves(together, excerpts, shrink)
 
     def _checked(self, operator: Operator, value: Any) -> Any:
         if not isinstance(value, Exception | operator.result_type()):

@@ -21,6 +21,7 @@ from openuni.manifests.video.clip import Clip
 from openuni.manifests.video.decoder.limits import Limits
 from openuni.manifests.video.encode import exact_fps
 from openuni.manifests.video.reader import frame_times
+from openuni.pipeline.batching.video_batches import EncodedStream, VideoBatches
 from openuni.pipeline.encoding.quality import decoded_psnr_db, is_drawn
 from openuni.pipeline.encoding.reading import decoded_windows, stored_windows
 from openuni.pipeline.encoding.windows import ClipWindows, windows_of
@@ -97,17 +98,6 @@ def text_family_name(codec: TextCodec) -> str:
     return f"{codec.name()}-{codec.version()[:8]}"
 
 
-class EncodedStream(NamedTuple):
-    """One stream of one clip."""
-
-    array: np.ndarray  # float32: latents [C, T', H', W'], with windows [N, C, T', H', W'], or embeddings [L, D]
-    dtype: str  # to store it in
-    frames: int | None  # of the video behind it, or behind a window
-    ms: float
-    plan: ClipWindows | None = None  # of latents
-    psnr_db: float | None = None  # of pictures decoded from the latents, if they were decoded
-
-
 class ReadStream(NamedTuple):
     """The windows of one modality of one clip, fitted to the size at which they are encoded. The first one is read."""
 
@@ -129,6 +119,10 @@ class EncodeWorker(CorpusWorker):
 
             family = text_family_name(spec.text_codec)
             store_prompts(self.corpus, family, spec.text_codec, self.text_model)
+        sizes = [spec.latent_codec.videos_per_batch(self.latent_model, *size) for size in spec.options.sizes_px]
+        self.batches = VideoBatches(spec.latent_codec, self.latent_model, min(sizes))
+        self.begun: dict[str, _Begun] = {}  # by key, the items of which a part is stored
+        self.plans: dict[str, ClipWindows] = {}  # by key, of the items that are not stored
         self.is_windowed = is_windowed(spec.options)
         for stream in spec.streams:
             windowed = self.is_windowed and stream.modality != TEXT
@@ -157,20 +151,46 @@ class EncodeWorker(CorpusWorker):
 
     def compute(
         self, item: ClipItem, prepared: dict[str, ReadStream | ClipError]
-    ) -> dict[str, EncodedStream | ClipError]:
-        """Encode each stream that is not there yet; each has a fate of its own."""
-        found: dict[str, EncodedStream | ClipError] = {}
+    ) -> dict[str, EncodedStream | Exception]:
+        """Encode each stream that is not there yet; each has a fate of its own.
+
+        If the codec takes several videos at a time, those of clips with one window wait for `compute_batch`.
+        """
+        found: dict[str, EncodedStream | Exception] = {}
+        videos: dict[str, Modality] = {}
         for name in item.todo:
             read = prepared.pop(name, None)
             try:
                 if isinstance(read, ClipError):
                     raise read
-                found[name] = self._encode_caption(item) if read is None else self._encode(name, item, read)
+                if read is None:
+                    found[name] = self._encode_caption(item)
+                    continue
+                self.plans[item.key] = read.plan
+                is_measured = name == "rgb" and self._is_measured(item)
+                if self.batches.size > 1 and len(read.plan.frames) == 1 and not is_measured:
+                    videos[name] = next(read.windows)
+                else:
+                    found[name] = self._encode(read, is_measured=is_measured)
             except ClipError as error:
                 found[name] = error
+        if videos:
+            self.batches.waiting.append((item, videos))
         return found
 
-    def operator_seconds(self, computed: dict[str, EncodedStream | ClipError], compute_s: float) -> dict[str, float]:
+    def waiting(self) -> list[ClipItem]:
+        """See `Worker.waiting`."""
+        return [item for item, _ in self.batches.waiting]
+
+    def is_batch_full(self) -> bool:
+        """See `Worker.is_batch_full`."""
+        return self.batches.is_full
+
+    def compute_batch(self) -> list[tuple[ClipItem, dict[str, EncodedStream | Exception]]]:
+        """See `Worker.compute_batch`."""
+        return self.batches.run()
+
+    def operator_seconds(self, computed: dict[str, EncodedStream | Exception], compute_s: float) -> dict[str, float]:
         """See `Worker.operator_seconds`; of the codecs."""
         seconds: dict[str, float] = {}
         for stream, encoded in computed.items():
@@ -179,40 +199,52 @@ class EncodeWorker(CorpusWorker):
                 seconds[codec.name()] = seconds.get(codec.name(), 0.0) + encoded.ms / 1000
         return seconds
 
-    def store(self, item: ClipItem, computed: dict[str, EncodedStream | ClipError]) -> ItemOutcome:
-        """Write each stream's tensor and row."""
-        errors, psnr_db = [], None
-        for name in item.todo:
+    def store(self, item: ClipItem, computed: dict[str, EncodedStream | Exception]) -> ItemOutcome | None:
+        """Write the tensor and row of each stream that is encoded; None while others are not."""
+        begun = self.begun.pop(item.key, None) or _Begun([], [], [])
+        for name in [name for name in item.todo if name in computed]:
+            begun.stored.append(name)
             encoded = computed.pop(name)
-            try:
-                row = self._put(name, item, encoded)
-                psnr_db = encoded.psnr_db if name == "rgb" and isinstance(encoded, EncodedStream) else psnr_db
-            except ClipError as error:
+            row, error = self._row(name, item, encoded)
+            if error is not None:
                 self.note_failure(item.key, f"encode {name}", error)
-                self.writers[name].rollback()
-                errors.append(f"{name}: {format_error(error)}")
-                row = {"status": "failed", "error": format_error(error)}
+                begun.errors.append(f"{name}: {format_error(error)}")
+            elif isinstance(encoded, EncodedStream) and encoded.psnr_db is not None:
+                begun.psnr_db.append(encoded.psnr_db)
             self._commit(name, item, row)
-        return ItemOutcome(item.key, "failed" if errors else "ok", "; ".join(errors), psnr_db=psnr_db)
+        if len(begun.stored) < len(item.todo):
+            self.begun[item.key] = begun
+            return None
+        self.plans.pop(item.key, None)
+        status, errors = "failed" if begun.errors else "ok", "; ".join(begun.errors)
+        return ItemOutcome(item.key, status, errors, psnr_db=begun.psnr_db[0] if begun.psnr_db else None)
 
     def _encode_caption(self, item: ClipItem) -> EncodedStream:
         started = time.perf_counter()
         array = self.spec.text_codec.encode(self.text_model, item.clip.caption or "")
         return EncodedStream(array, "bfloat16", None, (time.perf_counter() - started) * 1000)
 
-    def _encode(self, name: str, item: ClipItem, read: ReadStream) -> EncodedStream:
+    def _encode(self, read: ReadStream, *, is_measured: bool) -> EncodedStream | Exception:
+        """The latents of all windows of a clip, several together if the codec takes them; or the error of one."""
         arrays: list[np.ndarray] = []
-        seconds, measured = 0.0, None
-        for signal in read.windows:
-            started = time.perf_counter()
-            rgb = signal.to_rgb()
-            arrays.append(self.spec.latent_codec.encode(self.latent_model, rgb))
-            seconds += time.perf_counter() - started
-            if len(arrays) == 1:
-                self._check_total(arrays[0].nbytes * len(read.plan.frames))
-                measured = self._psnr_db(item.clip.clip_id, rgb, arrays[0]) if name == "rgb" else None
+        ms, psnr_db = 0.0, None
+        while signals := list(itertools.islice(read.windows, self.batches.size)):
+            for encoded in self.batches.encode(dict(enumerate(signals))).values():
+                if isinstance(encoded, Exception):
+                    return encoded
+                arrays.append(encoded.array)
+                ms += encoded.ms
+            self._check_total(arrays[0].nbytes * len(read.plan.frames))
+            if is_measured and len(arrays) == len(signals):
+                rgb = signals[0].to_rgb()
+                psnr_db = decoded_psnr_db(self.spec.latent_codec, self.latent_model, rgb, arrays[0])
         array = np.stack(arrays) if self.spec.options.has_windows else arrays[0]
-        return EncodedStream(array, "float16", read.plan.frames.shape[1], seconds * 1000, read.plan, measured)
+        return EncodedStream(array, "float16", read.plan.frames.shape[1], ms, psnr_db)
+
+    def _is_measured(self, item: ClipItem) -> bool:
+        """Whether the clip's latents are decoded to measure the PSNR."""
+        clip_id = item.clip.clip_id
+        return self.spec.options.psnr and (clip_id in self.spec.psnr_clips or is_drawn(clip_id))
 
     def _check_total(self, nbytes: int) -> None:
         """Raise `ClipError` if the latents of all windows of a clip would take too much memory."""
@@ -223,16 +255,11 @@ class EncodeWorker(CorpusWorker):
                 f"{limit / 1e9:.3g} GB are allowed. Take fewer windows, or cut the clip ([ingest] max_s)."
             )
 
-    def _psnr_db(self, clip_id: str, rgb: np.ndarray, latents: np.ndarray) -> float | None:
-        """PSNR of the pictures decoded from latents, if the clip is one that is measured; None if it cannot be."""
-        spec = self.spec
-        if not spec.options.psnr or not (clip_id in spec.psnr_clips or is_drawn(clip_id)):
-            return None
-        return decoded_psnr_db(spec.latent_codec, self.latent_model, rgb, latents)
-
     def fail(self, item: ClipItem, error: str) -> ItemOutcome:
-        """Nothing of the clip could be read."""
-        for name in item.todo:
+        """Nothing of the clip could be read, or it killed its workers: what is not stored has failed."""
+        begun = self.begun.pop(item.key, None) or _Begun([], [], [])
+        self.plans.pop(item.key, None)
+        for name in [name for name in item.todo if name not in begun.stored]:
             self._commit(name, item, {"status": "failed", "error": error})
         return ItemOutcome(item.key, "failed", error)
 
@@ -253,22 +280,40 @@ class EncodeWorker(CorpusWorker):
         except OpenUniError as error:  # a stored map that is damaged: this clip's failure, not the run's
             raise ClipError(str(error)) from error
 
-    def _put(self, name: str, item: ClipItem, encoded: EncodedStream | ClipError) -> dict[str, Any]:
-        if isinstance(encoded, ClipError):
-            raise encoded
-        array, dtype, frames, ms, plan, _ = encoded
+    def _row(
+        self, name: str, item: ClipItem, encoded: EncodedStream | Exception
+    ) -> tuple[dict[str, Any], Exception | None]:
+        """The row of one stream, and the error if it is a failure."""
+        try:
+            if not isinstance(encoded, Exception):
+                return self._put(name, item, encoded), None
+        except ClipError as error:
+            self.writers[name].rollback()
+            encoded = error
+        return {"status": "failed", "error": format_error(encoded)}, encoded
+
+    def _put(self, name: str, item: ClipItem, encoded: EncodedStream) -> dict[str, Any]:
+        array, dtype, frames, ms, _ = encoded
         absmax, std = float(np.abs(array).max()), float(array.std())
         if not np.isfinite(array).all() or (dtype == "float16" and absmax > 6e4):
             raise ClipError(f"{name}: the codec gave values that float16 cannot hold (largest {absmax:g})")
         data = to_bytes(array, dtype)
         extent = self.writers[name].put(item.clip.clip_id, data, dtype, array.shape)
         facts = {"shape": list(array.shape), "dtype": dtype, "frames": frames, "absmax": absmax, "std": std}
-        if plan is not None and self.is_windowed:
-            facts |= window_facts(plan, data if self.spec.options.has_windows else None)
+        if name != TEXT and self.is_windowed:
+            facts |= window_facts(self.plans[item.key], data if self.spec.options.has_windows else None)
         return extent | facts | {"status": "ok", "error": None, "ms": ms}
 
     def _commit(self, name: str, item: ClipItem, row: dict[str, Any]) -> None:
         self.writers[name].commit({"clip_id": item.clip.clip_id, "version": self.streams[name].version} | row)
+
+
+class _Begun(NamedTuple):
+    """An item of which a part is stored, while the rest waits for other clips."""
+
+    stored: list[str]  # streams
+    errors: list[str]
+    psnr_db: list[float]  # of the pictures, if they were decoded
 
 
 def cover_short_side(clip: Clip, size_px: tuple[int, int]) -> int:

@@ -146,6 +146,8 @@ def test_how_it_is_computed_is_not_part_of_the_version_but_the_library_is(checkp
         {"gpu_memory_share": 0.5},
         {"backend": "vllm", "gpu_memory_share": 1.5},
         {"backend": "vllm", "tensor_parallel_size": 0},
+        {"backend": "vllm", "precision": "tf32"},
+        {"precision": "float32"},
     ],
 )
 def test_wrong_options_are_refused(wrong):

@@ -16,6 +16,7 @@ from openuni.training.codecs.dct import COEFFICIENTS, Dct
 from openuni.training.codecs.umt5 import Umt5, cleaned
 from openuni.training.codecs.wan_vae import WanVae
 from tests.manifests.modalities.people import standing
+from tests.train.tiny_codecs import tiny_umt5, tiny_vae
 
 
 def smooth_video(frames: int = 9, side: int = 32) -> np.ndarray:
@@ -158,13 +159,7 @@ def test_bytes_are_about_orthonormal() -> None:
 
 @pytest.fixture(scope="module")
 def vae_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    from diffusers import AutoencoderKLWan
-
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("pipeline")
-    vae = AutoencoderKLWan(base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
-    vae.save_pretrained(folder / "vae")
-    return str(folder)
+    return tiny_vae(tmp_path_factory.mktemp("pipeline"))
 
 
 def test_wan_vae_is_diffusers_with_normalised_means(vae_folder: str) -> None:
@@ -207,20 +202,7 @@ def test_wan_vae_names_what_is_wrong(vae_folder: str, tmp_path: object) -> None:
 
 @pytest.fixture(scope="module")
 def umt5_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
-
-    folder = tmp_path_factory.mktemp("umt5")
-    words = ["<pad>", "</s>", "<unk>", "a", "red", "ball", "rolls", "&"]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
-    fast.save_pretrained(folder / "tokenizer")
-    torch.manual_seed(0)
-    config = UMT5Config(vocab_size=8, d_model=12, d_kv=4, d_ff=16, num_layers=2, num_heads=3)
-    UMT5EncoderModel(config).save_pretrained(folder / "text_encoder")
-    return str(folder)
+    return tiny_umt5(tmp_path_factory.mktemp("umt5"))
 
 
 def test_umt5_is_the_encoder_trimmed_to_the_text(umt5_folder: str) -> None:

@@ -13,6 +13,7 @@ from openuni.training.models._unividx_blocks import UniVidXBlock
 from openuni.training.models.unityvideo import UnityVideo, UnityVideoTransformer
 from openuni.training.models.unividx import UniVidX, UniVidXTransformer
 from openuni.training.parity.checks import PARITY_CHECKS, ParityResult, run_parity_checks
+from openuni.training.parity.subject import Measurement, Subject
 from tests.train.backbone.test_wan import components
 from tests.train.backbone.tiny_wan import BASE
 
@@ -41,6 +42,21 @@ def test_all_rungs_hold(folder: Path, name: str, dtype: torch.dtype) -> None:
     assert set(verdicts.values()) == {"passed"}
     assert rungs["bitwise"].figure == rungs["keys"].figure == rungs["round_trip"].figure == 0.0
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_checks_compute_in_32_bits_whatever_the_process_allows(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On an H200, PyTorch's default (TF32 for convolutions) gave 3e-4 for `layouts`, whose tolerance is 1e-5."""
+    seen = []
+
+    def arithmetic(subject: Subject) -> Measurement:
+        seen.append((torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision))
+        return Measurement(0.0, 0.0, "arithmetic")
+
+    monkeypatch.setitem(PARITY_CHECKS, "bitwise", arithmetic)
+    assert torch.backends.cudnn.conv.fp32_precision == "tf32"  # the default
+    climbed(folder, "unityvideo")
+    assert seen == [("ieee", "ieee")]
+    assert torch.backends.cudnn.conv.fp32_precision == "tf32"
 
 
 def failed(rungs: dict[str, ParityResult]) -> set[str]:

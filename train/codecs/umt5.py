@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 import numpy as np
 
 from openuni.manifests.contracts.checkpoint import Checkpoint, published_or_path
+from openuni.manifests.contracts.inference import float32_arithmetic
 from openuni.training.codec import TextCodec
 
 
@@ -61,7 +62,7 @@ class Umt5(TextCodec):
         tokens = model.tokenizer(
             [cleaned(text)], truncation=True, max_length=self.max_tokens, add_special_tokens=True, return_tensors="pt"
         )
-        with torch.no_grad():
+        with torch.no_grad(), float32_arithmetic("ieee", "ieee"):
             hidden = model.encoder(
                 tokens.input_ids.to(model.encoder.device), tokens.attention_mask.to(model.encoder.device)
             ).last_hidden_state
