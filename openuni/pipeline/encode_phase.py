@@ -123,6 +123,7 @@ class EncodeWorker(CorpusWorker):
         self.batches = VideoBatches(spec.latent_codec, self.latent_model, min(sizes))
         self.begun: dict[str, _Begun] = {}  # by key, the items of which a part is stored
         self.plans: dict[str, ClipWindows] = {}  # by key, of the items that are not stored
+        self.measured: dict[str, Modality] = {}  # by key, the frames of items whose latents will be decoded
         self.is_windowed = is_windowed(spec.options)
         for stream in spec.streams:
             windowed = self.is_windowed and stream.modality != TEXT
@@ -168,8 +169,10 @@ class EncodeWorker(CorpusWorker):
                     continue
                 self.plans[item.key] = read.plan
                 is_measured = name == "rgb" and self._is_measured(item)
-                if self.batches.size > 1 and len(read.plan.frames) == 1 and not is_measured:
+                if self.batches.size > 1 and len(read.plan.frames) == 1:
                     videos[name] = next(read.windows)
+                    if is_measured:
+                        self.measured[item.key] = videos[name]
                 else:
                     found[name] = self._encode(read, is_measured=is_measured)
             except ClipError as error:
@@ -188,7 +191,12 @@ class EncodeWorker(CorpusWorker):
 
     def compute_batch(self) -> list[tuple[ClipItem, dict[str, EncodedStream | Exception]]]:
         """See `Worker.compute_batch`."""
-        return self.batches.run()
+        computed = self.batches.run()
+        for item, streams in computed:
+            signal, encoded = self.measured.pop(item.key, None), streams.get("rgb")
+            if signal is not None and isinstance(encoded, EncodedStream):
+                streams["rgb"] = encoded._replace(psnr_db=self._psnr_db(signal, encoded.array))
+        return computed
 
     def operator_seconds(self, computed: dict[str, EncodedStream | Exception], compute_s: float) -> dict[str, float]:
         """See `Worker.operator_seconds`; of the codecs."""
@@ -236,10 +244,12 @@ class EncodeWorker(CorpusWorker):
                 ms += encoded.ms
             self._check_total(arrays[0].nbytes * len(read.plan.frames))
             if is_measured and len(arrays) == len(signals):
-                rgb = signals[0].to_rgb()
-                psnr_db = decoded_psnr_db(self.spec.latent_codec, self.latent_model, rgb, arrays[0])
-        array = np.stack(arrays) if self.spec.options.has_windows else arrays[0]
+                psnr_db = self._psnr_db(signals[0], arrays[0])
+        array = np.stack(arrays) if len(arrays) > 1 else arrays[0]
         return EncodedStream(array, "float16", read.plan.frames.shape[1], ms, psnr_db)
+
+    def _psnr_db(self, signal: Modality, latents: np.ndarray) -> float | None:
+        return decoded_psnr_db(self.spec.latent_codec, self.latent_model, signal.to_rgb(), latents)
 
     def _is_measured(self, item: ClipItem) -> bool:
         """Whether the clip's latents are decoded to measure the PSNR."""
@@ -294,6 +304,9 @@ class EncodeWorker(CorpusWorker):
 
     def _put(self, name: str, item: ClipItem, encoded: EncodedStream) -> dict[str, Any]:
         array, dtype, frames, ms, _ = encoded
+        has_windows = name != TEXT and self.spec.options.has_windows
+        if has_windows and len(self.plans[item.key].frames) == 1:
+            array = array[None]
         absmax, std = float(np.abs(array).max()), float(array.std())
         if not np.isfinite(array).all() or (dtype == "float16" and absmax > 6e4):
             raise ClipError(f"{name}: the codec gave values that float16 cannot hold (largest {absmax:g})")
@@ -301,7 +314,7 @@ class EncodeWorker(CorpusWorker):
         extent = self.writers[name].put(item.clip.clip_id, data, dtype, array.shape)
         facts = {"shape": list(array.shape), "dtype": dtype, "frames": frames, "absmax": absmax, "std": std}
         if name != TEXT and self.is_windowed:
-            facts |= window_facts(self.plans[item.key], data if self.spec.options.has_windows else None)
+            facts |= window_facts(self.plans[item.key], data if has_windows else None)
         return extent | facts | {"status": "ok", "error": None, "ms": ms}
 
     def _commit(self, name: str, item: ClipItem, row: dict[str, Any]) -> None:

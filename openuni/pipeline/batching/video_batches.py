@@ -16,7 +16,7 @@ from openuni.training.codec import LatentCodec
 class EncodedStream(NamedTuple):
     """One stream of one clip."""
 
-    array: np.ndarray  # float32: latents [C, T', H', W'], with windows [N, C, T', H', W'], or embeddings [L, D]
+    array: np.ndarray  # float32: latents [C, T', H', W'], of several windows [N, C, T', H', W'], or embeddings [L, D]
     dtype: str  # to store it in
     frames: int | None  # of the video behind it, or behind a window
     ms: float
