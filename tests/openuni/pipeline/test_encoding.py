@@ -93,9 +93,9 @@ def test_a_stride_takes_whole_windows_only_and_long_clips_are_read_in_parts(raw:
     corpus = run(raw / "even.mp4", tmp_path / "corpus", recipe(frames=5, window_stride_frames=7))
     expected = [list(range(start, start + 5)) for start in range(0, 36, 7)]
     assert seen(corpus) == {"even.mp4": [(one, one) for one in expected]}
-    overlapping = run(raw / "even.mp4", tmp_path / "other", recipe(frames=17, fps=50.0, window_stride_s=0.1))
+    overlapping = run(raw / "even.mp4", tmp_path / "other", recipe(frames=17, fps=50.0, window_stride_s=0.4))
     instants = [number // 2 for number in range(80)]
-    assert seen(overlapping) == {"even.mp4": [(instants[at : at + 17],) * 2 for at in range(0, 64, 5)]}
+    assert seen(overlapping) == {"even.mp4": [(instants[at : at + 17],) * 2 for at in range(0, 64, 20)]}
 
 
 def test_clips_go_to_the_bucket_that_fits_or_are_failed_rows_with_the_reason(raw: Path, tmp_path: Path) -> None:
@@ -116,6 +116,7 @@ def test_clips_go_to_the_bucket_that_fits_or_are_failed_rows_with_the_reason(raw
     assert record["buckets"] == {"sizes_px": [[48, 64], [64, 48]], "frames": [17, 33]}
 
 
+@pytest.mark.slow
 def test_order_stops_and_other_clips_do_not_matter(raw: Path, tmp_path: Path) -> None:
     """In another order, in three runs and one by one, all rows and payloads are equal."""
     tables = recipe(fps=12.5, windows=3, frames=[1, 5, 9], size_px=[[48, 64], [64, 48]])
@@ -292,6 +293,7 @@ def test_training_needs_no_text_encoder(tmp_path: Path, monkeypatch: pytest.Monk
     assert cli("verify", tmp_path / "corpus").returncode == 0
 
 
+@pytest.mark.slow
 def test_two_sizes_two_windows_and_a_rate_from_footage_to_generated_video(tmp_path: Path) -> None:
     write_clips(tmp_path / "raw", 3, frames=30)
     write_clips(tmp_path / "tall", 3, frames=30, height_px=64, width_px=48)
