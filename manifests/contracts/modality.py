@@ -235,6 +235,11 @@ class Modality(ABC):
         """Frames `start` to `stop` (half-open), every `step`-th."""
         return replace(self, array=self.array[start:stop:step])
 
+    def take_frames(self, indices: np.ndarray) -> Self:
+        """The frames at `indices`, int [n], any of them several times; each with the values that it has here."""
+        fields = {name: getattr(self, name) for name in self.frame_fields}
+        return replace(self, **{name: value[indices] for name, value in fields.items() if value is not None})
+
     def fit(self, height_px: int, width_px: int) -> Self:
         """Resize to cover `height_px` x `width_px` with the aspect ratio kept, then crop the centre.
 

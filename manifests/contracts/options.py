@@ -245,7 +245,7 @@ def _type_text(bare: Any) -> str:
     """ "integer", "list of numbers", "2 integers", "string or none"."""
     if get_origin(bare) is tuple:
         args = get_args(bare)
-        entry = PLURALS.get(args[0], "tables")
+        entry = f"lists of {_type_text(args[0])}" if get_origin(args[0]) is tuple else PLURALS.get(args[0], "tables")
         return f"list of {entry}" if args[-1] is Ellipsis else f"{len(args)} {entry}"
     if get_origin(bare) in (Union, types.UnionType):
         return " or ".join("none" if arg is type(None) else _type_text(arg) for arg in get_args(bare))

@@ -63,6 +63,18 @@ LATENT_SCHEMA = pa.schema(
     ]
 )
 
+# of families with a frame rate, buckets or windows of their own
+WINDOWED_LATENT_SCHEMA = pa.schema(
+    [
+        *LATENT_SCHEMA,  # shape: of families with windows N, C, T', H', W'
+        pa.field("fps", pa.float64()),  # frames per second of the encoded video
+        pa.field("height_px", pa.int32()),  # of the encoded video
+        pa.field("width_px", pa.int32()),
+        # the windows in the payload, one after another, all of the same length; null in families without windows
+        pa.field("windows", pa.list_(pa.struct([("first_frame", pa.int32()), ("xxh3", pa.uint64())]))),
+    ]
+)
+
 
 class Column(NamedTuple):
     """One column of a producer, for `openuni show`."""

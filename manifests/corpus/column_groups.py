@@ -66,6 +66,7 @@ FAMILY_TYPES: dict[str, dict[str, Any]] = {
     LATENTS: {"codec": str, "options": dict, "size_px": list[int], "frames": int, "modalities": list[str]},
     TEXT: {"codec": str, "options": dict},
 }
+OPTIONAL_FAMILY_TYPES: dict[str, Any] = {"fps": float, "buckets": dict, "windows": dict}
 FAMILY_REMEDY = (
     "The tensors are not affected. Restore the file, or delete it and run `openuni run RECIPE --out CORPUS` with the "
     "recipe that encoded them: it writes the file again and recomputes nothing."
@@ -338,7 +339,8 @@ class ColumnGroups(GroupReader):
         found = {}
         for family in self._folders(kind):
             if self.store.exists(family_record(kind, family)):
-                found[family] = self.store.read_json(family_record(kind, family), FAMILY_TYPES[kind], FAMILY_REMEDY)
+                name = family_record(kind, family)
+                found[family] = self.store.read_json(name, FAMILY_TYPES[kind], FAMILY_REMEDY, OPTIONAL_FAMILY_TYPES)
         return found
 
     def _folders(self, folder: str) -> list[str]:

@@ -25,6 +25,7 @@ from openuni.manifests.corpus.layout import (
     TEXT,
     family_record,
     in_folder,
+    prompts_record,
 )
 from openuni.manifests.corpus.parts.part_files import read_columns, read_part, table_bytes
 from openuni.manifests.corpus.parts.part_listing import relisted, shards_of
@@ -136,7 +137,9 @@ class Corpus(ColumnGroups):
             for group in [*others, "clips"]:
                 relisted(partial(self._select_group, group, kept, target))
             records = [family_record(LATENTS, name) for name in self.families()]
-            for record in [*records, *(family_record(TEXT, name) for name in self.text_families())]:
+            records += [family_record(TEXT, name) for name in self.text_families()]
+            prompts = [prompts_record(name) for name in self.text_families()]
+            for record in [*records, *(name for name in prompts if self.store.exists(name))]:
                 store.put(record, self.store.read(record))
             del target.record[UNFINISHED_SELECTION]
             facts = {key: self.record[key] for key in ("filters", "annotators", "encoded")}

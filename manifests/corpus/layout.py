@@ -51,6 +51,11 @@ def family_record(kind: str, family: str) -> str:
     return f"{kind}/{family}/family.json"
 
 
+def prompts_record(family: str) -> str:
+    """The embeddings of texts that belong to no clip, in a text family: the empty caption and modality prompts."""
+    return f"{TEXT}/{family}/prompts.json"
+
+
 def run_record(name: str) -> str:
     """The ledger of a pipeline run."""
     return f"{RUNS}/{name}.json"

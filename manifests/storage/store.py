@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
+from types import MappingProxyType
 from typing import Any, get_args
 from uuid import uuid4
 
@@ -200,8 +201,12 @@ class Store:
         """All bytes of a file."""
         return bytes(self.fs.cat_file(self.path(name)))
 
-    def read_json(self, name: str, kinds: Mapping[str, Any], remedy: str) -> dict[str, Any]:
+    def read_json(
+        self, name: str, kinds: Mapping[str, Any], remedy: str, optional: Mapping[str, Any] = MappingProxyType({})
+    ) -> dict[str, Any]:
         """A JSON object, without its checksum. `kinds`: its required keys and the types of their values.
+
+        `optional`: the same of keys that may be absent.
 
         Raises `DamagedFile` with the `remedy` if it is not valid JSON, its checksum differs, or it has other types.
         """
@@ -212,7 +217,7 @@ class Store:
             found = parse_record(self.read(name), where)
         except DamagedFile as error:
             raise DamagedFile(where, error.reason, remedy) from error
-        for key, kind in kinds.items():
+        for key, kind in {**kinds, **{name: optional[name] for name in optional if name in found}}.items():
             if key not in found:
                 raise DamagedFile(where, f'key "{key}" is missing', remedy)
             try:

@@ -15,7 +15,7 @@ import numpy as np
 from openuni.manifests.errors import ClipError
 from openuni.manifests.video.decoder.limits import Limits as Limits
 from openuni.manifests.video.decoder.progress import allowing, tick
-from openuni.manifests.video.file_head import check_head, padded_transport_stream
+from openuni.manifests.video.file_head import check_head, image_demuxer, padded_transport_stream
 from openuni.manifests.video.mp4_tables import check_mp4_tables
 from openuni.manifests.video.source_file import HTTP_PROTOCOLS, ByteRangeFile, limit_requests, open_file
 from openuni.manifests.video.video_errors import CorruptVideo, LimitExceeded, NotAVideo, UnsafeSource, VideoError
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 # Self-contained formats. Playlists and scripts (hls, dash, concat, image2, ...) are excluded: they refer to other files
 # and URLs, so that a crafted one could read local files into a corpus.
 DEMUXERS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf,ivf,mxf"
+# Pictures are clips of one frame. They are read from an open file: FFmpeg would take the name "%03d.jpg" for a pattern.
+IMAGE_DEMUXERS = ("png_pipe", "jpeg_pipe", "webp_pipe")
 MAX_PIXEL_ASPECT = 4  # real formats stay below about 2.2
 SQUARE_PIXEL_TOLERANCE = 0.01  # covers the rounding of sizes to even numbers by encoders
 _NO_STREAM = "no video stream in {source}; it contains {found}. Give a video file."
@@ -75,13 +77,18 @@ def open_video(
             padded = padded_transport_stream(file)
             if padded is not None:
                 file = ByteRangeFile(source, io.BytesIO(padded), 0, len(padded) - 1)
+            image = image_demuxer(file)
+            if image is not None and isinstance(file, str):
+                opened = stack.enter_context(Path(file).open("rb"))
+                file = ByteRangeFile(source, opened, 0, Path(file).stat().st_size - 1)
             check_mp4_tables(source, file, limits.max_frame_count, limits.max_probe_s)
             protocols = "file" if isinstance(file, str) else "none"
             container = stack.enter_context(
                 av.open(
                     file,
                     mode="r",
-                    container_options={"format_whitelist": DEMUXERS, "protocol_whitelist": protocols},
+                    format=image,  # else two pictures in one file, as phones write them, would be a video stream
+                    container_options={"format_whitelist": image or DEMUXERS, "protocol_whitelist": protocols},
                     options={"max_pixels": str(limits.max_pixels)},
                     metadata_errors="replace",
                     timeout=limits.max_probe_s,
@@ -131,8 +138,11 @@ def demux(container: "InputContainer", stream: "VideoStream") -> "Iterator[Packe
     """The packets of a stream, as `container.demux`; leaves nothing behind when it is not read to its end.
 
     A generator of PyAV that is dropped is not finalized: its packet buffer would leak and its time limit stay set.
-    `yield from` closes it together with this one.
+    `yield from` closes it together with this one. Of an image file, only the first picture is one: others are previews.
     """
+    if container.format.name in IMAGE_DEMUXERS:
+        yield from list(container.demux(stream))[:1]
+        return
     yield from container.demux(stream)
 
 

@@ -34,6 +34,24 @@ def check_head(source: str, file: Any) -> None:
         raise CorruptVideo(f"{source} is truncated: {size} bytes, its header declares {end}. Download it again.")
 
 
+def image_demuxer(file: Any) -> str | None:
+    """FFmpeg's demuxer of a picture, JPEG, PNG or WebP, by its first bytes; None for other files.
+
+    `file`: as for `check_head`.
+    """
+    if isinstance(file, str):
+        with Path(file).open("rb") as opened:
+            head = opened.read(12)
+    else:
+        head = bytes(file.read(12))
+        file.seek(0)
+    if head.startswith(b"\xff\xd8\xff"):
+        return "jpeg_pipe"
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "png_pipe"
+    return "webp_pipe" if head[:4] == b"RIFF" and head[8:] == b"WEBP" else None
+
+
 def padded_transport_stream(file: Any) -> bytes | None:
     """The contents of a tiny MPEG transport stream, followed by null packets; None for all other files.
 

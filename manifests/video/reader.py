@@ -86,6 +86,16 @@ def decode_frames(
 
 
 @isolated
+def frame_times(clip: Clip, limits: Limits = Limits()) -> np.ndarray:
+    """Timestamps of the clip's frames in its time base since the first one, int64 [T]; nothing is decoded.
+
+    Raises `SourceChanged` as `decode_frames`, or another `VideoError`.
+    """
+    with _open_clip(clip, limits) as (_, pts):
+        return pts - clip.start_pts
+
+
+@isolated
 def iter_windows(  # noqa: PLR0913  # those of decode_frames, and two
     clip: Clip,
     short_side_px: int = 0,

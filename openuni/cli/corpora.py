@@ -1,7 +1,6 @@
 """Commands on corpora: run, import, export, summary, explain, select, duplicates, split, compact."""
 
 import json
-from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -244,17 +243,20 @@ def summary(
     """
     from openuni.manifests.corpus.corpus import Corpus
     from openuni.manifests.corpus.coverage import coverage, stored_sizes
+    from openuni.pipeline.encoding.quality import decoded_quality, format_quality
     from openuni.pipeline.ledger import summary_record
     from openuni.report.coverage import format_coverage, format_sizes
 
     opened = Corpus.open(corpus)
-    deque(opened.runs(), maxlen=0)  # logs a warning for each damaged ledger
+    quality = decoded_quality(opened)  # logs a warning for each damaged ledger
     outcomes, covered, sizes = opened.summary(), coverage(opened), stored_sizes(opened)
     if as_json:
         stored = {"coverage": covered, "stored": [size._asdict() for size in sizes]}
+        stored["decoded_latents"] = [one._asdict() for one in quality]
         print_text(json.dumps(summary_record(outcomes) | stored, indent=2))
     else:
-        print_text("\n\n".join(filter(None, [str(outcomes), format_coverage(covered), format_sizes(sizes)])))
+        parts = [str(outcomes), format_coverage(covered), format_sizes(sizes), format_quality(quality)]
+        print_text("\n\n".join(filter(None, parts)))
         if scores:
             from openuni.report.histograms import histograms
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, MultipleOf
+from annotated_types import Ge, Gt
 
 from openuni.config.captions import caption_column
+from openuni.config.encode_options import EncodeOptions as EncodeOptions
 from openuni.dedup.deduplicator import deduplicator_schemas
 from openuni.manifests.contracts.component import Component
 from openuni.manifests.contracts.discovery import find_component
-from openuni.manifests.contracts.modality import modality_names
 from openuni.manifests.contracts.operator import Annotator, Filter, find_operator
 from openuni.manifests.contracts.options import Formerly, check_options, recorded
 from openuni.manifests.contracts.parsing import parse_options, reject_unknown_keys
@@ -21,7 +21,7 @@ from openuni.manifests.contracts.schema import clip_schema, producer_schema
 from openuni.manifests.corpus import keep_rule
 from openuni.manifests.corpus.layout import filter_group
 from openuni.manifests.corpus.names import new_label_fault
-from openuni.manifests.errors import OpenUniError, did_you_mean
+from openuni.manifests.errors import OpenUniError
 from openuni.manifests.hosting.environment import Environment, split_table
 from openuni.manifests.text_files import load_toml
 from openuni.manifests.video.decoder.limits import Limits
@@ -111,38 +111,6 @@ class WorkOptions:
             max_decoder_bytes=round(self.decoder_memory_gb * 1e9),
             max_stall_s=self.decoder_timeout_s,
         )
-
-
-@dataclass(frozen=True)
-class EncodeOptions:
-    """Latents and text embeddings for training."""
-
-    latents: Annotated[str, "latent codec (see `openuni list`)"] = "dct"
-    text: Annotated[str, "text codec (see `openuni list`)"] = "bytes"
-    caption: Annotated[
-        str,
-        'caption source: an annotator column such as "caption.detailed"; empty: the captions of the clips',
-    ] = ""
-    modalities: Annotated[
-        tuple[str, ...], 'modalities to encode; "raft.flow" selects the annotator if several produce it'
-    ] = ("rgb",)
-    size_px: Annotated[tuple[int, int], "height and width of the encoded video, pixels", Ge(16), MultipleOf(16)] = (
-        480,
-        832,
-    )
-    frames: Annotated[int, "maximum number of frames per clip, from its start; 4k + 1", Ge(1)] = 81
-
-    def __post_init__(self) -> None:
-        check_options(self, "[encode]")
-        if self.frames % 4 != 1:
-            near = max(1, self.frames // 4 * 4 + 1)
-            raise OpenUniError(f"[encode] frames = {self.frames}: must be 4k + 1, such as {near} or {near + 4}")
-        for name in self.modalities:
-            modality = name.rpartition(".")[2]
-            if modality not in modality_names():
-                known = ", ".join(modality_names())
-                hint = did_you_mean(modality, modality_names())
-                raise OpenUniError(f'[encode] modalities: "{name}" is not known.{hint} Known: {known}.')
 
 
 @dataclass(frozen=True)
@@ -312,4 +280,5 @@ def _encode_parts(table: Any, where: str, imports: bool) -> dict[str, Any]:
     for key, base, name in (("latent_codec", LatentCodec, encode.latents), ("text_codec", TextCodec, encode.text)):
         cls = find_component("codecs", base, name, imports=imports)
         codecs[key] = parse_options(cls, inner.get(name, {}), f"{where}: [encode.{name}]")
+    encode.check_codec(codecs["latent_codec"])
     return {"encode": encode, **codecs}

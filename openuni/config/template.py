@@ -182,6 +182,8 @@ def _table(name: str, options: type[Any], **given: str) -> str:
 
 
 def _option_line(name: str, default: Any, doc: str) -> str:
+    if default is None:  # TOML has no word for it
+        return f"# {name}: not set  # {doc}"
     return f"# {name} = {toml_literal(default)}  # {doc}"
 
 
@@ -193,6 +195,8 @@ def toml_literal(value: Any) -> str:
         return "[" + ", ".join(toml_literal(item) for item in value) + "]"
     if value is dataclasses.MISSING:
         return "(required)"
+    if value is None:
+        return "(not set)"
     return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else str(value)
 
 

@@ -1,27 +1,32 @@
 """The encode phase: latents of every modality and embeddings of every caption, in shards the trainer reads."""
 
+import itertools
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from openuni.config.recipe import EncodeOptions
+from openuni.config.encode_options import EncodeOptions
 from openuni.manifests.contracts import schema
 from openuni.manifests.contracts.component import fingerprint
-from openuni.manifests.contracts.decoded_clip import decode
 from openuni.manifests.contracts.modality import Modality, find_modality
 from openuni.manifests.contracts.options import recorded
-from openuni.manifests.corpus.corpus_clip import stored_blocks
 from openuni.manifests.corpus.layout import annotation_group
-from openuni.manifests.corpus.shards import SafetensorsShard
+from openuni.manifests.corpus.shards import SafetensorsShard, checksum
 from openuni.manifests.errors import ClipError, OpenUniError
 from openuni.manifests.video.clip import Clip
 from openuni.manifests.video.decoder.limits import Limits
+from openuni.manifests.video.encode import exact_fps
+from openuni.manifests.video.reader import frame_times
 from openuni.pipeline.batching.video_batches import EncodedStream, VideoBatches
+from openuni.pipeline.encoding.quality import decoded_psnr_db, is_drawn
+from openuni.pipeline.encoding.reading import decoded_windows, stored_windows
+from openuni.pipeline.encoding.windows import ClipWindows, windows_of
 from openuni.pipeline.failures import format_error
-from openuni.pipeline.phases import ClipItem, CorpusWorker, decoder_threads, reader_on
+from openuni.pipeline.phases import ClipItem, CorpusWorker, reader_on
 from openuni.pipeline.planning.map_sources import MapSource
 from openuni.pipeline.worker import ItemOutcome, Spec
 from openuni.training.codec import LatentCodec, TextCodec
@@ -51,6 +56,7 @@ class EncodeSpec(Spec):
     streams: tuple[EncodeStream, ...]
     limits: Limits = field(default_factory=Limits)  # of decoding one clip
     reader: str = "pyav"  # what decodes frames: see `manifests.video.readers.clip_images`
+    psnr_clips: frozenset[str] = frozenset()  # that are measured, beside those that `is_drawn`
 
     def start(self, device: str) -> "EncodeWorker":
         """See `Spec.start`."""
@@ -64,9 +70,28 @@ class EncodeSpec(Spec):
 def family_name(options: EncodeOptions, codec: LatentCodec) -> str:
     """Name of the latent family: the codec and a fingerprint of all that shapes its latents."""
     digits = fingerprint(
-        codec=codec.version(), size_px=options.size_px, frames=options.frames, policy=RESIZE_POLICY, revision=1
+        codec=codec.version(),
+        size_px=options.size_px,
+        frames=options.frames,
+        policy=RESIZE_POLICY,
+        revision=1,
+        **_windowing(options),
     )
     return f"{codec.name()}-{digits[:8]}"
+
+
+def _windowing(options: EncodeOptions) -> dict[str, Any]:
+    """What families have that choose rate and windows; empty for others, which keep the names that they always had."""
+    facts: dict[str, Any] = {} if options.fps is None else {"fps": exact_fps(options.fps)}
+    if options.has_windows:
+        names = ("windows", "window_stride_frames", "window_stride_s")
+        facts["windows"] = {name: value for name in names if (value := getattr(options, name)) is not None}
+    return facts
+
+
+def is_windowed(options: EncodeOptions) -> bool:
+    """Whether rows have the columns of `WINDOWED_LATENT_SCHEMA`."""
+    return options.has_buckets or bool(_windowing(options))
 
 
 def text_family_name(codec: TextCodec) -> str:
@@ -74,8 +99,15 @@ def text_family_name(codec: TextCodec) -> str:
     return f"{codec.name()}-{codec.version()[:8]}"
 
 
+class ReadStream(NamedTuple):
+    """The windows of one modality of one clip, fitted to the size at which they are encoded. The first one is read."""
+
+    plan: ClipWindows
+    windows: Iterator[Modality]
+
+
 class EncodeWorker(CorpusWorker):
-    """Holds the codecs; reads a window of each modality, renders it as RGB, encodes it."""
+    """Holds the codecs; reads the windows of each modality, renders them as RGB, encodes them."""
 
     def __init__(self, spec: EncodeSpec, device: str) -> None:
         super().__init__(spec.corpus_url)
@@ -83,50 +115,67 @@ class EncodeWorker(CorpusWorker):
         self.streams = {stream.modality: stream for stream in spec.streams}
         self.latent_model = spec.latent_codec.load(device)
         self.text_model = spec.text_codec.load(device) if TEXT in self.streams else None
-        for stream in spec.streams:
-            self.writers[stream.modality] = self.corpus.writer(
-                stream.group, schema.LATENT_SCHEMA, stream.version, SafetensorsShard
-            )
-        size = spec.latent_codec.videos_per_batch(self.latent_model, *spec.options.size_px)
-        self.batches = VideoBatches(spec.latent_codec, self.latent_model, size)
-        self.begun: dict[str, _Begun] = {}  # by key, the items of which a part is stored
+        if TEXT in self.streams:
+            from openuni.training.data.fixed_texts import store_prompts  # imports torch, which planning does not need
 
-    def prepare(self, item: ClipItem) -> dict[str, Modality | ClipError]:
-        """Read and fit what is to be encoded; what cannot be read stands there as its error."""
-        height_px, width_px = self.spec.options.size_px
-        count = encoded_frame_count(item.clip.frame_count, self.spec.options.frames)
-        found: dict[str, Modality | ClipError] = {}
-        for name in item.todo:
-            if name == TEXT:
-                continue
+            family = text_family_name(spec.text_codec)
+            store_prompts(self.corpus, family, spec.text_codec, self.text_model)
+        sizes = [spec.latent_codec.videos_per_batch(self.latent_model, *size) for size in spec.options.sizes_px]
+        self.batches = VideoBatches(spec.latent_codec, self.latent_model, min(sizes))
+        self.begun: dict[str, _Begun] = {}  # by key, the items of which a part is stored
+        self.plans: dict[str, ClipWindows] = {}  # by key, of the items that are not stored
+        self.measured: dict[str, Modality] = {}  # by key, the frames of items whose latents will be decoded
+        self.is_windowed = is_windowed(spec.options)
+        for stream in spec.streams:
+            windowed = self.is_windowed and stream.modality != TEXT
+            columns = schema.WINDOWED_LATENT_SCHEMA if windowed else schema.LATENT_SCHEMA
+            self.writers[stream.modality] = self.corpus.writer(stream.group, columns, stream.version, SafetensorsShard)
+
+    def prepare(self, item: ClipItem) -> dict[str, ReadStream | ClipError]:
+        """Read and fit the first window of what is to be encoded; what cannot be read stands there as its error."""
+        names = [name for name in item.todo if name != TEXT]
+        if not names:
+            return {}
+        try:
+            options, clip = self.spec.options, item.clip
+            stride = self.spec.latent_codec.stride[0]
+            plan = windows_of(clip, options, stride, lambda: frame_times(clip, self.spec.limits))
+        except ClipError as error:
+            return dict.fromkeys(names, error)
+        found: dict[str, ReadStream | ClipError] = {}
+        for name in names:
+            windows = self._windows(name, item, plan)
             try:
-                found[name] = self._read(name, item, count).fit(height_px, width_px)
+                found[name] = ReadStream(plan, itertools.chain([next(windows)], windows))
             except ClipError as error:
                 found[name] = error
-            except OpenUniError as error:  # a stored map that is damaged: this clip's failure, not the run's
-                found[name] = ClipError(str(error))
         return found
 
     def compute(
-        self, item: ClipItem, prepared: dict[str, Modality | ClipError]
+        self, item: ClipItem, prepared: dict[str, ReadStream | ClipError]
     ) -> dict[str, EncodedStream | Exception]:
         """Encode each stream that is not there yet; each has a fate of its own.
 
-        If the codec takes several videos at a time, those of this clip wait for `compute_batch`.
+        If the codec takes several videos at a time, those of clips with one window wait for `compute_batch`.
         """
         found: dict[str, EncodedStream | Exception] = {}
         videos: dict[str, Modality] = {}
         for name in item.todo:
-            signal = prepared.get(name)
+            read = prepared.pop(name, None)
             try:
-                if isinstance(signal, ClipError):
-                    raise signal
-                if signal is None:
+                if isinstance(read, ClipError):
+                    raise read
+                if read is None:
                     found[name] = self._encode_caption(item)
-                elif self.batches.size > 1:
-                    videos[name] = signal
+                    continue
+                self.plans[item.key] = read.plan
+                is_measured = name == "rgb" and self._is_measured(item)
+                if self.batches.size > 1 and len(read.plan.frames) == 1:
+                    videos[name] = next(read.windows)
+                    if is_measured:
+                        self.measured[item.key] = videos[name]
                 else:
-                    found |= self.batches.encode({name: signal})
+                    found[name] = self._encode(read, is_measured=is_measured)
             except ClipError as error:
                 found[name] = error
         if videos:
@@ -143,7 +192,12 @@ class EncodeWorker(CorpusWorker):
 
     def compute_batch(self) -> list[tuple[ClipItem, dict[str, EncodedStream | Exception]]]:
         """See `Worker.compute_batch`."""
-        return self.batches.run()
+        computed = self.batches.run()
+        for item, streams in computed:
+            signal, encoded = self.measured.pop(item.key, None), streams.get("rgb")
+            if signal is not None and isinstance(encoded, EncodedStream):
+                streams["rgb"] = encoded._replace(psnr_db=self._psnr_db(signal, encoded.array))
+        return computed
 
     def operator_seconds(self, computed: dict[str, EncodedStream | Exception], compute_s: float) -> dict[str, float]:
         """See `Worker.operator_seconds`; of the codecs."""
@@ -156,44 +210,86 @@ class EncodeWorker(CorpusWorker):
 
     def store(self, item: ClipItem, computed: dict[str, EncodedStream | Exception]) -> ItemOutcome | None:
         """Write the tensor and row of each stream that is encoded; None while others are not."""
-        begun = self.begun.pop(item.key, None) or _Begun([], [])
+        begun = self.begun.pop(item.key, None) or _Begun([], [], [])
         for name in [name for name in item.todo if name in computed]:
             begun.stored.append(name)
-            row, error = self._row(name, item, computed.pop(name))
+            encoded = computed.pop(name)
+            row, error = self._row(name, item, encoded)
             if error is not None:
                 self.note_failure(item.key, f"encode {name}", error)
                 begun.errors.append(f"{name}: {format_error(error)}")
+            elif isinstance(encoded, EncodedStream) and encoded.psnr_db is not None:
+                begun.psnr_db.append(encoded.psnr_db)
             self._commit(name, item, row)
         if len(begun.stored) < len(item.todo):
             self.begun[item.key] = begun
             return None
-        return ItemOutcome(item.key, "failed" if begun.errors else "ok", "; ".join(begun.errors))
-
-    def fail(self, item: ClipItem, error: str) -> ItemOutcome:
-        """Nothing of the clip could be read, or it killed its workers: what is not stored has failed."""
-        begun = self.begun.pop(item.key, None) or _Begun([], [])
-        for name in [name for name in item.todo if name not in begun.stored]:
-            self._commit(name, item, {"status": "failed", "error": error})
-        return ItemOutcome(item.key, "failed", error)
+        self.plans.pop(item.key, None)
+        status, errors = "failed" if begun.errors else "ok", "; ".join(begun.errors)
+        return ItemOutcome(item.key, status, errors, psnr_db=begun.psnr_db[0] if begun.psnr_db else None)
 
     def _encode_caption(self, item: ClipItem) -> EncodedStream:
         started = time.perf_counter()
         array = self.spec.text_codec.encode(self.text_model, item.clip.caption or "")
         return EncodedStream(array, "bfloat16", None, (time.perf_counter() - started) * 1000)
 
-    def _read(self, name: str, item: ClipItem, count: int) -> Modality:
-        stream = self.streams[name]
-        modality = find_modality(name)
-        if not stream.annotator:
-            short_side_px = cover_short_side(item.clip, self.spec.options.size_px)
-            limits, threads = self.spec.limits, decoder_threads()
-            indices, reader = np.arange(count), self.reader
-            return modality(decode(item.clip, indices, short_side_px, limits, threads, reader=reader).frames)
-        extent = item.stored[MapSource(stream.annotator, name)]
-        assert extent is not None  # else it would not be planned
-        group = annotation_group(stream.annotator)
-        blocks = stored_blocks(self.corpus, group, modality, extent, item.clip, count, stop=count)
-        return modality.joined(list(blocks))
+    def _encode(self, read: ReadStream, *, is_measured: bool) -> EncodedStream | Exception:
+        """The latents of all windows of a clip, several together if the codec takes them; or the error of one."""
+        arrays: list[np.ndarray] = []
+        ms, psnr_db = 0.0, None
+        while signals := list(itertools.islice(read.windows, self.batches.size)):
+            for encoded in self.batches.encode(dict(enumerate(signals))).values():
+                if isinstance(encoded, Exception):
+                    return encoded
+                arrays.append(encoded.array)
+                ms += encoded.ms
+            self._check_total(arrays[0].nbytes * len(read.plan.frames))
+            if is_measured and len(arrays) == len(signals):
+                psnr_db = self._psnr_db(signals[0], arrays[0])
+        array = np.stack(arrays) if len(arrays) > 1 else arrays[0]
+        return EncodedStream(array, "float16", read.plan.frames.shape[1], ms, psnr_db)
+
+    def _psnr_db(self, signal: Modality, latents: np.ndarray) -> float | None:
+        return decoded_psnr_db(self.spec.latent_codec, self.latent_model, signal.to_rgb(), latents)
+
+    def _is_measured(self, item: ClipItem) -> bool:
+        """Whether the clip's latents are decoded to measure the PSNR."""
+        clip_id = item.clip.clip_id
+        return self.spec.options.psnr and (clip_id in self.spec.psnr_clips or is_drawn(clip_id))
+
+    def _check_total(self, nbytes: int) -> None:
+        """Raise `ClipError` if the latents of all windows of a clip would take too much memory."""
+        limit = self.spec.limits.max_decoded_bytes
+        if nbytes > limit:
+            raise ClipError(
+                f"the latents of all windows of the clip take {nbytes / 1e9:.3g} GB in memory; at most "
+                f"{limit / 1e9:.3g} GB are allowed. Take fewer windows, or cut the clip ([ingest] max_s)."
+            )
+
+    def fail(self, item: ClipItem, error: str) -> ItemOutcome:
+        """Nothing of the clip could be read, or it killed its workers: what is not stored has failed."""
+        begun = self.begun.pop(item.key, None) or _Begun([], [], [])
+        self.plans.pop(item.key, None)
+        for name in [name for name in item.todo if name not in begun.stored]:
+            self._commit(name, item, {"status": "failed", "error": error})
+        return ItemOutcome(item.key, "failed", error)
+
+    def _windows(self, name: str, item: ClipItem, plan: ClipWindows) -> Iterator[Modality]:
+        """The windows of a modality, at the size of the encoded video. Raises `ClipError`."""
+        stream, kind = self.streams[name], find_modality(name)
+        try:
+            if not stream.annotator:
+                short_side_px = cover_short_side(item.clip, plan.size_px)
+                windows = decoded_windows(item.clip, kind, plan.frames, short_side_px, self.spec.limits, self.reader)
+            else:
+                extent = item.stored[MapSource(stream.annotator, name)]
+                assert extent is not None  # else it would not be planned
+                group = annotation_group(stream.annotator)
+                windows = stored_windows(self.corpus, group, kind, extent, item.clip, plan.frames)
+            for window in windows:
+                yield window.fit(*plan.size_px)
+        except OpenUniError as error:  # a stored map that is damaged: this clip's failure, not the run's
+            raise ClipError(str(error)) from error
 
     def _row(
         self, name: str, item: ClipItem, encoded: EncodedStream | Exception
@@ -208,12 +304,18 @@ class EncodeWorker(CorpusWorker):
         return {"status": "failed", "error": format_error(encoded)}, encoded
 
     def _put(self, name: str, item: ClipItem, encoded: EncodedStream) -> dict[str, Any]:
-        array, dtype, frames, ms = encoded
+        array, dtype, frames, ms, _ = encoded
+        has_windows = name != TEXT and self.spec.options.has_windows
+        if has_windows and len(self.plans[item.key].frames) == 1:
+            array = array[None]
         absmax, std = float(np.abs(array).max()), float(array.std())
         if not np.isfinite(array).all() or (dtype == "float16" and absmax > 6e4):
             raise ClipError(f"{name}: the codec gave values that float16 cannot hold (largest {absmax:g})")
-        extent = self.writers[name].put(item.clip.clip_id, to_bytes(array, dtype), dtype, array.shape)
+        data = to_bytes(array, dtype)
+        extent = self.writers[name].put(item.clip.clip_id, data, dtype, array.shape)
         facts = {"shape": list(array.shape), "dtype": dtype, "frames": frames, "absmax": absmax, "std": std}
+        if name != TEXT and self.is_windowed:
+            facts |= window_facts(self.plans[item.key], data if has_windows else None)
         return extent | facts | {"status": "ok", "error": None, "ms": ms}
 
     def _commit(self, name: str, item: ClipItem, row: dict[str, Any]) -> None:
@@ -225,17 +327,27 @@ class _Begun(NamedTuple):
 
     stored: list[str]  # streams
     errors: list[str]
-
-
-def encoded_frame_count(frame_count: int, frames: int) -> int:
-    """How many frames of a clip are encoded: the largest 4k + 1 that it has, at most `frames`."""
-    return (min(frame_count, frames) - 1) // 4 * 4 + 1
+    psnr_db: list[float]  # of the pictures, if they were decoded
 
 
 def cover_short_side(clip: Clip, size_px: tuple[int, int]) -> int:
     """Short side at which decoded frames still cover `size_px`: no pixel is decoded that the crop cannot use."""
     scale = max(size_px[0] / clip.height_px, size_px[1] / clip.width_px)
     return math.ceil(min(clip.height_px, clip.width_px) * scale) if scale < 1 else 0
+
+
+def window_facts(plan: ClipWindows, data: bytes | None) -> dict[str, Any]:
+    """The columns that `WINDOWED_LATENT_SCHEMA` adds. `data`: the payload with all windows; None without windows."""
+    facts: dict[str, Any] = {"fps": plan.fps, "height_px": plan.size_px[0], "width_px": plan.size_px[1]}
+    if data is None:
+        return facts | {"windows": None}
+    step = len(data) // len(plan.frames)
+    return facts | {
+        "windows": [
+            {"first_frame": int(window[0]), "xxh3": checksum(data[number * step : (number + 1) * step])}
+            for number, window in enumerate(plan.frames)
+        ]
+    }
 
 
 def to_bytes(array: np.ndarray, dtype: str) -> bytes:
@@ -248,17 +360,24 @@ def to_bytes(array: np.ndarray, dtype: str) -> bytes:
 
 
 def family_record(options: EncodeOptions, codec: LatentCodec, streams: list[EncodeStream]) -> dict[str, Any]:
-    """What `family.json` says, and the trainer needs to decode the latents again."""
-    return {
+    """What `family.json` says, and the trainer needs to decode the latents again.
+
+    With buckets, `size_px` and `frames` are those of the first size and the largest number; `buckets` has all.
+    """
+    record = {
         "codec": codec.name(),
         "options": recorded(codec),
         "version": codec.version(),
-        "size_px": list(options.size_px),
-        "frames": options.frames,
+        "size_px": list(options.sizes_px[0]),
+        "frames": max(options.frame_counts),
         "policy": RESIZE_POLICY,
         "modalities": sorted(stream.modality for stream in streams if stream.modality != TEXT),
         "fingerprint": family_name(options, codec),
     }
+    if options.has_buckets:
+        frames = list(options.frames) if isinstance(options.frames, tuple) else options.frames
+        record["buckets"] = {"sizes_px": [list(size_px) for size_px in options.sizes_px], "frames": frames}
+    return record | _windowing(options)
 
 
 def text_family_record(codec: TextCodec, caption: str) -> dict[str, Any]:

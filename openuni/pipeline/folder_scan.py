@@ -12,6 +12,8 @@ from openuni.manifests.contracts.modality import modality_names
 VIDEO_SUFFIXES = frozenset(
     [".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".f4v", ".mkv", ".mk3d", ".webm", ".avi", ".divx", ".flv", ".ogv"]
 ) | frozenset([".mpg", ".mpeg", ".mpe", ".vob", ".ts", ".m2ts", ".mts", ".asf", ".wmv", ".ivf", ".mxf"])
+# Pictures are sources where they are named. Folders of videos hold thumbnails and maps, so scans pass over them.
+IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".webp"])
 # nobody takes these for videos: they are counted, but alone they are no reason for a warning
 DOCUMENT_SUFFIXES = frozenset(
     [".txt", ".json", ".jsonl", ".csv", ".tsv", ".toml", ".yaml", ".yml", ".md", ".log", ".srt", ".vtt", ".parquet"]
@@ -24,6 +26,11 @@ def is_video(name: str) -> bool:
     """By its name. The maps of a clip (`NAME.depth.mkv` beside `NAME.mp4`) are not sources themselves."""
     file = name.rpartition("/")[2]
     return suffix_of(file) in VIDEO_SUFFIXES and not file.startswith(".") and not _map_suffix(file)
+
+
+def is_source_name(name: str) -> bool:
+    """Whether a video or a picture, by its name."""
+    return is_video(name) or (suffix_of(name) in IMAGE_SUFFIXES and not name.rpartition("/")[2].startswith("."))
 
 
 def suffix_of(name: str) -> str:
@@ -117,7 +124,8 @@ def _report(folder: str, passed: Counter[str]) -> None:
     counts = ", ".join(f"{count:,} {what}" for what, count in passed.most_common())
     logger.log(
         level,
-        'folder "%s": passed over %s. A file with another suffix is used if it is named: by path or in a list.',
+        'folder "%s": passed over %s. A file with another suffix is used if it is named: by path, by a "pattern" or in '
+        "a list.",
         folder,
         counts,
     )

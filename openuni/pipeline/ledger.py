@@ -26,10 +26,12 @@ def run_ledger(corpus: Corpus, reporter: Reporter, request: Mapping[str, Any]) -
     """Write the ledger and the log of the run inside the context, however it ends. `request`: JSON-able facts of it."""
     started = datetime.now(UTC)
     summary, text = None, None
+    psnr_db: dict[str, dict[str, float]] = {}
     name = f"{started:%Y%m%dT%H%M%S.%f}-{uuid4().hex[:6]}"  # sorts by time
     try:
         with open_run_log(corpus, name) as log:
             logger.info("run %s of openuni %s started on %s", name, openuni.__version__, corpus.store.url)
+            psnr_db = log.psnr_db
             yield log
             _name_slowest(reporter, name)
             summary = corpus.summary()
@@ -45,6 +47,7 @@ def run_ledger(corpus: Corpus, reporter: Reporter, request: Mapping[str, Any]) -
             **request,
             "phases": [phase.as_record() for phase in reporter.phases],
             **(usage_record(usages) if usages else {}),
+            **({"psnr_db": psnr_db} if psnr_db else {}),
             "summary": summary_record(summary) if summary else None,
             "error": text,
         }

@@ -146,7 +146,7 @@ class Pipeline:
     def _overlapping(self, kind: str, pool: PoolPlan, clips: pa.Table, todo: Mapping[str, pa.Array]) -> None:
         """A phase of CPU workers, and where GPUs are free beside it, what can follow already."""
         resources, capacity = self.runner.resources, self.runner.capacity()
-        work = following_work(kind, self.planner, self.runner, lambda: self._gpu_shares("annotator"))
+        work = following_work(kind, self.planner, self.runner, lambda: self._gpu_shares("annotator"), clips)
         if work is not None and work.name != "encode" and resources.workers_per_gpu is None:
             per_gpu = self._sharing("annotator")([*work.groups])
             resources = dataclasses.replace(resources, workers_per_gpu=per_gpu)
@@ -195,7 +195,7 @@ class Pipeline:
         assert codec is not None and text_codec is not None
         planner.activate_streams()
         ids = clips.column("clip_id").combine_chunks()
-        work = planner.encode_work()
+        work = planner.encode_work(ids)
         items, count = planner.items(work, clips, planner.streams_todo(ids))
         if not count:
             return
@@ -241,6 +241,8 @@ class Pipeline:
             counter.add(outcome.status, outcome.decodes, outcome.vram_mb, outcome.key, outcome.usage)
             counter.phase.decode_fallbacks += outcome.decode_fallbacks
             self.log.outcome(outcome, phase, raise_errors=self.scope.raise_errors)
+            if outcome.psnr_db is not None:
+                self.log.psnr_db.setdefault(self.planner.latent_family, {})[outcome.key] = outcome.psnr_db
 
         return report
 

@@ -18,10 +18,11 @@ logger = logging.getLogger(__name__)
 
 
 class RunLog:
-    """Collects the failures of a run; its log lines come from the logger `openuni`."""
+    """Collects the failures and measurements of a run; its log lines come from the logger `openuni`."""
 
     def __init__(self, failures: IO[Any]) -> None:
         self._failures = failures
+        self.psnr_db: dict[str, dict[str, float]] = {}  # by latent family and clip: of decoded latents
 
     def outcome(self, outcome: ItemOutcome, phase: str, *, raise_errors: bool = False) -> None:
         """Keep the failures of an item; `raise_errors`: raise `ItemFailed` for the first of them."""

@@ -19,7 +19,7 @@ from openuni.manifests.errors import ClipError, OpenUniError
 from openuni.manifests.storage.address import file_system
 from openuni.manifests.text_files import decode_text
 from openuni.manifests.video.source_file import ALLOWED_ADDRESSES, URL_PROTOCOLS
-from openuni.pipeline.folder_scan import VIDEO_SUFFIXES, FolderScan, is_video, mode_of, suffix_of
+from openuni.pipeline.folder_scan import VIDEO_SUFFIXES, FolderScan, is_source_name, is_video, mode_of, suffix_of
 
 LIST_SUFFIX = ".txt"
 # credentials before the host; without a password, `abfs://container@account` is an address like any other
@@ -38,10 +38,10 @@ def find_sources(given: str | Path | Sequence[str | Path]) -> list[str]:
 
     A folder (or `s3://bucket/folder/`) is searched with all its folders for files with a video's suffix, maps that lie
     beside a video (`NAME.depth.mkv`) left out; a glob is expanded; a `.txt` file holds one of these per line (`#`
-    begins a comment, unless a file of that name exists); anything else is one source. A name that exists is never taken
-    for a glob. A link to a file keeps its own name, unless the file it leads to is found too. Raises `OpenUniError`
-    where something is not there or holds no video. Only URLs of videos in a list are taken at their word, since there
-    may be millions: a missing one fails at ingest.
+    begins a comment, unless a file of that name exists); anything else is one source, also a picture. A name that
+    exists is never taken for a glob. A link to a file keeps its own name, unless the file it leads to is found too.
+    Raises `OpenUniError` where something is not there or holds no video. Only URLs of videos and pictures in a list are
+    taken at their word, since there may be millions: a missing one fails at ingest.
     """
     return find_with_links(given).names
 
@@ -135,7 +135,7 @@ class _Search:
         found: list[str] = []
         for number, line in enumerate(re.split(r"\r\n|\r|\n", text), start=1):
             entry = _entry(line, path.rpartition("/")[0] or ("/" if path.startswith("/") else "."))
-            is_video_url = is_url(entry) and is_video(entry) and not glob.has_magic(entry)
+            is_video_url = is_url(entry) and is_source_name(entry) and not glob.has_magic(entry)
             if is_video_url and not PASSWORD.match(entry):
                 found.append(entry)
             elif entry:
@@ -196,7 +196,7 @@ def _url_entry(line: str) -> str:
     """A URL without the comment behind it. Names in object stores may contain blanks and `#`, web addresses may not."""
     cut = re.split(r"\s+#", line, maxsplit=1)[0]
     is_web = line.startswith(("http://", "https://"))
-    return cut if is_web or (is_video(cut) and not is_video(line)) else line
+    return cut if is_web or (is_source_name(cut) and not is_source_name(line)) else line
 
 
 def _expand_url(item: str) -> list[str]:
@@ -251,5 +251,8 @@ def _real_folder(folder: str) -> str:
 
 def _not_empty(files: list[str], what: str) -> list[str]:
     if not files:
-        raise OpenUniError(f"{what} contains no video (looked for {' '.join(sorted(VIDEO_SUFFIXES))}).")
+        raise OpenUniError(
+            f"{what} contains no video (looked for {' '.join(sorted(VIDEO_SUFFIXES))}). Pictures are sources if "
+            'they are named, such as by the pattern "FOLDER/*.jpg".'
+        )
     return files

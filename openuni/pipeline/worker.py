@@ -25,6 +25,7 @@ class ItemOutcome(NamedTuple):
     failures: tuple[Failure, ...] = ()  # with their tracebacks; empty where the worker died
     usage: ItemUsage = ItemUsage()  # where it was processed, and how long its stages took
     decode_fallbacks: int = 0  # of `decodes`, those that the CPU did because NVDEC could not
+    psnr_db: float | None = None  # of a clip whose latents were decoded to measure it
 
 
 class Worker(ABC):

@@ -162,5 +162,19 @@ def _encoded(corpus: Corpus, clip_id: str) -> Iterator[str]:
         if group.startswith((f"{LATENTS}/", f"{TEXT}/")):
             row = corpus.find(group, clip_id)
             if row is not None:
-                shape = " x ".join(map(str, row["shape"])) if row["shape"] else ""
-                yield f"{group}: {row['status']} {one_line(row['error'] or shape)}"
+                yield f"{group}: {row['status']} {one_line(row['error'] or _tensor(row))}"
+
+
+def _tensor(row: Mapping[str, Any]) -> str:
+    """The tensor of a clip, and which video is behind it where a family chooses rate, size or windows per clip."""
+    shape, windows = row["shape"] or [], row.get("windows")
+    text = " x ".join(map(str, shape if windows is None else shape[1:]))
+    if windows is not None:
+        text = f"{len(windows)} window{'s' if len(windows) > 1 else ''} of {text}"
+    if row.get("fps") is not None:
+        text += f", {row['frames']} frames of {row['height_px']}x{row['width_px']} px at {row['fps']:.6g} fps"
+    if windows is not None:
+        starts = [str(window["first_frame"]) for window in windows[:MAX_LISTED]]
+        text += f", from frame{'s' if len(windows) > 1 else ''} {', '.join(starts)}"
+        text += ", ..." if len(windows) > MAX_LISTED else ""
+    return text

@@ -28,6 +28,7 @@ from openuni.manifests.corpus.layout import (
     in_folder,
     latent_group,
     operator_of,
+    prompts_record,
     superseded,
     visible_group,
 )
@@ -91,6 +92,8 @@ class CorpusVerification:
                 name = family_record(kind, family)
                 if self.store.exists(name) or self._family_has_parts(kind, family):  # else its first write was killed
                     self._record(name, f"training on {in_folder(kind, family)}")
+                if kind == TEXT and self.store.exists(prompts_record(family)):
+                    self._record(prompts_record(family), "no clips: training loads the text codec instead")
         for name in self.store.names(RUNS, ".json"):
             self._record(name, "the history of runs; no clips")
         for name in self.store.names(RUNS, FAILURES_SUFFIX):
@@ -119,10 +122,8 @@ class CorpusVerification:
         try:
             parse_record(self.store.read(name), name)
             self.found.records += 1
-        except FileNotFoundError:
-            self._bad_record(name, "the file is missing", depends)
-        except DamagedFile as error:
-            self._bad_record(name, error.reason, depends)
+        except (FileNotFoundError, DamagedFile) as error:
+            self._bad_record(name, getattr(error, "reason", "the file is missing"), depends)
 
     def _bad_record(self, name: str, reason: str, depends: str) -> None:
         self.found.bad_records.append(name)
@@ -366,9 +367,8 @@ class CorpusVerification:
     def _leftovers(self) -> None:
         temporary = self.store.temp_files()
         if temporary:
-            some = ", ".join(temporary[:3])
-            text = f"{len(temporary):,} temporary files of killed processes, such as {some}; {NEXT_RUN} deletes them"
-            self.found.notes.append(text)
+            some = f"{len(temporary):,} temporary files of killed processes, such as {', '.join(temporary[:3])}"
+            self.found.notes.append(f"{some}; {NEXT_RUN} deletes them")
         unsealed = sum(len(self.groups.open_parts(group)) for group in self.groups.groups_with_open_parts())
         if unsealed:
             self.found.notes.append(f"{unsealed:,} open parts of a run in progress or killed; {NEXT_RUN} seals them")

@@ -20,6 +20,7 @@ from openuni.manifests.corpus.layout import (
     PART_SUFFIX,
     SHARD_SUFFIXES,
     TEXT,
+    family_record,
     in_folder,
     latent_group,
     operator_of,
@@ -187,7 +188,7 @@ class Repair:
         for name in self.found.bad_records:
             if name == CORPUS_RECORD:
                 self._write(name, self._corpus_record(recipes))
-            elif record := self._family(name, recipes):
+            elif record := self._family(name, recipes):  # prompts.json has none: training computes what is in it
                 self._write(name, record)
 
     def _corpus_record(self, recipes: list[CorpusRecipe]) -> dict[str, Any]:
@@ -203,6 +204,8 @@ class Repair:
         """The record of a latent or text family, from the newest recipe that encodes into it."""
         folder, _, _ = name.rpartition("/")
         kind, _, family = folder.partition("/")
+        if name != family_record(kind, family):
+            return None
         for recipe in recipes:
             options, codec, text_codec = recipe.encode, recipe.latent_codec, recipe.text_codec
             if options is None or codec is None or text_codec is None:

@@ -1,21 +1,32 @@
 """The fixed texts of a run: the empty caption and the modality-type prompts, embedded once."""
 
+import base64
+import binascii
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
 from openuni.manifests.contracts.component import fingerprint
-from openuni.manifests.contracts.modality import find_modality
+from openuni.manifests.contracts.modality import find_modality, modality_names
 from openuni.manifests.contracts.parsing import find_and_parse
-from openuni.manifests.errors import OpenUniError
+from openuni.manifests.corpus.layout import prompts_record
+from openuni.manifests.errors import DamagedFile, OpenUniError
+from openuni.manifests.storage.checksums import record_bytes
 from openuni.manifests.storage.store import Store
 from openuni.training.codec import LatentCodec, TextCodec
 
+if TYPE_CHECKING:
+    from openuni.manifests.corpus.corpus import Corpus
+
+logger = logging.getLogger(__name__)
 EMPTY = "empty caption"  # key of the text that replaces a dropped caption
 
 
@@ -54,10 +65,16 @@ class FixedTexts:
         return torch.nn.functional.pad(text, (0, 0, 0, self.length - len(text)))
 
 
-def fixed_rows(record: dict[str, Any], modalities: tuple[str, ...], cache: Path) -> dict[str, torch.Tensor]:
-    """Fixed texts, encoded with the corpus's text codec or read from `cache` if it matches.
+def fixed_rows(
+    record: dict[str, Any],
+    modalities: tuple[str, ...],
+    cache: Path,
+    known: Mapping[str, torch.Tensor] | None = None,
+) -> dict[str, torch.Tensor]:
+    """Fixed texts: from `cache` if it matches, else from `known`, else encoded with the corpus's text codec.
 
-    `record`: of the text family. The codec is loaded (on the CPU) only on a cache miss.
+    `record`: of the text family. `known`: embeddings by text, see `stored_prompts`. The codec is loaded (on the CPU)
+    only for texts that neither has.
     """
     wanted = {EMPTY: ""} | {name: find_modality(name).prompt for name in modalities if name != "rgb"}
     stamp = fingerprint(texts=wanted, codec=record["codec"], options=record["options"])
@@ -65,12 +82,49 @@ def fixed_rows(record: dict[str, Any], modalities: tuple[str, ...], cache: Path)
     stored = _stored(cache)
     if set(tensor_of.values()) <= set(stored):
         return {name: stored[key] for name, key in tensor_of.items()}
-    codec = open_text_codec(record)
-    model = codec.load("cpu")
-    rows = {name: torch.from_numpy(codec.encode(model, text)) for name, text in wanted.items()}
+    rows = {name: known[text] for name, text in wanted.items() if known is not None and text in known}
+    if len(rows) < len(wanted):
+        codec = open_text_codec(record)
+        model = codec.load("cpu")
+        rows = {name: torch.from_numpy(codec.encode(model, text)) for name, text in wanted.items()}
     tensors = {tensor_of[name]: row.contiguous() for name, row in rows.items()}
     Store(str(cache.parent)).put(cache.name, save(tensors, {"xxh3": _checksum(tensors)}))
     return rows
+
+
+def store_prompts(corpus: "Corpus", family: str, codec: TextCodec, model: Any) -> None:
+    """Store the embeddings of the empty caption and of all modality-type prompts in a text family, unless it has them.
+
+    Training then needs no text encoder. `model`: the loaded codec.
+    """
+    texts = sorted({"", *(find_modality(name).prompt for name in modality_names())})
+    if set(texts) <= stored_prompts(corpus, family).keys():
+        return
+    rows = {text: np.ascontiguousarray(codec.encode(model, text), "<f4") for text in texts}
+    tables = [
+        {"text": text, "shape": list(row.shape), "float32": base64.b64encode(row.tobytes()).decode()}
+        for text, row in rows.items()
+    ]
+    corpus.store.put(prompts_record(family), record_bytes({"texts": tables}))
+
+
+def stored_prompts(corpus: "Corpus", family: str) -> dict[str, torch.Tensor]:
+    """Embeddings by text, float32 [L, D], that `store_prompts` has stored; empty if there are none, or damaged ones."""
+    name = prompts_record(family)
+    if not corpus.store.exists(name):
+        return {}
+    try:
+        return dict(_prompt(entry) for entry in corpus.read_json(name)["texts"])
+    except (DamagedFile, KeyError, TypeError, ValueError, binascii.Error) as error:
+        logger.warning("%s cannot be used, the text codec is loaded instead: %s", corpus.store.location(name), error)
+        return {}
+
+
+def _prompt(entry: Mapping[str, Any]) -> tuple[str, torch.Tensor]:
+    row = np.frombuffer(base64.b64decode(entry["float32"], validate=True), "<f4").reshape(entry["shape"])
+    if row.ndim != 2 or not row.size or not np.isfinite(row).all():
+        raise ValueError(f"an embedding has shape {row.shape}, or values that are not finite")
+    return str(entry["text"]), torch.from_numpy(row.astype(np.float32))
 
 
 def _stored(cache: Path) -> dict[str, torch.Tensor]:

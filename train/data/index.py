@@ -1,8 +1,7 @@
 """Index of the latents and text embeddings of a corpus, as arrays that scale to millions of clips."""
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -17,31 +16,12 @@ from openuni.manifests.corpus.layout import latent_group, text_group
 from openuni.manifests.corpus.payload_reader import Payload, PayloadReader
 from openuni.manifests.corpus.splits import require_complete_splits, split_group_names
 from openuni.manifests.errors import OpenUniError, did_you_mean
+from openuni.training.data.extents import Allocate, Extents, all_finite, new_bytes, read_extents
 from openuni.training.tasks import TEXT
 
 if TYPE_CHECKING:
     from openuni.manifests.corpus.corpus import Corpus
     from openuni.training.data.captions import Captions
-
-COLUMNS = ("clip_id", "status", "shard", "offset", "nbytes", "shape", "dtype", "xxh3", "absmax")
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-
-
-# of each stored dtype: an integer of its size, and the bits of the exponent, all set in NaN and infinity
-EXPONENTS = {
-    torch.float16: (np.uint16, 0x7C00),
-    torch.bfloat16: (np.uint16, 0x7F80),
-    torch.float32: (np.uint32, 0x7F800000),
-}
-FINITE_CHECK_BYTES = 1 << 17  # at a time: stays in the cache
-
-
-Allocate = Callable[[int], torch.Tensor]  # memory of a number of bytes: uint8, contiguous, in RAM
-
-
-def new_bytes(count: int) -> torch.Tensor:
-    """Memory that nothing else uses."""
-    return torch.empty(count, dtype=torch.uint8)
 
 
 class TensorError(OpenUniError):
@@ -49,56 +29,29 @@ class TensorError(OpenUniError):
 
 
 @dataclass(frozen=True, eq=False)
-class Extents:
-    """Tensors of one column group, by clip number. Arrays have length N; a clip without a tensor has shard -1."""
-
-    group: str
-    shards: list[str]
-    dtypes: list[str]
-    shard: np.ndarray  # int32 [N], index into `shards`
-    offset: np.ndarray  # int64 [N], bytes from the start of the shard
-    nbytes: np.ndarray  # int64 [N]
-    xxh3: np.ndarray  # uint64 [N]
-    dtype: np.ndarray  # int8 [N], index into `dtypes`
-    shape: np.ndarray  # int32 [N, dimensions]
-    finite: np.ndarray  # bool [N], whether their largest value was recorded as finite when they were written
-
-    @cached_property
-    def present(self) -> np.ndarray:
-        """bool [N]."""
-        return self.shard >= 0
-
-    def payload(self, clip: int) -> Payload:
-        """Where the tensor of a clip lies."""
-        numbers = (int(values[clip]) for values in (self.offset, self.nbytes, self.xxh3))
-        return Payload(self.group, self.shards[self.shard[clip]], *numbers)
-
-    def place(self, clips: Sequence[int], allocate: Allocate) -> torch.Tensor:
-        """Memory for the tensors of clips of one shape and dtype, as they are stored: [B, *shape].
-
-        Raises `OpenUniError` if they differ.
-        """
-        kinds = {(tuple(self.shape[clip].tolist()), int(self.dtype[clip])) for clip in clips}
-        if len(kinds) != 1:
-            raise OpenUniError(f"{self.group}: tensors of different shapes or dtypes: {sorted(kinds)}")
-        (shape, number), *_ = kinds
-        dtype = DTYPES[self.dtypes[number]]
-        return allocate(len(clips) * math.prod(shape) * dtype.itemsize).view(dtype).reshape(len(clips), *shape)
-
-
-@dataclass(frozen=True, eq=False)
 class Index:
-    """The trainer's view of a corpus: kept clips with their split, and the extents of their tensors."""
+    """The trainer's view of a corpus: samples with their split, and the extents of their tensors.
+
+    A sample is a kept clip, or a window of one in families with windows. All windows of a clip have its split and text.
+    """
 
     latent_family: str
     text_family: str
-    clip_ids: list[str]  # [N], sorted
+    clip_ids: list[str]  # [N], sorted; of clips with several windows, once per window
     held_out: np.ndarray  # bool [N]
     collections: list[str]  # names, sorted; "" for clips without a collection
     collection: np.ndarray  # int32 [N], index into `collections`
     latents: dict[str, Extents]  # by modality
     text: Extents
     captions: "Captions | None" = None  # for models that generate text
+    window: np.ndarray | None = None  # int64 [N], number of the window in its clip; None without windows
+
+    @cached_property
+    def sample_ids(self) -> list[str]:
+        """[N]: the clip id, and for windows `CLIP_ID#WINDOW`."""
+        if self.window is None:
+            return self.clip_ids
+        return [f"{clip}#{window}" for clip, window in zip(self.clip_ids, self.window.tolist(), strict=True)]
 
     @cached_property
     def present(self) -> np.ndarray:
@@ -128,7 +81,7 @@ class Index:
                 clip = differing[0]
                 raise OpenUniError(
                     f"{len(differing)} clips have {name} latents of another shape than their other streams, first "
-                    f"{self.clip_ids[clip]}: {extents.shape[clip].tolist()} and {shapes[clip].tolist()}. "
+                    f"{self.sample_ids[clip]}: {extents.shape[clip].tolist()} and {shapes[clip].tolist()}. "
                     f"Re-encode the corpus."
                 )
             shapes[extents.present] = extents.shape[extents.present]
@@ -151,19 +104,19 @@ class Index:
         self, reader: PayloadReader, extents: Extents, what: str, clips: Sequence[int], allocate: Allocate
     ) -> torch.Tensor:
         payloads = [extents.payload(clip) for clip in clips]
-        place = f"clip {self.clip_ids[clips[0]]}: {what}"
+        place = f"clip {self.sample_ids[clips[0]]}: {what}"
         try:
             tensors = extents.place(clips, allocate)
         except OpenUniError as error:
             raise TensorError(f"{place}: {error}") from error
         buffers = [memoryview(one.view(torch.uint8).numpy().reshape(-1)) for one in tensors]
         for position, reason in reader.read_into(payloads, buffers).items():
-            raise self._unreadable(f"clip {self.clip_ids[clips[position]]}: {what}", payloads[position], reason)
+            raise self._unreadable(f"clip {self.sample_ids[clips[position]]}: {what}", payloads[position], reason)
         for position, buffer in enumerate(buffers):
             if reader.verify and not extents.finite[clips[position]] and not all_finite(buffer, tensors.dtype):
                 raise TensorError(
-                    f"clip {self.clip_ids[clips[position]]}: {what} in {payloads[position].name} have NaN or infinite "
-                    "values. Re-encode the clip, or exclude it."
+                    f"clip {self.sample_ids[clips[position]]}: {what} in {payloads[position].name} have NaN or "
+                    "infinite values. Re-encode the clip, or exclude it."
                 )
         return tensors
 
@@ -180,7 +133,7 @@ class Index:
 
     def digest(self) -> str:
         """Fingerprint (16 hex digits) of all clips, splits and tensors."""
-        total = xxhash.xxh3_64(",".join(self.clip_ids).encode())
+        total = xxhash.xxh3_64(",".join(self.sample_ids).encode())
         total.update(self.held_out.tobytes())
         if self.collections != [""]:
             total.update(",".join(self.collections).encode())
@@ -214,29 +167,44 @@ def open_index(
     kept = table["clip_id"].combine_chunks()
     names = pc.fill_null(table["collection"], "").combine_chunks()
     known = sorted(set(names.unique().to_pylist()))
-    return Index(
+    found = Index(
         latent_family=latent_family,
         text_family=text_family,
         clip_ids=kept.to_pylist(),
         held_out=held_out(split_group_names(table).to_pylist(), table["split"].to_pylist(), validation_share),
         collections=known,
         collection=pc.index_in(names, value_set=pa.array(known, pa.string())).to_numpy(zero_copy_only=False),
-        latents={name: _extents(corpus, latent_group(latent_family, name), kept, 4) for name in modalities},
-        text=_extents(corpus, text_group(text_family), kept, 2),
+        latents={name: read_extents(corpus, latent_group(latent_family, name), kept, 4) for name in modalities},
+        text=read_extents(corpus, text_group(text_family), kept, 2),
     )
+    return _with_windows(found) if "windows" in corpus.families()[latent_family] else found
 
 
-def all_finite(data: memoryview, dtype: torch.dtype) -> bool:
-    """Whether stored values have neither NaN nor infinity; many times as fast as `torch.isfinite` of 16-bit values."""
-    kind, exponent = EXPONENTS[dtype]
-    values = np.frombuffer(data, kind)
-    step = FINITE_CHECK_BYTES // values.itemsize
-    scratch = np.empty(min(step, len(values)), kind)
-    for start in range(0, len(values), step):
-        part = values[start : start + step]
-        if np.bitwise_and(part, exponent, out=scratch[: len(part)]).max() == exponent:
-            return False
-    return True
+def _with_windows(clips: Index) -> Index:
+    """The index of all windows of the clips. Raises `OpenUniError` if streams of a clip differ in their number."""
+    counts = np.zeros(len(clips.clip_ids), np.int64)
+    for name, extents in clips.latents.items():
+        own = extents.windows.counts if extents.windows is not None else extents.present.astype(np.int64)
+        differing = np.flatnonzero((own > 0) & (counts > 0) & (own != counts))
+        if len(differing):
+            clip = differing[0]
+            raise OpenUniError(
+                f"{len(differing)} clips have another number of {name} windows than of their other streams, first "
+                f"{clips.clip_ids[clip]}: {own[clip]} and {counts[clip]}. Re-encode the corpus."
+            )
+        counts = np.maximum(counts, own)
+    counts = np.maximum(counts, 1)  # a clip without latents stays in the counts
+    clip = np.repeat(np.arange(len(counts)), counts)
+    window = np.arange(len(clip)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return replace(
+        clips,
+        clip_ids=[clips.clip_ids[number] for number in clip.tolist()],
+        held_out=clips.held_out[clip],
+        collection=clips.collection[clip],
+        latents={name: extents.expanded(clip, window) for name, extents in clips.latents.items()},
+        text=clips.text.expanded(clip, window),
+        window=window,
+    )
 
 
 def choose_family(kind: str, families: dict[str, dict[str, Any]], wanted: str) -> str:
@@ -296,40 +264,3 @@ def held_out(sources: list[str], splits: list[str | None], share: float) -> np.n
         [split != "train" if split else source in out for source, split in zip(sources, splits, strict=True)],
         dtype=bool,
     )
-
-
-def _extents(corpus: "Corpus", group: str, kept: pa.Array, dimensions: int) -> Extents:
-    count = len(kept)
-    empty = {"shard": np.full(count, -1, np.int32), "shape": np.zeros((count, dimensions), np.int32)}
-    arrays: dict[str, np.ndarray] = empty | {
-        name: np.zeros(count, kind)
-        for name, kind in {
-            "offset": np.int64,
-            "nbytes": np.int64,
-            "xxh3": np.uint64,
-            "dtype": np.int8,
-            "finite": bool,
-        }.items()
-    }
-    corpus.require_shards([group])
-    if not corpus.parts(group):
-        return Extents(group=group, shards=[], dtypes=[], **arrays)
-    table = corpus.table(group, COLUMNS)
-    table = table.filter(pc.equal(table["status"], "ok"))
-    where = pc.index_in(table["clip_id"].combine_chunks(), value_set=kept)
-    table = table.filter(pc.is_valid(where))
-    where = where.drop_null().to_numpy()
-    named = {name: table[name].combine_chunks().dictionary_encode() for name in ("shard", "dtype")}
-    for name, codes in named.items():
-        arrays[name][where] = codes.indices.to_numpy(zero_copy_only=False)
-    for name in ("offset", "nbytes", "xxh3"):
-        arrays[name][where] = table[name].to_numpy()
-    arrays["finite"][where] = pc.fill_null(pc.is_finite(table["absmax"]), False).to_numpy()
-    sizes = table["shape"].combine_chunks().flatten().to_numpy()
-    if len(sizes) != len(table) * dimensions:
-        raise OpenUniError(f"{group}: tensors must have {dimensions} dimensions, but the manifest differs")
-    arrays["shape"][where] = sizes.reshape(-1, dimensions)
-    shards, dtypes = (named[name].dictionary.to_pylist() for name in ("shard", "dtype"))
-    if odd := set(dtypes) - set(DTYPES):
-        raise OpenUniError(f"{group}: dtype must be one of {', '.join(DTYPES)}, got {', '.join(sorted(odd))}")
-    return Extents(group=group, shards=shards, dtypes=dtypes, **arrays)

@@ -15,10 +15,11 @@ from openuni.manifests.contracts.discovery import find_component
 from openuni.manifests.contracts.modality import find_modality
 from openuni.manifests.contracts.options import former_names
 from openuni.manifests.contracts.parsing import parse_options
+from openuni.manifests.corpus.layout import latent_group
 from openuni.manifests.errors import OpenUniError
 from openuni.training.data.captions import Captions, open_captions
 from openuni.training.data.curriculum import Curriculum, all_collections, curriculum_stages
-from openuni.training.data.fixed_texts import EMPTY, FixedTexts, fixed_rows
+from openuni.training.data.fixed_texts import EMPTY, FixedTexts, fixed_rows, stored_prompts
 from openuni.training.data.index import Index, choose_family, open_index
 from openuni.training.data.plan import clips_by_task, usable_clips
 from openuni.training.data.tokenizer import Tokenizer, make_tokenizer, tokenizer_identity
@@ -74,8 +75,10 @@ def prepare(recipe: TrainingRecipe, corpus: "Corpus", folder: Path) -> Setup:
         index = dataclasses.replace(index, captions=captions)
     plan = Curriculum.build(index, stages, recipe.seed, recipe.optimizer.batch_size)  # raises without training clips
     shape = _most_common_shape(index, mix)
+    if "buckets" in latents:
+        latents |= _bucket_of(corpus, index, shape)
     folder.mkdir(parents=True, exist_ok=True)
-    rows = fixed_rows(text, modalities, folder / TEXTS_FILE)
+    rows = fixed_rows(text, modalities, folder / TEXTS_FILE, stored_prompts(corpus, text["family"]))
     before = read_record(folder) if list_checkpoints(folder) else None
     if before is not None and before["model"]["name"] == kind.name():
         options = unrecorded_options(kind, before["model"]["options"]) | options
@@ -91,12 +94,11 @@ def prepare(recipe: TrainingRecipe, corpus: "Corpus", folder: Path) -> Setup:
         "latent_shape": shape,
         "data": {
             "digest": index.digest(),
-            "clips": len(index.clip_ids),
-            "held_out": int(index.held_out.sum()),
+            **_clip_counts(index),
             "clips_by_task": clips_by_task(index, mix),
-            "fps": _typical_fps(
-                corpus, [index.clip_ids[number] for number in np.flatnonzero(usable_clips(index, mix))]
-            ),
+            # families without a rate of their own have that of their clips
+            "fps": latents.get("fps")
+            or _typical_fps(corpus, [index.clip_ids[number] for number in np.flatnonzero(usable_clips(index, mix))]),
         }
         | ({"stages": plan.summary(index)} if len(stages) > 1 else {}),
     }
@@ -153,6 +155,25 @@ def _most_common_shape(index: Index, mix: TaskMix) -> list[int]:
     """Most common latent shape [C, T, H, W]."""
     shapes, counts = np.unique(index.shapes[usable_clips(index, mix)], axis=0, return_counts=True)
     return shapes[counts.argmax()].tolist()
+
+
+def _bucket_of(corpus: "Corpus", index: Index, shape: list[int]) -> dict[str, Any]:
+    """Size and number of frames of the videos behind the latents of a shape, as the trained default of sampling."""
+    for name, extents in index.latents.items():
+        found = np.flatnonzero(extents.present & (extents.shape == shape).all(axis=1))
+        row = corpus.find(latent_group(index.latent_family, name), index.clip_ids[found[0]]) if len(found) else None
+        if row is not None and all(row.get(key) for key in ("height_px", "width_px", "frames")):
+            return {"size_px": [row["height_px"], row["width_px"]], "frames": row["frames"]}
+    raise OpenUniError(f"no latents of shape {shape} have frames, height_px and width_px. Re-encode the corpus.")
+
+
+def _clip_counts(index: Index) -> dict[str, int]:
+    """Clips, those held out, and of families with windows the number of samples, for run.json."""
+    if index.window is None:
+        return {"clips": len(index.clip_ids), "held_out": int(index.held_out.sum())}
+    first = index.window == 0
+    counts = {"clips": int(first.sum()), "held_out": int((index.held_out & first).sum())}
+    return counts | {"windows": len(index.clip_ids), "held_out_windows": int(index.held_out.sum())}
 
 
 def _typical_fps(corpus: "Corpus", clip_ids: list[str]) -> float | None:

@@ -192,7 +192,7 @@ class Trainer:
         loss_is_finite = all(map(math.isfinite, losses))
         if math.isfinite(norm) and loss_is_finite:
             return
-        clips = [self.setup.index.clip_ids[clip] for part in parts for batch in part for clip in batch.clips]
+        clips = [self.setup.index.sample_ids[clip] for part in parts for batch in part for clip in batch.clips]
         what = "gradient" if loss_is_finite else "loss"
         raise NonFiniteError(f"{what} is not finite at step {self.step + 1} (clips {', '.join(clips[:8])})")
 

@@ -18,10 +18,16 @@ class Validator:
     """Deterministic validation: equal weights give equal losses at every step."""
 
     def __init__(self, loader: Loader, mix: TaskMix) -> None:
-        """Select the first `validation.clips` held-out clips (by clip_id) that have the streams of a task."""
+        """Select the first `validation.clips` held-out clips (by clip_id) that have the streams of a task.
+
+        Of a clip with several windows, the first one counts.
+        """
         index, validation = loader.index, loader.recipe.validation
         self.loader, self.mix = loader, mix
-        self.clips = np.flatnonzero(usable_clips(index, mix) & index.held_out)[: validation.clips]
+        usable = usable_clips(index, mix) & index.held_out
+        if index.window is not None:
+            usable &= index.window == 0
+        self.clips = np.flatnonzero(usable)[: validation.clips]
         quantiles = (torch.arange(validation.quantiles) + 0.5) / validation.quantiles
         flow, text = loader.recipe.flow_matching, loader.recipe.text
         drawn = sigma_at(quantiles, flow.density, flow.shift).tolist()

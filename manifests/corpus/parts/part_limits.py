@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from openuni.manifests.contracts.schema import LATENT_SCHEMA, OUTCOME_FIELDS, clip_schema
+from openuni.manifests.contracts.schema import OUTCOME_FIELDS, WINDOWED_LATENT_SCHEMA, clip_schema
 from openuni.manifests.corpus.layout import CLIPS, LATENTS, TEXT, operator_of
 from openuni.manifests.corpus.names import RULES
 from openuni.manifests.errors import DamagedFile
@@ -47,6 +47,7 @@ CLIP_BOUNDS: dict[str, float | None] = {
 }
 EXTENT_BOUNDS: dict[str, float | None] = {"offset": 0, "nbytes": 0, "xxh3": 0}
 TENSOR_BOUNDS = EXTENT_BOUNDS | {"shard": None, "shape": None, "dtype": None}
+LATENT_BOUNDS = TENSOR_BOUNDS | {"fps": 0, "height_px": 1, "width_px": 1}  # the last three where the columns exist
 MAP_BOUNDS = EXTENT_BOUNDS | {"frames": 1, "height_px": 1, "width_px": 1}
 
 
@@ -107,7 +108,7 @@ def check_kinds(schema: pa.Schema, group: str, where: str) -> None:
     if group == CLIPS:
         expected, found = list(clip_schema()), schema
     elif _row_bounds(group) is not None:
-        expected, found = list(LATENT_SCHEMA), schema
+        expected, found = list(WINDOWED_LATENT_SCHEMA), schema
     else:
         operator = operator_of(group)
         if operator is None or operator not in schema.names:
@@ -156,7 +157,9 @@ def _row_bounds(group: str) -> dict[str, float | None] | None:
     """Bounds of a group's own columns; None for operators, whose maps are structs."""
     if group == CLIPS:
         return CLIP_BOUNDS
-    return TENSOR_BOUNDS if group.startswith((f"{LATENTS}/", f"{TEXT}/")) else None
+    if group.startswith(f"{LATENTS}/"):
+        return LATENT_BOUNDS
+    return TENSOR_BOUNDS if group.startswith(f"{TEXT}/") else None
 
 
 def _map_paths(schema: pa.Schema, group: str) -> list[tuple[str, str]]:

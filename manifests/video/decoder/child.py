@@ -31,6 +31,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
         probe.probe,
         probe.matching_mp4_bytes,
         reader.decode_frames,
+        reader.frame_times,
         reader.iter_frames,
         reader.iter_windows,
         reader.decode_full_depth,

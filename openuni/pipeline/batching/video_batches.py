@@ -16,10 +16,11 @@ from openuni.training.codec import LatentCodec
 class EncodedStream(NamedTuple):
     """One stream of one clip."""
 
-    array: np.ndarray  # float32: latents [C, T', H', W'], or embeddings [L, D]
+    array: np.ndarray  # float32: latents [C, T', H', W'], of several windows [N, C, T', H', W'], or embeddings [L, D]
     dtype: str  # to store it in
-    frames: int | None  # of the video behind it
+    frames: int | None  # of the video behind it, or behind a window
     ms: float
+    psnr_db: float | None = None  # of pictures decoded from the latents, if they were decoded
 
 
 class VideoBatches:
@@ -35,9 +36,9 @@ class VideoBatches:
 
     @property
     def is_full(self) -> bool:
-        """Whether as many videos of one length wait as are encoded together, or twice as many of any."""
-        lengths = Counter(len(signal.array) for _, videos in self.waiting for signal in videos.values())
-        return max(lengths.values(), default=0) >= self.size or lengths.total() >= 2 * self.size
+        """Whether as many videos of one shape wait as are encoded together, or twice as many of any."""
+        shapes = Counter(_shape(signal) for _, videos in self.waiting for signal in videos.values())
+        return max(shapes.values(), default=0) >= self.size or shapes.total() >= 2 * self.size
 
     def run(self) -> list[tuple[ClipItem, dict[str, EncodedStream | Exception]]]:
         """The latents of the clips that wait, or the error of each video. Then none waits."""
@@ -47,17 +48,17 @@ class VideoBatches:
         return [(item, {name: encoded[item.key, name] for name in videos}) for item, videos in clips]
 
     def encode(self, videos: Mapping[Any, Modality]) -> dict[Any, EncodedStream | Exception]:
-        """The latents of videos of one size and any length, under the keys given, or the error of each."""
+        """The latents of videos of any size and length, under the keys given, or the error of each."""
         found: dict[Any, EncodedStream | Exception] = {}
-        for frames in sorted({len(signal.array) for signal in videos.values()}):
-            keys = [key for key, signal in videos.items() if len(signal.array) == frames]
+        for shape in sorted({_shape(signal) for signal in videos.values()}):
+            keys = [key for key, signal in videos.items() if _shape(signal) == shape]
             while keys:
                 batch, keys = keys[: self.size], keys[self.size :]
                 started = time.perf_counter()
                 results = results_in_halves(self._latents, [videos[key] for key in batch], self._shrink)
                 ms = (time.perf_counter() - started) * 1000 / len(batch)
                 for key, one in zip(batch, results, strict=True):
-                    found[key] = one if isinstance(one, Exception) else EncodedStream(one, "float16", frames, ms)
+                    found[key] = one if isinstance(one, Exception) else EncodedStream(one, "float16", shape[0], ms)
         return found
 
     def _latents(self, signals: Sequence[Modality]) -> list[np.ndarray]:
@@ -65,3 +66,8 @@ class VideoBatches:
 
     def _shrink(self, size: int) -> None:
         self.size = min(self.size, size)
+
+
+def _shape(signal: Modality) -> tuple[int, ...]:
+    """Frames, height and width: what videos of a batch have in common."""
+    return len(signal.array), *signal.size_px

@@ -46,11 +46,15 @@ def is_row_wise(recipe: CorpusRecipe) -> bool:
 
 
 def following_work(
-    kind: str, planner: Planner, runner: Runner, shares: Callable[[], Mapping[str, float]]
+    kind: str,
+    planner: Planner,
+    runner: Runner,
+    shares: Callable[[], Mapping[str, float]],
+    clips: pa.Table,
 ) -> Work | None:
     """What may be done on GPUs while CPU workers do the phase of `kind`; None if nothing.
 
-    `shares`: see `plan_passes`, of the annotators.
+    `shares`: see `plan_passes`, of the annotators. `clips`: those that may be planned.
     """
     recipe, capacity = planner.recipe, runner.capacity()
     if not recipe.work.overlap or capacity is None or not usable_gpus(runner.resources, capacity):
@@ -65,7 +69,7 @@ def following_work(
     codec, text_codec = recipe.latent_codec, recipe.text_codec
     if recipe.encode is None or codec is None or text_codec is None or not planner.scope.covers("encode"):
         return None
-    return planner.encode_work() if codec.gpus or text_codec.gpus else None
+    return planner.encode_work(clips.column("clip_id")) if codec.gpus or text_codec.gpus else None
 
 
 @dataclass

@@ -26,6 +26,7 @@ from openuni.manifests.corpus.layout import (
 )
 from openuni.manifests.video.decoder.limits import Limits
 from openuni.pipeline import encode_phase
+from openuni.pipeline.encoding.quality import psnr_clips
 from openuni.pipeline.operator_phase import OperatorSpec
 from openuni.pipeline.phases import ClipItem
 from openuni.pipeline.planning.environments import environment_facts, ready_environments
@@ -236,16 +237,27 @@ class Planner:
             todo[stream.modality] = left.combine_chunks() if isinstance(left, pa.ChunkedArray) else left
         return todo
 
-    def encode_work(self) -> Work:
-        """The work of the pool that encodes."""
+    def encode_work(self, ids: pa.ChunkedArray | pa.Array) -> Work:
+        """The work of the pool that encodes. `ids`: of the clips that may be encoded."""
         options, codec, text_codec = self.recipe.encode, self.recipe.latent_codec, self.recipe.text_codec
         assert options is not None and codec is not None and text_codec is not None
         limits = dataclasses.replace(self.recipe.work.limits(), max_decoded_bytes=Limits.max_decoded_bytes)
         streams = tuple(self.streams)
+        measured = psnr_clips(self.clips_without_latents(ids).to_pylist()) if options.psnr else frozenset()
         url, reader = self.corpus.store.url, self.recipe.work.reader
-        spec = encode_phase.EncodeSpec(url, options, codec, text_codec, streams, limits, reader)
+        spec = encode_phase.EncodeSpec(url, options, codec, text_codec, streams, limits, reader, measured)
         sources = frozenset(MapSource(stream.annotator, stream.modality) for stream in streams if stream.annotator)
         return Work("encode", spec, {stream.modality: stream.group for stream in streams}, sources, self.captions)
+
+    def clips_without_latents(self, ids: pa.ChunkedArray | pa.Array) -> pa.Array:
+        """Those of the clips that have no latents of their frames yet."""
+        group = next((stream.group for stream in self.streams if stream.modality == "rgb"), None)
+        return ids.filter(missing(self.corpus, group, ids)) if group else ids.slice(0, 0)
+
+    @functools.cached_property
+    def latent_family(self) -> str:
+        """Name of the latent family that the recipe encodes into."""
+        return self._families()[0]
 
     def _families(self) -> tuple[str, str]:
         options, codec, text_codec = self.recipe.encode, self.recipe.latent_codec, self.recipe.text_codec

@@ -109,7 +109,9 @@ def test_what_follows_filters_on_the_cpu(tmp_path):
     def named(text: str, kind: str = "filter", scope: RunScope = RunScope(), gpus: float | None = None) -> str | None:
         recipe_file.write_text(text)
         planner = Planner(CorpusRecipe.load(recipe_file), corpus, scope)
-        work = following_work(kind, planner, OnNode(Resources(None, gpus, "a")), dict)
+        work = following_work(
+            kind, planner, OnNode(Resources(None, gpus, "a")), dict, pa.table({"clip_id": corpus.clip_list.ids})
+        )
         return work and work.name
 
     assert named(text) == "tests.operators.on_gpu"
@@ -168,7 +170,7 @@ def test_streams_are_encoded_once_their_maps_are_sealed(tmp_path):
     planner.activate_streams()
     clips = corpus.clip_list
     table = pa.table({"clip_id": clips.ids, "row": clips.rows})
-    with Following(planner, planner.encode_work(), table, True) as items:
+    with Following(planner, planner.encode_work(clips.ids), table, True) as items:
         assert [item.todo for item in drawn(items)] == [("rgb", "text")] * 4
         run(recipe_file, raw, out, RunScope(limit=3, only=("tests.operators.on_gpu",)))
         assert [item.todo for item in drawn(items)] == [("segmentation",)] * 3

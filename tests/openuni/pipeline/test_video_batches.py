@@ -100,6 +100,31 @@ def test_an_error_of_one_video_fails_that_stream_alone(raw: Path, tmp_path: Path
     assert failed == {("black", "rgb"): "RuntimeError: a kernel failed"}
 
 
+def test_windows_and_sizes_are_batched_by_shape(raw: Path, tmp_path: Path) -> None:
+    """Several windows of a clip go together; clips of other sizes and lengths never do."""
+    tall = [np.full((64, 32, 3), 90 + 5 * t, np.uint8) for t in range(9)]
+    for name in ("tall", "high"):
+        encode(tmp_path / f"{name}.mp4", times=range(9), pictures=tall)
+
+    def encoded(videos: int, **options: Any) -> dict[tuple[str, str], Any]:
+        log = tmp_path / f"log{videos}{len(options)}"
+        sizes = {"size_px": [[16, 16], [32, 16]], "frames": [1, 5], "modalities": ["rgb"]} | options
+        codec = {CODEC: {"videos": videos, "log": str(log)}}
+        out = tmp_path / f"out{videos}{len(options)}"
+        sources = [raw, *(tmp_path / f"{name}.mp4" for name in ("tall", "high"))]
+        quiet = Reporter(quiet=True)
+        openuni.run({"encode": {"latents": CODEC} | sizes | codec}, sources, out=out, reporter=quiet)
+        assert {shapes for _, shapes, _ in batches(log)} == {1}
+        assert max(count for count, _, _ in batches(log)) == videos
+        return contents(Corpus.open(out))
+
+    assert encoded(1) == encoded(3)
+    windows = {"windows": 3, "fps": 25.0}
+    one, several = encoded(1, **windows), encoded(2, **windows)
+    assert one == several
+    assert {row["shape"][0] for (_, stream), (row, _) in several.items() if stream == "rgb"} == {1, 2, 3}
+
+
 @pytest.fixture(scope="module")
 def vae(tmp_path_factory: pytest.TempPathFactory) -> WanVae:
     return WanVae(checkpoint=tiny_vae(tmp_path_factory.mktemp("vae")))

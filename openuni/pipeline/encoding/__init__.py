@@ -1,0 +1,1 @@
+"""What is encoded of a clip: its windows, and how they are read."""
