@@ -1,21 +1,25 @@
-"""As a pytest plugin (`-p tests.blocked_modules`): the modules named in OPENUNI_BLOCKED_MODULES cannot be imported."""
+"""As a pytest plugin (`-p tests.blocked_modules`): modules named in OPENUNI_BLOCKED_MODULES are as not installed."""
 
 import os
 import sys
-from types import ModuleType
 from typing import Any
 
 BLOCKED = frozenset(os.environ.get("OPENUNI_BLOCKED_MODULES", "").split())
 
 
-class Blocker:
-    """A finder that comes first."""
+class Without:
+    """A finder that does not find them: imports fail, and `importlib.util.find_spec` gives None."""
 
-    def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> None:
-        if name.partition(".")[0] in BLOCKED:
-            raise ModuleNotFoundError(f"No module named {name!r} (blocked)", name=name)
+    def __init__(self, finder: Any) -> None:
+        self.finder = finder
+
+    def find_spec(self, name: str, *rest: Any) -> Any:
+        return None if name.partition(".")[0] in BLOCKED else self.finder.find_spec(name, *rest)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.finder, name)
 
 
 if BLOCKED & sys.modules.keys():
     raise RuntimeError(f"imported already: {', '.join(sorted(BLOCKED & sys.modules.keys()))}")
-sys.meta_path.insert(0, Blocker())  # type: ignore[arg-type]
+sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]

@@ -70,9 +70,9 @@ def test_every_case_has_a_tolerance():
 
 def pytest_cuda(*arguments, **environment):
     command = [sys.executable, "-m", "pytest", "-p", "tests.blocked_modules", "-m", "cuda", "-rs", "tests/test_cuda.py"]
-    blocked = {"OPENUNI_BLOCKED_MODULES": "av decord duckdb ray moto hypothesis"}
+    blocked = {"OPENUNI_BLOCKED_MODULES": "av decord duckdb ray"}
     return subprocess.run(
-        [*command, "-p", "no:cacheprovider", "-p", "no:hypothesispytest", *arguments],
+        [*command, "-p", "no:cacheprovider", *arguments],
         cwd=ROOT,
         env=os.environ | blocked | environment,
         capture_output=True,

@@ -25,7 +25,7 @@ class WanVae(LatentCodec):
     """Posterior mean, normalized per channel by the checkpoint's `latents_mean` and `latents_std`.
 
     Convolutions of float32 are TF32 on GPUs, as PyTorch's default is (`tf32`); matrix products are 32-bit. Latents are
-    stored in float16, whose rounding is as large: see the how-to page on precision.
+    stored in float16, whose rounding is about as large: see the how-to page on precision.
 
     Tiled latents differ from untiled ones near the seams, so `tiling` is an option and part of the version. The loaded
     model holds a feature cache during a call and is not reentrant: process one video at a time per model.
