@@ -52,7 +52,7 @@ def process(processor: Any, images: Any, input_size: int) -> Any:
         rule = {"ensure_multiple_of": processor.ensure_multiple_of, "keep_aspect_ratio": processor.keep_aspect_ratio}
         resized = processor.resize(images, size=size, resample=processor.resample, **rule)
     else:
-        target = get_resize_output_image_size(
+        target: Any = get_resize_output_image_size(
             images, (input_size, input_size), processor.keep_aspect_ratio, processor.ensure_multiple_of
         )
         resized = resize_8_bit(images, target.height, target.width)
@@ -90,7 +90,7 @@ def _along(images: Any, axis: int, size_px: int) -> Any:
 
     places, weights, bits = _on_device(images.shape[axis], size_px, images.device)
     shape = (-1,) if axis == -1 else (-1, 1)
-    total = 1 << (bits - 1)
+    total: Any = 1 << (bits - 1)  # half, to round
     for place, weight in zip(places, weights, strict=True):
         total = images.index_select(axis, place).int().mul_(weight.view(shape)).add_(total)
     return (total >> bits).clamp_(0, 255).to(torch.uint8)

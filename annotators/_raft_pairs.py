@@ -150,7 +150,7 @@ def correlation_block(radius: int) -> Any:
         """Bit-identical to torchvision's block; 16 bits would not suffice for the correlation."""
 
         def build_pyramid(self, fmap1: torch.Tensor, fmap2: torch.Tensor) -> None:
-            self.corr_pyramid = []  # frees that of the pairs before
+            self.corr_pyramid: list[torch.Tensor] = []  # frees that of the pairs before
             with torch.autocast(fmap1.device.type, enabled=False):
                 super().build_pyramid(fmap1.float(), fmap2.float())
 

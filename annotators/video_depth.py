@@ -108,8 +108,8 @@ class VideoDepth(FrameDepth):
         """Depth of a video network: values float32 [T, H, W], and their unit."""
         import torch
 
-        count, *size_px = clip.frames.shape[:3]
-        input_size = window_input_size(*size_px, self.input_size)
+        count, height_px, width_px = clip.frames.shape[:3]
+        input_size = window_input_size(height_px, width_px, self.input_size)
         device = next((value.device for value in network.parameters()), torch.device("cpu"))
 
         def pixels(numbers: np.ndarray) -> np.ndarray:
@@ -119,14 +119,14 @@ class VideoDepth(FrameDepth):
 
         def compute(given: Any) -> Any:
             with inference(device.type, self.precision):
-                return self._window(network, given[None], size_px)
+                return self._window(network, given[None], (height_px, width_px))
 
         align = self.window_unit == "disparity"
         batches = ((pixels(numbers),) for numbers in windows_of(count))
         values = stitch_depth(each_batch(device, batches, compute), count, align=align)
         return values if align else without_zero_metres(values), self.window_unit
 
-    def _window(self, network: Any, pixels: Any, size_px: Sequence[int]) -> Any:
+    def _window(self, network: Any, pixels: Any, size_px: tuple[int, int]) -> Any:
         """Depth float32 [32, H, W] of the network's input, float32 [1, 32, 3, h, w]."""
         import torch
 
@@ -138,7 +138,7 @@ class VideoDepth(FrameDepth):
                 f"[1, {WINDOW}, 3, h, w] to [1, {WINDOW}, h, w]. Export the network with such a forward method."
             )
         interpolate = torch.nn.functional.interpolate
-        return interpolate(raw[0][:, None].float(), tuple(size_px), mode="bilinear", align_corners=True)[:, 0]
+        return interpolate(raw[0][:, None].float(), size_px, mode="bilinear", align_corners=True)[:, 0]
 
 
 def window_input_size(height_px: int, width_px: int, input_size: int) -> int:

@@ -14,8 +14,8 @@ from tests.annotators.test_raft import random_network, saved
 from tests.fake_gpu import fake_gpu
 from tests.moving_pictures import panned
 
-FRAMES = panned([(2 * step, step % 3) for step in range(6)], 48, 64)
-ITERATIONS = 3
+FRAMES = panned([(2 * step, step % 3) for step in range(4)], 48, 64)
+ITERATIONS = 2
 
 
 def annotate(operator, network=None, frames=FRAMES):
@@ -33,16 +33,16 @@ def by_torchvision(frames, before, after, iterations):
 def test_both_directions_equal_torchvision_pair_by_pair(tmp_path):
     operator = Raft(size="small", checkpoint=saved(tmp_path), iterations=2, frames_per_batch=2)
     found = annotate(operator).flow
-    first = np.arange(5)
+    first = np.arange(3)
     forward = by_torchvision(FRAMES, first, first + 1, 2)
     backward = by_torchvision(FRAMES, first + 1, first, 2)
     assert np.abs(forward).mean() > 0.01
-    assert np.abs(found.array[:5] - forward).max() < 1e-4, "batches differ by rounding"
+    assert np.abs(found.array[:3] - forward).max() < 1e-4, "batches differ by rounding"
     agrees = np.stack([consistent(there, back) for there, back in zip(forward, backward, strict=True)])
-    assert 0 < agrees.mean() < 1 and (found.valid[:5, ..., 0] == agrees).mean() > 0.999
+    assert 0 < agrees.mean() < 1 and (found.valid[:3, ..., 0] == agrees).mean() > 0.999
 
 
-@pytest.mark.parametrize(("frames_per_batch", "check"), [(1, False), (2, True), (8, True)])
+@pytest.mark.parametrize(("frames_per_batch", "check"), [(1, False), (2, True)])
 def test_every_frame_is_encoded_once_and_masks_are_predicted_at_the_end(tmp_path, frames_per_batch, check):
     operator = Raft(checkpoint=saved(tmp_path, "large"), iterations=2, frames_per_batch=frames_per_batch, check=check)
     network, images = operator.load("cpu"), {"feature_encoder": 0, "context_encoder": 0, "mask_predictor": 0}
@@ -56,8 +56,8 @@ def test_every_frame_is_encoded_once_and_masks_are_predicted_at_the_end(tmp_path
     for name in images:
         getattr(network, name).register_forward_hook(counted(name))
     annotate(operator, network)
-    pairs = 5 * (1 + check)
-    assert images == {"feature_encoder": 6, "context_encoder": 6, "mask_predictor": pairs}
+    pairs = 3 * (1 + check)
+    assert images == {"feature_encoder": 4, "context_encoder": 4, "mask_predictor": pairs}
 
 
 def on_a_gpu():
@@ -101,7 +101,7 @@ def test_pairs_together_are_bounded_by_their_correlation(tmp_path, monkeypatch):
     one_pair = 256**2 * 4 * (1 + 1 / 4 + 1 / 16 + 1 / 64)  # of 128 x 128 px
     monkeypatch.setattr(_raft_pairs, "CORRELATION_BYTES", 2.1 * one_pair)
     bounded = annotate(operator, network)
-    assert largest == [2 * one_pair, 2 * one_pair, one_pair]
+    assert largest == [2 * one_pair, one_pair]
     assert np.abs(bounded.flow.array - free.flow.array).max() < 1e-3
 
 
@@ -110,11 +110,11 @@ def test_only_transfers_of_a_batch_cross_the_clip(tmp_path):
     from tests.manifests.contracts.test_device_batches import CountsTransfers
 
     calls = []
-    for frames_per_batch, iterations in ((1, 1), (1, 3), (5, 1)):
+    for frames_per_batch, iterations in ((1, 1), (1, 3), (3, 1)):
         operator = Raft(size="small", checkpoint=saved(tmp_path), iterations=iterations)
         pairs = RaftPairs(operator.load("cpu"), iterations, "fp32", both=True, pairs_per_batch=frames_per_batch)
         with CountsTransfers() as moved:
             list(pairs(FRAMES))
         calls.append(moved.calls)
     per_batch = 5  # one tensor up, two down and into arrays
-    assert calls == [5 * per_batch, 5 * per_batch, per_batch]
+    assert calls == [3 * per_batch, 3 * per_batch, per_batch]
