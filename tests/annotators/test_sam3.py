@@ -235,6 +235,7 @@ def test_holes_are_filled_and_sprinkles_removed(model):
     mask[0, 0, 1:11, 1:11] = 3.0
     mask[0, 0, 3, 3] = mask[0, 0, 4, 4] = -3.0  # a hole of two pixels that touch at a corner
     mask[0, 0, 6:9, 6] = -3.0  # one of three
+    mask[0, 0, [2, 3, 4], [7, 8, 9]] = -3.0  # one of three that touch at corners
     mask[0, 0, 13, 13] = 3.0  # a sprinkle
     done = fill_holes_in_mask_scores(mask, max_area=2)
     expected = mask.clone()
