@@ -142,6 +142,10 @@ class Sam3(Annotator):
             kind = AutoConfig.from_pretrained(folder, **only_data).model_type
             if kind != "sam3_video":
                 raise ValueError(f'model_type in config.json is "{kind}", must be "sam3_video"')
+            if not (folder / "tokenizer.json").exists() and not (folder / "vocab.json").exists():
+                raise ValueError("no tokenizer.json")  # the library would use one without a vocabulary
+            processor = Sam3VideoProcessor.from_pretrained(folder, **only_data)
+            self._check_prompts(processor.tokenizer)
             loaded: Any = Sam3VideoModel.from_pretrained(
                 folder, output_loading_info=True, use_safetensors=True, dtype=torch.float32, **only_data
             )
@@ -149,25 +153,24 @@ class Sam3(Annotator):
             if report["missing_keys"] or report["mismatched_keys"]:
                 lacking = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
                 raise ValueError(f"{len(lacking)} tensors are missing or have another size, such as {lacking[0]}")
-            if not (folder / "tokenizer.json").exists() and not (folder / "vocab.json").exists():
-                raise ValueError("no tokenizer.json")  # the library would use one without a vocabulary
-            processor = Sam3VideoProcessor.from_pretrained(folder, **only_data)
         except (OSError, ValueError, RuntimeError, TypeError) as error:
             raise OpenUniError(
                 f"{folder} is not a SAM 3 video checkpoint in transformers format: {error}. Use one such as "
                 "facebook/sam3."
             ) from error
+        use_host_operations(modeling_sam3_video)
+        network.score_threshold_detection, network.new_det_thresh = self.min_score, self.min_new_score
+        network.det_nms_thresh, network.max_num_objects = self.nms_iou, self.max_tracked
+        return network.eval().requires_grad_(False).to(device), processor
+
+    def _check_prompts(self, tokenizer: Any) -> None:
         for prompt in self.prompts:
-            tokens = len(processor.tokenizer(prompt)["input_ids"])
+            tokens = len(tokenizer(prompt)["input_ids"])
             if tokens > MAX_TOKENS:
                 raise OpenUniError(
                     f'sam3: prompt "{prompt}" has {tokens} tokens. Allowed: at most {MAX_TOKENS}. Use a short noun '
                     "phrase."
                 )
-        use_host_operations(modeling_sam3_video)
-        network.score_threshold_detection, network.new_det_thresh = self.min_score, self.min_new_score
-        network.det_nms_thresh, network.max_num_objects = self.nms_iou, self.max_tracked
-        return network.eval().requires_grad_(False).to(device), processor
 
     def run(self, model: Any, clip: DecodedClip) -> PromptedInstances:
         """Instance ids, uint16 [T, H, W, 1] at the size of the frames; 0 is background."""
