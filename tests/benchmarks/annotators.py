@@ -23,12 +23,8 @@ JSON, so that a run that is stopped leaves what it has measured.
 
 import argparse
 import dataclasses
-import datetime
-import importlib
-import importlib.metadata
 import json
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -59,7 +55,10 @@ class Bench:
         self.given, self.folder = given, folder
         self.device = "cuda" if torch.cuda.is_available() and not given.cpu else "cpu"
         self.size = (given.frames, *given.size) if given.full else (min(given.frames, 9), 96, 160)
-        self.results: dict[str, Any] = {"machine": machine(self.device), "arguments": vars(given) | {"out": None}}
+        self.results: dict[str, Any] = {
+            "machine": measures.machine(self.device),
+            "arguments": vars(given) | {"out": None},
+        }
         self.left_out: dict[str, str] = {}
         self.until = 0.0
         self.clips = [memory_clip(number, self.size) for number in range(given.clips)]
@@ -85,26 +84,6 @@ class Bench:
             left = {"left_out": self.left_out, "tiny": self.small, "stand_ins": self.stand_ins}
             part.write_text(json.dumps(self.results | left, indent=1, default=str))
             part.replace(self.given.out)
-
-
-def machine(device: str) -> dict[str, Any]:
-    """What the figures belong to."""
-    card = torch.cuda.get_device_name() if device == "cuda" else "none"
-    packages = ("torch", "torchvision", "transformers", "numpy", "av", "decord", "onnxruntime")
-    versions = {}
-    for name in packages:
-        try:
-            versions[name] = importlib.metadata.version(name) if is_importable(name) else "missing"
-        except importlib.metadata.PackageNotFoundError:  # its distribution has another name
-            versions[name] = "unknown"
-    return {
-        "date": datetime.date.today().isoformat(),
-        "gpu": card,
-        "cores": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 1),
-        "python": platform.python_version(),
-        **versions,
-    }
 
 
 def memory_clip(number: int, size: tuple[int, int, int]) -> DecodedClip:
@@ -170,8 +149,7 @@ def alone(bench: Bench) -> None:
         found["device_shares"] = measures.kernel_shares(once, bench.device) if is_short else None
         found["host_shares"] = measures.host_shares(once, bench.device) if is_short else None
         bench.keep("alone", name, found)
-        goal = verdict(3600 / found["s_per_clip"], GOALS[name], bench)
-        print(f"{name}: {found['s_per_clip']:.3f} s per clip, {3600 / found['s_per_clip']:,.0f} clips/h; {goal}")
+        print(f"{name}: {rate(found['s_per_clip'], GOALS[name], bench)}")
         ratio = verdict(found["ratio"], GOAL_RATIO, bench)
         print(f"  bare network loop {found['bare_s_per_clip']:.3f} s, bare / annotator {found['ratio']:.2f}; {ratio}")
         busy = "not measured" if found["gpu_busy"] is None else f"{found['gpu_busy']:.0%}"
@@ -221,8 +199,8 @@ def together(bench: Bench) -> None:
     busy = statistics.mean(shares) if shares else None
     found = {"s_per_clip": each, "gpu_busy": busy, "peak_mb": memory["mb"], "clips": len(seconds)}
     bench.keep("together", "all", found)
-    print(f"{len(models)} annotators: {each:.3f} s per clip, {3600 / each:,.0f} clips/h; "
-          f"{verdict(3600 / each, GOAL_TOGETHER, bench)}")  # fmt: skip
+    print(f"{len(models)} annotators: "
+          f"{rate(each, GOAL_TOGETHER, bench)}")  # fmt: skip
     text = "not measured" if busy is None else f"{busy:.0%}; {verdict(busy, GOAL_BUSY, bench)}"
     print(f"  GPU busy {text}; peak {memory['mb']:,.0f} MB", flush=True)
 
@@ -233,8 +211,8 @@ def pipeline(bench: Bench) -> None:
     each = record["seconds"] / record["planned"]
     busy = statistics.mean(shares) if shares else None
     bench.keep("pipeline", "all", record | {"s_per_clip": each, "gpu_busy": busy})
-    print(f"{record['planned']} clips with decoding and coding: {each:.3f} s per clip, {3600 / each:,.0f} clips/h; "
-          f"{verdict(3600 / each, GOAL_TOGETHER, bench)}")  # fmt: skip
+    print(f"{record['planned']} clips with decoding and coding: "
+          f"{rate(each, GOAL_TOGETHER, bench)}")  # fmt: skip
     stages = ", ".join(f"{name} {record[f'{name}_s'] / record['planned']:.3f}" for name in
                        ("decode", "compute", "store", "wait"))  # fmt: skip
     text = "not measured" if busy is None else f"{busy:.0%}; {verdict(busy, GOAL_BUSY, bench)}"
@@ -337,6 +315,13 @@ def verdict(found: float, goal: float, bench: Bench) -> str:
     return text + ("reached" if found >= goal else "NOT REACHED")
 
 
+def rate(s_per_clip: float, goal: float, bench: Bench) -> str:
+    """Seconds per clip; on a GPU also clips per hour, and whether that is the goal."""
+    if bench.device != "cuda":
+        return f"{s_per_clip:.3f} s per clip; clips per hour not measured (goal {goal:,g}, needs a GPU)"
+    return f"{s_per_clip:.3f} s per clip, {3600 / s_per_clip:,.0f} clips/h; {verdict(3600 / s_per_clip, goal, bench)}"
+
+
 def shares_text(shares: dict[str, float] | None) -> str:
     """The largest causes."""
     if not shares:
@@ -381,7 +366,7 @@ def main() -> None:
         if not bench.operators:
             raise SystemExit(f"no annotator can be built: {bench.left_out}")
         for stage in given.stages.split(","):
-            absent = [name for name in NEEDED.get(stage, ()) if not is_importable(name)]
+            absent = [name for name in NEEDED.get(stage, ()) if not measures.is_importable(name)]
             if absent:
                 bench.left_out[stage] = f"requires {', '.join(absent)}"
                 continue
@@ -391,15 +376,6 @@ def main() -> None:
         for what, why in bench.left_out.items():
             print(f"left out: {what}: {why}")
         bench.keep("done", "stages", given.stages)
-
-
-def is_importable(name: str) -> bool:
-    """Whether a package can be imported."""
-    try:
-        importlib.import_module(name)
-    except ImportError:
-        return False
-    return True
 
 
 if __name__ == "__main__":
