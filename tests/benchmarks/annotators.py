@@ -109,11 +109,11 @@ def precisions(operator: Any) -> list[Any]:
     return list(get_args(kind)) or [operator.precision]
 
 
-def paired(bench: Bench, operator: Any, model: Any, rounds: int) -> dict[str, float]:
-    """Seconds per clip of the annotator and of its bare network loop, in turns; medians, and their ratio."""
+def paired(bench: Bench, operator: Any, model: Any, rounds: int) -> tuple[dict[str, Any], Any]:
+    """Seconds per clip of the annotator and of its bare network loop, in turns: medians and ratio. And a result."""
     precision = getattr(operator, "precision", "fp32")
     with measures.recorded_calls(model) as calls:
-        run_once(operator, model, bench.clips[0])()
+        result = run_once(operator, model, bench.clips[0])()
     measures.replay(calls, bench.device, precision)  # both are warm now
     whole, bare = [], []
     for _ in range(rounds):
@@ -123,7 +123,8 @@ def paired(bench: Bench, operator: Any, model: Any, rounds: int) -> dict[str, fl
         if not bench.has_time:
             break
     found = {"s_per_clip": statistics.median(whole), "bare_s_per_clip": statistics.median(bare)}
-    return found | {"ratio": found["bare_s_per_clip"] / found["s_per_clip"], "rounds": len(whole), "calls": len(calls)}
+    facts = {"ratio": found["bare_s_per_clip"] / found["s_per_clip"], "rounds": len(whole), "calls": len(calls)}
+    return found | facts, result
 
 
 def alone(bench: Bench) -> None:
@@ -131,12 +132,15 @@ def alone(bench: Bench) -> None:
     left = list(bench.operators)
     end = bench.until
     for name in list(left):
+        if time.monotonic() > end:
+            bench.left_out[f"alone {name}"] = "over the time limit of the stage"
+            continue
         bench.until = time.monotonic() + (end - time.monotonic()) / len(left)
         left.remove(name)
         operator = bench.operators[name]
         with measures.peak_memory(bench.device) as memory:
             model = operator.load(bench.device)
-            found: dict[str, Any] = paired(bench, operator, model, bench.given.rounds)
+            found, _ = paired(bench, operator, model, bench.given.rounds)
         found["peak_mb"] = memory["mb"]
         with measures.gpu_busy(bench.device) as shares:
             for clip in bench.clips[1:]:
@@ -163,6 +167,9 @@ def precision(bench: Bench) -> None:
     end = bench.until
     references: dict[str, Any] = {}
     for done, (name, value) in enumerate(named):
+        if time.monotonic() > end:
+            bench.left_out[f"precision {name} {value}"] = "over the time limit of the stage"
+            continue
         bench.until = time.monotonic() + (end - time.monotonic()) / (len(named) - done)
         operator = bench.operators[name]
         if name not in references:
@@ -170,8 +177,8 @@ def precision(bench: Bench) -> None:
             references[name] = run_once(references[name], references[name].load(bench.device), bench.clips[0])()
         chosen = dataclasses.replace(operator, precision=value)
         model = chosen.load(bench.device)
-        found: dict[str, Any] = paired(bench, chosen, model, 2)
-        found["errors"] = measures.errors(run_once(chosen, model, bench.clips[0])(), references[name])
+        found, result = paired(bench, chosen, model, 2)
+        found["errors"] = measures.errors(result, references[name])
         bench.keep("precision", f"{name} {value}", found)
         off = "; ".join(f"{key} {text}" for key, text in found["errors"].items())
         ratio = verdict(found["ratio"], GOAL_RATIO, bench)
