@@ -57,7 +57,7 @@ def nvdec_problem() -> str:
 
 @isolated
 def decoder_nvdec_problem(where: str = "NVDEC") -> str:
-    """`nvdec_problem` of a decoder process, so that this one does not open the GPU as FFmpeg does. `where`: its name."""
+    """`nvdec_problem` of a decoder process: this one may use the GPU otherwise. `where`: a name for messages."""
     return nvdec_problem()
 
 
