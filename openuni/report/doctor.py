@@ -8,11 +8,11 @@ from typing import Literal, NamedTuple
 from openuni.config.recipe import CorpusRecipe
 from openuni.manifests.contracts.checkpoint import Checkpoint
 from openuni.manifests.contracts.component import missing_package
-from openuni.manifests.errors import MissingRequirement, OpenUniError
+from openuni.manifests.errors import ClipError, MissingRequirement, OpenUniError
 from openuni.manifests.hosting.environment import check_python
 from openuni.manifests.hosting.process import check_import
 from openuni.manifests.storage.store import Store
-from openuni.manifests.video.readers.nvdec_reader import nvdec_problem
+from openuni.manifests.video.readers.nvdec_reader import decoder_nvdec_problem
 from openuni.pipeline.planning.map_sources import annotator_of, required_maps
 from openuni.pipeline.runners.node_check import CODECS, MIN_FREE_BYTES, missing_codecs
 
@@ -74,7 +74,10 @@ def _reader(recipe: CorpusRecipe, gpus: float) -> Iterator[CheckResult]:
         text = 'requires a GPU: none is available to the run. Pass --gpus 1, or set reader = "pyav"'
         yield CheckResult("unavailable", what, text)
     elif reader == "nvdec":
-        problem = nvdec_problem()
+        try:
+            problem = decoder_nvdec_problem()
+        except ClipError as error:  # the decoder crashed or stalled
+            problem = str(error)
         yield CheckResult("unavailable", what, problem) if problem else CheckResult("ok", what, "FFmpeg opens the GPU")
 
 

@@ -2,7 +2,12 @@
 
 import cProfile
 import dataclasses
+import datetime
 import functools
+import importlib
+import importlib.metadata
+import os
+import platform
 import pstats
 import resource
 import subprocess
@@ -306,3 +311,32 @@ def errors(result: Any, reference: Any) -> dict[str, dict[str, float]]:
 def strict(operator: Any) -> Any:
     """The operator in full 32-bit precision, if it has the option."""
     return dataclasses.replace(operator, precision="fp32") if hasattr(operator, "precision") else operator
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What the figures belong to."""
+    card = torch.cuda.get_device_name() if device == "cuda" else "none"
+    packages = ("torch", "torchvision", "transformers", "numpy", "av", "decord", "onnxruntime")
+    versions = {}
+    for name in packages:
+        try:
+            versions[name] = importlib.metadata.version(name) if is_importable(name) else "missing"
+        except importlib.metadata.PackageNotFoundError:  # its distribution has another name
+            versions[name] = "unknown"
+    return {
+        "date": datetime.date.today().isoformat(),
+        "gpu": card,
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 1),
+        "python": platform.python_version(),
+        **versions,
+    }
+
+
+def is_importable(name: str) -> bool:
+    """Whether a package can be imported."""
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        return False
+    return True

@@ -23,12 +23,8 @@ JSON, so that a run that is stopped leaves what it has measured.
 
 import argparse
 import dataclasses
-import datetime
-import importlib
-import importlib.metadata
 import json
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -59,7 +55,10 @@ class Bench:
         self.given, self.folder = given, folder
         self.device = "cuda" if torch.cuda.is_available() and not given.cpu else "cpu"
         self.size = (given.frames, *given.size) if given.full else (min(given.frames, 9), 96, 160)
-        self.results: dict[str, Any] = {"machine": machine(self.device), "arguments": vars(given) | {"out": None}}
+        self.results: dict[str, Any] = {
+            "machine": measures.machine(self.device),
+            "arguments": vars(given) | {"out": None},
+        }
         self.left_out: dict[str, str] = {}
         self.until = 0.0
         self.clips = [memory_clip(number, self.size) for number in range(given.clips)]
@@ -87,26 +86,6 @@ class Bench:
             part.replace(self.given.out)
 
 
-def machine(device: str) -> dict[str, Any]:
-    """What the figures belong to."""
-    card = torch.cuda.get_device_name() if device == "cuda" else "none"
-    packages = ("torch", "torchvision", "transformers", "numpy", "av", "decord", "onnxruntime")
-    versions = {}
-    for name in packages:
-        try:
-            versions[name] = importlib.metadata.version(name) if is_importable(name) else "missing"
-        except importlib.metadata.PackageNotFoundError:  # its distribution has another name
-            versions[name] = "unknown"
-    return {
-        "date": datetime.date.today().isoformat(),
-        "gpu": card,
-        "cores": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 1),
-        "python": platform.python_version(),
-        **versions,
-    }
-
-
 def memory_clip(number: int, size: tuple[int, int, int]) -> DecodedClip:
     """A clip without a file; made by hand, since xxhash may be missing."""
     frames = clip_frames(number, *size)
@@ -130,11 +109,11 @@ def precisions(operator: Any) -> list[Any]:
     return list(get_args(kind)) or [operator.precision]
 
 
-def paired(bench: Bench, operator: Any, model: Any, rounds: int) -> dict[str, float]:
-    """Seconds per clip of the annotator and of its bare network loop, in turns; medians, and their ratio."""
+def paired(bench: Bench, operator: Any, model: Any, rounds: int) -> tuple[dict[str, Any], Any]:
+    """Seconds per clip of the annotator and of its bare network loop, in turns: medians and ratio. And a result."""
     precision = getattr(operator, "precision", "fp32")
     with measures.recorded_calls(model) as calls:
-        run_once(operator, model, bench.clips[0])()
+        result = run_once(operator, model, bench.clips[0])()
     measures.replay(calls, bench.device, precision)  # both are warm now
     whole, bare = [], []
     for _ in range(rounds):
@@ -144,7 +123,8 @@ def paired(bench: Bench, operator: Any, model: Any, rounds: int) -> dict[str, fl
         if not bench.has_time:
             break
     found = {"s_per_clip": statistics.median(whole), "bare_s_per_clip": statistics.median(bare)}
-    return found | {"ratio": found["bare_s_per_clip"] / found["s_per_clip"], "rounds": len(whole), "calls": len(calls)}
+    facts = {"ratio": found["bare_s_per_clip"] / found["s_per_clip"], "rounds": len(whole), "calls": len(calls)}
+    return found | facts, result
 
 
 def alone(bench: Bench) -> None:
@@ -152,12 +132,15 @@ def alone(bench: Bench) -> None:
     left = list(bench.operators)
     end = bench.until
     for name in list(left):
+        if time.monotonic() > end:
+            bench.left_out[f"alone {name}"] = "over the time limit of the stage"
+            continue
         bench.until = time.monotonic() + (end - time.monotonic()) / len(left)
         left.remove(name)
         operator = bench.operators[name]
         with measures.peak_memory(bench.device) as memory:
             model = operator.load(bench.device)
-            found: dict[str, Any] = paired(bench, operator, model, bench.given.rounds)
+            found, _ = paired(bench, operator, model, bench.given.rounds)
         found["peak_mb"] = memory["mb"]
         with measures.gpu_busy(bench.device) as shares:
             for clip in bench.clips[1:]:
@@ -170,8 +153,7 @@ def alone(bench: Bench) -> None:
         found["device_shares"] = measures.kernel_shares(once, bench.device) if is_short else None
         found["host_shares"] = measures.host_shares(once, bench.device) if is_short else None
         bench.keep("alone", name, found)
-        goal = verdict(3600 / found["s_per_clip"], GOALS[name], bench)
-        print(f"{name}: {found['s_per_clip']:.3f} s per clip, {3600 / found['s_per_clip']:,.0f} clips/h; {goal}")
+        print(f"{name}: {rate(found['s_per_clip'], GOALS[name], bench)}")
         ratio = verdict(found["ratio"], GOAL_RATIO, bench)
         print(f"  bare network loop {found['bare_s_per_clip']:.3f} s, bare / annotator {found['ratio']:.2f}; {ratio}")
         busy = "not measured" if found["gpu_busy"] is None else f"{found['gpu_busy']:.0%}"
@@ -185,6 +167,9 @@ def precision(bench: Bench) -> None:
     end = bench.until
     references: dict[str, Any] = {}
     for done, (name, value) in enumerate(named):
+        if time.monotonic() > end:
+            bench.left_out[f"precision {name} {value}"] = "over the time limit of the stage"
+            continue
         bench.until = time.monotonic() + (end - time.monotonic()) / (len(named) - done)
         operator = bench.operators[name]
         if name not in references:
@@ -192,8 +177,8 @@ def precision(bench: Bench) -> None:
             references[name] = run_once(references[name], references[name].load(bench.device), bench.clips[0])()
         chosen = dataclasses.replace(operator, precision=value)
         model = chosen.load(bench.device)
-        found: dict[str, Any] = paired(bench, chosen, model, 2)
-        found["errors"] = measures.errors(run_once(chosen, model, bench.clips[0])(), references[name])
+        found, result = paired(bench, chosen, model, 2)
+        found["errors"] = measures.errors(result, references[name])
         bench.keep("precision", f"{name} {value}", found)
         off = "; ".join(f"{key} {text}" for key, text in found["errors"].items())
         ratio = verdict(found["ratio"], GOAL_RATIO, bench)
@@ -221,8 +206,8 @@ def together(bench: Bench) -> None:
     busy = statistics.mean(shares) if shares else None
     found = {"s_per_clip": each, "gpu_busy": busy, "peak_mb": memory["mb"], "clips": len(seconds)}
     bench.keep("together", "all", found)
-    print(f"{len(models)} annotators: {each:.3f} s per clip, {3600 / each:,.0f} clips/h; "
-          f"{verdict(3600 / each, GOAL_TOGETHER, bench)}")  # fmt: skip
+    print(f"{len(models)} annotators: "
+          f"{rate(each, GOAL_TOGETHER, bench)}")  # fmt: skip
     text = "not measured" if busy is None else f"{busy:.0%}; {verdict(busy, GOAL_BUSY, bench)}"
     print(f"  GPU busy {text}; peak {memory['mb']:,.0f} MB", flush=True)
 
@@ -233,8 +218,8 @@ def pipeline(bench: Bench) -> None:
     each = record["seconds"] / record["planned"]
     busy = statistics.mean(shares) if shares else None
     bench.keep("pipeline", "all", record | {"s_per_clip": each, "gpu_busy": busy})
-    print(f"{record['planned']} clips with decoding and coding: {each:.3f} s per clip, {3600 / each:,.0f} clips/h; "
-          f"{verdict(3600 / each, GOAL_TOGETHER, bench)}")  # fmt: skip
+    print(f"{record['planned']} clips with decoding and coding: "
+          f"{rate(each, GOAL_TOGETHER, bench)}")  # fmt: skip
     stages = ", ".join(f"{name} {record[f'{name}_s'] / record['planned']:.3f}" for name in
                        ("decode", "compute", "store", "wait"))  # fmt: skip
     text = "not measured" if busy is None else f"{busy:.0%}; {verdict(busy, GOAL_BUSY, bench)}"
@@ -337,6 +322,13 @@ def verdict(found: float, goal: float, bench: Bench) -> str:
     return text + ("reached" if found >= goal else "NOT REACHED")
 
 
+def rate(s_per_clip: float, goal: float, bench: Bench) -> str:
+    """Seconds per clip; on a GPU also clips per hour, and whether that is the goal."""
+    if bench.device != "cuda":
+        return f"{s_per_clip:.3f} s per clip; clips per hour not measured (goal {goal:,g}, needs a GPU)"
+    return f"{s_per_clip:.3f} s per clip, {3600 / s_per_clip:,.0f} clips/h; {verdict(3600 / s_per_clip, goal, bench)}"
+
+
 def shares_text(shares: dict[str, float] | None) -> str:
     """The largest causes."""
     if not shares:
@@ -381,7 +373,7 @@ def main() -> None:
         if not bench.operators:
             raise SystemExit(f"no annotator can be built: {bench.left_out}")
         for stage in given.stages.split(","):
-            absent = [name for name in NEEDED.get(stage, ()) if not is_importable(name)]
+            absent = [name for name in NEEDED.get(stage, ()) if not measures.is_importable(name)]
             if absent:
                 bench.left_out[stage] = f"requires {', '.join(absent)}"
                 continue
@@ -391,15 +383,6 @@ def main() -> None:
         for what, why in bench.left_out.items():
             print(f"left out: {what}: {why}")
         bench.keep("done", "stages", given.stages)
-
-
-def is_importable(name: str) -> bool:
-    """Whether a package can be imported."""
-    try:
-        importlib.import_module(name)
-    except ImportError:
-        return False
-    return True
 
 
 if __name__ == "__main__":

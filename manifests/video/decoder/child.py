@@ -40,6 +40,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
         images.read_png_indices,
         encode.decode_lossless,
         encode.iter_lossless_from,
+        nvdec_reader.decoder_nvdec_problem,
     )
 }
 MAX_BATCH, MAX_BATCH_BYTES = 16, 2**22  # items of a generator in one message

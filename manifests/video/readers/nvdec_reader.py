@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from openuni.manifests.errors import MissingRequirement
 from openuni.manifests.video.decoder.memory import data_bytes
+from openuni.manifests.video.decoder.process import isolated
 from openuni.manifests.video.frames import is_interlaced
 from openuni.manifests.video.video_errors import CorruptVideo
 
@@ -52,6 +53,12 @@ def nvdec_problem() -> str:
             '"pyav". In a container the driver needs the "video" capability (NVIDIA_DRIVER_CAPABILITIES).'
         )
     return ""
+
+
+@isolated
+def decoder_nvdec_problem(where: str = "NVDEC") -> str:
+    """`nvdec_problem` of a decoder process: this one may use the GPU otherwise. `where`: a name for messages."""
+    return nvdec_problem()
 
 
 @cache

@@ -88,7 +88,7 @@ class CrashMarks:
         """Why the item fails now; once, so that `--retry-failed` tries it again."""
         death = self.deaths.pop(key, None)
         if death is None and self.attempts.get(key, 0) >= MAX_ATTEMPTS:
-            text = f"the process died {MAX_ATTEMPTS} times while it worked on this item alone or with one other"
+            text = f"the process died {MAX_ATTEMPTS} times while it worked on this item alone or with others"
             death = Death(f"WorkerDied: {text} (out of memory, or killed). Rerun with --retry-failed to try again.", "")
         if death is not None:
             self.attempts.pop(key, None)

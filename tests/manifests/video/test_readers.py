@@ -23,6 +23,7 @@ from openuni.manifests.video.readers.clip_images import Attempt, attempts_of, di
 from openuni.manifests.video.readers.nvdec_reader import HardwareRefused, nvdec_problem
 from openuni.manifests.video.readers.reader_check import Difference, compared, sampled_timestamps
 from openuni.manifests.video.video_errors import ReaderMismatch, SourceChanged, VideoError
+from openuni.report import doctor
 from tests.coded_clips import encode, numbers, picture
 
 CLOSED_GOP = {"x265-params": "open-gop=0:keyint=12:bframes=3:log-level=none"}
@@ -283,6 +284,8 @@ def test_without_a_gpu_nvdec_is_a_missing_requirement(tmp_path: Path) -> None:
     with pytest.raises(MissingRequirement, match=r"reader = \"nvdec\": FFmpeg cannot open an NVIDIA GPU here"):
         decode(clip, reader="nvdec")
     assert nvdec_reader.device_bytes() == 0
+    checks = doctor.run_checks(openuni.CorpusRecipe.parse({"work": {"reader": "nvdec"}}), gpus=1.0)
+    assert [check.level for check in checks if "nvdec" in check.what] == ["unavailable"]
 
 
 @pytest.mark.skipif(bool(nvdec_problem()), reason="no GPU")

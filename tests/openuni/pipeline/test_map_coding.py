@@ -1,17 +1,21 @@
 """Maps are coded in threads behind the operators: at the same time, within a bound, each error where it belongs."""
 
+import dataclasses
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import openuni
 from openuni.console.progress import Reporter
 from openuni.manifests.contracts.modality import Payload
 from openuni.manifests.errors import ClipError, OpenUniError
+from openuni.manifests.modalities.densepose import DensePose
 from openuni.pipeline.long_clips.map_coding import MapCoders, coded_payload, discard
+from openuni.pipeline.long_clips.worker import OperatorResult
 from openuni.pipeline.operator_phase import OperatorSpec
 from openuni.pipeline.phases import ClipItem
 from openuni.pipeline.planning.planner import Planner
@@ -134,6 +138,20 @@ def test_the_threads_that_code_are_known_to_work_on_the_clip(tmp_path: Path) -> 
     loop.finish()
     assert [(one.key, one.status) for one in outcomes] == [(item.key, "ok") for item in items]
     assert sorted(key for thread, key in marked if thread == "code") == sorted(3 * [item.key for item in items])
+
+
+@pytest.mark.parametrize(("clips", "nbytes", "may"), [(1, 9, True), (2, 498, True), (2, 504, False), (3, 3, False)])
+def test_clips_whose_maps_wait_are_few_and_small(clips: int, nbytes: int, may: bool, tmp_path: Path) -> None:
+    corpus = openuni.run({}, write_clips(tmp_path, 1), out=tmp_path / "corpus", reporter=Reporter(quiet=True))
+    spec = Planner(openuni.CorpusRecipe.parse(RECIPE), corpus, RunScope()).operators_work("annotator", ["dis"]).spec
+    assert isinstance(spec, OperatorSpec)
+    limits = dataclasses.replace(spec.limits, max_decoded_bytes=4 * 1000)
+    worker = dataclasses.replace(spec, limits=limits).start("cpu")
+    maps = DensePose(np.zeros((1, 1, nbytes // 3, 3), np.uint8))
+    assert maps.array.nbytes == nbytes
+    result = {"dis": OperatorResult((maps, 0.5), None, None), "failed": OperatorResult(None, "no", None, "failed")}
+    assert worker.may_wait([(object(), result)] * clips) is may
+    worker.finish()
 
 
 def test_a_map_that_cannot_be_coded_fails_its_annotator_alone(tmp_path: Path) -> None:
