@@ -163,9 +163,11 @@ def _conv(call: Call) -> Any:
     import torch
 
     images, padding = _same_padding(call, 0.0)
+    weight, *bias = call.inputs[1:]
     return torch.nn.functional.conv2d(
         images,
-        *call.inputs[1:],
+        weight,
+        bias[0] if bias else None,
         stride=call.attribute("strides", [1, 1]),
         padding=padding,
         dilation=call.attribute("dilations", [1, 1]),
@@ -312,7 +314,7 @@ def _concat(call: Call) -> Any:
 
 def _gather(call: Call) -> Any:
     value, places, axis = call.inputs[0], call.host(1), call.attribute("axis", 0)
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray) and places is not None:
         return np.take(value, places, axis)
     if places is None or places.ndim:
         raise NotImplementedError("of several places is not supported.")
