@@ -38,7 +38,7 @@ class TorchGraph:
         constants = dict(self.graph.weights)
         for node in self.graph.nodes:
             if node.kind == "Constant":
-                constants[node.outputs[0]] = _constant(node)
+                constants[node.outputs[0]] = _constant(node, path)
         self.host = {name: value for name, value in constants.items() if value.size <= SMALL or value.dtype.kind != "f"}
         self.weights = {
             name: torch.from_numpy(value.astype(np.float32)).to(self.device)
@@ -66,8 +66,10 @@ class TorchGraph:
         return [values[name] for name in self.graph.outputs]
 
 
-def _constant(node: Node) -> np.ndarray:
-    (value,) = node.attributes.values()
+def _constant(node: Node, path: Path) -> np.ndarray:
+    value = next(iter(node.attributes.values()), None)
+    if value is None or isinstance(value, str):
+        raise OpenUniError(f'{path}: a constant that is no number. Use backend = "onnxruntime"')
     return np.asarray(value, None if isinstance(value, np.ndarray) else np.float32 if _is_float(value) else np.int64)
 
 

@@ -24,4 +24,4 @@ def inference(device: str, precision: Precision) -> Iterator[None]:
 
 def decoder_precision(precision: Precision) -> Precision:
     """Precision of a part whose numbers are compared with thresholds: that of the option, but never 16 bits."""
-    return "fp32" if precision == "bf16" else precision
+    return "fp32" if precision.endswith("16") else precision
