@@ -111,7 +111,7 @@ def detected(
     for it, except in `_masks_of_crop`.
     """
     grid = point_grid(rules.points_per_side)
-    jobs = [(image, box) for image in images for box in crop_boxes(*image.shape[:2], rules.crop_layers)]
+    jobs = [(image, box) for image in images for box in crop_boxes(image.shape[0], image.shape[1], rules.crop_layers)]
     per_image = len(jobs) // len(images)
     crops: list[PackedMasks] = []
     for part in _parts(len(jobs), images_per_batch):

@@ -1,7 +1,7 @@
 """Propagation of instance masks along the optical flow between two keyframes."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -68,6 +68,8 @@ def propagate_labels(labels: np.ndarray, flow: GuideFlow, start: int, stop: int)
     places = np.stack(np.meshgrid(x, y), axis=-1).reshape(height_px, -1)
     scales = np.tile(np.array([width_px / small[1], height_px / small[0]], np.float32), width_px)
 
+    no_map: Any = None  # both coordinates are in the first map
+
     def steps() -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         nonlocal way, sure
         for row in range(len(found)):
@@ -83,11 +85,11 @@ def propagate_labels(labels: np.ndarray, flow: GuideFlow, start: int, stop: int)
 
     def sample(accumulated: tuple[int, np.ndarray, np.ndarray]) -> None:
         row, way, sure = accumulated
-        whole = cv2.resize(way, (width_px, height_px))
+        whole: Any = cv2.resize(way, (width_px, height_px))
         flat = whole.reshape(height_px, -1)
         flat *= scales
         flat += places
-        cv2.remap(labels, whole, None, cv2.INTER_NEAREST, found[row])
+        cv2.remap(labels, whole, no_map, cv2.INTER_NEAREST, found[row])
         certain[row] = cv2.resize(sure, (width_px, height_px), interpolation=cv2.INTER_NEAREST) > 0
 
     in_threads(sample, steps())

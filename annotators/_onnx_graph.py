@@ -92,10 +92,10 @@ def _tensor(data: memoryview) -> tuple[str, np.ndarray]:
     dtype = np.dtype(DTYPES[kind])
     if 9 in fields:
         values = np.frombuffer(fields[9][0], dtype)
-    elif 4 in fields or 10 in fields:
-        values = np.concatenate(
-            [np.frombuffer(one, "<f4" if 4 in fields else "<f8") for one in fields.get(4, fields.get(10))]
-        )
+    elif 4 in fields:
+        values = np.concatenate([np.frombuffer(one, "<f4") for one in fields[4]])
+    elif 10 in fields:
+        values = np.concatenate([np.frombuffer(one, "<f8") for one in fields[10]])
     else:  # integers, and 16-bit floats as their bits
         values = np.array(_integers(fields.get(7, fields.get(5, []))), np.int64)
         values = values.astype(np.uint16).view(np.float16) if dtype == np.float16 else values

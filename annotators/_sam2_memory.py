@@ -42,11 +42,14 @@ class Sam2Prompted:
 
     def pixels(self, images: Sequence[np.ndarray]) -> Any:
         """uint8 [h, w, 3] RGB, of any sizes -> network input float32 [N, 3, S, S]; aspect ratios are not preserved."""
+        import torch
+
+        if len({image.shape for image in images}) == 1:  # one copy to the device
+            given = list(torch.from_numpy(np.stack(images)).to(self.device))
+        else:
+            given = [torch.from_numpy(np.array(image)).to(self.device) for image in images]
         prepared = self.processor.image_processor(
-            images=[np.array(image) for image in images],
-            input_data_format="channels_last",
-            return_tensors="pt",
-            device=self.device,
+            images=given, input_data_format="channels_last", return_tensors="pt", device=self.device
         )
         return prepared["pixel_values"].to(self.device)
 

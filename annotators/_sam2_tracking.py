@@ -86,11 +86,11 @@ class TrackedInstances:
         positions = [self.positions + encodings[age - 1] for age in (0, *ages)]  # a given mask has the last encoding
         pointers, pointer_positions = self._pointer_tokens()
         attended = self.network.memory_attention(
-            current_vision_features=vision.features[-1].expand(-1, self.count, -1),
-            current_vision_position_embeddings=vision.positions.expand(-1, self.count, -1),
-            memory=torch.cat([self.first_memory, *self.memories, pointers]).float(),
-            memory_posision_embeddings=torch.cat([*positions, pointer_positions]),
-            num_object_pointer_tokens=len(pointers),
+            vision.features[-1].expand(-1, self.count, -1),
+            torch.cat([self.first_memory, *self.memories, pointers]).float(),
+            vision.positions.expand(-1, self.count, -1),
+            torch.cat([*positions, pointer_positions]),
+            len(pointers),
         )
         height, width = self.network.backbone_feature_sizes[-1]
         return attended[0].transpose(1, 2).reshape(self.count, -1, height, width)

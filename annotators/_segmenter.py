@@ -81,7 +81,7 @@ class Segmenter(Annotator):
         "maximum number of instances with an id, largest first; renderings distinguish at most 255",
         Interval(ge=1, le=np.iinfo(np.uint16).max),
     ] = 255
-    frames_per_batch: Annotated[int, "keyframes per forward pass of the image encoder", Ge(1), Execution()] = 4
+    frames_per_batch: Annotated[int, "keyframes per forward pass of the image encoder", Ge(1), Execution()] = 2
     precision: Annotated[Precision, "numerical precision: fp32, tf32 (on CPUs fp32), bf16 or fp16 autocast"] = "fp32"
 
     gpus: ClassVar[float] = 0.5

@@ -324,7 +324,7 @@ def _stable_parts(clip: DecodedClip, parts: np.ndarray) -> tuple[int, int]:
     def counts(pair: int) -> tuple[int, int]:
         now, then = small[pair], warp(small[pair + 1], guide.forward[pair], nearest=True)
         either = guide.forward_valid[pair] & ((now > 0) | (then > 0))
-        return np.count_nonzero(either), np.count_nonzero(either & (now == then))
+        return int(np.count_nonzero(either)), int(np.count_nonzero(either & (now == then)))
 
     found = in_threads(counts, range(min(len(small) - 1, len(guide.forward))))
     return sum(body for body, _ in found), sum(same for _, same in found)

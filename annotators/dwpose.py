@@ -163,7 +163,7 @@ class Dwpose(Annotator):
             return letterbox(frame, *size_px)[0][..., ::-1]
 
         # scores of other classes than persons stay on the device
-        for outputs in model.detector.each(frames, picture, self.frames_per_batch, columns=PERSON_COLUMNS):
+        for outputs in model.detector.each(list(frames), picture, self.frames_per_batch, columns=PERSON_COLUMNS):
             yield persons(outputs[0], size_px, ratio, self.min_score, self.nms_iou)[0]
 
     def poses(self, network: OnnxNetwork, crops: "Sequence[PersonCrop]") -> Iterator[np.ndarray]:

@@ -240,7 +240,7 @@ def _point_encoder(**sizes: Any) -> Any:
     import torch
     from segment_anything.modeling import PromptEncoder
 
-    class PointEncoder(PromptEncoder):  # type: ignore[misc]  # the library has no types
+    class PointEncoder(PromptEncoder):
         def _embed_points(self, points: Any, labels: Any, pad: bool) -> Any:
             points = points + 0.5
             if pad:

@@ -36,6 +36,7 @@ class Sam2(Segmenter):
     )
     keyframe_interval_s: KeyframeIntervalS = 2.0
     min_predicted_iou: MinPredictedIou = 0.8
+    frames_per_batch: Annotated[int, "frames per forward pass of the image encoder", Ge(1), Execution()] = 4
     instances_per_batch: Annotated[
         int,
         "maximum number of instances propagated from a keyframe, largest first; the others are discarded",

@@ -1,8 +1,8 @@
 """Counts where code would wait for a GPU: copies to the host, values read from tensors, sizes that depend on data.
 
 On a CPU nothing waits, so the operations are counted that do on a GPU: a test of a loop over frames or instances fails
-when one of them returns to it. Copies to the device (`.to(device)`, the CPU in a test) count too: from ordinary
-memory they wait for all queued work.
+when one of them returns to it. Copies to the device count too, where arrays become tensors: from ordinary memory they
+wait for all queued work.
 """
 
 from collections import Counter
@@ -34,16 +34,24 @@ class Waits(TorchFunctionMode):
     def __enter__(self) -> "Waits":
         super().__enter__()
         self.operators.__enter__()
+        self.from_numpy = torch.from_numpy
+
+        def counted(array: Any) -> torch.Tensor:
+            self.counts["from_numpy"] += 1
+            return self.from_numpy(array)
+
+        torch.from_numpy = counted  # the one function that modes do not get
         return self
 
     def __exit__(self, *error: Any) -> None:
+        torch.from_numpy = self.from_numpy
         self.operators.__exit__(*error)
         super().__exit__(*error)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
         is_upload = name in FROM_HOST and not isinstance(args[0], torch.Tensor)
-        if name in TO_HOST or is_upload or (name == "to" and "cpu" in map(str, args[1:])):
+        if name in TO_HOST or is_upload or (name == "to" and "cpu" in [arg for arg in args if isinstance(arg, str)]):
             # `.cpu().numpy()` is one wait
             self.counts[name if name != "numpy" else "cpu"] += name != "numpy"
         return func(*args, **(kwargs or {}))

@@ -14,6 +14,7 @@ from openuni.annotators.dwpose import DETECTOR_FILE, POSE_FILE, REPOSITORY, Dwpo
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.errors import MissingRequirement, OpenUniError
 from openuni.manifests.modalities._stick_figure import draw
+from tests import operator_contract as contract
 from tests.annotators.people_networks import PERSON_BGR, POINT_BGR, write_detector, write_networks, write_pose
 from tests.onnx_files import Node, tensor_elsewhere, write_onnx
 
@@ -303,3 +304,11 @@ def test_the_version_follows_the_two_files_and_no_other(tmp_path):
 def test_wrong_options_are_refused(wrong):
     with pytest.raises(OpenUniError, match="Allowed"):
         replace(Dwpose(), **wrong)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "torch"])
+def test_windows_of_whole_batches_give_the_same(folder, backend):
+    """Persons of an incomplete batch wait for the next window."""
+    frames = [frame_with((4 + n % 5, 5), *[(15, 9)] * (n % 3 > 0)) for n in range(19)]
+    operator = Dwpose(checkpoint=str(folder), frames_per_batch=2, backend=backend)
+    contract.windows_give_the_same(operator, DecodedClip.from_frames(np.stack(frames)), sizes=[1])

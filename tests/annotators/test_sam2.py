@@ -260,6 +260,7 @@ def test_waits_for_the_device_are_few_per_batch_of_frames_and_none_per_instance(
             propagate(Sam2Prompted(*model, "fp32", *batches), frames, labels, range(9), 8)
         totals.append(waits.total)
         assert waits.counts["cpu"] == 2 * (8 // batches[0])  # masks to fill, and maps
+        assert waits.counts["from_numpy"] == 1 + -(-9 // batches[0]) + 8 // batches[0]  # labels, frames, holes
     assert totals[0] == totals[1] == totals[2] > totals[3]
 
 
