@@ -148,7 +148,7 @@ class Sapiens2Pose(Sapiens2):
         def picture(frame: np.ndarray) -> np.ndarray:
             return letterbox(frame, *size_px)[0][..., ::-1]  # BGR
 
-        for outputs in model.detector.each(frames, picture, self.frames_per_batch, columns=PERSON_COLUMNS):
+        for outputs in model.detector.each(list(frames), picture, self.frames_per_batch, columns=PERSON_COLUMNS):
             yield persons(outputs[0], size_px, ratio, self.min_score, self.nms_iou)[0]
 
     def poses(self, network: Any, crops: Sequence[PersonCrop]) -> Iterator[np.ndarray]:
