@@ -61,6 +61,11 @@ class Ranks:
         """Call on every rank. If it raises on one, an error with its class and message is raised on all."""
         return call()
 
+    def agreed(self, error: T) -> T:
+        """An error that every rank raises, as all have come to the same result: rank 0 alone prints it."""
+        self.has_agreed_end = True
+        return error
+
     def first(self, call: Callable[[], T]) -> T | None:
         """As `together`, but call on rank 0 only; the others wait and return None."""
         return self.together(lambda: call() if self.is_first else None)

@@ -47,7 +47,7 @@ def resume(
         return checkpoint.step, written
     if damaged:
         reasons = "\n  ".join(str(reason) for _, reason in damaged)
-        raise OpenUniError(f"no checkpoint of {folder} can be used:\n  {reasons}")
+        raise ranks.agreed(OpenUniError(f"no checkpoint of {folder} can be used:\n  {reasons}"))
     return 0, None
 
 

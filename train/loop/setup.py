@@ -61,10 +61,12 @@ class Setup:
 def prepare_on(ranks: Ranks, recipe: TrainingRecipe, corpus: "Corpus", folder: Path) -> Setup:
     """`prepare` on all ranks. Raises `OpenUniError` if they differ, or if there are more of them than samples."""
     if recipe.optimizer.batch_size < ranks.world:
-        raise OpenUniError(
-            f"optimizer.batch_size = {recipe.optimizer.batch_size} cannot be divided among {ranks.world} processes: "
-            f"each needs a sample in every step. Start at most {recipe.optimizer.batch_size}, or raise the batch size."
+        most = recipe.optimizer.batch_size
+        error = OpenUniError(
+            f"optimizer.batch_size = {most} cannot be divided among {ranks.world} processes: each needs a sample in "
+            f"every step. Start at most {most}, or raise the batch size."
         )
+        raise ranks.agreed(error)
     first = ranks.first(lambda: prepare(recipe, corpus, folder))
 
     def follow() -> Setup:
@@ -76,10 +78,11 @@ def prepare_on(ranks: Ranks, recipe: TrainingRecipe, corpus: "Corpus", folder: P
     digests = ranks.gathered(xxhash.xxh3_64_hexdigest(json.dumps(setup.record, sort_keys=True).encode()))
     odd = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
     if odd:
-        raise OpenUniError(
+        error = OpenUniError(
             f"rank {odd[0]} has another recipe or corpus than rank 0. Start all processes with the same command, on "
             "files that all nodes share."
         )
+        raise ranks.agreed(error)
     return setup
 
 

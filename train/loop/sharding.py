@@ -88,10 +88,12 @@ class ShardedWeights(Weights):
         finite = np.isfinite(together).all()  # else the step is refused as not finite
         if len(odd) and finite:
             name = list(self.local)[odd[0]]
-            raise OpenUniError(
-                f"gradients are not synchronized between ranks: that of {name} is not the sum over all "
-                f"{ranks.world} ranks ({len(odd)} of {len(self.local)} parameters). No weights were changed. "
-                "Check that all nodes have the same version of PyTorch."
+            raise ranks.agreed(
+                OpenUniError(
+                    f"gradients are not synchronized between ranks: that of {name} is not the sum over all "
+                    f"{ranks.world} ranks ({len(odd)} of {len(self.local)} parameters). No weights were changed. "
+                    "Check that all nodes have the same version of PyTorch."
+                )
             )
 
     def whole(self, name: str, local: torch.Tensor) -> torch.Tensor:

@@ -249,7 +249,9 @@ class Trainer:
         slots = odd.tolist() or self.loader.step_order(samples)
         clips = [self.setup.index.clip_ids[samples[slot].clip] for slot in slots]
         what = "loss" if len(odd) else "gradient"
-        raise NonFiniteError(f"{what} is not finite at step {self.step + 1} (clips {', '.join(clips[:8])})")
+        raise self.ranks.agreed(
+            NonFiniteError(f"{what} is not finite at step {self.step + 1} (clips {', '.join(clips[:8])})")
+        )
 
     def _update_weights(self) -> None:
         def update() -> None:

@@ -124,7 +124,8 @@ def check_equal_weights(model: nn.Module, ranks: Ranks) -> None:
     digests = ranks.gathered(total.hexdigest())
     odd = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
     if odd:
-        raise OpenUniError(
+        error = OpenUniError(
             f"rank {odd[0]} begins with other weights than rank 0 ({len(odd)} of {ranks.world} ranks differ). All "
             "nodes need the same version of OpenUni and PyTorch, and the same files in model.pretrained and init_from."
         )
+        raise ranks.agreed(error)

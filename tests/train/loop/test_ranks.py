@@ -4,7 +4,11 @@ One launch of processes does the work of several tests.
 """
 
 import dataclasses
+import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from openuni.manifests.corpus.corpus import Corpus
+from openuni.training.loop.log import read_log
 from openuni.training.loop.tensor_files import whole_tensors, write_tensors
 from openuni.training.loop.trainer import train
 from openuni.training.recipe import TrainingRecipe
@@ -26,6 +31,7 @@ from tests.train.loop.rank_processes import launch, run_ranks
 from tests.train.loop.test_trainer import MODEL, assert_same, recipe, state
 from tests.train.small_runs import small_recipe, steps_saved, write_recipe
 
+ROOT = Path(__file__).parents[3]
 SIZE: dict[str, Any] = {"num_layers": 2, "heads": 2, "head_dim": 12, "ffn_dim": 48, "freq_dim": 16}
 # all that several ranks could get wrong at once: micro-batches, clipping, EMA, recomputed blocks
 HARD: dict[str, Any] = {
@@ -173,7 +179,7 @@ def test_what_goes_wrong_on_one_rank_ends_all_with_one_message(place: Path, tmp_
     assert "gradients are not synchronized between ranks" in mean and not steps_saved(place / "mean")
     assert "training stopped after" in latents and "NaN or infinite" in latents
     assert "batch_size = 1 cannot be divided among 2 processes" in small and not (place / "small").exists()
-    assert all(entry.startswith("QuietError: ") for entry in ended[1])
+    assert all(entry.startswith("QuietError: ") for entry in ended[1]), ended[1]
 
 
 @pytest.mark.slow
@@ -200,6 +206,27 @@ def test_only_rank_0_prints(place: Path, tmp_path: Path) -> None:
     assert [code for code, _, _ in first] == [code for code, _, _ in second] == [0, 2]
     assert "trained 6 steps" in first[0][1] and 'Did you mean "unityvideo_debug"' in first[1][2]
     assert [out + err for _, out, err in second] == ["", ""]
+
+
+@pytest.mark.slow
+def test_torchrun_starts_a_training_and_passes_signals_on(place: Path, tmp_path: Path) -> None:
+    """SIGTERM to torchrun: both ranks save the step."""
+    path = write_recipe(tmp_path, MODEL, optimizer={"steps": 100_000}, checkpoints={"every_steps": 100_000})
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    command = [*launcher, "openuni", "train", path, "--corpus", place / "corpus", "--out", tmp_path / "run"]
+    environment = {name: value for name, value in os.environ.items() if name != "RANK"} | {"PYTHONPATH": str(ROOT)}
+    with (tmp_path / "out").open("w") as output:
+        process = subprocess.Popen(list(map(str, command)), stdout=output, stderr=output, env=environment)
+        deadline = time.monotonic() + 200
+        while not any(row["step"] >= 3 for row in read_log(tmp_path / "run")):
+            assert time.monotonic() < deadline and process.poll() is None, (tmp_path / "out").read_text()
+            time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(100) != 0
+    printed = (tmp_path / "out").read_text()
+    (step,) = steps_saved(tmp_path / "run")
+    assert Run.open(tmp_path / "run").log[-1]["step"] == step, printed
+    assert printed.count("openuni: stopped. Finished steps are kept") == 1, printed
 
 
 # ---------------------------------------------------------------- files
