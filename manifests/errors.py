@@ -38,6 +38,14 @@ class MissingRequirement(OpenUniError):
     """A checkpoint or package that a run requires is not installed; the message names the command that installs it."""
 
 
+class QuietError(OpenUniError):
+    """An error that another process prints. `code`: the exit code, that of the other process."""
+
+    def __init__(self, message: str, code: int = 2) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """Return ` Did you mean "x"?` if a known name is close to the given one, else an empty string."""
     close = difflib.get_close_matches(given, list(known), n=1, cutoff=0.6)

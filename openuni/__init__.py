@@ -38,6 +38,7 @@ _LAZY_IMPORTS = {
     "select": "openuni.api",
     "split": "openuni.api",
     "train": "openuni.api",
+    "training_estimate": "openuni.api",
     "verify": "openuni.api",
 }
 
@@ -57,6 +58,7 @@ __all__ = [
     "select",
     "split",
     "train",
+    "training_estimate",
     "verify",
 ]
 

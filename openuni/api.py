@@ -287,6 +287,25 @@ def train(
     return train_model(recipe, opened, Path(out), progress=progress)
 
 
+@remote_errors()
+def training_estimate(
+    recipe: "str | Path | TrainingRecipe",
+    corpus: str | Path | Corpus,
+    gpus: int | None = None,
+    gpu_memory_gb: float | None = None,
+) -> str:
+    """Tokens, memory and FLOPs of a training step and its data plan, as text; nothing is trained.
+
+    `gpus`, `gpu_memory_gb`: default: those of this machine. Raises `OpenUniError`, which says what would fit, if the
+    training does not fit.
+    """
+    from openuni.training.dry_run import report
+    from openuni.training.recipe import TrainingRecipe
+
+    loaded = recipe if isinstance(recipe, TrainingRecipe) else TrainingRecipe.load(recipe)
+    return report(loaded, corpus, gpus, gpu_memory_gb)
+
+
 def open_run(path: str | Path) -> "Run":
     """Open a training run, for sampling. Raises `OpenUniError` if the folder is not a training run."""
     from openuni.training.run import Run

@@ -135,6 +135,35 @@ def test_the_slurm_script_is_bash_and_its_commands_are_valid(tmp_path):
     check_parses(shlex.join(words[end + 1 :]))
 
 
+def test_the_slurm_script_of_trainings_is_bash_and_its_commands_are_valid(tmp_path):
+    from torch.distributed.run import get_args_parser
+
+    script = text("train.sbatch")
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+    directives = re.findall(r"^#SBATCH (--[a-z-]+)(?:=|$)", script, re.MULTILINE)
+    assert len(directives) == script.partition("\nset -")[0].count("#SBATCH") == script.count("#SBATCH")
+    for name, body in (("srun", 'printf "%s\\n" "$@"'), ("scontrol", "echo node-1; echo node-2")):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    script = script.replace("source /shared/openuni/.venv/bin/activate", ":")
+    environment = {
+        "PATH": f"{tmp_path}:/usr/bin:/bin",
+        "SLURM_JOB_NODELIST": "node-[1-2]",
+        "SLURM_JOB_ID": "7",
+        "SLURM_NNODES": "2",
+        "SLURM_CPUS_PER_TASK": "64",
+        "SLURM_GPUS_ON_NODE": "8",
+    }
+    done = subprocess.run(["bash"], input=script, env=environment, text=True, check=True, capture_output=True)
+    words = done.stdout.splitlines()
+    start = words.index("torchrun")
+    assert words[:start] == ["--ntasks=2", "--ntasks-per-node=1", "--cpus-per-task=64"]
+    given = get_args_parser().parse_args(words[start + 1 :])
+    assert (given.nnodes, given.nproc_per_node, given.rdzv_endpoint) == ("2", "8", "node-1:29400")
+    assert given.module and given.training_script == "openuni"
+    check_parses(shlex.join([given.training_script, *given.training_script_args]))
+
+
 def instructions(name: str) -> list[tuple[str, str]]:
     """Instructions of a Dockerfile with their arguments, continued lines joined."""
     joined = re.sub(r"\\\n\s*", " ", text(name))

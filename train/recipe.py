@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Lt
 
-from openuni.manifests.contracts.options import UNIT_INTERVAL, Formerly, check_options, recorded
+from openuni.manifests.contracts.options import UNIT_INTERVAL, Added, Formerly, check_options, recorded
 from openuni.manifests.contracts.parsing import parse_options
 from openuni.manifests.errors import OpenUniError, did_you_mean
 from openuni.manifests.text_files import load_toml
@@ -135,7 +135,7 @@ class CurriculumStage(RecipeTable):
 
 @dataclass(frozen=True)
 class OptimizerOptions(RecipeTable):
-    """AdamW with linear warm-up, then a constant learning rate, with optional linear decay at the end."""
+    """AdamW with linear warm-up, then a constant learning rate, with optional decay at the end."""
 
     table: ClassVar[str] = "optimizer"
     steps: Annotated[int, "number of optimizer steps", Ge(1)] = 15000
@@ -151,12 +151,21 @@ class OptimizerOptions(RecipeTable):
         Formerly("added_rate_factor"),
     ] = 10.0
     warmup_steps: Annotated[int, "number of warm-up steps", Ge(0)] = 200
-    decay_steps: Annotated[int, "number of final steps with linear decay to 0; 0: none", Ge(0)] = 0
+    decay_steps: Annotated[int, "number of final steps over which the learning rate decays; 0: none", Ge(0)] = 0
+    decay: Annotated[Literal["linear", "cosine"], "shape of the learning rate decay", Added()] = "linear"
+    final_lr_scale: Annotated[
+        float, "learning rate after the decay, as a multiple of learning_rate", UNIT_INTERVAL, Added()
+    ] = 0.0
     weight_decay: Annotated[float, "weight decay, on matrices only", Ge(0)] = 0.01
     beta2: Annotated[float, "AdamW beta2; beta1 is 0.9", Ge(0), Lt(1)] = 0.95
     max_grad_norm: Annotated[
         float, "maximum gradient norm; larger gradients are clipped", Gt(0), Formerly("clip_norm")
     ] = 1.5
+    reduce_every_micro_batch: Annotated[
+        bool,
+        "several GPUs: add gradients over ranks after every micro-batch: less memory, more communication",
+        Added(),
+    ] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -192,6 +201,7 @@ class CheckpointOptions(RecipeTable):
     table: ClassVar[str] = "checkpoints"
     every_steps: Annotated[int, "interval between checkpoints, steps", Ge(1)] = 500
     keep: Annotated[int, "number of latest checkpoints to keep", Ge(1)] = 2
+    keep_every_steps: Annotated[int, "also keep checkpoints at multiples of this step; 0: none", Ge(0), Added()] = 0
 
 
 @dataclass(frozen=True)
@@ -215,6 +225,10 @@ class TrainingRecipe:
     init_from: Annotated[
         str, "training run whose weights initialize this one, such as an earlier stage", Formerly("start_from")
     ] = ""
+    log_every_steps: Annotated[int, "interval between rows of the log, steps", Ge(1), Added()] = 1
+    watchdog_s: Annotated[
+        float, "print the stacks of all threads if a step takes longer, seconds; 0: never", Ge(0), Added()
+    ] = 1800.0
     data: DataOptions = field(default_factory=DataOptions)
     flow_matching: Annotated[FlowMatchingOptions, "noise levels", Formerly("flow")] = field(
         default_factory=FlowMatchingOptions
@@ -236,6 +250,12 @@ class TrainingRecipe:
     @classmethod
     def load(cls, name_or_path: str | Path) -> "TrainingRecipe":
         """A recipe of ours by name, or a TOML file by path."""
+        record, where = cls.read(name_or_path)
+        return cls.from_dict(record, where)
+
+    @staticmethod
+    def read(name_or_path: str | Path) -> tuple[dict[str, Any], str]:
+        """The tables of a recipe of ours by name, or of a TOML file by path; and the path."""
         path = Path(name_or_path)
         if path.suffix != ".toml":
             path = RECIPES_DIR / f"{name_or_path}.toml"
@@ -248,7 +268,7 @@ class TrainingRecipe:
             record = load_toml(path)
         except FileNotFoundError:
             raise OpenUniError(f"there is no recipe at {path}") from None
-        return cls.from_dict(record, str(path))
+        return record, str(path)
 
     @classmethod
     def from_dict(cls, record: dict[str, Any], where: str = "recipe", *, quiet: bool = False) -> "TrainingRecipe":

@@ -1,6 +1,7 @@
 """The app that all commands belong to, and what they share."""
 
 import inspect
+import os
 import signal
 from collections.abc import Callable
 from dataclasses import MISSING, fields
@@ -31,6 +32,11 @@ class Commands(typer.core.TyperGroup):
         except KeyboardInterrupt as interrupt:
             number = interrupt.number if isinstance(interrupt, Terminated) else signal.SIGINT
             raise Interrupted(number) from interrupt
+
+
+def is_first_rank() -> bool:
+    """Whether this process prints: it is alone, or the first of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 app = typer.Typer(

@@ -11,10 +11,10 @@ import sys
 import traceback
 
 from openuni.cli import components, corpora, integrity, models, parity, synthetic
-from openuni.cli.app import Interrupted, app
+from openuni.cli.app import Interrupted, app, is_first_rank
 from openuni.console.logs import verbosity
 from openuni.console.terminal import print_text
-from openuni.manifests.errors import OpenUniError
+from openuni.manifests.errors import OpenUniError, QuietError
 from openuni.manifests.storage.remote_errors import is_remote_error, store_error
 from openuni.pipeline.failures import ItemFailed, format_error
 
@@ -32,11 +32,14 @@ def main() -> None:
         app()
     except Interrupted as interrupted:
         with contextlib.suppress(OSError):  # after SIGHUP the terminal is gone
-            print_text(f"openuni: stopped. {resume_hint(sys.argv[1:])}", error=True)
+            if is_first_rank():
+                print_text(f"openuni: stopped. {resume_hint(sys.argv[1:])}", error=True)
         sys.exit(128 + interrupted.number)
     except ItemFailed as failed:  # --raise-errors
         print_text(f"openuni: {failed}", error=True)
         sys.exit(1)
+    except QuietError as error:  # another rank of a training prints it
+        sys.exit(error.code)
     except OpenUniError as error:
         if verbosity() and error.__cause__ is not None:
             print_text("".join(traceback.format_exception(error)), end="", error=True)
@@ -82,6 +85,8 @@ def _report(error: Exception) -> int:
 def resume_hint(arguments: list[str]) -> str:
     """What to do after Ctrl-C."""
     again = shlex.join(["openuni", *arguments])
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        return "Finished steps are kept. Resume with the same command."
     command = [text for text in arguments if not text.startswith("-")][:2]  # -v stands before the command
     if not RESUMABLE_COMMANDS.isdisjoint(command[:1]) or command == ["checkpoints", "get"]:
         return f"Finished items are kept. Resume with: {again}"

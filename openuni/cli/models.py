@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from openuni.cli.app import OutOption, app, command_from_dataclass
+from openuni.cli.app import app, command_from_dataclass, is_first_rank
 from openuni.cli.former_flags import accepts_former_flags
+from openuni.config.recipe import parse_assignments
 from openuni.console.terminal import print_text
+from openuni.manifests.errors import OpenUniError
 
 if TYPE_CHECKING:
     from openuni.training.run import Run
@@ -18,19 +20,50 @@ if TYPE_CHECKING:
 def train(
     recipe: Annotated[str, typer.Argument(help="Training recipe: a name (see `openuni list`) or a TOML file")],
     corpus: Annotated[str, typer.Option(help="Corpus to train on: folder or URL")],
-    out: OutOption,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Output directory; with several nodes one that all of them see")
+    ] = None,
+    set: Annotated[
+        list[str] | None,
+        typer.Option(metavar="OPTION=VALUE", help="Option of the recipe, such as optimizer.steps=1000; repeatable"),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Train nothing: print tokens, memory and FLOPs per step, and the data plan"),
+    ] = False,
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="--dry-run: number of GPUs. Default: those of this machine, or 1")
+    ] = None,
+    gpu_memory_gb: Annotated[
+        float | None, typer.Option(min=0.1, help="--dry-run: memory of each. Default: that of this machine's GPUs")
+    ] = None,
 ) -> None:
     """Train a unified model on the latents of a corpus.
 
-    Rerun to resume from the latest training checkpoint.
+    Rerun to resume from the latest training checkpoint. On several GPUs:
+    torchrun --nproc-per-node GPUS -m openuni train ...
     """
     from openuni import api
     from openuni.console.progress import Reporter, TrainingProgress
+    from openuni.training.loop.ranks import training_ranks
     from openuni.training.recipe import TrainingRecipe
+    from openuni.training.recipe_changes import changed
 
-    loaded = TrainingRecipe.load(recipe)
-    with Reporter() as reporter:
-        finished = api.train(loaded, corpus, out=out, progress=TrainingProgress(reporter, loaded.optimizer.steps))
+    def load() -> TrainingRecipe:
+        record, where = TrainingRecipe.read(recipe)
+        return TrainingRecipe.from_dict(changed(record, parse_assignments(set or (), "--set"), "--set"), where)
+
+    if dry_run:
+        print_text(api.training_estimate(load(), corpus, gpus, gpu_memory_gb))
+        return
+    if out is None:
+        raise OpenUniError("--out is missing: the folder of the training run. Or pass --dry-run.")
+    with training_ranks() as ranks:
+        loaded = ranks.together(load)
+        with Reporter(quiet=not ranks.is_first) as reporter:
+            finished = api.train(loaded, corpus, out=out, progress=TrainingProgress(reporter, loaded.optimizer.steps))
+    if not is_first_rank():
+        return
     print_text(f"trained {finished.checkpoint.step:,} steps: {out}")
     if Path(recipe).stem.endswith("_debug"):
         print_text("A debug recipe tests the pipeline: the model is tiny and does not learn, whatever its loss.")

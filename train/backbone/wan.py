@@ -389,7 +389,9 @@ def build_module(
         model.set_base_precision(base_precision)
     if options.gradient_checkpointing:
         model.enable_gradient_checkpointing()
-    model = model.to(device).train()
+    if {tensor.device for tensor in (*model.parameters(), *model.buffers())} != {torch.device(device)}:
+        model = model.to(device)  # fake tensors, which have a device but no values, cannot be moved
+    model.train()
     model.attention = options.attention
     use_attention(model, options.attention)
     if options.compile != "none":

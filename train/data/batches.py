@@ -1,7 +1,6 @@
 """Batches of samples: latents, noise, sigmas and texts, from named random draws."""
 
 import threading
-from collections import defaultdict
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 
 from openuni.manifests.corpus.payload_reader import PayloadReader
+from openuni.training.data.division import Group, StreamSet, divided
 from openuni.training.data.fixed_texts import FixedTexts
 from openuni.training.data.index import Index
 from openuni.training.data.plan import Sample, StepSchedule
@@ -39,6 +39,7 @@ class TrainingBatch:
     targets: dict[str, torch.Tensor]  # bool [B]
     text: dict[str, torch.Tensor]  # float32 [B, L, D]
     text_stream: TextBatch | None = None  # the text stream, if the model has one
+    slots: tuple[int, ...] = ()  # of its samples in the step; empty: padding, whose loss does not count
 
     def to(self, device: torch.device) -> "TrainingBatch":
         """The same batch on another device."""
@@ -48,7 +49,7 @@ class TrainingBatch:
         }
         moved["clean"] = {name: latents.float() for name, latents in moved["clean"].items()}
         text_stream = self.text_stream.to(device) if self.text_stream is not None else None
-        return TrainingBatch(self.clips, self.tasks, text_stream=text_stream, **moved)
+        return TrainingBatch(self.clips, self.tasks, text_stream=text_stream, slots=self.slots, **moved)
 
     def noisy(self) -> Streams:
         """Model inputs: condition streams at `condition_sigma` (usually 0, clean), target streams at their sigma."""
@@ -84,6 +85,8 @@ class Loader:
     model: Model
     tokenizer: Tokenizer | None = None  # for models that generate text
     pinned: bool = False  # latents as stored, in pinned memory: for training on a GPU
+    rank: int = 0  # of `world` ranks, among which the samples of a step are divided
+    world: int = 1
 
     @cached_property
     def reader(self) -> PayloadReader:
@@ -91,13 +94,27 @@ class Loader:
         return PayloadReader(self.corpus, verify=self.recipe.data.verify_checksums)
 
     def step(self, plan: StepSchedule, step: int) -> list[list[TrainingBatch]]:
-        """The batches of one optimizer step, by gradient accumulation step."""
+        """The batches of one optimizer step of this rank, by gradient accumulation step."""
         samples = plan.step(step)
-        part = len(samples) // self.recipe.optimizer.gradient_accumulation_steps
-        return [self._batches(samples, step, range(at, at + part)) for at in range(0, len(samples), part)]
+        micro_batch = len(samples) // self.recipe.optimizer.gradient_accumulation_steps
+        parts = divided([self._streams(sample.task) for sample in samples], micro_batch, self.world)[self.rank]
+        return [[self._batch(samples, step, group) for group in part] for part in parts]
+
+    def step_order(self, samples: list[Sample]) -> list[int]:
+        """Slots in the order in which one rank alone would train on them: losses are logged in this order."""
+        micro_batch = len(samples) // self.recipe.optimizer.gradient_accumulation_steps
+        (parts,) = divided([self._streams(sample.task) for sample in samples], micro_batch, 1)
+        return [slot for part in parts for group in part for slot in group.slots]
+
+    def _streams(self, task: Task) -> StreamSet:
+        return self.model.has_text_stream(task), task.streams
 
     def batch(
-        self, samples: list[Sample], sigmas: list[dict[str, float]], names: list[tuple[int | str, ...]]
+        self,
+        samples: list[Sample],
+        sigmas: list[dict[str, float]],
+        names: list[tuple[int | str, ...]],
+        slots: tuple[int, ...] = (),
     ) -> TrainingBatch:
         """One batch of samples that share their streams.
 
@@ -120,6 +137,7 @@ class Loader:
             targets={stream: torch.tensor([stream in sample.task.targets for sample in samples]) for stream in streams},
             text={stream: self._texts(stream, samples, names) for stream in streams},
             text_stream=self._text_stream(samples, sigmas, names),
+            slots=slots,
         )
 
     def _latents(self, stream: str, clips: list[int]) -> torch.Tensor:
@@ -144,19 +162,13 @@ class Loader:
         texts = torch.stack([self._text(stream, sample, name) for sample, name in zip(samples, names, strict=True)])
         return texts.pin_memory() if self.pinned else texts
 
-    def _batches(self, samples: list[Sample], step: int, slots: range) -> list[TrainingBatch]:
-        groups: dict[tuple[bool, tuple[str, ...]], list[int]] = defaultdict(list)
-        for slot in slots:
-            task = samples[slot].task
-            groups[self.model.has_text_stream(task), task.streams].append(slot)
-        return [
-            self.batch(
-                [samples[slot] for slot in group],
-                [self._sigmas(samples[slot].task, step, slot) for slot in group],
-                [(step, slot) for slot in group],
-            )
-            for group in groups.values()
-        ]
+    def _batch(self, samples: list[Sample], step: int, group: Group) -> TrainingBatch:
+        return self.batch(
+            [samples[slot] for slot in group.slots],
+            [self._sigmas(samples[slot].task, step, slot) for slot in group.slots],
+            [(step, slot) for slot in group.slots],
+            () if group.is_padding else group.slots,
+        )
 
     def _sigmas(self, task: Task, step: int, slot: int) -> dict[str, float]:
         """One sigma per target stream, or a shared one."""

@@ -1,5 +1,7 @@
 """Guards around a training run: one training per folder, and what to say when the disk is full."""
 
+import faulthandler
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +39,23 @@ def kept_text(run: Path) -> str:
     """What a run that stops early can be resumed from, as a sentence."""
     steps = [step for step, path in checkpoint_folders(run) if is_written(path)]
     return f"The checkpoint of step {steps[-1]} is kept." if steps else "There is no checkpoint to resume from."
+
+
+@contextmanager
+def watchdog(seconds: float) -> Iterator[None]:
+    """Context that prints the stacks of all threads to stderr if it takes longer than `seconds`; 0: never.
+
+    It prints them without the interpreter lock, so also if a library waits for ever with it.
+    """
+    stderr = sys.__stderr__
+    if not seconds or stderr is None:
+        yield
+        return
+    faulthandler.dump_traceback_later(seconds, repeat=True, file=stderr)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import json
 import logging
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -71,6 +72,22 @@ class RunLog:
         """Print no traceback for TensorBoard's thread: what it fails with, such as a full disk, `write` raises too."""
         if not type(args.thread).__module__.startswith("tensorboard."):
             self._excepthook(args)
+
+
+class NoLog:
+    """The log of ranks other than the first: nothing is written."""
+
+    kept: Sequence[dict[str, Any]] = ()
+
+    def write(self, row: dict[str, Any]) -> None:
+        """See `RunLog.write`."""
+
+    def mark(self) -> dict[str, Any]:
+        """See `RunLog.mark`."""
+        return {}
+
+    def close(self) -> None:
+        """See `RunLog.close`."""
 
 
 def _check(path: Path, written: dict[str, Any] | None) -> None:

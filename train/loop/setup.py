@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import xxhash
 
 from openuni.manifests.contracts.discovery import find_component
 from openuni.manifests.contracts.modality import find_modality
@@ -23,6 +24,7 @@ from openuni.training.data.fixed_texts import EMPTY, FixedTexts, fixed_rows, sto
 from openuni.training.data.index import Index, choose_family, open_index
 from openuni.training.data.plan import clips_by_task, usable_clips
 from openuni.training.data.tokenizer import Tokenizer, make_tokenizer, tokenizer_identity
+from openuni.training.loop.ranks import Ranks
 from openuni.training.loop.training_checkpoint import list_checkpoints
 from openuni.training.model import Model
 from openuni.training.recipe import TextStreamOptions, TrainingRecipe
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 RESUME_MUTABLE = (
     *("checkpoints.", "validation.", "optimizer.accumulate", "data.fps"),  # runs of version 0.1 lack the last
     *("model.attention", "model.compile", "model.gradient_checkpointing"),
+    *("optimizer.reduce_every_micro_batch", "log_every_steps", "watchdog_s"),
 )
 
 
@@ -54,6 +57,34 @@ class Setup:
     texts: FixedTexts
     record: dict[str, Any]  # run.json
     tokenizer: Tokenizer | None = None  # for models that generate text
+
+
+def prepare_on(ranks: Ranks, recipe: TrainingRecipe, corpus: "Corpus", folder: Path) -> Setup:
+    """`prepare` on all ranks. Raises `OpenUniError` if they differ, or if there are more of them than samples."""
+    if recipe.optimizer.batch_size < ranks.world:
+        most = recipe.optimizer.batch_size
+        error = OpenUniError(
+            f"optimizer.batch_size = {most} cannot be divided among {ranks.world} processes: each needs a sample in "
+            f"every step. Start at most {most}, or raise the batch size."
+        )
+        raise ranks.agreed(error)
+    first = ranks.first(lambda: prepare(recipe, corpus, folder))
+
+    def follow() -> Setup:
+        if not (folder / RUN_FILE).is_file():
+            raise OpenUniError(f"{folder} is not there: --out must be on a file system that all nodes share.")
+        return prepare(recipe, corpus, folder)  # finds the same record, and writes nothing
+
+    setup = ranks.together(lambda: first if first is not None else follow())
+    digests = ranks.gathered(xxhash.xxh3_64_hexdigest(json.dumps(setup.record, sort_keys=True).encode()))
+    odd = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
+    if odd:
+        error = OpenUniError(
+            f"rank {odd[0]} has another recipe or corpus than rank 0. Start all processes with the same command, on "
+            "files that all nodes share."
+        )
+        raise ranks.agreed(error)
+    return setup
 
 
 def prepare(recipe: TrainingRecipe, corpus: "Corpus", folder: Path) -> Setup:

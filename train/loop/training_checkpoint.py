@@ -1,21 +1,21 @@
 """Training checkpoints: folders `step-000100/` of safetensors and JSON, written under a temporary name and renamed."""
 
-import errno
 import json
 import os
-import re
 import shutil
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import nn
 
 from openuni.manifests.errors import OpenUniError
 from openuni.manifests.storage.checksums import file_checksum
 from openuni.training.finite import non_finite
+from openuni.training.loop.tensor_files import whole_tensors, write_tensors
 from openuni.training.run_files import (
     CHECKSUMS_FILE,
     STATE_FILE,
@@ -24,8 +24,6 @@ from openuni.training.run_files import (
     checkpoint_name,
     is_written,
 )
-
-OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how the safetensors library reports errors of the operating system
 
 
 class DamagedCheckpoint(OpenUniError):
@@ -55,6 +53,31 @@ class TrainingCheckpoint(NamedTuple):
                 f"training diverged. {self._remedy()}"
             )
         return tensors
+
+    def shares(
+        self, name: str, share: Callable[[str, torch.Size], tuple[slice, ...] | None]
+    ) -> Iterator[tuple[str, torch.Size, torch.Tensor]]:
+        """As `tensors`, one by one, each the part that `share` selects by name and size, with its whole size.
+
+        Only that part is read; a tensor for which `share` is None is read as a whole.
+        """
+        self.verify(f"{name}.safetensors")
+        file = self.path / f"{name}.safetensors"
+        try:
+            with safe_open(file, framework="pt") as opened:
+                for key in opened.keys():  # noqa: SIM118  # not a dict
+                    stored = opened.get_slice(key)
+                    size = torch.Size(stored.get_shape())
+                    wanted = share(key, size)
+                    tensor = opened.get_tensor(key) if wanted is None else stored[wanted]
+                    if odd := non_finite({key: tensor}):
+                        raise DamagedCheckpoint(
+                            f"{file} has NaN or infinite values (first {odd[0]}): the training diverged. "
+                            f"{self._remedy()}"
+                        )
+                    yield key, size, tensor
+        except (OSError, SafetensorError) as error:
+            raise self._damaged(file.name, str(error)) from error
 
     def state(self) -> dict[str, Any]:
         """The contents of state.json. Raises `DamagedCheckpoint`."""
@@ -123,19 +146,64 @@ def set_aside(checkpoint: TrainingCheckpoint) -> Path:
     return checkpoint.path.rename(target)
 
 
-def save(run: Path, step: int, tensors: dict[str, dict[str, torch.Tensor]], state: dict[str, Any], keep: int) -> Path:
-    """Write one checkpoint and remove all but the last `keep`. Visible checkpoints are complete even after a kill.
+def save(
+    run: Path,
+    step: int,
+    tensors: Mapping[str, Mapping[str, torch.Tensor]],
+    state: dict[str, Any],
+    keep: int,
+    keep_every: int = 0,
+    *,
+    writes: bool = True,
+) -> Path:
+    """Write one checkpoint, remove earlier ones, return its path. Visible ones are complete even after a kill.
 
-    `tensors`: by file name; `state`: JSON-able, written as state.json with the step. Raises `OSError` if the disk is
+    `tensors`: by file name; those divided among ranks are gathered one by one, for which all ranks must call this.
+    `state`: JSON-able, written as state.json with the step. `keep`: number of latest checkpoints that stay; with
+    `keep_every` those at multiples of it stay, too. `writes`: whether this rank writes. Raises `OSError` if the disk is
     full; nothing of the new checkpoint is left then.
     """
+    whole = {name: whole_tensors(group) for name, group in tensors.items()}
+    if not writes:
+        _finish(whole)
+        return run / checkpoint_name(step)
+    try:
+        _write(run, step, tensors, whole, state)
+    except Exception:
+        _finish(whole)  # the other ranks gather to the end
+        raise
+    for old in list_checkpoints(run)[:-keep]:
+        if not keep_every or old.step % keep_every:
+            shutil.rmtree(old.path)
+    return run / checkpoint_name(step)
+
+
+def _finish(whole: Mapping[str, Iterator[torch.Tensor]]) -> None:
+    for tensors in whole.values():
+        for _ in tensors:
+            pass
+
+
+def _write(
+    run: Path,
+    step: int,
+    tensors: Mapping[str, Mapping[str, torch.Tensor]],
+    whole: Mapping[str, Iterator[torch.Tensor]],
+    state: dict[str, Any],
+) -> None:
     final = run / checkpoint_name(step)
     temporary = run / f".{final.name}.tmp"
     for leftover in run.glob(UNFINISHED_CHECKPOINTS):
         shutil.rmtree(leftover)
     temporary.mkdir(parents=True)
     try:
-        _write_files(temporary, tensors, {"step": step} | state)
+        for name, group in tensors.items():
+            path = temporary / f"{name}.safetensors"
+            write_tensors(path, group, whole[name])
+            _sync(path)
+        _write_text(temporary / STATE_FILE, json.dumps({"step": step} | state, indent=2))
+        checksums = {path.name: file_checksum(path) for path in sorted(temporary.iterdir())}
+        _write_text(temporary / CHECKSUMS_FILE, json.dumps(checksums, indent=2))
         if final.exists():
             shutil.rmtree(final)
         temporary.rename(final)
@@ -143,44 +211,29 @@ def save(run: Path, step: int, tensors: dict[str, dict[str, torch.Tensor]], stat
         shutil.rmtree(temporary, ignore_errors=True)  # gives the space back
         raise
     _sync(run)
-    for old in list_checkpoints(run)[:-keep]:
-        shutil.rmtree(old.path)
-    return final
 
 
-def _write_files(folder: Path, tensors: dict[str, dict[str, torch.Tensor]], state: dict[str, Any]) -> None:
-    """Write the files of a checkpoint, checksums.json last."""
-    for name, group in tensors.items():
-        path = folder / f"{name}.safetensors"
-        try:
-            save_file({key: tensor.detach().cpu().contiguous() for key, tensor in group.items()}, path)
-        except SafetensorError as error:
-            number = OS_ERROR.search(str(error))
-            code = int(number.group(1)) if number else errno.EIO
-            raise OSError(code, os.strerror(code) if number else str(error), str(path)) from error
-        _sync(path)
-    _write_text(folder / STATE_FILE, json.dumps(state, indent=2))
-    checksums = {path.name: file_checksum(path) for path in sorted(folder.iterdir())}
-    _write_text(folder / CHECKSUMS_FILE, json.dumps(checksums, indent=2))
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, torch.Tensor]:
+def optimizer_tensors(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
     """Optimizer state by parameter name, such as `exp_avg/blocks.0...`."""
     return {
         f"{key}/{name}": value
-        for name, parameter in model.named_parameters()
+        for name, parameter in parameters.items()
         for key, value in optimizer.state.get(parameter, {}).items()
     }
 
 
 def load_optimizer(
-    optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, torch.Tensor], where: Path
+    optimizer: torch.optim.Optimizer,
+    parameters: Mapping[str, torch.Tensor],
+    tensors: Mapping[str, torch.Tensor],
+    where: Path,
 ) -> None:
     """The inverse of `optimizer_tensors`; moments are moved to their parameter's device.
 
     `where`: the checkpoint, for errors. Raises `DamagedCheckpoint` if tensors are missing.
     """
-    parameters = dict(model.named_parameters())
     kinds = {key.partition("/")[0] for key in tensors}
     names = {key.partition("/")[2] for key in tensors}
     if lacking := sorted({f"{kind}/{name}" for kind in kinds for name in names} - set(tensors)):
@@ -190,7 +243,8 @@ def load_optimizer(
         if name not in parameters:
             raise OpenUniError(f'{where}: the optimizer state has "{name}", which the model lacks')
         parameter = parameters[name]
-        optimizer.state[parameter][kind] = value if kind == "step" else value.to(parameter.device)
+        on_host = kind == "step" and not optimizer.defaults.get("fused")
+        optimizer.state[parameter][kind] = value if on_host else value.to(parameter.device)
 
 
 def model_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -206,23 +260,33 @@ def unsaved(model: Any) -> frozenset[str]:
 
 def check_sizes(model: nn.Module, tensors: dict[str, torch.Tensor], where: Path) -> None:
     """Raise `OpenUniError` if weights with the same name have a different size in the model."""
-    own = model.state_dict()
-    odd = [name for name, tensor in tensors.items() if name in own and own[name].shape != tensor.shape]
+    _check_sizes(model.state_dict(), {name: tensor.shape for name, tensor in tensors.items()}, where)
+
+
+def _check_sizes(own: Mapping[str, torch.Tensor], sizes: Mapping[str, torch.Size], where: Path) -> None:
+    odd = [name for name, size in sizes.items() if name in own and own[name].shape != size]
     if odd:
-        found, wanted = list(tensors[odd[0]].shape), list(own[odd[0]].shape)
+        found, wanted = list(sizes[odd[0]]), list(own[odd[0]].shape)
         raise OpenUniError(
             f"{where} is a checkpoint of another size: {odd[0]} is {found}, expected {wanted} ({len(odd)} differ)"
         )
 
 
-def load_model(model: nn.Module, tensors: dict[str, torch.Tensor], where: Path) -> None:
-    """Load all weights of a checkpoint strictly. Raises `OpenUniError` if names or sizes differ."""
-    check_sizes(model, tensors, where)
-    missing, unexpected = model.load_state_dict(tensors, strict=False)
-    missing = sorted(set(missing) ^ unsaved(model))
+def check_matches(model: nn.Module, sizes: Mapping[str, torch.Size], where: Path) -> None:
+    """Raise `OpenUniError` unless these are the names and sizes of all saved weights of the model."""
+    own = model.state_dict()
+    _check_sizes(own, sizes, where)
+    missing = sorted((set(own) - set(sizes)) ^ unsaved(model))
+    unexpected = [name for name in sizes if name not in own]
     if missing or unexpected:
         odd = ", ".join([*missing, *unexpected][:6])
         raise OpenUniError(f"{where} does not match the model; differing keys: {odd}")
+
+
+def load_model(model: nn.Module, tensors: dict[str, torch.Tensor], where: Path) -> None:
+    """Load all weights of a checkpoint strictly. Raises `OpenUniError` if names or sizes differ."""
+    check_matches(model, {name: tensor.shape for name, tensor in tensors.items()}, where)
+    model.load_state_dict(tensors, strict=False)
 
 
 def _write_text(path: Path, text: str) -> None:

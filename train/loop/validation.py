@@ -8,6 +8,7 @@ import torch
 from openuni.training.data.batches import Loader
 from openuni.training.data.plan import Sample, usable_clips
 from openuni.training.finite import NonFiniteError, all_finite
+from openuni.training.loop.ranks import Ranks
 from openuni.training.model import VideoModel
 from openuni.training.objectives.flow_matching import sigma_at
 from openuni.training.objectives.losses import compute_losses
@@ -17,13 +18,13 @@ from openuni.training.tasks import TEXT, Task, TaskMix
 class Validator:
     """Deterministic validation: equal weights give equal losses at every step."""
 
-    def __init__(self, loader: Loader, mix: TaskMix) -> None:
+    def __init__(self, loader: Loader, mix: TaskMix, ranks: Ranks | None = None) -> None:
         """Select the first `validation.clips` held-out clips (by clip_id) that have the streams of a task.
 
         Of a clip with several windows, the first one counts.
         """
         index, validation = loader.index, loader.recipe.validation
-        self.loader, self.mix = loader, mix
+        self.loader, self.mix, self.ranks = loader, mix, ranks or Ranks()
         usable = usable_clips(index, mix) & index.held_out
         if index.window is not None:
             usable &= index.window == 0
@@ -40,29 +41,51 @@ class Validator:
 
         Tasks with a text target: also "TASK text", the loss per token, and "TASK token accuracy"
         (`TextBatch.accuracy`); if they also have video targets, "TASK video". Raises `NonFiniteError` that names the
-        task and the clip of a loss that is NaN or infinite.
+        task and the clip of a loss that is NaN or infinite. With several ranks each computes a part.
         """
-        found: dict[str, list[float]] = defaultdict(list)
         present = self.loader.index.present
-        for clip in self.clips.tolist():
-            for task, _ in self.mix.available_tasks(self.loader.index.streams(int(present[clip]))):
-                name = ("validation", self.loader.index.clip_ids[clip])
-                levels = self._levels(task)
-                samples = [Sample(clip, task)] * len(levels)
-                batch = self.loader.batch(samples, levels, [name] * len(levels)).to(device)
-                losses = compute_losses(model, batch, self.loader.recipe, autocast, weighted=False)
-                if not all_finite([losses.total]):
-                    clip_id = self.loader.index.clip_ids[clip]
-                    raise NonFiniteError(f'validation loss of task "{task}" is not finite (clip {clip_id})')
-                found[str(task)] += losses.total.tolist()
-                for level, loss in zip(levels, losses.total.tolist(), strict=True):
-                    found[f"{task} at {next(iter(level.values())):.2f}"].append(loss)
-                if task.generates_text and batch.text_stream and losses.logits is not None and self.loader.tokenizer:
-                    accuracy = batch.text_stream.accuracy(losses.logits, self.loader.tokenizer.end)
-                    found[f"{task} token accuracy"] += accuracy.tolist()
-                    for part, values in losses.split_by_target(batch.tasks).items():
-                        found[f"{task} {part}"] += values
+        units = [
+            (clip, task)
+            for clip in self.clips.tolist()
+            for task, _ in self.mix.available_tasks(self.loader.index.streams(int(present[clip])))
+        ]
+        world, rank = self.ranks.world, self.ranks.rank
+        turns = -(-len(units) // world)  # equally many on all ranks, as they communicate in each; some in vain
+        own = [units[number if number < len(units) else 0] for number in range(rank, turns * world, world)]
+        results = [self._unit(model, device, autocast, *unit) for unit in own]
+
+        def check() -> None:
+            for _, odd in results:
+                if odd:
+                    raise NonFiniteError(odd)
+
+        self.ranks.together(check)
+        everyone = self.ranks.gathered([values for values, _ in results])
+        found: dict[str, list[float]] = defaultdict(list)
+        for number in range(len(units)):
+            for name, values in everyone[number % world][number // world]:
+                found[name] += values
         return {name: sum(losses) / len(losses) for name, losses in found.items()}
+
+    def _unit(
+        self, model: VideoModel, device: torch.device, autocast: torch.autocast, clip: int, task: Task
+    ) -> tuple[list[tuple[str, list[float]]], str]:
+        """Values by name for a clip and a task, and what is not finite in them, or an empty text."""
+        clip_id = self.loader.index.clip_ids[clip]
+        levels = self._levels(task)
+        samples, name = [Sample(clip, task)] * len(levels), ("validation", clip_id)
+        batch = self.ranks.together(lambda: self.loader.batch(samples, levels, [name] * len(levels))).to(device)
+        losses = compute_losses(model, batch, self.loader.recipe, autocast, weighted=False)
+        if not all_finite([losses.total]):
+            return [], f'validation loss of task "{task}" is not finite (clip {clip_id})'
+        found = [(str(task), losses.total.tolist())]
+        for level, loss in zip(levels, losses.total.tolist(), strict=True):
+            found.append((f"{task} at {next(iter(level.values())):.2f}", [loss]))
+        if task.generates_text and batch.text_stream and losses.logits is not None and self.loader.tokenizer:
+            accuracy = batch.text_stream.accuracy(losses.logits, self.loader.tokenizer.end)
+            found.append((f"{task} token accuracy", accuracy.tolist()))
+            found += [(f"{task} {part}", values) for part, values in losses.split_by_target(batch.tasks).items()]
+        return found, ""
 
     def _levels(self, task: Task) -> list[dict[str, float]]:
         """Sigmas of the targets, video first; in joint tasks video and text share one quantile."""

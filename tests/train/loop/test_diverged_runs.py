@@ -39,7 +39,7 @@ def weights(trainer: Trainer) -> None:
 
 
 def average(trainer: Trainer) -> None:
-    next(iter(trainer.ema_model.parameters())).view(-1)[0] = torch.inf
+    next(iter(trainer.ema.average.values())).view(-1)[0] = torch.inf
 
 
 def optimizer_state(trainer: Trainer) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from openuni.cli.models import _generate_command
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.errors import OpenUniError
+from openuni.training.loop.guards import watchdog
 from openuni.training.loop.trainer import lr_factor, train
 from openuni.training.loop.training_checkpoint import list_checkpoints, save
 from openuni.training.recipe import TrainingRecipe
@@ -201,6 +203,29 @@ def test_start_from_takes_the_averaged_weights(corpus: Corpus, tmp_path: Path, r
 def test_rate() -> None:
     options = dataclasses.replace(recipe().optimizer, steps=10, warmup_steps=4, decay_steps=2)
     assert [lr_factor(options, step) for step in (0, 3, 7, 8, 9)] == [0.25, 1.0, 1.0, 1.0, 0.5]
+
+
+def test_cosine_decay_ends_at_its_final_rate() -> None:
+    options = dataclasses.replace(recipe().optimizer, steps=8, warmup_steps=0, decay_steps=4, decay="cosine")
+    assert [lr_factor(options, step) for step in (0, 4)] == [1.0, 1.0]
+    assert lr_factor(options, 6) == pytest.approx(0.5) and lr_factor(options, 7) < 0.25  # linear: 0.25
+    kept = dataclasses.replace(options, final_lr_scale=0.1)
+    assert lr_factor(kept, 6) == pytest.approx(0.55) and lr_factor(kept, 8) == pytest.approx(0.1)
+
+
+def test_every_nth_step_is_logged_and_the_last(corpus: Corpus, tmp_path: Path, run: Run) -> None:
+    logged = [row["step"] for row in train(recipe(log_every_steps=4), corpus, tmp_path).log if "loss" in row]
+    assert logged == [4, 6]
+    assert_same(state(tmp_path), state(run.folder))
+
+
+def test_the_stacks_of_a_step_that_hangs_are_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    with watchdog(30.0):
+        pass
+    with watchdog(0.2):
+        time.sleep(0.5)
+    printed = capfd.readouterr().err
+    assert "Timeout (0:00:00.2" in printed and "test_the_stacks_of_a_step_that_hangs_are_printed" in printed
 
 
 # ---------------------------------------------------------------- refusals

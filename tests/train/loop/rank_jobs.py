@@ -1,0 +1,94 @@
+"""What ranks do in tests: trainings, and what is wrong with them. Run by `rank_processes.py`."""
+
+import os
+import sys
+from typing import Any
+
+import torch
+
+from openuni.manifests.errors import OpenUniError
+from openuni.training.loop.trainer import Trainer, train
+from openuni.training.loop.weights import Ema
+from openuni.training.recipe import TrainingRecipe
+from tests.command_line import cli
+from tests.killed import CHANGES, KILLED
+
+RANK = "RANK"
+
+
+def trainings(jobs: list[dict[str, Any]]) -> list[str]:
+    """Train one after another; return how each ended: "", or class and message of the error.
+
+    A job has recipe, corpus, out; and `stop` = [rank, step, signal] where a rank gets a signal, `spoil` = [rank, step]
+    where one gets NaN in its average, `divide` where gradients are not added up.
+    """
+    torch.set_num_threads(1)
+    ended = []
+    for job in jobs:
+        update = Ema.update
+        Ema.update = _disturbed(job, update)  # type: ignore[method-assign]
+        begin = Trainer._build
+        if "divide" in job:
+            Trainer._build = _with_mean  # type: ignore[method-assign]
+        try:
+            train(TrainingRecipe.from_dict(job["recipe"], quiet=True), job["corpus"], job["out"], device="cpu")
+            ended.append("")
+        except KeyboardInterrupt as stopped:
+            ended.append(f"{type(stopped).__name__}: {getattr(stopped, 'number', 2)}")
+        except OpenUniError as error:
+            ended.append(f"{type(error).__name__}: {error}")
+        finally:
+            Ema.update, Trainer._build = update, begin  # type: ignore[method-assign]
+    return ended
+
+
+def commands(lines: list[list[str]]) -> list[tuple[int, str, str]]:
+    """Run commands of the command line; return exit code, stdout and stderr of each."""
+    torch.set_num_threads(1)
+    return [tuple(cli(*line)) for line in lines]
+
+
+def killed(number: int, job: dict[str, Any]) -> list[str]:
+    """As `trainings`, but rank 0 dies before the `number`-th change of its checkpoint of step 2."""
+    left = number
+
+    def watch(event: str, details: tuple[Any, ...]) -> None:
+        nonlocal left
+        if event == "open":
+            path, _, flags = details
+            changes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR)
+        else:
+            path, changes = (details or ("",))[0], event in CHANGES
+        if changes and "step-000002" in str(path):
+            left -= 1
+            if not left:
+                os._exit(KILLED)
+
+    if os.environ[RANK] == "0":
+        sys.addaudithook(watch)
+    return trainings([job])
+
+
+def _disturbed(job: dict[str, Any], update: Any) -> Any:
+    steps = 0
+    rank = int(os.environ.get(RANK, "0"))
+
+    def disturbed(self: Ema, decay: float) -> None:
+        nonlocal steps
+        update(self, decay)
+        steps += 1
+        if "stop" in job and [rank, steps] == job["stop"][:2]:
+            os.kill(os.getpid(), job["stop"][2])
+        if job.get("spoil") == [rank, steps]:
+            next(tensor for tensor in self.average.values() if tensor.numel()).view(-1)[0] = torch.nan
+
+    return disturbed
+
+
+_build = Trainer._build
+
+
+def _with_mean(self: Trainer) -> Any:
+    weights = _build(self)
+    weights.model.set_gradient_divide_factor(2.0)
+    return weights

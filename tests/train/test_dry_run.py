@@ -1,0 +1,138 @@
+"""What a training would need, for every recipe that ships, without weights, downloads or a GPU."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from openuni.manifests.corpus.corpus import Corpus
+from openuni.training.codecs.bytes import Bytes
+from openuni.training.codecs.dct import Dct
+from openuni.training.dry_run import estimate
+from openuni.training.loop.trainer import Trainer
+from openuni.training.models.unityvideo import UnityVideo
+from openuni.training.recipe import TrainingRecipe, recipe_names
+from tests.command_line import cli
+from tests.train.corpora import write_corpus
+
+ALL = (
+    *("rgb", "depth", "flow", "segmentation", "skeleton", "densepose", "normal"),
+    *("albedo", "irradiance", "alpha", "foreground", "background"),
+)
+CHANNELS = {"unityvideo_wan2_2_5b": 48}
+
+
+@pytest.fixture(scope="module")
+def corpora(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Corpus]:
+    """Corpora with latents of 16 and 48 channels, 33 frames of 64 x 64 px, in all modalities."""
+
+    def made(channels: int) -> Corpus:
+        latents = {name: np.zeros((channels, 9, 8, 8)) for name in ALL}
+        clips = [{"latents": latents, "caption": "a cube"} for _ in range(6)]
+        text = Bytes(dim=4096, max_bytes=31)
+        folder = tmp_path_factory.mktemp("corpus")
+        return write_corpus(folder, clips, codec=Dct(channels=channels), text=text, size=(33, 64, 64))
+
+    return {channels: made(channels) for channels in (16, 48)}
+
+
+def adapted(name: str) -> TrainingRecipe:
+    """A recipe that ships, on the collections of any corpus."""
+    record, where = TrainingRecipe.read(name)
+    record.get("data", {}).pop("collections", None)
+    for stage in record.get("curriculum", []):
+        stage.pop("collections", None)
+    return TrainingRecipe.from_dict(record, where)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_is_estimated(name: str, corpora: dict[int, Corpus]) -> None:
+    recipe = adapted(name)
+    found = estimate(recipe, corpora[CHANNELS.get(name, 16)], gpus=1)
+    memory = found.memory()
+    lora = recipe.model["name"] == "unividx" and not recipe.model.get("train_base")
+    base = {"1_3b": 1_418_996_800, "2_5b": 4_999_787_712, "14b": 14_288_491_584}
+    size = next((count for key, count in base.items() if name.endswith(key)), 0)
+    assert (found.weights.frozen if lora else found.weights.trained) >= size
+    assert found.weights.frozen == (size if lora else 0)
+    assert memory.ema == memory.optimizer / 2 == memory.gradients == 4 * found.weights.trained
+    assert memory.gathered == 0 and memory.activations > 0 and found.flops_per_step > 0
+    if recipe.optimizer.batch_size > 1:
+        several = found.memory(gpus=2)
+        assert several.weights == memory.weights / 2 and several.gathered > 0
+    assert "passes" in found.text and "latents" in found.text
+
+
+def test_tokens_weights_and_flops_are_those_of_the_model(corpora: dict[int, Corpus], tmp_path: Path) -> None:
+    """Of one stream of 9x8x8 latents in patches of 1x2x2: 144 tokens, 6 FLOP per token and weight and more."""
+    sizes: dict[str, Any] = {"num_layers": 5, "heads": 2, "head_dim": 24, "ffn_dim": 96, "freq_dim": 32}
+    record = {
+        "model": {"name": "unityvideo", "modalities": ["rgb"], **sizes},
+        "tasks": {"text->rgb": 1.0},
+        "optimizer": {"batch_size": 4},
+        "precision": "float32",
+        "data": {"text_length": 8},
+    }
+    found = estimate(TrainingRecipe.from_dict(record), corpora[16], gpus=1)
+    model = UnityVideo(modalities=("rgb",), text_dim=4096, **sizes).load("cpu")
+    assert found.weights.trained == sum(parameter.numel() for parameter in model.parameters())
+    assert found.tokens_per_step == 4 * 144
+    blocks = sum(parameter.numel() for parameter in model.blocks.parameters() if parameter.ndim == 2)
+    assert 0.7 < found.flops_per_step / (4 * 144 * 6 * blocks) < 2.5
+
+
+def test_a_training_that_does_not_fit_is_refused_with_what_would(corpora: dict[int, Corpus]) -> None:
+    corpus = corpora[16].store.local("")
+    line = ["train", "unityvideo_wan_1_3b", "--corpus", corpus, "--dry-run"]
+    done = cli(*line, "--gpu-memory-gb", 16)
+    assert done.returncode == 2 and "does not fit: it needs about" in done.stderr
+    assert "It would fit with: " in done.stderr and "GPUs" in done.stderr
+    done = cli(*line, "--gpu-memory-gb", 80)
+    assert done.returncode == 0, done.stderr
+    assert "fit         yes" in done.stdout and "1,5" in done.stdout and "task " in done.stdout
+
+
+def test_unknown_sizes_are_said(corpora: dict[int, Corpus]) -> None:
+    corpus = corpora[16].store.local("")
+    done = cli("train", "unityvideo_wan_1_3b", "--corpus", corpus, "--dry-run", "--set", "model.pretrained=some/where")
+    assert done.returncode == 2 and 'sizes of "some/where" are not known here' in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("optimizer.step=3", 'no option "optimizer.step". Did you mean "optimizer.steps"?'),
+        ("learning_rate=1", 'no option "learning_rate". Did you mean "optimizer.learning_rate"?'),
+        ("optimiser.steps=3", 'no option "optimiser.steps". Did you mean "optimizer.steps"?'),
+        ("optimizer.steps=three", 'optimizer: steps = "three". Allowed: integer, at least 1'),
+        ("optimizer.steps=0", "steps = 0. Allowed: at least 1"),
+        ("optimizer=3", "must be a table of options"),
+        ("model.num_layer=2", 'no option "num_layer". Did you mean "num_layers"?'),
+        ("ema.decay", "must be written name=value"),
+        ("optimizer.accumulate=1", ""),
+    ],
+)
+def test_options_are_set_by_dotted_names(
+    corpora: dict[int, Corpus], tmp_path: Path, given: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Trainer, "run", lambda self: None)
+    corpus = corpora[16].store.local("")
+    line = ["train", "unityvideo_debug", "--corpus", corpus, "--dry-run", "--set", given]
+    done = cli(*line)
+    assert (done.returncode == 0) == (not message), done.stderr
+    assert message in done.stderr
+
+
+def test_set_options_are_those_of_the_run(corpora: dict[int, Corpus], tmp_path: Path) -> None:
+    record, where = TrainingRecipe.read("unityvideo_debug")
+    from openuni.training.recipe_changes import changed
+
+    changes = {"optimizer.steps": 7, "clip": 1} | {"optimizer.clip_norm": 2.0, "tasks.joint": 1.0, "model.heads": 4}
+    del changes["clip"]
+    found = TrainingRecipe.from_dict(changed(record, changes, "--set"), where)
+    assert (found.optimizer.steps, found.optimizer.max_grad_norm, found.model["heads"]) == (7, 2.0, 4)
+    assert found.tasks == {"joint": 1.0}
+    former = {"optimizer": {"accumulate": 2}}
+    assert changed(former, {"optimizer.gradient_accumulation_steps": 4}, "--set") == {"optimizer": {"accumulate": 4}}
