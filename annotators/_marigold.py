@@ -1,8 +1,8 @@
 """Marigold pipelines (diffusers) over the frames of a clip, for `marigold_normals` and `marigold_intrinsics`.
 
-A frame at 768 px and four steps is 3,900 operators, 328 of them convolutions. In float32 a GPU was seen to launch
-72,000 kernels for it, nearly all of them within convolutions that cuDNN computed by Fourier transform: hence
-`on_device`. The larger the batch, the fewer launches per frame.
+A frame at 768 px and four steps is 3,900 operators, 328 of them convolutions. In float32 a GPU launched 72,000 kernels
+for it, many of them of Fourier transforms, so most must come from within cuDNN's convolutions: hence `on_device`.
+The larger the batch, the fewer launches per frame. Not measured on a GPU since.
 """
 
 import json

@@ -42,9 +42,9 @@ def each_batch(device: Any, batches: Iterable[tuple[np.ndarray, ...]], compute: 
 def on_device(network: Any, device: str) -> Any:
     """The network (a `torch.nn.Module`), in evaluation mode, on `device`; unless that is the CPU, in channels_last.
 
-    cuDNN then runs convolutions as matrix products. With float32 in the default format, without TF32 and with
-    `deterministic`, it takes algorithms by Fourier transform for many of them: one launches hundreds of small kernels,
-    and its workspace is gigabytes. They do not exist for channels_last. Results differ by rounding.
+    cuDNN computes convolutions in that format as matrix products. In the default one, in float32 without TF32, it was
+    seen to choose Fourier transforms, of many small kernels and a large workspace. Results differ by rounding. How much
+    time this saves has not been measured.
     """
     import torch
 
