@@ -203,23 +203,24 @@ def waits_of(network, images, rules, images_per_batch=4):
 
 @pytest.mark.parametrize("crop_layers", [0, 1])
 def test_waits_for_the_device_do_not_grow_with_points_batches_or_masks(checkpoint, crop_layers):
-    images_ = [panned([(shift, 0)], 96, 128)[0] for shift in (0, 9, 18)]
+    images_ = [panned([(shift, 0)], 96, 128)[0] for shift in ((0,) if crop_layers else (0, 9))]
     network = Sam(checkpoint=checkpoint).load("cpu")
     counts, masks = [], []
-    for side, per_batch, stability in ((4, 64, 0.9), (8, 64, 0.1), (8, 4, 0.1)):
+    for side, per_batch, stability in ((3, 64, 0.9), (6, 64, 0.1), (6, 4, 0.1)):
         rules = MaskRules(side, per_batch, -99.0, stability, nms_iou=0.99, crop_layers=crop_layers)
         waits, found = waits_of(network, images_, rules)
         counts.append(waits.counts)
         masks.append(sum(found))
     assert counts[0] == counts[1] == counts[2]
     assert masks[1] > 2 * masks[0]
-    crops = 3 * (1 + 4 * crop_layers)
+    crops = len(images_) * (1 + 4 * crop_layers)
     assert counts[0]["cpu"] == 2 * crops and counts[0]["nonzero"] == crops
     assert waits.total <= 8 * crops
     waits, _ = waits_of(network, images_, rules._replace(min_predicted_iou=0.01))
     assert waits.counts["nonzero"] == 2 * crops and waits.total <= 9 * crops
     # what is counted: the library's own prompt encoder selects points by boolean masks in every batch
-    assert waits_of(random_network(), images_, rules)[0].counts["index"] >= 3 * crops * 16
+    if not crop_layers:
+        assert waits_of(random_network(), images_, rules)[0].counts["index"] >= 3 * crops * 9
 
 
 def test_points_are_embedded_as_by_the_library(checkpoint):
