@@ -26,7 +26,7 @@ class Sapiens2(Annotator):
 
     checkpoint: Annotated[str, "Sapiens2 checkpoint in transformers format: Hugging Face name or folder"] = ""
     frames_per_batch: Annotated[int, "images per forward pass", Ge(1)] = 4
-    precision: Annotated[Precision, "numerical precision: fp32, or bf16 autocast"] = "fp32"
+    precision: Annotated[Precision, "numerical precision: fp32, tf32 (on CPUs fp32), bf16 or fp16 autocast"] = "fp32"
 
     gpus: ClassVar[float] = 0.5
     licence: ClassVar[str] = LICENCE

@@ -77,7 +77,7 @@ class DepthPro(Annotator):
         Interval(ge=0, lt=180),
     ] = 0.0
     frames_per_batch: Annotated[int, "frames per forward pass", Ge(1)] = 2
-    precision: Annotated[Precision, "numerical precision: fp32, or bf16 autocast"] = "fp32"
+    precision: Annotated[Precision, "numerical precision: fp32, tf32 (on CPUs fp32), bf16 or fp16 autocast"] = "fp32"
 
     gpus: ClassVar[float] = 0.5
     licence: ClassVar[str] = LICENCE

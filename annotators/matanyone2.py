@@ -63,7 +63,7 @@ class Matanyone2(Annotator):
     max_short_side_px: Annotated[
         int, "shorter side above which frames are downscaled for the network, pixels; 0: never", Ge(0)
     ] = 0
-    precision: Annotated[Precision, "numerical precision: fp32, or bf16 autocast"] = "fp32"
+    precision: Annotated[Precision, "numerical precision: fp32, tf32 (on CPUs fp32), bf16 or fp16 autocast"] = "fp32"
 
     gpus: ClassVar[float] = 0.5
     licence: ClassVar[str] = LICENCE

@@ -96,7 +96,7 @@ class Sam3(Annotator):
         "maximum number of instances with an id, largest first; renderings distinguish at most 255",
         Interval(ge=1, le=np.iinfo(np.uint16).max),
     ] = 255
-    precision: Annotated[Precision, "numerical precision: fp32, or bf16 autocast"] = "fp32"
+    precision: Annotated[Precision, "numerical precision: fp32, tf32 (on CPUs fp32), bf16 or fp16 autocast"] = "fp32"
 
     gpus: ClassVar[float] = 0.5
     licence: ClassVar[str] = LICENCE

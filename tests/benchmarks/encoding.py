@@ -26,11 +26,13 @@ import openuni
 from openuni.console.progress import Reporter
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.modalities.rgb import RGB
+from openuni.manifests.video.encode import write_video
 from openuni.pipeline.runners.resources import Resources
 from openuni.training.codecs.wan_vae import WanVae
-from tests.benchmarks.annotators import write_clips
+from tests.benchmarks.annotator_networks import clip_frames
 
 GOAL_RATIO = 0.9
+FPS = 16.0
 MODALITIES = ("rgb", "flow")
 
 
@@ -75,7 +77,8 @@ def main() -> None:
 
         torch.manual_seed(0)
         AutoencoderKLWan(**({} if given.full else {"base_dim": 12})).save_pretrained(f"{scratch}/vae")
-        write_clips(Path(scratch), given.clips, given.frames, *given.size)
+        for number in range(given.clips):
+            write_video(Path(scratch, f"{number:03}.mp4"), clip_frames(number, given.frames, *given.size), FPS)
         maps = {"work": {"short_side_px": 0}, "annotators": {"dis": {"preset": "ultrafast"}}}
         options = {"checkpoint": f"{scratch}/vae", "dtype": given.dtype, "batch_videos": given.batch}
         encode = {"latents": "wan_vae", "modalities": list(MODALITIES), "size_px": list(given.size)}

@@ -33,7 +33,7 @@ from openuni.manifests.contracts.inference import Precision
 from openuni.manifests.modalities.depth import Depth
 from openuni.manifests.modalities.flow import Flow
 from openuni.manifests.video.probe import probe_clip
-from tests.benchmarks.annotators import full_depth_anything, full_raft, full_sam
+from tests.benchmarks.annotator_networks import full_depth_anything, full_raft, full_sam
 from tests.moving_pictures import panned
 
 PRECISIONS: tuple[Precision, ...] = ("tf32", "bf16", "fp16")
@@ -161,7 +161,7 @@ def prompted(seen: Callable[[Precision], Any], pairs: Sequence[np.ndarray]) -> N
         found = []
         for pair in pairs:
             network = seen(precision)
-            network.set_image(pair[0])
+            network.use(*network.embed([pair[0]]))
             logits, _ = network.predict_points(point_grid(4) * pair.shape[2:0:-1])
             found.append(logits.flatten(0, 1).cpu().numpy())
         return found
