@@ -90,7 +90,9 @@ class DepthAnything3(Annotator):
     fov_deg: Annotated[
         float, "horizontal field of view of the whole frame, degrees; for DA3METRIC; 0: unknown", Interval(ge=0, lt=180)
     ] = 0.0
-    precision: Annotated[Precision, "numerical precision of the backbone: fp32, or bf16 autocast"] = "fp32"
+    precision: Annotated[
+        Precision, "numerical precision of the backbone: fp32, tf32 (on CPUs fp32), bf16 or fp16 autocast"
+    ] = "fp32"
 
     gpus: ClassVar[float] = 0.5
     licence: ClassVar[str] = "Apache-2.0"
