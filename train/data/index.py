@@ -311,7 +311,7 @@ def _extents(corpus: "Corpus", group: str, kept: pa.Array, dimensions: int) -> E
     }
     corpus.require_shards([group])
     if not corpus.parts(group):
-        return Extents(group=group, shards=[], dtypes=[], **arrays)
+        return Extents(group=group, shards=[], dtypes=[], windows=None, **arrays)
     has_windows = "windows" in corpus.dataset(group).schema.names
     table = corpus.table(group, [*COLUMNS, "windows"] if has_windows else COLUMNS)
     table = table.filter(pc.equal(table["status"], "ok"))
