@@ -74,6 +74,7 @@ class FrameDepth(Annotator):
 
         Raises `OpenUniError` if the folder is not a Depth Anything checkpoint.
         """
+        import torch
         from transformers import AutoConfig, AutoImageProcessor, AutoModelForDepthEstimation
 
         folder = self.checkpoints()[0].resolve()
@@ -83,7 +84,7 @@ class FrameDepth(Annotator):
             if kind not in ("relative", "metric"):
                 raise ValueError('config.json has no `depth_estimation_type` of "relative" or "metric"')
             processor = AutoImageProcessor.from_pretrained(folder, **only_data)
-            network = AutoModelForDepthEstimation.from_pretrained(folder, **only_data)
+            network = AutoModelForDepthEstimation.from_pretrained(folder, dtype=torch.float32, **only_data)
         except (OSError, ValueError) as error:
             raise OpenUniError(
                 f"{folder} is not a Depth Anything checkpoint in transformers format: {error}. Use one such as "

@@ -90,6 +90,7 @@ class Marigold(Annotator):
         try:
             pipeline = getattr(diffusers, self.pipeline_name()).from_pretrained(
                 str(folder),
+                torch_dtype=torch.float32,
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,

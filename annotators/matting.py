@@ -116,13 +116,16 @@ class Matting(Annotator):
         path = self.checkpoints()[0].resolve()
         if self.scripted:
             return load_scripted(path, device)
+        import torch
         from transformers import AutoImageProcessor, VitMatteForImageMatting
 
         # no downloads, no remote code
         only_data: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         try:
             processor = AutoImageProcessor.from_pretrained(path, **only_data)
-            network = VitMatteForImageMatting.from_pretrained(path, use_safetensors=True, **only_data)
+            network = VitMatteForImageMatting.from_pretrained(
+                path, use_safetensors=True, dtype=torch.float32, **only_data
+            )
         except (OSError, ValueError, RuntimeError) as error:
             raise OpenUniError(
                 f"{path} is not ViTMatte in transformers format: {error}. Use one such as "

@@ -76,6 +76,7 @@ class Sam2(Segmenter):
 
         Raises `OpenUniError` if the folder is not a complete SAM 2 video checkpoint.
         """
+        import torch
         from transformers import AutoConfig, Sam2VideoModel, Sam2VideoProcessor
 
         folder = self.checkpoints()[0].resolve()
@@ -85,7 +86,9 @@ class Sam2(Segmenter):
             kind = AutoConfig.from_pretrained(folder, **only_data).model_type
             if kind != "sam2_video":
                 raise ValueError(f'model_type in config.json is "{kind}", must be "sam2_video"')
-            loaded: Any = Sam2VideoModel.from_pretrained(folder, output_loading_info=True, **only_data)
+            loaded: Any = Sam2VideoModel.from_pretrained(
+                folder, output_loading_info=True, dtype=torch.float32, **only_data
+            )
             network, report = loaded
             if report["missing_keys"] or report["mismatched_keys"]:
                 lacking = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
