@@ -19,7 +19,6 @@ from openuni.training.data.tokenizer import make_tokenizer
 from openuni.training.footprint import GB, KNOWN_SIZES, Pass, Weights, fake_model, fake_pass, sized
 from openuni.training.model import Model
 from openuni.training.recipe import TrainingRecipe
-from openuni.training.tasks import Task
 
 if TYPE_CHECKING:
     from openuni.manifests.corpus.corpus import Corpus
@@ -111,11 +110,13 @@ def estimate(recipe: TrainingRecipe, corpus: "Corpus", gpus: int) -> Estimate:
     with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True):
         warnings.simplefilter("ignore")  # of kernels, which do not run
         module, weights = fake_model(model)
-        costs = {
-            key: fake_pass(module, *key, text_length, tokens, bfloat16=bfloat16)
-            for key, tokens in _kinds(seen, index, model, recipe).items()
-        }
-    by_sample = [costs[sample.task.streams, _shape(index, sample)] for sample in seen]
+        costs: dict[tuple[int, bool, tuple[int, ...]], Pass] = {}
+        for sample in seen:
+            key = _cost_key(sample, index, model)
+            if key not in costs:
+                tokens = recipe.text.length if key[1] else 0
+                costs[key] = fake_pass(module, sample.task.streams, key[2], text_length, tokens, bfloat16=bfloat16)
+    by_sample = [costs[_cost_key(sample, index, model)] for sample in seen]
     steps = len(seen) / recipe.optimizer.batch_size
     recompute = 4 / 3 if recipe.model.get("gradient_checkpointing") else 1.0
     return Estimate(
@@ -158,13 +159,14 @@ def _model(
 ) -> Model:
     """The model without files. Raises `OpenUniError` if its sizes cannot be known here."""
     known = {option.name for option in kind.options()}
-    given: dict[str, Any] = {"modalities": modalities} | options
     channels = int(index.shapes[index.shapes.any(axis=1)][0][0])
+    corpus: dict[str, Any] = {"modalities": modalities}
     if not options.get("pretrained"):
-        given = {"channels": channels, "text_dim": int(index.text.shape[index.text.present][0][1])} | given
+        corpus |= {"channels": channels, "text_dim": int(index.text.shape[index.text.present][0][1])}
     if "vocabulary" in known and "vocabulary" not in options:
-        given["vocabulary"] = _vocabulary(recipe)
-    model: Model = parse_options(kind, {key: value for key, value in given.items() if key in known}, kind.name())
+        corpus["vocabulary"] = _vocabulary(recipe)
+    given = {key: value for key, value in corpus.items() if key in known} | options
+    model: Model = parse_options(kind, given, kind.name())
     found = sized(model)
     if found is None:
         raise OpenUniError(
@@ -187,19 +189,9 @@ def _vocabulary(recipe: TrainingRecipe) -> int:
         return UMT5_VOCABULARY
 
 
-def _kinds(
-    seen: list[Sample], index: Index, model: Model, recipe: TrainingRecipe
-) -> dict[tuple[tuple[str, ...], tuple[int, ...]], int]:
-    """Streams and latent shape of all samples, with the number of tokens of the text stream."""
-
-    def tokens(task: Task) -> int:
-        return recipe.text.length if model.has_text_stream(task) else 0
-
-    found: dict[tuple[tuple[str, ...], tuple[int, ...]], int] = {}
-    for sample in seen:
-        key = sample.task.streams, _shape(index, sample)
-        found[key] = max(found.get(key, 0), tokens(sample.task))
-    return found
+def _cost_key(sample: Sample, index: Index, model: Model) -> tuple[int, bool, tuple[int, ...]]:
+    """What the cost of a sample depends on: number of latent streams, whether there is text, latent shape."""
+    return len(sample.task.streams), model.has_text_stream(sample.task), _shape(index, sample)
 
 
 def _shape(index: Index, sample: Sample) -> tuple[int, ...]:

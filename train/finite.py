@@ -1,5 +1,6 @@
 """Checks of tensors for NaN and infinite values."""
 
+import math
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -16,6 +17,9 @@ def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
     """Whether all values of floating-point tensors are finite; waits for the device once."""
     floating = [tensor.detach() for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
     if not floating:
+        return True
+    # on a CPU sums take a tenth of the time of norms; NaN and infinite values stay in a sum, so a finite one has none
+    if all(tensor.is_cpu for tensor in floating) and all(math.isfinite(tensor.sum()) for tensor in floating):
         return True
     # the maximum norm cannot overflow; it is NaN or infinite if and only if a value is
     return bool(get_total_norm(floating, torch.inf).isfinite())

@@ -68,5 +68,5 @@ def _spelled(table: Mapping[str, Any], name: str, kind: Any) -> str:
     if kind is None or not dataclasses.is_dataclass(kind) or name in table:
         return name
     former = former_names(kind)
-    twins = {former.get(name), *(field for field, old in former.items() if old == name)} - {None}
+    twins = [former.get(name, name), *(field for field, old in former.items() if old == name)]
     return next((twin for twin in twins if twin in table), name)

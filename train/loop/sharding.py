@@ -33,16 +33,17 @@ class ShardedWeights(Weights):
         self.ranks = ranks
         self.every_micro_batch = every_micro_batch
         with torch.no_grad():
-            self.local = {name: parameter.to_local() for name, parameter in self.parameters.items()}  # type: ignore[operator]
+            sharded: Any = self.parameters
+            self.local = {name: parameter.to_local() for name, parameter in sharded.items()}
         self._numbers = {name: number for number, name in enumerate(self.local)}
         self._used = np.zeros(len(self.local))
-        self._sums: torch.Tensor | None = (
-            None  # of the local gradients, until they are checked; float64 [parameters, 2]
-        )
+        # float64 [parameters, 2]: sums of the local gradients and of their absolute values, until they are checked
+        self._sums: torch.Tensor | None = None
         self._is_checked = False
         for prefix, module in model.named_modules():
             if isinstance(module, FSDPModule):
-                module.register_forward_pre_hook(partial(self._watch, prefix))
+                hooked: Any = module
+                hooked.register_forward_pre_hook(partial(self._watch, prefix))
         self._watched: set[str] = set()
 
     def begin_pass(self, is_last: bool) -> None:

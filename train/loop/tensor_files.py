@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor
@@ -55,5 +56,5 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], whole: Iterat
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for _ in header:
-            data = next(whole).cpu().contiguous().reshape(-1).view(torch.uint8)
-            file.write(data.numpy())
+            data: Any = next(whole).cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+            file.write(data)
