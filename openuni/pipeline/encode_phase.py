@@ -114,7 +114,7 @@ class EncodeWorker(CorpusWorker):
         self.streams = {stream.modality: stream for stream in spec.streams}
         self.latent_model = spec.latent_codec.load(device)
         self.text_model = spec.text_codec.load(device) if TEXT in self.streams else None
-        if self.text_model is not None:
+        if TEXT in self.streams:
             from openuni.training.data.fixed_texts import store_prompts  # imports torch, which planning does not need
 
             family = text_family_name(spec.text_codec)
