@@ -17,8 +17,10 @@ from openuni.training.data.index import Index, choose_family, open_index
 from openuni.training.data.plan import Sample
 from openuni.training.data.tokenizer import make_tokenizer
 from openuni.training.footprint import GB, KNOWN_SIZES, Pass, Weights, fake_model, fake_pass, sized
+from openuni.training.loop.setup import check_fit
 from openuni.training.model import Model
 from openuni.training.recipe import TrainingRecipe
+from openuni.training.tasks import TaskMix
 
 if TYPE_CHECKING:
     from openuni.manifests.corpus.corpus import Corpus
@@ -105,6 +107,7 @@ def estimate(recipe: TrainingRecipe, corpus: "Corpus", gpus: int) -> Estimate:
     plan = Curriculum.build(index, stages, recipe.seed, recipe.optimizer.batch_size)
     seen = [sample for step in _steps(recipe, stages) for sample in plan.step(step)]
     model = _model(kind, options, modalities, index, recipe)
+    check_fit(model, index, TaskMix.averaged([stage.mix for stage in stages]), latents["codec"])
     bfloat16 = recipe.precision != "float32"
     text_length = data.text_length or int(index.text.shape[:, 0].max(initial=1))
     with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True):

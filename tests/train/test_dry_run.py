@@ -25,14 +25,14 @@ CHANNELS = {"unityvideo_wan2_2_5b": 48}
 
 @pytest.fixture(scope="module")
 def corpora(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Corpus]:
-    """Corpora with latents of 16 and 48 channels, 33 frames of 64 x 64 px, in all modalities."""
+    """Corpora with latents of 16 and 48 channels, 37 frames of 64 x 64 px, in all modalities."""
 
     def made(channels: int) -> Corpus:
-        latents = {name: np.zeros((channels, 9, 8, 8)) for name in ALL}
+        latents = {name: np.zeros((channels, 10, 8, 8)) for name in ALL}
         clips = [{"latents": latents, "caption": "a cube"} for _ in range(6)]
         text = Bytes(dim=4096, max_bytes=31)
         folder = tmp_path_factory.mktemp("corpus")
-        return write_corpus(folder, clips, codec=Dct(channels=channels), text=text, size=(33, 64, 64))
+        return write_corpus(folder, clips, codec=Dct(channels=channels), text=text, size=(37, 64, 64))
 
     return {channels: made(channels) for channels in (16, 48)}
 
@@ -66,7 +66,7 @@ def test_every_recipe_is_estimated(name: str, corpora: dict[int, Corpus]) -> Non
 
 
 def test_tokens_weights_and_flops_are_those_of_the_model(corpora: dict[int, Corpus], tmp_path: Path) -> None:
-    """Of one stream of 9x8x8 latents in patches of 1x2x2: 144 tokens."""
+    """Of one stream of 10x8x8 latents in patches of 1x2x2: 160 tokens."""
     sizes: dict[str, Any] = {"num_layers": 5, "heads": 2, "head_dim": 24, "ffn_dim": 96, "freq_dim": 32}
     record = {
         "model": {"name": "unityvideo", "modalities": ["rgb"], **sizes},
@@ -78,8 +78,8 @@ def test_tokens_weights_and_flops_are_those_of_the_model(corpora: dict[int, Corp
     found = estimate(TrainingRecipe.from_dict(record), corpora[16], gpus=1)
     model = UnityVideo(modalities=("rgb",), text_dim=4096, **sizes).load("cpu")
     assert found.weights.trained == sum(parameter.numel() for parameter in model.parameters())
-    assert found.tokens_per_step == 4 * 144
-    width, hidden, tokens = 48, 96, 144
+    assert found.tokens_per_step == 4 * 160
+    width, hidden, tokens = 48, 96, 160
     linear = 2 * (6 * width**2 + 2 * width * hidden)  # attention and feed-forward layers, per token of the video
     attention = 4 * tokens * width
     least = 4 * 3 * 5 * tokens * (linear + attention)  # samples; forward and backward; blocks

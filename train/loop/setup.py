@@ -114,7 +114,7 @@ def prepare(recipe: TrainingRecipe, corpus: "Corpus", folder: Path) -> Setup:
     if before is not None and before["model"]["name"] == kind.name():
         options = unrecorded_options(kind, before["model"]["options"]) | options
     model = _model(kind, options, modalities, shape[0], rows[EMPTY].shape[1], tokenizer)
-    _check_fit(model, index, mix, latents["codec"])
+    check_fit(model, index, mix, latents["codec"])
     record: dict[str, Any] = {
         "format": FORMAT,
         "recipe": _recorded_recipe(recipe, kind),
@@ -263,7 +263,8 @@ def _model(
     return model
 
 
-def _check_fit(model: Model, index: Index, mix: TaskMix, codec: str) -> None:
+def check_fit(model: Model, index: Index, mix: TaskMix, codec: str) -> None:
+    """Raise `OpenUniError` if latents are not multiples of the model's patch."""
     patch = model.resolved().options_dict().get("patch", (1, 1, 1))
     shapes = index.shapes[usable_clips(index, mix)]
     odd = (shapes[:, 1:] % np.array(patch)).any(axis=1)
