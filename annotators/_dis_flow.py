@@ -1,11 +1,9 @@
 """OpenCV's DIS optical flow between frames of a clip, for the annotator `dis` and the guide flow."""
 
-import threading
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from openuni.annotators._host_threads import in_threads
 from openuni.manifests.arrays.dense_inverse_search import dis_estimator
 
 PAIRS_AT_A_TIME = 32  # more would take the memory of another clip: backward flow
@@ -23,26 +21,23 @@ def dis_adjacent_flow(frames: np.ndarray, preset: str, both: bool) -> Iterator[t
 
 
 def dis_pair_flow(frames: np.ndarray, preset: str) -> PairFlow:
-    """A function that computes the optical flow between any two of `frames`, uint8 [T, H, W, 3] RGB, pairs in threads.
+    """A function that computes the optical flow between any two of `frames`, uint8 [T, H, W, 3] RGB, pair after pair.
 
-    Raises `ClipError` for frames with a side below 8 px or both sides below 12 px.
+    Pairs are not computed in threads of their own: for widths that are not multiples of the patch stride, an estimator
+    keeps values of the pair before in its margins, so that the order of pairs is part of the result. OpenCV uses
+    several threads within a pair. Raises `ClipError` for frames with a side below 8 px or both sides below 12 px.
     """
     import cv2
 
     height_px, width_px = frames.shape[1:3]
-    dis_estimator(preset, height_px, width_px, "dis")  # raises here, not in a thread
+    estimator = dis_estimator(preset, height_px, width_px, "dis")
     grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
-    of_thread = threading.local()  # an estimator holds the buffers of one call
-
-    def one(first: int, second: int, out: np.ndarray) -> None:
-        if not hasattr(of_thread, "estimator"):
-            of_thread.estimator = dis_estimator(preset, height_px, width_px, "dis")
-        at_rest = np.zeros((height_px, width_px, 2), np.float32)  # initial flow, overwritten
-        out[:] = of_thread.estimator.calc(grey[first], grey[second], at_rest)
+    at_rest = np.zeros((height_px, width_px, 2), np.float32)  # initial flow
 
     def pair_flow(first: np.ndarray, second: np.ndarray) -> np.ndarray:
         flow = np.empty((len(first), height_px, width_px, 2), np.float32)
-        in_threads(one, first, second, flow)
+        for row, (one, other) in enumerate(zip(first, second, strict=True)):
+            flow[row] = estimator.calc(grey[one], grey[other], at_rest.copy())
         return flow
 
     return pair_flow

@@ -8,7 +8,6 @@ import typer
 
 from openuni.cli.app import app, command_from_dataclass, is_first_rank
 from openuni.cli.former_flags import accepts_former_flags
-from openuni.config.recipe import parse_assignments
 from openuni.console.terminal import print_text
 from openuni.manifests.errors import OpenUniError
 
@@ -44,6 +43,7 @@ def train(
     torchrun --nproc-per-node GPUS -m openuni train ...
     """
     from openuni import api
+    from openuni.config.recipe import parse_assignments
     from openuni.console.progress import Reporter, TrainingProgress
     from openuni.training.loop.ranks import training_ranks
     from openuni.training.recipe import TrainingRecipe

@@ -219,7 +219,7 @@ def test_missing_weights_come_with_the_command():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"frames_per_s": 0.0}, {"max_frames": 0}, {"frames_per_batch": 0}, {"precision": "fp16"}]
+    "wrong", [{"frames_per_s": 0.0}, {"max_frames": 0}, {"frames_per_batch": 0}, {"precision": "fp8"}]
 )
 def test_wrong_options_are_refused(wrong):
     with pytest.raises(OpenUniError, match=r"consistency: .*Allowed"):

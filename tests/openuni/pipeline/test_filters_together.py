@@ -39,9 +39,9 @@ def test_every_clip_is_opened_once_for_all_filters(raw, tmp_path, monkeypatch):
     run(raw, tmp_path / "corpus", only=("ingest",))
     opened, real = [], reader.open_video
 
-    def noted(source, *more):
+    def noted(source, *more, **named):
         opened.append(source.rpartition("/")[2])
-        return real(source, *more)
+        return real(source, *more, **named)
 
     monkeypatch.setenv("OPENUNI_DECODER", "in-process")
     monkeypatch.setattr(reader, "open_video", noted)

@@ -71,7 +71,7 @@ def test_a_sound_corpus(corpus: Path) -> None:
     report = verify(corpus)
     assert report.is_sound and report.damage == () and report.notes == ()
     assert (report.parts, report.payloads, report.all_payloads) == (6, 16, 16)  # 4 maps, 3 x 4 tensors
-    assert report.records == 4 and report.payload_bytes > 1000
+    assert report.records == 5 and report.payload_bytes > 1000
     done = cli("verify", corpus)
     assert done.returncode == 0 and done.stdout.endswith("sound\n") and "payloads: 5/5 done" in done.stderr
     assert verify(str(corpus)) == verify(Corpus.open(str(corpus)).store.url)

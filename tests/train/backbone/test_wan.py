@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 from openuni.manifests.errors import OpenUniError
 from openuni.training.backbone.lora import gated_layers
 from openuni.training.backbone.pretrained import WEIGHTS, weight_shards
-from openuni.training.loop.trainer import build_optimizer, ema_copy
+from openuni.training.loop.optimizer import build_optimizer
 from openuni.training.loop.training_checkpoint import load_model, model_tensors
+from openuni.training.loop.weights import Ema, Weights
 from openuni.training.models.unityvideo import UnityVideo, UnityVideoTransformer
 from openuni.training.models.unividx import UniVidX, UniVidXTransformer
 from openuni.training.parity.subject import plain_model
@@ -282,17 +283,19 @@ def test_rope_modulation_norms_and_additions_stay_float32(folder: Path) -> None:
 def test_a_bfloat16_base_goes_through_average_and_checkpoint(folder: Path, tmp_path: Path) -> None:
     component = UniVidX(modalities=NAMES, rank=3, pretrained=str(folder), frozen_dtype="bfloat16")
     model = component.load("cpu")
-    average = ema_copy(model)
+    weights = Weights(model)
+    ema = Ema(weights)
     streams, sigmas, text = rows(NAMES)
     expected = model(streams, sigmas, text)
-    assert all(torch.equal(value, expected[name]) for name, value in average(streams, sigmas, text).items())
-    assert average.blocks[0].attn1.to_q.weight is model.blocks[0].attn1.to_q.weight
+    with ema.applied() as average:
+        assert all(torch.equal(value, expected[name]) for name, value in average(streams, sigmas, text).items())
+    assert set(ema.average) == set(model.added_parameters())
     saved = model_tensors(model)
     assert set(saved) == set(model.added_parameters())
     again = component.resolved().load("cpu")
     load_model(again, saved, tmp_path)
     assert all(torch.equal(value, expected[name]) for name, value in again(streams, sigmas, text).items())
-    groups = build_optimizer(model, TrainingRecipe().optimizer).param_groups
+    groups = build_optimizer(weights.local, set(model.added_parameters()), TrainingRecipe().optimizer).param_groups
     assert {p.dtype for group in groups for p in group["params"]} == {torch.float32}
     random = UniVidX(modalities=NAMES, rank=3, frozen_dtype="bfloat16", **SMALL).load("cpu")
     whole = model_tensors(random)  # a frozen base that is in no file is saved, as it is

@@ -12,7 +12,7 @@ from openuni.manifests.errors import MissingRequirement, OpenUniError
 from openuni.training.backbone import attention
 from openuni.training.backbone.attention import CastingProcessor, check_attention, use_attention
 from openuni.training.backbone.wan import Compiler
-from openuni.training.loop.trainer import ema_copy
+from openuni.training.loop.weights import Ema, Weights
 from openuni.training.models.unityvideo import UnityVideo
 from openuni.training.models.unividx import UniVidX
 from openuni.training.parity.subject import plain_model
@@ -120,12 +120,12 @@ def test_compiled_blocks_are_the_same_function(folder: Path, name: str, checkpoi
     expected = plain(*inputs(name))
     for key, value in model(*inputs(name)).items():
         torch.testing.assert_close(value, expected[key], atol=1e-5, rtol=1e-5)
-    average = ema_copy(model)  # has weights of its own, not those that the compiled blocks were made with
+    ema = Ema(Weights(model))  # other weights than those that the compiled blocks were made with
     with torch.no_grad():
-        for parameter in average.parameters():
-            if not any(parameter is other for other in model.parameters()):
-                parameter.add_(0.2)
-    moved = average(*inputs(name))
+        for tensor in ema.average.values():
+            tensor.add_(0.2)
+    with ema.applied() as average:
+        moved = average(*inputs(name))
     assert all((moved[key] - value).abs().max() > 1e-4 for key, value in expected.items() if value.any())
 
 

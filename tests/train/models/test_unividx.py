@@ -10,7 +10,8 @@ from torch.nn import functional
 
 from openuni.manifests.errors import OpenUniError
 from openuni.training.backbone.lora import GatedLinear, LoraRouting, gated_layers
-from openuni.training.loop.trainer import build_optimizer, ema_copy
+from openuni.training.loop.optimizer import build_optimizer
+from openuni.training.loop.weights import Ema, Weights
 from openuni.training.models.unityvideo import UnityVideo
 from openuni.training.models.unividx import UniVidX, UniVidXTransformer
 from openuni.training.recipe import TrainingRecipe
@@ -233,15 +234,14 @@ def test_gradient_checkpointing_changes_no_gradient(base: Any) -> None:
 
 def test_only_what_is_trained_is_optimised(base: Any) -> None:
     def optimised(model: UniVidXTransformer) -> int:
-        groups = build_optimizer(model, TrainingRecipe().optimizer).param_groups
+        added = set(model.added_parameters())
+        groups = build_optimizer(Weights(model).local, added, TrainingRecipe().optimizer).param_groups
         return sum(p.numel() for group in groups for p in group["params"])
 
     frozen, whole = built(base), built(base, train_base=True)
     assert optimised(frozen) == sum(dict(frozen.named_parameters())[name].numel() for name in frozen.added_parameters())
     assert optimised(whole) == sum(p.numel() for p in whole.parameters())
-    average = dict(ema_copy(frozen).named_parameters())
-    shared = {name for name, p in frozen.named_parameters() if average[name] is p}
-    assert shared == set(average) - set(frozen.added_parameters())
+    assert set(Ema(Weights(frozen)).average) == set(frozen.added_parameters())
 
 
 # ---------------------------------------------------------------- texts, options, wrong input
