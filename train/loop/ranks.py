@@ -1,6 +1,6 @@
 """The processes ("ranks") of one training, one per device, as torchrun starts them: agreement on errors and signals.
 
-Every rank runs the same code. Tensors of the model move between devices (`shards.py`); this module only carries what
+Every rank runs the same code. Tensors of the model move between devices (`sharding.py`); this module only carries what
 ranks must agree on, as numbers and JSON over gloo on the CPU: nothing is unpickled. An error that is raised inside
 `together` or `first` is raised on all ranks, with the same class, and rank 0 prints it. An error outside of them ends
 the other ranks through the store of the process group, as they may wait for this rank in a collective operation.
