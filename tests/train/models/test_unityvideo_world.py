@@ -12,6 +12,7 @@ import torch
 
 from openuni.manifests.contracts.modality import read_rendering
 from openuni.manifests.corpus.corpus import Corpus
+from openuni.manifests.corpus.payload_reader import PayloadReader
 from openuni.training.data.index import open_index
 from openuni.training.loop.trainer import train
 from openuni.training.metrics.depth import constant_errors, depth_errors
@@ -71,10 +72,7 @@ def learnt(tmp_path_factory: pytest.TempPathFactory) -> Learnt:
     run = train(recipe, corpus, folder / "run", device="cpu")
     index = open_index(corpus, ("rgb", "depth"), "", "", 0.0)
     captions = {row["clip_id"]: row["caption"] for row in corpus.table("clips", ["clip_id", "caption"]).to_pylist()}
-    latents = {
-        name: torch.stack([index.latents[name].read(corpus, clip) for clip in range(CLIPS)])
-        for name in ("rgb", "depth")
-    }
+    latents = {name: index.read_latents(PayloadReader(corpus), name, range(CLIPS)).float() for name in ("rgb", "depth")}
     return Learnt(corpus, run, index.clip_ids, [captions[clip] for clip in index.clip_ids], latents)
 
 

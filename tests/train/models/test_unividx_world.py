@@ -13,6 +13,7 @@ import torch
 
 from openuni.manifests.contracts.modality import Modality, read_rendering
 from openuni.manifests.corpus.corpus import Corpus
+from openuni.manifests.corpus.payload_reader import PayloadReader
 from openuni.training.data.index import Index, open_index
 from openuni.training.loop.trainer import train
 from openuni.training.recipe import TrainingRecipe
@@ -182,4 +183,4 @@ def index_of(learnt: Learnt) -> Index:
 
 def latents_of(corpus: Corpus, index: Index, name: str) -> torch.Tensor:
     """[clips, C, T, H, W] in the order of the index."""
-    return torch.stack([index.latents[name].read(corpus, clip) for clip in range(CLIPS)])
+    return index.read_latents(PayloadReader(corpus), name, range(CLIPS)).float()

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-import torch
 
 from openuni.manifests.corpus.corpus import Corpus
+from openuni.manifests.corpus.payload_reader import PayloadReader
 from openuni.training.data.index import open_index
 from openuni.training.loop.trainer import train
 from openuni.training.recipe import TrainingRecipe
@@ -117,7 +117,7 @@ def test_captions_come_back_word_for_word(corpus: Corpus, together: Learnt, tmp_
     settings = recipe(flow, {"v2t": 1.0}, flow.steps[1], rate=4e-3, decay=0.87, start_from=str(earlier.folder))
     run = train(settings, corpus, tmp_path)
     index = open_index(corpus, ("rgb",), "", "", 0.0)
-    latents = torch.stack([index.latents["rgb"].read(corpus, clip) for clip in range(CLIPS)])
+    latents = index.read_latents(PayloadReader(corpus), "rgb", range(CLIPS)).float()
     made = run.sample("v2t", {"rgb": latents}, [""] * CLIPS, sampling=flow.sampling)["text"]
     told = {clip: run.tokenizer.decode(row) for clip, row in zip(index.clip_ids, made, strict=True)}
     assert told == {clip.clip_id: clip.caption for clip in corpus}
