@@ -24,7 +24,10 @@ class QuietHandler(WSGIRequestHandler):
 
 @contextmanager
 def s3_bucket(name: str, between: Callable[[Application], Application] = lambda app: app) -> Iterator[str]:
-    """The URL of an empty bucket. `between`: what stands between clients and the server, such as faults."""
+    """The URL of an empty bucket, of a name that no other test uses: the server keeps buckets for the process.
+
+    `between`: what stands between clients and the server, such as faults.
+    """
     app = between(DomainDispatcherApplication(create_backend_app))
     server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=QuietHandler)
     Thread(target=server.serve_forever, daemon=True).start()

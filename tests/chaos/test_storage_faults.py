@@ -84,7 +84,7 @@ def test_after_faults_of_the_store_a_corpus_equals_an_undisturbed_one(raw, tmp_p
     monkeypatch.setenv("OPENUNI_SPOOL", str(tmp_path / "spool"))
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")  # few retries of the client, so that more requests fail
     faults = StorageFaults(seed=0)
-    with s3_bucket("chaos", faults) as bucket:
+    with s3_bucket("storage-faults", faults) as bucket:
         fs, _ = fsspec.core.url_to_fs(bucket)
         fs.put(str(raw) + "/", "chaos/raw/", recursive=True)
         run_commands(bucket, StorageFaults(seed=0))

@@ -82,9 +82,9 @@ def fixed_rows(
     stored = _stored(cache)
     if set(tensor_of.values()) <= set(stored):
         return {name: stored[key] for name, key in tensor_of.items()}
+    codec = open_text_codec(record)  # generating needs it: an unknown one is an error before training, not after
     rows = {name: known[text] for name, text in wanted.items() if known is not None and text in known}
     if len(rows) < len(wanted):
-        codec = open_text_codec(record)
         model = codec.load("cpu")
         rows = {name: torch.from_numpy(codec.encode(model, text)) for name, text in wanted.items()}
     tensors = {tensor_of[name]: row.contiguous() for name, row in rows.items()}
