@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 
 from openuni.manifests.errors import OpenUniError
-from openuni.manifests.video import reader
 from openuni.manifests.video.clip import Clip
 from openuni.manifests.video.container import Limits
 from openuni.manifests.video.decoder import process
