@@ -86,11 +86,11 @@ def test_after_faults_of_the_store_a_corpus_equals_an_undisturbed_one(raw, tmp_p
     faults = StorageFaults(seed=0)
     with s3_bucket("storage-faults", faults) as bucket:
         fs, _ = fsspec.core.url_to_fs(bucket)
-        fs.put(str(raw) + "/", "chaos/raw/", recursive=True)
+        fs.put(str(raw) + "/", "storage-faults/raw/", recursive=True)
         run_commands(bucket, StorageFaults(seed=0))
         expected = rows(openuni.open_corpus(f"{bucket}/c")), rows(openuni.open_corpus(f"{bucket}/s"))
         for seed in range(SEEDS):
-            for folder in ("chaos/c", "chaos/s"):
+            for folder in ("storage-faults/c", "storage-faults/s"):
                 fs.rm(folder, recursive=True)
             faults.random.seed(seed)
             run_commands(bucket, faults)
