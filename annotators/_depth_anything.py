@@ -9,7 +9,7 @@ import numpy as np
 from annotated_types import Ge, MultipleOf
 
 from openuni.annotators import _depth_input
-from openuni.annotators._host_threads import in_threads
+from openuni.annotators._threads import in_threads
 from openuni.manifests.contracts.checkpoint import Checkpoint, published_or_path
 from openuni.manifests.contracts.device_batches import each_batch, on_device
 from openuni.manifests.contracts.inference import Precision, inference

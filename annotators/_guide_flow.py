@@ -12,8 +12,8 @@ from functools import cached_property
 import numpy as np
 
 from openuni.annotators._dis_flow import dis_pair_flow
-from openuni.annotators._host_threads import in_threads
 from openuni.annotators._pairwise_flow import consistent
+from openuni.annotators._threads import in_threads
 from openuni.manifests.arrays.dense_inverse_search import fits_dis
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 

@@ -5,7 +5,7 @@ from typing import Annotated, NamedTuple
 
 import numpy as np
 
-from openuni.annotators._host_threads import in_threads
+from openuni.annotators._threads import in_threads
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.contracts.modality import Modality
 from openuni.manifests.contracts.windows import WindowedRun

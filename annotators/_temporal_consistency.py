@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from openuni.annotators._guide_flow import guide_flow, warp
-from openuni.annotators._host_threads import in_threads
+from openuni.annotators._threads import in_threads
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.contracts.modality import Modality
 from openuni.manifests.modalities.depth import Depth

@@ -2,16 +2,19 @@
 
 import dataclasses
 
+import cv2
 import numpy as np
 import pytest
 
-from openuni.annotators._guide_flow import guide_flow, warp
+from openuni.annotators._guide_flow import guide_flow, guide_flow_in_background, warp
+from openuni.annotators.dis import Dis
 from openuni.manifests.contracts.decoded_clip import DecodedClip
+from tests.moving_pictures import panned
+
+FRAMES = panned([(2 * step, step % 3) for step in range(5)], 48, 64)
 
 
 def texture(height_px, width_px):
-    import cv2
-
     noise = np.random.default_rng(0).integers(0, 256, (height_px, width_px, 3)).astype(np.float32)
     return (cv2.GaussianBlur(noise, (0, 0), 3) * 4 % 256).astype(np.uint8)
 
@@ -53,3 +56,38 @@ def test_values_are_carried_from_where_a_pixel_goes():
     flow = np.full((8, 8, 2), (3, 1), np.float32)
     moved = warp(ids, flow, nearest=True)
     assert moved[1:3, 2:4].tolist() == [[9, 9], [9, 9]] and (moved > 0).sum() == 4
+
+
+# ---------------------------------------------------------------------- threads
+
+
+@pytest.mark.parametrize("width_px", [64, 43, 45, 50])
+def test_flow_does_not_depend_on_threads(width_px, monkeypatch):
+    """Nor on chance: at widths that its patches do not fill, an estimator keeps values of the pair before."""
+    frames = np.ascontiguousarray(FRAMES[:, :32, :width_px])
+    found = []
+    before = cv2.getNumThreads()
+    for count in (1, 2, 5, 5):
+        cv2.setNumThreads(count)
+        monkeypatch.setenv("OPENUNI_THREADS", str(count))
+        clip = DecodedClip.from_frames(frames)
+        flow, guide = Dis().run(None, clip), guide_flow(clip)
+        found.append((flow.flow.array, flow.flow.valid, guide.forward, guide.forward_valid, guide.backward_valid))
+    cv2.setNumThreads(before)
+    assert all(np.array_equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+
+
+def test_the_guide_flow_is_there_when_the_network_is_done():
+    clip, alone = DecodedClip.from_frames(FRAMES), DecodedClip.from_frames(FRAMES)
+    with guide_flow_in_background(clip):
+        pass
+    (flow,) = clip.cache.values()
+    assert guide_flow(clip) is flow and np.array_equal(flow.forward, guide_flow(alone).forward)
+
+
+def test_it_survives_a_network_that_fails_and_is_used_by_the_next_try():
+    clip = DecodedClip.from_frames(FRAMES)
+    with pytest.raises(MemoryError), guide_flow_in_background(clip):
+        raise MemoryError("batch too large")
+    (flow,) = clip.cache.values()
+    assert guide_flow(clip) is flow
