@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from annotated_types import Ge
 
+from openuni.annotators._transformers_checkpoint import ONLY_DATA, complete_network
 from openuni.manifests.contracts.checkpoint import Checkpoint, published_or_path
 from openuni.manifests.contracts.inference import Precision, inference
 from openuni.manifests.contracts.operator import Annotator
@@ -54,22 +55,13 @@ class Sapiens2(Annotator):
 
         Raises `OpenUniError` if the folder is not a complete Sapiens2 checkpoint for this task.
         """
-        import torch
         import transformers
 
         folder = self.checkpoints()[0].resolve()
-        # no downloads, no remote code
-        only_data: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         try:
-            self._check_config(transformers.AutoConfig.from_pretrained(folder, **only_data))
-            loaded: Any = getattr(transformers, self.network_name).from_pretrained(
-                folder, output_loading_info=True, use_safetensors=True, dtype=torch.float32, **only_data
-            )
-            network, report = loaded
-            if report["missing_keys"] or report["mismatched_keys"]:
-                lacking = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
-                raise ValueError(f"{len(lacking)} tensors are missing or have another size, such as {lacking[0]}")
-            processor = transformers.Sapiens2ImageProcessor.from_pretrained(folder, **only_data)
+            self._check_config(transformers.AutoConfig.from_pretrained(folder, **ONLY_DATA))
+            network = complete_network(getattr(transformers, self.network_name), folder, use_safetensors=True)
+            processor = transformers.Sapiens2ImageProcessor.from_pretrained(folder, **ONLY_DATA)
         except (OSError, ValueError, RuntimeError) as error:
             raise OpenUniError(
                 f"{folder} is not a checkpoint for {self.name()} (Sapiens2 in transformers format): {error}. Use one "

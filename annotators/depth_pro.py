@@ -9,6 +9,7 @@ import numpy as np
 from annotated_types import Ge, Interval
 
 from openuni.annotators._temporal_consistency import DepthChange
+from openuni.annotators._transformers_checkpoint import ONLY_DATA, complete_network, require_model_type
 from openuni.manifests.arrays.streaming_mean import StreamingMean
 from openuni.manifests.contracts.checkpoint import Checkpoint, published_or_path
 from openuni.manifests.contracts.decoded_clip import DecodedClip
@@ -98,24 +99,13 @@ class DepthPro(Annotator):
         Raises `OpenUniError` if the folder is not a complete Depth Pro checkpoint, or if it has no head for the field
         of view and `fov_deg` is not given.
         """
-        import torch
-        from transformers import AutoConfig, DepthProForDepthEstimation, DepthProImageProcessor
+        from transformers import DepthProForDepthEstimation, DepthProImageProcessor
 
         folder = self.checkpoints()[0].resolve()
-        # no downloads, no remote code; the published file has 16-bit floats
-        only_data: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         try:
-            kind = AutoConfig.from_pretrained(folder, **only_data).model_type
-            if kind != "depth_pro":
-                raise ValueError(f'model_type in config.json is "{kind}", must be "depth_pro"')
-            loaded: Any = DepthProForDepthEstimation.from_pretrained(
-                folder, output_loading_info=True, use_safetensors=True, dtype=torch.float32, **only_data
-            )
-            network, report = loaded
-            if report["missing_keys"] or report["mismatched_keys"]:
-                lacking = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
-                raise ValueError(f"{len(lacking)} tensors are missing or have another size, such as {lacking[0]}")
-            processor = DepthProImageProcessor.from_pretrained(folder, **only_data)
+            require_model_type(folder, "depth_pro")
+            network = complete_network(DepthProForDepthEstimation, folder, use_safetensors=True)
+            processor = DepthProImageProcessor.from_pretrained(folder, **ONLY_DATA)
         except (OSError, ValueError, RuntimeError) as error:
             raise OpenUniError(
                 f"{folder} is not a Depth Pro checkpoint in transformers format: {error}. Use one such as "

@@ -11,6 +11,7 @@ from openuni.annotators._automatic_masks import Masks
 from openuni.annotators._instances import FrameInstances, largest
 from openuni.annotators._sam2_memory import MemoryInterval, Sam2Prompted
 from openuni.annotators._segmenter import KeyframeIntervalS, MinPredictedIou, Segmenter
+from openuni.annotators._transformers_checkpoint import ONLY_DATA, complete_network, require_model_type
 from openuni.manifests.contracts.checkpoint import Checkpoint, published_or_path
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.contracts.options import Execution, Formerly
@@ -76,24 +77,13 @@ class Sam2(Segmenter):
 
         Raises `OpenUniError` if the folder is not a complete SAM 2 video checkpoint.
         """
-        import torch
-        from transformers import AutoConfig, Sam2VideoModel, Sam2VideoProcessor
+        from transformers import Sam2VideoModel, Sam2VideoProcessor
 
         folder = self.checkpoints()[0].resolve()
-        # no downloads, no remote code
-        only_data: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         try:
-            kind = AutoConfig.from_pretrained(folder, **only_data).model_type
-            if kind != "sam2_video":
-                raise ValueError(f'model_type in config.json is "{kind}", must be "sam2_video"')
-            loaded: Any = Sam2VideoModel.from_pretrained(
-                folder, output_loading_info=True, dtype=torch.float32, **only_data
-            )
-            network, report = loaded
-            if report["missing_keys"] or report["mismatched_keys"]:
-                lacking = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
-                raise ValueError(f"{len(lacking)} tensors are missing or have another size, such as {lacking[0]}")
-            processor = Sam2VideoProcessor.from_pretrained(folder, **only_data)
+            require_model_type(folder, "sam2_video")
+            network = complete_network(Sam2VideoModel, folder)
+            processor = Sam2VideoProcessor.from_pretrained(folder, **ONLY_DATA)
         except (OSError, ValueError, RuntimeError) as error:
             raise OpenUniError(
                 f"{folder} is not a SAM 2 video checkpoint in transformers format: {error}. Use one such as "

@@ -10,6 +10,7 @@ from annotated_types import Ge, Interval, MinLen
 from openuni.annotators._guide_flow import guide_flow
 from openuni.annotators._instance_table import by_area, extent, flow_iou
 from openuni.annotators._sam3_session import MAX_TOKENS, prompted_frames, use_host_operations
+from openuni.annotators._transformers_checkpoint import ONLY_DATA, complete_network, require_model_type
 from openuni.manifests.contracts.checkpoint import Checkpoint, published_or_path
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.contracts.inference import Precision
@@ -131,28 +132,17 @@ class Sam3(Annotator):
 
         Raises `OpenUniError` if the folder is not a complete SAM 3 video checkpoint, or for a prompt that is too long.
         """
-        import torch
-        from transformers import AutoConfig, Sam3VideoModel, Sam3VideoProcessor
+        from transformers import Sam3VideoModel, Sam3VideoProcessor
         from transformers.models.sam3_video import modeling_sam3_video
 
         folder = self.checkpoints()[0].resolve()
-        # no downloads, no remote code
-        only_data: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         try:
-            kind = AutoConfig.from_pretrained(folder, **only_data).model_type
-            if kind != "sam3_video":
-                raise ValueError(f'model_type in config.json is "{kind}", must be "sam3_video"')
+            require_model_type(folder, "sam3_video")
             if not (folder / "tokenizer.json").exists() and not (folder / "vocab.json").exists():
                 raise ValueError("no tokenizer.json")  # the library would use one without a vocabulary
-            processor = Sam3VideoProcessor.from_pretrained(folder, **only_data)
+            processor = Sam3VideoProcessor.from_pretrained(folder, **ONLY_DATA)
             self._check_prompts(processor.tokenizer)
-            loaded: Any = Sam3VideoModel.from_pretrained(
-                folder, output_loading_info=True, use_safetensors=True, dtype=torch.float32, **only_data
-            )
-            network, report = loaded
-            if report["missing_keys"] or report["mismatched_keys"]:
-                lacking = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
-                raise ValueError(f"{len(lacking)} tensors are missing or have another size, such as {lacking[0]}")
+            network = complete_network(Sam3VideoModel, folder, use_safetensors=True)
         except (OSError, ValueError, RuntimeError, TypeError) as error:
             raise OpenUniError(
                 f"{folder} is not a SAM 3 video checkpoint in transformers format: {error}. Use one such as "
