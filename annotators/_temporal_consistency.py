@@ -1,11 +1,13 @@
 """Temporal consistency scores of dense maps, measured along the guide flow."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 
 from openuni.annotators._guide_flow import guide_flow, warp
 from openuni.annotators._threads import in_threads
+from openuni.manifests.arrays.streaming_mean import StreamingMean
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.contracts.modality import Modality
 from openuni.manifests.modalities.depth import Depth
@@ -51,6 +53,28 @@ class WarpedChange:
     def mean(self) -> float | None:
         """The score; None if no frame pair remains."""
         return float(np.mean(self.changes)) if self.changes else None
+
+
+class FrameChange:
+    """Change between adjacent frames of maps that come in windows, without following any motion."""
+
+    def __init__(self) -> None:
+        self.total = StreamingMean()
+        self.last: np.ndarray | None = None  # values of the last frame, [H, W]
+        self.changes: list[float] = []  # mean absolute change of each pair of frames
+
+    def add(self, values: np.ndarray) -> None:
+        """Add the values of the next frames, float32 [T, H, W]."""
+        self.total.add(values)
+        if self.last is not None:
+            self.changes.append(float(np.abs(values[0] - self.last).mean()))
+        self.changes += [float(np.abs(after - before).mean()) for before, after in pairwise(values)]
+        self.last = values[-1].copy()
+
+    def ratio(self) -> float | None:
+        """Mean absolute change divided by the mean value; None for one frame, or if that mean is 0."""
+        mean = self.total.mean()
+        return float(np.mean(self.changes)) / mean if self.changes and mean else None
 
 
 def warped_change(clip: DecodedClip, maps: Modality, distance: Distance) -> float | None:

@@ -2,15 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Annotated, Any, ClassVar, NamedTuple
-
-import numpy as np
 
 from openuni.annotators._depth_anything import FrameDepth, ZeroMetres
 from openuni.annotators._guide_flow import guide_flow_in_background
-from openuni.annotators._temporal_consistency import DepthChange
-from openuni.manifests.arrays.streaming_mean import StreamingMean
+from openuni.annotators._temporal_consistency import DepthChange, FrameChange
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.contracts.modality import Modality
 from openuni.manifests.contracts.windows import WindowedRun, run_at_once
@@ -69,9 +65,7 @@ class DepthWindows(WindowedRun[DepthOfClip]):
 
     def __init__(self, operator: DepthAnything, model: Any) -> None:
         self.operator, self.model = operator, model
-        self.zeros, self.change, self.mean = ZeroMetres(), DepthChange(), StreamingMean()
-        self.last: np.ndarray | None = None  # depth of the last frame, [1, H, W]
-        self.changes: list[float] = []  # mean absolute change of each pair of frames
+        self.zeros, self.change, self.frame_change = ZeroMetres(), DepthChange(), FrameChange()
 
     def add(self, window: DecodedClip) -> Mapping[str, Modality]:
         """See `WindowedRun.add`."""
@@ -80,16 +74,11 @@ class DepthWindows(WindowedRun[DepthOfClip]):
         if unit == "metres":
             values = self.zeros.replaced(values)
         depth = Depth(values[..., None], unit=unit)
-        self.mean.add(values)
-        if self.last is not None:
-            self.changes.append(float(np.abs(values[0] - self.last[0]).mean()))
-        self.changes += [float(np.abs(after - before).mean()) for before, after in pairwise(values)]
-        self.last = values[-1:].copy()
+        self.frame_change.add(values)
         self.change.add(window, depth)
         return {"depth": depth}
 
     def result(self) -> DepthOfClip:
         """See `WindowedRun.result`."""
-        mean = self.mean.mean()
-        ratio = float(np.mean(self.changes)) / mean if self.changes and mean else None
-        return DepthOfClip(None, ratio, self.change.share())  # type: ignore[arg-type]  # `add` has returned all maps
+        # `add` has returned all maps
+        return DepthOfClip(None, self.frame_change.ratio(), self.change.share())  # type: ignore[arg-type]

@@ -2,15 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 from annotated_types import Ge, Interval
 
-from openuni.annotators._temporal_consistency import DepthChange
+from openuni.annotators._guide_flow import guide_flow_in_background
+from openuni.annotators._temporal_consistency import DepthChange, FrameChange
 from openuni.annotators._transformers_checkpoint import ONLY_DATA, complete_network, require_model_type
-from openuni.manifests.arrays.streaming_mean import StreamingMean
 from openuni.manifests.contracts.checkpoint import Checkpoint, published_or_path
 from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.contracts.inference import Precision, inference
@@ -169,23 +168,18 @@ class MetricDepthWindows(WindowedRun[MetricDepthOfClip]):
 
     def __init__(self, operator: DepthPro, model: Any) -> None:
         self.operator, self.model = operator, model
-        self.change, self.mean = DepthChange(), StreamingMean()
-        self.last: np.ndarray | None = None  # depth of the last frame, [1, H, W]
-        self.changes: list[float] = []  # mean absolute change of each pair of frames
+        self.change, self.frame_change = DepthChange(), FrameChange()
         self.fov_deg: list[np.ndarray] = []
         self.width_px = 0
 
     def add(self, window: DecodedClip) -> Mapping[str, Modality]:
         """See `WindowedRun.add`."""
-        metres, fov_deg = self.operator.predict(self.model, window.new_frames)
+        with guide_flow_in_background(window):  # for the scores
+            metres, fov_deg = self.operator.predict(self.model, window.new_frames)
         self.fov_deg.append(fov_deg)
         self.width_px = metres.shape[2]
         depth = Depth(metres[..., None], unit="metres")
-        self.mean.add(metres)
-        if self.last is not None:
-            self.changes.append(float(np.abs(metres[0] - self.last[0]).mean()))
-        self.changes += [float(np.abs(after - before).mean()) for before, after in pairwise(metres)]
-        self.last = metres[-1:].copy()
+        self.frame_change.add(metres)
         self.change.add(window, depth)
         return {"depth": depth}
 
@@ -198,7 +192,7 @@ class MetricDepthWindows(WindowedRun[MetricDepthOfClip]):
             fov_deg=middle,
             focal_px=focal_px(middle, self.width_px),
             fov_change_deg=float(np.abs(np.diff(fov_deg)).mean()) if len(fov_deg) > 1 else None,
-            frame_change_ratio=float(np.mean(self.changes)) / (self.mean.mean() or 1.0) if self.changes else None,
+            frame_change_ratio=self.frame_change.ratio(),
             flow_change_share=self.change.share(),
         )
 
