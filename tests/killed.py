@@ -34,7 +34,8 @@ def _context() -> ForkServerContext:
     return context
 
 
-def _run(number: int, folder: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def die_at(number: int, concerns: Callable[[str], bool]) -> None:
+    """End this process before its `number`-th change of a file whose path `concerns`."""
     left = number
 
     def watch(event: str, details: tuple[Any, ...]) -> None:
@@ -44,10 +45,14 @@ def _run(number: int, folder: str, function: Callable[..., Any], arguments: tupl
             changes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR)
         else:
             path, changes = (details or ("",))[0], event in CHANGES
-        if changes and str(path).startswith(folder):
+        if changes and concerns(str(path)):
             left -= 1
             if not left:
                 os._exit(KILLED)
 
     sys.addaudithook(watch)
+
+
+def _run(number: int, folder: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    die_at(number, lambda path: path.startswith(folder))
     function(*arguments)

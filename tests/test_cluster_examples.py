@@ -103,10 +103,9 @@ def test_the_rayjob_has_documented_fields_and_a_valid_recipe_and_command():
         assert container["resources"]["limits"] == container["resources"]["requests"]
 
 
-def test_the_slurm_script_is_bash_and_its_commands_are_valid(tmp_path):
-    from ray.scripts.symmetric_run import curate_and_validate_ray_start_args
-
-    script = text("openuni.sbatch")
+def words_of_srun(name, folder, **variables):
+    """What a batch script passes to `srun`, on two nodes. It is bash, and Slurm sees all of its directives."""
+    script = text(name)
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
     directives = re.findall(r"^#SBATCH (--[a-z-]+)(?:=|$)", script, re.MULTILINE)
     assert len(directives) == script.count("#SBATCH") and {"--nodes", "--exclusive"} <= set(directives)
@@ -114,18 +113,24 @@ def test_the_slurm_script_is_bash_and_its_commands_are_valid(tmp_path):
     assert before_commands.count("#SBATCH") == len(directives), "Slurm ignores those behind the first command"
 
     # run it with a `srun` and a `scontrol` that only write down what they are asked
-    for name, body in (("srun", 'printf "%s\\n" "$@"'), ("scontrol", "echo node-1; echo node-2")):
-        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
-        (tmp_path / name).chmod(0o755)
+    for command, body in (("srun", 'printf "%s\\n" "$@"'), ("scontrol", "echo node-1; echo node-2")):
+        (folder / command).write_text(f"#!/bin/bash\n{body}\n")
+        (folder / command).chmod(0o755)
     script = script.replace("source /shared/openuni/.venv/bin/activate", ":")
     environment = {
-        "PATH": f"{tmp_path}:/usr/bin:/bin",
+        "PATH": f"{folder}:/usr/bin:/bin",
         "SLURM_JOB_NODELIST": "node-[1-2]",
         "SLURM_NNODES": "2",
-        "SLURM_CPUS_PER_TASK": "32",
+        **variables,
     }
     done = subprocess.run(["bash"], input=script, env=environment, text=True, check=True, capture_output=True)
-    words = done.stdout.splitlines()
+    return done.stdout.splitlines()
+
+
+def test_the_slurm_script_is_bash_and_its_commands_are_valid(tmp_path):
+    from ray.scripts.symmetric_run import curate_and_validate_ray_start_args
+
+    words = words_of_srun("openuni.sbatch", tmp_path, SLURM_CPUS_PER_TASK="32")
     start = words.index("ray")
     assert words[:start] == ["--ntasks=2", "--ntasks-per-node=1", "--cpus-per-task=32"]
     end = words.index("--")
@@ -138,24 +143,8 @@ def test_the_slurm_script_is_bash_and_its_commands_are_valid(tmp_path):
 def test_the_slurm_script_of_trainings_is_bash_and_its_commands_are_valid(tmp_path):
     from torch.distributed.run import get_args_parser
 
-    script = text("train.sbatch")
-    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
-    directives = re.findall(r"^#SBATCH (--[a-z-]+)(?:=|$)", script, re.MULTILINE)
-    assert len(directives) == script.partition("\nset -")[0].count("#SBATCH") == script.count("#SBATCH")
-    for name, body in (("srun", 'printf "%s\\n" "$@"'), ("scontrol", "echo node-1; echo node-2")):
-        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
-        (tmp_path / name).chmod(0o755)
-    script = script.replace("source /shared/openuni/.venv/bin/activate", ":")
-    environment = {
-        "PATH": f"{tmp_path}:/usr/bin:/bin",
-        "SLURM_JOB_NODELIST": "node-[1-2]",
-        "SLURM_JOB_ID": "7",
-        "SLURM_NNODES": "2",
-        "SLURM_CPUS_PER_TASK": "64",
-        "SLURM_GPUS_ON_NODE": "8",
-    }
-    done = subprocess.run(["bash"], input=script, env=environment, text=True, check=True, capture_output=True)
-    words = done.stdout.splitlines()
+    variables = {"SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "64", "SLURM_GPUS_ON_NODE": "8"}
+    words = words_of_srun("train.sbatch", tmp_path, **variables)
     start = words.index("torchrun")
     assert words[:start] == ["--ntasks=2", "--ntasks-per-node=1", "--cpus-per-task=64"]
     given = get_args_parser().parse_args(words[start + 1 :])

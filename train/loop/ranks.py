@@ -82,6 +82,11 @@ class Ranks:
         """The JSON-able values of all ranks."""
         return [value]
 
+    def differing(self, digest: str) -> list[int]:
+        """The ranks whose digest is not that of rank 0."""
+        digests = self.gathered(digest)
+        return [rank for rank, other in enumerate(digests) if other != digests[0]]
+
 
 class DistributedRanks(Ranks):
     """Several processes; see `Ranks`. Needs the variables that torchrun sets."""

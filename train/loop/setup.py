@@ -76,8 +76,7 @@ def prepare_on(ranks: Ranks, recipe: TrainingRecipe, corpus: "Corpus", folder: P
         return prepare(recipe, corpus, folder)  # finds the same record, and writes nothing
 
     setup = ranks.together(lambda: first if first is not None else follow())
-    digests = ranks.gathered(xxhash.xxh3_64_hexdigest(json.dumps(setup.record, sort_keys=True).encode()))
-    odd = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
+    odd = ranks.differing(xxhash.xxh3_64_hexdigest(json.dumps(setup.record, sort_keys=True).encode()))
     if odd:
         error = OpenUniError(
             f"rank {odd[0]} has another recipe or corpus than rank 0. Start all processes with the same command, on "

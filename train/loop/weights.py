@@ -121,8 +121,7 @@ def check_equal_weights(model: nn.Module, ranks: Ranks) -> None:
     for name, tensor in model.state_dict().items():
         total.update(name.encode())
         total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    digests = ranks.gathered(total.hexdigest())
-    odd = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
+    odd = ranks.differing(total.hexdigest())
     if odd:
         error = OpenUniError(
             f"rank {odd[0]} begins with other weights than rank 0 ({len(odd)} of {ranks.world} ranks differ). All "

@@ -1,7 +1,6 @@
 """What ranks do in tests: trainings, and what is wrong with them. Run by `rank_processes.py`."""
 
 import os
-import sys
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from openuni.training.loop.trainer import Trainer, train
 from openuni.training.loop.weights import Ema
 from openuni.training.recipe import TrainingRecipe
 from tests.command_line import cli
-from tests.killed import CHANGES, KILLED
+from tests.killed import die_at
 
 RANK = "RANK"
 
@@ -50,22 +49,8 @@ def commands(lines: list[list[str]]) -> list[tuple[int, str, str]]:
 
 def killed(number: int, job: dict[str, Any]) -> list[str]:
     """As `trainings`, but rank 0 dies before the `number`-th change of its checkpoint of step 2."""
-    left = number
-
-    def watch(event: str, details: tuple[Any, ...]) -> None:
-        nonlocal left
-        if event == "open":
-            path, _, flags = details
-            changes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR)
-        else:
-            path, changes = (details or ("",))[0], event in CHANGES
-        if changes and "step-000002" in str(path):
-            left -= 1
-            if not left:
-                os._exit(KILLED)
-
     if os.environ[RANK] == "0":
-        sys.addaudithook(watch)
+        die_at(number, lambda path: "step-000002" in path)
     return trainings([job])
 
 
