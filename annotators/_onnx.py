@@ -11,6 +11,7 @@ import numpy as np
 
 from openuni.annotators._onnx_torch import TorchGraph
 from openuni.annotators._threads import in_threads
+from openuni.manifests.contracts.device_batches import transfers
 from openuni.manifests.contracts.inference import inference
 from openuni.manifests.errors import MissingRequirement, OpenUniError
 
@@ -53,6 +54,7 @@ class OnnxNetwork:
         self.levels: tuple[np.ndarray, Any] | None = None  # the last table of levels, and its copy on the device
         if is_torch:
             self.graph, self.session = TorchGraph(path, device), None
+            self.transfers = transfers(self.graph.device)
 
     def batch_size(self, per_batch: int) -> int:
         """Images per forward pass: those of the file, or `per_batch`, on a GPU `GPU_BATCHES` times as many."""
@@ -110,7 +112,7 @@ class OnnxNetwork:
                 "the batch; export the network with a batch axis on every output."
             )
         wanted = [output[:count] if columns is None else output[:count, ..., :columns] for output in outputs]
-        on_host = host_copies(wanted)
+        on_host = (lambda: wanted) if self.graph is None else self.transfers.down(tuple(wanted))
         return lambda: [list(one) for one in zip(*on_host(), strict=True)]
 
     def _run(self, batch: np.ndarray) -> list[np.ndarray]:
@@ -129,9 +131,7 @@ class OnnxNetwork:
         assert self.graph is not None
         device = self.graph.device
         with inference(device.type, "fp32"):
-            given = torch.from_numpy(batch)
-            given = (given.pin_memory() if device.type == "cuda" else given).to(device, non_blocking=True)
-            images = given.permute(0, 3, 1, 2)
+            images = self.transfers.up(batch).permute(0, 3, 1, 2)
             if levels is None:
                 return self.graph(images.float().contiguous())
             if self.levels is None or self.levels[0] is not levels:
@@ -147,29 +147,6 @@ def as_input(pictures: np.ndarray, levels: np.ndarray | None) -> np.ndarray:
     if levels is None:
         return np.ascontiguousarray(pictures.transpose(0, 3, 1, 2), np.float32)
     return np.stack([levels[:, channel].take(pictures[..., channel]) for channel in channels], axis=1)
-
-
-def host_copies(outputs: Sequence[Any]) -> Callable[[], list[np.ndarray]]:
-    """Start to copy tensors to the host. Returns a function that waits for these copies alone: the arrays.
-
-    A plain `.cpu()` would also wait for what has been queued after them. Arrays are returned as they are.
-    """
-    import torch
-
-    tensors = [output for output in outputs if isinstance(output, torch.Tensor)]
-    if not tensors or tensors[0].device.type != "cuda":
-        arrays = [output.cpu().numpy() if isinstance(output, torch.Tensor) else output for output in outputs]
-        return lambda: arrays
-    pinned = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors]
-    for target, tensor in zip(pinned, tensors, strict=True):
-        target.copy_(tensor, non_blocking=True)
-    done = torch.cuda.current_stream(tensors[0].device).record_event()
-
-    def arrays_when_done() -> list[np.ndarray]:
-        done.synchronize()
-        return [target.numpy() for target in pinned]
-
-    return arrays_when_done
 
 
 def _session(path: Path, device: str) -> Any:

@@ -13,6 +13,7 @@ from openuni.annotators._threads import in_threads
 from openuni.manifests.arrays.resample import resize_nearest
 from openuni.manifests.contracts.checkpoint import Checkpoint, hub_or_path
 from openuni.manifests.contracts.decoded_clip import DecodedClip
+from openuni.manifests.contracts.device_batches import transfers
 from openuni.manifests.contracts.inference import inference
 from openuni.manifests.contracts.modality import Modality
 from openuni.manifests.contracts.operator import Annotator
@@ -208,11 +209,10 @@ def _painted_frames(
     """
     import torch
 
+    copies = transfers(device)
     for start in range(0, len(frames), FRAMES_AT_ONCE):
-        part = torch.from_numpy(np.array(frames[start : start + FRAMES_AT_ONCE]))
-        if device.type == "cuda":
-            part = part.pin_memory()
-        blue_first = part.to(device, non_blocking=True).flip(-1).permute(0, 3, 1, 2)
+        part = copies.up(frames[start : start + FRAMES_AT_ONCE])
+        blue_first = part.flip(-1).permute(0, 3, 1, 2)
         outputs: list[_Output] = []
         done = start
         for row, frame in enumerate(blue_first, start):

@@ -26,8 +26,7 @@ def each_batch(device: Any, batches: Iterable[tuple[np.ndarray, ...]], compute: 
     """
     import torch
 
-    device = torch.device(device)
-    copies: _HostCopies | _CudaCopies = _CudaCopies(device) if device.type == "cuda" else _HostCopies(device)
+    copies = transfers(torch.device(device))
     waiting: Callable[[], Any] | None = None
     for arrays in batches:
         # the copy protects the caller's arrays, which may be read-only, and on a GPU is pinned memory
@@ -37,6 +36,11 @@ def each_batch(device: Any, batches: Iterable[tuple[np.ndarray, ...]], compute: 
         waiting = result
     if waiting is not None:
         yield waiting()
+
+
+def transfers(device: Any) -> "HostCopies | CudaCopies":
+    """Transfers to a device (a `torch.device`) and back, for loops of another form than `each_batch`."""
+    return CudaCopies(device) if device.type == "cuda" else HostCopies(device)
 
 
 def on_device(network: Any, device: str) -> Any:
@@ -52,7 +56,7 @@ def on_device(network: Any, device: str) -> Any:
     return placed if torch.device(device).type == "cpu" else placed.to(memory_format=torch.channels_last)
 
 
-class _HostCopies:
+class HostCopies:
     """Transfers without streams: on the CPU there is nothing to overlap, and results are views."""
 
     def __init__(self, device: Any) -> None:
@@ -69,7 +73,7 @@ class _HostCopies:
         return lambda: _each(result, lambda tensor: tensor.cpu().numpy())
 
 
-class _CudaCopies:
+class CudaCopies:
     """Transfers through pinned memory on streams of their own, one per direction.
 
     PyTorch's allocators reuse a block, pinned or on the device, only when the streams that `record_stream` and the
