@@ -123,7 +123,7 @@ class CorpusVerification:
             parse_record(self.store.read(name), name)
             self.found.records += 1
         except (FileNotFoundError, DamagedFile) as error:
-            self._bad_record(name, getattr(error, "reason", "the file is missing"), depends)
+            self._bad_record(name, error.reason if isinstance(error, DamagedFile) else "the file is missing", depends)
 
     def _bad_record(self, name: str, reason: str, depends: str) -> None:
         self.found.bad_records.append(name)
