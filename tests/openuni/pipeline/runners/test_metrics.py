@@ -72,6 +72,7 @@ def test_prometheus_gets_what_happened(tmp_path):
         import ray
 
         ray.init(address=cluster.address, log_to_driver=False)
+        nodes = {node["NodeID"] for node in ray.nodes()}
         deadline = time.monotonic() + PATIENCE_S
         while True:  # workers hand over their counts every few seconds
             found = exported(ray)
@@ -98,7 +99,8 @@ def test_prometheus_gets_what_happened(tmp_path):
     assert {tags["state"] for tags, _ in found["ray_openuni_workers"]} == {"placed", "wanted"}
     assert total(found["ray_openuni_workers"], state="wanted", pool="ingest") == 3
     assert total(found["ray_openuni_queued_items"], pool="ingest") == 0
-    assert len({node["node"] for node in record["nodes"]}) == 2
+    assert len(nodes) == 2
+    assert nodes >= {node["node"] for node in record["nodes"]}  # a slow start may leave all items to one of them
     assert sum(node["items"]["dis"] for node in record["nodes"]) == 6
 
 
