@@ -16,6 +16,7 @@ from openuni.manifests.errors import OpenUniError
 from openuni.training import sampler
 from openuni.training.data.curriculum import trained_tasks
 from openuni.training.data.fixed_texts import EMPTY, FixedTexts, fixed_rows, open_latent_codec, open_text_codec
+from openuni.training.data.subjects import check_run_subjects
 from openuni.training.data.tokenizer import Tokenizer, make_tokenizer, tokenizer_identity
 from openuni.training.finite import NonFiniteError
 from openuni.training.guidance import caption_streams, check_guidance, check_prompt, guided_streams
@@ -131,18 +132,21 @@ class Run:
         captions: Sequence[str],
         shape: Sequence[int] | None = None,
         sampling: sampler.SamplingOptions | None = None,
+        subjects: Sequence[str] = (),
     ) -> Streams:
         """Latents of the target streams, float32 [B, C, T, H, W] on the CPU, one sample per caption.
 
         A target text is returned as "text", token values int64 [B, L]; see `tokenizer`. `given`: clean latents of the
         condition streams, [B, C, T, H, W]. `shape`: [C, T, H, W]; default: that of the conditions, else of the training
-        data. `sampling`: default 50 steps at the shift of the training. Raises `OpenUniError` for invalid inputs.
+        data. `sampling`: default 50 steps at the shift of the training. `subjects`: one per caption, in runs trained
+        with `data.subjects`; default: none. Raises `OpenUniError` for invalid inputs.
         """
         task = self.require_trained_task(task)
         sampling = sampling or sampler.SamplingOptions(shift=self.shift(task))
         check_guidance(self.architecture, self.recipe, self.tasks, task, sampling)
         _check_captions(captions)
-        _check_captions([sampling.negative_prompt])
+        _check_captions([sampling.negative_prompt, *subjects])
+        check_run_subjects(self.recipe, subjects, len(captions))
         first = next(iter(given.values()), None)
         one = tuple(shape or (first.shape[1:] if first is not None else self.record["latent_shape"]))
         self._check_latents(task, one)
@@ -151,7 +155,7 @@ class Run:
             raise OpenUniError(
                 f"condition latents must be {[len(captions), *one]} for {len(captions)} captions, got {shapes}"
             )
-        text, unconditional = self._text(task, captions, sampling.negative_prompt)
+        text, unconditional = self._text(task, captions, sampling.negative_prompt, subjects)
         inputs = sampler.SamplerInputs(
             conditions={name: latents.to(self.device, torch.float32) for name, latents in given.items()},
             text={name: rows.to(self.device) for name, rows in text.items()},
@@ -173,15 +177,17 @@ class Run:
         given: dict[str, Modality | np.ndarray] | None = None,
         size: tuple[int, int, int] | None = None,
         sampling: sampler.SamplingOptions | None = None,
+        subject: str = "",
     ) -> dict[str, Any]:
         """Generate the targets in `make` from a prompt and conditions: a `Modality` each, and a `str` for "text".
 
         `given`: condition modalities by name, as a `Modality` or an RGB rendering, float32 [T, H, W, 3] in 0..1 or
         uint8. They are trimmed and resized to `size`: frames, height_px, width_px; default: that of the training data.
-        A target whose rendering cannot be converted back (skeleton) is returned as an `RGB`. Raises `OpenUniError` for
-        a task that the run was not trained for and for invalid inputs.
+        `subject`: follows the modality-type prompts, in runs trained with `data.subjects`. A target whose rendering
+        cannot be converted back (skeleton) is returned as an `RGB`. Raises `OpenUniError` for a task that the run was
+        not trained for and for invalid inputs.
         """
-        targets, text = self._make(prompt, make, given, size, sampling)
+        targets, text = self._make(prompt, make, given, size, sampling, subject)
         found: dict[str, Any] = {name: read_rendering(name, rendering) for name, rendering in targets.items()}
         return found if text is None else found | {TEXT: text}
 
@@ -203,6 +209,7 @@ class Run:
         given: dict[str, Modality | np.ndarray] | None,
         size: tuple[int, int, int] | None,
         sampling: sampler.SamplingOptions | None,
+        subject: str = "",
     ) -> tuple[dict[str, np.ndarray], str | None]:
         """Renderings of the targets, and the generated text or None."""
         given = given or {}
@@ -213,7 +220,7 @@ class Run:
         codec, model = self.latent_codec
         latents = {name: codec.encode(model, self._rendering(name, value, size)) for name, value in given.items()}
         tensors = {name: torch.from_numpy(array)[None] for name, array in latents.items()}
-        targets = self.sample(task, tensors, [prompt], shape, sampling)
+        targets = self.sample(task, tensors, [prompt], shape, sampling, [subject] if subject else ())
         renderings = {name: codec.decode(model, targets[name][0].numpy()) for name in task.targets}
         for name, rendering in renderings.items():
             if not np.isfinite(rendering).all():
@@ -259,7 +266,7 @@ class Run:
         return sampler.TextState(start.to(self.device), empty.to(self.device), text.degree)
 
     def _text(
-        self, task: Task, captions: Sequence[str], negative_prompt: str
+        self, task: Task, captions: Sequence[str], negative_prompt: str, subjects: Sequence[str]
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """Text embeddings of every stream, float32 [B, L, D], and of the negative prompt (default: empty) [L, D].
 
@@ -267,12 +274,16 @@ class Run:
         """
         rows = self._embedded(captions) if self.caption_streams(task) else []
         (negative,) = self._embedded([negative_prompt])
-        texts = replace(self.texts, length=max([self.texts.length, *map(len, [*rows, negative])]))
+        own = [row if subject else None for subject, row in zip(subjects, self._embedded(subjects), strict=True)]
+        prompted = max(map(len, self.texts.rows.values())) + max([0, *(len(row) for row in own if row is not None)])
+        texts = replace(self.texts, length=max([self.texts.length, prompted, *map(len, [*rows, negative])]))
 
         def embeddings(stream: str) -> torch.Tensor:
             kind = self.architecture.text_condition(task, stream)
             if kind == "caption":
                 return torch.stack([texts.padded(row) for row in rows])
+            if kind == "prompt" and own:
+                return torch.stack([texts.prompt(stream, subject) for subject in own])
             fixed = texts.prompt(stream) if kind == "prompt" else texts.empty
             return fixed.expand(len(captions), -1, -1)
 

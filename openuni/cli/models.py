@@ -115,6 +115,9 @@ class GenerateFlags:
         str,
         typer.Option(help="Text that guidance moves away from, in place of the empty caption; needs --guidance-scale"),
     ] = ""
+    subject: Annotated[
+        str, typer.Option(help="Subject such as 'two persons', for runs trained with subjects (data.subjects)")
+    ] = ""
     solver: Annotated[
         Literal["euler", "heun", "adams_bashforth"],
         typer.Option(help="Solver: euler (order 1), heun (order 2, two model calls per step), adams_bashforth"),
@@ -153,6 +156,7 @@ def generate(flags: GenerateFlags) -> None:
         seed=flags.seed,
         temperature=flags.temperature,
         negative_prompt=flags.negative_prompt,
+        subject=flags.subject,
         solver=flags.solver,
         shift=flags.shift,
     )

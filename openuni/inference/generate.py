@@ -40,6 +40,7 @@ class GenerateRequest:
     condition_guidance_scale: float = 1.0
     temperature: float = 1.0  # for text tokens
     negative_prompt: str = ""  # replaces the empty caption in guidance
+    subject: str = ""  # follows the modality-type prompts
     solver: "Solver" = "euler"
     shift: float | None = None  # timestep shift of the noise levels; None: that of the training
 
@@ -75,7 +76,7 @@ def generate_files(run_dir: Path, request: GenerateRequest, out: Path, console: 
         solver=request.solver,
     )
     with sampling_progress(run, task, request.steps, console) if console else nullcontext():
-        generated = run.generate(request.prompt, list(request.make), given or None, size, sampling)
+        generated = run.generate(request.prompt, list(request.make), given or None, size, sampling, request.subject)
     for path in out.glob(".*.tmp"):
         if TEMP_FILE.fullmatch(path.name) and path.name.split(".")[1] in generated:
             path.unlink(missing_ok=True)  # of a process that was killed while it wrote this file

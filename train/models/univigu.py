@@ -77,7 +77,7 @@ class UniVigu(WanModel):
         return module
 
     def text_condition(self, task: Task, stream: str) -> TextCondition:
-        """Text of both segments: the caption, which captioning has only with `captioning_prompt`, else the empty one."""
+        """Text of both segments: the caption, in captioning only with `captioning_prompt`, else the empty one."""
         captions = task.generates_text and bool(task.conditions)
         return "nothing" if captions and not self.captioning_prompt else "caption"
 

@@ -302,7 +302,7 @@ def test_recall_then_refinement(described: Corpus, tmp_path: Path) -> None:
 
 
 def test_a_caption_refines_the_prompt(described: Corpus, tmp_path: Path) -> None:
-    """Capability Refinement of captioning: brief prompt and video are conditions, the detailed caption is the target."""
+    """Capability Refinement of captioning: from the brief prompt and the video to the detailed caption."""
     rows = {clip.clip_id: clip.row("template_caption") for clip in described}
     text = {"length": 320, "stage": "refinement", "detailed": "template_caption.detailed"}
     text |= {"brief_tokens": (0, 319), "detailed_tokens": (0, 319)}
