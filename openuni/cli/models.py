@@ -182,7 +182,7 @@ def tasks(
     run: Annotated[Path, typer.Argument(help="Training run: the folder that `openuni train` wrote")],
     as_json: Annotated[bool, typer.Option("--json", "-j", help="JSON output: an object per task")] = False,
 ) -> None:
-    """List the tasks that a run was trained for, with all their names."""
+    """List the tasks of a training run and their names."""
     import json
 
     from openuni.inference.task_list import format_tasks, task_records

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -90,18 +90,29 @@ def _difference(name: str, rendering: np.ndarray) -> float | None:
         return 1.0
 
 
+def read_generation(path: Path) -> dict[str, Any] | None:
+    """The record of a generation, with "files": a list of names by target; None if it is missing or not a record."""
+    try:
+        if path.stat().st_size > MAX_RECORD_BYTES:
+            return None
+        record = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    files = record.get("files") if isinstance(record, dict) else None
+    if not isinstance(files, dict) or not all(isinstance(names, list) for names in files.values()):
+        return None
+    names = [name for names in files.values() for name in names]
+    return record if all(isinstance(name, str) and Path(name).name == name for name in names) else None
+
+
 def _check_record(name: str, path: str, what: str) -> None:
     """Raise `OpenUniError` if the record beside a generated video names another modality."""
-    record = Path(path).parent / RECORD_FILE
-    try:
-        if "://" in path or record.stat().st_size > MAX_RECORD_BYTES:
-            return
-        files = json.loads(record.read_bytes())["files"]
-        found = next((key for key, names in files.items() if Path(path).name in names), name)
-    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
-        return  # no record, or another program's
+    place = Path(path).parent / RECORD_FILE
+    record = read_generation(place) if "://" not in path else None
+    files = record["files"] if record is not None else {}
+    found = next((key for key, names in files.items() if Path(path).name in names), name)
     if found != name and not {found, name} <= set(PICTURES):
         raise OpenUniError(
-            f"{what}: {record} says that this video is {found}, expected {name}. Pass --given {found}={path}, for a "
+            f"{what}: {place} says that this video is {found}, expected {name}. Pass --given {found}={path}, for a "
             f"task whose conditions include {found}."
         )

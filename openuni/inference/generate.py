@@ -1,5 +1,6 @@
 """`openuni generate`: read conditions from video files, generate, write videos and arrays."""
 
+import dataclasses
 import json
 import re
 from collections.abc import Mapping
@@ -11,12 +12,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from rich.console import Console
 
-from openuni.inference.conditions import RECORD_FILE, condition_paths, read_condition
+from openuni.inference.conditions import RECORD_FILE, condition_paths, read_condition, read_generation
 from openuni.inference.sampling_progress import sampling_progress
+from openuni.manifests.contracts.component import fingerprint
 from openuni.manifests.contracts.modality import Modality, find_modality, picture_levels
 from openuni.manifests.errors import OpenUniError
+from openuni.manifests.storage.checksums import file_checksum
 from openuni.manifests.storage.store import TEMP_FILE, Store, require_folder
 from openuni.manifests.video.encode import MAX_FPS, PixelFormat, check_fps, write_video
+from openuni.training.run_files import CHECKSUMS_FILE
 
 if TYPE_CHECKING:
     from openuni.training.objectives.flow_matching import Solver
@@ -59,6 +63,7 @@ class Generation(NamedTuple):
 class _Prepared(NamedTuple):
     """A request whose inputs are checked, except for the contents of its videos."""
 
+    name: str
     request: GenerateRequest
     out: Path
     task: "Task"
@@ -81,7 +86,8 @@ def generate_all(
     A modality is written as a video of its rendering (`NAME.mp4`) and as its exact array (`NAME.npy`), text as
     `text.txt` (UTF-8, one line); then `generation.json`, which says what was done. `console`: where to show progress;
     None shows none. Raises `OpenUniError` for a task that the run was not trained for, and for conditions and sizes
-    that cannot be used; all but the contents of videos is checked before the first is generated.
+    that cannot be used; all but the contents of videos is checked before the first is generated. Requests with a name
+    whose results are there already, from equal inputs, are not generated again.
     """
     from openuni.training.run import Run
 
@@ -95,15 +101,15 @@ def generate_all(
     prepared = []
     for name, request in requests.items():
         try:
-            prepared.append(_prepared(run, request, out / name))
+            prepared.append(_prepared(run, name, request, out / name))
         except OpenUniError as error:
             if not name:
                 raise
             raise OpenUniError(f"{name}: {error}") from error
-    return [_generate(run, one, console) for one in prepared]
+    return [_finished(run, one) or _generate(run, one, console) for one in prepared]
 
 
-def _prepared(run: "Run", request: GenerateRequest, out: Path) -> _Prepared:
+def _prepared(run: "Run", name: str, request: GenerateRequest, out: Path) -> _Prepared:
     from openuni.training.guidance import check_guidance, check_prompt
     from openuni.training.sampler import SamplingOptions
 
@@ -121,16 +127,16 @@ def _prepared(run: "Run", request: GenerateRequest, out: Path) -> _Prepared:
     )
     check_prompt(run.architecture, run.recipe, task, request.prompt)
     check_guidance(run.architecture, run.recipe, run.tasks, task, sampling)
-    return _Prepared(request, out, task, paths, _size(request.size), sampling)
+    return _Prepared(name, request, out, task, paths, _size(request.size), sampling)
 
 
 def _task(run: "Run", request: GenerateRequest, given: list[str]) -> "Task":
     """The task of a request. Raises `OpenUniError` if its name, targets and conditions do not agree."""
     if not request.task:
         if not request.make:
+            names = ", ".join(task.names[-1] for task in run.tasks)
             raise OpenUniError(
-                f"--task is missing, such as --task {run.tasks[0].names[-1]}; or say what to --make. All tasks: "
-                f"openuni tasks {run.folder}"
+                f"--task is missing: one of {names}; or say what to --make. All names: openuni tasks {run.folder}"
             )
         return run.task_of(request.make, given)
     task = run.require_trained_task(request.task)
@@ -148,8 +154,31 @@ def _task(run: "Run", request: GenerateRequest, given: list[str]) -> "Task":
     return task
 
 
+def _inputs(run: "Run", prepared: _Prepared) -> str:
+    """Fingerprint of all that the results follow from: weights, request, and the contents of local condition videos."""
+    weights = run.checkpoint.path / CHECKSUMS_FILE
+    digests = {name: file_checksum(Path(path)) for name, path in prepared.paths.items() if Path(path).is_file()}
+    return fingerprint(
+        run=str(run.folder.resolve()),
+        weights=file_checksum(weights) if weights.is_file() else run.checkpoint.step,
+        request=dataclasses.asdict(prepared.request),
+        given=digests,
+    )
+
+
+def _finished(run: "Run", prepared: _Prepared) -> Generation | None:
+    """The results of an earlier run of the same command, for a request with a name; None if they are not complete."""
+    if not prepared.name:
+        return None
+    record = read_generation(prepared.out / RECORD_FILE)
+    if record is None or record.get("inputs") != _inputs(run, prepared):
+        return None
+    files = [prepared.out / name for names in record["files"].values() for name in names]
+    return Generation(files, record) if all(path.is_file() for path in files) else None
+
+
 def _generate(run: "Run", prepared: _Prepared, console: Console | None) -> Generation:
-    request, out, task, paths, size, sampling = prepared
+    _, request, out, task, paths, size, sampling = prepared
     conditions = {name: read_condition(name, path) for name, path in paths.items()}
     fps = _output_fps(request.fps, {name: found.fps for name, found in conditions.items()}, run.record)
     given: dict[str, Modality | np.ndarray] = {name: found.signal for name, found in conditions.items()}
@@ -163,6 +192,7 @@ def _generate(run: "Run", prepared: _Prepared, console: Console | None) -> Gener
     record = _record(run, prepared, fps) | {
         "files": {name: [path.name for path in paths] for name, paths in files.items()},
         "text": generated.get("text"),
+        "inputs": _inputs(run, prepared),
     }
     Store(str(out)).put(RECORD_FILE, json.dumps(record, indent=2).encode() + b"\n")
     return Generation([path for paths in files.values() for path in paths], record)
@@ -170,7 +200,7 @@ def _generate(run: "Run", prepared: _Prepared, console: Console | None) -> Gener
 
 def _record(run: "Run", prepared: _Prepared, fps: float) -> dict[str, Any]:
     """What `generation.json` says, without the files."""
-    request, out, task, paths, size, sampling = prepared
+    _, request, out, task, paths, size, sampling = prepared
     return {
         "run": str(run.folder),
         "step": run.checkpoint.step,

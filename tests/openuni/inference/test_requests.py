@@ -115,6 +115,32 @@ def test_many_prompts_come_from_one_file(run: Run, videos: dict[str, Path], tmp_
     assert np.array_equal(made[0], made[1]) and not np.array_equal(made[0], made[2])
 
 
+def test_finished_lines_are_not_generated_again(
+    run: Run, videos: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    generate = Run.generate
+
+    def counted(self: Run, prompt: str, *rest: Any) -> dict[str, Any]:
+        asked.append(prompt)
+        return generate(self, prompt, *rest)
+
+    monkeypatch.setattr(Run, "generate", counted)
+    video, path, line = tmp_path / "rgb.mp4", tmp_path / "prompts.jsonl", ("--task", "estimate:depth", "--prompts")
+    video.write_bytes(videos["rgb"].read_bytes())
+    path.write_text("\n".join(json.dumps({"prompt": prompt, "given": {"rgb": "rgb.mp4"}}) for prompt in "abc"))
+    first = generated(run, tmp_path / "made", *line, path)
+    (tmp_path / "made/000002/generation.json").unlink()  # as after a kill
+    (tmp_path / "made/000003/depth.mp4").unlink()
+    assert generated(run, tmp_path / "made", *line, path) == first and asked == ["a", "b", "c", "b", "c"]
+    asked.clear()
+    assert generated(run, tmp_path / "made", *line, path) == first and not asked
+    video.write_bytes(videos["normal"].read_bytes())  # another picture
+    assert generated(run, tmp_path / "made", *line, path) != first and asked == ["a", "b", "c"]
+    generated(run, tmp_path / "made", *line, path, "--seed", 1)
+    assert len(asked) == 6
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -155,7 +181,7 @@ def test_a_wrong_line_ends_the_command_before_the_first_video(run: Run, tmp_path
         (["--task", "estimat:depth"], 'Did you mean "estimate"'),
         (["--task", "estimate:depth"], "needs --given rgb=VIDEO; found: no condition"),
         (["--task", "joint:depth", "--make", "normal"], "generates depth, rgb, but --make says normal"),
-        ([], "--task is missing, such as --task "),
+        ([], "--task is missing: one of text2all:depth, text2all:normal, "),
         (["--task", "joint:depth", "--shift", "0"], "sampling: shift = 0.0. Allowed: above 0"),
     ],
 )
@@ -215,6 +241,13 @@ def test_the_record_beside_a_generated_video_says_its_modality(run: Run, tmp_pat
     assert done.returncode == 2
     assert "generation.json says that this video is depth, expected rgb. Pass --given depth=" in done.stderr
     assert cli(*line, f"rgb={tmp_path / 'first/rgb.mp4'}").returncode == 0
-    for text in ("[]", "{", '{"files": {"rgb": 3}}', '{"files": []}'):  # another program's
+    for text in (
+        "[]",
+        "{",
+        '{"files": {"rgb": 3}}',
+        '{"files": []}',
+        '{"files": {"rgb": ["../a"]}}',
+        "[" * 99_999,
+    ):  # another program's
         (tmp_path / "first/generation.json").write_text(text)
         assert cli(*line, f"rgb={tmp_path / 'first/depth.mp4'}").returncode == 0
