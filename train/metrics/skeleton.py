@@ -51,12 +51,10 @@ class SkeletonMetric(Metric):
     def compare(self, predicted: Skeleton, true: Skeleton) -> KeyPointAgreement:
         """Raises `ClipError` if the truth has no person with points of the body."""
         ours, truth = predicted.array[:, :, :BODY_POINTS], true.array[:, :, :BODY_POINTS]
-        shown = (truth[..., 2] >= self.min_confidence) & (truth[..., 2] > 0)
-        truth, shown = truth[:, shown.any(axis=(0, 2))], shown[:, shown.any(axis=(0, 2))]
+        truth, shown = self._persons(truth)
         if not shown.size:
             raise ClipError("skeleton: at least one true person with key points of the body is required")
-        found = (ours[..., 2] >= self.min_confidence) & (ours[..., 2] > 0)
-        ours, found = ours[:, found.any(axis=(0, 2))], found[:, found.any(axis=(0, 2))]
+        ours, found = self._persons(ours)
         boxes_px = _box_sides(truth, shown)
         oks, correct = self._pairwise(ours, found, truth, shown, boxes_px)
         matches = linear_assignment(oks, np.finfo(np.float64).tiny)
@@ -68,6 +66,13 @@ class SkeletonMetric(Metric):
             matched / persons,
             matched / predicted_persons if predicted_persons else None,
         )
+
+    def _persons(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Persons with any point that counts, [T, P, 17, 3], and which of their points count, bool [T, P, 17]."""
+        confidence = points[..., 2]
+        counts: np.ndarray = np.logical_and(confidence >= self.min_confidence, confidence > 0)
+        persons = np.flatnonzero(counts.any(axis=(0, 2)))
+        return points[:, persons], np.take(counts, persons, axis=1)
 
     def _pairwise(
         self, ours: np.ndarray, found: np.ndarray, truth: np.ndarray, shown: np.ndarray, boxes_px: np.ndarray
@@ -92,4 +97,4 @@ def _box_sides(points: np.ndarray, shown: np.ndarray) -> np.ndarray:
     places = points[..., :2].astype(np.float64)
     low = np.where(shown[..., None], places, np.inf).min(axis=2)
     high = np.where(shown[..., None], places, -np.inf).max(axis=2)
-    return np.where(shown.any(axis=2)[..., None], high - low, 0.0)
+    return np.where(shown.any(axis=2, keepdims=True), high - low, 0.0)
