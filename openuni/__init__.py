@@ -12,7 +12,19 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from openuni.api import compact, export, import_set, open_corpus, open_run, run, select, split, train, verify
+    from openuni.api import (
+        compact,
+        evaluate_annotators,
+        export,
+        import_set,
+        open_corpus,
+        open_run,
+        run,
+        select,
+        split,
+        train,
+        verify,
+    )
     from openuni.config.recipe import CorpusRecipe
     from openuni.manifests.contracts.decoded_clip import DecodedClip
     from openuni.manifests.corpus.corpus import Corpus
@@ -30,6 +42,7 @@ _LAZY_IMPORTS = {
     "CorpusRecipe": "openuni.config.recipe",
     "Run": "openuni.training.run",
     "compact": "openuni.api",
+    "evaluate_annotators": "openuni.api",
     "export": "openuni.api",
     "import_set": "openuni.api",
     "open_corpus": "openuni.api",
@@ -50,6 +63,7 @@ __all__ = [
     "OpenUniError",
     "Run",
     "compact",
+    "evaluate_annotators",
     "export",
     "import_set",
     "open_corpus",

@@ -31,6 +31,7 @@ ROOMS = [
     "exchange",
     "world",
     "inference",
+    "evaluation",
     "unified",
     "report",
     "api",
