@@ -33,6 +33,15 @@ class DataOptions(RecipeTable):
     latents: Annotated[str, "latent family, or its codec's name; empty: the only one of the corpus"] = ""
     text: Annotated[str, "text family, or its codec's name; empty: the only one of the corpus"] = ""
     collections: Annotated[tuple[str, ...], "collections to train on (in the first stage); empty: all"] = ()
+    collection_weights: Annotated[
+        dict[str, float],
+        "sampling weights of the collections (in the first stage), 1 if absent; empty: in proportion to their clips",
+        Ge(0),
+        Added(),
+    ] = field(default_factory=dict)
+    balanced_collections: Annotated[
+        bool, "sample all collections (in the first stage) equally often, whatever their sizes", Added()
+    ] = False
     text_length: Annotated[
         int, "text length per sample, in embeddings, zero-padded (Wan: 512); 0: length of the longest text", Ge(0)
     ] = 512
@@ -126,6 +135,8 @@ class CurriculumStage(RecipeTable):
     tasks: Annotated[dict[str, float], "see the top level of the recipe"] = field(default_factory=dict)
     modality_weights: Annotated[dict[str, float], "see the top level of the recipe"] = field(default_factory=dict)
     collections: Annotated[tuple[str, ...], "collections to train on; empty: all"] = ()
+    collection_weights: Annotated[dict[str, float], "see [data]", Ge(0), Added()] = field(default_factory=dict)
+    balanced_collections: Annotated[bool, "see [data]", Added()] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
