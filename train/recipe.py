@@ -55,6 +55,12 @@ class DataOptions(RecipeTable):
     verify_checksums: Annotated[
         bool, "compare every latent and text embedding with its checksum, and reject NaN and infinite values"
     ] = True
+    max_skipped_samples: Annotated[
+        int,
+        "maximum number of damaged samples to skip, with other samples in their place; 0: stop at the first one",
+        Ge(0),
+        Added(),
+    ] = 0
     validation_share: Annotated[
         float, "fraction of sources held out for validation, if clips have no split", UNIT_INTERVAL
     ] = 0.1

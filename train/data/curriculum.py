@@ -98,8 +98,18 @@ class Curriculum:
 
     def step(self, step: int) -> list[Sample]:
         """The `batch_size` samples of step `step` (from 0)."""
+        plan, own = self._plan(step)
+        return plan.step(own)
+
+    def replacement(self, step: int, slot: int, sample: Sample, attempt: int) -> Sample | None:
+        """See `StepSchedule`."""
+        plan, own = self._plan(step)
+        return plan.replacement(own, slot, sample, attempt)
+
+    def _plan(self, step: int) -> tuple[Plan, int]:
+        """The plan of a step, and the step's number in it."""
         number = bisect_right(self.stages, step, key=lambda stage: stage.from_step) - 1
-        return self.plans[number].step(step - self.stages[number].from_step)
+        return self.plans[number], step - self.stages[number].from_step
 
     def summary(self, index: Index) -> list[dict[str, Any]]:
         """Training clips of each stage, for run.json."""

@@ -38,6 +38,12 @@ class StepSchedule(Protocol):
     def step(self, step: int) -> list[Sample]:
         """The samples of step `step` (from 0)."""
 
+    def replacement(self, step: int, slot: int, sample: Sample, attempt: int) -> Sample | None:
+        """Another sample of this task for a slot, whose sample is damaged: the one of attempt 0, 1, ...; None: no more.
+
+        It has the same streams and shape, so that ranks divide the step as they would have.
+        """
+
 
 @dataclass(frozen=True, eq=False)
 class Plan:
@@ -102,6 +108,18 @@ class Plan:
             here = drawn == which
             clips[here] = self._clips(number, bucket[which], places[here])
         return [self._sample(step, slot, int(clip)) for slot, clip in enumerate(clips)]
+
+    def replacement(self, step: int, slot: int, sample: Sample, attempt: int) -> Sample | None:
+        """See `StepSchedule`. From the same bucket and, if collections have weights, the same collection."""
+        bucket = self.buckets[self._bucket(step)[0]]
+        (clips,) = [stream.clips for stream in bucket if sample.clip in stream.clips]
+        required = sample.task.required_streams
+        bits = [bits for bits, streams in self.available.items() if streams >= required]
+        others = clips[np.isin(self.present[clips], np.array(bits, np.uint64)) & (clips != sample.clip)]
+        if attempt >= len(others):
+            return None
+        key = named_seed(self.seed, "replacement", step, slot)
+        return Sample(int(others[permuted(np.array([attempt]), len(others), key)[0]]), sample.task)
 
     def _clips(self, bucket: int, stream: Stream, positions: np.ndarray) -> np.ndarray:
         """The clips at these positions of a stream, which counts on through all passes."""
