@@ -33,6 +33,15 @@ class DataOptions(RecipeTable):
     latents: Annotated[str, "latent family, or its codec's name; empty: the only one of the corpus"] = ""
     text: Annotated[str, "text family, or its codec's name; empty: the only one of the corpus"] = ""
     collections: Annotated[tuple[str, ...], "collections to train on (in the first stage); empty: all"] = ()
+    collection_weights: Annotated[
+        dict[str, float],
+        "sampling weights of the collections (in the first stage), 1 if absent; empty: in proportion to their clips",
+        Ge(0),
+        Added(),
+    ] = field(default_factory=dict)
+    balanced_collections: Annotated[
+        bool, "sample all collections (in the first stage) equally often, whatever their sizes", Added()
+    ] = False
     text_length: Annotated[
         int, "text length per sample, in embeddings, zero-padded (Wan: 512); 0: length of the longest text", Ge(0)
     ] = 512
@@ -46,6 +55,12 @@ class DataOptions(RecipeTable):
     verify_checksums: Annotated[
         bool, "compare every latent and text embedding with its checksum, and reject NaN and infinite values"
     ] = True
+    max_skipped_samples: Annotated[
+        int,
+        "maximum number of damaged samples to skip, with other samples in their place; 0: stop at the first one",
+        Ge(0),
+        Added(),
+    ] = 0
     validation_share: Annotated[
         float, "fraction of sources held out for validation, if clips have no split", UNIT_INTERVAL
     ] = 0.1
@@ -126,6 +141,8 @@ class CurriculumStage(RecipeTable):
     tasks: Annotated[dict[str, float], "see the top level of the recipe"] = field(default_factory=dict)
     modality_weights: Annotated[dict[str, float], "see the top level of the recipe"] = field(default_factory=dict)
     collections: Annotated[tuple[str, ...], "collections to train on; empty: all"] = ()
+    collection_weights: Annotated[dict[str, float], "see [data]", Ge(0), Added()] = field(default_factory=dict)
+    balanced_collections: Annotated[bool, "see [data]", Added()] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

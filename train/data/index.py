@@ -28,6 +28,14 @@ class TensorError(OpenUniError):
     """Latents or a text embedding of a clip cannot be read or used."""
 
 
+class DamagedTensor(TensorError):
+    """The stored bytes of one sample are missing, changed or not finite. Other errors of reading may pass."""
+
+    def __init__(self, message: str, clip: int) -> None:
+        super().__init__(message)
+        self.clip = clip  # its number in the index
+
+
 @dataclass(frozen=True, eq=False)
 class Index:
     """The trainer's view of a corpus: samples with their split, and the extents of their tensors.
@@ -111,18 +119,20 @@ class Index:
             raise TensorError(f"{place}: {error}") from error
         buffers = [memoryview(one.view(torch.uint8).numpy().reshape(-1)) for one in tensors]
         for position, reason in reader.read_into(payloads, buffers).items():
-            raise self._unreadable(f"clip {self.sample_ids[clips[position]]}: {what}", payloads[position], reason)
+            raise self._unreadable(clips[position], what, payloads[position], reason)
         for position, buffer in enumerate(buffers):
             if reader.verify and not extents.finite[clips[position]] and not all_finite(buffer, tensors.dtype):
-                raise TensorError(
+                raise DamagedTensor(
                     f"clip {self.sample_ids[clips[position]]}: {what} in {payloads[position].name} have NaN or "
-                    "infinite values. Re-encode the clip, or exclude it."
+                    "infinite values. Re-encode the clip, or exclude it.",
+                    clips[position],
                 )
         return tensors
 
-    def _unreadable(self, place: str, payload: Payload, error: Exception) -> TensorError:
+    def _unreadable(self, clip: int, what: str, payload: Payload, error: Exception) -> TensorError:
+        place = f"clip {self.sample_ids[clip]}: {what}"
         if isinstance(error, OpenUniError):
-            found = TensorError(f"{place}: {error}")
+            found: TensorError = DamagedTensor(f"{place}: {error}", clip)
         else:
             found = TensorError(
                 f"{place}: {payload.name} cannot be read: {error}. Restore the file, or delete its .parquet part and "

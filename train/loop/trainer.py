@@ -5,7 +5,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from openuni.manifests.errors import OpenUniError
 from openuni.manifests.graceful_shutdown import ShutdownEvent, graceful_shutdown
 from openuni.training.data.batches import Loader, TrainingBatch, prefetched
 from openuni.training.data.index import TensorError
+from openuni.training.data.skipping import SkippedSamples
 from openuni.training.finite import NonFiniteError, all_finite, non_finite
 from openuni.training.loop.guards import kept_text, run_lock, storage_errors, watchdog
 from openuni.training.loop.log import NoLog, RunLog
@@ -100,8 +101,9 @@ class Trainer:
         self.model = self.weights.model
         self.ema = Ema(self.weights)
         self.optimizer = build_optimizer(self.weights.local, set(self.model.added_parameters()), self.recipe.optimizer)
-        # `log_written`: `RunLog.mark` of the checkpoint
-        self.step, self.log_written = resume(self.ranks, folder, self.weights, self.ema, self.optimizer)
+        self.step, state = resume(self.ranks, folder, self.weights, self.ema, self.optimizer)
+        self.log_written = state.get("log")  # `RunLog.mark` of the checkpoint
+        self.skipped = SkippedSamples(self.recipe.data.max_skipped_samples, state.get("skipped_samples"))
         self.saved_step = self.step
         self.last_batch: TrainingBatch  # of the last step
 
@@ -135,6 +137,8 @@ class Trainer:
         with closing(log):
             try:
                 self._run(log, Validator(self.loader, self.setup.mix, self.ranks))
+                if summary := self.skipped.summary():
+                    logger.warning("%s", summary)
             except NonFiniteError as error:
                 log.write({"step": self.step, "error": str(error)})
                 raise OpenUniError(f"{error}. {self._advice()}") from error
@@ -168,7 +172,7 @@ class Trainer:
         ):
             for _ in steps:
                 with watchdog(self.recipe.watchdog_s):
-                    row = self._one_step(batches)
+                    row = self._one_step(batches, log)
                     if self.step % self.recipe.log_every_steps == 0 or self.step == self.recipe.optimizer.steps:
                         self._report(log, row)
                 if not self._stop_signal(interrupted):
@@ -188,7 +192,7 @@ class Trainer:
         """The signal that has stopped any rank; 0: none. All ranks get the same answer."""
         return self.ranks.highest(interrupted.number if interrupted.is_set() else 0)[0]
 
-    def _one_step(self, batches: Iterator[list[list[TrainingBatch]]]) -> dict[str, Any]:
+    def _one_step(self, batches: Iterator[list[list[TrainingBatch]]], log: RunLog | NoLog) -> dict[str, Any]:
         began = time.perf_counter()
         parts = self.ranks.together(lambda: next(batches))
         waited = time.perf_counter() - began
@@ -196,6 +200,7 @@ class Trainer:
         rate = self._set_learning_rate()
         losses = StepLosses(self.recipe.optimizer.batch_size)
         passes = [batch for part in parts for batch in part]
+        self._count_skipped(log, self.step + 1, *(batch.skipped for batch in passes))
         for number, batch in enumerate(passes, start=1):
             self.weights.begin_pass(is_last=number == len(passes))
             found = self._losses(batch.to(self.device))
@@ -219,6 +224,16 @@ class Trainer:
             "samples_per_s": len(samples) / took,
             "data_wait_share": waited / took,
         }
+
+    def _count_skipped(self, log: RunLog | NoLog, step: int, *reasons: Mapping[str, str]) -> None:
+        """Count and log the samples that any rank has skipped. Raises `TensorError` on all ranks above the limit."""
+        own = {sample: reason for found in reasons for sample, reason in found.items()}
+        if not self.skipped.limit or not self.ranks.highest(len(own))[0]:
+            return
+        found = {sample: reason for others in self.ranks.gathered(own) for sample, reason in others.items()}
+        new = self.ranks.together(lambda: self.skipped.add(found, step))
+        if new:
+            self._report(log, {"step": step, "skipped_samples": len(self.skipped.reasons), "skipped": new})
 
     def _clipped(self, losses: StepLosses) -> tuple[np.ndarray, float]:
         """Clip the gradients by their norm over all ranks. Returns the losses of the step by slot, and the norm.
@@ -319,6 +334,7 @@ class Trainer:
             try:
                 with self.ema.applied() as model:
                     losses = validator.losses(model, self.device, autocast(self.recipe, self.device))
+                self._count_skipped(log, self.step, validator.skipped)
             except NonFiniteError as error:
                 raise NonFiniteError(f"{error} at step {self.step}") from error
             self._report(log, {"step": self.step, "validation_loss": losses})
@@ -356,6 +372,8 @@ class Trainer:
             },
         }
         state = {"data": self.setup.record["data"], "torch": torch.__version__, "log": log.mark()}
+        if self.skipped.reasons:
+            state["skipped_samples"] = self.skipped.reasons
         options, first = self.recipe.checkpoints, self.ranks.is_first
         self.ranks.together(
             lambda: save(self.folder, self.step, tensors, state, options.keep, options.keep_every_steps, writes=first)
