@@ -32,6 +32,12 @@ class DataOptions(RecipeTable):
     table: ClassVar[str] = "data"
     latents: Annotated[str, "latent family, or its codec's name; empty: the only one of the corpus"] = ""
     text: Annotated[str, "text family, or its codec's name; empty: the only one of the corpus"] = ""
+    subjects: Annotated[
+        str,
+        "text column, such as caption.brief, with short texts such as 'two persons' that follow the modality-type "
+        "prompts of their clips; empty: none",
+        Added(),
+    ] = ""
     collections: Annotated[tuple[str, ...], "collections to train on (in the first stage); empty: all"] = ()
     collection_weights: Annotated[
         dict[str, float],

@@ -6,6 +6,7 @@ from pathlib import Path
 RUN_FILE = "run.json"
 LOG_FILE = "log.jsonl"
 TEXTS_FILE = "texts.safetensors"  # cache of the embeddings of fixed texts
+SUBJECTS_FILE = "subjects.safetensors"  # cache of the embeddings of subjects
 LOCK_FILE = ".train.lock"
 
 # in the folder of a training checkpoint

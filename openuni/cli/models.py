@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -111,6 +111,20 @@ class GenerateFlags:
     condition_guidance_scale: Annotated[
         float, typer.Option(help="Guidance scale for the condition streams; 1 disables guidance")
     ] = 1.0
+    negative_prompt: Annotated[
+        str,
+        typer.Option(help="Text that guidance moves away from, in place of the empty caption; needs --guidance-scale"),
+    ] = ""
+    subject: Annotated[
+        str, typer.Option(help="Subject such as 'two persons', for runs trained with subjects (data.subjects)")
+    ] = ""
+    solver: Annotated[
+        Literal["euler", "heun", "adams_bashforth"],
+        typer.Option(help="Solver: euler (order 1), heun (order 2, two model calls per step), adams_bashforth"),
+    ] = "euler"
+    shift: Annotated[
+        float | None, typer.Option(help="Timestep shift of the noise levels. Default: that of the training")
+    ] = None
     seed: Annotated[int, typer.Option(help="Random seed of the noise")] = 0
     temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature for text; 0 is greedy decoding")] = 1.0
 
@@ -141,6 +155,10 @@ def generate(flags: GenerateFlags) -> None:
         condition_guidance_scale=flags.condition_guidance_scale,
         seed=flags.seed,
         temperature=flags.temperature,
+        negative_prompt=flags.negative_prompt,
+        subject=flags.subject,
+        solver=flags.solver,
+        shift=flags.shift,
     )
     for path in generate_files(flags.run, request, flags.out, Console(stderr=True, soft_wrap=True)):
         print_text(path)

@@ -4,7 +4,7 @@ import re
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -17,6 +17,9 @@ from openuni.manifests.storage.store import TEMP_FILE, require_folder
 from openuni.manifests.video.encode import MAX_FPS, PixelFormat, check_fps, write_video
 from openuni.manifests.video.probe import make_clip, probe
 from openuni.manifests.video.video_errors import VideoError
+
+if TYPE_CHECKING:
+    from openuni.training.objectives.flow_matching import Solver
 
 DEFAULT_FPS = 16.0  # of Wan's videos; for runs that do not record the rate of their clips
 SAME_FPS = 0.05  # frames per second by which rates of the same videos may differ, through rounded timestamps
@@ -36,6 +39,10 @@ class GenerateRequest:
     seed: int = 0
     condition_guidance_scale: float = 1.0
     temperature: float = 1.0  # for text tokens
+    negative_prompt: str = ""  # replaces the empty caption in guidance
+    subject: str = ""  # follows the modality-type prompts
+    solver: "Solver" = "euler"
+    shift: float | None = None  # timestep shift of the noise levels; None: that of the training
 
 
 def generate_files(run_dir: Path, request: GenerateRequest, out: Path, console: Console | None = None) -> list[Path]:
@@ -60,14 +67,16 @@ def generate_files(run_dir: Path, request: GenerateRequest, out: Path, console: 
     task = run.task_of(request.make, list(given))
     sampling = SamplingOptions(
         steps=request.steps,
-        shift=run.shift(task),
+        shift=run.shift(task) if request.shift is None else request.shift,
         guidance_scale=request.guidance_scale,
         seed=request.seed,
         condition_guidance_scale=request.condition_guidance_scale,
         temperature=request.temperature,
+        negative_prompt=request.negative_prompt,
+        solver=request.solver,
     )
     with sampling_progress(run, task, request.steps, console) if console else nullcontext():
-        generated = run.generate(request.prompt, list(request.make), given or None, size, sampling)
+        generated = run.generate(request.prompt, list(request.make), given or None, size, sampling, request.subject)
     for path in out.glob(".*.tmp"):
         if TEMP_FILE.fullmatch(path.name) and path.name.split(".")[1] in generated:
             path.unlink(missing_ok=True)  # of a process that was killed while it wrote this file

@@ -237,11 +237,23 @@ class Loader:
 
     def _text(self, stream: str, sample: Sample, name: tuple[int | str, ...]) -> torch.Tensor:
         condition = self.model.text_condition(sample.task, stream)
-        if condition != "caption":
-            return self.texts.prompt(stream) if condition == "prompt" else self.texts.empty
+        if condition == "prompt":
+            return self.texts.prompt(stream, self._subject(sample.clip, name))
+        if condition == "nothing":
+            return self.texts.empty
         if self._caption_dropped(sample.task, name) or not self.index.text.present[sample.clip]:
             return self.texts.empty
         return self.texts.padded(self.index.read_text(self.reader, sample.clip))
+
+    def _subject(self, clip: int, name: tuple[int | str, ...]) -> torch.Tensor | None:
+        """Embedding of the clip's subject; None without one, or if it is dropped: as often as captions, but apart.
+
+        Condition dropout leaves it, as it leaves the modality-type prompt.
+        """
+        if self.index.subjects is None:
+            return None
+        dropped = uniform(self.recipe.seed, "subject", *name) < self.recipe.data.caption_dropout
+        return None if dropped and name[0] != "validation" else self.index.subjects.embedding(clip)
 
     def _caption_dropped(self, task: Task, name: tuple[int | str, ...]) -> bool:
         """Whether caption dropout or condition dropout applies to a sample."""

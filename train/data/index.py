@@ -22,6 +22,7 @@ from openuni.training.tasks import TEXT
 if TYPE_CHECKING:
     from openuni.manifests.corpus.corpus import Corpus
     from openuni.training.data.captions import Captions
+    from openuni.training.data.subjects import Subjects
 
 
 class TensorError(OpenUniError):
@@ -53,6 +54,7 @@ class Index:
     text: Extents
     captions: "Captions | None" = None  # for models that generate text
     window: np.ndarray | None = None  # int64 [N], number of the window in its clip; None without windows
+    subjects: "Subjects | None" = None  # see `openuni.training.data.subjects`
 
     @cached_property
     def sample_ids(self) -> list[str]:
@@ -154,6 +156,8 @@ class Index:
             total.update(extents.xxh3.tobytes())
         if self.captions is not None:
             total.update(self.captions.digest())
+        if self.subjects is not None:
+            total.update(self.subjects.digest())
         return total.hexdigest()
 
 

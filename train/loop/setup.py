@@ -23,12 +23,13 @@ from openuni.training.data.curriculum import Curriculum, all_collections, curric
 from openuni.training.data.fixed_texts import EMPTY, FixedTexts, fixed_rows, stored_prompts
 from openuni.training.data.index import Index, choose_family, open_index
 from openuni.training.data.plan import clips_by_task, usable_clips
+from openuni.training.data.subjects import check_subjects, open_subjects
 from openuni.training.data.tokenizer import Tokenizer, make_tokenizer, tokenizer_identity
 from openuni.training.loop.ranks import Ranks
 from openuni.training.loop.training_checkpoint import list_checkpoints
 from openuni.training.model import Model
 from openuni.training.recipe import TextStreamOptions, TrainingRecipe
-from openuni.training.run_files import RUN_FILE, TEXTS_FILE
+from openuni.training.run_files import RUN_FILE, SUBJECTS_FILE, TEXTS_FILE
 from openuni.training.run_record import FORMAT, read_record, unrecorded_options, write_record
 from openuni.training.tasks import TaskMix
 
@@ -109,11 +110,14 @@ def prepare(recipe: TrainingRecipe, corpus: "Corpus", folder: Path) -> Setup:
         latents |= _bucket_of(corpus, index, shape)
     folder.mkdir(parents=True, exist_ok=True)
     rows = fixed_rows(text, modalities, folder / TEXTS_FILE, stored_prompts(corpus, text["family"]))
+    subjects = open_subjects(corpus, data.subjects, index.clip_ids, text, folder / SUBJECTS_FILE)
+    index = dataclasses.replace(index, subjects=subjects)
     before = read_record(folder) if list_checkpoints(folder) else None
     if before is not None and before["model"]["name"] == kind.name():
         options = unrecorded_options(kind, before["model"]["options"]) | options
     model = _model(kind, options, modalities, shape[0], rows[EMPTY].shape[1], tokenizer)
     check_fit(model, index, mix, latents["codec"])
+    check_subjects(data.subjects, model, mix)
     record: dict[str, Any] = {
         "format": FORMAT,
         "recipe": _recorded_recipe(recipe, kind),
@@ -275,7 +279,9 @@ def check_fit(model: Model, index: Index, mix: TaskMix, codec: str) -> None:
 
 
 def _text_length(recipe: TrainingRecipe, index: Index, rows: dict[str, Any]) -> int:
-    longest = max([int(index.text.shape[:, 0].max(initial=0)), *(len(row) for row in rows.values())])
+    fixed = max(len(row) for row in rows.values())
+    subject = index.subjects.longest if index.subjects is not None else 0
+    longest = max(int(index.text.shape[:, 0].max(initial=0)), fixed + subject)
     if recipe.data.text_length and recipe.data.text_length < longest:
         raise OpenUniError(
             f"data.text_length is {recipe.data.text_length}, but the longest text has {longest} rows. Set it to "

@@ -12,7 +12,7 @@ import torch
 from annotated_types import Ge, Gt
 from torch import nn
 
-from openuni.manifests.contracts.options import Formerly
+from openuni.manifests.contracts.options import Added, Formerly
 from openuni.manifests.errors import OpenUniError
 from openuni.training.backbone.wan import Rotary, WanBlock, WanModel, WanStreams, build_module
 from openuni.training.model import Streams, TextCondition, UnrecordedDefault
@@ -34,6 +34,7 @@ class UniVigu(WanModel):
 
     origin: ClassVar[str] = "Uni-ViGU (arXiv 2604.08121)"
     generates_text: ClassVar[bool] = True
+    caption_option: ClassVar[str] = "model.captioning_prompt = true"
     supported_modalities: ClassVar[tuple[str, ...]] = ("rgb",)
 
     modalities: Annotated[tuple[str, ...], "only rgb"] = ("rgb",)
@@ -46,6 +47,9 @@ class UniVigu(WanModel):
         "also feed the clean caption as a text stream when text is a condition, as published",
         Formerly("given_text"),
     ] = True
+    captioning_prompt: Annotated[
+        bool, "condition captioning (rgb->text) on the prompt, which the caption then refines, as published", Added()
+    ] = False
     text_head_eps: Annotated[
         float, "epsilon of the layer norm in the text head; 1e-5 as released", Gt(0), UnrecordedDefault(1e-6)
     ] = 1e-5
@@ -73,8 +77,9 @@ class UniVigu(WanModel):
         return module
 
     def text_condition(self, task: Task, stream: str) -> TextCondition:
-        """Cross-attention text of both segments: the caption; the empty caption for captioning a condition video."""
-        return "nothing" if task.generates_text and task.conditions else "caption"
+        """Text of both segments: the caption, in captioning only with `captioning_prompt`, else the empty one."""
+        captions = task.generates_text and bool(task.conditions)
+        return "nothing" if captions and not self.captioning_prompt else "caption"
 
     def has_text_stream(self, task: Task) -> bool:
         """True if text is a target, or a condition with `text_conditioning`."""
