@@ -12,7 +12,19 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from openuni.api import compact, export, import_set, open_corpus, open_run, run, select, split, train, verify
+    from openuni.api import (
+        compact,
+        export,
+        from_pretrained,
+        import_set,
+        open_corpus,
+        open_run,
+        run,
+        select,
+        split,
+        train,
+        verify,
+    )
     from openuni.config.recipe import CorpusRecipe
     from openuni.manifests.contracts.decoded_clip import DecodedClip
     from openuni.manifests.corpus.corpus import Corpus
@@ -31,6 +43,7 @@ _LAZY_IMPORTS = {
     "Run": "openuni.training.run",
     "compact": "openuni.api",
     "export": "openuni.api",
+    "from_pretrained": "openuni.api",
     "import_set": "openuni.api",
     "open_corpus": "openuni.api",
     "open_run": "openuni.api",
@@ -51,6 +64,7 @@ __all__ = [
     "Run",
     "compact",
     "export",
+    "from_pretrained",
     "import_set",
     "open_corpus",
     "open_run",

@@ -17,6 +17,7 @@ from openuni.training import sampler
 from openuni.training.data.curriculum import trained_tasks
 from openuni.training.data.fixed_texts import EMPTY, FixedTexts, fixed_rows, open_latent_codec, open_text_codec
 from openuni.training.data.tokenizer import Tokenizer, make_tokenizer, tokenizer_identity
+from openuni.training.export.exporting import Exportable
 from openuni.training.finite import NonFiniteError
 from openuni.training.loop.log import read_log
 from openuni.training.loop.training_checkpoint import TrainingCheckpoint, list_checkpoints, load_model
@@ -34,7 +35,7 @@ NON_FINITE_ADVICE = (
 OVERSHOOT = 1e-3  # tolerated excess of a condition rendering over 0..1, as interpolation and video codecs cause it
 
 
-class Run:
+class Run(Exportable):
     """A training run. `Run.open(folder)` opens one, `train` creates one. Weights and codecs are loaded lazily."""
 
     def __init__(self, folder: Path, record: dict[str, Any], device: str = "auto") -> None:
