@@ -37,6 +37,7 @@ from openuni.report import doctor
 from openuni.report.verify import verify as verify  # the job is that function
 
 if TYPE_CHECKING:
+    from openuni.training.export.exported_model import ExportedModel
     from openuni.training.recipe import TrainingRecipe
     from openuni.training.run import Run
 
@@ -312,6 +313,19 @@ def open_run(path: str | Path) -> "Run":
     from openuni.training.run import Run
 
     return Run.open(Path(path))
+
+
+def from_pretrained(
+    name: str | Path, device: str = "auto", *, revision: str | None = None, token: str | None = None
+) -> "ExportedModel":
+    """Open a model exported by `Run.save_pretrained`: a folder, or "owner/name" of the Hugging Face Hub.
+
+    It samples and generates as a `Run` does. `revision`: branch, tag or commit; `token`: default: that of
+    `hf auth login`. Only JSON and safetensors are read. Raises `OpenUniError` if it is not found or damaged.
+    """
+    from openuni.training.export import exported_model
+
+    return exported_model.from_pretrained(name, device, revision=revision, token=token)
 
 
 def _require_shards(recipe: CorpusRecipe, corpus: Corpus) -> None:

@@ -80,10 +80,65 @@ def _generate_command(run: "Run") -> str:
 
 
 @dataclass(frozen=True)
+class ExportModelFlags:
+    """Flags of `openuni export-model`."""
+
+    run: Annotated[Path, typer.Argument(help="Training run: the folder that `openuni train` wrote")]
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Output directory; must not exist or be empty")] = None
+    push_to: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="Hugging Face Hub repository to upload to")
+    ] = None
+    private: Annotated[bool, typer.Option("--private", help="--push-to: create the repository as private")] = False
+    format: Annotated[
+        Literal["openuni", "diffusers", "peft"],
+        typer.Option(help="openuni: whole model; diffusers: also a Wan transformer for diffusers; peft: LoRAs only"),
+    ] = "openuni"
+    weights: Annotated[Literal["ema", "model"], typer.Option(help="EMA weights, or those of the last step")] = "ema"
+    licence: Annotated[
+        str, typer.Option(help="Licence of the weights, such as apache-2.0. Default: that of the base model's card")
+    ] = ""
+    hub_name: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATH=OWNER/NAME", help="Hub name of a checkpoint that the run has by path; repeatable"),
+    ] = None
+    include_base: Annotated[
+        bool, typer.Option("--include-base", help="Store a frozen base model, too. Default: its hub name")
+    ] = False
+
+
+@app.command("export-model")
+@command_from_dataclass(ExportModelFlags)
+def export_model(flags: ExportModelFlags) -> None:
+    """Export a trained model for others, with a model card.
+
+    Writes safetensors and JSON only. openuni.from_pretrained and `openuni generate` open the result.
+    """
+    from openuni import api
+
+    if flags.out is None and flags.push_to is None:
+        raise OpenUniError("nothing to write to: pass --out FOLDER, or --push-to OWNER/NAME")
+    pairs = [(text, *text.rpartition("=")) for text in flags.hub_name or ()]
+    if odd := [text for text, path, _, name in pairs if not path or not name]:
+        raise OpenUniError(f'--hub-name "{odd[0]}": must be PATH=OWNER/NAME')
+    options = {
+        "format": flags.format,
+        "weights": flags.weights,
+        "licence": flags.licence,
+        "hub_names": {path: name for _, path, _, name in pairs},
+        "include_base": flags.include_base,
+    }
+    run = api.open_run(flags.run)
+    if flags.out is not None:
+        print_text(f"exported: {run.save_pretrained(flags.out, **options)}")
+    if flags.push_to is not None:
+        print_text(f"uploaded: {run.push_to_hub(flags.push_to, private=flags.private, **options)}")
+
+
+@dataclass(frozen=True)
 class GenerateFlags:
     """Flags of `openuni generate`."""
 
-    run: Annotated[Path, typer.Argument(help="Training run: the folder that `openuni train` wrote")]
+    run: Annotated[Path, typer.Argument(help="Training run, or exported model (folder)")]
     make: Annotated[list[str], typer.Option(metavar="MODALITY", help="Target modality, or text; repeatable")]
     out: Annotated[Path, typer.Option("--out", "-o", help="Output directory")]
     prompt: Annotated[str, typer.Option(help="Text prompt")] = ""

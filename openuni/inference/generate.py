@@ -52,7 +52,7 @@ def generate_files(run_dir: Path, request: GenerateRequest, out: Path, console: 
     `text.txt` (UTF-8, one line). `console`: where to show progress; None shows none. Raises `OpenUniError` for a task
     that the run was not trained for, and for conditions and sizes that cannot be used.
     """
-    from openuni.training.run import Run
+    from openuni.training.export.exported_model import open_trained
     from openuni.training.sampler import SamplingOptions
 
     size = _size(request.size)
@@ -60,7 +60,7 @@ def generate_files(run_dir: Path, request: GenerateRequest, out: Path, console: 
         check_fps(request.fps, "--fps")
     require_folder(out)  # before the time that generating takes
     paths = _paths(request.given)
-    run = Run.open(run_dir)
+    run = open_trained(run_dir)
     conditions = {name: _read(name, path) for name, path in paths.items()}
     fps = _output_fps(request.fps, {name: found.fps for name, found in conditions.items()}, run.record)
     given: dict[str, Modality | np.ndarray] = {name: found.signal for name, found in conditions.items()}

@@ -33,13 +33,14 @@ def base_device() -> AbstractContextManager[object]:
     return torch.device("meta") if _deferred.get() else nullcontext()
 
 
-def weight_shards(folder: Path) -> Iterator[dict[str, torch.Tensor]]:
+def weight_shards(folder: Path, name: str = WEIGHTS) -> Iterator[dict[str, torch.Tensor]]:
     """Stored tensors of a diffusers model folder, one at a time, so that no file is in memory as a whole.
 
-    Raises `OpenUniError` for missing, damaged or unsupported files.
+    `name`: of the file, or before `.index.json` if there are several. Raises `OpenUniError` for missing, damaged or
+    unsupported files.
     """
-    listing = folder / f"{WEIGHTS}.index.json"
-    files = _listed(listing) if listing.is_file() else {WEIGHTS}
+    listing = folder / f"{name}.index.json"
+    files = _listed(listing) if listing.is_file() else {name}
     odd = sorted(file for file in files if Path(file).name != file)
     if odd:
         raise OpenUniError(f"{listing} names files outside its folder: {', '.join(odd[:3])}")
