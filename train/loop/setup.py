@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 RESUME_MUTABLE = (
     *("checkpoints.", "validation.", "optimizer.accumulate", "data.fps"),  # runs of version 0.1 lack the last
     *("model.attention", "model.compile", "model.gradient_checkpointing"),
-    *("optimizer.reduce_every_micro_batch", "log_every_steps", "watchdog_s"),
+    *("optimizer.reduce_every_micro_batch", "log_every_steps", "watchdog_s", "peak_tflops"),
 )
 
 
