@@ -28,6 +28,7 @@ ROOMS = [
     "dedup",
     "config",
     "pipeline",
+    "launch",
     "exchange",
     "world",
     "inference",

@@ -252,6 +252,9 @@ class TrainingRecipe:
     watchdog_s: Annotated[
         float, "print the stacks of all threads if a step takes longer, seconds; 0: never", Ge(0), Added()
     ] = 1800.0
+    peak_tflops: Annotated[
+        float, "peak bfloat16 TFLOP/s of a GPU, for the MFU in the log; 0: known from the GPU's name", Ge(0), Added()
+    ] = 0.0
     data: DataOptions = field(default_factory=DataOptions)
     flow_matching: Annotated[FlowMatchingOptions, "noise levels", Formerly("flow")] = field(
         default_factory=FlowMatchingOptions

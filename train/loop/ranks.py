@@ -206,6 +206,10 @@ def _leave() -> None:
         dist.destroy_process_group()
 
 
+class LostRank(OpenUniError):
+    """The connection to another rank was lost, because it has ended. A rerun resumes."""
+
+
 class PeerFailed(QuietError):
     """Another rank ended by an error of the program, which it prints."""
 
@@ -290,7 +294,7 @@ def _end_of(ranks: DistributedRanks, error: Exception) -> Exception:
         return QuietError(told["message"], code=told["code"])
     ranks.fail(error)
     if _is_lost_connection(error):
-        return OpenUniError(
+        return LostRank(
             f"rank {ranks.rank} lost the connection to another rank, which has ended: {error}. Finished checkpoints "
             "are kept. Look for the first error in the output of all ranks, then rerun the command."
         )

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 RESUME_MUTABLE = (
     *("checkpoints.", "validation.", "optimizer.accumulate", "data.fps"),  # runs of version 0.1 lack the last
     *("model.attention", "model.compile", "model.gradient_checkpointing"),
-    *("optimizer.reduce_every_micro_batch", "log_every_steps", "watchdog_s", "data.max_skipped_samples"),
+    *("optimizer.reduce_every_micro_batch", "log_every_steps", "watchdog_s", "peak_tflops", "data.max_skipped_samples"),
 )
 
 

@@ -27,6 +27,7 @@ from openuni.training.loop.resume import init_from, resume
 from openuni.training.loop.setup import Setup, prepare_on
 from openuni.training.loop.sharding import ShardedWeights, shard
 from openuni.training.loop.step_log import StepLosses, loss_columns
+from openuni.training.loop.throughput import Throughput, peak_tflops
 from openuni.training.loop.training_checkpoint import list_checkpoints, optimizer_tensors, save, set_aside
 from openuni.training.loop.validation import Validator
 from openuni.training.loop.weights import Ema, Weights, check_equal_weights, clip_gradients, local_norm
@@ -51,13 +52,16 @@ def train(
     out: str | Path,
     progress: Progress | None = None,
     device: str = "auto",
+    stop: ShutdownEvent | None = None,
+    lock_wait_s: float = 0.0,
 ) -> Run:
     """Train, or resume the run in `out`. Returns the run.
 
     `recipe`: a name, a path or a `TrainingRecipe`. `progress` is called with every row of the log, on rank 0. Under
     torchrun, all processes train one model together: each calls this with the same arguments, and `out` must be on a
     file system that all of them see. Ctrl-C, SIGTERM and SIGHUP, to any of them, finish the step, save and raise
-    KeyboardInterrupt. Raises `OpenUniError` before the first step if recipe, corpus and the run in `out` are
+    KeyboardInterrupt; so does `stop`, once it is set on any rank. `lock_wait_s`: maximum time to wait for another
+    training in `out` to end. Raises `OpenUniError` before the first step if recipe, corpus and the run in `out` are
     inconsistent or another training writes to `out`; later if loss, weights or validation become NaN or infinite,
     latents cannot be read, or the disk is full. The message says what is kept.
     """
@@ -73,9 +77,11 @@ def train(
 
         held.enter_context(storage_errors(folder))
         loaded, on, own_device = ranks.together(opened)
-        ranks.first(lambda: held.enter_context(run_lock(folder)))
+        ranks.first(lambda: held.enter_context(run_lock(folder, lock_wait_s)))
         setup = prepare_on(ranks, loaded, on, folder)
-        Trainer(setup, folder, own_device, progress, ranks).run()
+        trainer = Trainer(setup, folder, own_device, progress, ranks)
+        trainer.stop = stop or ShutdownEvent()
+        trainer.run()
         record = setup.record
     return Run(folder, record, device)
 
@@ -106,6 +112,10 @@ class Trainer:
         self.skipped = SkippedSamples(self.recipe.data.max_skipped_samples, state.get("skipped_samples"))
         self.saved_step = self.step
         self.last_batch: TrainingBatch  # of the last step
+        self.streams = tuple(setup.index.latents)
+        peak = 0.0 if self.recipe.precision == "float32" else peak_tflops(self.device, self.recipe.peak_tflops)
+        self.throughput = Throughput(setup, self.model, peak, self.ranks.world)
+        self.stop = ShutdownEvent()  # besides signals, which set it in the main thread only
 
     def _build(self) -> Weights:
         """The model with its initial weights, divided among ranks if there are several."""
@@ -167,7 +177,7 @@ class Trainer:
         elif not self.ranks.highest(int(validated))[0]:
             self._validate_resumed(log, validator)  # if it was due, Ctrl-C prevented it
         with (
-            graceful_shutdown("this step", STOP_SIGNALS) as interrupted,
+            graceful_shutdown("this step", STOP_SIGNALS, self.stop) as interrupted,
             closing(prefetched(self.loader, self.plan, steps)) as batches,
         ):
             for _ in steps:
@@ -198,7 +208,7 @@ class Trainer:
         waited = time.perf_counter() - began
         self.last_batch = parts[0][0]
         rate = self._set_learning_rate()
-        losses = StepLosses(self.recipe.optimizer.batch_size)
+        losses = StepLosses(self.recipe.optimizer.batch_size, self.streams)
         passes = [batch for part in parts for batch in part]
         self._count_skipped(log, self.step + 1, *(batch.skipped for batch in passes))
         for number, batch in enumerate(passes, start=1):
@@ -215,13 +225,14 @@ class Trainer:
         self.step += 1
         took = time.perf_counter() - began
         samples = self.plan.step(self.step - 1)
-        columns = loss_columns(table, [sample.task for sample in samples], self.loader.step_order(samples))
+        order = self.loader.step_order(samples)
+        columns = loss_columns(table, [sample.task for sample in samples], order, self.streams)
         return {
             "step": self.step,
             **columns,
             "grad_norm": norm,
             "learning_rate": rate,
-            "samples_per_s": len(samples) / took,
+            **(self.throughput.columns(samples, took) if self.ranks.is_first else {}),
             "data_wait_share": waited / took,
         }
 
