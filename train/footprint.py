@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from openuni.training.backbone.wan import SIZES, WanModel
+from openuni.training.backbone.pretrained import SIZES
+from openuni.training.backbone.wan import WanModel
 from openuni.training.model import Model
 
 # Sizes of published transformers whose configuration is not on this machine. All else is as in `WanModel`.
