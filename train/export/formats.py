@@ -14,8 +14,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from openuni.manifests.errors import OpenUniError
 from openuni.training.backbone.lora import PEFT_FILES
+from openuni.training.backbone.pretrained import KIND
 from openuni.training.backbone.pretrained import WEIGHTS as DIFFUSERS_FILE
-from openuni.training.backbone.wan import KIND, WanModel, WanStreams
+from openuni.training.backbone.wan import WanModel, WanStreams
 
 MODEL_FILE = "model.safetensors"
 ADDITIONS_FILE = "openuni_additions.safetensors"  # beside diffusers' files: the weights that its class does not have
