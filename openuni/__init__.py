@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from openuni.api import (
         compact,
         evaluate_annotators,
+        evaluate_run,
         export,
         from_pretrained,
         import_set,
@@ -44,6 +45,7 @@ _LAZY_IMPORTS = {
     "Run": "openuni.training.run",
     "compact": "openuni.api",
     "evaluate_annotators": "openuni.api",
+    "evaluate_run": "openuni.api",
     "export": "openuni.api",
     "from_pretrained": "openuni.api",
     "import_set": "openuni.api",
@@ -66,6 +68,7 @@ __all__ = [
     "Run",
     "compact",
     "evaluate_annotators",
+    "evaluate_run",
     "export",
     "from_pretrained",
     "import_set",

@@ -7,11 +7,11 @@ from typing import Any
 
 from openuni.console.progress import Reporter
 from openuni.evaluation.evaluation import ClipResult, Comparison, Evaluation
-from openuni.manifests.contracts.parsing import parse_options
+from openuni.evaluation.metric_options import configured
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.corpus.coverage import annotators_by_modality, clip_ids_with_modality
 from openuni.manifests.errors import ClipError, OpenUniError, unknown_name
-from openuni.training.metric import Metric, metrics_of
+from openuni.training.metric import Metric
 
 
 def evaluate_annotators(
@@ -31,7 +31,7 @@ def evaluate_annotators(
     the corpus, and if there is nothing to compare.
     """
     pairs = _pairs(corpus, annotators, truth)
-    metrics = _configured({modality: metrics_of(modality) for modality, _ in pairs}, options or {})
+    metrics = configured({modality for modality, _ in pairs}, options or {})
     kept = corpus.kept_clip_ids()
     work = []
     for modality, annotator in pairs:
@@ -97,23 +97,3 @@ def _pairs(corpus: Corpus, annotators: Sequence[str], truth: str) -> list[tuple[
             raise OpenUniError(f"{annotator} and {truth} have no modality in common: {found}.")
         pairs += [(modality, annotator) for modality in shared]
     return sorted(pairs)
-
-
-def _configured(
-    metrics: Mapping[str, Mapping[str, type[Metric]]], options: Mapping[str, Any]
-) -> dict[str, list[Metric]]:
-    """Metrics by modality, with their options."""
-    names = sorted({name for found in metrics.values() for name in found})
-    tables: dict[str, dict[str, Any]] = {name: {} for name in names}
-    for key, value in options.items():
-        name, _, option = key.partition(".")
-        if name not in tables or not option:
-            raise OpenUniError(
-                f'"{key}" is not an option of a metric that is used. Write METRIC.OPTION=VALUE; metrics used: '
-                f"{', '.join(names)}."
-            )
-        tables[name][option] = value
-    return {
-        modality: [parse_options(metric, tables[name], f"metric {name}") for name, metric in found.items()]
-        for modality, found in metrics.items()
-    }

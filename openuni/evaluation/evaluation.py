@@ -77,6 +77,7 @@ class Evaluation(NamedTuple):
 
     truth: str
     comparisons: Sequence[Comparison]
+    note: str = ""  # explains subjects
 
     def as_record(self) -> dict[str, Any]:
         """For JSON."""
@@ -86,7 +87,7 @@ class Evaluation(NamedTuple):
         tables: dict[tuple[str, str], list[Comparison]] = {}
         for comparison in self.comparisons:
             tables.setdefault((comparison.modality, comparison.metric.name()), []).append(comparison)
-        return "\n\n".join(self._table(group) for group in tables.values())
+        return "\n\n".join([*(self._table(group) for group in tables.values()), *([self.note] if self.note else [])])
 
     def _table(self, group: Sequence[Comparison]) -> str:
         """One line per subject, one column per figure."""
