@@ -243,7 +243,10 @@ class Run(Exportable):
         task = Task.parse(task) if isinstance(task, str) else task
         if task not in self.tasks:
             trained = ", ".join(str(known) for known in self.tasks)
-            raise OpenUniError(f'the run was not trained for "{task}"; it was trained for: {trained}')
+            raise OpenUniError(
+                f'the run was not trained for "{task}"; it was trained for: {trained}. All names: openuni tasks '
+                f"{self.folder}"
+            )
         return task
 
     def caption_streams(self, task: Task) -> tuple[str, ...]:

@@ -62,7 +62,7 @@ class EvaluateFlags:
 @app.command()
 @command_from_dataclass(EvaluateFlags)
 def evaluate(flags: EvaluateFlags) -> None:
-    """Measure the errors of annotators, or of a trained model, against true maps.
+    """Measure the errors of annotators or of a trained model.
 
     Of a corpus: compares maps of annotators with those that you take as the truth. Of a training run: generates maps of
     held-out clips. `openuni show depth` describes the figures of a modality.

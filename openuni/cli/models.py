@@ -192,8 +192,14 @@ class GenerateFlags:
     """Flags of `openuni generate`."""
 
     run: Annotated[Path, typer.Argument(help="Training run, or exported model (folder)")]
-    make: Annotated[list[str], typer.Option(metavar="MODALITY", help="Target modality, or text; repeatable")]
     out: Annotated[Path, typer.Option("--out", "-o", help="Output directory")]
+    task: Annotated[
+        str,
+        typer.Option(help="Task by any name, such as R2AIN, estimate:depth, joint:depth+flow, t2v; see openuni tasks"),
+    ] = ""
+    make: Annotated[
+        list[str] | None, typer.Option(metavar="MODALITY", help="Target modality, or text; repeatable; or use --task")
+    ] = None
     prompt: Annotated[str, typer.Option(help="Text prompt")] = ""
     given: Annotated[
         list[str] | None, typer.Option(metavar="MODALITY=VIDEO", help="Condition: a video of a modality; repeatable")
@@ -235,6 +241,14 @@ class GenerateFlags:
     ] = None
     seed: Annotated[int, typer.Option(help="Random seed of the noise")] = 0
     temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature for text; 0 is greedy decoding")] = 1.0
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.jsonl",
+            help="One generation per line: objects with any of name, prompt, negative_prompt, subject, seed, given",
+        ),
+    ] = None
+    as_json: Annotated[bool, typer.Option("--json", "-j", help="JSON output: what was generated, and how")] = False
 
 
 FORMER_FLAGS = {"--guidance": "--guidance-scale", "--given-guidance": "--condition-guidance-scale"}
@@ -246,29 +260,41 @@ def generate(flags: GenerateFlags) -> None:
     """Generate modalities or text with a trained model.
 
     Conditions are the prompt and the videos given with --given. Every modality is written as a video (NAME.mp4) and
-    as an array (NAME.npy). Text is printed and written to text.txt, for example: --make text --given rgb=clip.mp4
+    as an array (NAME.npy), and generation.json says what was done. Text is printed and written to text.txt, for
+    example: --make text --given rgb=clip.mp4
     """
+    import dataclasses
+    import json
+
     from rich.console import Console
 
-    from openuni.inference.generate import GenerateRequest, generate_files
+    from openuni.inference.generate import GenerateRequest, generate_all
+    from openuni.inference.prompts_file import read_prompts
 
-    request = GenerateRequest(
-        make=tuple(flags.make),
-        prompt=flags.prompt,
-        given=tuple(flags.given or ()),
-        size=flags.size,
-        fps=flags.fps,
-        steps=flags.steps,
-        guidance_scale=flags.guidance_scale,
-        condition_guidance_scale=flags.condition_guidance_scale,
-        seed=flags.seed,
-        temperature=flags.temperature,
-        negative_prompt=flags.negative_prompt,
-        subject=flags.subject,
-        solver=flags.solver,
-        shift=flags.shift,
-    )
-    for path in generate_files(flags.run, request, flags.out, Console(stderr=True, soft_wrap=True)):
+    fields = {field.name for field in dataclasses.fields(GenerateRequest)}
+    chosen = {name: value for name, value in vars(flags).items() if name in fields}
+    request = GenerateRequest(**chosen | {name: tuple(chosen[name] or ()) for name in ("make", "given")})
+    requests = {"": request} if flags.prompts is None else read_prompts(flags.prompts, request)
+    generations = generate_all(flags.run, requests, flags.out, Console(stderr=True, soft_wrap=True))
+    if flags.as_json:
+        print_text(json.dumps([done.record for done in generations], indent=2))
+        return
+    for path in (path for done in generations for path in done.files):
         print_text(path)
         if path.suffix == ".txt":
             print_text(path.read_text(encoding="utf-8"), end="")
+
+
+@app.command()
+def tasks(
+    run: Annotated[Path, typer.Argument(help="Training run: the folder that `openuni train` wrote")],
+    as_json: Annotated[bool, typer.Option("--json", "-j", help="JSON output: an object per task")] = False,
+) -> None:
+    """List the tasks of a training run and their names."""
+    import json
+
+    from openuni.inference.task_list import format_tasks, task_records
+    from openuni.training.run import Run
+
+    records = task_records(Run.open(run))
+    print_text(json.dumps(records, indent=2) if as_json else format_tasks(records))
