@@ -24,7 +24,7 @@ from openuni.training.run_files import CHECKSUMS_FILE
 
 if TYPE_CHECKING:
     from openuni.training.objectives.flow_matching import Solver
-    from openuni.training.export.exported_model import open_trained
+    from openuni.training.run import Run
     from openuni.training.sampler import SamplingOptions
     from openuni.training.tasks import Task
 
