@@ -132,7 +132,7 @@ def prepare(recipe: TrainingRecipe, corpus: "Corpus", folder: Path) -> Setup:
             "clips_by_task": clips_by_task(index, mix),
             # families without a rate of their own have that of their clips
             "fps": latents.get("fps")
-            or _typical_fps(corpus, [index.clip_ids[number] for number in np.flatnonzero(usable_clips(index, mix))]),
+            or _typical_fps(corpus, pa.array(index.clip_ids, pa.string()).filter(pa.array(usable_clips(index, mix)))),
         }
         | ({"stages": plan.summary(index)} if len(stages) > 1 else {}),
     }
@@ -210,10 +210,10 @@ def _clip_counts(index: Index) -> dict[str, int]:
     return counts | {"windows": len(index.clip_ids), "held_out_windows": int(index.held_out.sum())}
 
 
-def _typical_fps(corpus: "Corpus", clip_ids: list[str]) -> float | None:
+def _typical_fps(corpus: "Corpus", clip_ids: pa.Array) -> float | None:
     """Median frame rate of the clips, one that occurs; None if the corpus does not state any."""
     table = corpus.table("clips", ["clip_id", "fps"])
-    rates = table.filter(pc.is_in(table.column("clip_id"), value_set=pa.array(clip_ids, pa.string()))).column("fps")
+    rates = table.filter(pc.is_in(table.column("clip_id"), value_set=clip_ids)).column("fps")
     known = rates.drop_null().to_numpy()
     return float(np.quantile(known, 0.5, method="lower")) if len(known) else None
 

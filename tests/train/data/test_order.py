@@ -41,13 +41,13 @@ class Case(NamedTuple):
 
 def extents(name: str, present: np.ndarray, shape: np.ndarray) -> Extents:
     count = len(present)
-    numbers = {key: np.zeros(count, np.int64) for key in ("offset", "nbytes")}
+    rows = np.column_stack([np.where(present[:, None], shape, 0), np.zeros((count, 2), np.int64)]).astype(np.int64)
     return Extents(
         *(name, ["part.safetensors"], ["float16"], np.where(present, 0, -1).astype(np.int32)),
-        **numbers,
+        offset=np.zeros(count, np.int64),
         xxh3=np.zeros(count, np.uint64),
-        dtype=np.zeros(count, np.int8),
-        shape=np.where(present[:, None], shape, 0).astype(np.int32),
+        kind=np.arange(count, dtype=np.int32),
+        kinds=rows,
         finite=present,
     )
 
