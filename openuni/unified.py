@@ -31,7 +31,7 @@ from openuni.manifests.modalities.foreground import Foreground
 from openuni.manifests.modalities.irradiance import Irradiance
 from openuni.manifests.modalities.normal import Normal
 from openuni.manifests.modalities.segmentation import Segmentation
-from openuni.training.run_files import RUN_FILE
+from openuni.training.run_files import RUN_FILE, tensor_files
 
 if TYPE_CHECKING:
     from openuni.training.run import Run
@@ -100,7 +100,7 @@ class Unified(Annotator):
         from openuni.training.data.fixed_texts import open_latent_codec, open_text_codec
 
         run = self._run("cpu")
-        files = [run.folder / RUN_FILE, run.checkpoint.path / "ema.safetensors"]
+        files = [run.folder / RUN_FILE, *tensor_files(run.checkpoint.path, "ema")]
         codecs = [open_latent_codec(run.record["latents"]), open_text_codec(run.record["text"])]
         own = [Checkpoint(str(path), "path", self.licence) for path in files]
         return [*own, *(checkpoint for codec in codecs for checkpoint in codec.checkpoints())]

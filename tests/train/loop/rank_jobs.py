@@ -1,6 +1,7 @@
 """What ranks do in tests: trainings, and what is wrong with them. Run by `rank_processes.py`."""
 
 import os
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from openuni.training.loop.trainer import Trainer, train
 from openuni.training.loop.weights import Ema
 from openuni.training.recipe import TrainingRecipe
 from tests.command_line import cli
+from tests.full_disk import files_of_at_most
 from tests.killed import die_at
 
 RANK = "RANK"
@@ -19,7 +21,8 @@ def trainings(jobs: list[dict[str, Any]]) -> list[str]:
     """Train one after another; return how each ended: "", or class and message of the error.
 
     A job has recipe, corpus, out; and `stop` = [rank, step, signal] where a rank gets a signal, `spoil` = [rank, step]
-    where one gets NaN in its average, `divide` where gradients are not added up.
+    where one gets NaN in its average, `divide` where gradients are not added up, `full` = [rank, bytes] where files of
+    one cannot be larger.
     """
     torch.set_num_threads(1)
     ended = []
@@ -29,8 +32,11 @@ def trainings(jobs: list[dict[str, Any]]) -> list[str]:
         begin = Trainer._build
         if "divide" in job:
             Trainer._build = _with_mean  # type: ignore[method-assign]
+        rank, limit = job.get("full", (None, 0))
+        full = files_of_at_most(limit) if os.environ.get(RANK, "0") == str(rank) else nullcontext()
         try:
-            train(TrainingRecipe.from_dict(job["recipe"], quiet=True), job["corpus"], job["out"], device="cpu")
+            with full:
+                train(TrainingRecipe.from_dict(job["recipe"], quiet=True), job["corpus"], job["out"], device="cpu")
             ended.append("")
         except KeyboardInterrupt as stopped:
             ended.append(f"{type(stopped).__name__}: {getattr(stopped, 'number', 2)}")
@@ -45,6 +51,13 @@ def commands(lines: list[list[str]]) -> list[tuple[int, str, str]]:
     """Run commands of the command line; return exit code, stdout and stderr of each."""
     torch.set_num_threads(1)
     return [tuple(cli(*line)) for line in lines]
+
+
+def killed_while_saving(rank: int, number: int, delay_s: float | None, job: dict[str, Any]) -> list[str]:
+    """As `trainings`, but one rank dies before its `number`-th change of a checkpoint, or `delay_s` after it."""
+    if os.environ.get(RANK, "0") == str(rank):
+        die_at(number, lambda path: "/.step-" in path or "/step-" in path, delay_s)
+    return trainings([job])
 
 
 def killed(number: int, job: dict[str, Any]) -> list[str]:
