@@ -5,7 +5,7 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.distributed.tensor import DTensor
@@ -49,13 +49,12 @@ class CheckpointSaver:
         """Begin to save, after the checkpoint before is finished. `state`: see `commit`. Raises as `poll` does."""
         self.finish()
         self.ranks.first(lambda: self._checked(lambda: begin(self.run, step)))
-        own = {name: self._own(group) for name, group in tensors.items()}
+        part = self._part(tensors)
+        own = {name: _own(group, part) for name, group in tensors.items()} if part.is_writer else {}
         if self.options.asynchronous:
             own = _copies(own)
-        names = {name: part_name(name, self.ranks.rank, self.ranks.world) for name in own}
-        self._writing = _Writing(
-            temporary_folder(self.run, step), step, state, {names[name]: own[name] for name in own}
-        )
+        files = {part_name(name, part.number, part.count): group for name, group in own.items()}
+        self._writing = _Writing(temporary_folder(self.run, step), step, state, files)
         if not self.options.asynchronous:
             self.finish()
 
@@ -102,17 +101,41 @@ class CheckpointSaver:
                 "permissions, then rerun the same command to resume."
             ) from error
 
-    def _own(self, group: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """What this rank writes: its rows, and on the first rank what is not divided."""
-        own = {}
-        for name, tensor in group.items():
-            if isinstance(tensor, DTensor):
-                local = tensor.to_local().detach()
-                if local.numel():
-                    own[name] = local
-            elif self.ranks.is_first:
-                own[name] = tensor.detach()
-        return own
+    def _part(self, tensors: Tensors) -> "_Part":
+        """The part of this rank. Of ranks that hold the same rows, the first writes them."""
+        divided = next((t for group in tensors.values() for t in group.values() if isinstance(t, DTensor)), None)
+        number, count = (0, 1) if divided is None else _rows_held(divided)
+        return _Part(number, count, self.ranks.gathered(number).index(number) == self.ranks.rank)
+
+
+class _Part(NamedTuple):
+    """The rows of a rank: part `number` of `count`, and whether this rank writes them."""
+
+    number: int
+    count: int
+    is_writer: bool
+
+
+def _rows_held(tensor: DTensor) -> tuple[int, int]:
+    """Number of the part of the rows that this rank holds, and the number of parts."""
+    coordinate, dims = tensor.device_mesh.get_coordinate(), tensor.placements
+    divided = [dim for dim, placement in enumerate(dims) if placement.is_shard(0)]
+    if coordinate is None or len(divided) != 1:
+        raise RuntimeError(f"rows of {list(dims)} on {tensor.device_mesh} cannot be saved")
+    return coordinate[divided[0]], tensor.device_mesh.size(divided[0])
+
+
+def _own(group: Mapping[str, torch.Tensor], part: _Part) -> dict[str, torch.Tensor]:
+    """The rows of a part; the first one also has what is not divided."""
+    own = {}
+    for name, tensor in group.items():
+        if isinstance(tensor, DTensor):
+            local = tensor.to_local().detach()
+            if local.numel():
+                own[name] = local
+        elif part.number == 0:
+            own[name] = tensor.detach()
+    return own
 
 
 class _Writing:

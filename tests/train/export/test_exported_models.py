@@ -240,6 +240,24 @@ def test_paths_of_this_machine_are_not_disclosed(corpus: Any, mirror: Path, tmp_
     assert_equal_samples(openuni.from_pretrained(place), run)
 
 
+def test_checkpoints_of_codecs_go_by_their_names(run: Run, tmp_path: Path) -> None:
+    record = run.record | {
+        "latents": run.record["latents"] | {"codec": "wan_vae", "options": {"checkpoint": "/data/vae"}},
+        "text": run.record["text"] | {"codec": "umt5", "options": {"checkpoint": "./umt5"}},
+    }
+    other = Run(run.folder, record, "cpu")
+    other.__dict__["texts"] = run.texts  # as embedded by that codec
+    with pytest.raises(OpenUniError, match=r'latents\.checkpoint = "/data/vae" is a path of this machine'):
+        other.save_pretrained(tmp_path / "out", licence=LICENCE)
+    names = {"/data/vae": "someone/vae", "./umt5": "someone/umt5"}
+    place = other.save_pretrained(tmp_path / "out", licence=LICENCE, hub_names=names)
+    model = openuni.from_pretrained(place, "cpu")
+    assert model.record["latents"]["options"]["checkpoint"] == "someone/vae"
+    for name, row in model.texts.rows.items():  # found under their new names, without the codec
+        assert torch.equal(row, run.texts.rows[name])
+    assert "someone/vae" in (place / "README.md").read_text() and "/data" not in (place / "openuni.json").read_text()
+
+
 # ---------------------------------------------------------------- untrusted folders
 
 

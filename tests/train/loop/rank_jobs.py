@@ -2,14 +2,19 @@
 
 import os
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from openuni.manifests.errors import OpenUniError
+from openuni.training.loop.ranks import DistributedRanks
+from openuni.training.loop.saving import CheckpointSaver
 from openuni.training.loop.trainer import Trainer, train
 from openuni.training.loop.weights import Ema
-from openuni.training.recipe import TrainingRecipe
+from openuni.training.recipe import CheckpointOptions, TrainingRecipe
 from tests.command_line import cli
 from tests.full_disk import files_of_at_most
 from tests.killed import die_at
@@ -45,6 +50,25 @@ def trainings(jobs: list[dict[str, Any]]) -> list[str]:
         finally:
             Ema.update, Trainer._build = update, begin  # type: ignore[method-assign]
     return ended
+
+
+def save_replicas(out: str) -> list[list[str]]:
+    """Save tensors that some of four ranks hold, too; return the files by division: over two ranks, and over none."""
+    ranks = DistributedRanks()
+    meshes = {
+        "both": init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicas", "rows")),
+        "whole": init_device_mesh("cpu", (4, 1), mesh_dim_names=("replicas", "rows")),
+    }
+    meshes["one"] = meshes["both"]["rows"]
+    whole = torch.arange(15.0).reshape(5, 3)
+    for name, mesh in meshes.items():
+        placements = [Replicate(), Shard(0)][-mesh.ndim :]
+        tensors = {"rows": distribute_tensor(whole, mesh, placements), "step": torch.tensor(7.0)}
+        saver = CheckpointSaver(ranks, Path(out) / name, CheckpointOptions())
+        saver.save(1, {"model": tensors, "ema": tensors, "optimizer": tensors}, {})
+        saver.finish()
+    ranks.close()
+    return [sorted(path.name for path in (Path(out) / name / "step-000001").glob("model*")) for name in meshes]
 
 
 def commands(lines: list[list[str]]) -> list[tuple[int, str, str]]:

@@ -23,6 +23,7 @@ from openuni.training.loop.guards import run_lock
 from openuni.training.loop.log import read_log
 from openuni.training.loop.tensor_files import write_tensors
 from openuni.training.loop.trainer import train
+from openuni.training.loop.training_checkpoint import list_checkpoints
 from openuni.training.recipe import TrainingRecipe
 from openuni.training.run import Run
 from tests.killed import KILLED
@@ -182,6 +183,20 @@ def test_what_goes_wrong_on_one_rank_ends_all_with_one_message(place: Path, tmp_
     assert "training stopped after" in latents and "NaN or infinite" in latents
     assert "batch_size = 1 cannot be divided among 2 processes" in small and not (place / "small").exists()
     assert all(entry.startswith("QuietError: ") for entry in ended[1]), ended[1]
+
+
+@pytest.mark.slow
+def test_of_ranks_that_hold_the_same_rows_one_writes_them(tmp_path: Path) -> None:
+    """As with data or context parallelism beside the division of the weights."""
+    two = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    assert (
+        run_ranks(4, tmp_path / "w", rank_jobs.save_replicas, str(tmp_path)) == [[two, ["model.safetensors"], two]] * 4
+    )
+    for name in ("both", "whole", "one"):
+        (checkpoint,) = list_checkpoints(tmp_path / name)
+        checkpoint.verify()
+        tensors = checkpoint.tensors("model")
+        assert torch.equal(tensors["rows"], torch.arange(15.0).reshape(5, 3)) and tensors["step"] == 7
 
 
 @pytest.mark.slow
