@@ -225,6 +225,11 @@ class CheckpointOptions(RecipeTable):
     every_steps: Annotated[int, "interval between checkpoints, steps", Ge(1)] = 500
     keep: Annotated[int, "number of latest checkpoints to keep", Ge(1)] = 2
     keep_every_steps: Annotated[int, "also keep checkpoints at multiples of this step; 0: none", Ge(0), Added()] = 0
+    asynchronous: Annotated[
+        bool,
+        "write in the background; takes host memory for a copy of weights, EMA weights and optimizer state",
+        Added(),
+    ] = True
 
 
 @dataclass(frozen=True)

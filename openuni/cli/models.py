@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -173,7 +173,7 @@ def export_model(flags: ExportModelFlags) -> None:
     pairs = [(text, *text.rpartition("=")) for text in flags.hub_name or ()]
     if odd := [text for text, path, _, name in pairs if not path or not name]:
         raise OpenUniError(f'--hub-name "{odd[0]}": must be PATH=OWNER/NAME')
-    options = {
+    options: dict[str, Any] = {
         "format": flags.format,
         "weights": flags.weights,
         "licence": flags.licence,

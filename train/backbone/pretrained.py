@@ -50,9 +50,14 @@ def base_device() -> AbstractContextManager[object]:
 def weight_shards(folder: Path, name: str = WEIGHTS) -> Iterator[dict[str, torch.Tensor]]:
     """Stored tensors of a diffusers model folder, one at a time, so that no file is in memory as a whole.
 
-    `name`: of the file, or before `.index.json` if there are several. Raises `OpenUniError` for missing, damaged or
-    unsupported files.
+    `name`: see `weight_files`. Raises `OpenUniError` for missing, damaged or unsupported files.
     """
+    for path in weight_files(folder, name):
+        yield from _tensors(path)
+
+
+def weight_files(folder: Path, name: str = WEIGHTS) -> list[Path]:
+    """The safetensors file of this name, or those that its index lists. Raises `OpenUniError` if they are missing."""
     listing = folder / f"{name}.index.json"
     files = _listed(listing) if listing.is_file() else {name}
     odd = sorted(file for file in files if Path(file).name != file)
@@ -61,8 +66,7 @@ def weight_shards(folder: Path, name: str = WEIGHTS) -> Iterator[dict[str, torch
     missing = sorted(file for file in files if not (folder / file).is_file())
     if missing:
         raise OpenUniError(f"{folder}: {', '.join(missing)} not found. Pass a diffusers folder with safetensors files.")
-    for file in sorted(files):
-        yield from _tensors(folder / file)
+    return [folder / file for file in sorted(files)]
 
 
 def _listed(listing: Path) -> set[str]:

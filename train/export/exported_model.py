@@ -8,8 +8,8 @@ import torch
 
 from openuni.manifests.errors import OpenUniError
 from openuni.training.backbone.pretrained import WEIGHTS as DIFFUSERS_FILE
-from openuni.training.backbone.pretrained import weight_shards
-from openuni.training.export.formats import ADDITIONS_FILE, MODEL_FILE
+from openuni.training.backbone.pretrained import weight_files, weight_shards
+from openuni.training.export.formats import ADDITIONS_FILE, MODEL_FILE, check_stored, stored_sizes
 from openuni.training.export.hub import download
 from openuni.training.export.record import CONFIG_FILE, HUB_NAME, read_exported
 from openuni.training.finite import all_finite
@@ -45,21 +45,32 @@ class ExportedModel(Run):
 
         Raises `OpenUniError` if names or sizes of the weights differ, or they have NaN or infinite values.
         """
+        sizes = stored_sizes(self._weight_files)
+        check_stored(self.architecture, sizes, self.folder)
         model = self.architecture.load("cpu")
-        own, sizes = model.state_dict(), {}
-        names = [MODEL_FILE]
-        if not any((self.folder / name).is_file() for name in (MODEL_FILE, f"{MODEL_FILE}.index.json")):
-            names = [DIFFUSERS_FILE, ADDITIONS_FILE]
+        check_matches(model, sizes, self.folder)
+        own = model.state_dict()
         with torch.no_grad():
-            for shard in (shard for name in names for shard in weight_shards(self.folder, name)):
+            for shard in (shard for name in self._weight_names for shard in weight_shards(self.folder, name)):
                 for name, tensor in shard.items():
-                    sizes[name] = tensor.shape
                     if not all_finite([tensor]):
                         raise OpenUniError(f"{self.folder}: {name} has NaN or infinite values. Download it again.")
-                    if name in own and own[name].shape == tensor.shape:  # else `check_matches` raises
-                        own[name].copy_(tensor)
-        check_matches(model, sizes, self.folder)
+                    own[name].copy_(tensor)
         return model.to(self.device).eval().requires_grad_(False)
+
+    @property
+    def defining_files(self) -> list[Path]:
+        """See `Exportable.defining_files`."""
+        return [self.folder / CONFIG_FILE, *self._weight_files]
+
+    @property
+    def _weight_names(self) -> list[str]:
+        whole = any((self.folder / name).is_file() for name in (MODEL_FILE, f"{MODEL_FILE}.index.json"))
+        return [MODEL_FILE] if whole else [DIFFUSERS_FILE, ADDITIONS_FILE]
+
+    @property
+    def _weight_files(self) -> list[Path]:
+        return [path for name in self._weight_names for path in weight_files(self.folder, name)]
 
 
 def from_pretrained(

@@ -18,7 +18,7 @@ from openuni.training.export.hub import upload
 from openuni.training.export.licence import chosen_licence, licence_of_base
 from openuni.training.export.record import CONFIG_FILE, HUB_NAME, exported_record, public_name
 from openuni.training.loop.training_checkpoint import load_model
-from openuni.training.run_files import TEXTS_FILE
+from openuni.training.run_files import RUN_FILE, TEXTS_FILE, tensor_files
 
 Format = Literal["openuni", "diffusers", "peft"]
 SavedWeights = Literal["ema", "model"]
@@ -47,6 +47,12 @@ class Exportable:
 
     folder: Path
     record: dict[str, Any]
+
+    @property
+    def defining_files(self) -> list[Path]:
+        """The files that determine what the model computes: its record and its EMA weights."""
+        run: Any = self
+        return [self.folder / RUN_FILE, *tensor_files(run.checkpoint.path, "ema")]
 
     def save_pretrained(self, folder: str | Path, **options: Any) -> Path:
         """Write the model of the latest checkpoint to a new folder, which `openuni.from_pretrained` opens.

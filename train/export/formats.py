@@ -2,13 +2,15 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
 from huggingface_hub.serialization import split_state_dict_into_shards_factory
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -16,7 +18,8 @@ from openuni.manifests.errors import OpenUniError
 from openuni.training.backbone.lora import PEFT_FILES
 from openuni.training.backbone.pretrained import KIND
 from openuni.training.backbone.pretrained import WEIGHTS as DIFFUSERS_FILE
-from openuni.training.backbone.wan import WanModel, WanStreams
+from openuni.training.backbone.wan import WanModel
+from openuni.training.loop.training_checkpoint import check_matches
 
 MODEL_FILE = "model.safetensors"
 ADDITIONS_FILE = "openuni_additions.safetensors"  # beside diffusers' files: the weights that its class does not have
@@ -98,12 +101,39 @@ def _peft_config(tensors: Mapping[str, torch.Tensor], base: str) -> dict[str, An
     }
 
 
-def _module(model: WanModel) -> WanStreams:
-    """The module with fake weights, for its names."""
+def stored_sizes(files: Sequence[Path]) -> dict[str, torch.Size]:
+    """Sizes of all tensors in safetensors files, by name. Raises `OpenUniError` for damaged files."""
+    sizes = {}
+    for path in files:
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118  # not a dict
+                    sizes[name] = torch.Size(file.get_slice(name).get_shape())
+        except (OSError, SafetensorError) as error:
+            raise OpenUniError(f"{path} cannot be read as a safetensors file: {error}") from error
+    return sizes
+
+
+def check_stored(model: Any, sizes: Mapping[str, torch.Size], where: Path) -> None:
+    """Raise `OpenUniError` unless the stored weights are those of a model on Wan, before memory is taken for it."""
+    if not isinstance(model, WanModel):
+        return
+    if model.num_layers > len(sizes):
+        raise OpenUniError(f"{where} has {len(sizes)} weights, too few for num_layers = {model.num_layers}")
+    try:
+        module: Any = _module(model)
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+        raise OpenUniError(f"{where}: the options of the model cannot be used: {error}") from error
+    if model.pretrained:
+        module.unsaved = frozenset(module.base_tensors())
+    check_matches(module, sizes, where)
+
+
+def _module(model: Any) -> Any:
+    """The module with fake weights, for its names and sizes."""
     plain: Any = {"pretrained": "", "attention": "auto", "compile": "none"}
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        module: WanStreams = dataclasses.replace(model, **plain).load("cpu")
-    return module
+    with warnings.catch_warnings(action="ignore"), FakeTensorMode(allow_non_fake_inputs=True):
+        return dataclasses.replace(model, **plain).load("cpu")
 
 
 def write_shards(place: Path, name: str, tensors: Mapping[str, torch.Tensor]) -> None:

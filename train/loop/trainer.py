@@ -24,11 +24,12 @@ from openuni.training.loop.log import NoLog, RunLog
 from openuni.training.loop.optimizer import build_optimizer, lr_factor
 from openuni.training.loop.ranks import DistributedRanks, Ranks, training_ranks
 from openuni.training.loop.resume import init_from, resume
+from openuni.training.loop.saving import CheckpointSaver
 from openuni.training.loop.setup import Setup, prepare_on
 from openuni.training.loop.sharding import ShardedWeights, shard
 from openuni.training.loop.step_log import StepLosses, loss_columns
 from openuni.training.loop.throughput import Throughput, peak_tflops
-from openuni.training.loop.training_checkpoint import list_checkpoints, optimizer_tensors, save, set_aside
+from openuni.training.loop.training_checkpoint import list_checkpoints, optimizer_tensors, set_aside
 from openuni.training.loop.validation import Validator
 from openuni.training.loop.weights import Ema, Weights, check_equal_weights, clip_gradients, local_norm
 from openuni.training.objectives.losses import Losses, compute_losses
@@ -111,6 +112,7 @@ class Trainer:
         self.log_written = state.get("log")  # `RunLog.mark` of the checkpoint
         self.skipped = SkippedSamples(self.recipe.data.max_skipped_samples, state.get("skipped_samples"))
         self.saved_step = self.step
+        self.saver = CheckpointSaver(self.ranks, folder, self.recipe.checkpoints)
         self.last_batch: TrainingBatch  # of the last step
         self.streams = tuple(setup.index.latents)
         peak = 0.0 if self.recipe.precision == "float32" else peak_tflops(self.device, self.recipe.peak_tflops)
@@ -144,17 +146,19 @@ class Trainer:
     def run(self) -> None:
         """Run all remaining steps."""
         log = self.ranks.first(lambda: RunLog(self.folder, self.step, self.log_written)) or NoLog()
-        with closing(log):
+        with closing(log), self.saver:
             try:
                 self._run(log, Validator(self.loader, self.setup.mix, self.ranks))
                 if summary := self.skipped.summary():
                     logger.warning("%s", summary)
             except NonFiniteError as error:
+                self.saver.finish()
                 log.write({"step": self.step, "error": str(error)})
                 raise OpenUniError(f"{error}. {self._advice()}") from error
             except TensorError as error:
                 if self.step > self.saved_step:
                     self._save(log)  # finished steps are sound
+                self.saver.finish()
                 log.write({"step": self.step, "error": str(error)})
                 kept = kept_text(self.folder)
                 raise OpenUniError(f"training stopped after {self.step} steps: {error} {kept}") from error
@@ -190,9 +194,12 @@ class Trainer:
                         self._validate(log, validator)
                 number = self._stop_signal(interrupted)
                 last = self.step == self.recipe.optimizer.steps
-                if last or number or self.step % self.recipe.checkpoints.every_steps == 0:
-                    with watchdog(self.recipe.watchdog_s):
+                with watchdog(self.recipe.watchdog_s):
+                    self.saver.poll()
+                    if last or number or self.step % self.recipe.checkpoints.every_steps == 0:
                         self._save(log)
+                    if last or number:
+                        self.saver.finish()
                 if number:
                     self.ranks.has_agreed_end = True
                     interrupted.number = number
@@ -385,8 +392,5 @@ class Trainer:
         state = {"data": self.setup.record["data"], "torch": torch.__version__, "log": log.mark()}
         if self.skipped.reasons:
             state["skipped_samples"] = self.skipped.reasons
-        options, first = self.recipe.checkpoints, self.ranks.is_first
-        self.ranks.together(
-            lambda: save(self.folder, self.step, tensors, state, options.keep, options.keep_every_steps, writes=first)
-        )
+        self.saver.save(self.step, tensors, state)
         self.saved_step = self.step

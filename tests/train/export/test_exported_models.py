@@ -13,17 +13,23 @@ from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 
 import openuni
+from openuni.manifests.contracts.decoded_clip import DecodedClip
 from openuni.manifests.errors import OpenUniError
 from openuni.manifests.storage.checksums import parse_record, record_bytes
 from openuni.training.export import formats
+from openuni.training.loop.trainer import train
 from openuni.training.run import Run
 from openuni.training.sampler import SamplingOptions
+from openuni.unified import Unified
 from tests.command_line import cli
 from tests.docs import blocks
 from tests.train.backbone.tiny_wan import inputs
-from tests.train.export.conftest import BASE
+from tests.train.corpora import random_clips, write_corpus
+from tests.train.export.conftest import BASE, SIZE, STEPS
 from tests.train.models.test_unividx import LAYERS
+from tests.train.small_runs import small_recipe
 
+SIZES: dict[str, Any] = {"modalities": ["rgb", "depth"], "switcher_dim": 8, "text_dim": 8, "channels": 4, **SIZE}
 QUICK = SamplingOptions(steps=2, shift=1.0)
 LICENCE = "mit"
 
@@ -143,6 +149,35 @@ def test_formats_that_do_not_fit_are_refused(run: Run, lora_run: Run, tmp_path: 
         run.save_pretrained(tmp_path / "used", licence=LICENCE)
 
 
+def test_a_model_that_captions_goes_out_and_back(tmp_path: Path) -> None:
+    """Text as a target, its tokenizer, conditions in the code of the card."""
+    clips = [clip | {"caption": f"{number} cubes"} for number, clip in enumerate(random_clips(4, ("rgb",)))]
+    settings = {"model": SIZE | {"name": "univigu"}, "tasks": {"v2t": 1.0}, "text": {"length": 16}}
+    corpus = write_corpus(tmp_path / "corpus", clips)
+    run = train(small_recipe(settings, STEPS), corpus, tmp_path / "run", device="cpu")
+    for format in ("openuni", "diffusers"):
+        place = run.save_pretrained(tmp_path / format, format=format, licence=LICENCE)
+        model = openuni.from_pretrained(place)
+        assert [str(task) for task in model.tasks] == ["rgb->text"]
+        video = np.random.default_rng(0).integers(0, 255, (5, 16, 16, 3), dtype=np.uint8)
+        texts = [one.generate("", ["text"], {"rgb": video}, sampling=QUICK)["text"] for one in (run, model)]
+        assert texts[0] == texts[1]
+        (block,) = blocks(place / "README.md", "python")
+        with contextlib.chdir(place):
+            exec(compile(block.text, "card", "exec"), {})
+
+
+def test_an_exported_model_is_an_annotator(run: Run, tmp_path: Path) -> None:
+    place = run.save_pretrained(tmp_path / "out", licence=LICENCE)
+    ours, theirs = (Unified(run_dir=str(folder), steps=2) for folder in (place, run.folder))
+    clip = DecodedClip.from_frames(np.random.default_rng(1).integers(0, 256, (5, 16, 16, 3), np.uint8))
+    maps = [operator.run(operator.load("cpu"), clip).depth for operator in (ours, theirs)]
+    assert maps[0] is not None and maps[1] is not None and np.array_equal(maps[0].array, maps[1].array)
+    before = [checkpoint.digest() for checkpoint in ours.checkpoints()]
+    other = run.save_pretrained(tmp_path / "other", licence=LICENCE, weights="model")
+    assert [one.digest() for one in Unified(run_dir=str(other), steps=2).checkpoints()] != before
+
+
 # ---------------------------------------------------------------- card, licence, paths
 
 
@@ -186,10 +221,6 @@ def test_a_licence_is_never_assumed(run: Run, lora_run: Run, mirror: Path, tmp_p
 
 
 def test_paths_of_this_machine_are_not_disclosed(corpus: Any, mirror: Path, tmp_path: Path, lora_run: Run) -> None:
-    from openuni.training.loop.trainer import train
-    from tests.train.export.conftest import STEPS
-    from tests.train.small_runs import small_recipe
-
     path = str(mirror / BASE)
     recipe = small_recipe(
         {"model": {"name": "unityvideo", "switcher_dim": 8, "pretrained": path}, "tasks": {"joint": 1.0}}, STEPS
@@ -207,6 +238,24 @@ def test_paths_of_this_machine_are_not_disclosed(corpus: Any, mirror: Path, tmp_
         assert str(mirror) not in text and str(tmp_path) not in text
         assert BASE in text
     assert_equal_samples(openuni.from_pretrained(place), run)
+
+
+def test_checkpoints_of_codecs_go_by_their_names(run: Run, tmp_path: Path) -> None:
+    record = run.record | {
+        "latents": run.record["latents"] | {"codec": "wan_vae", "options": {"checkpoint": "/data/vae"}},
+        "text": run.record["text"] | {"codec": "umt5", "options": {"checkpoint": "./umt5"}},
+    }
+    other = Run(run.folder, record, "cpu")
+    other.__dict__["texts"] = run.texts  # as embedded by that codec
+    with pytest.raises(OpenUniError, match=r'latents\.checkpoint = "/data/vae" is a path of this machine'):
+        other.save_pretrained(tmp_path / "out", licence=LICENCE)
+    names = {"/data/vae": "someone/vae", "./umt5": "someone/umt5"}
+    place = other.save_pretrained(tmp_path / "out", licence=LICENCE, hub_names=names)
+    model = openuni.from_pretrained(place, "cpu")
+    assert model.record["latents"]["options"]["checkpoint"] == "someone/vae"
+    for name, row in model.texts.rows.items():  # found under their new names, without the codec
+        assert torch.equal(row, run.texts.rows[name])
+    assert "someone/vae" in (place / "README.md").read_text() and "/data" not in (place / "openuni.json").read_text()
 
 
 # ---------------------------------------------------------------- untrusted folders
@@ -228,6 +277,10 @@ def test_paths_of_this_machine_are_not_disclosed(corpus: Any, mirror: Path, tmp_
         ({"recipe": 3}, "recipe must be tables"),
         ({"recipe": {"optimizer": {"steps": -1}}}, "steps"),
         ({"data": {"fps": "fast"}}, "fps"),
+        ({"model": {"options": SIZES | {"num_layers": 10**9}}}, "too few for num_layers = 1000000000"),
+        ({"model": {"options": SIZES | {"ffn_dim": 10**12}}}, "of another size"),
+        ({"model": {"options": SIZES | {"heads": 10**30}}}, "cannot be used"),
+        ({"model": {"options": SIZES | {"channels": 0}}}, "channels"),
     ],
 )
 def test_hostile_records_are_refused(run: Run, tmp_path: Path, facts: dict[str, Any], message: str) -> None:
