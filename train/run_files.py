@@ -7,6 +7,7 @@ RUN_FILE = "run.json"
 LOG_FILE = "log.jsonl"
 TEXTS_FILE = "texts.safetensors"  # cache of the embeddings of fixed texts
 LOCK_FILE = ".train.lock"
+SAMPLES_FOLDER = "samples"
 
 # in the folder of a training checkpoint
 STATE_FILE = "state.json"

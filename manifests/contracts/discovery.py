@@ -33,6 +33,7 @@ KINDS = {
     "exporters": "openuni.exchange.exporters",
     "codecs": "openuni.training.codecs",
     "models": "openuni.training.models",
+    "trackers": "openuni.training.trackers",
 }
 
 # subpackage of openuni -> its folder at the repository's root

@@ -23,6 +23,7 @@ from openuni.training.loop.log import NoLog, RunLog
 from openuni.training.loop.optimizer import build_optimizer, lr_factor
 from openuni.training.loop.ranks import DistributedRanks, Ranks, training_ranks
 from openuni.training.loop.resume import init_from, resume
+from openuni.training.loop.samples import Samples
 from openuni.training.loop.setup import Setup, prepare_on
 from openuni.training.loop.sharding import ShardedWeights, shard
 from openuni.training.loop.step_log import StepLosses, loss_columns
@@ -34,6 +35,7 @@ from openuni.training.objectives.losses import Losses, compute_losses
 from openuni.training.randomness import named_seed
 from openuni.training.recipe import TrainingRecipe
 from openuni.training.run import Run, autocast, pick_device
+from openuni.training.tracker import TrackedRun, Tracking, parse_tracker
 
 if TYPE_CHECKING:
     from openuni.manifests.corpus.corpus import Corpus
@@ -141,10 +143,11 @@ class Trainer:
 
     def run(self) -> None:
         """Run all remaining steps."""
-        log = self.ranks.first(lambda: RunLog(self.folder, self.step, self.log_written)) or NoLog()
+        log = self.ranks.first(self._open_log) or NoLog()
         with closing(log):
             try:
-                self._run(log, Validator(self.loader, self.setup.mix, self.ranks))
+                samples = Samples(self.setup, self.loader, self.ranks, self.folder)
+                self._run(log, Validator(self.loader, self.setup.mix, self.ranks), samples)
             except NonFiniteError as error:
                 log.write({"step": self.step, "error": str(error)})
                 raise OpenUniError(f"{error}. {self._advice()}") from error
@@ -154,6 +157,12 @@ class Trainer:
                 log.write({"step": self.step, "error": str(error)})
                 kept = kept_text(self.folder)
                 raise OpenUniError(f"training stopped after {self.step} steps: {error} {kept}") from error
+
+    def _open_log(self) -> RunLog:
+        tracked = TrackedRun(self.folder, self.recipe.to_dict(), self.step)
+        is_finished = self.step >= self.recipe.optimizer.steps  # nothing is left to tell
+        tracking = Tracking(None if is_finished else parse_tracker(self.recipe.tracking), tracked)
+        return RunLog(self.folder, self.step, self.log_written, tracking)
 
     def _advice(self) -> str:
         """What to do about a run that diverged."""
@@ -165,7 +174,7 @@ class Trainer:
             "another --out and set init_from to this run."
         )
 
-    def _run(self, log: RunLog | NoLog, validator: Validator) -> None:
+    def _run(self, log: RunLog | NoLog, validator: Validator, samples: Samples) -> None:
         steps = range(self.step, self.recipe.optimizer.steps)
         validated = any("validation_loss" in row for row in log.kept if row["step"] == self.step)
         if self.step == 0:
@@ -184,6 +193,8 @@ class Trainer:
                 if not self._stop_signal(interrupted):
                     with watchdog(self.recipe.watchdog_s):
                         self._validate(log, validator)
+                        if samples.is_due(self.step):
+                            samples.write(self.step, self.ema, self.device, log)
                 number = self._stop_signal(interrupted)
                 last = self.step == self.recipe.optimizer.steps
                 if last or number or self.step % self.recipe.checkpoints.every_steps == 0:
