@@ -233,6 +233,19 @@ class CheckpointOptions(RecipeTable):
 
 
 @dataclass(frozen=True)
+class SampleOptions(RecipeTable):
+    """Videos sampled during training, from fixed prompts and held-out clips; the training does not change by them."""
+
+    table: ClassVar[str] = "samples"
+    every_steps: Annotated[int, "interval between samples, steps, and at the end; 0: never", Ge(0)] = 0
+    prompts: Annotated[tuple[str, ...], "prompts, for every task without conditions"] = ()
+    clips: Annotated[int, "maximum number of held-out clips per task", Ge(0)] = 2
+    tasks: Annotated[tuple[str, ...], "tasks, such as `rgb->depth`; empty: all that generate video alone"] = ()
+    solver_steps: Annotated[int, "number of solver steps", Ge(1)] = 20
+    guidance_scale: Annotated[float, "guidance scale for the caption; 1 disables guidance"] = 1.0
+
+
+@dataclass(frozen=True)
 class TrainingRecipe:
     """A training recipe. `TrainingRecipe.load` reads one by name (`train/recipes/NAME.toml`) or path."""
 
@@ -269,6 +282,10 @@ class TrainingRecipe:
     ema: EmaOptions = field(default_factory=EmaOptions)
     validation: ValidationOptions = field(default_factory=ValidationOptions)
     checkpoints: CheckpointOptions = field(default_factory=CheckpointOptions)
+    tracking: Annotated[dict[str, Any], "tracker of the log: name and its options", Added()] = field(
+        default_factory=dict
+    )
+    samples: Annotated[SampleOptions, "samples during training", Added()] = field(default_factory=SampleOptions)
 
     def __post_init__(self) -> None:
         check_options(self, "recipe")

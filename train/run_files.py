@@ -8,6 +8,7 @@ LOG_FILE = "log.jsonl"
 TEXTS_FILE = "texts.safetensors"  # cache of the embeddings of fixed texts
 SUBJECTS_FILE = "subjects.safetensors"  # cache of the embeddings of subjects
 LOCK_FILE = ".train.lock"
+SAMPLES_FOLDER = "samples"
 
 # in the folder of a training checkpoint
 STATE_FILE = "state.json"

@@ -34,6 +34,7 @@ KINDS = {
     "codecs": "openuni.training.codecs",
     "models": "openuni.training.models",
     "metrics": "openuni.training.metrics",
+    "trackers": "openuni.training.trackers",
 }
 
 # subpackage of openuni -> its folder at the repository's root

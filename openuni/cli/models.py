@@ -30,6 +30,9 @@ class TrainFlags:
         list[str] | None,
         typer.Option(metavar="OPTION=VALUE", help="Option of the recipe, such as optimizer.steps=1000; repeatable"),
     ] = None
+    tracker: Annotated[
+        str | None, typer.Option(help="Tracker of the log, such as wandb; as --set tracking.name=NAME")
+    ] = None
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Train nothing: print tokens, memory and FLOPs per step, and the data plan"),
@@ -97,7 +100,10 @@ def _training_recipe(flags: TrainFlags) -> "TrainingRecipe":
     from openuni.training.recipe_changes import changed
 
     record, where = TrainingRecipe.read(flags.recipe)
-    return TrainingRecipe.from_dict(changed(record, parse_assignments(flags.set or (), "--set"), "--set"), where)
+    changes = parse_assignments(flags.set or (), "--set")
+    if flags.tracker is not None:
+        changes = {**changes, "tracking.name": flags.tracker}
+    return TrainingRecipe.from_dict(changed(record, changes, "--set"), where)
 
 
 def _ray_options(flags: TrainFlags) -> "RayOptions | None":

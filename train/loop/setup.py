@@ -32,6 +32,7 @@ from openuni.training.recipe import TextStreamOptions, TrainingRecipe
 from openuni.training.run_files import RUN_FILE, SUBJECTS_FILE, TEXTS_FILE
 from openuni.training.run_record import FORMAT, read_record, unrecorded_options, write_record
 from openuni.training.tasks import TaskMix
+from openuni.training.tracker import parse_tracker
 
 if TYPE_CHECKING:
     from openuni.manifests.corpus.corpus import Corpus
@@ -39,9 +40,10 @@ if TYPE_CHECKING:
 # Options that may change on resume, as they do not affect finished steps. By their names in run.json, which keeps the
 # former names of renamed options (see `recorded`).
 RESUME_MUTABLE = (
-    *("checkpoints.", "validation.", "optimizer.accumulate", "data.fps"),  # runs of version 0.1 lack the last
+    *("checkpoints.", "validation.", "samples", "tracking", "log_every_steps", "watchdog_s", "peak_tflops"),
+    *("optimizer.accumulate", "optimizer.reduce_every_micro_batch", "data.max_skipped_samples"),
+    "data.fps",  # runs of version 0.1 lack it
     *("model.attention", "model.compile", "model.gradient_checkpointing"),
-    *("optimizer.reduce_every_micro_batch", "log_every_steps", "watchdog_s", "peak_tflops", "data.max_skipped_samples"),
 )
 
 
@@ -89,6 +91,7 @@ def prepare_on(ranks: Ranks, recipe: TrainingRecipe, corpus: "Corpus", folder: P
 
 def prepare(recipe: TrainingRecipe, corpus: "Corpus", folder: Path) -> Setup:
     """Check all inputs and write run.json. Raises `OpenUniError` with the reason and the remedy."""
+    parse_tracker(recipe.tracking)  # raises for one that cannot be used
     latents = _family("latent", corpus.families(), recipe.data.latents)
     text = _family("text", corpus.text_families(), recipe.data.text)
     base: Any = Model

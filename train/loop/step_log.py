@@ -23,7 +23,7 @@ class StepLosses:
         self.batch_size, self.streams = batch_size, streams
         self._slots: list[int] = []
         self._found: list[torch.Tensor] = []  # [samples, 4 + streams], on the device
-        self._sigmas: list[np.ndarray] = []  # [samples, streams]
+        self._sigmas: list[torch.Tensor] = []  # [samples, streams], on the CPU
 
     def add(self, batch: TrainingBatch, losses: Losses) -> None:
         """Losses of a micro-batch, which is on the CPU; those of padding are left out."""
@@ -35,10 +35,8 @@ class StepLosses:
         by_stream = [losses.by_stream.get(name, nothing) for name in self.streams]
         self._slots += batch.slots
         self._found.append(torch.stack([losses.total, losses.video, text, known, *by_stream], dim=1).detach())
-        absent = np.zeros(len(batch.slots))
-        self._sigmas.append(
-            np.stack([batch.sigmas[name].numpy() if name in batch.sigmas else absent for name in self.streams], axis=1)
-        )
+        absent = torch.zeros(len(batch.slots))
+        self._sigmas.append(torch.stack([batch.sigmas.get(name, absent) for name in self.streams], dim=1))
 
     def fetch(self, norm: torch.Tensor) -> tuple[np.ndarray, float]:
         """Table float64 [batch_size, 4 + 2 streams] and the norm; waits for the device once.
@@ -50,7 +48,7 @@ class StepLosses:
         table = np.zeros((self.batch_size, own + len(self.streams)))
         table[self._slots, :own] = np.array(values[:-1]).reshape(-1, own)
         if self._sigmas:
-            table[self._slots, own:] = np.concatenate(self._sigmas)
+            table[self._slots, own:] = torch.cat(self._sigmas).numpy()
         return table, values[-1]
 
 

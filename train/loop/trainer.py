@@ -24,6 +24,7 @@ from openuni.training.loop.log import NoLog, RunLog
 from openuni.training.loop.optimizer import build_optimizer, lr_factor
 from openuni.training.loop.ranks import DistributedRanks, Ranks, training_ranks
 from openuni.training.loop.resume import init_from, resume
+from openuni.training.loop.samples import Samples
 from openuni.training.loop.saving import CheckpointSaver
 from openuni.training.loop.setup import Setup, prepare_on
 from openuni.training.loop.sharding import ShardedWeights, shard
@@ -36,6 +37,7 @@ from openuni.training.objectives.losses import Losses, compute_losses
 from openuni.training.randomness import named_seed
 from openuni.training.recipe import TrainingRecipe
 from openuni.training.run import Run, autocast, pick_device
+from openuni.training.tracker import TrackedRun, Tracking, parse_tracker
 
 if TYPE_CHECKING:
     from openuni.manifests.corpus.corpus import Corpus
@@ -145,10 +147,11 @@ class Trainer:
 
     def run(self) -> None:
         """Run all remaining steps."""
-        log = self.ranks.first(lambda: RunLog(self.folder, self.step, self.log_written)) or NoLog()
+        log = self.ranks.first(self._open_log) or NoLog()
         with closing(log), self.saver:
             try:
-                self._run(log, Validator(self.loader, self.setup.mix, self.ranks))
+                samples = Samples(self.setup, self.loader, self.ranks, self.folder)
+                self._run(log, Validator(self.loader, self.setup.mix, self.ranks), samples)
                 if summary := self.skipped.summary():
                     logger.warning("%s", summary)
             except NonFiniteError as error:
@@ -163,6 +166,12 @@ class Trainer:
                 kept = kept_text(self.folder)
                 raise OpenUniError(f"training stopped after {self.step} steps: {error} {kept}") from error
 
+    def _open_log(self) -> RunLog:
+        tracked = TrackedRun(self.folder, self.recipe.to_dict(), self.step)
+        is_finished = self.step >= self.recipe.optimizer.steps  # nothing is left to tell
+        tracking = Tracking(None if is_finished else parse_tracker(self.recipe.tracking), tracked)
+        return RunLog(self.folder, self.step, self.log_written, tracking)
+
     def _advice(self) -> str:
         """What to do about a run that diverged."""
         advice = f"Lower optimizer.learning_rate or optimizer.max_grad_norm. {kept_text(self.folder)}"
@@ -173,7 +182,7 @@ class Trainer:
             "another --out and set init_from to this run."
         )
 
-    def _run(self, log: RunLog | NoLog, validator: Validator) -> None:
+    def _run(self, log: RunLog | NoLog, validator: Validator, samples: Samples) -> None:
         steps = range(self.step, self.recipe.optimizer.steps)
         validated = any("validation_loss" in row for row in log.kept if row["step"] == self.step)
         if self.step == 0:
@@ -192,6 +201,8 @@ class Trainer:
                 if not self._stop_signal(interrupted):
                     with watchdog(self.recipe.watchdog_s):
                         self._validate(log, validator)
+                        if samples.is_due(self.step):
+                            samples.write(self.step, self.ema, self.device, log)
                 number = self._stop_signal(interrupted)
                 last = self.step == self.recipe.optimizer.steps
                 with watchdog(self.recipe.watchdog_s):
