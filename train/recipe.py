@@ -266,6 +266,12 @@ class TrainingRecipe:
     init_from: Annotated[
         str, "training run whose weights initialize this one, such as an earlier stage", Formerly("start_from")
     ] = ""
+    context_parallel: Annotated[
+        int,
+        "GPUs that share the tokens of each sample, for long sequences; divides the number of GPUs and of heads",
+        Ge(1),
+        Added(),
+    ] = 1
     log_every_steps: Annotated[int, "interval between rows of the log, steps", Ge(1), Added()] = 1
     watchdog_s: Annotated[
         float, "print the stacks of all threads if a step takes longer, seconds; 0: never", Ge(0), Added()

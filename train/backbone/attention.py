@@ -74,8 +74,8 @@ def use_attention(model: torch.nn.Module, name: str) -> None:
             processor._attention_backend = None if name == "auto" else BACKENDS[name].name
 
 
-def use_context(model: torch.nn.Module, context: Context) -> None:
-    """Let the attention of a model exchange tokens and heads within `context`."""
+def use_context(model: torch.nn.Module, context: Context | None) -> None:
+    """Let the attention of a model exchange tokens and heads within `context`; None: it has all tokens."""
     for module in model.modules():
         if isinstance(module, WanAttention):
             processor: Any = module.processor
@@ -156,10 +156,12 @@ class WanProcessor:
         if joint > 1:
             qkv = [tensor.reshape(-1, joint * tensor.shape[1], *tensor.shape[2:]) for tensor in qkv]
         if self.context is None or rotary is None:  # attention to text: all of it is on every rank
-            mixed = dispatch_attention_fn(*qkv, backend=self._attention_backend)
+            mixed = self._kernel(*qkv)
         else:
             lengths = tuple(joint * length for length in rotary[2])
             heads = self.context.to_heads(torch.stack(qkv, dim=3), lengths)
-            mixed = dispatch_attention_fn(*heads.unbind(3), backend=self._attention_backend)
-            mixed = self.context.to_tokens(mixed, lengths)
+            mixed = self.context.to_tokens(self._kernel(*heads.unbind(3)), lengths)
         return mixed.reshape(*shape[:2], -1)
+
+    def _kernel(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        return dispatch_attention_fn(query, key, value, backend=self._attention_backend)

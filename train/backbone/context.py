@@ -6,7 +6,7 @@ tokens. Parts may differ by one token, so nothing is padded. The gradient of a p
 rank's tokens: its sum over the ranks is the gradient of the sample.
 """
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
@@ -16,9 +16,13 @@ from torch.distributed import _functional_collectives as collectives
 class Context:
     """The ranks that share the tokens of each sample, and this rank's place among them."""
 
-    def __init__(self, group: dist.ProcessGroup) -> None:
-        self.rank, self.size = group.rank(), group.size()
-        self.group_name = group.group_name
+    def __init__(self, rank: int, size: int, group_name: Any = None) -> None:
+        self.rank, self.size, self.group_name = rank, size, group_name
+
+    @classmethod
+    def of(cls, group: dist.ProcessGroup) -> Self:
+        """All ranks of a process group."""
+        return cls(group.rank(), group.size(), group.group_name)
 
     def lengths(self, count: int) -> tuple[int, ...]:
         """Number of tokens on each rank, of `count` in all, as `torch.tensor_split` divides them."""

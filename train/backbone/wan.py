@@ -40,6 +40,8 @@ Compiler = Literal["none", "inductor", "aot_eager"]
 class WanModel(Model):
     """Base of models on Wan: options of the backbone."""
 
+    divides_tokens: ClassVar[bool] = True
+
     modalities: Annotated[tuple[str, ...], "modalities of the model's streams"] = ("rgb", "depth")
     pretrained: Annotated[
         str, "hub name or folder of a diffusers Wan transformer or pipeline; empty: random weights"

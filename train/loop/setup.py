@@ -25,6 +25,7 @@ from openuni.training.data.index import Index, choose_family, open_index
 from openuni.training.data.plan import clips_by_task, usable_clips
 from openuni.training.data.subjects import check_subjects, open_subjects
 from openuni.training.data.tokenizer import Tokenizer, make_tokenizer, tokenizer_identity
+from openuni.training.loop.context_checks import check_tokens, checked_context
 from openuni.training.loop.ranks import Ranks
 from openuni.training.loop.training_checkpoint import list_checkpoints
 from openuni.training.model import Model
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 # former names of renamed options (see `recorded`).
 RESUME_MUTABLE = (
     *("checkpoints.", "validation.", "samples", "tracking", "log_every_steps", "watchdog_s", "peak_tflops"),
+    "context_parallel",
     *("optimizer.accumulate", "optimizer.reduce_every_micro_batch", "data.max_skipped_samples"),
     "data.fps",  # runs of version 0.1 lack it
     *("model.attention", "model.compile", "model.gradient_checkpointing"),
@@ -63,14 +65,11 @@ class Setup:
 
 
 def prepare_on(ranks: Ranks, recipe: TrainingRecipe, corpus: "Corpus", folder: Path) -> Setup:
-    """`prepare` on all ranks. Raises `OpenUniError` if they differ, or if there are more of them than samples."""
-    if recipe.optimizer.batch_size < ranks.world:
-        most = recipe.optimizer.batch_size
-        error = OpenUniError(
-            f"optimizer.batch_size = {most} cannot be divided among {ranks.world} processes: each needs a sample in "
-            f"every step. Start at most {most}, or raise the batch size."
-        )
-        raise ranks.agreed(error)
+    """`prepare` on all ranks. Raises `OpenUniError` if they differ, or if samples cannot be divided among them."""
+    try:
+        ranks.context_size = checked_context(recipe, ranks.world, "processes")
+    except OpenUniError as raised:
+        raise ranks.agreed(raised) from None
     first = ranks.first(lambda: prepare(recipe, corpus, folder))
 
     def follow() -> Setup:
@@ -121,6 +120,7 @@ def prepare(recipe: TrainingRecipe, corpus: "Corpus", folder: Path) -> Setup:
     model = _model(kind, options, modalities, shape[0], rows[EMPTY].shape[1], tokenizer)
     check_fit(model, index, mix, latents["codec"])
     check_subjects(data.subjects, model, mix)
+    check_tokens(recipe, model, index, mix)
     record: dict[str, Any] = {
         "format": FORMAT,
         "recipe": _recorded_recipe(recipe, kind),

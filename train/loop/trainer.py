@@ -101,8 +101,8 @@ class Trainer:
         self.device = torch.device(device)
         self.loader = Loader(
             *(setup.corpus, setup.index, setup.texts, self.recipe, setup.model, setup.tokenizer),
-            rank=self.ranks.rank,
-            world=self.ranks.world,
+            rank=self.ranks.data_rank,
+            world=self.ranks.data_world,
             pinned=self.device.type == "cuda",
         )
         self.plan = setup.plan
@@ -232,7 +232,8 @@ class Trainer:
         for number, batch in enumerate(passes, start=1):
             self.weights.begin_pass(is_last=number == len(passes))
             found = self._losses(batch.to(self.device))
-            losses.add(batch, found)
+            if self.ranks.counts_losses:
+                losses.add(batch, found)
             counted = found.total.sum() if batch.slots else found.total.sum() * 0.0
             (counted / self.recipe.optimizer.batch_size).backward()
         table, norm = self._clipped(losses)

@@ -52,7 +52,7 @@ class Validator:
             for clip in self.clips.tolist()
             for task, _ in self.mix.available_tasks(self.loader.index.streams(int(present[clip])))
         ]
-        world, rank = self.ranks.world, self.ranks.rank
+        world, rank = self.ranks.data_world, self.ranks.data_rank
         turns = -(-len(units) // world)  # equally many on all ranks, as they communicate in each; some in vain
         own = [units[number if number < len(units) else 0] for number in range(rank, turns * world, world)]
         results = [self._unit(model, device, autocast, *unit) for unit in own]
@@ -63,7 +63,7 @@ class Validator:
                     raise NonFiniteError(odd)
 
         self.ranks.together(check)
-        everyone = self.ranks.gathered([values for values, _ in results])
+        everyone = self.ranks.gathered([values for values, _ in results])[:: self.ranks.context_size]
         found: dict[str, list[float]] = defaultdict(list)
         for number in range(len(units)):
             for name, values in everyone[number % world][number // world]:

@@ -24,7 +24,7 @@ class CrossModalProcessor(WanProcessor):
         self,
         attn: Any,
         hidden_states: torch.Tensor,
-        encoder_hidden_states: None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: None = None,
         rotary_emb: Rotary | None = None,
         rows: LoraRouting | None = None,
