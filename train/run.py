@@ -18,6 +18,7 @@ from openuni.training.data.curriculum import trained_tasks
 from openuni.training.data.fixed_texts import EMPTY, FixedTexts, fixed_rows, open_latent_codec, open_text_codec
 from openuni.training.data.subjects import check_run_subjects
 from openuni.training.data.tokenizer import Tokenizer, make_tokenizer, tokenizer_identity
+from openuni.training.export.exporting import Exportable
 from openuni.training.finite import NonFiniteError
 from openuni.training.guidance import caption_streams, check_guidance, check_prompt, guided_streams
 from openuni.training.loop.log import read_log
@@ -36,7 +37,7 @@ NON_FINITE_ADVICE = (
 OVERSHOOT = 1e-3  # tolerated excess of a condition rendering over 0..1, as interpolation and video codecs cause it
 
 
-class Run:
+class Run(Exportable):
     """A training run. `Run.open(folder)` opens one, `train` creates one. Weights and codecs are loaded lazily."""
 
     def __init__(self, folder: Path, record: dict[str, Any], device: str = "auto") -> None:

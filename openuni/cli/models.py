@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -12,62 +12,121 @@ from openuni.console.terminal import print_text
 from openuni.manifests.errors import OpenUniError
 
 if TYPE_CHECKING:
+    from openuni.launch.ray_training import RayOptions
+    from openuni.training.recipe import TrainingRecipe
     from openuni.training.run import Run
 
 
-@app.command()
-def train(
-    recipe: Annotated[str, typer.Argument(help="Training recipe: a name (see `openuni list`) or a TOML file")],
-    corpus: Annotated[str, typer.Option(help="Corpus to train on: folder or URL")],
+@dataclass(frozen=True)
+class TrainFlags:
+    """Flags of `openuni train`."""
+
+    recipe: Annotated[str, typer.Argument(help="Training recipe: a name (see `openuni list`) or a TOML file")]
+    corpus: Annotated[str, typer.Option(help="Corpus to train on: folder or URL")]
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Output directory; with several nodes one that all of them see")
-    ] = None,
+    ] = None
     set: Annotated[
         list[str] | None,
         typer.Option(metavar="OPTION=VALUE", help="Option of the recipe, such as optimizer.steps=1000; repeatable"),
-    ] = None,
+    ] = None
+    tracker: Annotated[
+        str | None, typer.Option(help="Tracker of the log, such as wandb; as --set tracking.name=NAME")
+    ] = None
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Train nothing: print tokens, memory and FLOPs per step, and the data plan"),
-    ] = False,
+    ] = False
     gpus: Annotated[
         int | None, typer.Option(min=1, help="--dry-run: number of GPUs. Default: those of this machine, or 1")
-    ] = None,
+    ] = None
     gpu_memory_gb: Annotated[
         float | None, typer.Option(min=0.1, help="--dry-run: memory of each. Default: that of this machine's GPUs")
-    ] = None,
-) -> None:
+    ] = None
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Train on processes of Ray, restarted from the last checkpoint when one dies")
+    ] = False
+    address: Annotated[
+        str | None, typer.Option(help="--ray: address of a running Ray cluster. Default: start Ray on this machine")
+    ] = None
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="--ray: number of processes. Default: one per GPU, else 1")
+    ] = None
+    min_workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="--ray: minimum number of processes, if nodes are lost. Default: --workers"),
+    ] = None
+    max_restarts: Annotated[
+        int | None, typer.Option(min=0, help="--ray: maximum number of restarts after a process died. Default: 3")
+    ] = None
+
+
+@app.command()
+@command_from_dataclass(TrainFlags)
+def train(flags: TrainFlags) -> None:
     """Train a unified model on the latents of a corpus.
 
     Rerun to resume from the latest training checkpoint. On several GPUs:
-    torchrun --nproc-per-node GPUS -m openuni train ...
+    torchrun --nproc-per-node GPUS -m openuni train ..., or --ray on a Ray cluster.
     """
     from openuni import api
-    from openuni.config.recipe import parse_assignments
     from openuni.console.progress import Reporter, TrainingProgress
     from openuni.training.loop.ranks import training_ranks
+
+    ray = _ray_options(flags)
+    if flags.dry_run:
+        print_text(api.training_estimate(_training_recipe(flags), flags.corpus, flags.gpus, flags.gpu_memory_gb))
+        return
+    if flags.out is None:
+        raise OpenUniError("--out is missing: the folder of the training run. Or pass --dry-run.")
+    with training_ranks() as ranks:
+        if ray is not None and ranks.world > 1:
+            raise ranks.agreed(OpenUniError("--ray starts the processes by itself: run it without torchrun"))
+        loaded = ranks.together(lambda: _training_recipe(flags))
+        with Reporter(quiet=not ranks.is_first) as reporter:
+            progress = TrainingProgress(reporter, loaded.optimizer.steps)
+            finished = api.train(loaded, flags.corpus, out=flags.out, progress=progress, ray=ray)
+    if not is_first_rank():
+        return
+    print_text(f"trained {finished.checkpoint.step:,} steps: {flags.out}")
+    if Path(flags.recipe).stem.endswith("_debug"):
+        print_text("A debug recipe tests the pipeline: the model is tiny and does not learn, whatever its loss.")
+    print_text(f"Next, for example: {_generate_command(finished)}")
+
+
+def _training_recipe(flags: TrainFlags) -> "TrainingRecipe":
+    from openuni.config.recipe import parse_assignments
     from openuni.training.recipe import TrainingRecipe
     from openuni.training.recipe_changes import changed
 
-    def load() -> TrainingRecipe:
-        record, where = TrainingRecipe.read(recipe)
-        return TrainingRecipe.from_dict(changed(record, parse_assignments(set or (), "--set"), "--set"), where)
+    record, where = TrainingRecipe.read(flags.recipe)
+    changes = parse_assignments(flags.set or (), "--set")
+    if flags.tracker is not None:
+        changes = {**changes, "tracking.name": flags.tracker}
+    return TrainingRecipe.from_dict(changed(record, changes, "--set"), where)
 
-    if dry_run:
-        print_text(api.training_estimate(load(), corpus, gpus, gpu_memory_gb))
-        return
-    if out is None:
-        raise OpenUniError("--out is missing: the folder of the training run. Or pass --dry-run.")
-    with training_ranks() as ranks:
-        loaded = ranks.together(load)
-        with Reporter(quiet=not ranks.is_first) as reporter:
-            finished = api.train(loaded, corpus, out=out, progress=TrainingProgress(reporter, loaded.optimizer.steps))
-    if not is_first_rank():
-        return
-    print_text(f"trained {finished.checkpoint.step:,} steps: {out}")
-    if Path(recipe).stem.endswith("_debug"):
-        print_text("A debug recipe tests the pipeline: the model is tiny and does not learn, whatever its loss.")
-    print_text(f"Next, for example: {_generate_command(finished)}")
+
+def _ray_options(flags: TrainFlags) -> "RayOptions | None":
+    """Where to train on Ray; None: not on Ray. Raises `OpenUniError` for flags that contradict each other."""
+    given = {
+        "--address": flags.address,
+        "--workers": flags.workers,
+        "--min-workers": flags.min_workers,
+        "--max-restarts": flags.max_restarts,
+    }
+    used = [name for name, value in given.items() if value is not None]
+    if not flags.ray:
+        if used:
+            raise OpenUniError(f"{used[0]} belongs to --ray. Add --ray, or start several processes with torchrun.")
+        return None
+    if flags.dry_run:
+        raise OpenUniError("--dry-run needs no --ray: pass the number of GPUs with --gpus")
+    if flags.address == "":
+        raise OpenUniError('--address "": give the address of a running Ray cluster, such as auto or HOST:6379')
+    from openuni.launch.ray_training import RayOptions
+
+    restarts = {} if flags.max_restarts is None else {"max_restarts": flags.max_restarts}
+    return RayOptions(flags.workers, flags.min_workers, address=flags.address, **restarts)
 
 
 def _generate_command(run: "Run") -> str:
@@ -80,10 +139,65 @@ def _generate_command(run: "Run") -> str:
 
 
 @dataclass(frozen=True)
+class ExportModelFlags:
+    """Flags of `openuni export-model`."""
+
+    run: Annotated[Path, typer.Argument(help="Training run: the folder that `openuni train` wrote")]
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Output directory; must not exist or be empty")] = None
+    push_to: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="Hugging Face Hub repository to upload to")
+    ] = None
+    private: Annotated[bool, typer.Option("--private", help="--push-to: create the repository as private")] = False
+    format: Annotated[
+        Literal["openuni", "diffusers", "peft"],
+        typer.Option(help="openuni: whole model; diffusers: also a Wan transformer for diffusers; peft: LoRAs only"),
+    ] = "openuni"
+    weights: Annotated[Literal["ema", "model"], typer.Option(help="EMA weights, or those of the last step")] = "ema"
+    licence: Annotated[
+        str, typer.Option(help="Licence of the weights, such as apache-2.0. Default: that of the base model's card")
+    ] = ""
+    hub_name: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATH=OWNER/NAME", help="Hub name of a checkpoint that the run has by path; repeatable"),
+    ] = None
+    include_base: Annotated[
+        bool, typer.Option("--include-base", help="Store a frozen base model, too. Default: its hub name")
+    ] = False
+
+
+@app.command("export-model")
+@command_from_dataclass(ExportModelFlags)
+def export_model(flags: ExportModelFlags) -> None:
+    """Export a trained model for others, with a model card.
+
+    Writes safetensors and JSON only. openuni.from_pretrained and `openuni generate` open the result.
+    """
+    from openuni import api
+
+    if flags.out is None and flags.push_to is None:
+        raise OpenUniError("nothing to write to: pass --out FOLDER, or --push-to OWNER/NAME")
+    pairs = [(text, *text.rpartition("=")) for text in flags.hub_name or ()]
+    if odd := [text for text, path, _, name in pairs if not path or not name]:
+        raise OpenUniError(f'--hub-name "{odd[0]}": must be PATH=OWNER/NAME')
+    options: dict[str, Any] = {
+        "format": flags.format,
+        "weights": flags.weights,
+        "licence": flags.licence,
+        "hub_names": {path: name for _, path, _, name in pairs},
+        "include_base": flags.include_base,
+    }
+    run = api.open_run(flags.run)
+    if flags.out is not None:
+        print_text(f"exported: {run.save_pretrained(flags.out, **options)}")
+    if flags.push_to is not None:
+        print_text(f"uploaded: {run.push_to_hub(flags.push_to, private=flags.private, **options)}")
+
+
+@dataclass(frozen=True)
 class GenerateFlags:
     """Flags of `openuni generate`."""
 
-    run: Annotated[Path, typer.Argument(help="Training run: the folder that `openuni train` wrote")]
+    run: Annotated[Path, typer.Argument(help="Training run, or exported model (folder)")]
     out: Annotated[Path, typer.Option("--out", "-o", help="Output directory")]
     task: Annotated[
         str,

@@ -89,7 +89,7 @@ def generate_all(
     that cannot be used; all but the contents of videos is checked before the first is generated. Requests with a name
     whose results are there already, from equal inputs, are not generated again.
     """
-    from openuni.training.run import Run
+    from openuni.training.export.exported_model import open_trained
 
     for request in requests.values():
         _size(request.size)
@@ -97,7 +97,7 @@ def generate_all(
         if request.fps is not None:
             check_fps(request.fps, "--fps")
     require_folder(out)  # before the time that generating takes
-    run = Run.open(run_dir)
+    run = open_trained(run_dir)
     prepared = []
     for name, request in requests.items():
         try:

@@ -246,7 +246,7 @@ def run_facts(folder: Path) -> dict[str, Any]:
         for part in ("model", "ema", "optimizer"):
             tensors = checkpoint.tensors(part)
             facts |= {f"{checkpoint.step}/{part}/{name}": tensor.tolist() for name, tensor in tensors.items()}
-    timings = {"samples_per_s", "data_wait_share"}
+    timings = {"samples_per_s", "tokens_per_s", "data_wait_share"}
     facts["log"] = [{key: value for key, value in row.items() if key not in timings} for row in run.log]
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
     facts["files"] = sorted(name for name in names if not name.startswith("tensorboard/"))

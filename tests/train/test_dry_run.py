@@ -10,7 +10,7 @@ import pytest
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.training.codecs.bytes import Bytes
 from openuni.training.codecs.dct import Dct
-from openuni.training.dry_run import USABLE_SHARE, estimate
+from openuni.training.dry_run import USABLE_SHARE, estimate, fitting_changes
 from openuni.training.loop.trainer import Trainer
 from openuni.training.models.unityvideo import UnityVideo
 from openuni.training.recipe import RECIPES_DIR, TrainingRecipe, recipe_names
@@ -130,6 +130,42 @@ def test_a_training_that_does_not_fit_is_refused_with_what_would(corpora: dict[i
     done = cli(*line, "--gpu-memory-gb", 80)
     assert done.returncode == 0, done.stderr
     assert "fit         yes" in done.stdout and "1,5" in done.stdout and "task " in done.stdout
+
+
+SMALL: dict[str, Any] = {
+    "model": {"name": "unityvideo", "num_layers": 4, "heads": 12, "head_dim": 24, "ffn_dim": 96, "freq_dim": 32},
+    "optimizer": {"batch_size": 4, "gradient_accumulation_steps": 4},
+    "precision": "float32",
+    "data": {"text_length": 1},  # text is not divided
+}
+
+
+def test_ranks_that_share_samples_keep_less(corpora: dict[int, Corpus]) -> None:
+    """Weights are divided among all ranks, activations among those that share a sample. The same steps and samples."""
+    shared = estimate(TrainingRecipe.from_dict(SMALL | {"context_parallel": 2}), corpora[16], gpus=4)
+    alone = estimate(TrainingRecipe.from_dict(SMALL), corpora[16], gpus=4)
+    assert shared.memory().weights == alone.memory().weights == shared.memory(gpus=1, context=1).weights / 4
+    for recompute in (False, True):
+        whole, half = (found.memory(checkpointing=recompute).activations for found in (alone, shared))
+        assert 0.5 * whole < half < 0.6 * whole, (recompute, half / whole)
+    assert shared.flops_per_step == alone.flops_per_step and shared.tokens_per_step == alone.tokens_per_step
+    assert "context_parallel=2 on 4 GPUs" in fitting_changes(alone, shared.memory().total)
+    assert "context_parallel" not in "".join(fitting_changes(shared, shared.memory(context=4).total - 1))
+
+
+@pytest.mark.parametrize(
+    ("gpus", "size", "message"),
+    [
+        (3, 2, "must divide the number of GPUs, which is 3. Set it to 1 or 3"),
+        (5, 5, "must divide the number of attention heads, which is 12. Set it to 1 or 2 or 3 or 4 or 6 or 12"),
+    ],
+)
+def test_samples_that_cannot_be_shared_are_refused(
+    corpora: dict[int, Corpus], gpus: int, size: int, message: str
+) -> None:
+    line = ["train", "unityvideo_wan_1_3b", "--corpus", corpora[16].store.local(""), "--dry-run", "--gpus", gpus]
+    done = cli(*line, "--set", f"context_parallel={size}")
+    assert done.returncode == 2 and message in done.stderr
 
 
 def test_unknown_sizes_are_said(corpora: dict[int, Corpus]) -> None:

@@ -1,5 +1,6 @@
 """Captions of a corpus for models that generate text: the prompt and the target text of every clip."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -53,7 +54,7 @@ class Captions:
 
 
 def open_captions(
-    corpus: "Corpus", clip_ids: list[str], embedded: str, options: TextStreamOptions, tokenizer: Tokenizer
+    corpus: "Corpus", clip_ids: Sequence[str], embedded: str, options: TextStreamOptions, tokenizer: Tokenizer
 ) -> Captions:
     """Captions of these clips. `embedded`: source column of the text family; empty: the clips' captions.
 

@@ -104,6 +104,24 @@ def embedded_rows(
     return rows
 
 
+def embedded_texts(record: dict[str, Any], texts: Mapping[str, str], cache: Path) -> dict[str, torch.Tensor]:
+    """Embeddings float32 [L, D] of `texts`, by their names: from `cache` if it matches, else encoded, on the CPU.
+
+    `record`: of the text family.
+    """
+    stamp = fingerprint(texts=dict(texts), codec=record["codec"], options=record["options"])
+    tensor_of = {name: f"{stamp}/{number}" for number, name in enumerate(texts)}
+    stored = _stored(cache)
+    if not set(tensor_of.values()) <= set(stored):
+        codec = open_text_codec(record)
+        model = codec.load("cpu")
+        stored = {
+            key: torch.from_numpy(codec.encode(model, texts[name])).contiguous() for name, key in tensor_of.items()
+        }
+        Store(str(cache.parent)).put(cache.name, save(stored, {"xxh3": _checksum(stored)}))
+    return {name: stored[key] for name, key in tensor_of.items()}
+
+
 def store_prompts(corpus: "Corpus", family: str, codec: TextCodec, model: Any) -> None:
     """Store the embeddings of the empty caption and of all modality-type prompts in a text family, unless it has them.
 

@@ -48,7 +48,7 @@ class Subjects:
 
 
 def open_subjects(
-    corpus: "Corpus", column: str, clip_ids: list[str], text_family: dict[str, Any], cache: Path
+    corpus: "Corpus", column: str, clip_ids: Sequence[str], text_family: dict[str, Any], cache: Path
 ) -> Subjects | None:
     """The subjects of these clips: texts of a column `ANNOTATOR.COLUMN` (`data.subjects`); None for no column.
 

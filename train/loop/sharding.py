@@ -12,7 +12,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from openuni.manifests.errors import MissingRequirement, OpenUniError
-from openuni.training.backbone.attention import check_attention, use_attention
+from openuni.training.backbone.attention import check_attention, use_attention, use_context
+from openuni.training.backbone.context import Context
 from openuni.training.loop.ranks import Ranks
 from openuni.training.loop.training_checkpoint import TrainingCheckpoint, check_matches, load_optimizer
 from openuni.training.loop.weights import SYNC_TOLERANCE, Ema, Weights
@@ -171,6 +172,9 @@ def shard(model: Any, ranks: Ranks, device: str, attention: str = "auto", compil
     check_attention(attention, device)
     model.attention = attention
     use_attention(model, attention)
+    if ranks.context_group is not None:
+        model.context = Context.of(ranks.context_group)
+        use_context(model, model.context)
     for block in model.blocks:
         if compile_backend != "none":  # within the block: gathering is not compiled
             block.forward = torch.compile(block.forward, backend=compile_backend, fullgraph=True)

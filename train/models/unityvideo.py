@@ -95,7 +95,7 @@ class UnityVideoBlock(WanBlock):
         text: torch.Tensor,
         time: torch.Tensor,
         switch: torch.Tensor | None,
-        *rotary: torch.Tensor,
+        *rotary: Any,
     ) -> torch.Tensor:
         """`tokens` [B, M, S, D] -> the same shape; `text` and `time` as in `SegmentConditioning` of backbone.wan.
 
