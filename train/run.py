@@ -71,6 +71,16 @@ class Run(Exportable):
         return found[-1]
 
     @property
+    def step(self) -> int | None:
+        """Steps of the weights; None if they are not known."""
+        return self.checkpoint.step
+
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether the training began with the weights of another, pretrained or of an earlier run."""
+        return bool(self.recipe.model.get("pretrained") or self.recipe.init_from)
+
+    @property
     def log(self) -> list[dict[str, Any]]:
         """Log rows: one per training step and one per validation."""
         return read_log(self.folder)
@@ -144,7 +154,7 @@ class Run(Exportable):
         """
         task = self.require_trained_task(task)
         sampling = sampling or sampler.SamplingOptions(shift=self.shift(task))
-        check_guidance(self.architecture, self.recipe, self.tasks, task, sampling)
+        check_guidance(self, task, sampling)
         _check_captions(captions)
         _check_captions([sampling.negative_prompt, *subjects])
         check_run_subjects(self.recipe, subjects, len(captions))
@@ -215,7 +225,7 @@ class Run(Exportable):
         """Renderings of the targets, and the generated text or None."""
         given = given or {}
         task = self.task_of(make, tuple(given))
-        check_prompt(self.architecture, self.recipe, task, prompt)
+        check_prompt(self, task, prompt)
         size = size or (self.record["latents"]["frames"], *self.record["latents"]["size_px"])
         shape = self._latent_shape(task, size)
         codec, model = self.latent_codec

@@ -39,6 +39,17 @@ class ExportedModel(Run):
             f"{self.folder} is an exported model: it has weights, but no training checkpoint. Use the training run."
         )
 
+    @property
+    def step(self) -> int | None:
+        """See `Run.step`."""
+        step = self.record.get("step")
+        return step if isinstance(step, int) else None
+
+    @property
+    def is_pretrained(self) -> bool:
+        """See `Run.is_pretrained`."""
+        return bool(self.record.get("is_pretrained"))
+
     @cached_property
     def model(self) -> Any:
         """The model with the exported weights, on the device, frozen.
