@@ -1,4 +1,4 @@
-"""Short videos embedded in the report: H.264 for browsers, and a still image as fallback."""
+"""Short videos embedded in pages: H.264 for browsers, and a still image as fallback."""
 
 import tempfile
 from pathlib import Path
@@ -13,7 +13,7 @@ STILL_QUALITY = 82
 
 
 class PageVideo(NamedTuple):
-    """One video of the report."""
+    """One video of a page."""
 
     label: str
     mp4: bytes
