@@ -50,6 +50,7 @@ def read_prompts(path: Path, request: "GenerateRequest") -> dict[str, "GenerateR
 def _entry(line: str, where: str) -> dict[str, Any]:
     try:
         entry = json.loads(line)
+        json.dumps(entry, ensure_ascii=False).encode()  # escapes can stand for halves of characters
     except (ValueError, RecursionError) as error:
         raise OpenUniError(f"{where}: not valid JSON: {error}") from error
     if not isinstance(entry, dict):
@@ -66,6 +67,7 @@ def _entry(line: str, where: str) -> dict[str, Any]:
 
 def _given(given: Mapping[str, Any], folder: Path, where: str) -> tuple[str, ...]:
     for name, path in given.items():
-        if not isinstance(path, str) or not path:
-            raise OpenUniError(f"{where}: given.{name} must be the path of a video, got {json.dumps(path)[:80]}")
+        if not isinstance(path, str) or not path or "\0" in path or "=" in name:
+            found = json.dumps({name: path})[:80]
+            raise OpenUniError(f'{where}: given must be such as {{"rgb": "clip.mp4"}}, got {found}')
     return tuple(f"{name}={path if '://' in path else folder / path}" for name, path in given.items())
