@@ -6,6 +6,7 @@ from pathlib import Path
 RUN_FILE = "run.json"
 LOG_FILE = "log.jsonl"
 TEXTS_FILE = "texts.safetensors"  # cache of the embeddings of fixed texts
+INDEX_FILE = "index.safetensors"  # cache of the index of a large corpus; may be deleted
 LOCK_FILE = ".train.lock"
 
 # in the folder of a training checkpoint
