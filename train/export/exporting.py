@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from openuni.manifests.contracts.checkpoint import hub_or_path
+from openuni.manifests.corpus.writer import StorageFull, is_disk_full
 from openuni.manifests.errors import OpenUniError
 from openuni.manifests.storage.checksums import record_bytes
 from openuni.manifests.storage.store import is_unused, require_folder
@@ -135,8 +136,12 @@ def _export(run: Any, place: Path, options: ExportOptions, where: str) -> None:
         if place.exists():
             shutil.rmtree(place)  # empty, as checked
         temporary.rename(place)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if is_disk_full(error):
+            raise StorageFull(
+                f"no space left while writing to {place} ({error}). Nothing of it is left. Free some space, then rerun."
+            ) from error
         raise
 
 
