@@ -14,7 +14,6 @@ from openuni.manifests.storage.checksums import record_bytes
 from openuni.manifests.storage.store import is_unused, require_folder
 from openuni.training.data.fixed_texts import EMPTY, fixed_rows
 from openuni.training.export.card import CardFacts, model_card
-from openuni.training.export.formats import write_diffusers, write_model, write_peft
 from openuni.training.export.hub import upload
 from openuni.training.export.licence import chosen_licence, licence_of_base
 from openuni.training.export.record import CONFIG_FILE, HUB_NAME, exported_record, public_name
@@ -93,6 +92,8 @@ class Exportable:
 
 def _export(run: Any, place: Path, options: ExportOptions, where: str) -> None:
     """Write everything under a temporary name, then rename: `place` is whole or absent."""
+    from openuni.training.export.formats import write_diffusers, write_model, write_peft  # imports diffusers
+
     model = run.architecture
     frozen_base: str = run.record["model"]["options"].get("pretrained") or ""
     base: str = frozen_base or run.recipe.model.get("pretrained") or ""
