@@ -20,7 +20,7 @@ from openuni.training.data.index import TensorError
 from openuni.training.finite import NonFiniteError, all_finite, non_finite
 from openuni.training.loop.guards import kept_text, run_lock, storage_errors, watchdog
 from openuni.training.loop.log import NoLog, RunLog
-from openuni.training.loop.optimizer import build_optimizer, lr_factor
+from openuni.training.loop.optimizer import build_optimizer, checked_state, lr_factor
 from openuni.training.loop.ranks import DistributedRanks, Ranks, training_ranks
 from openuni.training.loop.resume import init_from, resume
 from openuni.training.loop.samples import Samples
@@ -294,7 +294,7 @@ class Trainer:
         groups = {
             "weights": self.weights.local,
             "EMA weights": self.ema.average,
-            "optimizer state": optimizer_tensors(self.optimizer, self.weights.local),
+            "optimizer state": checked_state(self.optimizer, self.weights.local),
         }
 
         def check() -> None:
