@@ -90,11 +90,11 @@ class LowMemoryAdamW(torch.optim.AdamW):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._update(parameter, group)
+                    self._update(parameter, parameter.grad, group)
         if self.offload and any(parameter.is_cuda for parameter in self.state):
             torch.cuda.synchronize()  # copies to the host are asynchronous, and it may read them now
 
-    def _update(self, parameter: torch.Tensor, group: dict[str, Any]) -> None:
+    def _update(self, parameter: torch.Tensor, gradient: torch.Tensor, group: dict[str, Any]) -> None:
         state, fused = self.state[parameter], bool(group["fused"])
         is_low = self.quantize and bool(group["is_matrix"])
         if not state:
@@ -102,7 +102,7 @@ class LowMemoryAdamW(torch.optim.AdamW):
         moments = {name: self._loaded(state, name, parameter, is_low) for name in ("exp_avg", "exp_avg_sq")}
         beta1, beta2 = group["betas"]
         adamw(
-            [parameter], [parameter.grad], [moments["exp_avg"]], [moments["exp_avg_sq"]], [], [state["step"]],
+            [parameter], [gradient], [moments["exp_avg"]], [moments["exp_avg_sq"]], [], [state["step"]],
             foreach=False, fused=fused, amsgrad=False, beta1=beta1, beta2=beta2, lr=group["lr"],
             weight_decay=group["weight_decay"], eps=group["eps"], maximize=False,
         )  # fmt: skip

@@ -25,8 +25,10 @@ def build_optimizer(
     for name, parameter in parameters.items():
         groups[name in added, parameter.ndim >= 2 and "table" not in name].append(parameter)
     on_cuda = all(parameter.is_cuda for parameter in parameters.values())
-    low_memory = {"quantize": options.kind == "adamw_8bit", "offload": options.offload_state}
-    kind: Any = partial(LowMemoryAdamW, **low_memory) if any(low_memory.values()) else torch.optim.AdamW
+    quantize, offload = options.kind == "adamw_8bit", options.offload_state
+    kind: Any = torch.optim.AdamW
+    if quantize or offload:
+        kind = partial(LowMemoryAdamW, quantize=quantize, offload=offload)
     optimizer: torch.optim.AdamW = kind(
         [
             {
