@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 RESUME_MUTABLE = (
     *("checkpoints.", "validation.", "samples", "tracking", "log_every_steps", "watchdog_s", "peak_tflops"),
     "context_parallel",
-    *("optimizer.accumulate", "optimizer.reduce_every_micro_batch", "data.max_skipped_samples"),
-    "data.fps",  # runs of version 0.1 lack it
+    *("optimizer.accumulate", "optimizer.reduce_every_micro_batch", "optimizer.offload_state"),
+    *("data.max_skipped_samples", "data.fps"),  # runs of version 0.1 lack the last
     *("model.attention", "model.compile", "model.gradient_checkpointing"),
 )
 
@@ -313,7 +313,7 @@ def _check_resume(record: dict[str, Any], before: dict[str, Any], kind: type[Mod
     }
     steps_matter = record["recipe"]["optimizer"]["decay_steps"] > 0
     changes = [
-        f"{name}: {old!r} -> {new!r}"
+        f"{name}: {_shown(old)} -> {_shown(new)}"
         for name, old, new in _differences(before, record)
         if not name.removeprefix("recipe.").startswith(RESUME_MUTABLE)
         and not (name == "recipe.optimizer.steps" and not steps_matter)
@@ -329,6 +329,11 @@ def _check_resume(record: dict[str, Any], before: dict[str, Any], kind: type[Mod
             f"optimizer.steps = {steps}, but {folder} has already finished {done} steps. Set it to at least {done}, or "
             "pass another --out to train from the start."
         )
+
+
+def _shown(value: Any) -> str:
+    """An option's value; records leave out newer options at their defaults."""
+    return "default" if value is None else repr(value)
 
 
 def _differences(before: Any, after: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
