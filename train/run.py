@@ -13,6 +13,7 @@ import torch
 
 from openuni.manifests.contracts.modality import Modality, read_rendering
 from openuni.manifests.errors import OpenUniError
+from openuni.manifests.storage.checksums import file_checksum
 from openuni.training import sampler
 from openuni.training.data.curriculum import trained_tasks
 from openuni.training.data.fixed_texts import EMPTY, FixedTexts, fixed_rows, open_latent_codec, open_text_codec
@@ -26,7 +27,7 @@ from openuni.training.loop.training_checkpoint import TrainingCheckpoint, list_c
 from openuni.training.model import Model, Streams
 from openuni.training.objectives.text_flow_matching import TextSampler
 from openuni.training.recipe import TrainingRecipe
-from openuni.training.run_files import RUN_FILE, TEXTS_FILE
+from openuni.training.run_files import CHECKSUMS_FILE, RUN_FILE, TEXTS_FILE
 from openuni.training.run_record import empty_model, read_record
 from openuni.training.tasks import TEXT, Task
 
@@ -69,6 +70,18 @@ class Run(Exportable):
         if not found:
             raise OpenUniError(f"{self.folder}: no checkpoint found. Train it with: openuni train")
         return found[-1]
+
+    @property
+    def step(self) -> int:
+        """Training step of the weights."""
+        return self.checkpoint.step
+
+    @property
+    def weights_identity(self) -> str:
+        """Changes with the weights; nothing large is read."""
+        checkpoint = self.checkpoint
+        checksums = checkpoint.path / CHECKSUMS_FILE
+        return file_checksum(checksums) if checksums.is_file() else str(checkpoint.step)
 
     @property
     def log(self) -> list[dict[str, Any]]:

@@ -20,7 +20,6 @@ from openuni.manifests.errors import OpenUniError
 from openuni.manifests.storage.checksums import file_checksum
 from openuni.manifests.storage.store import TEMP_FILE, Store, require_folder
 from openuni.manifests.video.encode import MAX_FPS, PixelFormat, check_fps, write_video
-from openuni.training.run_files import CHECKSUMS_FILE
 
 if TYPE_CHECKING:
     from openuni.training.objectives.flow_matching import Solver
@@ -156,11 +155,10 @@ def _task(run: "Run", request: GenerateRequest, given: list[str]) -> "Task":
 
 def _inputs(run: "Run", prepared: _Prepared) -> str:
     """Fingerprint of all that the results follow from: weights, request, and the contents of local condition videos."""
-    weights = run.checkpoint.path / CHECKSUMS_FILE
     digests = {name: file_checksum(Path(path)) for name, path in prepared.paths.items() if Path(path).is_file()}
     return fingerprint(
         run=str(run.folder.resolve()),
-        weights=file_checksum(weights) if weights.is_file() else run.checkpoint.step,
+        weights=run.weights_identity,
         request=dataclasses.asdict(prepared.request),
         given=digests,
     )
@@ -203,7 +201,7 @@ def _record(run: "Run", prepared: _Prepared, fps: float) -> dict[str, Any]:
     _, request, out, task, paths, size, sampling = prepared
     return {
         "run": str(run.folder),
-        "step": run.checkpoint.step,
+        "step": run.step,
         "task": str(task),
         "names": list(task.names[1:]),
         "folder": str(out),
