@@ -32,6 +32,7 @@ ROOMS = [
     "exchange",
     "world",
     "inference",
+    "pages",
     "evaluation",
     "unified",
     "report",

@@ -20,6 +20,7 @@ from openuni.training.data.plan import Sample
 from openuni.training.data.tokenizer import make_tokenizer
 from openuni.training.footprint import GB, KNOWN_SIZES, Pass, Weights, fake_model, fake_pass, sized
 from openuni.training.loop.context_checks import check_tokens, checked_context, possible_contexts
+from openuni.training.loop.low_memory_adamw import state_bytes
 from openuni.training.loop.setup import check_fit
 from openuni.training.model import Model
 from openuni.training.recipe import TrainingRecipe
@@ -85,7 +86,7 @@ class Estimate(NamedTuple):
         return Memory(
             weights=self.weights.stored_bytes / world,
             gradients=trained / world + (trained if is_kept_whole else 0.0),
-            optimizer=2 * trained / world,
+            optimizer=state_bytes(options.kind == "adamw_8bit", options.offload_state) * self.weights.trained / world,
             ema=trained / world,
             # two blocks, as the next one is gathered early; their gradients before they are added up
             gathered=0.0 if world == 1 else 3.0 * self.weights.largest_block + self.weights.outside_blocks,

@@ -161,6 +161,12 @@ class OptimizerOptions(RecipeTable):
     """AdamW with linear warm-up, then a constant learning rate, with optional decay at the end."""
 
     table: ClassVar[str] = "optimizer"
+    kind: Annotated[
+        Literal["adamw", "adamw_8bit"],
+        "optimizer; adamw_8bit: moments of matrices in 8 bits, in blocks of 256",
+        Added(),
+    ] = "adamw"
+    offload_state: Annotated[bool, "keep the optimizer state in host memory; results are the same", Added()] = False
     steps: Annotated[int, "number of optimizer steps", Ge(1)] = 15000
     batch_size: Annotated[int, "batch size: samples per optimizer step", Ge(1)] = 8
     gradient_accumulation_steps: Annotated[

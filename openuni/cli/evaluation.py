@@ -11,6 +11,7 @@ import typer
 from openuni.cli.app import app, command_from_dataclass
 from openuni.console.terminal import print_text
 from openuni.manifests.errors import OpenUniError
+from openuni.manifests.storage.store import Store, require_folder
 
 if TYPE_CHECKING:
     from openuni.evaluation.evaluation import Evaluation
@@ -56,6 +57,10 @@ class EvaluateFlags:
         ),
     ] = None
     limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of clips")] = None
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder for evaluation.json and evaluation.html, a page with the clips"),
+    ] = None
     as_json: Annotated[bool, typer.Option("--json", "-j", help="JSON output, with the figures of every clip")] = False
 
 
@@ -68,8 +73,20 @@ def evaluate(flags: EvaluateFlags) -> None:
     held-out clips. `openuni show depth` describes the figures of a modality.
     """
     is_run = any((Path(flags.path) / name).is_file() for name in RUN_FILES)
+    if flags.out is not None:
+        require_folder(flags.out)  # before the time that it takes
     found = _of_run(flags) if is_run else _of_corpus(flags)
-    print_text(json.dumps(found.as_record(), indent=2) if flags.as_json else found)
+    record = json.dumps(found.as_record(), indent=2)
+    if flags.out is not None:
+        from openuni.evaluation.page import PAGE_FILE, RECORD_FILE, evaluation_page
+        from openuni.evaluation.runs import CODEC
+
+        store = Store(str(flags.out))
+        store.put(RECORD_FILE, f"{record}\n".encode())
+        store.put(PAGE_FILE, evaluation_page(found, flags.path, skipped=(CODEC,)).encode())
+    print_text(record if flags.as_json else found)
+    if flags.out is not None:
+        print_text(f"page: {flags.out / PAGE_FILE}", error=flags.as_json)
 
 
 def _of_corpus(flags: EvaluateFlags) -> "Evaluation":

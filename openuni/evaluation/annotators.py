@@ -6,7 +6,7 @@ from os import cpu_count
 from typing import Any
 
 from openuni.console.progress import Reporter
-from openuni.evaluation.evaluation import ClipResult, Comparison, Evaluation
+from openuni.evaluation.evaluation import ClipResult, Comparison, Evaluation, Maps
 from openuni.evaluation.metric_options import configured
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.corpus.coverage import annotators_by_modality, clip_ids_with_modality
@@ -61,7 +61,13 @@ def evaluate_annotators(
                     results.append(ClipResult(clip_id, {}, nothing) if future is None else future.result())
                     counter.add("failed" if results[-1].reason else "ok")
             comparisons.append(Comparison(annotator, modality, metric, results))
-    return Evaluation(truth, comparisons)
+
+    def look(comparison: Comparison, clip_id: str) -> Maps:
+        clip = corpus[clip_id]
+        predicted, true = (clip.modality(comparison.modality, name) for name in (comparison.subject, truth))
+        return Maps(clip, clip.rgb, predicted, true, clip.clip.fps)
+
+    return Evaluation(truth, comparisons, look)
 
 
 def _compared(corpus: Corpus, clip_id: str, modality: str, producers: tuple[str, str], metric: Metric) -> ClipResult:

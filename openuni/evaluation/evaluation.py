@@ -1,12 +1,15 @@
 """The result of an evaluation: figures of every clip, their means, as a table and as a record."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from openuni.console.text_table import format_columns
+from openuni.manifests.contracts.modality import Modality
 from openuni.manifests.contracts.options import recorded
+from openuni.manifests.corpus.corpus_clip import CorpusClip
 from openuni.training.metric import Metric
 
 MAX_LISTED = 3  # clips that could not be compared, by reason, in the table
@@ -72,11 +75,23 @@ class Comparison(NamedTuple):
         }
 
 
-class Evaluation(NamedTuple):
+class Maps(NamedTuple):
+    """Maps of one clip, to look at."""
+
+    clip: CorpusClip
+    rgb: np.ndarray  # uint8 [T, H, W, 3]
+    predicted: Modality
+    true: Modality
+    fps: float
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
     """All comparisons with one truth."""
 
     truth: str
     comparisons: Sequence[Comparison]
+    look: Callable[[Comparison, str], Maps]  # what was compared of a clip, by its id
     note: str = ""  # explains subjects
 
     def as_record(self) -> dict[str, Any]:
@@ -84,10 +99,15 @@ class Evaluation(NamedTuple):
         return {"truth": self.truth, "comparisons": [comparison.as_record() for comparison in self.comparisons]}
 
     def __str__(self) -> str:
+        tables = [self._table(group) for group in self.groups()]
+        return "\n\n".join([*tables, *([self.note] if self.note else [])])
+
+    def groups(self) -> list[list[Comparison]]:
+        """Comparisons of one modality by one metric, which belong into one table."""
         tables: dict[tuple[str, str], list[Comparison]] = {}
         for comparison in self.comparisons:
             tables.setdefault((comparison.modality, comparison.metric.name()), []).append(comparison)
-        return "\n\n".join([*(self._table(group) for group in tables.values()), *([self.note] if self.note else [])])
+        return list(tables.values())
 
     def _table(self, group: Sequence[Comparison]) -> str:
         """One line per subject, one column per figure."""
@@ -98,7 +118,9 @@ class Evaluation(NamedTuple):
         head = ["", "clips", *(figure.name for figure in figures)]
         rows = [head]
         for one in group:
-            rows.append([one.subject, f"{len(one.compared):,}", *(_text(one.mean(figure.name)) for figure in figures)])
+            rows.append(
+                [one.subject, f"{len(one.compared):,}", *(figure_text(one.mean(figure.name)) for figure in figures)]
+            )
         lines = [
             f"{group[0].modality}: mean over clips, compared with {self.truth}" + (f" ({options})" if options else "")
         ]
@@ -107,7 +129,8 @@ class Evaluation(NamedTuple):
         return "\n".join([*lines, *(line for one in group for line in _left_out(one))])
 
 
-def _text(value: float | None) -> str:
+def figure_text(value: float | None) -> str:
+    """A figure as tables print it."""
     return "-" if value is None else f"{value:.4g}"
 
 

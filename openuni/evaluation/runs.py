@@ -10,6 +10,7 @@ import numpy as np
 from openuni.config.encode_options import EncodeOptions
 from openuni.console.progress import Reporter
 from openuni.evaluation.evaluation import ClipResult, Comparison, Evaluation
+from openuni.evaluation.evaluation import Maps as ClipMaps
 from openuni.evaluation.metric_options import configured
 from openuni.manifests.contracts.modality import Modality, find_modality
 from openuni.manifests.corpus.corpus import Corpus
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 Clips = Literal["held-out", "all"]
 CODEC = "codec"  # subject: true maps, encoded and decoded
-NOTE = "codec: the true maps, encoded and decoded, which is about the best that a model on these latents can reach"
+NOTE = "codec: the true maps, encoded and decoded, which is about the best that a model on these latents can reach."
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,17 @@ def evaluate_run(
         Comparison(subject, modality, metric, results) for (modality, subject, metric), results in found.items()
     ]
     comparisons.sort(key=lambda one: (one.modality, one.subject == CODEC, one.subject))
-    return Evaluation(scope.truth or "the true maps", comparisons, NOTE)
+
+    def look(comparison: Comparison, clip_id: str) -> ClipMaps:
+        maps, name = _Maps(run, corpus[clip_id], scope.truth), comparison.modality
+        is_codec = comparison.subject == CODEC
+        made = maps.coded(name) if is_codec else maps.generated(Task.parse(comparison.subject), sampling or {})[name]
+        rgb = maps.true("rgb")
+        return ClipMaps(
+            maps.clip, rgb.array, made, maps.true(name), run.record["data"].get("fps") or maps.clip.clip.fps
+        )
+
+    return Evaluation(scope.truth or "the true maps", comparisons, look, NOTE)
 
 
 def measured_targets(task: Task) -> list[str]:

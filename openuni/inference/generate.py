@@ -155,11 +155,10 @@ def _task(run: "Run", request: GenerateRequest, given: list[str]) -> "Task":
 
 def _inputs(run: "Run", prepared: _Prepared) -> str:
     """Fingerprint of all that the results follow from: weights, request, and the contents of local condition videos."""
-    weights = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in run.defining_files]
     digests = {name: file_checksum(Path(path)) for name, path in prepared.paths.items() if Path(path).is_file()}
     return fingerprint(
         run=str(run.folder.resolve()),
-        weights=weights,
+        weights=run.weights_identity,
         request=dataclasses.asdict(prepared.request),
         given=digests,
     )

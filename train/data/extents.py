@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -80,8 +80,9 @@ class Extents:
 
     @property
     def shape(self) -> np.ndarray:
-        """int64 [N, dimensions], computed; zeros without a tensor."""
-        return self.kinds[self.kind, :-2]
+        """int32 [N, dimensions], computed; zeros without a tensor."""
+        shapes: np.ndarray = self.kinds[:, :-2].astype(np.int32)[self.kind]
+        return shapes
 
     @cached_property
     def present(self) -> np.ndarray:
@@ -114,7 +115,7 @@ class _Rows:
         self.group, self.dimensions = group, dimensions
         self.names: dict[str, dict[str, int]] = {"shard": {}, "dtype": {}}  # name -> number
         self.kinds = np.zeros((1, dimensions + 2), np.int64)  # the first: of samples without a tensor
-        self.arrays = {
+        self.arrays: dict[str, Any] = {
             "shard": np.full(count, -1, np.int32),
             "offset": np.zeros(count, np.int64),
             "xxh3": np.zeros(count, np.uint64),

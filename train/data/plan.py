@@ -176,8 +176,10 @@ def _by_collection(index: Index, buckets: list[np.ndarray], weights: Mapping[str
 def shape_keys(shapes: np.ndarray) -> np.ndarray:
     """int64 [N]: one number per shape, int32 [N, 4], in the order of the shapes. `np.unique` of rows takes seconds."""
     keys = np.zeros(len(shapes), np.int64)
-    for column in shapes.T.astype(np.int64):
+    for column in shapes.T:
         values = np.unique(column)
+        if len(values) == 1:
+            continue
         keys = keys * len(values) + np.searchsorted(values, column)
         keys = np.unique(keys, return_inverse=True)[1]  # below N again: the next product does not overflow
     return keys

@@ -59,7 +59,7 @@ def _header(facts: CardFacts, modalities: Sequence[str], tasks: Sequence[Task]) 
     if facts.base:
         lines += [f"base_model: {json.dumps(facts.base)}"]
         lines += ["base_model_relation: adapter" if facts.adapters else "base_model_relation: finetune"]
-    if any("rgb" in task.targets for task in tasks):
+    if any("rgb" in task.targets and not task.conditions for task in tasks):
         lines += ["pipeline_tag: text-to-video"]
     lines += ["tags:", "- openuni", "- video", *(f"- {json.dumps(name)}" for name in modalities)]
     return "\n".join([*lines, "---", ""])

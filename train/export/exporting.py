@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from openuni.manifests.contracts.checkpoint import hub_or_path
+from openuni.manifests.corpus.writer import StorageFull, is_disk_full
 from openuni.manifests.errors import OpenUniError
 from openuni.manifests.storage.checksums import record_bytes
 from openuni.manifests.storage.store import is_unused, require_folder
 from openuni.training.data.fixed_texts import EMPTY, fixed_rows
 from openuni.training.export.card import CardFacts, model_card
-from openuni.training.export.formats import write_diffusers, write_model, write_peft
 from openuni.training.export.hub import upload
 from openuni.training.export.licence import chosen_licence, licence_of_base
 from openuni.training.export.record import CONFIG_FILE, HUB_NAME, exported_record, public_name
@@ -92,6 +92,8 @@ class Exportable:
 
 def _export(run: Any, place: Path, options: ExportOptions, where: str) -> None:
     """Write everything under a temporary name, then rename: `place` is whole or absent."""
+    from openuni.training.export.formats import write_diffusers, write_model, write_peft  # imports diffusers
+
     model = run.architecture
     frozen_base: str = run.record["model"]["options"].get("pretrained") or ""
     base: str = frozen_base or run.recipe.model.get("pretrained") or ""
@@ -135,8 +137,12 @@ def _export(run: Any, place: Path, options: ExportOptions, where: str) -> None:
         if place.exists():
             shutil.rmtree(place)  # empty, as checked
         temporary.rename(place)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if is_disk_full(error):
+            raise StorageFull(
+                f"no space left while writing to {place} ({error}). Nothing of it is left. Free some space, then rerun."
+            ) from error
         raise
 
 

@@ -11,7 +11,6 @@ import diffusers
 import torch
 from huggingface_hub.serialization import split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from openuni.manifests.errors import OpenUniError
@@ -19,12 +18,14 @@ from openuni.training.backbone.lora import PEFT_FILES
 from openuni.training.backbone.pretrained import KIND
 from openuni.training.backbone.pretrained import WEIGHTS as DIFFUSERS_FILE
 from openuni.training.backbone.wan import WanModel
+from openuni.training.loop.tensor_files import write_tensors
 from openuni.training.loop.training_checkpoint import check_matches
 
 MODEL_FILE = "model.safetensors"
 ADDITIONS_FILE = "openuni_additions.safetensors"  # beside diffusers' files: the weights that its class does not have
 SHARD_BYTES = 5 * 10**9  # per file, as diffusers
 PEFT_PREFIX = "base_model.model."  # of key names in files of PEFT
+METADATA = {"format": "pt"}  # of safetensors files; some readers want it
 LORA_PARTS = ("lora_A", "lora_B")
 
 
@@ -78,7 +79,7 @@ def write_peft(place: Path, model: Any, tensors: Mapping[str, torch.Tensor], bas
     for adapter, own in adapters.items():
         folder = place / adapter
         folder.mkdir()
-        save_file({key: tensor.contiguous() for key, tensor in own.items()}, folder / PEFT_FILES[0], {"format": "pt"})
+        write_tensors(folder / PEFT_FILES[0], own, metadata=METADATA)
         (folder / PEFT_FILES[1]).write_text(json.dumps(_peft_config(own, base), indent=2) + "\n", encoding="utf-8")
     return list(adapters)
 
@@ -146,7 +147,7 @@ def write_shards(place: Path, name: str, tensors: Mapping[str, torch.Tensor]) ->
         max_shard_size=SHARD_BYTES,
     )
     for file, names in split.filename_to_tensors.items():
-        save_file({key: tensors[key].contiguous() for key in names}, place / file, {"format": "pt"})
+        write_tensors(place / file, {key: tensors[key] for key in names}, metadata=METADATA)
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (place / f"{name}.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

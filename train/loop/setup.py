@@ -21,7 +21,8 @@ from openuni.manifests.errors import OpenUniError
 from openuni.training.data.captions import Captions, open_captions
 from openuni.training.data.curriculum import Curriculum, all_collections, curriculum_stages
 from openuni.training.data.fixed_texts import EMPTY, FixedTexts, fixed_rows, stored_prompts
-from openuni.training.data.index import Index, choose_family, open_index
+from openuni.training.data.index import Index, choose_family
+from openuni.training.data.index_cache import IndexCache
 from openuni.training.data.plan import clips_by_task, usable_clips
 from openuni.training.data.subjects import check_subjects, open_subjects
 from openuni.training.data.tokenizer import Tokenizer, make_tokenizer, tokenizer_identity
@@ -30,7 +31,7 @@ from openuni.training.loop.ranks import Ranks
 from openuni.training.loop.training_checkpoint import list_checkpoints
 from openuni.training.model import Model
 from openuni.training.recipe import TextStreamOptions, TrainingRecipe
-from openuni.training.run_files import RUN_FILE, SUBJECTS_FILE, TEXTS_FILE
+from openuni.training.run_files import INDEX_FILE, RUN_FILE, SUBJECTS_FILE, TEXTS_FILE
 from openuni.training.run_record import FORMAT, read_record, unrecorded_options, write_record
 from openuni.training.tasks import TaskMix
 from openuni.training.tracker import parse_tracker
@@ -43,8 +44,8 @@ if TYPE_CHECKING:
 RESUME_MUTABLE = (
     *("checkpoints.", "validation.", "samples", "tracking", "log_every_steps", "watchdog_s", "peak_tflops"),
     "context_parallel",
-    *("optimizer.accumulate", "optimizer.reduce_every_micro_batch", "data.max_skipped_samples"),
-    "data.fps",  # runs of version 0.1 lack it
+    *("optimizer.accumulate", "optimizer.reduce_every_micro_batch", "optimizer.offload_state"),
+    *("data.max_skipped_samples", "data.fps"),  # runs of version 0.1 lack the last
     *("model.attention", "model.compile", "model.gradient_checkpointing"),
 )
 
@@ -101,7 +102,11 @@ def prepare(recipe: TrainingRecipe, corpus: "Corpus", folder: Path) -> Setup:
     mix = TaskMix.averaged([stage.mix for stage in stages])
     tokenizer = _tokenizer(kind, recipe, mix)
     data = recipe.data
-    index = open_index(corpus, modalities, data.latents, data.text, data.validation_share, all_collections(stages))
+    cache = IndexCache(
+        *(folder / INDEX_FILE, corpus, modalities, data.latents, data.text, data.validation_share),
+        collections=all_collections(stages),
+    )
+    index = cache.open()
     if tokenizer is not None:
         captions = open_captions(corpus, index.clip_ids, text.get("caption", ""), recipe.text, tokenizer)
         _check_texts(captions, mix, recipe.text)
@@ -146,6 +151,7 @@ def prepare(recipe: TrainingRecipe, corpus: "Corpus", folder: Path) -> Setup:
     if before is not None:
         _check_resume(record, before, kind, folder)
     write_record(folder, record)
+    cache.save()
     return Setup(recipe, corpus, model, mix, plan, index, FixedTexts(rows, record["text_length"]), record, tokenizer)
 
 
@@ -307,7 +313,7 @@ def _check_resume(record: dict[str, Any], before: dict[str, Any], kind: type[Mod
     }
     steps_matter = record["recipe"]["optimizer"]["decay_steps"] > 0
     changes = [
-        f"{name}: {old!r} -> {new!r}"
+        f"{name}: {_shown(old)} -> {_shown(new)}"
         for name, old, new in _differences(before, record)
         if not name.removeprefix("recipe.").startswith(RESUME_MUTABLE)
         and not (name == "recipe.optimizer.steps" and not steps_matter)
@@ -323,6 +329,11 @@ def _check_resume(record: dict[str, Any], before: dict[str, Any], kind: type[Mod
             f"optimizer.steps = {steps}, but {folder} has already finished {done} steps. Set it to at least {done}, or "
             "pass another --out to train from the start."
         )
+
+
+def _shown(value: Any) -> str:
+    """An option's value; records leave out newer options at their defaults."""
+    return "default" if value is None else repr(value)
 
 
 def _differences(before: Any, after: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:

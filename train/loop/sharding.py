@@ -200,7 +200,8 @@ def _hide_streams(_: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def as_distributed(local: torch.Tensor, like: Any) -> torch.Tensor:
-    """A DTensor of this rank's share, with the size and placement of the DTensor `like`."""
+    """A DTensor of this rank's share, with the number of rows and the placement of the DTensor `like`."""
+    whole = torch.empty((*like.shape[:1], *local.shape[1:]), device="meta")
     return DTensor.from_local(
-        local, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+        local, like.device_mesh, like.placements, run_check=False, shape=whole.shape, stride=whole.stride()
     )

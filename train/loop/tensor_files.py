@@ -39,13 +39,19 @@ def file_order(tensors: Mapping[str, torch.Tensor]) -> list[str]:
     return sorted(tensors, key=lambda name: (-_ORDER[tensors[name].dtype], name))
 
 
-def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], check: Callable[[], None] = lambda: None) -> str:
+def write_tensors(
+    path: Path,
+    tensors: Mapping[str, torch.Tensor],
+    check: Callable[[], None] = lambda: None,
+    metadata: Mapping[str, str] | None = None,
+) -> str:
     """Write a safetensors file, byte for byte as `safetensors.torch.save_file` does, and sync it to the disk.
 
     Tensors are copied to the CPU one by one. `check`: called before each of them; may raise. Returns the xxh3-64 of the
     bytes, 16 hex digits. Raises `OSError`.
     """
-    header, offset = {}, 0
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset = 0
     for name in file_order(tensors):
         tensor = tensors[name]
         end = offset + math.prod(tensor.shape) * tensor.dtype.itemsize
@@ -55,7 +61,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], check: Callab
     text += b" " * (-len(text) % 8)
     digest = xxhash.xxh3_64()
     with path.open("wb") as file:
-        for data in _pieces(text, header, tensors, check):
+        for data in _pieces(text, file_order(tensors), tensors, check):
             digest.update(data)
             file.write(data)
         file.flush()
@@ -64,7 +70,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], check: Callab
 
 
 def _pieces(
-    text: bytes, names: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], check: Callable[[], None]
+    text: bytes, names: Sequence[str], tensors: Mapping[str, torch.Tensor], check: Callable[[], None]
 ) -> Iterator[Any]:
     yield len(text).to_bytes(8, "little") + text
     for name in names:

@@ -5,7 +5,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from openuni.training.data.skipping import SkippedSamples
 from openuni.training.finite import NonFiniteError, all_finite, non_finite
 from openuni.training.loop.guards import kept_text, run_lock, storage_errors, watchdog
 from openuni.training.loop.log import NoLog, RunLog
-from openuni.training.loop.optimizer import build_optimizer, lr_factor
+from openuni.training.loop.optimizer import build_optimizer, checked_state, lr_factor
 from openuni.training.loop.ranks import DistributedRanks, Ranks, training_ranks
 from openuni.training.loop.resume import init_from, resume
 from openuni.training.loop.samples import Samples
@@ -291,13 +291,16 @@ class Trainer:
         if math.isfinite(norm) and np.isfinite(table).all():
             return
         odd = np.flatnonzero(~np.isfinite(table).all(axis=1))
-        samples = self.plan.step(self.step)
-        slots = odd.tolist() or self.loader.step_order(samples)
-        clips = [self.setup.index.sample_ids[samples[slot].clip] for slot in slots]
         what = "loss" if len(odd) else "gradient"
         raise self.ranks.agreed(
-            NonFiniteError(f"{what} is not finite at step {self.step + 1} (clips {', '.join(clips[:8])})")
+            NonFiniteError(f"{what} is not finite at step {self.step + 1} ({self._clips(odd.tolist())})")
         )
+
+    def _clips(self, slots: Sequence[int] = ()) -> str:
+        """Clips in these slots of the current step, all if none are given, for an error."""
+        samples = self.plan.step(self.step)
+        named = [self.setup.index.sample_ids[samples[slot].clip] for slot in slots or self.loader.step_order(samples)]
+        return f"clips {', '.join(named[:8])}"
 
     def _update_weights(self) -> None:
         def update() -> None:
@@ -307,7 +310,7 @@ class Trainer:
                 if "without overflow" not in str(error):  # PyTorch's words for a step size beyond float32
                     raise
                 raise NonFiniteError(
-                    f"weights not finite after step {self.step + 1} (the step size overflows)"
+                    f"weights not finite after step {self.step + 1} (the step size overflows; {self._clips()})"
                 ) from error
 
         self.ranks.together(update)
@@ -317,7 +320,7 @@ class Trainer:
         groups = {
             "weights": self.weights.local,
             "EMA weights": self.ema.average,
-            "optimizer state": optimizer_tensors(self.optimizer, self.weights.local),
+            "optimizer state": checked_state(self.optimizer, self.weights.local),
         }
 
         def check() -> None:
@@ -327,7 +330,7 @@ class Trainer:
                 if odd := non_finite(group):
                     raise NonFiniteError(
                         f"{what} not finite after step {self.step + 1} ({len(odd)} of {len(group)} tensors, first "
-                        f"{odd[0]})"
+                        f"{odd[0]}; {self._clips()})"
                     )
 
         self.ranks.together(check)

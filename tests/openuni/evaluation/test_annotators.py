@@ -1,6 +1,7 @@
 """`openuni evaluate` on a corpus whose annotators are right, wrong, or silent."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 import openuni
 from openuni.console.progress import Reporter
 from openuni.evaluation.annotators import evaluate_annotators
+from openuni.evaluation.evaluation import Comparison, Maps
+from openuni.evaluation.page import evaluation_page
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.errors import OpenUniError
 from openuni.training.metrics.flow import flow_errors
@@ -64,6 +67,31 @@ def test_all_annotators_by_default_and_json_is_the_record(corpus: Corpus) -> Non
     table = cli("evaluate", corpus.store.url, "--truth", "supplied", "--limit", 1).stdout
     assert "flow: mean over clips, compared with supplied" in table and "lower is better" in table
     assert "normals_from_depth      1 " in table
+
+
+def test_the_page_shows_each_clip_once_with_its_figures(corpus: Corpus, tmp_path: Path) -> None:
+    done = cli("evaluate", corpus.store.url, "--truth", "supplied", "--annotator", "dis", "--out", tmp_path / "out")
+    assert done.returncode == 0 and "page: " in done.stdout, done.stderr
+    record = json.loads((tmp_path / "out/evaluation.json").read_text())
+    page = (tmp_path / "out/evaluation.html").read_text()
+    (flow,) = record["comparisons"]
+    ranked = sorted(flow["clips"], key=lambda clip: clip["figures"]["epe_px"])
+    assert page.count("<video") == 2 * 3 and page.count("true flow</figcaption>") == 2
+    best, worst = (f"epe_px {clip['figures']['epe_px']:.4g}" for clip in ranked)
+    assert f"best: {best}" in page and f"median, worst: {worst}" in page
+    assert all(page.count(f"({clip['clip_id']})") == 1 for clip in ranked)
+
+
+def test_names_and_captions_are_text_on_the_page(corpus: Corpus) -> None:
+    found = evaluate_annotators(corpus, ["dis"], "supplied", limit=1, reporter=QUIET)
+    evil = "<script>alert(1)</script>"
+
+    def look(comparison: Comparison, clip_id: str) -> Maps:
+        maps = found.look(comparison, clip_id)
+        return maps._replace(clip=replace(maps.clip, clip=replace(maps.clip.clip, caption=evil)))
+
+    page = evaluation_page(replace(found, look=look, truth=evil, note=evil), evil)
+    assert evil not in page and page.count("alert(1)") >= 4
 
 
 def test_clips_without_a_map_are_counted_not_hidden(corpus: Corpus, tmp_path: Path) -> None:

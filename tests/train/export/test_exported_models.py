@@ -23,6 +23,7 @@ from openuni.training.sampler import SamplingOptions
 from openuni.unified import Unified
 from tests.command_line import cli
 from tests.docs import blocks
+from tests.full_disk import files_of_at_most
 from tests.train.backbone.tiny_wan import inputs
 from tests.train.corpora import random_clips, write_corpus
 from tests.train.export.conftest import BASE, SIZE, STEPS
@@ -66,6 +67,7 @@ def test_an_exported_model_gives_what_the_run_gives(run: Run, tmp_path: Path, mo
     place = run.save_pretrained(tmp_path / "a" / "out", licence=LICENCE)
     assert files(place) == {"README.md", "model.safetensors", "openuni.json", "texts.safetensors"}
     model = openuni.from_pretrained(place)
+    assert len({path.stat().st_mode for path in place.iterdir()}) == 1  # others may read the weights as the rest
     assert_equal_samples(model, run)
     assert model.tasks == run.tasks
     weights = load_file(place / "model.safetensors")
@@ -149,6 +151,7 @@ def test_formats_that_do_not_fit_are_refused(run: Run, lora_run: Run, tmp_path: 
         run.save_pretrained(tmp_path / "used", licence=LICENCE)
 
 
+@pytest.mark.slow
 def test_a_model_that_captions_goes_out_and_back(tmp_path: Path) -> None:
     """Text as a target, its tokenizer, conditions in the code of the card."""
     clips = [clip | {"caption": f"{number} cubes"} for number, clip in enumerate(random_clips(4, ("rgb",)))]
@@ -331,8 +334,8 @@ def test_the_command_exports_and_the_result_generates(run: Run, tmp_path: Path) 
         *("generate", tmp_path / "out", "--make", "rgb", "--make", "depth", "--steps", 1, "--out", tmp_path / "made")
     )
     assert generated.returncode == 0, generated.stderr
-    written = {"rgb.mp4", "rgb.npy", "depth.mp4", "depth.npy", "generation.json"}
-    assert {path.name for path in (tmp_path / "made").iterdir()} == written
+    made = {"rgb.mp4", "rgb.npy", "depth.mp4", "depth.npy", "generation.json"}
+    assert {path.name for path in (tmp_path / "made").iterdir()} == made
     for arguments, message in (
         (("--licence", LICENCE), "pass --out FOLDER, or --push-to"),
         (("--out", tmp_path / "out", "--licence", LICENCE), "is not empty"),
@@ -341,3 +344,16 @@ def test_the_command_exports_and_the_result_generates(run: Run, tmp_path: Path) 
     ):
         refused = cli("export-model", run.folder, *arguments)
         assert refused.returncode == 2 and message in refused.stderr, refused.stderr
+
+
+def test_an_export_is_whole_or_absent(run: Run, tmp_path: Path) -> None:
+    arguments = ("export-model", run.folder, "--out", tmp_path / "out", "--licence", LICENCE)
+    with files_of_at_most(20_000):
+        full = cli(*arguments)
+    assert full.returncode == 2 and "no space left while writing to" in full.stderr, full.stderr
+    assert "Traceback" not in full.stderr and list(tmp_path.iterdir()) == []
+    (tmp_path / ".out.export.tmp").mkdir()
+    (tmp_path / ".out.export.tmp" / "model.safetensors").write_bytes(b"of an export that was killed")
+    assert cli(*arguments).returncode == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert openuni.from_pretrained(tmp_path / "out").model is not None

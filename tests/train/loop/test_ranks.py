@@ -287,9 +287,10 @@ def test_files_are_those_of_the_safetensors_library(tmp_path: Path) -> None:
         "turned": torch.randn(4, 3).T,
         "mask": torch.tensor([True, False]),
     }
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / "theirs")
-    digest = write_tensors(tmp_path / "ours", tensors)
-    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+    for metadata in (None, {"format": "pt"}):
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / "theirs", metadata)
+        digest = write_tensors(tmp_path / "ours", tensors, metadata=metadata)
+        assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
     assert digest == file_checksum(tmp_path / "ours")
 
 
