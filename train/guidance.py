@@ -1,7 +1,6 @@
 """Classifier-free guidance of a training run: which texts it replaces, and whether training covered its predictions."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from openuni.manifests.errors import OpenUniError
 from openuni.training.model import Model
@@ -11,6 +10,26 @@ from openuni.training.tasks import Task
 
 if TYPE_CHECKING:
     from openuni.training.sampler import SamplingOptions
+
+
+class Trained(Protocol):
+    """What a `Run` says of its training."""
+
+    @property
+    def architecture(self) -> Model:
+        """The model component."""
+
+    @property
+    def recipe(self) -> TrainingRecipe:
+        """The recipe of the training."""
+
+    @property
+    def tasks(self) -> list[Task]:
+        """Tasks of the training."""
+
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether the training began with weights of a model that knows captions and the empty caption."""
 
 
 def caption_streams(model: Model, task: Task) -> tuple[str, ...]:
@@ -30,14 +49,13 @@ def guided_streams(model: Model, task: Task, negative_prompt: str) -> tuple[str,
     return tuple(name for name in task.streams if model.text_condition(task, name) == "nothing")
 
 
-def check_guidance(
-    model: Model, recipe: TrainingRecipe, trained: Sequence[Task], task: Task, sampling: "SamplingOptions"
-) -> None:
+def check_guidance(run: Trained, task: Task, sampling: "SamplingOptions") -> None:
     """Raise `OpenUniError` for guidance that the run was not trained for; the message says what to set.
 
-    `trained`: tasks of the run. Guidance evaluates the model with another text, or with noise in place of the condition
-    streams. Both must be inputs that the training had.
+    Guidance evaluates the model with another text, or with noise in place of the condition streams. Both must be inputs
+    that the training had.
     """
+    model, recipe = run.architecture, run.recipe
     scale, condition_scale = sampling.guidance_scale, sampling.condition_guidance_scale
     if not task.targets and ((scale, condition_scale) != (1.0, 1.0) or sampling.negative_prompt):
         raise OpenUniError(
@@ -46,20 +64,19 @@ def check_guidance(
         )
     guided = guided_streams(model, task, sampling.negative_prompt)
     if scale != 1.0 and not guided:
-        raise OpenUniError(_without_caption(model, recipe, task, scale))
+        raise OpenUniError(_without_caption(run, task, scale))
     condition_scale = condition_scale if task.conditions else 1.0
     weights = guidance_weights(scale if guided else condition_scale, condition_scale)
     if sampling.negative_prompt:
-        _check_negative_prompt(
-            model, recipe, trained, task, bool(guided and (weights.without_text or weights.without_both))
-        )
-    elif guided and weights.without_text and not _has_learnt_the_empty_caption(recipe):
+        has_effect = bool(guided) and (weights.without_text, weights.without_both) != (0, 0)
+        _check_negative_prompt(run, task, has_effect)
+    elif guided and weights.without_text and not (recipe.data.caption_dropout or run.is_pretrained):
         raise OpenUniError(
             f'task "{task}": guidance compares with the empty caption, which this run was not trained on '
             "(data.caption_dropout = 0). Train with data.caption_dropout = 0.1; or pass a negative prompt, or leave "
             f"guidance_scale at {condition_scale:g}."
         )
-    apart = not recipe.flow_matching.shared_sigma and Task((), task.streams) in trained
+    apart = not recipe.flow_matching.shared_sigma and Task((), task.streams) in run.tasks
     if condition_scale == 1.0 or apart or recipe.data.condition_dropout > 0:
         return
     raise OpenUniError(
@@ -69,19 +86,18 @@ def check_guidance(
     )
 
 
-def check_prompt(model: Model, recipe: TrainingRecipe, task: Task, prompt: str) -> None:
+def check_prompt(run: Trained, task: Task, prompt: str) -> None:
     """Raise `OpenUniError` for a prompt that the task does not use."""
-    if not prompt or caption_streams(model, task):
+    if not prompt or caption_streams(run.architecture, task):
         return
     raise OpenUniError(
         f'task "{task}" does not use a prompt, got "{prompt}". Leave the prompt empty'
-        + (f", or train with {option}." if (option := _caption_option(model, recipe)) else ".")
+        + (f", or train with {option}." if (option := _caption_option(run)) else ".")
     )
 
 
-def _check_negative_prompt(
-    model: Model, recipe: TrainingRecipe, trained: Sequence[Task], task: Task, has_effect: bool
-) -> None:
+def _check_negative_prompt(run: Trained, task: Task, has_effect: bool) -> None:
+    model = run.architecture
     if not guided_streams(model, task, "negative prompt"):
         raise OpenUniError(
             f'task "{task}" does not use a negative prompt: no stream attends to a caption. Leave it out.'
@@ -90,18 +106,18 @@ def _check_negative_prompt(
         raise OpenUniError(
             "a negative prompt has no effect without guidance. Set guidance_scale above 1, or leave it out."
         )
-    if caption_streams(model, task) or _is_pretrained(recipe):
+    if caption_streams(model, task) or run.is_pretrained:
         return
-    if not any(caption_streams(model, other) for other in trained):
+    if not any(caption_streams(model, other) for other in run.tasks):
         raise OpenUniError(
             f'task "{task}": a negative prompt requires a model that has learnt from captions, and this run has not. '
             "Train from pretrained weights, with a task that has a caption such as t2RAIN, or with "
-            f"{_caption_option(model, recipe) or 'captions'}."
+            f"{_caption_option(run) or 'captions'}."
         )
 
 
-def _without_caption(model: Model, recipe: TrainingRecipe, task: Task, scale: float) -> str:
-    option = _caption_option(model, recipe)
+def _without_caption(run: Trained, task: Task, scale: float) -> str:
+    option = _caption_option(run)
     if not option:
         return f'guidance_scale {scale:g} requires a caption, and task "{task}" uses none. Leave it at 1.'
     return (
@@ -110,17 +126,7 @@ def _without_caption(model: Model, recipe: TrainingRecipe, task: Task, scale: fl
     )
 
 
-def _caption_option(model: Model, recipe: TrainingRecipe) -> str:
+def _caption_option(run: Trained) -> str:
     """Options that train all tasks with captions; empty for models without them."""
-    if not model.caption_option:
-        return ""
-    return model.caption_option + ("" if recipe.data.caption_dropout else " and data.caption_dropout = 0.1")
-
-
-def _is_pretrained(recipe: TrainingRecipe) -> bool:
-    """Whether the weights come from a model that knows captions and the empty caption."""
-    return bool(recipe.model.get("pretrained") or recipe.init_from)
-
-
-def _has_learnt_the_empty_caption(recipe: TrainingRecipe) -> bool:
-    return recipe.data.caption_dropout > 0 or _is_pretrained(recipe)
+    option = run.architecture.caption_option
+    return option + (" and data.caption_dropout = 0.1" if option and not run.recipe.data.caption_dropout else "")

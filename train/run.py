@@ -29,13 +29,13 @@ from openuni.training.objectives.text_flow_matching import TextSampler
 from openuni.training.recipe import TrainingRecipe
 from openuni.training.run_files import CHECKSUMS_FILE, RUN_FILE, TEXTS_FILE
 from openuni.training.run_record import empty_model, read_record
+from openuni.training.sample_inputs import as_rendering, check_captions
 from openuni.training.tasks import TEXT, Task
 
 logger = logging.getLogger(__name__)
 NON_FINITE_ADVICE = (
     "Use guidance scales nearer to 1, precision float32 in training, or an earlier checkpoint of the run."
 )
-OVERSHOOT = 1e-3  # tolerated excess of a condition rendering over 0..1, as interpolation and video codecs cause it
 
 
 class Run(Exportable):
@@ -82,6 +82,11 @@ class Run(Exportable):
         checkpoint = self.checkpoint
         checksums = checkpoint.path / CHECKSUMS_FILE
         return file_checksum(checksums) if checksums.is_file() else str(checkpoint.step)
+
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether the training began with the weights of another, pretrained or of an earlier run."""
+        return bool(self.recipe.model.get("pretrained") or self.recipe.init_from)
 
     @property
     def log(self) -> list[dict[str, Any]]:
@@ -157,9 +162,9 @@ class Run(Exportable):
         """
         task = self.require_trained_task(task)
         sampling = sampling or sampler.SamplingOptions(shift=self.shift(task))
-        check_guidance(self.architecture, self.recipe, self.tasks, task, sampling)
-        _check_captions(captions)
-        _check_captions([sampling.negative_prompt, *subjects])
+        check_guidance(self, task, sampling)
+        check_captions(captions)
+        check_captions([sampling.negative_prompt, *subjects])
         check_run_subjects(self.recipe, subjects, len(captions))
         first = next(iter(given.values()), None)
         one = tuple(shape or (first.shape[1:] if first is not None else self.record["latent_shape"]))
@@ -228,7 +233,7 @@ class Run(Exportable):
         """Renderings of the targets, and the generated text or None."""
         given = given or {}
         task = self.task_of(make, tuple(given))
-        check_prompt(self.architecture, self.recipe, task, prompt)
+        check_prompt(self, task, prompt)
         size = size or (self.record["latents"]["frames"], *self.record["latents"]["size_px"])
         shape = self._latent_shape(task, size)
         codec, model = self.latent_codec
@@ -315,7 +320,7 @@ class Run(Exportable):
         """Rendering of a condition, float32 [T, H, W, 3] in 0..1, with that size."""
         frames, height_px, width_px = size
         if not isinstance(value, Modality):
-            value = read_rendering(name, _as_rendering(name, value))
+            value = read_rendering(name, as_rendering(name, value))
         if len(value.array) < frames:
             raise OpenUniError(f"condition {name} has {len(value.array)} frames; at least {frames} are required")
         return value.take(0, frames).fit(height_px, width_px).to_rgb()
@@ -353,34 +358,6 @@ class Run(Exportable):
                 f"size {asked} (latents {list(shape)}) exceeds the positions of the model. Maximum for "
                 f'"{task}": {most} (frames, height, width).'
             )
-
-
-def _check_captions(captions: Sequence[str]) -> None:
-    if isinstance(captions, str) or not len(captions) or not all(isinstance(text, str) for text in captions):
-        raise OpenUniError(f"captions must be a non-empty list of strings, one per sample, got {captions!r}")
-    for text in captions:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise OpenUniError(
-                f"caption {text!r} is not valid Unicode from character {error.start} on. Encode it as UTF-8."
-            ) from error
-
-
-def _as_rendering(name: str, value: Any) -> np.ndarray:
-    """A condition array as float32 [T, H, W, 3] in 0..1."""
-    allowed = f"condition {name} must be a Modality, or an array [T, H, W, 3], uint8 or float in 0..1"
-    if not isinstance(value, np.ndarray):
-        raise OpenUniError(f"{allowed}, got {type(value).__name__}")
-    whole = value.dtype == np.uint8
-    if value.ndim != 4 or value.shape[-1] != 3 or not value.size or not (whole or value.dtype.kind == "f"):
-        raise OpenUniError(f"{allowed}, got {value.dtype} {list(value.shape)}")
-    if whole:
-        return value.astype(np.float32) / 255.0
-    lo, hi = float(value.min()), float(value.max())
-    if not (lo >= -OVERSHOOT and hi <= 1 + OVERSHOOT):  # also rejects NaN
-        raise OpenUniError(f"{allowed}, got values from {lo:g} to {hi:g}. Rescale them, or pass uint8.")
-    return np.clip(value.astype(np.float32), 0, 1)
 
 
 def pick_device(device: str) -> str:

@@ -293,14 +293,14 @@ def generate(flags: GenerateFlags) -> None:
 
 @app.command()
 def tasks(
-    run: Annotated[Path, typer.Argument(help="Training run: the folder that `openuni train` wrote")],
+    run: Annotated[Path, typer.Argument(help="Training run or exported model: its folder")],
     as_json: Annotated[bool, typer.Option("--json", "-j", help="JSON output: an object per task")] = False,
 ) -> None:
     """List the tasks of a training run and their names."""
     import json
 
     from openuni.inference.task_list import format_tasks, task_records
-    from openuni.training.run import Run
+    from openuni.training.export.exported_model import open_trained
 
-    records = task_records(Run.open(run))
+    records = task_records(open_trained(run))
     print_text(json.dumps(records, indent=2) if as_json else format_tasks(records))

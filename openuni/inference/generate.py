@@ -124,8 +124,8 @@ def _prepared(run: "Run", name: str, request: GenerateRequest, out: Path) -> _Pr
         negative_prompt=request.negative_prompt,
         solver=request.solver,
     )
-    check_prompt(run.architecture, run.recipe, task, request.prompt)
-    check_guidance(run.architecture, run.recipe, run.tasks, task, sampling)
+    check_prompt(run, task, request.prompt)
+    check_guidance(run, task, sampling)
     return _Prepared(name, request, out, task, paths, _size(request.size), sampling)
 
 

@@ -33,7 +33,7 @@ def _is_guided(run: "Run", task: "Task", **options: Any) -> bool:
     from openuni.training.sampler import SamplingOptions
 
     try:
-        check_guidance(run.architecture, run.recipe, run.tasks, task, SamplingOptions(**options))
+        check_guidance(run, task, SamplingOptions(**options))
     except OpenUniError:
         return False
     return True

@@ -4,10 +4,15 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from openuni.inference.generate import GenerateRequest, generate_all
+from openuni.inference.task_list import task_records
 from openuni.manifests.errors import OpenUniError
+from openuni.manifests.video.encode import write_video
+from openuni.training.export.exported_model import open_trained
 from openuni.training.guidance import guided_streams
 from openuni.training.loop.trainer import train
 from openuni.training.models.unityvideo import UnityVideo
@@ -69,6 +74,23 @@ def test_a_negative_prompt_guides_a_task_without_captions(published: Run) -> Non
         OpenUniError, match=r"empty one\. Pass a negative prompt.*captions = \"all\" and .*dropout = 0\.1"
     ):
         sampled(published, "R2AIN", guidance_scale=5.0)
+
+
+def test_an_exported_model_allows_what_its_run_allows(published: Run, tmp_path: Path) -> None:
+    names = {published.recipe.model["pretrained"]: "someone/wan"}
+    published.save_pretrained(tmp_path / "out", licence="mit", include_base=True, hub_names=names)
+    exported = open_trained(tmp_path / "out")
+    assert (exported.step, exported.is_pretrained) == (1, True)
+    for sampling in ({"guidance_scale": 5.0, "negative_prompt": "blurred"}, {}):
+        assert torch.equal(sampled(exported, "R2AIN", **sampling), sampled(published, "R2AIN", **sampling))
+    assert task_records(exported) == task_records(published)
+    frames = np.full((5, 16, 16, 3), 128, np.uint8)
+    write_video(tmp_path / "rgb.mp4", frames, 8.0)
+    request = GenerateRequest(task="R2AIN", given=(f"rgb={tmp_path / 'rgb.mp4'}",), steps=1)
+    (record,) = [done.record for done in generate_all(tmp_path / "out", {"one": request}, tmp_path / "made")]
+    assert record["step"] == 1 and record["names"][0] == "R2AIN"
+    (again,) = generate_all(tmp_path / "out", {"one": request}, tmp_path / "made")
+    assert again.record == record
 
 
 def test_a_guided_step_is_the_published_formula(published: Run) -> None:

@@ -47,6 +47,11 @@ class ExportedModel(Run):
         return step if type(step) is int else 0
 
     @property
+    def is_pretrained(self) -> bool:
+        """See `Run.is_pretrained`."""
+        return bool(self.record.get("is_pretrained"))
+
+    @property
     def weights_identity(self) -> str:
         """See `Run.weights_identity`: names, sizes and times of change of the files."""
         stats = {path.name: path.stat() for path in self.defining_files}

@@ -40,6 +40,8 @@ def exported_record(run: Any, hub_names: Mapping[str, str], *, with_base: bool) 
         "text": dict(record["text"]) | {"options": dict(record["text"]["options"])},
         "data": {key: value for key, value in record["data"].items() if key != "stages"},
         "tasks": [str(task) for task in run.tasks],
+        "step": run.step,
+        "is_pretrained": run.is_pretrained,
         **{name: record[name] for name in names if name in record},
     }
     if "tokens" not in exported:
