@@ -53,7 +53,7 @@ class CheckpointSaver:
         own = {name: _own(group, part) for name, group in tensors.items()} if part.is_writer else {}
         if self.options.asynchronous:
             own = _copies(own)
-        files = {part_name(name, part.number, part.total): group for name, group in own.items()}
+        files = {part_name(name, part.number, part.parts): group for name, group in own.items()}
         self._writing = _Writing(temporary_folder(self.run, step), step, state, files)
         if not self.options.asynchronous:
             self.finish()
@@ -109,10 +109,10 @@ class CheckpointSaver:
 
 
 class _Part(NamedTuple):
-    """The rows of a rank: part `number` of `total`, and whether this rank writes them."""
+    """The rows of a rank: part `number` of `parts`, and whether this rank writes them."""
 
     number: int
-    total: int
+    parts: int
     is_writer: bool
 
 
