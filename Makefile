@@ -36,12 +36,12 @@ demo: install
 demo-quick: install
 	$(BIN)/openuni demo --quick
 
-# two processes, each test file whole in one of them, in the order of tests/conftest.py
+# both test steps: two processes, each test file whole in one of them, in the order of tests/conftest.py
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15
 
 test-slow: install
-	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile --durations=15
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile --no-loadscope-reorder --durations=15
 
 lint: install
 	$(BIN)/ruff check

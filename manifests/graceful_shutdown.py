@@ -28,16 +28,18 @@ class ShutdownEvent(threading.Event):
 
 
 @contextmanager
-def graceful_shutdown(current_item: str, others: Sequence[signal.Signals] = ()) -> Iterator[ShutdownEvent]:
+def graceful_shutdown(
+    current_item: str, others: Sequence[signal.Signals] = (), event: ShutdownEvent | None = None
+) -> Iterator[ShutdownEvent]:
     """Context in which the first Ctrl-C sets the yielded event and the second one interrupts immediately.
 
     `current_item`: noun phrase for the message, such as "the current clip". `others`: signals that set the event, too,
     and do nothing more: a closed terminal or a scheduler may send several. Those that the process ignores, as SIGHUP
     under nohup, stay ignored. An asynchronous KeyboardInterrupt could be
     swallowed, or leave inconsistent state, inside libraries that call back into Python, such as video decoders.
-    Outside the main thread the event is never set.
+    Outside the main thread signals do not set the event; `event`: one that the caller may set by itself.
     """
-    event = ShutdownEvent()
+    event = event or ShutdownEvent()
     if threading.current_thread() is not threading.main_thread():
         yield event
         return

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from openuni.api import (
         compact,
+        evaluate_annotators,
+        evaluate_run,
         export,
         from_pretrained,
         import_set,
@@ -42,6 +44,8 @@ _LAZY_IMPORTS = {
     "CorpusRecipe": "openuni.config.recipe",
     "Run": "openuni.training.run",
     "compact": "openuni.api",
+    "evaluate_annotators": "openuni.api",
+    "evaluate_run": "openuni.api",
     "export": "openuni.api",
     "from_pretrained": "openuni.api",
     "import_set": "openuni.api",
@@ -63,6 +67,8 @@ __all__ = [
     "OpenUniError",
     "Run",
     "compact",
+    "evaluate_annotators",
+    "evaluate_run",
     "export",
     "from_pretrained",
     "import_set",

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from openuni.config.recipe import CorpusRecipe
 from openuni.console.progress import Reporter
 from openuni.dedup import deduplicator as dedup
+from openuni.evaluation.annotators import evaluate_annotators as evaluate_annotators  # the job is that function
+from openuni.evaluation.runs import evaluate_run as evaluate_run
 from openuni.exchange import export_selection as selection
 from openuni.exchange.export_job import ExportJob, ExportReport
 from openuni.exchange.exporter import find_exporter
@@ -36,6 +38,7 @@ from openuni.report import doctor
 from openuni.report.verify import verify as verify  # the job is that function
 
 if TYPE_CHECKING:
+    from openuni.launch.ray_training import RayOptions
     from openuni.training.export.exported_model import ExportedModel
     from openuni.training.recipe import TrainingRecipe
     from openuni.training.run import Run
@@ -276,16 +279,24 @@ def train(
     *,
     out: str | Path,
     progress: Any = None,
+    ray: "RayOptions | None" = None,
 ) -> "Run":
     """Train a model on the latents of a corpus. Call again to resume.
 
     `recipe`: name of a training recipe (see `openuni list`), a TOML file, or a `TrainingRecipe`. `progress`: called
-    with every row of the training log.
+    with every row of the training log. `ray`: train on processes of a Ray cluster
+    (`openuni.launch.ray_training.RayOptions`); `out` must be on a file system that all of its nodes see.
     """
     from openuni.training.loop.trainer import train as train_model
+    from openuni.training.recipe import TrainingRecipe
 
     opened = corpus if isinstance(corpus, Corpus) else Corpus.open(str(corpus))
-    return train_model(recipe, opened, Path(out), progress=progress)
+    if ray is None:
+        return train_model(recipe, opened, Path(out), progress=progress)
+    from openuni.launch.ray_training import train_on_ray
+
+    loaded = recipe if isinstance(recipe, TrainingRecipe) else TrainingRecipe.load(recipe)
+    return train_on_ray(loaded, opened, Path(out), ray, progress)
 
 
 @remote_errors()

@@ -23,12 +23,17 @@ from tests.thread_priority import ordinary_priority
 if TYPE_CHECKING:
     from openuni.pipeline.runners.resources import Resources
 
-LONG = ("test_readme.py", "test_docs.py")  # a minute and more in one file: begun last, it would run on alone
+# A minute and more in one file: begun last, it would run on alone. The first are those of the slow step.
+LONG = (
+    *("test_unividx_world.py", "test_univigu_world.py", "test_kills_and_faults.py", "test_flipped_bits.py"),
+    *("test_unityvideo_world.py", "test_cluster.py", "test_kills.py", "test_ranks.py", "test_killed_commands.py"),
+    *("test_demo.py", "test_readme.py", "test_docs.py"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first, so that the two processes end together."""
-    items.sort(key=lambda item: item.path.name not in LONG)
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 
 @pytest.fixture(autouse=True)

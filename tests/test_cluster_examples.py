@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -78,16 +79,15 @@ def test_the_cluster_of_ray_up_validates_against_rays_own_schema():
     assert any("--autoscaling-config" in command for command in found["head_start_ray_commands"])
 
 
-def test_the_rayjob_has_documented_fields_and_a_valid_recipe_and_command():
-    config, job = yaml.safe_load_all(text("rayjob.yaml"))
+def check_rayjob(job: dict[str, Any]) -> list[dict[str, Any]]:
+    """Check a RayJob against KubeRay's fields; returns the containers."""
     spec, cluster = job["spec"], job["spec"]["rayClusterSpec"]
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
     assert set(spec) <= JOB_FIELDS and set(cluster) <= CLUSTER_FIELDS
     assert cluster["rayVersion"] == PINNED["ray"]
     check_parses(spec["entrypoint"])
-    CorpusRecipe.parse(tomllib.loads(config["data"]["corpus.toml"]))
-    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
-    for group in groups:
+    containers = []
+    for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
         assert set(group) <= GROUP_FIELDS and {"rayStartParams", "template"} <= set(group)
         assert all(isinstance(value, str) for value in group["rayStartParams"].values())
         assert set(group["rayStartParams"]) <= ray_start_options()
@@ -96,11 +96,33 @@ def test_the_rayjob_has_documented_fields_and_a_valid_recipe_and_command():
         assert container["image"] == IMAGE
         mounted = {mount["name"] for mount in container["volumeMounts"]}
         assert mounted == {volume["name"] for volume in pod["volumes"]}
-        (recipe,) = [mount["mountPath"] for mount in container["volumeMounts"] if mount["name"] == "recipe"]
-        assert f"{recipe}/corpus.toml" in spec["entrypoint"]
-        maps = [volume["configMap"]["name"] for volume in pod["volumes"] if "configMap" in volume]
-        assert maps == [config["metadata"]["name"]]
         assert container["resources"]["limits"] == container["resources"]["requests"]
+        containers.append(container | {"volumes": pod["volumes"]})
+    return containers
+
+
+def test_the_rayjob_has_documented_fields_and_a_valid_recipe_and_command():
+    config, job = yaml.safe_load_all(text("rayjob.yaml"))
+    CorpusRecipe.parse(tomllib.loads(config["data"]["corpus.toml"]))
+    for container in check_rayjob(job):
+        (recipe,) = [mount["mountPath"] for mount in container["volumeMounts"] if mount["name"] == "recipe"]
+        assert f"{recipe}/corpus.toml" in job["spec"]["entrypoint"]
+        maps = [volume["configMap"]["name"] for volume in container["volumes"] if "configMap" in volume]
+        assert maps == [config["metadata"]["name"]]
+
+
+def test_the_rayjob_of_a_training_has_the_gpus_it_asks_for_and_a_shared_run_folder():
+    job = yaml.safe_load(text("train-rayjob.yaml"))
+    head, worker = check_rayjob(job)
+    words = shlex.split(job["spec"]["entrypoint"])
+    given = dict(pairwise(words))
+    nodes = job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["replicas"]
+    assert int(given["--workers"]) == nodes * int(worker["resources"]["limits"]["nvidia.com/gpu"])
+    assert int(given["--min-workers"]) == (nodes - 1) * int(worker["resources"]["limits"]["nvidia.com/gpu"])
+    for container in (head, worker):
+        claims = {volume["name"] for volume in container["volumes"] if "persistentVolumeClaim" in volume}
+        (shared,) = [mount["mountPath"] for mount in container["volumeMounts"] if mount["name"] in claims]
+        assert given["--out"].startswith(f"{shared}/") and given["--corpus"].startswith(f"{shared}/")
 
 
 def words_of_srun(name, folder, **variables):

@@ -149,7 +149,8 @@ def started(tmp_path_factory):
 def test_the_quick_start_gives_a_corpus_and_a_generated_clip(started):
     summary = json.loads(cli("summary", "corpus/", "--json", cwd=started).stdout)
     assert summary["clips"] == 6 and summary["failed"] == [] and summary["ok"] >= 4
-    assert {path.name for path in (started / "made").iterdir()} == {"rgb.mp4", "rgb.npy", "depth.mp4", "depth.npy"}
+    made = {"rgb.mp4", "rgb.npy", "depth.mp4", "depth.npy", "generation.json"}
+    assert {path.name for path in (started / "made").iterdir()} == made
 
 
 @pytest.mark.parametrize("page", pages("tutorials"), ids=lambda page: page.stem)

@@ -32,7 +32,22 @@ class DataOptions(RecipeTable):
     table: ClassVar[str] = "data"
     latents: Annotated[str, "latent family, or its codec's name; empty: the only one of the corpus"] = ""
     text: Annotated[str, "text family, or its codec's name; empty: the only one of the corpus"] = ""
+    subjects: Annotated[
+        str,
+        "text column, such as caption.brief, with short texts such as 'two persons' that follow the modality-type "
+        "prompts of their clips; empty: none",
+        Added(),
+    ] = ""
     collections: Annotated[tuple[str, ...], "collections to train on (in the first stage); empty: all"] = ()
+    collection_weights: Annotated[
+        dict[str, float],
+        "sampling weights of the collections (in the first stage), 1 if absent; empty: in proportion to their clips",
+        Ge(0),
+        Added(),
+    ] = field(default_factory=dict)
+    balanced_collections: Annotated[
+        bool, "sample all collections (in the first stage) equally often, whatever their sizes", Added()
+    ] = False
     text_length: Annotated[
         int, "text length per sample, in embeddings, zero-padded (Wan: 512); 0: length of the longest text", Ge(0)
     ] = 512
@@ -46,6 +61,12 @@ class DataOptions(RecipeTable):
     verify_checksums: Annotated[
         bool, "compare every latent and text embedding with its checksum, and reject NaN and infinite values"
     ] = True
+    max_skipped_samples: Annotated[
+        int,
+        "maximum number of damaged samples to skip, with other samples in their place; 0: stop at the first one",
+        Ge(0),
+        Added(),
+    ] = 0
     validation_share: Annotated[
         float, "fraction of sources held out for validation, if clips have no split", UNIT_INTERVAL
     ] = 0.1
@@ -126,6 +147,8 @@ class CurriculumStage(RecipeTable):
     tasks: Annotated[dict[str, float], "see the top level of the recipe"] = field(default_factory=dict)
     modality_weights: Annotated[dict[str, float], "see the top level of the recipe"] = field(default_factory=dict)
     collections: Annotated[tuple[str, ...], "collections to train on; empty: all"] = ()
+    collection_weights: Annotated[dict[str, float], "see [data]", Ge(0), Added()] = field(default_factory=dict)
+    balanced_collections: Annotated[bool, "see [data]", Added()] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -138,6 +161,12 @@ class OptimizerOptions(RecipeTable):
     """AdamW with linear warm-up, then a constant learning rate, with optional decay at the end."""
 
     table: ClassVar[str] = "optimizer"
+    kind: Annotated[
+        Literal["adamw", "adamw_8bit"],
+        "optimizer; adamw_8bit: moments of matrices in 8 bits, in blocks of 256",
+        Added(),
+    ] = "adamw"
+    offload_state: Annotated[bool, "keep the optimizer state in host memory; results are the same", Added()] = False
     steps: Annotated[int, "number of optimizer steps", Ge(1)] = 15000
     batch_size: Annotated[int, "batch size: samples per optimizer step", Ge(1)] = 8
     gradient_accumulation_steps: Annotated[
@@ -210,6 +239,19 @@ class CheckpointOptions(RecipeTable):
 
 
 @dataclass(frozen=True)
+class SampleOptions(RecipeTable):
+    """Videos sampled during training, from fixed prompts and held-out clips; the training does not change by them."""
+
+    table: ClassVar[str] = "samples"
+    every_steps: Annotated[int, "interval between samples, steps, and at the end; 0: never", Ge(0)] = 0
+    prompts: Annotated[tuple[str, ...], "prompts, for every task without conditions"] = ()
+    clips: Annotated[int, "maximum number of held-out clips per task", Ge(0)] = 2
+    tasks: Annotated[tuple[str, ...], "tasks, such as `rgb->depth`; empty: all that generate video alone"] = ()
+    solver_steps: Annotated[int, "number of solver steps", Ge(1)] = 20
+    guidance_scale: Annotated[float, "guidance scale for the caption; 1 disables guidance"] = 1.0
+
+
+@dataclass(frozen=True)
 class TrainingRecipe:
     """A training recipe. `TrainingRecipe.load` reads one by name (`train/recipes/NAME.toml`) or path."""
 
@@ -230,10 +272,19 @@ class TrainingRecipe:
     init_from: Annotated[
         str, "training run whose weights initialize this one, such as an earlier stage", Formerly("start_from")
     ] = ""
+    context_parallel: Annotated[
+        int,
+        "GPUs that share the tokens of each sample, for long sequences; divides the number of GPUs and of heads",
+        Ge(1),
+        Added(),
+    ] = 1
     log_every_steps: Annotated[int, "interval between rows of the log, steps", Ge(1), Added()] = 1
     watchdog_s: Annotated[
         float, "print the stacks of all threads if a step takes longer, seconds; 0: never", Ge(0), Added()
     ] = 1800.0
+    peak_tflops: Annotated[
+        float, "peak bfloat16 TFLOP/s of a GPU, for the MFU in the log; 0: known from the GPU's name", Ge(0), Added()
+    ] = 0.0
     data: DataOptions = field(default_factory=DataOptions)
     flow_matching: Annotated[FlowMatchingOptions, "noise levels", Formerly("flow")] = field(
         default_factory=FlowMatchingOptions
@@ -243,6 +294,10 @@ class TrainingRecipe:
     ema: EmaOptions = field(default_factory=EmaOptions)
     validation: ValidationOptions = field(default_factory=ValidationOptions)
     checkpoints: CheckpointOptions = field(default_factory=CheckpointOptions)
+    tracking: Annotated[dict[str, Any], "tracker of the log: name and its options", Added()] = field(
+        default_factory=dict
+    )
+    samples: Annotated[SampleOptions, "samples during training", Added()] = field(default_factory=SampleOptions)
 
     def __post_init__(self) -> None:
         check_options(self, "recipe")

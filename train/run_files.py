@@ -6,7 +6,10 @@ from pathlib import Path
 RUN_FILE = "run.json"
 LOG_FILE = "log.jsonl"
 TEXTS_FILE = "texts.safetensors"  # cache of the embeddings of fixed texts
+SUBJECTS_FILE = "subjects.safetensors"  # cache of the embeddings of subjects
+INDEX_FILE = "index.safetensors"  # cache of the index of a large corpus; may be deleted
 LOCK_FILE = ".train.lock"
+SAMPLES_FOLDER = "samples"
 
 # in the folder of a training checkpoint
 STATE_FILE = "state.json"

@@ -33,6 +33,8 @@ KINDS = {
     "exporters": "openuni.exchange.exporters",
     "codecs": "openuni.training.codecs",
     "models": "openuni.training.models",
+    "metrics": "openuni.training.metrics",
+    "trackers": "openuni.training.trackers",
 }
 
 # subpackage of openuni -> its folder at the repository's root

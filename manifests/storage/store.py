@@ -280,12 +280,12 @@ class Store:
         if other.is_local:
             target = other.local(name)
             target.parent.mkdir(parents=True, exist_ok=True)
-            temp_path = _temp_path(target)
+            temporary = temp_path(target)
             try:
-                self._copy_to_local(name, temp_path)
-                temp_path.replace(target)
+                self._copy_to_local(name, temporary)
+                temporary.replace(target)
             finally:
-                temp_path.unlink(missing_ok=True)  # also where the target is the same file already: nothing is renamed
+                temporary.unlink(missing_ok=True)  # also where the target is the same file already: nothing is renamed
         elif self.is_local:
             other.fs.put_file(str(self.local(name)), other.path(name))
         elif self.fs is other.fs:
@@ -362,7 +362,8 @@ def _type_name(kind: Any) -> str:
     return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)
 
 
-def _temp_path(target: Path) -> Path:
+def temp_path(target: Path) -> Path:
+    """Where a file is written before it is renamed to `target`; `delete_temp_files` knows the name."""
     return target.with_name(f".{target.name}.{uuid4().hex[:8]}.tmp")
 
 
@@ -372,12 +373,12 @@ def _no_listing_cache(url: str) -> dict[str, Any]:
 
 
 def _write_atomically(target: Path, data: bytes) -> None:
-    temp_path = _temp_path(target)
+    temporary = temp_path(target)
     try:
-        with temp_path.open("wb") as file:
+        with temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        temp_path.replace(target)
+        temporary.replace(target)
     finally:
-        temp_path.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)

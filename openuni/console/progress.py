@@ -15,6 +15,7 @@ from openuni.console.terminal import escape
 from openuni.console.usage import ItemUsage, PoolWatcher
 
 LOG_EVERY_S = 10.0
+MIN_WAIT_SHARE = 0.01  # of a training step spent waiting for data, from which on it is shown
 
 
 class Reporter:
@@ -149,6 +150,7 @@ class TrainingProgress:
         self.task = reporter.progress.add_task("train", total=steps, failed=0, rate=0.0)
         self.logged = time.perf_counter()
         self.validation = ""
+        self.first: tuple[int, float] | None = None  # step and time of the first row, from which the ETA is counted
 
     def __call__(self, row: dict[str, Any]) -> None:
         """One row of the log."""
@@ -159,13 +161,30 @@ class TrainingProgress:
             self.validation = f", validation loss {sum(losses) / len(losses):.4f}" if losses else ""
         if "loss" not in row:
             return
-        step = row["step"]
+        step, now = row["step"], time.perf_counter()
+        if self.first is None or step <= self.first[0]:  # also after a restart from a checkpoint
+            self.first = step, now
         self.reporter.progress.update(
             self.task, completed=step, rate=row["samples_per_s"], description=f"loss {row['loss']:.3f}"
         )
-        due = step == self.steps or time.perf_counter() - self.logged > LOG_EVERY_S
+        due = step == self.steps or now - self.logged > LOG_EVERY_S
         if due and not self.reporter.live:
-            self.logged = time.perf_counter()
+            self.logged = now
             text = f"train: step {step}/{self.steps}, loss {row['loss']:.4f}{self.validation}"
             with suppress(OSError):  # a training goes on, or is saved, without the terminal
-                self.reporter.print_line(f"{text}, {row['samples_per_s']:.1f} samples/s")
+                self.reporter.print_line(f"{text}, {self._speed(row)}")
+
+    def _speed(self, row: dict[str, Any]) -> str:
+        """Throughput and what is left, as text."""
+        parts = [f"{row['samples_per_s']:.1f} samples/s"]
+        if "tokens_per_s" in row:
+            parts.append(f"{row['tokens_per_s']:,.0f} tokens/s")
+        if row.get("data_wait_share", 0.0) >= MIN_WAIT_SHARE:
+            parts.append(f"{row['data_wait_share']:.0%} data wait")
+        if "mfu" in row:
+            parts.append(f"MFU {row['mfu']:.0%}")
+        first_step, since = self.first or (row["step"], 0.0)
+        if row["step"] > first_step and row["step"] < self.steps:
+            per_step_s = (time.perf_counter() - since) / (row["step"] - first_step)
+            parts.append(f"ETA {duration_text(per_step_s * (self.steps - row['step']))}")
+        return ", ".join(parts)

@@ -3,15 +3,14 @@
 Text from files (captions, names, messages) is escaped. Every number is in a `span` with its path in numbers.json.
 """
 
-from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from html import escape
 
 from openuni.demo import statements
 from openuni.demo.charts import ChartLine, line_chart, smoothed
-from openuni.demo.page_style import SCRIPT, STYLE
-from openuni.demo.preview_videos import PageVideo, VideoRow
 from openuni.demo.statements import Numbers, look_up
+from openuni.pages.html import document, section, show, table
+from openuni.pages.videos import VideoRow
 
 Rows = Mapping[str, Sequence[VideoRow]]  # by section
 
@@ -54,14 +53,7 @@ def demo_page(numbers: Numbers, rows: Rows, next_steps: Sequence[tuple[str, str]
         next_steps_section(next_steps),
         provenance_section(numbers),
     ]
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<link rel="icon" href="data:,">\n'  # otherwise browsers request one from the network
-        f"<title>OpenUni demo</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{heading(numbers)}\n<main>\n"
-        + "\n".join(filter(None, sections))
-        + f"\n</main>\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
-    )
+    return document("OpenUni demo", heading(numbers), sections)
 
 
 # ---------------------------------------------------------------------- sections
@@ -238,11 +230,6 @@ def provenance_section(numbers: Numbers) -> str:
 # ---------------------------------------------------------------------- parts
 
 
-def section(title: str, *parts: str) -> str:
-    """A section of the page; `parts` are HTML."""
-    return f"<section><h2>{escape(title)}</h2>\n" + "\n".join(parts) + "\n</section>"
-
-
 def number(numbers: Numbers, path: str, form: str) -> str:
     """The formatted number at `path`, in a span with the path."""
     return _span(path, format(look_up(numbers, path), form))
@@ -251,41 +238,6 @@ def number(numbers: Numbers, path: str, form: str) -> str:
 def say(text: str, numbers: Numbers) -> str:
     """A sentence of `openuni.demo.statements` as HTML."""
     return statements.fill(escape(text, quote=False), numbers, _span)
-
-
-def table(head: Sequence[str], lines: Sequence[Sequence[str]], *, words: int = 1, ours: int | None = None) -> str:
-    """A table of HTML cells. The first `words` columns are text, the others numbers. `ours`: index of the bold row."""
-    classes = ["" if index < words else ' class="figure"' for index in range(len(head))]
-
-    def line_of(kind: str, cells: Sequence[str], mark: str = "") -> str:
-        marked = "".join(f"<{kind}{name}>{cell}</{kind}>" for name, cell in zip(classes, cells, strict=True))
-        return f"<tr{mark}>{marked}</tr>"
-
-    rows = [line_of("th", [escape(title) for title in head])]
-    rows += [line_of("td", cells, ' class="ours"' if place == ours else "") for place, cells in enumerate(lines)]
-    return f'<div class="wide"><table>{"".join(rows)}</table></div>'
-
-
-def show(row: VideoRow) -> str:
-    """Videos side by side, with their text below."""
-    videos = "".join(_video(video) for video in row.videos)
-    count = len(row.videos)
-    style = f'class="videos" data-count="{count}" style="--count:{count}"'
-    return f'<div class="row"><div {style}>{videos}</div><p>{escape(row.text)}</p></div>'
-
-
-def _video(video: PageVideo) -> str:
-    still = _inline("image/jpeg", video.still)
-    return (
-        f'<figure><video autoplay loop muted playsinline width="{video.width_px}" height="{video.height_px}" '
-        f'poster="{still}" aria-label="{escape(video.label)}" src="{_inline("video/mp4", video.mp4)}">'
-        f'<img src="{still}" alt="{escape(video.label)}"></video>'
-        f"<figcaption>{escape(video.label)}</figcaption></figure>"
-    )
-
-
-def _inline(kind: str, data: bytes) -> str:
-    return f"data:{kind};base64,{b64encode(data).decode()}"
 
 
 def _span(path: str, printed: str) -> str:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from openuni.demo.preview_videos import PageVideo, VideoRow, make_page_video, turbo
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.corpus.corpus_clip import CorpusClip
 from openuni.manifests.modalities.depth import Depth
 from openuni.manifests.modalities.flow import Flow
 from openuni.manifests.modalities.rgb import RGB
+from openuni.pages.videos import PageVideo, VideoRow, make_page_video, turbo
 
 if TYPE_CHECKING:
     from openuni.training.run import Run

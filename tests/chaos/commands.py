@@ -1,5 +1,6 @@
 """The commands that are disturbed: what each starts from, how it is called, and how its result is compared."""
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -245,7 +246,7 @@ def run_facts(folder: Path) -> dict[str, Any]:
         for part in ("model", "ema", "optimizer"):
             tensors = checkpoint.tensors(part)
             facts |= {f"{checkpoint.step}/{part}/{name}": tensor.tolist() for name, tensor in tensors.items()}
-    timings = {"samples_per_s", "data_wait_share"}
+    timings = {"samples_per_s", "tokens_per_s", "data_wait_share"}
     facts["log"] = [{key: value for key, value in row.items() if key not in timings} for row in run.log]
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
     facts["files"] = sorted(name for name in names if not name.startswith("tensorboard/"))
@@ -256,6 +257,7 @@ def run_facts(folder: Path) -> dict[str, Any]:
 def made_facts(folder: Path) -> dict[str, Any]:
     """What was generated."""
     facts: dict[str, Any] = {path.name: path.stat().st_size for path in folder.iterdir()}
+    facts["generation.json"] = json.loads((folder / "generation.json").read_bytes())["files"]  # the rest has paths
     return facts | {path.name: np.load(path).tolist() for path in folder.glob("*.npy")}
 
 

@@ -18,6 +18,7 @@ RUNS = ("unityvideo", "unividx", "univigu")
 SOURCES = {"corpus": "memory://raw/", "annotated": "memory://raw/person-000001.mp4"}
 IMPORT_OPTIONS = {"scene": "([a-z]+)_[0-9]+$", "fps": 8.0, "irradiance_scale": 4.0}
 TIMINGS = ("ms", "samples_per_s", "data_wait_share")  # what differs between two runs that do the same
+NEWER = ("tokens_per_s", "stream_loss", "sigma_loss")  # columns of the log that runs of version 0.1 do not have
 PLACES = ("shard", "offset", "nbytes", "xxh3", "source", "split", "collection")  # and what between two corpora
 # With several threads FFmpeg now and then hands out fewer vectors than a frame has: in two of 800 decodings in 0.1.0
 UNSTEADY = ("length_sides", "least_patch_sides", "predicted_share")
@@ -106,7 +107,7 @@ def run_facts(folder: Path) -> dict[str, Any]:
             "step": checkpoint.step,
             "record": run.record,
             "recipe": run.recipe.to_dict(),
-            "log": without(run.log, TIMINGS),
+            "log": without(run.log, (*TIMINGS, *NEWER)),
             "tasks": made,
             "weights": weights,
         }

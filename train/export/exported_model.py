@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from openuni.manifests.contracts.component import fingerprint
 from openuni.manifests.errors import OpenUniError
 from openuni.training.backbone.pretrained import WEIGHTS as DIFFUSERS_FILE
 from openuni.training.backbone.pretrained import weight_files, weight_shards
@@ -38,6 +39,18 @@ class ExportedModel(Run):
         raise OpenUniError(
             f"{self.folder} is an exported model: it has weights, but no training checkpoint. Use the training run."
         )
+
+    @property
+    def step(self) -> int:
+        """Training step of the weights; 0 if the record does not say it."""
+        step = self.record.get("step")
+        return step if type(step) is int else 0
+
+    @property
+    def weights_identity(self) -> str:
+        """See `Run.weights_identity`: names, sizes and times of change of the files."""
+        stats = {path.name: path.stat() for path in self.defining_files}
+        return fingerprint(**{name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()})
 
     @cached_property
     def model(self) -> Any:

@@ -15,8 +15,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from openuni.manifests.errors import OpenUniError
 from openuni.training.backbone.lora import PEFT_FILES
+from openuni.training.backbone.pretrained import KIND
 from openuni.training.backbone.pretrained import WEIGHTS as DIFFUSERS_FILE
-from openuni.training.backbone.wan import KIND, WanModel
+from openuni.training.backbone.wan import WanModel
 from openuni.training.loop.tensor_files import write_tensors
 from openuni.training.loop.training_checkpoint import check_matches
 

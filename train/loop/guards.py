@@ -14,10 +14,11 @@ from openuni.training.run_files import LOCK_FILE, checkpoint_folders, is_written
 
 
 @contextmanager
-def run_lock(folder: Path) -> Iterator[None]:
+def run_lock(folder: Path, wait_s: float = 0.0) -> Iterator[None]:
     """Hold the lock of a run folder, which is created if missing; released when the process ends, however it ends.
 
-    Raises `OpenUniError` if another training holds it. A new folder is removed again if nothing was written to it.
+    `wait_s`: maximum time to wait for another holder. Raises `OpenUniError` if another training holds it. A new folder
+    is removed again if nothing was written to it.
     """
     require_folder(folder)
     is_new = not folder.exists()
@@ -25,7 +26,7 @@ def run_lock(folder: Path) -> Iterator[None]:
     busy = (
         f"training run {folder} is locked by another training. Wait for it to finish, stop it, or pass another --out."
     )
-    with exclusive_lock(folder / LOCK_FILE, busy):
+    with exclusive_lock(folder / LOCK_FILE, busy, wait_s):
         try:
             Store(str(folder)).delete_temp_files()  # of a training that was killed while it wrote a record
             yield

@@ -1,5 +1,6 @@
 """Log of a training run: one JSON line per step, and TensorBoard files."""
 
+import io
 import json
 import logging
 import sys
@@ -9,10 +10,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import xxhash
 
 from openuni.manifests.storage.store import Store
 from openuni.training.run_files import LOG_FILE
+from openuni.training.tracker import Tracking
+
+FRAME_MS = 100  # of animated GIFs
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +28,9 @@ class RunLog:
     `kept`: the remaining rows. `written`: what `mark` gave at that step; a log that differs from it is reported.
     """
 
-    def __init__(self, folder: Path, step: int, written: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, folder: Path, step: int, written: dict[str, Any] | None = None, tracking: Tracking | None = None
+    ) -> None:
         # TensorBoard imports any tensorflow on the path, even a user's tensorflow.py; this module disables that
         sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
         from torch.utils.tensorboard import SummaryWriter
@@ -34,6 +41,7 @@ class RunLog:
         data = "".join(json.dumps(row) + "\n" for row in self.kept).encode()
         self._digest, self._nbytes = xxhash.xxh3_64(data), len(data)
         Store(str(folder)).put(path.name, data)
+        self._tracking = tracking
         self._file = path.open("a")
         self._excepthook = threading.excepthook
         threading.excepthook = self._on_thread_error
@@ -46,20 +54,35 @@ class RunLog:
         self._file.flush()
         self._digest.update(line.encode())
         self._nbytes += len(line.encode())
-        for name, value in row.items():
-            values = (
-                {f"{name}/{key}": entry for key, entry in value.items()} if isinstance(value, dict) else {name: value}
-            )
-            for key, entry in values.items():
-                if name != "step" and isinstance(entry, int | float):
-                    self._board.add_scalar(key, entry, row["step"])
+        found = scalars(row)
+        for name, value in found.items():
+            self._board.add_scalar(name, value, row["step"])
+        if self._tracking is not None:
+            self._tracking.log(row["step"], found)
+
+    def video(self, name: str, frames: np.ndarray, step: int) -> None:
+        """Show a video in TensorBoard, as an animated GIF. `frames`: uint8 [T, H, W, 3]."""
+        from PIL import Image
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        first, *rest = [Image.fromarray(frame) for frame in frames]
+        data = io.BytesIO()
+        first.save(data, "GIF", save_all=True, append_images=rest, loop=0, duration=FRAME_MS)
+        image = Summary.Image(
+            height=frames.shape[1], width=frames.shape[2], colorspace=3, encoded_image_string=data.getvalue()
+        )
+        self._board._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
+        if self._tracking is not None:
+            self._tracking.video(step, name, frames)
 
     def mark(self) -> dict[str, Any]:
         """Size in bytes and xxh3-64 of the log so far, for the checkpoint of the step."""
         return {"nbytes": self._nbytes, "xxh3": self._digest.hexdigest()}
 
     def close(self) -> None:
-        """Flush and close both."""
+        """Flush and close all."""
+        if self._tracking is not None:
+            self._tracking.close()
         try:
             self._file.close()
         finally:
@@ -82,12 +105,23 @@ class NoLog:
     def write(self, row: dict[str, Any]) -> None:
         """See `RunLog.write`."""
 
+    def video(self, name: str, frames: np.ndarray, step: int) -> None:
+        """See `RunLog.video`."""
+
     def mark(self) -> dict[str, Any]:
         """See `RunLog.mark`."""
         return {}
 
     def close(self) -> None:
         """See `RunLog.close`."""
+
+
+def scalars(row: dict[str, Any]) -> dict[str, float]:
+    """Numbers of a row by name, without the step; those of a dict as `NAME/KEY`."""
+    found: dict[str, Any] = {}
+    for name, value in row.items():
+        found |= {f"{name}/{key}": entry for key, entry in value.items()} if isinstance(value, dict) else {name: value}
+    return {name: value for name, value in found.items() if name != "step" and isinstance(value, int | float)}
 
 
 def _check(path: Path, written: dict[str, Any] | None) -> None:

@@ -21,16 +21,20 @@ from openuni.manifests.errors import OpenUniError
 from openuni.training.data.captions import Captions, open_captions
 from openuni.training.data.curriculum import Curriculum, all_collections, curriculum_stages
 from openuni.training.data.fixed_texts import EMPTY, FixedTexts, fixed_rows, stored_prompts
-from openuni.training.data.index import Index, choose_family, open_index
+from openuni.training.data.index import Index, choose_family
+from openuni.training.data.index_cache import IndexCache
 from openuni.training.data.plan import clips_by_task, usable_clips
+from openuni.training.data.subjects import check_subjects, open_subjects
 from openuni.training.data.tokenizer import Tokenizer, make_tokenizer, tokenizer_identity
+from openuni.training.loop.context_checks import check_tokens, checked_context
 from openuni.training.loop.ranks import Ranks
 from openuni.training.loop.training_checkpoint import list_checkpoints
 from openuni.training.model import Model
 from openuni.training.recipe import TextStreamOptions, TrainingRecipe
-from openuni.training.run_files import RUN_FILE, TEXTS_FILE
+from openuni.training.run_files import INDEX_FILE, RUN_FILE, SUBJECTS_FILE, TEXTS_FILE
 from openuni.training.run_record import FORMAT, read_record, unrecorded_options, write_record
 from openuni.training.tasks import TaskMix
+from openuni.training.tracker import parse_tracker
 
 if TYPE_CHECKING:
     from openuni.manifests.corpus.corpus import Corpus
@@ -38,9 +42,11 @@ if TYPE_CHECKING:
 # Options that may change on resume, as they do not affect finished steps. By their names in run.json, which keeps the
 # former names of renamed options (see `recorded`).
 RESUME_MUTABLE = (
-    *("checkpoints.", "validation.", "optimizer.accumulate", "data.fps"),  # runs of version 0.1 lack the last
+    *("checkpoints.", "validation.", "samples", "tracking", "log_every_steps", "watchdog_s", "peak_tflops"),
+    "context_parallel",
+    *("optimizer.accumulate", "optimizer.reduce_every_micro_batch", "optimizer.offload_state"),
+    *("data.max_skipped_samples", "data.fps"),  # runs of version 0.1 lack the last
     *("model.attention", "model.compile", "model.gradient_checkpointing"),
-    *("optimizer.reduce_every_micro_batch", "log_every_steps", "watchdog_s"),
 )
 
 
@@ -60,14 +66,11 @@ class Setup:
 
 
 def prepare_on(ranks: Ranks, recipe: TrainingRecipe, corpus: "Corpus", folder: Path) -> Setup:
-    """`prepare` on all ranks. Raises `OpenUniError` if they differ, or if there are more of them than samples."""
-    if recipe.optimizer.batch_size < ranks.world:
-        most = recipe.optimizer.batch_size
-        error = OpenUniError(
-            f"optimizer.batch_size = {most} cannot be divided among {ranks.world} processes: each needs a sample in "
-            f"every step. Start at most {most}, or raise the batch size."
-        )
-        raise ranks.agreed(error)
+    """`prepare` on all ranks. Raises `OpenUniError` if they differ, or if samples cannot be divided among them."""
+    try:
+        ranks.context_size = checked_context(recipe, ranks.world, "processes")
+    except OpenUniError as raised:
+        raise ranks.agreed(raised) from None
     first = ranks.first(lambda: prepare(recipe, corpus, folder))
 
     def follow() -> Setup:
@@ -88,6 +91,7 @@ def prepare_on(ranks: Ranks, recipe: TrainingRecipe, corpus: "Corpus", folder: P
 
 def prepare(recipe: TrainingRecipe, corpus: "Corpus", folder: Path) -> Setup:
     """Check all inputs and write run.json. Raises `OpenUniError` with the reason and the remedy."""
+    parse_tracker(recipe.tracking)  # raises for one that cannot be used
     latents = _family("latent", corpus.families(), recipe.data.latents)
     text = _family("text", corpus.text_families(), recipe.data.text)
     base: Any = Model
@@ -98,7 +102,11 @@ def prepare(recipe: TrainingRecipe, corpus: "Corpus", folder: Path) -> Setup:
     mix = TaskMix.averaged([stage.mix for stage in stages])
     tokenizer = _tokenizer(kind, recipe, mix)
     data = recipe.data
-    index = open_index(corpus, modalities, data.latents, data.text, data.validation_share, all_collections(stages))
+    cache = IndexCache(
+        *(folder / INDEX_FILE, corpus, modalities, data.latents, data.text, data.validation_share),
+        collections=all_collections(stages),
+    )
+    index = cache.open()
     if tokenizer is not None:
         captions = open_captions(corpus, index.clip_ids, text.get("caption", ""), recipe.text, tokenizer)
         _check_texts(captions, mix, recipe.text)
@@ -109,11 +117,15 @@ def prepare(recipe: TrainingRecipe, corpus: "Corpus", folder: Path) -> Setup:
         latents |= _bucket_of(corpus, index, shape)
     folder.mkdir(parents=True, exist_ok=True)
     rows = fixed_rows(text, modalities, folder / TEXTS_FILE, stored_prompts(corpus, text["family"]))
+    subjects = open_subjects(corpus, data.subjects, index.clip_ids, text, folder / SUBJECTS_FILE)
+    index = dataclasses.replace(index, subjects=subjects)
     before = read_record(folder) if list_checkpoints(folder) else None
     if before is not None and before["model"]["name"] == kind.name():
         options = unrecorded_options(kind, before["model"]["options"]) | options
     model = _model(kind, options, modalities, shape[0], rows[EMPTY].shape[1], tokenizer)
     check_fit(model, index, mix, latents["codec"])
+    check_subjects(data.subjects, model, mix)
+    check_tokens(recipe, model, index, mix)
     record: dict[str, Any] = {
         "format": FORMAT,
         "recipe": _recorded_recipe(recipe, kind),
@@ -128,7 +140,7 @@ def prepare(recipe: TrainingRecipe, corpus: "Corpus", folder: Path) -> Setup:
             "clips_by_task": clips_by_task(index, mix),
             # families without a rate of their own have that of their clips
             "fps": latents.get("fps")
-            or _typical_fps(corpus, [index.clip_ids[number] for number in np.flatnonzero(usable_clips(index, mix))]),
+            or _typical_fps(corpus, pa.array(index.clip_ids, pa.string()).filter(pa.array(usable_clips(index, mix)))),
         }
         | ({"stages": plan.summary(index)} if len(stages) > 1 else {}),
     }
@@ -139,6 +151,7 @@ def prepare(recipe: TrainingRecipe, corpus: "Corpus", folder: Path) -> Setup:
     if before is not None:
         _check_resume(record, before, kind, folder)
     write_record(folder, record)
+    cache.save()
     return Setup(recipe, corpus, model, mix, plan, index, FixedTexts(rows, record["text_length"]), record, tokenizer)
 
 
@@ -206,10 +219,10 @@ def _clip_counts(index: Index) -> dict[str, int]:
     return counts | {"windows": len(index.clip_ids), "held_out_windows": int(index.held_out.sum())}
 
 
-def _typical_fps(corpus: "Corpus", clip_ids: list[str]) -> float | None:
+def _typical_fps(corpus: "Corpus", clip_ids: pa.Array) -> float | None:
     """Median frame rate of the clips, one that occurs; None if the corpus does not state any."""
     table = corpus.table("clips", ["clip_id", "fps"])
-    rates = table.filter(pc.is_in(table.column("clip_id"), value_set=pa.array(clip_ids, pa.string()))).column("fps")
+    rates = table.filter(pc.is_in(table.column("clip_id"), value_set=clip_ids)).column("fps")
     known = rates.drop_null().to_numpy()
     return float(np.quantile(known, 0.5, method="lower")) if len(known) else None
 
@@ -275,7 +288,9 @@ def check_fit(model: Model, index: Index, mix: TaskMix, codec: str) -> None:
 
 
 def _text_length(recipe: TrainingRecipe, index: Index, rows: dict[str, Any]) -> int:
-    longest = max([int(index.text.shape[:, 0].max(initial=0)), *(len(row) for row in rows.values())])
+    fixed = max(len(row) for row in rows.values())
+    subject = index.subjects.longest if index.subjects is not None else 0
+    longest = max(int(index.text.shape[:, 0].max(initial=0)), fixed + subject)
     if recipe.data.text_length and recipe.data.text_length < longest:
         raise OpenUniError(
             f"data.text_length is {recipe.data.text_length}, but the longest text has {longest} rows. Set it to "
@@ -298,7 +313,7 @@ def _check_resume(record: dict[str, Any], before: dict[str, Any], kind: type[Mod
     }
     steps_matter = record["recipe"]["optimizer"]["decay_steps"] > 0
     changes = [
-        f"{name}: {old!r} -> {new!r}"
+        f"{name}: {_shown(old)} -> {_shown(new)}"
         for name, old, new in _differences(before, record)
         if not name.removeprefix("recipe.").startswith(RESUME_MUTABLE)
         and not (name == "recipe.optimizer.steps" and not steps_matter)
@@ -314,6 +329,11 @@ def _check_resume(record: dict[str, Any], before: dict[str, Any], kind: type[Mod
             f"optimizer.steps = {steps}, but {folder} has already finished {done} steps. Set it to at least {done}, or "
             "pass another --out to train from the start."
         )
+
+
+def _shown(value: Any) -> str:
+    """An option's value; records leave out newer options at their defaults."""
+    return "default" if value is None else repr(value)
 
 
 def _differences(before: Any, after: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:

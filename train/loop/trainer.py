@@ -5,7 +5,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,16 +17,19 @@ from openuni.manifests.errors import OpenUniError
 from openuni.manifests.graceful_shutdown import ShutdownEvent, graceful_shutdown
 from openuni.training.data.batches import Loader, TrainingBatch, prefetched
 from openuni.training.data.index import TensorError
+from openuni.training.data.skipping import SkippedSamples
 from openuni.training.finite import NonFiniteError, all_finite, non_finite
 from openuni.training.loop.guards import kept_text, run_lock, storage_errors, watchdog
 from openuni.training.loop.log import NoLog, RunLog
-from openuni.training.loop.optimizer import build_optimizer, lr_factor
+from openuni.training.loop.optimizer import build_optimizer, checked_state, lr_factor
 from openuni.training.loop.ranks import DistributedRanks, Ranks, training_ranks
 from openuni.training.loop.resume import init_from, resume
+from openuni.training.loop.samples import Samples
 from openuni.training.loop.saving import CheckpointSaver
 from openuni.training.loop.setup import Setup, prepare_on
 from openuni.training.loop.sharding import ShardedWeights, shard
 from openuni.training.loop.step_log import StepLosses, loss_columns
+from openuni.training.loop.throughput import Throughput, peak_tflops
 from openuni.training.loop.training_checkpoint import list_checkpoints, optimizer_tensors, set_aside
 from openuni.training.loop.validation import Validator
 from openuni.training.loop.weights import Ema, Weights, check_equal_weights, clip_gradients, local_norm
@@ -34,6 +37,7 @@ from openuni.training.objectives.losses import Losses, compute_losses
 from openuni.training.randomness import named_seed
 from openuni.training.recipe import TrainingRecipe
 from openuni.training.run import Run, autocast, pick_device
+from openuni.training.tracker import TrackedRun, Tracking, parse_tracker
 
 if TYPE_CHECKING:
     from openuni.manifests.corpus.corpus import Corpus
@@ -51,13 +55,16 @@ def train(
     out: str | Path,
     progress: Progress | None = None,
     device: str = "auto",
+    stop: ShutdownEvent | None = None,
+    lock_wait_s: float = 0.0,
 ) -> Run:
     """Train, or resume the run in `out`. Returns the run.
 
     `recipe`: a name, a path or a `TrainingRecipe`. `progress` is called with every row of the log, on rank 0. Under
     torchrun, all processes train one model together: each calls this with the same arguments, and `out` must be on a
     file system that all of them see. Ctrl-C, SIGTERM and SIGHUP, to any of them, finish the step, save and raise
-    KeyboardInterrupt. Raises `OpenUniError` before the first step if recipe, corpus and the run in `out` are
+    KeyboardInterrupt; so does `stop`, once it is set on any rank. `lock_wait_s`: maximum time to wait for another
+    training in `out` to end. Raises `OpenUniError` before the first step if recipe, corpus and the run in `out` are
     inconsistent or another training writes to `out`; later if loss, weights or validation become NaN or infinite,
     latents cannot be read, or the disk is full. The message says what is kept.
     """
@@ -73,9 +80,11 @@ def train(
 
         held.enter_context(storage_errors(folder))
         loaded, on, own_device = ranks.together(opened)
-        ranks.first(lambda: held.enter_context(run_lock(folder)))
+        ranks.first(lambda: held.enter_context(run_lock(folder, lock_wait_s)))
         setup = prepare_on(ranks, loaded, on, folder)
-        Trainer(setup, folder, own_device, progress, ranks).run()
+        trainer = Trainer(setup, folder, own_device, progress, ranks)
+        trainer.stop = stop or ShutdownEvent()
+        trainer.run()
         record = setup.record
     return Run(folder, record, device)
 
@@ -92,8 +101,8 @@ class Trainer:
         self.device = torch.device(device)
         self.loader = Loader(
             *(setup.corpus, setup.index, setup.texts, self.recipe, setup.model, setup.tokenizer),
-            rank=self.ranks.rank,
-            world=self.ranks.world,
+            rank=self.ranks.data_rank,
+            world=self.ranks.data_world,
             pinned=self.device.type == "cuda",
         )
         self.plan = setup.plan
@@ -101,11 +110,16 @@ class Trainer:
         self.model = self.weights.model
         self.ema = Ema(self.weights)
         self.optimizer = build_optimizer(self.weights.local, set(self.model.added_parameters()), self.recipe.optimizer)
-        # `log_written`: `RunLog.mark` of the checkpoint
-        self.step, self.log_written = resume(self.ranks, folder, self.weights, self.ema, self.optimizer)
+        self.step, state = resume(self.ranks, folder, self.weights, self.ema, self.optimizer)
+        self.log_written = state.get("log")  # `RunLog.mark` of the checkpoint
+        self.skipped = SkippedSamples(self.recipe.data.max_skipped_samples, state.get("skipped_samples"))
         self.saved_step = self.step
         self.saver = CheckpointSaver(self.ranks, folder, self.recipe.checkpoints)
         self.last_batch: TrainingBatch  # of the last step
+        self.streams = tuple(setup.index.latents)
+        peak = 0.0 if self.recipe.precision == "float32" else peak_tflops(self.device, self.recipe.peak_tflops)
+        self.throughput = Throughput(setup, self.model, peak, self.ranks.world)
+        self.stop = ShutdownEvent()  # besides signals, which set it in the main thread only
 
     def _build(self) -> Weights:
         """The model with its initial weights, divided among ranks if there are several."""
@@ -133,10 +147,13 @@ class Trainer:
 
     def run(self) -> None:
         """Run all remaining steps."""
-        log = self.ranks.first(lambda: RunLog(self.folder, self.step, self.log_written)) or NoLog()
+        log = self.ranks.first(self._open_log) or NoLog()
         with closing(log), self.saver:
             try:
-                self._run(log, Validator(self.loader, self.setup.mix, self.ranks))
+                samples = Samples(self.setup, self.loader, self.ranks, self.folder)
+                self._run(log, Validator(self.loader, self.setup.mix, self.ranks), samples)
+                if summary := self.skipped.summary():
+                    logger.warning("%s", summary)
             except NonFiniteError as error:
                 self.saver.finish()
                 log.write({"step": self.step, "error": str(error)})
@@ -149,6 +166,12 @@ class Trainer:
                 kept = kept_text(self.folder)
                 raise OpenUniError(f"training stopped after {self.step} steps: {error} {kept}") from error
 
+    def _open_log(self) -> RunLog:
+        tracked = TrackedRun(self.folder, self.recipe.to_dict(), self.step)
+        is_finished = self.step >= self.recipe.optimizer.steps  # nothing is left to tell
+        tracking = Tracking(None if is_finished else parse_tracker(self.recipe.tracking), tracked)
+        return RunLog(self.folder, self.step, self.log_written, tracking)
+
     def _advice(self) -> str:
         """What to do about a run that diverged."""
         advice = f"Lower optimizer.learning_rate or optimizer.max_grad_norm. {kept_text(self.folder)}"
@@ -159,7 +182,7 @@ class Trainer:
             "another --out and set init_from to this run."
         )
 
-    def _run(self, log: RunLog | NoLog, validator: Validator) -> None:
+    def _run(self, log: RunLog | NoLog, validator: Validator, samples: Samples) -> None:
         steps = range(self.step, self.recipe.optimizer.steps)
         validated = any("validation_loss" in row for row in log.kept if row["step"] == self.step)
         if self.step == 0:
@@ -167,17 +190,19 @@ class Trainer:
         elif not self.ranks.highest(int(validated))[0]:
             self._validate_resumed(log, validator)  # if it was due, Ctrl-C prevented it
         with (
-            graceful_shutdown("this step", STOP_SIGNALS) as interrupted,
+            graceful_shutdown("this step", STOP_SIGNALS, self.stop) as interrupted,
             closing(prefetched(self.loader, self.plan, steps)) as batches,
         ):
             for _ in steps:
                 with watchdog(self.recipe.watchdog_s):
-                    row = self._one_step(batches)
+                    row = self._one_step(batches, log)
                     if self.step % self.recipe.log_every_steps == 0 or self.step == self.recipe.optimizer.steps:
                         self._report(log, row)
                 if not self._stop_signal(interrupted):
                     with watchdog(self.recipe.watchdog_s):
                         self._validate(log, validator)
+                        if samples.is_due(self.step):
+                            samples.write(self.step, self.ema, self.device, log)
                 number = self._stop_signal(interrupted)
                 last = self.step == self.recipe.optimizer.steps
                 with watchdog(self.recipe.watchdog_s):
@@ -195,18 +220,20 @@ class Trainer:
         """The signal that has stopped any rank; 0: none. All ranks get the same answer."""
         return self.ranks.highest(interrupted.number if interrupted.is_set() else 0)[0]
 
-    def _one_step(self, batches: Iterator[list[list[TrainingBatch]]]) -> dict[str, Any]:
+    def _one_step(self, batches: Iterator[list[list[TrainingBatch]]], log: RunLog | NoLog) -> dict[str, Any]:
         began = time.perf_counter()
         parts = self.ranks.together(lambda: next(batches))
         waited = time.perf_counter() - began
         self.last_batch = parts[0][0]
         rate = self._set_learning_rate()
-        losses = StepLosses(self.recipe.optimizer.batch_size)
+        losses = StepLosses(self.recipe.optimizer.batch_size, self.streams)
         passes = [batch for part in parts for batch in part]
+        self._count_skipped(log, self.step + 1, *(batch.skipped for batch in passes))
         for number, batch in enumerate(passes, start=1):
             self.weights.begin_pass(is_last=number == len(passes))
             found = self._losses(batch.to(self.device))
-            losses.add(batch, found)
+            if self.ranks.counts_losses:
+                losses.add(batch, found)
             counted = found.total.sum() if batch.slots else found.total.sum() * 0.0
             (counted / self.recipe.optimizer.batch_size).backward()
         table, norm = self._clipped(losses)
@@ -217,15 +244,26 @@ class Trainer:
         self.step += 1
         took = time.perf_counter() - began
         samples = self.plan.step(self.step - 1)
-        columns = loss_columns(table, [sample.task for sample in samples], self.loader.step_order(samples))
+        order = self.loader.step_order(samples)
+        columns = loss_columns(table, [sample.task for sample in samples], order, self.streams)
         return {
             "step": self.step,
             **columns,
             "grad_norm": norm,
             "learning_rate": rate,
-            "samples_per_s": len(samples) / took,
+            **(self.throughput.columns(samples, took) if self.ranks.is_first else {}),
             "data_wait_share": waited / took,
         }
+
+    def _count_skipped(self, log: RunLog | NoLog, step: int, *reasons: Mapping[str, str]) -> None:
+        """Count and log the samples that any rank has skipped. Raises `TensorError` on all ranks above the limit."""
+        own = {sample: reason for found in reasons for sample, reason in found.items()}
+        if not self.skipped.limit or not self.ranks.highest(len(own))[0]:
+            return
+        found = {sample: reason for others in self.ranks.gathered(own) for sample, reason in others.items()}
+        new = self.ranks.together(lambda: self.skipped.add(found, step))
+        if new:
+            self._report(log, {"step": step, "skipped_samples": len(self.skipped.reasons), "skipped": new})
 
     def _clipped(self, losses: StepLosses) -> tuple[np.ndarray, float]:
         """Clip the gradients by their norm over all ranks. Returns the losses of the step by slot, and the norm.
@@ -253,13 +291,16 @@ class Trainer:
         if math.isfinite(norm) and np.isfinite(table).all():
             return
         odd = np.flatnonzero(~np.isfinite(table).all(axis=1))
-        samples = self.plan.step(self.step)
-        slots = odd.tolist() or self.loader.step_order(samples)
-        clips = [self.setup.index.sample_ids[samples[slot].clip] for slot in slots]
         what = "loss" if len(odd) else "gradient"
         raise self.ranks.agreed(
-            NonFiniteError(f"{what} is not finite at step {self.step + 1} (clips {', '.join(clips[:8])})")
+            NonFiniteError(f"{what} is not finite at step {self.step + 1} ({self._clips(odd.tolist())})")
         )
+
+    def _clips(self, slots: Sequence[int] = ()) -> str:
+        """Clips in these slots of the current step, all if none are given, for an error."""
+        samples = self.plan.step(self.step)
+        named = [self.setup.index.sample_ids[samples[slot].clip] for slot in slots or self.loader.step_order(samples)]
+        return f"clips {', '.join(named[:8])}"
 
     def _update_weights(self) -> None:
         def update() -> None:
@@ -269,7 +310,7 @@ class Trainer:
                 if "without overflow" not in str(error):  # PyTorch's words for a step size beyond float32
                     raise
                 raise NonFiniteError(
-                    f"weights not finite after step {self.step + 1} (the step size overflows)"
+                    f"weights not finite after step {self.step + 1} (the step size overflows; {self._clips()})"
                 ) from error
 
         self.ranks.together(update)
@@ -279,7 +320,7 @@ class Trainer:
         groups = {
             "weights": self.weights.local,
             "EMA weights": self.ema.average,
-            "optimizer state": optimizer_tensors(self.optimizer, self.weights.local),
+            "optimizer state": checked_state(self.optimizer, self.weights.local),
         }
 
         def check() -> None:
@@ -289,7 +330,7 @@ class Trainer:
                 if odd := non_finite(group):
                     raise NonFiniteError(
                         f"{what} not finite after step {self.step + 1} ({len(odd)} of {len(group)} tensors, first "
-                        f"{odd[0]})"
+                        f"{odd[0]}; {self._clips()})"
                     )
 
         self.ranks.together(check)
@@ -326,6 +367,7 @@ class Trainer:
             try:
                 with self.ema.applied() as model:
                     losses = validator.losses(model, self.device, autocast(self.recipe, self.device))
+                self._count_skipped(log, self.step, validator.skipped)
             except NonFiniteError as error:
                 raise NonFiniteError(f"{error} at step {self.step}") from error
             self._report(log, {"step": self.step, "validation_loss": losses})
@@ -363,5 +405,7 @@ class Trainer:
             },
         }
         state = {"data": self.setup.record["data"], "torch": torch.__version__, "log": log.mark()}
+        if self.skipped.reasons:
+            state["skipped_samples"] = self.skipped.reasons
         self.saver.save(self.step, tensors, state)
         self.saved_step = self.step

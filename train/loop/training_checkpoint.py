@@ -230,16 +230,19 @@ def load_optimizer(
 
     `where`: the checkpoint, for errors. Raises `DamagedCheckpoint` if tensors are missing.
     """
-    kinds = {key.partition("/")[0] for key in tensors}
+    kinds = {kind for kind in (key.partition("/")[0] for key in tensors) if not kind.endswith("_scale")}
     names = {key.partition("/")[2] for key in tensors}
-    if lacking := sorted({f"{kind}/{name}" for kind in kinds for name in names} - set(tensors)):
+    needed = {f"{kind}/{name}" for kind in kinds for name in names}
+    # moments in 8 bits have scales
+    needed |= {key.replace("/", "_scale/", 1) for key, value in tensors.items() if value.dtype == torch.uint8}
+    if lacking := sorted(needed - set(tensors)):
         raise DamagedCheckpoint(f"{where}: the optimizer state lacks {', '.join(lacking[:3])}: it is damaged.")
     for key, value in tensors.items():
         kind, _, name = key.partition("/")
         if name not in parameters:
             raise OpenUniError(f'{where}: the optimizer state has "{name}", which the model lacks')
         parameter = parameters[name]
-        on_host = kind == "step" and not optimizer.defaults.get("fused")
+        on_host = optimizer.defaults.get("offload") if kind != "step" else not optimizer.defaults.get("fused")
         optimizer.state[parameter][kind] = value if on_host else value.to(parameter.device)
 
 

@@ -56,23 +56,40 @@ def loss_weight(sigma: torch.Tensor, weighting: Weighting) -> torch.Tensor:
     return (torch.exp(-2 * (sigma.float() - 0.5).square()) - lowest) / mean
 
 
+def losses_by_stream(
+    predicted: dict[str, torch.Tensor],
+    target: dict[str, torch.Tensor],
+    targets: dict[str, torch.Tensor],
+    weights: dict[str, torch.Tensor] | None = None,
+) -> dict[str, torch.Tensor]:
+    """Per sample and stream, the mean squared error -> float32 [B]; 0 where the stream is a condition.
+
+    `targets`: bool [B] per stream. `weights`: [B] per stream, 1 if absent; see `loss_weight`.
+    """
+    found = {}
+    for name, mask in targets.items():
+        error = (predicted[name].float() - target[name].float()).square().mean(dim=(1, 2, 3, 4))
+        if weights is not None:
+            error = error * weights[name].to(error)
+        found[name] = torch.where(mask, error, 0.0)
+    return found
+
+
 def stream_losses(
     predicted: dict[str, torch.Tensor],
     target: dict[str, torch.Tensor],
     targets: dict[str, torch.Tensor],
     weights: dict[str, torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """Per sample, the sum over its target streams of the mean squared error -> float32 [B].
+    """Per sample, the sum of `losses_by_stream` over its target streams -> float32 [B]."""
+    return summed(losses_by_stream(predicted, target, targets, weights))
 
-    `targets`: bool [B] per stream; condition streams have no loss. `weights`: [B] per stream, 1 if absent; see
-    `loss_weight`.
-    """
+
+def summed(losses: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The sum over streams, in their order."""
     total = torch.zeros(())
-    for name, mask in targets.items():
-        error = (predicted[name].float() - target[name].float()).square().mean(dim=(1, 2, 3, 4))
-        if weights is not None:
-            error = error * weights[name].to(error)
-        total = total.to(error) + torch.where(mask, error, 0.0)
+    for loss in losses.values():
+        total = total.to(loss) + loss
     return total
 
 

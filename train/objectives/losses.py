@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from openuni.training.data.batches import TrainingBatch
-from openuni.training.objectives.flow_matching import loss_weight, stream_losses, velocity
+from openuni.training.objectives.flow_matching import loss_weight, losses_by_stream, summed, velocity
 from openuni.training.objectives.text_flow_matching import text_weight
 from openuni.training.recipe import TrainingRecipe
 from openuni.training.tasks import Task
@@ -20,6 +20,7 @@ class Losses(NamedTuple):
     video: torch.Tensor  # sum over the target latent streams; 0 if there are none
     text: torch.Tensor | None  # mean per token; 0 if text is a condition; None without a text stream
     logits: torch.Tensor | None  # text logits [B, L, vocabulary]
+    by_stream: dict[str, torch.Tensor]  # the parts of `video`; 0 where the stream is a condition
 
     def split_by_target(self, tasks: Sequence[Task]) -> dict[str, list[float]]:
         """Losses of the samples with a video target ("video") and a text target ("text"); empty without text stream."""
@@ -45,12 +46,13 @@ def compute_losses(
     weights = None
     if weighted:
         weights = {name: loss_weight(sigma, recipe.flow_matching.weighting) for name, sigma in batch.sigmas.items()}
-    video = stream_losses(predicted, target, batch.targets, weights)
+    by_stream = losses_by_stream(predicted, target, batch.targets, weights)
+    video = summed(by_stream)
     if text_stream is None:
-        return Losses(video, video, None, None)
+        return Losses(video, video, None, None, by_stream)
     text = text_stream.losses(predicted, streams["text"], embedded, recipe.text)
     ratio = recipe.text.weight or text_weight(_video_tokens(model, batch), text_stream.clean.shape[1])
-    return Losses(video + ratio * text, video, text, predicted["text"])
+    return Losses(video + ratio * text, video, text, predicted["text"], by_stream)
 
 
 def _video_tokens(model: Any, batch: TrainingBatch) -> int:

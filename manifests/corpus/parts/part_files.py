@@ -13,6 +13,7 @@ from typing import TypeVar
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import xxhash
 
 from openuni.manifests.corpus.parts.part_limits import check_declared
 from openuni.manifests.corpus.parts.part_texts import OpenedPart, is_among, is_measured, measure_texts, read_opened
@@ -180,6 +181,17 @@ def verify_part(store: Store, part: str) -> bool:
             return True
     decode(store, part)
     return False
+
+
+def content_digest(store: Store, part: str) -> str:
+    """A digest of all bytes of a part, from its checksums: only its end is read. Empty for parts without them.
+
+    Raises `DamagedFile` if the end is damaged.
+    """
+    with CheckedFile(store, part) as file:
+        if file.table is None:
+            return ""
+        return xxhash.xxh3_128_hexdigest(b"".join([file.table.checksums, file.footer()]))
 
 
 def decode(store: Store, part: str) -> None:

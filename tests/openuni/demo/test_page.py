@@ -12,11 +12,11 @@ import pytest
 from openuni.demo import statements
 from openuni.demo.charts import ChartLine, line_chart, smoothed, ticks
 from openuni.demo.page import demo_page
-from openuni.demo.preview_videos import VideoRow, make_page_video, turbo
 from openuni.demo.statements import look_up
 from openuni.manifests.contracts.decoded_clip import decode
 from openuni.manifests.errors import OpenUniError
 from openuni.manifests.video.probe import make_clip, probe
+from openuni.pages.videos import VideoRow, make_page_video, turbo
 
 
 def errors(abs_rel, delta1=0.5):

@@ -17,6 +17,7 @@ from openuni.manifests.errors import OpenUniError
 from openuni.manifests.video.probe import probe
 from openuni.pipeline.scope import RunScope
 from openuni.training.codecs.dct import Dct
+from openuni.training.data import index_cache
 from openuni.training.data.index import open_index
 from tests.coded_clips import encode, numbers, picture
 from tests.command_line import cli
@@ -132,7 +133,9 @@ def test_order_stops_and_other_clips_do_not_matter(raw: Path, tmp_path: Path) ->
     assert contents(run(sources, tmp_path / "maps", tables)) == whole
 
 
-def test_windows_share_the_clip_s_split_and_text_and_each_has_a_checksum(raw: Path, tmp_path: Path) -> None:
+def test_windows_share_the_clip_s_split_and_text_and_each_has_a_checksum(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_clips(tmp_path / "raw", 6, frames=20)
     tables = recipe(windows=3, frames=5)
     corpus = run(tmp_path / "raw", tmp_path / "corpus", tables)
@@ -142,6 +145,13 @@ def test_windows_share_the_clip_s_split_and_text_and_each_has_a_checksum(raw: Pa
     texts = [index.read_text(reader, number) for number in range(18)]
     assert all((texts[at] == texts[at + 2]).all() for at in range(0, 18, 3)) and not (texts[0] == texts[3]).all()
     digest = index.digest()
+    monkeypatch.setattr(index_cache, "MIN_SAMPLES", 1)
+    for _ in range(2):  # written, then read
+        cache = index_cache.IndexCache(tmp_path / "index", corpus, ("rgb", "albedo"), "", "", 0.4)
+        cached = cache.open()
+        cache.save()
+        assert cached.digest() == digest and cached.sample_ids == index.sample_ids
+        assert cached.latents["rgb"].payload(7) == index.latents["rgb"].payload(7)
     row = corpus.table(index.latents["rgb"].group).slice(0, 1).to_pylist()[0]
     shard = corpus.store.local(f"{index.latents['rgb'].group}/{row['shard']}")
     data = bytearray(shard.read_bytes())

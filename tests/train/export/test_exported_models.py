@@ -352,7 +352,8 @@ def test_the_command_exports_and_the_result_generates(run: Run, tmp_path: Path) 
         *("generate", tmp_path / "out", "--make", "rgb", "--make", "depth", "--steps", 1, "--out", tmp_path / "made")
     )
     assert generated.returncode == 0, generated.stderr
-    assert {path.name for path in (tmp_path / "made").iterdir()} == {"rgb.mp4", "rgb.npy", "depth.mp4", "depth.npy"}
+    made = {"rgb.mp4", "rgb.npy", "depth.mp4", "depth.npy", "generation.json"}
+    assert {path.name for path in (tmp_path / "made").iterdir()} == made
     for arguments, message in (
         (("--licence", LICENCE), "pass --out FOLDER, or --push-to"),
         (("--out", tmp_path / "out", "--licence", LICENCE), "is not empty"),

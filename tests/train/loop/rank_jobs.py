@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from diffusers.models.transformers.transformer_wan import WanAttention
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from openuni.manifests.errors import OpenUniError
+from openuni.training.backbone.attention import WanProcessor
+from openuni.training.backbone.context import Context
 from openuni.training.loop.ranks import DistributedRanks
 from openuni.training.loop.saving import CheckpointSaver
 from openuni.training.loop.trainer import Trainer, train
@@ -89,6 +93,30 @@ def killed(number: int, job: dict[str, Any]) -> list[str]:
     if os.environ[RANK] == "0":
         die_at(number, lambda path: "step-000002" in path)
     return trainings([job])
+
+
+def attention_on_parts(count: int, heads: int) -> dict[str, float]:
+    """Attention of `count` tokens divided among the ranks: largest differences from all of them on one, own tokens."""
+    dist.init_process_group("gloo")
+    context = Context.of(dist.group.WORLD)
+    torch.manual_seed(0)
+    layer = WanAttention(dim=6 * heads, heads=heads, dim_head=6, processor=WanProcessor())
+    tokens, target = torch.randn(2, count, 6 * heads), torch.randn(2, count, 6 * heads)
+    tables = torch.randn(1, count, 1, 6), torch.randn(1, count, 1, 6)
+    expected = layer(tokens, rotary_emb=tables)
+    (expected * target).sum().backward()
+    wanted = {name: parameter.grad.clone() for name, parameter in layer.named_parameters()}
+    layer.zero_grad()
+    layer.processor.context = context
+    own = [context.part(table) for table in tables]
+    mixed = layer(context.part(tokens), rotary_emb=(*own, context.lengths(count)))
+    found = context.whole(mixed, count)
+    (found * target).sum().backward()
+    for parameter in layer.parameters():
+        dist.all_reduce(parameter.grad)
+    off = [(p.grad - wanted[name]).abs().max() / wanted[name].abs().max() for name, p in layer.named_parameters()]
+    dist.destroy_process_group()
+    return {"output": float((found - expected).abs().max()), "gradients": float(max(off)), "tokens": mixed.shape[1]}
 
 
 def _disturbed(job: dict[str, Any], update: Any) -> Any:

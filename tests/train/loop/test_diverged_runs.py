@@ -55,7 +55,9 @@ def test_a_step_after_which_something_is_not_finite_is_named(
 ) -> None:
     spoil(monkeypatch, step, change)
     kept = "There is no checkpoint" if step < 3 else "The checkpoint of step 3 is kept"
-    with pytest.raises(OpenUniError, match=rf"^{what} not finite after step {step} \(1 of .*learning_rate.*{kept}"):
+    with pytest.raises(
+        OpenUniError, match=rf"^{what} not finite after step {step} \(1 of .*; clips \w+, .*learning_rate.*{kept}"
+    ):
         train(recipe(), corpus, tmp_path)
     assert steps_saved(tmp_path) == ([] if step < 3 else [3])
     last = Run.open(tmp_path).log[-1]
@@ -68,29 +70,74 @@ def test_a_step_after_which_something_is_not_finite_is_named(
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("step", [4, 6])
 def test_a_gradient_that_is_not_finite_is_named_with_the_clips(
-    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, value: float
 ) -> None:
     def spoil_gradients(trainer: Trainer) -> None:
         trainer.model.proj_out.weight.register_hook(lambda gradient: gradient + value)
 
-    spoil(monkeypatch, 3, spoil_gradients)
-    with pytest.raises(OpenUniError, match=r"^gradient is not finite at step 4 \(clips \w+, .*step 3 is kept"):
+    spoil(monkeypatch, step - 1, spoil_gradients)
+    with pytest.raises(OpenUniError, match=rf"^gradient is not finite at step {step} \(clips \w+, .*step 3 is kept"):
         train(recipe(), corpus, tmp_path)
+    assert steps_saved(tmp_path) == [3]
 
 
+@pytest.mark.parametrize("step", [4, 6])
 def test_a_loss_that_is_not_finite_is_named_with_the_clips(
-    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     losses = Trainer._losses
 
     def spoilt(self: Trainer, *batch: Any) -> Any:
         found = losses(self, *batch)
-        return found._replace(total=found.total + (torch.inf if self.step == 3 else 0))  # its gradient is finite
+        return found._replace(total=found.total + (torch.inf if self.step == step - 1 else 0))  # its gradient is finite
 
     monkeypatch.setattr(Trainer, "_losses", spoilt)
-    with pytest.raises(OpenUniError, match=r"^loss is not finite at step 4 \(clips \w+, .*step 3 is kept"):
+    with pytest.raises(OpenUniError, match=rf"^loss is not finite at step {step} \(clips \w+, .*step 3 is kept"):
+        train(recipe(log_every_steps=4), corpus, tmp_path)
+    last = Run.open(tmp_path).log[-1]
+    assert last["step"] == step - 1 and "clips" in last["error"], "written also where no row is due"
+
+
+def test_a_validation_after_the_last_step_names_its_clip_and_saves_nothing(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights that are finite, with which the held-out clips alone have no finite loss."""
+    from openuni.training.loop import validation
+
+    compute = validation.compute_losses
+    calls: list[int] = []
+
+    def infinite_at_the_end(*arguments: Any, **named: Any) -> Any:
+        losses = compute(*arguments, **named)
+        calls.append(1)
+        return losses._replace(total=losses.total + torch.inf) if len(calls) == 5 else losses  # three tasks a time
+
+    monkeypatch.setattr(validation, "compute_losses", infinite_at_the_end)
+    with pytest.raises(
+        OpenUniError, match=r'validation loss of task ".*" is not finite \(clip \w+\) at step 6.*step 3'
+    ):
         train(recipe(), corpus, tmp_path)
+    assert steps_saved(tmp_path) == [3]
+
+
+@pytest.mark.parametrize("options", [{"offload_state": True}, {"kind": "adamw_8bit"}])
+def test_the_state_of_other_optimizers_is_checked_too(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    from openuni.training.loop import low_memory_adamw
+
+    step = low_memory_adamw.adamw
+
+    def infinite(parameters: Any, gradients: Any, averages: Any, squares: Any, *rest: Any, **named: Any) -> None:
+        step(parameters, gradients, averages, squares, *rest, **named)
+        if named["weight_decay"] and int(rest[1][0]) == 4:
+            squares[0].view(-1)[0] = torch.inf
+
+    monkeypatch.setattr(low_memory_adamw, "adamw", infinite)
+    with pytest.raises(OpenUniError, match=r"^optimizer state not finite after step 4 .*clips \w+, .*step 3 is kept"):
+        train(recipe(optimizer=options), corpus, tmp_path)
 
 
 @pytest.mark.parametrize("rate", [1e6, 1e20, 1e38])

@@ -1,4 +1,4 @@
-"""Short videos embedded in the report: H.264 for browsers, and a still image as fallback."""
+"""Short videos embedded in pages: H.264 for browsers, and a still image as fallback."""
 
 import tempfile
 from pathlib import Path
@@ -8,12 +8,12 @@ import numpy as np
 
 from openuni.manifests.video.encode import write_video
 
-MIN_SIDE_PX = 160  # smaller frames are enlarged
+MIN_SIDE_PX, MAX_SIDE_PX = 160, 360  # of the shorter side: smaller frames are enlarged, larger ones reduced
 STILL_QUALITY = 82
 
 
 class PageVideo(NamedTuple):
-    """One video of the report."""
+    """One video of a page."""
 
     label: str
     mp4: bytes
@@ -30,17 +30,19 @@ class VideoRow(NamedTuple):
 
 
 def make_page_video(label: str, frames: np.ndarray, fps: float, *, smooth: bool = True) -> PageVideo:
-    """Encode `frames`: uint8 [T, H, W, 3], or float [T, H, W, 3] in 0..1; sRGB, even sides.
+    """Encode `frames`: uint8 [T, H, W, 3], or float [T, H, W, 3] in 0..1; sRGB.
 
-    Small frames are enlarged by a whole factor: bicubic if `smooth`, else nearest-neighbour (for labels).
+    Small frames are enlarged by a whole factor, large ones reduced: by interpolation if `smooth`, else to the nearest
+    pixel (for labels).
     """
     import cv2
 
     if frames.dtype != np.uint8:
         frames = np.rint(np.clip(frames, 0.0, 1.0) * 255.0).astype(np.uint8)
-    factor = -(-MIN_SIDE_PX // min(frames.shape[1:3]))
-    size = frames.shape[2] * factor, frames.shape[1] * factor
-    method = cv2.INTER_CUBIC if smooth else cv2.INTER_NEAREST
+    short_px = min(frames.shape[1:3])
+    factor = -(-MIN_SIDE_PX // short_px) if short_px <= MAX_SIDE_PX else MAX_SIDE_PX / short_px
+    size = tuple(max(2, round(side * factor / 2) * 2) for side in (frames.shape[2], frames.shape[1]))  # even, for H.264
+    method = (cv2.INTER_CUBIC if factor >= 1 else cv2.INTER_AREA) if smooth else cv2.INTER_NEAREST
     large = np.stack([cv2.resize(frame, size, interpolation=method) for frame in frames])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "video.mp4"

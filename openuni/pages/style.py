@@ -1,4 +1,4 @@
-"""Style sheet and script of the demo's report: light and dark, wide screens and phones, no external resources."""
+"""Style sheet and script of pages: light and dark, wide screens and phones, no external resources."""
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #fbfbf9; --card: #ffffff; --ink: #1c1f23; --soft: #5d6570; --rule: #e1e3e0;

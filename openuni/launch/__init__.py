@@ -1,0 +1,1 @@
+"""Launchers: a training as processes on a Ray cluster."""
