@@ -45,5 +45,5 @@ def part_name(name: str, rank: int, world: int) -> str:
 def tensor_files(checkpoint: Path, name: str) -> list[Path]:
     """The files of "model", "ema" or "optimizer" in a checkpoint, in the order of the ranks; they may be missing."""
     parts = [match for path in checkpoint.glob(f"{name}-*.safetensors") if (match := PART.fullmatch(path.name))]
-    world = max((int(match[3]) for match in parts if match[1] == name), default=1)
+    world = max([1, *(int(match[3]) for match in parts if match[1] == name)])
     return [checkpoint / part_name(name, rank, world) for rank in range(world)]

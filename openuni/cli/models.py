@@ -153,6 +153,10 @@ class ExportModelFlags:
         typer.Option(help="openuni: whole model; diffusers: also a Wan transformer for diffusers; peft: LoRAs only"),
     ] = "openuni"
     weights: Annotated[Literal["ema", "model"], typer.Option(help="EMA weights, or those of the last step")] = "ema"
+    dtype: Annotated[
+        Literal["float32", "bfloat16"],
+        typer.Option(help="bfloat16 halves the size; with bfloat16 autocast, as on GPUs, outputs are the same"),
+    ] = "float32"
     licence: Annotated[
         str, typer.Option(help="Licence of the weights, such as apache-2.0. Default: that of the base model's card")
     ] = ""
@@ -185,6 +189,7 @@ def export_model(flags: ExportModelFlags) -> None:
         "licence": flags.licence,
         "hub_names": {path: name for _, path, _, name in pairs},
         "include_base": flags.include_base,
+        "dtype": flags.dtype,
     }
     run = api.open_run(flags.run)
     if flags.out is not None:

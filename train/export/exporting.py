@@ -22,6 +22,7 @@ from openuni.training.run_files import RUN_FILE, TEXTS_FILE, tensor_files
 
 Format = Literal["openuni", "diffusers", "peft"]
 SavedWeights = Literal["ema", "model"]
+Dtype = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,17 @@ class ExportOptions:
     licence: str = ""  # empty: that of the base model's card
     hub_names: Mapping[str, str] = field(default_factory=dict)  # by local path, for checkpoints given by path
     include_base: bool = False  # store a frozen base too, instead of its name
+    dtype: Dtype = "float32"  # bfloat16: of the layers that bfloat16 autocast rounds anyway; half the size
 
     def __post_init__(self) -> None:
-        for name, allowed in (("format", get_args(Format)), ("weights", get_args(SavedWeights))):
+        choices = {"format": get_args(Format), "weights": get_args(SavedWeights), "dtype": get_args(Dtype)}
+        for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise OpenUniError(f'{name} = "{getattr(self, name)}". Allowed: {", ".join(allowed)}')
         if self.include_base and self.format != "openuni":
             raise OpenUniError(f"--include-base: --format {self.format} does not store a frozen base. Remove one.")
+        if self.dtype != "float32" and self.format == "peft":
+            raise OpenUniError(f"--dtype {self.dtype}: LoRAs are stored in float32. Remove it.")
 
 
 class Exportable:
@@ -57,9 +62,9 @@ class Exportable:
     def save_pretrained(self, folder: str | Path, **options: Any) -> Path:
         """Write the model of the latest checkpoint to a new folder, which `openuni.from_pretrained` opens.
 
-        `options`: of `ExportOptions`: format, weights, licence, hub_names, include_base. Raises `OpenUniError` if the
-        licence is unknown, the folder is in use, the format does not fit the model, or the run refers to paths of this
-        machine.
+        `options`: of `ExportOptions`: format, weights, licence, hub_names, include_base, dtype. Raises `OpenUniError`
+        if the licence is unknown, the folder is in use, the format does not fit the model, or the run refers to paths
+        of this machine.
         """
         place = Path(folder).expanduser()
         require_folder(place)
@@ -92,7 +97,7 @@ class Exportable:
 
 def _export(run: Any, place: Path, options: ExportOptions, where: str) -> None:
     """Write everything under a temporary name, then rename: `place` is whole or absent."""
-    from openuni.training.export.formats import write_diffusers, write_model, write_peft  # imports diffusers
+    from openuni.training.export.formats import rounded, write_diffusers, write_model, write_peft  # imports diffusers
 
     model = run.architecture
     frozen_base: str = run.record["model"]["options"].get("pretrained") or ""
@@ -118,6 +123,8 @@ def _export(run: Any, place: Path, options: ExportOptions, where: str) -> None:
     temporary.mkdir()
     try:
         tensors = checkpoint.tensors(options.weights)
+        if options.dtype == "bfloat16":
+            tensors = rounded(model, tensors)
         if options.format == "peft":
             facts = replace(facts, adapters=write_peft(temporary, model, tensors, base_name))
         else:

@@ -34,6 +34,17 @@ def write_model(place: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     write_shards(place, MODEL_FILE, tensors)
 
 
+def rounded(model: Any, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors with the base's linear layers in bfloat16, as `WanStreams.castable` names them.
+
+    Under bfloat16 autocast the outputs stay the same, bit for bit. Raises `OpenUniError` for models not on Wan.
+    """
+    if not isinstance(model, WanModel):
+        raise OpenUniError(f"--dtype bfloat16: {model.name()} is not built on Wan. Use float32.")
+    low = set(_module(model).castable())
+    return {name: tensor.bfloat16() if name in low else tensor for name, tensor in tensors.items()}
+
+
 def write_diffusers(place: Path, model: Any, tensors: Mapping[str, torch.Tensor]) -> None:
     """The backbone as `WanTransformer3DModel.save_pretrained` writes it, and `ADDITIONS_FILE` beside it.
 

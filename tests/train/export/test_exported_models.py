@@ -81,6 +81,23 @@ def test_an_exported_model_gives_what_the_run_gives(run: Run, tmp_path: Path, mo
         _ = model.checkpoint
 
 
+def test_bfloat16_halves_the_size_and_changes_nothing_under_autocast(run: Run, tmp_path: Path) -> None:
+    whole, half = (
+        run.save_pretrained(tmp_path / dtype, licence=LICENCE, dtype=dtype) for dtype in ("float32", "bfloat16")
+    )
+    large, small = ((place / "model.safetensors").stat().st_size for place in (whole, half))
+    assert small < 0.75 * large
+    streams, sigmas, text = inputs(("rgb", "depth"))
+    models = [openuni.from_pretrained(place, "cpu").model for place in (whole, half)]
+    with torch.autocast("cpu", torch.bfloat16):
+        first, second = (model(streams, sigmas, text) for model in models)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(models[0].proj_out.weight, models[1].proj_out.weight)
+    assert models[1].proj_out.weight.dtype == torch.float32
+    with pytest.raises(OpenUniError, match="Allowed: float32, bfloat16"):
+        run.save_pretrained(tmp_path / "out", licence=LICENCE, dtype="float16")
+
+
 def test_diffusers_loads_the_backbone(run: Run, tmp_path: Path) -> None:
     place = run.save_pretrained(tmp_path / "out", format="diffusers", licence=LICENCE)
     backbone = WanTransformer3DModel.from_pretrained(place)
@@ -141,6 +158,7 @@ def test_formats_that_do_not_fit_are_refused(run: Run, lora_run: Run, tmp_path: 
         (lora_run, {"format": "diffusers"}, "only LoRAs were trained"),
         (run, {"format": "onnx"}, "Allowed: openuni, diffusers, peft"),
         (lora_run, {"format": "peft", "include_base": True}, "does not store a frozen base"),
+        (lora_run, {"format": "peft", "dtype": "bfloat16"}, "LoRAs are stored in float32"),
     ):
         with pytest.raises(OpenUniError, match=message):
             model.save_pretrained(tmp_path / "out", licence=LICENCE, **options)
