@@ -12,7 +12,21 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from openuni.api import compact, export, import_set, open_corpus, open_run, run, select, split, train, verify
+    from openuni.api import (
+        compact,
+        evaluate_annotators,
+        evaluate_run,
+        export,
+        from_pretrained,
+        import_set,
+        open_corpus,
+        open_run,
+        run,
+        select,
+        split,
+        train,
+        verify,
+    )
     from openuni.config.recipe import CorpusRecipe
     from openuni.manifests.contracts.decoded_clip import DecodedClip
     from openuni.manifests.corpus.corpus import Corpus
@@ -30,7 +44,10 @@ _LAZY_IMPORTS = {
     "CorpusRecipe": "openuni.config.recipe",
     "Run": "openuni.training.run",
     "compact": "openuni.api",
+    "evaluate_annotators": "openuni.api",
+    "evaluate_run": "openuni.api",
     "export": "openuni.api",
+    "from_pretrained": "openuni.api",
     "import_set": "openuni.api",
     "open_corpus": "openuni.api",
     "open_run": "openuni.api",
@@ -50,7 +67,10 @@ __all__ = [
     "OpenUniError",
     "Run",
     "compact",
+    "evaluate_annotators",
+    "evaluate_run",
     "export",
+    "from_pretrained",
     "import_set",
     "open_corpus",
     "open_run",

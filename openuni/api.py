@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from openuni.config.recipe import CorpusRecipe
 from openuni.console.progress import Reporter
 from openuni.dedup import deduplicator as dedup
+from openuni.evaluation.annotators import evaluate_annotators as evaluate_annotators  # the job is that function
+from openuni.evaluation.runs import evaluate_run as evaluate_run
 from openuni.exchange import export_selection as selection
 from openuni.exchange.export_job import ExportJob, ExportReport
 from openuni.exchange.exporter import find_exporter
@@ -37,6 +39,7 @@ from openuni.report.verify import verify as verify  # the job is that function
 
 if TYPE_CHECKING:
     from openuni.launch.ray_training import RayOptions
+    from openuni.training.export.exported_model import ExportedModel
     from openuni.training.recipe import TrainingRecipe
     from openuni.training.run import Run
 
@@ -320,6 +323,19 @@ def open_run(path: str | Path) -> "Run":
     from openuni.training.run import Run
 
     return Run.open(Path(path))
+
+
+def from_pretrained(
+    name: str | Path, device: str = "auto", *, revision: str | None = None, token: str | None = None
+) -> "ExportedModel":
+    """Open a model exported by `Run.save_pretrained`: a folder, or "owner/name" of the Hugging Face Hub.
+
+    It samples and generates as a `Run` does. `revision`: branch, tag or commit; `token`: default: that of
+    `hf auth login`. Only JSON and safetensors are read. Raises `OpenUniError` if it is not found or damaged.
+    """
+    from openuni.training.export import exported_model
+
+    return exported_model.from_pretrained(name, device, revision=revision, token=token)
 
 
 def _require_shards(recipe: CorpusRecipe, corpus: Corpus) -> None:

@@ -31,7 +31,6 @@ from openuni.manifests.modalities.foreground import Foreground
 from openuni.manifests.modalities.irradiance import Irradiance
 from openuni.manifests.modalities.normal import Normal
 from openuni.manifests.modalities.segmentation import Segmentation
-from openuni.training.run_files import RUN_FILE
 
 if TYPE_CHECKING:
     from openuni.training.run import Run
@@ -69,7 +68,7 @@ class Unified(Annotator):
     is disparity in 0..1. They have the size at which the model works, at most that of the frames.
     """
 
-    run_dir: Annotated[str, "training run (folder); the EMA weights of its latest checkpoint are used"] = ""
+    run_dir: Annotated[str, "training run, whose latest EMA weights are used, or exported model (folder)"] = ""
     modalities: Annotated[tuple[str, ...], "modalities to estimate; the run must have been trained for them"] = (
         "depth",
     )
@@ -100,9 +99,8 @@ class Unified(Annotator):
         from openuni.training.data.fixed_texts import open_latent_codec, open_text_codec
 
         run = self._run("cpu")
-        files = [run.folder / RUN_FILE, run.checkpoint.path / "ema.safetensors"]
         codecs = [open_latent_codec(run.record["latents"]), open_text_codec(run.record["text"])]
-        own = [Checkpoint(str(path), "path", self.licence) for path in files]
+        own = [Checkpoint(str(path), "path", self.licence) for path in run.defining_files]
         return [*own, *(checkpoint for codec in codecs for checkpoint in codec.checkpoints())]
 
     def load(self, device: str) -> "Estimator":
@@ -134,11 +132,11 @@ class Unified(Annotator):
         return EstimatedMaps(**maps)
 
     def _run(self, device: str) -> "Run":
-        from openuni.training.run import Run
+        from openuni.training.export.exported_model import open_trained
 
         if not self.run_dir:
             raise OpenUniError('openuni.unified: run_dir is empty. Set it to a training run: run_dir = "run/"')
-        return Run.open(Path(self.run_dir).expanduser(), device)
+        return open_trained(Path(self.run_dir).expanduser(), device)
 
 
 class Estimator:

@@ -31,7 +31,7 @@ class Served:
     asked: list[tuple[str, str, str]] = field(default_factory=list)  # method, path, range
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     served: Served
 
     def do_HEAD(self) -> None:
@@ -97,10 +97,10 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def file_server(files: dict[str, bytes]) -> Iterator[Served]:
+def file_server(files: dict[str, bytes], handler: type[Handler] = Handler) -> Iterator[Served]:
     """`files`: path with its leading slash -> bytes."""
     served = Served(files)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"served": served}))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (handler,), {"served": served}))
     served.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import sys
+import threading
 from collections.abc import Callable
 from functools import cache
 from multiprocessing.context import ForkServerContext
@@ -34,8 +35,8 @@ def _context() -> ForkServerContext:
     return context
 
 
-def die_at(number: int, concerns: Callable[[str], bool]) -> None:
-    """End this process before its `number`-th change of a file whose path `concerns`."""
+def die_at(number: int, concerns: Callable[[str], bool], delay_s: float | None = None) -> None:
+    """End this process before its `number`-th change of a file whose path `concerns`, or `delay_s` after it."""
     left = number
 
     def watch(event: str, details: tuple[Any, ...]) -> None:
@@ -47,7 +48,9 @@ def die_at(number: int, concerns: Callable[[str], bool]) -> None:
             path, changes = (details or ("",))[0], event in CHANGES
         if changes and concerns(str(path)):
             left -= 1
-            if not left:
+            if not left and delay_s is not None:
+                threading.Timer(delay_s, os._exit, (KILLED,)).start()
+            elif not left:
                 os._exit(KILLED)
 
     sys.addaudithook(watch)

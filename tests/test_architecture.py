@@ -32,6 +32,7 @@ ROOMS = [
     "exchange",
     "world",
     "inference",
+    "evaluation",
     "unified",
     "report",
     "api",

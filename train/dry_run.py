@@ -3,6 +3,8 @@
 import dataclasses
 import warnings
 from collections import Counter
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +19,7 @@ from openuni.training.data.index import Index, choose_family, open_index
 from openuni.training.data.plan import Sample
 from openuni.training.data.tokenizer import make_tokenizer
 from openuni.training.footprint import GB, KNOWN_SIZES, Pass, Weights, fake_model, fake_pass, sized
+from openuni.training.loop.context_checks import check_tokens, checked_context, possible_contexts
 from openuni.training.loop.low_memory_adamw import state_bytes
 from openuni.training.loop.setup import check_fit
 from openuni.training.model import Model
@@ -54,24 +57,32 @@ class Estimate(NamedTuple):
     recipe: TrainingRecipe
     gpus: int
     weights: Weights
-    largest: Pass  # the costliest sample that was seen
+    costliest: Callable[[int], Pass]  # sample that was seen, on one of this number of ranks that share its tokens
+    contexts: tuple[int, ...]  # numbers of ranks that could share the tokens of a sample
     tokens_per_step: float
     flops_per_step: float
     bfloat16: bool
     text: str  # the data plan
 
     def memory(
-        self, gpus: int | None = None, accumulation_steps: int | None = None, checkpointing: bool | None = None
+        self,
+        gpus: int | None = None,
+        accumulation_steps: int | None = None,
+        checkpointing: bool | None = None,
+        context: int | None = None,
     ) -> Memory:
         """Memory of one rank, with these settings in place of those of the recipe."""
+        context = context or self.recipe.context_parallel
         options, world = self.recipe.optimizer, gpus or self.gpus
         micro = options.batch_size // (accumulation_steps or options.gradient_accumulation_steps)
-        samples = min(micro, -(-options.batch_size // world))
-        passes = -(-options.batch_size // (world * samples))
+        parts = world // context  # of the samples of a step
+        samples = min(micro, -(-options.batch_size // parts))
+        passes = -(-options.batch_size // (parts * samples))
         recompute = self.recomputes if checkpointing is None else checkpointing
         trained = 4.0 * self.weights.trained
         is_kept_whole = world > 1 and passes > 1 and not options.reduce_every_micro_batch
-        per_sample = self.largest.recomputed_bytes if recompute else self.largest.saved_bytes
+        costliest = self.costliest(context)
+        per_sample = costliest.recomputed_bytes if recompute else costliest.saved_bytes
         return Memory(
             weights=self.weights.stored_bytes / world,
             gradients=trained / world + (trained if is_kept_whole else 0.0),
@@ -99,35 +110,40 @@ def estimate(recipe: TrainingRecipe, corpus: "Corpus", gpus: int) -> Estimate:
     stages = curriculum_stages(recipe, modalities)
     data = recipe.data
     index = open_index(corpus, modalities, data.latents, data.text, data.validation_share, all_collections(stages))
-    if recipe.optimizer.batch_size < gpus:
-        raise OpenUniError(
-            f"optimizer.batch_size = {recipe.optimizer.batch_size} cannot be divided among {gpus} GPUs: each needs a "
-            "sample in every step."
-        )
+    checked_context(recipe, gpus, "GPUs")
     index = _with_texts(index, kind)
     plan = Curriculum.build(index, stages, recipe.seed, recipe.optimizer.batch_size)
     seen = [sample for step in _steps(recipe, stages) for sample in plan.step(step)]
     model = _model(kind, options, modalities, index, recipe)
-    check_fit(model, index, TaskMix.averaged([stage.mix for stage in stages]), latents["codec"])
+    mix = TaskMix.averaged([stage.mix for stage in stages])
+    check_fit(model, index, mix, latents["codec"])
+    check_tokens(recipe, model, index, mix)
     bfloat16 = recipe.precision != "float32"
     text_length = data.text_length or int(index.text.shape[:, 0].max(initial=1))
-    with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True):
-        warnings.simplefilter("ignore")  # of kernels, which do not run
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    with fake:
         module, weights = fake_model(model)
-        costs: dict[tuple[int, bool, tuple[int, ...]], Pass] = {}
-        for sample in seen:
-            key = _cost_key(sample, index, model)
-            if key not in costs:
-                tokens = recipe.text.length if key[1] else 0
-                costs[key] = fake_pass(module, sample.task.streams, key[2], text_length, tokens, bfloat16=bfloat16)
-    by_sample = [costs[_cost_key(sample, index, model)] for sample in seen]
+
+    @cache
+    def cost(key: CostKey, context: int = 1) -> Pass:
+        count, has_text, shape = key
+        tokens = recipe.text.length if has_text else 0
+        with warnings.catch_warnings(), fake:
+            warnings.simplefilter("ignore")  # of kernels, which do not run
+            names = module.streams[:count]
+            return fake_pass(module, names, shape, text_length, tokens, bfloat16=bfloat16, context=context)
+
+    keys = [_cost_key(sample, index, model) for sample in seen]
+    by_sample = [cost(key) for key in keys]
+    largest = max(keys, key=lambda key: cost(key).saved_bytes)
     steps = len(seen) / recipe.optimizer.batch_size
     recompute = 4 / 3 if recipe.model.get("gradient_checkpointing") else 1.0
     return Estimate(
         recipe,
         gpus,
         weights,
-        max(by_sample, key=lambda one: one.saved_bytes),
+        lambda context: cost(largest, context),
+        possible_contexts(model),
         sum(one.tokens for one in by_sample) / steps,
         recompute * sum(one.flops for one in by_sample) / steps,
         bfloat16,
@@ -193,7 +209,10 @@ def _vocabulary(recipe: TrainingRecipe) -> int:
         return UMT5_VOCABULARY
 
 
-def _cost_key(sample: Sample, index: Index, model: Model) -> tuple[int, bool, tuple[int, ...]]:
+CostKey = tuple[int, bool, tuple[int, ...]]
+
+
+def _cost_key(sample: Sample, index: Index, model: Model) -> CostKey:
     """What the cost of a sample depends on: number of latent streams, whether there is text, latent shape."""
     return len(sample.task.streams), model.has_text_stream(sample.task), _shape(index, sample)
 
@@ -227,16 +246,21 @@ def fitting_changes(found: Estimate, limit_bytes: float) -> list[str]:
         if options.batch_size % steps == 0 and found.memory(accumulation_steps=steps).total <= limit_bytes:
             fitting.append(f"optimizer.gradient_accumulation_steps={steps}")
             break
-    gpus = found.gpus + 1
-    while gpus <= min(MOST_GPUS, options.batch_size):
+    shared = found.recipe.context_parallel
+    most = min(MOST_GPUS, options.batch_size * shared) // shared * shared
+    for gpus in range(found.gpus + shared, most + 1, shared):
         if found.memory(gpus).total <= limit_bytes:
             fitting.append(f"{gpus} GPUs")
             break
-        gpus += 1
-    smallest = found.memory(min(MOST_GPUS, options.batch_size), options.batch_size, checkpointing=True)
+    for context in found.contexts:
+        gpus = -(-found.gpus // context) * context
+        if context > shared and found.memory(gpus, context=context).total <= limit_bytes:
+            fitting.append(f"context_parallel={context} on {gpus} GPUs")
+            break
+    smallest = found.memory(most, options.batch_size, checkpointing=True)
     if not fitting and smallest.total <= limit_bytes:
         fitting.append(
-            f"{min(MOST_GPUS, options.batch_size)} GPUs with model.gradient_checkpointing=true and "
+            f"{most} GPUs with model.gradient_checkpointing=true and "
             f"optimizer.gradient_accumulation_steps={options.batch_size}"
         )
     return fitting

@@ -12,7 +12,10 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from openuni.training.backbone.wan import SIZES, WanModel
+from openuni.training.backbone.attention import use_context
+from openuni.training.backbone.context import Context
+from openuni.training.backbone.pretrained import SIZES
+from openuni.training.backbone.wan import WanModel
 from openuni.training.model import Model
 
 # Sizes of published transformers whose configuration is not on this machine. All else is as in `WanModel`.
@@ -36,6 +39,16 @@ def sized(model: Model) -> Model | None:
     else:
         return None
     return dataclasses.replace(model, pretrained="", **sizes)
+
+
+class FirstRank(Context):
+    """The first of several ranks without the others: what it receives has the right size, but no meaning."""
+
+    def _exchange(self, rows: torch.Tensor, received: tuple[int, ...], sent: tuple[int, ...]) -> torch.Tensor:
+        return rows[:1].repeat(sum(received), *[1] * (rows.ndim - 1))
+
+    def _gathered(self, rows: torch.Tensor, lengths: tuple[int, ...]) -> torch.Tensor:
+        return self._exchange(rows, lengths, lengths)
 
 
 @dataclass(frozen=True)
@@ -91,11 +104,15 @@ def fake_pass(
     text_tokens: int = 0,
     *,
     bfloat16: bool = False,
+    context: int = 1,
 ) -> Pass:
     """Forward and backward of one sample with these latent streams of shape [C, T, H, W]; call in a FakeTensorMode.
 
-    `text_tokens`: length of the text stream; 0: none. `bfloat16`: as under autocast.
+    `text_tokens`: length of the text stream; 0: none. `bfloat16`: as under autocast. `context`: ranks that share its
+    tokens; FLOPs and bytes are then those of the first one.
     """
+    module.context = FirstRank(0, context) if context > 1 else None
+    use_context(module, module.context)
     given = _inputs(module, streams, shape, text_length, text_tokens)
     blocks = list(module.blocks)
     few, more = min(2, len(blocks)), min(3, len(blocks))  # all further ones are equal

@@ -66,7 +66,9 @@ class Model(Component):
 
     gpus: ClassVar[float] = 1.0
     generates_text: ClassVar[bool] = False  # whether its module is a `TextModel`; it then has the option `vocabulary`
+    divides_tokens: ClassVar[bool] = False  # whether its module supports `context_parallel`
     supported_modalities: ClassVar[tuple[str, ...]] = ()  # fixed latent streams; empty: chosen by the recipe
+    caption_option: ClassVar[str] = ""  # option that gives the caption to tasks without one, such as 'model.x = "y"'
 
     @abstractmethod
     def load(self, device: str) -> Any:

@@ -32,7 +32,22 @@ class DataOptions(RecipeTable):
     table: ClassVar[str] = "data"
     latents: Annotated[str, "latent family, or its codec's name; empty: the only one of the corpus"] = ""
     text: Annotated[str, "text family, or its codec's name; empty: the only one of the corpus"] = ""
+    subjects: Annotated[
+        str,
+        "text column, such as caption.brief, with short texts such as 'two persons' that follow the modality-type "
+        "prompts of their clips; empty: none",
+        Added(),
+    ] = ""
     collections: Annotated[tuple[str, ...], "collections to train on (in the first stage); empty: all"] = ()
+    collection_weights: Annotated[
+        dict[str, float],
+        "sampling weights of the collections (in the first stage), 1 if absent; empty: in proportion to their clips",
+        Ge(0),
+        Added(),
+    ] = field(default_factory=dict)
+    balanced_collections: Annotated[
+        bool, "sample all collections (in the first stage) equally often, whatever their sizes", Added()
+    ] = False
     text_length: Annotated[
         int, "text length per sample, in embeddings, zero-padded (Wan: 512); 0: length of the longest text", Ge(0)
     ] = 512
@@ -46,6 +61,12 @@ class DataOptions(RecipeTable):
     verify_checksums: Annotated[
         bool, "compare every latent and text embedding with its checksum, and reject NaN and infinite values"
     ] = True
+    max_skipped_samples: Annotated[
+        int,
+        "maximum number of damaged samples to skip, with other samples in their place; 0: stop at the first one",
+        Ge(0),
+        Added(),
+    ] = 0
     validation_share: Annotated[
         float, "fraction of sources held out for validation, if clips have no split", UNIT_INTERVAL
     ] = 0.1
@@ -126,6 +147,8 @@ class CurriculumStage(RecipeTable):
     tasks: Annotated[dict[str, float], "see the top level of the recipe"] = field(default_factory=dict)
     modality_weights: Annotated[dict[str, float], "see the top level of the recipe"] = field(default_factory=dict)
     collections: Annotated[tuple[str, ...], "collections to train on; empty: all"] = ()
+    collection_weights: Annotated[dict[str, float], "see [data]", Ge(0), Added()] = field(default_factory=dict)
+    balanced_collections: Annotated[bool, "see [data]", Added()] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -208,6 +231,11 @@ class CheckpointOptions(RecipeTable):
     every_steps: Annotated[int, "interval between checkpoints, steps", Ge(1)] = 500
     keep: Annotated[int, "number of latest checkpoints to keep", Ge(1)] = 2
     keep_every_steps: Annotated[int, "also keep checkpoints at multiples of this step; 0: none", Ge(0), Added()] = 0
+    asynchronous: Annotated[
+        bool,
+        "write in the background; takes host memory for a copy of weights, EMA weights and optimizer state",
+        Added(),
+    ] = True
 
 
 @dataclass(frozen=True)
@@ -244,6 +272,12 @@ class TrainingRecipe:
     init_from: Annotated[
         str, "training run whose weights initialize this one, such as an earlier stage", Formerly("start_from")
     ] = ""
+    context_parallel: Annotated[
+        int,
+        "GPUs that share the tokens of each sample, for long sequences; divides the number of GPUs and of heads",
+        Ge(1),
+        Added(),
+    ] = 1
     log_every_steps: Annotated[int, "interval between rows of the log, steps", Ge(1), Added()] = 1
     watchdog_s: Annotated[
         float, "print the stacks of all threads if a step takes longer, seconds; 0: never", Ge(0), Added()

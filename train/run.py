@@ -16,8 +16,11 @@ from openuni.manifests.errors import OpenUniError
 from openuni.training import sampler
 from openuni.training.data.curriculum import trained_tasks
 from openuni.training.data.fixed_texts import EMPTY, FixedTexts, fixed_rows, open_latent_codec, open_text_codec
+from openuni.training.data.subjects import check_run_subjects
 from openuni.training.data.tokenizer import Tokenizer, make_tokenizer, tokenizer_identity
+from openuni.training.export.exporting import Exportable
 from openuni.training.finite import NonFiniteError
+from openuni.training.guidance import caption_streams, check_guidance, check_prompt, guided_streams
 from openuni.training.loop.log import read_log
 from openuni.training.loop.training_checkpoint import TrainingCheckpoint, list_checkpoints, load_model
 from openuni.training.model import Model, Streams
@@ -34,7 +37,7 @@ NON_FINITE_ADVICE = (
 OVERSHOOT = 1e-3  # tolerated excess of a condition rendering over 0..1, as interpolation and video codecs cause it
 
 
-class Run:
+class Run(Exportable):
     """A training run. `Run.open(folder)` opens one, `train` creates one. Weights and codecs are loaded lazily."""
 
     def __init__(self, folder: Path, record: dict[str, Any], device: str = "auto") -> None:
@@ -130,17 +133,21 @@ class Run:
         captions: Sequence[str],
         shape: Sequence[int] | None = None,
         sampling: sampler.SamplingOptions | None = None,
+        subjects: Sequence[str] = (),
     ) -> Streams:
         """Latents of the target streams, float32 [B, C, T, H, W] on the CPU, one sample per caption.
 
         A target text is returned as "text", token values int64 [B, L]; see `tokenizer`. `given`: clean latents of the
         condition streams, [B, C, T, H, W]. `shape`: [C, T, H, W]; default: that of the conditions, else of the training
-        data. `sampling`: default 50 steps at the shift of the training. Raises `OpenUniError` for invalid inputs.
+        data. `sampling`: default 50 steps at the shift of the training. `subjects`: one per caption, in runs trained
+        with `data.subjects`; default: none. Raises `OpenUniError` for invalid inputs.
         """
         task = self.require_trained_task(task)
         sampling = sampling or sampler.SamplingOptions(shift=self.shift(task))
-        self._check_guidance(task, sampling)
+        check_guidance(self.architecture, self.recipe, self.tasks, task, sampling)
         _check_captions(captions)
+        _check_captions([sampling.negative_prompt, *subjects])
+        check_run_subjects(self.recipe, subjects, len(captions))
         first = next(iter(given.values()), None)
         one = tuple(shape or (first.shape[1:] if first is not None else self.record["latent_shape"]))
         self._check_latents(task, one)
@@ -149,12 +156,12 @@ class Run:
             raise OpenUniError(
                 f"condition latents must be {[len(captions), *one]} for {len(captions)} captions, got {shapes}"
             )
-        text, empty = self._text(task, captions)
+        text, unconditional = self._text(task, captions, sampling.negative_prompt, subjects)
         inputs = sampler.SamplerInputs(
             conditions={name: latents.to(self.device, torch.float32) for name, latents in given.items()},
             text={name: rows.to(self.device) for name, rows in text.items()},
-            unconditional=empty,
-            caption_streams=self.caption_streams(task),
+            unconditional=unconditional,
+            caption_streams=guided_streams(self.architecture, task, sampling.negative_prompt),
             text_state=self._text_stream(task, captions, sampling),
         )
         try:
@@ -171,15 +178,17 @@ class Run:
         given: dict[str, Modality | np.ndarray] | None = None,
         size: tuple[int, int, int] | None = None,
         sampling: sampler.SamplingOptions | None = None,
+        subject: str = "",
     ) -> dict[str, Any]:
         """Generate the targets in `make` from a prompt and conditions: a `Modality` each, and a `str` for "text".
 
         `given`: condition modalities by name, as a `Modality` or an RGB rendering, float32 [T, H, W, 3] in 0..1 or
         uint8. They are trimmed and resized to `size`: frames, height_px, width_px; default: that of the training data.
-        A target whose rendering cannot be converted back (skeleton) is returned as an `RGB`. Raises `OpenUniError` for
-        a task that the run was not trained for and for invalid inputs.
+        `subject`: follows the modality-type prompts, in runs trained with `data.subjects`. A target whose rendering
+        cannot be converted back (skeleton) is returned as an `RGB`. Raises `OpenUniError` for a task that the run was
+        not trained for and for invalid inputs.
         """
-        targets, text = self._make(prompt, make, given, size, sampling)
+        targets, text = self._make(prompt, make, given, size, sampling, subject)
         found: dict[str, Any] = {name: read_rendering(name, rendering) for name, rendering in targets.items()}
         return found if text is None else found | {TEXT: text}
 
@@ -201,18 +210,18 @@ class Run:
         given: dict[str, Modality | np.ndarray] | None,
         size: tuple[int, int, int] | None,
         sampling: sampler.SamplingOptions | None,
+        subject: str = "",
     ) -> tuple[dict[str, np.ndarray], str | None]:
         """Renderings of the targets, and the generated text or None."""
         given = given or {}
         task = self.task_of(make, tuple(given))
-        if prompt and not self.caption_streams(task):
-            raise OpenUniError(f'task "{task}" does not use a prompt, got "{prompt}". Leave the prompt empty.')
+        check_prompt(self.architecture, self.recipe, task, prompt)
         size = size or (self.record["latents"]["frames"], *self.record["latents"]["size_px"])
         shape = self._latent_shape(task, size)
         codec, model = self.latent_codec
         latents = {name: codec.encode(model, self._rendering(name, value, size)) for name, value in given.items()}
         tensors = {name: torch.from_numpy(array)[None] for name, array in latents.items()}
-        targets = self.sample(task, tensors, [prompt], shape, sampling)
+        targets = self.sample(task, tensors, [prompt], shape, sampling, [subject] if subject else ())
         renderings = {name: codec.decode(model, targets[name][0].numpy()) for name in task.targets}
         for name, rendering in renderings.items():
             if not np.isfinite(rendering).all():
@@ -234,33 +243,15 @@ class Run:
         task = Task.parse(task) if isinstance(task, str) else task
         if task not in self.tasks:
             trained = ", ".join(str(known) for known in self.tasks)
-            raise OpenUniError(f'the run was not trained for "{task}"; it was trained for: {trained}')
-        return task
-
-    def _check_guidance(self, task: Task, sampling: sampler.SamplingOptions) -> None:
-        """Raise `OpenUniError` for guidance that the run was not trained for.
-
-        Guidance on conditions evaluates the model with noise in their place, which training must have covered.
-        """
-        scale, condition_scale = sampling.guidance_scale, sampling.condition_guidance_scale
-        if not task.targets and (scale, condition_scale) != (1.0, 1.0):
-            raise OpenUniError(f'guidance applies to video only, and task "{task}" has no video target. Leave it at 1.')
-        if scale != 1.0 and not self.caption_streams(task):
             raise OpenUniError(
-                f'guidance_scale {scale:g} requires a caption, and task "{task}" uses none. Leave it at 1.'
+                f'the run was not trained for "{task}"; it was trained for: {trained}. All names: openuni tasks '
+                f"{self.folder}"
             )
-        apart = not self.recipe.flow_matching.shared_sigma and Task((), task.streams) in self.tasks
-        if condition_scale == 1.0 or not task.conditions or apart or self.recipe.data.condition_dropout > 0:
-            return
-        raise OpenUniError(
-            f'condition_guidance_scale {condition_scale:g} requires a run trained on "{task}" with condition dropout, '
-            "which this run was not. Train with data.condition_dropout = 0.1 (or with flow_matching.shared_sigma = "
-            f'false and the task "{Task((), task.streams)}"), or leave condition_guidance_scale at 1.'
-        )
+        return task
 
     def caption_streams(self, task: Task) -> tuple[str, ...]:
         """Streams of the task that are conditioned on the caption."""
-        return tuple(name for name in task.streams if self.architecture.text_condition(task, name) == "caption")
+        return caption_streams(self.architecture, task)
 
     def _text_stream(
         self, task: Task, captions: Sequence[str], sampling: sampler.SamplingOptions
@@ -270,7 +261,7 @@ class Run:
         if not model.has_text_stream(task):
             return None
         text, tokenizer = self.recipe.text, self.tokenizer
-        empty = tokenizer.encode("", text.length)
+        empty = tokenizer.encode(sampling.negative_prompt, text.length)
         if not task.generates_text:
             given = torch.stack([tokenizer.encode(caption, text.length) for caption in captions])
             return sampler.TextState(given.to(self.device), empty.to(self.device), text.degree)
@@ -278,22 +269,29 @@ class Run:
         start = torch.stack([draws.start("sample", item) for item in range(len(captions))])
         return sampler.TextState(start.to(self.device), empty.to(self.device), text.degree)
 
-    def _text(self, task: Task, captions: Sequence[str]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """Text embeddings of every stream, float32 [B, L, D], and of the empty caption [L, D].
+    def _text(
+        self, task: Task, captions: Sequence[str], negative_prompt: str, subjects: Sequence[str]
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """Text embeddings of every stream, float32 [B, L, D], and of the negative prompt (default: empty) [L, D].
 
-        L is that of the training, or that of the longest caption if it has more rows, so that none is truncated.
+        L is that of the training, or that of the longest text if it has more rows, so that none is truncated.
         """
         rows = self._embedded(captions) if self.caption_streams(task) else []
-        texts = replace(self.texts, length=max([self.texts.length, *map(len, rows)]))
+        (negative,) = self._embedded([negative_prompt])
+        own = [row if subject else None for subject, row in zip(subjects, self._embedded(subjects), strict=True)]
+        prompted = max(map(len, self.texts.rows.values())) + max([0, *(len(row) for row in own if row is not None)])
+        texts = replace(self.texts, length=max([self.texts.length, prompted, *map(len, [*rows, negative])]))
 
         def embeddings(stream: str) -> torch.Tensor:
             kind = self.architecture.text_condition(task, stream)
             if kind == "caption":
                 return torch.stack([texts.padded(row) for row in rows])
+            if kind == "prompt" and own:
+                return torch.stack([texts.prompt(stream, subject) for subject in own])
             fixed = texts.prompt(stream) if kind == "prompt" else texts.empty
             return fixed.expand(len(captions), -1, -1)
 
-        return {name: embeddings(name) for name in task.streams}, texts.empty
+        return {name: embeddings(name) for name in task.streams}, texts.padded(negative)
 
     def _embedded(self, captions: Sequence[str]) -> list[torch.Tensor]:
         """Embeddings float32 [L, D] of each caption; the empty caption needs no codec."""

@@ -6,13 +6,15 @@ from pathlib import Path
 RUN_FILE = "run.json"
 LOG_FILE = "log.jsonl"
 TEXTS_FILE = "texts.safetensors"  # cache of the embeddings of fixed texts
+SUBJECTS_FILE = "subjects.safetensors"  # cache of the embeddings of subjects
 LOCK_FILE = ".train.lock"
 SAMPLES_FOLDER = "samples"
 
 # in the folder of a training checkpoint
 STATE_FILE = "state.json"
 CHECKSUMS_FILE = "checksums.json"  # file name -> xxh3-64 of its bytes, 16 hex digits; written last
-TENSOR_FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
+TENSORS = ("model", "ema", "optimizer")  # NAME.safetensors, or with several ranks a file of each: see `part_name`
+PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 
 CHECKPOINT = re.compile(r"step-(\d{6,})")
 UNFINISHED_CHECKPOINTS = ".step-*.tmp"  # glob; a checkpoint gets its name when it is complete
@@ -32,3 +34,15 @@ def checkpoint_folders(run: Path) -> list[tuple[int, Path]]:
 def is_written(checkpoint: Path) -> bool:
     """Whether the folder of a checkpoint is one that a run can resume from, as far as its files exist."""
     return any((checkpoint / name).is_file() for name in (STATE_FILE, CHECKSUMS_FILE))
+
+
+def part_name(name: str, rank: int, world: int) -> str:
+    """Name of the file in which a rank stores its rows of "model", "ema" or "optimizer"."""
+    return f"{name}.safetensors" if world == 1 else f"{name}-{rank + 1:05d}-of-{world:05d}.safetensors"
+
+
+def tensor_files(checkpoint: Path, name: str) -> list[Path]:
+    """The files of "model", "ema" or "optimizer" in a checkpoint, in the order of the ranks; they may be missing."""
+    parts = [match for path in checkpoint.glob(f"{name}-*.safetensors") if (match := PART.fullmatch(path.name))]
+    world = max((int(match[3]) for match in parts if match[1] == name), default=1)
+    return [checkpoint / part_name(name, rank, world) for rank in range(world)]

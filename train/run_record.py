@@ -33,12 +33,17 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise OpenUniError(f"{path} is damaged: {error.reason}. Restore it from a backup.") from error
     if record.get("format") != FORMAT:
         raise OpenUniError(f"{path} has format {record.get('format')!r}; this version reads {FORMAT}")
+    check_tables(record, path, "Restore it from a backup.")
+    return record
+
+
+def check_tables(record: dict[str, Any], path: Path, remedy: str) -> None:
+    """Raise `OpenUniError` unless the record has the tables that describe a trained model."""
     tables = ("recipe", "model", "latents", "text", "data")
     if odd := [name for name in tables if not isinstance(record.get(name), dict)]:
-        raise OpenUniError(f"{path} is damaged: {', '.join(odd)} must be tables. Restore it from a backup.")
+        raise OpenUniError(f"{path} is damaged: {', '.join(odd)} must be tables. {remedy}")
     if not isinstance(record["model"].get("name"), str) or not isinstance(record["model"].get("options"), dict):
-        raise OpenUniError(f"{path} is damaged: model must have a name and options. Restore it from a backup.")
-    return record
+        raise OpenUniError(f"{path} is damaged: model must have a name and options. {remedy}")
 
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:

@@ -32,6 +32,7 @@ class SamplingOptions:
     ] = "euler"
     condition_guidance_scale: Annotated[float, "guidance scale for the condition streams; 1 disables guidance"] = 1.0
     temperature: Annotated[float, "sampling temperature for text; 0 is greedy decoding", Ge(0)] = 1.0
+    negative_prompt: Annotated[str, "text that guidance moves away from, in place of the empty caption"] = ""
 
     def __post_init__(self) -> None:
         check_options(self, "sampling")
@@ -41,7 +42,7 @@ class TextState(NamedTuple):
     """The text stream of a model that has one."""
 
     tokens: torch.Tensor  # condition: clean, int64 [B, L]; target: as `TextSampler.start`, [B, L(, D)]
-    empty: torch.Tensor  # int64 [L]: the empty text, which replaces a condition for guidance
+    empty: torch.Tensor  # int64 [L]: the empty text or negative prompt, which replaces a condition for guidance
     degree: float  # degree of the discrete flow matching path
 
 
@@ -50,8 +51,8 @@ class SamplerInputs(NamedTuple):
 
     conditions: Streams  # clean latents [B, C, T, H, W], on the model's device
     text: dict[str, torch.Tensor]  # [B, L, D] for every stream of the task
-    unconditional: torch.Tensor | None  # [L, D]: the empty caption; needed with guidance
-    caption_streams: tuple[str, ...] = ("rgb",)  # streams conditioned on the caption, which guidance replaces
+    unconditional: torch.Tensor | None  # [L, D]: the empty caption or negative prompt; needed with guidance
+    caption_streams: tuple[str, ...] = ("rgb",)  # streams whose text guidance replaces, see `guided_streams`
     dropped: Streams | None = None  # noise [B, C, T, H, W] that replaces the condition streams for guidance
     text_state: TextState | None = None  # the text stream, as target or condition
 

@@ -22,6 +22,9 @@ UNIVIDX_LETTERS = {
 }
 UNIVIDX_FAMILIES = {family: tuple(letters.values()) for family, letters in UNIVIDX_LETTERS.items()}
 PUBLISHED = re.compile(r"(t|[A-Z]+)2([A-Z]+)")
+# UnityVideo's tasks, written with their modalities (estimate:depth), and their names in the released script
+UNITYVIDEO_NAMES = {"joint": "text2all", "estimate": "video2flow", "control": "flow2video"}
+GROUP_OF = {name: group for group, released in UNITYVIDEO_NAMES.items() for name in (group, released)}
 # Uni-ViGU's modes: video and caption are each a condition or a target
 VIDEO_AND_TEXT = {"t2v": "text->rgb", "v2t": "rgb->text", "t2vt": "->rgb+text"}
 
@@ -48,20 +51,17 @@ class Task:
 
     @classmethod
     def parse(cls, text: str) -> "Task":
-        """Parse the form that `str` writes, or a published name (R2AIN, t2v). Raises `OpenUniError`."""
+        """Parse the form that `str` writes, or another name (R2AIN, t2v, estimate:depth). Raises `OpenUniError`."""
         named = published_task(text.strip())
         if named is not None:
             return named
+        if ":" in text:
+            return _of_group(text)
         before, arrow, after = text.replace(" ", "").partition("->")
         if not arrow:
             raise OpenUniError(f'task "{text}" is not known.{did_you_mean(text, list(TASK_GROUPS))} {_grammar()}')
         sides = [[name for name in side.split("+") if name] for side in (before, after)]
-        for name in sides[0] + sides[1]:
-            if name not in (TEXT, *modality_names()):
-                known = ", ".join(modality_names())
-                raise OpenUniError(
-                    f'task "{text}": "{name}" is not a modality.{did_you_mean(name, modality_names())} Known: {known}.'
-                )
+        _check_modalities(text, [name for name in sides[0] + sides[1] if name != TEXT])
         conditions, targets = (tuple(name for name in side if name != TEXT) for side in sides)
         return cls(conditions, targets, TEXT in sides[1])
 
@@ -87,10 +87,54 @@ class Task:
                 return f"{conditions or 't'}2{targets}"
         return ""
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names that `parse` reads: the arrow form first, then the published ones."""
+        found = [str(self), *filter(None, [self.published])]
+        found += [name for name, form in VIDEO_AND_TEXT.items() if form == str(self)]
+        others = "+".join(name for name in self.streams if name != "rgb")
+        if "rgb" in self.streams and others and not self.generates_text:
+            groups = {"joint": not self.conditions, "estimate": self.conditions == ("rgb",)}
+            groups["control"] = self.targets == ("rgb",) and bool(self.conditions)
+            found += [
+                f"{name}:{others}"
+                for group, fits in groups.items()
+                if fits
+                for name in (group, UNITYVIDEO_NAMES[group])
+            ]
+        return tuple(found)
+
     def __str__(self) -> str:
         targets = [*self.targets, *([TEXT] if self.generates_text else [])]
         nothing = "" if self.generates_text else TEXT
         return f"{'+'.join(self.conditions) or nothing}->{'+'.join(targets)}"
+
+
+def _of_group(text: str) -> Task:
+    """The task of UnityVideo that `GROUP:MODALITIES` names, such as estimate:depth or joint:depth+flow."""
+    group, _, rest = text.replace(" ", "").partition(":")
+    if group not in GROUP_OF:
+        raise OpenUniError(
+            f'task "{text}": "{group}" is not known.{did_you_mean(group, list(GROUP_OF))} Allowed before the colon: '
+            f"{', '.join(GROUP_OF)}; after it modalities, such as estimate:depth or joint:depth+flow."
+        )
+    others = tuple(name for name in rest.split("+") if name)
+    _check_modalities(text, others)
+    if not others or "rgb" in others:
+        raise OpenUniError(
+            f'task "{text}": name modalities other than rgb, such as {group}:depth or {group}:depth+flow'
+        )
+    sides = {"joint": ((), ("rgb", *others)), "estimate": (("rgb",), others), "control": (others, ("rgb",))}
+    return Task(*sides[GROUP_OF[group]])
+
+
+def _check_modalities(text: str, names: Sequence[str]) -> None:
+    for name in names:
+        if name not in modality_names():
+            raise OpenUniError(
+                f'task "{text}": "{name}" is not a modality.{did_you_mean(name, modality_names())} '
+                f"Known: {', '.join(modality_names())}."
+            )
 
 
 def published_task(name: str) -> Task | None:
@@ -267,5 +311,5 @@ def _modality_weight(task: Task, weights: Mapping[str, float]) -> float:
 def _grammar() -> str:
     return (
         f'Allowed: {", ".join(TASK_GROUPS)}; "conditions->targets" such as "rgb->depth" or "text->rgb+depth"; '
-        "published names such as R2AIN or t2v."
+        "published names such as R2AIN, t2v or estimate:depth."
     )

@@ -33,6 +33,7 @@ KINDS = {
     "exporters": "openuni.exchange.exporters",
     "codecs": "openuni.training.codecs",
     "models": "openuni.training.models",
+    "metrics": "openuni.training.metrics",
     "trackers": "openuni.training.trackers",
 }
 

@@ -10,7 +10,7 @@ tuple). Numbers must be finite.
 import json
 import types
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
@@ -98,7 +98,8 @@ def recorded(options: Any, *, version: bool = False) -> dict[str, Any]:
         extras, value = annotation_extras(hints[field.name]), getattr(options, field.name)
         is_added = any(isinstance(extra, Added) for extra in extras)
         is_execution = any(isinstance(extra, Execution) for extra in extras)
-        if (is_added and value == field.default) or (is_execution and version):
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        if (is_added and value == default) or (is_execution and version):
             continue
         found[former.get(field.name, field.name)] = _recorded(value, version)
     return found

@@ -8,7 +8,7 @@ from openuni.manifests.errors import OpenUniError
 # packages whose exceptions come from requests to a store, not from a bug of ours
 CLIENT_PACKAGES = {
     *("botocore", "aiobotocore", "boto3", "s3fs", "gcsfs", "adlfs", "azure", "google", "ossfs", "huggingface_hub"),
-    *("aiohttp", "httpx", "requests", "urllib3", "paramiko"),
+    *("aiohttp", "httpx", "httpx2", "requests", "urllib3", "paramiko"),
 }
 
 

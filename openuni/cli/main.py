@@ -10,7 +10,7 @@ import shlex
 import sys
 import traceback
 
-from openuni.cli import components, corpora, integrity, models, parity, synthetic
+from openuni.cli import components, corpora, evaluation, integrity, models, parity, synthetic
 from openuni.cli.app import Interrupted, app, is_first_rank
 from openuni.console.logs import verbosity
 from openuni.console.terminal import print_text
@@ -18,7 +18,7 @@ from openuni.manifests.errors import OpenUniError, QuietError
 from openuni.manifests.storage.remote_errors import is_remote_error, store_error
 from openuni.pipeline.failures import ItemFailed, format_error
 
-__all__ = ["app", "components", "corpora", "integrity", "main", "models", "parity", "synthetic"]
+__all__ = ["app", "components", "corpora", "evaluation", "integrity", "main", "models", "parity", "synthetic"]
 
 RESUMABLE_COMMANDS = frozenset({"run", "import", "export", "train", "world", "demo"})
 

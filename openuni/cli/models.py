@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -139,12 +139,73 @@ def _generate_command(run: "Run") -> str:
 
 
 @dataclass(frozen=True)
+class ExportModelFlags:
+    """Flags of `openuni export-model`."""
+
+    run: Annotated[Path, typer.Argument(help="Training run: the folder that `openuni train` wrote")]
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Output directory; must not exist or be empty")] = None
+    push_to: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="Hugging Face Hub repository to upload to")
+    ] = None
+    private: Annotated[bool, typer.Option("--private", help="--push-to: create the repository as private")] = False
+    format: Annotated[
+        Literal["openuni", "diffusers", "peft"],
+        typer.Option(help="openuni: whole model; diffusers: also a Wan transformer for diffusers; peft: LoRAs only"),
+    ] = "openuni"
+    weights: Annotated[Literal["ema", "model"], typer.Option(help="EMA weights, or those of the last step")] = "ema"
+    licence: Annotated[
+        str, typer.Option(help="Licence of the weights, such as apache-2.0. Default: that of the base model's card")
+    ] = ""
+    hub_name: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATH=OWNER/NAME", help="Hub name of a checkpoint that the run has by path; repeatable"),
+    ] = None
+    include_base: Annotated[
+        bool, typer.Option("--include-base", help="Store a frozen base model, too. Default: its hub name")
+    ] = False
+
+
+@app.command("export-model")
+@command_from_dataclass(ExportModelFlags)
+def export_model(flags: ExportModelFlags) -> None:
+    """Export a trained model for others, with a model card.
+
+    Writes safetensors and JSON only. openuni.from_pretrained and `openuni generate` open the result.
+    """
+    from openuni import api
+
+    if flags.out is None and flags.push_to is None:
+        raise OpenUniError("nothing to write to: pass --out FOLDER, or --push-to OWNER/NAME")
+    pairs = [(text, *text.rpartition("=")) for text in flags.hub_name or ()]
+    if odd := [text for text, path, _, name in pairs if not path or not name]:
+        raise OpenUniError(f'--hub-name "{odd[0]}": must be PATH=OWNER/NAME')
+    options: dict[str, Any] = {
+        "format": flags.format,
+        "weights": flags.weights,
+        "licence": flags.licence,
+        "hub_names": {path: name for _, path, _, name in pairs},
+        "include_base": flags.include_base,
+    }
+    run = api.open_run(flags.run)
+    if flags.out is not None:
+        print_text(f"exported: {run.save_pretrained(flags.out, **options)}")
+    if flags.push_to is not None:
+        print_text(f"uploaded: {run.push_to_hub(flags.push_to, private=flags.private, **options)}")
+
+
+@dataclass(frozen=True)
 class GenerateFlags:
     """Flags of `openuni generate`."""
 
-    run: Annotated[Path, typer.Argument(help="Training run: the folder that `openuni train` wrote")]
-    make: Annotated[list[str], typer.Option(metavar="MODALITY", help="Target modality, or text; repeatable")]
+    run: Annotated[Path, typer.Argument(help="Training run, or exported model (folder)")]
     out: Annotated[Path, typer.Option("--out", "-o", help="Output directory")]
+    task: Annotated[
+        str,
+        typer.Option(help="Task by any name, such as R2AIN, estimate:depth, joint:depth+flow, t2v; see openuni tasks"),
+    ] = ""
+    make: Annotated[
+        list[str] | None, typer.Option(metavar="MODALITY", help="Target modality, or text; repeatable; or use --task")
+    ] = None
     prompt: Annotated[str, typer.Option(help="Text prompt")] = ""
     given: Annotated[
         list[str] | None, typer.Option(metavar="MODALITY=VIDEO", help="Condition: a video of a modality; repeatable")
@@ -170,8 +231,30 @@ class GenerateFlags:
     condition_guidance_scale: Annotated[
         float, typer.Option(help="Guidance scale for the condition streams; 1 disables guidance")
     ] = 1.0
+    negative_prompt: Annotated[
+        str,
+        typer.Option(help="Text that guidance moves away from, in place of the empty caption; needs --guidance-scale"),
+    ] = ""
+    subject: Annotated[
+        str, typer.Option(help="Subject such as 'two persons', for runs trained with subjects (data.subjects)")
+    ] = ""
+    solver: Annotated[
+        Literal["euler", "heun", "adams_bashforth"],
+        typer.Option(help="Solver: euler (order 1), heun (order 2, two model calls per step), adams_bashforth"),
+    ] = "euler"
+    shift: Annotated[
+        float | None, typer.Option(help="Timestep shift of the noise levels. Default: that of the training")
+    ] = None
     seed: Annotated[int, typer.Option(help="Random seed of the noise")] = 0
     temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature for text; 0 is greedy decoding")] = 1.0
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.jsonl",
+            help="One generation per line: objects with any of name, prompt, negative_prompt, subject, seed, given",
+        ),
+    ] = None
+    as_json: Annotated[bool, typer.Option("--json", "-j", help="JSON output: what was generated, and how")] = False
 
 
 FORMER_FLAGS = {"--guidance": "--guidance-scale", "--given-guidance": "--condition-guidance-scale"}
@@ -183,25 +266,41 @@ def generate(flags: GenerateFlags) -> None:
     """Generate modalities or text with a trained model.
 
     Conditions are the prompt and the videos given with --given. Every modality is written as a video (NAME.mp4) and
-    as an array (NAME.npy). Text is printed and written to text.txt, for example: --make text --given rgb=clip.mp4
+    as an array (NAME.npy), and generation.json says what was done. Text is printed and written to text.txt, for
+    example: --make text --given rgb=clip.mp4
     """
+    import dataclasses
+    import json
+
     from rich.console import Console
 
-    from openuni.inference.generate import GenerateRequest, generate_files
+    from openuni.inference.generate import GenerateRequest, generate_all
+    from openuni.inference.prompts_file import read_prompts
 
-    request = GenerateRequest(
-        make=tuple(flags.make),
-        prompt=flags.prompt,
-        given=tuple(flags.given or ()),
-        size=flags.size,
-        fps=flags.fps,
-        steps=flags.steps,
-        guidance_scale=flags.guidance_scale,
-        condition_guidance_scale=flags.condition_guidance_scale,
-        seed=flags.seed,
-        temperature=flags.temperature,
-    )
-    for path in generate_files(flags.run, request, flags.out, Console(stderr=True, soft_wrap=True)):
+    fields = {field.name for field in dataclasses.fields(GenerateRequest)}
+    chosen = {name: value for name, value in vars(flags).items() if name in fields}
+    request = GenerateRequest(**chosen | {name: tuple(chosen[name] or ()) for name in ("make", "given")})
+    requests = {"": request} if flags.prompts is None else read_prompts(flags.prompts, request)
+    generations = generate_all(flags.run, requests, flags.out, Console(stderr=True, soft_wrap=True))
+    if flags.as_json:
+        print_text(json.dumps([done.record for done in generations], indent=2))
+        return
+    for path in (path for done in generations for path in done.files):
         print_text(path)
         if path.suffix == ".txt":
             print_text(path.read_text(encoding="utf-8"), end="")
+
+
+@app.command()
+def tasks(
+    run: Annotated[Path, typer.Argument(help="Training run: the folder that `openuni train` wrote")],
+    as_json: Annotated[bool, typer.Option("--json", "-j", help="JSON output: an object per task")] = False,
+) -> None:
+    """List the tasks of a training run and their names."""
+    import json
+
+    from openuni.inference.task_list import format_tasks, task_records
+    from openuni.training.run import Run
+
+    records = task_records(Run.open(run))
+    print_text(json.dumps(records, indent=2) if as_json else format_tasks(records))

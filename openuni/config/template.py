@@ -19,6 +19,7 @@ from openuni.manifests.contracts.window_filter import supports_windows
 from openuni.manifests.errors import OpenUniError, unknown_name
 from openuni.shots.shot_detector import find_shot_detector, shot_detector_names
 from openuni.training.codec import LatentCodec, TextCodec
+from openuni.training.metric import Metric
 
 RECIPES_DIR = Path(__file__).parent / "recipes"
 LONG_CLIPS = {  # kind, whether windows are supported -> what happens
@@ -95,7 +96,15 @@ def _outside(name: str) -> type[Operator]:
 
 
 def _component_page(component: type[Component]) -> str:
-    return _producer_page(component) if issubclass(component, Producer) else _facts_and_options(component)
+    if issubclass(component, Producer):
+        return _producer_page(component)
+    return _metric_page(component) if issubclass(component, Metric) else _facts_and_options(component)
+
+
+def _metric_page(metric: type[Metric]) -> str:
+    figures = [(figure.name, f"{figure.better} is better", figure.doc) for figure in metric.figures()]
+    head = f"compares {', '.join(metric.modalities)}"
+    return "\n".join([_facts_and_options(metric), "", head, "", "figures", *_indented(figures)])
 
 
 def _producer_page(producer: type[Producer]) -> str:

@@ -15,9 +15,10 @@ from openuni.training.run_files import (
     LOG_FILE,
     RUN_FILE,
     STATE_FILE,
-    TENSOR_FILES,
+    TENSORS,
     UNFINISHED_CHECKPOINTS,
     checkpoint_folders,
+    tensor_files,
 )
 
 
@@ -32,7 +33,8 @@ def verify_run(folder: Path, reporter: Reporter, *, repair: bool) -> VerifyRepor
     bad: list[Path] = []
     with reporter.phase("checkpoints", len(checkpoints) + 1) as counter:
         for step, place in places:
-            found = list(_tensors(place, folder, required=() if step is None else TENSOR_FILES))
+            required = [path.name for name in TENSORS for path in tensor_files(place, name)] if step is not None else []
+            found = list(_tensors(place, folder, required))
             tensors = sorted(place.glob("*.safetensors"))
             files, nbytes = files + len(tensors), nbytes + sum(path.stat().st_size for path in tensors)
             if step is not None:
@@ -97,7 +99,7 @@ def _state(place: Path, folder: Path, step: int) -> list[Damage]:
     return []
 
 
-def _tensors(place: Path, folder: Path, required: tuple[str, ...]) -> Iterator[Damage]:
+def _tensors(place: Path, folder: Path, required: list[str]) -> Iterator[Damage]:
     """Damage of the files of a folder: wrong checksums, and tensor files with wrong headers or sizes."""
     known: dict[str, object] = {}
     prefix = "" if place == folder else f"{place.name}/"

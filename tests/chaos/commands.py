@@ -1,5 +1,6 @@
 """The commands that are disturbed: what each starts from, how it is called, and how its result is compared."""
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -256,6 +257,7 @@ def run_facts(folder: Path) -> dict[str, Any]:
 def made_facts(folder: Path) -> dict[str, Any]:
     """What was generated."""
     facts: dict[str, Any] = {path.name: path.stat().st_size for path in folder.iterdir()}
+    facts["generation.json"] = json.loads((folder / "generation.json").read_bytes())["files"]  # the rest has paths
     return facts | {path.name: np.load(path).tolist() for path in folder.glob("*.npy")}
 
 

@@ -44,6 +44,7 @@ COMMANDS: dict[str, tuple[object, ...]] = {
     "verify run": ("verify", "run"),
     **{f"import {format}": ("import", format, "set", "--workers", 0, "--out", "imported") for format in FORMATS},
     "generate": ("generate", "run", "--make", "rgb", "--make", "flow", "--steps", 1, "--out", "made"),
+    "tasks": ("tasks", "run", "--json"),
 }
 ROWS = ("summary", "explain", "select", "split", "webdataset", "huggingface", "csv", "run", "train")
 
@@ -260,7 +261,7 @@ HOSTILE: dict[str, Hostile] = {
         refused("summary", "webdataset", "csv"),
     ),
     "a recipe in a ledger is code": Hostile(LEDGER, {"summary": 0, "verify": 0}),
-    "a model is code": Hostile(record("run/run.json", model={"name": "evil.module"}), refused("generate")),
+    "a model is code": Hostile(record("run/run.json", model={"name": "evil.module"}), refused("generate", "tasks")),
     "a codec is an entry point": Hostile(
         record("run/run.json", latents={"codec": "evil.module:Codec"}), refused("generate")
     ),
@@ -283,7 +284,7 @@ HOSTILE: dict[str, Hostile] = {
     "extents of exabytes": Hostile(in_rows("annotations/dis", extent("nbytes", 2**62)), {"webdataset": 1, "verify": 1}),
     "latents of objects": Hostile(in_rows("latents/*/rgb", column("dtype", "object")), refused("train")),
     "latents beyond memory": Hostile(in_rows("latents/*/rgb", column("shape", [2**31 - 1] * 4)), refused("train")),
-    "a run 10,000 deep": Hostile(text("run/run.json", "[" * 10_000), refused("generate") | {"verify run": 1}),
+    "a run 10,000 deep": Hostile(text("run/run.json", "[" * 10_000), refused("generate", "tasks") | {"verify run": 1}),
     "tensors with a header of a terabyte": Hostile(tensors(WEIGHTS, "long"), refused("generate")),
     "tensors that overlap": Hostile(tensors(WEIGHTS, "overlapping"), refused("generate")),
     "tensors out of range": Hostile(tensors(WEIGHTS, "out of range"), refused("generate")),

@@ -1,5 +1,6 @@
 """What a training would need, for every recipe that ships, without weights, downloads or a GPU."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,11 @@ import pytest
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.training.codecs.bytes import Bytes
 from openuni.training.codecs.dct import Dct
-from openuni.training.dry_run import estimate
+from openuni.training.dry_run import USABLE_SHARE, estimate, fitting_changes
 from openuni.training.loop.trainer import Trainer
 from openuni.training.models.unityvideo import UnityVideo
-from openuni.training.recipe import TrainingRecipe, recipe_names
+from openuni.training.recipe import RECIPES_DIR, TrainingRecipe, recipe_names
+from openuni.training.tasks import UNIVIDX_FAMILIES
 from tests.command_line import cli
 from tests.train.corpora import write_corpus
 
@@ -65,6 +67,39 @@ def test_every_recipe_is_estimated(name: str, corpora: dict[int, Corpus]) -> Non
     assert "passes" in found.text and "latents" in found.text
 
 
+UNITYVIDEO = ("rgb", "depth", "flow", "segmentation", "skeleton", "densepose")
+# Of each recipe: latents [C, T, H, W] and modalities of the corpus that it asks for, and memory in GB by number of GPUs
+SIZES_OF_RECIPES: dict[str, tuple[tuple[int, ...], tuple[str, ...], dict[int, float]]] = {
+    "unityvideo_wan_1_3b": ((16, 9, 32, 32), UNITYVIDEO, {1: 31, 8: 6}),
+    "unityvideo_curriculum_wan_1_3b": ((16, 9, 32, 32), UNITYVIDEO, {1: 31, 8: 12}),
+    "unityvideo_wan2_2_5b": ((48, 9, 16, 16), UNITYVIDEO, {8: 16}),
+    "unityvideo_wan_14b": ((16, 9, 32, 32), UNITYVIDEO, {8: 47}),
+    "unividx_intrinsic_wan_14b": ((16, 6, 60, 80), UNIVIDX_FAMILIES["intrinsic"], {1: 57, 4: 32}),
+    "unividx_alpha_wan_14b": ((16, 6, 54, 96), UNIVIDX_FAMILIES["alpha"], {1: 59, 4: 34}),
+    "univigu_recall_wan_1_3b": ((16, 21, 60, 104), ("rgb",), {1: 70, 8: 33}),
+    "univigu_refinement_wan_1_3b": ((16, 21, 60, 104), ("rgb",), {1: 70, 8: 33}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in recipe_names() if "_wan" in name])
+def test_every_wan_recipe_fits_gpus_of_80_gb_as_it_says(name: str, tmp_path: Path) -> None:
+    """The corpus is the one that the recipe asks for, in length and size."""
+    shape, modalities, memory_gb = SIZES_OF_RECIPES[name]
+    clips = [{"latents": {stream: np.zeros(shape) for stream in modalities}} for _ in range(2)]
+    size = ((shape[1] - 1) * 4 + 1, shape[2] * 8, shape[3] * 8)
+    text = Bytes(dim=4096, max_bytes=31)
+    corpus = write_corpus(tmp_path, clips, codec=Dct(channels=shape[0]), text=text, size=size)
+    found = estimate(TrainingRecipe.load(name), corpus, gpus=max(memory_gb))
+    said = " ".join((RECIPES_DIR / f"{name}.toml").read_text().replace("\n#", "").split())
+    for gpus, expected in memory_gb.items():
+        total = found.memory(gpus).total / 1e9
+        assert total == pytest.approx(expected, abs=0.6) and total <= 80 * USABLE_SHARE
+        assert re.search(rf"\b{expected} GB on {'one GPU' if gpus == 1 else 'each of'}", said)
+    flops = re.search(r"([0-9,]+) TFLOP per step", said)
+    assert flops and float(flops[1].replace(",", "")) == pytest.approx(found.flops_per_step / 1e12, rel=0.02)
+
+
 def test_tokens_weights_and_flops_are_those_of_the_model(corpora: dict[int, Corpus], tmp_path: Path) -> None:
     """Of one stream of 10x8x8 latents in patches of 1x2x2: 160 tokens."""
     sizes: dict[str, Any] = {"num_layers": 5, "heads": 2, "head_dim": 24, "ffn_dim": 96, "freq_dim": 32}
@@ -95,6 +130,42 @@ def test_a_training_that_does_not_fit_is_refused_with_what_would(corpora: dict[i
     done = cli(*line, "--gpu-memory-gb", 80)
     assert done.returncode == 0, done.stderr
     assert "fit         yes" in done.stdout and "1,5" in done.stdout and "task " in done.stdout
+
+
+SMALL: dict[str, Any] = {
+    "model": {"name": "unityvideo", "num_layers": 4, "heads": 12, "head_dim": 24, "ffn_dim": 96, "freq_dim": 32},
+    "optimizer": {"batch_size": 4, "gradient_accumulation_steps": 4},
+    "precision": "float32",
+    "data": {"text_length": 1},  # text is not divided
+}
+
+
+def test_ranks_that_share_samples_keep_less(corpora: dict[int, Corpus]) -> None:
+    """Weights are divided among all ranks, activations among those that share a sample. The same steps and samples."""
+    shared = estimate(TrainingRecipe.from_dict(SMALL | {"context_parallel": 2}), corpora[16], gpus=4)
+    alone = estimate(TrainingRecipe.from_dict(SMALL), corpora[16], gpus=4)
+    assert shared.memory().weights == alone.memory().weights == shared.memory(gpus=1, context=1).weights / 4
+    for recompute in (False, True):
+        whole, half = (found.memory(checkpointing=recompute).activations for found in (alone, shared))
+        assert 0.5 * whole < half < 0.6 * whole, (recompute, half / whole)
+    assert shared.flops_per_step == alone.flops_per_step and shared.tokens_per_step == alone.tokens_per_step
+    assert "context_parallel=2 on 4 GPUs" in fitting_changes(alone, shared.memory().total)
+    assert "context_parallel" not in "".join(fitting_changes(shared, shared.memory(context=4).total - 1))
+
+
+@pytest.mark.parametrize(
+    ("gpus", "size", "message"),
+    [
+        (3, 2, "must divide the number of GPUs, which is 3. Set it to 1 or 3"),
+        (5, 5, "must divide the number of attention heads, which is 12. Set it to 1 or 2 or 3 or 4 or 6 or 12"),
+    ],
+)
+def test_samples_that_cannot_be_shared_are_refused(
+    corpora: dict[int, Corpus], gpus: int, size: int, message: str
+) -> None:
+    line = ["train", "unityvideo_wan_1_3b", "--corpus", corpora[16].store.local(""), "--dry-run", "--gpus", gpus]
+    done = cli(*line, "--set", f"context_parallel={size}")
+    assert done.returncode == 2 and message in done.stderr
 
 
 def test_unknown_sizes_are_said(corpora: dict[int, Corpus]) -> None:

@@ -1,5 +1,6 @@
 """The task grammar, its three words, and drawing from a mix."""
 
+import re
 from collections import Counter
 
 import pytest
@@ -49,6 +50,53 @@ def test_three_words_cover_every_modality() -> None:
         expand("rgb->flow", ("rgb", "depth"))
     with pytest.raises(OpenUniError, match="another modality"):
         expand("joint", ("rgb",))
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        ("estimate:depth", "rgb->depth"),
+        ("joint:depth+flow", "text->rgb+depth+flow"),
+        ("control: flow + depth", "depth+flow->rgb"),
+        ("text2all:depth", "text->rgb+depth"),
+        ("video2flow:segmentation", "rgb->segmentation"),
+        ("flow2video:flow", "flow->rgb"),
+    ],
+)
+def test_groups_with_modalities_name_tasks(name: str, form: str) -> None:
+    task = Task.parse(name)
+    assert str(task) == form and name.replace(" ", "") in {*task.names, "control:flow+depth"}
+    assert {Task.parse(other) for other in task.names} == {task}
+
+
+def test_every_name_of_a_task_is_read() -> None:
+    tasks = [*partitions(UNIVIDX_FAMILIES["intrinsic"]), *partitions(UNIVIDX_FAMILIES["alpha"]), *partitions(THREE)]
+    tasks += [Task.parse(name) for name in ("t2v", "v2t", "t2vt")]
+    for task in tasks:
+        assert task.names[0] == str(task) and {Task.parse(name) for name in task.names} == {task}
+    assert Task.parse("R2AIN").names == (
+        "rgb->albedo+irradiance+normal",
+        "R2AIN",
+        "estimate:albedo+irradiance+normal",
+        "video2flow:albedo+irradiance+normal",
+    )
+    assert Task.parse("v2t").names == ("rgb->text", "v2t")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("estimat:depth", 'Did you mean "estimate"'),
+        ("estimate:dept", '"dept" is not a modality. Did you mean "depth"'),
+        ("joint:", "name modalities other than rgb, such as joint:depth"),
+        ("control:rgb", "name modalities other than rgb"),
+        ("intrinsic:depth", '"intrinsic" is not known. Allowed before the colon: '),
+        ("rgb->depth:flow", "is not known"),
+    ],
+)
+def test_groups_that_cannot_be_are_errors(name: str, message: str) -> None:
+    with pytest.raises(OpenUniError, match=re.escape(message)):
+        Task.parse(name)
 
 
 # UniVidX's tables of tasks (arXiv 2605.00658), by family

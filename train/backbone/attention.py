@@ -8,6 +8,7 @@ from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_a
 from diffusers.models.transformers.transformer_wan import WanAttention
 
 from openuni.manifests.errors import MissingRequirement, OpenUniError, unknown_name
+from openuni.training.backbone.context import Context
 
 Attention = Literal[
     "auto", "sdpa", "sdpa_flash", "sdpa_cudnn", "sdpa_efficient", "sdpa_math", "flash", "flash_3", "xformers"
@@ -67,16 +68,18 @@ def use_attention(model: torch.nn.Module, name: str) -> None:
 
     "auto" uses PyTorch's scaled_dot_product_attention, or diffusers' DIFFUSERS_ATTN_BACKEND.
     """
-    if name == "auto":
-        return
-    backend = BACKENDS[name]
     for module in model.modules():
         if isinstance(module, WanAttention):
             processor: Any = module.processor
-            if backend.install and not hasattr(processor, "casts"):
-                processor = CastingProcessor()
-                module.set_processor(processor)
-            processor._attention_backend = backend.name
+            processor._attention_backend = None if name == "auto" else BACKENDS[name].name
+
+
+def use_context(model: torch.nn.Module, context: Context | None) -> None:
+    """Let the attention of a model exchange tokens and heads within `context`; None: it has all tokens."""
+    for module in model.modules():
+        if isinstance(module, WanAttention):
+            processor: Any = module.processor
+            processor.context = context
 
 
 def check_precision(name: str, device: torch.device) -> None:
@@ -90,6 +93,10 @@ def check_precision(name: str, device: torch.device) -> None:
         )
 
 
+# cosines and sines, float32 [1, tokens, 1, head_dim] each; with a context of several ranks also the tokens of each rank
+Rotary = tuple[Any, ...]
+
+
 def rotated(heads: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
     """Apply RoPE to pairs of channels as diffusers' Wan does: `heads` [B, S, heads, head_dim] -> the same."""
     even, odd = heads.unflatten(-1, (-1, 2)).unbind(-1)
@@ -98,34 +105,63 @@ def rotated(heads: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> 
     return turned.flatten(-2).type_as(heads)
 
 
-class CastingProcessor:
-    """diffusers' processor of `WanAttention` for backends of other packages, which autocast does not cover.
+class WanProcessor:
+    """Attention of `WanAttention`, as diffusers' `WanAttnProcessor` computes it, bit for bit, with less around it.
 
-    Under autocast, queries and keys leave their norm in float32 and values are bfloat16. PyTorch's attention casts them
-    to one dtype, these backends raise an error. Otherwise identical.
+    Rotations write no slices. Queries, keys and values get one dtype before the kernel: under autocast, queries and
+    keys leave their norm in float32, which PyTorch's attention would cast and those of other packages reject. The
+    result goes to the output layer as it is, since a cast to float32 and back changes nothing. With `context`, heads
+    are divided among ranks while tokens are together.
     """
 
-    casts = True
     _attention_backend: AttentionBackendName | None = None
     _parallel_config = None
+    context: Context | None = None
 
     def __call__(
         self,
         attn: Any,
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
+        attention_mask: None = None,
+        rotary_emb: Rotary | None = None,
     ) -> torch.Tensor:
         """`hidden_states` [B, S, D] attend to `encoder_hidden_states` [B, L, D] or to themselves -> [B, S, D]."""
         attended = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
-        key = attn.norm_k(attn.to_k(attended)).unflatten(2, (attn.heads, -1))
-        value = attn.to_v(attended).unflatten(2, (attn.heads, -1))
-        if rotary_emb is not None:
-            query, key = rotated(query, *rotary_emb), rotated(key, *rotary_emb)
-        mixed = dispatch_attention_fn(
-            query.type_as(value), key.type_as(value), value, attention_mask, backend=self._attention_backend
-        )
-        out: torch.Tensor = attn.to_out[1](attn.to_out[0](mixed.flatten(2, 3).type_as(query)))
+        query, key, value = attn.to_q(hidden_states), attn.to_k(attended), attn.to_v(attended)
+        mixed = self.attend(attn, query, key, value, rotary_emb)
+        out: torch.Tensor = attn.to_out[1](attn.to_out[0](mixed))
         return out
+
+    def attend(
+        self,
+        attn: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        rotary: Rotary | None,
+        joint: int = 1,
+    ) -> torch.Tensor:
+        """Norms, rotation and attention of projected tokens [B, S, D] -> [B, S, D].
+
+        `joint`: number of consecutive rows of the batch that attend to one another, as one sequence.
+        """
+        query = attn.norm_q(query).unflatten(2, (attn.heads, -1))
+        key = attn.norm_k(key).unflatten(2, (attn.heads, -1))
+        value = value.unflatten(2, (attn.heads, -1))
+        if rotary is not None:
+            query, key = rotated(query, *rotary[:2]), rotated(key, *rotary[:2])
+        shape = query.shape
+        qkv = [query.type_as(value), key.type_as(value), value]
+        if joint > 1:
+            qkv = [tensor.reshape(-1, joint * tensor.shape[1], *tensor.shape[2:]) for tensor in qkv]
+        if self.context is None or rotary is None:  # attention to text: all of it is on every rank
+            mixed = self._kernel(*qkv)
+        else:
+            lengths = tuple(joint * length for length in rotary[2])
+            heads = self.context.to_heads(torch.stack(qkv, dim=3), lengths)
+            mixed = self.context.to_tokens(self._kernel(*heads.unbind(3)), lengths)
+        return mixed.reshape(*shape[:2], -1)
+
+    def _kernel(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        return dispatch_attention_fn(query, key, value, backend=self._attention_backend)

@@ -4,14 +4,28 @@ import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from safetensors import SafetensorError, safe_open
 
 from openuni.manifests.errors import OpenUniError
 
+KIND = "WanTransformer3DModel"
+# size options and their names in diffusers
+SIZES = {
+    "num_layers": "num_layers",
+    "heads": "num_attention_heads",
+    "head_dim": "attention_head_dim",
+    "ffn_dim": "ffn_dim",
+    "text_dim": "text_dim",
+    "channels": "in_channels",
+    "patch": "patch_size",
+    "freq_dim": "freq_dim",
+}
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 # by name in files
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -33,21 +47,26 @@ def base_device() -> AbstractContextManager[object]:
     return torch.device("meta") if _deferred.get() else nullcontext()
 
 
-def weight_shards(folder: Path) -> Iterator[dict[str, torch.Tensor]]:
+def weight_shards(folder: Path, name: str = WEIGHTS) -> Iterator[dict[str, torch.Tensor]]:
     """Stored tensors of a diffusers model folder, one at a time, so that no file is in memory as a whole.
 
-    Raises `OpenUniError` for missing, damaged or unsupported files.
+    `name`: see `weight_files`. Raises `OpenUniError` for missing, damaged or unsupported files.
     """
-    listing = folder / f"{WEIGHTS}.index.json"
-    files = _listed(listing) if listing.is_file() else {WEIGHTS}
+    for path in weight_files(folder, name):
+        yield from _tensors(path)
+
+
+def weight_files(folder: Path, name: str = WEIGHTS) -> list[Path]:
+    """The safetensors file of this name, or those that its index lists. Raises `OpenUniError` if they are missing."""
+    listing = folder / f"{name}.index.json"
+    files = _listed(listing) if listing.is_file() else {name}
     odd = sorted(file for file in files if Path(file).name != file)
     if odd:
         raise OpenUniError(f"{listing} names files outside its folder: {', '.join(odd[:3])}")
     missing = sorted(file for file in files if not (folder / file).is_file())
     if missing:
         raise OpenUniError(f"{folder}: {', '.join(missing)} not found. Pass a diffusers folder with safetensors files.")
-    for file in sorted(files):
-        yield from _tensors(folder / file)
+    return [folder / file for file in sorted(files)]
 
 
 def _listed(listing: Path) -> set[str]:
@@ -81,3 +100,32 @@ def _tensors(path: Path) -> Iterator[dict[str, torch.Tensor]]:
             array: Any = tensor.flatten().view(torch.uint8).numpy()
             file.readinto(array)
             yield {name: tensor}
+
+
+def plain_config(folder: Path, what: str) -> dict[str, Any]:
+    """Complete configuration of a text-to-video `WanTransformer3DModel`.
+
+    Except for the sizes that `WanModel` has options for, all values must be those of the published models, since a run
+    records no others. Raises `OpenUniError` otherwise. `what`: description of the folder, for errors.
+    """
+    try:
+        config: Any = WanTransformer3DModel.load_config(str(folder))
+    except OSError as error:
+        raise OpenUniError(f"{what}: {error}") from error
+    defaults = {name: p.default for name, p in signature(WanTransformer3DModel.__init__).parameters.items()}
+    defaults.pop("self")
+    kind = config.get("_class_name", KIND) if isinstance(config, dict) else None
+    values = {key: value for key, value in config.items() if not key.startswith("_")} if kind == KIND else {}
+    if kind != KIND or not set(SIZES.values()) <= set(values) <= set(defaults):
+        raise OpenUniError(f"{what}: {folder / 'config.json'} must be that of a plain {KIND}, got {kind}")
+    found = defaults | values
+    if found["image_dim"] or found["added_kv_proj_dim"]:
+        raise OpenUniError(f"{what} is an image-to-video model; pass a text-to-video model")
+    if found["in_channels"] != (found["out_channels"] or found["in_channels"]):
+        raise OpenUniError(f"{what}: input and output channels must be equal")
+    odd = [key for key in ("cross_attn_norm", "qk_norm", "eps", "rope_max_seq_len") if found[key] != defaults[key]]
+    if odd:
+        raise OpenUniError(
+            f"{what}: {odd[0]} must be {defaults[odd[0]]!r}, as in the published models, got {found[odd[0]]!r}"
+        )
+    return found

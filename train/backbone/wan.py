@@ -1,9 +1,9 @@
 """Common base of the models: diffusers' Wan transformer with named streams, and loading of pretrained weights."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
@@ -15,8 +15,16 @@ from torch import nn
 from openuni.manifests.contracts.checkpoint import Checkpoint, hub_or_path
 from openuni.manifests.contracts.modality import find_modality
 from openuni.manifests.errors import OpenUniError, unknown_name
-from openuni.training.backbone.attention import Attention, check_attention, check_precision, use_attention
-from openuni.training.backbone.pretrained import base_device, defer_base_weights, weight_shards
+from openuni.training.backbone.attention import (
+    Attention,
+    Rotary,
+    WanProcessor,
+    check_attention,
+    check_precision,
+    use_attention,
+)
+from openuni.training.backbone.context import Context
+from openuni.training.backbone.pretrained import SIZES, base_device, defer_base_weights, plain_config, weight_shards
 from openuni.training.model import Model, Streams
 
 # diffusers sets most attributes of its models from a configuration, which type checkers cannot follow
@@ -24,26 +32,15 @@ _Transformer: Any = WanTransformer3DModel
 # and a block over several streams is called with more than the base class's
 _Block: Any = WanTransformerBlock
 
-KIND = "WanTransformer3DModel"
-# size options and their names in diffusers
-SIZES = {
-    "num_layers": "num_layers",
-    "heads": "num_attention_heads",
-    "head_dim": "attention_head_dim",
-    "ffn_dim": "ffn_dim",
-    "text_dim": "text_dim",
-    "channels": "in_channels",
-    "patch": "patch_size",
-    "freq_dim": "freq_dim",
-}
 POSITIONS = 1024  # RoPE positions per axis in all published models
 Compiler = Literal["none", "inductor", "aot_eager"]
-Rotary = tuple[torch.Tensor, torch.Tensor]  # cosines and sines, float32 [1, tokens, 1, head_dim] each
 
 
 @dataclass(frozen=True)
 class WanModel(Model):
     """Base of models on Wan: options of the backbone."""
+
+    divides_tokens: ClassVar[bool] = True
 
     modalities: Annotated[tuple[str, ...], "modalities of the model's streams"] = ("rgb", "depth")
     pretrained: Annotated[
@@ -118,11 +115,13 @@ class WanModel(Model):
 
 
 class WanBlock(_Block):
-    """Base of blocks: diffusers' block, on the meta device within `defer_base_weights`."""
+    """Base of blocks: diffusers' block, on the meta device within `defer_base_weights`, with `WanProcessor`."""
 
     def __init__(self, *sizes: Any, **options: Any) -> None:
         with base_device():
             super().__init__(*sizes, **options)
+        self.attn1.set_processor(WanProcessor())
+        self.attn2.set_processor(WanProcessor())
 
 
 class SegmentConditioning(NamedTuple):
@@ -146,6 +145,7 @@ class WanStreams(_Transformer):
     rope: Any  # the base class's tables of positions
     attention: str = "auto"
     base_precision: torch.dtype = torch.float32  # dtype of the weights in `castable`
+    context: Context | None = None  # ranks that share the tokens of each sample
 
     def __init__(self, modalities: Sequence[str], num_layers: int, **base: Any) -> None:
         with base_device():
@@ -278,9 +278,20 @@ class WanStreams(_Transformer):
         return frames // self.patch[0], height // self.patch[1], width // self.patch[2]
 
     def embed(self, latents: torch.Tensor, layer: nn.Module | None = None) -> torch.Tensor:
-        """[B, C, T, H, W] -> tokens [B, S, D], with the base model's input layer or `layer`."""
+        """[B, C, T, H, W] -> tokens [B, S, D], with the base model's input layer or `layer`.
+
+        With a context: the tokens of this rank, as in all of the blocks.
+        """
         tokens: torch.Tensor = (layer or self.patch_embedding)(latents)
-        return tokens.flatten(2).transpose(1, 2).contiguous()
+        return self.own_tokens(tokens.flatten(2).transpose(1, 2).contiguous())
+
+    def own_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The tokens of this rank, of all those of a segment [B, S, ...]."""
+        return tokens if self.context is None else self.context.part(tokens)
+
+    def all_tokens(self, tokens: torch.Tensor, count: int) -> torch.Tensor:
+        """All tokens of a segment [B, `count`, ...], of those of this rank; only for outputs."""
+        return tokens if self.context is None else self.context.whole(tokens, count)
 
     def unembed(
         self, tokens: torch.Tensor, time: torch.Tensor, grid: tuple[int, int, int], expert: Any = None
@@ -289,7 +300,8 @@ class WanStreams(_Transformer):
         expert = expert or self
         shift, scale = (expert.scale_shift_table + time.unsqueeze(1)).chunk(2, dim=1)
         tokens = (self.norm_out(tokens.float()) * (1 + scale) + shift).type_as(tokens)
-        patches = expert.proj_out(tokens).unflatten(1, grid).unflatten(-1, (*self.patch, self.channels))
+        values = self.all_tokens(expert.proj_out(tokens), math.prod(grid))
+        patches = values.unflatten(1, grid).unflatten(-1, (*self.patch, self.channels))
         return patches.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
     def embed_conditioning(self, sigmas: Sequence[torch.Tensor], texts: Sequence[torch.Tensor]) -> SegmentConditioning:
@@ -311,18 +323,29 @@ class WanStreams(_Transformer):
 
         Width positions restart in each segment, or with `continued` run on across segments. Attention depends only on
         positions, not on token order, so segments are stored one after another, which keeps modulation per segment.
+        With a context: those of the tokens of this rank, which has a part of each segment.
         """
         wide = grid[2] * segments if continued else grid[2]
         size = [n * part for n, part in zip((*grid[:2], wide), self.patch, strict=True)]
         cosines, sines = self.rope(torch.empty(1, 1, *size, device="meta"))
         if not continued:
-            return cosines.repeat(1, segments, 1, 1), sines.repeat(1, segments, 1, 1)
+            cosines, sines, *lengths = self.own_rotary(cosines, sines)
+            return cosines.repeat(1, segments, 1, 1), sines.repeat(1, segments, 1, 1), *_times(lengths, segments)
         split = (*grid[:2], segments, grid[2])
 
         def ordered(table: torch.Tensor) -> torch.Tensor:
-            return table[0, :, 0].unflatten(0, split).permute(2, 0, 1, 3, 4).flatten(0, 3)[None, :, None]
+            return table[0, :, 0].unflatten(0, split).permute(2, 0, 1, 3, 4).flatten(1, 3)
 
-        return ordered(cosines), ordered(sines)
+        cosines, sines, *lengths = self.own_rotary(ordered(cosines), ordered(sines))
+        tables = [table.flatten(0, 1)[None, :, None] for table in (cosines, sines)]
+        return *tables, *_times(lengths, segments)
+
+    def own_rotary(self, cosines: torch.Tensor, sines: torch.Tensor) -> Rotary:
+        """The tables of this rank's tokens, of those of a segment, whose tokens are the second dimension."""
+        if self.context is None:
+            return cosines, sines
+        lengths = self.context.lengths(cosines.shape[1])
+        return self.context.part(cosines), self.context.part(sines), lengths
 
     def through_blocks(self, tokens: Any, *arguments: Any) -> Any:
         """Run all blocks, with gradient checkpointing if enabled."""
@@ -334,33 +357,9 @@ class WanStreams(_Transformer):
         return tokens
 
 
-def plain_config(folder: Path, what: str) -> dict[str, Any]:
-    """Complete configuration of a text-to-video `WanTransformer3DModel`.
-
-    Except for the sizes that `WanModel` has options for, all values must be those of the published models, since a run
-    records no others. Raises `OpenUniError` otherwise. `what`: description of the folder, for errors.
-    """
-    try:
-        config: Any = WanTransformer3DModel.load_config(str(folder))
-    except OSError as error:
-        raise OpenUniError(f"{what}: {error}") from error
-    defaults = {name: p.default for name, p in signature(WanTransformer3DModel.__init__).parameters.items()}
-    defaults.pop("self")
-    kind = config.get("_class_name", KIND) if isinstance(config, dict) else None
-    values = {key: value for key, value in config.items() if not key.startswith("_")} if kind == KIND else {}
-    if kind != KIND or not set(SIZES.values()) <= set(values) <= set(defaults):
-        raise OpenUniError(f"{what}: {folder / 'config.json'} must be that of a plain {KIND}, got {kind}")
-    found = defaults | values
-    if found["image_dim"] or found["added_kv_proj_dim"]:
-        raise OpenUniError(f"{what} is an image-to-video model; pass a text-to-video model")
-    if found["in_channels"] != (found["out_channels"] or found["in_channels"]):
-        raise OpenUniError(f"{what}: input and output channels must be equal")
-    odd = [key for key in ("cross_attn_norm", "qk_norm", "eps", "rope_max_seq_len") if found[key] != defaults[key]]
-    if odd:
-        raise OpenUniError(
-            f"{what}: {odd[0]} must be {defaults[odd[0]]!r}, as in the published models, got {found[odd[0]]!r}"
-        )
-    return found
+def _times(lengths: list[tuple[int, ...]], segments: int) -> list[tuple[int, ...]]:
+    """Tokens of each rank, if there are several, for this number of segments."""
+    return [tuple(segments * length for length in entry) for entry in lengths]
 
 
 def rope_tables(model: Any) -> Any:

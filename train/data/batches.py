@@ -1,11 +1,12 @@
 """Batches of samples: latents, noise, sigmas and texts, from named random draws."""
 
+import dataclasses
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,8 +14,9 @@ import torch
 from openuni.manifests.corpus.payload_reader import PayloadReader
 from openuni.training.data.division import Group, StreamSet, divided
 from openuni.training.data.fixed_texts import FixedTexts
-from openuni.training.data.index import Index
+from openuni.training.data.index import DamagedTensor, Index, TensorError
 from openuni.training.data.plan import Sample, StepSchedule
+from openuni.training.data.skipping import check_limit
 from openuni.training.data.tokenizer import Tokenizer
 from openuni.training.model import Model, Streams
 from openuni.training.objectives.flow_matching import add_noise, sigma_at
@@ -40,16 +42,17 @@ class TrainingBatch:
     text: dict[str, torch.Tensor]  # float32 [B, L, D]
     text_stream: TextBatch | None = None  # the text stream, if the model has one
     slots: tuple[int, ...] = ()  # of its samples in the step; empty: padding, whose loss does not count
+    skipped: Mapping[str, str] = field(default_factory=dict)  # damaged samples, by id, that others replace; the reasons
 
     def to(self, device: torch.device) -> "TrainingBatch":
         """The same batch on another device."""
-        moved = {
+        moved: dict[str, Any] = {
             name: {key: tensor.to(device, non_blocking=True) for key, tensor in getattr(self, name).items()}
             for name in ("clean", "noise", "sigmas", "targets", "text")
         }
         moved["clean"] = {name: latents.float() for name, latents in moved["clean"].items()}
         text_stream = self.text_stream.to(device) if self.text_stream is not None else None
-        return TrainingBatch(self.clips, self.tasks, text_stream=text_stream, slots=self.slots, **moved)
+        return dataclasses.replace(self, text_stream=text_stream, **moved)
 
     def noisy(self) -> Streams:
         """Model inputs: condition streams at `condition_sigma` (usually 0, clean), target streams at their sigma."""
@@ -98,7 +101,7 @@ class Loader:
         samples = plan.step(step)
         micro_batch = len(samples) // self.recipe.optimizer.gradient_accumulation_steps
         parts = divided([self._streams(sample.task) for sample in samples], micro_batch, self.world)[self.rank]
-        return [[self._batch(samples, step, group) for group in part] for part in parts]
+        return [[self._batch(plan, samples, step, group) for group in part] for part in parts]
 
     def step_order(self, samples: list[Sample]) -> list[int]:
         """Slots in the order in which one rank alone would train on them: losses are logged in this order."""
@@ -162,13 +165,36 @@ class Loader:
         texts = torch.stack([self._text(stream, sample, name) for sample, name in zip(samples, names, strict=True)])
         return texts.pin_memory() if self.pinned else texts
 
-    def _batch(self, samples: list[Sample], step: int, group: Group) -> TrainingBatch:
-        return self.batch(
-            [samples[slot] for slot in group.slots],
-            [self._sigmas(samples[slot].task, step, slot) for slot in group.slots],
-            [(step, slot) for slot in group.slots],
-            () if group.is_padding else group.slots,
-        )
+    def _batch(self, plan: StepSchedule, samples: list[Sample], step: int, group: Group) -> TrainingBatch:
+        """One batch. Up to `data.max_skipped_samples` damaged samples are replaced by others of the same task.
+
+        The first readable sample of the slot's sequence counts, so results depend on neither ranks nor earlier steps.
+        """
+        slots = group.slots
+        sigmas = [self._sigmas(samples[slot].task, step, slot) for slot in slots]
+        names: list[tuple[int | str, ...]] = [(step, slot) for slot in slots]
+        chosen, attempts, skipped = [samples[slot] for slot in slots], [0] * len(slots), dict[str, str]()
+        while True:
+            try:
+                batch = self.batch(chosen, sigmas, names, () if group.is_padding else slots)
+            except DamagedTensor as error:
+                self.skip(error, skipped)
+                for place, slot in enumerate(slots):
+                    if chosen[place].clip == error.clip:
+                        other = plan.replacement(step, slot, samples[slot], attempts[place])
+                        if other is None:
+                            raise TensorError(f"no other sample can replace a damaged one: {error}") from error
+                        chosen[place], attempts[place] = other, attempts[place] + 1
+            else:
+                return dataclasses.replace(batch, skipped=skipped)
+
+    def skip(self, error: DamagedTensor, skipped: dict[str, str]) -> None:
+        """Add the sample of an error to `skipped`; raises it if nothing is skipped, `TensorError` above the limit."""
+        limit = self.recipe.data.max_skipped_samples
+        if not limit:
+            raise error
+        skipped[self.index.sample_ids[error.clip]] = str(error)
+        check_limit(skipped, limit)
 
     def _sigmas(self, task: Task, step: int, slot: int) -> dict[str, float]:
         """One sigma per target stream, or a shared one."""
@@ -211,11 +237,23 @@ class Loader:
 
     def _text(self, stream: str, sample: Sample, name: tuple[int | str, ...]) -> torch.Tensor:
         condition = self.model.text_condition(sample.task, stream)
-        if condition != "caption":
-            return self.texts.prompt(stream) if condition == "prompt" else self.texts.empty
+        if condition == "prompt":
+            return self.texts.prompt(stream, self._subject(sample.clip, name))
+        if condition == "nothing":
+            return self.texts.empty
         if self._caption_dropped(sample.task, name) or not self.index.text.present[sample.clip]:
             return self.texts.empty
         return self.texts.padded(self.index.read_text(self.reader, sample.clip))
+
+    def _subject(self, clip: int, name: tuple[int | str, ...]) -> torch.Tensor | None:
+        """Embedding of the clip's subject; None without one, or if it is dropped: as often as captions, but apart.
+
+        Condition dropout leaves it, as it leaves the modality-type prompt.
+        """
+        if self.index.subjects is None:
+            return None
+        dropped = uniform(self.recipe.seed, "subject", *name) < self.recipe.data.caption_dropout
+        return None if dropped and name[0] != "validation" else self.index.subjects.embedding(clip)
 
     def _caption_dropped(self, task: Task, name: tuple[int | str, ...]) -> bool:
         """Whether caption dropout or condition dropout applies to a sample."""

@@ -1,5 +1,6 @@
 """Captions of a corpus for models that generate text: the prompt and the target text of every clip."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -53,7 +54,7 @@ class Captions:
 
 
 def open_captions(
-    corpus: "Corpus", clip_ids: list[str], embedded: str, options: TextStreamOptions, tokenizer: Tokenizer
+    corpus: "Corpus", clip_ids: Sequence[str], embedded: str, options: TextStreamOptions, tokenizer: Tokenizer
 ) -> Captions:
     """Captions of these clips. `embedded`: source column of the text family; empty: the clips' captions.
 
@@ -62,7 +63,7 @@ def open_captions(
     text target. Raises `OpenUniError` for a missing column.
     """
     ids = pa.array(clip_ids, pa.string())
-    prompts = _texts(corpus, embedded, ids)
+    prompts = text_of_clips(corpus, embedded, ids)
     if options.stage == "recall":
         targets = prompts
     else:
@@ -73,7 +74,7 @@ def open_captions(
                 'the corpus with [encode] caption = "caption.brief", and set text.detailed to another column, such as '
                 '"caption.detailed"'
             )
-        targets = _texts(corpus, options.detailed, ids)
+        targets = text_of_clips(corpus, options.detailed, ids)
     return Captions(prompts, targets, _fitting(prompts, targets, options, tokenizer))
 
 
@@ -103,7 +104,7 @@ def _lengths(texts: pa.Array, tokenizer: Tokenizer) -> np.ndarray:
     return np.concatenate([np.zeros(0, np.int64), *counted])
 
 
-def _texts(corpus: "Corpus", column: str, ids: pa.Array) -> pa.Array:
+def text_of_clips(corpus: "Corpus", column: str, ids: pa.Array) -> pa.Array:
     """Texts of a column `ANNOTATOR.COLUMN`, or of the clips' captions, large_string [N]."""
     group, field = "clips", pads.field("caption")
     if column:

@@ -52,9 +52,10 @@ class FixedTexts:
         """The empty caption, padded: float32 [length, D]."""
         return self.padded(self.rows[EMPTY])
 
-    def prompt(self, modality: str) -> torch.Tensor:
-        """The modality-type prompt, padded: float32 [length, D]."""
-        return self.padded(self.rows[modality])
+    def prompt(self, modality: str, subject: torch.Tensor | None = None) -> torch.Tensor:
+        """The modality-type prompt, padded: float32 [length, D]. `subject`: [L, D], which follows the prompt's rows."""
+        prompt = self.rows[modality]
+        return self.padded(prompt if subject is None else torch.cat([prompt, subject.to(prompt)]))
 
     def padded(self, text: torch.Tensor) -> torch.Tensor:
         """float32 [L, D] -> [length, D] with zero rows, which Wan attends to as in its training."""
@@ -77,7 +78,18 @@ def fixed_rows(
     only for texts that neither has.
     """
     wanted = {EMPTY: ""} | {name: find_modality(name).prompt for name in modalities if name != "rgb"}
-    stamp = fingerprint(texts=wanted, codec=record["codec"], options=record["options"])
+    return embedded_rows(record, wanted, cache, known)
+
+
+def embedded_rows(
+    record: dict[str, Any],
+    wanted: Mapping[str, str],
+    cache: Path,
+    known: Mapping[str, torch.Tensor] | None = None,
+    device: str = "cpu",
+) -> dict[str, torch.Tensor]:
+    """Embeddings float32 [L, D] of the texts `wanted`, by name: see `fixed_rows`. `device`: of the codec, if loaded."""
+    stamp = fingerprint(texts=dict(wanted), codec=record["codec"], options=record["options"])
     tensor_of = {name: f"{stamp}/{name}" for name in wanted}
     stored = _stored(cache)
     if set(tensor_of.values()) <= set(stored):
@@ -85,7 +97,7 @@ def fixed_rows(
     codec = open_text_codec(record)  # generating needs it: an unknown one is an error before training, not after
     rows = {name: known[text] for name, text in wanted.items() if known is not None and text in known}
     if len(rows) < len(wanted):
-        model = codec.load("cpu")
+        model = codec.load(device)
         rows = {name: torch.from_numpy(codec.encode(model, text)) for name, text in wanted.items()}
     tensors = {tensor_of[name]: row.contiguous() for name, row in rows.items()}
     Store(str(cache.parent)).put(cache.name, save(tensors, {"xxh3": _checksum(tensors)}))

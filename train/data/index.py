@@ -13,19 +13,30 @@ import xxhash
 
 from openuni.manifests.contracts.schema import clip_schema
 from openuni.manifests.corpus.layout import latent_group, text_group
+from openuni.manifests.corpus.parts.part_listing import relisted
 from openuni.manifests.corpus.payload_reader import Payload, PayloadReader
 from openuni.manifests.corpus.splits import require_complete_splits, split_group_names
 from openuni.manifests.errors import OpenUniError, did_you_mean
+from openuni.training.data.clip_ids import ROWS_AT_A_TIME, ClipIds
 from openuni.training.data.extents import Allocate, Extents, all_finite, new_bytes, read_extents
 from openuni.training.tasks import TEXT
 
 if TYPE_CHECKING:
     from openuni.manifests.corpus.corpus import Corpus
     from openuni.training.data.captions import Captions
+    from openuni.training.data.subjects import Subjects
 
 
 class TensorError(OpenUniError):
     """Latents or a text embedding of a clip cannot be read or used."""
+
+
+class DamagedTensor(TensorError):
+    """The stored bytes of one sample are missing, changed or not finite. Other errors of reading may pass."""
+
+    def __init__(self, message: str, clip: int) -> None:
+        super().__init__(message)
+        self.clip = clip  # its number in the index
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +48,7 @@ class Index:
 
     latent_family: str
     text_family: str
-    clip_ids: list[str]  # [N], sorted; of clips with several windows, once per window
+    clip_ids: Sequence[str]  # [N], sorted; of clips with several windows, once per window
     held_out: np.ndarray  # bool [N]
     collections: list[str]  # names, sorted; "" for clips without a collection
     collection: np.ndarray  # int32 [N], index into `collections`
@@ -45,9 +56,10 @@ class Index:
     text: Extents
     captions: "Captions | None" = None  # for models that generate text
     window: np.ndarray | None = None  # int64 [N], number of the window in its clip; None without windows
+    subjects: "Subjects | None" = None  # see `openuni.training.data.subjects`
 
     @cached_property
-    def sample_ids(self) -> list[str]:
+    def sample_ids(self) -> Sequence[str]:
         """[N]: the clip id, and for windows `CLIP_ID#WINDOW`."""
         if self.window is None:
             return self.clip_ids
@@ -111,18 +123,20 @@ class Index:
             raise TensorError(f"{place}: {error}") from error
         buffers = [memoryview(one.view(torch.uint8).numpy().reshape(-1)) for one in tensors]
         for position, reason in reader.read_into(payloads, buffers).items():
-            raise self._unreadable(f"clip {self.sample_ids[clips[position]]}: {what}", payloads[position], reason)
+            raise self._unreadable(clips[position], what, payloads[position], reason)
         for position, buffer in enumerate(buffers):
             if reader.verify and not extents.finite[clips[position]] and not all_finite(buffer, tensors.dtype):
-                raise TensorError(
+                raise DamagedTensor(
                     f"clip {self.sample_ids[clips[position]]}: {what} in {payloads[position].name} have NaN or "
-                    "infinite values. Re-encode the clip, or exclude it."
+                    "infinite values. Re-encode the clip, or exclude it.",
+                    clips[position],
                 )
         return tensors
 
-    def _unreadable(self, place: str, payload: Payload, error: Exception) -> TensorError:
+    def _unreadable(self, clip: int, what: str, payload: Payload, error: Exception) -> TensorError:
+        place = f"clip {self.sample_ids[clip]}: {what}"
         if isinstance(error, OpenUniError):
-            found = TensorError(f"{place}: {error}")
+            found: TensorError = DamagedTensor(f"{place}: {error}", clip)
         else:
             found = TensorError(
                 f"{place}: {payload.name} cannot be read: {error}. Restore the file, or delete its .parquet part and "
@@ -133,7 +147,9 @@ class Index:
 
     def digest(self) -> str:
         """Fingerprint (16 hex digits) of all clips, splits and tensors."""
-        total = xxhash.xxh3_64(",".join(self.sample_ids).encode())
+        total, ids = xxhash.xxh3_64(), self.sample_ids
+        for start in range(0, len(ids), ROWS_AT_A_TIME):
+            total.update((("," if start else "") + ",".join(ids[start : start + ROWS_AT_A_TIME])).encode())
         total.update(self.held_out.tobytes())
         if self.collections != [""]:
             total.update(",".join(self.collections).encode())
@@ -144,6 +160,8 @@ class Index:
             total.update(extents.xxh3.tobytes())
         if self.captions is not None:
             total.update(self.captions.digest())
+        if self.subjects is not None:
+            total.update(self.subjects.digest())
         return total.hexdigest()
 
 
@@ -159,25 +177,43 @@ def open_index(
     require_complete_splits(corpus)
     latent_family = choose_family("latent", corpus.families(), latents)
     text_family = choose_family("text", corpus.text_families(), text)
-    kept = pa.array(sorted(corpus.kept_clip_ids()), pa.string())
-    columns = ["clip_id", "source", "origin", "collection", "split"]
-    table = corpus.dataset("clips", clip_schema()).to_table(columns=columns)
-    table = table.take(pc.index_in(kept, value_set=table["clip_id"].combine_chunks()))
-    table = _of_collections(_drop_test_split(table), collections)
-    kept = table["clip_id"].combine_chunks()
+    table = _of_collections(_drop_test_split(_kept_clips(corpus)), collections)
+    ids = ClipIds(table["clip_id"].combine_chunks())
     names = pc.fill_null(table["collection"], "").combine_chunks()
     known = sorted(set(names.unique().to_pylist()))
     found = Index(
         latent_family=latent_family,
         text_family=text_family,
-        clip_ids=kept.to_pylist(),
-        held_out=held_out(split_group_names(table).to_pylist(), table["split"].to_pylist(), validation_share),
+        clip_ids=ids,
+        held_out=_held_out_clips(table, validation_share),
         collections=known,
         collection=pc.index_in(names, value_set=pa.array(known, pa.string())).to_numpy(zero_copy_only=False),
-        latents={name: read_extents(corpus, latent_group(latent_family, name), kept, 4) for name in modalities},
-        text=read_extents(corpus, text_group(text_family), kept, 2),
+        latents={name: read_extents(corpus, latent_group(latent_family, name), ids, 4) for name in modalities},
+        text=read_extents(corpus, text_group(text_family), ids, 2),
     )
     return _with_windows(found) if "windows" in corpus.families()[latent_family] else found
+
+
+def _kept_clips(corpus: "Corpus") -> pa.Table:
+    """The kept clips, sorted by id, with what their split and collection depend on."""
+    columns = ["clip_id", "source", "origin", "collection", "split"]
+    table = relisted(lambda: pa.concat_tables(corpus.checked_tables("clips", columns, clip_schema())))
+    kept = corpus.kept_clip_id_array()
+    rows = np.sort(ClipIds(table["clip_id"].combine_chunks()).positions(kept))
+    if len(rows) != len(table):
+        table = table.take(pa.array(rows))
+    order = pc.sort_indices(table, sort_keys=[("clip_id", "ascending")])
+    return table.take(order)
+
+
+def _held_out_clips(clips: pa.Table, share: float) -> np.ndarray:
+    """`held_out` of the clips; computed once per source and split."""
+    names, splits = split_group_names(clips), pc.fill_null(clips["split"], "").combine_chunks().dictionary_encode()
+    count = max(len(splits.dictionary), 1)
+    pairs = names.indices.to_numpy().astype(np.int64) * count + splits.indices.to_numpy()
+    distinct, which = np.unique(pairs, return_inverse=True)
+    sources = names.dictionary.take(pa.array(distinct // count)).to_pylist()
+    return held_out(sources, splits.dictionary.take(pa.array(distinct % count)).to_pylist(), share)[which]
 
 
 def _with_windows(clips: Index) -> Index:
@@ -198,7 +234,7 @@ def _with_windows(clips: Index) -> Index:
     window = np.arange(len(clip)) - np.repeat(np.cumsum(counts) - counts, counts)
     return replace(
         clips,
-        clip_ids=[clips.clip_ids[number] for number in clip.tolist()],
+        clip_ids=ClipIds(pa.array(clips.clip_ids, pa.string()).take(pa.array(clip))),
         held_out=clips.held_out[clip],
         collection=clips.collection[clip],
         latents={name: extents.expanded(clip, window) for name, extents in clips.latents.items()},

@@ -1,17 +1,19 @@
 """The plan: clips and tasks of every step, as a pure function of seed, data and step."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from openuni.manifests.errors import OpenUniError
 from openuni.training.data.index import Index
+from openuni.training.data.shares import dealt, integer_shares
 from openuni.training.randomness import named_seed, permuted
 from openuni.training.tasks import Task, TaskMix
 
 BLOCK = 256  # steps after which every bucket has its proportional number of steps
+NO_COLLECTION = "\n"  # in seeds: no collection is named like this
 
 
 @dataclass(frozen=True)
@@ -22,34 +24,58 @@ class Sample:
     task: Task
 
 
+class Stream(NamedTuple):
+    """Clips of one latent shape, and of one collection if collections have weights."""
+
+    clips: np.ndarray  # clip numbers, int64
+    weight: int  # relative to all streams of the plan
+    name: str = ""  # of the collection; empty: all collections together
+
+
 class StepSchedule(Protocol):
     """Samples of every step as a pure function of the step: a plan or a curriculum."""
 
     def step(self, step: int) -> list[Sample]:
         """The samples of step `step` (from 0)."""
 
+    def replacement(self, step: int, slot: int, sample: Sample, attempt: int) -> Sample | None:
+        """Another sample of this task for a slot, whose sample is damaged: the one of attempt 0, 1, ...; None: no more.
+
+        It has the same streams and shape, so that ranks divide the step as they would have.
+        """
+
 
 @dataclass(frozen=True, eq=False)
 class Plan:
     """`plan.step(t)` costs the same at any step and has no state, so resuming requires only the step.
 
-    A step draws from one bucket (clips of one latent shape); buckets take turns in proportion to their clips. Within a
-    bucket every pass is a new permutation of all its clips. Passes continue across steps, so no clip is skipped or
-    repeated within a pass.
+    A step draws from one bucket (clips of one latent shape); buckets take turns in proportion to their weight. In every
+    step, each collection of the bucket has its share of the samples, rounded; without weights a bucket is one stream.
+    Within a stream every pass is a new permutation of all its clips. Passes continue across steps, so no clip is
+    skipped or repeated within a pass.
     """
 
     seed: int
     batch_size: int
-    buckets: list[np.ndarray]  # clip numbers, int64
+    buckets: list[list[Stream]]
     available: dict[int, frozenset[str]]  # by presence bits
     present: np.ndarray  # uint64 [N]
     mix: TaskMix
 
     @classmethod
-    def build(cls, index: Index, mix: TaskMix, seed: int, batch_size: int, clips: np.ndarray | None = None) -> "Plan":
+    def build(
+        cls,
+        index: Index,
+        mix: TaskMix,
+        seed: int,
+        batch_size: int,
+        clips: np.ndarray | None = None,
+        collection_weights: Mapping[str, float] | None = None,
+    ) -> "Plan":
         """Plan over clips that are not held out and have the streams of at least one task. `clips`: bool [N], subset.
 
-        Raises `OpenUniError` if there are none.
+        `collection_weights`: shares of the collections in the samples, 1 if absent; None: in proportion to their clips.
+        Raises `OpenUniError` if there are no clips, or none of a collection with a weight.
         """
         wanted = np.ones(len(index.clip_ids), dtype=bool) if clips is None else clips
         usable = usable_clips(index, mix) & wanted & ~index.held_out
@@ -60,25 +86,50 @@ class Plan:
         keys = shape_keys(shapes[numbers])
         buckets = [numbers[keys == key] for key in np.unique(keys)]
         available = {int(bits): index.streams(int(bits)) for bits in np.unique(present[numbers])}
-        return cls(seed, batch_size, buckets, available, present, mix)
+        if collection_weights is None:
+            streams = [[Stream(bucket, len(bucket))] for bucket in buckets]
+        else:
+            streams = _by_collection(index, buckets, collection_weights)
+        return cls(seed, batch_size, streams, available, present, mix)
 
     @property
     def clip_count(self) -> int:
-        """Number of clips in one pass."""
-        return sum(len(bucket) for bucket in self.buckets)
+        """Number of clips in one pass over every stream."""
+        return sum(len(stream.clips) for bucket in self.buckets for stream in bucket)
 
     def step(self, step: int) -> list[Sample]:
         """The `batch_size` samples of step `step` (from 0)."""
         number, nth = self._bucket(step)
         bucket = self.buckets[number]
-        positions = np.arange(nth * self.batch_size, (nth + 1) * self.batch_size)
-        passes, places = np.divmod(positions, len(bucket))
+        key = named_seed(self.seed, "collections", number, nth)
+        drawn, places = dealt([stream.weight for stream in bucket], self.batch_size, nth, key)
         clips = np.empty(self.batch_size, dtype=np.int64)
+        for which in np.unique(drawn):
+            here = drawn == which
+            clips[here] = self._clips(number, bucket[which], places[here])
+        return [self._sample(step, slot, int(clip)) for slot, clip in enumerate(clips)]
+
+    def replacement(self, step: int, slot: int, sample: Sample, attempt: int) -> Sample | None:
+        """See `StepSchedule`. From the same bucket and, if collections have weights, the same collection."""
+        bucket = self.buckets[self._bucket(step)[0]]
+        (clips,) = [stream.clips for stream in bucket if sample.clip in stream.clips]
+        required = sample.task.required_streams
+        bits = [bits for bits, streams in self.available.items() if streams >= required]
+        others = clips[np.isin(self.present[clips], np.array(bits, np.uint64)) & (clips != sample.clip)]
+        if attempt >= len(others):
+            return None
+        key = named_seed(self.seed, "replacement", step, slot)
+        return Sample(int(others[permuted(np.array([attempt]), len(others), key)[0]]), sample.task)
+
+    def _clips(self, bucket: int, stream: Stream, positions: np.ndarray) -> np.ndarray:
+        """The clips at these positions of a stream, which counts on through all passes."""
+        passes, places = np.divmod(positions, len(stream.clips))
+        clips = np.empty(len(positions), dtype=np.int64)
         for one in np.unique(passes):
             here = passes == one
-            key = named_seed(self.seed, "order", number, int(one))
-            clips[here] = bucket[permuted(places[here], len(bucket), key)]
-        return [self._sample(step, slot, int(clip)) for slot, clip in enumerate(clips)]
+            key = named_seed(self.seed, "order", bucket, int(one), *filter(None, [stream.name]))
+            clips[here] = stream.clips[permuted(places[here], len(stream.clips), key)]
+        return clips
 
     def _sample(self, step: int, slot: int, clip: int) -> Sample:
         available = self.available[int(self.present[clip])]
@@ -87,20 +138,39 @@ class Plan:
     def _bucket(self, step: int) -> tuple[int, int]:
         """The bucket of a step, and the number of its earlier steps."""
         block, place = divmod(step, BLOCK)
-        before, after = self._steps_before(block), self._steps_before(block + 1)
-        order = np.repeat(np.arange(len(self.buckets)), np.subtract(after, before))
-        order = order[permuted(np.arange(BLOCK), BLOCK, named_seed(self.seed, "buckets", block))]
-        number = int(order[place])
-        return number, before[number] + int((order[:place] == number).sum())
+        weights = [sum(stream.weight for stream in bucket) for bucket in self.buckets]
+        buckets, earlier = dealt(weights, BLOCK, block, named_seed(self.seed, "buckets", block))
+        return int(buckets[place]), int(earlier[place])
 
-    def _steps_before(self, block: int) -> list[int]:
-        """Number of steps of each bucket after `block` blocks, less than one off from its proportional share."""
-        edges = [0]
-        total = 0
-        for bucket in self.buckets:
-            total += len(bucket)
-            edges.append(total * block * BLOCK // self.clip_count)
-        return [right - left for left, right in pairwise(edges)]
+
+def _by_collection(index: Index, buckets: list[np.ndarray], weights: Mapping[str, float]) -> list[list[Stream]]:
+    """The streams of each bucket if all clips of a collection are equally likely. Those of weight 0 are left out."""
+    every = np.concatenate(buckets)
+    counts = np.bincount(index.collection[every], minlength=len(index.collections))
+    empty = [name for number, name in enumerate(index.collections) if weights.get(name, 0) > 0 and not counts[number]]
+    if empty:
+        raise OpenUniError(
+            f"collection_weights: no training clip of collection {', '.join(empty)} has the modalities of a task and "
+            "is not held out. Set its weight to 0, encode the missing modalities, or choose other tasks."
+        )
+    parts = [
+        (bucket, clips[index.collection[clips] == number], int(number))
+        for bucket, clips in enumerate(buckets)
+        for number in np.unique(index.collection[clips])
+        if weights.get(index.collections[number], 1.0) > 0
+    ]
+    if not parts:
+        given = ", ".join(f"{name} = {weight:g}" for name, weight in weights.items())
+        raise OpenUniError(
+            f"collection_weights: {given}: every collection has weight 0. Allowed: at least one above 0."
+        )
+    shares = integer_shares(
+        [(weights.get(index.collections[number], 1.0), len(clips), int(counts[number])) for _, clips, number in parts]
+    )
+    streams: list[list[Stream]] = [[] for _ in buckets]
+    for (bucket, clips, number), share in zip(parts, shares, strict=True):
+        streams[bucket].append(Stream(clips, share, index.collections[number] or NO_COLLECTION))
+    return [bucket for bucket in streams if bucket]
 
 
 def shape_keys(shapes: np.ndarray) -> np.ndarray:

@@ -45,13 +45,30 @@ class Ranks:
     """One process: nothing to agree on. `DistributedRanks` is the same for several."""
 
     rank, world, local_rank = 0, 1, 0
-    mesh: DeviceMesh | None = None
+    context_size = 1  # ranks that share the tokens of each sample; consecutive ones
+    mesh: DeviceMesh | None = None  # all ranks: weights are divided among them
+    context_group: dist.ProcessGroup | None = None  # the ranks that share samples with this one
     has_agreed_end = False  # all ranks end by the same error or signal
 
     @property
     def is_first(self) -> bool:
         """Whether this rank writes files, logs and messages."""
         return self.rank == 0
+
+    @property
+    def data_rank(self) -> int:
+        """Which part of a step's samples this rank has, of `data_world` parts."""
+        return self.rank // self.context_size
+
+    @property
+    def data_world(self) -> int:
+        """Number of parts that the samples of a step are divided into."""
+        return self.world // self.context_size
+
+    @property
+    def counts_losses(self) -> bool:
+        """Whether this rank reports the losses of its samples: ranks that share them have the same."""
+        return self.rank % self.context_size == 0
 
     def device(self, device: str) -> str:
         """The device of this rank, from that of all: "cuda" -> "cuda:1"."""
@@ -120,8 +137,13 @@ class DistributedRanks(Ranks):
         return f"{kind.type}:{self.local_rank}"
 
     def make_mesh(self, device: str) -> None:
-        """Create `mesh`, one dimension over all ranks."""
-        self.mesh = init_device_mesh(torch.device(device).type, (self.world,), mesh_dim_names=("shard",))
+        """Create `mesh`, one dimension over all ranks, and `context_group`, of a mesh of data and context."""
+        kind = torch.device(device).type
+        self.mesh = init_device_mesh(kind, (self.world,), mesh_dim_names=("shard",))
+        if self.context_size > 1:
+            sizes = (self.data_world, self.context_size)
+            both = init_device_mesh(kind, sizes, mesh_dim_names=("data", "context"))
+            self.context_group = both.get_group("context")
 
     def together(self, call: Callable[[], T]) -> T:
         """See `Ranks.together`."""

@@ -29,35 +29,35 @@ logger = logging.getLogger(__name__)
 
 def resume(
     ranks: Ranks, folder: Path, weights: Weights, ema: Ema, optimizer: torch.optim.Optimizer
-) -> tuple[int, dict[str, Any] | None]:
-    """Load the latest sound checkpoint. Returns its step and what `RunLog.mark` gave then; 0, None without checkpoints.
+) -> tuple[int, dict[str, Any]]:
+    """Load the latest sound checkpoint. Returns its step and state; 0 and an empty state without checkpoints.
 
     Damaged ones are renamed. Raises `OpenUniError` if there are only damaged ones.
     """
     damaged: list[tuple[TrainingCheckpoint, DamagedCheckpoint]] = []
     for checkpoint in reversed(list_checkpoints(folder)):
         try:
-            written = ranks.together(lambda: _load(checkpoint, weights, ema, optimizer))  # noqa: B023  # called here
+            state = ranks.together(lambda: _load(checkpoint, weights, ema, optimizer))  # noqa: B023  # called here
         except DamagedCheckpoint as error:
             damaged.append((checkpoint, error))
             continue
         if ranks.is_first:
             for other, reason in damaged:
                 logger.warning("%s Renamed to %s; resuming from step %d.", reason, set_aside(other), checkpoint.step)
-        return checkpoint.step, written
+        return checkpoint.step, state
     if damaged:
         reasons = "\n  ".join(str(reason) for _, reason in damaged)
         raise ranks.agreed(OpenUniError(f"no checkpoint of {folder} can be used:\n  {reasons}"))
-    return 0, None
+    return 0, {}
 
 
 def _load(
     checkpoint: TrainingCheckpoint, weights: Weights, ema: Ema, optimizer: torch.optim.Optimizer
-) -> dict[str, Any] | None:
-    written = checkpoint.state().get("log")
+) -> dict[str, Any]:
+    state = checkpoint.state()
     if isinstance(weights, ShardedWeights):
         weights.load(checkpoint, ema, optimizer)
-        return written
+        return state
     load_model(weights.model, checkpoint.tensors("model"), checkpoint.path)
     averages = checkpoint.tensors("ema")
     check_matches(weights.model, {name: tensor.shape for name, tensor in averages.items()}, checkpoint.path)
@@ -65,7 +65,7 @@ def _load(
         for name, average in ema.average.items():
             average.copy_(averages[name])
     load_optimizer(optimizer, weights.local, checkpoint.tensors("optimizer"), checkpoint.path)
-    return written
+    return state
 
 
 def init_from(model: Any, setup: Setup) -> None:

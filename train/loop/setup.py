@@ -23,12 +23,14 @@ from openuni.training.data.curriculum import Curriculum, all_collections, curric
 from openuni.training.data.fixed_texts import EMPTY, FixedTexts, fixed_rows, stored_prompts
 from openuni.training.data.index import Index, choose_family, open_index
 from openuni.training.data.plan import clips_by_task, usable_clips
+from openuni.training.data.subjects import check_subjects, open_subjects
 from openuni.training.data.tokenizer import Tokenizer, make_tokenizer, tokenizer_identity
+from openuni.training.loop.context_checks import check_tokens, checked_context
 from openuni.training.loop.ranks import Ranks
 from openuni.training.loop.training_checkpoint import list_checkpoints
 from openuni.training.model import Model
 from openuni.training.recipe import TextStreamOptions, TrainingRecipe
-from openuni.training.run_files import RUN_FILE, TEXTS_FILE
+from openuni.training.run_files import RUN_FILE, SUBJECTS_FILE, TEXTS_FILE
 from openuni.training.run_record import FORMAT, read_record, unrecorded_options, write_record
 from openuni.training.tasks import TaskMix
 from openuni.training.tracker import parse_tracker
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 RESUME_MUTABLE = (
     *("checkpoints.", "validation.", "samples", "tracking", "log_every_steps", "watchdog_s", "peak_tflops"),
     *("optimizer.accumulate", "optimizer.reduce_every_micro_batch", "optimizer.offload_state"),
+    *("context_parallel", "data.max_skipped_samples"),
     "data.fps",  # runs of version 0.1 lack it
     *("model.attention", "model.compile", "model.gradient_checkpointing"),
 )
@@ -62,14 +65,11 @@ class Setup:
 
 
 def prepare_on(ranks: Ranks, recipe: TrainingRecipe, corpus: "Corpus", folder: Path) -> Setup:
-    """`prepare` on all ranks. Raises `OpenUniError` if they differ, or if there are more of them than samples."""
-    if recipe.optimizer.batch_size < ranks.world:
-        most = recipe.optimizer.batch_size
-        error = OpenUniError(
-            f"optimizer.batch_size = {most} cannot be divided among {ranks.world} processes: each needs a sample in "
-            f"every step. Start at most {most}, or raise the batch size."
-        )
-        raise ranks.agreed(error)
+    """`prepare` on all ranks. Raises `OpenUniError` if they differ, or if samples cannot be divided among them."""
+    try:
+        ranks.context_size = checked_context(recipe, ranks.world, "processes")
+    except OpenUniError as raised:
+        raise ranks.agreed(raised) from None
     first = ranks.first(lambda: prepare(recipe, corpus, folder))
 
     def follow() -> Setup:
@@ -112,11 +112,15 @@ def prepare(recipe: TrainingRecipe, corpus: "Corpus", folder: Path) -> Setup:
         latents |= _bucket_of(corpus, index, shape)
     folder.mkdir(parents=True, exist_ok=True)
     rows = fixed_rows(text, modalities, folder / TEXTS_FILE, stored_prompts(corpus, text["family"]))
+    subjects = open_subjects(corpus, data.subjects, index.clip_ids, text, folder / SUBJECTS_FILE)
+    index = dataclasses.replace(index, subjects=subjects)
     before = read_record(folder) if list_checkpoints(folder) else None
     if before is not None and before["model"]["name"] == kind.name():
         options = unrecorded_options(kind, before["model"]["options"]) | options
     model = _model(kind, options, modalities, shape[0], rows[EMPTY].shape[1], tokenizer)
     check_fit(model, index, mix, latents["codec"])
+    check_subjects(data.subjects, model, mix)
+    check_tokens(recipe, model, index, mix)
     record: dict[str, Any] = {
         "format": FORMAT,
         "recipe": _recorded_recipe(recipe, kind),
@@ -131,7 +135,7 @@ def prepare(recipe: TrainingRecipe, corpus: "Corpus", folder: Path) -> Setup:
             "clips_by_task": clips_by_task(index, mix),
             # families without a rate of their own have that of their clips
             "fps": latents.get("fps")
-            or _typical_fps(corpus, [index.clip_ids[number] for number in np.flatnonzero(usable_clips(index, mix))]),
+            or _typical_fps(corpus, pa.array(index.clip_ids, pa.string()).filter(pa.array(usable_clips(index, mix)))),
         }
         | ({"stages": plan.summary(index)} if len(stages) > 1 else {}),
     }
@@ -209,10 +213,10 @@ def _clip_counts(index: Index) -> dict[str, int]:
     return counts | {"windows": len(index.clip_ids), "held_out_windows": int(index.held_out.sum())}
 
 
-def _typical_fps(corpus: "Corpus", clip_ids: list[str]) -> float | None:
+def _typical_fps(corpus: "Corpus", clip_ids: pa.Array) -> float | None:
     """Median frame rate of the clips, one that occurs; None if the corpus does not state any."""
     table = corpus.table("clips", ["clip_id", "fps"])
-    rates = table.filter(pc.is_in(table.column("clip_id"), value_set=pa.array(clip_ids, pa.string()))).column("fps")
+    rates = table.filter(pc.is_in(table.column("clip_id"), value_set=clip_ids)).column("fps")
     known = rates.drop_null().to_numpy()
     return float(np.quantile(known, 0.5, method="lower")) if len(known) else None
 
@@ -278,7 +282,9 @@ def check_fit(model: Model, index: Index, mix: TaskMix, codec: str) -> None:
 
 
 def _text_length(recipe: TrainingRecipe, index: Index, rows: dict[str, Any]) -> int:
-    longest = max([int(index.text.shape[:, 0].max(initial=0)), *(len(row) for row in rows.values())])
+    fixed = max(len(row) for row in rows.values())
+    subject = index.subjects.longest if index.subjects is not None else 0
+    longest = max(int(index.text.shape[:, 0].max(initial=0)), fixed + subject)
     if recipe.data.text_length and recipe.data.text_length < longest:
         raise OpenUniError(
             f"data.text_length is {recipe.data.text_length}, but the longest text has {longest} rows. Set it to "

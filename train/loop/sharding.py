@@ -12,7 +12,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from openuni.manifests.errors import MissingRequirement, OpenUniError
-from openuni.training.backbone.attention import check_attention, use_attention
+from openuni.training.backbone.attention import check_attention, use_attention, use_context
+from openuni.training.backbone.context import Context
 from openuni.training.loop.ranks import Ranks
 from openuni.training.loop.training_checkpoint import TrainingCheckpoint, check_matches, load_optimizer
 from openuni.training.loop.weights import SYNC_TOLERANCE, Ema, Weights
@@ -171,6 +172,9 @@ def shard(model: Any, ranks: Ranks, device: str, attention: str = "auto", compil
     check_attention(attention, device)
     model.attention = attention
     use_attention(model, attention)
+    if ranks.context_group is not None:
+        model.context = Context.of(ranks.context_group)
+        use_context(model, model.context)
     for block in model.blocks:
         if compile_backend != "none":  # within the block: gathering is not compiled
             block.forward = torch.compile(block.forward, backend=compile_backend, fullgraph=True)
@@ -198,6 +202,15 @@ def _hide_streams(_: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
 def as_distributed(local: torch.Tensor, like: Any) -> torch.Tensor:
     """A DTensor of this rank's share, with the number of rows and the placement of the DTensor `like`."""
     whole = torch.empty((*like.shape[:1], *local.shape[1:]), device="meta")
-    return DTensor.from_local(
-        local, like.device_mesh, like.placements, run_check=False, shape=whole.shape, stride=whole.stride()
+    is_on_host = local.device.type != like.device_mesh.device_type  # as an offloaded optimizer state
+    placed: Any = DTensor.from_local(
+        local.to("meta") if is_on_host else local,
+        like.device_mesh,
+        like.placements,
+        run_check=False,
+        shape=whole.shape,
+        stride=whole.stride(),
     )
+    if is_on_host:
+        placed._local_tensor = local  # `from_local` would copy it to the device
+    return placed

@@ -5,7 +5,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,18 +17,20 @@ from openuni.manifests.errors import OpenUniError
 from openuni.manifests.graceful_shutdown import ShutdownEvent, graceful_shutdown
 from openuni.training.data.batches import Loader, TrainingBatch, prefetched
 from openuni.training.data.index import TensorError
-from openuni.training.finite import NonFiniteError, all_finite, non_finite
-from openuni.training.loop.guards import kept_text, run_lock, storage_errors, watchdog
+from openuni.training.data.skipping import SkippedSamples
+from openuni.training.finite import NonFiniteError, all_finite, check_finite
+from openuni.training.loop.guards import diverged_text, kept_text, run_lock, storage_errors, watchdog
 from openuni.training.loop.log import NoLog, RunLog
 from openuni.training.loop.optimizer import build_optimizer, checked_state, lr_factor
 from openuni.training.loop.ranks import DistributedRanks, Ranks, training_ranks
 from openuni.training.loop.resume import init_from, resume
 from openuni.training.loop.samples import Samples
+from openuni.training.loop.saving import CheckpointSaver
 from openuni.training.loop.setup import Setup, prepare_on
 from openuni.training.loop.sharding import ShardedWeights, shard
 from openuni.training.loop.step_log import StepLosses, loss_columns
 from openuni.training.loop.throughput import Throughput, peak_tflops
-from openuni.training.loop.training_checkpoint import list_checkpoints, optimizer_tensors, save, set_aside
+from openuni.training.loop.training_checkpoint import list_checkpoints, optimizer_tensors, set_aside
 from openuni.training.loop.validation import Validator
 from openuni.training.loop.weights import Ema, Weights, check_equal_weights, clip_gradients, local_norm
 from openuni.training.objectives.losses import Losses, compute_losses
@@ -99,8 +101,8 @@ class Trainer:
         self.device = torch.device(device)
         self.loader = Loader(
             *(setup.corpus, setup.index, setup.texts, self.recipe, setup.model, setup.tokenizer),
-            rank=self.ranks.rank,
-            world=self.ranks.world,
+            rank=self.ranks.data_rank,
+            world=self.ranks.data_world,
             pinned=self.device.type == "cuda",
         )
         self.plan = setup.plan
@@ -108,9 +110,11 @@ class Trainer:
         self.model = self.weights.model
         self.ema = Ema(self.weights)
         self.optimizer = build_optimizer(self.weights.local, set(self.model.added_parameters()), self.recipe.optimizer)
-        # `log_written`: `RunLog.mark` of the checkpoint
-        self.step, self.log_written = resume(self.ranks, folder, self.weights, self.ema, self.optimizer)
+        self.step, state = resume(self.ranks, folder, self.weights, self.ema, self.optimizer)
+        self.log_written = state.get("log")  # `RunLog.mark` of the checkpoint
+        self.skipped = SkippedSamples(self.recipe.data.max_skipped_samples, state.get("skipped_samples"))
         self.saved_step = self.step
+        self.saver = CheckpointSaver(self.ranks, folder, self.recipe.checkpoints)
         self.last_batch: TrainingBatch  # of the last step
         self.streams = tuple(setup.index.latents)
         peak = 0.0 if self.recipe.precision == "float32" else peak_tflops(self.device, self.recipe.peak_tflops)
@@ -144,16 +148,20 @@ class Trainer:
     def run(self) -> None:
         """Run all remaining steps."""
         log = self.ranks.first(self._open_log) or NoLog()
-        with closing(log):
+        with closing(log), self.saver:
             try:
                 samples = Samples(self.setup, self.loader, self.ranks, self.folder)
                 self._run(log, Validator(self.loader, self.setup.mix, self.ranks), samples)
+                if summary := self.skipped.summary():
+                    logger.warning("%s", summary)
             except NonFiniteError as error:
+                self.saver.finish()
                 log.write({"step": self.step, "error": str(error)})
-                raise OpenUniError(f"{error}. {self._advice()}") from error
+                raise OpenUniError(f"{error}. {diverged_text(self.folder)}") from error
             except TensorError as error:
                 if self.step > self.saved_step:
                     self._save(log)  # finished steps are sound
+                self.saver.finish()
                 log.write({"step": self.step, "error": str(error)})
                 kept = kept_text(self.folder)
                 raise OpenUniError(f"training stopped after {self.step} steps: {error} {kept}") from error
@@ -163,16 +171,6 @@ class Trainer:
         is_finished = self.step >= self.recipe.optimizer.steps  # nothing is left to tell
         tracking = Tracking(None if is_finished else parse_tracker(self.recipe.tracking), tracked)
         return RunLog(self.folder, self.step, self.log_written, tracking)
-
-    def _advice(self) -> str:
-        """What to do about a run that diverged."""
-        advice = f"Lower optimizer.learning_rate or optimizer.max_grad_norm. {kept_text(self.folder)}"
-        if not list_checkpoints(self.folder):
-            return f"{advice} Rerun to start again."
-        return (
-            f"{advice} A rerun resumes from it and repeats the same steps. To continue with other options, pass "
-            "another --out and set init_from to this run."
-        )
 
     def _run(self, log: RunLog | NoLog, validator: Validator, samples: Samples) -> None:
         steps = range(self.step, self.recipe.optimizer.steps)
@@ -187,7 +185,7 @@ class Trainer:
         ):
             for _ in steps:
                 with watchdog(self.recipe.watchdog_s):
-                    row = self._one_step(batches)
+                    row = self._one_step(batches, log)
                     if self.step % self.recipe.log_every_steps == 0 or self.step == self.recipe.optimizer.steps:
                         self._report(log, row)
                 if not self._stop_signal(interrupted):
@@ -197,9 +195,12 @@ class Trainer:
                             samples.write(self.step, self.ema, self.device, log)
                 number = self._stop_signal(interrupted)
                 last = self.step == self.recipe.optimizer.steps
-                if last or number or self.step % self.recipe.checkpoints.every_steps == 0:
-                    with watchdog(self.recipe.watchdog_s):
+                with watchdog(self.recipe.watchdog_s):
+                    self.saver.poll()
+                    if last or number or self.step % self.recipe.checkpoints.every_steps == 0:
                         self._save(log)
+                    if last or number:
+                        self.saver.finish()
                 if number:
                     self.ranks.has_agreed_end = True
                     interrupted.number = number
@@ -209,7 +210,7 @@ class Trainer:
         """The signal that has stopped any rank; 0: none. All ranks get the same answer."""
         return self.ranks.highest(interrupted.number if interrupted.is_set() else 0)[0]
 
-    def _one_step(self, batches: Iterator[list[list[TrainingBatch]]]) -> dict[str, Any]:
+    def _one_step(self, batches: Iterator[list[list[TrainingBatch]]], log: RunLog | NoLog) -> dict[str, Any]:
         began = time.perf_counter()
         parts = self.ranks.together(lambda: next(batches))
         waited = time.perf_counter() - began
@@ -217,10 +218,12 @@ class Trainer:
         rate = self._set_learning_rate()
         losses = StepLosses(self.recipe.optimizer.batch_size, self.streams)
         passes = [batch for part in parts for batch in part]
+        self._count_skipped(log, self.step + 1, *(batch.skipped for batch in passes))
         for number, batch in enumerate(passes, start=1):
             self.weights.begin_pass(is_last=number == len(passes))
             found = self._losses(batch.to(self.device))
-            losses.add(batch, found)
+            if self.ranks.counts_losses:
+                losses.add(batch, found)
             counted = found.total.sum() if batch.slots else found.total.sum() * 0.0
             (counted / self.recipe.optimizer.batch_size).backward()
         table, norm = self._clipped(losses)
@@ -241,6 +244,16 @@ class Trainer:
             **(self.throughput.columns(samples, took) if self.ranks.is_first else {}),
             "data_wait_share": waited / took,
         }
+
+    def _count_skipped(self, log: RunLog | NoLog, step: int, *reasons: Mapping[str, str]) -> None:
+        """Count and log the samples that any rank has skipped. Raises `TensorError` on all ranks above the limit."""
+        own = {sample: reason for found in reasons for sample, reason in found.items()}
+        if not self.skipped.limit or not self.ranks.highest(len(own))[0]:
+            return
+        found = {sample: reason for others in self.ranks.gathered(own) for sample, reason in others.items()}
+        new = self.ranks.together(lambda: self.skipped.add(found, step))
+        if new:
+            self._report(log, {"step": step, "skipped_samples": len(self.skipped.reasons), "skipped": new})
 
     def _clipped(self, losses: StepLosses) -> tuple[np.ndarray, float]:
         """Clip the gradients by their norm over all ranks. Returns the losses of the step by slot, and the norm.
@@ -300,17 +313,7 @@ class Trainer:
             "optimizer state": checked_state(self.optimizer, self.weights.local),
         }
 
-        def check() -> None:
-            if all_finite(tensor for group in groups.values() for tensor in group.values()):
-                return
-            for what, group in groups.items():
-                if odd := non_finite(group):
-                    raise NonFiniteError(
-                        f"{what} not finite after step {self.step + 1} ({len(odd)} of {len(group)} tensors, first "
-                        f"{odd[0]}; {self._clips()})"
-                    )
-
-        self.ranks.together(check)
+        self.ranks.together(lambda: check_finite(groups, f"after step {self.step + 1}, {self._clips()}"))
 
     def _set_learning_rate(self) -> float:
         factor = lr_factor(self.recipe.optimizer, self.step)
@@ -344,6 +347,7 @@ class Trainer:
             try:
                 with self.ema.applied() as model:
                     losses = validator.losses(model, self.device, autocast(self.recipe, self.device))
+                self._count_skipped(log, self.step, validator.skipped)
             except NonFiniteError as error:
                 raise NonFiniteError(f"{error} at step {self.step}") from error
             self._report(log, {"step": self.step, "validation_loss": losses})
@@ -381,8 +385,7 @@ class Trainer:
             },
         }
         state = {"data": self.setup.record["data"], "torch": torch.__version__, "log": log.mark()}
-        options, first = self.recipe.checkpoints, self.ranks.is_first
-        self.ranks.together(
-            lambda: save(self.folder, self.step, tensors, state, options.keep, options.keep_every_steps, writes=first)
-        )
+        if self.skipped.reasons:
+            state["skipped_samples"] = self.skipped.reasons
+        self.saver.save(self.step, tensors, state)
         self.saved_step = self.step

@@ -3,19 +3,18 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors import SafetensorError
 from torch import nn
 
 from openuni.manifests.errors import OpenUniError
 from openuni.manifests.storage.checksums import file_checksum
 from openuni.training.finite import non_finite
-from openuni.training.loop.tensor_files import whole_tensors, write_tensors
+from openuni.training.loop.tensor_files import Share, read_tensors, write_tensors
 from openuni.training.run_files import (
     CHECKSUMS_FILE,
     STATE_FILE,
@@ -23,6 +22,8 @@ from openuni.training.run_files import (
     checkpoint_folders,
     checkpoint_name,
     is_written,
+    part_name,
+    tensor_files,
 )
 
 
@@ -37,47 +38,38 @@ class TrainingCheckpoint(NamedTuple):
     path: Path
 
     def tensors(self, name: str) -> dict[str, torch.Tensor]:
-        """The tensors of `NAME.safetensors` ("model", "ema" or "optimizer"), on the CPU.
+        """The tensors of "model", "ema" or "optimizer", on the CPU.
 
-        Raises `DamagedCheckpoint` if the file changed after it was written, or has NaN or infinite values.
+        Raises `DamagedCheckpoint` if a file changed after it was written, or has NaN or infinite values.
         """
-        self.verify(f"{name}.safetensors")
-        file = self.path / f"{name}.safetensors"
-        try:
-            tensors = load_file(file)
-        except (OSError, SafetensorError) as error:
-            raise self._damaged(file.name, str(error)) from error
+        tensors = {key: tensor for key, _, tensor in self._read(name)}
         if odd := non_finite(tensors):
-            raise DamagedCheckpoint(
-                f"{file} has NaN or infinite values ({len(odd)} of {len(tensors)} tensors, first {odd[0]}): the "
-                f"training diverged. {self._remedy()}"
-            )
+            raise self._not_finite(name, f"{len(odd)} of {len(tensors)} tensors, first {odd[0]}")
         return tensors
 
-    def shares(
-        self, name: str, share: Callable[[str, torch.Size], tuple[slice, ...] | None]
-    ) -> Iterator[tuple[str, torch.Size, torch.Tensor]]:
+    def shares(self, name: str, share: Share) -> Iterator[tuple[str, torch.Size, torch.Tensor]]:
         """As `tensors`, one by one, each the part that `share` selects by name and size, with its whole size.
 
         Only that part is read; a tensor for which `share` is None is read as a whole.
         """
-        self.verify(f"{name}.safetensors")
-        file = self.path / f"{name}.safetensors"
+        for key, size, tensor in self._read(name, share):
+            if odd := non_finite({key: tensor}):
+                raise self._not_finite(name, f"first {odd[0]}")
+            yield key, size, tensor
+
+    def _read(self, name: str, share: Share | None = None) -> Iterator[tuple[str, torch.Size, torch.Tensor]]:
+        files = tensor_files(self.path, name)
+        self.verify(*(file.name for file in files))
         try:
-            with safe_open(file, framework="pt") as opened:
-                for key in opened.keys():  # noqa: SIM118  # not a dict
-                    stored = opened.get_slice(key)
-                    size = torch.Size(stored.get_shape())
-                    wanted = share(key, size)
-                    tensor = opened.get_tensor(key) if wanted is None else stored[wanted]
-                    if odd := non_finite({key: tensor}):
-                        raise DamagedCheckpoint(
-                            f"{file} has NaN or infinite values (first {odd[0]}): the training diverged. "
-                            f"{self._remedy()}"
-                        )
-                    yield key, size, tensor
+            yield from read_tensors(files, share)
         except (OSError, SafetensorError) as error:
-            raise self._damaged(file.name, str(error)) from error
+            raise self._damaged(files[0].name, str(error)) from error
+
+    def _not_finite(self, name: str, which: str) -> DamagedCheckpoint:
+        return DamagedCheckpoint(
+            f"{tensor_files(self.path, name)[0]} has NaN or infinite values ({which}): the training diverged. "
+            f"{self._remedy()}"
+        )
 
     def state(self) -> dict[str, Any]:
         """The contents of state.json. Raises `DamagedCheckpoint`."""
@@ -153,64 +145,68 @@ def save(
     state: dict[str, Any],
     keep: int,
     keep_every: int = 0,
-    *,
-    writes: bool = True,
 ) -> Path:
-    """Write one checkpoint, remove earlier ones, return its path. Visible ones are complete even after a kill.
+    """Write one checkpoint of one rank, remove earlier ones, return its path. `CheckpointSaver` does it in a thread.
 
-    `tensors`: by file name; those divided among ranks are gathered one by one, for which all ranks must call this.
-    `state`: JSON-able, written as state.json with the step. `keep`: number of latest checkpoints that stay; with
-    `keep_every` those at multiples of it stay, too. `writes`: whether this rank writes. Raises `OSError` if the disk is
-    full; nothing of the new checkpoint is left then.
+    `tensors`: by "model", "ema" and "optimizer". See `commit` for the rest. Raises `OSError` if the disk is full;
+    nothing of the new checkpoint is left then.
     """
-    whole = {name: whole_tensors(group) for name, group in tensors.items()}
-    if not writes:
-        _finish(whole)
-        return run / checkpoint_name(step)
+    temporary = begin(run, step)
     try:
-        _write(run, step, tensors, whole, state)
-    except Exception:
-        _finish(whole)  # the other ranks gather to the end
-        raise
-    for old in list_checkpoints(run)[:-keep]:
-        if not keep_every or old.step % keep_every:
-            shutil.rmtree(old.path)
-    return run / checkpoint_name(step)
-
-
-def _finish(whole: Mapping[str, Iterator[torch.Tensor]]) -> None:
-    for tensors in whole.values():
-        for _ in tensors:
-            pass
-
-
-def _write(
-    run: Path,
-    step: int,
-    tensors: Mapping[str, Mapping[str, torch.Tensor]],
-    whole: Mapping[str, Iterator[torch.Tensor]],
-    state: dict[str, Any],
-) -> None:
-    final = run / checkpoint_name(step)
-    temporary = run / f".{final.name}.tmp"
-    for leftover in run.glob(UNFINISHED_CHECKPOINTS):
-        shutil.rmtree(leftover)
-    temporary.mkdir(parents=True)
-    try:
-        for name, group in tensors.items():
-            path = temporary / f"{name}.safetensors"
-            write_tensors(path, group, whole[name])
-            _sync(path)
-        _write_text(temporary / STATE_FILE, json.dumps({"step": step} | state, indent=2))
-        checksums = {path.name: file_checksum(path) for path in sorted(temporary.iterdir())}
-        _write_text(temporary / CHECKSUMS_FILE, json.dumps(checksums, indent=2))
-        if final.exists():
-            shutil.rmtree(final)
-        temporary.rename(final)
+        checksums = {
+            part_name(name, 0, 1): write_tensors(temporary / part_name(name, 0, 1), group)
+            for name, group in tensors.items()
+        }
+        return commit(run, step, state, checksums, keep, keep_every)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)  # gives the space back
         raise
+
+
+def begin(run: Path, step: int) -> Path:
+    """The temporary folder of a new checkpoint. Removes what killed trainings left unfinished."""
+    for leftover in run.glob(UNFINISHED_CHECKPOINTS):
+        shutil.rmtree(leftover)
+    temporary = temporary_folder(run, step)
+    temporary.mkdir(parents=True)
+    return temporary
+
+
+def temporary_folder(run: Path, step: int) -> Path:
+    """Where the files of a checkpoint are written until it is complete."""
+    return run / f".{checkpoint_name(step)}.tmp"
+
+
+def commit(
+    run: Path, step: int, state: dict[str, Any], checksums: Mapping[str, str], keep: int, keep_every: int = 0
+) -> Path:
+    """Make a checkpoint visible once all its files of tensors are written; remove earlier ones, return its path.
+
+    `state`: JSON-able, written as state.json with the step. `checksums`: of all files of tensors, by name; those of all
+    files are written last. `keep`: number of latest checkpoints that stay; with `keep_every` those at multiples of it
+    stay, too. Visible checkpoints are complete even after a kill.
+    """
+    final, temporary = run / checkpoint_name(step), temporary_folder(run, step)
+    _write_text(temporary / STATE_FILE, json.dumps({"step": step} | state, indent=2))
+    listed = dict(checksums) | {STATE_FILE: file_checksum(temporary / STATE_FILE)}
+    _write_text(temporary / CHECKSUMS_FILE, json.dumps(dict(sorted(listed.items())), indent=2))
+    _sync(temporary)
+    if final.exists():
+        _remove(final)
+    temporary.rename(final)
     _sync(run)
+    for old in list_checkpoints(run)[:-keep]:
+        if not keep_every or old.step % keep_every:
+            _remove(old.path)
+    return final
+
+
+def _remove(folder: Path) -> None:
+    """Delete a checkpoint. It gets the name of an unfinished one first: a kill never leaves a part of it."""
+    removed = folder.with_name(f".{folder.name}.removed.tmp")
+    if removed.exists():
+        shutil.rmtree(removed)
+    shutil.rmtree(folder.rename(removed))
 
 
 def optimizer_tensors(

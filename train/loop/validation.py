@@ -5,7 +5,8 @@ from collections import defaultdict
 import numpy as np
 import torch
 
-from openuni.training.data.batches import Loader
+from openuni.training.data.batches import Loader, TrainingBatch
+from openuni.training.data.index import DamagedTensor, TensorError
 from openuni.training.data.plan import Sample, usable_clips
 from openuni.training.finite import NonFiniteError, all_finite
 from openuni.training.loop.ranks import Ranks
@@ -28,7 +29,9 @@ class Validator:
         usable = usable_clips(index, mix) & index.held_out
         if index.window is not None:
             usable &= index.window == 0
-        self.clips = np.flatnonzero(usable)[: validation.clips]
+        self.usable = np.flatnonzero(usable)
+        self.clips = self.usable[: validation.clips]
+        self.skipped: dict[str, str] = {}  # damaged samples of this rank, by id, that others replace; the reasons
         quantiles = (torch.arange(validation.quantiles) + 0.5) / validation.quantiles
         flow, text = loader.recipe.flow_matching, loader.recipe.text
         drawn = sigma_at(quantiles, flow.density, flow.shift).tolist()
@@ -49,7 +52,7 @@ class Validator:
             for clip in self.clips.tolist()
             for task, _ in self.mix.available_tasks(self.loader.index.streams(int(present[clip])))
         ]
-        world, rank = self.ranks.world, self.ranks.rank
+        world, rank = self.ranks.data_world, self.ranks.data_rank
         turns = -(-len(units) // world)  # equally many on all ranks, as they communicate in each; some in vain
         own = [units[number if number < len(units) else 0] for number in range(rank, turns * world, world)]
         results = [self._unit(model, device, autocast, *unit) for unit in own]
@@ -60,7 +63,7 @@ class Validator:
                     raise NonFiniteError(odd)
 
         self.ranks.together(check)
-        everyone = self.ranks.gathered([values for values, _ in results])
+        everyone = self.ranks.gathered([values for values, _ in results])[:: self.ranks.context_size]
         found: dict[str, list[float]] = defaultdict(list)
         for number in range(len(units)):
             for name, values in everyone[number % world][number // world]:
@@ -73,8 +76,7 @@ class Validator:
         """Values by name for a clip and a task, and what is not finite in them, or an empty text."""
         clip_id = self.loader.index.clip_ids[clip]
         levels = self._levels(task)
-        samples, name = [Sample(clip, task)] * len(levels), ("validation", clip_id)
-        batch = self.ranks.together(lambda: self.loader.batch(samples, levels, [name] * len(levels))).to(device)
+        batch = self.ranks.together(lambda: self._batch(clip, task, levels)).to(device)
         losses = compute_losses(model, batch, self.loader.recipe, autocast, weighted=False)
         if not all_finite([losses.total]):
             return [], f'validation loss of task "{task}" is not finite (clip {clip_id})'
@@ -86,6 +88,17 @@ class Validator:
             found.append((f"{task} token accuracy", accuracy.tolist()))
             found += [(f"{task} {part}", values) for part, values in losses.split_by_target(batch.tasks).items()]
         return found, ""
+
+    def _batch(self, clip: int, task: Task, levels: list[dict[str, float]]) -> TrainingBatch:
+        """The batch of a clip; if it is damaged and may be skipped, of the next readable one with these streams."""
+        name, present = ("validation", self.loader.index.clip_ids[clip]), self.loader.index.present
+        for other in [clip, *self.usable[self.usable > clip].tolist(), *self.usable[self.usable < clip].tolist()]:
+            if self.loader.index.streams(int(present[other])) >= task.required_streams:
+                try:
+                    return self.loader.batch([Sample(other, task)] * len(levels), levels, [name] * len(levels))
+                except DamagedTensor as error:
+                    self.loader.skip(error, self.skipped)
+        raise TensorError(f'no held-out sample of task "{task}" is readable: {next(iter(self.skipped.values()))}')
 
     def _levels(self, task: Task) -> list[dict[str, float]]:
         """Sigmas of the targets, video first; in joint tasks video and text share one quantile."""

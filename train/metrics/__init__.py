@@ -1,1 +1,1 @@
-"""Evaluation metrics, one file per modality."""
+"""Evaluation metrics, one file each."""

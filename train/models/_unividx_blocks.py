@@ -4,56 +4,35 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import nn
 
-from openuni.training.backbone.attention import rotated
+from openuni.training.backbone.attention import Rotary, WanProcessor
 from openuni.training.backbone.lora import GatedLinear, LoraRouting
 from openuni.training.backbone.wan import WanBlock
 
 SHARED = "shared"  # adapter name of the shared-LoRA ablation
 
 
-class CrossModalProcessor:
-    """Self-attention of `WanAttention` over rows: B M rows of S tokens attend as B sequences of M S tokens.
+class CrossModalProcessor(WanProcessor):
+    """Self-attention over rows: B M rows of S tokens attend as B sequences of M S tokens.
 
     Rows are viewed as one sequence, so keys and values are not repeated. Follows diffusers' processor interface, so
     that its attention backends apply.
     """
 
-    casts = True  # see `openuni.training.backbone.attention`
-    _attention_backend = None
-    _parallel_config = None
-
     def __call__(
         self,
         attn: Any,
         hidden_states: torch.Tensor,
-        encoder_hidden_states: None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: None = None,
-        rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
+        rotary_emb: Rotary | None = None,
         rows: LoraRouting | None = None,
         joint: int = 1,
     ) -> torch.Tensor:
         """`hidden_states` [B M, S, D] -> the same; `joint`: number of consecutive rows that attend to each other."""
-        query = attn.norm_q(attn.to_q(hidden_states, rows)).unflatten(2, (attn.heads, -1))
-        key = attn.norm_k(attn.to_k(hidden_states, rows)).unflatten(2, (attn.heads, -1))
-        value = attn.to_v(hidden_states, rows).unflatten(2, (attn.heads, -1))
-        if rotary_emb is not None:
-            query, key = rotated(query, *rotary_emb), rotated(key, *rotary_emb)
-        shape = query.shape
-
-        def together(tensor: torch.Tensor) -> torch.Tensor:
-            return tensor.view(-1, joint * shape[1], *shape[2:])
-
-        mixed = dispatch_attention_fn(
-            together(query.type_as(value)),  # as PyTorch's attention does under autocast
-            together(key.type_as(value)),
-            together(value),
-            backend=self._attention_backend,
-            parallel_config=self._parallel_config,
-        )
-        mixed = mixed.reshape(*shape[:2], -1).type_as(query)
+        query, key, value = (layer(hidden_states, rows) for layer in (attn.to_q, attn.to_k, attn.to_v))
+        mixed = self.attend(attn, query, key, value, rotary_emb, joint)
         out: torch.Tensor = attn.to_out[1](attn.to_out[0](mixed, rows))
         return out
 
@@ -80,7 +59,7 @@ class UniVidXBlock(WanBlock):
         table: torch.Tensor,
         rows: LoraRouting,
         joint: int,
-        *rotary: torch.Tensor,
+        *rotary: Any,
     ) -> torch.Tensor:
         """`tokens` [B M, S, D] -> the same; `text` [B M, L, D]; `table` [B M, 6, D]; `rotary`: of the S tokens."""
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = (self.scale_shift_table + table.float()).chunk(6, dim=1)

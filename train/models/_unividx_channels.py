@@ -29,7 +29,7 @@ class ChannelsTransformer(WanStreams):
         self, modalities: Sequence[str] = ("rgb", "depth"), rank: int = 32, num_layers: int = 40, **base: Any
     ) -> None:
         super().__init__(modalities, num_layers, **base)
-        self.register_to_config(rank=rank)
+        self.register_to_config(adapters=(SHARED,), rank=rank)
         patch = self.patch
         self.blocks = nn.ModuleList(
             UniVidXBlock(self.dim, *self.block_sizes, adapters=(SHARED,), rank=rank) for _ in range(num_layers)

@@ -12,11 +12,14 @@ import torch
 from annotated_types import Ge
 from torch import nn
 
+from openuni.manifests.contracts.options import Added
 from openuni.training.backbone.wan import WanBlock, WanModel, WanStreams, build_module
-from openuni.training.model import Streams
+from openuni.training.model import Streams, TextCondition
+from openuni.training.tasks import Task
 
 Rope = Literal["continued", "per_segment"]
-Switcher = Literal["per_block", "released"]
+Switcher = Literal["per_block", "released", "none"]
+Layers = Literal["per_modality", "shared"]
 
 
 @dataclass(frozen=True)
@@ -27,16 +30,31 @@ class UnityVideo(WanModel):
     each stream cross-attend to their own text. Newly added parameters: input and output layers of non-rgb modalities
     (copies of the base layers) and the switcher (zero-initialized). At initialization, a single rgb stream reproduces
     the pretrained model bit for bit. The released switcher is one zero-initialized vector per non-rgb modality, added
-    to the stream's tokens after the input layer; its blocks are Wan's.
+    to the stream's tokens after the input layer; its blocks are Wan's. Ablations: no switcher, no modality-type
+    prompts, rgb's input or output layer for all streams. At initialization they change nothing of the above.
     """
 
     origin: ClassVar[str] = "UnityVideo: Unified Multi-Modal Multi-Task Learning (arXiv 2512.07831)"
 
-    switcher: Annotated[Switcher, "modality switcher: AdaLN in every block, or one vector per modality as released"] = (
-        "per_block"
-    )
+    switcher: Annotated[
+        Switcher,
+        "modality switcher: AdaLN in every block, one vector per modality as released, or (ablation) none",
+    ] = "per_block"
     switcher_dim: Annotated[int, "hidden width of the switcher in each block", Ge(1)] = 256
     rope: Annotated[Rope, "RoPE width positions: continued across streams, or restarted per stream"] = "continued"
+    in_context: Annotated[
+        bool, "modality-type prompts for non-rgb streams; false (ablation): all streams have the caption", Added()
+    ] = True
+    input_layers: Annotated[Layers, "input layers: one per modality, or (ablation) rgb's for all streams", Added()] = (
+        "per_modality"
+    )
+    output_layers: Annotated[
+        Layers, "output layers: one per modality, or (ablation) rgb's for all streams", Added()
+    ] = "per_modality"
+
+    def text_condition(self, task: Task, stream: str) -> TextCondition:
+        """See `Model.text_condition`; without in-context learning, the caption for every stream."""
+        return super().text_condition(task, stream) if self.in_context else "caption"
 
     def max_latent_shape(self, streams: int, streams_on_width: int = 1) -> tuple[int, int, int]:
         """See `Model.max_latent_shape`."""
@@ -46,8 +64,9 @@ class UnityVideo(WanModel):
         """The model on `device` in float32, in training mode."""
 
         def build() -> UnityVideoTransformer:
+            options = {name: getattr(self, name) for name in ("switcher", "input_layers", "output_layers")}
             return UnityVideoTransformer(
-                self.modalities, self.switcher_dim, self.rope, switcher=self.switcher, **self.base_options()
+                self.modalities, self.switcher_dim, self.rope, **options, **self.base_options()
             )
 
         module: UnityVideoTransformer = build_module(build, self, device)
@@ -76,7 +95,7 @@ class UnityVideoBlock(WanBlock):
         text: torch.Tensor,
         time: torch.Tensor,
         switch: torch.Tensor | None,
-        *rotary: torch.Tensor,
+        *rotary: Any,
     ) -> torch.Tensor:
         """`tokens` [B, M, S, D] -> the same shape; `text` and `time` as in `SegmentConditioning` of backbone.wan.
 
@@ -128,26 +147,32 @@ class UnityVideoTransformer(WanStreams):
         rope_layout: Rope = "continued",
         switcher: Switcher = "per_block",
         num_layers: int = 40,
+        input_layers: Layers = "per_modality",
+        output_layers: Layers = "per_modality",
         **base: Any,
     ) -> None:
         super().__init__(modalities, num_layers, **base)
         self.register_to_config(switcher_dim=switcher_dim, rope_layout=rope_layout, switcher=switcher)
+        self.register_to_config(input_layers=input_layers, output_layers=output_layers)
         dim = self.dim
         self.blocks = nn.ModuleList(
-            UnityVideoBlock(*self.block_sizes, dim=dim, switcher_dim=0 if switcher == "released" else switcher_dim)
+            UnityVideoBlock(*self.block_sizes, dim=dim, switcher_dim=switcher_dim if switcher == "per_block" else 0)
             for _ in range(num_layers)
         )
         others = [name for name in modalities if name != "rgb"]
+        embeddings = {}
         if switcher == "released":
             embeddings = {name: nn.Parameter(torch.zeros(dim)) for name in others}
-        else:
+        elif switcher == "per_block":
             embeddings = {name: nn.Parameter(torch.randn(dim)) for name in modalities}
         self.modality_embeddings = nn.ParameterDict(embeddings)
+        own = others if input_layers == "per_modality" else []
         self.input_experts = nn.ModuleDict(
-            {name: nn.Conv3d(self.channels, dim, self.patch, self.patch) for name in others}
+            {name: nn.Conv3d(self.channels, dim, self.patch, self.patch) for name in own}
         )
+        own = others if output_layers == "per_modality" else []
         out_features = self.channels * math.prod(self.patch)
-        self.output_experts = nn.ModuleDict({name: OutputExpert(dim, out_features) for name in others})
+        self.output_experts = nn.ModuleDict({name: OutputExpert(dim, out_features) for name in own})
 
     @classmethod
     def is_added(cls, name: str) -> bool:
@@ -169,17 +194,16 @@ class UnityVideoTransformer(WanStreams):
         """Velocities of all streams, [B, C, T, H, W] by modality; see `openuni.training.model.VideoModel`."""
         names = self.check_streams(streams)
         grid = self.grid(streams[names[0]])
-        layers: Any = self.input_experts
-        experts: Any = self.output_experts
-        embedded = [self.embed(streams[name], None if name == "rgb" else layers[name]) for name in names]
+        layers, experts = dict(self.input_experts.items()), dict(self.output_experts.items())
+        embedded = [self.embed(streams[name], layers.get(name)) for name in names]
         conditioning = self.embed_conditioning([sigmas[name] for name in names], [text[name] for name in names])
         if self.config.switcher == "released":
             embedded = [
                 tokens if name == "rgb" else tokens + self.modality_embeddings[name].type_as(tokens)
                 for name, tokens in zip(names, embedded, strict=True)
             ]
-            switch = None
-        else:
+        switch = None
+        if self.config.switcher == "per_block":
             modality = torch.stack([self.modality_embeddings[name] for name in names])
             switch = nn.functional.silu(modality + conditioning.time)
         rotary = self.rotary(grid, len(names), self.config.rope_layout == "continued")
@@ -187,8 +211,6 @@ class UnityVideoTransformer(WanStreams):
             torch.stack(embedded, dim=1), conditioning.text, conditioning.table, switch, *rotary
         )
         return {
-            name: self.unembed(
-                tokens[:, place], conditioning.time[:, place], grid, None if name == "rgb" else experts[name]
-            )
+            name: self.unembed(tokens[:, place], conditioning.time[:, place], grid, experts.get(name))
             for place, name in enumerate(names)
         }

@@ -11,7 +11,7 @@ import torch
 from annotated_types import Ge, Interval
 from torch import nn
 
-from openuni.manifests.contracts.options import Formerly
+from openuni.manifests.contracts.options import Added, Formerly
 from openuni.manifests.errors import OpenUniError
 from openuni.training.backbone.lora import LoraRouting
 from openuni.training.backbone.wan import WanModel, WanStreams, build_module
@@ -22,6 +22,7 @@ from openuni.training.tasks import Task
 
 Lora = Literal["decoupled", "shared"]
 Layout = Literal["rows", "channels"]
+Captions = Literal["published", "all"]
 # If all of one set are conditions, RGB is determined and the caption is not used (published AIN2R; FB2RP, PFB2R)
 DETERMINES_RGB = ({"albedo", "irradiance", "normal"}, {"foreground", "background"})
 
@@ -59,6 +60,12 @@ class UniVidX(WanModel):
         "one row per stream, or (ablation) streams concatenated on channels, which ignores lora, gated and cross_modal",
     ] = "rows"
 
+    captions: Annotated[
+        Captions, "tasks with the caption: those with rgb as an undetermined target as published, or all", Added()
+    ] = "published"
+
+    caption_option: ClassVar[str] = 'model.captions = "all"'
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.frozen_dtype != "float32" and self.train_base:
@@ -75,8 +82,10 @@ class UniVidX(WanModel):
         """The caption for every stream if rgb is a target that the conditions do not determine; else the empty caption.
 
         This gives the published Text->X and Text&X->X tasks the caption, and X->X tasks none. The same rule applies to
-        other sets of modalities: see `DETERMINES_RGB`.
+        other sets of modalities: see `DETERMINES_RGB`. With `captions = "all"` every task has the caption.
         """
+        if self.captions == "all":
+            return "caption"
         determined = any(needed <= set(task.conditions) for needed in DETERMINES_RGB)
         return "caption" if "rgb" in task.targets and not determined else "nothing"
 

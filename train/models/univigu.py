@@ -12,9 +12,10 @@ import torch
 from annotated_types import Ge, Gt
 from torch import nn
 
-from openuni.manifests.contracts.options import Formerly
+from openuni.manifests.contracts.options import Added, Formerly
 from openuni.manifests.errors import OpenUniError
-from openuni.training.backbone.wan import Rotary, WanBlock, WanModel, WanStreams, build_module
+from openuni.training.backbone.attention import Rotary
+from openuni.training.backbone.wan import WanBlock, WanModel, WanStreams, build_module
 from openuni.training.model import Streams, TextCondition, UnrecordedDefault
 from openuni.training.tasks import TEXT, Task
 
@@ -34,6 +35,7 @@ class UniVigu(WanModel):
 
     origin: ClassVar[str] = "Uni-ViGU (arXiv 2604.08121)"
     generates_text: ClassVar[bool] = True
+    caption_option: ClassVar[str] = "model.captioning_prompt = true"
     supported_modalities: ClassVar[tuple[str, ...]] = ("rgb",)
 
     modalities: Annotated[tuple[str, ...], "only rgb"] = ("rgb",)
@@ -46,6 +48,9 @@ class UniVigu(WanModel):
         "also feed the clean caption as a text stream when text is a condition, as published",
         Formerly("given_text"),
     ] = True
+    captioning_prompt: Annotated[
+        bool, "condition captioning (rgb->text) on the prompt, which the caption then refines, as published", Added()
+    ] = False
     text_head_eps: Annotated[
         float, "epsilon of the layer norm in the text head; 1e-5 as released", Gt(0), UnrecordedDefault(1e-6)
     ] = 1e-5
@@ -73,8 +78,9 @@ class UniVigu(WanModel):
         return module
 
     def text_condition(self, task: Task, stream: str) -> TextCondition:
-        """Cross-attention text of both segments: the caption; the empty caption for captioning a condition video."""
-        return "nothing" if task.generates_text and task.conditions else "caption"
+        """Text of both segments: the caption, in captioning only with `captioning_prompt`, else the empty one."""
+        captions = task.generates_text and bool(task.conditions)
+        return "nothing" if captions and not self.captioning_prompt else "caption"
 
     def has_text_stream(self, task: Task) -> bool:
         """True if text is a target, or a condition with `text_conditioning`."""
@@ -96,7 +102,7 @@ class UniViguBlock(WanBlock):
         self.ffn_text = copy.deepcopy(self.ffn)
         self.norm3_text = copy.deepcopy(self.norm3)  # has no parameters in Wan
 
-    def forward(self, segments: Tokens, text: torch.Tensor, tables: Tokens, *rotary: torch.Tensor) -> Tokens:
+    def forward(self, segments: Tokens, text: torch.Tensor, tables: Tokens, *rotary: Any) -> Tokens:
         """Segments -> the same shapes. `text` [B, L, D]: the condition, embedded; `tables` [B, 6, D] per segment."""
         modulations = [(self.scale_shift_table + table.float()).chunk(6, dim=1) for table in tables]
         lengths = [tokens.shape[1] for tokens in segments]
@@ -217,9 +223,9 @@ class UniViguTransformer(WanStreams):
             (tokens,) = self.through_blocks(segments, conditioning.text, tables, *rotary)
             return {"rgb": self.unembed(tokens, conditioning.time[:, 0], grid)}
         time, table = self._text_time(sigmas[TEXT])
-        segments = (*segments, self._text_tokens(streams[TEXT]).to(segments[0]))
-        cosines, sines = self.text_rotary(segments[1].shape[1])
-        rotary = torch.cat([rotary[0], cosines], dim=1), torch.cat([rotary[1], sines], dim=1)
+        words = self._text_tokens(streams[TEXT])
+        segments = (*segments, self.own_tokens(words.to(segments[0])))
+        rotary = _joined_rotary(rotary, self.own_rotary(*self.text_rotary(words.shape[1])))
         tokens, text_tokens = self.through_blocks(segments, conditioning.text, (*tables, table), *rotary)
         return {"rgb": self.unembed(tokens, conditioning.time[:, 0], grid)} | self._text_out(
             text_tokens, time, streams, sigmas
@@ -259,17 +265,26 @@ class UniViguTransformer(WanStreams):
     def _text_out(
         self, text_tokens: torch.Tensor, time: torch.Tensor, streams: Streams, sigmas: dict[str, torch.Tensor]
     ) -> Streams:
+        length = streams[TEXT].shape[1]
         if self.text_flow == "tokens":
-            return {TEXT: self.text_head(text_tokens, time)}
+            return {TEXT: self.all_tokens(self.text_head(text_tokens, time), length)}
         velocity = self.text_velocity(text_tokens, time).float()
-        noisy = self._text_tokens(streams[TEXT]).float()
+        noisy = self.own_tokens(self._text_tokens(streams[TEXT])).float()
         clean = noisy - sigmas[TEXT].to(noisy)[:, None, None] * velocity
-        return {"text_velocity": velocity, TEXT: self.text_head(clean.type_as(text_tokens), time)}
+        logits = self.text_head(clean.type_as(text_tokens), time)
+        return {"text_velocity": self.all_tokens(velocity, length), TEXT: self.all_tokens(logits, length)}
 
 
 def _modulated(norm: nn.Module, tokens: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     normed: torch.Tensor = norm(tokens.float()) * (1 + scale) + shift
     return normed.type_as(tokens)
+
+
+def _joined_rotary(video: Rotary, text: Rotary) -> Rotary:
+    """RoPE tables of both segments, and with a context the tokens of both on each rank."""
+    tables = [torch.cat([one, other], dim=1) for one, other in zip(video[:2], text[:2], strict=True)]
+    lengths = [tuple(map(sum, zip(video[2], text[2], strict=True)))] if len(video) > 2 else []
+    return *tables, *lengths
 
 
 def _joined(segments: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -137,12 +137,14 @@ def perturbed(subject: Subject) -> Measurement:
     model, inputs = subject.model, subject.inputs(subject.names)
     added = {name: model.get_parameter(name) for name in model.added_parameters()}
     zero = [name for name, parameter in added.items() if not parameter.detach().any()]
-    if not zero:
+    if not added:
+        raise NotApplicable("the model adds no parameters")
+    if not zero and getattr(subject.component, "switcher", "") != "none":
         raise OpenUniError("no newly added parameter is zero-initialized")
     with requiring_gradients(added.values()):
         before = _backward(subject, inputs)
         dead = {name for name in zero if not has_gradient(added[name])}
-        with perturbing(added[name] for name in zero):
+        with perturbing(added[name] for name in zero or added):
             model.zero_grad(set_to_none=True)
             after = _backward(subject, inputs)
             dead |= {name for name, parameter in added.items() if not has_gradient(parameter)}
@@ -165,6 +167,8 @@ def layouts(subject: Subject) -> Measurement:
         raise NotApplicable("the model has one latent stream, so layouts cannot be compared")
     if len(model.streams) < 2:
         raise NotApplicable("the model has one stream; pass more modalities")
+    if isinstance(model, UniVidXTransformer) and not model.config.cross_modal:
+        raise NotApplicable("the streams do not attend to one another (cross_modal = false)")
     inputs = subject.inputs(model.streams)
     base, options = model.base_tensors(), subject.component.base_options()
     with defer_base_weights():

@@ -23,6 +23,8 @@ from openuni.manifests.corpus.names import check_part_names, is_shard, name_colu
 from openuni.manifests.corpus.parts.checked_dataset import CheckedDataset, parts_dataset
 from openuni.manifests.corpus.parts.part_files import (
     Path,
+    columns_of,
+    names_there,
     open_part,
     read_columns,
     read_part,
@@ -31,12 +33,14 @@ from openuni.manifests.corpus.parts.part_files import (
 from openuni.manifests.corpus.parts.part_limits import check_kinds, check_values, checked_columns
 from openuni.manifests.corpus.parts.small_parts import joined_runs, read_joined
 from openuni.manifests.errors import DamagedFile, OpenUniError
+from openuni.manifests.storage.checksums import TAIL_BYTES
 from openuni.manifests.storage.store import Store
 
 T = TypeVar("T")
 REPLACES_KEY = b"openuni.replaces"  # in the footer: JSON list of names in the same folder
 COMPACTED = re.compile(r"(.+)-c([0-9]{1,9})")
 PAGE_ENTRIES = 1000  # number of entries that an object store lists at once
+PARTS_AT_A_TIME = 8  # of large parts, held in memory together
 MAX_LISTINGS = 20  # while another process moves or merges parts
 
 
@@ -313,6 +317,42 @@ class GroupReader:
                     continue
             with ThreadPoolExecutor(self.store.parallel_files) as pool:
                 self._checked_parts.update(zip(run, pool.map(self.check_part, run), strict=True))  # or the first error
+
+    def checked_tables(self, group: str, columns: Sequence[str], schema: pa.Schema | None = None) -> Iterator[pa.Table]:
+        """Columns of a group, a few parts at a time, so that millions of rows are never in memory together.
+
+        As by `dataset`, rows are checked first, but each part is read once only. Raises `DamagedFile`; and
+        `FileNotFoundError` if parts are merged meanwhile: see `relisted`. `schema`: default: that of the first part.
+        Columns that it lacks are left out.
+        """
+        parts = self.parts(group)
+        if not parts:
+            if schema is not None:
+                yield schema.empty_table().select(list(columns))
+            return
+        schema = schema_of(self.store, parts[0]) if schema is None else schema
+        columns = [name for name in columns if name in schema.names]
+        paths = {name: (name,) for name in columns}
+        if all(self.store.size(part) <= TAIL_BYTES for part in parts):  # their rows are kept for other queries
+            self.check_names(parts)
+            yield read_joined(self.store, parts, paths, schema)
+            return
+
+        def read(part: str) -> pa.Table:
+            where = f"{self.store.url}/{part}"
+
+            def needed(own: pa.Schema) -> list[str]:
+                check_kinds(own, group, where)
+                return list(dict.fromkeys([*names_there(own, paths), *_checked_names(part, own)]))
+
+            rows = read_part(self.store, part, needed)
+            if part not in self._checked_parts:
+                self._checked_parts[part] = _checked(rows, group, where)
+            return columns_of(rows, paths, schema)
+
+        with ThreadPoolExecutor(self.store.parallel_files) as pool:
+            for start in range(0, len(parts), PARTS_AT_A_TIME):
+                yield pa.concat_tables(pool.map(read, parts[start : start + PARTS_AT_A_TIME]))
 
     def check_part_values(self, part: str, group: str) -> None:
         """Raise `DamagedFile` for numbers and types of a part with which its rows cannot be used."""

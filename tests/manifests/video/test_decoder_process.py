@@ -227,7 +227,7 @@ def test_a_decoder_without_progress_is_stopped(clip: Clip, one_decoder: Callable
     began = time.monotonic()
     with pytest.raises(LimitExceeded, match=r"no packet or frame for 0.5 s.*decoder_timeout_s"):
         list(frames)
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 10
     assert len(decode_frames(clip).frames) == 60
 
 

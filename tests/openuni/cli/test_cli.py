@@ -25,7 +25,8 @@ from tests.command_line import cli
 
 COMMANDS = (
     *("list", "show", "init", "doctor", "run", "import", "export", "summary", "explain", "select", "duplicates"),
-    *("split", "compact", "verify", "train", "generate", "parity", "world", "demo", "checkpoints"),
+    *("split", "compact", "evaluate", "verify", "train", "export-model", "generate", "tasks", "parity", "world"),
+    *("demo", "checkpoints"),
 )
 
 

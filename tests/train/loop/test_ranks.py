@@ -18,9 +18,12 @@ import torch
 from safetensors.torch import save_file
 
 from openuni.manifests.corpus.corpus import Corpus
+from openuni.manifests.storage.checksums import file_checksum
+from openuni.training.loop.guards import run_lock
 from openuni.training.loop.log import read_log
-from openuni.training.loop.tensor_files import whole_tensors, write_tensors
+from openuni.training.loop.tensor_files import write_tensors
 from openuni.training.loop.trainer import train
+from openuni.training.loop.training_checkpoint import list_checkpoints
 from openuni.training.recipe import TrainingRecipe
 from openuni.training.run import Run
 from tests.killed import KILLED
@@ -183,6 +186,48 @@ def test_what_goes_wrong_on_one_rank_ends_all_with_one_message(place: Path, tmp_
 
 
 @pytest.mark.slow
+def test_of_ranks_that_hold_the_same_rows_one_writes_them(tmp_path: Path) -> None:
+    """As with data or context parallelism beside the division of the weights."""
+    two = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    assert (
+        run_ranks(4, tmp_path / "w", rank_jobs.save_replicas, str(tmp_path)) == [[two, ["model.safetensors"], two]] * 4
+    )
+    for name in ("both", "whole", "one"):
+        (checkpoint,) = list_checkpoints(tmp_path / name)
+        checkpoint.verify()
+        tensors = checkpoint.tensors("model")
+        assert torch.equal(tensors["rows"], torch.arange(15.0).reshape(5, 3)) and tensors["step"] == 7
+
+
+@pytest.mark.slow
+def test_a_full_disk_of_one_rank_ends_all_and_keeps_the_last_checkpoint(place: Path, tmp_path: Path) -> None:
+    """One message, on rank 0, of an error that ends the command with 2; and a second training in the folder."""
+    settings = recipe()
+    half = recipe(optimizer={"steps": 3})
+    jobs = [
+        job(place, half, "full"),
+        *(job(place, settings, "full", full=[rank, limit]) for rank, limit in ((1, 3000), (0, 5000))),
+        job(place, settings, "full"),
+        job(place, settings, "whole"),
+    ]
+    first, second = run_ranks(2, tmp_path / "w", rank_jobs.trainings, jobs)
+    assert [entry != "" for entry in first] == [False, True, True, False, False]
+    for message in first[1:3]:
+        assert message.startswith("StorageFull: ") and "no space left while writing to" in message, message
+        assert "The checkpoint of step 3 is kept" in message
+    assert all(entry.startswith("QuietError: ") for entry in second[1:3]), second
+    assert_same(state(place / "full"), state(place / "whole"))
+    assert not list((place / "full").glob(".step-*"))
+    files = {path.name for path in (place / "full" / "step-000006").iterdir()}
+    parts = {f"{name}-0000{rank}-of-00002.safetensors" for name in ("model", "ema", "optimizer") for rank in (1, 2)}
+    assert files == parts | {"state.json", "checksums.json"}
+    with run_lock(place / "full"):
+        first, second = run_ranks(2, tmp_path / "w2", rank_jobs.trainings, [job(place, settings, "full")])
+    assert "is locked by another training" in first[0] and second[0].startswith("QuietError: ")
+    Run.open(place / "full").checkpoint.verify()
+
+
+@pytest.mark.slow
 def test_rank_0_killed_while_it_saves_loses_nothing(place: Path, tmp_path: Path) -> None:
     settings = recipe(optimizer={"steps": 2}, checkpoints={"every_steps": 1}, validation={"every_steps": 0})
     train(settings, str(place / "corpus"), place / "unkilled")
@@ -243,8 +288,9 @@ def test_files_are_those_of_the_safetensors_library(tmp_path: Path) -> None:
         "mask": torch.tensor([True, False]),
     }
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / "theirs")
-    write_tensors(tmp_path / "ours", tensors, whole_tensors(tensors))
+    digest = write_tensors(tmp_path / "ours", tensors)
     assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+    assert digest == file_checksum(tmp_path / "ours")
 
 
 def test_checkpoints_at_multiples_stay(place: Path, tmp_path: Path) -> None:

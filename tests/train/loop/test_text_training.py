@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -298,6 +299,39 @@ def test_recall_then_refinement(described: Corpus, tmp_path: Path) -> None:
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
     made = refined.sample("t2vt", {}, [next(iter(rows.values()))["brief"]], sampling=SamplingOptions(steps=3))
     assert made["text"].shape == (1, 320) and made["rgb"].isfinite().all()
+
+
+def test_a_caption_refines_the_prompt(described: Corpus, tmp_path: Path) -> None:
+    """Capability Refinement of captioning: from the brief prompt and the video to the detailed caption."""
+    rows = {clip.clip_id: clip.row("template_caption") for clip in described}
+    text = {"length": 320, "stage": "refinement", "detailed": "template_caption.detailed"}
+    text |= {"brief_tokens": (0, 319), "detailed_tokens": (0, 319)}
+    settings = {"text": text, "tasks": {"v2t": 1.0}, "model": {"captioning_prompt": True}}
+    _, loader = set_up(described, tmp_path / "batches", **settings)
+    ids, dropped, prompted = sorted(described.kept_clip_ids()), 0, 0
+    for batch in drawn(described, tmp_path / "batches", 6, **settings):
+        assert batch.text_stream is not None
+        for row, clip in enumerate(batch.clips):
+            assert BYTES.decode(batch.text_stream.clean[row]) == rows[ids[clip]]["detailed"]
+            brief = loader.texts.padded(loader.index.read_text(loader.reader, clip))
+            assert torch.equal(batch.text["rgb"][row], brief) or torch.equal(batch.text["rgb"][row], loader.texts.empty)
+            prompted += torch.equal(batch.text["rgb"][row], brief)
+            dropped += torch.equal(batch.text["rgb"][row], loader.texts.empty)
+    assert prompted > dropped > 0  # captions of videos without a prompt are learnt, too
+
+    quick = settings | {"optimizer": {"steps": 3, "batch_size": 3, "learning_rate": 1e-2}}
+    run = train(recipe(**quick), described, tmp_path / "run")
+    given = {"rgb": torch.zeros(1, *run.record["latent_shape"])}
+    logits: list[torch.Tensor] = []
+    run.model.register_forward_hook(lambda *call: logits.append(call[-1]["text"]))
+    for prompt in ("", "a cube", "two balls"):
+        run.sample("v2t", given, [prompt], sampling=SamplingOptions(steps=1))
+    assert not any(torch.equal(logits[one], logits[two]) for one, two in ((0, 1), (0, 2), (1, 2)))
+    plain = train(recipe(**quick | {"model": {}}), described, tmp_path / "plain")
+    frames = np.zeros((5, 16, 16, 3), np.uint8)
+    with pytest.raises(OpenUniError, match=r"does not use a prompt.*train with model\.captioning_prompt = true\."):
+        plain.generate("a cube", ["text"], {"rgb": frames})
+    assert "captioning_prompt" not in plain.record["model"]["options"]  # runs from before the option stay as they are
 
 
 # ---------------------------------------------------------------- refusals

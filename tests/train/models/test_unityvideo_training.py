@@ -129,6 +129,6 @@ def test_what_a_recipe_or_a_sample_must_not_say(run: Run, corpus: Corpus, tmp_pa
             train(recipe({"text->rgb": 1.0}, model={"modalities": modalities}), corpus, tmp_path)
     with pytest.raises(OpenUniError, match=r'task "rgb->normal" needs normal; the model has'):
         train(recipe({"rgb->normal": 1.0}), corpus, tmp_path)
-    with pytest.raises(OpenUniError, match=r'switcher = "none"\. Allowed: per_block, released\.'):
-        train(recipe(model={"switcher": "none"}), corpus, tmp_path)
+    with pytest.raises(OpenUniError, match=r'switcher = "off"\. Allowed: per_block, released, none\.'):
+        train(recipe(model={"switcher": "off"}), corpus, tmp_path)
     assert not (tmp_path / "run.json").exists()

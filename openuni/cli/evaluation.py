@@ -1,0 +1,119 @@
+"""Command that measures quality: evaluate."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from openuni.cli.app import app, command_from_dataclass
+from openuni.console.terminal import print_text
+from openuni.manifests.errors import OpenUniError
+
+if TYPE_CHECKING:
+    from openuni.evaluation.evaluation import Evaluation
+
+RUN_FILES = ("run.json", "openuni.json")  # records of training runs and exported models
+
+
+@dataclass(frozen=True)
+class EvaluateFlags:
+    """Flags of `openuni evaluate`."""
+
+    path: Annotated[str, typer.Argument(help="Corpus whose annotators, or training run whose model is evaluated")]
+    truth: Annotated[
+        str | None,
+        typer.Option(
+            help="Annotator or importer whose maps are the truth. Run: needed only if several have the modality"
+        ),
+    ] = None
+    annotators: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--annotator",
+            help="Corpus: annotator to evaluate; repeatable. Default: all with a modality in common with the truth",
+        ),
+    ] = None
+    corpus: Annotated[str | None, typer.Option(help="Run: corpus with the true maps")] = None
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option("--task", help="Run: task such as rgb->depth; repeatable. Default: all that can be measured"),
+    ] = None
+    clips: Annotated[
+        Literal["held-out", "all"] | None,
+        typer.Option(help="Run: clips that training held out, or all kept clips. Default: held-out"),
+    ] = None
+    steps: Annotated[int | None, typer.Option(min=1, help="Run: number of sampling steps. Default: 50")] = None
+    seed: Annotated[int | None, typer.Option(min=0, help="Run: random seed of the sampling noise. Default: 0")] = None
+    options: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="METRIC.OPTION=VALUE",
+            help="Option of a metric (see `openuni show METRIC`), such as depth.alignment=scale; repeatable",
+        ),
+    ] = None
+    limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of clips")] = None
+    as_json: Annotated[bool, typer.Option("--json", "-j", help="JSON output, with the figures of every clip")] = False
+
+
+@app.command()
+@command_from_dataclass(EvaluateFlags)
+def evaluate(flags: EvaluateFlags) -> None:
+    """Measure the errors of annotators or of a trained model.
+
+    Of a corpus: compares maps of annotators with those that you take as the truth. Of a training run: generates maps of
+    held-out clips. `openuni show depth` describes the figures of a modality.
+    """
+    is_run = any((Path(flags.path) / name).is_file() for name in RUN_FILES)
+    found = _of_run(flags) if is_run else _of_corpus(flags)
+    print_text(json.dumps(found.as_record(), indent=2) if flags.as_json else found)
+
+
+def _of_corpus(flags: EvaluateFlags) -> "Evaluation":
+    from openuni import api
+    from openuni.config.recipe import parse_assignments
+    from openuni.manifests.corpus.corpus import Corpus
+
+    given = {
+        "corpus": flags.corpus,
+        "task": flags.tasks,
+        "clips": flags.clips,
+        "steps": flags.steps,
+        "seed": flags.seed,
+    }
+    _reject(given, f"evaluates a training run, and {flags.path} is none")
+    corpus = Corpus.open(flags.path)
+    if flags.truth is None:
+        raise OpenUniError("--truth is missing: the annotator or importer whose maps are taken as the truth")
+    options = parse_assignments(flags.options or (), "evaluate")
+    return api.evaluate_annotators(corpus, flags.annotators or (), flags.truth, options=options, limit=flags.limit)
+
+
+def _of_run(flags: EvaluateFlags) -> "Evaluation":
+    from openuni import api
+    from openuni.config.recipe import parse_assignments
+    from openuni.evaluation.runs import RunScope
+    from openuni.manifests.corpus.corpus import Corpus
+    from openuni.training.export.exported_model import open_trained
+
+    _reject({"annotator": flags.annotators}, f"evaluates a corpus, and {flags.path} is a training run")
+    if flags.corpus is None:
+        raise OpenUniError("--corpus is missing: the corpus with the true maps")
+    run, corpus = open_trained(Path(flags.path)), Corpus.open(flags.corpus)
+    return api.evaluate_run(
+        run,
+        corpus,
+        flags.tasks or (),
+        RunScope(flags.clips or "held-out", flags.truth, flags.limit),
+        sampling={name: value for name, value in (("steps", flags.steps), ("seed", flags.seed)) if value is not None},
+        options=parse_assignments(flags.options or (), "evaluate"),
+    )
+
+
+def _reject(given: Mapping[str, object], why: str) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise OpenUniError(f"--{name} {why}")

@@ -1,0 +1,1 @@
+"""`openuni evaluate`: how far maps are from the truth."""
