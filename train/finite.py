@@ -30,3 +30,12 @@ def non_finite(tensors: Mapping[str, torch.Tensor]) -> list[str]:
     if all_finite(tensors.values()):
         return []
     return [name for name, tensor in tensors.items() if not all_finite([tensor])]
+
+
+def check_finite(groups: Mapping[str, Mapping[str, torch.Tensor]], when: str) -> None:
+    """Raise `NonFiniteError` that names the first group of tensors with NaN or infinite values, and how many have."""
+    if all_finite(tensor for group in groups.values() for tensor in group.values()):
+        return
+    for what, group in groups.items():
+        if odd := non_finite(group):
+            raise NonFiniteError(f"{what} not finite {when} ({len(odd)} of {len(group)} tensors, first {odd[0]})")

@@ -42,6 +42,17 @@ def kept_text(run: Path) -> str:
     return f"The checkpoint of step {steps[-1]} is kept." if steps else "There is no checkpoint to resume from."
 
 
+def diverged_text(run: Path) -> str:
+    """What to do about a run that diverged."""
+    advice = f"Lower optimizer.learning_rate or optimizer.max_grad_norm. {kept_text(run)}"
+    if not checkpoint_folders(run):
+        return f"{advice} Rerun to start again."
+    return (
+        f"{advice} A rerun resumes from it and repeats the same steps. To continue with other options, pass another "
+        "--out and set init_from to this run."
+    )
+
+
 @contextmanager
 def watchdog(seconds: float) -> Iterator[None]:
     """Context that prints the stacks of all threads to stderr if it takes longer than `seconds`; 0: never.

@@ -43,9 +43,9 @@ if TYPE_CHECKING:
 # former names of renamed options (see `recorded`).
 RESUME_MUTABLE = (
     *("checkpoints.", "validation.", "samples", "tracking", "log_every_steps", "watchdog_s", "peak_tflops"),
-    "context_parallel",
     *("optimizer.accumulate", "optimizer.reduce_every_micro_batch", "optimizer.offload_state"),
-    *("data.max_skipped_samples", "data.fps"),  # runs of version 0.1 lack the last
+    *("context_parallel", "data.max_skipped_samples"),
+    "data.fps",  # runs of version 0.1 lack it
     *("model.attention", "model.compile", "model.gradient_checkpointing"),
 )
 

@@ -202,6 +202,15 @@ def _hide_streams(_: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
 def as_distributed(local: torch.Tensor, like: Any) -> torch.Tensor:
     """A DTensor of this rank's share, with the number of rows and the placement of the DTensor `like`."""
     whole = torch.empty((*like.shape[:1], *local.shape[1:]), device="meta")
-    return DTensor.from_local(
-        local, like.device_mesh, like.placements, run_check=False, shape=whole.shape, stride=whole.stride()
+    is_on_host = local.device.type != like.device_mesh.device_type  # as an offloaded optimizer state
+    placed: Any = DTensor.from_local(
+        local.to("meta") if is_on_host else local,
+        like.device_mesh,
+        like.placements,
+        run_check=False,
+        shape=whole.shape,
+        stride=whole.stride(),
     )
+    if is_on_host:
+        placed._local_tensor = local  # `from_local` would copy it to the device
+    return placed

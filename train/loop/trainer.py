@@ -18,8 +18,8 @@ from openuni.manifests.graceful_shutdown import ShutdownEvent, graceful_shutdown
 from openuni.training.data.batches import Loader, TrainingBatch, prefetched
 from openuni.training.data.index import TensorError
 from openuni.training.data.skipping import SkippedSamples
-from openuni.training.finite import NonFiniteError, all_finite, non_finite
-from openuni.training.loop.guards import kept_text, run_lock, storage_errors, watchdog
+from openuni.training.finite import NonFiniteError, all_finite, check_finite
+from openuni.training.loop.guards import diverged_text, kept_text, run_lock, storage_errors, watchdog
 from openuni.training.loop.log import NoLog, RunLog
 from openuni.training.loop.optimizer import build_optimizer, checked_state, lr_factor
 from openuni.training.loop.ranks import DistributedRanks, Ranks, training_ranks
@@ -157,7 +157,7 @@ class Trainer:
             except NonFiniteError as error:
                 self.saver.finish()
                 log.write({"step": self.step, "error": str(error)})
-                raise OpenUniError(f"{error}. {self._advice()}") from error
+                raise OpenUniError(f"{error}. {diverged_text(self.folder)}") from error
             except TensorError as error:
                 if self.step > self.saved_step:
                     self._save(log)  # finished steps are sound
@@ -171,16 +171,6 @@ class Trainer:
         is_finished = self.step >= self.recipe.optimizer.steps  # nothing is left to tell
         tracking = Tracking(None if is_finished else parse_tracker(self.recipe.tracking), tracked)
         return RunLog(self.folder, self.step, self.log_written, tracking)
-
-    def _advice(self) -> str:
-        """What to do about a run that diverged."""
-        advice = f"Lower optimizer.learning_rate or optimizer.max_grad_norm. {kept_text(self.folder)}"
-        if not list_checkpoints(self.folder):
-            return f"{advice} Rerun to start again."
-        return (
-            f"{advice} A rerun resumes from it and repeats the same steps. To continue with other options, pass "
-            "another --out and set init_from to this run."
-        )
 
     def _run(self, log: RunLog | NoLog, validator: Validator, samples: Samples) -> None:
         steps = range(self.step, self.recipe.optimizer.steps)
@@ -323,17 +313,7 @@ class Trainer:
             "optimizer state": checked_state(self.optimizer, self.weights.local),
         }
 
-        def check() -> None:
-            if all_finite(tensor for group in groups.values() for tensor in group.values()):
-                return
-            for what, group in groups.items():
-                if odd := non_finite(group):
-                    raise NonFiniteError(
-                        f"{what} not finite after step {self.step + 1} ({len(odd)} of {len(group)} tensors, first "
-                        f"{odd[0]}; {self._clips()})"
-                    )
-
-        self.ranks.together(check)
+        self.ranks.together(lambda: check_finite(groups, f"after step {self.step + 1}, {self._clips()}"))
 
     def _set_learning_rate(self) -> float:
         factor = lr_factor(self.recipe.optimizer, self.step)
