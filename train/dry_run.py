@@ -17,6 +17,7 @@ from openuni.manifests.errors import OpenUniError
 from openuni.training.data.curriculum import Curriculum, all_collections, curriculum_stages
 from openuni.training.data.index import Index, choose_family, open_index
 from openuni.training.data.plan import Sample
+from openuni.training.data.requirements import check_one_codec
 from openuni.training.data.tokenizer import make_tokenizer
 from openuni.training.footprint import GB, KNOWN_SIZES, Pass, Weights, fake_model, fake_pass, sized
 from openuni.training.loop.context_checks import check_tokens, checked_context, possible_contexts
@@ -113,6 +114,7 @@ def estimate(recipe: TrainingRecipe, corpus: "Corpus", gpus: int) -> Estimate:
     checked_context(recipe, gpus, "GPUs")
     index = _with_texts(index, kind)
     plan = Curriculum.build(index, stages, recipe.seed, recipe.optimizer.batch_size)
+    check_one_codec(index, TaskMix.averaged([stage.mix for stage in stages]))
     seen = [sample for step in _steps(recipe, stages) for sample in plan.step(step)]
     model = _model(kind, options, modalities, index, recipe)
     mix = TaskMix.averaged([stage.mix for stage in stages])

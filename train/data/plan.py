@@ -203,6 +203,11 @@ def clips_by_task(index: Index, mix: TaskMix, clips: np.ndarray | None = None) -
 
 
 def _no_clips_reason(index: Index, mix: TaskMix, wanted: np.ndarray) -> str:
+    if not wanted.any():
+        return (
+            "no training clips: the corpus has none that were ingested, pass its keep rule and are in the collections "
+            "of the recipe. See what became of them with: openuni summary CORPUS"
+        )
     counts = ", ".join(f"{name}: {int((extents.present & wanted).sum())}" for name, extents in index.latents.items())
     both = np.logical_and.reduce([wanted, *(extents.present for extents in index.latents.values())])
     held_out = int((index.held_out & wanted).sum())

@@ -24,6 +24,7 @@ from openuni.training.data.fixed_texts import EMPTY, FixedTexts, fixed_rows, sto
 from openuni.training.data.index import Index, choose_family
 from openuni.training.data.index_cache import IndexCache
 from openuni.training.data.plan import clips_by_task, usable_clips
+from openuni.training.data.requirements import check_captions, check_one_codec, warn_of_unused_tasks
 from openuni.training.data.subjects import check_subjects, open_subjects
 from openuni.training.data.tokenizer import Tokenizer, make_tokenizer, tokenizer_identity
 from openuni.training.loop.context_checks import check_tokens, checked_context
@@ -112,6 +113,7 @@ def prepare(recipe: TrainingRecipe, corpus: "Corpus", folder: Path) -> Setup:
         _check_texts(captions, mix, recipe.text)
         index = dataclasses.replace(index, captions=captions)
     plan = Curriculum.build(index, stages, recipe.seed, recipe.optimizer.batch_size)  # raises without training clips
+    check_one_codec(index, mix)
     shape = _most_common_shape(index, mix)
     if "buckets" in latents:
         latents |= _bucket_of(corpus, index, shape)
@@ -126,6 +128,7 @@ def prepare(recipe: TrainingRecipe, corpus: "Corpus", folder: Path) -> Setup:
     check_fit(model, index, mix, latents["codec"])
     check_subjects(data.subjects, model, mix)
     check_tokens(recipe, model, index, mix)
+    check_captions(index, model, mix, recipe, resumes=before is not None)
     record: dict[str, Any] = {
         "format": FORMAT,
         "recipe": _recorded_recipe(recipe, kind),
@@ -151,6 +154,7 @@ def prepare(recipe: TrainingRecipe, corpus: "Corpus", folder: Path) -> Setup:
     if before is not None:
         _check_resume(record, before, kind, folder)
     write_record(folder, record)
+    warn_of_unused_tasks(record["data"]["clips_by_task"])
     cache.save()
     return Setup(recipe, corpus, model, mix, plan, index, FixedTexts(rows, record["text_length"]), record, tokenizer)
 
@@ -186,7 +190,15 @@ def _family(kind: str, families: dict[str, dict[str, Any]], wanted: str) -> dict
 def _modalities(listed: Any, kind: type[Model], latents: dict[str, Any]) -> tuple[str, ...]:
     """Modalities of the recipe, else of the model, else of the corpus."""
     if listed is None:
-        return kind.supported_modalities or tuple(sorted(latents["modalities"], key=lambda name: (name != "rgb", name)))
+        found = kind.supported_modalities or tuple(
+            sorted(latents["modalities"], key=lambda name: (name != "rgb", name))
+        )
+        if not found:
+            raise OpenUniError(
+                f"latent family {latents['family']} has no modalities: nothing was encoded. Run the pipeline with an "
+                "[encode] section on clips that pass its keep rule."
+            )
+        return found
     if not isinstance(listed, list | tuple) or not listed:
         raise OpenUniError(f'recipe: model.modalities must be a list of names such as ["rgb", "depth"], got {listed!r}')
     for name in listed:
