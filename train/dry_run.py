@@ -69,7 +69,7 @@ class Estimate(NamedTuple):
         self,
         gpus: int | None = None,
         accumulation_steps: int | None = None,
-        checkpointing: bool | None = None,
+        checkpointing: bool | str | None = None,
         context: int | None = None,
     ) -> Memory:
         """Memory of one rank, with these settings in place of those of the recipe."""
@@ -80,10 +80,9 @@ class Estimate(NamedTuple):
         samples = min(micro, -(-options.batch_size // parts))
         passes = -(-options.batch_size // (parts * samples))
         recompute = self.recomputes if checkpointing is None else checkpointing
+        per_sample = self.costliest(context).kept_bytes(recompute)
         trained = 4.0 * self.weights.trained
         is_kept_whole = world > 1 and passes > 1 and not options.reduce_every_micro_batch
-        costliest = self.costliest(context)
-        per_sample = costliest.recomputed_bytes if recompute else costliest.saved_bytes
         return Memory(
             weights=self.weights.stored_bytes / world,
             gradients=trained / world + (trained if is_kept_whole else 0.0),
@@ -95,9 +94,10 @@ class Estimate(NamedTuple):
         )
 
     @property
-    def recomputes(self) -> bool:
-        """Whether the recipe recomputes blocks in the backward pass."""
-        return bool(self.recipe.model.get("gradient_checkpointing", False))
+    def recomputes(self) -> bool | str:
+        """Whether the recipe recomputes blocks in the backward pass: its `gradient_checkpointing`."""
+        found: bool | str = self.recipe.model.get("gradient_checkpointing", False)
+        return found
 
 
 def estimate(recipe: TrainingRecipe, corpus: "Corpus", gpus: int) -> Estimate:
@@ -139,7 +139,7 @@ def estimate(recipe: TrainingRecipe, corpus: "Corpus", gpus: int) -> Estimate:
     by_sample = [cost(key) for key in keys]
     largest = max(keys, key=lambda key: cost(key).saved_bytes)
     steps = len(seen) / recipe.optimizer.batch_size
-    recompute = 4 / 3 if recipe.model.get("gradient_checkpointing") else 1.0
+    recompute = recipe.model.get("gradient_checkpointing", False)
     return Estimate(
         recipe,
         gpus,
@@ -147,7 +147,7 @@ def estimate(recipe: TrainingRecipe, corpus: "Corpus", gpus: int) -> Estimate:
         lambda context: cost(largest, context),
         possible_contexts(model),
         sum(one.tokens for one in by_sample) / steps,
-        recompute * sum(one.flops for one in by_sample) / steps,
+        sum(one.computed_flops(recompute) for one in by_sample) / steps,
         bfloat16,
         _plan_text(index, plan, seen, recipe),
     )
@@ -242,7 +242,9 @@ def fitting_changes(found: Estimate, limit_bytes: float) -> list[str]:
     """Single changes, and more GPUs, with which a training fits."""
     options = found.recipe.optimizer
     fitting = []
-    if not found.recomputes and found.memory(checkpointing=True).total <= limit_bytes:
+    if not found.recomputes and found.memory(checkpointing="selective").total <= limit_bytes:
+        fitting.append("model.gradient_checkpointing=selective")
+    elif found.recomputes is not True and found.memory(checkpointing=True).total <= limit_bytes:
         fitting.append("model.gradient_checkpointing=true")
     for steps in range(options.gradient_accumulation_steps + 1, options.batch_size + 1):
         if options.batch_size % steps == 0 and found.memory(accumulation_steps=steps).total <= limit_bytes:

@@ -10,9 +10,11 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from openuni.training.backbone.attention import use_context
+from openuni.training.backbone.checkpointing import is_attention
 from openuni.training.backbone.context import Context
 from openuni.training.backbone.pretrained import SIZES
 from openuni.training.backbone.wan import WanModel
@@ -75,6 +77,20 @@ class Pass:
     flops: float
     saved_bytes: float  # activations for the backward pass, without recomputation
     recomputed_bytes: float  # with recomputation of the blocks: their inputs, and one of them
+    attention_bytes: float  # results of the attention kernels of all blocks, which selective recomputation keeps
+    attention_flops: float  # of these kernels in the forward pass
+
+    def kept_bytes(self, checkpointing: bool | str) -> float:
+        """Activations for the backward pass with this value of `gradient_checkpointing`."""
+        if not checkpointing:
+            return self.saved_bytes
+        return self.recomputed_bytes + (self.attention_bytes if checkpointing == "selective" else 0.0)
+
+    def computed_flops(self, checkpointing: bool | str) -> float:
+        """`flops` and those of the recomputation: about a third more, attention not always included."""
+        if not checkpointing:
+            return self.flops
+        return 4 / 3 * self.flops - (self.attention_flops if checkpointing == "selective" else 0.0)
 
 
 def fake_model(model: Model) -> tuple[Any, Weights]:
@@ -120,7 +136,8 @@ def fake_pass(
         found = [_measured(module, blocks[:count], given, bfloat16) for count in (few, more)]
     finally:
         module.blocks = torch.nn.ModuleList(blocks)
-    flops, sizes, inputs = found[1]
+    flops, sizes, inputs, attention = found[1]
+    per_block = len(blocks) / more
     outside, largest = sizes.get(-1, 0), max((size for block, size in sizes.items() if block >= 0), default=0)
     saved, rest = sum(sizes.values()), len(blocks) - more
     saved += rest * (saved - sum(found[0][1].values()))
@@ -130,6 +147,8 @@ def fake_pass(
         flops=flops + rest * (flops - found[0][0]),
         saved_bytes=saved,
         recomputed_bytes=outside + len(blocks) * max(inputs) + largest,
+        attention_bytes=attention.bytes * per_block,
+        attention_flops=attention.flops * per_block,
     )
 
 
@@ -148,18 +167,38 @@ def _inputs(
 
 def _measured(
     module: Any, blocks: list[Any], given: tuple[dict[str, torch.Tensor], ...], bfloat16: bool
-) -> tuple[float, dict[int, int], list[int]]:
-    """FLOPs, bytes kept by block (-1: outside), and bytes of each block's input."""
+) -> "tuple[float, dict[int, int], list[int], AttentionCost]":
+    """FLOPs, bytes kept by block (-1: outside), bytes of each block's input, and the cost of attention kernels."""
     module.blocks = torch.nn.ModuleList(blocks)
     saved: dict[int, dict[int, torch.UntypedStorage]] = defaultdict(dict)
     inputs: list[int] = []
-    with FlopCounterMode(display=False) as counter, _kept(module, saved, inputs), _plain_text(module):
+    with (
+        FlopCounterMode(display=False) as counter,
+        AttentionCost() as attention,
+        _kept(module, saved, inputs),
+        _plain_text(module),
+    ):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
             outputs = module(*given)
         torch.stack([output.float().sum() for output in outputs.values()]).sum().backward()
     module.zero_grad()
     sizes = {block: sum(storage.nbytes() for storage in found.values()) for block, found in saved.items()}
-    return float(counter.get_total_flops()), sizes, inputs
+    return float(counter.get_total_flops()), sizes, inputs, attention
+
+
+class AttentionCost(TorchDispatchMode):
+    """Context that adds up the bytes of the results of attention kernels, and their FLOPs in the forward pass."""
+
+    bytes = flops = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        if is_attention(function):
+            results = out if isinstance(out, tuple | list) else (out,)
+            self.bytes += sum(tensor.nbytes for tensor in results if isinstance(tensor, torch.Tensor))
+            query, key = args[:2]  # [B, heads, tokens, channels]
+            self.flops += 4 * query.numel() * key.shape[2]
+        return out
 
 
 @contextmanager

@@ -50,22 +50,36 @@ class GatedLinear(nn.Linear):
 
     def forward(self, tokens: torch.Tensor, rows: LoraRouting | None = None) -> torch.Tensor:
         """`tokens` [B M, S, in] -> [B M, S, out]; without `rows` the plain layer."""
-        base = super().forward(tokens)
-        if rows is None:
-            return base
-        if len(rows.adapters) == 1:
-            low = _gated(functional.linear(tokens, self.lora_A[rows.adapters[0]]), rows.gate)
-            up = self.lora_B[rows.adapters[0]].T
-            return torch.addmm(base.flatten(0, 1), low.flatten(0, 1), up).view_as(base)
-        # one batched product for all modalities: the number of GEMMs does not grow with the number of LoRAs
-        low = torch.bmm(tokens, self._stacked(self.lora_A, rows, len(tokens)))
-        return torch.baddbmm(base, _gated(low, rows.gate), self._stacked(self.lora_B, rows, len(tokens)))
+        return together([self], tokens, rows)[0]
 
-    @staticmethod
-    def _stacked(weights: nn.ParameterDict, rows: LoraRouting, count: int) -> torch.Tensor:
-        """[B M, in, out]: each row's weights [out, in], transposed; small compared with the tokens."""
-        stacked = torch.stack([weights[name] for name in rows.adapters]).transpose(1, 2)
-        return stacked.expand(count // len(rows.adapters), *stacked.shape).flatten(0, 1)
+
+def together(layers: Sequence[GatedLinear], tokens: torch.Tensor, rows: LoraRouting | None) -> list[torch.Tensor]:
+    """Outputs of layers with the same input, such as queries, keys and values, and the same names and rank.
+
+    Their A are one matrix product, and so is its backward pass: fewer kernels, and one gradient of the input.
+    """
+    outputs = [functional.linear(tokens, layer.weight, layer.bias) for layer in layers]
+    if rows is None:
+        return outputs
+    if len(rows.adapters) == 1:
+        name = rows.adapters[0]
+        down = torch.cat([layer.lora_A[name] for layer in layers]) if len(layers) > 1 else layers[0].lora_A[name]
+        low = _gated(functional.linear(tokens, down), rows.gate).flatten(0, 1).chunk(len(layers), dim=-1)
+        return [
+            torch.addmm(output.flatten(0, 1), part, layer.lora_B[name].T).view_as(output)
+            for output, part, layer in zip(outputs, low, layers, strict=True)
+        ]
+    # one batched product for all modalities: the number of GEMMs does not grow with the number of LoRAs
+    downs = [torch.cat([layer.lora_A[name] for layer in layers]) for name in rows.adapters]
+    low = _gated(torch.bmm(tokens, _stacked(downs, len(tokens))), rows.gate).chunk(len(layers), dim=-1)
+    ups = [_stacked([layer.lora_B[name] for name in rows.adapters], len(tokens)) for layer in layers]
+    return [torch.baddbmm(output, part, up) for output, part, up in zip(outputs, low, ups, strict=True)]
+
+
+def _stacked(weights: Sequence[torch.Tensor], count: int) -> torch.Tensor:
+    """[B M, in, out]: each row's weights [out, in], transposed; small compared with the tokens."""
+    stacked = torch.stack(list(weights)).transpose(1, 2)
+    return stacked.expand(count // len(weights), *stacked.shape).flatten(0, 1)
 
 
 def _gated(low: torch.Tensor, gate: torch.Tensor | None) -> torch.Tensor:

@@ -23,6 +23,7 @@ from openuni.training.backbone.attention import (
     check_precision,
     use_attention,
 )
+from openuni.training.backbone.checkpointing import recompute_selectively
 from openuni.training.backbone.context import Context
 from openuni.training.backbone.pretrained import SIZES, base_device, defer_base_weights, plain_config, weight_shards
 from openuni.training.model import Model, Streams
@@ -34,6 +35,9 @@ _Block: Any = WanTransformerBlock
 
 POSITIONS = 1024  # RoPE positions per axis in all published models
 Compiler = Literal["none", "inductor", "aot_eager"]
+# Graphs are made per set of streams, with and without gradients, and for batches and streams of one and of several; the
+# second latent shape makes one for all others. PyTorch ends the training at its limit of 8.
+COMPILE: dict[str, Any] = {"fullgraph": True, "recompile_limit": 128}
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,8 @@ class WanModel(Model):
     patch: Annotated[tuple[int, int, int], "patch size per token: latent frames, rows, columns", Ge(1)] = (1, 2, 2)
     freq_dim: Annotated[int, "width of the sinusoidal embedding of sigma", Ge(2), MultipleOf(2)] = 256
     gradient_checkpointing: Annotated[
-        bool, "recompute blocks in the backward pass: less memory, about a third slower"
+        bool | Literal["selective"],
+        "recompute blocks in the backward pass: less memory, about a third slower; selective: all but attention",
     ] = False
     attention: Annotated[Attention, "attention kernel; auto: chosen by PyTorch (sdpa)"] = "auto"
     compile: Annotated[Compiler, "torch.compile backend for each block; aot_eager is for debugging only"] = "none"
@@ -386,7 +391,10 @@ def build_module(
         model = build()
         model.after_base()
         model.set_base_precision(base_precision)
-    if options.gradient_checkpointing:
+    if options.gradient_checkpointing == "selective":
+        for block in model.blocks:
+            recompute_selectively(block)
+    elif options.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     if {tensor.device for tensor in (*model.parameters(), *model.buffers())} != {torch.device(device)}:
         model = model.to(device)  # fake tensors, which have a device but no values, cannot be moved
@@ -395,5 +403,5 @@ def build_module(
     use_attention(model, options.attention)
     if options.compile != "none":
         for block in model.blocks:
-            block.compile(backend=options.compile, fullgraph=True)
+            block.compile(backend=options.compile, **COMPILE)
     return model

@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from openuni.manifests.errors import MissingRequirement, OpenUniError
 from openuni.training.backbone.attention import check_attention, use_attention, use_context
 from openuni.training.backbone.context import Context
+from openuni.training.backbone.wan import COMPILE
 from openuni.training.loop.ranks import Ranks
 from openuni.training.loop.training_checkpoint import TrainingCheckpoint, check_matches, load_optimizer
 from openuni.training.loop.weights import SYNC_TOLERANCE, Ema, Weights
@@ -177,7 +178,7 @@ def shard(model: Any, ranks: Ranks, device: str, attention: str = "auto", compil
         use_context(model, model.context)
     for block in model.blocks:
         if compile_backend != "none":  # within the block: gathering is not compiled
-            block.forward = torch.compile(block.forward, backend=compile_backend, fullgraph=True)
+            block.forward = torch.compile(block.forward, backend=compile_backend, **COMPILE)
         fully_shard(block, mesh=ranks.mesh, mp_policy=POLICY, reshard_after_forward=True)
     fully_shard(model, mesh=ranks.mesh, mp_policy=POLICY, reshard_after_forward=False)
     model.register_forward_pre_hook(_hide_streams, prepend=True)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from openuni.training.backbone.attention import Rotary, WanProcessor
-from openuni.training.backbone.lora import GatedLinear, LoraRouting
+from openuni.training.backbone.lora import GatedLinear, LoraRouting, together
 from openuni.training.backbone.wan import WanBlock
 
 SHARED = "shared"  # adapter name of the shared-LoRA ablation
@@ -31,7 +31,7 @@ class CrossModalProcessor(WanProcessor):
         joint: int = 1,
     ) -> torch.Tensor:
         """`hidden_states` [B M, S, D] -> the same; `joint`: number of consecutive rows that attend to each other."""
-        query, key, value = (layer(hidden_states, rows) for layer in (attn.to_q, attn.to_k, attn.to_v))
+        query, key, value = together([attn.to_q, attn.to_k, attn.to_v], hidden_states, rows)
         mixed = self.attend(attn, query, key, value, rotary_emb, joint)
         out: torch.Tensor = attn.to_out[1](attn.to_out[0](mixed, rows))
         return out

@@ -4,7 +4,9 @@ from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from openuni.training.backbone.checkpointing import is_attention
 from openuni.training.parity.subject import time_in_float32
 
 # Options of our models on Wan
@@ -65,6 +67,16 @@ def check_checkpointing(model: Any, group: tuple[dict, dict, dict], made: str) -
     recomputed = gradients(model, group, made)
     assert plain and plain.keys() == recomputed.keys()
     assert all(torch.equal(plain[name], recomputed[name]) for name in plain)
+
+
+class AttentionCalls(TorchDispatchMode):
+    """Context that counts how often attention kernels run forward."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += is_attention(function)
+        return function(*args, **(kwargs or {}))
 
 
 def check_keys(model: Any, base: WanTransformer3DModel) -> None:
