@@ -72,7 +72,7 @@ UNITYVIDEO = ("rgb", "depth", "flow", "segmentation", "skeleton", "densepose")
 SIZES_OF_RECIPES: dict[str, tuple[tuple[int, ...], tuple[str, ...], dict[int, float]]] = {
     "unityvideo_wan_1_3b": ((16, 9, 32, 32), UNITYVIDEO, {1: 31, 8: 6}),
     "unityvideo_curriculum_wan_1_3b": ((16, 9, 32, 32), UNITYVIDEO, {1: 31, 8: 12}),
-    "unityvideo_wan2_2_5b": ((48, 9, 16, 16), UNITYVIDEO, {8: 16}),
+    "unityvideo_wan2_2_5b": ((48, 9, 16, 16), UNITYVIDEO, {1: 63, 8: 11}),
     "unityvideo_wan_14b": ((16, 9, 32, 32), UNITYVIDEO, {8: 47}),
     "unividx_intrinsic_wan_14b": ((16, 6, 60, 80), UNIVIDX_FAMILIES["intrinsic"], {1: 57, 4: 32}),
     "unividx_alpha_wan_14b": ((16, 6, 54, 96), UNIVIDX_FAMILIES["alpha"], {1: 59, 4: 34}),
