@@ -21,9 +21,9 @@ from openuni.training.data.requirements import check_one_codec
 from openuni.training.data.tokenizer import make_tokenizer
 from openuni.training.footprint import GB, KNOWN_SIZES, Pass, Weights, fake_model, fake_pass, sized
 from openuni.training.loop.context_checks import check_tokens, checked_context, possible_contexts
-from openuni.training.loop.low_memory_adamw import state_bytes
 from openuni.training.loop.setup import check_fit
 from openuni.training.model import Model
+from openuni.training.optimizers.low_memory_adamw import state_bytes
 from openuni.training.recipe import TrainingRecipe
 from openuni.training.tasks import TaskMix
 

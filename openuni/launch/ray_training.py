@@ -250,7 +250,7 @@ class Follower:
         for attempt in news.attempts:
             if attempt.number > 1:
                 logger.warning(
-                    "a process of the training has ended; started again on %d processes (restart %d of %d)",
+                    "a process of the training has ended; started again, number of processes: %d (restart %d of %d)",
                     attempt.world,
                     attempt.number - 1,
                     self.max_restarts,

@@ -20,9 +20,9 @@ from diffusers import WanTransformer3DModel
 
 from openuni.training.backbone.wan import WanModel
 from openuni.training.footprint import KNOWN_SIZES
-from openuni.training.loop.optimizer import build_optimizer
 from openuni.training.models.unityvideo import UnityVideo
 from openuni.training.models.unividx import UniVidX
+from openuni.training.optimizers.adamw import build_optimizer
 from openuni.training.recipe import OptimizerOptions
 from tests.benchmarks.models import PEAK_FLOPS, flops, inputs
 

@@ -21,7 +21,6 @@ from openuni.training.data.skipping import SkippedSamples
 from openuni.training.finite import NonFiniteError, all_finite, check_finite
 from openuni.training.loop.guards import diverged_text, kept_text, run_lock, storage_errors, watchdog
 from openuni.training.loop.log import NoLog, RunLog
-from openuni.training.loop.optimizer import build_optimizer, checked_state, lr_factor
 from openuni.training.loop.ranks import DistributedRanks, Ranks, training_ranks
 from openuni.training.loop.resume import init_from, resume
 from openuni.training.loop.samples import Samples
@@ -34,6 +33,7 @@ from openuni.training.loop.training_checkpoint import list_checkpoints, optimize
 from openuni.training.loop.validation import Validator
 from openuni.training.loop.weights import Ema, Weights, check_equal_weights, clip_gradients, local_norm
 from openuni.training.objectives.losses import Losses, compute_losses
+from openuni.training.optimizers.adamw import build_optimizer, checked_state, lr_factor
 from openuni.training.randomness import named_seed
 from openuni.training.recipe import TrainingRecipe
 from openuni.training.run import Run, autocast, pick_device

@@ -80,7 +80,7 @@ def test_a_killed_process_is_replaced_and_the_run_ends_as_an_undisturbed_one(
     options = RayOptions(2, max_restarts=1, address=ray_address)
     run = train_on_ray(long_recipe(), corpus, tmp_path / "run", options, kill_one)
     assert killed and run.checkpoint.step == STEPS
-    assert "started again on 2 processes (restart 1 of 1)" in caplog.text
+    assert "started again, number of processes: 2 (restart 1 of 1)" in caplog.text
     repeated = [step for step, after in pairwise(steps) if after <= step]
     assert len(repeated) == 1, "it went back to a checkpoint once"
     assert_same(state(tmp_path / "run"), undisturbed)

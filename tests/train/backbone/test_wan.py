@@ -14,11 +14,11 @@ from safetensors.torch import save_file
 from openuni.manifests.errors import OpenUniError
 from openuni.training.backbone.lora import gated_layers
 from openuni.training.backbone.pretrained import WEIGHTS, weight_shards
-from openuni.training.loop.optimizer import build_optimizer
 from openuni.training.loop.training_checkpoint import load_model, model_tensors
 from openuni.training.loop.weights import Ema, Weights
 from openuni.training.models.unityvideo import UnityVideo, UnityVideoTransformer
 from openuni.training.models.unividx import UniVidX, UniVidXTransformer
+from openuni.training.optimizers.adamw import build_optimizer
 from openuni.training.parity.subject import plain_model
 from openuni.training.recipe import RECIPES_DIR, TrainingRecipe
 from tests.train.backbone.tiny_wan import inputs as rows

@@ -10,10 +10,10 @@ from torch.nn import functional
 
 from openuni.manifests.errors import OpenUniError
 from openuni.training.backbone.lora import GatedLinear, LoraRouting, gated_layers
-from openuni.training.loop.optimizer import build_optimizer
 from openuni.training.loop.weights import Ema, Weights
 from openuni.training.models.unityvideo import UnityVideo
 from openuni.training.models.unividx import UniVidX, UniVidXTransformer
+from openuni.training.optimizers.adamw import build_optimizer
 from openuni.training.recipe import TrainingRecipe
 from openuni.training.tasks import Task, partitions
 from tests.train.backbone.tiny_wan import BASE, SIZES, check_checkpointing, check_keys, inputs, tiny_base

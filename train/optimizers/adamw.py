@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from openuni.training.loop.low_memory_adamw import LowMemoryAdamW
 from openuni.training.loop.training_checkpoint import optimizer_tensors
+from openuni.training.optimizers.low_memory_adamw import LowMemoryAdamW
 from openuni.training.recipe import OptimizerOptions
 
 
