@@ -16,7 +16,7 @@ from openuni.training.backbone.attention import check_attention, use_attention, 
 from openuni.training.backbone.context import Context
 from openuni.training.loop.ranks import Ranks
 from openuni.training.loop.training_checkpoint import TrainingCheckpoint, check_matches, load_optimizer
-from openuni.training.loop.weights import SYNC_TOLERANCE, Ema, Weights
+from openuni.training.loop.weights import SYNC_TOLERANCE, Ema, Rows, Weights
 
 # Weights are gathered in their own dtype and autocast casts them, as on one device: the arithmetic is the same.
 # Gradients are added in float32.
@@ -98,9 +98,9 @@ class ShardedWeights(Weights):
                 )
             )
 
-    def whole(self, name: str, local: torch.Tensor) -> torch.Tensor:
-        """See `Weights.whole`: a DTensor."""
-        return as_distributed(local, self.parameters[name])
+    def rows(self, name: str, local: torch.Tensor) -> Rows:
+        """See `Weights.rows`."""
+        return Rows(local, self.parameters[name])
 
     @torch.no_grad()
     def load(self, checkpoint: TrainingCheckpoint, ema: Ema, optimizer: torch.optim.Optimizer) -> None:
@@ -197,11 +197,3 @@ def _hide_streams(_: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
     among the inputs come from such weights (`TextModel.embedded`), whose gradients follow later.
     """
     return (MappingProxyType(given[0]), *given[1:])
-
-
-def as_distributed(local: torch.Tensor, like: Any) -> torch.Tensor:
-    """A DTensor of this rank's share, with the number of rows and the placement of the DTensor `like`."""
-    whole = torch.empty((*like.shape[:1], *local.shape[1:]), device="meta")
-    return DTensor.from_local(
-        local, like.device_mesh, like.placements, run_check=False, shape=whole.shape, stride=whole.stride()
-    )
