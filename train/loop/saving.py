@@ -15,10 +15,13 @@ from openuni.training.loop.guards import kept_text, storage_errors
 from openuni.training.loop.ranks import Ranks
 from openuni.training.loop.tensor_files import write_tensors
 from openuni.training.loop.training_checkpoint import begin, commit, temporary_folder
+from openuni.training.loop.weights import Rows
 from openuni.training.recipe import CheckpointOptions
 from openuni.training.run_files import part_name
 
-Tensors = Mapping[str, Mapping[str, torch.Tensor]]  # by "model", "ema", "optimizer", and by name
+# by "model", "ema", "optimizer", and by name
+Tensors = Mapping[str, Mapping[str, torch.Tensor]]
+Divided = Mapping[str, Mapping[str, torch.Tensor | Rows]]  # over ranks: DTensors and `Rows`
 
 
 class CheckpointSaver:
@@ -45,7 +48,7 @@ class CheckpointSaver:
         elif self._writing is not None:
             self._writing.give_up()
 
-    def save(self, step: int, tensors: Tensors, state: dict[str, Any]) -> None:
+    def save(self, step: int, tensors: Divided, state: dict[str, Any]) -> None:
         """Begin to save, after the checkpoint before is finished. `state`: see `commit`. Raises as `poll` does."""
         self.finish()
         self.ranks.first(lambda: self._checked(lambda: begin(self.run, step)))
@@ -101,9 +104,14 @@ class CheckpointSaver:
                 "permissions, then rerun the same command to resume."
             ) from error
 
-    def _part(self, tensors: Tensors) -> "_Part":
+    def _part(self, tensors: Divided) -> "_Part":
         """The part of this rank. Of ranks that hold the same rows, the first writes them."""
-        divided = next((t for group in tensors.values() for t in group.values() if isinstance(t, DTensor)), None)
+        likes = (
+            tensor.like if isinstance(tensor, Rows) else tensor
+            for group in tensors.values()
+            for tensor in group.values()
+        )
+        divided = next((tensor for tensor in likes if isinstance(tensor, DTensor)), None)
         number, count = (0, 1) if divided is None else _rows_held(divided)
         return _Part(number, count, self.ranks.gathered(number).index(number) == self.ranks.rank)
 
@@ -125,14 +133,14 @@ def _rows_held(tensor: DTensor) -> tuple[int, int]:
     return coordinate[divided[0]], tensor.device_mesh.size(divided[0])
 
 
-def _own(group: Mapping[str, torch.Tensor], part: _Part) -> dict[str, torch.Tensor]:
+def _own(group: Mapping[str, torch.Tensor | Rows], part: _Part) -> dict[str, torch.Tensor]:
     """The rows of a part; the first one also has what is not divided."""
     own = {}
     for name, tensor in group.items():
-        if isinstance(tensor, DTensor):
-            local = tensor.to_local().detach()
+        if isinstance(tensor, Rows | DTensor):
+            local = tensor.local if isinstance(tensor, Rows) else tensor.to_local()
             if local.numel():
-                own[name] = local
+                own[name] = local.detach()
         elif part.number == 0:
             own[name] = tensor.detach()
     return own

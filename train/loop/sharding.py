@@ -17,7 +17,7 @@ from openuni.training.backbone.context import Context
 from openuni.training.backbone.wan import COMPILE
 from openuni.training.loop.ranks import Ranks
 from openuni.training.loop.training_checkpoint import TrainingCheckpoint, check_matches, load_optimizer
-from openuni.training.loop.weights import SYNC_TOLERANCE, Ema, Weights
+from openuni.training.loop.weights import SYNC_TOLERANCE, Ema, Rows, Weights
 
 # Weights are gathered in their own dtype and autocast casts them, as on one device: the arithmetic is the same.
 # Gradients are added in float32.
@@ -99,9 +99,9 @@ class ShardedWeights(Weights):
                 )
             )
 
-    def whole(self, name: str, local: torch.Tensor) -> torch.Tensor:
-        """See `Weights.whole`: a DTensor."""
-        return as_distributed(local, self.parameters[name])
+    def rows(self, name: str, local: torch.Tensor) -> Rows:
+        """See `Weights.rows`."""
+        return Rows(local, self.parameters[name])
 
     @torch.no_grad()
     def load(self, checkpoint: TrainingCheckpoint, ema: Ema, optimizer: torch.optim.Optimizer) -> None:
@@ -198,20 +198,3 @@ def _hide_streams(_: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
     among the inputs come from such weights (`TextModel.embedded`), whose gradients follow later.
     """
     return (MappingProxyType(given[0]), *given[1:])
-
-
-def as_distributed(local: torch.Tensor, like: Any) -> torch.Tensor:
-    """A DTensor of this rank's share, with the number of rows and the placement of the DTensor `like`."""
-    whole = torch.empty((*like.shape[:1], *local.shape[1:]), device="meta")
-    is_on_host = local.device.type != like.device_mesh.device_type  # as an offloaded optimizer state
-    placed: Any = DTensor.from_local(
-        local.to("meta") if is_on_host else local,
-        like.device_mesh,
-        like.placements,
-        run_check=False,
-        shape=whole.shape,
-        stride=whole.stride(),
-    )
-    if is_on_host:
-        placed._local_tensor = local  # `from_local` would copy it to the device
-    return placed

@@ -380,7 +380,7 @@ class Trainer:
             "model": self.weights.saved(),
             "ema": self.weights.saved(self.ema.average),
             "optimizer": {
-                key: value if value.ndim == 0 else self.weights.whole(key.partition("/")[2], value)
+                key: value if value.ndim == 0 else self.weights.rows(key.partition("/")[2], value)
                 for key, value in moments.items()
             },
         }

@@ -6,7 +6,7 @@ and their kernels are the same. With several ranks these are the local tensors o
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,13 @@ from openuni.training.loop.ranks import Ranks
 from openuni.training.loop.training_checkpoint import model_tensors
 
 SYNC_TOLERANCE = 2e-7  # per rank: rounding of a float32 sum over ranks, relative to the sum of absolute values
+
+
+class Rows(NamedTuple):
+    """The rows of a tensor that this rank holds, on any device: optimizer state may be in the memory of the host."""
+
+    local: torch.Tensor
+    like: Any  # a DTensor whose rows are divided in the same way
 
 
 class Weights:
@@ -54,15 +61,15 @@ class Weights:
     def check_synchronized(self, ranks: Ranks) -> None:
         """Check that the gradients of the first step are the sum over all ranks. Raises `OpenUniError`."""
 
-    def whole(self, name: str, local: torch.Tensor) -> torch.Tensor:
-        """A tensor like the parameter `name`, from the shares of all ranks: plain, or a DTensor to be gathered."""
+    def rows(self, name: str, local: torch.Tensor) -> "torch.Tensor | Rows":
+        """What a checkpoint stores of a tensor whose rows are divided as those of the parameter `name`."""
         return local
 
-    def saved(self, replaced: Mapping[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+    def saved(self, replaced: Mapping[str, torch.Tensor] | None = None) -> "dict[str, torch.Tensor | Rows]":
         """The weights for a checkpoint; `replaced`: shares that replace those of trained parameters."""
         replaced = replaced or {}
         return {
-            name: self.whole(name, replaced[name]) if name in replaced else tensor
+            name: self.rows(name, replaced[name]) if name in replaced else tensor
             for name, tensor in model_tensors(self.model).items()
         }
 

@@ -17,7 +17,7 @@ from openuni.training.backbone.context import Context
 from openuni.training.loop.ranks import DistributedRanks
 from openuni.training.loop.saving import CheckpointSaver
 from openuni.training.loop.trainer import Trainer, train
-from openuni.training.loop.weights import Ema
+from openuni.training.loop.weights import Ema, Rows
 from openuni.training.recipe import CheckpointOptions, TrainingRecipe
 from tests.command_line import cli
 from tests.full_disk import files_of_at_most
@@ -67,7 +67,9 @@ def save_replicas(out: str) -> list[list[str]]:
     whole = torch.arange(15.0).reshape(5, 3)
     for name, mesh in meshes.items():
         placements = [Replicate(), Shard(0)][-mesh.ndim :]
-        tensors = {"rows": distribute_tensor(whole, mesh, placements), "step": torch.tensor(7.0)}
+        rows = distribute_tensor(whole, mesh, placements)
+        state = Rows(rows.to_local()[:, :1].bfloat16(), rows)  # as optimizer state of another dtype and width
+        tensors = {"rows": rows, "state": state, "step": torch.tensor(7.0)}
         saver = CheckpointSaver(ranks, Path(out) / name, CheckpointOptions())
         saver.save(1, {"model": tensors, "ema": tensors, "optimizer": tensors}, {})
         saver.finish()

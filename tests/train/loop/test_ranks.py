@@ -197,6 +197,7 @@ def test_of_ranks_that_hold_the_same_rows_one_writes_them(tmp_path: Path) -> Non
         checkpoint.verify()
         tensors = checkpoint.tensors("model")
         assert torch.equal(tensors["rows"], torch.arange(15.0).reshape(5, 3)) and tensors["step"] == 7
+        assert torch.equal(tensors["state"], torch.arange(15.0).reshape(5, 3)[:, :1].bfloat16())
 
 
 @pytest.mark.slow
