@@ -21,9 +21,7 @@ CLIP_ID = r"[0-9A-Za-z_](?:[0-9A-Za-z_ -]{0,126}[0-9A-Za-z_-])?"
 # file names that Windows gives to devices, with any suffix
 RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE | re.DOTALL)
 LONGEST_RESERVED, LONGEST_ID = 4, 128
-PLAIN = np.isin(
-    np.arange(256), np.frombuffer(b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ_abcdefghijklmnopqrstuvwxyz", np.uint8)
-)
+PLAIN = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ_abcdefghijklmnopqrstuvwxyz"
 SHARD = re.compile(r"[0-9A-Za-z_][0-9A-Za-z_.+-]{0,199}")
 FOLDER = re.compile(r"\w[\w.+-]{0,199}")
 MAX_LABEL_CHARS = 255
@@ -128,7 +126,7 @@ def _are_plain_ids(values: pa.Array) -> bool:
     lengths = np.diff(ends)
     if lengths.min() <= LONGEST_RESERVED or lengths.max() > LONGEST_ID or data is None:
         return False
-    return bool(PLAIN[np.frombuffer(data, np.uint8)[ends[0] : ends[-1]]].all())
+    return not bytes(memoryview(data)[ends[0] : ends[-1]]).translate(None, PLAIN)
 
 
 def _is_valid(text: str | None, column: str, is_allowed: Callable[[str], bool]) -> bool:

@@ -7,6 +7,7 @@ from typing import Any, overload
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import xxhash
 
 ROWS_AT_A_TIME = 50_000  # converted to Python strings
 ID_BYTES = 32  # of the ids that OpenUni makes; others are looked up by Arrow
@@ -49,13 +50,29 @@ class ClipIds(Sequence[str]):
         if self._table is None or (words := _words(ids)) is None or not len(self):
             found = pc.index_in(ids, value_set=self.array)
             return pc.fill_null(found, -1).to_numpy(zero_copy_only=False).astype(np.int64)
-        own, keys, order = self._table
+        digest = xxhash.xxh3_128_digest(words.data)
+        if digest not in self._known:
+            self._known[digest] = self._look_up(words, *self._table).astype(np.int32)
+        return self._known[digest].astype(np.int64)
+
+    @staticmethod
+    def _look_up(words: np.ndarray, own: np.ndarray, keys: np.ndarray, order: np.ndarray) -> np.ndarray:
         wanted = _mixed(words)
         in_order = np.argsort(wanted)  # neighbours are then found in the same cache lines
         places = np.empty(len(wanted), np.int64)
         places[in_order] = np.searchsorted(keys, wanted[in_order])
         candidates = order[np.minimum(places, len(order) - 1)]
         return np.where((own[candidates] == words).all(axis=1), candidates, -1)
+
+    @cached_property
+    def _known(self) -> dict[bytes, np.ndarray]:
+        """Results by digest: all modalities of a clip are encoded together, so their rows have the same order."""
+        return {}
+
+    def forget(self) -> None:
+        """Free the memory of `positions`."""
+        for name in ("_known", "_table"):
+            self.__dict__.pop(name, None)
 
     @cached_property
     def _table(self) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:

@@ -191,6 +191,7 @@ def open_index(
         latents={name: read_extents(corpus, latent_group(latent_family, name), ids, 4) for name in modalities},
         text=read_extents(corpus, text_group(text_family), ids, 2),
     )
+    ids.forget()
     return _with_windows(found) if "windows" in corpus.families()[latent_family] else found
 
 
