@@ -27,6 +27,7 @@ def test_steps_and_ratios_of_small_models() -> None:
         assert row["step_s"] > 0 and row["samples_per_s"] == pytest.approx(2 / row["step_s"])
         assert row["share_of_peak"] == pytest.approx(row["useful_tflop"] / row["step_s"])
         assert row["tokens"] == 24 and row["peak_gb"] is None
+        assert row["launches"] > len(row["costliest"]) == 12
     values = {row["ratio"]: row["value"] for row in ratios(found)}
     assert values["one stream over plain: unityvideo, eager"] == pytest.approx(
         found[1]["step_s"] / found[0]["step_s"], abs=1e-3

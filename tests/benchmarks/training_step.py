@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
+from torch.profiler import ProfilerActivity, profile
 
 from openuni.training.backbone.wan import WanModel
 from openuni.training.footprint import KNOWN_SIZES
@@ -176,6 +177,7 @@ def measured(case: Case, device: str, steps: int, tiny: bool, peak: float) -> di
             torch._foreach_lerp_(average, list(parameters.values()), 0.001)
 
     took = timed(step, steps, device)
+    launches, costliest = profiled(step, device)
     tokens = grid[0] * grid[1] * grid[2]
     useful = case.samples * flops(options, tokens, case.streams)
     memory = torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else 0.0
@@ -186,6 +188,8 @@ def measured(case: Case, device: str, steps: int, tiny: bool, peak: float) -> di
         "useful_tflop": useful / 1e12,
         "share_of_peak": useful / took / peak if peak else None,
         "peak_gb": memory or None,
+        "launches": launches,
+        "costliest": costliest,
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
     }
@@ -201,6 +205,21 @@ def timed(step: Callable[[], None], steps: int, device: str) -> float:
             torch.cuda.synchronize()
         took.append(time.perf_counter() - began)
     return min(took[2:])
+
+
+def profiled(step: Callable[[], None], device: str) -> tuple[int, list[tuple[str, int, float]]]:
+    """Number of kernels (on a CPU: operators) of a step, and the costliest: name, number, milliseconds."""
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device == "cuda" else [])
+    with profile(activities=activities) as found:
+        step()
+    kind = torch.autograd.DeviceType.CUDA if device == "cuda" else torch.autograd.DeviceType.CPU
+    events = [event for event in found.key_averages() if event.device_type == kind]
+
+    def spent(event: Any) -> float:
+        return float(event.self_device_time_total if device == "cuda" else event.self_cpu_time_total)
+
+    costliest = sorted(events, key=spent, reverse=True)[:12]
+    return sum(event.count for event in events), [(e.key[:80], e.count, round(spent(e) / 1e3, 3)) for e in costliest]
 
 
 def our_step(model: Any, grid: tuple[int, int, int], case: Case, device: str, rows: int) -> Callable[[], torch.Tensor]:

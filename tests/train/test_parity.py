@@ -46,16 +46,19 @@ def test_all_rungs_hold(folder: Path, name: str, dtype: torch.dtype) -> None:
 
 def test_checks_compute_in_32_bits_whatever_the_process_allows(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On an H200, PyTorch's default (TF32 for convolutions) gave 3e-4 for `layouts`, whose tolerance is 1e-5."""
-    seen = []
+    seen, sums = [], []
 
     def arithmetic(subject: Subject) -> Measurement:
-        seen.append((torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision))
+        matmul = torch.backends.cuda.matmul
+        seen.append((torch.backends.cudnn.conv.fp32_precision, matmul.fp32_precision))
+        sums.append((matmul.allow_bf16_reduced_precision_reduction, matmul.allow_fp16_reduced_precision_reduction))
         return Measurement(0.0, 0.0, "arithmetic")
 
     monkeypatch.setitem(PARITY_CHECKS, "bitwise", arithmetic)
     assert torch.backends.cudnn.conv.fp32_precision == "tf32"  # the default
     climbed(folder, "unityvideo")
-    assert seen == [("ieee", "ieee")]
+    assert seen == [("ieee", "ieee")] and sums == [(False, False)]
+    assert torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction  # the default
     assert torch.backends.cudnn.conv.fp32_precision == "tf32"
 
 

@@ -7,6 +7,7 @@ figure, a tolerance and a verdict. Memory: about twice the weights in float32, p
 import math
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -79,8 +80,9 @@ def run_parity_checks(
 
 def _outcome(name: str, measure: Callable[[Subject], Measurement], subject: Subject) -> ParityResult:
     try:
-        # the tolerances are those of 32-bit arithmetic; PyTorch's default on GPUs is TF32 for convolutions
-        with torch.random.fork_rng(), float32_arithmetic("ieee", "ieee"):
+        # the tolerances are those of 32-bit arithmetic; PyTorch's default on GPUs is TF32 for convolutions, and sums of
+        # bfloat16 products that are rounded to bfloat16 between parts
+        with torch.random.fork_rng(), float32_arithmetic("ieee", "ieee"), full_precision_sums():
             torch.manual_seed(0)
             found = measure(subject)
     except NotApplicable as reason:
@@ -90,6 +92,21 @@ def _outcome(name: str, measure: Callable[[Subject], Measurement], subject: Subj
     finally:
         subject.model.zero_grad(set_to_none=True)
     return ParityResult(name, "passed" if found.figure <= found.tolerance else "failed", *found)
+
+
+@contextmanager
+def full_precision_sums() -> Iterator[None]:
+    """Context in which GPUs add the products of 16-bit matrices in 32 bits, whatever the process has set."""
+    switches: Any = torch.backends.cuda.matmul
+    names = ("allow_bf16_reduced_precision_reduction", "allow_fp16_reduced_precision_reduction")
+    before = {name: getattr(switches, name) for name in names}
+    try:
+        for name in names:
+            setattr(switches, name, False)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(switches, name, value)
 
 
 def _line(error: Exception) -> str:
