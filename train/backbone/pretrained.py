@@ -129,3 +129,9 @@ def plain_config(folder: Path, what: str) -> dict[str, Any]:
             f"{what}: {odd[0]} must be {defaults[odd[0]]!r}, as in the published models, got {found[odd[0]]!r}"
         )
     return found
+
+
+def rope_tables(model: Any) -> Any:
+    """RoPE tables of a Wan transformer, computed from its configuration, since weight files do not include them."""
+    config = model.config
+    return type(model.rope)(config.attention_head_dim, config.patch_size, config.rope_max_seq_len)

@@ -24,8 +24,16 @@ from openuni.training.backbone.attention import (
     use_attention,
 )
 from openuni.training.backbone.checkpointing import recompute_selectively
+from openuni.training.backbone.compilation import COMPILE, Compiler
 from openuni.training.backbone.context import Context
-from openuni.training.backbone.pretrained import SIZES, base_device, defer_base_weights, plain_config, weight_shards
+from openuni.training.backbone.pretrained import (
+    SIZES,
+    base_device,
+    defer_base_weights,
+    plain_config,
+    rope_tables,
+    weight_shards,
+)
 from openuni.training.model import Model, Streams
 
 # diffusers sets most attributes of its models from a configuration, which type checkers cannot follow
@@ -34,10 +42,6 @@ _Transformer: Any = WanTransformer3DModel
 _Block: Any = WanTransformerBlock
 
 POSITIONS = 1024  # RoPE positions per axis in all published models
-Compiler = Literal["none", "inductor", "aot_eager"]
-# Graphs are made per set of streams, with and without gradients, and for batches and streams of one and of several; the
-# second latent shape makes one for all others. PyTorch ends the training at its limit of 8.
-COMPILE: dict[str, Any] = {"fullgraph": True, "recompile_limit": 128}
 
 
 @dataclass(frozen=True)
@@ -333,17 +337,15 @@ class WanStreams(_Transformer):
         wide = grid[2] * segments if continued else grid[2]
         size = [n * part for n, part in zip((*grid[:2], wide), self.patch, strict=True)]
         cosines, sines = self.rope(torch.empty(1, 1, *size, device="meta"))
-        if not continued:
-            cosines, sines, *lengths = self.own_rotary(cosines, sines)
-            return cosines.repeat(1, segments, 1, 1), sines.repeat(1, segments, 1, 1), *_times(lengths, segments)
-        split = (*grid[:2], segments, grid[2])
-
-        def ordered(table: torch.Tensor) -> torch.Tensor:
-            return table[0, :, 0].unflatten(0, split).permute(2, 0, 1, 3, 4).flatten(1, 3)
-
-        cosines, sines, *lengths = self.own_rotary(ordered(cosines), ordered(sines))
-        tables = [table.flatten(0, 1)[None, :, None] for table in (cosines, sines)]
-        return *tables, *_times(lengths, segments)
+        if continued:  # [segments, tokens of a segment, 1, head_dim]
+            split = (*grid[:2], segments, grid[2])
+            cosines, sines = (
+                table[0].unflatten(0, split).permute(2, 0, 1, 3, 4, 5).flatten(1, 3) for table in (cosines, sines)
+            )
+        own = self.own_rotary(cosines, sines)
+        repeats = 1 if continued else segments
+        tables = [table.flatten(0, 1).repeat(repeats, 1, 1)[None] for table in own[:2]]
+        return *tables, *(tuple(segments * length for length in lengths) for lengths in own[2:])
 
     def own_rotary(self, cosines: torch.Tensor, sines: torch.Tensor) -> Rotary:
         """The tables of this rank's tokens, of those of a segment, whose tokens are the second dimension."""
@@ -360,17 +362,6 @@ class WanStreams(_Transformer):
             else:
                 tokens = block(tokens, *arguments)
         return tokens
-
-
-def _times(lengths: list[tuple[int, ...]], segments: int) -> list[tuple[int, ...]]:
-    """Tokens of each rank, if there are several, for this number of segments."""
-    return [tuple(segments * length for length in entry) for entry in lengths]
-
-
-def rope_tables(model: Any) -> Any:
-    """RoPE tables of a Wan transformer, computed from its configuration, since weight files do not include them."""
-    config = model.config
-    return type(model.rope)(config.attention_head_dim, config.patch_size, config.rope_max_seq_len)
 
 
 def build_module(

@@ -13,8 +13,8 @@ from torch.distributed.tensor import DTensor
 
 from openuni.manifests.errors import MissingRequirement, OpenUniError
 from openuni.training.backbone.attention import check_attention, use_attention, use_context
+from openuni.training.backbone.compilation import COMPILE
 from openuni.training.backbone.context import Context
-from openuni.training.backbone.wan import COMPILE
 from openuni.training.loop.ranks import Ranks
 from openuni.training.loop.training_checkpoint import TrainingCheckpoint, check_matches, load_optimizer
 from openuni.training.loop.weights import SYNC_TOLERANCE, Ema, Rows, Weights

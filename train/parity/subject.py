@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 
-from openuni.training.backbone.pretrained import weight_shards
-from openuni.training.backbone.wan import WanModel, rope_tables
+from openuni.training.backbone.pretrained import rope_tables, weight_shards
+from openuni.training.backbone.wan import WanModel
 from openuni.training.model import Streams
 from openuni.training.tasks import TEXT
 

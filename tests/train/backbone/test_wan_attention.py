@@ -12,7 +12,7 @@ from openuni.manifests.contracts.parsing import parse_options
 from openuni.manifests.errors import MissingRequirement, OpenUniError
 from openuni.training.backbone import attention
 from openuni.training.backbone.attention import WanProcessor, check_attention
-from openuni.training.backbone.wan import Compiler
+from openuni.training.backbone.compilation import Compiler
 from openuni.training.loop.weights import Ema, Weights
 from openuni.training.models.unityvideo import UnityVideo
 from openuni.training.models.unividx import UniVidX

@@ -33,12 +33,13 @@ LOW = (8e-3, 2e-2)
 
 @pytest.mark.slow
 def test_two_ranks_share_samples_of_every_model(place: Path) -> None:
-    """All weights and LoRAs, recomputed blocks, micro-batches, EMA, clipping, validation."""
+    """All weights and LoRAs, blocks recomputed fully and selectively, micro-batches, EMA, clipping, validation."""
     wanted = {name: settings for name, settings in models(place).items() if name != "unityvideo_uneven"}
     channels = {"name": "unividx", "layout": "channels", "train_base": True, "rank": 4}
-    wanted["channels"] = small_recipe({"model": SIZE | {"modalities": ["rgb", "albedo"]} | channels}, HARD)
+    selective = SIZE | {"gradient_checkpointing": "selective"}
+    wanted["channels"] = small_recipe({"model": selective | {"modalities": ["rgb", "albedo"]} | channels}, HARD)
     released = {"name": "unityvideo", "switcher": "released", "rope": "per_segment", "modalities": ["rgb", "depth"]}
-    wanted["compiled"] = small_recipe({"model": SIZE | released | {"compile": "aot_eager"}}, HARD)
+    wanted["compiled"] = small_recipe({"model": selective | released | {"compile": "aot_eager"}}, HARD)
     jobs = [job(place, divided(settings), f"shared-{name}") for name, settings in wanted.items()]
     assert run_ranks(2, place / "c2", rank_jobs.trainings, jobs) == [[""] * len(jobs)] * 2
     for name, settings in wanted.items():
