@@ -311,7 +311,7 @@ def training_estimate(
     `gpus`, `gpu_memory_gb`: default: those of this machine. Raises `OpenUniError`, which says what would fit, if the
     training does not fit.
     """
-    from openuni.training.dry_run import report
+    from openuni.training.estimate.dry_run import report
     from openuni.training.recipe import TrainingRecipe
 
     loaded = recipe if isinstance(recipe, TrainingRecipe) else TrainingRecipe.load(recipe)

@@ -20,7 +20,7 @@ from diffusers import WanTransformer3DModel
 from torch.profiler import ProfilerActivity, profile
 
 from openuni.training.backbone.wan import WanModel
-from openuni.training.footprint import KNOWN_SIZES
+from openuni.training.estimate.footprint import KNOWN_SIZES
 from openuni.training.models.unityvideo import UnityVideo
 from openuni.training.models.unividx import UniVidX
 from openuni.training.optimizers.adamw import build_optimizer

@@ -10,7 +10,7 @@ import pytest
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.training.codecs.bytes import Bytes
 from openuni.training.codecs.dct import Dct
-from openuni.training.dry_run import USABLE_SHARE, estimate, fitting_changes
+from openuni.training.estimate.dry_run import USABLE_SHARE, estimate, fitting_changes
 from openuni.training.loop.trainer import Trainer
 from openuni.training.models.unityvideo import UnityVideo
 from openuni.training.recipe import RECIPES_DIR, TrainingRecipe, recipe_names

@@ -18,6 +18,7 @@ from openuni.manifests.graceful_shutdown import ShutdownEvent, graceful_shutdown
 from openuni.training.data.batches import Loader, TrainingBatch, prefetched
 from openuni.training.data.index import TensorError
 from openuni.training.data.skipping import SkippedSamples
+from openuni.training.estimate.throughput import Throughput, peak_tflops
 from openuni.training.finite import NonFiniteError, all_finite, check_finite
 from openuni.training.loop.guards import diverged_text, kept_text, run_lock, storage_errors, watchdog
 from openuni.training.loop.log import NoLog, RunLog
@@ -28,7 +29,6 @@ from openuni.training.loop.saving import CheckpointSaver
 from openuni.training.loop.setup import Setup, prepare_on
 from openuni.training.loop.sharding import ShardedWeights, shard
 from openuni.training.loop.step_log import StepLosses, loss_columns
-from openuni.training.loop.throughput import Throughput, peak_tflops
 from openuni.training.loop.training_checkpoint import list_checkpoints, optimizer_tensors, set_aside
 from openuni.training.loop.validation import Validator
 from openuni.training.loop.weights import Ema, Weights, check_equal_weights, clip_gradients, local_norm

@@ -13,7 +13,7 @@ from openuni.manifests.contracts.parsing import parse_options
 from openuni.manifests.errors import OpenUniError
 from openuni.training.backbone.checkpointing import KERNELS, is_attention
 from openuni.training.backbone.compilation import COMPILE
-from openuni.training.footprint import fake_pass
+from openuni.training.estimate.footprint import fake_pass
 from openuni.training.models.unityvideo import UnityVideo
 from openuni.training.models.unividx import UniVidX
 from tests.train.backbone.tiny_wan import SIZES, AttentionCalls

@@ -17,7 +17,7 @@ from tests.train.loop.test_ranks import losses
 from tests.train.loop.test_trainer import assert_same, recipe, state
 from tests.train.small_runs import steps_saved
 
-KILLS = 20
+KILLS = {1: 20, 2: 8}  # by number of ranks; 20 with two ranks were seen, and take a minute
 MOST_CHANGES = 16  # of files of checkpoints, of one training until it dies: two checkpoints have as many
 MOST_DELAY_S = 0.02
 
@@ -29,16 +29,17 @@ def job(settings: TrainingRecipe, corpus: Corpus, out: Path) -> dict[str, object
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("world", [1, 2])
-def test_a_training_killed_twenty_times_while_it_saves(corpus: Corpus, tmp_path: Path, world: int) -> None:
+def test_a_training_killed_many_times_while_it_saves(corpus: Corpus, tmp_path: Path, world: int) -> None:
     """By turns before a change of a file, drawn at random, and at a random time after it, such as within a file."""
+    all_kills = KILLS[world]
     settings = recipe(
-        optimizer={"steps": 2 * KILLS + 5},
+        optimizer={"steps": 2 * all_kills + 5},
         checkpoints={"every_steps": 1, "keep": 2, "keep_every_steps": 5},
         validation={"every_steps": 0},
     )
     run_ranks(world, tmp_path / "w", rank_jobs.trainings, [job(settings, corpus, tmp_path / "undisturbed")])
     out, draw, kills, steps = tmp_path / "run", random.Random(world), 0, set[int]()
-    for number in range(KILLS):
+    for number in range(all_kills):
         change, rank = draw.randint(1, MOST_CHANGES), draw.randrange(world)
         delay_s = draw.random() * MOST_DELAY_S if number % 2 else None
         ended = launch(
@@ -51,7 +52,7 @@ def test_a_training_killed_twenty_times_while_it_saves(corpus: Corpus, tmp_path:
         for checkpoint in list_checkpoints(out):  # none is half-written
             checkpoint.verify()
             steps.add(checkpoint.step)
-    assert kills == KILLS and len(steps) > 5 and max(steps) < settings.optimizer.steps
+    assert kills == all_kills and len(steps) > 3 and max(steps) < settings.optimizer.steps
     run_ranks(world, tmp_path / "last", rank_jobs.trainings, [job(settings, corpus, out)])
     assert_same(state(out), state(tmp_path / "undisturbed"))
     ours, theirs = losses(out), losses(tmp_path / "undisturbed")

@@ -10,9 +10,9 @@ import torch
 
 from openuni.console.progress import Reporter, TrainingProgress
 from openuni.manifests.corpus.corpus import Corpus
-from openuni.training.dry_run import estimate
+from openuni.training.estimate.dry_run import estimate
+from openuni.training.estimate.throughput import peak_tflops
 from openuni.training.loop.step_log import StepLosses, loss_columns
-from openuni.training.loop.throughput import peak_tflops
 from openuni.training.loop.trainer import train
 from openuni.training.objectives.losses import Losses
 from openuni.training.run import Run

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.errors import OpenUniError
-from openuni.training.dry_run import estimate
+from openuni.training.estimate.dry_run import estimate
 from openuni.training.loop.trainer import train
 from openuni.training.loop.training_checkpoint import DamagedCheckpoint, list_checkpoints, load_optimizer
 from openuni.training.optimizers.low_memory_adamw import LowMemoryAdamW, dequantized, quantized

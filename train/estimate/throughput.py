@@ -9,7 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from openuni.training.data.plan import Sample
-from openuni.training.footprint import Pass, fake_model, fake_pass, sized
+from openuni.training.estimate.footprint import Pass, fake_model, fake_pass, sized
 from openuni.training.loop.setup import Setup
 
 # Dense bfloat16 TFLOP/s without sparsity, from the vendors' data sheets, by a part of the device's name; the first

@@ -19,7 +19,7 @@ from openuni.training.data.index import Index, choose_family, open_index
 from openuni.training.data.plan import Sample
 from openuni.training.data.requirements import check_one_codec
 from openuni.training.data.tokenizer import make_tokenizer
-from openuni.training.footprint import GB, KNOWN_SIZES, Pass, Weights, fake_model, fake_pass, sized
+from openuni.training.estimate.footprint import GB, KNOWN_SIZES, Pass, Weights, fake_model, fake_pass, sized
 from openuni.training.loop.context_checks import check_tokens, checked_context, possible_contexts
 from openuni.training.loop.setup import check_fit
 from openuni.training.model import Model
