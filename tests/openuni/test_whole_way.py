@@ -86,9 +86,8 @@ def test_raw_clips_to_generated_videos(raw, recipe, tmp_path, ray_address):
         *("--prompt", "a texture", "--steps", 2, "--out", made),
     )
     assert generated.returncode == 0, generated.stderr
-    assert sorted(path.name for path in made.iterdir()) == sorted(
-        f"{name}.{suffix}" for name in ("rgb", "depth") for suffix in ("mp4", "npy")
-    )
+    files = {f"{name}.{suffix}" for name in ("rgb", "depth") for suffix in ("mp4", "npy")}
+    assert {path.name for path in made.iterdir()} == files | {"generation.json"}
     assert np.load(made / "depth.npy").shape == (5, 32, 48, 1)
     with av.open(str(made / "rgb.mp4")) as container:
         assert sum(1 for _ in container.decode(video=0)) == 5
