@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from openuni.api import (
         compact,
-        evaluate_annotators,
-        evaluate_run,
         export,
         from_pretrained,
         import_set,
@@ -28,6 +26,8 @@ if TYPE_CHECKING:
         verify,
     )
     from openuni.config.recipe import CorpusRecipe
+    from openuni.evaluation.annotators import evaluate_annotators
+    from openuni.evaluation.runs import evaluate_run
     from openuni.manifests.contracts.decoded_clip import DecodedClip
     from openuni.manifests.corpus.corpus import Corpus
     from openuni.manifests.errors import OpenUniError
@@ -44,8 +44,8 @@ _LAZY_IMPORTS = {
     "CorpusRecipe": "openuni.config.recipe",
     "Run": "openuni.training.run",
     "compact": "openuni.api",
-    "evaluate_annotators": "openuni.api",
-    "evaluate_run": "openuni.api",
+    "evaluate_annotators": "openuni.evaluation.annotators",
+    "evaluate_run": "openuni.evaluation.runs",
     "export": "openuni.api",
     "from_pretrained": "openuni.api",
     "import_set": "openuni.api",

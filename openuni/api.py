@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 from openuni.config.recipe import CorpusRecipe
 from openuni.console.progress import Reporter
 from openuni.dedup import deduplicator as dedup
-from openuni.evaluation.annotators import evaluate_annotators as evaluate_annotators  # the job is that function
-from openuni.evaluation.runs import evaluate_run as evaluate_run
 from openuni.exchange import export_selection as selection
 from openuni.exchange.export_job import ExportJob, ExportReport
 from openuni.exchange.exporter import find_exporter

@@ -90,8 +90,8 @@ def evaluate(flags: EvaluateFlags) -> None:
 
 
 def _of_corpus(flags: EvaluateFlags) -> "Evaluation":
-    from openuni import api
     from openuni.config.recipe import parse_assignments
+    from openuni.evaluation.annotators import evaluate_annotators
     from openuni.manifests.corpus.corpus import Corpus
 
     given = {
@@ -106,13 +106,12 @@ def _of_corpus(flags: EvaluateFlags) -> "Evaluation":
     if flags.truth is None:
         raise OpenUniError("--truth is missing: the annotator or importer whose maps are taken as the truth")
     options = parse_assignments(flags.options or (), "evaluate")
-    return api.evaluate_annotators(corpus, flags.annotators or (), flags.truth, options=options, limit=flags.limit)
+    return evaluate_annotators(corpus, flags.annotators or (), flags.truth, options=options, limit=flags.limit)
 
 
 def _of_run(flags: EvaluateFlags) -> "Evaluation":
-    from openuni import api
     from openuni.config.recipe import parse_assignments
-    from openuni.evaluation.runs import RunScope
+    from openuni.evaluation.runs import RunScope, evaluate_run
     from openuni.manifests.corpus.corpus import Corpus
     from openuni.training.export.exported_model import open_trained
 
@@ -120,7 +119,7 @@ def _of_run(flags: EvaluateFlags) -> "Evaluation":
     if flags.corpus is None:
         raise OpenUniError("--corpus is missing: the corpus with the true maps")
     run, corpus = open_trained(Path(flags.path)), Corpus.open(flags.corpus)
-    return api.evaluate_run(
+    return evaluate_run(
         run,
         corpus,
         flags.tasks or (),

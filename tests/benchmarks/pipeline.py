@@ -1,11 +1,15 @@
 """Clips per second of `openuni run` against a bare loop of the same operators over the same clips.
 
-    python -m tests.benchmarks.pipeline [--clips 64] [--rounds 3] [--preset medium] [--work FOLDER]
+    python -m tests.benchmarks.pipeline [--clips 64] [--rounds 3] [--preset medium] [--work FOLDER] [--pools]
 
 The bare loop decodes and runs filters, then decodes and runs annotators, at the same working size with the same
 threads, and stores nothing. `openuni run` also seals parts, encodes maps losslessly, and can be killed. Both are fresh
 processes, one after the other in each round; figures are medians over the rounds. "Work" is the time of the filter and
 annotate phases, from the run's ledger; "whole" is the process from start to exit: imports, ingest and Ray's start too.
+
+`--pools` measures instead whether two pools cost anything: two workers on a Ray cluster of two cores do everything, or
+one of them filters and the other annotates, as it does with a GPU (`dis` asks for one, which Ray counts without having
+it). The annotating worker begins while the other one filters.
 """
 
 import argparse
@@ -28,9 +32,10 @@ FILTERS = ("motion", "luminance")
 RECIPE = """
 [filters.motion]
 [filters.luminance]
-[annotators.dis]
+[annotators.{annotator}]
 preset = "{preset}"
 """
+ON_GPU = '"tests.operators.dis_on_gpu"'  # `dis` in a pool of its own
 
 
 class Seconds(NamedTuple):
@@ -132,6 +137,36 @@ def run(raw: Path, recipe: Path, workers: int, *, one_core: bool = False) -> Sec
     return Seconds(sum(work), whole)
 
 
+def on_cluster(address: str, raw: Path, recipe: Path) -> float:
+    """Seconds of `openuni run` with two workers of a cluster that is there."""
+    out = Path(tempfile.mkdtemp(dir=raw.parent)) / "corpus"
+    command = ("-m", "openuni", "run", str(recipe), str(raw), "--out", str(out), "--address", address, "--workers", "2")
+    seconds, _ = timed(*command, one_core=False)
+    shutil.rmtree(out.parent)
+    return seconds
+
+
+def compare_pools(folder: Path, raw: Path, rounds: int, preset: str) -> None:
+    """One pool of two workers against two pools of one, in turns."""
+    from ray.cluster_utils import Cluster
+
+    recipes = {"one pool": folder / "one.toml", "two pools": folder / "two.toml"}
+    recipes["one pool"].write_text(RECIPE.format(preset=preset, annotator="dis"))
+    recipes["two pools"].write_text(RECIPE.format(preset=preset, annotator=ON_GPU))
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 1, "include_dashboard": False})
+    found: dict[str, list[float]] = defaultdict(list)
+    try:
+        for _ in range(rounds):
+            for name, recipe in recipes.items():
+                found[name].append(on_cluster(cluster.address, raw, recipe))
+    finally:
+        cluster.shutdown()
+    middle = {name: statistics.median(runs) for name, runs in found.items()}
+    for name, runs in found.items():
+        print(f"{name}: {middle[name]:.1f} s ({', '.join(f'{seconds:.1f}' for seconds in runs)})")
+    print(f"two pools take {middle['two pools'] / middle['one pool']:.2f} of the time of one")
+
+
 def report(found: dict[str, list[Seconds]], clips: int) -> None:
     """One table: clips per second, and what they are held against."""
     against = {
@@ -167,6 +202,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--preset", default="medium", help="of dis: how long an annotator takes")
     parser.add_argument("--work", type=Path, help="find or leave the clips here")
+    parser.add_argument("--pools", action="store_true", help="compare one pool of two workers with two pools")
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
@@ -177,12 +213,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = given.work or Path(scratch)
         raw, recipe = folder / "raw", folder / "corpus.toml"
-        recipe.write_text(RECIPE.format(preset=given.preset))
+        recipe.write_text(RECIPE.format(preset=given.preset, annotator="dis"))
         if not raw.exists():
             raw.mkdir()
             write_clips(str(raw), given.clips)
         count = len(list(raw.glob("*.mp4")))
         print(f"{count} clips of {WIDTH_PX}x{HEIGHT_PX}, {FRAMES} frames; motion, luminance, dis ({given.preset})")
+        if given.pools:
+            compare_pools(folder, raw, given.rounds, given.preset)
+            return
         found: dict[str, list[Seconds]] = defaultdict(list)
         for _ in range(given.rounds):
             found["bare loop"].append(bare(raw, recipe))

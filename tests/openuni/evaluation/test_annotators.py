@@ -16,6 +16,7 @@ from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.errors import OpenUniError
 from openuni.training.metrics.flow import flow_errors
 from openuni.world.write import write_clips
+from tests import operator_contract as contract
 from tests.command_line import cli
 
 RECIPE = {
@@ -131,3 +132,8 @@ def test_options_of_metrics(corpus: Corpus) -> None:
 def test_bad_names_end_with_exit_code_2(corpus: Corpus, arguments: tuple[str, ...], message: str) -> None:
     done = cli("evaluate", corpus.store.url, *arguments)
     assert done.returncode == 2 and message in " ".join(done.stderr.split()), done.stderr
+
+
+def test_runs_that_evaluate_nothing_do_not_import_torch() -> None:
+    """It takes seconds and a third of a gigabyte in every process."""
+    contract.importing_is_light("openuni.api")
