@@ -13,8 +13,8 @@ unexport PYTHONDONTWRITEBYTECODE
 help:
 	@echo "make demo        set up $(VENV) and run the whole pipeline on generated clips (3 to 7 minutes)"
 	@echo "make demo-quick  the same with fewer clips and steps (about 90 seconds)"
-	@echo "make test        set up $(VENV) and run the tests (about 10 minutes on 2 cores)"
-	@echo "make test-slow   the slow tests: crashes, faults of stores, import situations, models that overfit (about 25 minutes)"
+	@echo "make test        set up $(VENV) and run the tests (about 12 minutes on 2 cores)"
+	@echo "make test-slow   the slow tests: crashes, faults of stores, import situations, models that overfit (about 28 minutes)"
 	@echo "make lint types  run ruff and mypy"
 	@echo "make docs        build the documentation in docs/_build/html (about 30 seconds)"
 	@echo "make benchmarks  compare speed with named alternatives (tests/benchmarks/README.md)"
