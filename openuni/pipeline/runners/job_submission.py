@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 from openuni.manifests.errors import OpenUniError
 from openuni.pipeline.failures import format_error
@@ -23,6 +24,7 @@ START_TIMEOUT_S = 60.0
 NO_AGENT = "No available agent to submit job"  # Ray's words for a head node that is not ready yet
 LOST_AFTER_S = 120.0  # without an answer of the cluster
 STOPPED_CODE = 143  # as of a process that SIGTERM ended
+UNIQUE_FILE = ".openuni-job"  # in the folder that is sent
 CHATTY_LOGGERS = (
     "ray.dashboard.modules.dashboard_sdk",
     "ray.dashboard.modules.job.sdk",
@@ -59,6 +61,9 @@ def submit(address: str, arguments: Sequence[str], files: Mapping[str, Path]) ->
         pack(Path(folder), dict(files))
         environment: dict[str, Any] = {"env_vars": {"PYTHONUNBUFFERED": "1", "RAY_USAGE_STATS_ENABLED": "0"}}
         if files:
+            # Ray names a folder by its contents, and deletes it on the cluster when its job ends: another job with the
+            # same folder, which Ray would not send again, would lose it
+            (Path(folder) / UNIQUE_FILE).write_text(uuid4().hex)
             environment["working_dir"] = folder
         entrypoint = shlex.join(["python", "-m", "openuni", *arguments])
         try:

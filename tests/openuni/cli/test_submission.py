@@ -243,6 +243,9 @@ def test_a_cluster_runs_what_is_submitted(tmp_path, dashboard, own_operator):
         assert time.monotonic() < deadline
         time.sleep(0.5)
     assert (user / "imported/corpus.json").is_file()
+    infos = client.list_jobs()
+    sent = [info.runtime_env["working_dir"] for info in infos if "working_dir" in (info.runtime_env or {})]
+    assert len(set(sent)) == len(sent) >= 3  # else the end of one would take the files of the next
 
 
 class Flaky:
