@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 RUN_FILE = "run.json"
+EXPORT_FILE = "openuni.json"  # the record of an exported model
 LOG_FILE = "log.jsonl"
 TEXTS_FILE = "texts.safetensors"  # cache of the embeddings of fixed texts
 SUBJECTS_FILE = "subjects.safetensors"  # cache of the embeddings of subjects

@@ -39,6 +39,12 @@ class TrackerSession(Protocol):
         """The training has ended."""
 
 
+def filmstrip(frames: np.ndarray) -> np.ndarray:
+    """Up to eight frames side by side, evenly spaced: uint8 [T, H, W, 3] -> [H, n W, 3]. It needs no video codec."""
+    shown = np.linspace(0, len(frames) - 1, min(len(frames), 8)).round().astype(int)
+    return np.concatenate(list(frames[shown]), axis=1)
+
+
 @dataclass(frozen=True)
 class Tracker(Component, ABC):
     """Base of all trackers: a component whose `start` opens a session. Called on rank 0 only."""

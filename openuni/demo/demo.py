@@ -257,9 +257,10 @@ class Demo:
     def measure(self) -> dict[str, Any]:
         """Measure optical flow and the model, set `numbers`; return the rows of videos by section."""
         from openuni.demo import results
+        from openuni.evaluation.runs import held_out_clips
 
         plan, corpus, run = self.plan, Corpus.open(str(self.corpus_dir)), api.open_run(self.run_dir)
-        held_out, trained = results.held_out_clips(run, corpus)
+        held_out, trained = held_out_clips(run, corpus)
         self.reporter.print_line(
             f"4/4 measure: optical flow of all clips, estimated depth of {len(held_out)} held-out clips"
         )

@@ -94,17 +94,6 @@ def _flow(clip: CorpusClip, annotator: str) -> Flow:
 # ---------------------------------------------------------------------- the model
 
 
-def held_out_clips(run: "Run", corpus: Corpus) -> tuple[list[str], list[str]]:
-    """Return the clip_ids of the held-out clips, and those of the training clips."""
-    from openuni.training.data.index import open_index
-
-    data = run.recipe.data
-    modalities = tuple(run.record["model"]["options"]["modalities"])
-    index = open_index(corpus, modalities, data.latents, data.text, data.validation_share)
-    pairs = list(zip(index.clip_ids, index.held_out.tolist(), strict=True))
-    return [clip for clip, out in pairs if out], [clip for clip, out in pairs if not out]
-
-
 def training_numbers(run: "Run", trained: int, held_out: int) -> dict[str, Any]:
     """Return size and length of the training, and the losses per target stream by task: training and validation."""
     curves = {

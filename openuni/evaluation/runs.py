@@ -9,15 +9,17 @@ import numpy as np
 
 from openuni.config.encode_options import EncodeOptions
 from openuni.console.progress import Reporter
-from openuni.evaluation.evaluation import ClipResult, Comparison, Evaluation
-from openuni.evaluation.evaluation import Maps as ClipMaps
+from openuni.evaluation.evaluation import ClipResult, Comparison, Evaluation, Maps
 from openuni.evaluation.metric_options import configured
 from openuni.manifests.contracts.modality import Modality, find_modality
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.corpus.corpus_clip import CorpusClip
 from openuni.manifests.corpus.coverage import annotators_by_modality
 from openuni.manifests.errors import ClipError, OpenUniError
+from openuni.manifests.video.decoder.limits import Limits
 from openuni.manifests.video.reader import frame_times
+from openuni.pipeline.encode_phase import cover_short_side
+from openuni.pipeline.encoding.reading import decoded_windows
 from openuni.pipeline.encoding.windows import windows_of
 from openuni.training.metric import Metric
 from openuni.training.tasks import TEXT, Task
@@ -64,7 +66,7 @@ def evaluate_run(
     found: dict[tuple[str, str, Metric], list[ClipResult]] = {}
     with reporter or Reporter() as shown, shown.phase("evaluate", len(clip_ids)) as counter:
         for clip_id in clip_ids:
-            results = list(_results(_Maps(run, corpus[clip_id], scope.truth), chosen, metrics, sampling or {}))
+            results = list(_results(_ClipMaker(run, corpus[clip_id], scope.truth), chosen, metrics, sampling or {}))
             for modality, subject, metric, result in results:
                 found.setdefault((modality, subject, metric), []).append(result)
             counter.add("failed" if any(result.reason for *_, result in results) else "ok")
@@ -73,14 +75,12 @@ def evaluate_run(
     ]
     comparisons.sort(key=lambda one: (one.modality, one.subject == CODEC, one.subject))
 
-    def look(comparison: Comparison, clip_id: str) -> ClipMaps:
-        maps, name = _Maps(run, corpus[clip_id], scope.truth), comparison.modality
+    def look(comparison: Comparison, clip_id: str) -> Maps:
+        maps, name = _ClipMaker(run, corpus[clip_id], scope.truth), comparison.modality
         is_codec = comparison.subject == CODEC
         made = maps.coded(name) if is_codec else maps.generated(Task.parse(comparison.subject), sampling or {})[name]
         rgb = maps.true("rgb")
-        return ClipMaps(
-            maps.clip, rgb.array, made, maps.true(name), run.record["data"].get("fps") or maps.clip.clip.fps
-        )
+        return Maps(maps.clip, rgb.array, made, maps.true(name), run.record["data"].get("fps") or maps.clip.clip.fps)
 
     return Evaluation(scope.truth or "the true maps", comparisons, look, NOTE)
 
@@ -124,7 +124,7 @@ def _check_truth(corpus: Corpus, names: Iterable[str], truth: str | None) -> Non
             raise OpenUniError(f"several annotators produced {name}: {', '.join(found)}. Choose one with --truth.")
 
 
-class _Maps:
+class _ClipMaker:
     """Maps of one clip at rate, size and length of a run's training: true, coded and generated."""
 
     def __init__(self, run: "Run", clip: CorpusClip, truth: str | None) -> None:
@@ -144,9 +144,14 @@ class _Maps:
     def true(self, name: str) -> Modality:
         """The true map. Raises `OpenUniError` if the clip has none."""
         if name not in self._true:
-            whole = find_modality(name)(self.clip.rgb) if name == "rgb" else self.clip.modality(name, self.truth)
-            self._true[name] = whole.take_frames(self.frames).fit(*self.size_px)
+            found = self._rgb() if name == "rgb" else self.clip.modality(name, self.truth).take_frames(self.frames)
+            self._true[name] = found.fit(*self.size_px)
         return self._true[name]
+
+    def _rgb(self) -> Modality:
+        """The frames of the window, decoded as for encoding: no others are in memory."""
+        clip, kind = self.clip.clip, find_modality("rgb")
+        return next(decoded_windows(clip, kind, self.frames[None], cover_short_side(clip, self.size_px), Limits()))
 
     def coded(self, name: str) -> Modality:
         """The true map after the codec."""
@@ -170,7 +175,7 @@ class _Maps:
 
 
 def _results(
-    maps: _Maps, tasks: Sequence[Task], metrics: Mapping[str, Sequence[Metric]], sampling: Mapping[str, Any]
+    maps: _ClipMaker, tasks: Sequence[Task], metrics: Mapping[str, Sequence[Metric]], sampling: Mapping[str, Any]
 ) -> Iterator[tuple[str, str, Metric, ClipResult]]:
     """Modality, subject, metric and result, for all tasks and for the codec."""
     makers: list[tuple[str, list[str], Callable[[], dict[str, Modality]]]] = [
@@ -195,17 +200,23 @@ def _results(
                     yield name, subject, metric, ClipResult(clip_id, {}, str(error))
 
 
+def held_out_clips(run: "Run", corpus: Corpus) -> tuple[list[str], list[str]]:
+    """The clip_ids of the clips that training held out, and those of the training clips."""
+    from openuni.training.data.index import open_index
+
+    data = run.recipe.data
+    modalities = tuple(run.record["model"]["options"]["modalities"])
+    index = open_index(corpus, modalities, data.latents, data.text, data.validation_share)
+    pairs = list(zip(index.clip_ids, index.held_out.tolist(), strict=True))
+    return [clip for clip, out in pairs if out], [clip for clip, out in pairs if not out]
+
+
 def _clip_ids(run: "Run", corpus: Corpus, clips: Clips) -> list[str]:
     """Kept clips that training held out, or all, in the corpus's order. Raises `OpenUniError` if there are none."""
     if clips == "all":
         found = corpus.kept_clip_ids()
     else:
-        from openuni.training.data.index import open_index
-
-        data = run.recipe.data
-        modalities = tuple(run.record["model"]["options"]["modalities"])
-        index = open_index(corpus, modalities, data.latents, data.text, data.validation_share)
-        held_out = {clip for clip, out in zip(index.clip_ids, index.held_out.tolist(), strict=True) if out}
+        held_out = set(held_out_clips(run, corpus)[0])
         found = [clip_id for clip_id in corpus.kept_clip_ids() if clip_id in held_out]
     if not found:
         raise OpenUniError(

@@ -20,18 +20,13 @@ from openuni.training.sampler import SamplingOptions
 from openuni.unified import Unified
 from tests import operator_contract as contract
 from tests.raw_clips import write_clips
-from tests.train.corpora import random_clips, write_corpus
-
-TINY = {"name": "unityvideo", "num_layers": 1, "heads": 2, "head_dim": 12, "ffn_dim": 48, "freq_dim": 16}
+from tests.train.small_runs import TINY, one_step_run
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """One step on clips of rgb, depth and segmentation: 5 frames of 16 x 16 pixels."""
-    folder = tmp_path_factory.mktemp("unified")
-    corpus = write_corpus(folder / "corpus", random_clips(4, ("rgb", "depth", "segmentation")))
-    settings = {"model": TINY | {"switcher_dim": 8}, "optimizer": {"steps": 1, "batch_size": 2}}
-    return train(TrainingRecipe.from_dict(settings), corpus, folder / "run")
+    return one_step_run(tmp_path_factory.mktemp("unified"), ("rgb", "depth", "segmentation"))
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,15 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from openuni.training.loop.trainer import train
 from openuni.training.loop.training_checkpoint import list_checkpoints
 from openuni.training.recipe import TrainingRecipe
+from openuni.training.run import Run
+from tests.train.corpora import random_clips, write_corpus
 
 # Six steps, validated and saved every three
 TABLES: dict[str, Any] = {
@@ -18,6 +21,17 @@ TABLES: dict[str, Any] = {
     "validation": {"every_steps": 3, "clips": 2, "quantiles": 2},
     "checkpoints": {"every_steps": 3, "keep": 2},
 }
+
+
+# The smallest model that has everything
+TINY = {"name": "unityvideo", "num_layers": 1, "heads": 2, "head_dim": 12, "ffn_dim": 48, "freq_dim": 16}
+
+
+def one_step_run(folder: Path, modalities: Sequence[str]) -> Run:
+    """One step of `TINY` on four random clips of these modalities: 5 frames of 16 x 16 pixels."""
+    corpus = write_corpus(folder / "corpus", random_clips(4, modalities))
+    settings = {"model": TINY | {"switcher_dim": 8}, "optimizer": {"steps": 1, "batch_size": 2}}
+    return train(TrainingRecipe.from_dict(settings), corpus, folder / "run")
 
 
 def small_recipe(*changes: dict[str, Any]) -> TrainingRecipe:

@@ -12,11 +12,11 @@ from openuni.training.backbone.pretrained import WEIGHTS as DIFFUSERS_FILE
 from openuni.training.backbone.pretrained import weight_files, weight_shards
 from openuni.training.export.formats import ADDITIONS_FILE, MODEL_FILE, check_stored, stored_sizes
 from openuni.training.export.hub import download
-from openuni.training.export.record import CONFIG_FILE, HUB_NAME, read_exported
+from openuni.training.export.record import HUB_NAME, read_exported
 from openuni.training.finite import all_finite
 from openuni.training.loop.training_checkpoint import TrainingCheckpoint, check_matches
 from openuni.training.run import Run
-from openuni.training.run_files import RUN_FILE
+from openuni.training.run_files import EXPORT_FILE, RUN_FILE
 from openuni.training.tasks import Task
 
 
@@ -79,7 +79,7 @@ class ExportedModel(Run):
     @property
     def defining_files(self) -> list[Path]:
         """See `Exportable.defining_files`."""
-        return [self.folder / CONFIG_FILE, *self._weight_files]
+        return [self.folder / EXPORT_FILE, *self._weight_files]
 
     @property
     def _weight_names(self) -> list[str]:
@@ -110,6 +110,6 @@ def from_pretrained(
 def open_trained(folder: str | Path, device: str = "auto") -> Run:
     """The training run or the exported model in a folder. Raises `OpenUniError` if there is neither."""
     place = Path(folder)
-    if (place / CONFIG_FILE).is_file() and not (place / RUN_FILE).is_file():
+    if (place / EXPORT_FILE).is_file() and not (place / RUN_FILE).is_file():
         return ExportedModel.open(place, device)
     return Run.open(place, device)

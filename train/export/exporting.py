@@ -16,9 +16,9 @@ from openuni.training.data.fixed_texts import EMPTY, fixed_rows
 from openuni.training.export.card import CardFacts, model_card
 from openuni.training.export.hub import upload
 from openuni.training.export.licence import chosen_licence, licence_of_base
-from openuni.training.export.record import CONFIG_FILE, HUB_NAME, exported_record, public_name
+from openuni.training.export.record import HUB_NAME, exported_record, public_name
 from openuni.training.loop.training_checkpoint import load_model
-from openuni.training.run_files import RUN_FILE, TEXTS_FILE, tensor_files
+from openuni.training.run_files import EXPORT_FILE, RUN_FILE, TEXTS_FILE, tensor_files
 
 Format = Literal["openuni", "diffusers", "peft"]
 SavedWeights = Literal["ema", "model"]
@@ -139,7 +139,7 @@ def _export(run: Any, place: Path, options: ExportOptions, where: str) -> None:
             modalities = tuple(record["model"]["options"]["modalities"])
             fixed_rows(record["text"], modalities, temporary / TEXTS_FILE, _known_texts(run))
             record |= {"step": checkpoint.step, "weights": options.weights, "licence": licence, "base": base_name}
-            (temporary / CONFIG_FILE).write_bytes(record_bytes(record))
+            (temporary / EXPORT_FILE).write_bytes(record_bytes(record))
         (temporary / "README.md").write_text(model_card(record, facts), encoding="utf-8", newline="\n")
         if place.exists():
             shutil.rmtree(place)  # empty, as checked

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from openuni.manifests.errors import OpenUniError
 from openuni.manifests.storage.remote_errors import is_remote_error
+from openuni.training.run_files import EXPORT_FILE
 
-PATTERNS = ("openuni.json", "*.safetensors", "*.safetensors.index.json", "config.json", "README.md")  # of a repository
+PATTERNS = (EXPORT_FILE, "*.safetensors", "*.safetensors.index.json", "config.json", "README.md")  # of a repository
 
 
 @contextmanager

@@ -9,10 +9,10 @@ from typing import Any
 from openuni.manifests.contracts.checkpoint import hub_or_path
 from openuni.manifests.errors import DamagedFile, OpenUniError
 from openuni.manifests.storage.checksums import parse_record
+from openuni.training.run_files import EXPORT_FILE
 from openuni.training.run_record import check_tables
 from openuni.training.tasks import Task
 
-CONFIG_FILE = "openuni.json"
 FORMAT = 1
 KIND = "openuni exported model"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -89,10 +89,10 @@ def read_exported(folder: Path) -> dict[str, Any]:
 
     Raises `OpenUniError` if it is missing, damaged, or of another format.
     """
-    path = folder / CONFIG_FILE
+    path = folder / EXPORT_FILE
     if not path.is_file():
         raise OpenUniError(
-            f"no exported model at {folder} ({CONFIG_FILE} not found). Create one with: openuni export-model"
+            f"no exported model at {folder} ({EXPORT_FILE} not found). Create one with: openuni export-model"
         )
     try:
         record = parse_record(path.read_bytes(), str(path))

@@ -1,6 +1,7 @@
 """Errors of alpha mattes, with the scales of video matting papers."""
 
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import Annotated, ClassVar, NamedTuple
 
@@ -71,6 +72,7 @@ def _gradient(matte: np.ndarray) -> np.ndarray:
     return magnitude
 
 
+@cache
 def _gaussian_derivative() -> tuple[np.ndarray, np.ndarray]:
     """Kernels of the derivative of a Gaussian along x and y, of unit norm, as wide as its weights exceed 1 %."""
     sigma = GRADIENT_SIGMA_PX

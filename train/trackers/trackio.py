@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 
 from openuni.manifests.errors import MissingRequirement
-from openuni.training.tracker import TrackedRun, Tracker, TrackerSession
+from openuni.training.tracker import TrackedRun, Tracker, TrackerSession, filmstrip
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,7 @@ class _Session:
 
     def video(self, step: int, name: str, frames: np.ndarray) -> None:
         """See `TrackerSession.video`: a row of up to eight frames."""
-        shown = frames[np.linspace(0, len(frames) - 1, min(len(frames), 8)).round().astype(int)]
-        self.run.log({name: self.trackio.Image(np.concatenate(list(shown), axis=1))}, step=step)
+        self.run.log({name: self.trackio.Image(filmstrip(frames))}, step=step)
 
     def close(self) -> None:
         """See `TrackerSession.close`."""

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 
 from openuni.manifests.errors import MissingRequirement
-from openuni.training.tracker import TrackedRun, Tracker, TrackerSession
+from openuni.training.tracker import TrackedRun, Tracker, TrackerSession, filmstrip
 
 ID_FILE = "openuni-run-id"  # in the folder that wandb writes to
 
@@ -64,8 +64,7 @@ class _Session:
         """See `TrackerSession.video`: a row of up to eight frames, as videos would need another package."""
         import wandb
 
-        shown = frames[np.linspace(0, len(frames) - 1, min(len(frames), 8)).round().astype(int)]
-        self.run.log({"step": step, name: wandb.Image(np.concatenate(list(shown), axis=1))})
+        self.run.log({"step": step, name: wandb.Image(filmstrip(frames))})
 
     def close(self) -> None:
         """See `TrackerSession.close`."""

@@ -13,6 +13,7 @@ from openuni.config.recipe import CorpusRecipe
 from openuni.console.progress import Reporter
 from openuni.demo import demo, results
 from openuni.demo.demo import FULL, QUICK, Demo, run_demo
+from openuni.evaluation.runs import held_out_clips
 from openuni.manifests.corpus.corpus import Corpus
 from openuni.manifests.errors import OpenUniError
 from openuni.manifests.modalities.depth import Depth
@@ -112,7 +113,7 @@ def test_held_out_clips_were_never_trained_on(made, numbers):
     from openuni import api
 
     run = api.open_run(made.parent / "run")
-    held_out, trained = results.held_out_clips(run, Corpus.open(str(made.parent / "corpus")))
+    held_out, trained = held_out_clips(run, Corpus.open(str(made.parent / "corpus")))
     assert set(held_out) | set(trained) == set(true_clips(made)) and not set(held_out) & set(trained)
     assert len(held_out) == run.record["data"]["held_out"] == numbers["depth"]["clips"]
     assert numbers["training"]["clips"] == len(trained)

@@ -32,18 +32,15 @@ from openuni.training.sampler import SamplingOptions
 from tests.command_line import cli
 from tests.manifests.modalities.people import standing
 from tests.train.corpora import random_clips, write_corpus
+from tests.train.small_runs import TINY, one_step_run
 
-TINY = {"name": "unityvideo", "num_layers": 1, "heads": 2, "head_dim": 12, "ffn_dim": 48, "freq_dim": 16}
 QUICK = SamplingOptions(steps=1, shift=1.0)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """One step on clips of rgb, skeleton and normal: 5 frames of 16 x 16 pixels."""
-    folder = tmp_path_factory.mktemp("generate")
-    corpus = write_corpus(folder / "corpus", random_clips(4, ("rgb", "skeleton", "normal")))
-    settings = {"model": TINY | {"switcher_dim": 8}, "optimizer": {"steps": 1, "batch_size": 2}}
-    return train(TrainingRecipe.from_dict(settings), corpus, folder / "run")
+    return one_step_run(tmp_path_factory.mktemp("generate"), ("rgb", "skeleton", "normal"))
 
 
 def skeleton() -> Skeleton:

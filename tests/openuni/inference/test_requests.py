@@ -13,24 +13,17 @@ from openuni.inference.prompts_file import read_prompts
 from openuni.manifests.contracts.modality import picture_levels
 from openuni.manifests.errors import OpenUniError
 from openuni.manifests.video.encode import write_video
-from openuni.training.loop.trainer import train
-from openuni.training.recipe import TrainingRecipe
 from openuni.training.run import Run
 from openuni.training.tasks import Task
 from openuni.world import make_clip
 from tests.command_line import cli
-from tests.train.corpora import random_clips, write_corpus
-
-TINY = {"name": "unityvideo", "num_layers": 1, "heads": 2, "head_dim": 12, "ffn_dim": 48, "freq_dim": 16}
+from tests.train.small_runs import one_step_run
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """One step on clips of rgb, depth and normal: 5 frames of 16 x 16 pixels."""
-    folder = tmp_path_factory.mktemp("requests")
-    corpus = write_corpus(folder / "corpus", random_clips(4, ("rgb", "depth", "normal")))
-    settings = {"model": TINY | {"switcher_dim": 8}, "optimizer": {"steps": 1, "batch_size": 2}}
-    return train(TrainingRecipe.from_dict(settings), corpus, folder / "run")
+    return one_step_run(tmp_path_factory.mktemp("requests"), ("rgb", "depth", "normal"))
 
 
 @pytest.fixture(scope="module")
