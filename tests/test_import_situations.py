@@ -29,6 +29,8 @@ HOMES = {  # kind -> the folder with one file per component
     "modalities": "manifests/modalities",
     "codecs": "train/codecs",
     "models": "train/models",
+    "metrics": "train/metrics",
+    "trackers": "train/trackers",
     "importers": "openuni/exchange/importers",
     "exporters": "openuni/exchange/exporters",
 }
