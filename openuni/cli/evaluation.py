@@ -11,7 +11,6 @@ import typer
 from openuni.cli.app import app, command_from_dataclass
 from openuni.console.terminal import print_text
 from openuni.manifests.errors import OpenUniError
-from openuni.manifests.storage.store import Store, require_folder
 from openuni.training.run_files import EXPORT_FILE, RUN_FILE
 
 if TYPE_CHECKING:
@@ -71,6 +70,8 @@ def evaluate(flags: EvaluateFlags) -> None:
     Of a corpus: compares maps of annotators with those that you take as the truth. Of a training run: generates maps of
     held-out clips. `openuni show depth` describes the figures of a modality.
     """
+    from openuni.manifests.storage.store import Store, require_folder
+
     is_run = any((Path(flags.path) / name).is_file() for name in (RUN_FILE, EXPORT_FILE))
     if flags.out is not None:
         require_folder(flags.out)  # before the time that it takes
