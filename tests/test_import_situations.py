@@ -51,8 +51,6 @@ class Heat(RGB):
     name = "heat"
     prompt = "thermal camera"
 """
-
-
 pytestmark = pytest.mark.slow  # every situation is a process of its own
 
 
